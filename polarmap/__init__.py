@@ -8,7 +8,7 @@ from polarmap import lazy_names
 
 __version__ = "1.0.0rc1"
 
-# The exported names of each module.
+# The names that polarmap exports, by the module that defines them.
 _NAMES_BY_MODULE = {
     "arrays.array": ["open_coded"],
     "arrays.encoding": ["encode"],
@@ -24,7 +24,7 @@ _NAMES_BY_MODULE = {
     "maps.sums": ["coded_sum"],
     "planning.planner": ["plan"],
 }
-_SUBMODULES = [  # available as attributes without an explicit import
+_SUBMODULES = [  # These can be used as `polarmap.convex` etc. without importing them explicitly.
     "arrays",
     "codes",
     "convex",
@@ -38,7 +38,7 @@ _SUBMODULES = [  # available as attributes without an explicit import
     "xr",
 ]
 
-if typing.TYPE_CHECKING:  # type checkers cannot read the tables above
+if typing.TYPE_CHECKING:  # Type checkers cannot read the tables above.
     from polarmap import arrays as arrays
     from polarmap import codes as codes
     from polarmap import convex as convex
@@ -65,5 +65,5 @@ if typing.TYPE_CHECKING:  # type checkers cannot read the tables above
     from polarmap.maps.submission import submit as submit
     from polarmap.maps.sums import coded_sum as coded_sum
     from polarmap.planning.planner import plan as plan
-else:  # hidden from type checkers, which would accept any name because of __getattr__
+else:  # If type checkers saw the module's __getattr__, they would accept any name.
     __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(__name__, _NAMES_BY_MODULE, _SUBMODULES)

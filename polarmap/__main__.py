@@ -1,4 +1,4 @@
-"""`python -m polarmap`: the command line, for when the script `polarmap` is not on PATH."""
+"""Run the command line as `python -m polarmap`, if the script `polarmap` is not on PATH."""
 
 import sys
 

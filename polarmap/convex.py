@@ -1,6 +1,6 @@
-"""Convex optimization with coded matrix products: estimators, losses, penalties and a solver.
+"""Convex optimization whose matrix products run as coded maps: estimators, losses, penalties and a solver.
 
-Projections and proximal operators are taken from pyproximal.
+Projections and proximal operators are those of pyproximal.
 """
 
 from polarmap.optional import require_extra

@@ -1,4 +1,4 @@
-"""Two-layer neural networks trained by convex optimization, with coded matrix products."""
+"""Two-layer neural networks trained by convex optimization. Their matrix products run as coded maps."""
 
 from polarmap.optional import require_extra
 

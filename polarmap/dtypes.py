@@ -1,4 +1,4 @@
-"""Array type aliases, the dtypes that codes support, and the precision in which codes compute."""
+"""Type aliases for arrays, the dtypes that codes support, and the precision in which codes compute."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ UInt64Array = npt.NDArray[np.uint64]
 
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 
-# float32 and complex64 are summed in float64, so that rounding of the sums does not add to the rounding of
-# the parity blocks themselves.
+# The dtype in which blocks of each dtype are added up. float16 and float32 are added up in the next more
+# precise dtype, so that the sums are rounded only once, when they are stored as parity blocks.
 _ACCUMULATOR_CODES = {"f2": "f4", "f4": "f8", "f8": "f8", "c8": "f8", "c16": "f8"}
 _DEFAULT_RTOL = {"f2": 1e-1, "f4": 1e-4, "f8": 1e-10}
 
 
 def check_supported_dtype(dtype: npt.DTypeLike, array_name: str) -> DType:
-    """Return `dtype` in native byte order. Raise CodeError, which names the array, unless codes support it.
+    """Return `dtype` in native byte order. Raises CodeError if codes do not support it.
+
+    `array_name` is what to call the array in the error message.
 
     >>> check_supported_dtype(bool, "the data")
     Traceback (most recent call last):
@@ -42,37 +44,37 @@ complex64/128 and integers; convert it first, e.g. with .astype(float)
 
 
 def is_integer(value: object) -> bool:
-    """Return whether `value` is an integer. Booleans are not."""
+    """Return whether `value` is an integer. Booleans do not count as integers."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_integer_dtype(dtype: DType) -> bool:
-    """Return whether `dtype` is an integer type, whose arithmetic is exact modulo 2^bits."""
+    """Return whether `dtype` is a signed or unsigned integer type."""
     return dtype.kind in "iu"
 
 
 def to_real_dtype(dtype: DType) -> DType:
-    """Return the dtype of the real and imaginary parts of a complex dtype, or a real `dtype` itself."""
+    """Return the dtype of the real part of a complex dtype. A real dtype is returned unchanged."""
     return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
 
 
 def choose_accumulator_dtype(dtype: DType) -> DType:
-    """Return the real dtype in which blocks of `dtype` are summed. Integers are summed in their own dtype."""
+    """Return the real dtype in which blocks of `dtype` are added up. For integers it is `dtype` itself."""
     return dtype if is_integer_dtype(dtype) else np.dtype(_ACCUMULATOR_CODES[_get_kind_and_itemsize(dtype)])
 
 
 def choose_parity_dtype(dtype: DType, max_abs_coefficient_sum: int) -> DType:
-    """Return the dtype of parity blocks: that of the data, or for integers a dtype that cannot overflow.
+    """Return the dtype of parity blocks, which are weighted sums of data blocks.
 
-    Parity of 64-bit integers wraps modulo 2^64, as there is no wider dtype. Decoding integer results undoes
-    this exactly.
+    It is the dtype of the data, or for integers a wider dtype, so that the sums cannot overflow. There is no
+    wider dtype for 64-bit integers, so their sums wrap around modulo 2^64. Decoding undoes this exactly.
 
     Parameters
     ----------
     dtype : numpy.dtype
         The dtype of the data.
     max_abs_coefficient_sum : int
-        The largest sum of the absolute values of the coefficients of a parity block.
+        The largest sum of the absolute values of the weights of a parity block.
 
     Examples
     --------
@@ -89,12 +91,12 @@ def choose_parity_dtype(dtype: DType, max_abs_coefficient_sum: int) -> DType:
 
 
 def machine_epsilon(dtype: DType) -> float:
-    """Return the spacing of floating-point numbers near 1, or 0 for integers."""
+    """Return the distance from 1 to the next larger floating-point number, or 0 for integers."""
     return 0.0 if is_integer_dtype(dtype) else float(np.finfo(dtype).eps)
 
 
 def get_default_rtol(dtype: DType) -> float:
-    """Return the default relative tolerance: 1e-10 for float64, 1e-4 for float32, 0.1 for float16."""
+    """Return the default of the tolerance `rtol`: for example 1e-10 for float64, and 0 for integers."""
     return 0.0 if is_integer_dtype(dtype) else _DEFAULT_RTOL[_get_kind_and_itemsize(to_real_dtype(dtype))]
 
 

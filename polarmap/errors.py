@@ -1,4 +1,4 @@
-"""The exceptions that polarmap raises, warnings, and tracebacks without polarmap's own frames.
+"""The exceptions that polarmap raises, and functions that make tracebacks and warnings easy to read.
 
 ```text
 PolarmapError
@@ -7,17 +7,17 @@ PolarmapError
 ├── ExecutorError        (RuntimeError)  the executor or its configuration cannot be used
 │   └── WorkerLostError  (BrokenExecutor)  every worker that started the call was lost
 ├── LimitError           (ValueError)    a block or a timeout exceeds a limit of the backend
-├── FunctionExitError    (RuntimeError)  f raised SystemExit, StopIteration or the like
-├── NotLinearError       (ValueError)    the results violate the parity checks
-├── NotDecodableError    (RuntimeError)  too few results arrived, and no more can
+├── FunctionExitError    (RuntimeError)  f raised SystemExit, StopIteration or a similar exception
+├── NotLinearError       (ValueError)    the results contradict each other
+├── NotDecodableError    (RuntimeError)  too few results arrived, and no more will arrive
 ├── CodedTimeoutError    (TimeoutError)  the timeout of a map expired first
 │   └── DeadlineExceededError  (TimeoutError)  the deadline of a series of maps expired first
 └── StorageError         (RuntimeError)  storage, or an object in it, cannot be used
     └── MissingObjectError  (LookupError)  storage has no object of that name
 ```
 
-Every public function and class checks its arguments before anything runs. It raises `CodeError` for an
-invalid argument, with advice on what to pass instead; models raise `ModelError`. The `Raises` section of
+Every public function and class checks its arguments before anything runs. If an argument is invalid, it
+raises `CodeError` (models raise `ModelError`), with advice on what to pass instead. The `Raises` section of
 each docstring lists the other exceptions.
 """
 
@@ -43,47 +43,48 @@ class ModelError(PolarmapError, ValueError):
 
 
 class ExecutorError(PolarmapError, RuntimeError):
-    """The executor cannot be created, reached or used."""
+    """The executor (the workers, or the service that starts them) cannot be created, reached or used."""
 
 
 class WorkerLostError(ExecutorError, BrokenExecutor):
-    """Every worker that started this call was killed or exited without a reply."""
+    """A call has no result, because every worker that started it was killed or exited."""
 
 
 class LimitError(PolarmapError, ValueError):
-    """A limit of the backend is exceeded: of memory, time, message size or object size."""
+    """A limit of the backend is exceeded, such as its limit of memory, time or message size."""
 
 
 class FunctionExitError(PolarmapError, RuntimeError):
-    """f raised SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration or the like on a worker.
+    """f, the user's function, raised SystemExit, KeyboardInterrupt, StopIteration or a similar exception.
 
-    Raised again in the caller's process, such an exception would end the program, a loop or a generator
-    without a message. It is the `__cause__` of this error.
+    If such an exception were raised again in the caller's process, it would end the program, a loop or a
+    generator without a message. Therefore this error is raised instead, with the original exception as its
+    `__cause__`.
     """
 
 
 class NotLinearError(PolarmapError, ValueError):
-    """The results violate the parity checks: f is not linear, or a worker returned wrong numbers.
+    """The results contradict each other: f is not linear, or a worker returned wrong numbers.
 
     Attributes
     ----------
     finding : str
-        The check that failed and by how much.
+        Which check of the results failed, and by how much.
     """
 
     finding = ""
 
 
 class NotDecodableError(PolarmapError, RuntimeError):
-    """The results that arrived do not determine the missing ones, and no more can arrive."""
+    """The missing results cannot be decoded from the results that arrived, and no more will arrive."""
 
 
 class CodedTimeoutError(PolarmapError, TimeoutError):
-    """The `timeout` of a map expired before enough results had arrived."""
+    """The `timeout` of a coded map expired before enough results had arrived."""
 
 
 class DeadlineExceededError(CodedTimeoutError):
-    """The deadline of a series of maps expired, such as that of `CodedOperator.set_deadline`."""
+    """The deadline for a series of coded maps has passed, such as that of `CodedOperator.set_deadline`."""
 
 
 class StorageError(PolarmapError, RuntimeError):
@@ -91,16 +92,20 @@ class StorageError(PolarmapError, RuntimeError):
 
 
 class MissingObjectError(StorageError, LookupError):
-    """Storage has no object or array of this name."""
+    """There is no object or array of this name in the storage."""
 
 
-RAISED_NOTE_SUFFIX = " raised this"  # ends the note that marks an exception as raised by f
-# Packages whose frames are left out of tracebacks: their code runs between a public function and f.
+# A note with this ending marks an exception that the user's function has raised.
+RAISED_NOTE_SUFFIX = " raised this"
+# The code of these packages runs between a call of the user and the user's function. Tracebacks leave it out.
 INTERNAL_PACKAGES = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextlib", "threading"}
 
 
 def annotate_exception(label: str, error: BaseException) -> BaseException:
-    """Add the note "<label> raised this" to an exception of f, and return the exception to raise for it."""
+    """Add the note "<label> raised this" to an exception of the user's function, and return it.
+
+    An exception that would end the calling program is replaced; see `replace_exit_exception`.
+    """
     exception = replace_exit_exception(label, error)
     if exception is error:
         add_note(error, label + RAISED_NOTE_SUFFIX)
@@ -108,16 +113,15 @@ def annotate_exception(label: str, error: BaseException) -> BaseException:
 
 
 def replace_exit_exception(label: str, error: BaseException) -> BaseException:
-    """Return the exception to raise in the caller's process when f raised `error` on a worker.
+    """Replace an exception that would end the calling program, loop or generator if it were raised again.
 
-    This is `error` itself, unless raising it would end the calling program, loop or generator. StopIteration,
-    StopAsyncIteration and exceptions that are not an Exception, such as SystemExit, are therefore replaced by
-    a FunctionExitError with `error` as its cause.
+    StopIteration, StopAsyncIteration and exceptions that are not an Exception, such as SystemExit, are
+    replaced by a FunctionExitError with `error` as its cause. Any other exception is returned unchanged.
     """
     if isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration)):
         return error
     name, text = type(error).__name__, ""
-    with contextlib.suppress(Exception):  # __str__ of a user's class may fail
+    with contextlib.suppress(Exception):  # The user's exception class may have a broken __str__.
         text = f": {error}" if str(error) else ""
     replacement = FunctionExitError(
         f"{label} raised {name}{text}. This error replaces it, because {name} would end the calling program, "
@@ -128,17 +132,18 @@ def replace_exit_exception(label: str, error: BaseException) -> BaseException:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception, unless it has that note already."""
-    with contextlib.suppress(Exception):  # the user's class may define notes of another kind
-        if note not in getattr(error, "__notes__", ()):  # f may raise the same object repeatedly
+    """Add a note to an exception, unless the exception has the same note already."""
+    with contextlib.suppress(Exception):  # The user's exception class may define notes differently.
+        if note not in getattr(error, "__notes__", ()):  # The same exception may be raised repeatedly.
             error.add_note(note)
 
 
 class _TrimmedTracebacks:
-    """A context manager for public functions that removes internal frames from tracebacks.
+    """A context manager that shortens tracebacks, so that users see their own code instead of polarmap's.
 
-    A traceback then shows the public function, followed by the frames of the user's code. Only exceptions of
-    polarmap and of f are trimmed. Any other exception is a defect of polarmap and keeps its frames.
+    A traceback then shows the public function that was called, followed by the frames of the user's function.
+    Only exceptions of polarmap and of the user's function are shortened. Any other exception indicates a bug
+    in polarmap and keeps its frames.
     """
 
     def __enter__(self) -> None:
@@ -161,12 +166,14 @@ trimmed_tracebacks = _TrimmedTracebacks()
 def trim_traceback(error: BaseException, raised_by_f: bool = False) -> None:
     """Remove internal frames from the traceback of an exception that a future will raise later.
 
+    Users then see their own code instead of polarmap's.
+
     Parameters
     ----------
     error : BaseException
-        An exception of polarmap or of f. Any other exception is not changed.
+        The exception. It is only changed if it is one of polarmap or of the user's function f.
     raised_by_f : bool
-        Whether f raised it, if it has no note that says so.
+        Pass True if f raised the exception but no note says so.
     """
     if raised_by_f or _is_user_error(error):
         error.__traceback__ = _skip_internal_frames(error.__traceback__)
@@ -188,7 +195,7 @@ def _trim_chained_tracebacks(error: BaseException) -> None:
 
 
 def _skip_internal_frames(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the traceback without its leading frames of internal packages."""
+    """Return the traceback without the frames of polarmap and other internal packages at its beginning."""
     while (
         traceback is not None
         and traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0] in INTERNAL_PACKAGES
@@ -198,7 +205,7 @@ def _skip_internal_frames(traceback: TracebackType | None) -> TracebackType | No
 
 
 def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
-    """Issue a warning that points at the line of the user's code that called polarmap."""
+    """Issue a warning that refers to the line of the user's code that called polarmap."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "polarmap":
         frame, depth = frame.f_back, depth + 1

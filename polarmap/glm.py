@@ -1,6 +1,6 @@
-"""Generalized linear models with coded matrix products, as scikit-learn estimators.
+"""Generalized linear models as scikit-learn estimators. Their matrix products run as coded maps.
 
-They are fitted by solvers of scipy, followed by Newton steps if the Gram matrix is small.
+The models are fitted by solvers of scipy. If the number of features is small, Newton steps follow.
 """
 
 from polarmap.optional import require_extra

@@ -1,4 +1,4 @@
-"""joblib backend: `joblib.parallel_config(backend="polarmap")` after this import."""
+"""A joblib backend. Import this module, then use `joblib.parallel_config(backend="polarmap")`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from polarmap.worker.environment import count_available_cores
 
 
 class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """A backend that runs the calls of `joblib.Parallel` on a `polarmap.Executor`.
+    """A joblib backend that runs the calls of `joblib.Parallel` on a `polarmap.Executor`.
 
-    Late calls get a backup, and calls whose worker is lost are started again.
+    A call that takes unusually long is started a second time, and the first result counts. A
+    call whose worker is lost is started again.
 
     Parameters
     ----------
     executor, backups, retries, retry_delay
         As for `polarmap.Executor`. Pass them to `joblib.parallel_config`.
     nesting_level, inner_max_num_threads
-        As for other backends of joblib, which passes them.
+        Passed by joblib, as to its other backends.
 
     Examples
     --------
@@ -53,7 +54,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._executor: Executor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return the number of calls at a time: `n_jobs`, or, for -1, the number of cores."""
+        """Return how many calls run at a time for an argument `n_jobs`. -1 means one per core."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
@@ -61,7 +62,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs if n_jobs > 0 else max(1, count_available_cores() + 1 + n_jobs)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
-        """Make an executor for the calls of one Parallel, and return the number of calls at a time."""
+        """Create the executor for one `joblib.Parallel`, and return how many calls run at a time."""
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
@@ -70,29 +71,32 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
-        """Submit a batch of calls and return its future, with which `callback` is called once it is done."""
+        """Submit a batch of calls, and return a future.
+
+        When the batch is done, `callback` is called with the future.
+        """
         assert self._executor is not None
         future = self._executor.submit(func)
         if callback is not None:
             future.add_done_callback(callback)
         return future
 
-    apply_async = submit  # the name before joblib 1.5
+    apply_async = submit  # Versions of joblib before 1.5 call the method by this name.
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return the results of a batch, or raise its exception."""
         return out.result()
 
     def terminate(self) -> None:
-        """Shut the executor down, as no more calls are submitted."""
+        """Shut down the executor. joblib calls this at the end of `joblib.Parallel`."""
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Cancel all calls that have not started, because one has raised.
+        """Cancel all calls that have not started yet. joblib calls this if a call has raised an exception.
 
-        With `ensure_ready`, make an executor for further calls.
+        If `ensure_ready` is True, a new executor is created for further calls.
         """
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)

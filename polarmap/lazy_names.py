@@ -1,4 +1,4 @@
-"""Lazy exports of a package (PEP 562): a module is imported when one of its names is first used."""
+"""Lazy exports of a package (PEP 562): a module is only imported when one of its names is used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 def make_lazy_exports(
     package: str, names_by_module: dict[str, list[str]], submodules: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` for a package that exports names of its modules.
+    """Create `__getattr__`, `__dir__` and `__all__` for a package that imports its modules lazily.
 
-    The names are not stored as attributes of the package. Otherwise the fingerprint of a function that uses
-    the package would change when one of them is first used (see `driver.fingerprint`).
+    The names are looked up on each use, and are not stored as attributes of the package. Otherwise using a
+    name for the first time would change the package, and with it the fingerprints of functions that use the
+    package (see `driver.fingerprint`).
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Optional dependencies (extras of polarmap), and the commands that install them.
+"""Optional dependencies (extras), and error messages that say how to install them.
 
-The commands name the packages themselves, because polarmap is not on a package index yet.
+The install commands list the packages and not the extra, because polarmap is not on a package index yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ POLARMAP_EXTRA_PATTERN = re.compile(r"polarmap\[([\w,]+)\]")
 
 @contextmanager
 def require_extra(feature: str, packages: str, extra: str) -> Iterator[None]:
-    """Turn a failed import inside this context into an ImportError that says how to install the packages."""
+    """Convert a failed import inside this context to an ImportError that says what to install.
+
+    The message begins with `feature`, which needs `packages`, and contains the pip command for `extra`.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
@@ -26,28 +29,28 @@ def require_extra(feature: str, packages: str, extra: str) -> Iterator[None]:
 
 
 def format_extras_install_command(*extras: str) -> str:
-    """Return a pip command that installs the requirements of these extras, for use in a message.
+    """Return the pip command that installs the packages of one or more extras, to show it to the user.
 
     >>> format_extras_install_command("linalg")
     "pip install 'scipy>=1.11'"
     """
     required = sorted({text for extra in extras for text in list_requirements(extra)})
-    if not required:  # polarmap runs from a checkout and is not installed, so there is no metadata
+    if not required:  # There is no metadata, because polarmap is not installed.
         return f"pip install '.[{','.join(extras)}]' in a checkout of polarmap"
     return format_pip_install_command(*required)
 
 
 def format_pip_install_command(*requirements: str) -> str:
-    """Return the pip command that installs these requirements."""
+    """Return the pip command that installs the given requirements, such as "scipy>=1.11"."""
     return "pip install " + " ".join(f"'{text}'" for text in requirements)
 
 
 def list_requirements(extra: str = "") -> list[str]:
-    """Return the requirements of polarmap, or of one of its extras including nested extras.
+    """Return the requirements of polarmap itself, or of one of its extras, such as "scipy>=1.11".
 
-    The list is empty if polarmap runs from a checkout and is not installed.
+    The list is empty if polarmap is run from a checkout without being installed.
     """
-    import importlib.metadata  # slow to import, and needed for messages only
+    import importlib.metadata  # Imported here because it is slow, and only needed for messages.
 
     try:
         required = importlib.metadata.requires("polarmap") or []
@@ -70,9 +73,10 @@ def list_requirements(extra: str = "") -> list[str]:
 
 
 def compare_installed_version(requirement: str) -> tuple[str, str, bool]:
-    """Compare a requirement such as `lithops<3.9,>=3.8` with the installed version.
+    """Check whether the installed version of a package meets a requirement such as `lithops<3.9,>=3.8`.
 
-    Returns the name of the package, its installed version or a description, and whether it is satisfied.
+    Returns the name of the package, its installed version (with an explanation if the requirement is not
+    met), and whether the requirement is met.
 
     >>> compare_installed_version("no-such-package>=1")
     ('no-such-package', 'not installed', False)

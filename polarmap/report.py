@@ -1,6 +1,6 @@
-"""The report of a map: when each task ran, which blocks were decoded, how accurate they are, and the cost.
+"""The report of a map: when each task ran, which results were decoded, how accurate they are, and the cost.
 
-The driver builds a `Report` for each map. It can be read as data, printed, plotted and written as JSON.
+Each map creates a `Report`. Users can print and plot it, write it as JSON, and read its attributes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 from polarmap.clouds.prices import Cost
 
-MAX_LINES = 10  # The largest number of lines of a printed report.
+MAX_LINES = 10  # A printed report has at most this many lines.
 
 
 class Verification(StrEnum):
-    """The ways in which the results of a map were verified."""
+    """The ways in which the results of a map can be verified."""
 
-    NOT_NEEDED = "not needed"  # no result was decoded
-    PARITY = "parity"  # redundant results agree with the others
-    LOCAL = "local"  # f on the driver agrees with decoded results
-    EARLIER = "earlier"  # an earlier map has verified f
-    NO = "no"  # not at all: the caller asked for that, or it was impossible
+    NOT_NEEDED = "not needed"  # No result was decoded, so there was nothing to verify.
+    PARITY = "parity"  # More results arrived than were needed, and they agree.
+    LOCAL = "local"  # The driver evaluated f on a decoded block, and the results agree.
+    EARLIER = "earlier"  # An earlier map with the same function f has verified it.
+    NO = "no"  # Nothing was verified, because the caller asked for that or because it was impossible.
 
 
 VERIFICATION_TEXTS: dict[str, str] = {
@@ -45,49 +45,53 @@ VERIFICATION_TEXTS: dict[str, str] = {
 
 
 class TaskState(StrEnum):
-    """The states of an attempt, and of a task: that of its result, else of its latest attempt."""
+    """The state of a task, or of an attempt (one run of a task, which may be started several times)."""
 
-    HELD_BACK = "held back"  # not submitted
-    QUEUED = "queued"  # submitted, and no worker is known to have started it
-    RUNNING = "running"  # a worker has started it
-    ARRIVED = "arrived"  # its result counts
-    SURPLUS = "surplus"  # its result arrived and was not needed
-    FAILED = "failed"  # it raised, was lost, or its result was rejected
-    CANCELLED = "cancelled"  # it was cancelled before a worker started it
-    ABANDONED = "abandoned"  # it was running when its result was no longer needed
+    HELD_BACK = "held back"  # The task has not been submitted.
+    QUEUED = "queued"  # The task was submitted, but as far as is known, no worker has started it.
+    RUNNING = "running"  # A worker has started the task.
+    ARRIVED = "arrived"  # The result of the task has arrived and is used.
+    SURPLUS = "surplus"  # The result of the task arrived, but was not needed.
+    FAILED = "failed"  # The task raised an exception, its worker was lost, or its result was rejected.
+    CANCELLED = "cancelled"  # The task was cancelled before a worker started it.
+    ABANDONED = "abandoned"  # The task was still running when its result was no longer needed.
 
 
 @dataclass(frozen=True)
 class TaskReport:
-    """The state, times and failures of one task.
+    """The report of one task of a map: its state, its times and its failures.
+
+    Points in time are given in seconds since the start of the map.
 
     Attributes
     ----------
     index
-        The number of the task. Tasks 0 to k - 1 are the data tasks.
+        The number of the task. Tasks 0 to k - 1 are data tasks, and all further ones are parity tasks.
     state
-        "arrived" (its result was returned or decoded from), "surplus" (its result arrived and was only
-        checked), "failed" (it raised, was lost, or its result was rejected), "abandoned" (it was running when
-        its result was no longer needed), "cancelled" (no worker had started it by then) or "held back" (it
-        was never submitted). In the report of a future that is not done also "queued" (submitted, and no
-        worker is known to have started it) and "running".
+        - "arrived": the result was returned, or used for decoding.
+        - "surplus": the result arrived, but was only used to verify other results.
+        - "failed": the task raised an exception, its worker was lost, or its result was rejected.
+        - "abandoned": the task was still running when its result was no longer needed.
+        - "cancelled": the task was cancelled before a worker started it.
+        - "held back": the task was never submitted.
+        - "queued", "running": only while the map is not done.
     arrived
-        When its result arrived, in seconds after the start of the map. None if it did not arrive.
+        When the result arrived. None if it did not arrive.
     seconds
-        The seconds that a worker spent on the result. None if it is not known.
+        How long a worker computed the result, in seconds. None if this is not known.
     attempts
-        The number of attempts that were started.
+        How many times the task was started. A task may be started again if it fails or is late.
     failures
-        The failures of its attempts, as text.
+        The failures of the task, as text.
     launched
-        When its first attempt was submitted, in seconds after the start of the map. It is 0 unless the task
-        was held back, and None if it was never submitted.
+        When the task was first submitted. This is 0 unless the task was held back at first. None if it was
+        never submitted.
     started
-        When a worker started its first attempt, in seconds after the start of the map. None if no start is
-        known. The task was queued from `launched` to `started`.
+        When a worker first started the task. None if this is not known. Between `launched` and `started`, the
+        task waited for a worker.
     host
         The host name of the worker that ran the task, with its address if the executor identifies machines
-        by address. None on this machine, and if it is not known.
+        by address. None if the task ran on this machine, or if the machine is not known.
     """
 
     index: int
@@ -103,7 +107,9 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The report of one map.
+    """The report of a map, which is one call of `coded_map` or a similar function.
+
+    Print it to see a summary.
 
     Attributes
     ----------
@@ -112,66 +118,71 @@ class Report:
     code, executor
         The names of the code and of the executor.
     tasks
-        One TaskReport for each coded task, by index.
+        One TaskReport for each task, by index.
     needed
-        The number of results that had arrived when they determined all k results.
+        How many results had to arrive before all k results could be returned or decoded.
     recovered
-        The data blocks whose results were decoded rather than received.
+        The data blocks whose results were decoded from other results.
     seconds
-        The seconds from the call to the results, including `encode_seconds` and `decode_seconds`.
+        The time from the call to the results, including `encode_seconds` and `decode_seconds`.
     redundancy_wait_seconds
-        The seconds spent on waiting for a redundant result, or for f on the driver, to verify the results.
+        How long the map waited only to verify its results, for one more result or for f on the driver.
     amplification
         The largest factor by which decoding multiplies the relative error of results.
     error_bound
         A bound on the error of the decoded blocks, relative to the largest number of an array in a result. It
-        covers amplified rounding, and any larger deviation of one worker that the checks could not detect.
-        For matrix products whose terms cancel, it is relative to the largest number without cancellation.
-        Integers that f computes from floats are assumed to be rounded. It is 0 if no block was decoded, or if
-        integers were decoded exactly.
+        covers amplified rounding errors, and errors of a single worker that are too small to be detected. For
+        matrix products whose terms cancel, it is relative to the largest number without cancellation.
+        Integers that f computes from floats are assumed to be rounded. The bound is 0 if no block was
+        decoded, or if integers were decoded exactly.
     residual
-        The largest relative residual of the redundant parity equations. None if none was checked.
+        By how much redundant results contradict the others at most, as a relative error. None if this was not
+        checked.
     verified
-        How f was verified: "not needed" (no block was decoded), "parity" (by redundant results), "local" (by
-        f on the driver), "earlier" (by an earlier map of this f) or "no".
+        How f was verified: "not needed" (no block was decoded), "parity" (more results than needed agree),
+        "local" (f was evaluated on the driver), "earlier" (by an earlier map with the same f) or "no".
     schedule
         "upfront", or "on_demand" if parity tasks were held back until they were needed.
     unchecked
-        Tasks whose results were returned or decoded from, and that no check ("parity" or "local") covers.
-        A wrong result of one of these tasks would not have been detected.
+        The tasks whose results were used but not verified by a check ("parity" or "local"). A wrong result
+        of one of these tasks would not have been detected.
     padding
-        The number of rows of zeros at the end of the last block. 0 if the rows divide evenly into blocks.
+        The number of rows of zeros that fill up the last data block. 0 if the rows divide evenly into blocks.
     last_block
-        How the result of the block with `padding` was obtained. "own rows": its worker evaluated f on its
-        rows of data alone. "awaited": as "own rows", but rows of zeros change the result of f, so that the
-        map had to wait for this worker or to retry its task. "rows cut off": f returns one row for each row,
-        and the rows for zeros were removed. "zeros ignored": rows of zeros do not change the result of f.
-        "estimated": the result was estimated after a deadline, as rows of zeros change it. "": no padding.
+        How the result of the block with `padding` was obtained:
+
+        - "own rows": its worker evaluated f only on the rows of data.
+        - "awaited": as "own rows", but the result could not be decoded, because rows of zeros change the
+          result of f. So the map had to wait for this worker, or to retry its task.
+        - "rows cut off": f returns one row for each row, and the rows for zeros were removed.
+        - "zeros ignored": rows of zeros do not change the result of f.
+        - "estimated": the result was estimated after a deadline, because rows of zeros change it.
+        - "": there is no padding.
     errors
-        The expected relative error of each data block after a deadline. It is 0.0 for an exact block. For an
-        estimate it is the root mean square error of the entries relative to the root mean square of the
-        results, or inf if the results that arrived are all equal. () if all blocks are exact.
+        The expected relative error of each data block if a deadline has passed. It is 0.0 for an exact block.
+        For an estimated block, it is the root mean square error of the entries relative to the root mean
+        square of the results, or inf if the results that arrived are all equal. () if all blocks are exact.
     error_p90
         The relative root mean square error of all k blocks together that is not exceeded in nine of ten
-        orders of arrival, if the blocks are as alike as random parts of the data. 0.0 if all blocks are
+        orders of arrival, if the blocks are as similar as random parts of the data. 0.0 if all blocks are
         exact, and inf while fewer than three results allow an estimate.
     is_final
-        False in the report of a future that is not done. `needed` is then the number of results that are
-        needed to determine all k results.
+        Whether the map is done. If it is False, `needed` is how many results are needed to determine all k
+        results.
     code_reason
         A sentence that says why a sparse matrix was coded, or why late tasks got backups instead. "" for
         other data.
     cost
-        The estimated cost at list prices (polarmap.clouds.prices). None if polarmap knows no price. The cost
-        of persistent workers counts from the end of the previous map and includes their idle time.
+        The estimated cost at list prices (polarmap.clouds.prices). None if the prices are not known. The cost
+        of persistent workers includes their idle time since the end of the previous map.
     n_cores
-        The number of cores of this machine, if the tasks ran on it. None if they ran elsewhere, or if it is
-        not known.
+        The number of cores of this machine, if the tasks ran on it. None if they ran elsewhere, or if the
+        number is not known.
     evaluated_locally
-        The coded blocks on which the driver evaluated f to check results, one entry for each evaluation.
+        The coded blocks on which the driver evaluated f to verify results, one entry for each evaluation.
     workers_by_host
-        The number of workers that the pool had on each machine when the map ended, by `TaskReport.host`.
-        Empty for workers of this machine, and if the machines are not known.
+        How many workers the pool had on each machine when the map ended, by `TaskReport.host`. Empty if the
+        workers ran on this machine, or if the machines are not known.
     """
 
     n: int
@@ -204,7 +215,7 @@ class Report:
 
     @property
     def max_concurrent_tasks(self) -> int:
-        """The largest number of tasks that are known to have run at the same time."""
+        """The largest number of tasks that ran at the same time, as far as is known."""
         started_tasks = [task for task in self.tasks if task.started is not None]
         ends = ((self.seconds if task.arrived is None else task.arrived, -1) for task in started_tasks)
         starts = ((task.started or 0.0, 1) for task in started_tasks)
@@ -212,18 +223,18 @@ class Report:
 
     @property
     def estimated_blocks(self) -> tuple[int, ...]:
-        """The data blocks that a deadline left as estimates."""
+        """The data blocks whose results are only estimates, because a deadline passed."""
         return tuple(block_index for block_index, error in enumerate(self.errors) if error > 0)
 
     def tasks_in_state(self, state: str) -> list[int]:
-        """Return the numbers of the tasks whose `TaskReport.state` is `state`."""
+        """Return the numbers of the tasks in a given state, for example "failed" (see `TaskReport.state`)."""
         return [task.index for task in self.tasks if task.state == state]
 
     @property
     def late_tasks(self) -> tuple[int, ...]:
-        """The tasks that ran when the results were determined, or that got a backup.
+        """The tasks that were too slow: the map was done without them, or they were started a second time.
 
-        A task that still waited for a worker then is not late.
+        Tasks that were still waiting for a worker when the map was done do not count as late.
         """
         arrivals = sorted(task.arrived for task in self.tasks if task.arrived is not None)
         determined_at = arrivals[self.needed - 1] if 0 < self.needed <= len(arrivals) else inf
@@ -231,7 +242,7 @@ class Report:
 
     @property
     def decoding_summary(self) -> str:
-        """A short text: the blocks that were decoded, the time for it, and their error bound."""
+        """A short text that says which blocks were decoded, how long this took, and their error bound."""
         if not self.recovered:
             return "none"
         error = f"error {self.error_bound:.1g} at most" if self.error_bound else "exact"
@@ -239,16 +250,16 @@ class Report:
 
     @property
     def verification_summary(self) -> str:
-        """A short explanation of `verified`."""
+        """A short text that explains `verified`."""
         return VERIFICATION_TEXTS.get(self.verified, self.verified)
 
     def to_json(self, indent: int | None = None) -> str:
-        """Return the report as a JSON object with the attributes of the report as fields.
+        """Convert the report to JSON: an object with one field for each attribute.
 
         Parameters
         ----------
         indent : int, optional
-            The number of spaces by which nested parts are indented. None for one line.
+            The number of spaces by which nested parts are indented. By default, the text is a single line.
 
         Returns
         -------
@@ -266,7 +277,10 @@ class Report:
         return json.dumps(to_json_value(self), indent=indent)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw the timeline of the tasks as a matplotlib Figure, and save it to `path` (.png, .svg)."""
+        """Draw when each task ran, as a matplotlib Figure.
+
+        If `path` is given, the figure is also saved there, in the format of its suffix (.png, .svg or .pdf).
+        """
         from polarmap.plot.timeline import draw_timeline
 
         return draw_timeline(self, path)
@@ -275,7 +289,7 @@ class Report:
         return str(self)
 
     def _repr_html_(self) -> str:
-        """Return the HTML that a notebook shows: the text and, once the map is over, a small timeline."""
+        """Return the HTML that a notebook shows: the text, with a small timeline if the map is done."""
         from polarmap.plot.timeline import render_timeline_html
 
         return render_timeline_html(self, str(self)) if self.is_final else f"<pre>{escape(str(self))}</pre>"
@@ -292,7 +306,7 @@ class Report:
                 ]
             )
         arrival_text = f"{self.needed} of {self.n} results were enough, {n_arrived} arrived"
-        if self.estimated_blocks:  # The results were not enough to decode all blocks.
+        if self.estimated_blocks:  # A deadline passed, so some blocks could only be estimated.
             arrival_text = f"{n_arrived} of {self.n} results arrived in time"
         lines = [
             f"done in {self.seconds:.2f} s: {arrival_text} ({self.executor}, {self.code})",
@@ -326,7 +340,7 @@ class Report:
         return "\n".join(lines + self._format_failure_lines()[: MAX_LINES - len(lines)])
 
     def _format_estimate_lines(self) -> list[str]:
-        """Return a line that names the estimated blocks and their errors, or no line without estimates."""
+        """Return a line that names the estimated blocks and their errors, or [] if no block is estimated."""
         if not self.estimated_blocks:
             return []
         max_error = max(self.errors)
@@ -338,7 +352,7 @@ class Report:
         return [f"estimated blocks: {format_indices(self.estimated_blocks)}, {accuracy_text}"]
 
     def _format_machine_lines(self) -> list[str]:
-        """Return how many workers run on how many machines, and whether one machine has too many tasks."""
+        """Return lines that say how many machines were used, and whether one of them ran too many tasks."""
         n_workers, n_machines = sum(self.workers_by_host.values()), len(self.workers_by_host)
         verb = "runs" if n_workers == 1 else "run"
         workers, machines = format_count(n_workers, "worker"), format_count(n_machines, "machine")
@@ -347,7 +361,7 @@ class Report:
         return [line for line in (distribution_text, risk_text) if line]
 
     def _format_failure_lines(self) -> list[str]:
-        """Return one line for each of the first five tasks that failed."""
+        """Return a line with the last failure for each of the first five tasks that had a failure."""
         failed = [task for task in self.tasks if task.failures]
         return [
             f"  task {task_report.index}{_format_host_suffix(task_report.host)}: {task_report.failures[-1]}"
@@ -360,7 +374,7 @@ def _format_host_suffix(host: str | None) -> str:
 
 
 def format_count(n_items: int, noun: str) -> str:
-    """Return a count with its noun, which gets an "s" unless the count is 1.
+    """Format a count together with its noun, in the singular or in the plural.
 
     >>> format_count(1, "worker"), format_count(2, "worker")
     ('1 worker', '2 workers')
@@ -369,7 +383,9 @@ def format_count(n_items: int, noun: str) -> str:
 
 
 def format_machine_overload_message(hosts: Sequence[str | None], n: int, k: int) -> str:
-    """Return a sentence if one machine of several runs more tasks than may be missing, and "" otherwise.
+    """Return a warning if the map would fail when one of several machines is lost.
+
+    This is the case if a machine runs more than n - k tasks. Otherwise, return "".
 
     Parameters
     ----------
@@ -400,7 +416,9 @@ def _is_task_late(task_report: TaskReport, decodable_at: float) -> bool:
 
 
 def to_json_value(value: Any) -> Any:
-    """Return `value` in types that JSON has: records become dicts, and numbers that are not finite None.
+    """Convert a value to types that can be written as JSON.
+
+    Dataclasses and named tuples become dicts, arrays become lists, and NaN and inf become None.
 
     >>> to_json_value({"p99": float("inf"), "n": np.int64(3)})
     {'p99': None, 'n': 3}
@@ -421,6 +439,6 @@ def to_json_value(value: Any) -> Any:
 
 
 def format_indices(indices: Sequence[int]) -> str:
-    """Return task numbers as text: the first twelve and a count if there are more, or "none"."""
+    """Format task numbers as text. If there are more than twelve, show only the first ones and the count."""
     text = ", ".join(map(str, indices[:12]))
     return (text + (f", ... ({len(indices)})" if len(indices) > 12 else "")) or "none"

@@ -1,4 +1,4 @@
-"""Fault injection for tests and demonstrations, and an executor with a virtual clock."""
+"""Executors for tests and demonstrations: one with faults that you choose, and one with simulated time."""
 
 from polarmap.executors.faults import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor

@@ -1,4 +1,4 @@
-"""Return types of the map functions, for annotations and `isinstance`."""
+"""The classes of the objects that polarmap's functions return, for annotations and `isinstance`."""
 
 from __future__ import annotations
 

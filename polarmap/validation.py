@@ -1,4 +1,4 @@
-"""Validate arguments. The predicates accept values of any type without raising an exception."""
+"""Functions that validate arguments. The `is_...` functions accept values of any type without raising."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polarmap.errors import CodeError
 
 
 def is_choice(value: object, choices: Sequence[str]) -> bool:
-    """Return whether `value` is one of the strings in `choices`. An array of strings is not.
+    """Return whether `value` is one of the strings in `choices`. Return False for anything but a string.
 
     >>> is_choice("auto", ("auto", "rotation")), is_choice(np.array(["auto"]), ("auto",))
     (True, False)
@@ -21,7 +21,7 @@ def is_choice(value: object, choices: Sequence[str]) -> bool:
 
 
 def is_real_number(value: object) -> TypeGuard[float]:
-    """Return whether `value` is a real number. Booleans and NaN are not.
+    """Return whether `value` is a real number. Booleans and NaN do not count as numbers.
 
     >>> [is_real_number(value) for value in (1, np.float32(1), True, 1j, float("nan"))]
     [True, True, False, False, False]
@@ -40,7 +40,9 @@ def is_nonnegative_int(value: Any) -> bool:
 
 
 def check_positive_int(name: str, value: Any) -> int:
-    """Return `value` as an int. Raise CodeError, naming the argument `name`, unless it is an integer > 0.
+    """Return `value` as an int if it is an integer > 0, and raise CodeError otherwise.
+
+    `name` is the name of the argument, for the error message.
 
     >>> check_positive_int("tasks", 0)
     Traceback (most recent call last):

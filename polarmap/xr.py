@@ -1,4 +1,4 @@
-"""`xr.apply`: apply a linear function along dimensions of xarray objects as a coded map."""
+"""`xr.apply`, which applies a linear function along dimensions of xarray objects, as a coded map."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ with require_extra("polarmap.xr", "xarray", "xarray"):
 if TYPE_CHECKING:
     from polarmap.planning.planner import Plan
 
-ROWWISE_PROPERTY = "row by row"  # the name of the verified property of f
-ROUNDING_UNITS = 16  # rounding errors of a decoded zero, in units of epsilon times the amplification
+ROWWISE_PROPERTY = "row by row"  # Under this name it is remembered that f acts on each row separately.
+# A decoded number counts as zero if it is at most this many times epsilon * amplification, relative to the
+# largest.
+ROUNDING_UNITS = 16
 
 XarrayObject = TypeVar("XarrayObject", xr.DataArray, xr.Dataset)
 OutputDims = Hashable | Iterable[Hashable] | Mapping[Any, Any]
@@ -89,32 +91,32 @@ def apply(
     retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[Any]:
-    """Apply a linear f along dimensions of labelled arrays, without waiting for stragglers.
+    """Apply a linear function along dimensions of an xarray object, without waiting for slow workers.
 
-    This is `xarray.apply_ufunc(f, obj, input_core_dims=[dim], output_core_dims=[output_dims])` as a coded
-    map. The data is partitioned into blocks along the other dimensions.
+    This is `xarray.apply_ufunc(f, obj, input_core_dims=[dim], output_core_dims=[output_dims])`, run as a
+    coded map on workers. The data is cut into blocks along the other dimensions.
 
     Parameters
     ----------
     f : callable
-        Takes an array of shape (rows, *sizes of `dim`), and returns an array of shape (rows, ...). There is
-        one row for each position along the other dimensions. Each row of the result must be a linear function
-        of the same row of the array alone.
+        The function to apply. It is called with an array of shape (rows, *sizes of `dim`), with one row for
+        each position along the other dimensions. It must return an array of shape (rows, ...). Each row of
+        the result must be a linear function of the same row of the argument.
     obj : DataArray or Dataset
-        Data of dask or in a file is computed or read once, before the map. All variables of a Dataset are
-        computed by one map. Variables without any dimension of `dim` are not changed.
+        The data. Lazy data (of dask, or in a file) is loaded once, before the map. All variables of a Dataset
+        are computed by a single map. Variables without any dimension of `dim` are not changed.
     dim : name or names
-        The dimensions along which f works. They are not partitioned.
+        The dimensions along which f works. The data is not cut along them.
     output_dims : name, names or mapping from names to coordinates, optional
-        The dimensions of a row of the results, and their coordinates. By default they are those of `dim` if
-        the results have as many axes, and none if rows of the results are numbers.
+        The dimensions that replace `dim` in the result, and their coordinates. By default they are those of
+        `dim` if each row of the result has as many axes, and none if each row is a single number.
     skipna : bool
-        Compute averages over the entries that are not NaN. The result is f of the data with NaN replaced by
-        0, divided by f of the mask (1 where there is data, else 0). It is NaN where the latter is 0.
+        Whether to skip NaN. Use it if f computes averages. The result is f of the data with NaN replaced
+        by 0, divided by f of a mask (1 where there is data, 0 elsewhere). It is NaN where f of the mask is 0.
     return_report : bool
-        Whether to return the report of the map as well.
+        Whether to return the report of the map, too.
     blocks, tasks, code, degree, schedule, executor, verify, rtol : optional
-        As for `coded_map`, applied to rows.
+        As for `coded_map`. The rows are cut into blocks.
     timeout, on_timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
 
@@ -129,8 +131,8 @@ def apply(
     Warns
     -----
     RuntimeWarning
-        As for `coded_map`. Also if f raises an exception on the driver, where it is checked that f acts on
-        each row separately.
+        As for `coded_map`. Also if it cannot be checked that f acts on each row separately, because f raises
+        an exception on the driver.
 
     Raises
     ------
@@ -196,7 +198,7 @@ def apply(
 
 
 def _resolve_core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
-    """Return the names in `dim`. Raise CodeError unless `obj` has all of them as dimensions."""
+    """Return the names in `dim` as a tuple. Raises CodeError if `obj` does not have all these dimensions."""
     if not isinstance(obj, (xr.DataArray, xr.Dataset)):
         raise CodeError(
             f"obj must be an xarray DataArray or Dataset, not {type(obj).__name__}: use "
@@ -213,7 +215,7 @@ def _resolve_core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
 
 
 def _to_name_tuple(name_or_names: Any) -> tuple[Hashable, ...]:
-    """Return one name or several names as a tuple, as xarray does."""
+    """Convert a single name, or an iterable of names, to a tuple without duplicates."""
     if isinstance(name_or_names, str) or not isinstance(name_or_names, Iterable):
         return (name_or_names,)
     return tuple(dict.fromkeys(name_or_names))
@@ -222,9 +224,9 @@ def _to_name_tuple(name_or_names: Any) -> tuple[Hashable, ...]:
 def _resolve_output_coords(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_dims: Any
 ) -> dict[Hashable, Any] | None:
-    """Return the coordinate of each dimension of the results, or None for a dimension without one.
+    """Convert the argument `output_dims` to a dict from the new dimensions to their coordinates.
 
-    Return None instead if `output_dims` is None.
+    The value is None for a dimension without a coordinate. If `output_dims` is None, return None.
     """
     if output_dims is None:
         return None
@@ -248,7 +250,7 @@ def _resolve_output_coords(
 def _check_output_names_unused(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_names: Iterable[Hashable]
 ) -> None:
-    """Raise CodeError if a dimension of the results has the name of something else in the result."""
+    """Raise CodeError if a new dimension has the same name as a dimension or coordinate that `obj` keeps."""
     reserved_names = {name for name, coord in obj.coords.items() if not {*core_dims} & {*coord.dims}} | (
         {*obj.dims} - {*core_dims}
     )
@@ -263,7 +265,7 @@ def _check_output_names_unused(
 def _select_variables(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable]
 ) -> dict[Hashable, xr.Variable]:
-    """Return the variables to which f is applied, by name: those that have the dimensions `core_dims`."""
+    """Return the variables to which f is applied, by name: those with a dimension in `core_dims`."""
     names = list(obj.data_vars) if isinstance(obj, xr.Dataset) else [obj.name]
     variables = {name: obj.variables[name] if isinstance(obj, xr.Dataset) else obj.variable for name in names}
     selected = {
@@ -287,7 +289,7 @@ def _select_variables(
 def _check_variable_mappable(
     variable: xr.Variable, core_dims: Sequence[Hashable], label: str, advice: str
 ) -> None:
-    """Raise CodeError if f cannot be applied to a variable."""
+    """Raise CodeError if f cannot be applied to a variable because of its dimensions or its dtype."""
     repeated_dims = [name for name in variable.dims if variable.dims.count(name) > 1]
     if repeated_dims:
         raise CodeError(f"{label} has dimension {repeated_dims[0]!r} twice: rename one of them")
@@ -305,7 +307,7 @@ def _check_variable_mappable(
 
 
 def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, xr.Variable]:
-    """Load the variables into memory. Data of dask or in files is computed or read together."""
+    """Load variables into memory. Lazy variables (of dask, or in files) are loaded all at once."""
     renamed = {
         f"variable {position}": source_variable for position, source_variable in enumerate(variables.values())
     }
@@ -324,14 +326,15 @@ def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable,
 
 
 class _RowBlocks(NamedTuple):
-    """The rows of a variable to which f is applied.
+    """A variable as an array of rows, in the form in which f is applied to it.
 
     Attributes
     ----------
     loop_dims : dict
-        The sizes of the dimensions that are combined to the axis of rows.
+        The dimensions that are combined to form the axis of rows, with their sizes.
     arrays : list of arrays
-        The rows. With skipna, the rows with NaN replaced by 0, and the distinct masks of rows.
+        The arrays that f is applied to. Normally this is one array, the rows. With skipna, these are the rows
+        with NaN replaced by 0, and an array of masks (0 where there is NaN), without duplicates.
     mask_indices : array or None
         With skipna, the index of the mask of each row.
     """
@@ -341,7 +344,7 @@ class _RowBlocks(NamedTuple):
     mask_indices: Array | None
 
     def combine_results(self, results: list[Array], report: Report) -> Array:
-        """Return the values of the result variable from the results of f for `arrays`."""
+        """Compute the values of the result variable, given f of each of `arrays`."""
         combined = results[0]
         if self.mask_indices is not None:
             weights = _zero_negligible_weights(results[1], report)[self.mask_indices]
@@ -351,7 +354,7 @@ class _RowBlocks(NamedTuple):
 
 
 def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipna: bool) -> _RowBlocks:
-    """Return the rows of a variable, one for each position along the dimensions outside `core_dims`."""
+    """Convert a variable to rows, one for each position along the dimensions outside `core_dims`."""
     loop_dims = {name: size for name, size in variable.sizes.items() if name not in core_dims}
     rows = variable.transpose(*loop_dims, *core_dims).to_numpy()
     rows = rows.reshape(-1, *rows.shape[len(loop_dims) :])
@@ -368,7 +371,10 @@ def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipn
 
 
 def _zero_negligible_weights(weights: Array, report: Report) -> Array:
-    """Return f of the masks, with decoded values set to 0 if they are rounding errors of 0."""
+    """Set decoded values to 0 if they are so small that they are only rounding errors.
+
+    `weights` is the result of f for masks, which are 1 where there is data and 0 where there is NaN.
+    """
     block_rows = -(-len(weights) // report.k)
     decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)
     magnitude = np.abs(weights)
@@ -379,7 +385,7 @@ def _zero_negligible_weights(weights: Array, report: Report) -> Array:
 
 @contextmanager
 def _explain_nan_failures(arrays: Sequence[Array]) -> Iterator[None]:
-    """Add advice to a NotDecodableError inside this context if the data has NaN."""
+    """Add advice to a NotDecodableError that is raised inside this context, if the data contains NaN."""
     try:
         yield
     except NotDecodableError as error:
@@ -392,7 +398,7 @@ def _explain_nan_failures(arrays: Sequence[Array]) -> Iterator[None]:
 
 
 def _concatenate_results(result: CodedResult[list[Array]], arrays: Sequence[Array]) -> list[Array]:
-    """Return the results of f for each of the arrays, joined along the rows."""
+    """Join the results of all blocks along the rows, separately for each array that f was applied to."""
     return [
         np.concatenate(block_results)[: len(array)]
         for block_results, array in zip(zip(*result, strict=True), arrays)
@@ -416,7 +422,11 @@ def _check_result_shapes(
 def _check_rowwise(
     f: Callable[[Array], Array], data_blocks: list[list[Array]], result: CodedResult[list[Array]]
 ) -> None:
-    """Raise CodeError if f mixes rows: f of a few rows must equal the first rows of f of a block."""
+    """Raise CodeError if f does not act on each row separately.
+
+    To find out, f is applied to the first rows of a block on the driver, and the result is compared with the
+    first rows of the result of the whole block.
+    """
     n_rows = min(2, max(map(len, data_blocks[0])) - 1)
     dtypes = [rows.dtype for rows in data_blocks[0]]
     if not n_rows or result.report.errors or FunctionProperty(f, ROWWISE_PROPERTY, dtypes).value:
@@ -438,12 +448,12 @@ def _check_rowwise(
             f"f mixes rows: f of {n_rows} rows differs from these rows of f of {len(rows)} rows. Pass all "
             "dimensions along which f works as dim"
         )
-    # A new object, as calls of f may have changed its state.
+    # Create the object again, because f may have changed its state when it was called.
     FunctionProperty(f, ROWWISE_PROPERTY, dtypes).remember_value()
 
 
 def _has_same_first_rows(separate_result: Array, concatenated_result: Array) -> bool:
-    """Return whether the first rows agree up to rounding, which is much smaller than the effect of mixing."""
+    """Return whether an array agrees with the first rows of another one, up to rounding errors."""
     max_abs = float(np.abs(concatenated_result[np.isfinite(concatenated_result)]).max(initial=0))
     tolerance = float(np.sqrt(max(machine_epsilon(concatenated_result.dtype), 1e-15))) * max_abs
     return bool(
@@ -466,7 +476,7 @@ def _restore_labels(
     output_coords: dict[Hashable, Any] | None,
     results_by_name: Mapping[Hashable, Array],
 ) -> Any:
-    """Return the results of variables, by name, as an object with the labels of `obj`."""
+    """Build an xarray object from the results of f, with the names, coordinates and attributes of `obj`."""
     variables = obj.variables if isinstance(obj, xr.Dataset) else {obj.name: obj.variable}
     first = next(iter(results_by_name))
     shape = results_by_name[first].shape[len(variables[first].dims) - len(core_dims) :]
@@ -492,7 +502,10 @@ def _restore_labels(
 def _resolve_output_dims(
     output_coords: dict[Hashable, Any] | None, core_dims: Sequence[Hashable], shape: tuple[int, ...]
 ) -> dict[Hashable, Any]:
-    """Return the dimensions of rows of the results. Raise CodeError if they do not fit the shape."""
+    """Return the dimensions that each row of the result has, as a dict with their coordinates.
+
+    Raises CodeError if they do not fit the shape of a row, `shape`.
+    """
     if output_coords is None:
         if len(shape) not in (0, len(core_dims)):
             raise CodeError(
@@ -521,7 +534,7 @@ def _make_variable(
     output_dims: Iterable[Hashable],
     values: Array,
 ) -> xr.Variable:
-    """Return the values as a variable with the attributes and the order of dimensions of another one."""
+    """Create a result variable with the attributes and the order of dimensions of `source_variable`."""
     names = [name for name in source_variable.dims if name not in core_dims] + list(output_dims)
     order = [name for name in source_variable.dims if name in names]
     order += [name for name in names if name not in source_variable.dims]

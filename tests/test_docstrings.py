@@ -16,16 +16,17 @@ VERBS = set(
     """
     Abandon Accept Add Advance Allocate Append Apply Approximate Ask Assemble Assign Authenticate Begin
     Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Compare Compile Complete Compute
-    Connect Convert Copy Count Create Cut Declare Decode Delete Deliver Describe Discard Disconnect
-    Divide Do Draw Drop Emit Encode Enter Estimate Evaluate Evict Execute Exit Explain Fail Fetch Fill
-    Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint Hold Import Improve
-    Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load Log Look Lower Make
-    Map Mark Measure Memory-map Minimize Mix Move Multiply Name Note Notify Open Pack Parse Partition
-    Pass Pickle Pin Plot Poll Predict Prepare Print Put Query Queue Raise React Read Rebuild Receive
-    Recommend Record Reduce Refuse Register Reject Release Remember Remove Rename Replace Report
-    Request Reserve Reset Restart Restore Return Reuse Rewrite Run Sample Schedule See Seed Select Send
-    Serialize Serve Set Show Shut Simulate Solve Sort Split Start Step Stop Store Style Submit Sum
-    Summarize Take Terminate Track Turn Unpack Update Validate View Wait Wake Warn Write Yield
+    Connect Convert Copy Count Create Cut Declare Decode Decrypt Delete Deliver Derive Describe Discard
+    Disconnect Divide Do Draw Drop Emit Encode Encrypt Enter Estimate Evaluate Evict Execute Exit
+    Explain Fail Fetch Fill Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint
+    Hold Import Improve Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load Log
+    Look Lower Make Map Mark Measure Memory-map Minimize Mix Move Multiply Name Note Notify Open Pack
+    Parse Partition Pass Pickle Pin Plot Poll Predict Prepare Print Put Query Queue Raise React Read
+    Rebuild Receive Recommend Record Reduce Refuse Register Reject Release Remember Remove Rename
+    Replace Report Request Reserve Reset Restart Restore Return Reuse Rewrite Run Sample Schedule See
+    Seed Select Send Serialize Serve Set Show Shut Simulate Solve Sort Split Start Step Stop Store Style
+    Submit Sum Summarize Take Terminate Track Turn Unpack Update Validate View Wait Wake Warn Write
+    Yield
     """.split()  # noqa: SIM905
 )
 

@@ -1,12 +1,15 @@
-"""Coded arrays in storage: raw segments of blocks, and a manifest that describes them.
+"""Coded arrays: arrays that are stored with parity blocks, so that lost or damaged parts can be rebuilt.
 
     encode -> stripes of all data blocks -> segments of n blocks -> manifest -> open_coded -> CodedArray
 
-`array` has the class that users hold, and `encoding` the map function that creates one. `manifest` and
-`zarr_view` define the format. `stripes` and `sources` cut and read the data, `stripe_encoder` encodes it, and
+A stripe is the same slice of every block, small enough to be encoded in memory. A segment holds the stored
+bytes of one stripe of one block. The manifest is a JSON document that lists all segments of an array.
+
+`array` has the class `CodedArray`, and `encoding` has `encode`, which creates one. `manifest` and `zarr_view`
+define the storage format. `stripes` and `sources` cut and read the data, `stripe_encoder` encodes it, and
 `zarr_chunks` writes the data blocks as chunks of a Zarr array. `reading`, `audits` and `repairing` read,
 check and repair an array, and `weighted_sums` computes blocks from other blocks. `array_jobs` runs these
-tasks on workers or in this process. `write_transaction` keeps track of the objects that one run writes.
+tasks on workers or in this process. `write_transaction` keeps track of the objects that one process writes.
 """
 
 from __future__ import annotations

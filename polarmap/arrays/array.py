@@ -1,9 +1,9 @@
-"""`CodedArray`, an array that is stored as coded blocks, and the functions that open and list such arrays.
+"""`CodedArray`, an array in storage that can be repaired, and functions to open and list such arrays.
 
-    coded = open_coded("A", storage=folder)  # reads the manifest only
-    coded[10:20]                             # reads rows, and decodes segments that are damaged
-    coded.check()                            # compares every segment with its checksum
-    coded.repair()                           # rebuilds damaged segments from intact ones
+    coded = open_coded("A", storage=folder)  # does not read the data yet
+    coded[10:20]                             # reads rows, and decodes damaged parts
+    coded.check()                            # compares all stored bytes with their checksums
+    coded.repair()                           # rebuilds damaged parts from intact ones
 
 `encoding.encode` writes such an array, and `coded_map` accepts it as data.
 """
@@ -29,28 +29,29 @@ from polarmap.worker.segments import Segment
 
 
 class CodedArray:
-    """An array in storage, as k blocks of its rows and n - k parity blocks.
+    """An array that is kept in storage with redundancy, so that lost or damaged parts can be rebuilt.
 
-    `encode` creates a coded array, and `open_coded` opens it. Slicing reads rows: `coded[i:j]`. Segments that
-    are missing or damaged are decoded from the other blocks while rows are read. `numpy.asarray(coded)` reads
-    the whole array.
+    The rows are stored as k data blocks, together with n - k parity blocks. Create a coded array with
+    `encode`, and open it again with `open_coded`. Slicing reads rows, as in `coded[i:j]`, and
+    `numpy.asarray(coded)` reads the whole array. If stored bytes are missing or damaged, they are decoded
+    from the other blocks while rows are read. Coded maps accept a coded array as data.
 
     Attributes
     ----------
     name : str
-        Name of the array in its storage.
+        The name of the array in its storage.
     shape : tuple of int
-        Shape of the whole array, without padding.
+        The shape of the whole array, without padding.
     dtype : numpy.dtype
-        Dtype of the data, in native byte order.
+        The dtype of the data, in native byte order.
     n, k : int
-        Number of coded blocks, and of data blocks.
+        The number of all blocks, and the number of data blocks among them.
     rows_per_block : int
-        Number of rows of each block, ceil(rows / k).
+        The number of rows in each block, ceil(rows / k).
     code : PolarCode
-        Code with which the parity blocks were computed.
+        The code with which the parity blocks were computed.
     store : Store
-        Storage that holds the array.
+        The storage that holds the array.
     """
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
@@ -74,12 +75,15 @@ class CodedArray:
 
     @property
     def padding(self) -> int:
-        """The number of rows of zeros at the end of the last data block."""
+        """The number of rows of zeros that were added at the end to fill up the last data block."""
         return self._coded_blocks.manifest.n_padding_rows
 
     @property
     def executor(self) -> Any:
-        """The default executor of `coded_map`: the Lithops object or path passed as `storage`, or None."""
+        """The executor that `coded_map` uses for this array by default, or None.
+
+        It is the Lithops executor or configuration path that was passed as `storage`.
+        """
         return getattr(self.store, "executor", None)
 
     @property
@@ -89,12 +93,15 @@ class CodedArray:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes of the data, without parity and padding."""
+        """The number of bytes of the array in memory, without parity blocks and padding."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
     def stored_bytes(self) -> int:
-        """The number of bytes in storage, with parity, without objects that existed before `encode`."""
+        """The number of bytes that the array occupies in storage, including its parity blocks.
+
+        Objects that `encode` did not copy, because they were in the storage already, do not count.
+        """
         return self._coded_blocks.manifest.owned_bytes
 
     def __len__(self) -> int:
@@ -110,10 +117,11 @@ class CodedArray:
 
     @property
     def zarr_path(self) -> str | None:
-        """The Zarr group whose array "data" holds the rows: the path of a folder, or a key in the store.
+        """The place where other libraries can open the rows as a Zarr array, without polarmap.
 
-        None if there is no Zarr array, for example if the coded array is encrypted. The page on the format
-        lists all cases.
+        This is the path of a folder, or a key in the store, of a Zarr group. The rows are its array "data".
+        The value is None if there is no Zarr array, for example because the coded array is encrypted. The
+        page on the storage format lists all cases.
         """
         manifest = self._coded_blocks.manifest
         if manifest.zarr_view is None or not manifest.has_zarr_array:
@@ -122,21 +130,25 @@ class CodedArray:
         return location.get_path(path) or path
 
     def block_segments(self, block_index: int) -> tuple[Segment, ...]:
-        """Return the segments of block `block_index`. Their bytes, joined in order, are the block."""
+        """Return where the bytes of a block are stored, as a tuple of segments (byte ranges of objects).
+
+        The bytes of the segments, joined in order, are the block.
+        """
         return self._coded_blocks.block_segments(block_index)
 
     def coded_blocks(self) -> StoredCodedBlocks:
-        """Return the coded blocks for `coded_map`, whose workers read the segments from storage."""
+        """Return the blocks in the form that `coded_map` uses. Its workers read them from storage."""
         return self._coded_blocks
 
     def block_layout(self, block_index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Return the dtype and shape of block `block_index`, as a tuple of one pair."""
+        """Return the dtype and shape of a block, as a tuple that contains one pair."""
         return self._coded_blocks.block_layout(block_index)
 
     def __getitem__(self, index: Any) -> Array:
-        """Read one row (an integer), several (a slice with a positive step) or all (`...`).
+        """Read rows from storage, as a numpy array.
 
-        Further indices apply to the inner axes.
+        The first index selects one row (an integer), several rows (a slice with a positive step) or all rows
+        (`...`). Further indices are applied to the other axes of these rows.
         """
         with trimmed_tracebacks:
             row_selection, *inner_index = (index if isinstance(index, tuple) else (index,)) or (...,)
@@ -150,7 +162,8 @@ class CodedArray:
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        stripe_size = self._coded_blocks.manifest.stripe_bounds[1] if self.nbytes else 0  # in elements
+        # Read as many rows at a time as one stripe (slice) of a block has.
+        stripe_size = self._coded_blocks.manifest.stripe_bounds[1] if self.nbytes else 0
         n_rows = max(1, stripe_size // max(1, prod(self.shape[1:])))
         for start in range(0, len(self), n_rows):
             yield from map(np.asarray, self[start : start + n_rows])
@@ -163,49 +176,53 @@ class CodedArray:
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
     def check(self, *, executor: Any = None) -> Audit:
-        """Read every segment and compare it with its checksum; decrypt encrypted segments.
+        """Check whether any part of the stored array is missing or damaged.
+
+        All stored bytes are read and compared with their checksums. Encrypted parts are also decrypted.
 
         Parameters
         ----------
         executor : optional
-            Executor whose workers read the segments, as for `encode`. By default this process reads them, and
-            it always reads the segments of an encrypted array.
+            The executor whose workers read the array, as for `encode`. By default, this process reads it. An
+            encrypted array is always read by this process.
 
         Returns
         -------
         Audit
-            The segments that are missing, truncated, corrupt or forged. Printing it lists them.
+            The parts that are missing, truncated, corrupt or forged. Print it to see a list.
         """
         with trimmed_tracebacks:
             while True:
                 manifest = self._coded_blocks.manifest
                 audit = audits.audit_array(self._coded_blocks, executor)
-                # If another process has repaired the array meanwhile, audit the new segments.
+                # Another process may have repaired the array in the meantime. Then check it again.
                 if audit.ok or not self._coded_blocks.refresh_manifest(manifest):
                     return audit
 
     def repair(self, *, executor: Any = None) -> Audit:
-        """Rebuild damaged segments from intact ones.
+        """Find missing and damaged parts of the stored array, and rebuild them from intact parts.
 
-        Integers are restored bit for bit, floating-point numbers up to rounding, with new checksums.
+        Integers are restored bit for bit. Floating-point numbers are restored up to rounding, so their parts
+        get new checksums.
 
         Parameters
         ----------
         executor : optional
-            Executor whose workers check and decode the segments, as for `encode`; each task handles one
-            stripe of all blocks. Stripes that contain NaN or inf are still decoded in this process.
+            The executor whose workers check and decode the array, as for `encode`. Each task handles one
+            stripe (the same slice of every block). Stripes that contain NaN or inf are still decoded in this
+            process.
 
         Returns
         -------
         Audit
-            The damage that was found and repaired. Printing it lists the rebuilt segments.
+            The damage that was found and repaired. Print it to see a list.
 
         Raises
         ------
         NotDecodableError
-            If too many segments are lost, or if NaN or inf in intact segments prevent lost entries from being
-            decoded. The message names these entries, and the array is not changed. With `executor`, also if
-            workers are lost again and again.
+            If too many parts are lost, or if lost entries cannot be decoded because intact parts contain NaN
+            or inf at the same position. The message names these entries, and the array is not changed. With
+            `executor`, also if workers are lost repeatedly.
         """
         with trimmed_tracebacks:
             manifest, manifest_bytes = _load_manifest(self.store, self.name, self.key)
@@ -215,28 +232,31 @@ class CodedArray:
             return audit
 
     def delete(self) -> None:
-        """Delete the array from storage, but not objects that existed before `encode`."""
+        """Delete the array from storage.
+
+        Objects that `encode` did not copy, because they were in the storage already, are not deleted.
+        """
         with trimmed_tracebacks:
             self.store.delete([get_manifest_key(self.name)])
             write_transaction.collect_garbage(self.store, self.name)
 
 
 def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None) -> CodedArray:
-    """Open a coded array by its name.
+    """Open a coded array that `encode` or a coded map has stored.
 
     Parameters
     ----------
     name : str
-        Name of the array.
+        The name of the array.
     storage : optional
-        Storage that holds the array, as for `encode`.
+        The storage that holds the array, as for `encode`.
     key : str or bytes, optional
-        Key of an encrypted array, as for `encode`. Maps of the array need no further key.
+        The key of an encrypted array, as for `encode`. Coded maps of the array then need no key argument.
 
     Returns
     -------
     CodedArray
-        The array. Only its manifest has been read.
+        The array. Its data is not read yet, only its manifest (the document that describes it).
 
     Raises
     ------
@@ -256,7 +276,10 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
 
 
 def _load_manifest(store: Store, array_name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
-    """Return the manifest of an array and its bytes; raise StorageError if a required key is not given."""
+    """Load the manifest, which describes a coded array, and return it together with its bytes.
+
+    Raises StorageError if the array is encrypted but `key` is None.
+    """
     manifest, manifest_bytes = write_transaction.load_manifest(store, array_name, key)
     if manifest.encryption is not None and key is None:
         raise StorageError(
@@ -267,30 +290,30 @@ def _load_manifest(store: Store, array_name: str, key: str | bytes | None) -> tu
 
 
 def open_without_key(array_name: str, storage: Any = None) -> CodedArray:
-    """Open a coded array, encrypted or not, to describe it without reading its data."""
+    """Open a coded array only to describe it. The data of an encrypted array cannot be read."""
     store = open_store(storage)
     return CodedArray(store, write_transaction.load_manifest(store, check_array_name(array_name))[0])
 
 
 def list_coded(storage: Any = None) -> list[str]:
-    """List the names of the coded arrays in a storage, sorted.
+    """List the names of all coded arrays in a storage.
 
     Parameters
     ----------
     storage : optional
-        Storage, as for `encode`.
+        The storage to look in, as for `encode`.
 
     Returns
     -------
     list of str
-        Names to pass to `open_coded`.
+        The names in alphabetical order. Pass one of them to `open_coded`.
     """
     with trimmed_tracebacks:
         return write_transaction.list_array_names(open_store(storage))
 
 
 def _resolve_row_index(row_selection: Any, n_rows: int) -> tuple[int, int, Any]:
-    """Return the range of rows to read for `row_selection`, and the index to apply to these rows.
+    """Return the range of rows (start, stop) to read for an index, and the index to apply to these rows.
 
     >>> _resolve_row_index(-1, 5), _resolve_row_index(slice(1, None, 2), 5)
     ((4, 5, 0), (1, 5, slice(None, None, 2)))

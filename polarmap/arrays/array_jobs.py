@@ -1,7 +1,7 @@
-"""Run the tasks of an encode, check or repair of a coded array, on workers or in this process.
+"""Run the tasks that encode, check or repair a coded array, on workers or in this process.
 
-Each task reads one stripe of all blocks, and returns arrays and a summary. The arrays are stored by the
-worker that computed them, and the summary is passed to a callback on the driver.
+A task reads one stripe (the same slice of every block). It returns arrays to store and a small summary. The
+worker that ran the task stores the arrays. The summary is sent back and passed to a callback.
 """
 
 from __future__ import annotations
@@ -32,23 +32,25 @@ from polarmap.worker.task_records import OutputSpec
 
 JOB_OPTIONS = MapOptions(verify=False, retries=2)
 
-# Callback for a task whose arrays are stored. Arguments: task, segments of the arrays, summary.
+# Called when the arrays of a task are stored, with the task, the segments (where the arrays are), and the
+# summary.
 OnTaskDone = Callable[[int, list[Segment], Array], None]
-# Function that stores an array in this process. Arguments: task, index of the array in the task, array.
+# A function that stores an array in this process. Arguments: task, index of the array in the task, array.
 StoreArray = Callable[[int, int, Array], Segment]
 
 
 class ArrayJobRunner:
-    """Calls a function with the block of each task, and stores the arrays that it returns.
+    """Runs a function for each task, and stores the arrays that the function returns.
 
-    The function returns a list: the arrays to store, and finally a summary of the task. With an executor, its
-    workers run the tasks; late tasks get a backup, and the first result counts. Without an executor, this
-    process runs one task at a time while the arrays of the previous task are being stored.
+    The function must return a list: the arrays to store, and at the end a summary of the task. With an
+    executor, its workers run the tasks. Late tasks are started a second time, and the first result counts.
+    Without an executor, this process runs one task at a time while the arrays of the previous task are being
+    stored.
 
     Attributes
     ----------
     segment_store : SegmentStore
-        Storage for the arrays.
+        The storage to which the arrays are written.
     is_local : bool
         Whether this process runs the tasks.
     """
@@ -66,22 +68,21 @@ class ArrayJobRunner:
         output: OutputSpec | None = None,
         store_array: StoreArray | None = None,
     ) -> None:
-        """Run all tasks, and call `on_task_done` for each task when it ends.
+        """Run all tasks, and call `on_task_done` for each task when its arrays are stored.
 
         Parameters
         ----------
         f : callable
-            Called with the block of a task. Returns the arrays to store and a summary, in one list.
+            Called with the input block of a task. Must return the arrays to store and a summary, in one list.
         task_blocks : TaskBlocks
-            Input block of each task.
+            The input block of each task.
         on_task_done : callable
-            Called with the task, the segments of its stored arrays, and its summary.
+            Called with the task, the segments (byte ranges of objects) of its stored arrays, and its summary.
         output : OutputSpec, optional
-            Location and maximum size of the arrays of a task and of its summary. None if f returns a summary
-            only.
+            Where to store the arrays of a task, and how large they may be. None if f returns a summary only.
         store_array : callable, optional
-            Stores an array when this process runs the tasks; by default the array is stored as `output`
-            specifies.
+            Called to store an array if this process runs the tasks. By default, the array is stored as
+            `output` specifies.
         """
 
         def store_task_array(task: int, array_index: int, array: Array) -> Segment:
@@ -98,7 +99,7 @@ class ArrayJobRunner:
     def _run_locally(
         self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, store_array: StoreArray
     ) -> None:
-        # At most one item: the previous task, the transfers of its arrays, and its summary.
+        # The previous task while its arrays are being stored: its number, the transfers, and its summary.
         pending_stores: list[tuple[int, ParallelTransfers[Any, Segment], Array]] = []
 
         def finish_pending_stores() -> None:
@@ -151,7 +152,7 @@ class ArrayJobRunner:
         )
 
     def _load_task_summary(self, returned_summary: Array, summary_segment: Segment) -> Array:
-        """Return the whole summary of a task, read from storage if the reply contained only a sample."""
+        """Return the summary of a task. Read it from storage if the worker sent only a sample of it."""
         if returned_summary.nbytes == summary_segment.size:
             return returned_summary
         with convert_damage_to_decoding_error():
@@ -159,7 +160,11 @@ class ArrayJobRunner:
 
 
 class SegmentTaskBlocks(TaskBlocks):
-    """Task blocks that consist of stored segments, the same number for each task; each becomes one array."""
+    """The input blocks of tasks that read stored segments (byte ranges of objects).
+
+    The input of a task is a list of flat arrays, one for each segment. All tasks have the same number of
+    segments.
+    """
 
     def __init__(
         self,
@@ -172,17 +177,17 @@ class SegmentTaskBlocks(TaskBlocks):
         self.location = segment_store.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments that the worker of task `task` reads."""
+        """Return the segments (byte ranges of objects) that the worker of a task has to read."""
         return tuple(self._segments_by_task[task])
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each array of task `task`; the arrays are flat."""
+        """Return the dtype and shape of each input array of a task. The arrays are flat."""
         return tuple(
             (dtype.str, (segment.size // dtype.itemsize,))
             for segment, dtype in zip(self._segments_by_task[task], self._dtypes)
         )
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Read the arrays of task `component` in this process."""
+        """Read the input arrays of a task in this process, instead of on a worker."""
         buffers = map_in_parallel(self._segment_store.get, self._segments_by_task[component])
         return [np.frombuffer(buffer, dtype) for buffer, dtype in zip(buffers, self._dtypes)]

@@ -1,7 +1,7 @@
-"""Audits of coded arrays: read every segment, and compare its bytes with the checksum in the manifest.
+"""Check coded arrays in storage: read all stored bytes, and compare them with their checksums.
 
-`CodedArray.check` returns an `Audit`, and `repairing` rebuilds the segments that it lists. Workers can read
-the segments if these are not encrypted.
+`CodedArray.check` returns an `Audit`, which lists the damaged segments (a segment holds one stripe of one
+block). `repairing` rebuilds them. Workers can read the segments, unless these are encrypted.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from polarmap.worker.segments import DamagedError, Segment
 
 DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
-MAX_LISTED_DAMAGES = 12  # number of damaged segments and objects that the text of an audit lists
+MAX_LISTED_DAMAGES = 12  # The text of an audit lists at most this many damaged parts.
 
-# Fills up the last task of a job in which every task reads the same number of segments.
+# All tasks must read the same number of segments (byte ranges), so the last task gets some empty ones.
 EMPTY_SEGMENT = Segment("", 0)
 
 
 class Damage(NamedTuple):
-    """A segment that differs from what was stored.
+    """A damaged segment of a coded array: the stored bytes of one stripe (slice) of one block.
 
     Attributes
     ----------
     block, stripe : int
-        Position of the segment in the array.
+        The block and the stripe that the segment belongs to.
     kind : str
-        One of DAMAGE_KINDS except "foreign". "appended": the segment is intact, but further bytes follow it.
-        "forged": the checksum is right, but the bytes were not encrypted with the key of the array for this
-        position.
+        What is wrong: "missing", "truncated", "corrupt" (the checksum differs), "forged" (the checksum is
+        right, but the bytes were not encrypted for this position with the key of the array), or "appended"
+        (the segment is intact, but is followed by unexpected bytes).
     key : str
-        Key of the object that holds the segment.
+        The key of the object that holds the segment.
     """
 
     block: int
@@ -58,23 +58,26 @@ class Damage(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of checking a coded array. Its text calls each segment a part of its block.
+    """The result of `CodedArray.check` or `CodedArray.repair`: which parts of a coded array were damaged.
+
+    Print it to see a list. The text calls each segment a part of its block.
 
     Attributes
     ----------
     name : str
-        Name of the array.
+        The name of the array.
     n_blocks, n_stripes : int
-        Number of coded blocks, and of segments per block.
+        The number of blocks, and the number of segments (parts) of each block.
     damaged : tuple of Damage
-        Segments that are missing, truncated, corrupt or forged, or that are followed by unexpected bytes.
+        The segments that are missing, truncated, corrupt, forged, or followed by unexpected bytes.
     undecodable_stripes : tuple of int
-        Stripes with too few intact segments: `repair()` cannot rebuild them.
+        The stripes that `repair()` cannot rebuild, because too few of their segments are intact. A stripe is
+        the same slice of every block.
     zarr_damages : tuple of (str, str)
-        Key and kind of damage of other objects of the Zarr array: these differ from what was stored, or do
-        not belong to the array.
+        Other damaged objects of the Zarr array, as pairs of key and kind of damage. The kind is "foreign" for
+        objects that do not belong to the array.
     is_repaired : bool
-        Whether `repair()` has since repaired all damage.
+        Whether all damage has been repaired.
     """
 
     name: str
@@ -92,7 +95,7 @@ class Audit:
 
     @property
     def damaged_blocks(self) -> list[int]:
-        """The indices of blocks with a damaged segment, ascending."""
+        """The indices of the blocks that are damaged somewhere, in ascending order."""
         return sorted({damage.block for damage in self.damaged})
 
     def __repr__(self) -> str:
@@ -123,7 +126,10 @@ class Audit:
 
 
 def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
-    """Read and check every segment, on the workers of `executor` or, if it is None, in this process."""
+    """Check all stored bytes of a coded array, and return an `Audit` that lists the damage.
+
+    The workers of `executor` read the array. If it is None, this process does.
+    """
     manifest = coded_blocks.manifest
     n_stripes = len(manifest.stripe_bounds) - 1
     positions = [
@@ -161,12 +167,11 @@ def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
 def _find_damage_kinds(
     coded_blocks: StoredCodedBlocks, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """Return the kind of damage of each segment, "" if it is intact.
+    """Return what is wrong with each segment (stored piece of a block), or "" if it is intact.
 
-    Bytes that follow the last segment of an object count as damage of this segment. The sizes of the objects
-    reveal missing, truncated and appended objects; the other segments are read. Workers read them only if
-    the checksums were computed from unencrypted bytes, because then the checksums that they return can be
-    compared.
+    Missing and truncated objects are found by their sizes. All other segments are read and compared with
+    their checksums. Unexpected bytes at the end of an object count as damage of its last segment. Workers can
+    only check arrays that are not encrypted, because they compute the checksums of decrypted bytes.
     """
     segment_store, manifest = coded_blocks.segment_store, coded_blocks.manifest
     size_by_key = _get_object_sizes(
@@ -181,7 +186,7 @@ def _find_damage_kinds(
             damage_kinds.append("truncated")
         else:
             damage_kinds.append("appended" if is_last and size > read_end else "")
-            # The last segment is followed by zeros if its object is longer: check these zeros, too.
+            # A Zarr chunk may be padded with zeros at its end. Include these zeros in the check.
             n_zeros = read_end - segment.offset - manifest.get_stored_segment_size(segment)
             segments_to_read[index] = segment._replace(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
@@ -198,7 +203,7 @@ def _find_damage_kinds(
 
 
 def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
-    """Read a segment, and return its kind of damage, or "" if it is intact."""
+    """Read a segment (stored piece of a block). Return what is wrong with it, or "" if it is intact."""
     try:
         segment_store.get(segment)
     except DamagedError as error:
@@ -207,9 +212,9 @@ def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
 
 
 def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
-    """Return the size of each object in bytes, or None for a missing object.
+    """Return the size in bytes of each object, or None if the object does not exist.
 
-    The sizes are read by one listing if the store supports that, else by one request per object.
+    If the store can list sizes, a single listing is enough. Otherwise, one request is made for each object.
     """
     listed_sizes = (
         store.list_sizes(get_array_key_prefix(manifest.name)) if hasattr(store, "list_sizes") else {}
@@ -219,9 +224,9 @@ def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -
 
 
 def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
-    """Return where to stop reading a segment, and whether it is the last segment of its object.
+    """Return where to stop reading a segment (byte range of an object), and whether it is the last one there.
 
-    The last segment is read up to the end of its object.
+    The last segment of an object is read up to the end of the object, including padding.
     """
     segment_end = segment.offset + manifest.get_stored_segment_size(segment)
     last_segment_end, object_end = manifest.object_extents.get(segment.key, (0, segment_end))
@@ -231,7 +236,10 @@ def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, b
 def _find_damage_kinds_on_workers(
     segment_store: SegmentStore, n_per_task: int, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """Return the kind of damage of each segment. Each task of a worker reads `n_per_task` segments."""
+    """Let workers read segments (stored pieces of blocks). Return what is wrong with each of them.
+
+    The result is "" for an intact segment. Each task reads `n_per_task` segments.
+    """
     unchecked_segments = (segment._replace(crc32=None) for segment in segments)
     segments_by_task = list(zip_longest(*[unchecked_segments] * n_per_task, fillvalue=EMPTY_SEGMENT))
     checksums_by_task: dict[int, list[int]] = {}
@@ -248,12 +256,12 @@ def _find_damage_kinds_on_workers(
 
 
 def make_checksum_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function for workers that computes the CRC-32 of each segment; it needs only numpy."""
+    """Return a function that computes the CRC-32 of each of several arrays, for workers with only numpy."""
     return lambda segments: [np.array([zlib.crc32(segment.data) for segment in segments], np.int64)]
 
 
 def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> tuple[int, ...]:
-    """Return the stripes that have too few intact segments to be decoded."""
+    """Return the stripes (slices of all blocks) that cannot be decoded, because too much is damaged."""
     all_blocks = set(range(manifest.code.n))
     erased_by_stripe = find_erased_blocks_by_stripe(damages).items()
     return tuple(
@@ -264,7 +272,10 @@ def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> 
 
 
 def find_erased_blocks_by_stripe(damages: Iterable[Damage]) -> dict[int, set[int]]:
-    """Return, for each damaged stripe, the blocks whose segments are lost; appended ones are not lost."""
+    """Return which blocks are damaged in each damaged stripe (slice of all blocks).
+
+    Unexpected bytes at the end ("appended") do not count, because the block itself is intact.
+    """
     erased_by_stripe: dict[int, set[int]] = {}
     for damage in damages:
         if damage.kind != "appended":

@@ -1,11 +1,12 @@
-"""The manifest, the JSON document that describes a coded array and the location of its segments.
+"""The manifest: a JSON document that describes a coded array and says where its bytes are stored.
 
     polarmap/manifests/A.json               the manifest; the array exists if this object does
-        "code": {"n": 32, "k": 24, ...}     rebuilds the parity equations
+        "code": {"n": 32, "k": 24, ...}     the parameters of the code
         "blocks": [[segment, ...], ...]     one list per block, one segment per stripe
 
-An array is replaced or repaired by writing new segments, and then replacing the manifest as a whole. The
-format is specified in docs/coded-array-format.md.
+A stripe is the same slice of every block, and a segment is a byte range of an object that holds one stripe of
+one block. To replace or repair an array, new segments are written first. Then the manifest is replaced as a
+whole. The format is specified in docs/coded-array-format.md.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_
 from polarmap.worker.segments import Segment
 
 FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
-ENCRYPTED_FORMAT_VERSION = 2  # Readers of version 1 would consider encrypted segments damaged.
+ENCRYPTED_FORMAT_VERSION = 2  # Programs that only know version 1 would take encrypted bytes for damaged ones.
 CIPHER_NAME = "AES-256-GCM"
 ARRAY_FIELD = b',"array":'  # separates the header of the document from the canonical JSON of the array
-SEGMENT_PREFIX = "polarmap/coded/"  # key prefix of all segments of coded arrays
-# Manifests have a prefix of their own, so that listing arrays does not list their segments.
+SEGMENT_PREFIX = "polarmap/coded/"  # The keys of all segments begin with this prefix.
+# Descriptions of arrays have a different key prefix than data, so that the arrays can be listed quickly.
 MANIFEST_PREFIX = "polarmap/manifests/"
-# Errors that using an invalid entry of a JSON document can raise.
+# The exceptions that reading an entry of an invalid JSON document may raise.
 PARSE_ERRORS = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DTYPE_PATTERN = re.compile(r"[<>|][iufc][0-9]{1,2}")
 
 
 def check_array_name(name: object) -> str:
-    """Return `name` if it is a valid name of a coded array; raise StorageError otherwise.
+    """Return `name` if it is a valid name for a coded array, and raise StorageError otherwise.
 
     >>> check_array_name("../secrets")
     Traceback (most recent call last):
@@ -61,40 +62,43 @@ digits, '.', '_' or '-', a letter or digit first
 
 
 def get_manifest_key(array_name: str) -> str:
-    """Return the key of the manifest of a coded array."""
+    """Return the key under which the manifest (the description) of a coded array is stored."""
     return f"{MANIFEST_PREFIX}{array_name}.json"
 
 
 def get_array_key_prefix(array_name: str) -> str:
-    """Return the key prefix of all objects that a coded array owns, except its manifest."""
+    """Return the prefix of the keys of all objects that hold the data of a coded array."""
     return f"{SEGMENT_PREFIX}{array_name}/"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a coded array: n blocks with the same number of rows, cut into the same stripes.
+    """The description of a coded array in storage: its shape, its code, and where its bytes are.
+
+    The array consists of n blocks with the same number of rows. All blocks are cut at the same places. The
+    parts of all blocks between two cuts are a stripe.
 
     Attributes
     ----------
     name : str
-        Name of the array.
+        The name of the array.
     shape, dtype
-        Shape and dtype of the data; the dtype has the byte order of the stored bytes.
+        The shape and dtype of the data. The dtype has the byte order of the stored bytes.
     code : PolarCode
-        Code that relates the blocks.
+        The code with which the parity blocks were computed.
     segments : tuple of tuples of Segment
-        Segments of each block, one per stripe.
+        Where the bytes are: for each block, a tuple with one segment (byte range of an object) per stripe.
     has_scalar_blocks : bool
-        Whether each block is a single number without axes, and the array the vector of these numbers.
+        Whether each block is a single number without axes, and the array is the vector of these numbers.
     zarr_view : ZarrView or None
-        Zarr array whose chunks are the data blocks; it is incomplete until no data block is missing. None if
-        the array has no Zarr array.
+        The Zarr array whose chunks are the data blocks. It is incomplete while a data block is missing. None
+        if the array has no Zarr array.
     encryption : Encryption or None
-        Encryption of the segments. If they are encrypted, `Segment.size` counts the bytes before encryption,
-        and `Segment.crc32` is the checksum of the encrypted bytes.
+        How the segments are encrypted. If they are, `Segment.size` counts the bytes before encryption, and
+        `Segment.crc32` is the checksum of the encrypted bytes.
     transaction_id : str
-        Id of the transaction that encoded the array, which a repair does not change. Empty for arrays of
-        earlier versions.
+        The id of the `WriteTransaction` that encoded the array. A repair keeps it. Empty for arrays that were
+        stored by early versions of polarmap.
     """
 
     name: str
@@ -114,7 +118,7 @@ class Manifest:
 
     @property
     def n_padding_rows(self) -> int:
-        """The number of rows of zeros at the end of the last data block."""
+        """The number of rows of zeros that fill up the last data block."""
         return self.code.k * self.rows_per_block - self.shape[0]
 
     @cached_property
@@ -129,14 +133,14 @@ class Manifest:
 
     @cached_property
     def stripe_bounds(self) -> list[int]:
-        """The boundaries between the stripes of a block, in elements, from 0 to the block size."""
+        """The positions in a block at which its stripes (slices) begin and end, in elements."""
         return [
             size // self.dtype.itemsize
             for size in accumulate((segment.size for segment in self.segments[0]), initial=0)
         ]
 
     def get_stored_segment_size(self, segment: Segment) -> int:
-        """Return the number of bytes that a segment occupies in storage."""
+        """Return how many bytes a segment (piece of a block) occupies in storage, also if it is encrypted."""
         return segment.size if self.encryption is None else compute_encrypted_size(segment.size)
 
     def get_block_dtype(self, block_index: int) -> np.dtype[Any]:
@@ -144,7 +148,10 @@ class Manifest:
         return self.dtype if block_index < self.code.k else self.parity_dtype
 
     def describes_same_array(self, other: Manifest) -> bool:
-        """Return whether both manifests describe the same data, even if segments were rebuilt or moved."""
+        """Return whether two manifests (descriptions of coded arrays) describe the same data.
+
+        This is also True if parts of the data have been rebuilt or moved to other objects in between.
+        """
         descriptions = [
             (manifest.transaction_id, manifest.shape, manifest.dtype, manifest.stripe_bounds)
             for manifest in (self, other)
@@ -152,7 +159,10 @@ class Manifest:
         return bool(self.transaction_id) and descriptions[0] == descriptions[1]
 
     def with_replaced_segments(self, changed_segments: Mapping[tuple[int, int], Segment]) -> Manifest:
-        """Return a copy with the segments at the given (block, stripe) positions replaced."""
+        """Return a copy of the manifest in which some segments (stored pieces of blocks) are replaced.
+
+        `changed_segments` maps (block, stripe) positions to the new segments.
+        """
         segments_by_block = [
             tuple(
                 changed_segments.get((block_index, stripe_index), segment)
@@ -164,7 +174,7 @@ class Manifest:
 
     @cached_property
     def zarr_chunks(self) -> list[ZarrChunk]:
-        """The chunks of the Zarr array, whether they are stored yet or not."""
+        """All chunks that the Zarr array has when it is complete, even if they are not stored yet."""
         return (
             []
             if self.zarr_view is None
@@ -173,22 +183,22 @@ class Manifest:
 
     @property
     def zarr_chunk_bytes(self) -> int:
-        """The number of bytes of the object of each chunk; 0 without a Zarr array."""
+        """The size in bytes of each chunk of the Zarr array, or 0 if the array has no Zarr array."""
         return 0 if self.zarr_view is None else self.zarr_view.compute_chunk_bytes(self.dtype)
 
     @property
     def zarr_metadata(self) -> tuple[Segment, ...]:
-        """The stored metadata objects of the Zarr array; empty while the Zarr array is incomplete."""
+        """The metadata objects of the Zarr array, or an empty tuple while the Zarr array is incomplete."""
         return () if self.zarr_view is None else self.zarr_view.metadata
 
     @property
     def has_zarr_array(self) -> bool:
-        """Whether the Zarr array is complete: all chunks and the metadata are stored."""
+        """Whether there is a complete Zarr array, with all its chunks and metadata in storage."""
         return bool(self.zarr_metadata)
 
     @cached_property
     def object_keys(self) -> set[str]:
-        """The keys of all objects that hold segments or belong to the Zarr array."""
+        """The keys of all objects that hold bytes of the array or belong to its Zarr array."""
         keys = {segment.key for segments in self.segments for segment in segments}
         if self.has_zarr_array:
             keys |= {chunk.key for chunk in self.zarr_chunks}
@@ -197,7 +207,10 @@ class Manifest:
 
     @cached_property
     def object_extents(self) -> dict[str, tuple[int, int]]:
-        """The end of the last segment and the size of each object that the array owns, in bytes, by key."""
+        """The extent of each object of the array, by key: the end of its data and its size, in bytes.
+
+        The two differ if a Zarr chunk is padded with zeros. Objects that `encode` did not write are left out.
+        """
         prefix = get_array_key_prefix(self.name)
         extents: dict[str, tuple[int, int]] = {}
         for segment in itertools.chain.from_iterable(self.segments):
@@ -213,12 +226,15 @@ class Manifest:
 
     @property
     def owned_bytes(self) -> int:
-        """The number of bytes in objects that the array owns, without manifest and Zarr metadata."""
+        """The number of bytes that the array occupies in storage, without metadata.
+
+        Objects that `encode` did not write do not count.
+        """
         metadata_bytes = sum(segment.size for segment in self.zarr_metadata)
         return sum(length for _, length in self.object_extents.values()) - metadata_bytes
 
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[bytes, str | None]]:
-        """Pickle the array as canonical JSON, so that equal manifests have equal pickles."""
+        """Pickle the manifest as JSON in a canonical form, so that equal manifests have equal pickles."""
         key = None if self.encryption is None else self.encryption.key
         if isinstance(key, bytes):
             raise TypeError(
@@ -231,7 +247,7 @@ class Manifest:
         )
 
     def to_bytes(self) -> bytes:
-        """Return the JSON document to store as the manifest."""
+        """Convert the manifest to the JSON document that is stored."""
         array, version, tag = self._to_json_fields(serialize_code(self.code)), FORMAT_VERSION, {}
         if self.encryption is not None:
             version = ENCRYPTED_FORMAT_VERSION
@@ -242,7 +258,7 @@ class Manifest:
         return header_json[:-1] + ARRAY_FIELD + array_json + b"}"
 
     def _to_json_fields(self, code_fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entry "array" of the document, with `code_fields` as the description of the code."""
+        """Return the entry "array" of the JSON document, in which `code_fields` describes the code."""
         array_fields: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
@@ -267,17 +283,17 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, description: str, key: str | bytes | None = None) -> Manifest:
-        """Parse and validate the document that `to_bytes` returns.
+        """Parse and validate a stored manifest, as written by `to_bytes`.
 
         Parameters
         ----------
         data : bytes
-            The document.
+            The JSON document.
         description : str
-            Phrase for the manifest, with which error messages begin.
+            What to call the manifest in error messages. They begin with this text.
         key : str or bytes, optional
-            Key of an encrypted array, by which the manifest is authenticated. Without it an encrypted
-            array's manifest is not authenticated.
+            The key of an encrypted array. If it is given, it is verified that the manifest was written with
+            this key and was not changed since.
 
         Raises
         ------
@@ -331,9 +347,9 @@ class Manifest:
         )
 
     def _check_consistency(self, rows_per_block: Any, parity_dtype: str) -> None:
-        """Raise ValueError if entries contradict each other.
+        """Raise ValueError if entries of the manifest contradict each other.
 
-        The arguments are entries that could be derived from others, as the document has them.
+        The arguments are entries of the JSON document that are redundant, because they follow from others.
         """
         sizes_and_offsets = [*self.shape, rows_per_block]
         for segment in itertools.chain(*self.segments, self.zarr_metadata):
@@ -376,7 +392,10 @@ class Manifest:
 
 @contextmanager
 def convert_parse_errors_to_storage_errors(description: str) -> Iterator[None]:
-    """Convert errors from an invalid document, named by `description`, to StorageError."""
+    """Convert exceptions that an invalid JSON document causes inside this context to StorageError.
+
+    The error message begins with `description`, a name for the document.
+    """
     try:
         yield
     except (*PARSE_ERRORS, StorageError) as error:
@@ -388,7 +407,7 @@ def _parse_segment(fields: Mapping[str, Any]) -> Segment:
 
 
 def _parse_zarr_view(fields: Mapping[str, Any] | None) -> ZarrView | None:
-    """Return the Zarr array, or None if there is none, as in manifests of early versions."""
+    """Parse the description of the Zarr array. Return None if the coded array has no Zarr array."""
     if fields is None:
         return None
     metadata = tuple(map(_parse_segment, fields["metadata"]))
@@ -396,7 +415,7 @@ def _parse_zarr_view(fields: Mapping[str, Any] | None) -> ZarrView | None:
 
 
 def _parse_encryption(array_fields: Mapping[str, Any], key: str | bytes | None) -> Encryption | None:
-    """Return the encryption of the segments with this key, or None if they are not encrypted."""
+    """Parse how an array is encrypted, and combine it with its key. Return None if it is not encrypted."""
     if "encryption" not in array_fields:
         return None
     fields = array_fields["encryption"]
@@ -406,7 +425,7 @@ def _parse_encryption(array_fields: Mapping[str, Any], key: str | bytes | None) 
 
 
 def _verify_authentication_tag(document: Mapping[str, Any], encryption: Encryption, description: str) -> None:
-    """Raise StorageError unless the manifest was written with the key of `encryption`."""
+    """Raise StorageError unless the description of an array was written with its key and is unchanged."""
     try:
         if document.get("tag") != encryption.compute_tag(_to_canonical_json(document["array"])).hex():
             raise StorageError(f"{description} was not written with this key, or has been changed since")
@@ -422,7 +441,7 @@ def _restore_pickled_manifest(json_bytes: bytes, key: str | None) -> Manifest:
 
 
 def get_code_parameters(code: PolarCode) -> dict[str, Any]:
-    """Return the arguments of `PolarCode` that rebuild a code."""
+    """Return the arguments with which `PolarCode` creates the same code again."""
     parameters = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
     if code.levels_option is not None:
         parameters["levels"] = code.levels_option
@@ -435,12 +454,15 @@ def get_code_parameters(code: PolarCode) -> dict[str, Any]:
 
 
 def serialize_code(code: PolarCode) -> dict[str, Any]:
-    """Return the arguments that rebuild a code, and parity values to verify the rebuilt code."""
+    """Describe a code in JSON types: its parameters, and some parity values to verify a rebuilt code."""
     return {**get_code_parameters(code), "probe": compute_code_fingerprint(code)}
 
 
 def deserialize_code(fields: Mapping[str, Any]) -> PolarCode:
-    """Rebuild a code from the result of `serialize_code`; raise CodeError if its parity values differ."""
+    """Create a code from the result of `serialize_code`.
+
+    Raises CodeError if the new code does not compute the recorded parity values.
+    """
     parameters = {**fields}
     expected_probe = parameters.pop("probe")
     code = PolarCode(**parameters)
@@ -450,7 +472,10 @@ def deserialize_code(fields: Mapping[str, Any]) -> PolarCode:
 
 
 def compute_code_fingerprint(code: PolarCode) -> list[float]:
-    """Return the first four and last four parity values of the data x_j = j mod 7."""
+    """Return a few parity values of fixed data, by which a difference between two codes is noticed.
+
+    These are the first four and the last four parity values of the data x_j = j mod 7.
+    """
     values = (np.arange(code.k) % 7).astype(np.float64)[:, None]
     parity: list[float] = code.encode_parity(values)[:, 0].tolist()
     return parity[:4] + parity[-4:]

@@ -1,8 +1,8 @@
-"""Read the blocks and rows of a coded array from storage.
+"""Read the blocks and rows of a coded array from storage, and decode what is damaged.
 
-Each segment is verified against its checksum in the manifest. A damaged segment is decoded from the segments
-of other blocks in the same stripe. If another process has repaired the array meanwhile, its new manifest is
-read.
+Each segment (the stored bytes of one stripe of one block) is compared with its checksum in the manifest, the
+document that describes the array. A damaged segment is decoded from those of other blocks in the same stripe.
+If another process has repaired the array in the meantime, the new manifest is read.
 """
 
 from __future__ import annotations
@@ -32,41 +32,47 @@ from polarmap.worker.segments import DamagedError, Segment
 
 
 class StoredCodedBlocks(CodedData):
-    """The n blocks of a stored array, which are read when they are needed.
+    """The n blocks of a coded array in storage, which are read only when they are needed.
 
-    Another process may repair the array at any time. It then stores segments under new keys, even intact
-    ones. Therefore the manifest is read again when segments are found to be damaged.
+    Another process may repair the array at any time, and then the bytes of a block move to new objects. So
+    when damaged bytes are found, the manifest (the document that says where the bytes are) is read again.
 
     Attributes
     ----------
     manifest : Manifest
-        Latest known manifest of the array.
+        The latest known manifest of the array.
     segment_store : SegmentStore
-        Storage that holds the segments.
+        The storage that holds the bytes of the blocks.
     """
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         super().__init__(manifest.code, _StoredDataBlocks(self, manifest))
         self.segment_store, self.manifest = SegmentStore(store, manifest.encryption), manifest
         self.location, self._must_refresh = self.segment_store.location, False
-        self._last_manifest_bytes: bytes | None = None  # manifest in storage, as last read
+        self._last_manifest_bytes: bytes | None = None  # The last content of the manifest.
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredCodedBlocks, (self.segment_store.store, self.manifest)
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments of block `task`; first read the manifest again if a worker found damage."""
+        """Return the segments (byte ranges of objects) that the worker of a task has to read.
+
+        If a worker has reported damage, the manifest, which says where they are, is read again first.
+        """
         if self._must_refresh:
             self._must_refresh = False
             self.refresh_manifest(self.manifest)
         return self.manifest.segments[task]
 
     def on_damage_found(self) -> None:
-        """Read the manifest again before the next segments are sent to a worker."""
+        """Remember that a worker found damage.
+
+        Before the next task, it is checked whether another process has repaired the array.
+        """
         self._must_refresh = True
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Read block `task`; damaged segments of a data block are decoded."""
+        """Read a block in this process. Damaged parts of a data block are decoded from other blocks."""
         if task >= self.code.k:
             return self.component_leaves(task)
         rows_per_block = self.manifest.rows_per_block
@@ -77,7 +83,10 @@ class StoredCodedBlocks(CodedData):
         ]
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Read a block for a worker without access to the storage; raise DamagedError if it is damaged."""
+        """Read a block in this process, for a worker that cannot access the storage.
+
+        Raises DamagedError if the block is damaged.
+        """
         return [self._read_with_manifest_refresh(self._read_block, component)]
 
     def _read_block(self, block_index: int) -> Array:
@@ -90,7 +99,10 @@ class StoredCodedBlocks(CodedData):
         )
 
     def refresh_manifest(self, stale_manifest: Manifest) -> bool:
-        """Update the manifest from storage; return whether it differs from `stale_manifest`."""
+        """Read the manifest (the description of the array) again.
+
+        Another process may have changed it. Return whether the manifest now differs from `stale_manifest`.
+        """
         store = self.segment_store.store
         with suppress(StorageError):
             is_stale = self.manifest is stale_manifest
@@ -104,11 +116,14 @@ class StoredCodedBlocks(CodedData):
         return self.manifest is not stale_manifest
 
     def read_rows(self, start: int, stop: int) -> Array:
-        """Read rows start..stop of the array. Needs memory for these rows and two stripes of each block."""
+        """Read the rows from `start` up to `stop` (exclusive), and decode damaged parts of them.
+
+        This needs memory for the rows and for two stripes (slices) of each block.
+        """
         return self._read_with_manifest_refresh(self._read_rows, start, stop)
 
     def _read_with_manifest_refresh(self, read: Callable[..., Array], *arguments: int) -> Array:
-        """Call `read`, and repeat it as long as damage is found but the manifest has changed meanwhile."""
+        """Call `read(*arguments)`, and try again if another process has repaired the damage that it finds."""
         while True:
             manifest = self.manifest
             try:
@@ -122,9 +137,9 @@ class StoredCodedBlocks(CodedData):
         out = np.empty((stop - start, *inner_shape), manifest.dtype.newbyteorder("="))
         flat_out, row_size = out.reshape(-1), prod(inner_shape)
         start_element, stop_element = start * row_size, stop * row_size
-        pieces = list[tuple[Array, int, int, slice]]()  # target array, stripe, block, columns
+        pieces = list[tuple[Array, int, int, slice]]()  # (target array, stripe, block, columns)
         for block_index in range(start // manifest.rows_per_block, -(-stop // manifest.rows_per_block)):
-            block_start = block_index * manifest.stripe_bounds[-1]  # in elements of the array
+            block_start = block_index * manifest.stripe_bounds[-1]  # The position in the array, in elements.
             for stripe_index, stripe_bounds in enumerate(pairwise(manifest.stripe_bounds)):
                 stripe_start, stripe_stop = block_start + stripe_bounds[0], block_start + stripe_bounds[1]
                 first, last = max(start_element, stripe_start), min(stop_element, stripe_stop)
@@ -141,8 +156,8 @@ class StoredCodedBlocks(CodedData):
             return segment_values is not None
 
         is_file = self.segment_store.location.is_memory_mapped
-        # At most n segments are in memory at a time. Files are read without threads, because starting a
-        # thread takes longer than reading a file.
+        # The number of threads is limited, so that at most one piece per block is in memory at a time. Files
+        # are read without threads, because starting a thread would take longer than reading a file.
         bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))
         map_function = map if is_file or len(pieces) == 1 else bounded_map
         for (target, stripe_index, block_index, columns), is_intact in zip(
@@ -153,7 +168,10 @@ class StoredCodedBlocks(CodedData):
         return out
 
     def _decode_columns(self, stripe_index: int, block_index: int, columns: slice) -> Array:
-        """Decode some columns of a damaged segment of a data block from segments of other blocks."""
+        """Decode a part of a damaged data block from the other blocks.
+
+        `columns` selects the elements to decode within the stripe (slice of all blocks) `stripe_index`.
+        """
         manifest, k, intact_columns = self.manifest, self.code.k, dict[int, Array]()
         tracker = make_arrival_tracker(manifest, requires_well_conditioned=True)
         other_blocks = [other_block for other_block in range(self.n) if other_block != block_index]
@@ -166,7 +184,10 @@ class StoredCodedBlocks(CodedData):
         return blocks[block_index]
 
     def read_intact_segments(self, stripe_index: int, block_indices: Sequence[int]) -> dict[int, Array]:
-        """Read segments of a stripe; return the intact ones as flat arrays, by block index."""
+        """Read one stripe (slice) of several blocks, and leave out blocks that are damaged there.
+
+        Returns a dict from block index to flat array.
+        """
         segment_values = map_in_parallel(partial(self._read_if_intact, stripe_index), block_indices)
         return {
             block_index: values
@@ -175,7 +196,7 @@ class StoredCodedBlocks(CodedData):
         }
 
     def _read_if_intact(self, stripe_index: int, block_index: int) -> Array | None:
-        """Read a segment as a flat array, or return None if it is damaged."""
+        """Read one stripe (slice) of a block as a flat array. Return None if it is missing or damaged."""
         try:
             segment_bytes = self.segment_store.get(self.manifest.segments[block_index][stripe_index])
         except DamagedError:
@@ -184,9 +205,10 @@ class StoredCodedBlocks(CodedData):
 
 
 class _StoredDataBlocks(DataBlocks):
-    """The data blocks of a stored array, whose layout is known without reading them."""
+    """The data blocks of a stored array. Their dtype and shape are known without reading them."""
 
-    # In an array of results that a map has stored, the padding rows are f of rows of zeros.
+    # A stored array may hold the results of a map. Its padding rows are then f of zeros, which need not be
+    # zero.
     has_zero_padding = False
 
     def __init__(self, coded_blocks: StoredCodedBlocks, manifest: Manifest) -> None:
@@ -197,22 +219,25 @@ class _StoredDataBlocks(DataBlocks):
 
     @property
     def block_layout(self) -> Layout:
-        """The dtype and shape of the only leaf of a block."""
+        """The dtype and shape of a block, as a tuple that contains one pair."""
         return self._layout
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Read data block `block_index`."""
+        """Read one data block, and return it in a list."""
         return self._coded_blocks.block_leaves(block_index)
 
 
 def _to_native_byte_order(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:
-    """Return stored numbers as an array in the byte order of this machine."""
+    """Convert stored bytes to an array in the byte order of this machine."""
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
 
 
 @contextmanager
 def convert_damage_to_decoding_error() -> Iterator[None]:
-    """Convert DamagedError to NotDecodableError, for segments that were intact when they were checked."""
+    """Convert a DamagedError inside this context to a NotDecodableError that advises to try again.
+
+    Use it to read stored data that was intact when it was checked before.
+    """
     try:
         yield
     except DamagedError as error:
@@ -222,10 +247,11 @@ def convert_damage_to_decoding_error() -> Iterator[None]:
 def make_arrival_tracker(
     manifest: Manifest, block_indices: Iterable[int] = (), requires_well_conditioned: bool = False
 ) -> ArrivalTracker:
-    """Return an arrival tracker of a stripe in which the blocks `block_indices` have arrived.
+    """Return an object that tells whether some blocks of an array are enough to decode all of them.
 
-    If `requires_well_conditioned`, the tracker is not ready while decoding would lose more digits than the
-    default `rtol` permits.
+    The blocks `block_indices` are available from the start, and further ones can be added. If
+    `requires_well_conditioned` is True, the tracker is not ready while decoding would lose more digits than
+    the default `rtol` permits.
     """
     dtype = manifest.dtype
     is_integer = is_integer_dtype(dtype)
@@ -239,7 +265,7 @@ def make_arrival_tracker(
 
 
 def all_finite(arrays: Iterable[Array]) -> bool:
-    """Return whether no array of `arrays` contains NaN or inf."""
+    """Return whether all entries of all arrays are finite, neither NaN nor inf."""
     return all(is_integer_dtype(array.dtype) or bool(np.isfinite(array).all()) for array in arrays)
 
 
@@ -250,30 +276,32 @@ def decode_stripe_blocks(
     intact_rows: Mapping[int, Array],
     first_element: int = 0,
 ) -> dict[int, Array]:
-    """Decode the damaged data blocks `block_indices` of a stripe from the intact blocks.
+    """Decode damaged data blocks from intact blocks, within one stripe (the same slice of every block).
 
-    An entry that is NaN or inf counts as an erasure of this entry.
+    Where an intact block contains NaN or inf, this entry is not used for decoding.
 
     Parameters
     ----------
     manifest : Manifest
+        The manifest of the array.
     stripe_index : int
+        The stripe to decode.
     block_indices : sequence of int
-        Data blocks to decode.
+        The data blocks to decode.
     intact_rows : mapping of int to array
-        Intact blocks by index: the stripe, or a range of its elements.
+        For each intact block, its stripe as a flat array, or a range of the stripe.
     first_element : int
-        Index in the stripe of the first element of each row.
+        Where the range begins in the stripe. 0 if the whole stripe is passed.
 
     Returns
     -------
     dict of int to array
-        Decoded rows, by block index.
+        The decoded stripes (or ranges), by block index.
 
     Raises
     ------
     NotDecodableError
-        If the intact blocks do not determine all entries. The message names the others.
+        If some entries cannot be decoded from the intact blocks. The message names these entries.
     """
     tracker = make_arrival_tracker(manifest, intact_rows)
     if not tracker.is_ready:
@@ -317,20 +345,27 @@ def _decode_nonfinite_columns(
     decoded_rows: Array,
     first_positions: Indices,
 ) -> Indices:
-    """Decode the columns that contain NaN or inf again, each from the blocks that are finite there.
+    """Decode those columns again that contain NaN or inf, using only blocks that are finite there.
 
-    Updates `decoded_rows` in place. If a column cannot be decoded, its padding entries are set to zero,
-    unless a parity block is finite in this column.
+    A column consists of the entries of all blocks at the same position. `decoded_rows` is updated in place.
+    If a column cannot be decoded, its padding entries are set to zero, unless a parity block is finite in
+    this column.
 
     Parameters
     ----------
+    manifest, intact_rows
+        As for `decode_stripe_blocks`.
+    target_indices : index array (rows,)
+        The data blocks to decode.
+    decoded_rows : array (rows, columns)
+        The decoded entries of these blocks.
     first_positions : index array (rows, 1)
-        Position in the whole array of the first entry of each row.
+        Where each row begins in the flattened array.
 
     Returns
     -------
     index array
-        Positions in the whole array of the entries that cannot be decoded.
+        The positions in the flattened array of all entries that cannot be decoded.
     """
     undecodable = []
     for columns, finite_blocks in _group_columns_by_finite_blocks(intact_rows, decoded_rows):
@@ -350,7 +385,11 @@ def _decode_nonfinite_columns(
 def _group_columns_by_finite_blocks(
     intact_rows: Mapping[int, Array], decoded_rows: Array
 ) -> Iterator[tuple[Indices, list[int]]]:
-    """Yield groups of columns with NaN or inf, and the intact blocks that are finite in all of them."""
+    """Group the columns that contain NaN or inf by the intact blocks that are finite in them.
+
+    A column consists of the entries of all blocks at the same position. Yields pairs: the indices of the
+    columns of a group, and the blocks that are finite in all of them.
+    """
     nonfinite_mask = np.zeros(decoded_rows.shape[1], bool)
     for row in (*intact_rows.values(), *decoded_rows):
         nonfinite_mask |= ~np.isfinite(row)

@@ -1,9 +1,11 @@
-"""Repair coded arrays in storage: rebuild damaged segments from intact ones, stripe by stripe.
+"""Repair coded arrays in storage: rebuild damaged parts from intact ones.
 
     audit -> stripes grouped by the blocks they have lost -> new segments -> new manifest
 
-A damaged segment is a weighted sum of intact ones, with the same weights for all stripes of a group, so
-workers can compute it. Stripes that contain NaN or inf are decoded entry by entry in this process.
+A stripe is the same slice of every block, and a segment holds the stored bytes of one stripe of one block. A
+damaged segment is a weighted sum of intact segments of the same stripe. The weights are the same for all
+stripes that have lost the same blocks, so workers can compute the sums. Stripes that contain NaN or inf are
+decoded in this process.
 """
 
 from __future__ import annotations
@@ -32,31 +34,31 @@ from polarmap.worker.task_records import OutputSpec
 def repair_array(
     coded_blocks: StoredCodedBlocks, manifest_bytes: bytes, executor: Any = None
 ) -> tuple[Manifest, Audit]:
-    """Rebuild every damaged segment of an array.
+    """Find all damage of a coded array in storage, and rebuild what is missing or damaged.
 
-    New segments are stored under new keys, and the manifest is replaced last. An interrupted or failed repair
-    therefore changes nothing.
+    Rebuilt parts are stored in new objects. The manifest (the document that says where the parts are) is
+    replaced last, so an interrupted or failed repair changes nothing.
 
     Parameters
     ----------
     coded_blocks : StoredCodedBlocks
-        Blocks of the array.
+        The blocks of the array.
     manifest_bytes : bytes
-        Current manifest, as it is stored.
+        The current manifest, as stored bytes.
     executor : optional
-        Executor whose workers read and rebuild segments; None: this process does.
+        The executor whose workers read and rebuild the array. If None, this process does.
 
     Returns
     -------
     manifest : Manifest
-        Manifest of the repaired array.
+        The manifest of the repaired array.
     audit : Audit
-        Damage that was found and repaired.
+        The damage that was found and repaired.
 
     Raises
     ------
     NotDecodableError
-        If a stripe has too few intact segments.
+        If too many parts of a stripe (the same slice of every block) are damaged.
     """
     manifest, audit = coded_blocks.manifest, audit_array(coded_blocks, executor)
     if audit.ok and (manifest.zarr_view is None or manifest.has_zarr_array):
@@ -72,7 +74,7 @@ def repair_array(
 
 
 class _ArrayRepair:
-    """Rebuilds the damaged segments of one array, within one transaction."""
+    """Rebuilds the damaged parts of one coded array, and stores them within one transaction."""
 
     def __init__(
         self, runner: ArrayJobRunner, transaction: WriteTransaction, coded_blocks: StoredCodedBlocks
@@ -81,7 +83,10 @@ class _ArrayRepair:
         self._manifest = coded_blocks.manifest
 
     def rebuild_damaged_segments(self, audit: Audit) -> Manifest:
-        """Rebuild and store all damage that the audit found, and return the new manifest."""
+        """Rebuild and store everything that `audit` lists as damaged.
+
+        Returns a manifest that describes the repaired array.
+        """
         runner, transaction, manifest = self._runner, self._transaction, self._manifest
         rebuilt_segments: dict[tuple[int, int], Segment] = {}
         for group_index, ((erased, rewritten), stripes) in enumerate(
@@ -118,23 +123,27 @@ class _ArrayRepair:
         rewritten_blocks: Sequence[int],
         stripe_indices: Sequence[int],
     ) -> dict[int, dict[int, Segment]]:
-        """Compute segments as weighted sums of intact segments, one task per stripe, and store them.
+        """Rebuild stripes that have lost the same blocks, with one task per stripe, and store the results.
+
+        Lost segments (the bytes of one stripe of one block) are computed as weighted sums of intact ones.
 
         Parameters
         ----------
         key_prefix : str
-            Prefix of the keys of the new objects.
+            The prefix for the keys of the new objects.
         erased_blocks : sequence of int
-            Blocks whose segments are lost in each of the stripes.
+            The blocks that have lost their segment in each of these stripes.
         rewritten_blocks : sequence of int
-            Blocks whose segments are intact, but share an object with a damaged segment.
+            Blocks whose segment is intact but has to be stored again, because its object is damaged
+            elsewhere.
         stripe_indices : sequence of int
+            The stripes to rebuild.
 
         Returns
         -------
         dict of int to dict of int to Segment
-            New segments by stripe and block. Stripes that contain NaN or inf are missing: these have to be
-            decoded entry by entry, which needs more than numpy.
+            For each stripe, the new segments by block. Stripes that contain NaN or inf are left out, because
+            the workers, which have only numpy, cannot decode them.
         """
         manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.get_block_dtype
         available = np.setdiff1d(np.arange(manifest.code.n), erased_blocks)
@@ -167,9 +176,10 @@ class _ArrayRepair:
         return rebuilt_by_stripe
 
     def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
-        """Decode the damaged segments of a stripe entry by entry.
+        """Decode one stripe (slice of all blocks) in this process, also if it contains NaN or inf.
 
-        Returns the decoded segments and the intact ones of `rewritten_blocks`, by block.
+        Returns the slice of each block that has to be stored again: the damaged blocks and
+        `rewritten_blocks`.
         """
         manifest, code = self._manifest, self._manifest.code
         intact_rows = self._coded_blocks.read_intact_segments(stripe_index, range(code.n))
@@ -203,10 +213,10 @@ class _ArrayRepair:
 def _group_stripes_by_erasures(
     manifest: Manifest, audit: Audit
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
-    """Group the damaged stripes by the blocks that have to be stored again.
+    """Group the damaged stripes (slices of all blocks) by the blocks that have to be stored again.
 
-    The key of a group has two tuples: the blocks whose segments are lost, and the blocks whose segments are
-    intact but share an object with a damaged segment.
+    The key of each group is a pair of tuples: the blocks that have lost this part, and the blocks whose part
+    is intact but is in the same object as a damaged one.
     """
     erased_by_stripe = find_erased_blocks_by_stripe(audit.damaged)
     damaged_keys = {damage.key for damage in audit.damaged} & manifest.object_extents.keys()
@@ -227,9 +237,10 @@ def _group_stripes_by_erasures(
 def make_rebuild_function(
     compute_sums: Callable[[Sequence[Array]], list[Array]], rewritten_rows: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function for workers that rebuilds the segments of a stripe; it needs only numpy.
+    """Return a function that rebuilds a stripe (slice of all blocks), for workers that have only numpy.
 
-    The function returns the rows `rewritten_rows`, the weighted sums of all rows, and whether all are finite.
+    It is called with one row per intact block. It returns a list: the unchanged rows `rewritten_rows`, the
+    rebuilt rows from `compute_sums`, and at the end whether all numbers are finite.
     """
 
     def rebuild_rows(rows: Sequence[Array]) -> list[Array]:
@@ -243,7 +254,10 @@ def make_rebuild_function(
 def _check_integers_unchanged(
     manifest: Manifest, block_index: int, stripe_index: int, segment: Segment
 ) -> None:
-    """Raise StorageError if rebuilt integers have another checksum: then intact segments are wrong, too."""
+    """Raise StorageError if rebuilt integers differ from the integers that were stored originally.
+
+    Integers are decoded exactly, so a different checksum means that other parts of the array are wrong, too.
+    """
     if manifest.segments[block_index][stripe_index].crc32 not in (None, segment.crc32):
         raise StorageError(
             f"part {stripe_index} of block {block_index} of {manifest.name!r} decodes to different numbers "

@@ -1,8 +1,8 @@
-"""Data sources of `encode`: anything that can be sliced like an array, or objects in the store.
+"""The sources from which `encode` reads its data: array-like objects, files, or objects in the store.
 
-`open_data_source` resolves the argument of `encode` to a `DataSource`, from which the data is read slab by
-slab. If the bytes of a slab already exist in a file or in the store, the source returns their location, so
-that workers can read them, and so that objects in the store need not be copied.
+`open_data_source` converts the argument of `encode` to a `DataSource`, from which the data is read in pieces
+(slabs). If the bytes of a slab already exist in a file or in the store, the source says where. Then workers
+can read them directly, and objects in the store need not be copied.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from polarmap.worker.segments import Segment
 
 
 class DataSource(Protocol):
-    """The rows that `encode` reads and encodes.
+    """The interface of the data that `encode` reads and encodes.
 
     Attributes
     ----------
     shape, dtype
-        Shape and dtype of the whole array, in native byte order.
+        The shape and dtype of the whole array, in native byte order.
     rows_per_chunk : int
-        Number of rows that are stored together and should be read together.
+        The number of rows that are stored together (as in a Zarr chunk), and should be read together.
     rows_per_object : int
-        Number of rows in each object of the store. No segment should cross the end of an object, and segments
-        within one object are not copied. 0 if the data is not in the store.
+        The number of rows in each object, if the data is in the store already. Pieces within one object are
+        not copied. 0 if the data is not in the store.
     location : Location
-        Location of the segments that `find_segments` returns.
+        Where workers can read the byte ranges that `find_segments` returns.
     """
 
     shape: tuple[int, ...]
@@ -53,18 +53,18 @@ class DataSource(Protocol):
     location: Location
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read a slab of the data into `out`; rows beyond the last one are zeros."""
+        """Read a slab (one slice per axis) of the data into `out`. Rows beyond the end are set to zero."""
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return the segments of files or objects that hold the slab as raw bytes; () if there are none.
+        """Return where the raw bytes of a slab are, as byte ranges (segments) of files or objects.
 
-        The segments have no checksums. The keys of files are paths below the root directory. A slab in the
-        store is one segment.
+        Return () if the bytes do not exist in this form. The segments have no checksums. The keys of files
+        are their absolute paths without the leading slash. A slab in the store is always a single segment.
         """
 
 
 class ArraySource:
-    """A `DataSource` that reads an array of numpy, zarr, h5py or dask, or a memory map."""
+    """A `DataSource` for arrays that can be sliced: of numpy, zarr, h5py or dask, or a memory map."""
 
     location: Location = FolderLocation("/")
 
@@ -75,7 +75,7 @@ class ArraySource:
         self.rows_per_chunk, self.rows_per_object = _get_rows_per_chunk(data), 0
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read the slab by one access to the array; rows beyond the last one are zeros."""
+        """Read a part of the array (one slice per axis) into `out`. Rows beyond the end are set to zero."""
         rows, *inner_slices = slab
         n_rows = max(0, min(rows.stop, self.shape[0]) - rows.start)
         target = out.reshape([axis_slice.stop - axis_slice.start for axis_slice in slab])
@@ -85,7 +85,11 @@ class ArraySource:
         self._release_mapped_pages()
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return the segment of the memory-mapped file, and one of zeros for rows beyond the last."""
+        """Return which bytes of a memory-mapped file hold a part of the array, or () for other arrays.
+
+        `slab` has one slice per axis. For rows beyond the end, a byte range with an empty key, which stands
+        for zeros, is appended.
+        """
         if self._mapped_file is None:
             return ()
         path, offset = self._mapped_file
@@ -96,7 +100,10 @@ class ArraySource:
 
     @cached_property
     def _mapped_file(self) -> tuple[str, int] | None:
-        """The path below the root and the byte offset of a contiguous memory map; None for other arrays."""
+        """The file of a memory map (its path without the leading slash), and the offset of the data in bytes.
+
+        None if the array is not a contiguous memory map of a file.
+        """
         array = self._data
         mapped = getattr(array, "_mmap", None)
         if not isinstance(array, np.memmap) or not isinstance(mapped, mmap.mmap) or array.filename is None:
@@ -109,34 +116,35 @@ class ArraySource:
         return str(array.filename).lstrip("/"), offset
 
     def _release_mapped_pages(self) -> None:
-        """Release pages of a mapped file, which count as memory of this process once they were read."""
+        """Release the memory of pages of a mapped file, after they have been read."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no madvise
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows does not have madvise.
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
 class RawObjects:
-    """An array that is already in the storage: raw bytes in C order, in objects of equally many rows.
+    """An array whose rows are already in the storage, as objects of raw bytes. Pass it to `encode`.
 
-    `encode` refers to these objects and stores only the parity blocks. It never writes or deletes the
-    objects. Do not change them, because changed objects count as damaged. Segments that cross the end of an
-    object or of the array are copied. To avoid this, make the number of rows per block a multiple of `rows`,
-    or `rows` a multiple of it.
+    `encode` then stores only parity blocks, and refers to these objects for the data. It never changes or
+    deletes them. Do not change them yourself, because changed objects count as damaged. A piece of a block
+    that crosses the end of an object or of the array has to be copied. To avoid this, make the number of rows
+    per block a multiple of `rows`, or the other way round.
 
     Parameters
     ----------
     keys : sequence of str
-        Keys of the objects, in order.
+        The keys of the objects, in order.
     shape : tuple of int
-        Shape of the whole array.
+        The shape of the whole array.
     dtype : dtype-like
-        Dtype of the numbers. They are copied if they are not in native byte order.
+        The dtype of the numbers, which must be in C order. They are copied if they are not in native byte
+        order.
     rows : int
-        Number of rows in each object; the last object may hold fewer.
+        The number of rows in each object. The last object may hold fewer.
     offset : int
-        Number of bytes before the first row of each object.
+        The number of bytes before the first row of each object.
 
     Examples
     --------
@@ -148,7 +156,7 @@ class RawObjects:
     ...     store.put(f"mine/{i}", A[2 * i : 2 * i + 2].tobytes())
     >>> rows = RawObjects([f"mine/{i}" for i in range(4)], A.shape, A.dtype, rows=2)
     >>> coded = polarmap.encode(rows, blocks=4, tasks=6, name="a", storage=store)
-    >>> coded.stored_bytes / A.nbytes  # two parity blocks
+    >>> coded.stored_bytes / A.nbytes  # only two parity blocks are stored
     0.5
     >>> coded.block_segments(1)[0].key
     'mine/1'
@@ -177,7 +185,7 @@ class RawObjects:
             raise CodeError(f"dtype must be a numpy dtype: {error}") from error
 
     def open_in(self, store: Store) -> StoredObjectsSource:
-        """Return a `DataSource` that reads these objects from `store`."""
+        """Return a `DataSource` that reads the objects from a store."""
         shape, rows, offset = tuple(map(int, self.shape)), int(self.rows), int(self.offset)
         n_expected = -(-shape[0] // rows) if shape else 0
         if len(self.keys) != n_expected:
@@ -189,7 +197,7 @@ class RawObjects:
 
 
 class StoredObjectsSource:
-    """A `DataSource` that reads rows from objects of a store."""
+    """A `DataSource` for rows that are already in a store, as objects of raw bytes."""
 
     def __init__(
         self,
@@ -208,7 +216,10 @@ class StoredObjectsSource:
         self._row_size = prod(self.shape[1:])
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read the slab with one request per object; rows beyond the last one are zeros."""
+        """Read a part of the array (one slice per axis) into `out`, with one request per object.
+
+        Rows beyond the end are set to zero.
+        """
         start, end = get_flat_range(self.shape, slab)
         stop = max(start, min(end, prod(self.shape)))
         remaining_out, object_size = out.reshape(-1), self.rows_per_object * self._row_size
@@ -221,7 +232,10 @@ class StoredObjectsSource:
             start += n_items
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return the byte range of the object that holds the whole slab; () if it must be copied."""
+        """Return the byte range of the object that holds a part of the array, or () if it must be copied.
+
+        `slab` has one slice per axis. It must be copied if it crosses the end of an object, for example.
+        """
         start, stop = get_flat_range(self.shape, slab)
         object_size, itemsize = self.rows_per_object * self._row_size, self.dtype.itemsize
         key = self._key_by_object.get(start // object_size)
@@ -245,7 +259,10 @@ class StoredObjectsSource:
 
 
 def open_data_source(data: Any, store: Store) -> DataSource:
-    """Return the source for the argument of `encode`; raise CodeError if the data cannot be coded."""
+    """Return a `DataSource` for the array that was passed to `encode`.
+
+    Raises CodeError if the data cannot be coded.
+    """
     if hasattr(data, "open_in"):
         source: DataSource = data.open_in(store)
         check_encodable_array(source, "A")
@@ -265,7 +282,7 @@ def open_data_source(data: Any, store: Store) -> DataSource:
 
 
 def _get_rows_per_chunk(data: Any) -> int:
-    """Return the rows per chunk of a Zarr or HDF5 (chunk lengths) or dask array (tuples of lengths)."""
+    """Return the number of rows per chunk of a Zarr, HDF5 or dask array, or 1 for other arrays."""
     chunks = getattr(data, "chunks", None)
     if not chunks:
         return 1

@@ -1,4 +1,8 @@
-"""Results that stay in storage: a linear f maps a coded array to a coded array of the same code."""
+"""Coded maps that keep their results in storage, as a coded array (`coded_map(..., out=Stored(...))`).
+
+A linear f applied to all blocks of a code gives blocks of the same code. So the results, together with those
+of parity blocks, form a coded array.
+"""
 
 from __future__ import annotations
 
@@ -35,23 +39,23 @@ from polarmap.worker.task_records import OutputSpec, ResultRef
 
 T = TypeVar("T")
 
-# Memory budget of a later repair: bytes of one stripe of all n results together.
+# A later repair loads one stripe (the same slice of all n results) at a time, of at most this many bytes.
 MAX_STRIPE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The argument `out=` of `coded_map` that keeps the results in storage, as a coded array.
+    """The place where `coded_map` keeps its results, as a coded array. Pass it as `out=`.
 
-    Each worker writes its own result, and returns only a sample of it, on which the results are verified. f
-    must be linear or affine and return one array.
+    Each worker stores its own result, and sends only a sample of it to the driver, which verifies the
+    samples. f must be linear or affine and return one array.
 
     Parameters
     ----------
     name : str
-        Name of the array: letters, digits, '.', '_' and '-'.
+        The name of the array: letters, digits, '.', '_' and '-'.
     storage : optional
-        Storage for the array, as for `encode`; by default the storage of the data.
+        The storage for the array, as for `encode`. By default, that of the data.
 
     Examples
     --------
@@ -71,13 +75,13 @@ class Stored:
 
 
 class StoredResult(CodedResult[T]):
-    """The results of a coded map that are kept in storage. `coded_map` accepts them as data.
+    """The results of a coded map that are kept in storage, as a sequence. `coded_map` accepts it as data.
 
     Attributes
     ----------
     array : CodedArray
-        Coded array of the results, joined along the first axis. Results that did not arrive are missing in
-        it: they are decoded whenever they are read, until `array.repair()` rebuilds them.
+        The results as one coded array, joined along the first axis. A result that did not arrive is missing
+        in storage. It is decoded each time it is read, until `array.repair()` stores it.
     """
 
     def __init__(self, array: CodedArray, report: LazyReport, structure: Structure) -> None:
@@ -113,7 +117,7 @@ class StoredResult(CodedResult[T]):
         return concatenate_results(list(self), axis)
 
     def coded_blocks(self) -> CodedData:
-        """Return the coded blocks of the results for `coded_map`."""
+        """Return the results in the form that `coded_map` uses as data. Workers read them from storage."""
         return self.array.coded_blocks()
 
     @property
@@ -135,14 +139,15 @@ def prepare_stored_map(
     executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
-    """Prepare a coded map whose workers keep their results in storage, as `out` specifies."""
+    """Prepare a coded map whose workers store their results, under the name and in the storage of `out`."""
     _check_output(out, options)
     options_for_storage = replace(options, parity_required_by="out=")
     execution, coded_data = prepare_coded_execution(data, code_options, executor, options_for_storage)
     storage = getattr(data, "store", None) if out.storage is None else out.storage
 
     def compute_sample(block: Any) -> Any:
-        # The driver compares f of a block with the sample that a worker returned.
+        # Workers return a sample of each result. So when the driver checks a result, it must take the same
+        # sample of f.
         return sample_evenly(np.asarray(f(block)))
 
     def execute(context: JobContext) -> StoredResult[T]:
@@ -190,8 +195,9 @@ def _check_output(out: Any, options: MapOptions) -> None:
 def _build_result_manifest(
     name: str, code: PolarCode, collector: CodedCollector, n_padding_rows: int, output: OutputSpec
 ) -> Manifest:
-    """Build the manifest of the results; results that did not arrive are segments without a checksum.
+    """Build the manifest (the description) of a coded array whose blocks are the stored results of a map.
 
+    Results that did not arrive are listed without a checksum, which marks them as missing.
     `n_padding_rows` is the number of rows at the end of the last result that come from padding.
     """
     result_refs, dtype = collector.received.result_refs, collector.decoder.decoded_results[0][0].dtype
@@ -228,7 +234,10 @@ def _build_result_manifest(
 
 
 def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Mapping[int, ResultRef]) -> None:
-    """Raise CodeError unless all results have the dtype that the code gives data and parity blocks."""
+    """Raise CodeError unless all results have the dtypes that the blocks of a coded array must have.
+
+    Results of data blocks must have `dtype`, and those of parity blocks the corresponding parity dtype.
+    """
     dtypes = [dtype] * code.k + [code.parity_dtype(dtype)] * (code.n - code.k)
     for block_index, result_ref in result_refs.items():
         actual, expected = np.dtype(result_ref.layout[0][0]), dtypes[block_index]
@@ -237,7 +246,7 @@ def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Map
             and is_integer_dtype(actual)
             and is_integer_dtype(expected)
         )
-        # Signed and unsigned 64-bit integers have the same bits modulo 2^64.
+        # The code computes modulo 2^64, so it does not matter whether 64-bit integers are signed.
         if actual != expected and not has_same_bits:
             raise CodeError(
                 f"the results cannot be stored as a coded array: f returned dtype {actual.str} for block "

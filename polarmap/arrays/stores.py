@@ -1,6 +1,6 @@
-"""Resolve the argument `storage=` to a store, and read and write segments in it.
+"""Open the storage that a user has passed as `storage=`, and read and write pieces of coded arrays in it.
 
-A `SegmentStore` verifies checksums when it reads, and encrypts segments if the array has a key.
+A `SegmentStore` verifies checksums when it reads, and encrypts what it writes if the array has a key.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from polarmap.worker.segments import Segment, make_missing_segment_error
 
 
 def open_store(storage_spec: Any) -> Store:
-    """Return the store that the argument `storage=` specifies; raise StorageError if it is invalid."""
+    """Return the store for the argument `storage=` of `encode` and `open_coded`.
+
+    Raises StorageError if the argument does not specify a store.
+    """
     if storage_spec is None:
         return FolderStore.default()
     attributes = ("name", "put", "get", "size", "keys", "delete")
@@ -48,19 +51,21 @@ def open_store(storage_spec: Any) -> Store:
 
 
 def get_store_location(store: Store) -> Location:
-    """Return the location by which workers access the objects of a store."""
+    """Return the `Location` with which workers open the same store."""
     return store.location if isinstance(store, (FolderStore, ObjectStore)) else OpenStoreLocation(store)
 
 
 class SegmentStore:
-    """The segments of an array in a store, encrypted if `encryption` is given.
+    """Reads and writes the segments of one coded array in a store, with encryption if the array has a key.
+
+    A segment holds the bytes of one stripe (slice) of one block.
 
     Attributes
     ----------
     store : Store
-        Store that holds the segments.
+        The store that holds the segments.
     location : Location
-        Location by which workers access the segments, with their encryption.
+        What workers need to access the segments: the location of the store, and the encryption.
     """
 
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
@@ -68,19 +73,19 @@ class SegmentStore:
 
     @property
     def encryption_key(self) -> str | bytes | None:
-        """The user's encryption key for the segments, or None if they are not encrypted."""
+        """The encryption key, as the user passed it, or None if the array is not encrypted."""
         return None if self.location.encryption is None else self.location.encryption.key
 
     @property
     def has_plaintext_checksums(self) -> bool:
-        """Whether checksums are computed from unencrypted bytes: True if there is no encryption."""
+        """Whether checksums are computed from unencrypted bytes: True if the array is not encrypted."""
         return self.location.encryption is None
 
     @classmethod
     def create(cls, store: Store, key: str | bytes | None, max_segment_bytes: int) -> SegmentStore:
-        """Create a store for the segments of a new array, encrypted if `key` is not None.
+        """Create a SegmentStore for a new array. If `key` is not None, the array will be encrypted.
 
-        Raises CodeError if a segment of `max_segment_bytes` bytes is too long to be encrypted.
+        Raises CodeError if pieces of `max_segment_bytes` bytes are too long to be encrypted.
         """
         if key is None:
             return cls(store)
@@ -90,13 +95,16 @@ class SegmentStore:
         )
 
     def get(self, segment: Segment) -> bytes:
-        """Read a segment; raise DamagedError if its bytes are not what was stored."""
+        """Read a segment (byte range of an object). Raises DamagedError if it is missing or damaged."""
         with self._convert_key_errors_to_storage_errors():
             data: bytes = read_segment(self.location, segment, self._read_raw_segment)
         return data
 
     def put(self, object_key: str, array: Array) -> Segment:
-        """Store a nonempty array as an object of one segment, which is returned."""
+        """Store an array as a new object. Return a segment, which says where it is.
+
+        The array must not be empty.
+        """
         data = np.ascontiguousarray(array).data.cast("B")
         with self._convert_key_errors_to_storage_errors():
             [segment] = write_segments(self.location, object_key, data, len(data), self.store.put)
@@ -104,7 +112,7 @@ class SegmentStore:
 
     @contextmanager
     def _convert_key_errors_to_storage_errors(self) -> Iterator[None]:
-        """Raise StorageError if the encryption key cannot be read, or has changed."""
+        """Convert errors inside this context that concern the encryption key to StorageError."""
         try:
             yield
         except KeyUnavailableError as error:

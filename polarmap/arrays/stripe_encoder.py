@@ -1,9 +1,11 @@
-"""Encode the data stripe by stripe, store the n blocks, and finally write the manifest.
+"""Encode an array stripe by stripe, and store it as a coded array.
 
     one task: stripe of k data blocks --read--> k rows --encode--> n rows --store--> n segments, summary
 
-The summary of a task counts NaN and inf, about which a warning is issued at the end. If the run is
-interrupted, the next run of the same plan reuses the stripes that were finished.
+A stripe is the same slice of every block, and a segment holds the stored bytes of one stripe of one block.
+The manifest, which describes the array, is written last. Each task also returns a summary that counts NaN and
+inf, for a warning at the end. If encoding is interrupted, the next call with the same arguments reuses the
+finished stripes.
 """
 
 from __future__ import annotations
@@ -32,22 +34,22 @@ from polarmap.worker.pytree import Layout
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import OutputSpec
 
-# The summary of a stripe begins with three integers: the number of NaN and inf in the data, the index of the
-# first one, and the number of columns of finite data whose parity overflows. Checksums of the data may
-# follow.
+# The summary that each encoding task returns begins with three integers: the number of NaN and inf in the
+# data, the index of the first one, and the number of columns of finite data whose parity overflows. Checksums
+# of the data may follow.
 N_NONFINITE_FIELDS = 3
 
 
 class StripeEncoder:
-    """Runs the tasks that read, encode and store the stripes of all data blocks, one task per stripe.
+    """Reads, encodes and stores an array, with one task per stripe (the same slice of every block).
 
-    With an executor, its workers read the data from its location; CodeError is raised immediately if they
+    If the tasks run on workers, these read the data themselves. The constructor raises CodeError if they
     cannot. Data blocks that are already in the store are not copied.
     """
 
     def __init__(self, runner: ArrayJobRunner, source: DataSource, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
-        self._summaries: dict[int, Array] = {}  # by stripe
+        self._summaries: dict[int, Array] = {}  # What the task of each stripe has counted.
         positions = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
         if not runner.is_local and not all(
             source.find_segments(plan.get_data_slab(*position)) for position in positions
@@ -60,7 +62,10 @@ class StripeEncoder:
             )
 
     def encode_and_store_array(self, array_name: str, overwrite: bool) -> Manifest:
-        """Store the n blocks and finally their manifest; warn about NaN and inf in the data."""
+        """Encode the array, store its n blocks, and return the manifest that describes it.
+
+        Issues a warning if the data contains NaN or inf.
+        """
         plan, store = self._plan, self._runner.segment_store.store
         previous_manifest = check_manifest_replaceable(
             store, array_name, "" if overwrite else ", or pass overwrite=True"
@@ -80,7 +85,8 @@ class StripeEncoder:
             manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
                 manifest = publish_as_zarr_array(transaction, manifest, plan.chunk_shape)
-                # Its chunks would be whole blocks, which may be too large to be joined in memory later.
+                # The storage cannot join the stripes of a block to a chunk. Blocks may not fit into memory,
+                # so a later repair could not do that either. Therefore there is no Zarr array.
                 if not manifest.has_zarr_array and not plan.has_chunk_per_stripe:
                     manifest = replace(manifest, zarr_view=None)
             if reused_stripes:
@@ -90,10 +96,10 @@ class StripeEncoder:
         return manifest
 
     def _find_reusable_stripes(self, earlier_segments: dict[int, list[Segment]]) -> dict[int, list[Segment]]:
-        """Return the segments of stripes that an earlier run finished and whose data has not changed.
+        """Return the stripes (slices of all blocks) that an interrupted call has stored and that are valid.
 
-        The data is read again to compare checksums. Stripes that have to be padded to a chunk are not reused,
-        because no record says whether they were padded.
+        The data is read again and compared by checksums. Stripes that must be padded to the size of a Zarr
+        chunk are encoded again, because it is not recorded whether they were padded.
         """
         plan, reused_stripes = self._plan, dict[int, list[Segment]]()
         stripes = [
@@ -117,7 +123,10 @@ class StripeEncoder:
     def _encode_stripes(
         self, stripes: Sequence[int], transaction: WriteTransaction
     ) -> dict[int, list[Segment]]:
-        """Encode and store stripes; record each one when it is finished, and return their segments."""
+        """Encode and store the given stripes (slices of all blocks), and return where each block is stored.
+
+        Each finished stripe is recorded in storage, so that a later call can reuse it.
+        """
         plan, code, segments_by_stripe = self._plan, self._plan.code, dict[int, list[Segment]]()
         task_blocks = StripeTaskBlocks(plan, self._source, stripes)
         include_data = self._runner.is_local or not self._source.rows_per_object
@@ -132,7 +141,8 @@ class StripeEncoder:
                 data = zip(task_blocks.block_segments(task), summary[N_NONFINITE_FIELDS:].tolist())
                 segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
             segments_by_stripe[stripe_index] = segments
-            if len(segments_by_stripe) < len(stripes):  # After the last stripe, the manifest follows.
+            # The last stripe needs no record for resuming, because the array is complete after it.
+            if len(segments_by_stripe) < len(stripes):
                 transaction.record_finished_stripe(stripe_index, segments)
 
         n_arrays = code.n if include_data else code.n - code.k
@@ -155,7 +165,10 @@ class StripeEncoder:
     def _store_row(
         self, transaction: WriteTransaction, block_index: int, stripe_index: int, row: Array
     ) -> Segment:
-        """Store a row, as a Zarr chunk if possible; a row that is already in the store is not copied."""
+        """Store a row (a slice of one block), as a Zarr chunk if possible. Return where it is stored.
+
+        A row that is already in the store is not copied.
+        """
         plan = self._plan
         if block_index < plan.code.k:
             if self._source.rows_per_object:
@@ -168,7 +181,7 @@ class StripeEncoder:
 
 
 def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
-    """Return the parameters that must be equal for a run to resume an interrupted one."""
+    """Return the parameters that two calls must have in common for the second to resume the first."""
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
@@ -179,7 +192,10 @@ def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
 
 
 def _check_objects_exist(store: Store, manifest: Manifest) -> None:
-    """Raise StorageError if another process has deleted segments that were reused from an earlier run."""
+    """Raise StorageError if objects of the array are missing.
+
+    This happens if another process deletes objects of an interrupted call while they are being reused.
+    """
     prefix = get_array_key_prefix(manifest.name)
     missing_keys = {key for key in manifest.object_keys if key.startswith(prefix)} - set(store.keys(prefix))
     if missing_keys:
@@ -190,7 +206,10 @@ def _check_objects_exist(store: Store, manifest: Manifest) -> None:
 
 
 class StripeTaskBlocks(TaskBlocks):
-    """The input of each task: one stripe of all k data blocks, which workers read from its location."""
+    """The input of each encoding task: one stripe (the same slice) of all k data blocks.
+
+    Workers read it from the file or the objects that hold the data.
+    """
 
     def __init__(self, plan: StripePlan, data_source: DataSource, stripes: Sequence[int]) -> None:
         self._plan, self._data_source, self._stripes = plan, data_source, stripes
@@ -198,7 +217,7 @@ class StripeTaskBlocks(TaskBlocks):
         self.location = data_source.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments of all data blocks in the stripe of task `task`, in order."""
+        """Return where a worker finds the input of a task: byte ranges for all data blocks, in order."""
         plan, stripe_index = self._plan, self._stripes[task]
         slabs = (
             plan.get_data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k)
@@ -206,12 +225,12 @@ class StripeTaskBlocks(TaskBlocks):
         return tuple(segment for slab in slabs for segment in self._data_source.find_segments(slab))
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of a stripe: one row per data block."""
+        """Return the dtype and shape of the input of a task: an array with one row per data block."""
         stripe_size = self._plan.count_stripe_elements(self._stripes[task])
         return ((self._plan.dtype.str, (self._plan.code.k, stripe_size)),)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Read the stripe of task `component` in this process."""
+        """Read the input of a task in this process, instead of on a worker."""
         [(_, shape)] = self.block_layout(component)
         rows = np.empty(shape, self._plan.dtype)
         for data_block_index, row in enumerate(rows):
@@ -222,7 +241,10 @@ class StripeTaskBlocks(TaskBlocks):
 
 
 def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) -> None:
-    """Warn about NaN, inf and overflows, given (stripe, summary) pairs of all stripes."""
+    """Issue a warning if the data contains NaN or inf, or if the parity overflows.
+
+    `summaries` are pairs: the index of a stripe (slice of all blocks), and what its encoding task counted.
+    """
     counts_by_stripe = [(stripe, summary[:N_NONFINITE_FIELDS].tolist()) for stripe, summary in summaries]
     n_nonfinite, n_overflowing = (sum(counts[i] for _, counts in counts_by_stripe) for i in (0, 2))
     text = []
@@ -254,16 +276,18 @@ def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) 
 def make_stripe_encode_function(
     encode_parity: Callable[[Any], Any] | None, include_data: bool
 ) -> Callable[[Array], list[Array]]:
-    """Return the function that workers call with a stripe, an array of one row per data block.
+    """Return the function that encodes a stripe (slice of all blocks), for workers that have only numpy.
 
-    The function returns the rows to store and, last, a summary of NaN and inf.
+    It is called with an array with one row per data block. It returns a list: the rows to store, and at the
+    end a summary that counts NaN and inf.
 
     Parameters
     ----------
     encode_parity : callable or None
-        Returns the parity rows of a stripe. None if the stripe is already encoded.
+        Called with the stripe, returns the parity rows. None if the stripe is already encoded.
     include_data : bool
-        Return the data rows before the parity rows. If False, the summary contains their checksums instead.
+        Whether to return the data rows, before the parity rows. If False, the summary contains their
+        checksums.
     """
 
     def count_nonfinite(stripe: Array, rows: Sequence[Array]) -> list[int]:
@@ -271,7 +295,7 @@ def make_stripe_encode_function(
             return [0, 0, 0]
         n_nonfinite, first_index, stripe_size = 0, 0, stripe.shape[1]
         nonfinite_columns, overflow_columns = np.zeros(stripe_size, bool), np.zeros(stripe_size, bool)
-        # Check row by row, because a mask of all rows would exceed the memory budget.
+        # Rows are checked one by one, because a mask for all rows would exceed the memory budget.
         for block_index, row in enumerate(stripe):
             nonfinite = ~np.isfinite(row)
             if not n_nonfinite and nonfinite.any():

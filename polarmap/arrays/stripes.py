@@ -1,11 +1,11 @@
-"""Plan the stripes of a coded array, so that one stripe of all n blocks fits into memory.
+"""Decide how to cut the blocks of a coded array into stripes, so that it can be encoded in limited memory.
 
     block 0   | stripe 0 | stripe 1 | ...
       ...     |          |          |
     block n-1 | stripe 0 | stripe 1 | ...      all blocks are cut at the same elements
 
-A stripe of a block is a contiguous hyperslab. If possible, it is also one chunk of the Zarr array that the
-data blocks form.
+A stripe is the same slice of every block, and is encoded on its own. Within a block, it is contiguous in
+memory (in C order). If possible, it is also one chunk of the Zarr array that the data blocks form.
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ from polarmap.codes.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
 
-# Stripes in memory at a time: one being computed, one being stored, and one for copies while sending.
+# The number of stripes (slices of all blocks) in memory at a time: one is computed, one is stored, and one is
+# copied while it is sent.
 N_STRIPES_IN_MEMORY = 3
-MAX_SPLIT_FACTOR = 8  # Up to 8 times as many stripes are accepted if each of them is then a Zarr chunk.
+# An array is cut into up to 8 times as many pieces as necessary if each of them can then be a Zarr chunk.
+MAX_SPLIT_FACTOR = 8
 
 
 class StripePlan(NamedTuple):
-    """The way in which an array is cut into blocks, and each block into stripes.
+    """A plan of how to cut an array into blocks, and all blocks into stripes (slices at equal positions).
 
     Attributes
     ----------
     code : PolarCode
+        The code, which has the numbers of data blocks and of all blocks.
     shape, dtype
-        Shape and dtype of the whole array.
+        The shape and dtype of the whole array.
     hyperslabs : tuple of Hyperslab
-        For each stripe, a contiguous piece of a block in C order, as one slice per axis.
+        For each stripe, the part of a block that belongs to it, as one slice per axis. In C order it is
+        contiguous.
     chunk_shape : tuple of int or None
-        Shape of the chunks of the Zarr array that the data blocks form; None without a Zarr array.
+        The shape of the chunks of the Zarr array that the data blocks form. None if there is no Zarr array.
     """
 
     code: PolarCode
@@ -57,30 +61,33 @@ class StripePlan(NamedTuple):
         return self.code.parity_dtype(self.dtype)
 
     def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
-        """Return a stripe of a data block as a slab of the array; padding rows are beyond the last row."""
+        """Return which part of the whole array a stripe (slice) of a data block is, as one slice per axis.
+
+        Padding rows have indices beyond the last row of the array.
+        """
         rows, *inner_slices = self.hyperslabs[stripe_index]
         block_start = block_index * self.rows_per_block
         return slice(block_start + rows.start, block_start + rows.stop), *inner_slices
 
     def count_stripe_elements(self, stripe_index: int) -> int:
-        """Return the number of elements of a stripe of one block."""
+        """Return the number of elements that a stripe (slice of all blocks) has in each block."""
         return count_elements(self.hyperslabs[stripe_index])
 
     @property
     def has_chunk_per_stripe(self) -> bool:
-        """Whether each stripe of a data block is a whole chunk of the Zarr array."""
+        """Whether each stripe (slice) of a data block is one chunk of the Zarr array."""
         slabs = self.hyperslabs
         lengths = tuple(axis_slice.stop - axis_slice.start for axis_slice in slabs[0]) if slabs else ()
         return lengths == self.chunk_shape
 
     def is_padded_chunk(self, stripe_index: int) -> bool:
-        """Return whether a stripe of a data block is stored as a chunk that is padded with zeros."""
+        """Return whether a stripe (slice) of a block must be padded with zeros to become a Zarr chunk."""
         chunk_size = prod(self.chunk_shape or ())
         return self.has_chunk_per_stripe and self.count_stripe_elements(stripe_index) < chunk_size
 
     @property
     def max_stripe_size(self) -> int:
-        """The number of elements of the largest stripe of a block."""
+        """The number of elements that the largest stripe (slice of all blocks) has in each block."""
         return max((count_elements(slab) for slab in self.hyperslabs), default=0)
 
 
@@ -92,23 +99,26 @@ def plan_stripes(
     rows_per_chunk: int = 1,
     rows_per_object: int = 0,
 ) -> StripePlan:
-    """Cut an array into blocks and stripes, so that N_STRIPES_IN_MEMORY stripes fit into `max_bytes` bytes.
+    """Choose how to cut an array into blocks and stripes, so that it can be encoded in limited memory.
+
+    A stripe is the same slice of every block, and is encoded on its own.
 
     Parameters
     ----------
     code : PolarCode
+        The code, which has the numbers of data blocks and of all blocks.
     shape, dtype
-        Shape and dtype of the array.
+        The shape and dtype of the array.
     max_bytes : int
-        Memory for N_STRIPES_IN_MEMORY stripes of all n blocks, in bytes.
+        The memory budget in bytes. N_STRIPES_IN_MEMORY stripes of all n blocks must fit into it.
     rows_per_chunk, rows_per_object : int
-        See `DataSource`.
+        How the data is stored; see `DataSource`.
     """
     rows_per_block = -(-shape[0] // code.k)
     bytes_per_column = code.k * dtype.itemsize + (code.n - code.k) * code.parity_dtype(dtype).itemsize
     max_elements = max(1, max_bytes // (N_STRIPES_IN_MEMORY * bytes_per_column))
     inner_shape = shape[1:]
-    if rows_per_object:  # The data blocks are not copied.
+    if rows_per_object:  # The data is in the store already and stays there.
         segment_rows = rows_per_object if rows_per_block % rows_per_object == 0 else rows_per_block
         slab_shape = _choose_slab_shape((segment_rows, *inner_shape), max_elements)
         stripe_slabs = tuple(
@@ -124,9 +134,9 @@ def plan_stripes(
 
 
 def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of the Zarr chunks for blocks that are stored in slabs.
+    """Return the shape of the Zarr chunks for blocks that are stored in pieces of shape `slab_shape`.
 
-    A chunk is a slab if the rows of a slab divide the rows of a block, and a whole block otherwise.
+    A chunk is such a piece if its number of rows divides that of a block, and a whole block otherwise.
 
     >>> choose_chunk_shape((12, 5), (4, 5)), choose_chunk_shape((13, 5), (4, 5))
     ((4, 5), (13, 5))
@@ -140,9 +150,10 @@ def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) ->
 def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: int = 0) -> tuple[int, ...]:
     """Return the shape of the largest contiguous pieces of an array with at most `max_elements` elements.
 
-    If `row_multiple` is positive, it is the number of rows that are stored together: pieces consist of
-    multiples of these rows, as far as they fit. Pieces are then also made equally large, so that each one is
-    a Zarr chunk, unless this makes them much smaller; rows that are too long are cut as evenly as possible.
+    `row_multiple` is the number of rows that are stored together, or 0. If it is positive, the number of rows
+    of a piece is a multiple of it, if that many rows fit. Pieces are then also made equally large, so that
+    each of them can be a Zarr chunk, unless this would make them much smaller. Rows that are too long for a
+    piece are cut as evenly as possible.
 
     >>> _choose_slab_shape((2, 5), 3), _choose_slab_shape((7, 5), 15), _choose_slab_shape((7, 5), 15, 2)
     ((1, 3), (3, 5), (2, 5))
@@ -162,19 +173,21 @@ def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: in
 
 
 def _choose_even_row_step(n_rows: int, max_step: int, row_multiple: int) -> int:
-    """Return the largest divisor of `n_rows` that is at most `max_step`, or `max_step` if all are too small.
+    """Choose a number of rows, at most `max_step`, that cuts `n_rows` rows into equal pieces.
 
-    If `row_multiple` divides `n_rows`, the divisor is a multiple of it, so that whole chunks are read.
+    The largest suitable divisor of `n_rows` is returned, or `max_step` if all divisors are much smaller. If
+    `row_multiple` divides `n_rows`, only multiples of it are considered, so that whole chunks are read.
     """
     unit = row_multiple if n_rows % row_multiple == 0 and row_multiple <= max_step else 1
     counts = range(-(-n_rows // max_step), -(-MAX_SPLIT_FACTOR * n_rows // max_step))
     steps = (n_rows // count for count in counts if n_rows % count == 0)
-    min_step = min(row_multiple, max_step)  # Smaller steps would read chunks several times.
+    # With fewer rows, each chunk of the data would be read several times.
+    min_step = min(row_multiple, max_step)
     return next((step for step in steps if step % unit == 0 and step >= min_step), max_step)
 
 
 def iterate_hyperslabs(shape: Sequence[int], slab_shape: Sequence[int]) -> Iterator[Hyperslab]:
-    """Yield the slabs of an array that is cut into pieces of shape `slab_shape`, in C order.
+    """Cut an array into pieces of shape `slab_shape`, and yield each piece as a tuple of slices, in C order.
 
     >>> [[(s.start, s.stop) for s in one] for one in iterate_hyperslabs((2, 5), (1, 3))]
     [[(0, 1), (0, 3)], [(0, 1), (3, 5)], [(1, 2), (0, 3)], [(1, 2), (3, 5)]]
@@ -187,7 +200,7 @@ def iterate_hyperslabs(shape: Sequence[int], slab_shape: Sequence[int]) -> Itera
 
 
 def get_flat_range(shape: Sequence[int], hyperslab: Hyperslab) -> tuple[int, int]:
-    """Return the start and stop of a contiguous slab in the flattened array.
+    """Return where a contiguous piece of an array begins and ends in the flattened array.
 
     >>> get_flat_range((9, 5), (slice(7, 8), slice(2, 5)))
     (37, 40)
@@ -199,5 +212,5 @@ def get_flat_range(shape: Sequence[int], hyperslab: Hyperslab) -> tuple[int, int
 
 
 def count_elements(hyperslab: Hyperslab) -> int:
-    """Return the number of elements of a slab."""
+    """Return the number of elements of a piece of an array, given as one slice per axis."""
     return prod(axis_slice.stop - axis_slice.start for axis_slice in hyperslab)

@@ -1,7 +1,7 @@
-"""Compute blocks of a coded array as weighted sums of other blocks, stripe by stripe.
+"""Compute blocks of a coded array as weighted sums of other blocks.
 
-Both parity blocks and lost blocks are such sums. The driver computes the weights, and workers, which need
-only numpy for this, compute the sums.
+Parity blocks are weighted sums of data blocks, and lost blocks are weighted sums of the remaining blocks. The
+driver computes the weights. Workers compute the sums, for which they need only numpy.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
 
-TILE_ELEMENTS = 1 << 17  # numbers of all rows together per matrix product
+TILE_ELEMENTS = 1 << 17  # Each matrix product processes about this many numbers.
 
 
 def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_blocks: Sequence[int]) -> Array:
-    """Return the weights by which erased blocks are sums of the available blocks.
+    """Return the weights with which lost (erased) blocks can be computed from the available blocks.
 
         erased blocks = weights @ available blocks
 
     Parameters
     ----------
     code : PolarCode
+        The code that relates the blocks.
     dtype : numpy.dtype
-        Dtype of the data blocks.
+        The dtype of the data blocks.
     erased_blocks : sequence of int
-        Blocks to compute, data blocks first. All other blocks are available.
+        The blocks to compute, data blocks first. All other blocks are available.
 
     Returns
     -------
     array (erased, n - erased)
-        float64, or uint64 for integers modulo 2^64.
+        Weights of dtype float64, or uint64 for integers, which are computed modulo 2^64.
     """
     is_integer, available = is_integer_dtype(dtype), np.setdiff1d(np.arange(code.n), erased_blocks)
     data = np.array([index for index in erased_blocks if index < code.k], np.intp)
@@ -58,7 +59,10 @@ def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_block
 def make_weighted_sum_function(
     weights: Array, dtypes: Sequence[np.dtype[Any]], multiply: Callable[[Array, Array], Array] = np.matmul
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function for workers that computes `weights @ rows`, one array per dtype of `dtypes`."""
+    """Return a function that computes `weights @ rows`, for workers that have only numpy.
+
+    The function takes a sequence of flat arrays (rows), and returns a list of arrays with the given dtypes.
+    """
     working_dtype = np.dtype(np.int64) if weights.dtype == np.uint64 else weights.dtype
 
     def view_as_real(rows: Sequence[Array]) -> list[Array]:

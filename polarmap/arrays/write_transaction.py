@@ -1,13 +1,14 @@
-"""Write transactions: track the objects that one encode or repair writes, and commit them.
+"""Write transactions: an array is encoded or repaired completely, or not at all.
 
     with WriteTransaction(...) as transaction:
         transaction.store_segment(...)          # writes below a new key prefix
-        transaction.commit(manifest, expected)  # replaces the manifest, so that the segments become visible
+        transaction.commit(manifest, expected)  # makes all written objects visible at the same time
 
-No run overwrites an object of another run. The manifest is written last and replaced as a whole; it alone
-says which objects belong to the array. An interrupted run leaves its objects behind, with a lock record of
-its process and its purpose. The next run of the same plan reuses its finished stripes. Each run that ends
-successfully deletes the objects that belong neither to the array nor to an active run.
+A transaction never overwrites objects of another one. Only the manifest says which objects belong to the
+array. It is written last, and replaced as a whole. If a transaction is interrupted, its objects stay in
+storage, together with a lock record that names its process and its purpose. The next transaction with the
+same purpose reuses the finished stripes. Each transaction that succeeds deletes objects that belong neither
+to the array nor to an active transaction.
 """
 
 from __future__ import annotations
@@ -31,30 +32,33 @@ from polarmap.worker.processes import ProcessIdentity
 from polarmap.worker.segments import Segment
 
 LOCK_FILE = "running.json"
-HEARTBEAT_INTERVAL = 600.0  # seconds between two updates of the lock record
+HEARTBEAT_INTERVAL = 600.0  # The number of seconds between two updates of a lock record.
 
-_active_prefixes: set[str] = set()  # key prefixes of the active transactions of this process
+_active_prefixes: set[str] = set()  # The key prefixes of all transactions that are active in this process.
 
 
 class WriteTransaction:
-    """A context manager for the objects that one run writes; collects garbage when the run ends.
+    """A context manager that writes the objects of a coded array, and makes them visible all at once.
+
+    At the end of a successful transaction, objects that are no longer used are deleted.
 
     Parameters
     ----------
     segment_store : SegmentStore
-        Store for the segments of the array.
+        The store for the blocks of the array.
     array_name : str
-        Name of the array.
+        The name of the array.
     resume_key : mapping, optional
-        Parameters, as JSON, that a later run must share to resume this run if it fails. None: the run cannot
-        be resumed. Runs that encrypt cannot either, because the checksums do not identify the data.
+        What the transaction does, as JSON data. If it is interrupted, a later transaction with an equal
+        `resume_key` can reuse what was written. None if that is not possible. Encrypted arrays are never
+        resumed, because their checksums do not tell whether the data is the same.
 
     Attributes
     ----------
     transaction_id : str
-        Random id of the transaction.
+        The random id of the transaction.
     prefix : str
-        Key prefix of all objects that the transaction writes.
+        The prefix with which the keys of all objects of the transaction begin.
     """
 
     def __init__(
@@ -80,11 +84,14 @@ class WriteTransaction:
         if error_type is None:
             collect_garbage(self.store, self._array_name)
         elif self._resume_key is None:
-            with contextlib.suppress(Exception):  # A storage error must not hide the original error.
+            with contextlib.suppress(Exception):  # An error here must not hide the original one.
                 collect_garbage(self.store, self._array_name)
 
     def write_heartbeat(self) -> None:
-        """Update the lock record (process, purpose, time), at most every HEARTBEAT_INTERVAL seconds."""
+        """Write the current time to the lock record, to show other processes that this transaction is active.
+
+        Calls within HEARTBEAT_INTERVAL seconds of the last update do nothing.
+        """
         if time.monotonic() - self._last_heartbeat_at < HEARTBEAT_INTERVAL:
             return
         lock_record = {
@@ -96,18 +103,22 @@ class WriteTransaction:
         self._last_heartbeat_at = time.monotonic()
 
     def store_segment(self, block_index: int, stripe_index: int, values: Array) -> Segment:
-        """Store a row of a stripe as a segment, which is returned."""
+        """Store one stripe (slice) of a block as a new object. Return a segment, which says where it is."""
         return self._segment_store.put(f"{self.prefix}{stripe_index:06d}/{block_index:05d}", values)
 
     def record_finished_stripe(self, stripe_index: int, segments: Sequence[Segment]) -> None:
-        """Record that all segments of a stripe are stored, so that a later run can reuse them."""
+        """Record that a stripe (slice) of all blocks is stored, so that a later transaction can reuse it."""
         if self._resume_key is not None:
             stripe_record = json.dumps([tuple(segment) for segment in segments])
             self.store.put(f"{self.prefix}{stripe_index:06d}.json", stripe_record.encode())
         self.write_heartbeat()
 
     def find_resumable_stripes(self) -> dict[int, list[Segment]]:
-        """Return the segments of stripes that interrupted runs with the same resume key finished."""
+        """Find the stripes (slices of all blocks) that interrupted transactions have already stored.
+
+        Only transactions with the same resume key count. Returns the segments of each stripe, which say where
+        it is stored, by stripe index.
+        """
         segments_by_stripe: dict[int, list[Segment]] = {}
         if self._resume_key is None:
             return segments_by_stripe
@@ -126,25 +137,25 @@ class WriteTransaction:
         return segments_by_stripe
 
     def commit(self, manifest: Manifest, expected_manifest_bytes: bytes | None) -> Manifest:
-        """Make the written objects the current version of the array by replacing its manifest.
+        """Make the written objects the current version of the array, by replacing its manifest.
 
         Parameters
         ----------
         manifest : Manifest
-            New manifest. It is parsed before it is stored, so that no invalid manifest occupies the name.
+            The new manifest. It is validated before it is stored.
         expected_manifest_bytes : bytes or None
-            Manifest when the run began; None if the array did not exist.
+            The manifest when the transaction began. None if the array did not exist.
 
         Returns
         -------
         Manifest
-            Manifest as stored, with transaction id and encryption.
+            The manifest as it is stored, with the transaction id and the encryption.
 
         Raises
         ------
         StorageError
-            If the manifest is invalid, or if another process has replaced or deleted the current one. Nothing
-            is changed then.
+            If the manifest is invalid, or if another process has replaced or deleted the array since the
+            transaction began. The array is not changed then.
         """
         manifest = replace(
             manifest,
@@ -169,10 +180,10 @@ class WriteTransaction:
 
 
 def load_manifest(store: Store, array_name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
-    """Read the manifest of a coded array; return it and its bytes.
+    """Read the manifest (the description) of a coded array, and return it together with its bytes.
 
-    An encrypted array's manifest is authenticated if its key is given. Raises MissingObjectError if the array
-    does not exist, and StorageError if the manifest is damaged or has an unknown version.
+    If `key` is given, it is verified that the manifest was written with this key. Raises MissingObjectError
+    if the array does not exist, and StorageError if the manifest is damaged or has an unknown version.
     """
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is None:
@@ -187,7 +198,7 @@ def load_manifest(store: Store, array_name: str, key: str | bytes | None = None)
 
 
 def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: str | bytes | None) -> Manifest:
-    """Parse the manifest of array `array_name`; raise StorageError if it is invalid."""
+    """Parse the description of an array. Raises StorageError if it is invalid or describes another array."""
     description = f"the manifest {get_manifest_key(array_name)!r} in {store.name}"
     manifest = Manifest.from_bytes(manifest_bytes, description, key)
     if manifest.name != array_name:
@@ -196,7 +207,7 @@ def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: st
 
 
 def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
-    """Return the stored bytes of the manifest, or None if the array does not exist."""
+    """Read the stored description of an array, unparsed. Return None if the array does not exist."""
     try:
         return store.get(get_manifest_key(array_name))
     except MissingObjectError:
@@ -204,9 +215,10 @@ def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
 
 
 def check_manifest_replaceable(store: Store, array_name: str, advice: str) -> bytes | None:
-    """Return the current manifest, None if there is none; raise StorageError if it must not be replaced.
+    """Check that an array may be stored under this name, and return the manifest of the array it replaces.
 
-    An empty `advice` permits to replace an array. Otherwise the error message ends with `advice`.
+    Returns None if no array has this name. If one does, it may only be replaced if `advice` is empty.
+    Otherwise, StorageError is raised, with a message that ends with `advice`.
     """
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is not None and advice:
@@ -217,20 +229,23 @@ def check_manifest_replaceable(store: Store, array_name: str, advice: str) -> by
 
 
 def list_array_names(store: Store) -> list[str]:
-    """List the names of the coded arrays in a store, sorted."""
+    """List the names of all coded arrays in a store, in alphabetical order."""
     file_names = [key[len(MANIFEST_PREFIX) :] for key in store.keys(MANIFEST_PREFIX)]
     return sorted(name[: -len(".json")] for name in file_names if name.endswith(".json") and "/" not in name)
 
 
 def collect_garbage(store: Store, array_name: str) -> None:
-    """Delete objects that belong neither to the array nor to a transaction that may be active."""
+    """Delete objects of an array that are no longer used.
+
+    Objects are kept if they belong to the array, or if the transaction that wrote them may still be active.
+    """
     inactive_keys, array_keys = [], store.keys(get_array_key_prefix(array_name))
     for prefix, owned_keys in _group_keys_by_transaction(array_name, array_keys).items():
         lock_record = _read_lock_record(store, prefix) if f"{prefix}{LOCK_FILE}" in owned_keys else {}
         if not _may_transaction_be_active(prefix, lock_record):
             inactive_keys += owned_keys
-    # Read the manifest after the lock records, because a transaction commits before it deletes its lock
-    # record.
+    # Find out which objects are in use only now, after reading the lock records. Otherwise a transaction
+    # could commit in between, and its new objects would be deleted.
     try:
         live_keys = load_manifest(store, array_name)[0].object_keys
     except MissingObjectError:
@@ -239,7 +254,7 @@ def collect_garbage(store: Store, array_name: str) -> None:
 
 
 def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Group keys of an array by the prefix of their transaction."""
+    """Group the keys of stored objects by the transaction that wrote them, which their prefix tells."""
     keys_by_prefix: dict[str, list[str]] = {}
     for key in keys:
         transaction_id = key[len(get_array_key_prefix(array_name)) :].partition("/")[0]
@@ -248,13 +263,19 @@ def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str
 
 
 def _read_lock_record(store: Store, prefix: str) -> dict[str, Any]:
-    """Return the lock record of a transaction, or an empty dict if it is missing or invalid."""
+    """Read the lock record of a transaction, which shows that it is active.
+
+    Return an empty dict if the record is missing or invalid.
+    """
     lock_record = _read_json(store, f"{prefix}{LOCK_FILE}")
     return lock_record if isinstance(lock_record, dict) else {}
 
 
 def _read_stripe_record(store: Store, key: str) -> list[Segment]:
-    """Return the segments of a finished stripe, or an empty list if its record is missing or invalid."""
+    """Read where a finished stripe (slice of all blocks) is stored.
+
+    Return an empty list if its record is missing or invalid.
+    """
     try:
         segments: list[Any] = [Segment(*fields) for fields in _read_json(store, key)]
     except TypeError:
@@ -264,7 +285,7 @@ def _read_stripe_record(store: Store, key: str) -> list[Segment]:
 
 
 def _read_json(store: Store, key: str) -> Any:
-    """Read a JSON document; return None if it is missing or truncated."""
+    """Read a JSON document from the store. Return None if it is missing or invalid."""
     try:
         return json.loads(store.get(key))
     except (MissingObjectError, ValueError, RecursionError):
@@ -272,7 +293,7 @@ def _read_json(store: Store, key: str) -> Any:
 
 
 def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
-    """Return whether the transaction is certainly active: it belongs to a live process of this machine."""
+    """Return whether a transaction is certainly active, because its process is running on this machine."""
     owner = ProcessIdentity.parse(str(lock_record.get("owner")))
     if owner == ProcessIdentity.current():
         return prefix in _active_prefixes
@@ -280,7 +301,10 @@ def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
 
 
 def _may_transaction_be_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
-    """Return whether the transaction may be active: on another machine, its heartbeat decides."""
+    """Return whether a transaction may be active.
+
+    If its process is on another machine, a recent heartbeat (time in its lock record) means that it may be.
+    """
     if ProcessIdentity.parse(str(lock_record.get("owner"))).is_on_this_machine():
         return _is_transaction_active(prefix, lock_record)
     heartbeat_at = lock_record.get("time")

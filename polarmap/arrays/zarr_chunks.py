@@ -1,10 +1,10 @@
-"""Store and repair the chunks and metadata of the Zarr array that the data blocks of a coded array form.
+"""Store and repair the data blocks of a coded array as a Zarr array, which other libraries can open.
 
     segments of a data block --same object or copied--> chunk data/c/i/j;  all chunks --> zarr.json
 
-If possible, a segment is written as a chunk in the first place. Otherwise its bytes are copied, by the
-storage, by workers, or through this process. The metadata is written last, so that readers never see an
-incomplete array.
+A segment holds the stored bytes of one stripe of one block. If possible, a segment is written as a Zarr chunk
+in the first place. Otherwise its bytes are copied to a chunk: by the storage itself, by workers, or through
+this process. The Zarr metadata is written last, so readers never see an incomplete array.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from polarmap.worker.task_records import OutputSpec
 def store_stripe_as_chunk(
     transaction: WriteTransaction, plan: StripePlan, block_index: int, stripe_index: int, row: Array
 ) -> Segment | None:
-    """Store a stripe of a data block as a Zarr chunk; return None if it is no chunk, for example padding."""
+    """Store one stripe (slice) of a data block as a Zarr chunk. Return a segment, which says where it is.
+
+    Return None, without storing anything, if the stripe is not a chunk, for example because it is padding.
+    """
     slab = plan.get_data_slab(block_index, stripe_index)
     if plan.chunk_shape is None or not plan.has_chunk_per_stripe or slab[0].start >= plan.shape[0]:
         return None
@@ -47,17 +50,23 @@ def store_stripe_as_chunk(
 def publish_as_zarr_array(
     transaction: WriteTransaction, manifest: Manifest, chunk_shape: tuple[int, ...]
 ) -> Manifest:
-    """Add a Zarr array to a manifest; it is complete if the storage itself can copy the chunks."""
+    """Make a coded array readable as a Zarr array: store the Zarr chunks and metadata, if possible.
+
+    Returns a manifest (description of the coded array) that includes the Zarr array. The Zarr array stays
+    incomplete if bytes would have to be copied and the storage cannot copy them itself.
+    """
     manifest = replace(manifest, zarr_view=ZarrView(f"{transaction.prefix}{GROUP_NAME}", chunk_shape))
     return _store_chunks_and_metadata(transaction.store, manifest, through_driver=False)
 
 
 def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver: bool) -> Manifest:
-    """Store the chunks and metadata of the Zarr array, and point the data segments to the chunks.
+    """Complete the Zarr array of a coded array: store its chunks and metadata.
 
-    Segments in other objects are joined to chunks by the storage itself. If it cannot, this process reads and
-    writes them if `through_driver` is True. The manifest is returned unchanged if it may not, or if data
-    segments are missing.
+    Returns a manifest that describes the new state.
+
+    Bytes in other objects are copied to chunks by the storage itself. If it cannot and `through_driver` is
+    True, this process reads and writes them. If the Zarr array cannot be completed, the manifest is returned
+    unchanged.
     """
     data_segments = chain.from_iterable(manifest.segments[: manifest.code.k])
     if any(segment.crc32 is None for segment in data_segments):
@@ -75,26 +84,26 @@ def repair_zarr_array(
     new_manifest: Manifest,
     damaged_keys: Collection[str],
 ) -> Manifest:
-    """Complete or repair the Zarr array of a repaired coded array.
+    """Update the Zarr array of a coded array, after damaged parts have been rebuilt.
 
-    If the Zarr array was complete, rebuilt segments stay in their own objects, and are copied to their
-    chunks. Otherwise the Zarr array is written now, and the data segments become chunks.
+    If the Zarr array was complete, rebuilt segments stay in their own objects, and their bytes are copied to
+    the chunks. Otherwise the Zarr array is written now, and the chunks take the place of the data segments.
 
     Parameters
     ----------
     runner : ArrayJobRunner
         Runs the tasks that join segments to chunks.
     transaction : WriteTransaction
-        Transaction of the repair.
+        The transaction of the repair.
     old_manifest, new_manifest : Manifest
-        Manifest before the repair, and with the rebuilt segments.
+        The manifest before the repair, and the manifest with the rebuilt segments.
     damaged_keys : collection of str
-        Keys of damaged objects of the Zarr array.
+        The keys of damaged objects of the Zarr array.
 
     Returns
     -------
     Manifest
-        Manifest with the updated Zarr array.
+        A manifest with the updated Zarr array.
     """
     if new_manifest.zarr_view is None:
         return new_manifest
@@ -130,10 +139,10 @@ def repair_zarr_array(
 def _concatenate_chunks_on_workers(
     runner: ArrayJobRunner, transaction: WriteTransaction, manifest: Manifest, chunks: Sequence[ZarrChunk]
 ) -> Manifest:
-    """Let workers join the segments of each chunk to one object, which a storage can copy.
+    """Let workers join the pieces (segments) of each chunk to a single object, which the storage can copy.
 
-    Returns a manifest that refers to these objects. Without workers, the manifest is returned unchanged, and
-    this process copies the segments later.
+    Returns a manifest that refers to these objects. If the runner has no workers, the manifest is returned
+    unchanged, and this process copies the segments later.
     """
     split_chunks = [
         chunk
@@ -149,7 +158,7 @@ def _concatenate_chunks_on_workers(
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
         transaction.write_heartbeat()
 
-    # Chunks of several segments are whole blocks, so all of them have the same number of segments.
+    # A chunk that consists of several segments (pieces) is a whole block. So all chunks have equally many.
     byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
@@ -163,17 +172,21 @@ def _concatenate_chunks_on_workers(
 
 
 def make_concatenate_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function for workers that returns all arrays joined, and an empty summary."""
+    """Return a function that joins arrays, for workers that have only numpy.
+
+    Like all functions of `ArrayJobRunner`, it returns a list: the joined array, and a summary, which is not
+    used.
+    """
     return lambda arrays: [np.concatenate(arrays), np.zeros(1)]
 
 
 def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return the segments whose bytes a chunk consists of, at their current location."""
+    """Return where the bytes of a Zarr chunk are at present, as byte ranges of objects (segments)."""
     return [manifest.segments[chunk.block_index][stripe_index] for stripe_index in chunk.stripe_range]
 
 
 def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
-    """Return a manifest in which the segments of `chunks` are byte ranges of the chunks."""
+    """Return a manifest by which the coded array reads the data of `chunks` from the chunks themselves."""
     return manifest.with_replaced_segments(
         {
             (chunk.block_index, stripe_index): segment
@@ -184,7 +197,10 @@ def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -
 
 
 def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
-    """List the segments of the Zarr array that are not data segments: copies of these, and metadata."""
+    """List the parts of the Zarr array from which the coded array does not read its data.
+
+    These are chunks that are copies of bytes in other objects, and the metadata.
+    """
     if not manifest.has_zarr_array:
         return []
     copied_chunks = [chunk for chunk in manifest.zarr_chunks if _is_chunk_copied(manifest, chunk)]
@@ -195,28 +211,31 @@ def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
 
 
 def find_foreign_keys(store: Store, manifest: Manifest) -> list[str]:
-    """Return the keys of objects below the Zarr group that do not belong to the array."""
+    """Find objects inside the Zarr group that do not belong to the coded array. Return their keys."""
     if manifest.zarr_view is None or not manifest.has_zarr_array:
         return []
     return [key for key in store.keys(f"{manifest.zarr_view.path}/") if key not in manifest.object_keys]
 
 
 def _make_segments_within_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return the segments of a chunk as byte ranges of the chunk."""
+    """Return byte ranges (segments) of the chunk itself, one for each of its stripes."""
     segments = _get_source_segments(manifest, chunk)
     starts = accumulate((segment.size for segment in segments), initial=0)
     return [segment._replace(key=chunk.key, offset=start) for segment, start in zip(segments, starts)]
 
 
 def _is_chunk_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Return whether a chunk is a copy of segments that are stored in other objects."""
+    """Return whether a chunk is a copy of bytes that the coded array reads from other objects."""
     return _get_source_segments(manifest, chunk) != _make_segments_within_chunk(manifest, chunk)
 
 
 def _try_store_chunks(
     store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_driver: bool
 ) -> bool:
-    """Copy segments to chunks; return False if the storage cannot and `through_driver` is False."""
+    """Store chunks by copying their bytes from other objects, and return whether this was possible.
+
+    The storage copies the bytes if it can. Otherwise this process does, if `through_driver` is True.
+    """
     segment_store = SegmentStore(store)
 
     def store_chunk(chunk: ZarrChunk) -> bool:
@@ -230,7 +249,7 @@ def _try_store_chunks(
             store.put(chunk.key, _pad_with_zeros(data, manifest.zarr_chunk_bytes))
         return through_driver
 
-    # Try one chunk first, to see whether the storage can copy.
+    # Try a single chunk first, to find out whether the storage can copy.
     if not chunks or not store_chunk(chunks[0]):
         return not chunks
     map_function = map_in_parallel if len(chunks[0].stripe_range) == 1 else map
@@ -238,7 +257,7 @@ def _try_store_chunks(
 
 
 def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Let the storage join whole objects to a chunk; return False if it cannot."""
+    """Ask the storage to join whole objects to a chunk. Return False if it cannot."""
     segments = _get_source_segments(manifest, chunk)
     keys = list(dict.fromkeys(segment.key for segment in segments))
     if not hasattr(store, "concatenate") or not manifest.object_extents.keys() >= {*keys}:
@@ -254,7 +273,7 @@ def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk
         return False
     try:
         return bool(store.concatenate(keys, chunk.key))
-    except StorageError:  # An outage is reported when the manifest is written.
+    except StorageError:  # If the storage has failed, a later write will report it.
         return False
 
 
@@ -266,7 +285,10 @@ def _pad_with_zeros(
 
 
 def _store_zarr_metadata(store: Store, manifest: Manifest) -> Manifest:
-    """Store the Zarr metadata, which completes the Zarr array; return the manifest that refers to it."""
+    """Store the metadata of the Zarr array, which completes it.
+
+    Returns a manifest (description of the coded array) that lists the metadata.
+    """
     zarr_view = manifest.zarr_view
     assert zarr_view is not None
     documents = zarr_view.build_metadata(manifest.shape, manifest.dtype, get_manifest_key(manifest.name))

@@ -1,6 +1,7 @@
-"""`ZarrObjects`: encode a Zarr array that is already in the store, without copying its chunks.
+"""`ZarrObjects`, with which `encode` adds parity blocks to a Zarr array without copying its chunks.
 
-The metadata of Zarr format 2 or 3 is parsed here, without the zarr package. Chunks must be raw rows.
+The chunks must be uncompressed and consist of whole rows. The metadata (of Zarr format 2 or 3) is parsed
+here, without the zarr package.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ from polarmap.storage import Store, check_object_key
 
 @dataclass(frozen=True)
 class ZarrObjects:
-    """A Zarr array (format 2 or 3) that is already in the storage, uncompressed and in chunks of whole rows.
+    """A Zarr array that is already in the storage. Pass it to `encode` to add parity blocks.
 
-    `encode` refers to its chunks as it does to `RawObjects`. Chunks that were never written are stored as
-    copies of the fill value.
+    The array (Zarr format 2 or 3) must be uncompressed, and its chunks must consist of whole rows. Then
+    `encode` does not copy the chunks, but refers to them, as for `RawObjects`. Chunks that were never written
+    are stored, filled with the fill value.
 
     Parameters
     ----------
     prefix : str
-        Key of the array, which is the key of its `.zarray` or `zarr.json` without the file name.
+        The key of the array: that of its `.zarray` or `zarr.json`, without the file name.
     """
 
     prefix: str
 
     def open_in(self, store: Store) -> StoredObjectsSource:
-        """Return a `DataSource` that reads these chunks from `store`."""
+        """Return a `DataSource` that reads the chunks from a store."""
         prefix_argument: Any = self.prefix
         prefix = check_object_key(
             prefix_argument.rstrip("/") if isinstance(prefix_argument, str) else prefix_argument
@@ -60,7 +62,11 @@ class ZarrObjects:
 
 
 class _ZarrMetadata(NamedTuple):
-    """The metadata of a Zarr array. `key_prefix` is the first part of the chunk keys, or empty."""
+    """The metadata of a Zarr array, as far as it is needed to read its chunks.
+
+    The key of a chunk consists of `key_prefix` (unless it is empty) and the chunk coordinates, joined by
+    `separator`.
+    """
 
     shape: list[int]
     chunk_shape: list[int]
@@ -87,7 +93,11 @@ class _ZarrMetadata(NamedTuple):
 
 
 def _open_zarr_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None) -> StoredObjectsSource:
-    """Return a data source for the stored chunks; raise CodeError unless each chunk is raw rows."""
+    """Return a data source that reads the chunks of a Zarr array.
+
+    Raises CodeError unless the chunks consist of whole rows as raw bytes. `metadata` is None if they are
+    compressed or otherwise encoded.
+    """
     if metadata is None:
         raise CodeError(
             f"the chunks of the Zarr array {prefix!r} are not raw rows (they are compressed, sharded, "
@@ -111,7 +121,7 @@ def _open_zarr_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None)
 
 
 def _parse_zarr_v2_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
-    """Parse the metadata file `.zarray`; return None if the chunks are not raw rows."""
+    """Parse the metadata file `.zarray` of Zarr format 2. Return None if the chunks are not raw bytes."""
     if fields.get("compressor") or fields.get("filters") or fields["order"] != "C":
         return None
     dtype, separator = _parse_zarr_dtype(fields["dtype"]), fields.get("dimension_separator", ".")
@@ -120,7 +130,7 @@ def _parse_zarr_v2_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
 
 
 def _parse_zarr_v3_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
-    """Parse the metadata file `zarr.json`; return None if the chunks are not raw rows."""
+    """Parse the metadata file `zarr.json` of Zarr format 3. Return None if the chunks are not raw bytes."""
     grid, encoding, codecs = fields["chunk_grid"], fields["chunk_key_encoding"], fields["codecs"]
     if [codec["name"] for codec in codecs] != ["bytes"] or grid["name"] != "regular":
         return None
@@ -134,9 +144,9 @@ def _parse_zarr_v3_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
 
 
 def _parse_zarr_dtype(name: Any) -> np.dtype[Any]:
-    """Return the dtype of a Zarr data type; raise TypeError unless it is numeric.
+    """Convert the name of a Zarr data type to a dtype. Raises TypeError unless it is numeric.
 
-    Names only are accepted, because numpy also converts other objects, even None, to a dtype.
+    Anything but a string is rejected, because numpy would convert some other objects, even None, to a dtype.
     """
     dtype = np.dtype(name if isinstance(name, str) else "")
     if dtype.kind not in "biufc":
@@ -145,7 +155,10 @@ def _parse_zarr_dtype(name: Any) -> np.dtype[Any]:
 
 
 def _parse_fill_value(dtype: np.dtype[Any], value: Any) -> Array:
-    """Parse a fill value: a number, "NaN", hexadecimal bits, or both parts of a complex number."""
+    """Convert the fill value in the metadata of a Zarr array to a number of the given dtype.
+
+    It may be a number, a string such as "NaN", hexadecimal bits, or the two parts of a complex number.
+    """
     if isinstance(value, str) and value.startswith("0x"):
         return np.array(int(value, 16), f"{dtype.byteorder}u{dtype.itemsize}").view(dtype)
     if isinstance(value, list) and dtype.kind == "c":

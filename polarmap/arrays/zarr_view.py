@@ -1,4 +1,4 @@
-"""The Zarr v3 array that the data blocks of a coded array form: keys of its chunks, and its metadata.
+"""The keys and the metadata of the Zarr v3 array that the data blocks of a coded array form.
 
     <path>/zarr.json           group
     <path>/data/zarr.json      array
@@ -20,13 +20,16 @@ import numpy as np
 from polarmap.arrays.stripes import Hyperslab, count_elements, iterate_hyperslabs
 from polarmap.worker.segments import Segment
 
-GROUP_NAME = "array.zarr"  # a folder of its own, without objects that are unknown to Zarr
-ARRAY_NAME = "data"  # name of the array in its group
+GROUP_NAME = "array.zarr"  # The group has its own folder, so that it contains only objects that Zarr knows.
+ARRAY_NAME = "data"  # The name of the array in its group.
 METADATA_FILE = "zarr.json"
 
 
 class ZarrChunk(NamedTuple):
-    """A chunk of the Zarr array: its key, and the stripes of a data block that it holds."""
+    """A chunk of the Zarr array that the data blocks of a coded array form.
+
+    It holds one or several consecutive stripes (slices) of data block `block_index`.
+    """
 
     key: str
     block_index: int
@@ -34,16 +37,18 @@ class ZarrChunk(NamedTuple):
 
 
 class ZarrView(NamedTuple):
-    """A Zarr group with one array, each of whose chunks belongs to one data block.
+    """The description of the Zarr array that the data blocks of a coded array form.
+
+    The array is the only one in its Zarr group. Each of its chunks belongs to one data block.
 
     Attributes
     ----------
     path : str
-        Key of the group.
+        The key of the Zarr group.
     chunk_shape : tuple of int
-        Shape of every chunk. Its number of rows divides the number of rows of a block.
+        The shape of every chunk. Its number of rows divides the number of rows of a block.
     metadata : tuple of Segment
-        Metadata objects of group and array; empty as long as chunks are missing and the array is incomplete.
+        Where the metadata of the group and of the array is stored. Empty as long as chunks are missing.
     """
 
     path: str
@@ -52,11 +57,11 @@ class ZarrView(NamedTuple):
 
     @property
     def metadata_keys(self) -> tuple[str, str]:
-        """The keys of the metadata of group and array."""
+        """The keys of the two metadata objects: of the group, and of the array."""
         return f"{self.path}/{METADATA_FILE}", f"{self.path}/{ARRAY_NAME}/{METADATA_FILE}"
 
     def get_chunk_key(self, hyperslab: Hyperslab) -> str:
-        """Return the key of the chunk for a slab of the array.
+        """Return the key of the chunk that holds a piece of the array, given as one slice per axis.
 
         >>> ZarrView("a", (2, 5)).get_chunk_key((slice(10, 12), slice(5, 8)))
         'a/data/c/5/1'
@@ -67,23 +72,27 @@ class ZarrView(NamedTuple):
         return "/".join([self.path, ARRAY_NAME, "c", *map(str, chunk_coordinates)])
 
     def _iterate_chunk_bounds(self, shape: Sequence[int], rows_per_block: int) -> Iterator[int]:
-        """Yield the boundaries between the chunks of a block, in elements."""
+        """Yield where the chunks of a block begin and end, in elements."""
         slabs = iterate_hyperslabs((rows_per_block, *shape[1:]), self.chunk_shape)
         return accumulate(map(count_elements, slabs), initial=0)
 
     def compute_chunk_bytes(self, dtype: np.dtype[Any]) -> int:
-        """Return the number of bytes of each chunk; chunks at the end of an axis are padded."""
+        """Return the size of a chunk in bytes. All chunks have the same size, if necessary by padding."""
         return prod(self.chunk_shape) * dtype.itemsize
 
     def list_chunks(
         self, shape: Sequence[int], rows_per_block: int, stripe_bounds: Sequence[int]
     ) -> list[ZarrChunk]:
-        """List the chunks of all blocks, given the boundaries of the stripes of a block in elements."""
+        """List all chunks of the array, with the block and the stripes that each of them holds.
+
+        `stripe_bounds` are the positions at which the stripes (slices) of a block begin and end, in elements.
+        """
         stripe_by_start = {start: stripe for stripe, start in enumerate(stripe_bounds)}
         stripes = cycle(
             pairwise(stripe_by_start[end] for end in self._iterate_chunk_bounds(shape, rows_per_block))
         )
-        # Slabs are ordered by block, and all blocks have the same chunks, except that padding has none.
+        # Slabs are in the order of the blocks. All blocks have the same chunks, but padding rows have
+        # no chunks.
         slabs = iterate_hyperslabs(shape, self.chunk_shape)
         return [
             ZarrChunk(self.get_chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))
@@ -93,14 +102,14 @@ class ZarrView(NamedTuple):
     def check(
         self, array_prefix: str, shape: Sequence[int], rows_per_block: int, stripe_bounds: Sequence[int]
     ) -> None:
-        """Raise ValueError unless the view fits an array with this key prefix, shape and stripes."""
+        """Raise ValueError unless this description fits a coded array with the given properties."""
         chunk_shape, keys = self.chunk_shape, tuple(segment.key for segment in self.metadata)
         if not self.path.startswith(array_prefix) or keys not in ((), self.metadata_keys):
             raise ValueError(f"the Zarr array at {self.path!r} does not belong to this coded array")
         if len(chunk_shape) != len(shape) or not all(type(size) is int and size > 0 for size in chunk_shape):
             raise ValueError(f"chunks of shape {chunk_shape} do not fit an array of shape {shape}")
         n_chunks = prod(-(-length // step) for length, step in zip((rows_per_block, *shape[1:]), chunk_shape))
-        # Compare counts first, because the boundaries of an invalid manifest might not fit into memory.
+        # Compare the counts first, because an invalid manifest may have more chunks than fit into memory.
         if (
             rows_per_block % chunk_shape[0]
             or n_chunks >= len(stripe_bounds)
@@ -113,9 +122,10 @@ class ZarrView(NamedTuple):
     def build_metadata(
         self, shape: Sequence[int], dtype: np.dtype[Any], manifest_key: str
     ) -> dict[str, bytes]:
-        """Return the metadata documents of group and array, by key.
+        """Build the Zarr metadata of the group and of the array, as JSON documents by key.
 
-        `manifest_key` is the key of the manifest of the coded array, which becomes an attribute of the group.
+        `manifest_key` is the key of the manifest of the coded array. It is stored as an attribute of the
+        group.
         """
         array_metadata = {
             "zarr_format": 3,
@@ -138,7 +148,7 @@ class ZarrView(NamedTuple):
             "zarr_format": 3,
             "node_type": "group",
             "attributes": {"polarmap": {"manifest": manifest_key}},
-            # xarray warns if there is no consolidated metadata.
+            # Without consolidated metadata, xarray would issue a warning.
             "consolidated_metadata": consolidated_metadata,
         }
         return {
@@ -152,5 +162,5 @@ def _get_byte_order(dtype: np.dtype[Any]) -> str:
 
 
 def _get_fill_value(dtype: np.dtype[Any]) -> Any:
-    """Return the value that Zarr reads in place of a missing chunk: NaN if possible, which is not data."""
+    """Return the value that Zarr reads in place of a missing chunk: NaN, or 0 for integers."""
     return {"f": "NaN", "c": ["NaN", "NaN"]}.get(dtype.kind, 0)

@@ -28,7 +28,7 @@ EXIT_INTERRUPTED = 130
 )
 @click.version_option(__version__, prog_name="polarmap")
 def command_group() -> None:
-    """Run maps with error correction built in: exact results, without waiting for stragglers."""
+    """Run parallel maps with built-in error correction: exact results, without waiting for slow workers."""
 
 
 array_commands = (
@@ -53,7 +53,7 @@ for command in (
 
 
 def main() -> int:
-    """Run the command named by the arguments of this process, and return its exit code."""
+    """Run the command in `sys.argv` and return its exit code. This is the entry point of `polarmap`."""
     warnings.formatwarning = lambda message, *_, **__: f"polarmap: warning: {message}\n"
     try:
         return int(command_group.main(prog_name="polarmap", standalone_mode=False) or 0)

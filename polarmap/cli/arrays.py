@@ -55,7 +55,9 @@ name_argument = click.argument("name")
 def encode_array_command(source: str, name: str, memory: int, **options: Any) -> CommandResult:
     """Encode the array in SOURCE and store it as NAME.
 
-    SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, as in file.h5::dataset.
+    Encoding divides the array into data blocks and adds parity blocks, from which polarmap can rebuild blocks
+    that are lost or damaged. SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, written as
+    file.h5::dataset.
     """
     with _open_source(source) as source_data:
         coded_array = encode(source_data, name=name, memory=memory * MIB, **options)
@@ -65,7 +67,10 @@ def encode_array_command(source: str, name: str, memory: int, **options: Any) ->
 @result_command("list")
 @storage_option
 def list_arrays_command(storage: str | None) -> CommandResult:
-    """List the coded arrays in storage."""
+    """List the coded arrays in storage.
+
+    A coded array is an array that `polarmap encode` has stored.
+    """
     summaries = [_summarize_array_or_error(name, storage) for name in list_coded(storage)]
     text = "\n".join(line for _, line in summaries) or "no coded arrays"
     return CommandResult(
@@ -83,7 +88,10 @@ def list_arrays_command(storage: str | None) -> CommandResult:
 def check_array_command(
     name: str, storage: str | None, key: str | None, executor: str | None
 ) -> CommandResult:
-    """Check every segment of a coded array against its checksum."""
+    """Check a coded array for missing and damaged data.
+
+    Every stored byte range is read and compared with its checksum.
+    """
     audit = open_coded(name, storage, key=key).check(executor=executor)
     return CommandResult({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
 
@@ -96,7 +104,10 @@ def check_array_command(
 def repair_array_command(
     name: str, storage: str | None, key: str | None, executor: str | None
 ) -> CommandResult:
-    """Rebuild the damaged segments of a coded array from others."""
+    """Rebuild missing and damaged data of a coded array.
+
+    The data are computed from the blocks that are intact.
+    """
     audit = open_coded(name, storage, key=key).repair(executor=executor)
     if audit.ok:
         return CommandResult({"repaired": 0, "audit": audit}, f"nothing to repair: {audit!r}")
@@ -127,7 +138,10 @@ def delete_array_command(name: str, storage: str | None, yes: bool) -> CommandRe
 
 @contextlib.contextmanager
 def _open_source(source: str) -> Iterator[Any]:
-    """Open SOURCE, and yield it in the form that `encode` takes."""
+    """Open a .npy file, Zarr folder or HDF5 dataset, and yield an object that can be passed to `encode`.
+
+    Raises CodeError if it does not exist or is not an array.
+    """
     path, separator, dataset = source.partition(DATASET_SEPARATOR)
     if separator:
         with require_extra(f"reading {source}", "h5py", "storage"):
@@ -164,7 +178,10 @@ def _summarize_array(coded_array: CodedArray) -> dict[str, Any]:
 
 
 def _summarize_array_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
-    """Return a summary of an array for programs and for people, or the reason why it cannot be opened."""
+    """Return a summary of a stored array as a dict, for JSON output, and as a line of text.
+
+    If the array cannot be opened, both contain the error message instead.
+    """
     try:
         coded_array = open_without_key(name, storage)
     except PolarmapError as error:

@@ -14,7 +14,10 @@ from polarmap.errors import ExecutorError
 
 
 def find_templates_folder() -> Path:
-    """Return the folder that holds config/ and backends/: in the package, or in the root of a checkout."""
+    """Return the folder with the configuration templates (config/) and runtime files (backends/).
+
+    An installed package contains this folder. In a source checkout, it is the root of the repository.
+    """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_templates", package.parent):
         if (folder / "config").is_dir() and (folder / "backends").is_dir():
@@ -30,7 +33,10 @@ def list_backends() -> list[str]:
 
 
 def find_config_template(backend: str) -> Path:
-    """Return the path of the configuration template of a backend. Raise ExecutorError for an unknown name."""
+    """Return the path of the configuration template of a backend, such as "aws_lambda".
+
+    Raises ExecutorError if there is no template with this name.
+    """
     if backend not in list_backends():
         raise ExecutorError(
             f"no configuration template is named {backend!r}; choose one of: {', '.join(list_backends())}"
@@ -39,7 +45,7 @@ def find_config_template(backend: str) -> Path:
 
 
 def find_backend_folder(backend: str) -> Path:
-    """Return the folder of files from which the worker runtime of a backend is built."""
+    """Return the folder with the files from which the image of a backend's workers is built."""
     return find_templates_folder() / "backends" / backend
 
 
@@ -69,7 +75,7 @@ def list_backends_command() -> CommandResult:
 @result_command("show")
 @click.argument("name")
 def show_config_command(name: str) -> CommandResult:
-    """Print the configuration template of a backend.
+    """Print the configuration template of a backend, to be filled in with your settings.
 
     Example: polarmap config show aws_lambda > my_lambda.yaml
     """
@@ -87,7 +93,7 @@ def show_config_command(name: str) -> CommandResult:
 def copy_config_command(name: str, folder: Path) -> CommandResult:
     """Copy the configuration template and the runtime files of a backend.
 
-    They are copied to FOLDER/config and FOLDER/backends.
+    The template is copied to FOLDER/config, and the runtime files to FOLDER/backends.
     """
     copies = [
         (find_config_template(name), folder / "config" / f"{name}.yaml"),
@@ -108,7 +114,7 @@ for command in (list_backends_command, show_config_command, copy_config_command)
 
 
 def _read_config_template_summary(backend: str) -> str:
-    """Return the first sentence of the comment at the top of a configuration template."""
+    """Return a one-line summary of a template: the first sentence of the comment at the top of the file."""
     lines = find_config_template(backend).read_text(encoding="utf-8").splitlines()
     paragraph = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.strip("# "), lines))
     return re.split(r"(?<!\.)\.(?= [A-Z]|$)", paragraph, maxsplit=1)[0]

@@ -37,13 +37,14 @@ from polarmap.worker.environment import count_available_cores
 
 TESTED_PYTHONS = ((3, 11), (3, 14))
 N_BLOCKS, N_TASKS = 4, 6
-# Integers, so that the result of a coded map must equal the product exactly.
+# The sample data are integers, so the result of the coded map must be exactly the matrix-vector product.
 SAMPLE_MATRIX = np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3)
 SAMPLE_VECTOR = np.array([1, -2, 3])
 N_LATER_MAPS = 10
-# Several times what these maps take on one idle core.
+# The first map and later maps are reported as slow if they take longer than these numbers of seconds. On one
+# idle core, they take a fraction of that.
 SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = 3.0, 0.03
-MIN_FREE_BYTES = 1 << 30  # free space in the temporary folder below which large blocks may not fit
+MIN_FREE_BYTES = 1 << 30  # With less free space in the temporary folder, large blocks may not fit.
 OPTIONAL_PACKAGES = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),
     "scipy": ("linalg", "no operators and estimators"),
@@ -53,7 +54,19 @@ LITHOPS_CONFIG_VARIABLES = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
 
 class CheckResult(NamedTuple):
-    """The result of one check: its state is "ok", "note" (it works, but could be better) or "bad"."""
+    """The result of one check of `polarmap doctor`.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    state : str
+        "ok", "note" (it works, but could be better) or "bad".
+    detail : str
+        What was found.
+    advice : str
+        What to do about it; empty if nothing.
+    """
 
     name: str
     state: str
@@ -79,9 +92,10 @@ class CheckResult(NamedTuple):
     help="Seconds after which a coded map is given up.",
 )
 def doctor_command(config: Path | None, timeout: float) -> CommandResult:
-    """Check the installation, a configuration, and small coded maps.
+    """Check that polarmap works here.
 
-    The last check measures how long a map takes on persistent workers.
+    The checks cover the installed packages, this machine or a Lithops configuration, and small coded maps.
+    The last check measures how long a map takes on persistent workers, which stay alive between maps.
     """
     checks = [
         *_check_installation(),
@@ -132,7 +146,11 @@ def _check_installation() -> Iterator[CheckResult]:
 
 
 def _check_this_machine() -> Iterator[CheckResult]:
-    """Check this machine, where maps run without `executor=`, whatever Lithops' own configuration says."""
+    """Check this machine, on which maps run by default, and its free space for data blocks.
+
+    Yields a note for each Lithops configuration file, as such a file has no effect on maps without
+    `executor=`.
+    """
     yield CheckResult("configuration", "ok", "none given: workers on this machine")
     for config_path in _find_lithops_configs():
         yield CheckResult(
@@ -149,7 +167,7 @@ def _check_this_machine() -> Iterator[CheckResult]:
 
 
 def _check_free_space(check_name: str, folder: str, min_bytes: int, advice: str) -> CheckResult:
-    """Check the free space in a folder where blocks are stored."""
+    """Check that a folder for data blocks has at least `min_bytes` bytes of free space."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes >= min_bytes:
         return CheckResult(check_name, "ok", f"{folder}, {free_bytes / 1e9:.1f} GB free")
@@ -158,7 +176,7 @@ def _check_free_space(check_name: str, folder: str, min_bytes: int, advice: str)
 
 
 def _find_lithops_configs() -> list[Path]:
-    """Return the existing configuration files that Lithops would read by default."""
+    """Return the configuration files on this machine that Lithops would read by default."""
     configured_values = [os.environ[name] for name in LITHOPS_CONFIG_VARIABLES if os.environ.get(name)]
     candidates = [Path(name) for name in configured_values if not name.lstrip().startswith("{")]
     candidates += [Path(".lithops_config"), Path.home() / ".lithops" / "config"]
@@ -202,7 +220,10 @@ def _check_configuration(config_path: Path) -> Iterator[CheckResult]:
 
 
 def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResult]:
-    """Check the storage, then run coded maps. Stop at the first check that fails."""
+    """Check the configured storage, then run small coded maps.
+
+    Stops at the first check that is not "ok".
+    """
     if config is not None:
         yield (check := _check_storage(config))
         if check.state == "bad":
@@ -221,7 +242,7 @@ def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResul
 
 
 def _check_storage(config: Path) -> CheckResult:
-    """Check the storage that a configuration names."""
+    """Check that the storage of a Lithops configuration works, by storing, reading and deleting an object."""
     from polarmap.executors.lithops_internals import close_function_executor
     from polarmap.executors.lithops_invocations import open_function_executor, open_lithops_storage
 
@@ -251,7 +272,7 @@ def _check_storage(config: Path) -> CheckResult:
 
 
 def _check_coded_map(executor: Any, timeout: float) -> CheckResult:
-    """Run a coded map, and compare its result with the exact one."""
+    """Run a small coded map, and compare its result with the exact result."""
     started_at = time.perf_counter()
     result = _run_sample_map(executor, timeout)
     seconds = time.perf_counter() - started_at
@@ -267,7 +288,10 @@ def _check_coded_map(executor: Any, timeout: float) -> CheckResult:
 
 
 def _check_persistent_workers(config: Path | None, timeout: float) -> CheckResult:
-    """Measure how long the first map and later maps take on persistent workers."""
+    """Measure how long maps take on persistent workers, which stay alive between maps.
+
+    The first map starts the workers, so it is measured separately.
+    """
     durations = []
     with Pool(config) as pool:
         for _ in range(1 + N_LATER_MAPS):
@@ -292,7 +316,9 @@ def _run_sample_map(executor: Any, timeout: float) -> CodedResult[Any]:
 
 
 def _check_latency(pool_name: str, is_local: bool, first_seconds: float, later_seconds: float) -> CheckResult:
-    """Judge the seconds of the first map, which starts the workers, and of later maps, which reuse them.
+    """Return "ok" if maps on persistent workers are fast enough, or else a note with advice.
+
+    The first map takes `first_seconds`, as it also starts the workers. Later maps take `later_seconds` each.
 
     >>> print(_check_latency("here", True, 0.4, 0.002))
     ok    persistent workers: here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms

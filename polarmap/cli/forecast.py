@@ -81,7 +81,11 @@ DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
 
 
 def add_run_time_options(command_function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
-    """Add the options that describe run times. The function gets one distribution, as `run_times`."""
+    """Add options to a command that specify the distribution of task run times.
+
+    The values of the options are combined to one `Distribution`. The command receives it as the argument
+    `run_times`.
+    """
 
     @functools.wraps(command_function)
     def call_with_distribution(
@@ -114,7 +118,7 @@ def add_run_time_options(command_function: Callable[..., CommandResult]) -> Call
 
 
 def parse_distribution(spec: str) -> Distribution:
-    """Return the distribution specified by NAME:A,B.
+    """Parse the value of --distribution: the name of a distribution and its parameters, as NAME:A,B.
 
     >>> parse_distribution("exponential:1,0.5")
     ShiftedExponential(shift=1.0, scale=0.5)
@@ -139,14 +143,24 @@ def parse_distribution(spec: str) -> Distribution:
 
 
 def read_run_times(path: Path, column: str | None) -> Empirical:
-    """Read run times from a text file, a JSON file or a column of a CSV file; "-" is standard input."""
+    """Read measured run times from a file, and return their empirical distribution.
+
+    Parameters
+    ----------
+    path : Path
+        A text file of numbers, a CSV file, or a JSON file that `polarmap measure` wrote. "-" is standard
+        input.
+    column : str or None
+        The column of a CSV file, or "cold" or "warm" for a JSON file. By default, the only column of a CSV
+        file, or "warm".
+    """
     try:
         if path.suffix == ".json":
             return Empirical.from_json(path, column or "warm")
         with click.open_file(str(path), encoding="utf-8-sig") as file:
             lines = [line for line in file if line.strip()]
         column_names = next(csv.reader(lines), [])
-        # A first line of numbers is not a header.
+        # If the first line consists of numbers, the file has no header with column names.
         if column is None and _parse_floats(" ".join(column_names).split()) is not None:
             return Empirical(" ".join(lines).replace(",", " ").split())
         if column is None and len(column_names) > 1:
@@ -213,7 +227,10 @@ def _parse_floats(tokens: list[str]) -> list[float] | None:
     help="A Lithops YAML file: the plan stays within the limits of its backend, and is priced in dollars.",
 )
 def plan_command(config: Path | None, figure_path: Path | None, **options: Any) -> CommandResult:
-    """Recommend a number of workers for k data blocks."""
+    """Recommend a number of workers for k data blocks.
+
+    The recommendation depends on the distribution of the run times of tasks, which the options specify.
+    """
     worker_spec = None if config is None else _read_worker_spec(config)
     k, run_times, objective = (options.pop(name) for name in ("k", "run_times", "objective"))
     chosen_plan = plan_workers(k, run_times, objective, worker_spec=worker_spec, **options)
@@ -228,7 +245,10 @@ def plan_command(config: Path | None, figure_path: Path | None, **options: Any) 
 
 
 def _read_worker_spec(config_path: Path) -> WorkerSpec:
-    """Return the worker specification of a configuration."""
+    """Return the memory, time limit and other resources that a Lithops configuration gives each worker.
+
+    Raises ExecutorError if the configuration does not specify the memory.
+    """
     spec = parse_worker_spec(lithops_config.read_config(config_path))
     if spec is None:
         raise ExecutorError(
@@ -256,7 +276,11 @@ def _read_worker_spec(config_path: Path) -> WorkerSpec:
 def simulate_command(
     k: int, n: int | None, run_times: Any, schemes: tuple[str, ...], trials: int, seed: int
 ) -> CommandResult:
-    """Compare plain maps, replication, backup tasks and codes."""
+    """Compare plain maps, replication, backup tasks and codes.
+
+    For each scheme, the completion time of a job is computed or simulated from the run times of its tasks,
+    which the options specify.
+    """
     n_coded = get_default_n_tasks(k) if n is None else n
     completions = [
         completion_time(
@@ -271,7 +295,11 @@ def simulate_command(
 
 
 def _count_workers_of_scheme(scheme: str, n: int, k: int) -> int:
-    """Return the number of workers that a scheme starts at once."""
+    """Return how many workers a scheme starts at the beginning of a job.
+
+    `n` is the number of workers of a code with k data blocks. Replication runs each block on n // k workers,
+    at least 2.
+    """
     if scheme == "replication":
         return max(2, n // k) * k
     return k if scheme == "uncoded" or scheme.startswith("backup") else n

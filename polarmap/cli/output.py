@@ -16,30 +16,30 @@ from polarmap.errors import PolarmapError
 from polarmap.executors.executor_specs import is_localhost_spec
 from polarmap.report import to_json_value
 
-# Types of arguments and options that name an input file or an output file.
+# click types for arguments and options that are the path of an input file or of an output file.
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class LithopsConfigType(click.Path):
-    """A click type for a Lithops configuration: an existing file, or "localhost" as for `executor=`."""
+    """A click type for a Lithops configuration: the path of an existing file, or the word "localhost"."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Return "localhost" as it is, and the path of any other file, which must exist."""
+        """Return `value` unchanged if it is "localhost", and otherwise as the path of an existing file."""
         return value if is_localhost_spec(value) else super().convert(value, parameter, context)
 
 
 class CommandResult(NamedTuple):
-    """The result of a command.
+    """The result of a command, both for programs and for people.
 
     Attributes
     ----------
     data : mapping
-        The result for programs, printed as JSON with --json.
+        The result for programs, which is printed as JSON if the user passes --json.
     text : str
-        The result for people.
+        The result for people, which is printed otherwise.
     ok : bool
-        Whether no problem was found. The exit code is 0 or 1.
+        Whether no problem was found. The exit code of the command is 0 if so, and 1 otherwise.
     """
 
     data: Mapping[str, Any]
@@ -48,10 +48,11 @@ class CommandResult(NamedTuple):
 
 
 def result_command(command_name: str) -> Callable[[Callable[..., CommandResult]], click.Command]:
-    """Return a decorator that makes a click command, with the option --json, of a function.
+    """Return a decorator that turns a function into a click command with the option --json.
 
-    The function returns a CommandResult. An expected exception of it is printed as one line on standard
-    error, and with --json also as {"error": ...}. Anything that the function prints goes to standard error.
+    The decorated function returns a CommandResult, which the command prints. If the function raises an
+    expected exception, the command prints its message on standard error, and with --json also {"error": ...}
+    on standard output. Anything that the function itself prints goes to standard error.
     """
 
     def decorate(command_function: Callable[..., CommandResult]) -> click.Command:
@@ -84,5 +85,5 @@ def _call_command(
 
 
 def format_error_message(error: Exception) -> str:
-    """Return the message of an error on one line."""
+    """Return the message of an exception as one line."""
     return " ".join(str(error).split())

@@ -12,21 +12,26 @@ from polarmap.errors import LimitError, warn
 
 MB = 2**20
 GB = 2**30
-# Memory that a worker needs without any block: Lithops, numpy and the client library of the cloud take about
-# 75 MB, and the rest of the runtime up to as much again.
+# Memory in bytes that a worker needs before it loads any data. Lithops, numpy and the client library of the
+# cloud take about 75 MB, and the rest of the runtime takes up to 75 MB.
 RUNTIME_BYTES = 150 * MB
-BLOCK_COPIES = 2  # copies of its block that a worker holds while it unpacks the fetched bytes
+# A worker holds its data block twice while it unpacks the bytes that it has fetched.
+BLOCK_COPIES = 2
 
 
 @dataclass(frozen=True)
 class BackendLimits:
-    """The limits of one compute backend. Memory in MB, time in seconds.
+    """The limits of a compute backend, such as AWS Lambda.
 
     Attributes
     ----------
+    name
+        The name of the backend in Lithops.
+    min_memory_mb, max_memory_mb
+        The smallest and the largest memory of a worker, in MB.
     memory_sizes_mb
-        The memory sizes that the backend offers; empty if any size from `min_memory_mb` to `max_memory_mb`
-        is possible.
+        The memory sizes that the backend offers. Empty if it offers every size from `min_memory_mb` to
+        `max_memory_mb`.
     max_seconds
         The longest duration of a call in seconds; None if the backend has no limit of its own.
     default_concurrency
@@ -45,7 +50,8 @@ class BackendLimits:
     source: str
 
 
-# Each backend has a folder in backends/ with the files of its runtime.
+# The limits of each backend, by name. The folder backends/ has a subfolder for each of them, with the files
+# from which the image of its workers is built.
 BACKENDS = {
     one.name: one
     for one in (
@@ -54,7 +60,7 @@ BACKENDS = {
             "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html",
         ),
         BackendLimits(
-            # The limit of event-driven functions, as Lithops' default trigger (pub/sub) creates them.
+            # 540 s is the time limit of event-driven functions, which Lithops creates by default (pub/sub).
             "gcp_functions", 128, 32_768, (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), 540,
             100, "2026-11-24", "https://cloud.google.com/functions/quotas",
         ),
@@ -68,7 +74,7 @@ BACKENDS = {
             "https://cloud.google.com/run/docs/configuring/services/memory-limits",
         ),
         BackendLimits(
-            # Lithops limits an app to 30 replicas.
+            # At most 30 calls run concurrently, because Lithops limits an app to 30 replicas.
             "azure_containers", 512, 8192, tuple(range(512, 8193, 512)), None, 30, "2026-11-29",
             "lithops 3.8.0, ALLOWED_MEM",
         ),
@@ -88,19 +94,22 @@ BACKENDS = {
         ),
     )
 }  # fmt: skip
-# The limits of a backend with a certain trigger, where they differ from those above.
+
+# Limits that depend on how functions are triggered, by backend and trigger. They override the limits in
+# BACKENDS.
 LIMITS_BY_TRIGGER = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], max_seconds=3600)}
 
-# The largest object, in bytes, that one PUT request can store. Lithops stores every object by one PUT.
+# The largest object that a storage accepts in one PUT request, in bytes, by the name of the storage in
+# Lithops. Lithops stores every object by a single PUT.
 MAX_OBJECT_BYTES = {
     "ibm_cos": 5 * GB,
     "aws_s3": 5 * GB,  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
     "minio": 5 * GB,
     "ceph": 5 * GB,
-    "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
-    # 50,000 blocks of 4 MB, the block size of the client:
+    # An object can have 50,000 blocks, which have 4 MB each in the client library:
     # https://learn.microsoft.com/en-us/azure/storage/blobs/scalability-targets
     "azure_storage": 50_000 * 4 * MB,
+    "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
     "redis": 512 * MB,  # https://redis.io/docs/latest/develop/data-types/strings/
 }
 
@@ -112,22 +121,22 @@ class WorkerSpec:
     Attributes
     ----------
     backend, storage
-        The backends of compute and storage, as Lithops names them.
+        The names of the compute backend and of the storage in Lithops, such as "aws_lambda" and "aws_s3".
     memory_mb
-        Memory in MB.
+        The memory of a worker, in MB.
     timeout_seconds
-        The longest duration of a task; None if unknown.
+        The time limit of a task in seconds; None if unknown.
     max_workers
         The largest number of concurrent tasks; None if unknown.
     trigger
-        How the backend is invoked, where there is a choice.
+        What triggers the functions, such as "https"; empty if the configuration does not say.
     poll_seconds
         The interval in seconds at which the driver polls for finished tasks.
     cpus
         The number of processors of a worker; None if the configuration does not say.
     instance_type
-        The environment of AWS Batch or the type of a virtual machine, where there is a choice. Spot
-        instances have the prefix "spot ".
+        The environment of AWS Batch or the type of the virtual machines, with the prefix "spot " for spot
+        instances. Empty for other backends.
     """
 
     backend: str
@@ -147,7 +156,7 @@ class WorkerSpec:
 
     @property
     def allocated_mb(self) -> int:
-        """The memory in MB that the backend allocates: some backends round up to the next size they offer."""
+        """The memory in MB that a worker gets: `memory_mb`, rounded up to a size that the backend offers."""
         sizes = self.backend_limits.memory_sizes_mb if self.backend_limits is not None else ()
         return next(
             (size for size in sizes if size >= self.memory_mb), sizes[-1] if sizes else self.memory_mb
@@ -155,7 +164,9 @@ class WorkerSpec:
 
 
 def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
-    """Return the worker specification of a complete Lithops configuration, or None if it has no memory size.
+    """Return the resources of a worker according to a Lithops configuration.
+
+    Return None if the configuration does not specify the memory, as `runtime_memory` of its backend.
 
     >>> config = {"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}
     >>> parse_worker_spec(config).memory_mb
@@ -181,7 +192,10 @@ def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
 
 
 def _parse_max_tasks(backend: str, backend_section: Mapping[str, Any]) -> int | None:
-    """Return the number of concurrent tasks; a virtual machine runs several. None if it is not limited."""
+    """Return the largest number of concurrent tasks, or None if it is not known.
+
+    A virtual machine runs `worker_processes` tasks at the same time, and any other worker runs one task.
+    """
     max_workers = backend_section.get("max_workers")
     is_machine = backend in RUNTIME_IMAGES and RUNTIME_IMAGES[backend].is_virtual_machine
     tasks_per_worker = backend_section.get("worker_processes", "AUTO") if is_machine else 1
@@ -189,7 +203,10 @@ def _parse_max_tasks(backend: str, backend_section: Mapping[str, Any]) -> int | 
 
 
 def _parse_instance_type(backend_section: Mapping[str, Any]) -> str:
-    """Return the instance type of the workers, with "spot " before it for spot instances."""
+    """Return the instance type of the workers, such as "t3.medium", or "" if none is configured.
+
+    For spot instances, the type begins with "spot ".
+    """
     spot_prefix = "spot " if backend_section.get("request_spot_instances") else ""
     return spot_prefix + str(
         backend_section.get("env_type") or backend_section.get("worker_instance_type") or ""
@@ -198,16 +215,16 @@ def _parse_instance_type(backend_section: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class MapSize:
-    """The size of a map.
+    """The size of a map: how many tasks it has, and how large their blocks are.
 
     Attributes
     ----------
     n, k
-        The number of tasks, and of data blocks.
+        The number of tasks, and the number of data blocks.
     block_bytes
         The size of the largest coded block in bytes.
     rows
-        The number of rows of a block; None if the data is a sequence of blocks.
+        The number of rows of a block; None if the user has passed a sequence of blocks.
     """
 
     n: int
@@ -217,18 +234,21 @@ class MapSize:
 
 
 def check_map_fits(worker_spec: WorkerSpec, map_size: MapSize) -> None:
-    """Check that a backend can run a map, before anything is stored or started.
+    """Raise LimitError if a map exceeds the limits of its backend.
+
+    This is called before anything is stored or started. For a backend that polarmap does not know, nothing is
+    checked.
 
     Raises
     ------
     LimitError
         If a block does not fit into the memory of a worker or into an object of the storage, or if the
-        timeout exceeds that of the backend. The message says what to change.
+        configured timeout is longer than the backend allows. The message says what to change.
 
     Warns
     -----
     RuntimeWarning
-        If there are more tasks than run concurrently: the remaining ones wait behind stragglers.
+        If the map has more tasks than can run concurrently, so that some tasks have to wait until others end.
 
     Examples
     --------
@@ -259,6 +279,15 @@ before f takes any: use blocks >= 49 or runtime_memory >= 3950
 def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
     """Raise LimitError if a typical task takes longer than the time limit of its worker.
 
+    Parameters
+    ----------
+    worker_spec : WorkerSpec
+        The resources of a worker.
+    task_seconds : float
+        The duration of a typical task, in seconds.
+
+    Examples
+    --------
     >>> check_task_duration(WorkerSpec("aws_lambda", "aws_s3", 1769, timeout_seconds=180), 20.0)
     """
     backend_limits = worker_spec.backend_limits
@@ -275,7 +304,7 @@ def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
 
 
 def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
-    """Return the largest number of concurrent workers, or None if it is not known.
+    """Return the largest number of workers that can run at the same time, or None if it is not known.
 
     >>> get_max_concurrency(WorkerSpec("aws_lambda", "aws_s3", 1769))
     1000
@@ -288,7 +317,9 @@ def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
 
 
 def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
-    """Return the size of the block cache of a worker in bytes: half of the memory beside the runtime.
+    """Return how many bytes of data blocks a worker may keep in memory between maps.
+
+    This is half of the memory that Python and its libraries do not need.
 
     >>> compute_block_cache_bytes(WorkerSpec("aws_lambda", "aws_s3", 1769)) // 2**20
     809
@@ -297,7 +328,7 @@ def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
 
 
 def compute_min_memory_bytes(block_bytes: int) -> int:
-    """Return the memory in bytes that a worker needs to load a block of `block_bytes` bytes."""
+    """Return the memory in bytes that a worker needs to load a data block of `block_bytes` bytes."""
     return RUNTIME_BYTES + BLOCK_COPIES * block_bytes
 
 
@@ -341,7 +372,7 @@ def _check_object_size(worker_spec: WorkerSpec, map_size: MapSize) -> None:
 
 
 def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
-    """Return advice on how to keep blocks at or below `max_block_bytes` bytes."""
+    """Return the part of an error message that tells the user how to make blocks small enough."""
     if map_size.rows is None:
         return f"use blocks of at most {_format_bytes(max(max_block_bytes, 0))}"
     max_rows_per_block = max_block_bytes * map_size.rows // map_size.block_bytes
@@ -351,7 +382,10 @@ def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
 
 
 def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimits) -> int | None:
-    """Return the smallest memory size in MB that suffices, or None if the backend does not offer it."""
+    """Return the smallest memory size, in MB, that the backend offers and that is large enough.
+
+    Return None if even the largest size is too small.
+    """
     sizes = backend_limits.memory_sizes_mb or (
         max(backend_limits.min_memory_mb, math.ceil(n_needed_bytes / MB)),
     )
@@ -361,7 +395,7 @@ def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimit
 
 
 def _format_bytes(n_bytes: int) -> str:
-    """Format a number of bytes with a unit.
+    """Format a number of bytes for people, in GB or MB.
 
     >>> _format_bytes(1_992_294_400), _format_bytes(5 * 2**20)
     ('1.9 GB', '5.0 MB')

@@ -15,7 +15,8 @@ from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError
 from polarmap.optional import format_extras_install_command
 
-# Extras with the client library of a storage, by the first word of its name.
+# The extras of polarmap that install the client library of a storage. The name of the storage in Lithops
+# begins with the name of the extra, as in "aws_s3".
 STORAGE_EXTRAS = {
     "aws",
     "azure",
@@ -26,7 +27,11 @@ _PLACEHOLDER_PATTERN = re.compile(r"<[^<>]+>")
 
 
 def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a Lithops configuration. Raise ExecutorError if it is invalid or has placeholders."""
+    """Read a Lithops configuration file.
+
+    Raises ExecutorError if the file does not exist, is not a valid configuration, or still has placeholders
+    of a template.
+    """
     file = Path(config_path)
     if not file.is_file():
         raise ExecutorError(f"the Lithops configuration {str(file)!r} does not exist")
@@ -58,7 +63,10 @@ def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_config_for_backend(config_path: str | os.PathLike[str], backend: str) -> dict[str, Any]:
-    """Read a Lithops configuration. Raise ExecutorError if it is invalid, or for another backend."""
+    """Read a Lithops configuration file that must be for the given compute backend.
+
+    Raises ExecutorError if the file is invalid, or configures another backend.
+    """
     config = read_config(config_path)
     if get_backend_name(config) != backend:
         raise ExecutorError(f"{config_path} is for {get_backend_name(config)!r}, not for {backend!r}")
@@ -66,7 +74,9 @@ def read_config_for_backend(config_path: str | os.PathLike[str], backend: str) -
 
 
 def find_placeholders(config: Mapping[str, Any], key_prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted key and the value of each setting that still has a placeholder in <angle brackets>.
+    """Yield the dotted key and the value of each setting that the user has not filled in yet.
+
+    Such a setting still contains a placeholder in <angle brackets>.
 
     >>> list(find_placeholders({"aws": {"region": "<region>"}, "lithops": {"backend": "aws_lambda"}}))
     [('aws.region', '<region>')]
@@ -81,7 +91,7 @@ def find_placeholders(config: Mapping[str, Any], key_prefix: str = "") -> Iterat
 
 
 def get_backend_name(config: Mapping[str, Any]) -> str:
-    """Return the name of the compute backend. The default of Lithops is aws_lambda.
+    """Return the name of the compute backend of a configuration. It defaults to aws_lambda, as in Lithops.
 
     >>> get_backend_name({"lithops": {"backend": "k8s"}}), get_backend_name({})
     ('k8s', 'aws_lambda')
@@ -90,7 +100,9 @@ def get_backend_name(config: Mapping[str, Any]) -> str:
 
 
 def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) -> str:
-    """Return a hint how to install the client library that Lithops misses, or "" if it is not known.
+    """Return a hint for an error message: how to install the client libraries that a configuration needs.
+
+    Return "" if `error` is not a ModuleNotFoundError, or if the backend is not known.
 
     >>> error = ModuleNotFoundError("No module named 'kubernetes'")
     >>> make_missing_client_hint({"lithops": {"backend": "k8s"}}, error)
@@ -105,6 +117,6 @@ def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) ->
 
 
 def _list_referenced_sections(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of the sections of backend and storage."""
+    """Yield the names of the sections that configure the compute backend and the storage."""
     yield get_backend_name(config)
     yield str((config.get("lithops") or {}).get("storage", ""))

@@ -10,34 +10,39 @@ from typing import NamedTuple
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.worker.processes import LIVENESS_INTERVAL
 
-# Storage requests of one task. It writes its block, the start and end markers of Lithops and a large result.
-# It reads the function, the input, the block, the end marker and the result. In addition, a worker checks
-# every LIVENESS_INTERVAL whether its map still runs.
+# The number of storage requests of one task. The block, the start and end markers of Lithops and the result
+# are written. The function, the input, the block, the end marker and the result are read. In addition, a
+# worker sends a read request every LIVENESS_INTERVAL seconds, to check whether its map still runs.
 WRITES_PER_TASK, READS_PER_TASK = 4, 5
-# Billed time in addition to f, in which Lithops fetches the function and the data and reports. Measured on an
-# emulated Lambda: 1 to 2 s with eight workers on two processors. Expect about 1 s if each has its own.
+# Billed seconds of a call in addition to the user's function. In this time, Lithops fetches the function and
+# its data, and reports the result. On an emulated AWS Lambda with eight workers on two processors, this takes
+# 1 to 2 s. Expect about 1 s if each worker has a processor of its own.
 CALL_OVERHEAD_SECONDS = 1.0
-MARKERS_PER_TASK = 2  # start and end marker, which the driver lists
-KEYS_PER_LISTING = 1000  # objects returned by one listing request
+MARKERS_PER_TASK = 2  # objects that Lithops writes when a task starts and ends, and that the driver lists
+KEYS_PER_LISTING = 1000  # maximum number of objects that one listing request returns
 
 
 @dataclass(frozen=True)
 class PriceList:
-    """List price of a compute backend in one region, without free tiers, discounts and taxes.
+    """The list prices of a compute backend in one region, without free tiers, discounts and taxes.
 
     Attributes
     ----------
+    backend, region
+        The name of the backend in Lithops, and the region and product to which the prices apply.
     usd_per_gb_second
-        USD per second and 1024 MB of memory.
+        The price of 1024 MB of memory for one second, in US dollars.
     usd_per_cpu_second
-        USD per second and processor, where processors are charged separately.
+        The price of a processor for one second; 0 if processors are not charged separately.
     usd_per_call
-        USD per call.
+        The price of a call.
     billing_increment, min_billed_seconds
         The duration of a call is rounded up to a multiple of `billing_increment` seconds, and is at least
         `min_billed_seconds`.
     instance_type
-        A prefix of the instance types to which this price applies, see `WorkerSpec.instance_type`.
+        The prices apply to instance types that begin with this prefix, see `WorkerSpec.instance_type`.
+    as_of, source
+        The date at which the prices were looked up, and where.
     """
 
     backend: str
@@ -57,7 +62,8 @@ PRICE_LISTS = {
     for one in (
         PriceList(
             "aws_lambda", "us-east-1, x86", 1.66667e-5, 0.0, 2.0e-7, 0.001, 0.0, "2026-11-24",
-            "https://aws.amazon.com/lambda/pricing/ as quoted by https://cloudchipr.com/blog/aws-lambda-pricing",
+            "https://aws.amazon.com/lambda/pricing/ as quoted by "
+            "https://cloudchipr.com/blog/aws-lambda-pricing",
         ),
         PriceList(
             "gcp_functions", "tier 1", 2.5e-6, 2.4e-5, 4.0e-7, 0.1, 0.0, "2026-11-24",
@@ -66,7 +72,8 @@ PRICE_LISTS = {
         PriceList(
             "azure_functions", "East US, Flex Consumption on demand", 2.6e-5, 0.0, 4.0e-7, 0.1, 1.0,
             "2026-11-24", "https://azure.microsoft.com/en-us/pricing/details/functions/ as quoted by "
-            "https://modal.com/blog/azure-function-pricing-guide; steps: https://learn.microsoft.com/answers/a/12389275",
+            "https://modal.com/blog/azure-function-pricing-guide; steps: "
+            "https://learn.microsoft.com/answers/a/12389275",
         ),
         PriceList(
             "gcp_cloudrun", "tier 1", 2.5e-6, 2.4e-5, 4.0e-7, 0.1, 0.0, "2026-11-24",
@@ -78,29 +85,32 @@ PRICE_LISTS = {
             "FARGATE",
         ),
         PriceList(
-            # A task is charged for its share of the memory. From t3.medium on, the price per GB is constant.
+            # EC2 charges for whole machines. Charge each task for its share of the memory, as the price per
+            # GB is the same for all t3 machines from t3.medium on.
             "aws_ec2", "us-east-1, t3, on demand", 0.0832 / 8 / 3600, 0.0, 0.0, 1.0, 0.0, "2026-11-29",
             "https://aws.amazon.com/ec2/pricing/on-demand/ as quoted by https://go-cloud.io/?p=10607", "t3.",
         ),
     )
 }  # fmt: skip
 
-# Processors of a Cloud Run function with at most this memory in MB, looked up 2026-11-24:
+# Pairs of a memory size in MB and the number of processors of a Cloud Run function with up to this memory.
+# Looked up 2026-11-24:
 # https://cloud.google.com/run/docs/configuring/services/memory-limits
 CLOUD_RUN_CPUS_BY_MEMORY = (
     (128, 0.083), (256, 0.167), (512, 0.333), (1024, 0.583), (2048, 1.0), (8192, 2.0), (16_384, 4.0),
     (24_576, 6.0), (32_768, 8.0),
 )  # fmt: skip
 
-# USD per write or listing, and per read, looked up 2026-11-24: Standard in us-east-1, as quoted by
-# https://c3x.dev/blog/s3-request-fees-explained; Standard in a US region,
-# https://cloud.google.com/storage/pricing-examples. Requests to other storage have no known price.
+# The prices of a write or listing request, and of a read request, in US dollars by the name of the storage.
+# Looked up 2026-11-24, for the class Standard. S3 in us-east-1, as quoted by
+# https://c3x.dev/blog/s3-request-fees-explained. Google Cloud Storage in a US region:
+# https://cloud.google.com/storage/pricing-examples. The prices of requests to other storage are not known.
 USD_PER_WRITE_AND_READ = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """An estimate in US dollars.
+    """The estimated cost of a map, in US dollars.
 
     Attributes
     ----------
@@ -109,8 +119,8 @@ class Cost:
     calls
         The price of function calls.
     requests
-        The price of storage requests, where it is known. Storing data for minutes, and transfers within a
-        region, cost almost nothing and are not included.
+        The price of storage requests; 0 if it is not known. The cost of storing data for minutes, and of
+        transfers within a region, is almost nothing and not included.
     """
 
     compute: float
@@ -119,7 +129,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """The sum of compute, calls and requests."""
+        """The total cost: the sum of `compute`, `calls` and `requests`."""
         return self.compute + self.calls + self.requests
 
     def __str__(self) -> str:
@@ -130,15 +140,16 @@ class Cost:
 def estimate_map_cost(
     worker_spec: WorkerSpec, call_seconds: Sequence[float], polling_seconds: float
 ) -> Cost | None:
-    """Estimate the cost of a map at list prices. Return None if no price is known.
+    """Estimate what a map costs at list prices. Return None if the prices of the backend are not known.
 
     Parameters
     ----------
     worker_spec : WorkerSpec
+        The resources of a worker.
     call_seconds : sequence of float
-        The duration of each call, including abandoned ones.
+        The duration of each function call in seconds, including calls whose result was not needed.
     polling_seconds : float
-        How long the driver polled for results, every `worker_spec.poll_seconds` seconds.
+        How long the driver polled the storage for results, every `worker_spec.poll_seconds` seconds.
 
     Examples
     --------
@@ -165,11 +176,18 @@ def estimate_map_cost(
 
 
 class PersistentUsage(NamedTuple):
-    """The billed usage of persistent workers since the previous map, busy or idle.
+    """The billed usage of persistent workers since the previous map.
 
-    worker_seconds : the total time that workers have run.
-    n_started : the number of workers that were started.
-    n_writes, n_reads : storage requests; listings count as writes.
+    Persistent workers stay alive between maps. They are billed whether they are busy or idle.
+
+    Attributes
+    ----------
+    worker_seconds : float
+        The total time that workers have run, in seconds.
+    n_started : int
+        The number of workers that were started.
+    n_writes, n_reads : int
+        The numbers of storage requests. Listing requests count as writes.
     """
 
     worker_seconds: float
@@ -179,7 +197,9 @@ class PersistentUsage(NamedTuple):
 
 
 def estimate_persistent_cost(worker_spec: WorkerSpec, usage: PersistentUsage) -> Cost | None:
-    """Estimate the cost of persistent workers between two maps. Return None if no price is known.
+    """Estimate what persistent workers have cost since the previous map.
+
+    Return None if the prices of the backend are not known.
 
     >>> lambda_ = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
     >>> usage = PersistentUsage(worker_seconds=32 * 60.0, n_started=0)  # 32 workers wait for a minute
@@ -199,7 +219,7 @@ def estimate_persistent_cost(worker_spec: WorkerSpec, usage: PersistentUsage) ->
 
 
 def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
-    """Return the price list of a worker, or None if no price is known.
+    """Return the price list that applies to a worker, or None if its prices are not known.
 
     >>> find_price_list(WorkerSpec("aws_batch", "aws_s3", 2048, instance_type="FARGATE")).min_billed_seconds
     60.0
@@ -213,7 +233,9 @@ def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
 
 
 def count_listing_requests(n_tasks: int) -> int:
-    """Return the number of requests needed to list the start and end markers of `n_tasks` finished tasks.
+    """Return how many listing requests the driver needs to see which of `n_tasks` tasks have ended.
+
+    For each task, Lithops writes one object at the start and one at the end.
 
     >>> count_listing_requests(24), count_listing_requests(501), count_listing_requests(10_000)
     (1, 2, 20)
@@ -222,7 +244,7 @@ def count_listing_requests(n_tasks: int) -> int:
 
 
 def get_cloud_run_cpus(memory_mb: int) -> float:
-    """Return the number of processors of a Cloud Run function with `memory_mb` MB.
+    """Return how many processors a Cloud Run function with `memory_mb` MB of memory gets.
 
     >>> get_cloud_run_cpus(256), get_cloud_run_cpus(4096), get_cloud_run_cpus(32_768)
     (0.167, 2.0, 8.0)
@@ -241,7 +263,10 @@ def _compute_cost(
     n_writes: float,
     n_reads: float,
 ) -> Cost:
-    """Return the cost of `billed_seconds` of workers, calls with their requests, and further requests."""
+    """Return the cost of workers that ran for `billed_seconds` in total, of their calls and of requests.
+
+    Every call causes a fixed number of storage requests. `n_writes` and `n_reads` are further requests.
+    """
     cpus, memory_gb = worker_spec.cpus, worker_spec.allocated_mb / 1024
     if cpus is None:
         cpus = get_cloud_run_cpus(worker_spec.allocated_mb)

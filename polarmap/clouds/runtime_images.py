@@ -7,20 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RuntimeImage:
-    """The runtime image of the workers of a backend.
+    """Describes how the image in which workers of a backend run is built and removed.
 
     Attributes
     ----------
     polarmap_extra
-        The extra of polarmap that installs the client libraries of the backend.
+        The extra of polarmap that installs the client libraries of the backend, as in "polarmap[aws]".
     extra_packages
-        Packages that workers of this backend need beside backends/requirements.txt.
+        Packages that workers of this backend need in addition to those in backends/requirements.txt.
     lithops_default_name
-        The name of the setting of Lithops that lists the packages of the default runtime.
+        The name of the setting of Lithops that lists the packages of the default runtime; empty if the
+        backend has no such setting.
     lithops_archive, entrypoint
-        For container images: the file with the code of Lithops, and the command that serves calls.
+        For container images: the file with the code of Lithops, and the command that starts a worker.
     clean_all
-        The argument `all` of `clean` of Lithops after a removal; None if it is not called.
+        The argument `all` for `clean` of Lithops, which deletes resources of the backend after the image is
+        removed. If None, `clean` is not called.
     is_virtual_machine
         Whether workers are virtual machines, which install the packages listed in their configuration.
     """
@@ -50,14 +52,14 @@ RUNTIME_IMAGES = {
     ),
     "gcp_cloudrun": RuntimeImage(
         "gcp", ("google-cloud-storage", "flask", "gunicorn"), lithops_archive="lithops_cloudrun.zip",
-        # It listens on $PORT. The service, not gunicorn, limits the duration of a call.
+        # gunicorn listens on $PORT. With `--timeout 0`, only Cloud Run limits the duration of a call.
         entrypoint="gunicorn --timeout 0 lithopsproxy:proxy",
     ),
     "azure_containers": RuntimeImage(
         "azure", AZURE_CLIENTS, lithops_archive="lithops_azure_ca.zip", entrypoint="python lithopsentry.py"
     ),
     "code_engine": RuntimeImage(
-        # `all` would delete the whole project, which may have other jobs than those of Lithops.
+        # With `all=True`, Lithops would delete the whole Code Engine project, which may contain other jobs.
         "ibm", ("ibm-cos-sdk", "flask"), lithops_archive="lithops_codeengine.zip",
         entrypoint="python lithopsentry.py", clean_all=False,
     ),

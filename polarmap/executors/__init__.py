@@ -1,4 +1,4 @@
-"""Executors: where the tasks of a map run.
+"""Executors: where the tasks of a map run, for example worker processes, Dask, Ray or a cloud.
 
 `resolve_executor` converts every argument `executor=` to a `ResolvedExecutor`, which the rest of the package
 uses.
@@ -15,14 +15,14 @@ from polarmap.executors.resolved import ResolvedExecutor
 
 
 def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
-    """Return the executor for an argument `executor=`. Nothing is opened yet.
+    """Convert the argument `executor=` of a public function to a `ResolvedExecutor`.
 
-    Each public function calls this once. A resolved executor is returned unchanged, so that a job can pass on
-    its executor. Raises ExecutorError, which says what to pass instead, if the argument is not an executor.
+    No worker is started yet. A resolved executor is returned unchanged, so that one function can pass it on
+    to another. Raises ExecutorError, with advice on what to pass instead, if the argument is not an executor.
     """
     if executor_spec is None:
         return default_executor
-    # Most programs use the default executor alone, and import none of these.
+    # Import these modules only when they are needed: most programs use the default executor.
     from polarmap.executors.faults import FaultInjectingExecutor, FaultyExecutor
     from polarmap.executors.recognition import recognize_executor
 
@@ -32,7 +32,7 @@ def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
 
 
 class MissingExecutor:
-    """A placeholder, in a pickle, for an executor that cannot be pickled.
+    """A placeholder that is pickled in place of an executor that cannot be pickled, such as a thread pool.
 
     >>> MissingExecutor("ThreadPoolExecutor")
     <ThreadPoolExecutor, left behind>
@@ -46,7 +46,10 @@ class MissingExecutor:
 
 
 def to_picklable_spec(executor_spec: Any) -> Any:
-    """Return a picklable substitute for an executor: its argument, or a `MissingExecutor`.
+    """Return what to pickle in place of an executor.
+
+    The result is an argument `executor=` that stands for the same executor, or a `MissingExecutor` if no such
+    argument exists, as for a thread pool.
 
     >>> to_picklable_spec(Pool("localhost")), to_picklable_spec(Pool())
     ('localhost', None)

@@ -1,6 +1,7 @@
-"""Publish the blocks of jobs to workers: in shared memory, on disk, in a bucket, or on request to the driver.
+"""Stores from which workers read blocks: shared memory, files on disk, a bucket, or the memory of the driver.
 
-Blocks consist of components. Each is stored once, for as long as its blocks live.
+A block consists of components, which other blocks may share. Each component is stored once, for as long as
+its blocks exist.
 """
 
 from __future__ import annotations
@@ -29,35 +30,35 @@ from polarmap.worker.pytree import count_layout_bytes
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
-INLINE_BLOCK_BYTES = 1 << 14  # smaller blocks are sent with their tasks, which is faster than a file
-FREE_SPACE_DIVISOR = 2  # blocks may use 1/2 of the free space of a folder in memory
-MAX_PARALLEL_WRITES = 16  # objects that are written at the same time
-NETWORK_BYTES_PER_SECOND = 1e8  # assumed network bandwidth
+INLINE_BLOCK_BYTES = 1 << 14  # bytes; smaller blocks are sent with their tasks, which is faster than a file
+FREE_SPACE_DIVISOR = 2  # stored blocks may use at most 1/2 of the free space of a file system in memory
+MAX_PARALLEL_WRITES = 16  # the largest number of objects that are written at the same time
+NETWORK_BYTES_PER_SECOND = 1e8  # the bandwidth that is assumed to estimate transfer times
 
-BlockSetKey = tuple[int, Encryption | None]  # identity of task blocks, and how they are stored
+BlockSetKey = tuple[int, Encryption | None]  # the `id()` of the blocks, and how they are encrypted
 
 
 class PublishedBlocks:
-    """References to one set of task blocks, shared by all jobs on the same blocks.
+    """The blocks of a job in the form in which workers read them. All jobs on the same blocks share them.
 
-    Components are stored in the block store when a task first needs them. Blocks that already have a location
-    are referenced there and not copied.
+    A component (a part of a block that other blocks may share) is stored when a task first needs it. Blocks
+    that are already in storage are read from there and are not copied.
 
     Attributes
     ----------
     blocks_weakref : weakref.ref
-        The blocks.
+        The blocks, which are not kept alive by this reference.
     key_prefixes : list of str
-        Prefixes of the keys of stored components, once one is stored. The first is used while it has room.
+        The prefixes of the keys of stored components, in order of preference. Empty while none is stored.
     n_bytes : int
-        Upper bound of the bytes of all components; 0 while none is stored.
+        An upper bound of the total size of all components in bytes; 0 while none is stored.
     use_count : int
-        Open sessions that use the set; it is evicted to make room only at 0.
+        The number of open sessions that use the blocks. They are evicted to make room only if it is 0.
     block_set_id : int
-        Identifies the set in its block store.
+        The id of this set of blocks in its block store.
     cache_id : int or None
-        Id under which workers cache the bytes until the set is removed; None if other sets may share the
-        bytes.
+        The id under which workers cache the blocks until the set is removed; None if other sets may share
+        the stored bytes.
     """
 
     def __init__(
@@ -73,37 +74,40 @@ class PublishedBlocks:
         self._unpublished = {component for task in tasks for component in blocks.block_components(task)}
         self._segments: dict[int, Segment] = {}  # by component
         self._pickled_refs: dict[int, bytes] = {}  # by task
-        # Sizes by key and offset, of segments that workers may ask for in a store of the user's own.
+        # The byte ranges that workers may request from a store of the user: sizes by key and offset.
         self._referenced_ranges: dict[tuple[str, int], int] = {}
 
     def get_task_key(self, blocks: TaskBlocks, task: int) -> Hashable:
-        """Return a key that is equal for the same block in every job."""
+        """Return a key for the block of a task. It is equal in every job that uses the same block."""
         if self._source_location is None or self._is_inline:
             return self.block_set_id, task
         return self._pickled_refs.get(task) or self.get_pickled_block_ref(blocks, task)
 
     def estimate_transfer_seconds(self, blocks: TaskBlocks) -> float:
-        """Estimate the seconds until a worker has a block that it has not cached; 0 on this machine."""
+        """Estimate how many seconds it takes to send a block to a worker. On this machine it is 0."""
         is_local = (self._source_location or self._location).is_local
         return 0.0 if is_local else count_layout_bytes(blocks.block_layout(0)) / NETWORK_BYTES_PER_SECOND
 
     def get_pickled_block_ref(self, blocks: TaskBlocks, task: int) -> bytes:
-        """Return the pickled fields of the `BlockRef` of a task, and store its block if it is not stored."""
+        """Return the pickled `BlockRef` of a task, which says where a worker reads the block.
+
+        The block is stored first if it is not stored yet.
+        """
         with self._lock:
             pickled_ref = self._pickled_refs.get(task)
             if pickled_ref is None:
                 location, segments, *other_fields = self.publish_block(blocks, task)
                 fields = location.fields, tuple(map(tuple, segments)), *other_fields
                 pickled_ref = pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
-                if not self._is_inline:  # inline blocks come and go
+                if not self._is_inline:  # blocks that are sent with their tasks change too often to be kept
                     self._pickled_refs[task] = pickled_ref
             return pickled_ref
 
     def publish_in_parallel(self, blocks: TaskBlocks, tasks: Sequence[int], deadline: float = inf) -> None:
-        """Store the missing components of some tasks, if the store writes many as fast as one.
+        """Store the blocks of some tasks in parallel, if the store can write many objects as fast as one.
 
-        Other stores write a component when its first task is sent, so that the first worker starts at once.
-        Raises TimeoutError at `deadline`, on the monotonic clock: a storage may hang.
+        In any other store, a block is written when its task is sent to a worker, so that the first worker can
+        start early. A storage may hang, so TimeoutError is raised at `deadline`, on the monotonic clock.
         """
         if self._source_location is not None or not self._block_store.writes_in_parallel:
             return
@@ -114,14 +118,18 @@ class PublishedBlocks:
             new_components = [component for component in components if component not in self._segments]
             if not new_components:
                 return
-            blocks.block_leaves(max(tasks))  # Encode first: errors of encoding are not errors of the store.
+            # Encode first, so that an encoding error is not reported as an error of the store.
+            blocks.block_leaves(max(tasks))
             self._reserve_block_space(blocks)
             store = partial(self._store_component, blocks)
             new_segments = map_in_parallel(store, new_components, MAX_PARALLEL_WRITES, deadline)
             self._segments |= zip(new_components, new_segments)
 
     def publish_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
-        """Return what the worker of a task needs to read its block, which is stored first if need be."""
+        """Return where a worker reads the block of a task.
+
+        The block is stored first if it is not stored yet.
+        """
         with self._lock:
             if self._source_location is None:
                 return self._publish_new_block(blocks, task)
@@ -133,9 +141,10 @@ class PublishedBlocks:
             return block_ref
 
     def read_component(self, blocks: TaskBlocks, segment_key: str) -> bytes | memoryview:
-        """Return the bytes of a component for a worker that asks the driver for the key of its segment.
+        """Return the bytes of a component (a part of a block), which a worker has requested from the driver.
 
-        A component of one array is not copied: many workers may be sent theirs at the same time.
+        `segment_key` ends with the index of the component. A component of one array is not copied, because
+        many workers may request theirs at the same time.
         """
         buffers = _get_component_buffers(blocks, int(segment_key.rpartition("/")[2]))
         stored_buffers = encrypt_if_location_requires(
@@ -144,13 +153,13 @@ class PublishedBlocks:
         return stored_buffers[0] if len(stored_buffers) == 1 else b"".join(stored_buffers)
 
     def check_was_referenced(self, requested: Segment) -> None:
-        """Raise LookupError unless the requested segment was referenced in a task of a worker."""
+        """Raise LookupError if a worker requests a byte range to which no task refers."""
         n_bytes = self._referenced_ranges[requested.key, requested.offset]
         if requested.size > compute_encrypted_size(n_bytes):
             raise LookupError(requested)
 
     def invalidate_if_damaged(self, blocks: TaskBlocks, task: int, failure: Failure) -> None:
-        """Discard the stored block of a task if it is damaged, so that it is stored again when needed."""
+        """Forget that the block of a task is stored if it was found damaged, so that it is stored again."""
         if failure.kind == FailureKind.DAMAGED:
             with self._lock:
                 for component in blocks.block_components(task):
@@ -160,7 +169,7 @@ class PublishedBlocks:
     def _publish_new_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
         layout, components = blocks.block_layout(task), blocks.block_components(task)
         if (
-            # Sending a small block with its task is faster than writing a file.
+            # Sending a small block together with its task is faster than writing a file.
             self._location.is_memory_mapped
             and not self._location.encryption
             and count_layout_bytes(layout) < INLINE_BLOCK_BYTES
@@ -179,7 +188,7 @@ class PublishedBlocks:
         return block_ref
 
     def _reserve_block_space(self, blocks: TaskBlocks) -> None:
-        """Reserve room in the store for all components. Called before the first component is stored."""
+        """Reserve room in the store for all blocks. Only the first call does anything."""
         if self.key_prefixes:
             return
         block_store = self._block_store
@@ -191,7 +200,7 @@ class PublishedBlocks:
         n_bytes = sum(
             count_layout_bytes(blocks.block_layout(task)) for task in set(task_of_component.values())
         )
-        with block_store.lock:  # held until other sets can see the reserved room
+        with block_store.lock:  # keep the lock until other threads see the reserved room
             self.key_prefixes = block_store.allocate_key_prefixes(self.block_set_id, n_bytes)
             self.n_bytes = n_bytes
         if self._location.is_memory_mapped:
@@ -201,7 +210,7 @@ class PublishedBlocks:
                 weakref.WeakMethod(block_store.remove_segments_below),
                 self.key_prefixes,
             ).atexit = False
-            block_store.collect_garbage()  # frees the memory of evicted sets
+            block_store.collect_garbage()  # free the memory of evicted blocks
 
     def _store_component(self, blocks: TaskBlocks, component: int) -> Segment:
         buffers, last_error = _get_component_buffers(blocks, component), OSError()
@@ -221,14 +230,17 @@ class PublishedBlocks:
 def _remove_prefixes_if_store_alive(
     remove_weakref: weakref.WeakMethod[Callable[[Sequence[str]], None]], key_prefixes: Sequence[str]
 ) -> None:
-    """Remove stored components. Do nothing if the block store was deleted, which removes all its files."""
+    """Remove the stored parts of blocks. Do nothing if the block store was deleted, and its files with it."""
     remove = remove_weakref()
     if remove is not None:
         remove(key_prefixes)
 
 
 def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
-    """Return what the worker of a task needs to read blocks that have a location."""
+    """Return the reference with which a worker reads the block of a task.
+
+    The blocks are in storage already, or they are so small that the reference contains their bytes.
+    """
     assert blocks.location is not None
     if blocks.location.is_inline:
         return _make_inline_block_ref(blocks, task)
@@ -236,7 +248,7 @@ def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
 
 
 def _make_inline_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
-    """Return the block of a task with its bytes."""
+    """Return a reference that contains the bytes of the block of a task."""
     data = b"".join(
         buffer
         for component in blocks.block_components(task)
@@ -246,57 +258,58 @@ def _make_inline_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
 
 
 def _get_component_buffers(blocks: TaskBlocks, component: int) -> list[Any]:
-    """Return the bytes of each leaf of a component; contiguous leaves are not copied."""
+    """Return the bytes of each array of a component (a part of a block). Contiguous arrays are not copied."""
     leaves = map(np.ascontiguousarray, blocks.component_leaves(component))
     return [leaf.reshape(-1).view(np.uint8).data if leaf.size and leaf.itemsize else b"" for leaf in leaves]
 
 
 class BlockStore(ABC):
-    """A store from which workers read the blocks of a pool or a session.
+    """A place where the driver puts blocks and workers read them: files, a bucket or the driver's memory.
 
     Attributes
     ----------
     location : Location
-        Where workers read segments.
+        Where workers read the blocks.
     holds_bytes : bool
-        True if segments are copies, so that the task blocks can free memory.
+        True if the store copies the blocks, so that the arrays of the driver can be freed.
     writes_in_parallel : bool
-        True if several segments can be written in parallel.
+        True if several objects can be written in parallel.
     garbage_prefixes : list of str
-        The key prefixes of segments that can be removed.
+        The key prefixes of stored bytes that can be removed.
     """
 
     location: Location
     holds_bytes = writes_in_parallel = False
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # reentrant: a destructor may close a session at any point
+        # Reentrant: a destructor may close a session while this thread holds the lock.
+        self.lock = threading.RLock()
         self._garbage_lock = threading.Lock()
         self.next_block_set_id = 0
-        # In order of use, the latest last. Each job with a key has a separate encryption.
+        # In order of use, the latest last. Each job with an encryption key has a separate encryption.
         self._published: dict[BlockSetKey, PublishedBlocks] = {}
         self.garbage_prefixes: list[str] = []
 
     @abstractmethod
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return key prefixes for new blocks of `n_bytes` bytes, in order of preference.
+        """Return the key prefixes under which new blocks can be stored, in order of preference.
 
-        Called while `lock` is held.
+        `n_bytes` is the total size of the blocks. Called while `lock` is held.
         """
 
     @abstractmethod
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int | None:
-        """Store bytes, and return their checksum, or None if workers need not verify them.
+        """Store bytes under a key. Return their checksum, or None if workers need not verify them.
 
-        Raises OSError if there is no room under this key prefix.
+        Raises OSError if there is no room under the prefix of the key.
         """
 
     @abstractmethod
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Remove all segments whose keys begin with one of the prefixes."""
+        """Remove all stored bytes whose keys begin with one of the prefixes."""
 
     def acquire_blocks(self, job_spec: JobSpec) -> PublishedBlocks:
-        """Return the published blocks of a job, in use until `release_blocks` is called with them."""
+        """Return the stored blocks of a job. They are not evicted until `release_blocks` is called."""
         blocks = job_spec.blocks
         with self.lock:
             published_sets = self._published.items()
@@ -314,22 +327,23 @@ class BlockStore(ABC):
             return published_blocks
 
     def get_live_block_set_ids(self) -> tuple[int, ...]:
-        """Return the ids of all sets whose blocks still exist."""
+        """Return the ids of all sets of blocks that have not been evicted."""
         with self.lock:
             return tuple([published.block_set_id for published in self._published.values()])
 
     def release_blocks(self, published_blocks: PublishedBlocks) -> None:
-        """Declare that a session does not use published blocks any more; later ones may."""
+        """Record that a session no longer uses stored blocks. Later sessions may use them again."""
         with self.lock:
             published_blocks.use_count -= 1
 
     def collect_garbage(self) -> None:
-        """Remove segments that no blocks need.
+        """Remove stored bytes that no blocks need any more.
 
-        `lock` is not held meanwhile, as a storage may hang. If a storage is away, its garbage stays for the
-        next call.
+        The storage may hang, so `lock` is not held meanwhile. If the storage cannot be reached, its garbage
+        is left for the next call.
         """
-        if not self._garbage_lock.acquire(blocking=False):  # another thread does it, or hangs at it
+        if not self._garbage_lock.acquire(blocking=False):
+            # Do nothing if another thread is already at it: that thread may hang.
             return
         try:
             with contextlib.suppress(Exception):
@@ -346,12 +360,12 @@ class BlockStore(ABC):
 
 
 class DriverBlockStore(BlockStore):
-    """Keeps blocks in the memory of the driver, which sends a segment when a worker requests it.
+    """A store that copies nothing: blocks stay in the memory of the driver, which sends them on request.
 
     Parameters
     ----------
     key_prefix : str
-        The prefix of the keys of all segments.
+        The common prefix of the keys by which workers request blocks.
     """
 
     def __init__(self, key_prefix: str) -> None:
@@ -359,18 +373,20 @@ class DriverBlockStore(BlockStore):
         self.location, self._key_prefix = DriverLocation(key_prefix), key_prefix
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return a single key prefix, which is different for each set of blocks."""
+        """Return one key prefix, which is different for each set of blocks."""
         return [f"{self._key_prefix}/blocks/{block_set_id}/"]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:
-        """Store nothing: the blocks have the bytes."""
+        """Store nothing: the bytes stay in the arrays of the blocks."""
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Remove nothing: nothing is stored."""
+        """Do nothing: there are no copies to remove."""
 
 
 class MemoryMappedBlockStore(BlockStore):
-    """Stores blocks in files that workers on this machine map, in memory while there is room, else on disk.
+    """A store of files that workers on this machine memory-map.
+
+    The files are in a file system in memory (/dev/shm) while there is room, and otherwise on disk.
 
     Parameters
     ----------
@@ -392,23 +408,26 @@ class MemoryMappedBlockStore(BlockStore):
         self._max_memory_bytes = max_memory_bytes
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return a folder in memory, if unused sets can make room there, and a folder on disk."""
+        """Return a folder in memory, if there is room or room can be made, and a folder on disk."""
         folders = [self._disk_folder]
         if self._memory_folder is not None and self._try_free_memory(self._memory_folder, n_bytes):
             folders.insert(0, self._memory_folder)
         return [f"{folder}/blocks-{block_set_id}/".lstrip("/") for folder in folders]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:
-        """Write a new file in place of any old one, which a worker may have mapped."""
+        """Write a file.
+
+        An old file of this name is replaced, not overwritten: a worker may have mapped it.
+        """
         write_private_file(os.path.join("/", segment_key), *buffers)
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Remove folders, unless this process was forked from their owner."""
+        """Remove folders. Do nothing in a forked child process, which does not own them."""
         for key_prefix in key_prefixes if os.getpid() == self._owner_pid else ():
             shutil.rmtree(os.path.join("/", key_prefix), ignore_errors=True)
 
     def _try_free_memory(self, memory_folder: Path, n_bytes: int) -> bool:
-        """Evict unused sets until there is room in memory, and return whether there is."""
+        """Evict unused blocks until `n_bytes` more fit into memory. Return whether they fit."""
         try:
             file_system = os.statvfs(memory_folder)
         except OSError:

@@ -23,22 +23,25 @@ from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver_on_thread
 
-WORKER_LIST_INTERVAL = 5.0  # seconds between two requests for the cluster's workers, and their timeout
-PLACEMENT_OPTIONS = {"workers", "resources"}  # options of tasks by which a user chooses where they run
-SCHEDULER_TIMEOUT = 5.0  # seconds that a client may be without its scheduler: it tries for longer to find it
+# Seconds between two requests for the list of Dask's workers, and their timeout.
+WORKER_LIST_INTERVAL = 5.0
+# A user chooses the workers of a Dask task by these options.
+PLACEMENT_OPTIONS = {"workers", "resources"}
+# Seconds without a scheduler after which it counts as lost, though the client looks for it longer.
+SCHEDULER_TIMEOUT = 5.0
 RECONNECT_POLL_INTERVAL = 0.1  # seconds between two checks whether a client has found its scheduler again
 
 
 class DaskEngine(Engine):
-    """The cluster of a Dask client, with the options for tasks that its `get_executor()` was given.
+    """A connection to the cluster of a Dask client, which runs calls and hosts persistent workers.
 
-    Its own tasks and workers leave the slots of Dask's workers to other tasks: persistent workers are threads
-    that give their slot back.
+    Tasks get the options that the user passed to `get_executor()`. Persistent workers are threads in Dask's
+    worker processes. They secede from the thread pool of Dask, so that Dask can still run its other tasks.
 
     Parameters
     ----------
     client_or_executor : distributed.Client or ClientExecutor
-        A client, or the executor that its `get_executor()` returns.
+        A Dask client, or the executor that its method `get_executor()` returns.
     """
 
     name, location = "Dask", ClusterLocation(backend="dask")
@@ -53,16 +56,19 @@ class DaskEngine(Engine):
             raise ExecutorError("a Dask client of asyncio: pass one that was made with asynchronous=False")
         self._last_connected_at = time.monotonic()
         self._workers_listed_at = time.monotonic()
-        self._n_threads_by_address: dict[str, int] = {}  # of each of Dask's workers
-        self._futures: dict[int, Any] = {}  # the task of each persistent worker
-        self._dask_address_by_worker: dict[int, str] = {}  # the worker of Dask at which each was started
+        # The number of threads of each Dask worker, by its address.
+        self._n_threads_by_address: dict[str, int] = {}
+        # The Dask future of each persistent worker, by worker id.
+        self._futures: dict[int, Any] = {}
+        # The address of the Dask worker that runs each persistent worker.
+        self._dask_address_by_worker: dict[int, str] = {}
 
     def is_connected(self) -> bool:
-        """Return whether the client is connected to its scheduler now."""
+        """Return True if the client is connected to its scheduler now."""
         return bool(self.client.status == "running")
 
     def get_unavailable_reason(self) -> str:
-        """Return why the client takes no tasks any more; empty if it does, or may after a moment."""
+        """Return why the client accepts no more tasks, or an empty string if it may still accept some."""
         now = time.monotonic()
         self._last_connected_at = now if self.is_connected() else self._last_connected_at
         if self.executor._shutdown or self.client.status not in ("running", "connecting"):
@@ -71,47 +77,51 @@ class DaskEngine(Engine):
 
     # -- single calls --------------------------------------------------------------------------
 
-    # Futures of Dask's own executor print the errors of tasks, hash all arguments, and never end on a client
-    # that was closed before.
+    # Do not use Dask's own executor. Its futures print the errors of tasks, hash all arguments, and never
+    # complete on a client that was closed before.
     def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
         options = {"pure": False, "key": f"polarmap-task-{uuid.uuid4()}", **self.submit_options}
         dask_future = self.client.submit(call, *arguments, **options)
-        self.executor._futures.add(dask_future)  # The executor's shutdown cancels these.
+        # Register the future, so that shutting down the executor cancels it.
+        self.executor._futures.add(dask_future)
         self.client.loop.add_callback(self._copy_result, dask_future, future)
-        # Only the fetch holds the Dask future: the cluster discards a result once it has been fetched.
+        # Keep only a weak reference to the Dask future, so that the cluster can discard the result once it is
+        # fetched.
         return partial(self.client.loop.add_callback, _cancel_unless_finished, weakref.ref(dask_future))
 
     async def _copy_result(self, dask_future: Any, future: Future[Any]) -> None:
-        """Complete `future` as the Dask future ends."""
+        """Wait for a Dask future, and complete `future` with its result or its exception."""
         try:
             result = await self.fetch_result(dask_future, lambda: not future.done())
         except BaseException as error:
             reported_error = error
             await self.wait_for_scheduler()
-            if reason := self.get_unavailable_reason():  # A lost cluster cancels all: report the cause once.
+            if reason := self.get_unavailable_reason():
+                # If the cluster is lost, every future is cancelled. Report the cause instead.
                 reported_error = RuntimeError(reason)
-            elif dask_future.cancelled():  # Dask's own message differs from call to call.
+            elif dask_future.cancelled():  # The message of Dask differs from call to call.
                 reported_error = CancelledError("Dask's client cancelled it")
             complete_future(future, error=reported_error)
         else:
             complete_future(future, result)
 
     async def wait_for_scheduler(self) -> None:
-        """Wait while the client looks for its scheduler, until it has reconnected or has given up.
+        """Wait until the client has reconnected to its scheduler, or has given up.
 
-        Dask cancels all futures at once when it loses the connection. Only later is it known why.
+        Dask cancels all futures when it loses the connection. Only later is it known whether the scheduler
+        comes back.
         """
         while not (self.is_connected() or self.get_unavailable_reason()):
             await asyncio.sleep(RECONNECT_POLL_INTERVAL)
 
     async def fetch_result(self, future: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
-        """Wait for a Dask future and return its result, or raise what its task has raised.
+        """Wait for a Dask future and return its result. Raise the exception of its task if it failed.
 
-        Dask's own way, `await future`, fetches all results together that are asked for at about the same
-        time, and only five such groups at a time. A slow machine thus delays the results of all others. Here,
-        each result is fetched by itself. Must be called on the event loop of the client.
+        This replaces `await future`, which fetches all results that are requested at about the same time as a
+        group, and only five groups at a time. A slow machine would then delay all other results. Here, each
+        result is fetched separately. Must be called on the event loop of the client.
 
         Parameters
         ----------
@@ -133,12 +143,15 @@ class DaskEngine(Engine):
                 data = response.get("data", {})
             if key in data:
                 return data[key]
-        return await future  # raises what the task has raised, or waits until a lost result is computed again
+        return await future  # raise the exception of the task, or wait until a lost result is computed again
 
     # -- data ----------------------------------------------------------------------------------
 
     def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
-        """Return the future of a task, or one future for each of the items that the task returns."""
+        """Submit a task.
+
+        Return its future, or one future for each of the `n_outputs` items that it returns.
+        """
         task_key, submit = f"polarmap-data-{uuid.uuid4()}", self.client.submit
         options = {"pure": False, **self.submit_options}
         result_future = submit(function, *arguments, key=task_key, **options)
@@ -150,7 +163,10 @@ class DaskEngine(Engine):
         ]
 
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
-        """Return the results of futures, each fetched by itself; raise the first exception."""
+        """Return the results of Dask futures, or raise the first exception.
+
+        Each result is fetched separately.
+        """
 
         async def fetch_each() -> list[Any]:
             return await asyncio.gather(*map(self.fetch_result, references))
@@ -159,7 +175,10 @@ class DaskEngine(Engine):
         return values
 
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition a list of futures, or the rows of a `dask.array` or Dask DataFrame."""
+        """Partition a list of futures, or the rows of a Dask array or DataFrame.
+
+        Return None for other data.
+        """
         import distributed
 
         if isinstance(data, list):
@@ -170,9 +189,8 @@ class DaskEngine(Engine):
                 data = data.to_dask_array(lengths=True)
             if not hasattr(data, "rechunk") or not data.ndim:
                 return None
-            if any(
-                length != length for length in data.shape
-            ):  # Dask has NaN for lengths that it does not know.
+            # Dask uses NaN for unknown lengths, and NaN differs from itself.
+            if any(length != length for length in data.shape):
                 data = data.compute_chunk_sizes()
             rows_per_block = compute_rows_per_block(data.shape[0], n_blocks, data.numblocks[0])
             rechunked = data.rechunk((rows_per_block, *data.shape[1:]))
@@ -180,7 +198,10 @@ class DaskEngine(Engine):
         return PartitionedData(self, [[future] for future in block_futures], data.shape[0])
 
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Return the keys of futures once all have results. Raises ExecutorError if the scheduler goes."""
+        """Return the keys of Dask futures, by which workers find the results. Wait until all results exist.
+
+        Raises ExecutorError if the scheduler is lost.
+        """
         import distributed
 
         wait: Any = distributed.wait
@@ -207,14 +228,14 @@ class DaskEngine(Engine):
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 
     def list_machines(self) -> list[str]:
-        """Return the hosts in the addresses of Dask's workers; empty if the options of tasks choose workers.
+        """Return the host names of Dask's workers, which are requested every few seconds.
 
-        Dask is asked every few seconds.
+        The result is empty if the user chooses the workers by the options of tasks.
         """
         if PLACEMENT_OPTIONS & self.submit_options.keys():
             return []
         if time.monotonic() > self._workers_listed_at + WORKER_LIST_INTERVAL and self.is_connected():
-            with suppress(Exception):  # Keep the list if the scheduler is busy or has stopped.
+            with suppress(Exception):  # keep the old list if the scheduler is busy or has stopped
                 self._n_threads_by_address = self.client.sync(
                     self.client.scheduler.ncores, callback_timeout=WORKER_LIST_INTERVAL
                 )
@@ -222,7 +243,7 @@ class DaskEngine(Engine):
         return list(dict.fromkeys(map(parse_host, self._n_threads_by_address)))
 
     def cancel_launch(self, worker_ids: Collection[int]) -> None:
-        """Cancel the tasks of workers that Dask has not started."""
+        """Cancel the launch of persistent workers that have not connected."""
         for worker_id in worker_ids:
             self._dask_address_by_worker.pop(worker_id, None)
             if (future := self._futures.pop(worker_id, None)) is not None:
@@ -234,10 +255,10 @@ class DaskEngine(Engine):
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Submit one task for each worker, on its machine, or elsewhere if the machine has no Dask worker.
+        """Submit a long-running Dask task for each persistent worker, on the machine that was chosen for it.
 
-        Dask may wait forever for a machine that has stopped or cannot be reached. `cancel_launch` cancels
-        such tasks.
+        If the machine has no Dask worker, the task runs elsewhere. Dask may wait forever for a machine that
+        has stopped or cannot be reached. `cancel_launch` cancels such tasks.
         """
         try:
             self._check_connected()
@@ -255,7 +276,7 @@ class DaskEngine(Engine):
             raise ExecutorError(f"{self.name} takes no tasks: {type(error).__name__}: {error}") from error
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the workers whose task of Dask has ended, and why."""
+        """Return the ids of persistent workers whose Dask task has ended, with the reason."""
         exit_reasons = {}
         for worker_id, future in list(self._futures.items()):
             if future.status in ("error", "cancelled", "lost", "finished"):
@@ -265,18 +286,25 @@ class DaskEngine(Engine):
         return exit_reasons
 
     def close(self) -> None:
-        """Wait for the tasks, which end with their sockets: Dask warns of others that are discarded."""
+        """Wait for the tasks of the persistent workers, which end when their sockets are closed.
+
+        Dask would print warnings if their futures were dropped earlier.
+        """
         import distributed
 
         wait: Any = distributed.wait
-        # Some tasks take longer, or the client is closed. `wait` would ask whichever client is current.
+        # Ignore errors: some tasks may take longer, or the client may be closed. `wait` uses the current
+        # client.
         with suppress(Exception), self.client.as_current():
             if self.is_connected():
                 wait(list(self._futures.values()), timeout=GRACE_SECONDS)
         self._futures.clear()
 
     def _make_placement_options(self, worker_id: int, machine: str | None) -> dict[str, Any]:
-        """Return the options of a task for the worker of Dask that has the fewest of ours for each thread."""
+        """Return the options that start a persistent worker on a machine.
+
+        Of Dask's workers on this machine, the one with the fewest persistent workers per thread is chosen.
+        """
         n_threads = self._n_threads_by_address
         addresses = [address for address in n_threads if parse_host(address) == machine]
         if not addresses:
@@ -289,13 +317,16 @@ class DaskEngine(Engine):
         return {"workers": [chosen_address], "allow_other_workers": True}
 
     def _check_connected(self) -> None:
-        """Raise ConnectionError at once if the scheduler is away."""
+        """Raise ConnectionError if the scheduler cannot be reached, without waiting for it."""
         if not self.is_connected():
             raise ConnectionError(self.get_unavailable_reason() or "its scheduler is away")
 
 
 async def _gather_from_workers(client: Any, task_key: Any) -> Mapping[Any, Any]:
-    """Return the result of a finished task by its key, read from its worker; nothing if no worker has it."""
+    """Fetch the result of a finished task from the Dask worker that has it.
+
+    The result is returned by its key. The mapping is empty if no worker has the result any more.
+    """
     from distributed.utils_comm import gather_from_workers
 
     workers = await client.scheduler.who_has(keys=[task_key])
@@ -307,8 +338,8 @@ async def _gather_from_workers(client: Any, task_key: Any) -> Mapping[Any, Any]:
 async def _cancel_unless_finished(future_weakref: weakref.ref[Any]) -> None:
     """Cancel the task of a Dask future unless it has finished. Must be called on the client's event loop.
 
-    The result of a finished task may be on its way. If it were discarded now, its worker might not find it,
-    and Dask would print "Couldn't gather keys". It is discarded anyway once the future is gone.
+    The result of a finished task may be on its way to this process. If it were discarded now, Dask could
+    print "Couldn't gather keys". Dask discards it anyway once the future is deleted.
     """
     future = future_weakref()
     if future is not None and future.status != "finished":
@@ -316,7 +347,7 @@ async def _cancel_unless_finished(future_weakref: weakref.ref[Any]) -> None:
 
 
 def parse_host(worker_address: str) -> str:
-    """Return the host in the address of a worker of Dask, which tells its machine from others.
+    """Return the host in the address of a Dask worker, which identifies its machine.
 
     >>> parse_host("tcp://10.0.0.3:41234"), parse_host("inproc://10.0.0.3/12/4")
     ('10.0.0.3', '10.0.0.3')
@@ -325,7 +356,10 @@ def parse_host(worker_address: str) -> str:
 
 
 def _describe_task_exit(future: Any, may_query: bool) -> str:
-    """Return how a task has ended. With `may_query`, fetch the result of a finished task from its worker."""
+    """Return how a task has ended.
+
+    With `may_query`, fetch the return value of a finished task, if possible.
+    """
     with suppress(Exception):
         if future.status == "error" and (error := future.exception(timeout=1)):
             return f"{type(error).__name__}: {error}"
@@ -335,10 +369,10 @@ def _describe_task_exit(future: Any, may_query: bool) -> str:
 
 
 def run_dask_worker(driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> str:
-    """Serve a driver until the worker expires, and return how it has ended.
+    """Run a persistent worker inside a Dask task until it expires. Return how it has ended.
 
-    The task secedes, so that the Dask worker can run other tasks. A driver that has exited before its worker
-    connects is not an error; as Dask would print an exception, its text is returned.
+    The task secedes, so that the Dask worker can run other tasks. If the driver has exited before the worker
+    connects, the error is returned as text, because Dask would print an exception.
     """
     import distributed
 

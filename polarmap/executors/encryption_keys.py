@@ -1,4 +1,4 @@
-"""Validation of the argument `key=` of maps and arrays, for the data and the executor."""
+"""Checks of the argument `key=`, with which maps and arrays encrypt their data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ KEY_REFERENCE_PREFIXES = ("env:", "file:")
 
 
 def check_encryption_key(key: Any) -> str | bytes:
-    """Return a valid key. Raises CodeError if `key` is invalid, or cannot be read from its location."""
+    """Return a valid encryption key. Raises CodeError if `key` is invalid or cannot be read.
+
+    A string says where to read the key, as 'env:NAME' or 'file:PATH'. Bytes are the key itself.
+    """
     if isinstance(key, (bytes, bytearray, memoryview)):
         if len(key) != KEY_BYTES:
             raise CodeError(
@@ -33,7 +36,7 @@ def check_encryption_key(key: Any) -> str | bytes:
         checked_key: str | bytes = bytes(key)
     elif isinstance(key, str) and key.startswith(KEY_REFERENCE_PREFIXES) and key.partition(":")[2]:
         checked_key = key
-    else:  # The value may be a secret, so the message does not show it.
+    else:  # Do not show the value in the message, as it may be a secret.
         raise CodeError(
             f"key must be 'env:NAME' or 'file:PATH', where workers find the {2 * KEY_BYTES} hexadecimal "
             f"digits that this makes: {KEYGEN_COMMAND}; or {KEY_BYTES} bytes. "
@@ -55,16 +58,16 @@ def check_encryption_key(key: Any) -> str | bytes:
 def make_encryption(
     key: str | bytes, max_plaintext_bytes: int, plaintext_name: str, advice: str
 ) -> Encryption:
-    """Return the encryption of a new array or map.
+    """Return the settings with which to encrypt a new array or the data of a map.
 
     Parameters
     ----------
     key : str or bytes
-        The checked key.
+        The key, as `check_encryption_key` returns it.
     max_plaintext_bytes : int
-        The largest number of bytes that are encrypted as a unit.
+        The size in bytes of the largest piece of data that is encrypted as a unit.
     plaintext_name : str
-        What is encrypted as a unit, for the error message ("a block").
+        The name of such a unit in the error message, for example "a block".
     advice : str
         How to make the units smaller, for the error message.
 
@@ -85,7 +88,7 @@ def make_encryption(
 
 
 def check_map_encryption_key(blocks: TaskBlocks, key: str | bytes) -> None:
-    """Raise CodeError if a map of these blocks cannot use the key."""
+    """Raise CodeError if the blocks of a map are already in storage, but not encrypted with this key."""
     if blocks.location is not None and key != blocks.encryption_key:
         storage_state = (
             "encrypted: leave key out"
@@ -96,7 +99,7 @@ def check_map_encryption_key(blocks: TaskBlocks, key: str | bytes) -> None:
 
 
 def encrypt_job(job_spec: JobSpec, key: str | bytes) -> JobSpec:
-    """Return a copy of the job whose stored blocks and replies are encrypted with the key."""
+    """Return a copy of a job whose blocks and replies are encrypted with a key."""
     blocks = job_spec.blocks
     tasks = range(blocks.n if blocks.location is None else 0)
     max_block_bytes = max((count_layout_bytes(blocks.block_layout(task)) for task in tasks), default=0)
@@ -104,7 +107,10 @@ def encrypt_job(job_spec: JobSpec, key: str | bytes) -> JobSpec:
 
 
 def check_key_is_portable(job_spec: JobSpec, executor_name: str) -> None:
-    """Raise ExecutorError if the key itself would be written to storage or sent over a network."""
+    """Raise ExecutorError if the key itself would have to be stored or sent over a network.
+
+    This is the case if the key was passed as bytes, and not by the name of a variable or file.
+    """
     if job_spec.encryption is not None and isinstance(job_spec.encryption.key, bytes):
         raise ExecutorError(
             "key= is the key itself, which would have to be written to storage, or sent over a network, "
@@ -114,7 +120,7 @@ def check_key_is_portable(job_spec: JobSpec, executor_name: str) -> None:
 
 
 def check_not_encrypted(data: Any, argument_name: str, advice: str = "") -> None:
-    """Raise CodeError if data is an encrypted coded array, where its values would be stored unencrypted."""
+    """Raise CodeError if an encrypted array is passed where its values would be stored unencrypted."""
     if hasattr(data, "coded_blocks") and data.coded_blocks().encryption_key is not None:
         advice = advice or f"pass {argument_name}[:] if it may, coded_map and CodedOperator keep it so"
         raise CodeError(

@@ -1,7 +1,8 @@
-"""The interface to a cluster engine (Dask or Ray).
+"""The interface to a cluster (Dask or Ray).
 
-An engine runs single calls, holds data on the cluster, and hosts persistent workers. `dask.py` and `ray.py`
-implement it. `futures.py` builds sessions of single tasks on it, `remote_workers.py` pools of workers.
+An engine runs function calls on the cluster, holds data there, and hosts persistent workers. `dask.py` and
+`ray.py` implement it. `futures.py` runs each task of a map as a call on an engine, and `remote_workers.py`
+starts pools of persistent workers on it.
 """
 
 from __future__ import annotations
@@ -18,22 +19,23 @@ from polarmap.worker.locations import ClusterLocation
 
 
 class Engine(WorkerProvider, ABC):
-    """A connection to a cluster.
+    """A connection to the Dask or Ray cluster of a user (the abstract base class of both).
 
-    Each session of single tasks, each data set and each worker pool has a separate `Engine`. All of them use
-    the connection of the caller.
+    An engine runs function calls on the cluster, holds data there and starts persistent workers. Each
+    session, each data set and each worker pool has a separate `Engine`, but all of them use the connection of
+    the user.
 
     Parameters
     ----------
     engine_spec : object
-        The `executor=` argument of the caller. Raises ExecutorError if it is not connected.
+        The argument `executor=` of the user. Raises ExecutorError if it is not connected to a cluster.
 
     Attributes
     ----------
     name : str
-        The name in reports.
+        The name of the cluster software in reports.
     location : ClusterLocation
-        The location from which persistent workers read blocks that the engine holds.
+        Where persistent workers read blocks that are on the cluster.
     """
 
     imports_polarmap = True
@@ -45,10 +47,10 @@ class Engine(WorkerProvider, ABC):
     # -- single calls --------------------------------------------------------------------------
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run `call(*arguments)` on the cluster and return its future, which can be cancelled.
+        """Run `call(*arguments)` on the cluster and return its future.
 
-        The future may never complete if the connection to the engine is lost. Raises RuntimeError if the
-        engine accepts no calls.
+        Cancelling the future cancels the call. The future may never complete if the connection to the cluster
+        is lost. Raises RuntimeError if the cluster accepts no calls.
         """
         if unavailable := self.get_unavailable_reason():
             raise RuntimeError(unavailable)
@@ -65,13 +67,13 @@ class Engine(WorkerProvider, ABC):
 
     @abstractmethod
     def get_unavailable_reason(self) -> str:
-        """Return why the engine accepts no more calls, or an empty string if it accepts them."""
+        """Return why the cluster accepts no more calls, or an empty string if it accepts them."""
 
     @abstractmethod
     def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
-        """Submit a call to the engine, which completes `future`. Return a function that cancels the call."""
+        """Submit a call whose result completes `future`. Return a function that cancels the call."""
 
     # -- data ----------------------------------------------------------------------------------
 
@@ -85,38 +87,41 @@ class Engine(WorkerProvider, ABC):
 
     @abstractmethod
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
-        """Fetch the values of references into this process, and return them in order."""
+        """Fetch the values of references from the cluster into this process, and return them in order."""
 
     @abstractmethod
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on this cluster into blocks; return None for all other data.
+        """Partition data that is on this cluster into blocks. Return None for any other data.
 
-        `n_blocks` is the number of blocks; None: about as many blocks as chunks.
+        `n_blocks` is the number of blocks. None means about as many blocks as the data has chunks.
         """
 
     @abstractmethod
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Return the names under which persistent workers look up the values of references."""
+        """Return a name for each reference.
+
+        Persistent workers look up the value of a reference by its name.
+        """
 
     # -- persistent workers --------------------------------------------------------------------
 
     @abstractmethod
     def discover_machines(self) -> None:
-        """Query the machines and cores of the cluster, before the first workers are launched.
+        """Ask the cluster for its machines and cores. Called before the first workers are started.
 
         Raises ExecutorError if the cluster does not answer.
         """
 
 
 class PartitionedData(NamedTuple):
-    """Data on a cluster, partitioned into blocks.
+    """Data that is on a cluster in chunks, partitioned into blocks.
 
     Attributes
     ----------
     engine : Engine
         The engine that holds the data.
     chunk_references : sequence of sequence
-        For each block, the references to the chunks that contain its rows.
+        For each block, references to the chunks that contain its rows.
     n_rows : int or None
         The number of rows of all blocks together; None if each block was passed separately.
     """
@@ -127,7 +132,7 @@ class PartitionedData(NamedTuple):
 
 
 def complete_future(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
-    """Set the result or the exception of a future, unless it is already done."""
+    """Set the result or the exception of a future. Do nothing if the future is already done."""
     with suppress(InvalidStateError):
         if error is None:
             future.set_result(result)
@@ -136,7 +141,7 @@ def complete_future(future: Future[Any], result: Any = None, error: BaseExceptio
 
 
 def compute_rows_per_block(n_rows: int, n_blocks: int | None, n_chunks: int) -> int:
-    """Return the number of rows of each block.
+    """Return the number of rows of each block of a matrix that is on a cluster in chunks.
 
     If `n_blocks` is None, there are about as many blocks as chunks. Raises CodeError if there are no rows, or
     too few for `n_blocks` blocks.

@@ -1,4 +1,7 @@
-"""Recognize the kind of an `executor=` argument by its type and attributes, without importing an engine."""
+"""Recognize the kind of an argument `executor=` by its type and attributes.
+
+Dask, Ray and Lithops are not imported for this.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from polarmap.errors import ExecutorError
 
 
 def is_localhost_spec(executor_spec: Any) -> bool:
-    """Return True if the argument is "localhost", which means Lithops on this machine."""
+    """Return True if the argument is "localhost", which means Lithops with processes on this machine."""
     return isinstance(executor_spec, str) and executor_spec == "localhost"
 
 
 def is_config_path(executor_spec: Any) -> bool:
-    """Return True if the argument is the path of a Lithops configuration."""
+    """Return True if the argument is a string or path that can only name a Lithops configuration file."""
     is_text = isinstance(executor_spec, (str, bytes, os.PathLike))
     return is_text and not (is_localhost_spec(executor_spec) or is_ray_spec(executor_spec))
 
@@ -31,7 +34,7 @@ def is_dask_client(executor_spec: Any) -> bool:
 
 
 def is_ray_spec(executor_spec: Any) -> bool:
-    """Return True if the argument means Ray.
+    """Return True if the argument stands for a Ray cluster.
 
     It may be the module `ray`, the result of `ray.remote(num_cpus=..., memory=...)`, or "ray://...".
     """
@@ -48,7 +51,10 @@ def is_lithops_executor(executor_spec: Any) -> bool:
 
 
 def is_lithops_spec(executor_spec: Any) -> bool:
-    """Return True if the argument means Lithops: "localhost", a configuration or a FunctionExecutor."""
+    """Return True if the argument stands for Lithops.
+
+    It may be "localhost", the path of a configuration file, or a FunctionExecutor.
+    """
     return (
         is_localhost_spec(executor_spec)
         or is_config_path(executor_spec)
@@ -57,7 +63,10 @@ def is_lithops_spec(executor_spec: Any) -> bool:
 
 
 def check_config_path(config_path: str | bytes | os.PathLike[Any]) -> None:
-    """Raise ExecutorError if a string is neither a configuration file nor an existing file."""
+    """Raise ExecutorError unless a path ends like a YAML file or is an existing file.
+
+    The error message says what the user may have meant.
+    """
     path = os.fspath(config_path)
     if isinstance(path, bytes):
         raise ExecutorError(f"executor={path!r} is no path that Lithops takes: pass a str")

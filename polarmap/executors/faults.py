@@ -15,18 +15,19 @@ from polarmap.worker.task_records import FAULT_KINDS, Fault
 
 @dataclass(frozen=True)
 class FaultyExecutor:
-    """An executor that injects faults into tasks, for tests, demonstrations and benchmarks.
+    """An executor that makes chosen tasks sleep, fail or die, for tests, demonstrations and benchmarks.
 
     In all other respects it behaves like the executor that it wraps.
 
     Parameters
     ----------
     executor : optional
-        The wrapped executor, any argument `executor=` of `coded_map`.
+        The executor that runs the tasks: any argument `executor=` of `coded_map`.
     faults : mapping of int to Fault
-        The fault of each task: of a coded block, of an item or block of `hedged_map`, or of a call of a
-        `polarmap.Executor`, all counted from 0. If an item is in a batch, "sleep", "exit" and "kill"
-        affect the whole batch. An item with "raise" or "garbage" is put into a separate batch.
+        The faults, by the index of the task, from 0. A task is a coded block, an item or block of
+        `hedged_map`, or a call of a `polarmap.Executor`. If several items are sent to a worker as a batch,
+        "sleep", "exit" and "kill" affect the whole batch. An item with "raise" or "garbage" is put into a
+        separate batch.
 
     Examples
     --------
@@ -49,7 +50,9 @@ class FaultyExecutor:
 
 
 class FaultInjectingExecutor(DelegatingExecutor):
-    """An executor that injects faults into tasks. Faults of the job take precedence.
+    """An executor that runs tasks on another executor, and makes some of them sleep, fail or die.
+
+    Faults that a job brings along take precedence over the faults given here.
 
     Parameters
     ----------
@@ -65,17 +68,17 @@ class FaultInjectingExecutor(DelegatingExecutor):
         self.faults = {**executor.faults, **faults}
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session of the wrapped executor that injects the faults."""
+        """Open a session of the wrapped executor, with the faults added to the job."""
         return self._executor.open(replace(job_spec, faults={**self.faults, **job_spec.faults}))
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the wrapped executor for a map of `data`, with the same faults injected."""
+        """Return the executor that the wrapped one chooses for a map of `data`, with the same faults."""
         return FaultInjectingExecutor(self._executor.choose_for(data), self._own_faults)
 
     def with_persistent_workers(
         self, max_workers: int | None = None
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
-        """Return an executor that injects the same faults into persistent workers."""
+        """Return an executor with persistent workers and the same faults, and a function that stops them."""
         executor, close = self._executor.with_persistent_workers(max_workers)
         return FaultInjectingExecutor(executor, self._own_faults), close
 

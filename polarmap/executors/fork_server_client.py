@@ -35,16 +35,16 @@ from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 from polarmap.worker.socket_channel import configure_tcp
 
-# Bytes of a function beyond which it is sent as a file, so that all messages to an idle worker fit its
-# socket.
+# A pickled function larger than this (in bytes) is sent as a file, so that all messages to an idle worker fit
+# into the buffer of its socket.
 MAX_INLINE_FUNCTION_BYTES = 1 << 18
-INTERPRETER_START_SECONDS = 60  # time to import the modules that workers need, on a busy machine
-EXIT_REPORT_SECONDS = 0.1  # time to wait for the server to report how a worker exited
+INTERPRETER_START_SECONDS = 60  # seconds that importing the modules may take on a busy machine
+EXIT_REPORT_SECONDS = 0.1  # seconds to wait for the server to report how a worker exited
 RECEIVE_BYTES = 4096
 # Imports the modules that workers need from the same files as the driver. Runs with a global named `options`.
 IMPORT_SCRIPT = """
 sys.path[:] = [options["home"], *options["module_path"]]
-import polarmap  # the same files as the driver's
+import polarmap  # from the same files as the driver
 sys.path[:] = options["module_path"]
 from polarmap.worker import finite_differences, messages
 messages.exit_if_protocol_differs(options["protocol_version"])
@@ -67,10 +67,10 @@ fork_server.main(options["descriptor"], options["folders"])
 
 
 def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
-    """Return the `options` of IMPORT_SCRIPT.
+    """Return the values that IMPORT_SCRIPT uses as `options`, to import the same modules as this process.
 
-    They hold the module search path of this process, the names of further modules to import, and the protocol
-    version. The installed polarmap may be newer than the one that this process imported.
+    They are the module search path, the names of further modules to import, and the protocol version. The
+    version is checked because polarmap may have been upgraded on disk since this process imported it.
     """
     package_root = str(Path(__file__).resolve().parents[2])
     return {
@@ -82,16 +82,16 @@ def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
 
 
 class ForkServerClient:
-    """A connection to a fork server, which is started by the constructor.
+    """A connection to the fork server, a process that forks the workers. The constructor starts it.
 
-    The server runs in a separate process session, so that signals of the terminal do not reach it.
+    The server runs in a separate process session, so that it does not receive a Ctrl-C from the terminal.
 
     Parameters
     ----------
     n_threads : int
-        The number of threads that numpy's libraries may use in each worker.
+        The number of threads that NumPy may use in each worker.
     owned_folders : sequence of str
-        The folders that the server removes when it exits, by `close` or because this process has died.
+        The temporary folders that the server removes when it exits.
     module_names : sequence of str
         The modules to import before workers are forked.
     """
@@ -103,9 +103,10 @@ class ForkServerClient:
         except OSError as error:
             raise ExecutorError(f"no worker process can be started: {error}") from error
         self._lock = threading.Lock()
-        self._received = b""  # received bytes that are not decoded yet
+        self._received = b""  # bytes received from the server that are not decoded yet
         self._is_ready = False
-        self._exit_descriptions: dict[int, str] = {}  # by id of a worker that was not killed by the driver
+        # How each worker exited, by id, unless the driver killed it.
+        self._exit_descriptions: dict[int, str] = {}
         options = {
             "seconds": INTERPRETER_START_SECONDS,
             **make_import_options(module_names),
@@ -129,7 +130,7 @@ class ForkServerClient:
             server_socket.close()
 
     def check_started(self) -> None:
-        """Read the reports of the fork server. Raises ExecutorError if it has exited before it was ready."""
+        """Raise ExecutorError if the fork server has exited before it was ready to fork workers."""
         self._read_events()
         exit_code = self._process.poll()
         check_same_version(exit_code)
@@ -147,7 +148,10 @@ class ForkServerClient:
         return self._process.returncode is None
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
-        """Start worker `worker_id` on `worker_socket`. The socket is closed in this process."""
+        """Start worker `worker_id`, which talks to this process over `worker_socket`.
+
+        This process closes its copy of the socket.
+        """
         with worker_socket:
             self._send_request(ForkServerRequest(ForkServerCommand.FORK, worker_id), worker_socket)
 
@@ -157,24 +161,21 @@ class ForkServerClient:
         self._send_request(ForkServerRequest(ForkServerCommand.KILL, worker_id))
 
     def get_exit_reason(self, worker_id: int) -> str | None:
-        """Return how a worker has exited, or None if the server does not report it in time.
-
-        The time limit is EXIT_REPORT_SECONDS.
-        """
+        """Return how a worker has exited, or None if the server does not report it in EXIT_REPORT_SECONDS."""
         deadline = time.monotonic() + EXIT_REPORT_SECONDS
         while (
             self._read_events()
             and worker_id not in self._exit_descriptions
             and (remaining_seconds := deadline - time.monotonic()) > 0
         ):
-            with contextlib.suppress(ValueError, OSError):  # Another thread may have closed the socket.
+            with contextlib.suppress(ValueError, OSError):  # another thread may have closed the socket
                 wait_until_ready([self._control_socket], POLLIN, remaining_seconds)
         return self._exit_descriptions.get(worker_id)
 
     def close(self) -> None:
         """Stop the fork server and all workers."""
         with contextlib.suppress(OSError):
-            # A forked child of this process may hold the socket open, so closing it is not enough.
+            # Closing the socket is not enough, because a forked child of this process may have it open, too.
             self._control_socket.shutdown(socket.SHUT_RDWR)
         self.after_fork()
         try:
@@ -184,11 +185,11 @@ class ForkServerClient:
             self._process.wait(SHUTDOWN_SECONDS)
 
     def after_fork(self) -> None:
-        """Close the socket to the server, in a forked child of the process that started the server."""
+        """Close the socket to the server in a forked child process. The server belongs to the parent."""
         self._control_socket.close()
 
     def _read_events(self) -> bool:
-        """Read the events that have arrived. Return False if the server has exited."""
+        """Read the reports of the server about workers that exited. Return False if the server has exited."""
         with self._lock:
             try:
                 data = self._control_socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
@@ -207,7 +208,7 @@ class ForkServerClient:
             return bool(data)
 
     def _send_request(self, request: ForkServerRequest, worker_socket: socket.socket | None = None) -> None:
-        """Send a request. Do nothing if the server has exited, because its workers have exited, too."""
+        """Send a request to the server. Do nothing if it has exited, because its workers exit with it."""
         data = request.encode()
         with self._lock, contextlib.suppress(OSError):
             if worker_socket is None:
@@ -218,9 +219,10 @@ class ForkServerClient:
 
 
 def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Return the driver's socket and the worker's, with a send buffer that holds all messages for one task.
+    """Return two connected sockets, one for the driver and one for a new worker.
 
-    A worker that is stopped therefore does not block its driver. Linux grants at least twice 208 KiB.
+    The send buffer is large enough for all messages of one task, so that a worker that does not read never
+    blocks the driver. Linux grants at least twice 208 KiB.
     """
     driver_socket, worker_socket = socket.socketpair()
     driver_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_INLINE_FUNCTION_BYTES)
@@ -231,7 +233,7 @@ def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def check_same_version(exit_code: int | None) -> None:
-    """Raise ExecutorError if a process has exited because it has another version of polarmap."""
+    """Raise ExecutorError if a worker has exited because it imported another version of polarmap."""
     if exit_code == MISMATCH_EXIT_CODE:
         raise ExecutorError(
             "the worker processes of this machine have another version of polarmap: it was replaced after "
@@ -240,7 +242,7 @@ def check_same_version(exit_code: int | None) -> None:
 
 
 def describe_exit(exit_code: int) -> str:
-    """Describe how a process exited, given its exit code, or minus the number of the signal.
+    """Describe how a process exited. A negative exit code is minus the number of a signal.
 
     >>> describe_exit(-9), describe_exit(3)
     ('was killed by SIGKILL (9)', 'ended with code 3')
@@ -263,7 +265,7 @@ def ensure_standard_streams() -> None:
 
 
 def choose_child_stream(descriptor: int) -> int | None:
-    """Return which standard stream to pass to a child process: None to inherit it, or DEVNULL.
+    """Return what to pass to `subprocess.Popen` for a standard stream: None to inherit it, or DEVNULL.
 
     If the descriptor was closed when this process started, a library (such as libffi) may have opened a
     private file there. Such a file is not inheritable, and the child gets the null device.

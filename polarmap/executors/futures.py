@@ -1,7 +1,6 @@
-"""Sessions that submit each task as a future, to a `concurrent.futures.Executor` or a cluster engine.
+"""Sessions that submit each task as a future, to a `concurrent.futures.Executor` or a Dask or Ray cluster.
 
-`FuturesExecutor` wraps a pool of the caller, `EngineExecutor` a Dask or Ray cluster. Both open a
-`FuturesSession`.
+`FuturesExecutor` wraps a pool of the user, `EngineExecutor` a cluster. Both open a `FuturesSession`.
 """
 
 from __future__ import annotations
@@ -64,17 +63,17 @@ FinishedAttempt = tuple[AttemptId, Future[Any]]
 
 
 class FuturesExecutor(ResolvedExecutor):
-    """Runs tasks on a pool of the caller, which stays usable afterwards.
+    """An executor that runs tasks on a pool of the user, which stays usable afterwards.
 
-    A thread pool receives f and the blocks directly, any other pool receives them pickled. When a map ends,
-    stragglers are abandoned: threads are notified, and processes notice that a folder was removed. On another
-    machine, which cannot see the folder, an abandoned task runs to its end and its result is ignored. A task
-    that the pool drops is a lost attempt.
+    A thread pool receives f and the blocks directly. Any other pool receives them pickled. When a map ends,
+    tasks that are still running are abandoned. Threads are notified, and processes notice that a folder was
+    removed. A process on another machine cannot see this folder, so it finishes its task, and the result is
+    ignored. A task that the pool drops counts as lost.
 
     Parameters
     ----------
     pool : concurrent.futures.Executor
-        Any object with a method `submit` that returns futures.
+        An object whose method `submit` returns a future.
     """
 
     name = ""
@@ -89,7 +88,7 @@ class FuturesExecutor(ResolvedExecutor):
 
     @property
     def n_threads_per_task(self) -> int:
-        """The number of linear algebra threads of each task: its share of the cores, if it is known.
+        """The number of threads that each task may use for linear algebra, so that all tasks share the cores.
 
         >>> with ThreadPoolExecutor(1000) as pool:
         ...     FuturesExecutor(pool).n_threads_per_task
@@ -100,7 +99,7 @@ class FuturesExecutor(ResolvedExecutor):
         return max(1, count_available_cores() // (self.max_workers or 1))
 
     def open(self, job_spec: JobSpec) -> FuturesSession:
-        """Return a session for the tasks of one job.
+        """Open a session that runs the tasks of one job on the pool.
 
         Raises CodeError if f cannot be pickled and the pool has processes.
         """
@@ -108,13 +107,14 @@ class FuturesExecutor(ResolvedExecutor):
 
 
 class EngineExecutor(WorkerHost):
-    """Runs tasks on the Dask or Ray cluster of the caller.
+    """An executor that runs tasks on the Dask or Ray cluster of the user.
 
     Parameters
     ----------
     engine_class : subclass of Engine
+        The class that connects to Dask or to Ray.
     engine_spec : object
-        The argument of the class.
+        The argument `executor=` of the user, with which the class is called.
     """
 
     name = ""
@@ -124,18 +124,21 @@ class EngineExecutor(WorkerHost):
         self.name, self._make_engine = engine_class.name, partial(engine_class, engine_spec)
 
     def open(self, job_spec: JobSpec) -> FuturesSession:
-        """Return a session for the tasks of one job. Raises ExecutorError if the engine is not connected."""
+        """Open a session that runs the tasks of one job.
+
+        Raises ExecutorError if the cluster is disconnected.
+        """
         engine = self._make_engine()
         return FuturesSession(self, engine, job_spec, engine=engine)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the cluster of the engine; return None for other data."""
+        """Partition data that is on the cluster into blocks. Return None for any other data."""
         return self._make_engine().partition_data(data, n_blocks)
 
     def make_worker_provider(self) -> WorkerProvider:
-        """Return a new engine, as a provider of persistent workers on its machines.
+        """Return an object that can start persistent workers on the machines of the cluster.
 
-        Raises ExecutorError if the engine is not connected.
+        Raises ExecutorError if the cluster is not connected.
         """
         engine = self._make_engine()
         engine.discover_machines()
@@ -143,20 +146,20 @@ class EngineExecutor(WorkerHost):
 
 
 class FuturesSession:
-    """A session that submits the tasks of one job to a pool as futures.
+    """A session that submits each task of a job to a pool or cluster, and gets a future for it.
 
     Parameters
     ----------
     executor : ResolvedExecutor
         The executor of the session.
     pool : object
-        Its method `submit` returns futures.
+        An object whose method `submit` returns a future for each task.
     job_spec : JobSpec
         The job to run.
     n_threads_per_task : int
         The number of linear algebra threads of each task.
     engine : Engine or None
-        The engine if the pool is one; None for all other pools.
+        The connection to the cluster that is used as the pool; None for all other pools.
     """
 
     now = staticmethod(time.monotonic)
@@ -172,38 +175,44 @@ class FuturesSession:
         Reach().check_output(job_spec)
         self._executor_name, self._job_spec = executor.name, job_spec
         self._pool, self._engine, self._n_threads_per_task = pool, engine, n_threads_per_task
-        self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()  # None: wake up
+        # The queue contains None when `wake` was called.
+        self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
-        self._not_started: dict[AttemptId, Future[Any]] = {}  # attempts that are not known to have started
-        self._has_seen_start_mark = False  # whether any attempt has left a start mark
-        # Those attempts in `_not_started` that are assumed to have been sent to a worker.
+        # Tasks that may not have started yet.
+        self._not_started: dict[AttemptId, Future[Any]] = {}
+        # Whether any worker has recorded the start of a task.
+        self._has_seen_start_mark = False
+        # The tasks in `_not_started` that are assumed to be running, though the pool does not report it.
         self._assumed_started: set[AttemptId] = set()
-        self._has_accepted = False  # whether the pool has taken a task
-        # Remote pools do not report when a worker gets a task; they are assumed to have enough workers.
+        # Whether the pool has accepted a task.
+        self._has_accepted = False
+        # Remote pools do not report when a worker gets a task. Assume that they have enough workers.
         self._reports_running = executor.is_local
         self._shares_memory = executor.shares_memory
         if self._shares_memory:
-            self._job_spec = replace(job_spec, encryption=None)  # nothing leaves this process
+            # Threads share memory, so nothing needs encryption.
+            self._job_spec = replace(job_spec, encryption=None)
         elif not executor.is_local:
             check_key_is_portable(job_spec, self._executor_name)
         location = job_spec.blocks.location
-        # Workers map the blocks if they are stored in files.
+        # Workers memory-map the blocks if they are stored in files.
         self._blocks_are_files = location is not None and location.is_memory_mapped
         self._task_function = self._make_task_function()
         self._folder_token = (
             None if self._shares_memory else FolderCancelToken.from_folder(str(make_temp_folder()))
         )
-        self._thread_tokens: dict[AttemptId, ThreadCancelToken] = {}  # used if there is no folder
+        # Thread pools use these tokens, because they have no folder.
+        self._thread_tokens: dict[AttemptId, ThreadCancelToken] = {}
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Submit attempts to the pool."""
+        """Submit attempts (runs of a task) to the pool."""
         for attempt in attempts:
             future = self._submit_attempt(*attempt)
             self._pending_futures[attempt] = self._not_started[attempt] = future
             future.add_done_callback(partial(lambda *finished: self._finished_queue.put(finished), attempt))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Block until a future is done, `timeout` seconds pass or `wake` is called; return the new events."""
+        """Block until a future is done, `timeout` seconds pass or `wake` is called. Return the new events."""
         finished = self._wait_for_finished_attempts(
             timeout if self._engine is None else min(timeout, LIVENESS_INTERVAL)
         )
@@ -218,9 +227,10 @@ class FuturesSession:
     def _keep_results_before_outage(
         self, finished: list[FinishedAttempt], reason: str
     ) -> list[FinishedAttempt]:
-        """Return the attempts that ended with a result before the engine was lost.
+        """Return those finished tasks whose results arrived before the connection to the cluster was lost.
 
-        Raises ExecutorError if there are none. Other attempts are reported later.
+        All other tasks are put back into the queue and reported later. Raises ExecutorError if there are no
+        results.
         """
         results = [item for item in finished if not (item[1].cancelled() or item[1].exception())]
         if not results:
@@ -231,7 +241,10 @@ class FuturesSession:
         return results
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Cancel attempts. Running ones are notified on threads and in processes that share the folder."""
+        """Cancel attempts (runs of a task). An attempt that is already running is asked to stop, if possible.
+
+        Threads of this process can be asked, and processes that can see the temporary folder of the session.
+        """
         for attempt in attempts:
             if attempt in self._pending_futures and not self._pending_futures[attempt].cancel():
                 self._get_cancel_token(*attempt).cancel()
@@ -241,14 +254,14 @@ class FuturesSession:
         self._finished_queue.put(None)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel the queued attempts, and return the attempts that have started since the last `wait`.
+        """Cancel the tasks that have not started. Return the tasks that have started since the last `wait`.
 
-        Workers create a file when they start an attempt. If there is no such file at all, the workers are on
-        other machines, which do not share the folder. Then all attempts count as started.
+        A worker creates a file when it starts a task. If no such file exists, the workers must be on other
+        machines, which cannot see the folder. Then all tasks count as started.
         """
         started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():
-            # An engine may start a task before the cancellation reaches it.
+            # A cluster may start a task before the cancellation reaches it.
             if not (future.cancel() and self._reports_running):
                 self._get_cancel_token(*attempt).cancel()
         started += self._collect_started_attempts(check_all=True)
@@ -257,9 +270,10 @@ class FuturesSession:
         return started
 
     def close(self) -> None:
-        """Cancel queued attempts and abandon running ones.
+        """Cancel queued tasks and abandon running ones.
 
-        Wait up to GRACE_SECONDS for running attempts, so that they restore the thread limits of this process.
+        Running tasks get up to GRACE_SECONDS to end, so that threads can restore the thread limits of this
+        process.
         """
         for token in self._thread_tokens.values():
             token.cancel()
@@ -269,7 +283,10 @@ class FuturesSession:
         self._pending_futures.clear()
 
     def _submit_attempt(self, task: int, attempt: int) -> Future[Any]:
-        """Submit an attempt and return its future. Raises ExecutorError if the pool rejects the first."""
+        """Submit an attempt (one run of a task) to the pool and return its future.
+
+        Raises ExecutorError if the pool rejects the first attempt. A later error is stored in the future.
+        """
         try:
             block_argument = self._make_block_argument(task, attempt)
             request = self._job_spec.make_task_request(task, attempt)
@@ -279,7 +296,8 @@ class FuturesSession:
                 run_task_in_future, *call_arguments, cancel_token, self._n_threads_per_task
             )
             self._has_accepted = True
-        except Exception as error:  # the pool is shut down or broken, or the block cannot be built
+        except Exception as error:
+            # The pool may be shut down or broken, or the block cannot be built.
             if not (self._has_accepted or isinstance(error, (DamagedError, CancelledError))):
                 raise ExecutorError(
                     f"{self._executor_name} accepts no tasks: {format_pool_error(error)}"
@@ -289,16 +307,17 @@ class FuturesSession:
         return future
 
     def _get_cancel_token(self, task: int, attempt: int) -> ThreadCancelToken | FolderCancelToken:
-        """Return the cancel token that an attempt shares with the driver."""
+        """Return the token through which the driver asks a running task to stop."""
         if self._folder_token is not None:
             return self._folder_token._replace(attempt_name=f"{task}-{attempt}")
         return self._thread_tokens.setdefault((task, attempt), ThreadCancelToken())
 
     def _collect_started_attempts(self, check_all: bool = False) -> list[AttemptStarted]:
-        """Return start events of attempts that have started since the last call.
+        """Return an event for each task that has started since the last call.
 
-        Attempts that were submitted to an engine get an unconfirmed event first. Pools start tasks in order,
-        so the check stops at the first attempt that has not started, unless `check_all` is true.
+        On a remote cluster, a task first gets an unconfirmed event, because the driver cannot see whether a
+        worker has started it. A local pool starts tasks in order, so the check stops at the first task that
+        has not started, unless `check_all` is true.
         """
         start_events, started_ids = list[AttemptStarted](), list[AttemptId]()
         for attempt, future in self._not_started.items():
@@ -317,7 +336,7 @@ class FuturesSession:
         return start_events
 
     def _wait_for_finished_attempts(self, timeout: float) -> list[FinishedAttempt]:
-        """Return all attempts that have finished. Wait up to `timeout` seconds for the first."""
+        """Return all tasks that have finished. Wait up to `timeout` seconds for the first of them."""
         finished = list[FinishedAttempt | None]()
         with contextlib.suppress(queue.Empty):
             finished.append(self._finished_queue.get(timeout=None if timeout == inf else max(0.0, timeout)))
@@ -326,9 +345,10 @@ class FuturesSession:
         return [finished_attempt for finished_attempt in finished if finished_attempt is not None]
 
     def _make_task_function(self) -> Function | bytes:
-        """Return the function in the form that the pool receives.
+        """Return f in the form in which it is submitted to the pool: unchanged for threads, or pickled.
 
-        On threads it gets read-only blocks if they are in memory, and copies on write if they are in files.
+        On threads with blocks in memory, f gets read-only blocks. Otherwise f is wrapped, so that it gets a
+        copy of its block if it writes to it.
         """
         if self._shares_memory and not self._blocks_are_files:
             return self._job_spec.f
@@ -336,10 +356,10 @@ class FuturesSession:
         return f if self._shares_memory else pickle_function(f, self._executor_name)
 
     def _make_block_argument(self, task: int, attempt: int) -> Any:
-        """Return the block, or a callable or reference that gives the block where f runs.
+        """Return the block of a task, or a callable or reference that provides the block to the worker.
 
-        For blocks in files, a first attempt shares the cached, read-only block. A retry gets a private copy,
-        because compiled code may write to a block without a check by numpy, and crash.
+        If the blocks are files, the first run of a task shares the cached, read-only block. A retry gets a
+        private copy, because compiled code may write to a block without a check by NumPy, and crash.
         """
         blocks = self._job_spec.blocks
         if (reference := blocks.cluster_reference(task)) is not None:
@@ -351,7 +371,7 @@ class FuturesSession:
         return build_block(blocks, task, read_only_view)
 
     def _to_outcome(self, finished: FinishedAttempt) -> Outcome:
-        """Convert the result of a finished future to the outcome of its attempt."""
+        """Convert a finished future to an `Outcome`."""
         attempt, future = finished
         for per_attempt in (self._pending_futures, self._not_started, self._thread_tokens):
             per_attempt.pop(attempt, None)
@@ -370,10 +390,10 @@ class FuturesSession:
                 *attempt, f"its folder {self._folder_token and self._folder_token.folder} was removed"
             )
         outcome = self._job_spec.decode_reply(*attempt, reply.header, reply.data)
-        # A pool of the caller is treated as local: its outcomes have no host name.
+        # A pool of the user counts as local, so its outcomes have no host name.
         return outcome if self._engine is not None else outcome._replace(host="")
 
 
 def format_pool_error(error: BaseException) -> str:
-    """Return the message of a pool's error, with the likely cause if a process pool is broken."""
+    """Return the message of an error of a pool. For a broken process pool, explain the likely cause."""
     return BROKEN_POOL_ADVICE if type(error) is BrokenProcessPool else str(error)

@@ -53,17 +53,17 @@ Function = Callable[[Any], Any]
 
 
 class FailureKind(StrEnum):
-    """The reasons why an attempt has no usable result."""
+    """The reason why an attempt (one run of a task) has no usable result."""
 
     RAISED = "raised"  # f raised an exception
-    LOST = "lost"  # the worker was killed, ended, or never replied
+    LOST = "lost"  # the worker was killed, exited, or never replied
     SHAPE = "shape"  # the shape of the result differs from the other results
     GARBAGE = "garbage"  # the result contradicts the other results
     DAMAGED = "damaged"  # the stored block is damaged
 
 
 class Failure(NamedTuple):
-    """A description of a failed attempt: the kind of failure, and the error that caused it."""
+    """The reason why an attempt (one run of a task) failed, with the error that caused it."""
 
     kind: FailureKind
     error_type: str
@@ -75,14 +75,14 @@ class Failure(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """A result of f: its arrays, and the structure into which they are put together."""
+    """A value that f returned, flattened: its arrays, and the nested structure from which to rebuild it."""
 
     leaves: list[Array]
     structure: Structure
 
 
 class Outcome(NamedTuple):
-    """The outcome of one attempt of a task: a result, or a failure.
+    """An event: an attempt (one run of a task) has ended with a result or a failure.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
     leaves : list of ndarray
         The arrays of the result; empty after a failure.
     structure : Structure
-        How the leaves are put together; `()` after a failure.
+        The nested structure from which to rebuild the result; `()` after a failure.
     failure : Failure or None
         Why there is no result; None if there is one.
     seconds : float
@@ -99,8 +99,8 @@ class Outcome(NamedTuple):
     result_ref : ResultRef or None
         The location of the result in storage, if the leaves are only a sample of it.
     unpadded_result : TaskResult or None
-        f of the rows of data alone, if the block was padded with rows of zeros. If f raised an exception for
-        the padded block, `structure` is empty.
+        If the block was padded with rows of zeros: the result of f for its rows of data alone. `structure`
+        is empty if f raised an exception for the padded block.
     host : str
         The name of the worker's machine; empty if it is unknown or the driver's machine.
     """
@@ -127,12 +127,12 @@ class Outcome(NamedTuple):
 
     @property
     def result_description(self) -> str:
-        """The dtypes and shapes that f returned, for messages: "float64[3, 2]", or "nothing"."""
+        """The dtypes and shapes of the arrays that f returned, for messages, as "float64[3, 2]"."""
         return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
 
 
 class AttemptStarted(NamedTuple):
-    """An event: an attempt has started.
+    """An event: an attempt (one run of a task) has started.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ class AttemptStarted(NamedTuple):
 
 
 class NoWorkers(NamedTuple):
-    """An event: no worker has connected yet that could run the tasks. Repeated until one connects.
+    """An event: tasks are waiting, but no worker has connected yet. Repeated until a worker connects.
 
     Attributes
     ----------
@@ -171,17 +171,17 @@ AttemptId = tuple[int, int]  # the index of a task, and how often it was started
 
 
 class TaskBlocks:
-    """The input blocks of the tasks of a job, computed when they are requested.
+    """The blocks on which the tasks of a job evaluate f, one for each task. They are computed on request.
 
     A block consists of one or more components (one by default). A component that several blocks share is
-    stored once. Subclasses define `block_leaves` or `component_leaves`.
+    stored only once. Subclasses define `block_leaves` or `component_leaves`.
 
     Attributes
     ----------
     n : int
         The number of tasks.
     structure : Structure
-        How the leaves of a block are put together into the argument of f.
+        The nested structure of the argument of f, from which a block is rebuilt.
     location : Location or None
         Where workers read the blocks; None if the blocks exist only in the memory of this process.
     """
@@ -192,67 +192,77 @@ class TaskBlocks:
 
     @property
     def encryption_key(self) -> str | bytes | None:
-        """The key with which stored blocks are encrypted; None if they are not encrypted or not stored."""
+        """The key with which the stored blocks are encrypted, or None without encryption or storage."""
         location = self.location
         return None if location is None or location.encryption is None else location.encryption[0]
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Return the arrays of the block of a task: the leaves of all its components, in order."""
+        """Return the arrays that make up the block of a task, in order."""
         components = self.block_components(task)
         return [leaf for component in components for leaf in self.component_leaves(component)]
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each array of the block of a task."""
+        """Return the dtype and shape of each array in the block of a task."""
         return get_layout(self.block_leaves(task))
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the stored segments whose bytes, joined, are the arrays of the block of a task."""
+        """Return the stored byte ranges that contain the block of a task.
+
+        Their bytes, joined, are the arrays of the block. Raises LookupError if the blocks are not stored.
+        """
         raise LookupError(task)
 
     def cluster_reference(self, task: int) -> Any:
-        """Return the Dask or Ray reference to a block that the cluster holds, or None for any other block."""
+        """Return the Dask or Ray reference to the block of a task, or None if it is not on the cluster."""
         return None
 
     def block_components(self, task: int) -> Sequence[int]:
-        """Return the indices of the components of the block of a task."""
+        """Return the indices of the components that make up the block of a task."""
         return (task,)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the arrays of a component."""
+        """Return the arrays of a component (a part of a block that other blocks may share)."""
         return self.block_leaves(component)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
-        """Return the fault to inject into an attempt, or None. `faults` is keyed by task."""
+        """Return the fault that a test injects into an attempt (one run of a task), or None.
+
+        `faults` maps tasks to faults. `attempt` says how often the task was started before. A fault affects
+        only the first few attempts.
+        """
         fault = faults.get(task)
         return fault if fault is not None and attempt < fault.attempts else None
 
     def on_damage_found(self) -> None:
-        """React to a block that a worker found damaged: the known locations may be out of date."""
+        """React to a worker's report that a stored block is damaged. The default is to do nothing.
+
+        Subclasses look up the block again, as its known location may be out of date.
+        """
 
     def prepare_encoding(self) -> None:
-        """Do the slow preparations for the first block. Called while the workers are starting."""
+        """Do the slow part of the encoding in advance. Called while the workers are starting."""
 
     def release_memory(self) -> None:
-        """Free memory. Called once every block has been sent or stored."""
+        """Free memory. Called once every block has been sent to a worker or stored."""
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """Everything an executor needs to run one job.
+    """Everything an executor needs to run one job (one call of a map function).
 
     Attributes
     ----------
     f : callable
-        Applied by workers to each block.
+        The function that workers apply to each block.
     blocks : TaskBlocks
         The input block of each task.
     faults : mapping of int to Fault
-        The faults to inject, by task.
+        The faults that a test injects, by task.
     output_spec : OutputSpec or None
         Where workers store their results, of which only a sample is returned. None: results are returned
         whole.
     low_priority_tasks : collection of int
-        Tasks that yield the cores to other tasks on the same machine.
+        Tasks that leave the cores of their machine to other tasks.
     encryption : Encryption or None
         How to encrypt replies, and blocks that are stored for the workers. None: no encryption.
     padded_block : tuple of int or None
@@ -269,32 +279,38 @@ class JobSpec:
     padded_block: tuple[int, int] | None = None
 
     def get_n_unpadded_rows(self, task: int) -> int | None:
-        """Return the number of rows of data on which a task also evaluates f; None for all other tasks."""
+        """Return how many rows of a block are data, or None if the block of this task has no padding.
+
+        Rows of zeros may be added to a block to make all blocks equal in size. A worker also evaluates f on
+        the rows of data alone.
+        """
         if self.padded_block is None or self.padded_block[0] != task:
             return None
         return self.padded_block[1]
 
     def find_injected_fault(self, task: int, attempt: int) -> Fault | None:
-        """Return the fault to inject into an attempt, or None."""
+        """Return the fault that a test injects into an attempt (one run of a task), or None."""
         return self.blocks.find_injected_fault(self.faults, task, attempt) if self.faults else None
 
     def make_task_request(self, task: int, attempt: int, block_ref: BlockRef | None = None) -> TaskRequest:
-        """Return the request for an attempt, which is sent to its worker.
+        """Return the message that asks a worker to run a task.
 
-        `block_ref` says where the worker reads the block; None if the block is sent another way.
+        `attempt` says how often the task was run before. `block_ref` says where the worker reads the block.
+        It is None if the block is sent another way.
         """
         fault, n_rows = self.find_injected_fault(task, attempt), self.get_n_unpadded_rows(task)
         return TaskRequest(task, attempt, block_ref, fault, self.output_spec, self.encryption, n_rows)
 
     def decode_reply(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
-        """Convert a worker's reply to an outcome. A reply that cannot be read is a lost attempt.
+        """Convert the reply of a worker to an `Outcome`.
 
-        If the job has an encryption key, only data encrypted with this key is unpickled.
+        If the reply cannot be read, the worker counts as lost. If the job has an encryption key, only data
+        encrypted with this key is unpickled.
 
         Parameters
         ----------
         task, attempt : int
-            The attempt to which the worker replied.
+            The task that the worker has run, and how often it had been run before.
         header : bytes or TaskReply
             The reply without its arrays, pickled or not.
         data : bytes-like
@@ -311,43 +327,52 @@ class JobSpec:
                     self.blocks.on_damage_found()
                 return Outcome(task, attempt, [], (), failure, seconds, host=host)
             leaves, unpadded_result = unpack_leaves(layout, data), None
-            if structure[:1] == (BOTH_RESULTS,):  # f was also evaluated without the padding
+            if structure[:1] == (BOTH_RESULTS,):  # the task also evaluated f on the rows without padding
                 _, n_leaves, structure, unpadded_structure = structure
                 leaves, unpadded_result = leaves[:n_leaves], TaskResult(leaves[n_leaves:], unpadded_structure)
             if result_ref is not None:
                 result_ref = ResultRef(result_ref[0], tuple(Segment(*segment) for segment in result_ref[1]))
         except DamagedError as error:
             return make_lost_worker_outcome(task, attempt, f"its reply {error}")
-        except Exception as error:  # forged data, or a class that cannot be imported here
+        except Exception as error:  # the data is forged, or needs a class that cannot be imported here
             message = f"its reply cannot be read: {type(error).__name__}: {error}"
             return make_lost_worker_outcome(task, attempt, message)
         return Outcome(task, attempt, leaves, structure, None, seconds, result_ref, unpadded_result, host)
 
 
 class Session(Protocol):
-    """The tasks of one job on an executor: submits attempts, reports their outcomes, cancels the rest."""
+    """The connection through which a map runs its tasks on an executor.
+
+    A map submits attempts (runs of a task), waits for events, and cancels the attempts that it no longer
+    needs.
+    """
 
     def now(self) -> float:
         """Return the time in seconds, on `time.monotonic` or a virtual clock that starts at 0."""
         ...
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Submit attempts, to be started in this order. The block of an attempt is built when it starts.
+        """Queue attempts (runs of a task), to be started in this order.
 
-        An attempt whose block raises CancelledError is not started and is reported as lost.
+        The block of a task is built when its attempt starts. If building it raises CancelledError, the
+        attempt is not started and is reported as lost.
         """
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """Block until an attempt ends, `timeout` seconds pass or `wake` is called; return the new events.
+        """Block until a task ends, `timeout` seconds pass or `wake` is called. Return the new events.
 
-        Every submitted attempt ends in exactly one `Outcome`, which is a lost worker if nothing else is
-        known. Its `AttemptStarted` event, if there is one, comes earlier, but does not end the wait.
+        Every submitted attempt (run of a task) leads to exactly one `Outcome`. If nothing is heard from its
+        worker any more, the outcome says that the worker is lost. An `AttemptStarted` event, if there is one,
+        comes earlier, but does not end the wait.
         """
         ...
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Cancel attempts. An attempt that can still be stopped is reported as lost."""
+        """Cancel attempts (runs of a task) whose results are no longer needed.
+
+        An attempt that is stopped is reported as lost.
+        """
         ...
 
     def wake(self) -> None:
@@ -358,32 +383,34 @@ class Session(Protocol):
         ...
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel the attempts that have not started, and return the starts since the last `wait`.
+        """Cancel the tasks that have not started. Return the start events since the last `wait`.
 
         Called once at the end of a job, before `close`.
         """
         ...
 
     def close(self) -> PersistentUsage | None:
-        """Abandon running attempts and remove the stored blocks. Safe at any time, and to call twice.
+        """Abandon running tasks and remove the blocks that were stored for the workers.
+
+        Safe to call at any time, and more than once.
 
         Returns
         -------
         PersistentUsage or None
-            The billed time of persistent workers, on the first call. None if attempts are billed one by one,
-            or not at all.
+            The billed time of persistent workers, on the first call. None if tasks are billed one by one, or
+            not at all.
         """
         ...
 
 
 @runtime_checkable
 class BlockSendingSession(Protocol):
-    """A session that sends or stores the blocks for its workers itself, which may take long.
+    """A session that has to send or store the blocks for its workers itself, which may take long.
 
     Attributes
     ----------
     deadline : float
-        When the job must end, on the clock of the session; set before the first attempt is submitted.
+        When the job must end, on the clock of the session; set before the first task is submitted.
     """
 
     deadline: float
@@ -395,7 +422,7 @@ class BlockSendingSession(Protocol):
 
 @runtime_checkable
 class MapExecutor(Protocol):
-    """A protocol for executors that users write, which a map accepts as `executor=`.
+    """The protocol that an executor class of your own must follow to be accepted as `executor=`.
 
     Any number of sessions may be open at a time. The executor may also have the attributes `is_local` (True
     if its tasks share the cores of this machine) and `workers_by_host` (the number of workers by host name).
@@ -403,7 +430,7 @@ class MapExecutor(Protocol):
     Attributes
     ----------
     name : str
-        The name in reports.
+        The name of the executor in reports.
     worker_spec : WorkerSpec or None
         The memory, cores, time limit and price of each task; None if they are unknown.
     """
@@ -415,14 +442,17 @@ class MapExecutor(Protocol):
     def worker_spec(self) -> WorkerSpec | None: ...
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session for the tasks of one job. No task is started yet."""
+        """Open a session that runs the tasks of one job (one call of a map function). No task starts yet."""
         ...
 
 
 def build_block(
     blocks: TaskBlocks, task: int, transform_leaf: Callable[[Array], Array] = lambda leaf: leaf
 ) -> Any:
-    """Return the block of a task, with `transform_leaf` applied to each of its arrays."""
+    """Build the block of a task, with which f is called.
+
+    `transform_leaf` is applied to each array of the block.
+    """
     leaves = [
         transform_leaf(leaf)
         for component in blocks.block_components(task)
@@ -439,7 +469,7 @@ def read_only_view(array: Array) -> Array:
 
 
 class Reach(NamedTuple):
-    """The storage that the workers of an executor can access.
+    """A description of the storage that the workers of an executor can access.
 
     Attributes
     ----------
@@ -494,7 +524,7 @@ class Reach(NamedTuple):
 
 
 def to_failure(error_info: ErrorInfo) -> Failure:
-    """Convert an error that a worker reported to a failure, with the exception as its cause."""
+    """Convert an error that a worker reported to a `Failure`, whose cause is the original exception."""
     exception = error_info.exception
     if not isinstance(exception, BaseException):
         exception = _rebuild_exception(error_info)
@@ -508,7 +538,7 @@ def to_failure(error_info: ErrorInfo) -> Failure:
 
 
 def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
-    """Return the exception of another process, with the remote traceback as its cause.
+    """Return the exception that was raised in another process, with the remote traceback as its cause.
 
     The traceback is attached as in `concurrent.futures`. An exception that cannot be unpickled becomes a
     RuntimeError with the same message.
@@ -525,5 +555,8 @@ def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
 
 
 def make_lost_worker_outcome(task: int, attempt: int, message: str) -> Outcome:
-    """Return the outcome of an attempt whose worker was lost. `message` says what is known of the cause."""
+    """Return the outcome of an attempt (one run of a task) whose worker was lost.
+
+    `message` says what may have caused the loss.
+    """
     return Outcome(task, attempt, [], (), Failure(FailureKind.LOST, "WorkerLost", message), 0.0)

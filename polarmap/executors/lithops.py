@@ -1,7 +1,7 @@
-"""Lithops: runs the tasks of a map as functions, or persistent workers as long-running functions.
+"""Runs the tasks of a map as Lithops functions, or starts persistent workers as long-running functions.
 
-`LithopsExecutor` opens a session for each map, `LithopsWorkerProvider` starts the workers of a `Pool`. Both
-store blocks as objects of a bucket and start functions through `LithopsInvocations`.
+`LithopsExecutor` opens a session for each map, and `LithopsWorkerProvider` starts the workers of a `Pool`.
+Both store blocks as objects in a bucket, and start functions through `LithopsInvocations`.
 """
 
 from __future__ import annotations
@@ -56,21 +56,26 @@ from polarmap.worker.retries import retry_request
 from polarmap.worker.task_records import to_plain_tuple
 from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
-JOB_KEY_PREFIX = "polarmap"  # of the keys of all stored objects
-DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before checking again that objects are deleted
-PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
-# Time limit of a worker on this machine. In milliseconds it fits into 32 bits.
+JOB_KEY_PREFIX = "polarmap"  # the keys of all stored objects begin with this
+# Pauses in seconds between checks whether objects are deleted.
+DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)
+# Added to the niceness of parity tasks, so that data tasks get the cores of this machine first.
+PARITY_NICE = 10
+# The time limit of a worker on this machine in seconds. In milliseconds, it fits into 32 bits.
 LOCAL_WORKER_SECONDS = 20 * 86_400.0
-STARTUP_MARGIN_SECONDS = 15.0  # part of the time limit of a function that is left for starting and reporting
+# Seconds of a function's time limit that are reserved for starting and reporting.
+STARTUP_MARGIN_SECONDS = 15.0
 
 
 class LithopsExecutor(WorkerHost):
-    """Runs each task as a Lithops function. Each map gets its own FunctionExecutor, or the caller's.
+    """An executor that runs each task as a Lithops function.
+
+    A map uses the FunctionExecutor that the user passed. Without one, each map opens a new one.
 
     Parameters
     ----------
     source : LithopsSource
-        Opens the FunctionExecutors of maps.
+        The object that opens the FunctionExecutors of maps.
     """
 
     name = "localhost"
@@ -83,7 +88,7 @@ class LithopsExecutor(WorkerHost):
         self.is_local = self.name in ("localhost", "lithops/localhost")
 
     def open(self, job_spec: JobSpec) -> LithopsSession:
-        """Return a session for the tasks of one job.
+        """Open a session that runs the tasks of one job (one call of a map function).
 
         Raises ExecutorError if Lithops cannot be used, or if workers cannot reach the storage of the blocks.
         """
@@ -97,16 +102,16 @@ class LithopsExecutor(WorkerHost):
             raise
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage that the functions can access."""
+        """Return the storage that the Lithops functions can access."""
         return self._source.get_storage()
 
     def make_worker_provider(self) -> WorkerProvider:
-        """Return a provider of persistent workers on the same backend."""
+        """Return an object that starts persistent workers on the same Lithops backend."""
         return LithopsWorkerProvider(self._source)
 
 
 class LithopsSession:
-    """A session that runs the tasks of one job as Lithops functions. Blocks are stored as raw objects."""
+    """A session that runs each task of a job as a Lithops function. Blocks are stored in a bucket."""
 
     now = staticmethod(time.monotonic)
 
@@ -119,10 +124,13 @@ class LithopsSession:
         self._published_blocks = self._block_store.acquire_blocks(job_spec)
         self._is_first_submit = True
         self._is_woken = False
-        self._has_seen_progress = False  # whether a task has started or ended
+        self._has_seen_progress = False  # whether any task has started or ended
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Store the blocks, then start one job, so that billed functions do not wait for their blocks."""
+        """Store the blocks of the tasks, then start one Lithops job with a function for each task.
+
+        The blocks are stored first, because functions are billed while they wait.
+        """
         is_first, blocks = self._is_first_submit, self._job_spec.blocks
         self._is_first_submit = False
         self._published_blocks.publish_in_parallel(blocks, [task for task, _ in attempts])
@@ -151,13 +159,12 @@ class LithopsSession:
             task_function = make_lithops_task(self._job_spec.f, blocks.structure, self._module_state)
             self._invocations.invoke(function_executor, task_function, task_arguments)
         except ExecutorError:
-            pickle_function(
-                self._job_spec.f, self._invocations.name
-            )  # raises a clearer error if f cannot be pickled, the likely reason
+            # The likely reason is that f cannot be pickled. This call raises a clearer error then.
+            pickle_function(self._job_spec.f, self._invocations.name)
             raise
 
     def wait(self, timeout: float) -> list[Event]:
-        """Block until a task ends, `timeout` seconds pass or `wake` is called; return the new events."""
+        """Block until a task ends, `timeout` seconds pass or `wake` is called. Return the new events."""
         deadline, events = time.monotonic() + timeout, list[Event]()
         while True:
             outcomes = self._poll_outcomes(events)
@@ -168,7 +175,7 @@ class LithopsSession:
             self._invocations.wait(remaining_seconds)
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Do nothing: functions run until they end, or until the session is closed."""
+        """Do nothing: Lithops functions run until they end, or until the session is closed."""
 
     def wake(self) -> None:
         """Make the current or the next call of `wait` return soon."""
@@ -176,9 +183,9 @@ class LithopsSession:
         self._invocations.wake()
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return the attempts that have started since the last `wait`.
+        """Return the tasks that have started since the last `wait`. Lithops cannot cancel queued ones.
 
-        With "localhost", all submitted attempts count as started, because each has a separate process.
+        With "localhost", all submitted tasks count as started, because each has a separate process.
         """
         now = time.monotonic()
         include_unseen = self._invocations.uses_private_folder
@@ -186,7 +193,11 @@ class LithopsSession:
         return [AttemptStarted(task, attempt, now) for task, attempt in started_ids]
 
     def close(self) -> PersistentUsage | None:
-        """Delete the liveness object, drop or kill running functions, and remove all stored objects."""
+        """Abandon the running functions, and remove all stored objects.
+
+        Running functions check whether a certain object exists. It is removed first, so that they notice the
+        end of the job.
+        """
         self._block_store.close()
         with contextlib.suppress(Exception):
             self._storage.delete_object(self._storage.bucket, f"{self._key_prefix}/{LIVENESS_KEY}")
@@ -194,7 +205,7 @@ class LithopsSession:
         return None
 
     def _poll_outcomes(self, start_events: list[Event]) -> list[Outcome]:
-        """Return the outcomes since the last call, and append new start events to `start_events`."""
+        """Return the outcomes since the last call. New start events are appended to `start_events`."""
         outcomes = list[Outcome]()
         results = self._invocations.collect_finished_results(may_query=not self._has_seen_progress)
         for attempt, reply in results.items():
@@ -208,7 +219,7 @@ class LithopsSession:
         return outcomes
 
     def _to_outcome(self, attempt: AttemptId, reply: Any) -> Outcome:
-        """Convert what a function returned, or an InvocationLostError, to the outcome of an attempt."""
+        """Convert the reply of a function, or the error by which it was lost, to an outcome."""
         if reply is None:
             return make_lost_worker_outcome(*attempt, "it was cancelled")
         if isinstance(reply, InvocationLostError):
@@ -220,17 +231,17 @@ class LithopsSession:
 
 
 class LithopsWorkerProvider(WorkerProvider):
-    """Starts persistent workers as Lithops functions, which return at the end of their lifetime.
+    """A provider of persistent workers that are Lithops functions, which return when their time is over.
 
     Parameters
     ----------
     source : LithopsSource
-        Opens the FunctionExecutors, which are not shared with the caller.
+        The object that opens new FunctionExecutors. That of the user is not used.
     """
 
     def __init__(self, source: LithopsSource) -> None:
         self._invocations = LithopsInvocations(source)
-        self._has_stored_objects = False  # whether objects may have been stored
+        self._has_stored_objects = False  # whether there may be objects to remove
         self.name = self._invocations.name
         self.shares_files = self._invocations.is_local
         self.reach = self._invocations.reach
@@ -245,7 +256,7 @@ class LithopsWorkerProvider(WorkerProvider):
         self._block_store = BucketBlockStore(self.storage, self.key_prefix)
 
     def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer:
-        """Start message channels through the storage of the configuration."""
+        """Start the message channels of workers that cannot connect by TCP, through the Lithops storage."""
         server = StorageChannelServer(self.storage, self.key_prefix, on_connected)
         self._has_stored_objects = True
         return server
@@ -256,7 +267,7 @@ class LithopsWorkerProvider(WorkerProvider):
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start the workers as one Lithops job. Lithops chooses the machines."""
+        """Start workers, all in one Lithops job. Lithops chooses their machines."""
         worker_arguments = {key: {"worker": (key, seconds)} for key, seconds in lifetimes.items()}
         function_executor = self._invocations.get_executor_for_next_job(len(lifetimes))
         slow_down_monitoring(function_executor)
@@ -264,9 +275,9 @@ class LithopsWorkerProvider(WorkerProvider):
         self._invocations.invoke(function_executor, task, worker_arguments, timeout=timeout)
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the workers that Lithops reports as ended, with the reason.
+        """Return the ids of workers whose Lithops function has ended, with the reason.
 
-        With `may_query`, check the interpreter of workers that ended without a status.
+        With `may_query`, also check the Python interpreter of local workers that exited without a status.
         """
         finished = self._invocations.collect_finished_results(may_query)
         if finished:
@@ -277,7 +288,7 @@ class LithopsWorkerProvider(WorkerProvider):
         }
 
     def remove_leftover_objects(self) -> None:
-        """Remove the Lithops objects of workers that have exited."""
+        """Remove the objects that Lithops has stored for workers that have exited."""
         self._block_store.collect_garbage()
 
     def close(self) -> None:
@@ -289,29 +300,29 @@ class LithopsWorkerProvider(WorkerProvider):
             delete_objects_below(self.storage, prefixes)
 
     def make_block_store(self) -> BucketBlockStore:
-        """Return a block store in the bucket of the configuration."""
+        """Return the store that keeps blocks in the bucket of the Lithops configuration."""
         return self._block_store
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Return the modules that a pickled function needs and that workers may not have.
+        """Return the modules that a pickled function needs, but that workers may not have installed.
 
-        The result maps each module name to its source and whether it is a package.
+        The result maps each module name to its source code, and whether it is a package.
         """
         try:
             return collect_module_sources(pickled_function, self._invocations.function_executor)
-        except Exception as error:  # Lithops queries the runtime for its modules
+        except Exception as error:  # Lithops asks the runtime of the workers for its modules, which may fail
             raise ExecutorError(f"{self.name} cannot start a job: {type(error).__name__}: {error}") from error
 
 
 def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
-    """Return the time limit of a persistent worker in seconds, given the limits of its functions."""
+    """Return the time limit of a persistent worker in seconds, from the time limit of a function."""
     if worker_spec is None or worker_spec.timeout_seconds is None:
         return LOCAL_WORKER_SECONDS
     return max(1.0, worker_spec.timeout_seconds - STARTUP_MARGIN_SECONDS)
 
 
 class BucketBlockStore(BlockStore):
-    """Blocks as objects in the bucket of a `lithops.Storage`."""
+    """A store that keeps blocks as objects in the bucket of a `lithops.Storage`."""
 
     holds_bytes = writes_in_parallel = True
 
@@ -321,15 +332,18 @@ class BucketBlockStore(BlockStore):
         self._key_prefix, self._is_closed = key_prefix, False
 
     def close(self) -> None:
-        """Refuse further objects. The caller removes the objects that are already stored."""
+        """Refuse further objects. The caller removes the objects that are stored already."""
         self._is_closed = True
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return a list with the key prefix of a block set."""
+        """Return one key prefix, which is different for each set of blocks."""
         return [f"{self._key_prefix}/blocks/{block_set_id}/"]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int:
-        """Store an object. Raises ExecutorError if the storage refuses it, or if this store is closed."""
+        """Store an object and return its checksum.
+
+        Raises ExecutorError if the storage refuses the object, or if this store is closed.
+        """
         bucket, data = self._storage.bucket, b"".join(buffers)
         self._check_open()
         try:
@@ -338,7 +352,8 @@ class BucketBlockStore(BlockStore):
             raise ExecutorError(
                 f"a block cannot be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
             ) from error
-        if self._is_closed:  # closed during the request: the caller may have removed all objects before
+        if self._is_closed:
+            # The store was closed during the request, and its objects may have been removed before this one.
             delete_prefix(self._storage, bucket, segment_key)
         self._check_open()
         return zlib.crc32(data)
@@ -348,15 +363,15 @@ class BucketBlockStore(BlockStore):
             raise ExecutorError("a block was not stored: its map or its Pool is closed")
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Delete all objects below the key prefixes."""
+        """Delete all objects whose keys begin with one of the prefixes."""
         for key_prefix in key_prefixes:
             delete_prefix(self._storage, self._storage.bucket, key_prefix)
 
 
 def delete_objects_below(storage: Any, key_prefixes: Sequence[str]) -> None:
-    """Delete all objects below the key prefixes. If that fails, warn.
+    """Delete all objects whose keys begin with one of the prefixes. Warn if that fails.
 
-    An exception here could hide the reason why a map ended.
+    A warning is used because an exception could hide the reason why a map has ended.
     """
     try:
         for key_prefix in key_prefixes:

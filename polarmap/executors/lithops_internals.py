@@ -39,11 +39,11 @@ _patch_lock = threading.RLock()
 
 @cache
 def import_lithops() -> Any:
-    """Import and return Lithops. It logs nothing unless the caller has set up logging."""
+    """Import and return Lithops. Its log messages are dropped unless the user has set up logging."""
     is_first_import = "lithops" not in sys.modules
     try:
         import lithops
-    except FileNotFoundError as error:  # Lithops looks up the temporary folder at import
+    except FileNotFoundError as error:  # Lithops looks up the temporary folder when it is imported
         raise ExecutorError(
             f"Lithops needs a temporary folder. Set TMPDIR to an existing folder: {error}"
         ) from error
@@ -54,7 +54,7 @@ def import_lithops() -> Any:
 
 
 def _remove_empty_lithops_folders() -> None:
-    """Remove the folders that the import of Lithops creates in the temporary folder, if they are empty."""
+    """Remove the empty folders that importing Lithops has created in the temporary folder."""
     from lithops import constants
 
     for folder in (constants.JOBS_DIR, constants.LOGS_DIR, constants.CLEANER_DIR, constants.LITHOPS_TEMP_DIR):
@@ -66,19 +66,19 @@ def _remove_empty_lithops_folders() -> None:
 
 
 def write_runner_script(interpreter: str, localhost_version: int, in_private_folder: bool) -> str:
-    """Write a shell script that runs the runner of the driver's Lithops, and return its path.
+    """Write a shell script that starts the Lithops worker program, and return the path of the script.
 
-    Lithops would run a copy of itself in a shared folder, which any other process may replace. If the workers
-    use the interpreter of the driver, they also get its module search path.
+    Without it, Lithops would run a copy of itself from a shared folder, where any other process may replace
+    it. If the workers use the same interpreter as the driver, they also get its module search path.
 
     Parameters
     ----------
     interpreter : str
-        The Python interpreter of the workers.
+        The path of the Python interpreter of the workers.
     localhost_version : int
         The version of the localhost backend of Lithops, 1 or 2.
     in_private_folder : bool
-        True if the files of Lithops are in the temporary folder of this process, too.
+        True if Lithops should also write its files to the temporary folder of this process.
     """
     folder, is_this_interpreter = get_process_temp_folder(), interpreter == get_interpreter_for_lithops()
     checksum = crc32(f"{localhost_version} {in_private_folder} {interpreter}".encode())
@@ -101,7 +101,7 @@ def write_runner_script(interpreter: str, localhost_version: int, in_private_fol
 
 
 def _make_lithops_only_folder() -> str:
-    """Return a folder from which other interpreters can import the driver's Lithops, and nothing else."""
+    """Return a folder from which another interpreter can import the driver's Lithops, and nothing else."""
     folder = get_process_temp_folder() / "packages"
     folder.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -110,7 +110,7 @@ def _make_lithops_only_folder() -> str:
 
 
 def get_interpreter_for_lithops() -> str:
-    """Return the path of this interpreter, or an alias if Lithops does not accept the path."""
+    """Return the path of this interpreter, or an alias if the path has characters that Lithops rejects."""
     return sys.executable if re.fullmatch(r"[A-Za-z0-9_/.:-]+", sys.executable) else "python-here"
 
 
@@ -118,7 +118,10 @@ def get_interpreter_for_lithops() -> str:
 
 
 def load_storage_settings(config_file: Path) -> dict[str, Any]:
-    """Return the storage settings in a configuration file. The localhost backend uses localhost storage."""
+    """Return the storage settings in a Lithops configuration file.
+
+    Without a storage in the file, the localhost backend uses the file system.
+    """
     lithops = import_lithops()
     config: dict[str, Any] = lithops.config.load_yaml_config(str(config_file)) or {}
     section = config.setdefault("lithops", {})
@@ -130,11 +133,11 @@ def load_storage_settings(config_file: Path) -> dict[str, Any]:
 
 
 def open_storage_without_retries(storage_settings: dict[str, Any], timeout: int) -> Any:
-    """Return a `lithops.Storage` whose requests time out after `timeout` seconds and are not retried.
+    """Open a `lithops.Storage` whose requests time out after `timeout` seconds and are not retried.
 
-    By default, Lithops tries six times. Its S3 clients read the number from their module, so a copy of the
-    module is used here and other executors keep their settings. The Redis client reads the number from its
-    settings.
+    By default, Lithops tries six times. Its S3 clients read this number from a global of their module, so a
+    copy of the module is used here, and other executors keep their settings. The Redis client reads it from
+    its settings.
     """
     backend_name = storage_settings["backend"]
     if backend_name == "redis":
@@ -157,7 +160,7 @@ def open_storage_without_retries(storage_settings: dict[str, Any], timeout: int)
 
 @contextlib.contextmanager
 def _patch_attribute(owner: Any, attribute_name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute of a Lithops module inside this context. One thread at a time."""
+    """Replace an attribute of a Lithops module inside this context. Only one thread can be inside."""
     with _patch_lock:
         original = getattr(owner, attribute_name)
         setattr(owner, attribute_name, value)
@@ -171,15 +174,15 @@ def _patch_attribute(owner: Any, attribute_name: str, value: Any) -> Iterator[No
 
 
 def build_function_executor(in_private_folder: bool = False, **options: Any) -> Any:
-    """Return a FunctionExecutor with `options`. On this machine, its functions run the driver's Lithops.
+    """Create a FunctionExecutor with `options`. If it is local, its functions run the driver's Lithops.
 
     Functions in containers run the Lithops of their image. With `in_private_folder`, files are written to the
-    temporary folder of this process, not to the shared folder of Lithops.
+    temporary folder of this process instead of the shared folder of Lithops.
     """
     with contextlib.ExitStack() as stack:
         for version in (1, 2):
             module = importlib.import_module(f"lithops.localhost.v{version}.localhost")
-            # `setup` would copy Lithops to the shared folder, but the copy is not used.
+            # Skip `setup`, which would copy Lithops to the shared folder. The copy is not used.
             stack.enter_context(_patch_attribute(module.DefaultEnvironment, "setup", lambda env: None))
         function_executor = import_lithops().FunctionExecutor(log_level=None, **options)
     if is_localhost_function_executor(function_executor):
@@ -190,15 +193,16 @@ def build_function_executor(in_private_folder: bool = False, **options: Any) -> 
         )
         if settings["runtime"] == get_interpreter_for_lithops():
             metadata = _load_runtime_metadata()
-            # This saves one interpreter start per process, and a file in the user's Lithops cache.
+            # This saves starting an interpreter in each process, and a file in the Lithops cache of the user.
             function_executor.internal_storage.get_runtime_meta = lambda key: metadata
     return function_executor
 
 
 def build_localhost_executor() -> Any:
-    """Return a FunctionExecutor on this machine with all files in the temporary folder of this process.
+    """Create a FunctionExecutor that runs functions as processes of this machine.
 
-    Each job runs as many functions at a time as the configuration says when the job is started.
+    All its files are in the temporary folder of this process. Each job runs as many functions at a time as
+    the configuration says when the job is started.
     """
     lithops_section = {
         "backend": "localhost",
@@ -212,7 +216,7 @@ def build_localhost_executor() -> Any:
     function_executor = build_function_executor(
         True, config={"lithops": lithops_section, "localhost": localhost_section}
     )
-    # An absolute bucket path moves storage and job files out of the shared folder of Lithops.
+    # With an absolute path as the bucket, objects and job files are not in the shared folder of Lithops.
     bucket = str(get_process_temp_folder() / "storage")
     function_executor.config["localhost"]["storage_bucket"] = bucket
     function_executor.internal_storage.bucket = function_executor.storage.bucket = bucket
@@ -229,7 +233,7 @@ def _load_runtime_metadata() -> dict[str, Any]:
 
 
 def list_job_key_prefixes(job_names: Iterable[str]) -> list[str]:
-    """Return the key prefixes that all objects of the given jobs or FunctionExecutors have, and no others.
+    """Return the key prefixes that identify all objects of the given jobs or FunctionExecutors.
 
     >>> list_job_key_prefixes(["2f-1"])
     ['lithops.jobs/2f-1-', 'lithops.jobs/2f-1/']
@@ -238,9 +242,9 @@ def list_job_key_prefixes(job_names: Iterable[str]) -> list[str]:
 
 
 def clone_function_executor(function_executor: Any, n_processes: int | None = None) -> Any:
-    """Return a new FunctionExecutor with the same configuration.
+    """Create a new FunctionExecutor with the configuration of another one.
 
-    `n_processes` is the number of functions at a time on this machine; None: as configured.
+    `n_processes` is the number of functions that run at a time on this machine. None leaves it as configured.
     """
     config = copy.deepcopy(function_executor.config)
     if n_processes is not None:
@@ -249,23 +253,23 @@ def clone_function_executor(function_executor: Any, n_processes: int | None = No
 
 
 def slow_down_monitoring(function_executor: Any) -> float:
-    """Raise the monitoring interval to at least MAX_POLL_INTERVAL, and return it in seconds.
+    """Raise the monitoring interval to at least MAX_POLL_INTERVAL. Return the interval in seconds.
 
-    Each poll of the monitor is a billed listing of the storage.
+    Each poll of the monitor lists the storage, which is billed.
     """
     config = function_executor.internal_storage.get_storage_config()
     monitoring_interval = max(MAX_POLL_INTERVAL, float(config["monitoring_interval"]))
-    # The second configuration is the one that `clone_function_executor` copies.
+    # Change both copies: `clone_function_executor` copies the second one.
     for settings in (config, function_executor.config["lithops"]):
         settings["monitoring_interval"] = monitoring_interval
     return monitoring_interval
 
 
 def collect_module_sources(pickled_function: bytes, function_executor: Any) -> dict[str, tuple[str, bool]]:
-    """Return the modules that a pickled function needs and the runtime of the workers lacks.
+    """Return the modules that a pickled function needs, but that the runtime of the workers lacks.
 
-    The result maps each module name to its source and whether it is a package. The modules are found in the
-    same way as Lithops finds the modules of a mapped function.
+    The result maps each module name to its source code, and whether it is a package. The modules are found in
+    the same way as Lithops finds the modules of a function that it maps.
     """
     candidate_roots = {name.partition(".")[0] for name in list(sys.modules)}
     candidate_roots -= {"__main__", "polarmap", "numpy", "cloudpickle", *sys.stdlib_module_names}
@@ -290,7 +294,7 @@ def collect_module_sources(pickled_function: bytes, function_executor: Any) -> d
 
 
 def is_localhost_function_executor(function_executor: Any) -> bool:
-    """Return True if the functions run as processes of this machine, outside containers."""
+    """Return True if the functions run as processes of this machine, and not in containers."""
     is_localhost_backend = function_executor.backend == "localhost"
     if not is_localhost_backend:
         return False
@@ -300,7 +304,7 @@ def is_localhost_function_executor(function_executor: Any) -> bool:
 def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -> list[Any]:
     """Return the futures whose local processes have exited without storing a status.
 
-    Return an empty list if the storage does not answer.
+    The result is empty if the storage cannot be reached.
     """
     if function_executor.backend != "localhost":
         return []
@@ -314,20 +318,20 @@ def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -
 
 
 def _is_job_finished(compute_handler: Any, job_key: str) -> bool:
-    """Return True if no process runs tasks of the job on this machine any more."""
+    """Return True if no process on this machine runs functions of the job any more."""
     job = compute_handler.env.jobs.get(job_key)
-    if isinstance(job, subprocess.Popen):  # version 1: one process runs all tasks
+    if isinstance(job, subprocess.Popen):  # in version 1 of the backend, one process runs all tasks of a job
         return job.poll() is not None
-    if job is None:  # the job still waits for the thread that starts it
+    if job is None:  # the thread that starts jobs has not started this one yet
         return compute_handler.job_manager is None or not compute_handler.job_manager.is_alive()
-    # version 2: one process for each task, counted down by threads
+    # In version 2, there is one process for each task, and threads count down the tasks.
     return job.done or not any(thread.is_alive() for thread in compute_handler.env.consumer_threads)
 
 
 def find_interpreter_error(function_executor: Any) -> str:
-    """Return why the interpreter of local workers cannot run tasks.
+    """Return why the Python interpreter of local workers cannot run Lithops functions.
 
-    Return an empty string if it can, or if the workers are not on this machine.
+    The result is empty if it can, or if the workers are not on this machine.
     """
     if not is_localhost_function_executor(function_executor):
         return ""
@@ -354,15 +358,15 @@ def find_interpreter_error(function_executor: Any) -> str:
 
 
 def restart_dead_monitor(function_executor: Any, futures: Sequence[Any]) -> None:
-    """Restart the thread that monitors the futures if it has died."""
+    """Restart the Lithops thread that monitors the futures if it has died."""
     if futures and not function_executor.job_monitor.is_alive():
         function_executor.job_monitor.start(fs=futures)
 
 
 def abandon_jobs(function_executor: Any, futures: Sequence[Any], job_keys: Collection[str]) -> None:
-    """Drop queued functions and kill running ones where the backend can. Others run to their end.
+    """Drop queued functions, and kill running ones if the backend can. Otherwise they run to their end.
 
-    The executor keeps every future with its result, so the futures of these jobs are removed from it.
+    A FunctionExecutor keeps every future with its result. The futures of these jobs are therefore removed.
 
     Parameters
     ----------
@@ -384,21 +388,21 @@ def abandon_jobs(function_executor: Any, futures: Sequence[Any], job_keys: Colle
 
 
 def close_function_executor(function_executor: Any) -> None:
-    """Kill the functions of a FunctionExecutor that polarmap has opened, and close it.
+    """Kill the functions of a FunctionExecutor that polarmap has created, and close it.
 
-    The jobs are killed by their keys. Without keys, Lithops would not kill a job that its thread is about to
-    start.
+    The keys of its jobs are passed explicitly. Otherwise Lithops would not kill a job that it is just about
+    to start.
     """
     futures = function_executor.futures
     abandon_jobs(function_executor, futures, {future.job_key for future in futures})
     with contextlib.suppress(Exception):
         function_executor.__exit__(None, None, None)
     atexit.unregister(function_executor._clean_at_exit)
-    with contextlib.suppress(Exception):  # singularity and k8s keep a connection to RabbitMQ
+    with contextlib.suppress(Exception):  # the singularity and k8s backends keep a connection to RabbitMQ
         function_executor.compute_handler.backend.connection.close()
-    with contextlib.suppress(AttributeError):  # only version 1 of localhost has a job manager
+    with contextlib.suppress(AttributeError):  # only version 1 of the localhost backend has a job manager
         function_executor.compute_handler.job_manager.join(timeout=5)
-    # These files are outside the storage of the executor.
+    # Remove the job files, which are not in the storage of the executor.
     for path in get_process_temp_folder().glob(f"lithops-*/jobs/{function_executor.executor_id}*"):
         path.unlink(missing_ok=True)
 
@@ -407,13 +411,13 @@ def close_function_executor(function_executor: Any) -> None:
 
 
 class InvocationLostError(Exception):
-    """A function ended without a result. The message is the reason."""
+    """Raised if a Lithops function ended without a result. The message is the reason."""
 
 
 def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object]) -> None:
-    """Call `on_status()` whenever Lithops reports that one of the functions has started or ended.
+    """Register a callback that is called whenever a Lithops function starts or ends.
 
-    The callback runs on a thread of Lithops, with no arguments.
+    The callback is called without arguments, on a thread of Lithops.
     """
 
     def set_status_and_notify(set_status: Callable[[Any], None], status: Any) -> None:
@@ -426,25 +430,26 @@ def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object])
 
 
 def is_future_finished(future: Any) -> bool:
-    """Return True if Lithops has seen a function end, or has given it up."""
+    """Return True if Lithops has seen the function end, or no longer waits for it."""
     return bool(future.ready or future.success or future.done)
 
 
 def fetch_result(future: Any, function_executor: Any) -> Any:
-    """Return the result of a function that has ended. Raises InvocationLostError if it has none."""
-    if future.done:  # done before the result was fetched: Lithops has given the function up
+    """Return the result of a function that has ended. Raises InvocationLostError if it has no result."""
+    if future.done:
+        # If a future is done before its result was fetched, Lithops has given the function up.
         raise InvocationLostError(_explain_lost_result(future))
-    future._write_activation_logs = lambda: None  # otherwise Lithops keeps logs of every task
+    future._write_activation_logs = lambda: None  # prevents Lithops from keeping the logs of every task
     future.status(throw_except=False, internal_storage=function_executor.internal_storage)
     if future.error:
         raise InvocationLostError(_explain_lost_result(future))
     result = future.result(throw_except=False, internal_storage=function_executor.internal_storage)
-    future._call_output = None  # frees the result, as the future may live much longer
+    future._call_output = None  # free the result, because the future may live much longer
     return result
 
 
 def _explain_lost_result(future: Any) -> str:
-    """Return the reason of Lithops why a function has no result."""
+    """Return why a function has no result, according to Lithops."""
     error = future._exception[1] if isinstance(future._exception, tuple) else future._exception
     text = str(error) or "it never reported"
     if isinstance(error, ImportError):

@@ -1,7 +1,7 @@
 """Opens FunctionExecutors and storages of Lithops, and runs functions on them.
 
 `LithopsSource` describes how to open a FunctionExecutor: on this machine, from a configuration file, or like
-one of the caller. `LithopsInvocations` starts functions and collects their results.
+one of the user. `LithopsInvocations` starts functions and collects their results.
 """
 
 from __future__ import annotations
@@ -43,31 +43,33 @@ from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.retries import retry_request
 
-SUBMIT_RETRY_SECONDS = 1.0  # how long a local job that could not be stored is resubmitted
-LISTING_INTERVAL = 0.1  # seconds between polls that may query the storage
-WRITE_SETTLE_SECONDS = 0.1  # time for a storage to finish a PUT whose sender was killed
-STORAGE_TIMEOUT = 10  # Seconds to connect to a storage, and to wait for the next byte. Callers retry.
+SUBMIT_RETRY_SECONDS = 1.0  # seconds for which to retry starting a local job whose files cannot be stored
+LISTING_INTERVAL = 0.1  # seconds between two polls that may list the storage
+WRITE_SETTLE_SECONDS = 0.1  # seconds in which a storage finishes a PUT request whose sender was killed
+STORAGE_TIMEOUT = 10  # seconds to connect to a storage, and to wait for the next byte; callers retry
 
 PAYLOAD_TOO_LARGE_ADVICE = (
     ". The tasks refer to many stored objects: set data_limit: 0 in the lithops section of the "
     "configuration, or use fewer and larger objects (memory= of encode)"
 )
-_answered_configs: set[Path] = set()  # configurations from which an executor was opened before
+_answered_configs: set[Path] = set()  # configuration files from which a FunctionExecutor was opened before
 
 
 class InterpreterError(InvocationLostError):
-    """A function ended without a result because its interpreter cannot run functions."""
+    """Raised if a function ended without a result because its Python interpreter cannot run functions."""
 
 
 class LithopsInvocations:
-    """Functions that run on Lithops, by key, on one or more FunctionExecutors.
+    """The Lithops functions that were started for a map or a pool, identified by keys.
+
+    They run on one or more FunctionExecutors.
 
     Parameters
     ----------
     source : LithopsSource
-        Opens the FunctionExecutors.
+        The object that opens the FunctionExecutors.
     shares_executor : bool
-        True: use the FunctionExecutor of the caller if there is one, and leave it open. False: always open a
+        True: use the FunctionExecutor of the user if there is one, and leave it open. False: always open a
         new one.
 
     Attributes
@@ -88,7 +90,7 @@ class LithopsInvocations:
     def __init__(self, source: LithopsSource, shares_executor: bool = False) -> None:
         self.uses_private_folder = source.uses_private_folder
         self._shared_executor = source.shared_executor if shares_executor else None
-        self._job_keys_by_executor: dict[Any, set[str]] = {}  # keys of the jobs of each FunctionExecutor
+        self._job_keys_by_executor: dict[Any, set[str]] = {}  # the keys of the jobs of each FunctionExecutor
         self.function_executor = self._shared_executor or source.open_function_executor()
         self._job_keys_by_executor[self.function_executor] = set()
         self.is_local = is_localhost_function_executor(self.function_executor)
@@ -101,9 +103,9 @@ class LithopsInvocations:
         self._status_changed = threading.Event()
 
     def get_executor_for_next_job(self, n_slots: int | None = None) -> Any:
-        """Return the FunctionExecutor for the next job. Raises ExecutorError if it cannot be opened.
+        """Return the FunctionExecutor for the next job. Raises ExecutorError if none can be opened.
 
-        `n_slots` is the number of functions that must run at the same time on this machine; None: as
+        `n_slots` is the number of functions that must run at the same time on this machine. None leaves it as
         configured.
         """
         if self.function_executor.backend != "localhost" or not (
@@ -127,7 +129,7 @@ class LithopsInvocations:
         arguments_by_key: Mapping[Any, dict[str, Any]],
         **map_options: Any,
     ) -> None:
-        """Start one Lithops job that calls `task_function` once for each key.
+        """Start one Lithops job, which calls `task_function` once for each key.
 
         Parameters
         ----------
@@ -146,29 +148,31 @@ class LithopsInvocations:
             If Lithops does not accept the job.
         """
         if self.uses_private_folder:
-            # One slot for each function, so that a sleeping function does not block others.
+            # Give each function its own slot, so that a sleeping function does not block others.
             function_executor.config["localhost"]["worker_processes"] = len(arguments_by_key)
             map_options["include_modules"] = None
-        else:  # Lithops sends the pure-Python modules of f. The worker code of polarmap is pickled by value.
+        else:
+            # Lithops sends the pure-Python modules that f needs. The worker code of polarmap is pickled with
+            # it.
             map_options["exclude_modules"] = ["polarmap", "numpy"]
         try:
             with pickle_worker_code_by_value():
                 arguments = list(arguments_by_key.values())
                 submit = partial(function_executor.map, task_function, arguments, chunksize=1, **map_options)
-                # On this machine, another map may just have removed the empty folder of jobs: retry.
+                # Retry on this machine, where another map may just have removed the empty folder of jobs.
                 futures = retry_request(submit, SUBMIT_RETRY_SECONDS if self.is_local else 0.0)
         except Exception as error:
             reason = find_interpreter_error(function_executor) or _format_error(error)
             advice = PAYLOAD_TOO_LARGE_ADVICE if "maximum size" in str(error) else ""
             raise ExecutorError(f"{self.name} cannot start a job: {reason}{advice}") from error
         add_status_callback(futures, self._status_changed.set)
-        self._status_changed.set()  # the status may have changed before the callback was added
+        self._status_changed.set()  # the status may have changed before the callback was registered
         self.running_futures |= zip(arguments_by_key, futures, strict=True)
         self._not_started.update(arguments_by_key)
         self._job_keys_by_executor[function_executor] |= {future.job_key for future in futures}
 
     def wait(self, timeout: float) -> None:
-        """Block until a function starts or ends, `wake` is called, or a poll is due.
+        """Block until a function starts or ends, `wake` is called, or it is time to poll.
 
         Return after at most `timeout` seconds, or LISTING_INTERVAL if that is shorter.
         """
@@ -182,8 +186,8 @@ class LithopsInvocations:
     def collect_started_keys(self, include_unseen: bool = False) -> list[Any]:
         """Return the keys of the functions that have started since the last call.
 
-        On a cloud, functions count as started when they are submitted. With `include_unseen`, the same holds
-        on this machine.
+        On a cloud, functions count as started when they are submitted. With `include_unseen`, they also do on
+        this machine.
         """
         include_all = include_unseen or not self.is_local
         started_keys = [key for key in self._not_started if include_all or self.running_futures[key].running]
@@ -193,8 +197,8 @@ class LithopsInvocations:
     def collect_finished_results(self, may_query: bool = True) -> dict[Any, Any]:
         """Return the results of the functions that have ended since the last call, by key.
 
-        A function without a result has an InvocationLostError. With `may_query`, the interpreter is checked
-        if local processes exited without a status.
+        If a function has no result, its value is an InvocationLostError. With `may_query`, also check the
+        Python interpreter of local processes that exited without a status.
         """
         finished_keys = [key for key, future in self.running_futures.items() if is_future_finished(future)]
         results = {key: self._fetch_result(self.running_futures.pop(key)) for key in finished_keys}
@@ -206,20 +210,26 @@ class LithopsInvocations:
         return results
 
     def close(self) -> list[str]:
-        """Abandon running functions and close the executors. Return the key prefixes of leftover objects."""
+        """Abandon running functions and close the FunctionExecutors.
+
+        Return the key prefixes of the objects that are left in the storage.
+        """
         has_late_writes = bool(self.running_futures) and not self.uses_private_folder
         leftover_prefixes = self._close_executors(list(self._job_keys_by_executor))
-        if has_late_writes:  # an object may still be stored after its writer was killed
+        if has_late_writes:  # an object may still appear after its writer was killed
             time.sleep(WRITE_SETTLE_SECONDS)
         return leftover_prefixes
 
     def close_idle_executors(self) -> list[str]:
-        """Close further executors that run no function. Return the key prefixes of leftover objects."""
+        """Close the FunctionExecutors that run no function any more, except the first one.
+
+        Return the key prefixes of the objects that are left in the storage.
+        """
         others = [item for item in self._job_keys_by_executor if item is not self.function_executor]
         return self._close_executors([item for item in others if not self._get_futures_running_on(item)])
 
     def _get_futures_running_on(self, function_executor: Any) -> dict[Any, Any]:
-        """Return the futures of unfinished functions of one FunctionExecutor, by key."""
+        """Return the futures of the unfinished functions of one FunctionExecutor, by key."""
         job_keys = self._job_keys_by_executor[function_executor]
         return {key: future for key, future in self.running_futures.items() if future.job_key in job_keys}
 
@@ -249,7 +259,7 @@ class LithopsInvocations:
     def _remove_silently_exited(
         self, function_executor: Any, may_query: bool
     ) -> dict[Any, InvocationLostError]:
-        """Remove functions whose processes have exited without a status. Return their errors by key.
+        """Remove the functions whose processes have exited without a status. Return their errors by key.
 
         Such a process was killed, or could not reach its storage.
         """
@@ -271,7 +281,7 @@ def _format_error(error: Exception) -> str:
 
 
 class LithopsSource(NamedTuple):
-    """Describes how to open FunctionExecutors.
+    """A way to open FunctionExecutors: on this machine, from a configuration, or like one of the user.
 
     Attributes
     ----------
@@ -280,14 +290,15 @@ class LithopsSource(NamedTuple):
     read_config : callable or None
         Returns the complete configuration; called with no arguments. None: there is no configuration.
     get_storage : callable
-        Returns the storage that workers can access, in the form that `encode` accepts. No arguments.
+        Returns the storage that workers can access, as an argument `storage=` of `encode`. Called with no
+        arguments.
     is_config : bool
         True if the source is a configuration, from which each map opens a separate FunctionExecutor.
     uses_private_folder : bool
         True if each function is a process of this machine, and all files are in the temporary folder of this
         process.
     shared_executor : lithops.FunctionExecutor or None
-        The FunctionExecutor of the caller that maps may use.
+        The FunctionExecutor of the user, which maps may use.
     """
 
     open_function_executor: Callable[[], Any]
@@ -299,7 +310,7 @@ class LithopsSource(NamedTuple):
 
     @classmethod
     def for_localhost(cls) -> LithopsSource:
-        """Return the source of FunctionExecutors of this machine, without a configuration."""
+        """Return a source of FunctionExecutors that run on this machine, without a configuration file."""
         return cls(
             build_localhost_executor,
             None,
@@ -309,7 +320,7 @@ class LithopsSource(NamedTuple):
 
     @classmethod
     def from_config(cls, path: str | os.PathLike[str]) -> LithopsSource:
-        """Return the source for a configuration file."""
+        """Return a source of FunctionExecutors that are opened from a configuration file."""
         return cls(
             partial(open_function_executor, path),
             partial(read_complete_config, path),
@@ -319,7 +330,7 @@ class LithopsSource(NamedTuple):
 
     @classmethod
     def from_executor(cls, function_executor: Any) -> LithopsSource:
-        """Return the source for a FunctionExecutor of the caller, and for clones of it."""
+        """Return a source that shares a FunctionExecutor of the user, or opens clones of it."""
         return cls(
             partial(clone_function_executor, function_executor),
             lambda: function_executor.config,
@@ -332,7 +343,7 @@ class LithopsSource(NamedTuple):
 
 
 def read_complete_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return a configuration with the defaults of Lithops. No request is sent to the cloud."""
+    """Read a configuration file, and add the default values of Lithops. No request is sent to the cloud."""
     with _open_config_file(config_path) as (file, defaults):
         default_config = import_lithops().config.default_config
         config: dict[str, Any] = default_config(str(file), None, {"backend": defaults})
@@ -340,18 +351,18 @@ def read_complete_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def open_function_executor(config_path: str | os.PathLike[str]) -> Any:
-    """Open a FunctionExecutor as a configuration file says. Raises ExecutorError if Lithops cannot use it."""
+    """Open a FunctionExecutor from a configuration file. Raises ExecutorError if Lithops cannot use it."""
     with _open_config_file(config_path) as (file, defaults):
         build = partial(build_function_executor, config_file=str(file), **defaults)
         function_executor = retry_request(build) if file.absolute() in _answered_configs else build()
-    # Jobs may be of any size unless the configuration sets a limit. The default of Lithops is 4 MiB.
+    # Allow jobs of any size unless the configuration sets a limit. The default of Lithops is 4 MiB.
     function_executor.config["lithops"].setdefault("data_limit", 0)
     _answered_configs.add(file.absolute())
     return function_executor
 
 
 def open_lithops_storage(executor_spec: Any) -> Any:
-    """Open a new `lithops.Storage` from the path of a YAML configuration or from a FunctionExecutor.
+    """Open a new `lithops.Storage`, from the path of a configuration file or from a FunctionExecutor.
 
     Raises
     ------
@@ -372,15 +383,16 @@ def open_lithops_storage(executor_spec: Any) -> Any:
             f"Lithops cannot open the storage of {config_label}: {type(error).__name__}: {error}"
         ) from error
     if file is None:
-        storage.bucket = executor_spec.storage.bucket  # the executor may have created its bucket itself
+        # The executor may have created a bucket that the configuration does not name.
+        storage.bucket = executor_spec.storage.bucket
     return storage
 
 
 @contextlib.contextmanager
 def _open_config_file(config_path: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the path of a configuration file, and defaults for settings that it leaves out.
+    """Yield the path of a configuration file, and default values for settings that it leaves out.
 
-    Without `runtime`, Lithops would use the program `python` on this machine; the default is the interpreter
+    Without `runtime`, Lithops would use the program `python` on this machine. The default is the interpreter
     of this process. Errors of Lithops become an ExecutorError that names the file, and what to install.
     """
     file = Path(config_path)

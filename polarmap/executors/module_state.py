@@ -1,6 +1,6 @@
-"""Collects the state of user modules to which f refers, so that it can be sent to workers with f.
+"""Collects the values of globals that f uses in the user's modules, so that they are sent to workers with f.
 
-The state is found from the names in the code of f: globals, and attributes of modules and classes. Code that
+They are found from the names in the code of f: globals, and attributes of modules and classes. Code that
 looks up names at run time (`getattr`, `globals()`) may refer to anything in the modules that it reaches. The
 standard library, installed libraries, polarmap, and modules that cloudpickle sends by value are left out.
 """
@@ -41,7 +41,7 @@ from polarmap.worker.module_state import (
     list_settable_attributes,
 )
 
-# Functions and attributes that look up names which are computed at run time.
+# If code uses one of these names, it may look up other names that are computed at run time.
 DYNAMIC_LOOKUP_NAMES = {
     "__import__",
     "attrgetter",
@@ -66,7 +66,7 @@ IMMUTABLE_TYPES = {
 CONTAINER_TYPES = {dict, list, set, OrderedDict, defaultdict, deque}
 # Instances of these types are interchangeable, so their state is not compared.
 STATELESS_TYPES = {type(threading.Lock()), type(threading.RLock()), random.Random}
-MAX_CACHED_WALKS = 64  # cached states, each for one set of functions
+MAX_CACHED_WALKS = 64  # the largest number of cached results, each for one set of functions
 MODULE_ATTRIBUTES = {
     "__builtins__",
     "__cached__",
@@ -79,7 +79,7 @@ MODULE_ATTRIBUTES = {
 
 
 class CodeNames(NamedTuple):
-    """A digest of the bytecode of a function, the names it refers to, and the globals it assigns."""
+    """The names that a function refers to, and the globals it assigns. `digest` identifies its bytecode."""
 
     digest: str
     global_names: frozenset[str]
@@ -90,7 +90,7 @@ class CodeNames(NamedTuple):
 
 @functools.lru_cache(maxsize=1000)
 def analyze_code(code: types.CodeType) -> CodeNames:
-    """Return the digest and the names of a code object, including its nested code."""
+    """Return the names that a code object refers to, including its nested functions."""
     inner_codes = [analyze_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
     names_by_kind: dict[str, set[str]] = {
         "global_names": set(),
@@ -128,7 +128,7 @@ def is_installed_file(file: str) -> bool:
     """Return True if a source file belongs to Python, to an installed library or to polarmap."""
     if file.startswith(_list_installed_path_prefixes()):
         return True
-    folders = file.replace("\\", "/").split("/")  # PYTHONPATH may name another environment
+    folders = file.replace("\\", "/").split("/")  # PYTHONPATH may refer to another environment
     return "site-packages" in folders or "dist-packages" in folders
 
 
@@ -140,11 +140,11 @@ def is_library_module(module_name: str) -> bool:
     return is_installed_file(file) and module_name not in MAIN_MODULES
 
 
-_user_module_cache: dict[str, bool] = {}  # True for user modules, by module name
+_user_module_cache: dict[str, bool] = {}  # whether a module belongs to the user, by module name
 
 
 def _is_user_module(module_name: Any) -> bool:
-    """Return True if a module is a user module that workers import."""
+    """Return True if a module belongs to the user, and workers import it from a file."""
     is_user_module: bool | None = _user_module_cache.get(module_name)
     if is_user_module is None:
         if module_name not in sys.modules:
@@ -156,7 +156,7 @@ def _is_user_module(module_name: Any) -> bool:
 
 
 def _is_pickled_by_value(module_name: str) -> bool:
-    """Return True if the user has registered a module with cloudpickle to be pickled by value."""
+    """Return True if a module, or its package, is registered with cloudpickle to be sent by value."""
     registered = cloudpickle.list_registry_pickle_by_value()
     while module_name and module_name not in registered:
         module_name = module_name.rpartition(".")[0]
@@ -164,7 +164,7 @@ def _is_pickled_by_value(module_name: str) -> bool:
 
 
 def select_user_objects(objects: Iterable[Any]) -> list[Any]:
-    """Return the functions, classes and modules that belong to user modules."""
+    """Return those functions, classes and modules that belong to the user's modules."""
     user_objects = []
     for each_object in objects:
         module_name: Any = (
@@ -178,20 +178,21 @@ def select_user_objects(objects: Iterable[Any]) -> list[Any]:
 
 
 def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
-    """Return the current state of user modules to which the given objects refer.
+    """Return the current values of all globals and attributes that the given objects use.
 
-    The result is cached, and collected again when something has changed.
+    Only the user's modules are considered, which workers import from files. The result is cached until
+    something changes.
 
     Parameters
     ----------
     reached_objects : sequence
-        The functions, classes and modules in the pickle of f.
+        The functions, classes and modules that the pickle of f contains.
     by_value : bool
-        True if the worker code of polarmap is pickled with f.
+        True if the worker code of polarmap is part of the pickle.
     """
     if not select_user_objects(reached_objects):
         return []
-    # A function that is pickled by value may be created again for each map, but with the same code.
+    # Use the code of a function as its key: the function may be created again for each map.
     kept_alive = [getattr(each_object, "__code__", each_object) for each_object in reached_objects]
     cache_key = by_value, *map(id, kept_alive)
     walk = _walk_cache.get(cache_key)
@@ -203,38 +204,45 @@ def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False)
 
 
 class _ModuleStateWalk:
-    """A walk over all state to which some objects refer, which can detect later changes.
+    """A search for all globals and attributes that some objects use, directly or through others.
+
+    It also records what is needed to detect later changes.
 
     Parameters
     ----------
     reached_objects : sequence
-        The functions, classes and modules from which the walk starts.
+        The functions, classes and modules from which the search starts.
     kept_alive : sequence
         Objects to keep alive, so that no other object gets the same `id`.
 
     Attributes
     ----------
     items : list of ModuleStateItem
-        The state that was found.
+        The values that were found.
     """
 
     def __init__(self, reached_objects: Sequence[Any], kept_alive: Sequence[Any]) -> None:
         self._kept_alive = kept_alive
-        # Description and value by module and path.
+        # Descriptions and values of what was found, by module name and path.
         self._described_values: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._queue, self._visited_ids = list[Any](), set[int]()
-        self._attribute_names = set[str]()  # attribute names in any code
-        # Globals and attributes that functions of a module assign, by module.
+        # The names of attributes that occur in any code.
+        self._attribute_names = set[str]()
+        # The names of globals and attributes that functions assign, by module.
         self._assigned_names: dict[str, set[str]] = {}
         self._modules: dict[str, types.ModuleType] = {}
         self._is_dynamic = False
-        self._bindings: list[tuple[Any, str, Any]] = []  # namespace, name and value
-        self._namespace_sizes: list[tuple[Any, int]] = []  # namespace and number of names
-        self._function_codes: list[tuple[Any, ...]] = []  # function, code, defaults and count of attributes
-        self._mutable_values: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
+        # The value of each name in each namespace that was visited.
+        self._bindings: list[tuple[Any, str, Any]] = []
+        # Each namespace, and its number of names.
+        self._namespace_sizes: list[tuple[Any, int]] = []
+        # Each function, its code, its defaults, and its number of attributes.
+        self._function_codes: list[tuple[Any, ...]] = []
+        # Module name, path, value and fingerprint of each mutable value.
+        self._mutable_values: list[tuple[str, str, Any, Any]] = []
         for each_object in reached_objects:
             if isinstance(each_object, types.FunctionType) and not is_importable_by_name(each_object):
-                self._record_names(each_object)  # cloudpickle sends its globals by value
+                self._record_names(each_object)  # cloudpickle sends the globals of such a function by value
             else:
                 self._queue.append(each_object)
         while self._queue or self._add_named_module_attributes():
@@ -249,9 +257,9 @@ class _ModuleStateWalk:
         self._described_values.clear()
 
     def is_up_to_date(self) -> bool:
-        """Return True if nothing has changed since the walk.
+        """Return True if nothing that was found has changed since.
 
-        Immutable values are compared by identity, mutable values by fingerprint.
+        Immutable values are compared by identity, mutable values by a fingerprint of their contents.
         """
         for namespace, name, value in self._bindings:
             if namespace.get(name) is not value:
@@ -301,7 +309,7 @@ class _ModuleStateWalk:
             self._add_value(module_name, name, function.__globals__, function.__globals__[name])
 
     def _record_names(self, function: types.FunctionType) -> CodeNames:
-        """Record the names in the code of a function, and return them."""
+        """Record the names to which the code of a function refers, and return them."""
         code_names = analyze_code(function.__code__)
         if not is_library_module(function.__module__ or ""):
             self._attribute_names |= code_names.attribute_names
@@ -311,9 +319,10 @@ class _ModuleStateWalk:
         return code_names
 
     def _visit_imports(self, function: types.FunctionType, imported_names: Iterable[str]) -> None:
-        """Add the modules that code imports, absolutely or relative to its package.
+        """Add the modules that the code of a function imports.
 
-        The packages around a module are added too, but not those that only a relative import would pass.
+        A name may be absolute or relative to the package of the function. The packages around a module are
+        added, too, except those above the base of a relative import.
         """
         package = str(function.__globals__.get("__package__") or "").split(".")
         base_packages = [package[:depth] for depth in range(len(package) + 1)]
@@ -324,7 +333,7 @@ class _ModuleStateWalk:
             self._queue += [sys.modules[item] for item in sorted(module_names & sys.modules.keys())]
 
     def _visit_class(self, user_class: type) -> None:
-        """Add the attributes of a user class and of its bases."""
+        """Add the attributes of a user class, and visit its base classes."""
         self._queue += [*user_class.__bases__, type(user_class)]
         module_name = user_class.__module__
         if not _is_user_module(module_name) or "<" in user_class.__qualname__:
@@ -343,7 +352,10 @@ class _ModuleStateWalk:
             self._add_value(module_name, f"{user_class.__qualname__}.{name}", attributes, attributes[name])
 
     def _add_named_module_attributes(self) -> bool:
-        """Add the module attributes that any code refers to. Return True if new objects were found."""
+        """Add the module attributes whose names occur in any code.
+
+        Return True if there are new objects to visit.
+        """
         for module_name, module in list(self._modules.items()):
             names = vars(module).keys() - MODULE_ATTRIBUTES
             for name in sorted(names if self._is_dynamic else names & self._attribute_names):
@@ -351,12 +363,13 @@ class _ModuleStateWalk:
         return bool(self._queue)
 
     def _add_value(self, module_name: str, path: str, namespace: Any, value: Any) -> None:
-        """Add the value of a name in a module, or in a class or instance of the module."""
+        """Add the value of a name in a module, or in a class or an instance there."""
         if (module_name, path) in self._described_values or path in MODULE_ATTRIBUTES:
             return
         if isinstance(value, (types.FunctionType, type, types.ModuleType)):
             defining_module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
-            if str(defining_module).partition(".")[0] == "polarmap":  # workers may have another copy of it
+            if str(defining_module).partition(".")[0] == "polarmap":
+                # Workers may have another version of polarmap.
                 return
         description = describe_value(module_name, path, value)
         self._described_values[module_name, path] = description, value
@@ -398,9 +411,9 @@ class _ModuleStateWalk:
 
 
 def _check_object_unchanged_since_import(module_name: str, path: str, value: Any) -> None:
-    """Raise CodeError if an object that cannot be pickled was replaced since its module was imported.
+    """Raise CodeError if an object that cannot be pickled is not the one that the module had originally.
 
-    The object that the first map finds counts as the original one.
+    The first map remembers the objects that it finds as the original ones.
     """
     if type(value) in STATELESS_TYPES or type(value).__module__.startswith("numpy.random"):
         return
@@ -420,7 +433,7 @@ def _check_object_unchanged_since_import(module_name: str, path: str, value: Any
 
 
 def _list_functions(value: Any) -> list[types.FunctionType]:
-    """Return the functions behind a function, method or property."""
+    """Return the Python functions behind a function, method or property."""
     value_type = type(value)
     if value_type is property:
         candidates = [value.fget, value.fset, value.fdel]
@@ -430,7 +443,7 @@ def _list_functions(value: Any) -> list[types.FunctionType]:
 
 
 def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
-    """Return True if a function or class can only change when its identity or code changes."""
+    """Return True if a function or class cannot change unless it is replaced or gets other code."""
     functions = _list_functions(value)
     if not (description.contains_code and functions):
         return not description.contains_code and (bool(functions) or issubclass(type(value), type))
@@ -445,6 +458,6 @@ def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
     )
 
 
-# The spec of the module and a reference to the object, by module name and path.
+# The objects that the first map has found: the spec of the module and a reference, by module name and path.
 _first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}
 _walk_cache: dict[tuple[bool | int, ...], _ModuleStateWalk] = {}

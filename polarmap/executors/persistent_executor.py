@@ -1,4 +1,4 @@
-"""Executors with persistent workers, and the executors on which such workers can be started."""
+"""Executors whose workers persist from one map to the next, and executors on which they can be started."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from polarmap.executors.engine import PartitionedData
     from polarmap.executors.remote_workers import WorkerProvider
 
-BLOCKS_PER_CORE = 3  # enough to keep all cores busy; more blocks only add overhead
-DEFAULT_FETCH_TIMEOUT = 300.0  # time limit, in seconds, to read a block from a bucket or a store
-DEFAULT_BLOCK_CACHE_BYTES = 2**30  # bytes of memory that cached blocks may take between maps
+BLOCKS_PER_CORE = 3  # enough blocks to keep all cores busy; more blocks only add overhead
+DEFAULT_FETCH_TIMEOUT = 300.0  # the time limit, in seconds, to read a block from a bucket or a store
+DEFAULT_BLOCK_CACHE_BYTES = 2**30  # the memory in bytes that cached blocks may take between maps
 
 
 class PoolOptions(NamedTuple):
-    """The validated options of a `Pool`, with its defaults.
+    """The options of a `Pool` after validation, with their defaults.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class PoolOptions(NamedTuple):
 
 
 class WorkerHost(ResolvedExecutor):
-    """An executor on which persistent workers can be started.
+    """An executor on which a `Pool` can start persistent workers.
 
     Attributes
     ----------
@@ -85,23 +85,26 @@ class WorkerHost(ResolvedExecutor):
 
     @abstractmethod
     def make_worker_provider(self) -> WorkerProvider:
-        """Return a provider of persistent workers. Raises ExecutorError if workers cannot be started now."""
+        """Return an object that starts persistent workers.
+
+        Raises ExecutorError if none can be started now.
+        """
 
     def with_persistent_workers(
         self, max_workers: int | None = None
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
-        """Return an executor with up to `max_workers` persistent workers, and a function to stop them."""
+        """Return an executor with up to `max_workers` persistent workers, and a function that stops them."""
         executor = PersistentExecutor(self, max_workers, PoolOptions())
         return executor, executor.close
 
 
 class PersistentExecutor(ResolvedExecutor):
-    """An executor whose workers persist: the first map starts them, and later maps reuse them.
+    """An executor whose workers persist. The first map starts the workers, and later maps reuse them.
 
     Parameters
     ----------
     host : WorkerHost or None
-        The executor on which the workers are started; None: they are processes of this machine.
+        The executor on which to start the workers; None: they are processes of this machine.
     max_workers : int or None
         The number of tasks that run at a time; None: the default of `Pool`.
     options : PoolOptions
@@ -126,13 +129,13 @@ class PersistentExecutor(ResolvedExecutor):
         self._open_resources = partial(PoolResources, self._name, make_provider, max_workers, options)
         self._lock = threading.Lock()
         self._resources: PoolResources | None = None
-        self._finalizer: Callable[[], object] = lambda: None  # closes the resources; works once
+        self._finalizer: Callable[[], object] = lambda: None  # closes the resources, but only once
         self._is_closed = False
         _open_executors.add(self)
 
     @property
     def name(self) -> str:
-        """The name in reports: where the workers run and, once they have connected, by which channel."""
+        """The name of the pool in reports: where the workers run and, once connected, by which channel."""
         resources = self._resources
         if self._task_executor is not None:
             return self._task_executor.name
@@ -141,7 +144,7 @@ class PersistentExecutor(ResolvedExecutor):
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name; empty for processes of this machine."""
+        """The number of workers on each machine, by host name. Empty for processes of this machine."""
         resources = self._resources
         return {} if resources is None else resources.worker_pool.count_workers_by_host()
 
@@ -158,9 +161,10 @@ class PersistentExecutor(ResolvedExecutor):
         return f"<Pool: {self.name}, {state}{limit}>"
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session for the tasks of one job.
+        """Open a session that runs the tasks of one job (one call of a map function).
 
-        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach its storage.
+        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach the storage of
+        the job.
         """
         with self._lock:
             if self._is_closed:
@@ -169,8 +173,8 @@ class PersistentExecutor(ResolvedExecutor):
                 return self._task_executor.open(job_spec)
             session = None if self._resources is None else self._resources.open_session(job_spec)
             if session is None:
-                self._finalizer()  # closes resources whose workers have exited by themselves
-                self._resources = self._open_resources()  # raises ExecutorError if it fails
+                self._finalizer()  # close the resources of workers that have exited because they were idle
+                self._resources = self._open_resources()  # may raise ExecutorError
                 self._finalizer = weakref.finalize(self, self._resources.close)
                 session = self._resources.open_session(job_spec)
             assert session is not None
@@ -179,7 +183,7 @@ class PersistentExecutor(ResolvedExecutor):
     def stop_workers(self) -> None:
         """Stop the workers and discard all cached blocks. The next map starts new workers."""
         with self._lock:
-            # A map on another thread may start new workers from now on, which must not be stopped.
+            # From now on, a map on another thread may start new workers, which must keep running.
             self._resources, finalizer = None, self._finalizer
         finalizer()
 
@@ -189,36 +193,39 @@ class PersistentExecutor(ResolvedExecutor):
         self.stop_workers()
 
     def after_fork(self) -> None:
-        """Discard the workers in a forked child of the process that owns them."""
+        """Forget the workers in a forked child process. They belong to the parent process."""
         self._lock = threading.Lock()
         resources, self._resources = self._resources, None
         if resources is not None:
             resources.worker_pool.after_fork()
 
     def suggest_n_blocks(self, max_blocks: int) -> int:
-        """Return at most three blocks for each core of this machine if the workers are here."""
+        """Return the number of blocks for a matrix: on this machine, at most three for each core."""
         return min(max_blocks, BLOCKS_PER_CORE * count_available_cores()) if self.is_local else max_blocks
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage from which workers read `data`, or None for an array in memory."""
+        """Return where to store `data` for the workers. An array in memory is not stored: return None."""
         if _is_in_memory_array(data):
             return None
         return get_process_temp_folder() / "arrays" if self._host is None else self._host.choose_storage(data)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Split data that is on the cluster of the workers into blocks; return None for other data."""
+        """Partition data that is on the cluster of the workers. Return None for any other data."""
         return None if self._host is None else self._host.partition(data, n_blocks)
 
 
 class PoolResources:
-    """The workers, blocks and folders of a pool, from its first map until it has been idle for long enough.
+    """The workers, stored blocks and folders of a pool.
+
+    They are created by the first map, and removed when no map has run for `idle_timeout` seconds.
 
     Parameters
     ----------
     pool_name : str
         The name of the pool in error messages.
     make_provider : callable or None
-        Returns the provider of the workers; called with no arguments. None: the workers are local processes.
+        Called with no arguments to create the object that starts the workers. None: the workers are
+        processes of this machine.
     max_workers, options
         As for `PersistentExecutor`.
     """
@@ -233,7 +240,7 @@ class PoolResources:
         self._pool_name, self._idle_timeout = pool_name, options.idle_timeout
         self._fetch_timeout = options.fetch_timeout
         block_cache_bytes, n_threads = options.block_cache_bytes, options.n_threads
-        self._folders: list[Path] = []  # shared with workers on this machine
+        self._folders: list[Path] = []  # folders that workers on this machine use, too
         self.worker_pool: WorkerPool
         self._block_store: BlockStore
         self._provider = provider = None if make_provider is None else make_provider()
@@ -264,13 +271,14 @@ class PoolResources:
                 raise
         reach = Reach() if provider is None else provider.reach
         self._reach = reach._replace(can_ask_driver=True)
-        self._lock = threading.RLock()  # reentrant: a destructor may close the pool at any point
+        # Reentrant: a destructor may close the pool while this thread holds the lock.
+        self._lock = threading.RLock()
         self._owner_pid = os.getpid()
         self._is_closed = threading.Event()
         threading.Thread(target=self._close_when_idle, name="polarmap-idle", daemon=True).start()
 
     def open_session(self, job_spec: JobSpec) -> PoolSession | None:
-        """Return a session for a job, or None if the resources have been closed."""
+        """Open a session for a job. Return None if the workers have been stopped in the meantime."""
         is_remote = self._provider is not None
         self._reach.check_job(job_spec)
         if is_remote:
@@ -297,7 +305,7 @@ class PoolResources:
             )
 
     def close(self) -> None:
-        """Stop the workers and remove all files. A concurrent second call waits until this is done."""
+        """Stop the workers and remove all files. A second thread that calls this waits until it is done."""
         if os.getpid() != self._owner_pid:
             return
         with self._lock:
@@ -308,7 +316,10 @@ class PoolResources:
                     remove_owned_folder(folder)
 
     def _make_file_block_store(self, max_memory_bytes: int) -> BlockStore:
-        """Create folders for blocks, and return a store in them. Raises ExecutorError if that fails."""
+        """Create folders for blocks, and return a store that uses them.
+
+        Raises ExecutorError if that fails.
+        """
         disk_folder, memory_folder = make_temp_folder(), make_shared_memory_folder()
         self._folders = [folder for folder in (memory_folder, disk_folder) if folder is not None]
         return MemoryMappedBlockStore(memory_folder, disk_folder, max_memory_bytes)
@@ -316,9 +327,8 @@ class PoolResources:
     def _close_when_idle(self) -> None:
         remaining_seconds = self._idle_timeout
         while not self._is_closed.wait(max(min(remaining_seconds, LIVENESS_INTERVAL), 0.01)):
-            with contextlib.suppress(
-                Exception
-            ):  # errors, for example of a provider, must not keep an idle pool from closing
+            # An error, for example of a cloud, must not keep an idle pool from closing.
+            with contextlib.suppress(Exception):
                 self.worker_pool.maintain_workers()
             with self._lock:
                 remaining_seconds = self._idle_timeout - self.worker_pool.get_idle_seconds()
@@ -327,7 +337,7 @@ class PoolResources:
 
 
 def _is_in_memory_array(data: Any) -> bool:
-    """Return True if data is an array that is not a view of a file."""
+    """Return True if data is an array in memory, and not a view of a memory-mapped file."""
     base_array = data
     while isinstance(base_array, np.ndarray) and not isinstance(base_array, np.memmap):
         base_array = base_array.base
@@ -338,7 +348,7 @@ _open_executors: weakref.WeakSet[PersistentExecutor] = weakref.WeakSet()
 
 
 def _reset_after_fork() -> None:
-    """Make all pools start new workers in a forked child process."""
+    """Make all pools forget their workers in a forked child process. New maps there start new workers."""
     for executor in list(_open_executors):
         with contextlib.suppress(Exception):
             executor.after_fork()

@@ -1,7 +1,8 @@
-"""Pickles functions for workers, with the state of the user's modules that they refer to.
+"""Pickles functions for workers, together with the globals that they use in the user's modules.
 
-Workers import modules from files, which may differ from the modules in the driver's memory. Therefore each
-pickle contains the current values of the globals and attributes that f refers to (see `module_state`).
+Workers import these modules from files, where values may differ from those in the memory of the driver.
+Therefore each pickle contains the current values of the globals and attributes to which f refers (see
+`module_state`).
 """
 
 from __future__ import annotations
@@ -35,26 +36,21 @@ from polarmap.worker.pickled_values import build_buffer_block, make_buffer_colle
 from polarmap.worker.pytree import Array
 from polarmap.worker.task_records import Fault
 
-TRACKED_TYPES = (
-    FunctionType,
-    type,
-    ModuleType,
-    LRU_CACHE_TYPE,
-)  # objects through which f refers to further objects
+# Objects of these types refer to globals and attributes, which f may use.
+TRACKED_TYPES = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)
 
 _registry_lock = threading.Lock()
-_n_pickling_threads = 0  # threads inside `pickle_worker_code_by_value`
+_n_pickling_threads = 0  # the number of threads inside `pickle_worker_code_by_value`
 _stripped_modules = set[ModuleType]()
 
-# multiprocessing names the main program so in a spawned child. No worker can import this module.
-sys.modules.setdefault(
-    "__mp_main__", sys.modules["__main__"]
-)  # as multiprocessing does, so that cloudpickle finds it
+# In a child process of multiprocessing, the main program has this name. No worker can import it, so
+# cloudpickle sends its functions by value. The module is registered like multiprocessing does it.
+sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
 cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 
 
 class PickledFunction(NamedTuple):
-    """A pickled function, and the buffers of its arrays, which are sent out of band without a copy."""
+    """A pickled function, with the data of its large arrays in separate buffers, which are not copied."""
 
     pickle_bytes: bytes
     buffers: Sequence[memoryview]
@@ -65,25 +61,27 @@ class PickledFunction(NamedTuple):
         return len(self.pickle_bytes) + sum(map(len, self.buffers))
 
     def get_buffers_to_send(self) -> list[bytes | memoryview]:
-        """Return the buffers that are sent to a worker, in the format of `pickle_to_array`."""
+        """Return the buffers to send to a worker, in the format that `pickle_to_array` defines."""
         return build_buffer_block([self.pickle_bytes, *self.buffers])
 
 
 def pickle_function(
     f: Any, destination: str, by_value: bool = False, out_of_band_buffers: list[memoryview] | None = None
 ) -> bytes:
-    """Pickle f with the current state of the user modules to which it refers.
+    """Pickle f together with the current values of the globals that it uses in the user's modules.
+
+    Workers import these modules from files, where the values may differ.
 
     Parameters
     ----------
     f : object
         The function, or any other object that contains functions.
     destination : str
-        Where f is sent, for the error message.
+        The name of the executor to which f is sent, for the error message.
     by_value : bool
-        Include the worker code of polarmap, for workers that cannot import polarmap.
+        True: include the worker code of polarmap, for workers that cannot import polarmap.
     out_of_band_buffers : list, optional
-        Large buffers are appended to this list. None: they are included in the pickle.
+        A list to which the buffers of large arrays are appended. None: they are part of the pickle.
 
     Raises
     ------
@@ -99,7 +97,7 @@ def pickle_function(
 
 
 def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[memoryview] | None) -> bytes:
-    """Pickle a value like `pickle_function`, but let errors of the pickler through."""
+    """Pickle a value like `pickle_function`, but do not convert errors of the pickler."""
     with pickle_worker_code_by_value() if by_value else contextlib.nullcontext():
         buffers: list[memoryview] | None = None if out_of_band_buffers is None else []
         data, reached_objects = _dump_with_references(value, buffers)
@@ -114,19 +112,28 @@ def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[mem
 
 
 def pickle_call_to_block(call: Any, by_value: bool) -> Any:
-    """Return the block of a call in the format of `pickle_to_array`, with the state of user modules."""
+    """Pickle a function call, with the globals that it uses, into an array of bytes.
+
+    The array is the block of the call. Its format is that of `pickle_to_array`.
+    """
     buffers: list[memoryview] = []
     pickled_call = PickledFunction(_pickle_with_state(call, by_value, buffers), buffers)
     return np.frombuffer(bytearray().join(pickled_call.get_buffers_to_send()), np.uint8)
 
 
 def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception | None]:
-    """Return `pickle_each(values, small_only=True)`, with None also for values that reach user modules."""
+    """Pickle each value that is small and refers to no user modules. The result has None for all others.
+
+    See `pickle_each` for the format of the result.
+    """
     return pickle_each(values, True, _TrackingPickler, select_user_objects)
 
 
 def pickle_item_to_block(value: Any, user_objects: list[Any]) -> Any:
-    """Return `pickle_to_array(value)`, and append the objects of user modules to `user_objects`."""
+    """Pickle a value into an array of bytes, like `pickle_to_array`.
+
+    The functions, classes and modules of the user to which the value refers are appended to `user_objects`.
+    """
     buffers: list[memoryview] = []
     data, reached_objects = _dump_with_references(value, buffers)
     user_objects += select_user_objects(reached_objects)
@@ -134,15 +141,15 @@ def pickle_item_to_block(value: Any, user_objects: list[Any]) -> Any:
 
 
 def pickle_function_with_buffers(f: Any, destination: str, by_value: bool) -> PickledFunction:
-    """Pickle f like `pickle_function`, with the buffers of large arrays separate from the pickle."""
+    """Pickle f like `pickle_function`, but keep the data of large arrays in separate buffers."""
     buffers: list[memoryview] = []
     return PickledFunction(pickle_function(f, destination, by_value, buffers), buffers)
 
 
 def copy_by_pickling(f: Any, destination: str) -> Any:
-    """Return a copy of f as a worker would get it now, independent of later changes.
+    """Return a copy of f as a worker would get it now. Later changes of f do not affect the copy.
 
-    Raises CodeError if f cannot be pickled; `destination` is named in the message.
+    Raises CodeError if f cannot be pickled. The message names `destination`.
     """
     try:
         data, reached_objects = _dump_with_references(f, None)
@@ -155,18 +162,20 @@ def copy_by_pickling(f: Any, destination: str) -> Any:
 
 
 class FunctionWithState:
-    """A function with a snapshot of the state of user modules. Unpickling gives the function alone.
+    """A function together with the values of globals in the user's modules when it was pickled.
+
+    If it is pickled and unpickled, the result is the function alone, and the values are restored.
 
     Parameters
     ----------
     call : callable or None
-        The function, if it may also be called in this process.
+        The function, if it should be callable in this process, too.
     state : sequence of ModuleStateItem
-        The state of user modules to which the function refers.
+        The values of the globals that the function uses in the user's modules.
     pickle_bytes : bytes
         The pickle of the function.
     buffers : sequence of memoryview
-        The out-of-band buffers of the pickle.
+        The buffers of large arrays that are not part of the pickle.
     """
 
     def __init__(
@@ -184,11 +193,15 @@ class FunctionWithState:
 
 
 class PickledModuleState:
-    """The current state of the user modules to which f refers. Unpickling applies it on the worker."""
+    """The current values of the globals that f uses in the user's modules.
+
+    Unpickling this object on a worker sets the globals there.
+    """
 
     def __init__(self, f: Any) -> None:
         reached_objects: list[Any] = []
-        with contextlib.suppress(Exception):  # the session reports an f that cannot be pickled
+        # Ignore errors here: the session reports that f cannot be pickled.
+        with contextlib.suppress(Exception):
             _, reached_objects = _dump_with_references(f, [])
         self._reduce_arguments = get_process_token(), list(map(tuple, collect_module_state(reached_objects)))
 
@@ -197,7 +210,7 @@ class PickledModuleState:
 
 
 def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
-    """Return the pickle of a value, and the functions, classes and modules in the value.
+    """Pickle a value. Return the pickle, and the functions, classes and modules in it.
 
     Large buffers are appended to `buffers`, unless it is None.
     """
@@ -209,7 +222,7 @@ def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple
 
 
 def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -> set[str]:
-    """Return the imported modules below the given root packages that a pickled function names.
+    """Return the names of imported modules that a pickle mentions, below the given root packages.
 
     >>> find_referenced_modules(
     ...     cloudpickle.dumps([CodeType, pickle_function, make_buffer_collector]), ["polarmap"]
@@ -226,7 +239,9 @@ def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -
 
 
 class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """A pickler whose functions raise errors with tracebacks that name their lines.
+    """A cloudpickle pickler that records the functions, classes and modules that it pickles.
+
+    Functions keep the names of their source files, so that tracebacks on a worker show the right lines.
 
     Attributes
     ----------
@@ -243,7 +258,7 @@ class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.reached: list[Any] = []
 
     def reducer_override(self, value: Any) -> Any:
-        """Record functions, classes and modules, and let cloudpickle reduce them."""
+        """Record a function, class or module, and pickle it as cloudpickle does."""
         if isinstance(value, TRACKED_TYPES):
             self.reached.append(value)
             return super().reducer_override(value)
@@ -252,11 +267,11 @@ class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def pickle_worker_code_by_value() -> Iterator[None]:
-    """Pickle the modules of `polarmap.worker` by value inside this context.
+    """Make cloudpickle include the code of `polarmap.worker` in pickles, inside this context.
 
-    A worker then needs numpy, but not polarmap. All threads share the registry of cloudpickle, so the last
-    thread to leave removes the entry. The docstrings of these modules and the annotations of their functions
-    are not sent. They are removed in this process, too.
+    A worker then needs NumPy, but not polarmap. All threads share the registry of cloudpickle, so the last
+    thread to leave removes the entry. To save space, the docstrings and annotations of these modules are
+    removed, also in this process.
     """
     global _n_pickling_threads
     with _registry_lock:
@@ -277,21 +292,22 @@ def pickle_worker_code_by_value() -> Iterator[None]:
 
 def _strip_documentation(owner: Any, module: str) -> None:
     """Remove the docstrings and annotations of the functions and classes that a worker module defines."""
-    # cloudpickle takes the docstring of a function from the function and from its code. The lines of
-    # tracebacks are in another table of the code.
+    # cloudpickle reads the docstring of a function from the function and from its code object. Line numbers
+    # for tracebacks are in another table of the code object, so they are kept.
     for value in list(vars(owner).values()):
         if isinstance(value, property):
             value.__doc__ = None
-        # Take the function of a property or method.
+        # Get the function of a property or method.
         value = getattr(value, "fget", None) or getattr(value, "__func__", value)
-        if value is Fault or getattr(value, "__module__", None) != module:  # Fault is public: keep its text
-            # The standard library has made `_make` and other methods of a named tuple.
+        if value is Fault or getattr(value, "__module__", None) != module:
+            # `Fault` is public, so it keeps its documentation.
+            # The methods of a named tuple, such as `_make`, come from the standard library.
             if hasattr(owner, "_fields") and isinstance(value, FunctionType):
                 value.__doc__, value.__annotations__ = None, {}
             continue
         if isinstance(value, type):
             value.__doc__ = None
-            if hasattr(value, "_fields"):  # typing has compiled its annotations: code that would travel, too
+            if hasattr(value, "_fields"):  # the annotations of a named tuple are code that would be sent, too
                 value.__annotations__ = {}
             _strip_documentation(value, module)
         while isinstance(value, FunctionType):

@@ -33,7 +33,7 @@ from polarmap.worker.socket_channel import TCP_TIMEOUT
 
 
 class Pool(ExecutorHandle):
-    """An executor with persistent workers, for every map function.
+    """An executor whose workers persist from one map to the next.
 
     The first map starts the workers. Later maps reuse them, together with the blocks that they have cached.
     All maps without `executor` share one default pool. Create your own pool to run workers elsewhere or with
@@ -142,26 +142,27 @@ class Pool(ExecutorHandle):
             self.worker_spec, self.is_local = self._executor.worker_spec, self._executor.is_local
 
     def resolve(self) -> ResolvedExecutor:
-        """Return the executor of the workers."""
+        """Return the `ResolvedExecutor` that runs the maps of this pool."""
         return self._executor
 
     @property
     def name(self) -> str:
-        """The name in reports: where the workers run and, once they have connected, by which channel."""
+        """The name of the pool in reports: where the workers run and, once connected, by which channel."""
         return self._executor.name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name; empty for processes of this machine."""
+        """The number of workers on each machine, by host name. Empty for processes of this machine."""
         return self._executor.workers_by_host
 
     def __repr__(self) -> str:
         return repr(self._executor)
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session for the tasks of one job.
+        """Open a session that runs the tasks of one job (one call of a map function).
 
-        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach its storage.
+        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach the storage of
+        the job.
         """
         return self._executor.open(job_spec)
 
@@ -174,7 +175,7 @@ class Pool(ExecutorHandle):
         self._executor.close()
 
     def after_fork(self) -> None:
-        """Discard the workers in a forked child of the process that owns them."""
+        """Forget the workers in a forked child process. They belong to the parent process."""
         self._executor.after_fork()
 
     def __enter__(self) -> Self:
@@ -185,13 +186,13 @@ class Pool(ExecutorHandle):
 
 
 class DefaultExecutor(PersistentExecutor):
-    """The executor of all maps without `executor=`: a pool of processes of this machine."""
+    """The executor of all maps without `executor=`: a pool of processes on this machine."""
 
     def __init__(self) -> None:
         super().__init__(None, None, PoolOptions())
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return this executor, or the executor of stored data, whose workers can read the storage."""
+        """Return the executor of a stored array, whose workers can read the array, or else this executor."""
         stored_executor = getattr(data, "executor", None) if hasattr(data, "coded_blocks") else None
         return self if stored_executor is None else _recognize_executor(stored_executor)
 
@@ -200,8 +201,8 @@ class DefaultExecutor(PersistentExecutor):
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
         """Return an executor with persistent workers, and a function that closes it.
 
-        With `max_workers` None, return this executor; closing it does nothing. Otherwise return a new one
-        with at most `max_workers` processes.
+        With `max_workers`, the executor is a new pool of at most that many processes. Without it, the
+        executor is this one, and closing it does nothing.
         """
         if max_workers is None:
             return super().with_persistent_workers()
@@ -210,7 +211,7 @@ class DefaultExecutor(PersistentExecutor):
 
 
 def _resolve_host(executor: Any) -> WorkerHost:
-    """Return the executor on which the workers of a pool are started. Raises ExecutorError if none can be."""
+    """Return the executor on which a pool starts its workers. Raises ExecutorError if it cannot start any."""
     if is_integer(executor):
         raise ExecutorError(
             f"executor={executor} is a number, not an executor: for {executor} workers, use "
@@ -225,9 +226,9 @@ def _resolve_host(executor: Any) -> WorkerHost:
 
 
 def _recognize_executor(executor: Any) -> ResolvedExecutor:
-    """Return the executor that an argument stands for.
+    """Convert an argument `executor=` to a `ResolvedExecutor`.
 
-    The import is local, as the default pool does not need it.
+    The import is lazy, because the default pool does not need the module.
     """
     from polarmap.executors.recognition import recognize_executor
 
@@ -235,9 +236,9 @@ def _recognize_executor(executor: Any) -> ResolvedExecutor:
 
 
 def shutdown() -> None:
-    """Stop the workers of maps without an executor. Otherwise they exit after a minute without a map.
+    """Stop the worker processes of the default executor, which runs all maps without `executor=`.
 
-    The next map without an executor starts new workers.
+    Without this call, the workers exit after a minute in which no map runs. The next map starts new workers.
     """
     default_executor.stop_workers()
 

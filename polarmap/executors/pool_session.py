@@ -58,19 +58,20 @@ from polarmap.worker.task_records import JobHeader, ResultFileRef, TaskOptions, 
 if TYPE_CHECKING:
     from polarmap.executors.store_reader import FinishedRead, StoreReader
 
-# Run time of a task, in seconds, after which the tasks prefetched behind it may go to a second worker.
+# If a task runs longer than this (in seconds), tasks that wait behind it may go to a second worker.
 STEAL_AFTER_SECONDS = 0.002
-MAX_PREFETCHED = 8  # tasks sent to a worker beyond the running one; their messages fit into a socket buffer
-LOCALITY_WINDOW = 64  # queued tasks that are searched for one whose block a worker has cached
+# The largest number of tasks sent to a worker in advance, whose messages fit into a socket buffer.
+MAX_PREFETCHED = 8
+LOCALITY_WINDOW = 64  # the number of queued tasks among which to look for one whose block a worker has cached
 
 
 class PoolSession:
-    """A session on the persistent workers of a pool.
+    """A session that runs the tasks of one job on the persistent workers of a pool.
 
-    Tasks are assigned in order of submission, preferably to a worker that has their block cached. Several
-    sessions share the workers of a pool. If a session is alone, a worker receives further tasks while it runs
-    one. Tasks prefetched behind one that takes longer than STEAL_AFTER_SECONDS are also sent to another
-    worker, and the first result counts.
+    Tasks are assigned in order of submission, preferably to a worker that has their block cached. If no other
+    session uses the pool, a worker receives further tasks while it is still running one (prefetching). If the
+    running task takes longer than STEAL_AFTER_SECONDS, the prefetched tasks are also sent to another worker,
+    and the first result counts.
 
     Parameters
     ----------
@@ -79,22 +80,22 @@ class PoolSession:
     pickled_function : PickledFunction
         The function of the job, pickled with the structure of its blocks.
     module_sources : mapping of str to tuple
-        The sources of modules that the function needs and workers may lack, by module name.
+        The source code of modules that the function needs and workers may not have, by module name.
     worker_pool : WorkerPool
         The workers, shared with the other sessions of the pool.
     block_store : BlockStore
-        Where workers find the blocks; shared with the other sessions of the pool.
+        The place from which workers read the blocks, shared with the other sessions of the pool.
     pool_folders : sequence of Path
         The folders of the pool. The job gets a subfolder in each, created when it is needed.
     fetch_timeout : float
         The time in seconds that this process may take to read a block from a store that the user wrote.
     """
 
-    # Job ids are unique across drivers, so that removing files by job id never touches another job.
+    # Job ids are unique across drivers, so that one driver never removes files of another driver's job.
     _job_ids = itertools.count(int.from_bytes(os.urandom(6), "big"))
     now = staticmethod(time.monotonic)
-    deadline = inf  # when the job must end, on the monotonic clock
-    _owner_pid = -1  # pid of the owning process, set once there is something to close
+    deadline = inf  # the time when the job must end, on the monotonic clock
+    _owner_pid = -1  # the pid of the process that owns this session, set once there is something to close
 
     def __init__(
         self,
@@ -110,13 +111,15 @@ class PoolSession:
         self._job_folders = tuple(f"{folder}/map-{self._job_id}" for folder in pool_folders)
         self._worker_pool, self._block_store = worker_pool, block_store
         self._queue: deque[AttemptId] = deque()
-        self._unfinished: set[AttemptId] = set()  # submitted attempts without an outcome
-        self._stolen: set[AttemptId] = set()  # attempts sent to two workers
+        self._unfinished: set[AttemptId] = set()  # submitted tasks that have no outcome yet
+        self._stolen: set[AttemptId] = set()  # tasks that were sent to a second worker
         self._wake_signal = WakeSignal()
-        self._events: list[Event] = []  # reported with the next outcomes
-        self._last_progress_at = time.monotonic()  # when tasks were last submitted, or one last ended
+        # Events that the next `wait` returns.
+        self._events: list[Event] = []
+        # The time when tasks were last submitted, or the last one ended.
+        self._last_progress_at = time.monotonic()
         self._published_blocks = block_store.acquire_blocks(job_spec)
-        # A task key identifies the same block to later jobs on the same blocks.
+        # A task key identifies a block. By it, later jobs on the same blocks find the workers that cached it.
         get_task_key = partial(self._published_blocks.get_task_key, job_spec.blocks)
         self._get_task_key = lru_cache(MAX_CACHED_TASKS)(get_task_key)
         self._allocation = self._worker_pool.open_allocation(self._wake_signal.set)
@@ -129,21 +132,23 @@ class PoolSession:
         if not worker_pool.shares_host:
             self._allocation.n_tasks = job_spec.blocks.n
         self._owner_pid = os.getpid()
-        # No worker caches an inline block, so there is no locality to exploit. Tasks are not prefetched if
-        # results are stored, as only one worker may store each, or if blocks are inline, as a busy worker
-        # reads no block that is longer than the buffer of its socket.
+        # Workers do not cache inline blocks (blocks that are sent with their tasks), so any worker suits a
+        # task. Tasks are not prefetched if results are stored, because only one worker may store each. Inline
+        # blocks are not prefetched either, because a busy worker does not read messages that are longer than
+        # its socket buffer.
         is_inline = job_spec.blocks.location is not None and job_spec.blocks.location.is_inline
         self._locality_window = 1 if is_inline else LOCALITY_WINDOW
         self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
-        # Read the next id first: sets that are added in between must not look as if they had been removed.
+        # Read the next id first: sets of blocks that are added in between must not look as if they had been
+        # removed.
         next_block_set_id = block_store.next_block_set_id
         cache_ids = (
             self._published_blocks.cache_id,
             [*block_store.get_live_block_set_ids(), next_block_set_id],
         )
-        # The codec encodes lists directly.
+        # Pass lists: `encode_record` would convert the items of a tuple one by one.
         job_header = JobHeader(
             list(self._job_folders), job_spec.output_spec, job_spec.encryption, environment, *cache_ids
         )
@@ -151,7 +156,8 @@ class PoolSession:
         self._pickled_modules = pickle.dumps(module_sources) if module_sources else b""
         try:
             self._function_message = self._make_function_message(pickled_function)
-            # The digest identifies the function. A function file belongs to one job, so its path is unique.
+            # The digest identifies the function. A function file belongs to one job, so its path identifies
+            # it, too.
             data, is_file = self._function_message
             self._function_digest = (
                 data if is_file else blake2b(self._pickled_modules + data, digest_size=16).digest()
@@ -164,11 +170,11 @@ class PoolSession:
         self.close()
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Queue attempts, and start as many as there are workers for.
+        """Queue attempts (runs of a task), and start as many as there are workers for.
 
-        No attempt is started if the deadline of the job passes before the blocks are stored.
+        None of them is started if the deadline of the job passes before their blocks are stored.
         """
-        # Only local files are removed here. A thread cleans up other storage, which may hang.
+        # Remove files on this machine here. Other storage may hang, so a thread cleans it up.
         if self._block_store.location.is_memory_mapped:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
@@ -181,11 +187,12 @@ class PoolSession:
         self._last_progress_at = time.monotonic()
         self._worker_pool.request_workers(len(self._queue) + len(self._allocation.workers))
         self._assign_queued_tasks()
-        if not any(worker.pid for worker in self._allocation.workers.values()):  # the workers are starting
+        if not any(worker.pid for worker in self._allocation.workers.values()):
+            # The workers are still starting, so use the time to prepare.
             self._job_spec.blocks.prepare_encoding()
 
     def wait(self, timeout: float) -> list[Event]:
-        """Block until a worker replies, `timeout` seconds pass or `wake` is called; return the new events."""
+        """Block until a worker replies, `timeout` seconds pass or `wake` is called. Return the new events."""
         self._allocation.can_be_woken = True
         try:
             outcomes = self._poll_workers_until(time.monotonic() + timeout)
@@ -197,11 +204,11 @@ class PoolSession:
         return [*events, *outcomes]
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Cancel attempts: queued ones are dropped, and workers that run one are abandoned."""
+        """Cancel attempts (runs of a task). Queued ones are dropped, and running ones are asked to stop."""
         unfinished = [attempt_id for attempt_id in attempts if attempt_id in self._unfinished]
         for attempt_id in unfinished:
             self._report_cancelled(attempt_id)
-            with contextlib.suppress(ValueError):  # The attempt is not queued.
+            with contextlib.suppress(ValueError):  # the task is not in the queue
                 self._queue.remove(attempt_id)
         for worker in list(self._allocation.workers.values()):
             if worker.assigned and worker.assigned[0][0][1:] in unfinished:
@@ -210,7 +217,7 @@ class PoolSession:
 
     def _poll_workers_until(self, deadline: float) -> list[Outcome]:
         if not self._worker_pool.has_one_session():
-            self._assign_queued_tasks()  # other sessions may have released workers
+            self._assign_queued_tasks()  # other sessions may have released workers in the meantime
         while True:
             outcomes: list[Outcome] = []
             remaining_seconds = max(0.0, deadline - time.monotonic())
@@ -247,9 +254,9 @@ class PoolSession:
                 return outcomes
 
     def _write_unsent_messages(self, deadline: float) -> list[Outcome]:
-        """Write as many unsent messages as the channels accept; return the outcomes of lost workers.
+        """Send messages that are still waiting in the buffers of workers.
 
-        Stop at `deadline`, on the monotonic clock.
+        Return the outcomes of lost workers. Sending stops at `deadline`, on the monotonic clock.
         """
         lost_outcomes: list[Outcome] = []
         for worker in list(self._allocation.receiving_workers):
@@ -258,7 +265,7 @@ class PoolSession:
                 lost_outcomes += self._handle_replies(worker)
             elif not worker.channel.has_unsent:
                 self._allocation.update_polled_events(worker)
-            if time.monotonic() >= deadline:  # writing all messages may take long
+            if time.monotonic() >= deadline:  # writing all messages could take too long
                 break
         return lost_outcomes
 
@@ -267,9 +274,9 @@ class PoolSession:
         return len(self._allocation.receiving_workers)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Drop the queued attempts, and return the starts since the last `wait`.
+        """Drop the queued tasks. Return the start events since the last `wait`.
 
-        A worker may have finished its running task since then and started a prefetched one.
+        A worker may have finished a task since then, and started the next one that it had received.
         """
         self._queue.clear()
         for descriptor, _ in self._allocation.poller.poll(0):
@@ -280,7 +287,7 @@ class PoolSession:
         return [event for event in events if isinstance(event, AttemptStarted)]
 
     def _drain_messages(self, worker: WorkerHandle) -> None:
-        """Discard the replies of a worker, and record which attempts it has started."""
+        """Discard the replies of a worker, but record which tasks it has started."""
         attempt_keys = [attempt_key for attempt_key, _ in worker.assigned]
         _, is_connected = worker.receive_messages()
         if worker.pid is not None:
@@ -301,24 +308,29 @@ class PoolSession:
     def close(self) -> PersistentUsage | None:
         """Release the workers, remove the files of the job, and return the billed time of the workers.
 
-        Busy workers are abandoned. The second and later calls do nothing and return None.
+        Running tasks are cancelled. Further calls do nothing and return None.
         """
         if os.getpid() != self._owner_pid or self._allocation.closed_at is not None:
             return None
         self._worker_pool.close_allocation(self._allocation, self._job_id)
-        with contextlib.suppress(ExecutorError):  # Unsent messages are sent later, or the workers exit.
+        # Messages that cannot be sent now are sent later, or the workers exit.
+        with contextlib.suppress(ExecutorError):
             self._worker_pool.flush_messages()
         self._queue.clear()
         try:
             for folder in self._job_folders:
                 remove_tree(folder)
-        finally:  # After an interrupt here, the files are removed when the workers exit.
+        finally:  # If an interrupt skips the rest of the loop, the files are removed when the workers exit.
             self._block_store.release_blocks(self._published_blocks)
             self._wake_signal.close()
         return self._worker_pool.take_billed_usage()
 
     def _assign_queued_tasks(self) -> None:
-        """Assign queued attempts to workers while there are any, then steal attempts behind slow tasks."""
+        """Send queued tasks to workers while workers are available.
+
+        If the queue is empty, tasks that a worker received in advance, but cannot start because of a slow
+        task, are sent to a second worker.
+        """
         cached_elsewhere = self._find_tasks_cached_on_busy_workers()
         while True:
             attempts = self._queue or self._find_attempts_behind_slow_task(
@@ -342,29 +354,32 @@ class PoolSession:
         self._worker_pool.flush_messages()
 
     def _find_tasks_cached_on_busy_workers(self) -> set[Hashable]:
-        """Return the keys of queued tasks whose block is cached only by abandoned workers."""
+        """Return the keys of queued tasks whose blocks are cached only by workers that are still busy.
+
+        These workers run tasks of sessions that have closed.
+        """
         get_task_keys = partial(self._get_first_task_keys, self._queue)
         return self._worker_pool.find_tasks_cached_on_abandoned_workers(get_task_keys)
 
     def _is_every_queued_task_in(self, task_keys: set[Hashable]) -> bool:
-        """Return True if tasks are queued and the keys of all of them are in `task_keys`."""
+        """Return True if the queue is not empty and contains only tasks whose keys are in `task_keys`."""
         is_within_window = 0 < len(self._queue) <= self._locality_window
         return is_within_window and task_keys.issuperset(self._get_first_task_keys(self._queue))
 
     def _can_delay_for_locality(self) -> bool:
-        """Return True if waiting for a worker with the block may be faster than sending the block.
+        """Return True if waiting for a worker that has the block may be faster than sending the block.
 
-        This holds if progress was made within the time that the transfer of a block takes.
+        This is the case if less time has passed since the last progress than it takes to send a block.
         """
         transfer_seconds = self._published_blocks.estimate_transfer_seconds(self._job_spec.blocks)
         return time.monotonic() < self._last_progress_at + transfer_seconds
 
     def _get_first_task_keys(self, attempts: Iterable[AttemptId]) -> list[Hashable]:
-        """Return the task keys of the first attempts, up to the size of the locality window."""
+        """Return the keys of the first tasks, up to `_locality_window`. The keys identify their blocks."""
         return [self._get_task_key(task) for task, _ in itertools.islice(attempts, self._locality_window)]
 
     def _assign_next_tasks(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> None:
-        """Send a worker its next tasks, unless it has as many as it may prefetch.
+        """Send a worker its next tasks, up to the number that it may prefetch.
 
         Tasks whose keys are in `cached_elsewhere` are left to other workers if possible.
         """
@@ -374,7 +389,7 @@ class PoolSession:
             self._send_tasks(worker, attempts)
 
     def _compute_prefetch_depth(self, worker: WorkerHandle) -> int:
-        """Return the number of tasks that a worker may prefetch.
+        """Return how many tasks a worker may receive in advance, beyond the one that it runs.
 
         Every worker gets one task first, and the last tasks of a job are not prefetched.
         """
@@ -396,9 +411,10 @@ class PoolSession:
         return min(n_available, max(1, min(n_short_tasks, n_queued // (2 * n_workers))))
 
     def _find_attempts_behind_slow_task(self, started_before: float = inf) -> list[AttemptId]:
-        """Return stealable attempts prefetched behind tasks that started before `started_before`.
+        """Return tasks that workers received in advance, but cannot start because of a slow task.
 
-        Attempts behind the longest-running task come first.
+        The slow task started before `started_before`. Tasks that were already sent to a second worker are
+        left out. Those behind the longest-running task come first.
         """
         slow_workers = [
             item
@@ -416,13 +432,13 @@ class PoolSession:
         return [item for item in attempts if self._is_stealable(item)]
 
     def _is_stealable(self, attempt_id: AttemptId) -> bool:
-        """Return True if an attempt has no outcome yet and was sent to one worker only."""
+        """Return True if an attempt (one run of a task) has no outcome and was sent to only one worker."""
         return attempt_id in self._unfinished and attempt_id not in self._stolen
 
     def _pop_best_attempt(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> AttemptId:
-        """Remove the best attempt for a worker from the queue, and return it.
+        """Remove the task that suits a worker best from the queue, and return it.
 
-        Prefer an attempt whose block the worker has cached, then one whose block is not in
+        A task whose block the worker has cached is preferred, then one whose block is not in
         `cached_elsewhere`, then the first one.
         """
         best_position = None
@@ -438,13 +454,14 @@ class PoolSession:
         return attempt_id
 
     def _send_tasks(self, worker: WorkerHandle, attempts: list[AttemptId]) -> None:
-        """Send attempts to a worker. If it is disconnected, put them back into the queue."""
+        """Send tasks to a worker. If the worker is disconnected, put them back into the queue."""
         is_prefetch, is_sent, task_messages = bool(worker.assigned), False, list[Message]()
         try:
             for attempt_id in attempts[:]:
                 try:
                     task_messages.append(self._make_task_message(*attempt_id))
-                except CancelledError:  # raised when the block is built
+                except CancelledError:
+                    # The task was cancelled while its block was being built.
                     attempts.remove(attempt_id)
                     self._report_cancelled(attempt_id)
             if task_messages:
@@ -460,7 +477,7 @@ class PoolSession:
                 if not is_prefetch:
                     self._worker_pool.remove_worker(worker)
         if is_sent:
-            # The worker has the job and the function now, so the next task need not send them again.
+            # The worker now has the settings of the job and its function, which need not be sent again.
             worker.job_id = self._job_id
             worker.function_digest = self._function_digest
             for attempt in attempts:
@@ -471,12 +488,12 @@ class PoolSession:
                 self._events.append(event)
 
     def _report_cancelled(self, attempt_id: AttemptId) -> None:
-        """Report a cancelled attempt as lost."""
+        """Report a cancelled attempt (one run of a task) as lost."""
         self._unfinished.discard(attempt_id)
         self._events.append(make_lost_worker_outcome(*attempt_id, "it was cancelled"))
 
     def _make_task_message(self, task: int, attempt: int) -> Message:
-        """Return the message that starts an attempt on a worker."""
+        """Return the message that asks a worker to run a task."""
         job_spec = self._job_spec
         fault = job_spec.find_injected_fault(task, attempt)
         n_rows = None if job_spec.padded_block is None else job_spec.get_n_unpadded_rows(task)
@@ -486,9 +503,10 @@ class PoolSession:
         return Message(MessageKind.TASK, (self._job_id, task, attempt), pickled_block_ref, options)
 
     def _make_job_messages(self, worker: WorkerHandle, task_message: Message) -> list[Message]:
-        """Return the messages that a worker needs before its first task of this job: modules, job, function.
+        """Return the messages that a worker needs before its first task of this job.
 
-        `task_message` is the first task that is sent to the worker in this batch.
+        They contain the settings of the job, and the function and modules that the worker does not have yet.
+        `task_message` is the first task that is sent to the worker now.
         """
         if worker.job_id == self._job_id:
             return []
@@ -503,7 +521,11 @@ class PoolSession:
         ]
 
     def _handle_replies(self, worker: WorkerHandle) -> list[Outcome]:
-        """Receive the replies of a worker, notice if it has exited, and return the new outcomes."""
+        """Receive the replies of a worker, and return the new outcomes.
+
+        If the worker has exited, its running task is reported as lost. The tasks that it received in advance
+        are put back into the queue.
+        """
         first_attempt_key = worker.assigned[0][0] if worker.pid is None and worker.assigned else None
         messages, is_connected = worker.receive_messages()
         outcomes, is_usable = list[Outcome](), True
@@ -514,23 +536,26 @@ class PoolSession:
                 if message.kind == MessageKind.FETCH:
                     is_connected = self._send_segment(worker, message) and is_connected
                 elif message.kind == MessageKind.UNUSABLE:
-                    # An earlier job has changed the process permanently. The worker has not started the task.
+                    # An earlier job has left the process in a state that cannot be undone. The worker has not
+                    # started the task.
                     self._queue.appendleft(message.attempt_key[1:])
                     is_usable = False
                 else:
                     outcomes.append(self._to_outcome(message))
                     worker.last_task_seconds = outcomes[-1].seconds
-            except (FrameError, LookupError, ValueError) as error:  # an invalid reply or segment key
+            except (FrameError, LookupError, ValueError) as error:
+                # The reply is invalid, or requests an unknown part of a block.
                 reason = f"its worker sent an invalid reply: {error}"
                 outcomes.append(make_lost_worker_outcome(*message.attempt_key[1:], reason))
-                is_usable = False  # a worker that sends invalid messages gets no more tasks
+                is_usable = False  # do not send this worker any more tasks
         if not is_connected and worker.assigned:
             lost_attempt = worker.assigned.popleft()[0][1:]
             reason = self._worker_pool.get_exit_reason(worker)
             outcomes.append(make_lost_worker_outcome(*lost_attempt, reason))
         new_outcomes = []
         for outcome in outcomes:
-            if (outcome.task, outcome.attempt) in self._unfinished:  # no outcome was reported yet
+            if (outcome.task, outcome.attempt) in self._unfinished:
+                # A task that was sent to two workers has only one outcome.
                 new_outcomes.append(outcome._replace(host=worker.host) if worker.host else outcome)
                 self._unfinished.remove((outcome.task, outcome.attempt))
                 is_usable &= outcome.failure is None or outcome.failure.kind != FailureKind.LOST
@@ -538,7 +563,7 @@ class PoolSession:
             self._requeue_tasks_and_release_worker(worker, self._worker_pool.remove_worker)
         elif not worker.assigned:
             self._worker_pool.release_worker(worker)
-        elif outcomes:  # the worker has started the next prefetched task
+        elif outcomes:  # the worker has started the next task, which it had received in advance
             attempt_key, _ = worker.assigned[0]
             if self._is_stealable(attempt_key[1:]):
                 self._events.append(AttemptStarted(*attempt_key[1:], worker.state_since, True, worker.host))
@@ -546,7 +571,10 @@ class PoolSession:
         return new_outcomes
 
     def _send_segment(self, worker: WorkerHandle, fetch_message: Message) -> bool:
-        """Send a segment that a worker requests, or start to read it. Return False if the worker is lost."""
+        """Send a part of a block that a worker has requested, or start to read it from a store.
+
+        Return False if the worker is lost.
+        """
         segment = decode_segment_range(fetch_message.header)
         if self._store_reader is not None:
             self._published_blocks.check_was_referenced(segment)
@@ -558,9 +586,9 @@ class PoolSession:
         )
 
     def _send_read_segments(self, finished_reads: Sequence[FinishedRead]) -> list[Outcome]:
-        """Send segments that were read to the workers that requested them.
+        """Send parts of blocks that were read from a store to the workers that requested them.
 
-        Return the outcomes of attempts whose segment cannot be read.
+        Return the outcomes of tasks whose block cannot be read.
         """
         outcomes = list[Outcome]()
         for attempt_key, segment, data, failure in finished_reads:
@@ -580,7 +608,7 @@ class PoolSession:
         return outcomes
 
     def _send_to_waiting_worker(self, worker: WorkerHandle, message: Message) -> bool:
-        """Send a message to a worker that waits for its block. Return False if the worker is lost."""
+        """Send a message to a worker that is waiting for its block. Return False if the worker is lost."""
         is_sent = worker.channel.send(message)
         if worker.channel.has_unsent:
             self._allocation.update_polled_events(worker)
@@ -590,14 +618,17 @@ class PoolSession:
     def _requeue_tasks_and_release_worker(
         self, worker: WorkerHandle, release_worker: Callable[[WorkerHandle], None]
     ) -> None:
-        """Put the prefetched tasks of a worker back into the queue, then call `release_worker(worker)`."""
+        """Put tasks that a worker has received but not started back into the queue.
+
+        Then `release_worker` is called with the worker.
+        """
         self._queue.extendleft(
             attempt_key[1:] for attempt_key, _ in worker.assigned if self._is_stealable(attempt_key[1:])
         )
         release_worker(worker)
 
     def _to_outcome(self, message: Message) -> Outcome:
-        """Convert a reply to an outcome. Raises FrameError if the reply is invalid."""
+        """Convert a reply of a worker to an outcome. Raises FrameError if the reply is invalid."""
         _, task, attempt = message.attempt_key
         if message.kind == MessageKind.CANCELLED:
             return make_lost_worker_outcome(task, attempt, "its worker treated it as cancelled")
@@ -613,7 +644,7 @@ class PoolSession:
         return outcome
 
     def _read_result_file(self, file_ref: ResultFileRef) -> memoryview | bytes:
-        """Return the bytes of a result file in one of the job's folders, and remove the file.
+        """Return the bytes of a file in which a worker on this machine stored its result. Remove the file.
 
         Return empty bytes if `file_ref` names an invalid folder.
         """
@@ -627,7 +658,10 @@ class PoolSession:
         return data
 
     def _make_function_message(self, pickled_function: PickledFunction) -> tuple[bytes, bool]:
-        """Return the function data to send, and False; for large functions the path of a file, and True."""
+        """Return the pickled function and False.
+
+        A large function is written to a file: return its path and True.
+        """
         if pickled_function.n_bytes <= MAX_INLINE_FUNCTION_BYTES or not self._job_folders:
             return b"".join(pickled_function.get_buffers_to_send()), False
         for folder in self._job_folders:

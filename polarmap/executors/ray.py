@@ -24,30 +24,33 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver
 
-NODE_LIST_INTERVAL = 5.0  # seconds between two requests for the cluster's nodes
-UNRESTRICTED_OPTIONS = {"num_cpus", "memory", "runtime_env", "name"}  # options that every node can meet
-TRACE_FILTER_NAME = "polarmap_native_traces"  # the name of a handler for lines that Ray prints
-# Lines of a stack trace of C++: its title, a frame of glog, and a frame of absl.
+# Seconds between two requests for the list of Ray's nodes.
+NODE_LIST_INTERVAL = 5.0
+# Options of `ray.remote` that do not restrict the choice of nodes.
+UNRESTRICTED_OPTIONS = {"num_cpus", "memory", "runtime_env", "name"}
+TRACE_FILTER_NAME = "polarmap_native_traces"  # the name under which Ray's log dispatcher lists our handler
+# Matches the lines of a C++ stack trace: its title, a frame of glog, or a frame of absl.
 NATIVE_TRACE_PATTERN = re.compile(r"^\W*\*\*\* |\*\*\* (StackTrace|SIG)|\[0x[0-9a-f]+\]|(^|\s)@ +0x[0-9a-f]+")
-MIN_PUT_BYTES = 1 << 16  # size from which an argument travels once to each node
+# Arguments of at least this size (in bytes) are sent once to each node, not with each call.
+MIN_PUT_BYTES = 1 << 16
 
 
 class RayEngine(Engine):
-    """The cluster of Ray to which this process is connected.
+    """A connection to a Ray cluster, which runs calls and hosts persistent workers.
 
-    Single calls are tasks, which Ray never starts again by itself. Persistent workers are actors, each a
-    process that serves its driver, spread over the nodes.
+    Single calls are Ray tasks without retries. Persistent workers are Ray actors, spread over the nodes. Each
+    actor is a process that runs tasks for this driver.
 
     Parameters
     ----------
     ray_spec : module, callable or str
-        The module `ray`, initialized, what `ray.remote(num_cpus=..., memory=...)` returns, or
+        The initialized module `ray`, the result of `ray.remote(num_cpus=..., memory=...)`, or
         "ray://host:port".
     """
 
     name, location = "Ray", ClusterLocation(backend="ray")
     no_connection_advice = "pass executor=ray to the map, whose tasks then are tasks of Ray"
-    placement_timeout = 20.0  # seconds in which a node starts several processes, also if its cores are busy
+    placement_timeout = 20.0  # seconds in which a node starts several processes, even if its cores are busy
 
     def __init__(self, ray_spec: Any) -> None:
         import ray
@@ -60,24 +63,29 @@ class RayEngine(Engine):
                 "Ray is not initialized: call ray.init(), with the address of a cluster, before"
             )
         hide_native_stack_traces()
-        # Private to Ray, which has no other way to ask and go on at once.
+        # This lock is private to Ray. There is no public way to check the connection and then use it safely.
         self._shutdown_lock: Any = getattr(ray._private.worker, "_connect_or_shutdown_lock", nullcontext())
-        # The options of the caller, or none.
+        # Creates remote functions and actors, with the options that the user passed to `ray.remote`.
         self.make_remote: Callable[[Any], Any] = ray.remote if ray_spec is ray else ray_spec
         self._make_remote_function = cache(self.make_remote)
-        self._put_cache: dict[int, tuple[Any, Any]] = {}  # by identity: large arguments of several calls
+        # Large arguments that several calls share, and their references, by `id()`.
+        self._put_cache: dict[int, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
-        self._abandoned_refs: list[Any] = []  # cancelled tasks that may still be running
-        self._holder_actor: Any = None  # the actor exits when its last handle is dropped
+        # References of cancelled tasks that may still be running.
+        self._abandoned_refs: list[Any] = []
+        # The actor that holds references; it exits when its last handle is dropped.
+        self._holder_actor: Any = None
         self._holder_name, self._n_held = f"polarmap blocks {uuid.uuid4()}", 0
         self._pool_token = secrets.token_hex(4)
         self._address_by_node: dict[str, str] = {}
         self._nodes_listed_at = time.monotonic()
-        self._node_by_worker: dict[int, str] = {}  # the node on which each actor was started
-        self._actors: dict[int, tuple[Any, Future[Any]]] = {}  # and the future of its end
+        # The node on which the actor of each worker was started.
+        self._node_by_worker: dict[int, str] = {}
+        # The actor of each worker, and a future that is done when the actor has ended.
+        self._actors: dict[int, tuple[Any, Future[Any]]] = {}
 
     def _connect(self, head_address: str) -> Any:
-        """Return the module, connected to the cluster at an address unless it is connected already."""
+        """Connect to the cluster at an address, unless Ray is connected already. Return the module `ray`."""
         if not self.ray_module.is_initialized():
             try:
                 self.ray_module.init(head_address)
@@ -86,14 +94,15 @@ class RayEngine(Engine):
         return self.ray_module
 
     def get_unavailable_reason(self) -> str:
-        """Return why Ray takes no tasks any more; empty if it does."""
+        """Return why Ray accepts no more tasks, or an empty string if it accepts them."""
         return "" if self.ray_module.is_initialized() else "it was shut down"
 
     @contextmanager
     def hold_connection(self) -> Iterator[None]:
-        """Keep other threads from shutting Ray down inside this context: no call starts a new cluster.
+        """Keep other threads from shutting Ray down inside this context.
 
-        Raises RuntimeError if Ray has been shut down.
+        Otherwise a call to Ray could start a new cluster. Raises RuntimeError if Ray has already been shut
+        down.
         """
         with self._shutdown_lock:
             if reason := self.get_unavailable_reason():
@@ -112,10 +121,10 @@ class RayEngine(Engine):
         return partial(self._schedule_cancellation, object_ref)
 
     def _schedule_cancellation(self, object_ref: Any) -> None:
-        """Cancel an abandoned task after GRACE_SECONDS, unless it has ended by then.
+        """Cancel a task whose result is not needed, unless it ends within GRACE_SECONDS.
 
-        Ray ends this process if a task is cancelled in the moment in which its reply comes
-        (ray-project/ray#54798, which mends a part of it).
+        The delay makes it unlikely that a task is cancelled just when its reply arrives, which would make Ray
+        end this process (ray-project/ray#54798 is a partial fix).
         """
         with self._lock:
             self._abandoned_refs.append(object_ref)
@@ -127,7 +136,7 @@ class RayEngine(Engine):
         time.sleep(GRACE_SECONDS)
         with self._lock:
             abandoned_refs, self._abandoned_refs = self._abandoned_refs, []
-        with suppress(Exception), self.hold_connection():  # of a Ray that was shut down
+        with suppress(Exception), self.hold_connection():  # Ray may have been shut down
             ray = self.ray_module
             n_refs = len(abandoned_refs)
             _, unfinished = ray.wait(abandoned_refs, num_returns=n_refs, timeout=0, fetch_local=False)
@@ -135,7 +144,10 @@ class RayEngine(Engine):
                 ray.cancel(object_ref)
 
     def _to_remote_argument(self, argument: Any) -> Any:
-        """Return an argument, or Ray's reference to a large one."""
+        """Return an argument unchanged, or a reference to it if it is large.
+
+        A large argument of several calls is then sent only once to each node.
+        """
         if not isinstance(argument, bytes) or len(argument) < MIN_PUT_BYTES:
             return argument
         if id(argument) not in self._put_cache:
@@ -145,18 +157,18 @@ class RayEngine(Engine):
     # -- data ----------------------------------------------------------------------------------
 
     def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
-        """Return the references of the objects that a task returns."""
+        """Submit a task. Return references to the `n_outputs` objects that it returns."""
         remote_function = self._make_remote_function(function)
         object_refs = remote_function.options(name="polarmap data", num_returns=n_outputs).remote(*arguments)
         return [object_refs] if n_outputs == 1 else list(object_refs)
 
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
-        """Return the values of objects."""
+        """Return the values of Ray object references."""
         values: list[Any] = self.ray_module.get(list(references))
         return values
 
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition a list of references, or the rows of a `ray.data.Dataset`."""
+        """Partition a list of references, or the rows of a `ray.data.Dataset`. Return None for other data."""
         if isinstance(data, list):
             all_ray_references = all(hasattr(chunk, "future") and hasattr(chunk, "hex") for chunk in data)
             return PartitionedData(self, [[chunk] for chunk in data], None) if all_ray_references else None
@@ -169,9 +181,10 @@ class RayEngine(Engine):
         return PartitionedData(self, [chunk.to_numpy_refs() for chunk in split_datasets], n_rows)
 
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Return the name of an actor that holds the references, and an index for each.
+        """Return a name for each reference, by which persistent workers look up its value.
 
-        Ray gives references to tasks and actors only.
+        Ray passes references only to its tasks and actors. Therefore an actor holds the references, and a
+        name consists of the name of this actor and an index.
         """
         if self._holder_actor is None:
             holder_class = self._make_remote_function(PolarmapBlocks)
@@ -191,30 +204,30 @@ class RayEngine(Engine):
         self.driver_host = self._find_driver_host()
 
     def _find_driver_host(self) -> str:
-        """Return the address of this machine in connections to the head node; empty if it is not known."""
-        with suppress(Exception):  # A Ray client has no such address.
+        """Return the address of this machine in connections to the head node, or "" if it is unknown."""
+        with suppress(Exception):  # a Ray client has no such address
             host, _, _ = self.ray_module.get_runtime_context().gcs_address.rpartition(":")
             return find_local_address_towards(host)
         return ""
 
     def _list_node_addresses(self) -> dict[str, str]:
-        """Return the address of the machine of each node that is alive and has CPUs, by the node's id."""
+        """Return the machine address of each node that is alive and has CPUs, by the id of the node."""
         nodes = [node for node in self.ray_module.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
     def list_machines(self) -> list[str]:
-        """Return the addresses of Ray's nodes; empty if the options of `ray.remote` choose nodes."""
+        """Return the addresses of Ray's nodes. Empty if the options of `ray.remote` choose the nodes."""
         options = getattr(self.make_remote, "keywords", {}).get("options", {})
         if not UNRESTRICTED_OPTIONS.issuperset(options):
             return []
         if time.monotonic() > self._nodes_listed_at + NODE_LIST_INTERVAL:
-            with suppress(Exception), self.hold_connection():  # Ray may have been shut down.
+            with suppress(Exception), self.hold_connection():  # Ray may have been shut down
                 self._address_by_node = self._list_node_addresses()
             self._nodes_listed_at = time.monotonic()
         return list(dict.fromkeys(self._address_by_node.values()))
 
     def cancel_launch(self, worker_ids: Collection[int]) -> None:
-        """Kill actors that have not called."""
+        """Kill the actors of workers that have not connected."""
         for worker_id in worker_ids:
             if worker_id in self._actors:
                 self._kill_actor(worker_id)
@@ -225,7 +238,10 @@ class RayEngine(Engine):
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start an actor for each, on its machine, or where Ray spreads it to."""
+        """Start an actor for each persistent worker, on the machine that was chosen for it.
+
+        Ray chooses the nodes of all other workers.
+        """
         try:
             actor_class = self.make_remote(PolarmapWorker)
             for worker_id, lifetime_seconds in lifetimes.items():
@@ -243,27 +259,31 @@ class RayEngine(Engine):
             raise ExecutorError(f"{self.name} cannot start actors: {reason}") from error
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the workers whose actor has ended, with the reason."""
+        """Return the ids of persistent workers whose actor has ended, with the reason."""
         exit_reasons = {}
         for worker_id, (_, exit_future) in list(self._actors.items()):
             if exit_future.done():
                 error = exit_future.exception()
-                error = getattr(error, "cause", None) or error  # what the actor has raised
+                error = getattr(error, "cause", None) or error  # the exception that was raised in the actor
                 exit_reasons[worker_id] = f"{type(error).__name__}: {error}" if error else "finished"
                 self._kill_actor(worker_id)
         return exit_reasons
 
     def close(self) -> None:
-        """Wait up to GRACE_SECONDS until the actors exit with their sockets, then kill the remaining ones."""
+        """Wait until the actors exit, which they do when their sockets are closed. Kill the remaining actors.
+
+        The wait takes up to GRACE_SECONDS.
+        """
         exit_futures = [exit_future for _, exit_future in self._actors.values()]
         wait_for(exit_futures, 0 if self.get_unavailable_reason() else GRACE_SECONDS)
         for worker_id in list(self._actors):
             self._kill_actor(worker_id)
 
     def _choose_scheduling_strategy(self, worker_id: int, machine: str | None) -> Any:
-        """Return the scheduling strategy for an actor: the node of the machine with the fewest workers.
+        """Return the scheduling strategy that places an actor on a machine.
 
-        Ray chooses another node if this node has stopped or is full.
+        Of the nodes on this machine, the one with the fewest workers is chosen. Ray chooses another node if
+        this one has stopped or is full.
         """
         nodes = [node for node, address in self._address_by_node.items() if address == machine]
         if not nodes:
@@ -274,26 +294,26 @@ class RayEngine(Engine):
         return strategies.NodeAffinitySchedulingStrategy(chosen_node, soft=True)
 
     def _kill_actor(self, worker_id: int) -> None:
-        """Kill an actor, which may have ended."""
+        """Kill the actor of a worker. It may have ended already."""
         self._node_by_worker.pop(worker_id, None)
         actor, _ = self._actors.pop(worker_id)
-        with suppress(Exception), self.hold_connection():  # of a Ray that was shut down
+        with suppress(Exception), self.hold_connection():  # Ray may have been shut down
             self.ray_module.kill(actor)
 
 
 def _copy_result(future: Future[Any], ray_future: Future[Any]) -> None:
-    """Copy the result or exception of a finished Ray future to `future`."""
+    """Complete `future` with the result or exception of a finished Ray future."""
     error = ray_future.exception()
     complete_future(future, None if error else ray_future.result(), error)
 
 
 def hide_native_stack_traces() -> None:
-    """Keep Ray from printing native stack traces of its raylets in this process.
+    """Stop Ray from printing stack traces of its node processes (raylets) in this process.
 
-    A raylet that loses its connection exits with a stack trace, which Ray would print here. Other lines are
-    still printed. Versions of Ray without the internal log dispatcher are left unchanged.
+    A raylet that loses its connection exits with a native stack trace. Other lines are still printed. Nothing
+    is changed in versions of Ray without the internal log dispatcher.
     """
-    with suppress(AttributeError, ImportError):  # another version of Ray
+    with suppress(AttributeError, ImportError):  # this version of Ray has no such dispatcher
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
         if (TRACE_FILTER_NAME, remove_native_stack_traces) not in dispatcher.handlers:
@@ -301,17 +321,17 @@ def hide_native_stack_traces() -> None:
 
 
 def remove_native_stack_traces(log_batch: dict[str, Any]) -> None:
-    """Remove native stack traces from the lines of a raylet that Ray is about to print."""
+    """Remove native stack traces from the lines of a node process that Ray is about to print."""
     if log_batch.get("pid") == "raylet":
         lines = log_batch.get("lines", ())
         log_batch["lines"] = [line for line in lines if not NATIVE_TRACE_PATTERN.search(line)]
 
 
 class PolarmapWorker:
-    """The actor of a persistent worker. Ray lists it under the name of this class."""
+    """The Ray actor of a persistent worker. Ray shows the name of this class to users."""
 
     def serve(self, driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> None:
-        """Serve a driver until the worker expires."""
+        """Run tasks for a driver until the lifetime of the worker is over."""
         import ray
 
         context: Any = ray.get_runtime_context()
@@ -322,7 +342,7 @@ class PolarmapWorker:
 
 
 class PolarmapBlocks:
-    """The actor that holds references to blocks, under the name by which Ray lists it."""
+    """A Ray actor that holds references to blocks. Ray shows the name of this class to users."""
 
     def __init__(self) -> None:
         self._references: list[Any] = []
@@ -332,5 +352,5 @@ class PolarmapBlocks:
         self._references += references
 
     def get_reference(self, reference_index: int) -> list[Any]:
-        """Return a reference in a list: Ray would return the value of a bare one."""
+        """Return one of the references, in a list. Ray would replace a bare reference by its value."""
         return [self._references[reference_index]]

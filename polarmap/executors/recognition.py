@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
-    """Return the executor for an argument `executor=`. Nothing is opened yet.
+    """Convert an argument `executor=` to a `ResolvedExecutor`, according to its type.
 
-    A resolved executor is returned unchanged. Raises ExecutorError, which says what to pass instead, if the
-    argument is not an executor.
+    No worker is started yet. A resolved executor is returned unchanged. Raises ExecutorError, with advice on
+    what to pass instead, if the argument is not an executor.
     """
     if isinstance(executor_spec, ResolvedExecutor):
         return executor_spec
@@ -61,9 +61,10 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
 
 
 def make_lithops_source(executor_spec: Any) -> LithopsSource:
-    """Return the source of FunctionExecutors for "localhost", a path or a FunctionExecutor.
+    """Return the object that creates Lithops FunctionExecutors for an argument `executor=`.
 
-    Raises ExecutorError if the path is not a configuration.
+    The argument is "localhost", the path of a Lithops configuration file, or a FunctionExecutor. Raises
+    ExecutorError if the path is not a configuration.
     """
     from polarmap.executors.lithops_invocations import LithopsSource
 

@@ -41,27 +41,30 @@ from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.socket_channel import TCP_TIMEOUT
 from polarmap.worker.worker_entry import DriverAddress
 
-CONNECT_TIMEOUT = 300.0  # seconds until a worker must connect; images are fetched and clouds start cold
-MAX_LAUNCH_FAILURES = 3  # failed launches in a row after which a job without workers fails
-# Pause before the next launch after a failure. The pause doubles with each failure in a row.
+# Seconds within which a worker must connect; a cloud may first have to fetch an image.
+CONNECT_TIMEOUT = 300.0
+# The number of failed launches in a row after which a job without workers fails.
+MAX_LAUNCH_FAILURES = 3
+# The pause before the next launch after a failure. It doubles with each failure in a row.
 MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
-RENEWAL_DIVISOR = 8  # at most 1/8 of the workers are replaced at a time
+# At most 1/8 of the workers are replaced at a time.
+RENEWAL_DIVISOR = 8
 # Workers expire at different fractions of their time limit, so that they do not all exit at the same time.
 MIN_LIFETIME_FRACTION = 0.6
 MAX_LIFETIME_FRACTION = 0.9
-MACHINE_PROBE_INTERVAL = 5.0  # seconds between attempts to start a worker on an unreachable machine
+MACHINE_PROBE_INTERVAL = 5.0  # seconds between tries to start a worker on a machine that cannot be reached
 NO_MACHINE_CHOICES: Mapping[int, str] = MappingProxyType({})
-GOLDEN_RATIO = 0.6180339887  # the fractional parts of its multiples are evenly spread over [0, 1)
+GOLDEN_RATIO = 0.6180339887  # the fractional parts of its multiples are spread evenly over [0, 1)
 
 
 class WorkerProvider:
-    """Starts and stops the persistent workers of one pool on a cluster or cloud.
+    """The interface through which a pool starts and stops persistent workers on a cluster or cloud.
 
     Attributes
     ----------
     name : str
-        The name in reports.
+        The name of the cluster or cloud in reports.
     max_worker_seconds : float
         The time limit of a worker in seconds; inf without a limit.
     max_workers : int or None
@@ -84,7 +87,8 @@ class WorkerProvider:
     worker_spec : WorkerSpec or None
         The memory, cores, time limit and price of each worker; None if they are unknown.
     driver_host : str
-        The address of this machine that the engine uses, which workers try first; empty if it is unknown.
+        The address of this machine in connections to the cluster, which workers try first; empty if it is
+        unknown.
     no_connection_advice : str
         For error messages: what a user can do if workers cannot connect to this process.
     placement_timeout : float
@@ -106,9 +110,9 @@ class WorkerProvider:
     placement_timeout = CONNECT_TIMEOUT
 
     def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer | None:
-        """Start the channels of workers that cannot connect by TCP; return None without a storage.
+        """Start the message channels of workers that cannot connect by TCP. Return None without a storage.
 
-        `on_connected(worker_id, channel, channel_name)` is called for each new worker.
+        `on_connected(worker_id, channel, channel_name)` is called for each worker that connects.
         """
         return None
 
@@ -118,7 +122,7 @@ class WorkerProvider:
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start workers that connect to `driver_address`.
+        """Start workers that will connect to the driver at `driver_address`.
 
         Parameters
         ----------
@@ -138,17 +142,18 @@ class WorkerProvider:
         raise NotImplementedError
 
     def list_machines(self) -> Sequence[str]:
-        """Return the addresses of the machines that can run workers now; empty if the provider chooses them.
+        """Return the addresses of the machines that can run workers now.
 
-        Called without holding a lock, on a thread that may block.
+        The result is empty if the provider chooses the machines itself. Called without holding a lock, on a
+        thread that may block.
         """
         return ()
 
     def cancel_launch(self, worker_ids: Collection[int]) -> None:
-        """Cancel the launch of workers that have not connected."""
+        """Cancel the launch of workers that have not connected yet."""
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the workers that have exited since the last call, with the reason, or "" if it is unknown.
+        """Return the ids of workers that have exited since the last call, with the reason ("" if unknown).
 
         With `may_query`, the provider may take longer to find the reason.
         """
@@ -159,27 +164,27 @@ class WorkerProvider:
         return ""
 
     def remove_leftover_objects(self) -> None:
-        """Remove the objects that exited workers have left in the storage. This may take long."""
+        """Remove objects that exited workers have left in the storage. This may take long."""
 
     def close(self) -> None:
-        """Stop all workers if that is possible from here, and remove what they have left in the storage."""
+        """Stop all workers, if that is possible from here, and remove the objects that they have stored."""
         raise NotImplementedError
 
     def make_block_store(self) -> BlockStore:
-        """Return the store from which workers get blocks if they share no files with this process."""
+        """Return the store from which workers on other machines read blocks."""
         return DriverBlockStore(self.key_prefix)
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Return the modules that a pickled function needs and that workers may not have.
+        """Return the modules that a pickled function needs, but that workers may not have installed.
 
-        The result maps each module name to its source and whether it is a package.
+        The result maps each module name to its source code, and whether it is a package.
         """
         return {}
 
 
 @dataclass
 class LaunchedWorker:
-    """A worker that was launched and is not known to have exited.
+    """A worker that was started on a cluster or cloud and, as far as is known, has not exited.
 
     Attributes
     ----------
@@ -190,7 +195,8 @@ class LaunchedWorker:
     machine : str
         The machine on which it was launched; empty if the provider chose the machine.
     is_extra : bool
-        True if it was launched to replace another worker, beyond the wanted number.
+        True if it was launched to replace another worker, so that there are more workers than wanted for a
+        while.
     """
 
     launched_at: float
@@ -200,11 +206,14 @@ class LaunchedWorker:
     is_extra: bool = False
 
     def is_overdue(self, now: float) -> bool:
-        """Return True if the worker has not connected within CONNECT_TIMEOUT."""
+        """Return True if the worker has not connected within CONNECT_TIMEOUT after its launch."""
         return not self.has_connected and now > self.launched_at + CONNECT_TIMEOUT
 
     def compute_billed_seconds(self, since: float) -> float:
-        """Return the billed seconds since the moment `since`. Overdue workers are no longer billed."""
+        """Return the seconds since `since` for which the worker is billed.
+
+        A worker that has not connected within CONNECT_TIMEOUT is assumed to have exited then.
+        """
         now = time.monotonic()
         billed_until = self.launched_at + CONNECT_TIMEOUT if self.is_overdue(now) else now
         return max(0.0, billed_until - max(self.launched_at, since))
@@ -238,20 +247,20 @@ class Backoff:
         return time.monotonic() >= self._next_retry_at
 
     def get_failing_seconds(self) -> float:
-        """Return the seconds since the first failure in a row; 0 without a failure."""
+        """Return the seconds since the first of the failures in a row, or 0 if there was none."""
         return time.monotonic() - self._first_failed_at if self.n_failures else 0.0
 
 
 class RemoteWorkerPool(WorkerPool):
-    """A pool of workers on a cluster or cloud, started on demand and replaced before they expire.
+    """A pool of workers on a cluster or cloud. They are started on demand and replaced before they expire.
 
-    An abandoned worker is left running, and another worker is started if it is needed. When the abandoned
-    worker becomes idle again, a surplus worker is removed.
+    When a map ends, its running tasks are not killed. Other workers are started if they are needed, and
+    surplus workers are removed once a worker has finished its old task.
 
     Parameters
     ----------
     provider : WorkerProvider
-        Starts the workers. The pool owns it and closes it.
+        The object that starts the workers. The pool owns it and closes it.
     max_workers : int or None
         The largest number of workers at a time; None: the limit of the provider.
     listen_endpoint : bool or Endpoint
@@ -280,17 +289,20 @@ class RemoteWorkerPool(WorkerPool):
         super().__init__(max_workers if max_workers is not None else provider.max_workers)
         self._provider = provider
         self._n_wanted = 0
-        self._launched: dict[int, LaunchedWorker] = {}  # by worker id, until they are known to have exited
-        self._launch_backoff = Backoff()  # after launches that the provider could not make
-        self._startup_backoff = Backoff()  # after launched workers that never connected
-        # Mismatches of workers up to this id have been reported: they have another version of polarmap.
+        # By worker id, until a worker is known to have exited.
+        self._launched: dict[int, LaunchedWorker] = {}
+        # Limits retries after the provider has refused a launch.
+        self._launch_backoff = Backoff()
+        # Limits retries after workers have exited before they connected.
+        self._startup_backoff = Backoff()
+        # Workers with ids up to this one were discarded, because they run another version of polarmap.
         self._newest_given_up_id = -1
         self._machines = tuple(provider.list_machines())
-        self._unreachable_until: dict[str, float] = {}  # machine to the time of the next attempt
-        self._rebalance_backoff = Backoff()  # after attempts to spread workers evenly
-        self._unbilled_seconds = 0.0  # of workers that have exited since the last bill
+        self._unreachable_until: dict[str, float] = {}  # when to try each unreachable machine again
+        self._rebalance_backoff = Backoff()  # limits how often workers are spread evenly over machines
+        self._unbilled_seconds = 0.0  # seconds for which exited workers have not been reported as billed yet
         self._n_unbilled_starts = 0
-        self._billed_at = time.monotonic()  # time of the last bill
+        self._billed_at = time.monotonic()  # the time of the last call of `take_billed_usage`
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None
         self._storage_channels: StorageChannelServer | None = None
@@ -312,7 +324,7 @@ class RemoteWorkerPool(WorkerPool):
         self._driver_address = DriverAddress(endpoints, key, *storage_and_limits, tcp_timeout, fetch_timeout)
 
     def request_workers(self, n_workers: int) -> None:
-        """Start the workers that are missing if up to `n_workers` could be used right now."""
+        """Start the workers that are missing for `n_workers` to run, within the limit of the pool."""
         with self._lock:
             self._check_open()
             n_allowed = n_workers if self._max_workers is None else min(n_workers, self._max_workers)
@@ -320,7 +332,7 @@ class RemoteWorkerPool(WorkerPool):
             self._launch_missing_workers()
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Restart failed launches, and start one more worker if other sessions block this one.
+        """Start workers again whose launch has failed, and one more if other sessions use all workers.
 
         Raises ExecutorError if no worker is connected and none can be expected.
         """
@@ -349,10 +361,10 @@ class RemoteWorkerPool(WorkerPool):
             self.request_workers(len(self) + 1 if is_blocked else 0)
 
     def _check_protocol_versions(self) -> None:
-        """Discard workers with another version of polarmap.
+        """Discard workers that run another version of polarmap.
 
-        If no other worker is connected, also discard all workers that have not connected yet, so that the
-        next job starts new ones, and raise ExecutorError.
+        If no other worker is connected, the workers that are still starting are discarded, too, so that the
+        next map starts new ones. Then ExecutorError is raised.
         """
         sources = [source for source in (self._listener, self._storage_channels) if source is not None]
         for mismatch in (source.mismatches.popleft() for source in sources for _ in list(source.mismatches)):
@@ -382,7 +394,7 @@ class RemoteWorkerPool(WorkerPool):
         return PersistentUsage(worker_seconds, n_started, n_writes + round(n_listings), n_reads)
 
     def explain_missing_workers(self) -> str:
-        """Return where workers should connect and what to do, or an empty string if one has connected."""
+        """Return where workers should connect and what to do, or "" if a worker has connected."""
         if self.latest_channel_name:
             return ""
         message = f"no worker of {self._provider.name} has connected to this process yet"
@@ -394,14 +406,13 @@ class RemoteWorkerPool(WorkerPool):
         return f"{message}, at {hosts}. {cause}: {advice}, or {self._provider.no_connection_advice}"
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """Return how a worker has exited. Raises ExecutorError if the pool was closed."""
+        """Return how a worker has exited, for error messages. Raises ExecutorError if the pool was closed."""
         description, error = super().get_exit_reason(worker), worker.channel.failure
         if isinstance(error, FrameError) or error is None:
             return description
         label = worker.label and f" ({worker.label})"
-        if isinstance(
-            error, ConnectionResetError
-        ):  # This also happens if a process is killed before it has read everything.
+        # A connection is also reset if a process is killed before it has read everything.
+        if isinstance(error, ConnectionResetError):
             return f"the connection to its worker was reset: it has exited or cannot be reached{label}"
         return f"the connection to its worker was lost: {error.strerror or error}{label}"
 
@@ -412,7 +423,7 @@ class RemoteWorkerPool(WorkerPool):
 
     def maintain_workers(self) -> None:
         """Replace workers that expire soon, and remove workers that have exited."""
-        machines = tuple(self._provider.list_machines())  # also without holding the lock
+        machines = tuple(self._provider.list_machines())  # may block, so the lock is not held
         with self._lock:
             if self._is_closed:
                 return
@@ -422,7 +433,7 @@ class RemoteWorkerPool(WorkerPool):
             self._cancel_unconnected_launches()
             self._launch_missing_workers()
             self._rebalance_workers_across_machines()
-        # The lock is not held here, so that no job waits for a storage that does not answer.
+        # Do not hold the lock here, so that no job waits for a storage that does not answer.
         self._provider.remove_leftover_objects()
 
     def close(self) -> None:
@@ -433,25 +444,25 @@ class RemoteWorkerPool(WorkerPool):
                 resource.close()
 
     def after_fork(self) -> None:
-        """Discard the workers in a forked child of the process that owns them."""
+        """Forget the workers in a forked child process. They belong to the parent process."""
         super().after_fork()
         if self._listener is not None:
             self._listener.after_fork()
 
     def _start_worker(self) -> WorkerHandle | None:
-        return None  # `request_workers` launches workers, which join when they connect
+        return None  # `request_workers` starts workers, which are added when they connect
 
     def _get_expiry_time(self, worker: WorkerHandle) -> float:
-        """Return when a worker exits by itself, on the monotonic clock."""
+        """Return when the lifetime of a worker is over, so that it exits, on the monotonic clock."""
         return self._launched[worker.worker_id].expires_at
 
     def _terminate_worker(self, worker_id: int) -> None:
-        """Forget a worker that has exited, and add its billed seconds."""
+        """Forget a worker that has exited, but remember the time for which it is billed."""
         launched = self._launched.pop(worker_id, None)
         self._unbilled_seconds += launched.compute_billed_seconds(self._billed_at) if launched else 0.0
 
     def _remove_unneeded_workers(self) -> None:
-        """Remove expired idle workers, then surplus ones, starting with those that expire first."""
+        """Remove expired idle workers, then surplus workers in the order in which they expire."""
         self._remove_idle_workers(len(self._workers), self._get_expiry_time, time.monotonic())
         n_excess = self._count_excess_workers()
         if len(self._machines) < 2:
@@ -460,11 +471,11 @@ class RemoteWorkerPool(WorkerPool):
             self._remove_workers_from_overfull_machines(n_excess)
 
     def _count_excess_workers(self) -> int:
-        """Return the number of workers beyond the wanted number; negative if workers are missing."""
+        """Return how many more workers there are than wanted. Negative if workers are missing."""
         return len(self._workers) - self._count_stuck_workers() - self._n_wanted
 
     def _remove_workers_from_overfull_machines(self, n_excess: int) -> None:
-        """Remove up to `n_excess` idle workers from machines that can spare one."""
+        """Remove up to `n_excess` idle workers from machines with more than their share."""
         for _ in range(n_excess):
             n_workers_by_machine = Counter(worker.machine for worker in self._workers.values())
             removable_workers = [
@@ -492,7 +503,7 @@ class RemoteWorkerPool(WorkerPool):
     def _choose_idle_worker(
         self, get_task_keys: Callable[[], Collection[Hashable]], allocation: Allocation | None = None
     ) -> WorkerHandle | None:
-        """Return the idle worker for the next task, chosen by `choose_worker_for_task`."""
+        """Choose the idle worker for the next task, so that all machines get about equally many tasks."""
         if allocation is None or not allocation.n_tasks or len(self._machines) < 2:
             return super()._choose_idle_worker(get_task_keys)
         idle_workers = [item for item in self._workers.values() if item.allocation is None]
@@ -504,21 +515,21 @@ class RemoteWorkerPool(WorkerPool):
         return choose_worker_for_task(idle_workers, task_keys, allocation.n_tasks_by_machine, max_per_machine)
 
     def _on_connected(self, worker_id: int, channel: WorkerChannel, channel_name: str) -> None:
-        """Add a worker that has connected. Called on a thread of the listener or the storage channels."""
+        """Add a worker that has connected. Called on a background thread."""
         with self._lock:
             if self._is_closed:
                 channel.close()
                 return
             launched = self._launched.get(worker_id)
             if launched is None:
-                channel.close()  # the pool no longer expects this worker
+                channel.close()  # the pool has given up this worker
                 return
             launched.has_connected = True
             previous_handle = self._workers.pop(worker_id, None)
             if previous_handle is not None and not previous_handle.has_open_session:
-                self._remove_worker(previous_handle)  # the provider has restarted it
+                self._remove_worker(previous_handle)  # the provider has restarted the worker
             elif previous_handle is not None:
-                # The session that uses the worker sees the disconnection and closes the channel.
+                # The session that uses the worker notices the disconnection and closes the channel.
                 previous_handle.channel.disconnect()
             self._startup_backoff, self.latest_channel_name = Backoff(), channel_name
             self._workers[worker_id] = WorkerHandle(worker_id, channel, machine=launched.machine)
@@ -528,12 +539,12 @@ class RemoteWorkerPool(WorkerPool):
                     allocation.wake_session()
 
     def _launch_missing_workers(self) -> None:
-        """Launch as many workers as are missing.
+        """Start as many workers as are missing.
 
-        Workers that are stuck in an abandoned task do not count. Workers that expire soon are replaced, a few
-        at a time.
+        Workers that are stuck in a task of an ended map do not count. Workers that expire soon are replaced,
+        a few at a time.
         """
-        # The provider may refuse launches for this long, so replacements are started that much earlier.
+        # The provider may refuse launches for some time, so replacements are started that much earlier.
         renewal_deadline = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds)
         workers = self._workers.values()
         n_expiring = sum(self._get_expiry_time(worker) < renewal_deadline for worker in workers)
@@ -543,7 +554,7 @@ class RemoteWorkerPool(WorkerPool):
             try:
                 self._launch_workers(n_missing)
                 self._launch_backoff = Backoff()
-            except ExecutorError as error:  # perhaps a storage outage, if launches worked before
+            except ExecutorError as error:  # if launches have worked before, this may be a temporary outage
                 if (
                     not self.latest_channel_name
                     or self._provider.get_unavailable_reason()
@@ -553,24 +564,24 @@ class RemoteWorkerPool(WorkerPool):
                 self._launch_backoff.record_failure(str(error))
 
     def _count_stuck_workers(self) -> int:
-        """Return the number of workers that have been abandoned for more than GRACE_SECONDS."""
+        """Return the number of workers that have been busy with a task of an ended map for GRACE_SECONDS."""
         return sum(worker.get_abandoned_seconds() > GRACE_SECONDS for worker in self._get_abandoned_workers())
 
     def _count_starting_workers(self) -> int:
-        """Return the number of launched workers that have not connected and are not overdue."""
+        """Return the number of workers that were launched and can still be expected to connect."""
         now = time.monotonic()
         launched = self._launched.values()
         return sum(not (item.has_connected or item.is_extra or item.is_overdue(now)) for item in launched)
 
     def _launch_workers(self, n_workers: int) -> None:
-        """Launch workers, on the machines with the fewest workers if there are several machines."""
+        """Start workers. If there are several machines, those with the fewest workers are chosen."""
         reachable = [machine for machine in self._machines if machine not in self._unreachable_until]
         machines = reachable if len(self._machines) > 1 else []
         chosen_machines = choose_machines(n_workers, machines, self._count_workers_by_machine())
         self._launch_on_machines(chosen_machines or [""] * n_workers)
 
     def _launch_on_machines(self, machines: Sequence[str], is_extra: bool = False) -> None:
-        """Launch a worker on each of the machines. The provider chooses the machine for an empty name."""
+        """Start one worker on each of the machines. For an empty name, the provider chooses the machine."""
         now, lifetimes, launched = time.monotonic(), {}, {}
         worker_ids = itertools.islice(self._worker_ids, len(machines))
         for worker_id, machine in zip(worker_ids, machines, strict=True):
@@ -580,22 +591,22 @@ class RemoteWorkerPool(WorkerPool):
             expires_at = now + lifetimes[worker_id]
             launched[worker_id] = LaunchedWorker(now, expires_at, machine=machine, is_extra=is_extra)
         machine_by_worker = {key: item.machine for key, item in launched.items() if item.machine}
-        # A worker that connects before this call returns waits for the lock of the pool.
+        # A worker may connect before this call returns. It waits until this thread releases the lock of the
+        # pool.
         self._provider.launch_workers(self._driver_address, lifetimes, machine_by_worker)
         self._launched |= launched
         self._n_unbilled_starts += len(launched)
 
     def _count_workers_by_machine(self) -> Counter[str]:
-        """Return the number of workers of each machine, including workers that are starting there."""
+        """Return the number of workers on each machine, including workers that are still starting."""
         counts = Counter(worker.machine for worker in self._workers.values())
         counts.update(launched.machine for launched in self._launched.values() if not launched.has_connected)
         return counts
 
     def _cancel_unconnected_launches(self) -> None:
-        """Cancel overdue launches on machines that are unreachable or no longer exist.
+        """Abandon workers that have not connected from a machine that is unreachable or no longer exists.
 
-        Workers are then launched on other machines, because an engine may let a task wait forever for a
-        machine without a connection.
+        They are then started on other machines. Otherwise a cluster could wait forever for the lost machine.
         """
         now, reached_machines = time.monotonic(), {worker.machine for worker in self._workers.values()}
         not_connected = {
@@ -616,10 +627,10 @@ class RemoteWorkerPool(WorkerPool):
             self._provider.cancel_launch(overdue_ids)
 
     def _rebalance_workers_across_machines(self) -> None:
-        """Launch extra workers on machines that have too few.
+        """Start extra workers on machines that have fewer than others.
 
-        `_remove_unneeded_workers` then removes as many from other machines. On a machine that was
-        unreachable, one worker is launched to probe it.
+        `_remove_unneeded_workers` then removes as many from the other machines. On a machine that was
+        unreachable, one worker is started to see whether it can be reached again.
         """
         now, n_workers_by_machine = time.monotonic(), self._count_workers_by_machine()
         if len(self._machines) < 2 or not self._workers or not self._launch_backoff.can_retry():
@@ -643,13 +654,12 @@ class RemoteWorkerPool(WorkerPool):
             target_machines += underfull
             self._rebalance_backoff.record_failure("workers are not spread evenly")
         if target_machines:
-            with contextlib.suppress(
-                ExecutorError
-            ):  # There are enough workers, so it is enough to retry later.
+            # There are enough workers, so it is enough to retry later.
+            with contextlib.suppress(ExecutorError):
                 self._launch_on_machines(target_machines, is_extra=True)
 
     def _remove_exited_workers(self) -> None:
-        """Remove the workers that the provider reports as exited."""
+        """Remove the workers that have exited, according to the provider."""
         startup_failure: str | None = None
         exited = self._provider.collect_exited_workers(may_query=not self.latest_channel_name)
         for worker_id, reason in exited.items():
@@ -659,7 +669,8 @@ class RemoteWorkerPool(WorkerPool):
                 self._terminate_worker(worker_id)
             elif worker is not None and worker.allocation is None:
                 self._remove_worker(worker)
-            if self._storage_channels is not None:  # a session notices a closed socket by itself
+            if self._storage_channels is not None:
+                # Sessions notice a closed socket by themselves, but not a lost storage channel.
                 self._storage_channels.disconnect(worker_id)
         if startup_failure is not None:
             self._startup_backoff.record_failure(startup_failure)

@@ -29,13 +29,14 @@ from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
 from polarmap.worker.task_execution import run_task
 from polarmap.worker.task_records import Fault, FaultKind, TaskRequest
 
-GIVE_UP_SECONDS = 3600.0  # virtual time after which a task that never reports is lost
+GIVE_UP_SECONDS = 3600.0  # virtual seconds after which a task that never reports counts as lost
 
 
 class ReplayExecutor:
-    """An executor that runs f in this process and delivers each result after a given virtual time.
+    """An executor for tests: f runs in this process, and its results arrive at times on a virtual clock.
 
-    Injected faults take effect: "sleep" delays the arrival, "kill" and "exit" lose the task.
+    A test of a slow or lost worker therefore does not wait. Injected faults take effect: "sleep" delays the
+    arrival of a result, "kill" and "exit" lose it.
 
     Parameters
     ----------
@@ -64,33 +65,34 @@ class ReplayExecutor:
         self._arrival_seconds = dict(script)
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
-        """Return a session with a new virtual clock."""
+        """Open a session with a new virtual clock."""
         return ReplaySession(self._arrival_seconds, job_spec)
 
 
 class ReplaySession:
-    """A session whose results arrive at the given virtual times."""
+    """A session on a virtual clock, in which the result of each task arrives at a given time."""
 
     def __init__(self, arrival_seconds: Mapping[int, float], job_spec: JobSpec) -> None:
         self._arrival_seconds, self._now = arrival_seconds, 0.0
-        self._job_spec = replace(job_spec, encryption=None)  # nothing leaves this process
-        # A heap of (arrival time, task, attempt, function that returns the outcome).
+        # Results stay in this process, so they need no encryption.
+        self._job_spec = replace(job_spec, encryption=None)
+        # A heap of results by arrival time: (time, task, attempt, function that returns the outcome).
         self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
-        self._start_events: list[AttemptStarted] = []  # reported by the next `wait`
+        self._start_events: list[AttemptStarted] = []  # events that the next `wait` returns
 
     def now(self) -> float:
         """Return the virtual time in seconds."""
         return self._now
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Start attempts now, and schedule their arrivals."""
+        """Start attempts (runs of a task) now, in virtual time, and schedule when their results arrive."""
         for task, attempt in attempts:
             self._start_events.append(AttemptStarted(task, attempt, self._now))
             seconds, make_outcome = self._plan_outcome(self._job_spec.make_task_request(task, attempt))
             heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, make_outcome))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Advance the clock to the next arrival, or by `timeout` seconds, and return the events."""
+        """Advance the virtual clock to the next arrival, or by `timeout` seconds. Return the new events."""
         start_events, self._start_events = self._start_events, []
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
@@ -99,24 +101,27 @@ class ReplaySession:
         return [*start_events, make_outcome()]
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Do nothing: every result arrives at its time."""
+        """Do nothing: a result arrives at its scheduled time even if it is no longer needed."""
 
     def wake(self) -> None:
         """Do nothing: `wait` never blocks."""
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return the attempts submitted since the last `wait`, all of which have started."""
+        """Return the tasks that started since the last `wait`.
+
+        None is queued, because each starts at once.
+        """
         start_events, self._start_events = self._start_events, []
         return start_events
 
     def close(self) -> PersistentUsage | None:
-        """Discard the results that have not arrived."""
+        """Discard the results that have not arrived yet."""
         self._arrivals.clear()
         self._start_events.clear()
         return None
 
     def _plan_outcome(self, request: TaskRequest) -> tuple[float, Callable[[], Outcome]]:
-        """Return the virtual seconds of an attempt, and a function that returns its outcome."""
+        """Return how long a task takes, in virtual seconds, and a function that returns its outcome."""
         task, attempt, fault = request.task, request.attempt, request.fault or Fault("")
         seconds = self._arrival_seconds.get(task, 1.0)
         if fault.kind == FaultKind.SLEEP:
@@ -130,10 +135,9 @@ class ReplaySession:
         return seconds, partial(self._compute_outcome, request, seconds)
 
     def _compute_outcome(self, request: TaskRequest, seconds: float) -> Outcome:
-        """Call f, and return the outcome of the attempt."""
-        block = partial(
-            build_block, self._job_spec.blocks, request.task, np.copy
-        )  # a copy, as f may write to its block
+        """Call f on the block of a task, and return the outcome."""
+        # f gets a copy of the block, because it may write to it.
+        block = partial(build_block, self._job_spec.blocks, request.task, np.copy)
         message = run_task(request, FutureTaskIO(self._job_spec.f, block, ThreadCancelToken()))
         assert message is not None
         outcome = self._job_spec.decode_reply(request.task, request.attempt, message.header, message.data)

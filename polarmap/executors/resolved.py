@@ -1,7 +1,7 @@
-"""The internal executor interface, to which every argument `executor=` is resolved.
+"""The interface of executors inside the package.
 
-`resolve_executor` turns the argument into a `ResolvedExecutor`. The rest of the package uses only its
-attributes and methods.
+`resolve_executor` converts every argument `executor=` to a `ResolvedExecutor`. The rest of the package uses
+only its attributes and methods.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ NO_FAULTS: Mapping[int, Fault] = MappingProxyType({})
 
 
 class ResolvedExecutor(ABC):
-    """The executor of a job, and everything that the rest of the package asks about it.
+    """The base class of all executors, as the rest of the package sees them.
 
-    `resolve_executor` returns one for each argument `executor=`. It is called where the call of a user enters
-    the package, and no other code looks at what the argument was.
+    Users pass many kinds of objects as `executor=`. `resolve_executor` converts each of them to a subclass of
+    this class where the call of the user enters the package, and no other code looks at the argument.
 
     Attributes
     ----------
@@ -62,46 +62,47 @@ class ResolvedExecutor(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The name in reports, which may change when workers have connected."""
+        """The name of the executor in reports. It may change once workers have connected."""
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name; empty if it is not known."""
+        """The number of workers on each machine, by host name. Empty if it is unknown."""
         return {}
 
     @abstractmethod
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session for the tasks of one job. Nothing is started yet."""
+        """Open a session that runs the tasks of one job (one call of a map function). No task starts yet."""
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the executor for a map of `data`.
+        """Return the executor on which to run a map of `data`: this one, unless a subclass chooses better.
 
-        For stored data, the default executor is replaced by the executor that can read the storage.
+        For an array in storage, the default executor chooses an executor whose workers can read that storage.
         """
         return self
 
     def suggest_n_blocks(self, max_blocks: int) -> int:
-        """Return into how many blocks of equal size a matrix should be cut, at most `max_blocks`."""
+        """Return the number of equal blocks into which to cut a matrix, at most `max_blocks`."""
         return max_blocks
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage from which workers can read `data` for many maps, as `encode` takes it.
+        """Return where to store `data` if many maps will use it, as an argument `storage=` of `encode`.
 
-        None means that blocks are sent with each task, or are cached by the workers.
+        None means that `data` need not be stored, because its blocks are sent with each task or are cached by
+        the workers.
         """
         return None
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Split data that is on the cluster of this executor into blocks; return None for other data.
+        """Partition data that is on the cluster of this executor into blocks. Return None for any other data.
 
-        With `n_blocks` None, there are about as many blocks as the data has chunks.
+        `n_blocks` is the number of blocks. None means about as many blocks as the data has chunks.
         """
         return None
 
     def with_persistent_workers(
         self, max_workers: int | None = None
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
-        """Return an executor with persistent workers in the same place, and a function that stops them.
+        """Return an executor like this one with persistent workers, and a function that stops the workers.
 
         An executor that manages its workers itself is returned unchanged. Raises ExecutorError if
         `max_workers` is given for such an executor.
@@ -116,11 +117,11 @@ class ExecutorHandle(ABC):
 
     @abstractmethod
     def resolve(self) -> ResolvedExecutor:
-        """Return the executor that this object stands for."""
+        """Return the `ResolvedExecutor` that runs the tasks."""
 
 
 class DelegatingExecutor(ResolvedExecutor):
-    """An executor that forwards all attributes and methods to another executor."""
+    """A base class for executors that wrap another executor and forward all methods and attributes to it."""
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._executor = executor
@@ -133,33 +134,33 @@ class DelegatingExecutor(ResolvedExecutor):
 
     @property
     def name(self) -> str:
-        """The name of the other executor."""
+        """The name of the wrapped executor in reports."""
         return self._executor.name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name; empty if it is not known."""
+        """The number of workers on each machine, by host name. Empty if it is unknown."""
         return self._executor.workers_by_host
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session of the other executor."""
+        """Open a session of the wrapped executor."""
         return self._executor.open(job_spec)
 
     def suggest_n_blocks(self, max_blocks: int) -> int:
-        """Return the number of blocks that the other executor suggests."""
+        """Return the number of blocks that the wrapped executor suggests."""
         return self._executor.suggest_n_blocks(max_blocks)
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage that the other executor chooses."""
+        """Return the storage that the wrapped executor chooses."""
         return self._executor.choose_storage(data)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Split data that is on the cluster of the other executor into blocks; return None for other data."""
+        """Partition data that is on the cluster of the wrapped executor. Return None for any other data."""
         return self._executor.partition(data, n_blocks)
 
 
 class CustomExecutor(ResolvedExecutor):
-    """Wraps an executor that a user wrote, which only has to open sessions.
+    """An adapter for an executor class that a user wrote, which only needs to open sessions.
 
     Parameters
     ----------
@@ -175,14 +176,14 @@ class CustomExecutor(ResolvedExecutor):
 
     @property
     def name(self) -> str:
-        """The current name of the user's executor."""
+        """The name of the user's executor in reports."""
         return self._executor.name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name; empty if the executor does not report it."""
+        """The number of workers on each machine, by host name. Empty if the user's class does not know it."""
         return dict(getattr(self._executor, "workers_by_host", {}))
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Return a session of the user's executor."""
+        """Open a session of the user's executor."""
         return self._executor.open(job_spec)

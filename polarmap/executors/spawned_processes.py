@@ -1,4 +1,4 @@
-"""Starts each local worker as a new interpreter, if processes cannot fork or the user passes fork=False."""
+"""Starts each local worker as a new Python interpreter, where processes cannot fork or with `fork=False`."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ spawned_worker.main(options["connection"], options["folders"])
 
 
 class ProcessSpawner:
-    """Starts and kills local workers, each of which is a new interpreter that exits with this process.
+    """A starter of worker processes on this machine. Each worker is a new Python interpreter.
+
+    It is used where processes cannot be forked. A worker exits when this process does.
 
     Parameters
     ----------
     n_threads : int
-        The number of threads that numpy's libraries may use in each worker.
+        The number of threads that NumPy may use in each worker.
     owned_folders : sequence of str
         The folders that the workers remove when this process has died.
     module_names : sequence of str
@@ -54,14 +56,17 @@ class ProcessSpawner:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def check_started(self) -> None:
-        """Do nothing: there is no common process to check."""
+        """Do nothing: each worker is a separate process, so there is no server to check."""
 
     def is_alive(self) -> bool:
-        """Return True: workers can be started as long as this process lives."""
+        """Return True: there is no server process that could have exited."""
         return True
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
-        """Start worker `worker_id` on `worker_socket`. The socket is closed in this process."""
+        """Start worker `worker_id`, which talks to this process over `worker_socket`.
+
+        This process closes its copy of the socket.
+        """
         try:
             ensure_standard_streams()
             with worker_socket:
@@ -79,14 +84,15 @@ class ProcessSpawner:
                     socket_handle if isinstance(socket_handle, int) else socket_handle(process.pid)
                 )
             assert process.stdin is not None
-            with contextlib.suppress(OSError):  # the worker has exited; its session sees the closed socket
+            # An error means that the worker has exited, which its session notices by the closed socket.
+            with contextlib.suppress(OSError):
                 process.stdin.write(json.dumps(worker_options).encode() + b"\n")
                 process.stdin.flush()
         except OSError as error:
             raise ExecutorError(f"{sys.executable} cannot be started: {error}") from error
 
     def kill_worker(self, worker_id: int) -> None:
-        """Kill a worker. On POSIX, also kill the processes that it has started."""
+        """Kill a worker. On POSIX, the processes that it has started are killed, too."""
         process = self._processes.pop(worker_id, None)
         if process is None:
             return
@@ -97,7 +103,7 @@ class ProcessSpawner:
         _close_stdin(process)
 
     def get_exit_reason(self, worker_id: int) -> str | None:
-        """Return how a worker has exited, or None if that is not known within EXIT_REPORT_SECONDS.
+        """Return how a worker has exited, or None if it does not exit within EXIT_REPORT_SECONDS.
 
         Raises ExecutorError if the worker has another version of polarmap.
         """
@@ -113,23 +119,21 @@ class ProcessSpawner:
             self.kill_worker(worker_id)
 
     def after_fork(self) -> None:
-        """Forget the workers, in a forked child of the process that started them."""
+        """Forget the workers in a forked child process. They belong to the parent process."""
         for process in self._processes.values():
             _close_stdin(process)
-            process.returncode = 0  # they are not children of this process
+            process.returncode = 0  # the workers are not children of this process, so it cannot wait for them
         self._processes.clear()
 
     def _share_socket(self, worker_socket: socket.socket) -> tuple[Any, dict[str, Any]]:
-        """Return how to pass a socket to a new process.
+        """Return how to pass a socket to a new process: a handle, and options of `subprocess.Popen`.
 
-        The first item is the handle to send, or a function that returns it for the pid of the process. The
-        second item has the options of `subprocess.Popen`.
+        On Windows, the handle is a function that computes it from the pid of the new process.
         """
         if hasattr(worker_socket, "share"):
             share_socket: Any = worker_socket.share
-            creation_flags = getattr(
-                subprocess, "CREATE_NEW_PROCESS_GROUP", 0
-            )  # Ctrl-C does not reach a new group
+            # Ctrl-C does not reach a new process group.
+            creation_flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
             return lambda pid: base64.b64encode(share_socket(pid)).decode(), {"creationflags": creation_flags}
         return worker_socket.fileno(), {"pass_fds": [worker_socket.fileno()], "start_new_session": True}
 

@@ -1,7 +1,7 @@
-"""Channels between driver and workers through an object storage, for workers that cannot connect by TCP.
+"""Message channels between driver and workers through an object storage, if workers cannot connect by TCP.
 
-The driver writes one mailbox object with the messages for all workers. Workers poll it, and write each reply
-as an object of its own, which the driver lists, reads and deletes.
+The driver writes a single object, the mailbox, with the messages for all workers. The workers poll it. They
+write each reply as a separate object, which the driver lists, reads and deletes.
 """
 
 from __future__ import annotations
@@ -40,31 +40,34 @@ from polarmap.worker.storage_channel import (
     compute_next_poll_interval,
 )
 
-MAX_PARALLEL_READS = 16  # replies read in parallel
+MAX_PARALLEL_READS = 16  # the largest number of replies that are read in parallel
 
 
 class DriverStorageChannel:
-    """The driver's end of one worker's channel, which a thread of `StorageChannelServer` writes and reads.
+    """The driver's end of a message channel to one worker, through an object storage.
+
+    A thread of `StorageChannelServer` writes and reads the messages. This object queues them, and has the
+    same interface as `SocketChannel`.
 
     Parameters
     ----------
     worker_id : int
         The id of the worker.
     worker_instance : int
-        Tells instances of the worker apart if it is restarted; the worker sends it with each reply.
+        The number that the worker sends with each reply. It differs if the worker was restarted.
     post_message : callable
         Called with this channel and a message for the worker, or with None when the channel is closed.
 
     Attributes
     ----------
     unacknowledged : deque of QueuedMessage
-        The messages whose receipt the worker has not acknowledged.
+        The messages that the worker has not yet reported as received.
     n_sent, n_received : int
         The sequence numbers of the latest message to the worker, and from it.
     last_heartbeat_at : float
         When the latest heartbeat of the worker was received, on the monotonic clock.
     n_missed : int
-        The number of heartbeats that referred to a message which has not arrived.
+        The number of heartbeats that mention a message that has not arrived.
     is_connected : bool
         True if more messages may arrive.
     has_unsent : bool
@@ -90,7 +93,7 @@ class DriverStorageChannel:
         self._wake_signal = WakeSignal()
 
     def deliver_frames(self, frames: bytes) -> None:
-        """Decode a reply of the worker, and wake the session that polls this channel."""
+        """Decode messages from the worker, and wake the session that polls this channel."""
         try:
             self._inbox.extend(FrameDecoder().feed(frames))
         except FrameError:
@@ -98,12 +101,12 @@ class DriverStorageChannel:
         self._wake_signal.set()
 
     def disconnect(self) -> None:
-        """Mark the channel as disconnected, and wake the session that polls it."""
+        """Mark the worker as disconnected, and wake the session that polls this channel."""
         self.is_connected = False
         self._wake_signal.set()
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when messages have arrived."""
+        """Return a file descriptor that becomes readable when messages have arrived."""
         return self._wake_signal.fileno()
 
     def send(self, *messages: Message) -> bool:
@@ -113,29 +116,31 @@ class DriverStorageChannel:
         return self.is_connected
 
     def flush(self) -> bool:
-        """Return True if the worker is connected. `StorageChannelServer` writes the messages."""
+        """Return True if the worker is connected. Nothing is written here.
+
+        `StorageChannelServer` writes the messages.
+        """
         return self.is_connected
 
     def drop_unsent(self) -> list[Message]:
-        """Return an empty list, as this channel has no unsent messages."""
+        """Return an empty list, because this channel hands all messages over immediately."""
         return []
 
     def is_stalled(self) -> bool:
-        """Return False. `StorageChannelServer` disconnects workers that are silent for too long."""
+        """Return False. Workers that are silent for too long are disconnected by `StorageChannelServer`."""
         return False
 
     def receive(self) -> tuple[list[Message], bool]:
-        """Return the messages since the last call, and whether the worker is connected."""
+        """Return the messages that have arrived since the last call, and whether the worker is connected."""
         self._wake_signal.clear()
-        is_connected = (
-            self.is_connected
-        )  # read first, so that messages sent before a disconnection are returned
+        # Read this first, so that messages sent before a disconnection are returned.
+        is_connected = self.is_connected
         return [self._inbox.popleft() for _ in range(len(self._inbox))], is_connected
 
     def close(self) -> None:
-        """Close the channel, upon which the worker exits.
+        """Close the channel. The worker then exits.
 
-        In a forked child, only the resources of this process are closed.
+        In a forked child process, only the resources of this process are closed.
         """
         if os.getpid() == self._owner_pid:
             self._post_message(self, None)
@@ -143,19 +148,20 @@ class DriverStorageChannel:
 
 
 WorkerChannel = SocketChannel | DriverStorageChannel
-# Called with the id of a worker, its channel and the name of the channel.
+# The type of a callback that receives the id of a worker, its channel, and the name of the channel.
 OnConnected = Callable[[int, WorkerChannel, str], None]
 
 
 class StorageChannelServer:
-    """Serves the storage channels of a pool: one thread writes the mailbox, another reads replies.
+    """The message channels of a pool whose workers cannot connect by TCP, through an object storage.
 
-    Sessions therefore never wait for the storage, which may hang.
+    One thread writes the messages for all workers, and another thread reads the replies. Sessions therefore
+    never wait for the storage, which may hang.
 
     Parameters
     ----------
     storage : lithops.Storage
-        The storage, used by this object only.
+        The storage, which nothing else may use.
     key_prefix : str
         The common prefix of the keys of all messages.
     on_connected : callable
@@ -164,22 +170,24 @@ class StorageChannelServer:
     Attributes
     ----------
     mismatches : deque of ProtocolMismatchError
-        The errors about workers that use another version of the protocol, for the owner to take.
+        Errors about workers that run another version of polarmap. The owner removes them from the queue.
     """
 
     def __init__(self, storage: Any, key_prefix: str, on_connected: OnConnected) -> None:
         self._storage, self._keys, self._on_connected = storage, ChannelKeys(key_prefix), on_connected
         self._channels: dict[int, DriverStorageChannel] = {}
         self.mismatches = deque[ProtocolMismatchError]()
-        # The locks are reentrant: a destructor may close a session or a pool at any point, also inside them.
+        # The locks are reentrant, because a destructor may close a session or a pool while one is held.
         self._lock, self._mailbox_lock = threading.RLock(), threading.RLock()
         self._heartbeat, self._next_heartbeat_at = 0, time.monotonic() + HEARTBEAT_SECONDS
-        self._n_writes = self._n_reads = 0  # writes include listings, which cost as much
-        self._payload_by_digest: dict[bytes, Any] = {}  # large parts of messages, by digest
-        self._stored_digests = set[bytes]()  # payloads that are stored as separate objects
+        # The number of requests since they were last reported. Listings cost as much as writes.
+        self._n_writes = self._n_reads = 0
+        self._payload_by_digest: dict[bytes, Any] = {}  # the large parts of queued messages, by digest
+        self._stored_digests = set[bytes]()  # the digests of large parts that are stored as separate objects
         self._has_unwritten = False
         self._posted, self._poll_soon, self._is_closed = [threading.Event() for _ in range(3)]
-        self._failure: Exception | None = None  # latest error of the writing thread since its last success
+        # The latest error of the writing thread, None once it succeeds.
+        self._failure: Exception | None = None
         self._seen_keys: set[str] = set()
         self._write_mailbox()
         self._threads = [
@@ -190,23 +198,24 @@ class StorageChannelServer:
             thread.start()
 
     def flush_messages(self) -> None:
-        """Make the writing thread send all queued messages. Does not wait for the storage.
+        """Make the writing thread send all queued messages, without waiting for the storage.
 
         Raises ExecutorError if the storage has refused messages, or has not answered for OUTAGE_SECONDS.
         """
         if self._has_unwritten:
             self._posted.set()
-        error, self._failure = self._failure, None  # reported once, as the next job may reach the storage
+        # Report an error only once, because the next job may be able to reach the storage.
+        error, self._failure = self._failure, None
         if error is not None:
             raise ExecutorError(
                 f"messages cannot be sent to the workers through the storage: {type(error).__name__}: {error}"
             ) from error
 
     def take_request_counts(self, worker_seconds: float) -> tuple[int, int]:
-        """Return the numbers of billed writes and reads since the last call.
+        """Return the numbers of billed write and read requests to the storage since the last call.
 
-        Requests of this process are counted. Requests of workers, which poll, are estimated from the
-        `worker_seconds` that all workers together have run.
+        Requests of this process are counted. Requests of workers, which poll the storage, are estimated from
+        `worker_seconds`, the time that all workers together have run.
         """
         n_writes, n_reads, self._n_writes, self._n_reads = self._n_writes, self._n_reads, 0, 0
         n_heartbeats, n_polls = worker_seconds / HEARTBEAT_SECONDS, worker_seconds / MAX_POLL_INTERVAL
@@ -221,17 +230,17 @@ class StorageChannelServer:
             channel.disconnect()
 
     def close(self) -> None:
-        """Stop the threads and delete the mailbox, upon which the workers exit.
+        """Stop the threads and delete the object with the messages. The workers then exit.
 
-        The provider removes their replies.
+        The `WorkerProvider` removes their replies.
         """
-        deadline = time.monotonic() + OUTAGE_SECONDS  # a storage may not answer
+        deadline = time.monotonic() + OUTAGE_SECONDS  # the storage may not answer
         for event in (self._is_closed, self._posted, self._poll_soon):
             event.set()
         for thread in self._threads:
-            if thread is not threading.current_thread():  # a destructor runs on any thread
+            if thread is not threading.current_thread():  # a destructor may run on this very thread
                 thread.join(max(0.0, deadline - time.monotonic()))
-        # Wait for a write in progress: a mailbox that is stored later would stay forever.
+        # Wait for a running write, which would otherwise store the object again after it is deleted.
         is_free = self._mailbox_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
         try:
             with contextlib.suppress(Exception):
@@ -241,7 +250,7 @@ class StorageChannelServer:
                 self._mailbox_lock.release()
 
     def _enqueue_message(self, channel: DriverStorageChannel, message: Message | None) -> None:
-        """Queue a message for a worker, sent by the next `flush_messages`. None closes the channel."""
+        """Queue a message for a worker. None closes the channel. `flush_messages` sends what is queued."""
         with self._lock:
             if message is None:
                 if self._channels.get(channel.worker_id) is channel:
@@ -257,7 +266,10 @@ class StorageChannelServer:
             self._has_unwritten = True
 
     def _write_loop(self) -> None:
-        """Write the mailbox when messages are flushed, and as a heartbeat, until the server is closed."""
+        """Write the messages for all workers whenever they are flushed, and from time to time as a heartbeat.
+
+        Runs on a thread until the server is closed.
+        """
         while not self._is_closed.is_set():
             self._posted.wait(max(0.0, self._next_heartbeat_at - time.monotonic()))
             self._posted.clear()
@@ -265,20 +277,21 @@ class StorageChannelServer:
             if self._is_closed.is_set() or not is_due:
                 continue
             try:
-                # A heartbeat writes the whole mailbox again, as a restarted storage may have lost it.
+                # A heartbeat writes all messages again, because a restarted storage may have lost them.
                 retry_request(self._write_mailbox)
                 self._failure = None
-            except Exception as error:  # the messages stay queued for the next write
+            except Exception as error:  # the messages stay in the queue for the next write
                 self._failure = error if self._has_unwritten else None
             self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
             self._poll_soon.set()
 
     def _write_mailbox(self) -> None:
-        with self._mailbox_lock:  # one writer at a time, so that the newest mailbox is stored last
-            if self._is_closed.is_set():  # a session that is still running must not store the mailbox again
+        # Only one thread writes at a time, so that the newest version is stored last.
+        with self._mailbox_lock:
+            if self._is_closed.is_set():  # do not store the object again after `close` has deleted it
                 return
             with self._lock:
-                channels = list(self._channels.values())  # workers that are not in the mailbox exit
+                channels = list(self._channels.values())  # a worker exits if it is not in the list
                 messages = {
                     item.worker_id: list(item.unacknowledged) for item in channels if item.is_connected
                 }
@@ -307,7 +320,10 @@ class StorageChannelServer:
         self._storage.put_object(self._storage.bucket, key, data)
 
     def _poll_loop(self) -> None:
-        """Poll for replies until the server is closed, with exponential backoff while none arrive."""
+        """Poll the storage for replies, with exponential backoff while none arrive.
+
+        Runs on a thread until the server is closed.
+        """
         poll_interval, next_review = 0.0, 0.0
         while not self._is_closed.is_set():
             started_at, n_replies = time.monotonic(), 0
@@ -316,7 +332,7 @@ class StorageChannelServer:
                 if started_at >= next_review:
                     next_review = started_at + HEARTBEAT_SECONDS
                     self._disconnect_silent_workers()
-            except Exception:  # during a storage outage, missing heartbeats do not mean lost workers
+            except Exception:  # missing heartbeats during a storage outage do not mean that workers are lost
                 for channel in list(self._channels.values()):
                     channel.last_heartbeat_at = time.monotonic()
             poll_seconds = time.monotonic() - started_at
@@ -324,14 +340,14 @@ class StorageChannelServer:
             if self._poll_soon.wait(poll_interval):
                 self._poll_soon.clear()
                 poll_interval = 0.0
-                self._is_closed.wait(MIN_POLL_INTERVAL)  # no worker can reply earlier
+                self._is_closed.wait(MIN_POLL_INTERVAL)  # no worker can have replied earlier
 
     def _read_replies(self) -> int:
-        """Read, deliver and delete all replies. Return their number."""
+        """Read all new replies, deliver them to their channels, and delete them. Return their number."""
         with self._lock:
             self._n_writes += 1
         listed_keys = set(self._storage.list_keys(self._storage.bucket, self._keys.reply_prefix))
-        self._seen_keys &= listed_keys  # the other objects have been deleted
+        self._seen_keys &= listed_keys  # forget objects that have been deleted
         new_replies = sorted(
             (reply_key, object_key)
             for object_key in listed_keys - self._seen_keys
@@ -339,10 +355,10 @@ class StorageChannelServer:
         )
         n_replies = sum(reply_key.size > 0 for reply_key, _ in new_replies)
         self._n_reads += n_replies
-        # Read all replies before the first is delivered, so that one mailbox answers all of them.
+        # Read all replies before the first is delivered, so that a single write can answer all of them.
         contents = map_in_parallel(self._read_object, new_replies, MAX_PARALLEL_READS)
         delivered_keys = list[str]()
-        blocked_workers = set[int]()  # ids of workers whose next reply is still incomplete
+        blocked_workers = set[int]()  # the ids of workers whose next reply is not completely stored yet
         for (reply_key, object_key), data in zip(new_replies, contents):
             if reply_key.worker_id in blocked_workers or len(data) != reply_key.size:
                 blocked_workers.add(reply_key.worker_id)
@@ -355,7 +371,7 @@ class StorageChannelServer:
         return n_replies
 
     def _parse_reply_key(self, object_key: str) -> ReplyKey | None:
-        """Return the fields in the key of a reply, or None for other objects and other protocol versions."""
+        """Parse the key of a reply. Return None for other objects, and for other versions of polarmap."""
         try:
             return self._keys.parse_reply_key(object_key)
         except ProtocolMismatchError as error:
@@ -364,15 +380,19 @@ class StorageChannelServer:
             return None
 
     def _read_object(self, reply: tuple[ReplyKey, str]) -> bytes:
-        """Return the bytes of a reply; empty for a heartbeat."""
+        """Return the bytes of a reply. A heartbeat has none and is not read."""
         reply_key, object_key = reply
         return bytes(self._storage.get_object(self._storage.bucket, object_key)) if reply_key.size else b""
 
     def _handle_reply(self, reply_key: ReplyKey, data: bytes) -> None:
-        """Deliver a reply to the channel of its worker, and report new workers. A heartbeat has no data."""
+        """Deliver a reply to the channel of its worker. A new worker gets a new channel.
+
+        A reply without data is a heartbeat.
+        """
         channel = self._channels.get(reply_key.worker_id)
         if channel is None or channel.worker_instance != reply_key.instance_id:
-            if reply_key.last_sent > 1 or not data:  # the worker does not know yet that its channel is closed
+            if reply_key.last_sent > 1 or not data:
+                # The worker does not know yet that its channel was closed.
                 return
             channel = DriverStorageChannel(reply_key.worker_id, reply_key.instance_id, self._enqueue_message)
             with self._lock:
@@ -384,13 +404,14 @@ class StorageChannelServer:
             while unacknowledged and unacknowledged[0].sequence_number <= reply_key.last_received:
                 unacknowledged.popleft()
         if reply_key.last_sent <= channel.n_received:
-            return  # a heartbeat, or a message that was stored twice
+            # This is a heartbeat, or a message that was stored twice.
+            return
         if data:
             channel.n_received, channel.n_missed = reply_key.last_sent, 0
             channel.deliver_frames(data)
         else:
             channel.n_missed += 1
-            if channel.n_missed > 1:  # a restarted storage has lost a message
+            if channel.n_missed > 1:  # a restarted storage must have lost a message
                 channel.disconnect()
 
     def _disconnect_silent_workers(self) -> None:

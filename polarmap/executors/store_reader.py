@@ -1,4 +1,4 @@
-"""Read segments of a store that only this process can use, for workers that ask for them."""
+"""Reads blocks from a store that only this process can use, for workers that request them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from polarmap.worker.task_records import describe_error
 if TYPE_CHECKING:
     from polarmap.storage import Store
 
-AttemptKey = tuple[int, int, int]  # number of the job, task and attempt
+# The id of the job, the index of the task, and how often it was started before.
+AttemptKey = tuple[int, int, int]
 
 
 class OpenStoreLocation(StoreLocation):
-    """The location of what is in a store of the user's own, in the process that has the store."""
+    """The location of objects in a storage class that a user wrote, with the open store itself.
+
+    It exists only in the process that has the store.
+    """
 
     __slots__ = ("store",)
 
@@ -36,12 +40,12 @@ class OpenStoreLocation(StoreLocation):
     __hash__ = StoreLocation.__hash__
 
     def with_encryption(self, encryption: Any) -> OpenStoreLocation:
-        """Return the same store for segments that are encrypted so."""
+        """Return the location of objects in the same store that are encrypted with `encryption`."""
         return OpenStoreLocation(self.store, encryption)
 
 
 class FinishedRead(NamedTuple):
-    """The stored bytes of a segment for an attempt, or why they could not be read."""
+    """The bytes that a worker requested for a task, or the reason why they could not be read."""
 
     attempt_key: AttemptKey
     segment: Segment
@@ -50,7 +54,9 @@ class FinishedRead(NamedTuple):
 
 
 class StoreReader:
-    """Reads segments of one store on daemon threads, as a store may hang.
+    """A reader of a store that only this process can use. It reads blocks for workers on daemon threads.
+
+    Each read has a time limit, because a store may hang.
 
     Parameters
     ----------
@@ -71,19 +77,19 @@ class StoreReader:
     def for_blocks(
         cls, blocks: TaskBlocks, fetch_timeout: float, on_finished: Callable[[], None]
     ) -> StoreReader | None:
-        """Return what reads blocks for workers, or None if workers read them without this process."""
+        """Return a reader for the store of some blocks, or None if workers can read the blocks themselves."""
         location = blocks.location
         if not isinstance(location, OpenStoreLocation):
             return None
         return cls(location.store, fetch_timeout, on_finished)
 
     def start(self, attempt_key: AttemptKey, segment: Segment) -> None:
-        """Start to read a segment for an attempt."""
+        """Start to read a byte range, which a worker requested for a task."""
         deadline = self._deadlines.setdefault(attempt_key, time.monotonic() + self._fetch_timeout)
         run_in_daemon_thread(partial(self._read, attempt_key, segment, deadline))
 
     def collect_finished(self) -> list[FinishedRead]:
-        """Return what has been read since the last call, or could not be."""
+        """Return the reads that have succeeded or failed since the last call."""
         finished: list[FinishedRead] = []
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Temporary folders named after their process, so that later processes can remove those of dead ones."""
+"""Temporary folders whose names identify their process, so that later processes can remove stale ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from polarmap.errors import ExecutorError
 from polarmap.worker.private_files import PRIVATE_MODE, ensure_private_folder
 from polarmap.worker.processes import ProcessIdentity, remove_stale_folders
 
-MAX_REMOVE_ATTEMPTS = 10  # attempts to remove a folder in which a worker may still create files
-SHARED_MEMORY_ROOT = "/dev/shm"  # files below it are in memory (Linux)
+MAX_REMOVE_ATTEMPTS = 10  # tries to remove a folder in which a worker may still be creating files
+SHARED_MEMORY_ROOT = "/dev/shm"  # a file system in memory, on Linux
 
-_owned_folders: set[tuple[int, Path]] = set()  # pid of the process that created the folder, and its path
+_owned_folders: set[tuple[int, Path]] = set()  # the pid of the process that created a folder, and the path
 
 
 def make_shared_memory_folder() -> Path | None:
-    """Return a new folder whose files are in memory, or None if it cannot be created."""
+    """Create a temporary folder whose files are in memory. Return None if that is not possible."""
     try:
         return _make_owned_folder(SHARED_MEMORY_ROOT)
     except OSError:
@@ -28,7 +28,7 @@ def make_shared_memory_folder() -> Path | None:
 
 
 def get_temp_root() -> str:
-    """Return the folder for temporary files; a folder in memory if no other is writable."""
+    """Return the folder in which to create temporary folders. It is in memory if no other is writable."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
@@ -36,7 +36,7 @@ def get_temp_root() -> str:
 
 
 def make_temp_folder() -> Path:
-    """Return a new temporary folder. Raises ExecutorError if it cannot be created."""
+    """Create a temporary folder and return its path. Raises ExecutorError if that is not possible."""
     try:
         return _make_owned_folder(get_temp_root())
     except OSError as error:
@@ -44,9 +44,9 @@ def make_temp_folder() -> Path:
 
 
 def get_process_temp_folder() -> Path:
-    """Return the temporary folder of this process, and create it again if it was removed.
+    """Return a temporary folder that belongs to this process. Create it again if it was removed.
 
-    Raises ExecutorError if that is impossible, or if another user has created a folder of this name.
+    Raises ExecutorError if that is not possible, or if another user has created a folder of this name.
     """
     folder = _make_process_folder(os.getpid())
     try:
@@ -64,14 +64,14 @@ def _make_process_folder(pid: int) -> Path:
 
 
 def remove_owned_folder(folder: Path) -> None:
-    """Remove a temporary folder if this process has created it."""
+    """Remove a temporary folder. Do nothing if another process has created it."""
     if (os.getpid(), folder) in _owned_folders:
         remove_tree(str(folder))
         _owned_folders.discard((os.getpid(), folder))
 
 
 def remove_tree(folder: str) -> None:
-    """Remove a folder to which a worker may still be writing."""
+    """Remove a folder to which another process may still be writing."""
     for _ in range(MAX_REMOVE_ATTEMPTS):
         try:
             os.rmdir(folder)
@@ -85,7 +85,7 @@ def remove_tree(folder: str) -> None:
 
 @atexit.register
 def _remove_all_owned_folders() -> None:
-    """Remove the folders that are left at exit, for example after an interrupt."""
+    """Remove the temporary folders that are left when this process exits, for example after Ctrl-C."""
     for owner_pid, folder in list(_owned_folders):
         if owner_pid == os.getpid():
             remove_owned_folder(folder)
@@ -95,8 +95,7 @@ def _make_owned_folder(parent_folder: str) -> Path:
     remove_stale_folders({SHARED_MEMORY_ROOT, get_temp_root()})
     folder_name = ProcessIdentity.current().folder_prefix + os.urandom(8).hex()
     folder = Path(parent_folder).resolve() / folder_name
-    _owned_folders.add(
-        (os.getpid(), folder)
-    )  # added before it is created, so that an interrupt leaves no folder behind
+    # Record the folder before it is created, so that an interrupt leaves no folder behind.
+    _owned_folders.add((os.getpid(), folder))
     folder.mkdir(PRIVATE_MODE)
     return folder

@@ -15,19 +15,20 @@ from typing import Generic, TypeVar
 
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 
-MAX_PARALLEL_TRANSFERS = 8  # default number of transfers at a time
-# A wait without a timeout misses a Ctrl-C just before it starts, and on Windows every Ctrl-C.
+# The default number of transfers at the same time.
+MAX_PARALLEL_TRANSFERS = 8
+# A wait without a timeout misses a Ctrl-C just before it starts. On Windows it misses every Ctrl-C.
 INTERRUPT_POLL_SECONDS = 1.0
-GRACE_SECONDS = 5.0  # wait for running transfers, which may hang, after an error or Ctrl-C
+GRACE_SECONDS = 5.0  # seconds to wait for running transfers, which may hang, after an error or Ctrl-C
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class ParallelTransfers(Generic[T, R]):
-    """Calls of a function with each of several items, on a limited number of daemon threads.
+    """Parallel calls of a function with each of several items, on a limited number of daemon threads.
 
-    The constructor starts the calls. The reference to an item is dropped as soon as its call has ended.
+    The constructor starts the calls. The reference to an item is dropped as soon as its call has returned.
 
     Parameters
     ----------
@@ -49,21 +50,21 @@ class ParallelTransfers(Generic[T, R]):
     ) -> None:
         self._transfer, self._queue = transfer, deque(enumerate(items))
         self._results, self._errors = dict[int, R](), dict[int, BaseException]()
-        self._lock, self._n_running_threads = threading.Lock(), 0  # threads that run transfers
+        self._lock, self._n_running_threads = threading.Lock(), 0
         self._has_settled, self._is_idle = threading.Event(), threading.Event()
         self._start_threads(min(max_threads, len(self._queue)))
 
     def wait_for_results(self, deadline: float = inf) -> list[R]:
-        """Block until all calls have returned, and return their results in the order of the items.
+        """Block until all calls have returned. Return their results in the order of the items.
 
-        If a call fails, no further call is started. The error of the first failed item is raised once the
-        running calls have ended, or after GRACE_SECONDS. Otherwise the running calls could interfere with the
-        error handling of the caller.
+        If a call fails, no further call is started. The error is raised once the running calls have ended, or
+        after GRACE_SECONDS, so that they do not interfere with the error handling of the caller. If several
+        calls fail, the error of the first item is raised.
 
         Parameters
         ----------
         deadline : float
-            When to raise TimeoutError even if calls are running, on the monotonic clock.
+            The time on the monotonic clock at which to raise TimeoutError even if calls are still running.
         """
         grace = GRACE_SECONDS
         try:
@@ -80,20 +81,20 @@ class ParallelTransfers(Generic[T, R]):
             if error is not None:
                 raise error
         finally:
-            del error  # its traceback refers to this frame
+            del error  # break the reference cycle: the traceback refers to this frame
         return [self._results[index] for index in range(len(self._results))]
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Start no further call, and wait for running calls.
+        """Start no further calls, and wait for the running ones.
 
-        `grace_seconds` is the longest wait in seconds; None: GRACE_SECONDS.
+        `grace_seconds` is the longest wait in seconds. None means GRACE_SECONDS.
         """
         with self._lock:
             self._queue.clear()
         self._is_idle.wait(GRACE_SECONDS if grace_seconds is None else grace_seconds)
 
     def _start_threads(self, n_threads: int) -> None:
-        """Start `n_threads` threads, or fewer if the system runs out of threads."""
+        """Start `n_threads` threads, or as many as the system allows."""
         self._n_running_threads = max(1, n_threads)
         for n_started in range(n_threads):
             try:
@@ -108,12 +109,12 @@ class ParallelTransfers(Generic[T, R]):
             self._on_thread_exit()
 
     def _run_transfers(self) -> None:
-        """Make calls until no item is waiting."""
+        """Call the function with one item after the other until none is left. Runs on each thread."""
         while (indexed_item := self._pop_item()) is not None:
             index, item = indexed_item
             try:
                 result = self._transfer(item)
-            except BaseException as error:  # raised by `wait_for_results`
+            except BaseException as error:  # `wait_for_results` raises it in the calling thread
                 self._record_error(index, error)
             else:
                 self._results[index] = result
@@ -132,7 +133,7 @@ class ParallelTransfers(Generic[T, R]):
         self._has_settled.set()
 
     def _on_thread_exit(self) -> None:
-        """Count the exit of a thread. The last one signals that all calls have ended."""
+        """Count the exit of a thread. The last thread signals that all calls have ended."""
         with self._lock:
             self._n_running_threads -= 1
             is_last = not self._n_running_threads
@@ -141,7 +142,7 @@ class ParallelTransfers(Generic[T, R]):
             self._is_idle.set()
 
     def _take_first_error(self) -> BaseException | None:
-        """Return the error of the first failed item, or None, and discard all errors."""
+        """Return the error of the first item that failed, or None. All recorded errors are discarded."""
         with self._lock:
             errors, self._errors = self._errors, {}
         return errors[min(errors)] if errors else None

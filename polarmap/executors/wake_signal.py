@@ -1,4 +1,4 @@
-"""A descriptor with which one thread wakes another thread that polls."""
+"""A file descriptor by which one thread wakes another thread that is waiting in `select` or `poll`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,22 @@ class WakeSignal:
             each_socket.setblocking(False)
 
     def fileno(self) -> int:
-        """Return the descriptor to poll, or -1 after `close`."""
+        """Return the file descriptor to pass to `select` or `poll`, or -1 after `close`."""
         return self._read_socket.fileno()
 
     def set(self) -> None:
-        """Make the descriptor readable. Any thread may call this at any time, also after `close`."""
+        """Make the descriptor readable, to wake a thread that polls it.
+
+        Any thread may call this, also after `close`.
+        """
         write_socket = self._write_socket  # this reference keeps the socket open
         if write_socket is not None:
-            with contextlib.suppress(OSError):  # closed, or the buffer is full of earlier signals
+            # The socket may be closed, or its buffer full of earlier signals.
+            with contextlib.suppress(OSError):
                 write_socket.send(b".", MSG_NOSIGNAL)
 
     def clear(self) -> bool:
-        """Reset the signal. Return True if it was set."""
+        """Reset the signal. Return True if it was set since the last call."""
         was_set = False
         with contextlib.suppress(OSError):  # the buffer is empty
             while self._read_socket.recv(4096):
@@ -50,19 +54,20 @@ class WakeSignal:
         return was_set
 
     def close(self) -> None:
-        """Close the descriptor, in this process only. Safe to call twice."""
+        """Close the descriptor. Its copies in forked processes stay open. Safe to call twice."""
         self._write_socket = None
         self._read_socket.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # the constructor failed
+        with contextlib.suppress(AttributeError):  # `__init__` has failed, so there are no sockets
             self.close()
 
 
 class _SendSocket(socket.socket):
     """A socket that closes itself when the last thread drops its reference.
 
-    If it were closed earlier, a thread that still sends could write to a newer file with the same descriptor.
+    Closing it earlier would be unsafe. The system could give its descriptor to a new file, and a thread that
+    is still sending would write to that file.
     """
 
     __del__ = socket.socket.close

@@ -29,37 +29,36 @@ from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl
 
-UNRESOLVABLE_HOST_ERRORS = (
-    socket.EAI_NONAME,
-    socket.EAI_AGAIN,
-)  # for host names that only workers can resolve
-GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)  # value of SIOCGIFADDR, by platform
-MAX_UNAUTHENTICATED = 256  # largest number of connections that are being authenticated
+# The errors of a host name that this machine cannot resolve. Workers may be able to resolve it.
+UNRESOLVABLE_HOST_ERRORS = (socket.EAI_NONAME, socket.EAI_AGAIN)
+# The `ioctl` request SIOCGIFADDR, by platform.
+GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)
+MAX_UNAUTHENTICATED = 256  # the largest number of connections that are being authenticated at the same time
 
 
 class WorkerListener:
-    """A thread that listens for workers until `close` is called.
+    """A thread that accepts TCP connections of remote workers, and checks that they have the right key.
 
     Parameters
     ----------
     authentication_key : bytes
         The key that workers must have.
     on_connected : callable
-        Called with the id of a worker, its channel and "TCP" once the worker is authenticated.
+        Called with the id of a worker, its channel and "TCP" once the worker has proved that it has the key.
     local_only : bool
         True: accept only workers on this machine.
     endpoint : Endpoint, optional
         The host and port to which workers connect, for example a tunnel to the same port of this machine.
         None: the addresses of this machine and a free port.
     tcp_timeout : float
-        Seconds of silence after which a connection is lost.
+        Seconds without any message after which a connection counts as lost.
     preferred_host : str
         The address of this machine that workers try first. Empty: the address of the default route.
 
     Attributes
     ----------
     mismatches : deque of ProtocolMismatchError
-        The errors about workers that use another version of the protocol, for the owner to take.
+        Errors about workers that run another version of polarmap. The owner removes them from the queue.
     """
 
     def __init__(
@@ -87,13 +86,14 @@ class WorkerListener:
             tuple((host, port) for host in hosts) if endpoint is None else (endpoint,)
         )
         self._socket.setblocking(False)
-        self._unauthenticated = dict[socket.socket, None]()  # connections being authenticated, oldest first
+        # Connections that are being authenticated, oldest first.
+        self._unauthenticated = dict[socket.socket, None]()
         self._stop_signal = WakeSignal()
         self._thread = threading.Thread(target=self._accept_loop, name="polarmap-listener", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening, and close connections that are not authenticated."""
+        """Stop listening, and close connections that are not authenticated yet."""
         self._stop_signal.set()
         self._thread.join(PROOF_TIMEOUT)
         self._stop_signal.close()
@@ -102,7 +102,7 @@ class WorkerListener:
         self._socket.close()
 
     def after_fork(self) -> None:
-        """Close the sockets in a forked child of the process that listens."""
+        """Close the sockets in a forked child process. The listener belongs to the parent process."""
         for connection in (self._socket, *self._unauthenticated):
             connection.close()
         self._stop_signal.close()
@@ -113,16 +113,16 @@ class WorkerListener:
                 with contextlib.ExitStack() as stack:
                     connection = stack.enter_context(self._socket.accept()[0])
                     run_in_daemon_thread(partial(self._authenticate, connection))
-                    stack.pop_all()  # the new thread closes the connection
+                    stack.pop_all()  # from now on, the new thread closes the connection
             except BlockingIOError:  # the connection was closed before it was accepted
                 continue
-            except (OSError, RuntimeError):  # no descriptor or thread is free
+            except (OSError, RuntimeError):  # the process is out of file descriptors or threads
                 wait_until_ready([self._stop_signal], POLLIN, LIVENESS_INTERVAL)
             for oldest_connection in list(self._unauthenticated)[:-MAX_UNAUTHENTICATED]:
                 shutdown_socket(oldest_connection)
 
     def _authenticate(self, connection: socket.socket) -> None:
-        """Report a worker once it has proved that it has the key, and close all other connections."""
+        """Call `on_connected` if a new connection proves that it has the key. Otherwise close it."""
         self._unauthenticated[connection] = None
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
@@ -139,7 +139,7 @@ class WorkerListener:
 
 
 def check_endpoint(address: str) -> Endpoint:
-    """Return the host and port of an address. Raises CodeError if it is invalid.
+    """Parse "host:port" and return the host and port. Raises CodeError if the address is invalid.
 
     >>> check_endpoint("head.example.org:8800"), check_endpoint("[2001:db8::1]:8800")
     (('head.example.org', 8800), ('2001:db8::1', 8800))
@@ -152,7 +152,9 @@ def check_endpoint(address: str) -> Endpoint:
 
 
 def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[str]:
-    """Return the addresses with the preferred one first, unless it is empty or only valid on this machine.
+    """Return the addresses, with the preferred one first.
+
+    The preferred address is left out if it is empty, or if other machines cannot use it (such as 127.0.0.1).
 
     >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"])
     ['10.0.0.1', '192.0.2.1']
@@ -167,7 +169,7 @@ def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[
 
 
 def _open_listening_socket(hosts: Sequence[str]) -> socket.socket:
-    """Return a socket that listens on a free port of the given addresses of this machine."""
+    """Open a socket that listens on a free port, at the given addresses of this machine."""
     if len(hosts) == 1:
         return socket.create_server((hosts[0], 0), backlog=MAX_UNAUTHENTICATED)
     if any(":" in host for host in hosts) and socket.has_dualstack_ipv6():
@@ -178,7 +180,7 @@ def _open_listening_socket(hosts: Sequence[str]) -> socket.socket:
 
 
 def find_local_address_towards(remote_host: str) -> str:
-    """Return the local address of connections to a host, or an empty string without a route."""
+    """Return the address of this machine in connections to a host, or "" if there is no route."""
     with contextlib.suppress(OSError):
         family, *_, address = socket.getaddrinfo(remote_host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -188,9 +190,10 @@ def find_local_address_towards(remote_host: str) -> str:
 
 
 def _open_listening_socket_at(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at the given address.
+    """Open a socket that listens at the given address.
 
-    If the address belongs to another machine (such as a tunnel), listen on all addresses of this machine.
+    If the address belongs to another machine (such as the entry of a tunnel), listen on all addresses of this
+    machine.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -202,9 +205,9 @@ def _open_listening_socket_at(host: str, port: int) -> socket.socket:
 
 
 def is_every_host_local(hosts: Collection[str | None]) -> bool:
-    """Return True if `hosts` is not empty and all of them are addresses of this machine.
+    """Return True if all hosts are addresses of this machine, and there is at least one.
 
-    Debian gives the host name the address 127.0.1.1.
+    On Debian, the host name has the address 127.0.1.1.
     """
     return bool(hosts) and set(hosts) <= {*list_local_addresses(), "localhost", "127.0.1.1", "::1"}
 
@@ -212,7 +215,7 @@ def is_every_host_local(hosts: Collection[str | None]) -> bool:
 def list_local_addresses() -> list[str]:
     """Return the IPv4 addresses of this machine: the default route first, the loopback address last.
 
-    On Linux and macOS no name server is queried, which would take long without a network.
+    On Linux and macOS, no name server is asked, which could take long without a network.
     """
     default = [address for address in [find_local_address_towards("192.0.2.1")] if address]
     addresses = [item for item in _list_interface_addresses() if not ipaddress.ip_address(item).is_loopback]
@@ -220,7 +223,10 @@ def list_local_addresses() -> list[str]:
 
 
 def _list_interface_addresses() -> list[str]:
-    """Return the IPv4 address of each network interface; on Windows, the addresses of the host name."""
+    """Return the IPv4 address of each network interface.
+
+    On Windows, return the addresses of the host name.
+    """
     found = list[str]()
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         if GET_ADDRESS is None:

@@ -21,7 +21,7 @@ def compute_max_per_machine(n_items: int, n_machines: int) -> int:
 def choose_machines(
     n_new_workers: int, machines: Iterable[str], n_workers_by_machine: Mapping[str, int]
 ) -> list[str]:
-    """Return a machine for each new worker: the machine with the fewest workers at that point.
+    """Choose a machine for each new worker: always the one that has the fewest workers so far.
 
     Parameters
     ----------
@@ -49,10 +49,10 @@ def choose_machines(
 def find_underfull_machines(
     machines: Sequence[str], n_workers_by_machine: Mapping[str, int], n_leaving: int = 0
 ) -> list[str]:
-    """Return the machines on which to start workers, so that the workers are spread evenly.
+    """Return the machines on which to start new workers so that all machines have equally many.
 
     A machine is listed once for each worker that it gets. The result is empty if the workers are already
-    spread evenly, or will be once `n_leaving` surplus workers on the fullest machines have exited.
+    spread evenly, or will be once `n_leaving` workers on the fullest machines have exited.
 
     >>> find_underfull_machines(["a", "b", "c"], {"a": 4, "b": 2})
     ['c', 'c']
@@ -66,7 +66,7 @@ def find_underfull_machines(
 
 
 def can_spare_worker(machine: str, machines: Sequence[str], n_workers_by_machine: Mapping[str, int]) -> bool:
-    """Return True if a machine has more workers than its even share, so that one can be removed.
+    """Return True if a machine has more workers than its share, so that one of them can be removed.
 
     >>> [can_spare_worker(one, ["a", "b", "c"], {"a": 4, "b": 3}) for one in "abc"]
     [True, True, False]
@@ -81,22 +81,22 @@ def choose_worker_for_task(
     n_tasks_by_machine: Mapping[str, int],
     max_tasks_per_machine: int,
 ) -> WorkerHandle | None:
-    """Return the idle worker for the next task of a job, or None if no worker is idle.
+    """Choose the idle worker for the next task of a job. Return None if no worker is idle.
 
-    Workers on machines that have had fewer than `max_tasks_per_machine` tasks come first. Among these,
-    workers that have the block of a queued task cached come first, then workers that have connected, then
-    workers on the machine with the fewest tasks.
+    Machines that have had fewer than `max_tasks_per_machine` tasks come first. Among their workers, a worker
+    that has the block of a queued task cached is preferred, then a worker that has connected, then a worker
+    on the machine with the fewest tasks.
 
     Parameters
     ----------
     idle_workers : collection of WorkerHandle
         The idle workers.
     task_keys : collection
-        The keys of the queued tasks.
+        The keys of the queued tasks, which identify their blocks.
     n_tasks_by_machine : mapping of str to int
         The number of tasks of the job that were assigned to each machine.
     max_tasks_per_machine : int
-        The even share of a machine.
+        The number of tasks per machine if they are spread evenly.
     """
 
     def rank_worker(worker: WorkerHandle) -> tuple[bool, bool, bool, int]:

@@ -6,13 +6,15 @@
 A worker is always in one of three states:
 
     idle        `allocation` is None
-    working     `allocation` belongs to an open session; `assigned` holds the running task, then prefetched
-    ones abandoned   its session has closed, but the running task has not ended yet
+    working     `allocation` belongs to an open session, and `assigned` begins with the running task
+    abandoned   its session has closed, but the running task has not ended yet
 
-`acquire_worker` takes a worker from idle to working, `release_worker` back to idle. `close_allocation` leaves
-workers that are still busy abandoned. A single session may use as many workers as the concurrency limit
-permits. Several sessions share the workers: a worker that becomes idle goes to the session with the fewest
-tasks in flight, or to the one that has waited longest if several have equally few.
+`acquire_worker` changes the state of a worker from idle to working, and `release_worker` changes it back.
+`close_allocation` leaves workers that are still busy in the state abandoned.
+
+A single session may use as many workers as the concurrency limit permits. Several sessions share the workers:
+a worker that becomes idle goes to the session that runs the fewest tasks. Among several such sessions, it
+goes to the one that has waited longest.
 """
 
 from __future__ import annotations
@@ -38,30 +40,33 @@ from polarmap.worker.task_records import WorkerIdentity
 if TYPE_CHECKING:
     from polarmap.executors.storage_channels import WorkerChannel
 
-MAX_LABEL_BYTES = 500  # bytes of a worker's description of its machine, host and label that are read
-MAX_CACHED_TASKS = 1024  # recent tasks remembered for each worker
-# Seconds that a session waits for tasks of other sessions, and that a worker may take to end an abandoned
-# task.
+# The largest number of bytes read of what a worker says about its machine.
+MAX_LABEL_BYTES = 500
+# The number of recent tasks that are remembered for each worker.
+MAX_CACHED_TASKS = 1024
+# Seconds that a session without workers waits for other sessions, and that a worker may take to end a task
+# whose session has closed.
 GRACE_SECONDS = 1.0
 
-AttemptKey = tuple[int, int, int]  # job id, task and attempt
+# The id of the job, the index of the task, and how often it was started before.
+AttemptKey = tuple[int, int, int]
 
 
 @dataclass(eq=False)
 class Allocation:
-    """The workers allocated to one session, and its place in the queue for more.
+    """The workers that currently belong to one session (one running map), and its claim to more workers.
 
     Attributes
     ----------
     wake_session : callable
         Called with no arguments to make the session check whether it may start a task.
     workers : dict of int to WorkerHandle
-        The workers that run tasks of the session, by the descriptor of their channel. Workers that are still
-        busy when the session closes stay here, abandoned.
+        The workers that run tasks of the session, by the file descriptor of their channel. Workers that are
+        still busy when the session closes stay in this mapping.
     poller : Poll
         Polls the channels of the workers, and the other descriptors for which the session waits.
     receiving_workers : set of WorkerHandle
-        The workers whose channel has messages that are not written yet.
+        The workers to which messages are still being written.
     n_queued : int
         The number of tasks that the session would start now.
     can_be_woken : bool
@@ -91,7 +96,10 @@ class Allocation:
     n_tasks_by_machine: dict[str, int] = field(default_factory=dict)
 
     def update_polled_events(self, worker: WorkerHandle) -> None:
-        """Poll the channel of a worker for replies, and for room to write while it has unsent messages."""
+        """Choose what to poll the channel of a worker for.
+
+        It is always polled for replies, and while messages are waiting to be sent also for room to write.
+        """
         has_unsent = worker.channel.has_unsent
         (self.receiving_workers.add if has_unsent else self.receiving_workers.discard)(worker)
         self.poller.register(worker.channel_descriptor, POLLIN | POLLOUT if has_unsent else POLLIN)
@@ -99,9 +107,9 @@ class Allocation:
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """The driver's record of one persistent worker.
+    """The driver's record of one persistent worker: its connection, its tasks and its state.
 
-    A task key identifies a task by its block, so that it means the same to later jobs on the same blocks.
+    A task key identifies the block of a task, so that it means the same in later jobs on the same blocks.
 
     Attributes
     ----------
@@ -110,9 +118,10 @@ class WorkerHandle:
     channel : WorkerChannel
         The connection to the worker.
     allocation : Allocation or None
-        Of the session whose task it runs, or ran when that session closed; None while the worker is idle.
+        The allocation of the session whose task the worker runs, even if that session has closed. None while
+        the worker is idle.
     channel_descriptor : int
-        The descriptor by which the session polls the channel.
+        The file descriptor by which the session polls the channel.
     assigned : deque of (AttemptKey, task key)
         The tasks that were sent to the worker and have not ended, the running task first.
     state_since : float
@@ -120,22 +129,22 @@ class WorkerHandle:
     pid : int or None
         The process id on the worker's machine; None until the worker has connected.
     label : str
-        The engine's name of the worker; empty until the worker has reported it.
+        The name that Dask, Ray or Lithops gives the worker; empty until the worker has reported it.
     machine : str
-        The address of the worker's machine. Until the worker reports it, the address where it was launched;
-        empty if the engine has no addresses.
+        The address of the worker's machine: the one on which it was launched, until the worker reports its
+        own. Empty if it is unknown.
     host : str
         The name of the worker's machine, for reports; empty until reported, and on the driver's machine.
     job_id : int
-        The job whose header was sent to the worker last.
+        The id of the job whose settings were sent to the worker last.
     function_digest : bytes or None
         The digest of the function that was sent to the worker last.
     last_task_seconds : float
-        The run time of its latest task; inf before the first.
+        The run time of the latest task in seconds; inf before the first.
     is_exiting : bool
         True if the worker has announced that it exits.
     cached_tasks : dict
-        The keys of its latest tasks, whose blocks it has in memory, oldest first.
+        The keys of the latest tasks, whose blocks the worker has in memory, oldest first.
     """
 
     worker_id: int
@@ -156,11 +165,11 @@ class WorkerHandle:
 
     @property
     def has_open_session(self) -> bool:
-        """True if the session to which the worker is allocated is open."""
+        """True if the worker runs a task of a session that is still open."""
         return self.allocation is not None and self.allocation.closed_at is None
 
     def get_abandoned_seconds(self) -> float:
-        """Return the seconds since the session of an abandoned worker closed."""
+        """Return the seconds since the session whose task this worker runs was closed."""
         assert self.allocation is not None
         return time.monotonic() - (self.allocation.closed_at or 0.0)
 
@@ -174,9 +183,9 @@ class WorkerHandle:
             n_tasks_by_machine[self.machine] = n_tasks_by_machine.get(self.machine, 0) + 1
 
     def receive_messages(self) -> tuple[list[Message], bool]:
-        """Receive the new messages about the running task. Return them, and whether the worker is connected.
+        """Receive new messages from the worker. Return them, and whether the worker is still connected.
 
-        A worker that reports on a task which it was not assigned is disconnected.
+        A worker that reports on a task that it was not assigned is disconnected.
         """
         messages, is_connected = self.channel.receive()
         valid_messages = []
@@ -191,7 +200,7 @@ class WorkerHandle:
                 if message.kind in TASK_END_KINDS:
                     _, task_key = self.assigned.popleft()
                     self.state_since = time.monotonic()
-                    if message.kind in REPLY_KINDS:  # otherwise the worker may not have read the block
+                    if message.kind in REPLY_KINDS:  # without a reply, the worker may not have read the block
                         self._add_cached_task(task_key)
             else:
                 self.channel.disconnect()
@@ -199,9 +208,10 @@ class WorkerHandle:
         return valid_messages, is_connected
 
     def cancel_tasks(self) -> bool:
-        """Cancel the tasks of the worker. Return False if none is left and no message is being sent to it.
+        """Cancel the tasks of the worker. Return True if it may still be busy with one of them.
 
-        Unsent messages are dropped, and with them the tasks that they would have assigned.
+        Messages that were not sent yet are dropped, and with them the tasks that they would have assigned.
+        Return False if no task is left and no message is being sent.
         """
         channel = self.channel
         if channel.has_unsent:
@@ -216,7 +226,7 @@ class WorkerHandle:
         return bool(self.assigned or channel.has_unsent)
 
     def write_unsent_messages(self) -> bool:
-        """Write as many unsent messages as the channel accepts. Return False if the worker is lost."""
+        """Write as many waiting messages as the channel accepts. Return False if the worker is lost."""
         channel = self.channel
         if channel.flush() and not channel.is_stalled():
             return True
@@ -236,19 +246,21 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """The base class of the pools of local and remote workers. Sessions on several threads may share one.
+    """The base class of the pools of local and of remote workers.
+
+    It assigns idle workers to sessions. Sessions on several threads may share a pool.
 
     Parameters
     ----------
     max_workers : int or None
-        The largest number of workers at a time, not counting abandoned ones; None: no limit.
+        The largest number of workers that run tasks at a time; None: no limit.
 
     Attributes
     ----------
     shares_host : bool
         True if the workers are on the driver's machine, so that messages to them take almost no time.
     latest_channel_name : str
-        The kind of channel by which the latest remote worker connected; empty if none has.
+        How the latest remote worker is connected ("TCP" or "objects"); empty if none is.
     """
 
     shares_host = False
@@ -256,13 +268,15 @@ class WorkerPool:
 
     def __init__(self, max_workers: int | None) -> None:
         self._max_workers = max_workers
-        self._lock = threading.RLock()  # Reentrant: a destructor may close a session at any point.
+        # Reentrant: a destructor may close a session while this thread holds the lock.
+        self._lock = threading.RLock()
         self._worker_ids = itertools.count()
         self._workers: dict[int, WorkerHandle] = {}
-        # The references are weak, as an interrupt may prevent an allocation from being closed.
+        # Weak references, because an interrupt may prevent an allocation from being closed.
         self._allocation_refs = set[weakref.ref[Allocation]]()
-        self._concurrency_limit = self._get_initial_concurrency_limit()  # tasks in flight
-        self._last_change_at = time.monotonic()  # when a task last started or ended
+        # The number of tasks that may run at the same time.
+        self._concurrency_limit = self._get_initial_concurrency_limit()
+        self._last_change_at = time.monotonic()  # the time when a task last started or ended
         self._is_closed = False
         self._owner_pid = os.getpid()
 
@@ -270,7 +284,7 @@ class WorkerPool:
         return len(self._workers)
 
     def count_busy_workers(self) -> int:
-        """Return the number of workers that run a task, including abandoned workers."""
+        """Return the number of workers that run a task, even if its map has already ended."""
         return sum(worker.allocation is not None for worker in list(self._workers.values()))
 
     def count_workers_by_host(self) -> dict[str, int]:
@@ -278,37 +292,40 @@ class WorkerPool:
         return dict(Counter(worker.host for worker in list(self._workers.values()) if worker.host))
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
-        """Return the pickled `ProcessEnvironment` that workers set up before they call a function.
+        """Return the pickled environment (variables and module path) that workers set up for a function.
 
-        Empty if workers keep their own environment.
+        It is empty if workers keep their own environment.
         """
         return b""
 
     def request_workers(self, n_workers: int) -> None:
-        """Hint that up to `n_workers` workers could be used right now."""
+        """Hint that up to `n_workers` workers could be used right now. Remote pools then start workers."""
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Check whether more workers could run some of the `n_queued` tasks that wait.
+        """Check whether more workers could run some of the `n_queued` waiting tasks.
 
-        Called while a session waits and no worker has replied.
+        Called from time to time while a session waits and no worker replies.
         """
 
     def explain_missing_workers(self) -> str:
-        """Return why no worker has connected yet and what to do, or an empty string if nothing is missing."""
+        """Return why no worker has connected yet and what to do, or an empty string if workers are there."""
         return ""
 
     def flush_messages(self) -> None:
         """Send all buffered messages without blocking. Raises ExecutorError if that is impossible."""
 
     def maintain_workers(self) -> None:
-        """Do periodic maintenance. Called also while no job runs, and again later if it raises an error."""
+        """Do periodic maintenance, such as stopping idle workers. Called even if no job runs.
+
+        If an error is raised, the call is repeated later.
+        """
 
     def take_billed_usage(self) -> PersistentUsage | None:
-        """Return the billed time of the workers since the last call; None if workers are not billed."""
+        """Return the billed time of the workers since the last call, or None if workers are not billed."""
         return None
 
     def open_allocation(self, wake_session: Callable[[], None]) -> Allocation:
-        """Return an allocation for a new session.
+        """Register a new session with the pool, and return the record of its workers.
 
         `wake_session` is called with no arguments when the session may start a task.
         """
@@ -330,11 +347,11 @@ class WorkerPool:
     def acquire_worker(
         self, allocation: Allocation, n_queued: int, get_task_keys: Callable[[], Collection[Hashable]] = tuple
     ) -> WorkerHandle | None:
-        """Allocate a worker to a session; return None if it may not have one now.
+        """Assign a worker to a session for its next task. Return None if the session cannot have one now.
 
         An idle worker that has the block of a queued task cached is preferred, then an idle worker whose
-        process runs, then a new worker. None means that it is the turn of another session, that the
-        concurrency limit is reached, or that no worker can be started.
+        process runs, then a new worker. The result is None if it is the turn of another session, if enough
+        tasks are running already, or if no worker can be started.
 
         Parameters
         ----------
@@ -371,7 +388,7 @@ class WorkerPool:
             return worker
 
     def release_worker(self, worker: WorkerHandle) -> None:
-        """Make a worker idle, and let the next session start a task. Its session may be closed already."""
+        """Make a worker idle, so that another session can use it. Its own session may be closed already."""
         with self._lock:
             allocation, worker.state_since = worker.allocation, time.monotonic()
             worker.assigned.clear()
@@ -380,16 +397,15 @@ class WorkerPool:
             if allocation.workers.pop(worker.channel_descriptor, None) is not None:
                 allocation.poller.unregister(worker.channel_descriptor)
             allocation.receiving_workers.discard(worker)
-            worker.allocation = (
-                None  # Last, so that an interrupt before this line leaves the worker abandoned.
-            )
+            # This is done last, so that a worker is still marked as busy after an interrupt before this line.
+            worker.allocation = None
             if allocation.closed_at is None:
                 self._last_change_at = allocation.last_progress_at = worker.state_since
                 if len(self._allocation_refs) > 1:
                     self._wake_next_session(allocation)
 
     def remove_worker(self, worker: WorkerHandle) -> None:
-        """Remove a worker that has exited or must exit, and other workers that have exited.
+        """Remove a worker that has exited or must exit. Also check which other workers have exited.
 
         Raises ExecutorError if another thread has closed the pool.
         """
@@ -399,22 +415,23 @@ class WorkerPool:
             self._check_open()
 
     def stop_waking_session(self, allocation: Allocation) -> None:
-        """Record that no thread waits in a session now, so that waking it would not start a task."""
+        """Record that no thread is waiting in a session, so that another session is woken in its place."""
         allocation.can_be_woken = False
         if len(self._allocation_refs) > 1:
             with self._lock:
                 self._wake_next_session()
 
     def close_allocation(self, allocation: Allocation, job_id: int | None = None) -> None:
-        """Close the allocation of a job that ends. Its busy workers are cancelled and become abandoned.
+        """Release the workers of a session that has ended. Their running tasks are cancelled.
 
         Idle workers on this machine are notified that the job `job_id` has ended, so that they can clean up
-        before the next task.
+        before their next task.
         """
         with self._lock:
             self._allocation_refs.discard(weakref.ref(allocation))
             allocation.closed_at = self._last_change_at = time.monotonic()
-            if self._allocation_refs:  # The limit grows again when the remaining sessions leave cores idle.
+            if self._allocation_refs:
+                # The limit is raised again when the remaining sessions leave cores idle.
                 initial_limit = self._get_initial_concurrency_limit()
                 self._concurrency_limit = max(self._count_in_flight_tasks(), initial_limit)
                 self._wake_next_session()
@@ -428,7 +445,7 @@ class WorkerPool:
                     worker.channel.send(Message(MessageKind.CANCEL, (job_id, -1, -1)))
 
     def abandon_worker(self, worker: WorkerHandle) -> None:
-        """Cancel the tasks of a worker and abandon it, as if its session had closed."""
+        """Cancel the tasks of a worker, and take it away from its session until it is idle."""
         with self._lock:
             is_busy, assigned = worker.cancel_tasks(), worker.assigned.copy()
             self.release_worker(worker)
@@ -437,16 +454,17 @@ class WorkerPool:
                 worker.allocation = Allocation(lambda: None, closed_at=time.monotonic())
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """Return how a worker has exited. Raises ExecutorError if the pool was closed."""
+        """Return how a worker has exited, for error messages. Raises ExecutorError if the pool was closed."""
         self._check_open()
         return "its worker process ended without reporting" + (worker.label and f" ({worker.label})")
 
     def find_tasks_cached_on_abandoned_workers(
         self, get_task_keys: Callable[[], Collection[Hashable]]
     ) -> set[Hashable]:
-        """Return the keys of tasks whose block is cached only by abandoned workers, which are still busy.
+        """Return the keys of tasks whose blocks only busy workers have cached.
 
-        `get_task_keys` returns the keys to check; it is called only if there are abandoned workers.
+        These workers are still busy with abandoned tasks (tasks of maps that have ended). `get_task_keys`
+        returns the keys to check. It is called only if there are such workers.
         """
         with self._lock:
             if not self._get_abandoned_workers():
@@ -463,18 +481,16 @@ class WorkerPool:
             return {key for key in cached_on_abandoned if not any(key in cache for cache in idle_caches)}
 
     def is_allocation_starved(self, allocation: Allocation) -> bool:
-        """Return True if a session has no task in flight and no session has made progress for a while.
-
-        The limit is GRACE_SECONDS.
-        """
+        """Return True if a session has no worker, and no session has made progress for GRACE_SECONDS."""
         return not allocation.workers and time.monotonic() > self._last_change_at + GRACE_SECONDS
 
     def close(self) -> None:
-        """Terminate all workers. Jobs that still run on them fail."""
+        """Terminate all workers. Jobs that are still running on them fail."""
         with self._lock:
             self._is_closed = True
             for worker in list(self._workers.values()):
-                if worker.has_open_session:  # Its session polls the descriptor and sees the disconnection.
+                if worker.has_open_session:
+                    # Its session polls the channel, and notices that it is disconnected.
                     self._terminate_worker(worker.worker_id)
                     worker.channel.disconnect()
                 else:
@@ -482,11 +498,9 @@ class WorkerPool:
             self._workers.clear()
 
     def after_fork(self) -> None:
-        """Discard all workers and sessions in a forked child of the process that owns them."""
-        self._is_closed, self._lock = (
-            True,
-            threading.RLock(),
-        )  # another thread of the parent may have held the lock
+        """Forget all workers and sessions in a forked child process. They belong to the parent process."""
+        # The lock is replaced, because another thread of the parent process may have held it.
+        self._is_closed, self._lock = True, threading.RLock()
         self._allocation_refs.clear()
         for worker in self._workers.values():
             worker.channel.close()
@@ -501,18 +515,18 @@ class WorkerPool:
             raise ExecutorError("close() or shutdown() ended the workers while a map was running on them")
 
     def _get_initial_concurrency_limit(self) -> int:
-        """Return the number of tasks that may be in flight at first."""
+        """Return how many tasks may run at the same time at first. The limit may be raised later."""
         return sys.maxsize
 
     def _start_worker(self) -> WorkerHandle | None:
-        """Return a new worker or one that has just become idle; None if there is none now."""
+        """Start a worker, or return one that has just become idle. Return None if neither is possible now."""
         raise NotImplementedError
 
     def _terminate_worker(self, worker_id: int) -> None:
         """Terminate the process of a worker."""
 
     def _remove_unneeded_workers(self) -> None:
-        """Remove workers beyond the number that is wanted, such as long-abandoned ones."""
+        """Remove workers that are not needed, such as those stuck for long in a task of a closed session."""
 
     def _get_open_allocations(self) -> list[Allocation]:
         """Return the allocations of the open sessions."""
@@ -520,15 +534,15 @@ class WorkerPool:
         return [allocation for ref in refs if (allocation := ref()) is not None]
 
     def _count_in_flight_tasks(self) -> int:
-        """Return the number of workers that run tasks of open sessions."""
+        """Return the number of workers that are running tasks of open sessions."""
         return sum(len(allocation.workers) for allocation in self._get_open_allocations())
 
     def _wake_next_session(self, requester: Allocation | None = None) -> Allocation | None:
         """Return the session whose turn it is to start a task, and wake it unless it is `requester`.
 
-        Only sessions with queued tasks and a waiting thread are considered. Return None if no further task
-        may be in flight. A starved session may exceed the concurrency limit, so that endless tasks of other
-        sessions do not block it.
+        Only sessions with queued tasks and a waiting thread are considered. The result is None if no further
+        task may run now. A session without any worker for some time may exceed the limit, so that endless
+        tasks of other sessions do not block it.
         """
         candidates = [
             item
@@ -552,7 +566,7 @@ class WorkerPool:
     def _choose_idle_worker(
         self, get_task_keys: Callable[[], Collection[Hashable]], allocation: Allocation | None = None
     ) -> WorkerHandle | None:
-        """Return the idle worker that suits the next task best, or None if no worker is idle.
+        """Choose the idle worker that suits the next task best. Return None if no worker is idle.
 
         A worker that has the block of one of the tasks cached is preferred, then one whose process runs.
 
@@ -573,16 +587,18 @@ class WorkerPool:
         return best_worker or max(idle_workers, key=rank_worker, default=None)
 
     def _get_abandoned_workers(self) -> list[WorkerHandle]:
-        """Return the workers that still run tasks of closed sessions, longest-abandoned first."""
-        # Copy the workers first: a destructor may close a session at any point.
+        """Return the workers that are still running tasks of closed sessions, the longest-running first."""
+        # Copy the workers first, because a destructor may close a session and change them at any point.
         workers = list(self._workers.values())
         abandoned = [item for item in workers if item.allocation and item.allocation.closed_at is not None]
         return sorted(abandoned, key=WorkerHandle.get_abandoned_seconds, reverse=True)
 
     def _poll_unallocated_workers(self, timeout: float = 0.0) -> None:
-        """Release abandoned workers that have ended their task, and remove workers that have exited.
+        """Check the workers that belong to no open session for replies.
 
-        Wait up to `timeout` seconds for the first reply. Workers that are no longer needed are removed, too.
+        Workers that have ended a task of a closed session become idle. Workers that have exited are removed,
+        and so are workers that are no longer needed. The call waits up to `timeout` seconds for the first
+        reply.
         """
         unallocated = [item for item in list(self._workers.values()) if item.allocation is None]
         unallocated += self._get_abandoned_workers()

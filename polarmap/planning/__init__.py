@@ -2,9 +2,9 @@
 
     measure / reports -> Distribution -> completion_time (one scheme) -> plan (the best number of workers)
 
-Run times are distributions (`distributions`, `empirical`). The completion time of a job follows from order
-statistics (`completion`), or from a simulation (`simulation`) if no formula is known. `plan` compares
-numbers of workers.
+Run times are described by probability distributions (`distributions`, `empirical`). The completion time of a
+job is then computed from order statistics (`completion`), or estimated by simulation where no formula is
+known (`simulation`). `plan` compares different numbers of workers and recommends one.
 """
 
 from polarmap.driver.lateness import LatenessRule, ParityRule

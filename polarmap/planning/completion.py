@@ -1,8 +1,10 @@
-"""The completion time and the worker-seconds of a job on n workers, for a distribution of run times.
+"""Forecast how long a job on n workers takes, and how many worker-seconds it costs.
 
-A scheme is described by the number of arrivals it needs. If that number is fixed (no code, an MDS code), all
-results follow exactly from order statistics. If it depends on the order of arrival, the number is simulated
-once per code, and the run times are then integrated exactly; the result has a standard error.
+The input is the probability distribution of the run time of one task. A scheme (a way to run the job, such as
+a code or replication) is described by how many results it has to wait for. If that number is fixed, as
+without a code or with an MDS code, the forecast is exact and follows from order statistics. If the number
+depends on which results arrive first, its distribution is simulated once per code, and the forecast has a
+standard error.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from polarmap.planning.simulation.on_demand import simulate_on_demand
 from polarmap.planning.simulation.overdecomposition import check_task_overhead, simulate_overdecomposition
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
-MAX_WORKERS_OR_TRIALS = 1 << 20  # A limit on the duration of one forecast.
+# The largest accepted n and n_trials, so that a forecast ends in reasonable time.
+MAX_WORKERS_OR_TRIALS = 1 << 20
 QUANTILES = np.array([0.5, 0.95, 0.99])
 FRAMEWORK_RULES = {"backup-cubed": CUBED_RULE, "backup-spark": SPARK_RULE}
 BACKUP_SCHEMES = ("backup", *FRAMEWORK_RULES)
@@ -46,17 +49,18 @@ SCHEMES = (*CODE_SCHEMES, "on_demand", "small_blocks", "replication", *BACKUP_SC
 
 
 class Completion(NamedTuple):
-    """The expected completion time and cost of a job by one scheme.
+    """The expected completion time and cost of a job that is run by one scheme, from `completion_time`.
 
-    Means are over the jobs that complete, in seconds.
+    All times are in seconds. Means are taken over the jobs that complete.
 
     Attributes
     ----------
     scheme : str
+        How the job is run, such as "rotation" or "replication"; see `completion_time`.
     n : int
-        Workers at the start.
+        The number of workers at the start.
     k : int
-        Data blocks.
+        The number of data blocks.
     mean : float
         Expected completion time.
     std_error : float
@@ -64,7 +68,8 @@ class Completion(NamedTuple):
     p50, p95, p99 : float
         Quantiles of the completion time over all jobs; inf if too few jobs complete.
     worker_seconds : float
-        Expected worker-seconds. Tasks that still run at completion are stopped.
+        Expected cost: the sum of the run times of all workers. Tasks that still run when the job completes
+        are stopped.
     n_results_awaited : float
         Expected number of results that the job waits for, counting one result per replicated task.
     n_tasks_started : float
@@ -74,7 +79,7 @@ class Completion(NamedTuple):
     n_upfront_parity : int
         For "on_demand": the number of parity tasks that start with the data tasks.
     tasks_per_worker : int
-        For "small_blocks": the factor by which there are more blocks than k, and more tasks than n.
+        For "small_blocks": how many tasks there are per worker, and small blocks per data block.
     """
 
     scheme: str
@@ -115,42 +120,46 @@ def completion_time(
     n_trials: int = 1000,
     seed: int = 0,
 ) -> Completion:
-    """Compute the completion time and cost of a job of k blocks on n workers.
+    """Compute the expected completion time and cost of a job with k data blocks on n workers.
+
+    The job is complete as soon as the results that have arrived determine the results of all k data blocks.
 
     Parameters
     ----------
     n : int
-        Workers that start at time 0.
+        The number of workers, which all start at time 0.
     k : int
-        Data blocks.
+        The number of data blocks.
     scheme : str
         How the job is run:
 
         - "uncoded" (n = k): wait for all tasks.
-        - "mds": wait for any k results, T_(k:n). No code of workers that return all or nothing is faster.
-        - "rotation": as "mds", because almost any k results of the rotation kernel can be decoded.
-        - "sequential", "optimal", "integers": the arikan kernel with successive cancellation decoding, with
-        the
-          optimal decoder, or with the optimal decoder for integers modulo 2^64.
-        - "on_demand": as "rotation", but parity tasks start when data tasks are late (`ParityRule`).
-        - "small_blocks": as "rotation", but with `tasks_per_worker` times as many blocks and tasks, which n
-          persistent workers take one after another.
-        - "replication": n / k copies of each task.
-        - "backup" (n = k): late tasks are started again by the rule of `hedged_map`.
-        - "backup-cubed", "backup-spark": late tasks are started again by the rule of cubed or of Spark 4.
+        - "mds": wait for any k of the n results. No code is faster if each worker returns either all of its
+          result or nothing.
+        - "rotation": the default code for floats. It is computed like "mds", because almost any k results
+          can be decoded.
+        - "sequential", "optimal", "integers": the polar code with Arikan's kernel, for which more than k
+          results may be needed. They are decoded by successive cancellation, by the optimal decoder, or by
+          the optimal decoder for integers modulo 2^64.
+        - "on_demand": as "rotation", but parity tasks start only when data tasks are late (`ParityRule`).
+        - "small_blocks": as "rotation", but the data is cut into `tasks_per_worker` times as many blocks. The
+          n persistent workers take one small task after another.
+        - "replication": run n / k copies of each task, and use the first result of each.
+        - "backup" (n = k): start late tasks a second time, by the rule of `hedged_map`.
+        - "backup-cubed", "backup-spark": start late tasks a second time, by the rule of cubed or of Spark 4.
     run_times : Distribution, run times in seconds, or reports of coded maps
-        The run time of one task. For heterogeneous workers, a sequence of n Distributions, one per worker:
-        then 2,000 jobs or more are simulated, and `scheme` must be a code or "uncoded".
+        The run time of one task. If the workers differ in speed, pass a sequence of n Distributions, one per
+        worker. Then jobs are simulated, and `scheme` must be a code or "uncoded".
     erasure : float, optional
-        The erasure probability for which the arikan code is designed. By default (n - k) / n, or for
-        heterogeneous workers the erasure probability of each one when k are expected to have completed.
+        The probability that a result is missing, for which a polar code with Arikan's kernel is designed. By
+        default (n - k) / n. For workers that differ in speed, each worker has its own probability by default.
     n_upfront_parity : int
         For "on_demand": the number of parity tasks that start with the data tasks.
     tasks_per_worker, task_overhead
-        For "small_blocks": as for `simulate_overdecomposition`.
+        Only for "small_blocks": see `simulate_overdecomposition`.
     n_trials, seed : int
-        The number of simulated orders of arrival or jobs where there is no formula, and the seed of the
-        simulation.
+        How many jobs (or orders of arrival) are simulated for a scheme without a formula, and the seed of the
+        random numbers.
 
     Returns
     -------
@@ -204,9 +213,9 @@ def completion_time(
 def arrivals_needed(
     n: int, k: int, scheme: str, *, erasure: float | None = None, n_trials: int = 1000, seed: int = 0
 ) -> ArrivalsNeeded:
-    """Return the distribution of the number of arrivals that a code needs.
+    """Return how many results must arrive before a code can be decoded, as a probability distribution.
 
-    Parameters are those of `completion_time`.
+    The parameters are those of `completion_time`.
 
     Examples
     --------
@@ -221,21 +230,21 @@ def arrivals_needed(
             f"scheme must be a code, one of {', '.join(CODE_SCHEMES)}, not {scheme!r}: the completion of a "
             "job by this scheme does not depend on the number of arrivals alone"
         )
-    return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # Exactly k arrivals are needed.
+    return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # Any k results suffice.
 
 
 def completion_from_arrivals(
     arrival_counts: ArrivalsNeeded, n: int, k: int, run_times: object, scheme: str = "coded"
 ) -> Completion:
-    """Compute the completion time of a job that needs a random number of arrivals.
+    """Compute the completion time of a job that has to wait for a random number of results.
 
-    Use this for your own code, after simulating how many arrivals it needs.
+    Use this for a code of your own, after you have simulated how many results it needs.
 
     Parameters
     ----------
     arrival_counts : ArrivalsNeeded
-        The distribution of the number of arrivals. If its probabilities sum to less than 1, the rest is the
-        probability that not even n arrivals complete the job.
+        The distribution of the number of results needed. If its probabilities sum to less than 1, the rest is
+        the probability that even all n results do not complete the job.
     n, k, run_times
         As for `completion_time`.
     scheme : str
@@ -252,7 +261,8 @@ def completion_from_arrivals(
     if distribution.failure_probability == 1:
         return _make_impossible_completion(scheme, n, k)
     order_statistics = compute_order_statistic_means(distribution, n, arrival_counts.counts)
-    # Weight each rank by the probability that a job which needs it completes.
+    # Means are over jobs that complete. So weight each number of results needed by the probability that so
+    # many tasks complete.
     probabilities = arrival_counts.probabilities * (1 - order_statistics.failure_probability)
     completion_probability = probabilities.sum()
     if completion_probability < 1e-300:
@@ -292,9 +302,10 @@ def completion_cdf(
     n_trials: int = 1000,
     seed: int = 0,
 ) -> Floats:
-    """Return the probability that a job is complete by each of `times`, for a scheme that is a code.
+    """Return the probability that a coded job has completed by each of the given times.
 
-    Parameters are those of `completion_time`; `times` is an array of seconds, and the result has its shape.
+    The parameters are those of `completion_time`, but `scheme` must be a code or "uncoded". `times` is an
+    array of seconds, and the result has the same shape.
 
     Examples
     --------
@@ -308,9 +319,9 @@ def completion_cdf(
 
 
 def lower_bound(n: int, k: int, run_times: object) -> float:
-    """Return the expected time of the k-th of n arrivals, E[T_(k:n)], in seconds.
+    """Return a lower bound on the completion time of any code: the expected time of the k-th of n results.
 
-    No code is faster if each of the n workers returns all of its result or nothing.
+    The bound is in seconds. It holds if each worker returns either all of its result or nothing.
 
     Examples
     --------
@@ -324,7 +335,7 @@ def lower_bound(n: int, k: int, run_times: object) -> float:
 def _simulate_backup_jobs(
     k: int, run_times: Distribution, scheme: str, n_trials: int, rng: np.random.Generator
 ) -> SimulatedJobs:
-    """Simulate jobs of k tasks that start at time 0 and whose late tasks are started again."""
+    """Simulate jobs of k tasks in which late (unusually slow) tasks are started a second time."""
     first_run_times = np.sort(run_times.sample(rng, (n_trials, k)), axis=1)
 
     def sample_backups(late_mask: npt.NDArray[np.bool_]) -> Floats:
@@ -349,8 +360,13 @@ def _compute_replication_completion(n: int, k: int, run_times: Distribution) -> 
 def summarize_simulated_jobs(
     scheme: str, n: int, k: int, simulated_jobs: SimulatedJobs, n_arrivals: Floats | None = None
 ) -> Completion:
-    """Summarize simulated jobs.
+    """Return the means, quantiles and failure probability of simulated jobs.
 
+    Parameters
+    ----------
+    scheme, n, k
+        Stored in the returned Completion.
+    simulated_jobs : SimulatedJobs
     n_arrivals : array (trials,), optional
         The number of results that each job waited for; k by default.
     """

@@ -1,8 +1,9 @@
-"""The number of arrivals that a code needs to be decodable, for arrivals in random order.
+"""Simulate how many results must arrive, in random order, before a code can be decoded.
 
-If all workers have the same run-time distribution, the order of arrival is independent of the arrival times.
-So the probability that the m-th arrival completes the job is a property of the code alone. It is simulated
-once per code, and every run-time distribution is then integrated exactly (`order_statistics`).
+If all workers have the same run-time distribution, the order in which results arrive does not depend on when
+they arrive. So the probability that the m-th result completes the job is a property of the code alone. It is
+simulated once per code. Completion times for any run-time distribution are then computed from it without
+further simulation (`order_statistics`).
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from polarmap.planning.distributions import Floats
 
 Array = npt.NDArray[Any]
 
-# Columns are dependent if a diagonal entry of R is smaller than this, relative to the largest.
+# The columns of a matrix count as linearly dependent if a diagonal entry of R, in the QR factorization, is
+# smaller than this fraction of the largest diagonal entry.
 RANK_TOL = 1e-11
-ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # Schemes of the arikan code, one per decoder.
-# The memory of the trials that are processed together, which fits into the cache of a core.
+ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # The ways to decode a code with Arikan's kernel.
+# Trials are processed in batches of this size, which fit into the CPU cache.
 TILE_BYTES = 1 << 20
 
 
 class ArrivalsNeeded(NamedTuple):
-    """The distribution of the number of arrivals after which a job is decodable.
+    """The probability distribution of how many results must arrive before a job can be decoded.
 
     Attributes
     ----------
     counts : array (j,)
-        Numbers of arrivals, ascending.
+        The possible numbers of results, ascending.
     probabilities : array (j,)
         The probability of each number.
     n_trials : int
@@ -46,13 +48,13 @@ class ArrivalsNeeded(NamedTuple):
     n_trials: int
 
     def decodable_probabilities(self, n: int) -> Floats:
-        """Return the probabilities (n + 1,) that 0, 1, ..., n arrivals suffice."""
+        """Return the probability that m results are enough to decode, for m = 0, 1, ..., n."""
         cumulative = np.append(0.0, self.probabilities.cumsum())
         return cumulative[np.searchsorted(self.counts, np.arange(n + 1), "right")]
 
 
 def get_decoder_name(scheme: str) -> str:
-    """Return the `decoder` option of `PolarCode` for a scheme.
+    """Return the `decoder` argument of `PolarCode` that belongs to a scheme of `completion_time`.
 
     >>> get_decoder_name("sequential"), get_decoder_name("integers"), get_decoder_name("rotation")
     ('sequential', 'optimal', 'optimal')
@@ -64,7 +66,9 @@ def get_decoder_name(scheme: str) -> str:
 def simulate_arrivals_needed(
     n: int, k: int, scheme: str, erasure: float | None, n_trials: int, seed: int
 ) -> ArrivalsNeeded:
-    """Simulate how many arrivals an arikan code needs with the decoder of `scheme`, one of ARIKAN_SCHEMES.
+    """Simulate how many results must arrive, in random order, before a job can be decoded.
+
+    The code is a polar code with Arikan's kernel. `scheme`, one of ARIKAN_SCHEMES, determines the decoder.
 
     >>> needed = simulate_arrivals_needed(16, 12, "sequential", None, 2000, 0)
     >>> round(float(needed.counts @ needed.probabilities) - 12, 1)
@@ -79,14 +83,14 @@ def simulate_arrivals_needed(
 
 
 def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -> Array:
-    """Return the arrival time, or the rank, at which each trial becomes decodable.
+    """Return when each simulated job becomes decodable, given when the result of each block arrives.
 
     Parameters
     ----------
     code : PolarCode
-        An arikan code with the decoder of `scheme`.
+        A code with Arikan's kernel and with the decoder of `scheme`.
     arrival_times : array (n, trials)
-        Arrival times or ranks of the coded blocks.
+        When the result of each coded block arrives, in seconds or as a rank (1 for the first).
     scheme : str
         One of ARIKAN_SCHEMES.
 
@@ -103,19 +107,20 @@ def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -
 
 
 def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
-    """Compute when jobs become decodable by successive cancellation, by one butterfly of max and min.
+    """Compute when jobs become decodable by the sequential (successive cancellation) decoder.
 
-    For a pair of positions, the minus branch is known when the later one arrives, and the plus branch when
-    the earlier one does. A job is decodable when all unfrozen inputs are known, or all data blocks have
-    arrived.
+    The encoder of a polar code combines its n inputs pair by pair. In each pair, one input is known when the
+    later of the two results has arrived, and the other one when the earlier result has arrived. So the times
+    are computed by taking maxima and minima of pairs, level by level. A job is decodable when all inputs are
+    known that carry data (those outside the frozen set), or when the results of all data blocks have arrived.
 
     Parameters
     ----------
     code : PolarCode
-        An arikan code with decoder="sequential".
+        A code with Arikan's kernel and decoder="sequential".
     arrival_times : array (n, trials)
-        Arrival times or ranks of the coded blocks. inf, or the largest integer of the dtype, stands for a
-        block that never arrives.
+        When the result of each coded block arrives, in seconds or as a rank. For a result that never arrives,
+        pass inf or the largest integer of the dtype.
 
     Returns
     -------
@@ -151,7 +156,10 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
 
 
 def _polarize_arrival_times(times: Array) -> None:
-    """Replace each pair of a butterfly along the first axis by its maximum and its minimum, in place."""
+    """Replace each pair of arrival times by its maximum and its minimum, on every level of a polar code.
+
+    The pairs are formed along the first axis as in a fast Fourier transform, and `times` is changed in place.
+    """
     half = len(times) // 2
     while half:
         pairs = times.reshape(-1, 2, half, *times.shape[1:])
@@ -161,19 +169,19 @@ def _polarize_arrival_times(times: Array) -> None:
         half //= 2
 
 
-# A set of blocks can be recovered if and only if its columns of the parity-check matrix are independent. So
-# the number of arrivals needed follows from one elimination: going backwards from the last arrival, columns
-# are added until one depends on the columns before it.
+# Missing results can be decoded if and only if their columns of the parity-check matrix are linearly
+# independent. So the functions below go backwards from the last result and treat more and more results as
+# missing, until the columns become dependent. All earlier results are needed.
 
 
 def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool) -> npt.NDArray[np.intp]:
-    """Return how many arrivals the optimal decoder needs, for each order of arrival.
+    """Return how many results the optimal decoder needs, for each given order of arrival.
 
     Parameters
     ----------
     code : PolarCode
     arrival_orders : index array (trials, n)
-        The blocks of each trial in their order of arrival.
+        The indices of the coded blocks in each trial, in the order in which their results arrive.
     modular : bool
         Whether integers are decoded modulo 2^64, rather than real numbers.
 
@@ -190,7 +198,7 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
 
 
 def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array) -> int:
-    """Return how many arrivals are needed in this order, for real numbers."""
+    """Return the number of results that are needed to decode real numbers, in the order of arrival."""
     last_arrivals = arrival_order[::-1][: len(check_matrix)]
     triangular_factor: Array = np.asarray(np.linalg.qr(check_matrix[:, last_arrivals], mode="r"))
     diagonal = np.abs(np.diag(triangular_factor))
@@ -199,7 +207,10 @@ def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array
 
 
 def _count_arrivals_needed_gf2(packed_columns: list[int], arrival_order: list[int]) -> int:
-    """Return how many arrivals are needed in this order, over GF(2); columns are bits of Python integers."""
+    """Return the number of results that are needed to decode over GF(2), in the order of arrival.
+
+    Each entry of `packed_columns` is a column of the parity-check matrix, as the bits of a Python integer.
+    """
     basis_by_leading_bit: dict[int, int] = {}
     for n_missing, block_index in enumerate(reversed(arrival_order)):
         remainder = reduce_row_gf2(packed_columns[block_index], basis_by_leading_bit)

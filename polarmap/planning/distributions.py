@@ -4,9 +4,9 @@
     with_stragglers(..., fraction=0.02, factor=5)   2 % of the tasks take 5 times as long
     FailureProne(..., 0.01)                         1 % of the tasks never complete
 
-A distribution consists of the probability that a task never completes, and of the distribution of the tasks
-that complete. A subclass defines the latter by three methods, two of which return or take a
-`ProbabilityPair`. Times are in seconds, or in any other unit that is used everywhere.
+A distribution has two parts: the probability that a task never completes, and the run-time distribution of
+the tasks that do complete. A subclass of `Distribution` defines the second part by three methods. Two of them
+use a `ProbabilityPair`, which stores P(T <= t) together with P(T > t). Times are in seconds.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from polarmap.validation import is_real_number
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-MAX_SECONDS = 1e100  # A task that runs longer than this, in seconds, is taken as one that never completes.
-MAX_BISECTIONS = 64  # Enough bisection steps for the last bit of a float64 number.
+MAX_SECONDS = 1e100  # A task with a longer run time, in seconds, counts as one that never completes.
+MAX_BISECTIONS = 64  # The number of bisection steps after which a float64 number is exact to its last bit.
 
 
 class Distribution(ABC):
-    """A distribution of the run time of a task, which may never complete.
+    """The base class of run-time distributions: how long a task takes, if it completes at all.
 
     Attributes
     ----------
@@ -46,38 +46,44 @@ class Distribution(ABC):
 
     @abstractmethod
     def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
-        """Return P(T <= t) and P(T > t) given completion, each with full relative accuracy."""
+        """Return P(T <= t) and P(T > t) for tasks that complete, at each of `times`.
+
+        Implementations must compute both separately, because 1 - P(T <= t) loses digits if it is small.
+        """
 
     @abstractmethod
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the times by which tasks have completed with these probabilities, given completion."""
+        """Return the quantiles of the run time of tasks that complete, for the given probabilities."""
 
     @abstractmethod
     def integrated_quantile(self, survival: Floats) -> Floats:
-        """Integrate the quantile function, given completion, over the upper tail, in closed form.
+        """Return an antiderivative of the quantile function of tasks that complete, in closed form.
 
-        With the quantile function Q,
+        The integral runs over survival probabilities s. With the quantile function Q,
 
             integrated_quantile(b) - integrated_quantile(a) = integral from a to b of Q(1 - s) ds,
 
-        so the difference over [0, 1] is the mean. Means of order statistics are computed from such
-        differences, without quadrature errors at the jumps of an empirical distribution.
+        so integrated_quantile(1) - integrated_quantile(0) is the mean run time. Means of order statistics are
+        computed from such differences, which are exact even where the quantile function jumps.
 
         Parameters
         ----------
         survival : array
-            Survival probabilities s given completion, in [0, 1].
+            Survival probabilities s = P(T > t) of tasks that complete, in [0, 1].
 
         Returns
         -------
         array, in the shape of `survival`
-            Seconds, up to a constant; -inf at s = 0 if the mean is infinite.
+            Seconds. The constant of integration is arbitrary. The value at s = 0 is -inf if the mean is
+            infinite.
         """
 
     # -- of all tasks --------------------------------------------------------------------------------
 
     def cdf(self, times: npt.ArrayLike) -> Floats:
-        """Return P(T <= t) for each of `times`; it is at most 1 - failure_probability.
+        """Return the probability that a task has completed by each of `times`, P(T <= t).
+
+        It never exceeds 1 - failure_probability.
 
         Examples
         --------
@@ -87,16 +93,21 @@ class Distribution(ABC):
         return self.cdf_and_survival(times).cdf
 
     def survival(self, times: npt.ArrayLike) -> Floats:
-        """Return P(T > t) for each of `times`: the probability that a result has not arrived by then."""
+        """Return the probability that a task has not completed by each of `times`, P(T > t)."""
         return self.cdf_and_survival(times).survival
 
     def cdf_and_survival(self, times: npt.ArrayLike) -> ProbabilityPair:
-        """Return P(T <= t) and P(T > t) for each of `times`, each with full relative accuracy."""
+        """Return both `cdf(times)` and `survival(times)`.
+
+        Both have full relative accuracy. A difference such as 1 - cdf would lose digits if it is small.
+        """
         conditional = self.conditional_cdf_and_survival(np.asarray(times, float))
         return conditional.of_all_tasks(self.failure_probability)
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
-        """Return the smallest t with P(T <= t) >= p for each p; inf for p above 1 - failure_probability.
+        """Return the time by which a task has completed with probability p, for each p.
+
+        The time is inf if p is larger than 1 - failure_probability, because too few tasks ever complete.
 
         Examples
         --------
@@ -106,23 +117,25 @@ class Distribution(ABC):
         return self.quantile_at(ProbabilityPair.from_cdf(check_probabilities(p)))
 
     def quantile_at(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the times by which a task has completed with these probabilities, or inf if it never has."""
+        """Return the same times as `quantile`, for probabilities given with their complements (as a pair)."""
         quantiles = self.conditional_quantile(probabilities.given_completion(self.failure_probability))
         return np.where(probabilities.cdf > 1 - self.failure_probability, inf, quantiles)
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the quantiles of the run time given completion, for probabilities `p`."""
+        """Return the quantiles of the run time of tasks that complete, for probabilities `p`."""
         return self.conditional_quantile(ProbabilityPair.from_cdf(p))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
-        """Draw independent run times in seconds; inf for a task that never completes."""
+        """Draw independent random run times in seconds. A task that never completes has run time inf."""
         run_times = self.quantile_given_completion(rng.random(size))
         if self.failure_probability:
             run_times = np.where(rng.random(size) < self.failure_probability, inf, run_times)
         return run_times
 
     def mean(self) -> float:
-        """Return the expected run time in seconds; inf if a task may never complete or the mean is infinite.
+        """Return the expected run time in seconds.
+
+        It is inf if some tasks never complete, or if the tail is so heavy that the mean is infinite.
 
         Examples
         --------
@@ -132,14 +145,16 @@ class Distribution(ABC):
         return inf if self.failure_probability else self.conditional_mean()
 
     def conditional_mean(self) -> float:
-        """Return the expected run time given completion, in seconds."""
+        """Return the expected run time of the tasks that complete, in seconds."""
         value_at_one, value_at_zero = self.integrated_quantile(np.array([1.0, 0.0])).tolist()
         return float(value_at_one - value_at_zero)
 
 
 @dataclass(frozen=True)
 class ShiftedExponential(Distribution):
-    """The run time shift + scale * Exp(1), the usual model of stragglers (Lee et al., arXiv 1512.02673).
+    """The distribution of a constant time plus an exponential one: shift + scale * Exp(1).
+
+    This is the usual model of stragglers (Lee et al., arXiv 1512.02673).
 
     Parameters
     ----------
@@ -163,14 +178,15 @@ class ShiftedExponential(Distribution):
 
     @classmethod
     def fit(cls, times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> ShiftedExponential:
-        """Fit the distribution by maximum likelihood.
+        """Return the maximum-likelihood fit to observed run times.
 
         Parameters
         ----------
         times : array-like (m,)
-            Run times in seconds, or times of censoring.
+            Observed run times in seconds.
         completed : boolean array-like (m,), optional
-            False where a task was still running at its time (right-censored). True by default.
+            False for a task that was still running after that time, so that its run time is only known to be
+            longer (right-censored). By default, all tasks have completed.
 
         Examples
         --------
@@ -195,7 +211,7 @@ class ShiftedExponential(Distribution):
 
 @dataclass(frozen=True)
 class Pareto(Distribution):
-    """The heavy-tailed distribution P(T > t) = (scale / t)^shape for t >= scale.
+    """The Pareto distribution, which has a heavy tail: P(T > t) = (scale / t)^shape for t >= scale.
 
     Parameters
     ----------
@@ -214,14 +230,15 @@ class Pareto(Distribution):
 
     @classmethod
     def fit(cls, times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> Pareto:
-        """Fit the distribution by maximum likelihood (Hill's estimator).
+        """Return the maximum-likelihood fit to observed run times (Hill's estimator).
 
         Parameters
         ----------
         times : array-like (m,)
-            Run times in seconds, or times of censoring.
+            Observed run times in seconds.
         completed : boolean array-like (m,), optional
-            False where a task was still running at its time (right-censored). True by default.
+            False for a task that was still running after that time, so that its run time is only known to be
+            longer (right-censored). By default, all tasks have completed.
 
         Examples
         --------
@@ -254,16 +271,18 @@ class Pareto(Distribution):
 
 @dataclass(frozen=True)
 class Scaled(Distribution):
-    """The run time delay + factor * T, as on a slower machine or after a cold start.
+    """The distribution of delay + factor * T for a given distribution of T.
+
+    Use it to describe a slower machine (`factor`) or a cold start (`delay`).
 
     Parameters
     ----------
     run_times : Distribution
         The distribution of T.
     factor : float
-        Positive.
+        How many times as long each task takes. Must be positive.
     delay : float
-        Seconds, 0 or more.
+        The number of seconds that is added to each run time, 0 or more.
 
     Examples
     --------
@@ -297,7 +316,7 @@ class Scaled(Distribution):
 
 @dataclass(frozen=True)
 class FailureProne(Distribution):
-    """The run time of tasks that fail with some probability: they never complete.
+    """The run-time distribution of tasks that fail with some probability, and then never complete.
 
     Parameters
     ----------
@@ -341,7 +360,7 @@ class FailureProne(Distribution):
 
 @dataclass(frozen=True)
 class Mixture(Distribution):
-    """A mixture of distributions: the run time of each task is drawn from a random component.
+    """A mixture of distributions: each task draws its run time from one component, chosen at random.
 
     Parameters
     ----------
@@ -359,7 +378,8 @@ class Mixture(Distribution):
     components: tuple[Distribution, ...]
     weights: tuple[float, ...]
     failure_probability: float = field(init=False, repr=False)
-    _conditional_weights: tuple[float, ...] = field(init=False, repr=False)  # given completion
+    # The probabilities of the components among the tasks that complete.
+    _conditional_weights: tuple[float, ...] = field(init=False, repr=False)
 
     def __init__(self, components: Any, weights: Any) -> None:
         probabilities = check_probabilities(weights)
@@ -402,11 +422,15 @@ class Mixture(Distribution):
         return ProbabilityPair(np.asarray(cdf), np.asarray(survival))
 
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the quantiles by bisection between the smallest and largest quantile of the components."""
+        """Find the quantiles by bisection between the smallest and the largest quantile of the components."""
         quantiles = np.stack([component.conditional_quantile(probabilities) for component in self.components])
 
         def is_reached(times: Floats) -> Mask:
-            """Return whether the quantile is at most `times`, by the more accurate half of the pair."""
+            """Return whether enough tasks have completed by `times`.
+
+            Compare cdf values below 0.5 and survival values above, because the smaller value is more
+            accurate.
+            """
             cdf, survival = probabilities
             reached = self.conditional_cdf_and_survival(times)
             return np.asarray(np.where(cdf < 0.5, reached.cdf >= cdf, reached.survival <= survival))
@@ -430,7 +454,7 @@ class Mixture(Distribution):
             weight * component.integrated_quantile(component_survival)
             for weight, component, component_survival in zip(weights, components, survivals)
         )
-        # Add the part of an atom at `quantiles` that belongs to the tail.
+        # Where the cdf jumps at a quantile, only a part of the jump belongs to the integral.
         survival_at_quantiles = sum(weight * survival for weight, survival in zip(weights, survivals))
         atom = np.zeros_like(survival)
         finite_mask = np.isfinite(quantiles)
@@ -439,7 +463,7 @@ class Mixture(Distribution):
 
 
 def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> Mixture:
-    """Return a mixture in which a fraction of the tasks is delayed by `delay` seconds, as by a cold start.
+    """Return a distribution in which a fraction of the tasks takes `delay` seconds longer (a cold start).
 
     Examples
     --------
@@ -452,7 +476,7 @@ def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> 
 
 
 def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> Mixture:
-    """Return a mixture in which a fraction of the tasks takes `factor` times as long.
+    """Return a distribution in which a fraction of the tasks takes `factor` times as long (stragglers).
 
     Examples
     --------
@@ -467,15 +491,23 @@ def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> 
 def bisect_predicate(
     predicate: Callable[[Floats], Mask], low: Floats, high: Floats, max_bisections: int = MAX_BISECTIONS
 ) -> Floats:
-    """Return the smallest numbers above `low` at which a monotone predicate is True, by bisection.
+    """Find by bisection where a predicate changes from False to True.
+
+    All entries of the arrays `low` and `high` are searched at the same time.
 
     Parameters
     ----------
     predicate : callable
-        Called with an array; returns a boolean array that is False below the result and True from there to
-        `high`.
-    low, high : arrays of one shape
+        Called with an array of numbers between `low` and `high`. Must return a boolean array that is False
+        for numbers below the result, and True above.
+    low, high : arrays of the same shape
+        The ends of the intervals to search.
     max_bisections : int
+
+    Returns
+    -------
+    array
+        The smallest numbers at which the predicate is True.
 
     Examples
     --------
@@ -495,7 +527,7 @@ def bisect_predicate(
 
 
 def check_probabilities(p: npt.ArrayLike) -> Floats:
-    """Return `p` as floats, or raise CodeError unless all are in [0, 1]."""
+    """Convert `p` to floats, and raise CodeError unless all of them are in [0, 1]."""
     try:
         values = np.asarray(p, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -507,21 +539,21 @@ def check_probabilities(p: npt.ArrayLike) -> Floats:
 
 
 def check_observations(times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> tuple[Floats, Mask]:
-    """Validate observed run times.
+    """Validate observed run times, and convert them to arrays.
 
     Parameters
     ----------
     times : array-like (m,)
-        Run times, or times of censoring, in seconds; inf for a task that never completes.
+        Run times in seconds; inf for a task that never completes.
     completed : boolean array-like (m,), optional
-        False where the time is a time of censoring. True by default.
+        False for a task that was still running after that time. By default, all tasks have completed.
 
     Returns
     -------
     times : array (m,)
-        Times above MAX_SECONDS become inf.
+        The run times. Those above MAX_SECONDS are replaced by inf.
     completed_mask : boolean array (m,)
-        False also where the time is inf.
+        Whether each task has completed. False where the time is inf.
 
     Raises
     ------
@@ -569,7 +601,10 @@ def _check_distribution(distribution: Distribution) -> None:
 
 
 def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_name: str) -> float:
-    """Return the maximum-likelihood scale of a shifted exponential from right-censored times."""
+    """Return the maximum-likelihood scale of a shifted exponential distribution.
+
+    `completed_mask` is False for tasks that were still running when they were last observed (right-censored).
+    """
     total_excess = float(np.maximum(times - times[completed_mask].min(), 0.0).sum())
     if total_excess == inf:
         raise CodeError(
@@ -582,7 +617,7 @@ def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_n
 
 
 def _compute_cumulative_hazard(probabilities: ProbabilityPair) -> Floats:
-    """Return -log(survival), accurate near 0 and near 1."""
+    """Return -log(survival) without loss of digits, also where the survival is close to 1."""
     cdf, survival = probabilities
     with np.errstate(divide="ignore"):
         return np.where(cdf < 0.5, -np.log1p(-np.minimum(cdf, 0.5)), -np.log(survival))

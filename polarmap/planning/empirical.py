@@ -1,8 +1,9 @@
-"""Empirical distributions of observed run times: from a list, reports of coded maps, or a CSV file.
+"""Empirical distributions of observed run times: from a list, from reports of coded maps, or from a CSV file.
 
-Abandoned tasks are right-censored: only a lower bound on their run time is known. Leaving them out would make
-jobs look faster than they are, so the distribution is the Kaplan-Meier (product-limit) estimate (Kaplan and
-Meier 1958).
+A coded map stops (abandons) tasks whose results it no longer needs. Such tasks are right-censored: it is only
+known that they would have taken longer. Leaving them out would make tasks look faster than they are, so the
+distribution is the Kaplan-Meier (product-limit) estimate, which takes them into account (Kaplan and Meier
+1958).
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from polarmap.planning.distributions import (
 from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.report import Report, TaskReport
 
-UNSTARTED_STATES = "cancelled", "queued"  # Tasks in these states never ran.
-ROUNDING_TOL = 1e-12  # Rounding error of cumulative probabilities: a quantile at an edge uses the lower step.
+UNSTARTED_STATES = "cancelled", "queued"  # The states of tasks that never ran.
+# Tolerance for rounding errors of cumulative probabilities. A probability on the edge between two run times
+# belongs to the shorter one.
+ROUNDING_TOL = 1e-12
 
 
 class SharedCores(NamedTuple):
@@ -61,27 +64,30 @@ class SharedCores(NamedTuple):
 
 
 class Empirical(Distribution):
-    """The empirical distribution of observed run times, a step function.
+    """The distribution of observed run times, which takes tasks into account that were stopped early.
+
+    Its cdf is a step function: the Kaplan-Meier estimate.
 
     Parameters
     ----------
     times : array-like (m,)
-        Run times in seconds. For a task that is not `completed`, how long it had run when it was last
-        observed. inf for a task that never completes.
+        Run times in seconds. For a task that has not completed, pass how long it had run when it was last
+        observed, or inf if it never completes.
     completed : boolean array-like (m,), optional
-        False for right-censored times. True by default.
+        False for a task that was still running when it was last observed (right-censored). By default, all
+        tasks have completed.
     shared_cores : SharedCores, optional
         The cores that the tasks shared, if they ran on one machine.
 
     Attributes
     ----------
     values, probabilities : arrays (j,)
-        The distinct run times, and their probabilities given completion.
+        The distinct run times of completed tasks, and their probabilities, which sum to 1.
     failure_probability : float
-        The probability beyond the last completed run time. The observations do not tell when these tasks
-        complete, or whether they do; `with_exponential_tail` extrapolates.
+        The probability that a task takes longer than the longest completed one. The observations do not tell
+        when such tasks complete, or whether they do. `with_exponential_tail` extrapolates.
     tail_scale : float
-        The mean time that tasks spend beyond the median once they reach it, in seconds; used by
+        How much longer than the median the tasks beyond the median take on average, in seconds. Used by
         `with_exponential_tail`.
     n_completed : int
         The number of completed tasks.
@@ -107,7 +113,7 @@ class Empirical(Distribution):
         self.values, probabilities, self.failure_probability = kaplan_meier(checked_times, completed_mask)
         self.probabilities = probabilities / probabilities.sum()
         self.n_observations = len(checked_times)
-        # Rounding must not make a cumulative probability larger than 1.
+        # A cumulative sum could exceed 1 by a rounding error.
         cumulative = np.minimum(np.cumsum(self.probabilities), 1.0)
         reverse_cumulative = np.minimum(np.cumsum(self.probabilities[::-1])[::-1], 1.0)
         self._step_cdf = np.append(0.0, cumulative)
@@ -126,11 +132,11 @@ class Empirical(Distribution):
 
     @classmethod
     def from_reports(cls, reports: Report | Iterable[Report], clock: str = "arrived") -> Empirical:
-        """Return the run times of the tasks of one or more maps.
+        """Create the distribution from the run times that the reports of one or more maps contain.
 
-        Abandoned tasks are right-censored at the last arrival of their map, when they were still running
-        (with clock="seconds", minus the median start-up time). Failed tasks have a run time of inf. Tasks
-        that never started are left out.
+        A map stops (abandons) tasks whose results it no longer needs. They count as right-censored: they were
+        still running when the last result of their map arrived. With clock="seconds", the median start-up
+        time is subtracted. Failed tasks have a run time of inf. Tasks that never started are left out.
 
         Parameters
         ----------
@@ -164,7 +170,7 @@ class Empirical(Distribution):
 
     @classmethod
     def from_csv(cls, file: str | PathLike[str] | Iterable[str], column: str) -> Empirical:
-        """Return the run times of one column of a CSV file.
+        """Create the distribution from the run times in one column of a CSV file.
 
         Parameters
         ----------
@@ -184,7 +190,7 @@ class Empirical(Distribution):
 
     @classmethod
     def from_json(cls, path: str | PathLike[str], series: str = "warm") -> Empirical:
-        """Return the run times of a file that `polarmap measure --out` or `Measurement.save` wrote.
+        """Load the run times from a file that `polarmap measure --out` or `Measurement.save` has written.
 
         Parameters
         ----------
@@ -195,7 +201,7 @@ class Empirical(Distribution):
         Raises
         ------
         CodeError
-            If the file cannot be read, or is not such a file.
+            If the file cannot be read or has a different format.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -208,16 +214,20 @@ class Empirical(Distribution):
         return cls(times, shared_cores=shared_cores)
 
     def resample(self, rng: np.random.Generator) -> Empirical | None:
-        """Return a bootstrap resample of the observations, or None if it has no completed task."""
+        """Draw the observations again with replacement, for a bootstrap.
+
+        Return None if no drawn task has completed.
+        """
         indices = rng.integers(len(self.times), size=len(self.times))
         completed_mask = self.completed_mask[indices]
         return Empirical(self.times[indices], completed_mask) if completed_mask.any() else None
 
     def with_exponential_tail(self) -> Distribution:
-        """Return the distribution with an exponential tail in place of `failure_probability`.
+        """Return a distribution that has an exponential tail beyond the longest completed run time.
 
-        The scale of the tail is the time that all tasks, also abandoned ones, spent beyond the median,
-        divided by the number of tasks that completed there.
+        In this distribution, all tasks complete: the tail takes the place of `failure_probability`. The scale
+        of the tail is the time that all tasks, also unfinished ones, spent beyond the median, divided by the
+        number of tasks that completed beyond the median.
 
         Examples
         --------
@@ -242,7 +252,7 @@ class Empirical(Distribution):
 
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
         cdf, survival = probabilities
-        # Search in the cdf below 0.5 and in the survival above, where each of them is accurate.
+        # Search in whichever of the cdf and the survival is smaller, because it is more accurate.
         indices_from_cdf = np.searchsorted(self._step_cdf[1:], cdf - ROUNDING_TOL, side="left")
         indices_from_survival = len(self.values) - np.searchsorted(
             self._step_survival[:0:-1], survival + ROUNDING_TOL * survival, side="right"
@@ -255,28 +265,29 @@ class Empirical(Distribution):
 
 
 def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, float]:
-    """Estimate a run-time distribution from right-censored observations.
+    """Estimate a run-time distribution when some tasks were observed only for a part of their run time.
+
+    The Kaplan-Meier estimate of the survival probability P(T > t) is
 
         S(t) = product over completion times u <= t of (1 - d_u / r_u)
 
-    with d_u completions at u, and r_u tasks observed for u seconds or longer (Kaplan and Meier 1958). A task
-    that is censored at u counts as observed for u seconds.
+    where d_u tasks completed at u, and r_u tasks were observed for u seconds or longer.
 
     Parameters
     ----------
     times : array (m,)
-        Run times, or times of censoring, in seconds.
+        How long each task was observed, in seconds.
     completed_mask : boolean array (m,)
-        False where the time is a time of censoring.
+        True if the task completed at that time, False if it was still running (right-censored).
 
     Returns
     -------
     times : array (j,)
         The distinct completion times, ascending.
     probabilities : array (j,)
-        The probability of each.
+        The probability of each completion time.
     remainder : float
-        S after the last completion: the probability of longer run times.
+        The probability that a task takes longer than the last completion time.
 
     Examples
     --------
@@ -294,12 +305,15 @@ def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, f
 
 
 def get_start_time(task: TaskReport) -> float:
-    """Return when a task started, or was submitted if its start is unknown, in seconds of its map."""
+    """Return when a task started, in seconds since the start of its map.
+
+    If the start is unknown, return when the task was submitted.
+    """
     return (task.launched or 0.0) if task.started is None else task.started
 
 
 def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
-    """Return the cores that the tasks of maps on this machine shared, or None if no map ran here."""
+    """Return which cores the tasks shared, or None if none of the maps ran on this machine."""
     local_counts = [
         (report.n_cores, report.max_concurrent_tasks) for report in reports if report.n_cores is not None
     ]
@@ -310,7 +324,11 @@ def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
 
 
 def _compute_censoring_time(report: Report, clock: str) -> float:
-    """Return the time until which abandoned tasks are known to have run, by `clock`, in seconds."""
+    """Return the last time at which abandoned tasks are known to have run, in seconds.
+
+    Abandoned tasks are those that a map stopped because it no longer needed their results. The time is
+    counted from the start of the map.
+    """
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     last_arrival = max(arrivals, default=0.0)
     if clock == "arrived":
@@ -324,7 +342,11 @@ def _compute_censoring_time(report: Report, clock: str) -> float:
 
 
 def _estimate_tail_scale(times: Floats, completed_mask: Mask) -> float:
-    """Return the time spent beyond the median of completed tasks, per task that completed there."""
+    """Estimate the scale of an exponential tail beyond the median of the completed tasks.
+
+    It is the time that all tasks spent beyond the median, divided by the number of tasks that completed
+    there.
+    """
     threshold = np.median(times[completed_mask])
     beyond_mask = np.isfinite(times) & (times > threshold)
     n_completed = int((beyond_mask & completed_mask).sum())
@@ -332,14 +354,14 @@ def _estimate_tail_scale(times: Floats, completed_mask: Mask) -> float:
 
 
 def as_distribution(run_times: object) -> Distribution:
-    """Return the distribution of run times that are given in any supported form.
+    """Convert run times in any supported form to a Distribution.
 
     Parameters
     ----------
     run_times : Distribution, iterable of float or Report, Report, or path
-        A Distribution is returned unchanged. Numbers are run times in seconds, and a path is that of a file
-        of `polarmap measure`. Reports do not tell about times after the end of their map, so their
-        distribution is continued with an exponential tail (`Empirical.with_exponential_tail`).
+        A Distribution is returned unchanged. Numbers are run times in seconds. A path must be that of a file
+        written by `polarmap measure`. Reports contain no run times beyond the end of their map, so their
+        distribution gets an exponential tail (`Empirical.with_exponential_tail`).
 
     Examples
     --------
@@ -350,7 +372,11 @@ def as_distribution(run_times: object) -> Distribution:
 
 
 def to_distribution_and_observations(run_times: object) -> tuple[Distribution, Empirical | None]:
-    """Return the result of `as_distribution`, and the observations behind it, or None without any."""
+    """Convert run times to a Distribution, and also return the observed run times.
+
+    The conversion is that of `as_distribution`. The second value is None if `run_times` is a Distribution
+    that was not estimated from observations.
+    """
     if isinstance(run_times, Distribution):
         return run_times, run_times if isinstance(run_times, Empirical) else None
     if isinstance(run_times, (str, PathLike)):
@@ -365,12 +391,12 @@ def to_distribution_and_observations(run_times: object) -> tuple[Distribution, E
 
 
 def load_training_trace() -> Empirical:
-    """Return the run times of tasks of a large training job, in multiples of the median.
+    """Load real run times as an example: operations of a large training job, relative to their median.
 
-    The distribution is real and bimodal, but not one of serverless functions: it has no cold starts and no
+    The distribution has two peaks. It does not describe serverless functions: it has no cold starts and no
     failures. It is derived from 45,056 forward and backward operations, each divided by the median of its
-    operation and pipeline stage. training_trace.txt holds the means of 1,000 equal parts of the sorted
-    values, in units of 1e-4.
+    operation and pipeline stage. The file training_trace.txt holds the means of 1,000 equal parts of the
+    sorted values, in units of 1e-4.
 
     Source: data/trace-AR.parquet of ByteDance-Seed/StragglerAnalysis, Copyright ByteDance, Apache License 2.0
     (https://www.apache.org/licenses/LICENSE-2.0). Changes: two operation types were kept, and durations were

@@ -1,4 +1,4 @@
-"""Figures of planning: run times, the polarization of virtual workers, and the frontier of a plan."""
+"""Figures for planning: run times, the polarization of virtual workers, and the time and cost of a plan."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_POINTS = 600  # The number of points of a curve.
-MAX_DEPTH = 12  # At larger depths, the lines cannot be distinguished.
-MIN_SURVIVAL = 1e-4  # The survival probability at which a tail is cut off.
+MAX_DEPTH = 12  # The largest recursion depth that can be drawn: 4,096 lines in one panel.
+MIN_SURVIVAL = 1e-4  # Figures leave out the slowest tasks, beyond this probability P(T > t).
 
 
 def plot_run_times(
@@ -28,15 +28,15 @@ def plot_run_times(
     *,
     fitted_distribution: Distribution | None = None,
 ) -> Figure:
-    """Plot a histogram of run times, and the fraction of tasks not completed by each time.
+    """Plot a histogram of run times, and the fraction of tasks that have not completed over time.
 
     Parameters
     ----------
     run_times : Distribution, run times in seconds, or reports of coded maps
     path : str or path, optional
-        The file to write the figure to: .png, .svg or .pdf. By default, it is only returned.
+        The file to write the figure to: .png, .svg or .pdf. By default, the figure is only returned.
     fitted_distribution : Distribution, optional
-        A second distribution to draw, to compare its fit.
+        A second distribution to draw into the same figure, to see how well it fits.
 
     Returns
     -------
@@ -53,15 +53,18 @@ def plot_run_times(
 def plot_polarization(
     run_times: object, path: figure_style.FigurePath | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
 ) -> Figure:
-    """Plot the cdfs of the virtual workers at some depths of the recursion, which converge to step functions.
+    """Plot how the run times of virtual workers polarize into fast and slow ones.
+
+    Each panel shows the cdfs of all virtual workers (see `polarize`) at one depth of the recursion. As the
+    depth grows, the curves become steeper and approach step functions.
 
     Parameters
     ----------
     run_times : Distribution, run times in seconds, or reports of coded maps
     path : str or path, optional
-        The file to write the figure to: .png, .svg or .pdf. By default, it is only returned.
+        The file to write the figure to: .png, .svg or .pdf. By default, the figure is only returned.
     depths : tuple of int
-        The depth of each panel. At depth d there are 2^d virtual workers.
+        The recursion depth of each panel. At depth d, there are 2^d virtual workers.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def plot_polarization(
 
 
 def _make_time_grid(distribution: Distribution) -> Floats:
-    """Return times from just before the first completion until nearly all tasks have completed."""
+    """Return evenly spaced times for a plot, from just before the first task completes to nearly the last."""
     completion_probability = 1 - distribution.failure_probability
     p = np.array([1e-4, 1 - 10 * MIN_SURVIVAL]) * completion_probability
     first_time, last_time = distribution.quantile(p).tolist()
@@ -130,26 +133,29 @@ def _draw_survival(
 
 
 def _add_legend(axes: Axes) -> None:
-    """Add a legend of the line colors to the panel with the most lines."""
+    """Add a legend that explains the line colors of the virtual workers."""
     for label, color_position in (("fastest virtual worker", 0.85), ("slowest virtual worker", 0.0)):
         axes.plot([], [], color=_pick_colormap_colors(np.array([color_position]))[0], lw=2, label=label)
     axes.legend(frameon=True, framealpha=0.9, edgecolor="white", fontsize=7.5, loc="lower right")
 
 
 def _pick_colormap_colors(positions: Floats) -> Floats:
-    """Return colors from dark (0) to light (1) that people with color blindness can distinguish."""
+    """Return colors from dark (0) to light (1) that color-blind readers can distinguish."""
     from matplotlib import colormaps
 
     return np.asarray(colormaps["cividis"](positions))
 
 
 def _replace_nonpositive_by_nan(probabilities: Floats) -> Floats:
-    """Replace probabilities of 0 by NaN, for a logarithmic axis."""
+    """Replace probabilities of 0 by NaN, so that a logarithmic axis leaves them out."""
     return np.where(probabilities > 0, probabilities, np.nan)
 
 
 def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cdfs: Floats) -> None:
-    """Draw the cdf of each virtual worker, a row of `virtual_cdfs`, and the cdf of a real worker."""
+    """Draw one line for the cdf of each virtual worker, and a dashed one for the cdf of a real worker.
+
+    The rows of `virtual_cdfs` are the cdfs of the virtual workers at `times`.
+    """
     from matplotlib.collections import LineCollection
 
     slowest_first = virtual_cdfs[np.argsort(virtual_cdfs.mean(axis=1), kind="stable")]
@@ -166,11 +172,14 @@ def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cd
 
 
 def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Figure:
-    """Draw the completion time against the worker-seconds of each candidate on the frontier of a plan."""
+    """Draw the time and cost of the candidates of a plan, with the recommended one and a plain map marked.
+
+    The candidates are those on the frontier: no other number of workers is better in both time and cost.
+    """
     figure, ((axes,),) = figure_style.new_figure(7.5, 4.6)
     time_metric = plan.time_metric
     candidates = [candidate for candidate in plan.frontier if isfinite(getattr(candidate, time_metric))]
-    # The list is empty if too few jobs complete for a finite quantile.
+    # The list of candidates may be empty: the quantile is infinite if too many jobs never complete.
     times = [getattr(candidate, time_metric) for candidate in candidates]
     worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
@@ -189,7 +198,7 @@ def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = No
 
 
 def _annotate_worker_counts(axes: Axes, candidates: list[Any], plan: Any, time_metric: str) -> None:
-    """Write the number of workers next to each point that has space for a label."""
+    """Write the number of workers next to each point, except where labels would overlap."""
     max_time = max([getattr(candidate, time_metric) for candidate in candidates], default=1.0)
     worker_seconds = [candidate.worker_seconds for candidate in candidates] or [0.0]
     min_worker_seconds = worker_seconds[0]

@@ -1,8 +1,10 @@
-"""Workers with different run-time distributions: which of them to use, and when a job completes.
+"""Planning for workers that differ in speed: which of them to use, and when a job completes.
 
-Which results arrive first depends on the workers that compute them, so jobs are simulated and not integrated.
-Workers and code are chosen for the time at which as many completed tasks are expected as the job needs. At
-that time, each worker has its own erasure probability, for which `PolarCode(erasure=)` is designed.
+The results of fast workers tend to arrive first, so the order of arrival is not random. Completion times are
+therefore simulated, not computed by a formula. The workers and the code are chosen for a target time: the
+time at which as many tasks are expected to have completed as the job needs. For this time, the probability
+that a result is still missing is computed for each worker, and `PolarCode(erasure=)` is designed for these
+probabilities.
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ from polarmap.planning.distributions import MAX_SECONDS, Distribution, Floats, M
 from polarmap.planning.simulation.jobs import SimulatedJobs
 
 CODE_SCHEMES = ("uncoded", "mds", "rotation", *ARIKAN_SCHEMES)
-MIN_JOBS = 2000  # The smallest number of simulated jobs, unless each job must solve a dense system.
+MIN_JOBS = 2000  # At least this many jobs are simulated, unless each one must solve a dense linear system.
 
 
 class WorkerSelection(NamedTuple):
-    """The workers selected for a job.
+    """The workers that were selected for a job.
 
     Attributes
     ----------
     worker_indices : index array (n,)
-        Ascending.
+        The indices of the selected workers, ascending.
     erasure_probabilities : array (n,)
-        The probability that each worker has not completed at the time for which the job is designed.
+        For each selected worker, the probability that its result is still missing at the target time of the
+        job.
     """
 
     worker_indices: Indices
@@ -40,17 +43,18 @@ class WorkerSelection(NamedTuple):
 
 
 def _is_hashable(value: object) -> bool:
-    """Return whether a distribution is hashable, which a user's own class may not be."""
+    """Return whether a distribution is hashable. A class that the user has written may not be."""
     return isinstance(value, Hashable)
 
 
 class HeterogeneousWorkers:
-    """Workers with one run-time distribution each.
+    """A group of workers that may differ in speed, with one run-time distribution for each worker.
 
     Parameters
     ----------
     distributions : sequence of Distribution
-        The distribution of each of the m workers. Equal hashable distributions are evaluated once.
+        The run-time distribution of each of the m workers. Workers with equal distributions are grouped, so
+        that each distribution is evaluated only once.
     """
 
     def __init__(self, distributions: Sequence[Distribution]) -> None:
@@ -69,19 +73,22 @@ class HeterogeneousWorkers:
 
     @property
     def mixture_distribution(self) -> Distribution:
-        """The run-time distribution of a worker drawn at random."""
+        """The run-time distribution of a worker that is chosen at random, as a mixture."""
         if self.is_homogeneous:
             return self._distinct_distributions[0]
         class_frequencies = np.bincount(self._class_indices) / len(self._class_indices)
         return Mixture(self._distinct_distributions, class_frequencies)
 
     def survival_probabilities(self, time: float) -> Floats:
-        """Return the probability (m,) that each worker has not completed at `time`."""
+        """Return, for each of the m workers, the probability that its task has not completed at `time`."""
         class_survival = [float(distribution.survival(time)) for distribution in self._distinct_distributions]
         return np.asarray(np.array(class_survival)[self._class_indices])
 
     def sample_run_times(self, rng: np.random.Generator, n_jobs: int) -> Floats:
-        """Draw the run times of all workers in `n_jobs` jobs, (m, n_jobs); inf if a task never completes."""
+        """Draw random run times of all m workers in `n_jobs` jobs, as an array of shape (m, n_jobs).
+
+        The run time of a task that never completes is inf.
+        """
         times = np.empty((len(self._class_indices), n_jobs))
         for class_index, distribution in enumerate(self._distinct_distributions):
             worker_indices = np.flatnonzero(self._class_indices == class_index)
@@ -89,16 +96,18 @@ class HeterogeneousWorkers:
         return times
 
     def select_workers(self, n: int, expected_completions: float) -> WorkerSelection:
-        """Select the n workers that reach an expected number of completed tasks first.
+        """Select the n workers that are expected to complete a given number of tasks first.
 
-        At any time, these are the n workers with the highest probability of completion, so the time is found
-        by bisection. It is inf if too many tasks never complete.
+        At any time, the best n workers are those with the highest probabilities of having completed. So the
+        target time is found by bisection: the first time at which the best n workers are expected to have
+        completed `expected_completions` tasks. It is inf if too many tasks never complete.
 
         Parameters
         ----------
         n : int
+            The number of workers to select.
         expected_completions : float
-            The expected number of completed tasks that defines the time; less than n.
+            The expected number of completed tasks at the target time, less than n.
         """
 
         def is_late_enough(time: float) -> bool:
@@ -115,12 +124,15 @@ class HeterogeneousWorkers:
         return WorkerSelection(worker_indices, worker_survival[worker_indices])
 
     def _compute_expected_completions(self, n: int, time: float) -> float:
-        """Return the expected number of completed tasks of the best n workers at `time`."""
+        """Return how many tasks the best n workers are expected to have completed at `time`."""
         return n - float(np.sort(self.survival_probabilities(time))[:n].sum())
 
 
 def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distribution]]:
-    """Return whether `run_times` is a sequence of Distributions; raise CodeError if only some entries are."""
+    """Return whether `run_times` is a list or tuple of Distributions.
+
+    Raises CodeError if some entries are Distributions and others are not.
+    """
     if not isinstance(run_times, (list, tuple)):
         return False
     n_distributions = sum(isinstance(entry, Distribution) for entry in run_times)
@@ -134,10 +146,10 @@ def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distri
 
 
 def select_workers_for_scheme(workers: HeterogeneousWorkers, n: int, k: int, scheme: str) -> WorkerSelection:
-    """Select n workers for k blocks, and the erasure probabilities for which to design their code.
+    """Select the n workers that are expected to be fastest for a job with k data blocks.
 
-    Without a code (n = k), the job needs the last task, so the time is that at which k - 0.5 completed tasks
-    are expected.
+    They are compared at the time when as many tasks are expected to have completed as `scheme` needs. Without
+    a code (n = k), all k tasks are needed. Then the time of k - 0.5 expected completions is used.
     """
     design_ratio = get_design_erasure_fraction(get_decoder_name(scheme)) if scheme in ARIKAN_SCHEMES else 1.0
     return workers.select_workers(n, k - 0.5 if n == k else n - design_ratio * (n - k))
@@ -146,24 +158,27 @@ def select_workers_for_scheme(workers: HeterogeneousWorkers, n: int, k: int, sch
 def simulate_heterogeneous_workers(
     workers: HeterogeneousWorkers, k: int, scheme: str, erasure: float | None, n_trials: int, seed: int
 ) -> tuple[SimulatedJobs, Floats]:
-    """Simulate jobs with one task per worker, and count the results that each job waits for.
+    """Simulate jobs on workers that differ in speed, with one task per worker.
 
     Parameters
     ----------
     workers : HeterogeneousWorkers
     k : int
-        Data blocks.
+        The number of data blocks.
     scheme : str
         One of CODE_SCHEMES.
     erasure : float or None
-        The erasure probability for which the arikan code is designed. None: that of each worker, as returned
-        by `select_workers_for_scheme`.
+        The probability that a result is missing, for which a code with Arikan's kernel is designed. If None,
+        each worker has its own probability, as returned by `select_workers_for_scheme`.
     n_trials, seed : int
+        The number of jobs to simulate (at least MIN_JOBS for most schemes), and the seed of the random
+        numbers.
 
     Returns
     -------
     jobs : SimulatedJobs
     n_arrivals : array (trials,)
+        How many results each job waited for.
 
     Examples
     --------

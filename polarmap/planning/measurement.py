@@ -1,6 +1,7 @@
-"""Measurement of the run times of tasks on an executor, in a first map (cold) and a second map (warm).
+"""Measure how long tasks take on an executor, as input for `polarmap.plan`.
 
-The result is an input of `polarmap.plan`.
+Two maps are run: in the first one, workers may still have to start (cold), and in the second one, they are
+running already (warm).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from polarmap.report import TaskReport
 from polarmap.validation import check_positive_int, is_real_number
 from polarmap.worker.task_functions import sort_repeatedly
 
-# How long the speed of one core is measured.
+# The duration, in seconds, for which the speed of one core is measured.
 CALIBRATION_SECONDS = 0.3
-# The distributions that are fitted, by their names in `polarmap plan --distribution`.
+# The distributions that `measure` tries to fit, by their names in `polarmap plan --distribution`.
 DISTRIBUTION_FAMILIES: dict[str, type[ShiftedExponential] | type[Pareto]] = {
     "exponential": ShiftedExponential,
     "pareto": Pareto,
@@ -41,16 +42,18 @@ DISTRIBUTION_FAMILIES: dict[str, type[ShiftedExponential] | type[Pareto]] = {
 
 
 class Measurement(NamedTuple):
-    """The measured run times of an executor: seconds from the start of each task until its result arrived.
+    """The measured run times of tasks on an executor, as returned by `measure`.
+
+    A run time is the number of seconds from the start of a task until its result has arrived.
 
     Attributes
     ----------
     executor : str
         The name of the executor.
     task_seconds : float
-        How long a task computes on an idle core of this machine, in seconds.
+        How long each task would take on an idle core of this machine, in seconds.
     cold, warm : list of float
-        The run times of the first and of the second map; inf for lost tasks, which returned no result.
+        The run times in the first and in the second map. They are inf for tasks that returned no result.
     shared_cores : SharedCores or None
         The cores that the tasks shared, if they ran on this machine.
     """
@@ -83,7 +86,7 @@ class Measurement(NamedTuple):
             yield str(self.shared_cores)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the measurement to a JSON file for `polarmap.plan` and `polarmap plan --times`."""
+        """Write the measurement to a JSON file that `polarmap.plan` and `polarmap plan --times` can read."""
         fields = self._asdict()
         fields |= {name: _replace_inf_by_none(fields[name]) for name in ("cold", "warm")}
         fields["shared_cores"] = self.shared_cores and self.shared_cores._asdict()
@@ -98,21 +101,22 @@ def measure(
     timeout: float | None = None,
     progress: bool | None = None,
 ) -> Measurement:
-    """Measure the run times of tasks on an executor, in two maps.
+    """Measure how long tasks take on an executor, by running the same map twice.
 
-    Times are measured from the start of a task on its worker, so waiting for a worker is not counted. A cloud
-    function starts when it is called, so its cold start is counted. No task is started twice.
+    A run time starts when a worker starts the task, so waiting for a free worker does not count. But a cloud
+    function starts when it is called, so its cold start does count. No task is started a second time.
 
     Parameters
     ----------
     executor : optional
         As for `coded_map`.
     tasks : int
-        The number of tasks of each map. Use as many as your own maps have.
+        The number of tasks in each map. Use as many as your own maps have.
     task_seconds : float
-        How long a task computes (it sorts numbers), in seconds on one core of this machine.
+        How much work each task does: it sorts numbers for about this many seconds on one core of this
+        machine.
     timeout : float, optional
-        The largest duration of each map, in seconds.
+        The longest time that each map may take, in seconds.
     progress : bool, optional
         As for `coded_map`.
 
@@ -156,15 +160,15 @@ def measure(
 
 
 def _get_task_seconds(task: TaskReport) -> float:
-    """Return the seconds from the start of a task until its result arrived, or inf if it was lost."""
+    """Return the seconds from the start of a task until its result arrived, or inf if no result arrived."""
     return inf if task.arrived is None else task.arrived - get_start_time(task)
 
 
 def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None:
-    """Fit each family of distributions to the completed tasks, and return the closest fit.
+    """Fit a shifted exponential and a Pareto distribution, and return the one that fits better.
 
-    The fit with the smallest Kolmogorov-Smirnov distance is the closest. Return None if no two tasks have
-    different run times.
+    The better fit has the smaller Kolmogorov-Smirnov distance to the completed tasks. Return None if no
+    distribution can be fitted, for example because all run times are equal.
 
     >>> fit_closest_family([1.0, 2.0, 3.0, 6.0])
     ShiftedExponential(shift=1.0, scale=2.0)
@@ -186,7 +190,10 @@ def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None
 
 
 def _format_distribution_option(distribution: ShiftedExponential | Pareto | None) -> str:
-    """Return the argument of --distribution for a fitted distribution, or an empty text for None."""
+    """Format a fitted distribution for the option --distribution of `polarmap plan`.
+
+    Return an empty string if `distribution` is None.
+    """
     if distribution is None:
         return ""
     name = next(name for name, family in DISTRIBUTION_FAMILIES.items() if isinstance(distribution, family))
@@ -194,7 +201,7 @@ def _format_distribution_option(distribution: ShiftedExponential | Pareto | None
 
 
 def _measure_sorts_per_second() -> float:
-    """Return how many sorts, the unit of work of a task, one core of this machine runs per second."""
+    """Return how many sorts (the work of a measured task) one core of this machine does per second."""
     started_at, n_sorts = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started_at) < CALIBRATION_SECONDS:
         sort_repeatedly(10, None)
@@ -203,5 +210,5 @@ def _measure_sorts_per_second() -> float:
 
 
 def _replace_inf_by_none(times: list[float]) -> list[float | None]:
-    """Replace inf, the run time of lost tasks, by None, because JSON has no inf."""
+    """Replace infinite run times by None, because JSON cannot store them."""
     return [None if seconds == inf else seconds for seconds in times]

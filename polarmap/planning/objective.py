@@ -1,4 +1,4 @@
-"""The objective and the limits of a plan, and the selection of a candidate by them."""
+"""The goal of a plan (a quantity to minimize, and limits), and the choice of the best candidate."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from polarmap.errors import CodeError
 from polarmap.planning.completion import Completion
 from polarmap.validation import is_choice, is_real_number
 
-WORKER_SECONDS_SLACK = 0.05  # The default slack of plans for the cost.
+WORKER_SECONDS_SLACK = 0.05  # The default for `slack` if the objective is "cost".
 OBJECTIVES = ("mean", "p50", "p95", "p99", "cost")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The quantity that a plan minimizes, and the limits that it must meet.
+    """The goal by which `plan` chooses a number of workers: a quantity to minimize, and limits to meet.
 
     Parameters
     ----------
     metric : str
-        One of OBJECTIVES: a completion time, or "cost" for the worker-seconds.
+        The quantity to minimize, one of OBJECTIVES: the mean or a quantile of the completion time, or "cost"
+        for the worker-seconds (the sum of the run times of all workers).
     slack : float, optional
-        The accepted relative increase of the metric above its minimum. By default, a completion time is
-        balanced with the worker-seconds, and the slack of "cost" is 0.05.
+        By how much the metric may exceed its minimum, as a fraction; 0.1 means 10 %. By default, a completion
+        time is balanced against the worker-seconds, and the slack of "cost" is 0.05.
     deadline : float
-        The largest completion time (that of the metric; p99 for "cost"), in seconds.
+        The largest accepted completion time in seconds: that of the metric, or the p99 for "cost".
     budget : float
-        The largest mean worker-seconds.
+        The largest accepted mean worker-seconds.
     max_failure_probability : float
-        The largest probability that the job never completes.
+        The largest accepted probability that the job never completes.
     """
 
     metric: str = "p99"
@@ -51,19 +52,22 @@ class Objective:
 
     @property
     def time_metric(self) -> str:
-        """The completion time that candidates are compared by: the metric, or p99 for "cost"."""
+        """The name of the completion time to compare: the metric itself, or "p99" if the metric is "cost"."""
         return "p99" if self.metric == "cost" else self.metric
 
     def evaluate_candidate(self, candidate: Completion) -> float:
-        """Return the metric of a candidate, in seconds or worker-seconds."""
+        """Return the value of the metric for a candidate, in seconds or worker-seconds."""
         return float(getattr(candidate, "worker_seconds" if self.metric == "cost" else self.metric))
 
     def get_completion_time(self, candidate: Completion) -> float:
-        """Return the completion time of a candidate that must meet the deadline, in seconds."""
+        """Return the completion time of a candidate that is compared with the deadline, in seconds."""
         return float(getattr(candidate, self.time_metric))
 
     def filter_feasible_candidates(self, candidates: Sequence[Completion]) -> list[Completion]:
-        """Return the candidates within all limits, or raise CodeError with the limit that none meets."""
+        """Return the candidates that meet all limits.
+
+        Raises CodeError if no candidate does. The message names the limit and the best possible value.
+        """
         error_prefix = (
             f"no plan for k = {candidates[0].k} on at most "
             f"{max(candidate.n for candidate in candidates)} workers: "
@@ -98,12 +102,12 @@ class Objective:
         )
 
     def select_candidate(self, candidates: Sequence[Completion]) -> Completion:
-        """Return the candidate to recommend.
+        """Choose the candidate to recommend.
 
-        With a slack, this is the cheapest candidate whose metric is within the slack of the minimum; for
-        "cost", it is the one with the smallest p99. Without a slack, it is the knee, where time *
-        worker-seconds is smallest: further workers would add a larger fraction to the cost than they save of
-        the time.
+        With a slack, all candidates whose metric is within the slack of the minimum are acceptable. The
+        cheapest of them is chosen, or for "cost" the one with the smallest p99. Without a slack, the
+        candidate with the smallest product of time and worker-seconds is chosen: more workers would increase
+        the cost by a larger factor than they reduce the time.
         """
         if self.slack is None and self.metric != "cost":
             return min(candidates, key=self._get_knee_sort_key)
@@ -116,7 +120,10 @@ class Objective:
         return min(near_optimal, key=lambda candidate: (getattr(candidate, secondary_metric), candidate.n))
 
     def _get_knee_sort_key(self, candidate: Completion) -> tuple[float, float, int]:
-        """Return time * worker-seconds, followed by two values that break ties."""
+        """Return the product of time and cost, which is smallest at the knee of their curve.
+
+        The product is followed by two values that break ties.
+        """
         worker_seconds = candidate.worker_seconds
         return self.evaluate_candidate(candidate) * worker_seconds, worker_seconds, candidate.n
 

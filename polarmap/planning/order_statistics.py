@@ -1,8 +1,10 @@
-"""Order statistics of run times: the distribution of the m-th of n completions, and its worker-seconds.
+"""Order statistics of run times: when the m-th of n tasks completes, and how many worker-seconds it costs.
 
-T_(m:n) is the quantile function at a Beta(m, n - m + 1) variable (David and Nagaraja, Order Statistics, 2.1).
-Means integrate this density against the closed-form integral of the quantile function, on a grid that is
-dense where the density is large. So the jumps of an empirical distribution cause no error.
+The time of the m-th completion, T_(m:n), is distributed as the quantile function of the run times, evaluated
+at a random number from the distribution Beta(m, n - m + 1) (David and Nagaraja, Order Statistics, 2.1). Its
+mean is integrated numerically, on a grid that is dense where the beta density is large. The integral of the
+quantile function between two grid points is known exactly, so the jumps of an empirical distribution cause no
+error.
 """
 
 from __future__ import annotations
@@ -24,27 +26,30 @@ from polarmap.planning.quadrature import (
     make_logit_spaced_nodes,
 )
 
-N_BULK_NODES = 4001  # The number of nodes where the density is not negligible.
-# The logits at which the bulk of the density is searched for. The density of each rank of n has its peak
-# within log(n) of 0, and falls by a factor of e or more per unit beyond it. So for a million tasks it is
-# negligible at both ends.
+# The number of grid points in the range where the density is not negligible.
+N_BULK_NODES = 4001
+# A coarse grid of logits log(p / (1 - p)), for finding where the density of an order statistic is not
+# negligible. The density for n tasks has its peak between -log(n) and log(n). Beyond its peak, it falls by a
+# factor of e or more per unit. So even for a million tasks, it is negligible at both ends of this grid.
 COARSE_LOGITS = np.arange(-70.0, 70.0, 0.005)
-# A density is negligible if its logarithm is this much below that of its peak, on the left and on the right
-# side. The right margin is larger, because large run times of a heavy tail may compensate for a small
-# density.
+# A density is negligible where its logarithm is this much smaller than at its peak, on the left and on the
+# right side. The margin on the right is larger, because run times in a heavy tail are very long, so even a
+# small density there contributes to the mean.
 LOG_NEGLIGIBLE = (34.0, 45.0)
-MAX_TABLE_SIZE = 1 << 23  # The largest number of entries of a table in memory.
+MAX_TABLE_SIZE = 1 << 23  # Temporary arrays have at most this many entries (64 MB).
 
 
 class OrderStatisticMeans(NamedTuple):
-    """The means of order statistics T_(m:n) for several ranks m, over the jobs in which m tasks complete.
+    """The expected time and cost of waiting for the m-th of n completions, for several ranks m.
+
+    Means are taken over the jobs in which at least m tasks complete.
 
     Attributes
     ----------
     times : array (ranks,)
-        Expected T_(m:n) in seconds.
+        The expected time of the m-th completion, in seconds.
     worker_seconds : array (ranks,)
-        Expected worker-seconds if the n - m remaining tasks are stopped at T_(m:n).
+        The expected sum of the run times of all workers, if the other n - m tasks are stopped at that time.
     failure_probability : array (ranks,)
         The probability that fewer than m tasks complete.
     """
@@ -55,9 +60,10 @@ class OrderStatisticMeans(NamedTuple):
 
 
 def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats) -> OrderStatisticMeans:
-    """Compute the expected time and cost of waiting for the m-th completion of n tasks.
+    """Compute the expected time and cost of waiting until m of n tasks have completed.
 
-    If the m-th run time is the quantile Q(p), the m - 1 earlier ones are independent and below Q(p), so
+    If the m-th shortest run time is the quantile Q(p), then the m - 1 shorter ones are independent samples
+    below Q(p), and all other tasks are stopped at Q(p). So the cost is
 
         E[worker-seconds] = E[(m - 1) E[T | T <= Q(p)] + (n - m + 1) Q(p)].
 
@@ -66,9 +72,9 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
     run_times : Distribution
         The run time of one task.
     n : int
-        Tasks started at time 0.
+        The number of tasks, which all start at time 0.
     ranks : array (j,)
-        The ranks m, from 1 to n.
+        The numbers m of completions to wait for, from 1 to n.
 
     Examples
     --------
@@ -91,7 +97,8 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
         batch = slice(start, start + batch_size)
         m = ranks[batch]
         log_densities = compute_order_statistic_log_density(n, m, nodes, run_times.failure_probability)
-        # Normalize by the maximum: the density is conditional on m completions, however unlikely these are.
+        # Divide by the maximum so that the density cannot underflow. It is only needed up to a constant
+        # factor.
         density = np.exp(log_densities - log_densities.max(axis=1, keepdims=True))
         total_density = integrate_over_cells(density, widths)
         mean_times = integrate_over_cells(density, cell_integrals) / total_density
@@ -111,21 +118,25 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
 def compute_completion_quantiles(
     run_times: Distribution, n: int, decodable_probabilities: Floats, p: Floats
 ) -> Floats:
-    """Return the times by which a job is decodable with probabilities `p`, or inf if it never is.
+    """Return the quantiles of the completion time of a coded job, for probabilities `p`.
+
+    A quantile is inf if the job completes with a smaller probability than p.
 
     Parameters
     ----------
     run_times : Distribution
+        The run time of one task.
     n : int
-        Tasks.
+        The number of tasks.
     decodable_probabilities : array (n + 1,)
-        The probability that j arrivals in random order are decodable, for j = 0..n.
+        The probability that the job can be decoded from the first j results, for j = 0..n.
     p : array
+        Probabilities between 0 and 1.
 
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # the earliest of four
+    >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # any result suffices
     >>> distribution = ShiftedExponential(0.0, 1.0)
     >>> compute_completion_quantiles(distribution, 4, first, np.array([0.5])).round(6).tolist()
     [0.173287]
@@ -143,18 +154,20 @@ def compute_completion_quantiles(
 def compute_decoding_probability(
     n: int, decodable_probabilities: Floats, arrival_probability: Floats
 ) -> Floats:
-    """Return the probability that a job is decodable if each task has arrived independently.
+    """Return the probability that a job can be decoded when each result has arrived with probability a.
+
+    Results arrive independently, and any j of them are decodable with probability decodable_probabilities[j]:
 
         P = sum over j of C(n, j) a^j (1 - a)^(n - j) decodable_probabilities[j]
 
     Parameters
     ----------
     n : int
-        Tasks.
+        The number of tasks.
     decodable_probabilities : array (n + 1,)
-        The probability that j arrivals in random order are decodable, for j = 0..n.
+        The probability that the job can be decoded from j results, for j = 0..n.
     arrival_probability : array
-        a, the probability that one task has arrived. The result has the same shape.
+        The probability a that the result of one task has arrived. The returned array has the same shape.
 
     Examples
     --------
@@ -178,16 +191,22 @@ def compute_decoding_probability(
 def compute_order_statistic_log_density(
     n: int, ranks: Floats, nodes: ProbabilityPair, failure_probability: float
 ) -> Floats:
-    """Return the log density of T_(m:n) with respect to the cdf, (ranks, nodes).
+    """Return the log density of order statistics: of the cdf value at which the m-th of n tasks completes.
 
     Parameters
     ----------
     n : int
+        The number of tasks.
     ranks : array (ranks,)
+        The numbers m.
     nodes : ProbabilityPair
-        The cdf at each node, given completion.
+        The cdf values of tasks that complete, at which to evaluate the density.
     failure_probability : float
         The probability that a task never completes.
+
+    Returns
+    -------
+    array (ranks, nodes)
     """
     m = ranks[:, None]
     log_arrived = np.log(nodes.cdf) + np.log1p(-failure_probability)
@@ -200,9 +219,13 @@ def compute_order_statistic_log_density(
 def make_order_statistic_quadrature_nodes(
     n: int, ranks: Floats, failure_probability: float
 ) -> ProbabilityPair:
-    """Return nodes of the cdf given completion, dense where the density of a rank is not negligible."""
+    """Choose the cdf values (nodes) at which densities of order statistics are evaluated.
+
+    They are dense in the range where the density of any of the `ranks` is not negligible.
+    """
     coarse_nodes = compute_logistic_and_complement(COARSE_LOGITS)
-    log_jacobian = np.log(coarse_nodes.cdf) + np.log(coarse_nodes.survival)  # log(d cdf / d logit)
+    # The logarithm of d(cdf) / d(logit).
+    log_jacobian = np.log(coarse_nodes.cdf) + np.log(coarse_nodes.survival)
     extreme_ranks = np.array([ranks.min(), ranks.max()], float)
     log_weights = compute_order_statistic_log_density(n, extreme_ranks, coarse_nodes, failure_probability)
     log_weights += log_jacobian
@@ -216,7 +239,7 @@ def make_order_statistic_quadrature_nodes(
 
 @lru_cache(maxsize=64)
 def compute_log_binomial_coefficients(n: int) -> Floats:
-    """Return the logarithms of the binomial coefficients C(n, j) for j = 0..n.
+    """Return the logarithms of the binomial coefficients C(n, 0), ..., C(n, n).
 
     >>> np.exp(compute_log_binomial_coefficients(4)).round(9).tolist()
     [1.0, 4.0, 6.0, 4.0, 1.0]

@@ -1,8 +1,8 @@
-"""Planning of the number of workers, as a trade-off between completion time and worker-seconds.
+"""Recommend a number of workers, as a trade-off between completion time and cost in worker-seconds.
 
     run times -> Completion of each candidate (completion.py) -> Objective selects one -> Plan
 
-`Plan.apply_to` passes the result on to a coded map.
+A coded map takes its numbers of blocks and tasks and its code from a plan by `Plan.apply_to`.
 """
 
 from __future__ import annotations
@@ -47,50 +47,56 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
-MAX_TABLE_LINES = 10  # The largest number of lines of a plan as text.
-MAX_SIZES = 48  # The largest number of candidates for n; they are dense near k.
-TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)  # The factors of over-decomposition to try with a task overhead.
-MIN_SAMPLED_RUN_TIMES = 60_000  # The smallest number of run times to draw for each of these factors.
+# The largest number of lines in the text of a plan.
+MAX_TABLE_LINES = 10
+# At most this many numbers of workers larger than k are compared.
+MAX_SIZES = 48
+# The numbers of tasks per worker to try with `task_overhead`.
+TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)
+# Each simulation of several tasks per worker draws at least this many run times.
+MIN_SAMPLED_RUN_TIMES = 60_000
 
 
 @dataclass(frozen=True)
 class Plan(PlannedSchedule):
-    """A recommended number of workers, with the alternatives.
+    """A recommended number of workers for a map, and the alternatives, as returned by `plan`.
+
+    Print the plan to see a table of time and cost.
 
     Attributes
     ----------
     n, k : int
-        Tasks and data blocks. n = k means an uncoded map.
+        The numbers of tasks and of data blocks. n = k means a plain map without a code.
     code : str
         "rotation", "sequential", "optimal", "integers", or "uncoded".
     objective : str
-        The objective that the plan minimizes.
+        What the plan minimizes, as passed to `plan`.
     expected, uncoded : Completion
-        The expected time and worker-seconds of the plan, and of an uncoded map.
+        The expected time and worker-seconds of the plan, and of a plain map without a code.
     frontier : tuple of Completion
-        The candidates that no other one beats in both time (the objective; p99 for "cost") and
-        worker-seconds.
+        The candidates that no other one beats in both time and worker-seconds. Time means the objective, or
+        the p99 for "cost".
     worker_spec : WorkerSpec or None
-        The workers that the tasks run on, as passed to `plan`.
+        A description of the workers, as passed to `plan`.
     schedule : {"upfront", "on_demand"}
         "upfront": all n tasks start at once. "on_demand": k + n_upfront_parity tasks start at once, and the
         remaining ones when tasks are late.
     n_upfront_parity : int
         The number of parity tasks that start at once.
     run_times : Distribution
-        The run time of one task; for heterogeneous workers, the mixture of their distributions.
+        The run time of one task. If the workers differ in speed, the mixture of their distributions.
     worker_indices : tuple of int
-        The heterogeneous workers to use: the i-th task to start is for worker `worker_indices[i]`. Empty if
-        all workers have the same distribution and none were listed.
+        If one distribution per worker was passed to `plan`: the workers to use. Task i, in starting order, is
+        for worker `worker_indices[i]`. Empty otherwise.
     erasure : tuple of float
-        The erasure probabilities (n,) for which the arikan code of heterogeneous workers is designed
-        (`PolarCode(erasure=)`); else empty.
+        If the workers differ in speed: the probability that each of the n results is missing, for which the
+        code is designed (`PolarCode(erasure=)`). Empty otherwise.
     n_completed : int or None
         The number of completed tasks whose run times were observed. None if there are no observations.
     size_range : WorkerCountRange or None
-        With fewer than 20 completed tasks, the range of the recommended number of workers.
+        How uncertain the recommended number of workers is, if fewer than 20 completed tasks were observed.
     shared_cores : SharedCores or None
-        The cores of this machine that the observed tasks shared. None if they did not run on this machine.
+        The cores of this machine that the observed tasks shared. None if the tasks ran elsewhere.
     """
 
     n: int
@@ -112,25 +118,25 @@ class Plan(PlannedSchedule):
 
     @property
     def n_workers(self) -> int:
-        """The number of workers for the n tasks, as in `Pool(workers=plan.n_workers)`.
+        """The number of workers to start, as in `Pool(workers=plan.n_workers)`.
 
-        It is less than n if each persistent worker runs several tasks.
+        This is less than the number of tasks `n` if each persistent worker runs several tasks.
         """
         return self.expected.n
 
     @property
     def time_metric(self) -> str:
-        """The completion time on the frontier: the objective, or p99 for "cost"."""
+        """The name of the completion time that is compared: the objective, or "p99" for "cost"."""
         return Objective(self.objective).time_metric
 
     @property
     def cost(self) -> Cost | None:
-        """The expected cost in US dollars. None without `worker_spec`, or if its prices are unknown."""
+        """The expected cost of the map in US dollars, or None if the prices of the workers are unknown."""
         return None if self.worker_spec is None else _estimate_cost(self.expected, self.worker_spec)
 
     @property
     def uncoded_cost(self) -> Cost | None:
-        """The expected cost of an uncoded map in US dollars, or None as for `cost`."""
+        """The expected cost of a plain map without a code, in US dollars, or None if prices are unknown."""
         return None if self.worker_spec is None else _estimate_cost(self.uncoded, self.worker_spec)
 
     def __repr__(self) -> str:
@@ -150,16 +156,22 @@ class Plan(PlannedSchedule):
         return "\n".join(table_lines + footer)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Return the frontier as a matplotlib Figure, and write it to `path` (.png, .svg, .pdf) if given."""
+        """Plot the completion time against the worker-seconds of the candidates.
+
+        Returns a matplotlib Figure. If `path` is given (.png, .svg or .pdf), the figure is also written
+        there.
+        """
         return draw_time_cost_frontier(self, path)
 
     def apply_to(self, code_options: CodeOptions) -> CodeOptions:
-        """Return the code options of a map with blocks, tasks and code of the plan filled in.
+        """Fill the numbers of blocks and tasks and the code of the plan into the options of a map.
+
+        Returns new options. `code_options` stays unchanged.
 
         Raises
         ------
         CodeError
-            If `code_options` has a different number of blocks or tasks, or a different code.
+            If `code_options` already has a different number of blocks or tasks, or a different code.
         """
         blocks, tasks, code, _ = code_options
         for name, given_value, planned_value in (("blocks", blocks, self.k), ("tasks", tasks, self.n)):
@@ -172,7 +184,8 @@ class Plan(PlannedSchedule):
         if not is_choice(code, ("auto", *kernels)):
             raise CodeError(f"code must be that of the plan, {self.code!r}, not {code!r}. Leave code out")
         sized_options = code_options._replace(blocks=self.k, tasks=self.n)
-        if self.code == "rotation":  # code="auto" selects the arikan code for integers.
+        # Keep code="auto", which selects the rotation code for floats, and a suitable code for integers.
+        if self.code == "rotation":
             return sized_options
         if self.code == "uncoded":
             return sized_options._replace(code=Uncoded(self.k))
@@ -180,7 +193,7 @@ class Plan(PlannedSchedule):
         return sized_options._replace(code=polar_code)
 
     def _format_footer_lines(self) -> list[str]:
-        """Return the lines below the table: range, shared cores, whether a code is needed, and cost."""
+        """Return the lines below the table, with remarks on the range, shared cores, code and cost."""
         lines = []
         if self.size_range is not None:
             lines += [
@@ -196,7 +209,7 @@ class Plan(PlannedSchedule):
         return lines
 
     def _describe_coded_alternative(self) -> str:
-        """Describe what the best coded candidate would save in time and add in worker-seconds."""
+        """Describe how the best candidate with a code would change the time and the worker-seconds."""
         coded_candidates = [candidate for candidate in self.frontier if candidate.n > candidate.k]
         if not coded_candidates:
             return "more workers would not save time"
@@ -210,11 +223,15 @@ class Plan(PlannedSchedule):
         )
 
     def _select_table_rows(self, max_rows: int) -> list[Completion]:
-        """Return up to `max_rows` candidates of the frontier and the plan, by n, without the uncoded map."""
+        """Return the candidates to show in the table, in the order of their number of workers.
+
+        These are up to `max_rows` candidates of the frontier, and the recommended one.
+        """
         row_indices = np.linspace(0, len(self.frontier) - 1, min(max_rows, len(self.frontier))).astype(int)
         rows = [*(self.frontier[row_index] for row_index in row_indices.tolist()), self.expected]
         rows_by_key = {_get_candidate_key(candidate): candidate for candidate in rows}
-        rows_by_key.pop(_get_candidate_key(self.uncoded), None)  # The uncoded map has a row already.
+        # The table already has a row for the uncoded map.
+        rows_by_key.pop(_get_candidate_key(self.uncoded), None)
         return [rows_by_key[candidate_key] for candidate_key in sorted(rows_by_key)]
 
     def _describe_workers(self) -> str:
@@ -229,7 +246,7 @@ class Plan(PlannedSchedule):
         return f"start {self._format_worker_count(self.n)} workers{selection_text}"
 
     def _format_worker_count(self, n_workers: int) -> str:
-        """Return a number of workers as text, or a range if few tasks were observed."""
+        """Format the number of workers, or its range if few tasks were observed."""
         return str(n_workers) if self.size_range is None else self.size_range.range_text
 
 
@@ -250,56 +267,56 @@ def plan(
     schedule: str = "upfront",
     task_overhead: float | None = None,
 ) -> Plan:
-    """Recommend how many workers to start for k blocks.
+    """Recommend how many workers to start for a map with k data blocks.
 
-    By default, workers are added as long as they save a larger fraction of the time than they add to the
-    worker-seconds. With `slack`, the plan is the cheapest one whose objective is within that slack of the
-    minimum. For "cost", it is the one with the smallest p99 whose worker-seconds are within `slack` of the
-    minimum.
+    By default, workers are added as long as they reduce the time by a larger factor than they increase the
+    cost in worker-seconds. With `slack`, the cheapest plan is chosen whose objective is at most that fraction
+    above the minimum. For "cost", it is the plan with the smallest p99 whose worker-seconds are at most that
+    fraction above the minimum.
 
-    The plan assumes that tasks are late or fail independently of each other, but workers on the same machine
-    fail together. On a cluster of m machines, choose n so that n - k >= ceil(n / m), so that all tasks of one
-    machine may be missing. On four machines, this means 32 tasks for 24 blocks.
+    The plan assumes that tasks are late or fail independently of each other. But workers on the same machine
+    fail together. On a cluster of m machines, choose n so that n - k >= ceil(n / m): then all tasks of one
+    machine may be lost. On four machines, for example, use 32 tasks for 24 blocks.
 
     Parameters
     ----------
     k : int
-        Data blocks.
+        The number of data blocks.
     run_times : Distribution, run times in seconds, or reports of coded maps
-        The run time of one task, from its start on a worker until its result arrives; see `Empirical`. For
-        heterogeneous workers, a sequence of Distributions, one for each worker. With fewer than 20 completed
-        tasks, the plan shows a range of workers: it covers 90 % of the recommendations for bootstrap
-        resamples.
+        The run time of one task, from its start on a worker until its result arrives; see `Empirical`. If the
+        workers differ in speed, pass a sequence of Distributions, one for each worker. If fewer than 20
+        completed tasks were observed, the plan shows a range of workers. The range is estimated by a
+        bootstrap, and covers 90 % of its recommendations.
     objective : {"p99", "mean", "p50", "p95", "cost"}
         The quantity to minimize: a quantile or the mean of the completion time, or the worker-seconds
         ("cost").
     max_workers : int, optional
-        By default 2 k, or the length of a sequence of Distributions.
+        The largest number of workers. By default 2 k, or the length of a sequence of Distributions.
     deadline : float
-        The largest objective (p99 for "cost"), in seconds.
+        The largest accepted completion time in seconds: that of the objective, or the p99 for "cost".
     budget : float
-        The largest mean worker-seconds.
+        The largest accepted mean worker-seconds.
     code : {"rotation", "sequential", "optimal", "integers"}
-        The scheme of `completion_time`. "rotation" is computed exactly and quickly.
+        The code, as for `scheme` of `completion_time`. "rotation" is computed exactly and quickly.
     slack : float, optional
-        The accepted relative increase of the objective above its minimum. By default 0.05 for "cost"; for
-        other objectives, time and worker-seconds are balanced.
+        By how much the objective may exceed its minimum, as a fraction. By default 0.05 for "cost". For the
+        other objectives, time and worker-seconds are balanced by default.
     max_failure_probability : float
         The largest accepted probability that the job never completes because too many tasks fail.
     n_trials, seed : int
-        The number of trials and the seed of simulations: of codes other than rotation, and of heterogeneous
-        workers (2,000 trials or more).
+        The number of simulated jobs (or orders of arrival), and the seed of the random numbers. They are only
+        used where no formula is known, for example for codes other than "rotation".
     worker_spec : polarmap.clouds.limits.WorkerSpec, optional
-        The workers of a cloud configuration. It limits the number of workers and the duration of a task, and
-        determines the cost in US dollars.
+        A description of the workers in a cloud. It limits the number of workers and the duration of a task,
+        and determines the cost in US dollars.
     schedule : {"upfront", "on_demand", "auto"}
-        Whether all workers start at once, or parity tasks only when tasks are late. "auto" compares both.
-        "on_demand" and "auto" need code="rotation", and are simulated.
+        "upfront": all workers start at once. "on_demand": parity tasks start only when tasks are late.
+        "auto": compare both. "on_demand" and "auto" need code="rotation".
     task_overhead : float, optional
-        Seconds that a task takes in addition to its computation: about 0.001 on this machine, and a few
-        hundredths through a bucket. If given, up to 32 times as many blocks are tried on persistent workers,
-        by simulation; this needs code="rotation" and schedule="upfront". By default, each worker runs one
-        task.
+        The number of seconds that a task takes in addition to its computation: about 0.001 on this machine,
+        and a few hundredths if data is exchanged through cloud storage. If it is given, the plan also
+        considers persistent workers that run up to 32 smaller tasks each. This needs code="rotation" and
+        schedule="upfront". By default, each worker runs one task.
 
     Returns
     -------
@@ -385,18 +402,18 @@ def plan(
 
 
 def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tuple[Completion, ...]:
-    """Return the candidates that no other one beats in both time and worker-seconds.
+    """Return the Pareto frontier: the candidates that no other one beats in both time and worker-seconds.
 
     Parameters
     ----------
     candidates : sequence of Completion
     time_metric : {"mean", "p50", "p95", "p99"}
-        The completion time to compare.
+        Which completion time to compare.
 
     Returns
     -------
     tuple of Completion
-        From the cheapest to the fastest.
+        The candidates, from the cheapest to the fastest.
 
     Examples
     --------
@@ -417,7 +434,10 @@ def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tupl
 def _to_common_distribution(
     run_times: object, workers: HeterogeneousWorkers | None
 ) -> tuple[Distribution, Empirical | None]:
-    """Return the distribution of a worker drawn at random, and the observations that it is made of."""
+    """Return the run-time distribution of a randomly chosen worker, and the observed run times behind it.
+
+    The second value is None if the distribution was not estimated from observations.
+    """
     if workers is not None:
         return workers.mixture_distribution, None
     return to_distribution_and_observations(run_times)
@@ -430,7 +450,7 @@ def _compute_max_workers(
     run_times: Distribution,
     workers: HeterogeneousWorkers | None,
 ) -> int:
-    """Return the largest number of workers that all limits allow, or raise CodeError if it is less than k."""
+    """Return the largest number of workers that all limits allow. Raises CodeError if it is less than k."""
     worker_limit = 2 * _check_positive_size("k", k)
     if workers is not None:
         worker_limit = len(workers.distributions)
@@ -452,7 +472,7 @@ def _compute_max_workers(
 
 
 def _estimate_cost(candidate: Completion, worker_spec: WorkerSpec) -> Cost | None:
-    # A persistent worker is one call, however many tasks it runs.
+    # Clouds bill per function call. A persistent worker is a single call, even if it runs several tasks.
     n_calls = round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
     return estimate_map_cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
 
@@ -466,7 +486,7 @@ def _make_candidates(
     n_trials: int,
     seed: int,
 ) -> list[Completion]:
-    """Return the uncoded map, followed by the coded candidates."""
+    """Predict time and cost of a plain map without a code, and of coded maps with more and more workers."""
     sizes = _list_candidate_worker_counts(k, max_workers)
     upfront_sizes = [k] if schedule == "on_demand" else sizes
     candidates = [_make_candidate(n, k, code, run_times, n_trials, seed) for n in upfront_sizes]
@@ -480,7 +500,7 @@ def _make_candidates(
 def _make_overdecomposed_candidates(
     base: Completion, run_times: Distribution, task_overhead: float, n_trials: int, seed: int
 ) -> list[Completion]:
-    """Simulate over-decomposition by several factors on the same number of persistent workers."""
+    """Simulate jobs with more and smaller tasks than `base`, on the same number of persistent workers."""
     n, k, n_jobs = base.n, base.k, max(n_trials, MIN_SAMPLED_RUN_TIMES // base.n)
     simulate = partial(
         completion_time,
@@ -500,7 +520,10 @@ def _make_overdecomposed_candidates(
 
 
 def _get_candidate_key(candidate: Completion) -> tuple[int, int, int]:
-    """Return a sortable key of a candidate: upfront tasks, total tasks on demand, tasks per worker."""
+    """Return a sort key that is unique for each candidate of a plan.
+
+    It consists of the tasks at the start, the largest number of tasks (on demand only), and tasks per worker.
+    """
     if candidate.scheme == "on_demand":
         return candidate.k + candidate.n_upfront_parity, candidate.n, 1
     return candidate.n, 0, candidate.tasks_per_worker
@@ -519,7 +542,7 @@ def _make_candidate(
 def _assign_workers_to_tasks(
     workers: HeterogeneousWorkers | None, candidate: Completion
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return the workers of a plan in the order of their tasks, and the erasure probabilities of the code."""
+    """Return the worker for each task, and the probability that its result is missing."""
     if workers is None:
         return (), ()
     n, k, scheme = candidate.n, candidate.k, candidate.scheme
@@ -534,7 +557,10 @@ def _assign_workers_to_tasks(
 
 
 def _list_candidate_worker_counts(k: int, max_workers: int) -> list[int]:
-    """Return k and up to MAX_SIZES larger counts, whose numbers of parity blocks grow geometrically."""
+    """Return the numbers of workers to compare: k, and at most MAX_SIZES larger ones.
+
+    If not all numbers up to `max_workers` can be compared, the numbers of parity blocks grow geometrically.
+    """
     n_parity = np.arange(1, max_workers - k + 1)
     if len(n_parity) > MAX_SIZES:
         n_parity = np.unique(np.rint(np.geomspace(1, max_workers - k, MAX_SIZES)).astype(int))
@@ -576,7 +602,7 @@ def _check_positive_size(name: str, value: int) -> int:
 
 
 def _format_change(before: float, after: float, unit: str = "") -> str:
-    """Return the change of a number as text, relative if it was finite.
+    """Describe the change of a number, as a percentage if the old value is finite.
 
     >>> _format_change(2.0, 1.5), _format_change(inf, 1.5, " s")
     ('by -25.0%', 'from inf to 1.5 s')

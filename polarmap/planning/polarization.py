@@ -1,11 +1,12 @@
-"""Computational polarization: each pair of workers is turned into a slow and a fast virtual worker.
+"""Computational polarization: a polar code turns each pair of workers into a slow and a fast virtual worker.
 
-    slow: max(T1, T2)    P(T > t) -> 1 - (1 - P(T > t))^2
-    fast: min(T1, T2)    P(T > t) -> P(T > t)^2
+    slow: waits for both workers,   T = max(T1, T2)    P(T > t) -> 1 - (1 - P(T > t))^2
+    fast: waits for either worker,  T = min(T1, T2)    P(T > t) -> P(T > t)^2
 
-Applied recursively to 2^depth workers, this gives 2^depth virtual workers, whose run times polarize (Pilanci,
-arXiv 2109.03877). At a fixed time t, the recursion is that of the erasure probability of a polar code. So the
-cdf of a virtual worker is a polynomial of the cdf of the real workers, and can be inverted in closed form.
+Applied recursively to 2^depth real workers, this gives 2^depth virtual workers. As the depth grows, their run
+times become more and more different: they polarize (Pilanci, arXiv 2109.03877). At a fixed time t, the
+recursion is that of the erasure probabilities of a polar code. So the cdf of a virtual worker is a polynomial
+in the cdf of the real workers, and can be inverted in closed form.
 """
 
 from __future__ import annotations
@@ -24,25 +25,27 @@ from polarmap.planning.distributions import Distribution, Floats, bisect_predica
 from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
 
-MAX_DEPTH = 24  # There are 2^24 virtual workers at this depth.
+MAX_DEPTH = 24  # The largest recursion depth, with 2^24 virtual workers.
 
 
 def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
-    """Compute P(T > t) of all virtual workers from P(T > t) of the real workers.
+    """Compute the probabilities that virtual workers are still running, for all virtual workers.
+
+    A virtual worker waits for both (slow) or either (fast) of two workers of the level below.
 
     Parameters
     ----------
     survival : array-like (times,)
-        P(T > t) of a real worker at some times.
+        The probability P(T > t) that a real worker is still running, at some times t.
     depth : int
-        The depth of the recursion.
+        The depth of the recursion, which starts with 2^depth real workers.
 
     Returns
     -------
     array (2^depth, times)
-        Row i belongs to input i of the polar code. The bits of i, most significant first, are the branches
-        from the real workers to the virtual one: 0 for slow and 1 for fast. The mean of the rows is
-        `survival`, as the recursion is a martingale.
+        P(T > t) of each virtual worker. Row i belongs to input i of the polar code. The bits of i, most
+        significant first, tell how the virtual worker is formed, level by level: 0 for slow and 1 for fast.
+        The mean over the rows is `survival`.
 
     Examples
     --------
@@ -55,18 +58,20 @@ def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
 
 
 def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: npt.ArrayLike) -> Floats:
-    """Return P(T <= t) of one virtual worker for each of `times`.
+    """Return the probability that a virtual worker has finished by each of `times`, P(T <= t).
+
+    A virtual worker waits for both (slow) or either (fast) of two workers of the level below; see `polarize`.
 
     Parameters
     ----------
     run_times : Distribution
         The run time of a real worker.
     depth : int
-        The depth of the recursion.
+        The depth of the recursion (see `polarize`).
     worker_index : int
         The index of the virtual worker, from 0 (slowest) to 2^depth - 1 (fastest).
     times : array-like
-
+        Times in seconds.
 
     Examples
     --------
@@ -75,7 +80,7 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
     np.float64(0.25)
     """
     cdf, survival = run_times.cdf_and_survival(times)
-    # The minimum of two maps a cdf F to 1 - (1 - F)^2, and the maximum maps it to F^2.
+    # If each of two workers has the cdf F, their maximum has the cdf F^2, and their minimum 1 - (1 - F)^2.
     for bit in _get_branch_bits(depth, worker_index):
         if bit:
             cdf, survival = cdf * (1 + survival), survival * survival
@@ -85,10 +90,10 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
 
 
 def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: npt.ArrayLike) -> Floats:
-    """Return the quantiles of the run time of one virtual worker for probabilities `p`.
+    """Return the times by which a virtual worker (see `polarize`) has finished with probabilities `p`.
 
-    They are exact: the recursion is inverted level by level, and then the cdf of `run_times`. Other
-    parameters are those of `virtual_cdf`.
+    The quantiles are exact, because the recursion can be inverted level by level. The other parameters are
+    those of `virtual_cdf`.
 
     Examples
     --------
@@ -101,10 +106,10 @@ def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: 
 
 
 def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> float:
-    """Return the expected run time of one virtual worker, or inf if it may never complete.
+    """Return the expected run time of a virtual worker (see `polarize`), in seconds.
 
-    The average over all 2^depth virtual workers is the mean of a real worker. Parameters are those of
-    `virtual_cdf`.
+    It is inf if tasks may never complete. The average over all 2^depth virtual workers is the expected run
+    time of a real worker. The parameters are those of `virtual_cdf`.
 
     Examples
     --------
@@ -120,11 +125,13 @@ def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> floa
 
 
 def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
-    """Return the mean of sqrt(F (1 - F)) over the virtual workers at each time, 0 for step functions.
+    """Return how far the virtual workers (see `polarize`) are from being polarized, at each time.
 
-    Each level multiplies the gap by at most sqrt(3) / 2 for any F, so it decreases exponentially with the
-    depth. Because of the martingale, the fraction of virtual workers that have completed at t therefore tends
-    to F(t). Parameters are those of `polarize`.
+    The gap is the mean of sqrt(F (1 - F)) over all virtual workers, where F is the probability that a virtual
+    worker has finished. It is 0 if each virtual worker has finished with probability 0 or 1. Each level of
+    the recursion multiplies the gap by at most sqrt(3) / 2, so it decreases exponentially with the depth. The
+    mean of F stays the same, so the fraction of virtual workers that have finished tends to the cdf of a real
+    worker. The parameters are those of `polarize`.
 
     Examples
     --------
@@ -136,22 +143,23 @@ def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
 
 
 def virtual_medians(run_times: Distribution, depth: int) -> Floats:
-    """Return the median run times (2^depth,) of all virtual workers.
+    """Return the median run time of each of the 2^depth virtual workers (see `polarize`), in seconds.
 
-    Sorted, they tend to the quantiles of a real worker as the depth grows.
+    As the depth grows, the sorted medians approach the quantiles of the run time of a real worker.
     """
     _check_depth(depth)
     cdf = np.array([0.5])
-    for _ in range(depth):  # The outermost level is inverted last.
+    for _ in range(depth):  # From the virtual workers to the real ones.
         pairs = np.stack([np.sqrt(cdf), cdf / (1 + np.sqrt(1 - cdf))])
         cdf = pairs.reshape(-1)
     return run_times.quantile(cdf)
 
 
 def frozen_set_at_time(n: int, k: int, run_times: Distribution, time: float) -> Indices:
-    """Return the frozen set of an arikan code designed for a target time.
+    """Return the frozen set of a polar code that is designed for decoding at a target time.
 
-    These are the n - k inputs that are least likely to be known at that time, ascending, as in
+    The frozen set contains the n - k inputs of the code that are least likely to be known at that time, in
+    ascending order. They are set to zero and carry no data. The set is that of
     `PolarCode(n, k, "arikan", erasure=float(run_times.survival(time)))`.
 
     Examples
@@ -165,10 +173,11 @@ def frozen_set_at_time(n: int, k: int, run_times: Distribution, time: float) -> 
 
 
 def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: float) -> float:
-    """Return an upper bound on the probability that a job is not decodable at `time`.
+    """Return an upper bound on the probability that a job cannot be decoded yet at `time`.
 
-    It is the sum of P(T > time) over the unfrozen virtual workers, a union bound for successive cancellation
-    decoding (Arikan 2009, proposition 2). The frozen set is that of `frozen_set_at_time`.
+    This is the union bound for successive cancellation decoding (Arikan 2009, proposition 2): the sum of
+    P(T > time) over the virtual workers outside the frozen set. The frozen set is that of
+    `frozen_set_at_time`.
 
     Examples
     --------
@@ -184,9 +193,10 @@ def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: floa
 
 
 def sequential_completion_bound(n: int, k: int, run_times: Distribution, probability: float = 0.99) -> float:
-    """Return the earliest time at which `sequential_failure_bound` is at most 1 - probability.
+    """Return a time by which a job can be decoded with at least the given probability.
 
-    Use it as the target time of `frozen_set_at_time`. The result is inf if there is no such time.
+    This is the earliest time at which `sequential_failure_bound` is at most 1 - probability, or inf if there
+    is no such time. Use it as the target time of `frozen_set_at_time`.
 
     Examples
     --------
@@ -215,7 +225,7 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 def _invert_polarization(
     depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
 ) -> ProbabilityPair:
-    """Return the probabilities of the real workers that belong to probabilities of a virtual worker."""
+    """Find the probabilities of real workers that lead to the given ones of a virtual worker."""
     cdf, survival = virtual_probabilities
     for bit in reversed(_get_branch_bits(depth, worker_index)):
         if bit:
@@ -228,7 +238,7 @@ def _invert_polarization(
 
 
 def _get_branch_bits(depth: int, worker_index: int) -> list[int]:
-    """Return the branches from the real workers to a virtual worker: 0 for slow and 1 for fast."""
+    """Return for each level whether the slow (0) or the fast (1) worker of a pair is chosen."""
     if not 0 <= worker_index < 1 << _check_depth(depth):
         raise CodeError(
             f"worker_index must be from 0 to {(1 << depth) - 1} at depth {depth}, not {worker_index}"

@@ -1,4 +1,4 @@
-"""A cdf and its complement as one type, so that neither loses its digits and they cannot be swapped."""
+"""A type that stores a probability together with its complement, so that neither of them loses digits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from polarmap.dtypes import Floats
 
 
 class ProbabilityPair(NamedTuple):
-    """The probabilities that a task has completed by some times, and that it has not, as two arrays.
+    """The probabilities that a task has and has not completed by some times, as two arrays.
 
-    The two add up to 1. Both are stored because the largest of thousands of tasks depends on digits of the
-    survival that 1 - cdf has lost. A pair describes either all tasks or only the tasks that complete;
-    `given_completion` and `of_all_tasks` convert one into the other.
+    The two add up to 1. Both are stored because 1 - cdf loses digits where the cdf is close to 1, and the
+    slowest of thousands of tasks depends on these digits. A pair describes either all tasks or only the tasks
+    that complete. `given_completion` and `of_all_tasks` convert between the two.
 
     Attributes
     ----------
@@ -36,16 +36,16 @@ class ProbabilityPair(NamedTuple):
 
     @classmethod
     def from_cdf(cls, cdf: Floats) -> ProbabilityPair:
-        """Return the pair of a cdf, whose survival has no more digits than 1 - cdf."""
+        """Create a pair from a cdf. The survival is computed as 1 - cdf, with its rounding error."""
         return cls(cdf, 1 - cdf)
 
     @classmethod
     def from_survival(cls, survival: Floats) -> ProbabilityPair:
-        """Return the pair of a survival, whose cdf has no more digits than 1 - survival."""
+        """Create a pair from survival probabilities. The cdf is 1 - survival, with its rounding error."""
         return cls(1 - survival, survival)
 
     def given_completion(self, failure_probability: float) -> ProbabilityPair:
-        """Convert probabilities of all tasks to conditional probabilities given completion.
+        """Convert the probabilities of all tasks to conditional ones, given that a task completes.
 
         Parameters
         ----------
@@ -56,14 +56,15 @@ class ProbabilityPair(NamedTuple):
             return ProbabilityPair(np.zeros_like(self.cdf), np.ones_like(self.survival))
         completion_probability, survival = 1 - failure_probability, self.survival
         if failure_probability:
-            # Where all tasks that complete have completed, the difference would be a rounding error.
+            # Once all tasks that ever complete have completed, the survival is 0, and the difference below
+            # would be a mere rounding error.
             has_unfinished = self.cdf < completion_probability
             survival = np.where(has_unfinished, survival - failure_probability, 0.0)
         conditional_cdf = np.minimum(self.cdf / completion_probability, 1.0)
         return ProbabilityPair(conditional_cdf, np.maximum(survival / completion_probability, 0.0))
 
     def of_all_tasks(self, failure_probability: float) -> ProbabilityPair:
-        """Convert conditional probabilities given completion to probabilities of all tasks.
+        """Convert conditional probabilities, given that a task completes, to probabilities of all tasks.
 
         Parameters
         ----------

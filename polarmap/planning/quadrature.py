@@ -1,7 +1,8 @@
-"""Quadrature over probabilities with full accuracy near 0 and near 1.
+"""Numerical integration over probabilities p from 0 to 1, with full accuracy at both ends.
 
-Nodes are placed by their logit, log(p / (1 - p)), and each node is a `ProbabilityPair`. The expected maximum
-of 10,000 run times depends on probabilities with 1 - p of about 1e-4, so 1 - p must not lose digits.
+The grid points (nodes) are evenly spaced in the logit, log(p / (1 - p)), so they are dense near 0 and 1. Each
+node stores both p and 1 - p (`ProbabilityPair`), because 1 - p must not lose digits: the expected maximum of
+10,000 run times depends on probabilities with 1 - p of about 1e-4.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ import numpy as np
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.probability_pair import ProbabilityPair
 
-MAX_LOGIT = 700.0  # exp(-700) is close to the smallest normal float64 number.
-TAIL_STEP = 0.25  # The distance of logits in the tail, which matters only for heavy-tailed distributions.
-BULK_LOGIT = 40.0  # Probabilities of larger logits differ from 1 by less than the float64 epsilon.
-N_NODES = 8001  # The number of nodes of the bulk.
-# Larger values are cut off. A heavy tail with a finite mean has no weight there.
+# The largest logit of a node. exp(-700) is close to the smallest normal float64 number.
+MAX_LOGIT = 700.0
+# The distance of logits in the tail, which matters only for heavy-tailed distributions.
+TAIL_STEP = 0.25
+# Most nodes have logits between -40 and 40. Beyond 40, 1 - p is smaller than the float64 epsilon.
+BULK_LOGIT = 40.0
+# The number of nodes between the logits -BULK_LOGIT and BULK_LOGIT.
+N_NODES = 8001
+# Larger values are replaced by this one, so that they do not overflow. If the mean is finite, they do not
+# matter.
 OVERFLOW_CAP = 1e300
-# An integral is taken as divergent if more than this fraction of it comes from the last cell below
-# OVERFLOW_CAP.
+# An integral counts as infinite if more than this fraction of its value comes from the last cell whose value
+# is below OVERFLOW_CAP.
 DIVERGENCE_TOL = 1e-5
 
 
 def compute_logistic_and_complement(logits: Floats) -> ProbabilityPair:
-    """Return the probabilities whose logits, log(cdf / survival), are `logits`.
+    """Compute p and 1 - p from the logits log(p / (1 - p)).
 
     >>> [f"{part:.3g}" for part in compute_logistic_and_complement(np.array(-700.0))]
     ['9.86e-305', '1']
@@ -34,9 +40,10 @@ def compute_logistic_and_complement(logits: Floats) -> ProbabilityPair:
 
 
 def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int) -> ProbabilityPair:
-    """Return `n_nodes` nodes between two logits, followed by nodes of the upper tail.
+    """Return `n_nodes` grid points (nodes) between two logits, and more widely spaced ones up to MAX_LOGIT.
 
-    Both pieces are uniform in the logit and have an even number of cells, as Richardson extrapolation needs.
+    The nodes of each part are evenly spaced in the logit. The number of cells (intervals between two nodes)
+    is even, as Richardson extrapolation requires.
     """
     tail_logits = np.arange(stop_logit + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
     even_tail_logits = tail_logits[: len(tail_logits) // 2 * 2]
@@ -45,34 +52,39 @@ def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int)
 
 
 def make_full_logit_grid() -> ProbabilityPair:
-    """Return nodes for an integral over all probabilities from 0 to 1."""
+    """Return grid points (nodes) for an integral over all probabilities between 0 and 1."""
     return make_logit_spaced_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 
 def compute_cell_widths(nodes: ProbabilityPair) -> Floats:
-    """Return the lengths of the cells between neighbouring nodes, accurate in both halves."""
+    """Return the differences between neighbouring probabilities, without loss of digits near 1."""
     cdf, survival = nodes
     return np.where(cdf[1:] < 0.5, np.diff(cdf), -np.diff(survival))
 
 
 def compute_cell_integrals(antiderivative_at_nodes: Floats) -> Floats:
-    """Return the integrals over the cells from an antiderivative at the nodes, capped at OVERFLOW_CAP."""
+    """Return the integral over each cell (interval between two nodes), given an antiderivative at the nodes.
+
+    The antiderivative is one with respect to survival probabilities, which decrease from node to node.
+    Integrals are at most OVERFLOW_CAP.
+    """
     with np.errstate(invalid="ignore"):
         integrals = np.nan_to_num(-np.diff(antiderivative_at_nodes), nan=OVERFLOW_CAP, posinf=OVERFLOW_CAP)
     return np.minimum(integrals, OVERFLOW_CAP)
 
 
 def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
-    """Integrate a density with respect to a measure of the cells.
+    """Integrate a density that is known at the grid points (nodes), by the trapezoidal rule.
 
-    Uses the trapezoidal rule with Richardson extrapolation: the error is of fourth order for smooth measures,
-    and of second order where the measure has jumps.
+    A cell is the interval between two nodes. The result is improved by Richardson extrapolation: its error is
+    of fourth order for smooth measures, and of second order where the measure has jumps.
 
     Parameters
     ----------
     density : array (..., nodes)
+        The values of one or more densities at the nodes.
     cell_measure : array (nodes - 1,)
-        The measure of each cell between two nodes.
+        The measure of each cell, for example its width.
 
     Returns
     -------
@@ -85,10 +97,11 @@ def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
 
 
 def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nodes: ProbabilityPair) -> float:
-    """Return the sum of cell weights times the mean run time of each cell, or inf if it diverges.
+    """Return a weighted mean of the quantiles of a run-time distribution, or inf if it diverges.
 
-    The mean of a cell is computed from the closed-form integral of the quantile function, so its jumps and
-    poles cause no error. The sum is extrapolated as in `integrate_over_cells`.
+    The range of probabilities is cut into cells (intervals between two nodes). The result is the sum of the
+    weights of the cells times the mean run time in each cell. The mean run time is computed from the
+    closed-form integral of the quantile function, so jumps and poles cause no error.
 
     Parameters
     ----------
@@ -96,13 +109,13 @@ def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nod
     cell_weights : array (cells,)
         The probability of each cell.
     nodes : ProbabilityPair
-        The cdf at the edges of the cells, given completion.
+        The cdf of tasks that complete, at the edges of the cells.
     """
     cdf, survival = nodes
     widths = compute_cell_widths(nodes)
     integrals = compute_cell_integrals(run_times.integrated_quantile(survival))
     narrow_mask = widths <= 1e-12 * np.where(cdf[1:] < 0.5, cdf[1:], survival[:-1])
-    # In cells narrower than rounding, the quantile is constant.
+    # The difference of two integrals is inaccurate in a very narrow cell, so use the quantile itself there.
     if narrow_mask.any():
         narrow_nodes = ProbabilityPair(cdf[:-1][narrow_mask], survival[:-1][narrow_mask])
         narrow_quantiles = run_times.conditional_quantile(narrow_nodes)

@@ -1,8 +1,9 @@
-"""The sampling error of a recommended number of workers when few run times were observed.
+"""How uncertain a recommended number of workers is if it is based on few observed run times.
 
-A percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13):
-observations, including censored ones, are resampled with replacement, and the number of workers is chosen for
-each resample. The computation assumes that any k results are decodable, so each choice is exact and fast.
+The range is estimated by a percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap,
+1993, chapter 13): the observations are resampled with replacement many times, and the number of workers is
+chosen for each resample. All choices assume that any k results can be decoded, so each of them is exact and
+fast.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from polarmap.planning.distributions import Floats
 from polarmap.planning.empirical import Empirical
 from polarmap.planning.objective import Objective
 
-SMALL_SAMPLE_SIZE = 20  # A plan shows a range if fewer completed tasks were observed.
+SMALL_SAMPLE_SIZE = 20  # A plan shows a range of workers if fewer completed tasks than this were observed.
 N_RESAMPLES = 200
-COVERAGE = 0.90  # The fraction of resamples whose choice is within the range.
-CONFIDENCE = 0.95  # The confidence of the upper bound on the fraction of slow tasks that were not observed.
-TAIL_STEPS = 16  # The number of steps that approximate a continuous tail beyond the last observation.
+COVERAGE = 0.90  # The range contains the number of workers chosen for this fraction of the resamples.
+CONFIDENCE = 0.95  # The confidence level of `WorkerCountRange.max_unseen_fraction`.
+TAIL_STEPS = 16  # The number of steps that approximate an exponential tail beyond the longest run time.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class WorkerCountRange(NamedTuple):
-    """The range of a recommended number of workers.
+    """The range in which the best number of workers probably is, if few run times were observed.
 
     Attributes
     ----------
     min_workers, max_workers : int
-        The smallest and the largest number of workers.
+        The ends of the range.
     max_unseen_fraction : float
-        An upper bound, with confidence 0.95, on the fraction of slow tasks if none of them was observed.
+        The fraction of tasks that may be slower than all observed ones: an upper bound with confidence 0.95.
     """
 
     min_workers: int
@@ -49,7 +50,7 @@ class WorkerCountRange(NamedTuple):
 
     @property
     def range_text(self) -> str:
-        """The range as text, or a single number if both ends are equal."""
+        """The range as text, such as "28 to 31", or a single number if both ends are equal."""
         return (
             f"{self.min_workers} to {self.max_workers}"
             if self.min_workers < self.max_workers
@@ -65,23 +66,26 @@ def bootstrap_worker_count_range(
     seed: int = 0,
     has_tail: bool = False,
 ) -> WorkerCountRange:
-    """Return the bootstrap range of the number of workers that start at once.
+    """Estimate the range in which the best number of workers is, by a bootstrap.
 
-    The resamples are evaluated for a rotation code whose tasks all start at once. For another code or
-    schedule, the range is shifted by the difference between `chosen_count` and the choice for the rotation
-    code.
+    For each resample of the observations, the best number of workers is computed as if the job used a
+    rotation code and started all tasks at once. If the recommended number was chosen for another code or
+    schedule, the range is shifted by the difference.
 
     Parameters
     ----------
     observations : Empirical
+        The observed run times.
     worker_counts : sequence of int
-        The candidates, ascending, starting with the number of workers of an uncoded map.
+        The numbers of workers to choose from, ascending. The first is k, that of a plain map without a code.
     objective : Objective
+        What to minimize.
     chosen_count : int
         The recommended number of workers.
     seed : int
+        The seed of the random numbers.
     has_tail : bool
-        Whether the distribution has an exponential tail (`Empirical.with_exponential_tail`).
+        Whether to extrapolate by an exponential tail (`Empirical.with_exponential_tail`).
 
     Examples
     --------
@@ -107,7 +111,7 @@ def bootstrap_worker_count_range(
 def _choose_worker_counts(
     samples: Sequence[Empirical], worker_counts: Sequence[int], objective: Objective, has_tail: bool
 ) -> Iterator[int | None]:
-    """Yield the number of workers chosen for each sample, or None if no number meets the limits."""
+    """Yield the best number of workers for each sample, or None if no number meets the limits."""
     step_functions = [_compute_empirical_cdf_steps(sample, has_tail) for sample in samples]
     max_steps = max(len(times) for times, _ in step_functions)
     padded = [
@@ -125,31 +129,31 @@ def _choose_worker_counts(
 def compute_completions_by_worker_count(
     times: Floats, cdf: Floats, worker_counts: Sequence[int]
 ) -> list[list[Completion]]:
-    """Compute the completion of a job that needs any k results, for several distributions and worker counts.
+    """Compute the time and cost of a job that needs any k results, for many run-time distributions at a time.
 
-    With T the k-th arrival of n, the mean is the integral of P(T > t), and the worker-seconds are n times the
-    integral of P(a task takes longer than t, and T > t).
+    If T is the time of the k-th of n results, its mean is the integral of P(T > t) over t. The worker-seconds
+    are n times the integral of the probability that a task takes longer than t and that T > t.
 
     Parameters
     ----------
     times, cdf : arrays (distributions, steps)
-        The step functions of the distributions: ascending times, and the fraction of tasks completed by each.
+        One step function per distribution: ascending times, and the fraction of tasks completed by each time.
     worker_counts : sequence of int
-        Numbers of workers, ascending; the first is k.
+        The numbers of workers n, ascending. The first is k.
 
     Returns
     -------
     list of list of Completion
-        For each number of workers, one for each distribution.
+        One list for each number of workers, with one entry for each distribution.
     """
     k, completions = worker_counts[0], []
     widths = np.diff(times, axis=1, prepend=0.0)
     survival = 1 - _compute_left_limits(cdf)
     with np.errstate(divide="ignore"):
         log_arrived, log_missing = np.log(cdf), np.log1p(-cdf)
-    # The probability that k of n tasks have completed, for growing n.
+    # The probability that at least k of n tasks have completed at each time. The loop below increases n.
     completed_cdf = np.zeros(cdf.shape)
-    # The log probability that exactly k - 1 of n - 1 tasks have completed.
+    # The log probability that exactly k - 1 of the first n - 1 tasks have completed at each time.
     log_next = (k - 1) * log_arrived if k > 1 else np.zeros(cdf.shape)
     for n in range(k, worker_counts[-1] + 1):
         others_cdf, completed_cdf = completed_cdf, completed_cdf + cdf * np.exp(log_next)
@@ -172,7 +176,10 @@ def compute_completions_by_worker_count(
 
 
 def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Floats, Floats]:
-    """Return ascending times and the fraction of tasks completed by each; it reaches 1 if there is a tail."""
+    """Return the cdf of observed run times as two arrays: times, and the fraction of tasks completed by each.
+
+    If `has_tail` is True, steps of an exponential tail are appended, and the last fraction is 1.
+    """
     failure_probability = sample.failure_probability
     times, cdf = sample.values, (1 - failure_probability) * np.minimum(np.cumsum(sample.probabilities), 1.0)
     if has_tail and failure_probability:
@@ -184,12 +191,12 @@ def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Flo
 
 
 def _compute_left_limits(values: Floats) -> Floats:
-    """Return the value just before each step: that of the previous step, and 0 before the first."""
+    """Move the values of step functions by one step, so that each is the value just before its step."""
     return np.pad(values[:, :-1], ((0, 0), (1, 0)))
 
 
 def _find_quantile(times: Floats, cdf: Floats, probability: float) -> Floats:
-    """Return the first time by which a job is complete with this probability, or inf if it never is."""
+    """Return the first time at which each cdf reaches a probability, or inf if it never does."""
     reached_mask = cdf >= probability - 1e-12
     quantiles = np.take_along_axis(times, reached_mask.argmax(axis=1)[:, None], axis=1)[:, 0]
     return np.where(reached_mask.any(axis=1), quantiles, np.inf)

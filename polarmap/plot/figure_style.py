@@ -1,4 +1,4 @@
-"""Figure creation, and the style that all figures share."""
+"""Create, label and save matplotlib figures in the style that all figures of polarmap share."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The palette of Okabe and Ito (2008), which colour-blind readers can distinguish. The colours also differ in
-# lightness, so that they can be distinguished in greyscale.
+# These colours are from the palette of Okabe and Ito (2008), which colour-blind readers can distinguish. They
+# also differ in lightness, so they can be distinguished in greyscale.
 TEXT_COLOR = "#222222"
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
@@ -30,7 +30,10 @@ FigurePath = str | PathLike[str]
 def new_figure(
     width: float, height: float, n_columns: int = 1, n_rows: int = 1, **subplot_options: Any
 ) -> tuple[Figure, Any]:
-    """Create a figure of `width` x `height` inches, and return it with its array of axes (rows, columns)."""
+    """Create a figure of `width` x `height` inches with a grid of subplots.
+
+    Returns the figure, and its axes as an array of shape (n_rows, n_columns).
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -48,7 +51,7 @@ def new_figure(
 
 
 def style_axes(axes: Axes) -> None:
-    """Style axes with two spines and a light grid behind the data."""
+    """Apply the common style to axes: only the left and bottom border, and a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=TEXT_COLOR, labelsize=9)
@@ -57,17 +60,20 @@ def style_axes(axes: Axes) -> None:
 
 
 def label_axes(axes: Axes, title: str, x_label: str = "", y_label: str = "") -> None:
-    """Set the title, aligned left, and the axis labels, which should include units."""
+    """Set the title and the axis labels. The labels should include units."""
     axes.set_title(title, loc="left", fontsize=11, color=TEXT_COLOR)
     axes.set_xlabel(x_label, fontsize=10, color=TEXT_COLOR)
     axes.set_ylabel(y_label, fontsize=10, color=TEXT_COLOR)
 
 
 def save_figure(figure: Figure, path: FigurePath | None) -> Figure:
-    """Write the figure to `path`, unless it is None, in the format of its suffix. Return the figure."""
+    """Write the figure to the file `path`, unless it is None. Return the figure.
+
+    The suffix of the path determines the format: .png, .svg or .pdf.
+    """
     if path is not None:
         try:
             figure.savefig(path, dpi=DPI)
-        except ValueError as error:  # matplotlib does not know the suffix
+        except ValueError as error:  # matplotlib does not support the file suffix.
             raise CodeError(f"the figure cannot be written to {path}: {error}") from error
     return figure

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 
 class NotebookFigure(Figure):
-    """A Figure that a notebook displays without pyplot or magic commands."""
+    """A matplotlib Figure that notebooks display automatically, without pyplot or magic commands."""
 
     def _repr_png_(self) -> bytes:
-        """Return the figure as PNG, for IPython."""
+        """Return the figure as PNG bytes. IPython calls this method to display the figure."""
         buffer = BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()

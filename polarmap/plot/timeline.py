@@ -1,7 +1,7 @@
-"""The timeline of a map: when each task ran, which results were used, and when the map returned.
+"""Draw the timeline of a map: when each task ran, which results were used, and when the map returned.
 
-It is drawn as a matplotlib figure, or as inline SVG in HTML, which does not need matplotlib. `report` is a
-`polarmap.types.Report`, and `task` is one of its `TaskReport`s.
+A timeline is drawn as a matplotlib figure, or as inline SVG in HTML, which does not need matplotlib. In all
+functions, `report` is the `polarmap.types.Report` of the map, and `task` is one of its `TaskReport`s.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 DECODED_LABEL = "decoded from others"
 CANCELLED_LABEL = "cancelled before it started"
-UNSTARTED_STATES = "cancelled", "queued", "held back"  # tasks in these states have no bar
-MAX_LABELLED_TASKS = 48  # with more tasks, their numbers are not shown
+# Tasks in these states did not run, so they have no bar.
+UNSTARTED_STATES = "cancelled", "queued", "held back"
+MAX_LABELLED_TASKS = 48  # The numbers of the tasks are only shown if there are at most this many.
 
 
 class BarStyle(NamedTuple):
-    """How the bars of a state are drawn. The HTML colour is readable on light and dark pages."""
+    """The label and the colours of the bars of tasks in one state, in matplotlib and in HTML."""
 
     label: str
     face_color: str
@@ -42,7 +43,7 @@ BAR_STYLES = {
 
 
 class TaskBar(NamedTuple):
-    """The bar of a task, in seconds since the start of the map."""
+    """The bar that shows when one task ran, in seconds since the start of the map."""
 
     task_index: int
     style_name: str
@@ -51,9 +52,9 @@ class TaskBar(NamedTuple):
 
 
 def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> Figure:
-    """Draw a bar for each task, and mark the k-th arrival and the return of the results.
+    """Draw the figure of `Report.plot`: one bar for each task, which shows when the task ran.
 
-    This is the figure of `Report.plot`.
+    Two vertical lines mark when the k-th result arrived and when the map returned.
     """
     figure, ((axes,),) = figure_style.new_figure(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
     end_seconds, bars = _compute_timeline_end_and_bars(report)
@@ -68,7 +69,7 @@ def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> F
 
 
 def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
-    """Return the end of the timeline in seconds, and a bar for each task that may have started."""
+    """Return the length of the timeline in seconds, and a bar for each task that may have run."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     end_seconds = max([report.seconds, *arrivals]) or 1.0
     started_tasks = [
@@ -78,7 +79,10 @@ def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
 
 
 def _make_task_bar(task: Any, report: Any, end_seconds: float) -> TaskBar:
-    """Return the bar of the last attempt, from the start on the worker, if known, until the arrival."""
+    """Return the bar of a task, from its start on a worker (if known) until its result arrived.
+
+    A bar without a result extends to the end of the timeline.
+    """
     bar_end = end_seconds if task.arrived is None else task.arrived
     launched_at = task.launched or 0.0
     bar_start = launched_at if task.started is None else max(launched_at, task.started)
@@ -113,7 +117,10 @@ def _draw_bars(axes: Axes, bars: list[TaskBar]) -> None:
 
 
 def _select_bar_styles(bars: list[TaskBar]) -> dict[str, BarStyle]:
-    """Return the styles of the states that occur, in a fixed order. Unknown states look like surplus."""
+    """Return the bar style of each task state that occurs, in the order of the legend.
+
+    Other states, such as "running", are drawn like "surplus".
+    """
     used_names = {bar.style_name for bar in bars}
     known_styles = {style_name: style for style_name, style in BAR_STYLES.items() if style_name in used_names}
     fallback_style = BAR_STYLES["surplus"]._replace(html_color=figure_style.GREY)
@@ -125,7 +132,7 @@ def _select_bar_styles(bars: list[TaskBar]) -> dict[str, BarStyle]:
 
 
 def _mark_unstarted_tasks(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Draw a dotted line for tasks that were held back and not needed."""
+    """Draw a dotted line for each task that was never submitted, because it was not needed."""
     held_back_indices = [task.index for task in report.tasks if task.launched is None]
     if held_back_indices:
         axes.hlines(
@@ -140,7 +147,7 @@ def _mark_unstarted_tasks(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _mark_cancelled_tasks(axes: Axes, report: Any) -> None:
-    """Draw a hollow circle for tasks that were submitted but not started by a worker."""
+    """Draw a hollow circle for each task that was cancelled before a worker started it."""
     cancelled_tasks = [task for task in report.tasks if task.state == "cancelled"]
     if cancelled_tasks:
         axes.plot(
@@ -156,7 +163,7 @@ def _mark_cancelled_tasks(axes: Axes, report: Any) -> None:
 
 
 def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Mark retried, failed and decoded tasks at the right edge of their lines."""
+    """Draw marks at the right edge for tasks that failed, were decoded, or were started several times."""
     mark_position = 1.012 * end_seconds
     failed_indices = {task.index for task in report.tasks if task.state == "failed"}
     marks = {
@@ -184,7 +191,7 @@ def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _mark_completion_events(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Mark the k-th arrival and the return of the results, with labels above the axes."""
+    """Draw vertical lines, with labels, when the k-th result arrived and when the map returned."""
     arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
     events = []
     if len(arrivals) >= report.k:
@@ -232,7 +239,7 @@ def _configure_axes(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _add_legend(figure: Figure, axes: Axes) -> None:
-    """Add a legend below the axes, with bars first and marks last."""
+    """Add a legend below the axes, in which the mark for decoded tasks comes last."""
     entries = sorted(zip(*axes.get_legend_handles_labels()), key=lambda entry: entry[1] == DECODED_LABEL)
     if entries:
         figure.legend(*zip(*entries), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
@@ -240,15 +247,15 @@ def _add_legend(figure: Figure, axes: Axes) -> None:
 
 # --- in HTML -----------------------------------------------------------------------------------
 
-SVG_WIDTH = 480  # pixels
-MAX_SVG_HEIGHT = 240  # pixels, for any number of tasks
-MAX_ROW_HEIGHT = 6.0  # pixels per task, reached if there are few tasks
+SVG_WIDTH = 480  # The width of the timeline in pixels.
+MAX_SVG_HEIGHT = 240  # The largest height of the timeline in pixels, for any number of tasks.
+MAX_ROW_HEIGHT = 6.0  # The largest height of the row of a task in pixels.
 
 
 def render_timeline_html(report: Any, summary: str) -> str:
-    """Return the HTML that a notebook shows for a report: its summary, and a timeline as inline SVG.
+    """Return the HTML that a notebook shows for a report: a text summary, and a timeline as inline SVG.
 
-    It needs no scripts or external styles, and is readable on light and dark pages.
+    The HTML needs no scripts or external styles, and its colours suit light and dark pages.
     """
     end_seconds, bars = _compute_timeline_end_and_bars(report)
     row_height = min(MAX_ROW_HEIGHT, MAX_SVG_HEIGHT / max(1, report.n))
@@ -266,7 +273,11 @@ def render_timeline_html(report: Any, summary: str) -> str:
 def _generate_svg_shapes(
     report: Any, bars: list[TaskBar], row_height: float, end_seconds: float
 ) -> Iterator[str]:
-    """Yield a rectangle for each bar, circles for cancelled and decoded tasks, and a line at the return."""
+    """Yield the SVG elements of a timeline.
+
+    These are a rectangle for each task that ran, circles for cancelled and decoded tasks, and a vertical line
+    when the map returned.
+    """
     pixels_per_second, styles = SVG_WIDTH / end_seconds, _select_bar_styles(bars)
     tasks_by_index = {task.index: task for task in report.tasks}
     for bar in bars:
@@ -298,7 +309,7 @@ def _generate_svg_shapes(
 
 
 def _generate_html_legend_entries(bars: list[TaskBar], report: Any) -> Iterator[str]:
-    """Yield a coloured symbol and a label for each state that occurs, and for decoded blocks."""
+    """Yield the entries of the legend: a coloured symbol and a label for each task state that occurs."""
     for style in _select_bar_styles(bars).values():
         yield f'<span style="color:{style.html_color}">&#9632;</span> {escape(style.label)}'
     if report.tasks_in_state("cancelled"):
@@ -308,6 +319,6 @@ def _generate_html_legend_entries(bars: list[TaskBar], report: Any) -> Iterator[
 
 
 def _summarize_task(task: Any) -> str:
-    """Return a one-line summary of a task."""
+    """Return the text that is shown when the mouse is over a task."""
     arrival_text = "" if task.arrived is None else f", {task.arrived:.3g} s"
     return f"task {task.index}: {task.state}{arrival_text}"

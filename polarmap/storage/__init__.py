@@ -18,33 +18,39 @@ _ORDINARY_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(?:/[A-Za-z0-9_][A-Za-z
 
 
 class Store(Protocol):
-    """A store of objects by key. Every method raises StorageError, within seconds, if the store is unusable.
+    """The interface of an object store, which stores byte strings ("objects") under string keys.
 
-    A reader sees an object completely or not at all. Methods may be called from several threads. A store may
-    have three further methods. `remove_stale_files()` removes the unfinished files of processes that have
-    died. `concatenate(source_keys, target_key)` stores several objects as one without reading them into
-    this process, and returns False if that is impossible. `list_sizes(prefix)` returns the sizes in
-    bytes of all objects whose keys begin with the prefix, by key, with one request for many of them.
+    Implement it to use a storage that polarmap does not support. All methods must be thread-safe. A reader
+    must see either a complete object or none. If the store cannot be used, each method must raise
+    StorageError within seconds.
+
+    A store may have three more methods. `remove_stale_files()` removes the unfinished files of processes that
+    have died. `concatenate(source_keys, target_key)` joins several objects to a new one without reading them
+    into this process, and returns False if that is impossible. `list_sizes(prefix)` returns a dict from the
+    key to the size in bytes of each object whose key begins with the prefix, with few requests.
     """
 
     @property
     def name(self) -> str:
-        """The name of the store in messages; it must not contain a secret."""
+        """The name of the store in error messages and reports. It must not contain a secret."""
 
     def put(self, key: str, data: Data) -> None:
-        """Store an object, replacing any object with this key."""
+        """Store `data` under `key`, replacing any object with this key."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return `object[start:stop]`; raise MissingObjectError if the object does not exist."""
+        """Return the bytes `start` to `stop` of an object, or all from `start` on if `stop` is None.
+
+        Raises MissingObjectError if the object does not exist.
+        """
 
     def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, or None if it does not exist."""
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys that begin with `prefix`, sorted."""
+        """Return the sorted keys of all objects whose key begins with `prefix`."""
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects; ignore keys that do not exist."""
+        """Delete the objects with these keys. Keys that do not exist are ignored."""
 
 
 def check_object_key(object_key: object) -> str:

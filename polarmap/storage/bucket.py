@@ -14,7 +14,8 @@ from polarmap.storage import Data, check_object_key
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import OUTAGE_SECONDS, get_s3_error_code, is_transient_error, retry_request
 
-FIRST_REQUEST_OUTAGE_SECONDS = 5.0  # retry time while the storage has never answered
+# Requests are retried for this many seconds if the storage has never answered. It may not exist at all.
+FIRST_REQUEST_OUTAGE_SECONDS = 5.0
 
 Result = TypeVar("Result")
 
@@ -29,21 +30,21 @@ _DENIED_CODES = (
 
 
 class ObjectStore:
-    """A store in the bucket of a `lithops.Storage`.
+    """A store in a bucket of any object storage that Lithops supports, such as S3.
 
-    A request is retried if the storage refuses the connection, times out or is too busy: for OUTAGE_SECONDS
-    if the storage has answered before, so that it may restart, otherwise for FIRST_REQUEST_OUTAGE_SECONDS.
-    Other errors are raised immediately.
+    A request is retried if the storage refuses the connection, times out or is too busy. Retries continue for
+    OUTAGE_SECONDS, so that the storage can restart in the meantime, but only for FIRST_REQUEST_OUTAGE_SECONDS
+    if the storage has never answered before. Other errors are raised immediately.
 
     Parameters
     ----------
     storage : lithops.Storage
-        Client, with the bucket to use.
+        The client of the storage, whose `bucket` is used.
 
     Attributes
     ----------
     executor : optional
-        Default executor for maps of data in this store; None if not known.
+        The executor on which maps of data in this store run by default; None if not known.
     """
 
     executor: Any = None
@@ -55,7 +56,7 @@ class ObjectStore:
 
     @property
     def name(self) -> str:
-        """The storage backend and the bucket, for messages."""
+        """The storage backend and the bucket, as text for error messages."""
         return f"{self.backend} bucket {self.bucket!r}"
 
     def __repr__(self) -> str:
@@ -69,7 +70,11 @@ class ObjectStore:
         )
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return `object[start:stop]` with one GET request, of a byte range if `stop` is given."""
+        """Return the bytes `start` to `stop` of an object, or all from `start` on if `stop` is None.
+
+        Sends one GET request. If `stop` is given, only that byte range is transferred. Raises
+        MissingObjectError if the object does not exist.
+        """
         if stop is not None and stop <= start:
             return b""
         options: dict[str, Any] = {}
@@ -85,7 +90,10 @@ class ObjectStore:
         return content[start:] if stop is None else content
 
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
-        """Copy a single object with one S3 COPY request; return False for several objects or without S3."""
+        """Copy an object inside the storage with an S3 COPY request. Return False if that is impossible.
+
+        Only the copy of a single object is supported, and only by storage with the S3 interface.
+        """
         client: Any = self.storage.get_client() if hasattr(self.storage, "get_client") else None
         if len(source_keys) != 1 or not hasattr(client, "copy_object"):
             return False
@@ -95,7 +103,7 @@ class ObjectStore:
         return True
 
     def size(self, key: str) -> int | None:
-        """Return the size of an object in bytes, None if it does not exist, with one HEAD request."""
+        """Return the size of an object in bytes, or None if it does not exist. Sends one HEAD request."""
         try:
             head = self._call_with_retries(
                 lambda: self.storage.head_object(self.bucket, check_object_key(key)), key
@@ -106,22 +114,25 @@ class ObjectStore:
         return int(lengths[0])
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys that begin with `prefix`, sorted."""
+        """Return the sorted keys of all objects whose key begins with `prefix`."""
         return sorted(self._call_with_retries(lambda: self.storage.list_keys(self.bucket, prefix), prefix))
 
     def list_sizes(self, prefix: str) -> dict[str, int]:
-        """Return the sizes in bytes of the objects whose keys begin with `prefix`, by key."""
+        """Return a dict from key to size in bytes, of all objects whose key begins with `prefix`."""
         listed = self._call_with_retries(lambda: self.storage.list_objects(self.bucket, prefix), prefix)
         return {str(entry["Key"]): int(entry["Size"]) for entry in listed}
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects, up to 1,000 per request."""
+        """Delete the objects with these keys, with one request for every 1,000 objects."""
         for start in range(0, len(keys), 1000):
             batch = [check_object_key(key) for key in keys[start : start + 1000]]
             self._call_with_retries(partial(self.storage.delete_objects, self.bucket, batch), batch[0])
 
     def _call_with_retries(self, request: Callable[[], Result], key: str) -> Result:
-        """Return the result of a request, which is retried during short outages of the storage."""
+        """Call `request` and return its result. Retry it if the storage is unavailable for a short time.
+
+        If it still fails, or fails for another reason, a StorageError is raised that names `key`.
+        """
         try:
             answer = retry_request(
                 request, OUTAGE_SECONDS if self._has_answered else FIRST_REQUEST_OUTAGE_SECONDS
@@ -155,4 +166,4 @@ class ObjectStore:
 
 
 class _RangeError(StorageError):
-    """An object ends before the range begins."""
+    """Raised if a requested byte range begins after the end of the object."""

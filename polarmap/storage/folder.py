@@ -21,15 +21,17 @@ from polarmap.worker.processes import ProcessIdentity
 
 _STAGING_FOLDER = ".unfinished"
 COPY_CHUNK_BYTES = 1 << 20
-# A writer on another machine that has not written for this many seconds is considered dead.
+# If an unfinished file was written on another machine and has not grown for this many seconds, its writer is
+# considered dead.
 STALE_WRITER_SECONDS = 86_400.0
 
 
 class FolderStore:
-    """A store in a folder, whose objects are files. The folder is created when an object is stored.
+    """A store in a folder of the file system. Each object is a file, and its key is the relative path.
 
-    Each file is written under a temporary name and then renamed, so a crash of the process leaves no
-    incomplete object. Files are not flushed to disk, so a crash of the machine may.
+    The folder is created when the first object is stored. Each file is written under a temporary name and
+    then renamed, so an object is never incomplete, even if this process crashes. Files are not flushed to
+    disk, so a crash of the whole machine may leave incomplete objects.
 
     Examples
     --------
@@ -47,7 +49,10 @@ class FolderStore:
 
     @classmethod
     def default(cls) -> FolderStore:
-        """Return the store in $POLARMAP_STORE, or else in the folder polarmap/ of the XDG data directory."""
+        """Return the default store, in the folder that the environment variable POLARMAP_STORE names.
+
+        If the variable is not set, the store is the folder polarmap/ in the XDG data directory.
+        """
         configured_path = os.environ.get("POLARMAP_STORE")
         if configured_path:
             return cls(configured_path)
@@ -56,14 +61,14 @@ class FolderStore:
 
     @property
     def name(self) -> str:
-        """The path of the folder, for messages."""
+        """The path of the folder, as text for error messages."""
         return f"folder {str(self.root)!r}"
 
     def __repr__(self) -> str:
         return f"FolderStore({str(self.root)!r})"
 
     def put(self, key: str, data: Data) -> None:
-        """Store an object: write a file under a temporary name, then rename it."""
+        """Store `data` under `key`, replacing any object with this key."""
         with (
             self._convert_os_errors(key, missing_errors=()),
             self._write_staging_file(self._get_key_path(key)) as file,
@@ -71,7 +76,10 @@ class FolderStore:
             file.write_bytes(data)
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return `object[start:stop]`; raise MissingObjectError if the object does not exist."""
+        """Return the bytes `start` to `stop` of an object, or all from `start` on if `stop` is None.
+
+        Raises MissingObjectError if the object does not exist.
+        """
         with self._convert_os_errors(key), open(self._get_key_path(key), "rb") as file:
             file.seek(start)
             return file.read() if stop is None else file.read(max(0, stop - start))
@@ -86,7 +94,7 @@ class FolderStore:
             return None
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the keys that begin with `prefix`, sorted."""
+        """Return the sorted keys of all objects whose key begins with `prefix`."""
         folder = prefix.rpartition("/")[0]
         start = self._get_key_path(folder) if folder else self.root
         with self._convert_os_errors(prefix):
@@ -95,14 +103,18 @@ class FolderStore:
             return sorted(key for key in self._iterate_keys_below(start) if key.startswith(prefix))
 
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
-        """Store the joined bytes of several objects as one; a single object is hard-linked if possible."""
+        """Join several objects to a new object, and return True.
+
+        If there is only one source object, the new one is a hard link to it where the file system allows
+        that.
+        """
         paths = [self._get_key_path(source_key) for source_key in source_keys]
         with (
             self._convert_os_errors(source_keys[0]),
             self._write_staging_file(self._get_key_path(target_key)) as joined_file,
         ):
             if len(paths) == 1:
-                # If linking fails, the file is copied below, where a missing file is reported.
+                # If no hard link can be created, copy the file below. A missing file is reported there.
                 with contextlib.suppress(OSError):
                     os.link(paths[0], joined_file)
                     return True
@@ -113,7 +125,7 @@ class FolderStore:
         return True
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects, and folders that become empty."""
+        """Delete the objects with these keys, and the subfolders that become empty."""
         for key in keys:
             path = self._get_key_path(key)
             with self._convert_os_errors(key):
@@ -127,7 +139,7 @@ class FolderStore:
                     break
 
     def remove_stale_files(self) -> None:
-        """Delete unfinished files of processes that have died."""
+        """Delete the unfinished files of processes that died while they stored an object."""
         with contextlib.suppress(OSError):
             for path in (self.root / _STAGING_FOLDER).iterdir():
                 owner = ProcessIdentity.parse(path.name.rpartition("+")[0])
@@ -137,18 +149,22 @@ class FolderStore:
 
     @contextlib.contextmanager
     def _write_staging_file(self, path: Path) -> Iterator[Path]:
-        """Yield a temporary path. The file there is renamed to `path` on exit, or deleted after an error."""
+        """Write a file atomically: yield a temporary path for its content, and rename it to `path` on exit.
+
+        If an exception is raised in the `with` block, the temporary file is deleted instead.
+        """
         folder = self.root / _STAGING_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         staging_path = folder / f"{ProcessIdentity.current()}+{uuid.uuid4().hex}"
         try:
             yield staging_path
             self._rename_into_place(staging_path, path)
-        finally:  # If both paths are links to the same file, os.replace leaves the temporary one.
+        finally:
+            # The temporary file may still exist: os.replace does nothing if both paths are links to one file.
             staging_path.unlink(missing_ok=True)
 
     def _rename_into_place(self, source: Path, target: Path) -> None:
-        """Rename a file; retry if another thread has just deleted the empty target folder."""
+        """Rename a file, creating the target folder. Retry if `delete` has removed that folder meanwhile."""
         for attempt in range(100):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +189,10 @@ class FolderStore:
     def _convert_os_errors(
         self, key: str, missing_errors: tuple[type[OSError], ...] = (FileNotFoundError, IsADirectoryError)
     ) -> Iterator[None]:
-        """Convert OSError to StorageError, and `missing_errors` to MissingObjectError."""
+        """Convert an OSError in this context to a StorageError that names `key`.
+
+        Exceptions of the types `missing_errors` are converted to MissingObjectError.
+        """
         try:
             yield
         except missing_errors as error:
@@ -183,7 +202,10 @@ class FolderStore:
 
 
 def _check_folder_path(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a folder, which need not exist; raise StorageError if it is invalid."""
+    """Return the absolute path of a folder, with ~ expanded. The folder need not exist.
+
+    Raises StorageError if the path is invalid.
+    """
     try:
         text = os.fspath(path)
         if text and b"\0" not in os.fsencode(text):

@@ -13,8 +13,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-NO_LIMIT = sys.maxsize  # number of threads that stands for no limit
-# Environment variables that libraries for linear algebra read when they are loaded.
+NO_LIMIT = sys.maxsize  # a number of threads that means "no limit"
+
+# Linear algebra libraries read these environment variables when they are loaded, to decide how many threads
+# to use.
 THREAD_LIMIT_VARIABLES = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
     *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
@@ -22,30 +24,36 @@ THREAD_LIMIT_VARIABLES = (
 
 
 def get_thread_limit_variables(n_threads: int) -> dict[str, str]:
-    """Return environment variables that make libraries which are loaded later use `n_threads` threads."""
+    """Return environment variables that limit linear algebra libraries to `n_threads` threads.
+
+    The variables affect only libraries that are loaded after they are set.
+    """
     return dict.fromkeys(THREAD_LIMIT_VARIABLES, str(n_threads))
 
 
 class ThreadLimiter:
-    """A limit on the threads of libraries in this process, for the tasks that run in it.
+    """Limits how many threads linear algebra libraries use while tasks run in this process.
 
-    If several tasks run, the lowest limit applies until the last of them ends. Then the original numbers of
-    threads are restored, except in libraries that other code has set in the meantime. Without threadpoolctl,
-    nothing is limited.
+    If several tasks run at the same time, the lowest of their limits applies until the last one ends. Then
+    each library gets back its original number of threads, unless other code has changed that number in the
+    meantime. Without the package threadpoolctl, nothing is limited.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._n_tasks = 0  # running tasks
-        self._current_limit = NO_LIMIT  # number of threads
-        self._n_loaded_modules = 0  # len(sys.modules) at the latest search for libraries
-        self._process_libraries: list[Any] = []  # threadpoolctl controllers of libraries with one setting
-        self._per_thread_libraries: list[Any] = []  # controllers of libraries with a setting per thread
-        self._original_counts: dict[str, int] = {}  # original threads of a library, by its path
+        self._n_tasks = 0  # the number of running tasks
+        self._current_limit = NO_LIMIT
+        self._n_loaded_modules = 0  # len(sys.modules) when libraries were last searched for
+
+        # The loaded libraries, as threadpoolctl controllers. Some libraries have one number of threads for
+        # the whole process, and others have a separate number for each thread that calls them.
+        self._process_libraries: list[Any] = []
+        self._per_thread_libraries: list[Any] = []
+        self._original_counts: dict[str, int] = {}  # the original number of threads, by path of the library
 
     @contextlib.contextmanager
     def limit_process_threads(self, max_threads: int) -> Iterator[None]:
-        """Limit libraries to `max_threads` threads within this context, whichever thread calls them."""
+        """Limit libraries to `max_threads` threads within a `with` block, for all threads of this process."""
         with self._lock:
             self._n_tasks += 1
             self._apply_limit(max_threads)
@@ -58,14 +66,20 @@ class ThreadLimiter:
                     self._restore_thread_counts()
 
     def limit_newly_loaded_libraries(self) -> None:
-        """Apply the current limit to libraries that were loaded since, as with the function of a task."""
+        """Apply the current limit to libraries that have been loaded since the task began.
+
+        Unpickling the function of a task may import such a library.
+        """
         with self._lock:
             if self._n_tasks:
                 self._apply_limit(self._current_limit)
 
     @contextlib.contextmanager
     def limit_current_thread(self, max_threads: int) -> Iterator[None]:
-        """Limit the libraries that have a setting per thread, for the calling thread, within this context."""
+        """Limit libraries to `max_threads` threads within a `with` block, for the calling thread only.
+
+        This affects only OpenMP, which has a separate number of threads for each calling thread.
+        """
         original_counts = [(library, library.num_threads) for library in self._per_thread_libraries]
         for library, n_threads in original_counts:
             library.set_num_threads(min(max_threads, n_threads))
@@ -76,13 +90,16 @@ class ThreadLimiter:
                 library.set_num_threads(n_threads)
 
     def after_fork(self) -> None:
-        """Restore the original numbers in a forked process, in which the tasks of its parent do not run."""
+        """Remove the limit in a forked process, in which the running tasks of its parent do not exist."""
         self._lock = threading.Lock()
         self._n_tasks = 0
         self._restore_thread_counts()
 
     def _apply_limit(self, max_threads: int) -> None:
-        """Lower the current limit to `max_threads` if it is higher, and apply it to all loaded libraries."""
+        """Lower the current limit to `max_threads` if it is higher, and apply it to all loaded libraries.
+
+        The caller holds the lock.
+        """
         is_new = self._n_loaded_modules != len(sys.modules)
         if is_new:
             libraries = find_threaded_libraries()
@@ -107,9 +124,10 @@ class ThreadLimiter:
 
 
 def find_threaded_libraries() -> list[Any]:
-    """Return threadpoolctl controllers of the libraries to limit; an empty list without threadpoolctl.
+    """Return the loaded linear algebra libraries, as threadpoolctl controllers that set their threads.
 
-    A library that is built on OpenMP is left out, because OpenMP itself is among the controllers.
+    A library that is built on OpenMP is left out, because limiting OpenMP limits the library. Return an empty
+    list if the package threadpoolctl is not installed.
     """
     try:
         from threadpoolctl import ThreadpoolController
@@ -124,8 +142,9 @@ def find_threaded_libraries() -> list[Any]:
 
 
 def _set_library_threads(library: Any, n_threads: int) -> None:
-    """Set the number of threads of a library, whichever thread has set it before."""
-    # For OpenBLAS, threadpoolctl accepts settings from only one thread, until that thread is cleared.
+    """Set the number of threads of a library, even if another thread has set it before."""
+    # For OpenBLAS, threadpoolctl remembers which thread has changed the number, and ignores changes by other
+    # threads. Make it forget that thread, before and after the change.
     clear_controlling_thread = getattr(library, "clear_controlling_thread", lambda force: None)
     clear_controlling_thread(force=True)
     library.set_num_threads(n_threads)

@@ -1,4 +1,4 @@
-"""Cache blocks in a worker, so that they are read or mapped once for all jobs that use them.
+"""Cache data blocks in a worker, so that a block is read only once for all jobs that use it.
 
 Runs on workers: imports numpy at most.
 """
@@ -22,26 +22,31 @@ from polarmap.worker.pytree import Layout, Structure, flatten, unflatten, unpack
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
-CACHE_BYTES = 8 << 30  # bytes that a worker caches, mostly mapped files that workers of a machine share
-CACHE_POLL_INTERVAL = 1.0  # seconds between checks whether files of cached blocks have been removed
+# Default maximum size of the cache of a worker, in bytes. Most of the cached bytes are memory-mapped files,
+# whose memory is shared by the workers of a machine.
+CACHE_BYTES = 8 << 30
+CACHE_POLL_INTERVAL = 1.0  # seconds between checks whether the files of cached blocks have been deleted
 
 Function = Callable[[Any], Any]
-ReadSegment = Callable[[Location, Segment], Any]  # raises DamagedError for damaged bytes
-CacheKey = tuple[tuple[Any, ...], tuple[Segment, ...]]  # fields of a location, and its segments
+# A function that reads a segment (a byte range of a stored object), or raises DamagedError if it is damaged.
+ReadSegment = Callable[[Location, Segment], Any]
+# The key of a cache entry: the location as a plain tuple, and the segments whose bytes are cached.
+CacheKey = tuple[tuple[Any, ...], tuple[Segment, ...]]
 
 
 class CacheEntry(NamedTuple):
-    """Read-only bytes in the cache.
+    """An entry of the block cache: the bytes of one or more arrays of a block.
 
     Attributes
     ----------
     buffer : memoryview
-        The bytes.
+        The cached bytes, which are read-only.
     file_signatures : dict of str to tuple
-        The signature of each file when the bytes were read, by path.
+        The paths of the files from which the bytes were read, and the signature that each file had then. If
+        the signature of a file has changed since, the file must be read again.
     block_set_id : int or None
-        The set of blocks that has used the bytes last, and with which they are evicted. None: they are
-        evicted only when room is needed.
+        The id of the set of blocks (the blocks of one data set on the driver) that has used the bytes last.
+        The entry is evicted when that set no longer exists. None: the entry is evicted only to make room.
     """
 
     buffer: memoryview
@@ -50,10 +55,10 @@ class CacheEntry(NamedTuple):
 
 
 class BlockCache:
-    """A least-recently-used cache of the bytes of segments.
+    """A least-recently-used cache of the data blocks that a worker has read.
 
-    A file that has changed is read again. Objects of a storage are identified by their checksums; objects
-    without checksums are not cached. Segments of a driver never change.
+    The cache never returns outdated data. A file that has changed is read again. Objects in a bucket or a
+    store of the user are cached by their checksum, and not at all if they have none. Other data never change.
 
     Parameters
     ----------
@@ -63,13 +68,13 @@ class BlockCache:
     Attributes
     ----------
     n_reads : int
-        The number of segments that were mapped or read, for tests.
+        How many segments (byte ranges of stored objects) were read so far. Used by tests.
     """
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
         self._entries: dict[CacheKey, CacheEntry] = {}
-        self._lock = threading.Lock()  # guards entries: several threads may load blocks
+        self._lock = threading.Lock()  # protects `_entries`, as several threads may load blocks
         self.n_reads = 0
 
     def __len__(self) -> int:
@@ -77,7 +82,7 @@ class BlockCache:
 
     @contextmanager
     def extend_byte_budget(self, n_bytes: int) -> Iterator[None]:
-        """Cache up to `n_bytes` more within this context."""
+        """Add `n_bytes` to the maximum size of the cache within a `with` block."""
         with self._lock:
             self._max_bytes += n_bytes
         try:
@@ -95,40 +100,45 @@ class BlockCache:
         writable: bool = False,
         block_set_id: int | None = None,
     ) -> Any:
-        """Return a block, from the cache or read now.
+        """Return a block from the cache, or read it and add it to the cache.
 
         Raises DamagedError if stored bytes are missing, truncated or corrupt.
 
         Parameters
         ----------
         block_ref : BlockRef
-            The block to load.
+            The reference that says where the block is stored.
         structure : tuple
-            The structure of the block.
+            How the arrays of the block are nested, as `flatten` returns it.
         read_segment : callable
             Called with a location and a segment; returns the bytes of the segment.
         writable : bool
-            Return arrays that f may write to. Otherwise, they are read-only views of the cache.
+            Return copies that the user's function may write to, instead of read-only views of the cache.
         block_set_id : int or None
-            Evict the bytes when this set of blocks is removed. None: the bytes do not belong to one set.
+            The id of the set of blocks that the block belongs to, or None. The bytes are evicted when that
+            set no longer exists.
         """
         read_cached_segments = partial(self._get_or_read_bytes, read_segment, block_set_id)
         return assemble_block(block_ref, structure, read_cached_segments, writable)
 
     def evict_removed_blocks(self, live_block_set_ids: Collection[int] = ()) -> None:
-        """Evict bytes whose files or whose sets of blocks have been removed.
+        """Evict the blocks that can no longer be used.
+
+        A block is evicted if its set of blocks no longer exists on the driver, or if one of its files has
+        been deleted.
 
         Parameters
         ----------
         live_block_set_ids : collection of int
-            The ids of the sets that still exist, and the next id that will be assigned: sets from that id on
-            are newer than the list. If empty, only files are checked.
+            The ids of the sets of blocks that still exist, and the next id that the driver will assign. Sets
+            with that id or a higher one are newer than the list, and are kept. If the collection is empty,
+            only files are checked.
         """
-        file_exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
+        file_exists = partial(os.access, mode=os.F_OK)  # twice as fast as os.path.exists
         newest_id = max(live_block_set_ids, default=-1)
 
         def is_removed(entry: CacheEntry) -> bool:
-            # For a removed set of blocks, there is no need to check every file.
+            # If the block belongs to a set, check only the set. This saves a system call for each file.
             if live_block_set_ids and entry.block_set_id is not None:
                 return entry.block_set_id < newest_id and entry.block_set_id not in live_block_set_ids
             return not all(map(file_exists, entry.file_signatures))
@@ -144,7 +154,7 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """Return the concatenated bytes of segments, from the cache if possible."""
+        """Return the concatenated bytes of segments from the cache, or read and cache them."""
         key = location.fields, segments
         entry = self._entries.get(key)
         if entry is None or entry.file_signatures != {
@@ -153,7 +163,7 @@ class BlockCache:
             return self._read_and_cache(read_segment, block_set_id, location, segments)
         with self._lock:
             self._entries.pop(key, None)
-            # Entries are in order of use: move this one to the end.
+            # The entries are sorted by their latest use. Move this one to the end of the dict.
             self._entries[key] = entry._replace(block_set_id=block_set_id)
         return entry.buffer
 
@@ -164,14 +174,18 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """Read the concatenated bytes of segments, and cache them if a later change would be noticed."""
-        # Segments without a key are zeros that are not stored.
+        """Read and return the concatenated bytes of segments.
+
+        Cache them too, unless a later change of the stored bytes could go unnoticed.
+        """
+        # A segment without a key consists of zeros, which are not stored.
         stored_segments = [segment for segment in segments if segment.key]
         has_checksums = all(segment.crc32 is not None for segment in stored_segments)
         if not stored_segments or (location.needs_checksums and not has_checksums):
             return self._read_segments(read_segment, location, segments)
         paths = [path for segment in stored_segments if (path := location.get_path(segment.key))]
-        # A folder of the driver may be on another machine: its files have no signatures here.
+        # If the files are on the driver's machine and this is another one, they do not exist here and have no
+        # signatures.
         file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
         data = memoryview(self._read_segments(read_segment, location, segments)).toreadonly()
         key, entry = (location.fields, segments), CacheEntry(data, file_signatures, block_set_id)
@@ -183,14 +197,17 @@ class BlockCache:
         return entry.buffer
 
     def _evict_over_budget(self) -> None:
-        """Evict the least recently used entries until the rest fits the budget. The caller holds `_lock`."""
+        """Evict the least recently used entries until the cache is within its maximum size.
+
+        The caller holds the lock.
+        """
         while sum(len(entry.buffer) for entry in self._entries.values()) > self._max_bytes:
             del self._entries[next(iter(self._entries))]
 
     def _read_segments(
         self, read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]
     ) -> Any:
-        """Read the concatenated bytes of segments, and count the segments."""
+        """Read the concatenated bytes of segments, and add to `n_reads`."""
         self.n_reads += len(segments)
         return read_segments(read_segment, location, segments)
 
@@ -201,18 +218,18 @@ def assemble_block(
     read_bytes: Callable[[Location, tuple[Segment, ...]], Any],
     writable: bool = True,
 ) -> Any:
-    """Read the bytes of a block and return the block.
+    """Read the bytes of a block, and build the block from them.
 
     Parameters
     ----------
     block_ref : BlockRef
-        The block.
+        The reference that says where the block is stored, or that contains its bytes.
     structure : tuple
-        The structure of the block.
+        How the arrays of the block are nested, as `flatten` returns it.
     read_bytes : callable
         Called with a location and a tuple of segments; returns the concatenated bytes of the segments.
     writable : bool
-        Copy arrays in read-only bytes, so that f may write to them.
+        Copy arrays whose bytes are read-only, so that the user's function may write to them.
     """
     if block_ref.data is not None:
         leaves = unpack_leaves(block_ref.layout, block_ref.data)
@@ -225,10 +242,13 @@ def assemble_block(
 
 
 def read_segments(read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]) -> Any:
-    """Return the concatenated bytes of segments. The bytes of a single segment are not copied."""
+    """Read segments (byte ranges of stored objects) and return their concatenated bytes.
+
+    The bytes of a single segment are returned without a copy.
+    """
     if len(segments) == 1:
         return read_segment(location, segments[0])
-    # Allocated by numpy, which uses huge pages for large arrays.
+    # Let numpy allocate the memory: unlike bytearray, it uses huge pages for large arrays.
     buffer = np.empty(sum(segment.size for segment in segments), np.uint8).data
     start = 0
     for segment in segments:
@@ -238,9 +258,10 @@ def read_segments(read_segment: ReadSegment, location: Location, segments: tuple
 
 
 def get_file_signature(path: str) -> tuple[int, ...]:
-    """Return the stat fields that change whenever a file is written or replaced, or () without a file.
+    """Return a tuple of `os.stat` fields that changes whenever the file is written or replaced.
 
-    They include ctime, which programs cannot set, unlike mtime.
+    The tuple is empty if the file does not exist. It includes ctime, because programs can set mtime, but not
+    ctime.
     """
     try:
         stat_result = os.stat(path)
@@ -256,7 +277,11 @@ def get_file_signature(path: str) -> tuple[int, ...]:
 
 
 class CopyOnWriteFunction:
-    """A wrapper of f for read-only blocks. Once f has tried to write to a block, it receives copies."""
+    """A wrapper that lets the user's function `f` modify its block, although cached blocks are read-only.
+
+    `f` is first called with the read-only block. If it fails because it tries to write, it is called again
+    with a copy, and from then on it is always called with copies.
+    """
 
     def __init__(self, f: Function) -> None:
         self._f, self._modifies_blocks = f, False
@@ -276,7 +301,10 @@ class CopyOnWriteFunction:
 def group_segments_by_array(
     segments: tuple[Segment, ...], layout: Layout
 ) -> list[tuple[tuple[Segment, ...], Layout]]:
-    """Divide segments into the smallest groups that contain whole arrays, each with the layout of these."""
+    """Divide the segments of a block into the smallest groups that contain whole arrays.
+
+    Return pairs of the segments in a group and the layout (dtypes and shapes) of its arrays.
+    """
     if len(segments) < 2:
         return [(segments, layout)]
     array_ends = list(accumulate(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout))

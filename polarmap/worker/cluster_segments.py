@@ -12,18 +12,21 @@ import numpy as np
 
 from polarmap.worker.segments import Segment
 
-DASK_FETCH_TIMEOUT = 60.0  # seconds in which Dask has to transfer an array from another worker
+DASK_FETCH_TIMEOUT = 60.0  # maximum seconds to wait until Dask has transferred an array from another worker
 
 
 def read_from_cluster(engine: str, segment: Segment) -> Any:
-    """Return the bytes of an array in the cluster, without a copy if it is stored on this machine.
+    """Return the bytes of an array that is stored in the memory of a Dask or Ray cluster.
+
+    The bytes are not copied if the array is on this machine.
 
     Parameters
     ----------
     engine : str
-        A key of FETCH_BY_ENGINE.
+        "dask" or "ray".
     segment : Segment
-        Its key is the name that `make_worker_reference_names` of the cluster has given to the array.
+        The reference to the array. Its `key` is the name by which workers find the array in the cluster, as
+        returned by `make_worker_reference_names` on the driver.
     """
     array = FETCH_BY_ENGINE[engine](segment.key)
     return array.reshape(-1).view(np.uint8).data

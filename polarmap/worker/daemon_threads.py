@@ -11,18 +11,19 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-THREAD_IDLE_SECONDS = 1.0  # seconds after which an idle thread ends
+THREAD_IDLE_SECONDS = 1.0  # seconds without a call after which a thread ends
 
 T = TypeVar("T")
 Thunk = Callable[[], None]
 
-_idle_threads: list[SimpleQueue[Thunk]] = []  # the call queue of each idle thread
+# For each thread that waits for a call, the queue from which it takes the call.
+_idle_threads: list[SimpleQueue[Thunk]] = []
 
 
 def run_in_daemon_thread(thunk: Thunk) -> None:
-    """Call `thunk`, which must not raise, on an idle daemon thread or a new one; return immediately.
+    """Call `thunk` on a daemon thread, and return immediately. `thunk` must not raise an exception.
 
-    Idle threads are reused because starting a thread takes three times as long as waking one.
+    Idle threads are reused, because starting a thread takes three times as long as waking one.
     """
     try:
         call_queue = _idle_threads.pop()
@@ -35,13 +36,14 @@ def run_in_daemon_thread(thunk: Thunk) -> None:
 
 
 class CallTimeoutError(Exception):
-    """Raised if a call has not returned in time."""
+    """Raised by `call_with_timeout` if the call has not returned in time."""
 
 
 def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
-    """Call `function` on a daemon thread, and return its result or raise its exception.
+    """Call `function` on a daemon thread, wait for it, and return its result or raise its exception.
 
-    Raises CallTimeoutError after this many seconds. The call then continues, and its result is discarded.
+    Raises CallTimeoutError if the call takes longer than `seconds`. The call then continues on its thread,
+    and its result is discarded.
     """
     results, errors = list[T](), list[BaseException]()
 
@@ -51,7 +53,8 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
         except BaseException as error:
             errors.append(error)
 
-    # Use a new thread that ends with the call: a persistent worker with additional threads is replaced.
+    # Use a new thread that ends with the call. An idle thread would remain, and a persistent worker is
+    # replaced if it has more threads after a job than before.
     thread = threading.Thread(target=run, name="polarmap-timed", daemon=True)
     thread.start()
     thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
@@ -69,11 +72,11 @@ def _run_queued_calls(call_queue: SimpleQueue[Thunk]) -> None:
         except Empty:
             try:
                 _idle_threads.remove(call_queue)
-            except ValueError:  # Another thread has just assigned a call to this one.
+            except ValueError:  # `run_in_daemon_thread` has just chosen this thread for a call.
                 continue
             return
         thunk()
-        del thunk  # Release the objects that the call refers to.
+        del thunk  # An idle thread must not keep the objects of its last call alive.
         _idle_threads.append(call_queue)
 
 

@@ -21,36 +21,40 @@ from polarmap.worker.segments import DamagedError, Segment, SegmentReader, check
 from polarmap.worker.task_records import ErrorInfo, TaskReply, describe_error
 
 KEY_BYTES = SALT_BYTES = 32
-KEY_CHECK_BYTES = 8  # size of the value by which a wrong key is recognized
-# Nonces are 96 random bits. HKDF derives a separate cipher key for each array and each job from the user's
-# key and a salt of 256 random bits. Among q messages under one cipher key, two have the same nonce with a
-# probability below q^2 / 2^97: 2^-33 for the 2^32 messages that NIST SP 800-38D allows. The manifest of an
-# array with that many segments would take 300 GB. The probability of equal salts is negligible.
+KEY_CHECK_BYTES = 8  # size of the value that is stored with encrypted data to detect a wrong key
+
+# Nonces consist of 96 random bits, so two messages under the same cipher key could have the same nonce. Among
+# q messages, the probability is below q^2 / 2^97, which is 2^-33 for the 2^32 messages that NIST SP 800-38D
+# allows. In practice, there are fewer: each array and each job has its own cipher key, derived from the
+# user's key and 256 random bits.
 NONCE_BYTES = 12
-CIPHERTEXT_OVERHEAD_BYTES = NONCE_BYTES + 16  # size of nonce and tag, which are added to the data
-MAX_PLAINTEXT_BYTES = (1 << 31) - 1  # limit of one call of `cryptography`
+CIPHERTEXT_OVERHEAD_BYTES = NONCE_BYTES + 16  # size of the nonce and the tag, which are stored with data
+MAX_PLAINTEXT_BYTES = (1 << 31) - 1  # maximum bytes that `cryptography` encrypts in one call
 KEYGEN_COMMAND = "python -c 'import secrets; print(secrets.token_hex(32))'"
 HKDF_INFO = b"polarmap encryption 1"
-ENCRYPTED_REPLY, UNENCRYPTED_ERROR = b"e", b"w"  # first byte of the data of a reply
+# The first byte of a worker's reply. The rest is either encrypted, or it is the error that encrypting has
+# raised.
+ENCRYPTED_REPLY, UNENCRYPTED_ERROR = b"e", b"w"
 
-EncryptionFields = tuple[Any, ...]  # an `Encryption`, or its fields as a plain tuple
+EncryptionFields = tuple[Any, ...]  # either an `Encryption` or a plain tuple of the same fields
 
 
 class KeyUnavailableError(Exception):
-    """Raised if the key cannot be read, or is not the key that was used for encryption."""
+    """Raised if the encryption key cannot be read on this machine, or is the wrong key."""
 
 
 class Encryption(NamedTuple):
-    """The parameters for encrypting the segments of one array, or the blocks and replies of one job.
+    """The encryption parameters of a stored array, or of the data blocks and replies of a job.
 
     Attributes
     ----------
     key : str or bytes
-        Where each machine reads the key, "env:NAME" or "file:PATH"; or the key itself, on this machine only.
+        Where to read the user's key: "env:NAME" for an environment variable, or "file:PATH". Or the key
+        itself as 32 bytes, which never leaves this machine.
     salt : bytes
-        Random bytes from which, together with the key, the cipher and tag keys are derived.
+        Random bytes. The actual encryption keys are derived from the user's key and the salt.
     key_check : bytes
-        Bytes derived from the key, by which a wrong key is recognized.
+        Bytes that are derived from the key, to detect a wrong key before it is used.
     """
 
     key: str | bytes
@@ -62,17 +66,23 @@ class Encryption(NamedTuple):
 
     @classmethod
     def create(cls, key: str | bytes) -> Encryption:
-        """Return parameters for a new array or job; raise KeyUnavailableError if the key cannot be read."""
+        """Return encryption parameters for a new array or job, with a random salt.
+
+        Raises KeyUnavailableError if the key cannot be read.
+        """
         salt = os.urandom(SALT_BYTES)
         return cls(key, salt, derive_with_hkdf(read_encryption_key(key), salt)[2])
 
     def compute_tag(self, data: bytes) -> bytes:
-        """Return the HMAC-SHA256 of data that is stored unencrypted and must not be changed."""
+        """Return the HMAC-SHA256 of data that are stored without encryption, to detect later changes."""
         return hmac.digest(derive_keys(self)[1], data, "sha256")
 
 
 def derive_keys(encryption: EncryptionFields) -> tuple[bytes, bytes]:
-    """Return the cipher key and the tag key; raise KeyUnavailableError if the key is missing or wrong."""
+    """Derive the two keys that are used with these parameters: for AES-GCM, and for HMAC tags.
+
+    Raises KeyUnavailableError if the user's key cannot be read or is not the one used for encryption.
+    """
     key, salt, expected_check = encryption
     cipher_key, tag_key, actual_check = derive_with_hkdf(read_encryption_key(key), salt)
     if not hmac.compare_digest(actual_check, expected_check):
@@ -82,7 +92,11 @@ def derive_keys(encryption: EncryptionFields) -> tuple[bytes, bytes]:
 
 
 def encrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> bytes:
-    """Return nonce, ciphertext and tag of `data`. Decryption requires the same associated data."""
+    """Encrypt `data` with AES-GCM, and return the nonce, the ciphertext and the tag as one byte string.
+
+    The text `associated_data` is authenticated, but not encrypted: `decrypt` must be called with the same
+    text.
+    """
     aes_gcm, _ = load_ciphers()
     nonce = os.urandom(NONCE_BYTES)
     cipher = aes_gcm(derive_keys(encryption)[0])
@@ -90,25 +104,36 @@ def encrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> by
 
 
 def decrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> bytes:
-    """Return the plaintext; raise DamagedError if the data were changed, or key or associated data differ."""
+    """Decrypt bytes that `encrypt` has returned.
+
+    Raises DamagedError if the bytes were changed, or if `associated_data` is not the text that was passed to
+    `encrypt`. Raises KeyUnavailableError if the key is missing or wrong.
+    """
     aes_gcm, _ = load_ciphers()
     cipher, view = aes_gcm(derive_keys(encryption)[0]), memoryview(data)
     try:
         plaintext: bytes = cipher.decrypt(view[:NONCE_BYTES], view[NONCE_BYTES:], associated_data.encode())
-    except Exception as error:  # The data are too short, or the tag is wrong.
+    except Exception as error:  # The data are too short, or their authentication tag is wrong.
         raise DamagedError("is not what was encrypted: it has been changed or replaced") from error
     return plaintext
 
 
 def derive_with_hkdf(key: bytes, salt: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return cipher key, tag key and bytes that identify `key` without revealing it (HKDF, RFC 5869)."""
+    """Derive the AES-GCM key, the HMAC key and the key check from the user's key (HKDF, RFC 5869).
+
+    The key check identifies the user's key without revealing it.
+    """
     _, hkdf = load_ciphers()
     key_material: bytes = hkdf(2 * KEY_BYTES + KEY_CHECK_BYTES, salt).derive(key)
     return key_material[:KEY_BYTES], key_material[KEY_BYTES:-KEY_CHECK_BYTES], key_material[-KEY_CHECK_BYTES:]
 
 
 def read_encryption_key(key_spec: str | bytes) -> bytes:
-    """Return the 32 bytes of a key; raise KeyUnavailableError if `key_spec` does not lead to a key."""
+    """Read the user's key, and return its 32 bytes.
+
+    `key_spec` is the key itself, or "env:NAME" or "file:PATH" for 64 hexadecimal digits in an environment
+    variable or a file. Raises KeyUnavailableError if there is no valid key.
+    """
     if isinstance(key_spec, bytes):
         return key_spec
     source_kind, _, variable_or_path = key_spec.partition(":")
@@ -138,7 +163,11 @@ def read_encryption_key(key_spec: str | bytes) -> bytes:
 
 
 def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]:
-    """Return the constructors of AES-GCM, which takes a key, and HKDF-SHA256, which takes length and salt."""
+    """Import the package cryptography, and return its constructors of AES-GCM and HKDF-SHA256.
+
+    The first one is called with a key, and the second one with the output length and a salt. Raises
+    KeyUnavailableError if the package is not installed.
+    """
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         from cryptography.hazmat.primitives.hashes import SHA256
@@ -149,20 +178,24 @@ def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]
 
 
 def make_segment_associated_data(segment: Segment) -> str:
-    """Return the text that is authenticated with an encrypted segment (AES-GCM associated data).
+    """Return the text that AES-GCM authenticates together with an encrypted segment.
 
-    It is different for each segment, because object keys are never reused.
+    The text is different for each segment, as object keys are never reused. Therefore it is noticed if a
+    segment is replaced by another one.
     """
     return f"part {segment.offset} {segment.size} {segment.key}"
 
 
 def compute_encrypted_size(plaintext_size: int) -> int:
-    """Return the stored size of a segment of `plaintext_size` bytes, 0 if that is 0."""
+    """Return the size of `plaintext_size` bytes after encryption. Empty data are not encrypted."""
     return plaintext_size + CIPHERTEXT_OVERHEAD_BYTES if plaintext_size else 0
 
 
 def encrypt_if_location_requires(location: Location, segment: Segment, *buffers: Any) -> Sequence[Any]:
-    """Return the buffers to store for a segment: one encrypted buffer, or `buffers` without encryption."""
+    """Encrypt the bytes of a segment if its location has encryption parameters.
+
+    Return the buffers to store: a single encrypted one, or `buffers` unchanged.
+    """
     if location.encryption is None:
         return buffers
     if not segment.size:
@@ -171,21 +204,22 @@ def encrypt_if_location_requires(location: Location, segment: Segment, *buffers:
 
 
 def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) -> Any:
-    """Return the bytes of a segment, decrypted if its location has encryption parameters.
+    """Read a segment (a byte range of a stored object), verify its bytes, and decrypt them if necessary.
 
-    Raises DamagedError if the bytes differ from the stored ones.
+    Raises DamagedError if bytes are missing or have changed since they were written.
 
     Parameters
     ----------
     location : Location
         Where the segment is stored.
     segment : Segment
-        The segment; one without a key consists of zeros.
+        The segment to read. A segment without a key consists of zeros, which are not stored.
     read_raw : callable
         Called with a segment; returns its stored bytes, fewer if the object is shorter, or raises
         DamagedError if the object is missing.
     """
-    # The tag authenticates encrypted bytes. Their CRC-32 only distinguishes corruption from forgery.
+    # Encrypted bytes are verified by their AES-GCM tag. If the tag is wrong although the CRC-32 checksum is
+    # right, the bytes were not damaged by chance: somebody has forged them.
     if not (segment.key and segment.size):
         return bytes(segment.size)
     if location.encryption is None:
@@ -202,12 +236,14 @@ def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) 
 def write_segments(
     location: Location, key: str, data: Any, segment_bytes: int, write_object: Callable[[str, Any], None]
 ) -> list[Segment]:
-    """Store bytes as one object and return its segments. Each segment is encrypted separately.
+    """Store bytes as an object that consists of segments of equal size, and return the segments.
+
+    Each segment has its own checksum, and is encrypted separately, so that it can be read alone.
 
     Parameters
     ----------
     location : Location
-        Its encryption parameters are used, if it has any.
+        The location of the object. If it has encryption parameters, the segments are encrypted.
     key : str
         The key of the object.
     data : buffer
@@ -215,7 +251,7 @@ def write_segments(
     segment_bytes : int
         The size of each segment except the last, in bytes.
     write_object : callable
-        Called with the key and the bytes of the object, unless `data` is empty.
+        Called with the key and the bytes to store, unless `data` is empty.
     """
     segments, buffers, offset = list[Segment](), list[Any](), 0
     for start in range(0, len(data), segment_bytes):
@@ -230,7 +266,10 @@ def write_segments(
 
 
 def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
-    """Return a reply that reveals only its kind and attempt, or the error that encryption has raised."""
+    """Encrypt a worker's reply, so that only its kind and the attempt that it belongs to remain readable.
+
+    An attempt is one run of a task. If the reply cannot be encrypted, return a reply with that error instead.
+    """
     try:
         associated_data = _make_reply_associated_data(*message.attempt_key[1:])
         data = ENCRYPTED_REPLY + encrypt(encryption, associated_data, encode_frame(message))
@@ -240,9 +279,9 @@ def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
 
 
 def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFields) -> tuple[Any, Any]:
-    """Return header and data of a reply, without unpickling them.
+    """Decrypt a worker's reply, and return its header and data without unpickling them.
 
-    Raises DamagedError if the reply was not encrypted by a worker with the key for this attempt.
+    Raises DamagedError if the reply was not encrypted with this key, or is for another task or attempt.
     """
     if data[:1] != UNENCRYPTED_ERROR:
         frame = decrypt(encryption, _make_reply_associated_data(task, attempt), data[1:])
@@ -254,5 +293,5 @@ def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFiel
 
 
 def _make_reply_associated_data(task: int, attempt: int) -> str:
-    """Return the associated data of a reply. They are unique, as each job has its own cipher key."""
+    """Return the text that AES-GCM authenticates together with a reply, so that replies cannot be swapped."""
     return f"reply {task}-{attempt}"

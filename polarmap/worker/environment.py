@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class ProcessEnvironment(NamedTuple):
-    """The working directory, `sys.path` and environment variables of a process."""
+    """The environment of a process: its working directory, `sys.path` and environment variables."""
 
     working_directory: str
     sys_path: tuple[str, ...]
@@ -24,9 +24,13 @@ class ProcessEnvironment(NamedTuple):
         return cls(get_working_directory(), tuple(sys.path), dict(os.environ))
 
     def apply_to_process(self) -> None:
-        """Set working directory, `sys.path` and variables of this process. A missing directory is ignored."""
+        """Set the working directory, `sys.path` and environment variables of this process to these values.
+
+        The working directory is left unchanged if it does not exist on this machine.
+        """
         if get_working_directory() != self.working_directory:
-            with contextlib.suppress(OSError):  # The directory may not exist here; f may not need it.
+            # If the directory does not exist on this machine, the task may still succeed without it.
+            with contextlib.suppress(OSError):
                 os.chdir(self.working_directory)
         if sys.path != list(self.sys_path):
             sys.path[:] = self.sys_path
@@ -37,9 +41,13 @@ class ProcessEnvironment(NamedTuple):
 
 
 def snapshot_environment() -> tuple[Any, ...]:
-    """Return a value that differs from that of an earlier call if the environment has changed since."""
+    """Return a copy of the environment of this process, which can be compared with a later one.
+
+    This is faster than `ProcessEnvironment.capture`.
+    """
     environ: Any = os.environ
-    # Copying the underlying dict takes one call; copying os.environ takes several for each variable.
+    # Copy the dict on which os.environ is based, because os.environ itself is slow: it decodes every
+    # variable.
     return get_working_directory(), sys.path[:], dict(environ._data)
 
 
@@ -52,18 +60,18 @@ def get_working_directory() -> str:
 
 
 def get_absolute_sys_path() -> list[str]:
-    """Return `sys.path` with absolute paths, for a process with another working directory."""
+    """Return `sys.path` with absolute paths, to be used by a process that has another working directory."""
     paths = []
     for path in sys.path:
-        # A relative path cannot be resolved if the working directory no longer exists.
+        # If the working directory no longer exists, leave out relative paths, which cannot be resolved.
         with contextlib.suppress(FileNotFoundError):
             paths.append(os.path.abspath(path))
     return paths
 
 
 def count_available_cores() -> int:
-    """Return the number of cores that this process may run on."""
+    """Return how many processor cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no core affinity.
+    except AttributeError:  # On macOS and Windows, Python cannot tell which cores a process may use.
         return os.cpu_count() or 1

@@ -1,4 +1,7 @@
-"""Compute directional derivatives of f by finite differences: the tasks of a black-box gradient."""
+"""Compute directional derivatives of f by finite differences.
+
+These are the tasks by which workers estimate the gradient of a black-box function.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,25 @@ SlopeTask = Callable[[Any], tuple[Floats, Floats]]
 
 
 class NotScalarError(ValueError):
-    """Raised if f returns anything other than one real number."""
+    """Raised if the user's function returns anything other than one real number."""
 
 
 class SlopeErrorInputs(NamedTuple):
-    """The inputs of the error estimate of one worker's slopes, sent with them as an array.
+    """The numbers from which the driver estimates the error of a worker's slopes.
+
+    A slope is a directional derivative of f. A worker sends these numbers as an array, together with its
+    slopes.
 
     Attributes
     ----------
     min_value, max_value : float
-        The smallest and largest value of f.
+        The smallest and the largest value of f that the worker has computed.
     second_difference : float
-        |f(x + hu) - 2 f(x) + f(x - hu)| along one direction; 0 for the central scheme.
+        |f(x + hu) - 2 f(x) + f(x - hu)| along one direction u; 0 for central differences.
     result_eps : float
-        Machine epsilon of the numbers that f returns.
+        The machine epsilon of the dtype that f returns.
     max_direction_norm : float
-        Norm of the longest direction.
+        The norm of the longest direction.
     """
 
     min_value: float
@@ -42,11 +48,14 @@ class SlopeErrorInputs(NamedTuple):
 def make_coordinate_slope_task(
     f: Function, x: Floats, scale: Floats, h: float, scheme: str, n_groups: int
 ) -> SlopeTask:
-    """Return the function that computes slopes along combinations of k = `n_groups` groups of coordinates.
+    """Return the task function of a gradient in which each task handles one group of coordinates.
 
-    Group i contains coordinates i, i + k, i + 2k, ... of the d coordinates, in units of `scale`. Direction j
-    combines the j-th coordinate of every group. A block holds the k coefficients of the combination, as the
-    code combines rows of an identity matrix: its size does not depend on d.
+    The coordinates of x are divided into k = `n_groups` groups: coordinate c belongs to group c % k. The
+    block of a task contains only k coefficients. In a data block, they are a row of the identity matrix,
+    which selects one group. In a parity block, they are a linear combination of such rows.
+
+    The task computes one slope (directional derivative of f) for each j: along the combination of the j-th
+    coordinates of all groups with these coefficients. Coordinates are measured in units of `scale`.
     """
     n_directions = -(-x.size // n_groups)
 
@@ -60,7 +69,11 @@ def make_coordinate_slope_task(
 
 
 def make_row_slope_task(f: Function, x: Floats, scale: Floats, h: float, scheme: str) -> SlopeTask:
-    """Return the function that computes slopes along the rows of a block. Each row has the size of x."""
+    """Return the task function of a gradient in which each task handles the directions in its block.
+
+    The task computes one slope (directional derivative of f) for each row of the block. A row has as many
+    entries as x.
+    """
     return lambda block: compute_slopes(
         f, x, (row.reshape(x.shape) / scale for row in block), scale, h, scheme
     )
@@ -69,25 +82,26 @@ def make_row_slope_task(f: Function, x: Floats, scale: Floats, h: float, scheme:
 def compute_slopes(
     f: Function, x: Floats, directions: Iterator[Floats], scale: Floats, h: float, scheme: str
 ) -> tuple[Floats, Floats]:
-    """Return the derivative of f at x along scale * u for each direction u, and a `SlopeErrorInputs` array.
+    """Compute the derivative of f at x along each direction by finite differences.
 
-    f is evaluated at distance h from x in units of `scale`, whatever the norm of u: the slope along u / |u|
-    is measured and then multiplied by |u|.
+    Return the slopes, and the fields of `SlopeErrorInputs` as an array. The derivative along a direction u is
+    that of f(x + t * scale * u) at t = 0. For every u, f is evaluated at the same distance h from x, in units
+    of `scale`: the slope is measured along u / |u| and then multiplied by |u|.
 
     Parameters
     ----------
     f : callable
-        Returns one real number.
+        Called with an array of the shape of x; returns one real number.
     x : array
-        The point.
+        The point at which to differentiate.
     directions : iterator of array
         The directions u, each of the shape of x.
     scale : array
-        Unit of each coordinate.
+        The unit of each coordinate.
     h : float
         Step size, in units of `scale`.
     scheme : str
-        "forward" for an error of O(h), or "central" for O(h^2).
+        "forward" for forward differences, whose error is O(h), or "central" for O(h^2).
     """
     probe = _FunctionProbe(f, x)
     slopes, norms = [], []
@@ -95,7 +109,7 @@ def compute_slopes(
     for u in directions:
         norm = float(np.linalg.norm(u.reshape(-1)))
         norms.append(norm)
-        if norm == 0.0:  # A filler for coordinates that x does not have.
+        if norm == 0.0:  # This direction only fills up a group with fewer coordinates than others.
             slopes.append(0.0)
             continue
         step = (h / norm) * u * scale
@@ -111,7 +125,7 @@ def compute_slopes(
 
 
 class _FunctionProbe:
-    """A function that evaluates f at x + step, and records what the error estimate needs."""
+    """A function that evaluates f at x + step, and records what is needed to estimate errors."""
 
     def __init__(self, f: Function, x: Floats) -> None:
         self._f, self._x = f, x
@@ -129,7 +143,7 @@ class _FunctionProbe:
         return result
 
     def make_error_inputs(self, max_direction_norm: float) -> SlopeErrorInputs:
-        """Return the inputs of the error estimate for all values so far."""
+        """Return what is needed to estimate the error of slopes, for all evaluations so far."""
         second_difference = self.second_difference or 0.0
         return SlopeErrorInputs(
             self._min_value, self._max_value, second_difference, self._eps, max_direction_norm

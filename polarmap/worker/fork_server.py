@@ -3,8 +3,8 @@
     driver  -- FORK 7 + socket -->  fork server  -- os.fork -->  worker 7, which serves that socket
     driver  <-- exit status of 7 --  fork server  <-- SIGCHLD --  worker 7
 
-The server has imported everything that tasks need, so that a worker starts within milliseconds. It runs no
-task and has no threads. Runs in a separate interpreter: imports numpy at most.
+The server has imported everything that tasks need, so that it can fork a worker within milliseconds. The
+server itself runs no task and has no threads. Runs in a separate interpreter: imports numpy at most.
 """
 
 from __future__ import annotations
@@ -30,39 +30,45 @@ from polarmap.worker.process_state import seed_numpy
 from polarmap.worker.processes import remove_stale_folders
 from polarmap.worker.socket_channel import make_worker_channel
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # options of prctl (Linux)
-# File that lists the children which the main thread of a process has started.
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # option numbers of the system call prctl on Linux
+
+# The path of a file in which Linux lists the children of a process. Only those started by its main thread are
+# listed.
 CHILDREN_FILE = "/proc/{0}/task/{0}/children"
 
 
 class ForkServer:
-    """A server that forks and kills workers at the driver's request.
+    """A server process that forks and kills workers when its driver asks for it.
+
+    The driver is the process that runs the user's program.
 
     Parameters
     ----------
     control_socket : socket
-        Connection to the driver. When it is closed, all workers are killed and the server exits.
+        The connection to the driver. When it is closed, all workers are killed and the server exits.
     driver_folders : list of str
-        Temporary folders of the driver, which are removed when the server exits.
+        The temporary folders of the driver. The server deletes them when it exits.
     """
 
     def __init__(self, control_socket: socket.socket, driver_folders: list[str]) -> None:
         self._control_socket, self._driver_folders = control_socket, driver_folders
         self._parent_folders = {os.path.dirname(folder) for folder in driver_folders}
-        self._pid_by_worker_id: dict[int, int] = {}  # excluding workers that were killed on request
-        self._signal_reader, self._signal_writer = socket.socketpair()  # receives one byte for each signal
+        # The process id of each worker. Workers that were killed at the driver's request are not listed.
+        self._pid_by_worker_id: dict[int, int] = {}
+        # Python writes one byte to this socket pair for each signal, so that `serve` can wait for signals.
+        self._signal_reader, self._signal_writer = socket.socketpair()
 
     def serve(self) -> None:
-        """Handle requests until the driver closes the connection or exits, then kill all workers."""
+        """Handle the requests of the driver until it disconnects or exits. Then kill all workers."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # With a handler, the signal also writes a byte to the wakeup descriptor, for which `serve` polls.
+        # The handler does nothing, but without one, Python would not write to the wakeup descriptor.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._signal_writer.setblocking(False)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
-        # Processes that a worker has started become children of this process when the worker exits.
+        # Adopt the processes that a worker leaves behind when it exits, to be able to kill them.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         try:
-            with contextlib.suppress(ConnectionError):  # The driver may already have closed the connection.
+            with contextlib.suppress(ConnectionError):  # The driver may have exited in the meantime.
                 self._control_socket.sendall(SERVER_READY)
             while self._handle_request():
                 pass
@@ -74,13 +80,16 @@ class ForkServer:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _kill_all_children(self) -> None:
-        """Kill all workers and their descendants, until none can be killed."""
+        """Kill all workers and the processes that they have started, and wait until all have exited."""
         worker_pids = set(self._pid_by_worker_id.values())
         while sum(_kill_process(pid) for pid in worker_pids | _list_child_pids()):
             worker_pids.discard(os.waitpid(-1, 0)[0])
 
     def _handle_request(self) -> bool:
-        """Wait for a request or a signal, and handle it. Return False once the driver has disconnected."""
+        """Wait for a request of the driver or for the exit of a worker, and handle it.
+
+        Return False if the driver has disconnected.
+        """
         readable = wait_until_ready([self._control_socket, self._signal_reader], POLLIN, None)
         if self._signal_reader in readable:
             self._signal_reader.recv(4096)
@@ -106,7 +115,7 @@ class ForkServer:
         parent_pid = os.getpid()
         try:
             pid = os.fork()
-        except OSError:  # Out of memory or processes: the driver sees its socket closed.
+        except OSError:  # The system has no memory or process ids left. Close the socket to tell the driver.
             os.close(socket_fd)
             return
         if not pid:
@@ -116,34 +125,35 @@ class ForkServer:
                 inherited_socket.close()
             os.setpgid(0, 0)
             _run_worker(parent_pid, socket_fd)
-        with contextlib.suppress(OSError):  # The worker has set it, or has exited.
+        with contextlib.suppress(OSError):  # The worker may have done this already, or may have exited.
             os.setpgid(pid, pid)
         os.close(socket_fd)
         self._pid_by_worker_id[worker_id] = pid
 
     def _reap_children(self) -> None:
-        """Report the workers that have exited, and kill the processes that they have left behind."""
+        """Report the workers that have exited to the driver, and kill the processes they have left behind."""
         with contextlib.suppress(ChildProcessError):
             while (pid_and_status := os.waitpid(-1, os.WNOHANG))[0]:
                 self._report_exit(*pid_and_status)
         for pid in _list_child_pids() - set(self._pid_by_worker_id.values()):
             _kill_process(pid)
-        # Workers that a worker has started were killed before they could remove their folders.
+        # A worker may have started workers itself, which were killed, too. Remove their folders.
         remove_stale_folders(self._parent_folders)
 
     def _report_exit(self, pid: int, wait_status: int) -> None:
         worker_ids = [key for key, worker_pid in self._pid_by_worker_id.items() if worker_pid == pid]
         for worker_id in worker_ids:
             del self._pid_by_worker_id[worker_id]
-            with contextlib.suppress(OSError):  # Needed where orphans are not adopted by this process.
+            # Where this process cannot adopt orphans, kill the process group that the worker has led.
+            with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
-            with contextlib.suppress(OSError):  # The driver has exited or does not read.
+            with contextlib.suppress(OSError):  # The driver may have exited, or its socket may be full.
                 event = WorkerExitEvent(worker_id, wait_status)
                 self._control_socket.send(event.encode(), socket.MSG_DONTWAIT)
 
 
 def _kill_process(pid: int) -> bool:
-    """Kill a child and, if it leads one, its process group. Return False if neither could be killed."""
+    """Kill a child process, and its process group if it leads one. Return whether anything was killed."""
     is_killed = False
     for kill_function in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
@@ -153,7 +163,7 @@ def _kill_process(pid: int) -> bool:
 
 
 def _list_child_pids() -> set[int]:
-    """Return the ids of the children of this process; an empty set on systems other than Linux."""
+    """Return the process ids of the children of this process. Return an empty set if this is not Linux."""
     try:
         with open(CHILDREN_FILE.format(os.getpid())) as children_file:
             return set(map(int, children_file.read().split()))
@@ -162,11 +172,19 @@ def _list_child_pids() -> set[int]:
 
 
 def _run_worker(parent_pid: int, socket_fd: int) -> None:
-    """Serve the driver in the forked process, and exit."""
+    """Run a worker in the forked process, and exit the process at its end.
+
+    Parameters
+    ----------
+    parent_pid : int
+        The process id of the fork server.
+    socket_fd : int
+        The file descriptor of the socket that is connected to the driver.
+    """
     exit_code = 1
     try:
         _die_with_parent(parent_pid)
-        seed_numpy()  # Otherwise all workers would draw the same random numbers.
+        seed_numpy()  # Forked workers would otherwise all draw the same random numbers.
         with socket.socket(fileno=socket_fd) as connection:
             PersistentWorker(make_worker_channel(connection)).serve()
         exit_code = 0
@@ -175,20 +193,33 @@ def _run_worker(parent_pid: int, socket_fd: int) -> None:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Make Linux kill this process when its parent exits, and adopt the orphans of its children."""
+    """Let Linux kill this process as soon as its parent has exited.
+
+    Also adopt the processes that children of this process leave behind.
+    """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # Orphans of a live worker must not reach the server.
+    # The fork server kills orphans that it adopts. Orphans of a live worker must therefore be adopted by the
+    # worker.
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != parent_pid:
         os._exit(0)
 
 
 def _prctl(option: int, value: int) -> None:
-    """Set an attribute of this process by `prctl`. Do nothing on systems other than Linux."""
+    """Call `prctl` to set an attribute of this process. Do nothing if this is not Linux."""
     libc: Any = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(option, value, 0, 0, 0)
 
 
 def main(control_fd: int, driver_folders: list[str]) -> None:
-    """Serve the driver at the other end of the socket `control_fd`, an inherited file descriptor."""
+    """Run a fork server until its driver disconnects. This is the main function of the server process.
+
+    Parameters
+    ----------
+    control_fd : int
+        The inherited file descriptor of the socket that is connected to the driver.
+    driver_folders : list of str
+        The temporary folders of the driver. They are deleted when the server exits.
+    """
     ForkServer(socket.socket(fileno=control_fd), driver_folders).serve()

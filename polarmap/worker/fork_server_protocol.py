@@ -11,54 +11,54 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
-REQUEST_FORMAT, EVENT_FORMAT = ">cQ", ">Qi"  # `struct` formats of the two tuples below
+REQUEST_FORMAT, EVENT_FORMAT = ">cQ", ">Qi"  # `struct` formats of ForkServerRequest and WorkerExitEvent
 REQUEST_BYTES, EVENT_BYTES = struct.calcsize(REQUEST_FORMAT), struct.calcsize(EVENT_FORMAT)
-SERVER_READY = b"r"  # the first byte that the fork server sends
+SERVER_READY = b"r"  # The fork server sends this byte once it has started.
 
 
 class ForkServerCommand(bytes, Enum):
-    """The commands of a driver to its fork server."""
+    """The commands that a driver sends to its fork server."""
 
-    FORK = b"f"  # fork a worker, which serves the socket that is sent with the request
-    KILL = b"k"  # kill a worker and the processes that it has started
+    FORK = b"f"  # Fork a worker. Its end of a socket pair is sent together with the request.
+    KILL = b"k"  # Kill a worker and the processes that it has started.
 
 
 class ForkServerRequest(NamedTuple):
-    """A request of the driver about one worker."""
+    """A request of a driver to its fork server, to fork or kill a worker process."""
 
     command: ForkServerCommand
     worker_id: int
 
     def encode(self) -> bytes:
-        """Return the request as bytes."""
+        """Return the request as bytes, to be sent over a socket."""
         return struct.pack(REQUEST_FORMAT, *self)
 
     @classmethod
     def decode(cls, data: bytes) -> ForkServerRequest:
-        """Return the request that `encode` wrote."""
+        """Return the request that `encode` has converted to bytes."""
         command, worker_id = struct.unpack(REQUEST_FORMAT, data)
         return cls(ForkServerCommand(command), worker_id)
 
 
 class WorkerExitEvent(NamedTuple):
-    """The event that a worker process has exited.
+    """The fork server's report that a worker process has exited.
 
     Attributes
     ----------
     worker_id : int
-        The id that the driver has passed in its FORK request.
+        The id of the worker, which the driver has chosen in its FORK request.
     wait_status : int
-        The exit status, as `os.waitpid` returns it.
+        The exit status of the process, as returned by `os.waitpid`.
     """
 
     worker_id: int
     wait_status: int
 
     def encode(self) -> bytes:
-        """Return the event as bytes."""
+        """Return the event as bytes, to be sent over a socket."""
         return struct.pack(EVENT_FORMAT, *self)
 
     @classmethod
     def decode_all(cls, data: bytes) -> Iterator[WorkerExitEvent]:
-        """Yield the events in `data`, which must end at the end of an event."""
+        """Decode the bytes of one or more complete events, and yield these events."""
         return map(cls._make, struct.iter_unpack(EVENT_FORMAT, data))

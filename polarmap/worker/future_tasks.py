@@ -31,22 +31,24 @@ from polarmap.worker.pytree import Structure
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest
 
-# Seconds between checks of the files by which a driver on the same machine cancels attempts.
+# Seconds between checks for the file by which the driver cancels a task.
 CANCEL_POLL_INTERVAL = 0.02
-START_MARK_SUFFIX = ".began"  # suffix of the file that shows the driver that an attempt has started
-CACHE_SECONDS = 60.0  # seconds after which the shared block cache is discarded
+START_MARK_SUFFIX = ".began"  # name suffix of the file by which a worker shows that a task has started
+CACHE_SECONDS = 60.0  # seconds after which the block cache of a process is discarded
 
 Function = Callable[[Any], Any]
 Thunk = Callable[[], Message | None]
 
 
 class ThreadCancelToken:
-    """A cancellation token for an attempt that runs on a thread of the driver's process.
+    """A token by which the driver cancels a task that runs on a thread of the driver's own process.
+
+    Each token is for one attempt, which is one run of a task. A task that fails or is slow may be run again.
 
     Attributes
     ----------
     started_at : float or None
-        When the attempt started, in seconds on the monotonic clock; None before that.
+        The `time.monotonic()` time at which the attempt started; None if it has not started.
     """
 
     def __init__(self) -> None:
@@ -55,12 +57,16 @@ class ThreadCancelToken:
         self._is_cancelled = False
 
     def cancel(self) -> None:
-        """Cancel the attempt. A running call continues, but `run_until_cancelled` stops waiting for it."""
+        """Cancel the attempt.
+
+        If the user's function is already running, it continues, but `run_until_cancelled` stops waiting for
+        it.
+        """
         self._is_cancelled = True
         self._reply_queue.put(None)
 
     def get_start_time(self) -> float | None:
-        """Return when the attempt started, in seconds on the monotonic clock; None before that."""
+        """Return the `time.monotonic()` time at which the attempt started, or None if it has not started."""
         return self.started_at
 
     def is_cancelled(self) -> bool:
@@ -68,9 +74,13 @@ class ThreadCancelToken:
         return self._is_cancelled
 
     def run_until_cancelled(self, thunk: Thunk) -> Message | None:
-        """Run `thunk` on a daemon thread and return its result, or None once the attempt is cancelled."""
+        """Run `thunk` on a daemon thread and return its result.
+
+        Return None as soon as the attempt is cancelled. `thunk` then continues to run.
+        """
         self.started_at = time.monotonic()
-        # If the attempt was cancelled before `started_at` was set, the driver believes that it never started.
+        # The driver may have cancelled the attempt just before `started_at` was set. It then assumes that the
+        # attempt has not started, so the attempt must not run.
         if self._is_cancelled:
             self.started_at = None
             return None
@@ -79,18 +89,20 @@ class ThreadCancelToken:
 
 
 class FolderCancelToken(NamedTuple):
-    """A cancellation token for an attempt in another process: files in a folder of the driver.
+    """A token by which the driver cancels a task that runs in another process, by creating a file.
 
-    The driver removes the folder when its session ends, which cancels all attempts.
+    Each token is for one attempt, which is one run of a task. The files of all tokens are in one folder. When
+    the driver deletes the folder at the end of its session, all attempts are cancelled.
 
     Attributes
     ----------
     folder : str
-        Path of the folder, which exists on the driver's machine only.
+        The path of the folder, which exists only on the driver's machine.
     machine_id : tuple
-        The driver's host name, and the device and inode of the directory that contains the folder.
+        The driver's host name, and the device and inode of the directory that contains the folder. They show
+        whether a process runs on the driver's machine.
     attempt_name : str
-        Name of the file in the folder whose existence cancels this attempt.
+        The name of a file in the folder. The attempt is cancelled if the file exists.
     """
 
     folder: str
@@ -99,16 +111,16 @@ class FolderCancelToken(NamedTuple):
 
     @classmethod
     def from_folder(cls, folder: str) -> FolderCancelToken:
-        """Return a token for attempts whose driver is this process, which has created `folder`."""
+        """Return a token for `folder`, which the driver (this process) has created."""
         return cls(folder, _get_machine_id(folder))
 
     def cancel(self) -> None:
-        """Cancel this attempt by creating its file."""
+        """Cancel the attempt, by creating its file."""
         with contextlib.suppress(OSError):
             open(os.path.join(self.folder, self.attempt_name), "x").close()
 
     def get_start_time(self) -> float | None:
-        """Return when the attempt was marked as started, on the monotonic clock; None before that."""
+        """Return the `time.monotonic()` time at which the attempt started, or None if it has not started."""
         try:
             marked_at = os.stat(os.path.join(self.folder, self.attempt_name + START_MARK_SUFFIX)).st_mtime
         except OSError:
@@ -116,12 +128,15 @@ class FolderCancelToken(NamedTuple):
         return time.monotonic() - max(0.0, time.time() - marked_at)
 
     def mark_started(self) -> None:
-        """Create the file that shows the driver that the attempt has started, if the folder exists here."""
+        """Show the driver that the attempt has started, by creating a file.
+
+        On another machine than the driver's, this does nothing.
+        """
         with contextlib.suppress(OSError):
             open(os.path.join(self.folder, self.attempt_name + START_MARK_SUFFIX), "x").close()
 
     def is_cancelled(self) -> bool:
-        """Return whether the attempt is known to be cancelled. Always False on another machine."""
+        """Return whether the driver has cancelled the attempt. Always False on another machine."""
         try:
             if os.path.isdir(self.folder):
                 return os.path.exists(os.path.join(self.folder, self.attempt_name))
@@ -132,10 +147,12 @@ class FolderCancelToken(NamedTuple):
     def run_until_cancelled(self, thunk: Thunk) -> Message | None:
         """Run `thunk` on a daemon thread and return its result.
 
-        Return None once the attempt is cancelled or the driver of this process has exited.
+        Return None as soon as the attempt is cancelled or the driver has exited. `thunk` then continues to
+        run.
         """
         self.mark_started()
-        # Check after marking, so that the driver cannot miss both: it sees the mark, or has cancelled before.
+        # Check for cancellation only after the start was marked. In the other order, the driver could cancel
+        # between both steps: it would see no mark and assume that the attempt never starts.
         if self.is_cancelled():
             return None
         reply_queue: SimpleQueue[Message | None] = SimpleQueue()
@@ -153,26 +170,35 @@ CancelToken = ThreadCancelToken | FolderCancelToken
 
 
 def _get_machine_id(folder: str) -> tuple[str, int, int]:
-    """Return the host name, and the device and inode of the directory that contains or contained `folder`."""
+    """Return a value that identifies the machine on which `folder` exists, or existed until it was deleted.
+
+    It consists of the host name, and the device and inode of the directory that contains the folder.
+    """
     parent_status = os.stat(os.path.dirname(folder))
     return socket.gethostname(), parent_status.st_dev, parent_status.st_ino
 
 
 @cache
 def get_shared_block_cache() -> BlockCache:
-    """Return the block cache of this process. It is discarded after CACHE_SECONDS or once it is empty."""
+    """Return the cache of data blocks that all tasks in this process share.
+
+    The cache is discarded after CACHE_SECONDS, or when it becomes empty.
+    """
     block_cache = BlockCache()
     run_in_daemon_thread(partial(_evict_periodically, block_cache))
     return block_cache
 
 
 def load_cached_block(block_ref: BlockRef, structure: Structure, writable: bool) -> Any:
-    """Return a stored block, from the block cache of this process or read now."""
+    """Return a stored data block from the cache of this process, or read and cache it."""
     return get_shared_block_cache().load_block(block_ref, structure, TaskIO().read_segment, writable)
 
 
 def _evict_periodically(block_cache: BlockCache) -> None:
-    """Evict blocks whose files have been removed, and discard the cache after CACHE_SECONDS or once empty."""
+    """Evict blocks whose files were deleted, until the cache is empty or CACHE_SECONDS have passed.
+
+    Then discard the cache, so that its memory is freed.
+    """
     deadline = time.monotonic() + CACHE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(CACHE_POLL_INTERVAL)
@@ -187,16 +213,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class FutureTaskIO(TaskIO):
-    """The connection between a task that runs as a future and its driver.
+    """The inputs and the cancellation state of a task that runs in a `concurrent.futures` executor.
 
     Parameters
     ----------
     f : callable or bytes
-        The function, or its pickle.
+        The user's function, or its pickle.
     block : object
-        The argument of f, or a `functools.partial` object that loads it.
+        The argument of f, or a `functools.partial` object that loads the argument when it is called.
     cancel_token : ThreadCancelToken or FolderCancelToken
-        The cancellation token of the attempt.
+        The token by which the driver cancels the task.
     """
 
     def __init__(self, f: Function | bytes, block: Any, cancel_token: CancelToken) -> None:
@@ -204,22 +230,25 @@ class FutureTaskIO(TaskIO):
         self._f, self._block, self._cancel_token = f, block, cancel_token
 
     def is_cancelled(self) -> bool:
-        """Return whether the attempt is known to be cancelled."""
+        """Return whether the driver has cancelled this run of the task."""
         return self._cancel_token.is_cancelled()
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """Return a reply as sent with the bytes of its result: unchanged to a thread, else serialized."""
+        """Return the reply in the form in which it is sent to the driver.
+
+        The reply is serialized unless the task runs on a thread of the driver's process.
+        """
         if isinstance(self._cancel_token, ThreadCancelToken):
             return reply
         return super().encode_header(reply._replace(host=socket.gethostname()))
 
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
-        """Return f, unpickled if necessary, and the block. An array is passed as a read-only view."""
+        """Return the user's function and its argument. An array is returned as a read-only view."""
         f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
         block = self._block
         if isinstance(block, partial):
             block = block()
-        elif isinstance(block, np.ndarray):  # Other tasks may use the same array.
+        elif isinstance(block, np.ndarray):  # Other tasks may use the same array, so f must not modify it.
             block = block.view()
             block.flags.writeable = False
         thread_limiter.limit_newly_loaded_libraries()
@@ -229,22 +258,24 @@ class FutureTaskIO(TaskIO):
 def run_task_in_future(
     f: Function | bytes, block: Any, request: TaskRequest, cancel_token: CancelToken, n_threads: int
 ) -> Message | None:
-    """Run a task on a daemon thread and return its reply, or None if it was cancelled.
+    """Run a task in a worker of a `concurrent.futures` executor.
 
-    An abandoned task blocks neither its slot in the executor nor the exit of the interpreter.
+    Return the reply for the driver, or None if the driver has cancelled the task. The task runs on a daemon
+    thread. If it is cancelled while it runs, the executor's worker is free for other work immediately, and
+    the interpreter can exit.
 
     Parameters
     ----------
     f : callable or bytes
-        The function, or its pickle.
+        The user's function, or its pickle.
     block : object
-        The argument of f, or a `functools.partial` object that loads it.
+        The argument of f, or a `functools.partial` object that loads the argument when it is called.
     request : TaskRequest
-        The attempt to run.
+        The description of the task.
     cancel_token : ThreadCancelToken or FolderCancelToken
-        The cancellation token of the attempt.
+        The token by which the driver cancels the task.
     n_threads : int
-        Maximum number of threads that linear algebra libraries use during the task.
+        The maximum number of threads that linear algebra libraries use during the task.
     """
     if cancel_token.is_cancelled():
         return None

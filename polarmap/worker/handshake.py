@@ -30,13 +30,15 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure_tcp, make_worker_channel
 
-PROOF_TIMEOUT = 5.0  # seconds in which a new connection has to prove that it has the key
+PROOF_TIMEOUT = 5.0  # seconds within which a connecting worker must prove that it has the secret key
 PROTOCOL_NAME = b"polarmap"
-GREETING = ">8sH32s"  # `struct` format of the name of the protocol, its version and a nonce
+# `struct` format of the greeting: the name of the protocol, its version, and a nonce.
+GREETING = ">8sH32s"
 GREETING_BYTES = struct.calcsize(GREETING)
 WORKER_ID_BYTES = 8
-RESPONSE_BYTES = GREETING_BYTES + WORKER_ID_BYTES + MAC_BYTES  # a worker's response to the greeting
-CONNECT_TIMEOUT = 2.0  # seconds after which the next address of the driver is tried
+# Size of the worker's answer to the driver's greeting.
+RESPONSE_BYTES = GREETING_BYTES + WORKER_ID_BYTES + MAC_BYTES
+CONNECT_TIMEOUT = 2.0  # seconds after which a worker tries the next address of its driver
 
 Endpoint = tuple[str, int]  # host and port
 
@@ -44,10 +46,21 @@ Endpoint = tuple[str, int]  # host and port
 def connect_to_driver(
     endpoints: Iterable[Endpoint], key: bytes, worker_id: int, timeout: float = TCP_TIMEOUT
 ) -> SocketChannel | None:
-    """Return a channel to the first endpoint that answers and has the key, or None if none does.
+    """Connect this worker to its driver, and return the channel over which they exchange messages.
 
-    The connection counts as lost after `timeout` seconds without a response. Raises ProtocolMismatchError if
-    the driver uses another version of the protocol.
+    Return None if the driver cannot be reached. Raises ProtocolMismatchError if the driver uses another
+    version of the protocol.
+
+    Parameters
+    ----------
+    endpoints : iterable of (host, port)
+        The addresses of the driver. The first one is used that answers and proves that it has the key.
+    key : bytes
+        The secret that driver and worker share.
+    worker_id : int
+        The id of this worker.
+    timeout : float
+        Seconds without a response after which the established connection counts as lost.
     """
     for endpoint in endpoints:
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
@@ -60,11 +73,13 @@ def connect_to_driver(
 
 
 def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, ChannelAuthenticators]:
-    """Authenticate a worker; return its id and the authenticators of the messages in both directions.
+    """Run the driver's part of the handshake with a worker that has connected.
 
-    Each end contributes a nonce, so that messages of an earlier connection cannot be replayed. Raises
-    FrameError for a peer without the key, and ProtocolMismatchError for a worker that uses another version of
-    the protocol. That worker has then received enough to raise the same error.
+    Return the id of the worker, and the objects that authenticate all later messages. Both ends contribute a
+    nonce, so that messages of an earlier connection cannot be replayed.
+
+    Raises FrameError if the peer does not have the key, and ProtocolMismatchError if it uses another version
+    of the protocol. The worker then raises ProtocolMismatchError, too.
     """
     driver_greeting = _make_greeting()
     connection.sendall(driver_greeting)
@@ -81,9 +96,9 @@ def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, Cha
 
 
 def authenticate_driver(connection: socket.socket, key: bytes, worker_id: int) -> ChannelAuthenticators:
-    """Authenticate this worker and its driver; return the authenticators of the messages between them.
+    """Run the worker's part of the handshake, and return the objects that authenticate all later messages.
 
-    Raises FrameError for a driver without the key, and ProtocolMismatchError for a driver that uses another
+    Raises FrameError if the driver does not have the key, and ProtocolMismatchError if it uses another
     version of the protocol.
     """
     driver_greeting = _receive_exactly(connection, GREETING_BYTES, CONNECT_TIMEOUT)
@@ -103,7 +118,10 @@ def _make_greeting() -> bytes:
 
 
 def _parse_version(greeting: bytes) -> int:
-    """Return the version in a greeting; raise FrameError if it is the greeting of another protocol."""
+    """Return the version of the protocol in a greeting.
+
+    Raises FrameError if it is not a greeting of polarmap.
+    """
     protocol_name, version, _ = struct.unpack(GREETING, greeting)
     if protocol_name != PROTOCOL_NAME:
         raise FrameError("the peer does not use polarmap's protocol")
@@ -111,7 +129,10 @@ def _parse_version(greeting: bytes) -> int:
 
 
 def _derive_authenticators(key: bytes, nonces: bytes) -> tuple[MessageAuthenticator, MessageAuthenticator]:
-    """Return the authenticators of messages to the worker and of messages to the driver."""
+    """Return two objects that authenticate messages: those to the worker, and those to the driver.
+
+    Each uses its own key, which is derived from the shared key and the nonces of this connection.
+    """
     to_worker = MessageAuthenticator(_compute_hmac(key, b"to worker", nonces))
     return to_worker, MessageAuthenticator(_compute_hmac(key, b"to driver", nonces))
 
@@ -121,7 +142,10 @@ def _compute_hmac(key: bytes, purpose: bytes, data: bytes) -> bytes:
 
 
 def _receive_exactly(connection: socket.socket, n_bytes: int, timeout: float) -> bytes:
-    """Return the next `n_bytes` bytes; raise OSError if they do not arrive within `timeout` seconds."""
+    """Receive exactly `n_bytes` bytes from a socket.
+
+    Raises OSError if they do not arrive within `timeout` seconds.
+    """
     deadline, data = time.monotonic() + timeout, b""
     while len(data) < n_bytes:
         connection.settimeout(max(1e-3, deadline - time.monotonic()))

@@ -27,8 +27,10 @@ from polarmap.worker.segments import drop_inherited_connections, is_missing_obje
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import TaskRequest
 
-LIVENESS_KEY = "alive"  # name of the object that exists while the driver waits for results
-# Lithops stores larger results as objects, which would remain if the task has been cancelled.
+LIVENESS_KEY = "alive"  # name of an object that exists as long as the driver waits for results
+
+# Lithops stores results above this size, in bytes, as separate objects. If a task has been cancelled, such an
+# object would never be deleted.
 MAX_STATUS_BYTES = 8 << 10
 
 Function = Callable[[Any], Any]
@@ -37,18 +39,19 @@ Function = Callable[[Any], Any]
 def make_lithops_task(
     f: Function, structure: Structure, module_state: Any = None
 ) -> Callable[..., tuple[bytes, bytes] | None]:
-    """Return the function that Lithops maps over pairs of `TaskRequest` fields and `LithopsTaskAddress`.
+    """Return the function that Lithops calls on its workers, once for each task.
 
-    It is a closure, so that cloudpickle sends the modules of f with it.
+    Lithops passes a pair to it: the fields of a `TaskRequest`, and a `LithopsTaskAddress`. The function is a
+    closure, so that cloudpickle sends it by value, together with the modules that f uses.
 
     Parameters
     ----------
     f : callable
-        Called with the block.
+        The user's function, which is called with a data block.
     structure : tuple
-        The structure of the blocks, as `flatten` returns it.
+        How the arrays of a block are nested, as `flatten` returns it.
     module_state : object, optional
-        An object that is unpickled before f, to set up the modules that f uses.
+        An object that is unpickled before f, and sets up the modules that f uses.
     """
     state_and_function = module_state, f
 
@@ -62,17 +65,20 @@ def make_lithops_task(
 
 
 class LithopsTaskAddress(TypedDict):
-    """The address of the driver of a task: a plain dict, so that this class is not pickled with tasks.
+    """The address of a task's driver, by which the task notices that the driver has died.
+
+    The driver is the process that runs the map. This class is a plain dict at run time, so that it is not
+    pickled with each task.
 
     Attributes
     ----------
     bucket, key_prefix : str
-        Where the driver stores objects for its tasks.
+        The bucket, and the prefix of the keys, of the objects that the driver stores for its tasks.
     niceness : int
         By how much the task lowers its priority, as for `os.nice`.
     driver_pid : int or None
-        The process id of a driver on the same machine; None for a driver on another machine. The fields below
-        are used only on the same machine.
+        The process id of the driver if it runs on the same machine, otherwise None. The fields below are used
+        only on the same machine.
     scratch_folder : str or None
         The temporary folder of the driver, if all objects are stored there. A task removes it once the driver
         has died.
@@ -90,18 +96,18 @@ class LithopsTaskAddress(TypedDict):
 
 
 class LithopsTaskIO(TaskIO):
-    """The connection between a Lithops task and its driver.
+    """The inputs of a task that runs as a Lithops function, and its connection to the driver.
 
     Parameters
     ----------
     f : callable
-        Called with the block.
+        The user's function, which is called with the block.
     structure : tuple
-        The structure of the block.
+        How the arrays of the block are nested, as `flatten` returns it.
     storage : lithops.Storage
-        The storage of blocks and results.
+        The storage from which the block is read, and to which results are written.
     address : LithopsTaskAddress
-        The address of the driver.
+        Where the driver is.
     """
 
     def __init__(self, f: Function, structure: Structure, storage: Any, address: LithopsTaskAddress) -> None:
@@ -109,7 +115,11 @@ class LithopsTaskIO(TaskIO):
         self._f, self._structure, self._address = f, structure, address
 
     def execute_request(self, request: TaskRequest) -> tuple[bytes, bytes] | None:
-        """Run the task and return header and data of its reply, or None if the task was cancelled."""
+        """Run the task, and return the header and the data of the reply to the driver.
+
+        Return None if the task was cancelled. While the task runs, a thread ends this process as soon as the
+        driver dies or no longer waits for results.
+        """
         os.nice(self._address["niceness"])
         drop_inherited_connections(self.storage)
         if self._address["driver_pid"] is None:
@@ -123,13 +133,17 @@ class LithopsTaskIO(TaskIO):
         return bytes(reply.header), bytes(reply.data)
 
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
-        """Return f and the block."""
+        """Return the user's function, and the block to call it with."""
         assert request.block_ref is not None
         read = partial(read_segments, self.read_segment)
         return self._f, assemble_block(request.block_ref, self._structure, read)
 
     def is_cancelled(self) -> bool:
-        """Return whether the driver has died, if it is on this machine, or has deleted the liveness key."""
+        """Return whether the driver no longer waits for results.
+
+        On the driver's machine, this checks whether its process is alive. On any other machine, it checks
+        whether the object LIVENESS_KEY still exists, which the driver deletes at the end.
+        """
         address = self._address
         if address["driver_pid"] is not None:
             return not is_process_alive(address["driver_pid"])
@@ -140,10 +154,11 @@ class LithopsTaskIO(TaskIO):
         return False
 
     def remove_driver_leftovers(self) -> None:
-        """Remove the files and objects that a killed driver on this machine has left."""
+        """Delete the files and objects of a driver on this machine that was killed."""
         scratch_folder = self._address["scratch_folder"]
         if scratch_folder is not None:
-            deadline = time.monotonic() + SHUTDOWN_SECONDS  # Other jobs may still write files.
+            # Other processes may still write files to the folder. Retry until it is gone.
+            deadline = time.monotonic() + SHUTDOWN_SECONDS
             while os.path.isdir(scratch_folder) and time.monotonic() < deadline:
                 shutil.rmtree(scratch_folder, ignore_errors=True)
             return
@@ -152,9 +167,10 @@ class LithopsTaskIO(TaskIO):
 
 
 def delete_prefix(storage: Any, bucket: str, prefix: str) -> int:
-    """Delete the objects with a prefix, and return the number of objects that were listed.
+    """Delete the objects whose keys begin with `prefix`, and return how many were listed.
 
-    Call it again until it returns 0: Lithops ignores the objects that S3 reports as not deleted.
+    Some of them may still exist, as Lithops does not report objects that S3 fails to delete. To be sure, call
+    this function until it returns 0.
     """
     keys = storage.list_keys(bucket, prefix)
     if keys:

@@ -1,7 +1,7 @@
-"""Locations of segments: one class for each kind of place, with methods that read, write and delete there.
+"""Locations where data are stored: one class for each kind, with methods that read, write and delete there.
 
-`location_from_fields` restores a location from the plain data that is sent to workers. Runs on workers too:
-imports the standard library only.
+Stored objects are read in segments (byte ranges). `location_from_fields` restores a location from the plain
+data that is sent to workers. Runs on workers too: imports the standard library only.
 """
 
 from __future__ import annotations
@@ -23,55 +23,57 @@ from polarmap.worker.segments import (
 
 
 class StorageAccess(Protocol):
-    """Access of a task to stored data.
+    """The interface that a location needs to read data for a task.
 
     Attributes
     ----------
     storage : lithops.Storage or None
-        The storage of buckets; None if no storage is used.
+        The client for buckets; None if the task uses no buckets.
     """
 
     storage: Any
 
     def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
-        """Request a segment from the driver and return its stored bytes.
+        """Request a segment (a byte range of a stored object) from the driver, and return its bytes.
 
         Parameters
         ----------
         segment : Segment
-            The segment.
+            The segment to request.
         private_root : str or None
-            A folder on the driver's machine below which the segment is also stored as a file; None if it is
-            not.
+            A folder on the driver's machine that also contains the segment, as part of a file. A worker on
+            the same machine reads the file instead. None if there is no such folder.
         """
         ...
 
 
 class Location(ABC):
-    """A place where segments are stored.
+    """The base class of places where data are stored, such as a folder or a bucket.
+
+    Data are stored as objects under string keys, and are read in segments (byte ranges of an object).
 
     Attributes
     ----------
     root : str
-        The path or name of the place.
+        The path of the folder, or the name of the bucket or store.
     backend : str
-        The Lithops name of the storage, or the name of the cluster engine; empty for other locations.
+        The name of the storage in Lithops, or of the cluster ("dask" or "ray"). Empty for other locations.
     encryption : tuple or None
-        The fields of an `Encryption`; None if segments are stored without encryption.
+        The fields of an `Encryption`; None if the data are not encrypted.
     fields : tuple
-        Plain data that represents the location in messages, see `location_from_fields`.
+        The location as a plain tuple, which is sent to workers. `location_from_fields` reverses this.
     """
 
-    # Class attributes instead of properties keep the pickled tasks of Lithops small.
-    tag = ""  # represents the class in `fields`
-    is_inline = False  # blocks are sent with their tasks, and there are no segments
-    is_memory_mapped = False  # segments are files, which readers map into memory
-    is_local = False  # workers on the driver's machine read without using the network
-    is_sent_by_driver = False  # workers request segments from the driver
-    is_owned_by_blocks = False  # segments belong to one set of blocks, and never change
-    is_writable = False  # workers can store results: `write` and `delete` are implemented
-    uses_storage = False  # segments are read and written through a `lithops.Storage`
-    needs_checksums = False  # objects may be replaced, and only a checksum reveals that
+    # These are class attributes, as properties would make the pickled tasks of Lithops larger.
+    tag = ""  # the name of the class in `fields`
+    is_inline = False  # whether data are sent together with tasks instead of being stored
+    is_memory_mapped = False  # whether data are files, which readers map into memory
+    is_local = False  # whether workers on the driver's machine read without using the network
+    is_sent_by_driver = False  # whether workers have to request data from the driver
+    is_owned_by_blocks = False  # whether data are deleted together with the driver's blocks, and never change
+    is_writable = False  # whether workers can store results here, by `write` and `delete`
+    uses_storage = False  # whether data are accessed through a `lithops.Storage`
+    needs_checksums = False  # whether data may be replaced, which only a checksum shows
 
     __slots__ = ("backend", "encryption", "fields", "root")
 
@@ -89,71 +91,73 @@ class Location(ABC):
         return f"{type(self).__name__}({self.root!r}, {self.backend!r})"
 
     def with_encryption(self, encryption: Any) -> Self:
-        """Return the same location with other encryption parameters; None for no encryption."""
+        """Return the same location with other encryption parameters, or without encryption for None."""
         return type(self)(self.root, self.backend, encryption)
 
     @abstractmethod
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return the stored bytes of a segment, fewer if its object is shorter.
+        """Return the bytes of a segment (a byte range of a stored object).
 
-        Raises DamagedError if the object is missing.
+        Fewer bytes are returned if the object ends before the segment does. Raises DamagedError if the object
+        does not exist.
         """
 
     def write(self, key: str, data: Any, access: StorageAccess) -> None:
-        """Store an object atomically."""
+        """Store `data` under `key`. Readers see either the whole object or none."""
         raise NotImplementedError
 
     def delete(self, keys: Iterable[str], access: StorageAccess) -> None:
-        """Delete objects. Missing objects are ignored."""
+        """Delete the objects with these keys, and ignore keys that do not exist."""
         raise NotImplementedError
 
     def get_path(self, key: str) -> str | None:
-        """Return the path of the file that stores an object, or None if objects are not files."""
+        """Return the path of the file that contains an object, or None if objects are not files."""
         return None
 
 
 class InlineLocation(Location):
-    """The messages that send tasks to workers. Each contains the bytes of its block."""
+    """The location of data blocks that are not stored, but sent to workers together with their tasks."""
 
     __slots__ = ()
     tag = "message"
     is_inline = is_local = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Raise LookupError, because inline blocks have no segments."""
+        """Raise LookupError, because blocks in messages are not stored."""
         raise LookupError(segment)
 
 
 class FolderLocation(Location):
-    """Files below the folder `root`."""
+    """A folder, whose path is `root`. Each object is a file."""
 
     __slots__ = ()
     tag = "folder"
     is_memory_mapped = is_local = is_writable = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return a range of a file, memory-mapped if it is large."""
+        """Return a byte range of a file. A large range is memory-mapped instead of copied."""
         return read_file_segment(self.root, segment)
 
     def write(self, key: str, data: Any, access: StorageAccess) -> None:
-        """Store a file."""
+        """Write `data` to a file. Readers see either the whole file or none."""
         write_file(self.root, key, data)
 
     def delete(self, keys: Iterable[str], access: StorageAccess) -> None:
-        """Delete files."""
+        """Delete files, and ignore keys that do not exist."""
         for key in keys:
             with contextlib.suppress(OSError):
                 os.unlink(self.get_path(key))
 
     def get_path(self, key: str) -> str:
-        """Return the path of a file."""
+        """Return the path of the file that contains an object."""
         return os.path.join(self.root, key)
 
 
 class PrivateFolderLocation(FolderLocation):
-    """Files that a driver shares with its workers, in a folder that only this user can open.
+    """A folder through which a driver shares data with workers on the same machine.
 
-    Files are two levels below that folder. Workers on other machines request them from the driver.
+    Only the current user can access the folder. Files are two levels below it. Workers on other machines
+    request the data from the driver instead.
     """
 
     __slots__ = ()
@@ -161,19 +165,19 @@ class PrivateFolderLocation(FolderLocation):
     is_owned_by_blocks = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return the bytes of the file, or of the driver if the file does not exist on this machine."""
+        """Return a byte range of a file. On another machine than the driver's, request it from the driver."""
         return access.fetch_from_driver(segment, self.root)
 
 
 class BucketLocation(Location):
-    """Objects in the bucket `root` of a `lithops.Storage`."""
+    """A bucket of an object storage, which is accessed through a `lithops.Storage`. Its name is `root`."""
 
     __slots__ = ()
     tag = "bucket"
     uses_storage = is_writable = needs_checksums = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return a range of an object."""
+        """Return a byte range of an object in the bucket."""
         range_args = {"Range": f"bytes={segment.offset}-{segment.offset + segment.size - 1}"}
         try:
             return access.storage.get_object(self.root, segment.key, extra_get_args=range_args)
@@ -185,29 +189,29 @@ class BucketLocation(Location):
             raise
 
     def write(self, key: str, data: Any, access: StorageAccess) -> None:
-        """Store an object."""
+        """Store an object in the bucket."""
         access.storage.put_object(self.root, key, bytes(data))
 
     def delete(self, keys: Iterable[str], access: StorageAccess) -> None:
-        """Delete objects."""
+        """Delete objects in the bucket."""
         for key in keys:
             access.storage.delete_object(self.root, key)
 
 
 class DriverLocation(Location):
-    """The memory of the driver, which sends segments to workers on request."""
+    """The memory of the driver, which sends data to workers on request."""
 
     __slots__ = ()
     tag = "driver"
     is_owned_by_blocks = is_sent_by_driver = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return the bytes that the driver sends."""
+        """Request a byte range from the driver, and return it."""
         return access.fetch_from_driver(segment)
 
 
 class StoreLocation(DriverLocation):
-    """A store that the user has implemented, named `root`, which only the driver can access."""
+    """A store that the user has implemented. Only the driver can access it, and sends the data to workers."""
 
     __slots__ = ()
     tag = "store"
@@ -216,14 +220,14 @@ class StoreLocation(DriverLocation):
 
 
 class ClusterLocation(Location):
-    """The memory of a cluster of the engine `backend`, "dask" or "ray", on which polarmap is installed."""
+    """The memory of a Dask or Ray cluster, on which polarmap is installed. Its objects are arrays."""
 
     __slots__ = ()
     tag = "cluster"
     is_owned_by_blocks = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return the bytes of an array in the cluster, without a copy if it is stored on this machine."""
+        """Return the bytes of an array in the cluster, without copying them if it is on this machine."""
         from polarmap.worker.cluster_segments import read_from_cluster
 
         return read_from_cluster(self.backend, segment)
@@ -240,7 +244,7 @@ LOCATION_CLASSES: dict[str, type[Location]] = {
 
 
 def location_from_fields(fields: Sequence[Any]) -> Location:
-    """Return the location that is represented by these `fields`.
+    """Rebuild a location from the tuple in its attribute `fields`.
 
     >>> location_from_fields(FolderLocation("/data").fields)
     FolderLocation('/data', '')

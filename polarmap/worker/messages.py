@@ -16,37 +16,48 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
-# Increase the version with each change of what driver and workers send each other. Never change the position
-# of the version itself in the greetings of `handshake`, and in the mailbox and reply keys of
-# `storage_channel`.
+# The version of the protocol between driver and workers. Increase it whenever their messages change. It must
+# stay at the same position in the greetings of `handshake` and in the objects of `storage_channel`, so that
+# both ends can always compare their versions.
 PROTOCOL_VERSION = 1
-MISMATCH_EXIT_CODE = 76  # exit code of a worker whose driver has another version (EX_PROTOCOL)
-FRAME_PREFIX = ">cBqqqQQ"  # `struct` format of everything before the header; its last two fields are sizes
+# Exit code of a worker that uses another protocol version than its driver (EX_PROTOCOL).
+MISMATCH_EXIT_CODE = 76
+# `struct` format of the start of a frame: kind, flags, job, task, attempt, header size and data size.
+FRAME_PREFIX = ">cBqqqQQ"
 FRAME_PREFIX_BYTES = struct.calcsize(FRAME_PREFIX)
-MAX_HEADER_BYTES = 1 << 30  # larger sizes are taken for corruption
-MAX_DATA_BYTES = 1 << 40  # larger sizes are taken for corruption
-# Flags of a frame: the data name a file; a further frame of the message follows; the frame is not the first.
+MAX_HEADER_BYTES = 1 << 30  # A frame that announces a larger header is rejected as corrupt.
+MAX_DATA_BYTES = 1 << 40  # A frame that announces more data is rejected as corrupt.
+
+# Flags of a frame. FILE: the data are the name of a file with the actual data. MORE_FRAMES: this is not the
+# last frame of its message. CONTINUATION: this is not the first frame of its message.
 FILE_FLAG, MORE_FRAMES_FLAG, CONTINUATION_FLAG = 1, 2, 4
-MAC_BYTES = 32  # size of an authentication tag, HMAC-SHA256
-MAX_INLINE_BYTES = 1 << 17  # larger data are sent as a file or object if both ends share one
-MAX_CHUNK_BYTES = 1 << 17  # longer messages are split into chunks of this size: only these are copied
+MAC_BYTES = 32  # size of an authentication tag (HMAC-SHA256)
+
+# Larger data are passed in a file or an object if driver and worker share a folder or a storage.
+MAX_INLINE_BYTES = 1 << 17
+# A longer message is sent in several frames of this size, as only the current frame has to be copied.
+MAX_CHUNK_BYTES = 1 << 17
 
 
 class MessageKind(bytes, Enum):
-    """The kinds of messages. Each value is the byte that encodes the kind in a frame."""
+    """The kinds of messages between a driver and a worker.
 
-    # From the driver.
-    MODULES = b"s"  # sources of modules that functions need
-    JOB = b"m"  # what the tasks of a job have in common: a `JobHeader`, f, and the structure of blocks
-    TASK = b"c"  # an attempt of a task, to be run
-    CANCEL = b"x"  # the job has ended: its tasks are cancelled
-    SEGMENT = b"d"  # the segment of a block that a worker has requested
-    NO_SEGMENT = b"f"  # the requested segment cannot be read
-    # From a worker.
-    HELLO = b"p"  # the first message: the process id and a `WorkerIdentity`
-    FETCH = b"n"  # a request for a segment of a block
-    CANCELLED = b"l"  # the worker has skipped or left a cancelled task
-    UNUSABLE = b"u"  # the worker cannot run the tasks of the job, has started none, and exits
+    The value of a kind is the byte that represents it in a frame.
+    """
+
+    # These messages are sent by the driver.
+    MODULES = b"s"  # source code of modules that the user's functions need
+    JOB = b"m"  # the start of a job: the function, and everything else that its tasks have in common
+    TASK = b"c"  # a task to run
+    CANCEL = b"x"  # the end of a job, which cancels its remaining tasks
+    SEGMENT = b"d"  # the bytes that a worker has requested by FETCH
+    NO_SEGMENT = b"f"  # the answer to FETCH if the bytes cannot be read
+
+    # These messages are sent by a worker.
+    HELLO = b"p"  # the first message, with the process id and a `WorkerIdentity`
+    FETCH = b"n"  # a request for a part of a data block that only the driver can read
+    CANCELLED = b"l"  # the answer to TASK if the task was cancelled
+    UNUSABLE = b"u"  # the worker cannot run any task of the job, and exits
     TASK_REPLY = b"e"  # the result or the error of a task
     FINAL_REPLY = b"z"  # the result or the error of a task, after which the worker exits
 
@@ -54,24 +65,24 @@ class MessageKind(bytes, Enum):
 _KIND_BY_BYTE: dict[bytes, MessageKind] = {kind.value: kind for kind in MessageKind}
 REPLY_KINDS = {MessageKind.TASK_REPLY, MessageKind.FINAL_REPLY}
 TASK_END_KINDS = {MessageKind.CANCELLED, MessageKind.UNUSABLE, *REPLY_KINDS}
-EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # A worker exits after sending one.
+EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # A worker exits after such a message.
 
 
 class FrameError(ConnectionError):
-    """Raised for bytes that are not a valid message, or come from a peer without the key."""
+    """Raised if received bytes are not a valid message, or if the sender does not have the secret key."""
 
 
 class ProtocolMismatchError(Exception):
-    """Raised if a driver and a worker use different versions of the protocol.
+    """Raised if a driver and a worker use different versions of polarmap's protocol.
 
-    Not a `ConnectionError`, because connecting again does not help.
+    This is not a `ConnectionError`, because it does not help to connect again.
 
     Parameters
     ----------
     peer_version : int
-        The version that the peer uses.
+        The version that the process at the other end uses.
     worker_id : int
-        The id of the worker that has connected; -1 if this process is the worker.
+        If this process is the driver, the id of the worker that has connected. If it is the worker, -1.
     """
 
     def __init__(self, peer_version: int, worker_id: int = -1) -> None:
@@ -85,13 +96,16 @@ class ProtocolMismatchError(Exception):
 
 
 def check_protocol_version(peer_version: int) -> None:
-    """Raise ProtocolMismatchError on a worker whose driver uses another version of the protocol."""
+    """Raise ProtocolMismatchError if this worker's driver uses another version of the protocol."""
     if peer_version != PROTOCOL_VERSION:
         raise ProtocolMismatchError(peer_version)
 
 
 def exit_if_protocol_differs(driver_version: int) -> None:
-    """Exit this process with MISMATCH_EXIT_CODE if its driver uses another version of the protocol."""
+    """Exit this worker process if its driver uses another version of the protocol.
+
+    The exit code is MISMATCH_EXIT_CODE.
+    """
     try:
         check_protocol_version(driver_version)
     except ProtocolMismatchError as error:
@@ -100,20 +114,21 @@ def exit_if_protocol_differs(driver_version: int) -> None:
 
 
 class Message(NamedTuple):
-    """A message from a driver to a worker, or from a worker to its driver.
+    """A message between a driver and a worker.
 
     Attributes
     ----------
     kind : MessageKind
-        Determines what header and data contain.
+        The kind of the message, on which the meaning of its header and data depends.
     attempt_key : tuple of int
-        The job, task and attempt that the message refers to; -1 for none.
+        The id of the job, the index of the task, and the number of the attempt (one run of the task) that the
+        message refers to. A number is -1 if the message does not refer to any.
     header : bytes
-        A pickled record in most kinds.
+        A short description of the data. For most kinds of messages, it is a pickled tuple.
     data : bytes
-        The payload.
+        The actual content, such as the bytes of a result.
     is_file : bool
-        Whether `data` is the name of a file that holds the payload.
+        Whether `data` is only the name of a file, which contains the actual data.
     """
 
     kind: MessageKind
@@ -124,16 +139,19 @@ class Message(NamedTuple):
 
 
 class MessageAuthenticator:
-    """Computes the authentication tags of messages in one direction, which also cover their sequence."""
+    """Computes authentication tags for the messages that are sent in one direction of a connection.
+
+    A tag depends on the position of its message, so that messages cannot be dropped, repeated or reordered.
+    """
 
     def __init__(self, key: bytes) -> None:
         self._key, self._n_tagged = key, 0
 
     def compute_tag(self, buffers: Iterable[bytes | bytearray | memoryview]) -> bytes:
-        """Return the tag of the next message, which consists of the concatenated `buffers`."""
+        """Return the tag of the next message, whose bytes are the concatenated `buffers`."""
         numbered_buffers = self._n_tagged.to_bytes(8, "big"), *buffers
         self._n_tagged += 1
-        # For long messages, hmac.digest is no faster, needs a copy, and rejects 2 GiB.
+        # hmac.digest is faster for short messages. It needs a copy of all bytes, and rejects more than 2 GiB.
         if sum(map(len, numbered_buffers)) < MAX_INLINE_BYTES:
             return hmac.digest(self._key, b"".join(numbered_buffers), "sha256")
         mac = hmac.new(self._key, digestmod="sha256")
@@ -143,7 +161,7 @@ class MessageAuthenticator:
 
 
 class ChannelAuthenticators(NamedTuple):
-    """The authenticators of the messages that one end of a connection sends and receives."""
+    """The two objects by which one end of a connection authenticates messages: sent and received ones."""
 
     outgoing: MessageAuthenticator
     incoming: MessageAuthenticator
@@ -152,7 +170,10 @@ class ChannelAuthenticators(NamedTuple):
 def encode_frame(
     message: Message, authenticator: MessageAuthenticator | None = None, flags: int = 0
 ) -> bytes:
-    """Return a message as one frame, which ends with a tag if there is an `authenticator`."""
+    """Encode a message as one frame, the byte format in which it is sent.
+
+    If an `authenticator` is given, the frame ends with an authentication tag.
+    """
     kind, attempt_key, header, data, is_file = message
     prefix = struct.pack(FRAME_PREFIX, kind, flags | is_file, *attempt_key, len(header), len(data))
     buffers = prefix, header, data
@@ -160,7 +181,10 @@ def encode_frame(
 
 
 def split_message(message: Message) -> Iterator[Message]:
-    """Yield the header and the data of a message in chunks, each as a message, without copying the data."""
+    """Divide a long message into short ones, which contain consecutive parts of its header and data.
+
+    The data are not copied.
+    """
     header, data = memoryview(message.header), memoryview(message.data)
     for start in range(0, len(header), MAX_CHUNK_BYTES):
         yield message._replace(header=bytes(header[start : start + MAX_CHUNK_BYTES]), data=b"")
@@ -169,15 +193,15 @@ def split_message(message: Message) -> Iterator[Message]:
 
 
 class FrameDecoder:
-    """A decoder of the messages in a stream of bytes.
+    """Decodes messages from a stream of bytes that arrives in arbitrary pieces.
 
-    A long message arrives in several frames. If another message begins before its last frame, the sender has
-    cancelled it, and the incomplete message is discarded.
+    A long message consists of several frames. The sender can cancel it by starting another message, and the
+    frames that have arrived are then discarded.
 
     Parameters
     ----------
     authenticator : MessageAuthenticator or None
-        Verifies the tags of frames; None if the frames have no tags.
+        Used to verify the authentication tag of each frame. None if frames have no tags.
 
     Examples
     --------
@@ -189,10 +213,13 @@ class FrameDecoder:
 
     def __init__(self, authenticator: MessageAuthenticator | None = None) -> None:
         self._buffer, self._authenticator = bytearray(), authenticator
-        self._partial_message: Message | None = None  # a message whose last frame has not arrived
+        self._partial_message: Message | None = None  # a message whose remaining frames have not arrived yet
 
     def feed(self, received_bytes: bytes) -> Iterator[Message]:
-        """Yield the messages that these bytes complete; raise FrameError for invalid bytes."""
+        """Add received bytes, and yield each message that is now complete.
+
+        Raises FrameError if the bytes are invalid.
+        """
         self._buffer += received_bytes
         tag_bytes = 0 if self._authenticator is None else MAC_BYTES
         while len(self._buffer) >= FRAME_PREFIX_BYTES:
@@ -205,7 +232,8 @@ class FrameDecoder:
             if len(self._buffer) < end + tag_bytes:
                 return
             if self._authenticator is not None:
-                # Release the views explicitly: a profiler that inspects stack frames may still refer to them.
+                # A bytearray cannot be shortened while views of it exist. Release them explicitly, because a
+                # profiler may keep references to local variables.
                 with (
                     memoryview(self._buffer) as view,
                     view[:end] as tagged_bytes,
@@ -223,7 +251,10 @@ class FrameDecoder:
                 yield message
 
     def _append_frame(self, next_frame: Message) -> Message:
-        """Append a frame to the incomplete message and return that; raise FrameError if they do not match."""
+        """Append the content of a frame to the incomplete message, and return that message.
+
+        Raises FrameError if the frame belongs to another message.
+        """
         partial_message = self._partial_message
         if partial_message is None or partial_message[:2] != next_frame[:2]:
             raise FrameError(f"a frame continues a message {next_frame.kind.name} that was not begun")

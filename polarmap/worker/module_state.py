@@ -4,19 +4,17 @@
              f reaches mymodel.SCALE: the item ("mymodel", "SCALE", "data", ...) is sent with f
     worker:  import mymodel, where SCALE is 1.0 according to the file; set SCALE = 3.0; unpickle f
 
-A worker imports a module once, from the file. The driver may have changed the module since, or reloaded it.
-The driver therefore sends a description of everything that f reaches in the user's modules. Before a worker
-unpickles f, it compares each item with its own module:
+A worker imports a module once, from its file. On the driver, the user's program may have changed the module
+since, or reloaded it. The driver therefore describes everything that f reaches in the user's modules. Before
+a worker unpickles f, it compares each item with its own module:
 
 - Data, and attributes of classes and instances, are set if they differ.
 - A function that differs receives the driver's code in place, so that all references to it call the new code.
 - Objects that cannot be pickled (a lock, a connection, a random number generator) are not replaced. The
-worker
-  refuses to run f if such an object has another type than on the driver.
-- Values that calls on the worker may have filled in (a container or None on the driver, or a name that
-functions
-  of the module assign by `global`) are kept, as a cache, until something that f reaches changes on the
-  driver.
+  worker refuses to run f if such an object has another type than on the driver.
+- Values that calls on the worker may have filled in, like a cache, are kept until something that f reaches
+  changes on the driver. These are names that are a container or None on the driver, or that functions of the
+  module assign by `global`.
 
 Runs on workers too: imports numpy and cloudpickle at most.
 """
@@ -38,25 +36,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-try:  # Without cloudpickle, no function of the user is loaded.
+try:  # A worker without cloudpickle never receives functions of the user, so any base class will do.
     from cloudpickle import Pickler
 except ImportError:
     from pickle import Pickler
 
 
-DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"  # kinds of items
+# The kinds of values that are compared. CODE is a function, and OPAQUE is an object that cannot be pickled.
+DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"
 LRU_CACHE_TYPE: Any = type(functools.lru_cache(len))
-MAIN_MODULES = ("__main__", "__mp_main__")  # names of the driver's program, which workers cannot import
+MAIN_MODULES = ("__main__", "__mp_main__")  # module names of the user's program, which workers cannot import
 MISMATCH_ADVICE = (
     "Pass it to f as an argument, or let the module travel with f: cloudpickle.register_pickle_by_value({})"
 )
-MISSING = "<missing>"  # stands for the value of a name that does not exist
-MAX_SENT_ARRAY_BYTES = 1 << 24  # arrays above this size are compared but not sent
-# Maximum size of the pickle of any other value. Larger values are neither compared nor sent.
+MISSING = "<missing>"  # a placeholder for the value of a name that does not exist
+MAX_SENT_ARRAY_BYTES = 1 << 24  # Larger arrays are compared, but not sent to workers.
+
+# Maximum size of the pickle of a value that is not an array. Larger values are neither compared nor sent.
 MAX_PICKLE_BYTES = 1 << 20
-CHECKSUM_CHUNK_BYTES = 1 << 12  # bytes of a large array for each checksum
-RECORD_ATTRIBUTE = "__polarmap_state__"  # module attribute that records the state set by the driver
-# Attributes of classes that do not affect how their instances behave.
+CHECKSUM_CHUNK_BYTES = 1 << 12  # A large array has one checksum for each chunk of this size.
+
+# The module attribute in which a worker records the state that the driver has sent.
+RECORD_ATTRIBUTE = "__polarmap_state__"
+
+# Attributes of classes that are not compared, because they do not change how a class behaves.
 IGNORED_ATTRIBUTES = {
     "__annotate_func__",
     "__annotations__",
@@ -67,11 +70,13 @@ IGNORED_ATTRIBUTES = {
 
 
 class ModuleStateError(RuntimeError):
-    """Raised if a module differs between driver and worker, and the difference cannot be sent."""
+    """Raised if a module on the worker differs from the driver's, and the worker cannot be updated."""
 
 
 class ModuleStateItem(NamedTuple):
-    """The driver's value of one name that f reaches in a module of the user, as plain data.
+    """The value that a name in a module has on the driver.
+
+    There is one item for each name that the user's function f reaches in the user's modules.
 
     Attributes
     ----------
@@ -80,13 +85,13 @@ class ModuleStateItem(NamedTuple):
     path : str
         The name in the module, or a dotted path to an attribute of a class or instance.
     kind : str
-        DATA, CODE (a function, compared by its code), CLASS or OPAQUE.
+        DATA, CODE (a function), CLASS or OPAQUE (an object that cannot be pickled).
     fingerprint : bytes
-        Compared with the fingerprint of the worker's value.
+        A digest of the value. If the worker's value has another one, it must be updated.
     payload : bytes or None
         The pickled value; None if it cannot be sent. For a class, the names of its attributes, one per line.
     may_differ_on_worker : bool
-        Whether calls on the worker may have changed the value, as that of a cache.
+        Whether a different value on the worker is allowed, because calls may have filled in a cache.
     """
 
     module: str
@@ -98,9 +103,10 @@ class ModuleStateItem(NamedTuple):
 
 
 def digest_code(code: types.CodeType) -> str:
-    """Return a digest of the instructions, names and constants of a code object and of those nested in it.
+    """Return a digest of a code object, to check whether two functions have the same code.
 
-    The same code has the same digest in every process with this version of Python, whatever the file's path.
+    The digest covers the instructions, names and constants, also of nested functions. It is the same in every
+    process with this version of Python, and does not depend on the path of the source file.
     """
     inner_digests = [digest_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
     constants = [
@@ -112,7 +118,10 @@ def digest_code(code: types.CodeType) -> str:
 
 
 def _format_code_constant(constant: Any) -> str:
-    """Return the text of a constant. The items of sets are sorted: their order depends on the process."""
+    """Return a constant of a code object as text that is the same in every process.
+
+    The items of sets are sorted, because their order can differ between processes.
+    """
     if isinstance(constant, frozenset):
         return f"frozenset({sorted(map(_format_code_constant, constant))})"
     if isinstance(constant, tuple):
@@ -124,37 +133,39 @@ def _format_code_constant(constant: Any) -> str:
 
 
 def reduce_code_with_filename(code: types.CodeType) -> Any:
-    """Return the constructor and arguments of a code object, with the file name that cloudpickle drops."""
+    """Return how to pickle a code object, in the format of `__reduce__`.
+
+    This is what cloudpickle does, except that the name of the source file is kept, for tracebacks.
+    """
     constructor, arguments = Pickler.dispatch_table[types.CodeType](code)
-    filename = "".join(
-        code.co_filename
-    )  # A new string, so that the pickle does not depend on shared strings.
+    # Copy the string. If other objects shared it, the pickle would depend on them.
+    filename = "".join(code.co_filename)
     return constructor, tuple(
         [filename if isinstance(item, str) and item == "<dynamic-code>" else item for item in arguments]
     )
 
 
 class StatePickler(Pickler):  # type: ignore[misc]
-    """A pickler of values in modules of the user, for comparing them or for sending them.
+    """A pickler for values in the user's modules, either to compare them or to send them to workers.
 
     Functions and classes that can be imported are pickled by name. Other functions are pickled without the
-    globals of their module; on the worker, they use the worker's module.
+    globals of their module. After unpickling, they use the globals of the worker's module.
 
     Parameters
     ----------
     file : io.BytesIO
-        Where the pickle is written.
+        The file to which the pickle is written.
     definition : callable or None
         A function to pickle by value although it can be imported.
     for_fingerprint : bool
-        Write a pickle that can only be compared, with digests in place of code.
+        Write digests instead of code. Such a pickle can be compared, but not unpickled.
 
     Attributes
     ----------
     reached : list
-        The functions, classes and modules in the values pickled so far.
+        The functions, classes and modules that the pickled values refer to.
     contains_code : bool
-        Whether a value contains code, so that its fingerprint cannot be unpickled.
+        Whether a pickled value contains code.
     """
 
     def __init__(self, file: io.BytesIO, definition: Any, for_fingerprint: bool) -> None:
@@ -164,7 +175,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
         self._definition, self._for_fingerprint = definition, for_fingerprint
 
     def reducer_override(self, value: Any) -> Any:
-        """Return the reduced form in which `value` is pickled, as `__reduce__` does."""
+        """Return how to pickle `value`, in the format of `__reduce__`. The base class calls this method."""
         if isinstance(value, types.CodeType):
             self.contains_code = True
             digest = digest_code(value)
@@ -184,7 +195,8 @@ class StatePickler(Pickler):  # type: ignore[misc]
             and is_importable_by_name(function)
             and function.__module__ not in MAIN_MODULES
         ):
-            return super().reducer_override(function)  # by name, unless its module is pickled by value
+            # cloudpickle pickles the function by name, unless its module is registered for pickling by value.
+            return super().reducer_override(function)
         if not isinstance(function, types.FunctionType):
             arguments = function.__wrapped__, function.cache_parameters()
             if self._for_fingerprint:
@@ -204,26 +216,36 @@ class StatePickler(Pickler):  # type: ignore[misc]
 
 
 def _get_function_state(function: types.FunctionType) -> tuple[Any, ...]:
-    """Return the names, defaults, attributes and closure of a function, for `set_function_state`."""
+    """Return the state of a function as `set_function_state` takes it.
+
+    The state consists of the names, defaults, attributes and closure variables.
+    """
     cell_contents = list[tuple[Any, ...]]()
     for cell in function.__closure__ or ():
         try:
             cell_contents.append((cell.cell_contents,))
-        except ValueError:  # The variable has no value yet.
+        except ValueError:  # This closure variable has no value yet.
             cell_contents.append(())
     names = function.__name__, function.__qualname__, function.__module__
     return *names, function.__defaults__, function.__kwdefaults__, dict(function.__dict__), cell_contents
 
 
 def make_function(module_name: str, code: types.CodeType, n_cells: int) -> types.FunctionType:
-    """Return a function with the globals of a module and empty closure cells, for `set_function_state`."""
+    """Return a new function with this code, which uses the globals of a module.
+
+    Its closure variables have no values yet. Call `set_function_state` to set these, and the rest of its
+    state.
+    """
     namespace = vars(importlib.import_module(module_name))
     closure = tuple(types.CellType() for _ in range(n_cells))
     return types.FunctionType(code, namespace, code.co_name, None, closure)
 
 
 def set_function_state(function: types.FunctionType, state: tuple[Any, ...]) -> None:
-    """Set the state of a function to that of another one with the same number of closure variables."""
+    """Set the names, defaults, attributes and closure variables of a function.
+
+    The state is that of a function with the same number of closure variables.
+    """
     function.__name__, function.__qualname__, function.__module__ = state[:3]
     function.__defaults__, function.__kwdefaults__ = state[3:5]
     function.__dict__.clear()
@@ -234,14 +256,14 @@ def set_function_state(function: types.FunctionType, state: tuple[Any, ...]) -> 
 
 
 def make_cached_function(function: Any, cache_options: dict[str, Any]) -> Any:
-    """Return `function` wrapped by `functools.lru_cache` with these options."""
+    """Return `function` wrapped in `functools.lru_cache`, called with these options."""
     return functools.lru_cache(**cache_options)(function)
 
 
 def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
-    """Return whether importing a function or class by its name gives the same object.
+    """Return whether importing a function or class by its module and qualified name gives the same object.
 
-    If `expected_path` is given, the qualified name must also be equal to it.
+    If `expected_path` is given, the qualified name must also be `expected_path`.
     """
     name = getattr(value, "__qualname__", None)
     resolved: Any = sys.modules.get(getattr(value, "__module__", None) or "")
@@ -253,7 +275,9 @@ def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
 
 
 class ValueDescription(NamedTuple):
-    """The description of a value, with the first three fields as in `ModuleStateItem`.
+    """A description of a value in a module, by which it can be compared and sent to workers.
+
+    The fields `kind`, `fingerprint` and `payload` have the same meaning as in `ModuleStateItem`.
 
     Attributes
     ----------
@@ -271,7 +295,7 @@ class ValueDescription(NamedTuple):
 
 
 class _BoundedFile(io.BytesIO):
-    """A file in memory that raises PicklingError beyond `max_bytes`, so that large values fail early."""
+    """A file in memory that raises PicklingError as soon as more than `max_bytes` bytes are written."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__()
@@ -285,7 +309,10 @@ class _BoundedFile(io.BytesIO):
 
 
 def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
-    """Return the fingerprint of the value of a name in a module, and its pickle if it can be sent."""
+    """Return a description of the value that a name in a module has.
+
+    It contains a digest of the value, and the pickled value if that can be sent to workers.
+    """
     pickler, definition = None, None
     try:
         definition = _find_definition(module_name, path, value)
@@ -302,7 +329,7 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
         payload = _pickle_for_worker(value, definition) if pickler.contains_code else data
         kind, digest = CODE if definition else DATA, _compute_short_digest(data)
         return ValueDescription(kind, digest, payload, pickler.reached, pickler.contains_code)
-    except Exception:  # raised by pickle, or by classes of the user
+    except Exception:  # The value cannot be pickled, or the user's class has raised an error.
         reached = [] if pickler is None else pickler.reached
         if definition is not None and not isinstance(definition, type):
             digest = digest_code(_get_code_object(definition)).encode()
@@ -313,7 +340,10 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
 
 
 def _find_definition(module_name: str, path: str, value: Any) -> Any:
-    """Return the function or class that is defined under this name, or None for any other value."""
+    """Return the function or class that is defined by this name in this module.
+
+    Return None for other values, and for functions and classes that are only imported under this name.
+    """
     is_method = type(value) in (staticmethod, classmethod)
     definition = value.__func__ if is_method else value
     definition_class = type(definition)
@@ -324,7 +354,7 @@ def _find_definition(module_name: str, path: str, value: Any) -> Any:
 
 
 def _compute_array_checksum(array: Any) -> bytes:
-    """Return a digest of an array: of checksums of all its chunks, and of a sample of its bytes."""
+    """Return a digest of a large array, computed from checksums of its chunks and a sample of its bytes."""
     raw_bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     n_whole_bytes = len(raw_bytes) // CHECKSUM_CHUNK_BYTES * CHECKSUM_CHUNK_BYTES
     chunks = raw_bytes[:n_whole_bytes].view(np.uint64).reshape(-1, CHECKSUM_CHUNK_BYTES // 8)
@@ -340,7 +370,7 @@ def _compute_short_digest(data: bytes) -> bytes:
 
 
 def _get_code_object(function: Any) -> types.CodeType:
-    """Return the code object of a function, or of the function that `functools.lru_cache` wraps."""
+    """Return the code object of a function, which may be wrapped in `functools.lru_cache`."""
     while not isinstance(function, types.FunctionType):
         function = function.__wrapped__
     return function.__code__
@@ -353,13 +383,13 @@ def _pickle_for_worker(value: Any, definition: Any) -> bytes:
 
 
 def _describe_bases(cls: type) -> bytes:
-    """Return the names of the bases and the metaclass of a class, one per line."""
+    """Return the names of the base classes and the metaclass of a class, one per line."""
     names = [f"{base.__module__}.{base.__qualname__}" for base in (*cls.__bases__, type(cls))]
     return "\n".join(names).encode()
 
 
 def list_settable_attributes(cls: type) -> list[str]:
-    """Return the names of the attributes of a class that can be set, in order of definition."""
+    """Return the names of the attributes of a class that can be set, in the order of their definition."""
     descriptor_types = types.MemberDescriptorType, types.GetSetDescriptorType
     return [
         name
@@ -374,23 +404,24 @@ def list_settable_attributes(cls: type) -> list[str]:
 def load_with_module_state(
     driver_token: tuple[int, str], items: Sequence[Sequence[Any]], pickled_function: bytes, *buffers: Any
 ) -> Any:
-    """Apply the state of the driver's modules to this process, and then unpickle and return f.
+    """Update the modules that the user's function uses to their state on the driver, and unpickle it.
 
     Parameters
     ----------
     driver_token : tuple
-        `get_process_token()` of the driver. In the driver itself, no state is applied.
+        The result of `get_process_token()` on the driver. If this process is the driver itself, its modules
+        are not updated.
     items : sequence
-        The fields of each `ModuleStateItem` that f reaches.
+        The state of the modules: the fields of a `ModuleStateItem` for each name that the function reaches.
     pickled_function, *buffers : bytes
-        The pickle of f and its out-of-band buffers.
+        The pickle of the function, and its out-of-band buffers.
     """
     apply_module_state(driver_token, items)
     return pickle.loads(pickled_function, buffers=buffers)
 
 
 def get_process_token() -> tuple[int, str]:
-    """Return an identifier of this process that no other process has, not even a forked one."""
+    """Return a value that identifies this process. A forked child has a different one."""
     token: Any = getattr(sys, "_polarmap_process", None)
     if token is None or token[0] != os.getpid():
         token = sys._polarmap_process = os.getpid(), os.urandom(8).hex()  # type: ignore[attr-defined]
@@ -398,7 +429,11 @@ def get_process_token() -> tuple[int, str]:
 
 
 def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[Any]]) -> None:
-    """Set all items that differ from the driver's; raise ModuleStateError if an item cannot be set."""
+    """Update the modules of this worker to the state that they have on the driver.
+
+    Raises ModuleStateError if a value differs and cannot be set. The parameters are the same as in
+    `load_with_module_state`.
+    """
     if driver_token == get_process_token():
         return
     all_items = map(ModuleStateItem._make, items)
@@ -415,7 +450,7 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
     has_changed = first_record.get(names_digest, state_digest) != state_digest or any(
         records[item.module].get(item.path, item.fingerprint) != item.fingerprint for item in importable_items
     )
-    # Functions and classes come first: data may hold them.
+    # Update functions and classes first, because data may refer to them.
     ordered_items = [item for item in importable_items if item.kind in (CODE, CLASS)]
     ordered_items += [item for item in importable_items if item.kind not in (CODE, CLASS)]
     changed_items = [
@@ -429,7 +464,10 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
 
 
 def _import_if_possible(module_name: str) -> types.ModuleType | None:
-    """Return a module, or None if it cannot be imported. If f needs the module, f raises the error."""
+    """Import a module and return it, or return None if it cannot be imported.
+
+    The user's function raises ImportError later if it really needs the module.
+    """
     if module_name not in sys.modules:
         with contextlib.suppress(ImportError):
             importlib.import_module(module_name)
@@ -437,7 +475,11 @@ def _import_if_possible(module_name: str) -> types.ModuleType | None:
 
 
 def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_changed: bool) -> bool:
-    """Set an item if it differs and is not a cache of this process. Return whether it was set."""
+    """Set a value in a module if it differs from the driver's, and return whether it was set.
+
+    A value that may be a cache, filled in by calls on this worker, is kept unless the state on the driver has
+    changed. Raises ModuleStateError if the value differs and cannot be set.
+    """
     owner, value = _resolve_item_or_reload(item)
     if value is not MISSING or owner is not None:
         kind, fingerprint, *_ = describe_value(item.module, item.path, value)
@@ -461,9 +503,10 @@ def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_chang
 
 
 def _resolve_item_or_reload(item: ModuleStateItem) -> tuple[Any, Any]:
-    """Return the owner of an attribute, or None if it does not exist, and the value, or MISSING.
+    """Look up the value of an item in this process. Return the object that has the attribute, and the value.
 
-    If a class does not exist here, reload its module, as the file may have changed since the import.
+    The object is None, and the value is MISSING, if it does not exist. If a class is missing, its module is
+    reloaded first, as the file may have changed since the import.
     """
     owner, value = _resolve_item(item)
     if item.kind == CLASS and not isinstance(value, type):
@@ -482,19 +525,23 @@ def _resolve_item(item: ModuleStateItem) -> tuple[Any, Any]:
 
 
 def _get_namespace(owner: Any) -> Any:
-    """Return the namespace of a module, class, instance or dict."""
+    """Return the attributes of a module, class or instance as a mapping. A dict is returned unchanged."""
     return owner if type(owner) is dict else getattr(owner, "__dict__", {})
 
 
 def _remove_extra_attributes(cls: type, expected_names: Sequence[str]) -> None:
-    """Remove the attributes of a class that are not in `expected_names`."""
+    """Remove the attributes that a class has on this worker, but not on the driver."""
     for name in set(list_settable_attributes(cls)).difference(expected_names):
         with contextlib.suppress(AttributeError, TypeError):
             delattr(cls, name)
 
 
 def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> None:
-    """Set an attribute. A function is updated in place if possible, so that references to it stay valid."""
+    """Replace the value of an attribute or dict item.
+
+    If both values are functions, the old one is updated in place if possible, so that everything that refers
+    to it calls the new code.
+    """
     if _update_function_in_place(old_value, new_value):
         return
     if type(owner) is dict:
@@ -504,7 +551,7 @@ def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> Non
 
 
 def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
-    """Replace the code and state of a function, in place. Return False if that is impossible."""
+    """Copy the code and state of a new function to an old one. Return False if that is impossible."""
     if type(old_function) is type(new_function) and isinstance(old_function, (staticmethod, classmethod)):
         return _update_function_in_place(old_function.__func__, new_function.__func__)
     if isinstance(old_function, LRU_CACHE_TYPE) and isinstance(new_function, LRU_CACHE_TYPE):
@@ -523,7 +570,7 @@ def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
 
 
 def _clear_function_caches(items: Sequence[ModuleStateItem]) -> None:
-    """Clear the `lru_cache` caches among the items: their entries may depend on state that has changed."""
+    """Clear the cache of each item that is wrapped in `lru_cache`, as its results may be outdated."""
     for item in items:
         value = _resolve_item(item)[1]
         value = getattr(value, "__func__", value)
@@ -532,7 +579,7 @@ def _clear_function_caches(items: Sequence[ModuleStateItem]) -> None:
 
 
 def _format_mismatch_message(item: ModuleStateItem, value: Any) -> str:
-    """Return the message of ModuleStateError for an item whose value on this worker differs."""
+    """Return the message of ModuleStateError for a value that differs on this worker and cannot be set."""
     worker_value_text = (
         "has no such attribute" if value is MISSING else f"has {type(value).__name__} {value!r:.80}"
     )

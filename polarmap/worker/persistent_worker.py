@@ -63,26 +63,29 @@ Function = Callable[[Any], Any]
 
 
 class PersistentWorker(TaskIO):
-    """A persistent worker, and the connection between its tasks and their driver.
+    """A worker that stays alive between jobs, receives tasks from its driver, runs them and replies.
+
+    The driver is the process that runs the user's program. A job is one parallel map.
 
     Parameters
     ----------
     channel : SocketChannel or StorageChannel
         The connection to the driver.
     storage : lithops.Storage, optional
-        Access to blocks and results in buckets.
+        The client for data blocks and results in buckets.
     block_cache : BlockCache, optional
-        A cache that other workers on threads of this process share. By default, the worker has its own cache.
+        A cache of data blocks that workers on several threads of this process share. By default, the worker
+        has its own cache.
     limit_threads : callable, optional
-        Returns a context manager in which each task runs. Pass it if the process also runs other code; its
-        state is then not reset between jobs. By default, the worker is alone in its process.
+        Called without arguments; returns a context manager in which a task runs. Pass it only if this process
+        also runs other code. The state of the process is then not reset between jobs.
     label : str, optional
-        Name of the worker in reports, as the cluster engine gives it. None if the driver has started the
-        worker on its own machine.
+        The name of the worker in reports, as given by the cluster. None if the driver has started the worker
+        on its own machine.
     machine_address : str
-        Address by which the cluster engine identifies the machine; empty if it has none.
+        The address by which the cluster identifies the machine; empty if there is none.
     fetch_timeout : float
-        Maximum time for reading a block from the storage, in seconds.
+        The maximum time for reading a block from a bucket, in seconds.
     """
 
     def __init__(
@@ -100,29 +103,33 @@ class PersistentWorker(TaskIO):
         self._machine_address = machine_address
         self._channel, self._limit_threads, self._label = channel, limit_threads or nullcontext, label
         self._environment = ProcessEnvironment.capture()
-        self._environment_bytes = b""  # pickled environment of the last job that sent one
-        self._environment_snapshot: Any = None  # snapshot taken after the environment was applied last
+        self._environment_bytes = b""  # the environment as the driver has sent it, pickled
+
+        # A copy of the process's environment, to notice when the user's function changes it.
+        self._environment_snapshot: Any = None
         self._process_state = ProcessState() if limit_threads is None else None
-        self._has_run_f = False  # whether an f may have changed the process since the last reset
+        self._has_run_f = False  # whether a user's function has run since the process was last reset
         self._is_usable = True
-        self._inbox = deque[Message]()  # messages that arrived during a task
-        self._attempt_key = -1, -1, -1  # job, task and attempt of the current message
-        self._job_header = JobHeader([], None, None, b"", None, [])  # of the current job
+        self._inbox = deque[Message]()  # messages that have arrived and are not handled yet
+        self._attempt_key = -1, -1, -1  # the job, task and attempt of the current message
+        self._job_header = JobHeader([], None, None, b"", None, [])
         self._function_data: bytes | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
-        self._n_result_files = 0  # result files written by this worker
+        self._n_result_files = 0  # the number of result files that this worker has written
         self._block_cache = BlockCache() if block_cache is None else block_cache
-        # Jobs on the same blocks send the same headers: decode each of these once.
+        # Cache the decoded references to blocks, because jobs on the same data send the same references.
         self._parse_block_ref = lru_cache(256)(partial(decode_record, BlockRef))
         self._sent_modules = SentModuleFinder()
 
     def serve(self, deadline: float = inf) -> None:
-        """Handle messages until the driver disconnects, the process is unusable, or the deadline has passed.
+        """Handle the messages of the driver until it disconnects.
+
+        Return earlier if this process becomes unusable for further tasks, or when the deadline has passed.
 
         Parameters
         ----------
         deadline : float
-            In seconds on the monotonic clock; checked between tasks.
+            A time of `time.monotonic()`. It is checked between tasks, and does not end a running task.
         """
         with contextlib.suppress(ConnectionError):
             pid_text = str(os.getpid()).encode()
@@ -137,18 +144,21 @@ class PersistentWorker(TaskIO):
                     return
 
     def _encode_identity(self) -> bytes:
-        """Return the encoded `WorkerIdentity`, or b"" on the driver's machine."""
+        """Return the bytes that tell the driver where this worker runs.
+
+        They are empty if the driver has started the worker on its own machine.
+        """
         if self._label is None:
             return b""
         return WorkerIdentity(self._machine_address, socket.gethostname(), self._label).encode()
 
     def _send(self, message: Message) -> None:
-        """Send a message to the driver; raise ConnectionError if the driver has disconnected."""
+        """Send a message to the driver. Raises ConnectionError if the driver has disconnected."""
         if not self._channel.send(message):
             raise ConnectionError("the driver has disconnected")
 
     def _receive(self, timeout: float | None) -> None:
-        """Append the next messages to the inbox, waiting up to `timeout` seconds for them.
+        """Wait up to `timeout` seconds for messages, and append them to the inbox. None: no time limit.
 
         Raises ConnectionError if the driver has disconnected.
         """
@@ -158,19 +168,24 @@ class PersistentWorker(TaskIO):
             raise ConnectionError("the driver has disconnected")
 
     def handle_message(self, message: Message) -> bool:
-        """Handle a message of the driver. Return False if this process must not run further tasks."""
+        """Handle a message of the driver. Return False if the worker must exit."""
         if message.kind == MessageKind.MODULES:
             self._sent_modules.add_sources(pickle.loads(message.data))
         if message.kind == MessageKind.JOB:
             return self._start_job(message)
         if message.kind == MessageKind.TASK:
             self._send_reply(self._run_task(message))
-        if message.kind == MessageKind.CANCEL:  # Reset now, while no job waits for it.
+        # Reset the process at the end of a job, so that the next job does not have to wait for it.
+        if message.kind == MessageKind.CANCEL:
             self._reset_process()
         return self._is_usable
 
     def _reset_process(self) -> str:
-        """Restore the state of this process. Return what could not be restored, or "" if everything was."""
+        """Restore the state of this process that the user's functions have changed.
+
+        Return the name of something that cannot be restored, such as a signal handler, or "" if the state is
+        the original one.
+        """
         unrestored = ""
         if self._process_state and self._has_run_f:
             unrestored = self._process_state.restore_or_describe_change()
@@ -178,14 +193,17 @@ class PersistentWorker(TaskIO):
         return unrestored
 
     def _start_job(self, job_message: Message) -> bool:
-        """Prepare for the tasks of a job. Return False if an earlier f has changed the process irreversibly.
+        """Prepare this process for the tasks of a job.
+
+        Return False if that is impossible, because an earlier job has changed the process irreversibly. The
+        driver is notified in that case, and the worker must exit.
 
         Parameters
         ----------
         job_message : Message
-            Its attempt key is that of the first task, its header a `JobHeader`, and its data f and the
-            structure of the blocks, as `pickle_to_array` writes them. The data are empty if both are the
-            same as in the previous job.
+            A JOB message. Its attempt key is that of the first task, and its header is a `JobHeader`. Its
+            data are the user's function and the structure of the blocks, pickled by `pickle_to_array`, or
+            empty if both are the same as in the previous job.
         """
         self._attempt_key, self._function_and_structure = job_message.attempt_key, None
         self.job_id, *_ = job_message.attempt_key
@@ -208,19 +226,19 @@ class PersistentWorker(TaskIO):
         return True
 
     def _run_task(self, task_message: Message) -> Message | None:
-        """Run a task and return its reply, or None if it was cancelled.
+        """Run a task, and return the reply to send to the driver, or None if the task was cancelled.
 
         Parameters
         ----------
         task_message : Message
-            Its header is a `BlockRef`. Its data are `TaskOptions`, or empty.
+            A TASK message. Its header is a `BlockRef`, and its data are `TaskOptions` or empty.
         """
         self._attempt_key, options = task_message.attempt_key, TaskOptions(None, None)
         block_ref = self._parse_block_ref(bytes(task_message.header))
         if task_message.data:
             options = decode_record(TaskOptions, bytes(task_message.data))
         self.receive_pending()
-        if self.is_cancelled():  # The task was sent ahead, and its job has ended since.
+        if self.is_cancelled():  # The job has ended while this task was waiting.
             return None
         task_and_attempt, header = task_message.attempt_key[1:], self._job_header
         shared_fields = header.output, header.encryption
@@ -231,12 +249,14 @@ class PersistentWorker(TaskIO):
             return run_task(request, self)
 
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
-        """Return f, unpickled once per job, and the block of a task.
+        """Return the user's function f, and the block to call it with.
 
-        The first attempt receives a read-only view of the cached block. A retry receives a private copy, in
-        case compiled code in f has crashed by writing to the read-only memory.
+        The function is unpickled once per job. In the first attempt of a task, the block is a read-only view
+        of the cache. A retry gets a copy, as compiled code in f may have crashed by writing to read-only
+        memory.
 
-        Raises UnusableWorkerError if this process fails for a reason other than f or the stored data.
+        Raises UnusableWorkerError if this process is the reason for a failure, for example because it has no
+        memory left.
         """
         if self._function_and_structure is None:
             try:
@@ -264,22 +284,28 @@ class PersistentWorker(TaskIO):
         return f, block
 
     def _mark_unusable(self, failed_action: str, error: BaseException) -> UnusableWorkerError:
-        """Return the error to raise if this process cannot go on. The worker exits after the current task."""
+        """Let this worker exit after the current task, and return the error to raise now."""
         self._is_usable = False
         return UnusableWorkerError(f"its worker could not {failed_action}: {type(error).__name__}: {error}")
 
     def receive_pending(self) -> None:
-        """Read the messages that have arrived; raise ConnectionError if the driver has disconnected."""
+        """Read the messages that have arrived, without waiting.
+
+        Raises ConnectionError if the driver has disconnected.
+        """
         self._receive(0.0)
 
     def is_cancelled(self) -> bool:
-        """Return whether a CANCEL message for the current job has been read."""
+        """Return whether the driver has cancelled the current job, as far as messages have been read."""
         return any(
             item.kind == MessageKind.CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox
         )
 
     def read_segment(self, location: Location, segment: Segment) -> Any:
-        """Return the bytes of a segment; TimeoutError if a storage has not returned the block in time."""
+        """Return the bytes of a segment (a byte range of a stored object).
+
+        Raises TimeoutError if a storage has not returned the whole block within the time limit.
+        """
         read = partial(super().read_segment, location, segment)
         if not location.uses_storage:
             return read()
@@ -291,8 +317,9 @@ class PersistentWorker(TaskIO):
             raise make_fetch_timeout_error(task, self._fetch_timeout, bucket, segment) from None
 
     def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
-        """Return the stored bytes of a segment, from a file of the driver on this machine or on request.
+        """Return the bytes of a segment (a byte range of a stored object) that the driver has.
 
+        On the driver's machine, they are read from a file. Otherwise, they are requested from the driver.
         Raises InterruptedError if the task is cancelled, or if the driver cannot read the segment.
         """
         if private_root is not None and (
@@ -303,7 +330,8 @@ class PersistentWorker(TaskIO):
         self._send(Message(MessageKind.FETCH, self._attempt_key, segment_range))
         while True:
             self.receive_pending()
-            for message in self._inbox:  # Use a segment that has arrived even if the task was cancelled.
+            # Even if the task has been cancelled, use a segment that has already arrived.
+            for message in self._inbox:
                 if (
                     message.kind in (MessageKind.SEGMENT, MessageKind.NO_SEGMENT)
                     and message.header == segment_range
@@ -317,16 +345,20 @@ class PersistentWorker(TaskIO):
             self._receive(None)
 
     def _send_reply(self, reply: Message | None) -> None:
-        """Send a reply, or CANCELLED for None. Large data stay in a file if the driver shares a folder."""
+        """Send the reply of a task to the driver. None means that the task was cancelled.
+
+        If the worker shares a folder with the driver, a large result is written to a file there.
+        """
         if reply is not None and len(reply.data) > MAX_INLINE_BYTES and self._job_header.result_folders:
             reply = self._move_data_to_file(reply)
         message = reply or Message(MessageKind.CANCELLED, self._attempt_key)
         self._send(message if self._is_usable else message._replace(kind=MessageKind.FINAL_REPLY))
 
     def _move_data_to_file(self, reply: Message) -> Message | None:
-        """Write the data of a reply to a file in a result folder, and return a reply that names the file.
+        """Write the result in a reply to a file, and return a reply that names the file instead.
 
-        Return None if the task was cancelled, and the reply unchanged if no folder has room.
+        The file is in a folder that the driver can read. Return None if the task was cancelled, and the reply
+        unchanged if no folder has enough room.
         """
         self._n_result_files += 1
         file_name = f"{os.getpid()}-{self._n_result_files}"
@@ -337,7 +369,7 @@ class PersistentWorker(TaskIO):
                 check_private_folder(os.path.dirname(folder))
                 with open(os.path.join(folder, file_name), "xb") as file:
                     file.write(reply.data)
-            except OSError:  # The disk is full, or the driver has removed the folder.
+            except OSError:  # The disk may be full, or the driver may have removed the folder.
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, file_name))
             else:
@@ -345,10 +377,11 @@ class PersistentWorker(TaskIO):
         return reply
 
     def _create_folder_if_wanted(self, folder: str) -> bool:
-        """Create a result folder if it does not exist. If the task was cancelled, undo that and return False.
+        """Create a folder for results if it does not exist. Return whether the driver still wants results.
 
-        Cancellation is checked after the folder exists: a driver that has removed the folder has sent a
-        CANCEL message, or has disconnected, before.
+        If the task was cancelled, the new folder is removed again, and False is returned. This is checked
+        after the folder was created. A driver that removes the folder sends CANCEL or disconnects before, so
+        the worker cannot create the folder again unnoticed.
         """
         created_folders, is_wanted = [folder], False
         try:
@@ -360,6 +393,6 @@ class PersistentWorker(TaskIO):
             is_wanted = not self.is_cancelled()
         finally:
             for created_folder in [] if is_wanted else created_folders:
-                with contextlib.suppress(OSError):  # Other workers may have written files.
+                with contextlib.suppress(OSError):  # Other workers may have written files to the folder.
                     os.rmdir(created_folder)
         return is_wanted

@@ -1,7 +1,7 @@
-"""Convert any picklable value to a block of raw bytes, with its large arrays out of band, and back.
+"""Pickle any value to an array of bytes, and back, without extra copies of the large arrays in it.
 
-Calls with arbitrary arguments are sent in this form. Trees of arrays need no pickle: see `pytree`. Runs on
-workers too: imports numpy and cloudpickle at most.
+Calls with arbitrary arguments are sent to workers in this form. Trees of arrays need no pickle: see `pytree`.
+Runs on workers too: imports numpy and cloudpickle at most.
 """
 
 from __future__ import annotations
@@ -20,27 +20,32 @@ import numpy as np
 from polarmap.worker.private_files import check_private_folder
 from polarmap.worker.pytree import Array, PackedTree
 
-try:  # cloudpickle also pickles functions and classes defined in a function or a notebook.
+try:  # Prefer cloudpickle, as it can also pickle functions and classes that are defined in a notebook.
     from cloudpickle import Pickler, dumps
 except ImportError:
     from pickle import Pickler, dumps
 
-OUT_OF_BAND_BYTES = 4096  # bytes from which on a buffer is sent out of band
+# Buffers of at least this size, in bytes, are stored behind the pickle instead of inside ("out of band").
+OUT_OF_BAND_BYTES = 4096
 BUFFER_ALIGNMENT = 64  # alignment of out-of-band buffers, in bytes
-MAX_SMALL_PICKLE_BYTES = 1 << 14  # maximum size of a pickle that is sent in a batch with other values
+MAX_SMALL_PICKLE_BYTES = 1 << 14  # maximum size of a pickle that may share a task with other values
 
 
 def pickle_to_array(value: Any) -> Array:
-    """Return any picklable value as an array of bytes, which `unpickle_array` reads.
+    """Pickle any value to an array of bytes. `unpickle_array` reverses this.
 
-    The array begins with the number of buffers and the length of each, as 8-byte integers. The buffers
-    follow: the pickle, and then the out-of-band buffers, each padded to BUFFER_ALIGNMENT.
+    The array contains the pickle, followed by the large buffers of the value, such as the data of arrays. It
+    begins with a header of 8-byte integers: the number of these parts, and the length of each. Each part is
+    padded to a multiple of BUFFER_ALIGNMENT.
     """
     return np.frombuffer(pickle_to_packed_tree(value).data, np.uint8)
 
 
 def pickle_to_packed_tree(value: Any) -> PackedTree:
-    """Return the bytes of `pickle_to_array` as a packed tree, ready to be sent. Arrays are copied once."""
+    """Pickle any value to the same bytes as `pickle_to_array`, in the form in which results are sent.
+
+    Large arrays in the value are copied only once.
+    """
     _restore_numpy_module()
     buffers: list[memoryview] = []
     data = dumps(value, protocol=5, buffer_callback=make_buffer_collector(buffers))
@@ -54,22 +59,23 @@ def pickle_each(
     pickler_class: Any = Pickler,
     exclude_if: Callable[[list[Any]], Any] | None = None,
 ) -> list[bytes | Array | Exception | None]:
-    """Return each value in the form that `unpickle_item` reads, or the exception that pickling it has raised.
+    """Pickle several values separately. `unpickle_item` reverses this for each of them.
 
-    A value with large arrays becomes an array, as returned by `pickle_to_array`; any other value becomes a
-    pickle. All values share one pickler, because creating one takes longer than pickling a small value.
+    A value with large arrays becomes an array of bytes, as returned by `pickle_to_array`. Any other value
+    becomes a pickle. A value that cannot be pickled becomes the exception that it raised. All values share
+    one pickler, because creating a pickler takes longer than pickling a small value.
 
     Parameters
     ----------
     values : iterable
         The values to pickle.
     small_only : bool
-        Return None for values with large arrays or a pickle above MAX_SMALL_PICKLE_BYTES.
+        Return None for each value with large arrays, or with a pickle above MAX_SMALL_PICKLE_BYTES.
     pickler_class : type
         The class of the pickler.
     exclude_if : callable, optional
-        Called after each value with the non-empty list `reached` of the pickler. If it returns true, None is
-        returned for the value.
+        Called after each value for which the list `reached` of the pickler is not empty, with this list. If
+        it returns true, None is returned for the value. The pickler must be a `StatePickler` then.
 
     Examples
     --------
@@ -106,13 +112,16 @@ def pickle_each(
 
 
 def _restore_numpy_module() -> None:
-    """Restore the entry of numpy in `sys.modules` if f has removed it: pickling a result may need it."""
+    """Restore `sys.modules["numpy"]`, in case the user's function has removed it. Pickling may need it."""
     if sys.modules.get("numpy") is None:
         sys.modules["numpy"] = np
 
 
 def make_buffer_collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Return a `buffer_callback` for a pickler that appends out-of-band buffers to `buffers`."""
+    """Return a `buffer_callback` for a pickler, which appends large buffers to `buffers`.
+
+    Small buffers become part of the pickle.
+    """
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
         raw_buffer = buffer.raw()
@@ -125,7 +134,11 @@ def make_buffer_collector(buffers: list[memoryview]) -> Callable[[pickle.PickleB
 
 
 def build_buffer_block(buffers: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Return the consecutive pieces of a block: the header, the pickle and its buffers, each with padding."""
+    """Return the pieces that, joined, are the array of `pickle_to_array`.
+
+    These are a header with the length of each buffer, and the buffers themselves, with padding after each.
+    The first buffer is the pickle.
+    """
     length_header = struct.pack(f"<{1 + len(buffers)}q", len(buffers), *map(len, buffers))
     return [
         piece
@@ -137,7 +150,7 @@ def build_buffer_block(buffers: Sequence[bytes | memoryview]) -> list[bytes | me
 def unpickle_array(array: Array) -> Any:
     """Return the value that `pickle_to_array` has pickled.
 
-    Its large arrays are views of `array` if that is writable, and copies otherwise.
+    Large arrays in the value share the memory of `array` if it is writable, and are copied otherwise.
     """
     (n_buffers,) = struct.unpack_from("<q", array.data)
     end, all_buffers = 8 + 8 * n_buffers, []
@@ -150,14 +163,15 @@ def unpickle_array(array: Array) -> Any:
 
 
 def unpickle_item(data: bytes | Array) -> Any:
-    """Return the value of a pickle, or of an array that `pickle_to_array` has returned."""
+    """Return the value that `pickle_each` has pickled, as a pickle or as an array of bytes."""
     return unpickle_array(data) if isinstance(data, np.ndarray) else pickle.loads(data)
 
 
 def unpickle_data_or_file(data_or_path: bytes | str) -> Any:
-    """Return the value that `pickle_to_array` has pickled, given the bytes or the path of a file of them.
+    """Return the value that `pickle_to_array` has pickled, from its bytes or from a file with these bytes.
 
-    A file is memory-mapped copy-on-write. Raises OSError if other users may write to its folder.
+    A file is memory-mapped copy-on-write instead of read. Raises OSError if other users may write to its
+    folder, because unpickling a file can run any code.
     """
     buffer: Any = data_or_path
     if isinstance(data_or_path, str):
@@ -168,6 +182,6 @@ def unpickle_data_or_file(data_or_path: bytes | str) -> Any:
 
 
 def _ensure_writable(buffer: Array) -> Array:
-    """Return a buffer that is writable and aligned: the same one if possible, else a copy."""
+    """Return `buffer` itself if it is writable and aligned in memory, and a copy otherwise."""
     is_aligned = buffer.ctypes.data % np.dtype(np.longdouble).alignment == 0
     return buffer if buffer.flags.writeable and is_aligned else buffer.copy()

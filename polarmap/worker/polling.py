@@ -10,13 +10,15 @@ import time
 from typing import Any
 
 POLLIN, POLLOUT = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
-# The peer has closed its end, even if bytes remain to be read. Where this flag does not exist, a closed end
-# is noticed only after all bytes have been read.
+# The event that the peer has closed its end of a connection. If the system has the flag POLLRDHUP, it is
+# reported even while received bytes are unread, and otherwise only after all bytes have been read.
 POLL_HANGUP = getattr(select, "POLLRDHUP", getattr(select, "POLLHUP", POLLIN))
 
 
 class SelectPoll:
-    """A replacement for `select.poll` based on `select.select`, which supports only sockets on Windows.
+    """A replacement for `select.poll` on Windows, which is based on `select.select`.
+
+    On Windows, only sockets can be polled.
 
     >>> SelectPoll().poll(0)
     []
@@ -26,27 +28,30 @@ class SelectPoll:
         self._event_masks = dict[int, int]()
 
     def register(self, fd: Any, event_mask: int = POLLIN) -> None:
-        """Let `poll` watch a socket or descriptor, too.
+        """Register a socket or file descriptor, so that `poll` waits for it.
 
         Parameters
         ----------
         fd : int or socket
+            The file descriptor, or an object with the method `fileno`.
         event_mask : int
-            POLLIN to wait until it is readable, POLLOUT until it is writable, or both.
+            POLLIN to wait until it is readable, POLLOUT to wait until it is writable, or both.
         """
         self._event_masks[fd if isinstance(fd, int) else fd.fileno()] = event_mask
 
     def unregister(self, fd: int) -> None:
-        """Stop watching a descriptor."""
+        """Remove a file descriptor, so that `poll` no longer waits for it."""
         del self._event_masks[fd]
 
     def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
-        """Wait until a descriptor is ready or broken, and return (descriptor, events) pairs.
+        """Wait until a file descriptor is ready, and return (descriptor, events) pairs.
 
-        Return an empty list after `timeout_ms` milliseconds. None or a negative value: no time limit.
+        Return an empty list if none is ready after `timeout_ms` milliseconds. If the timeout is None or
+        negative, there is no time limit.
         """
         timeout_seconds = None if timeout_ms is None or timeout_ms < 0 else timeout_ms / 1000
-        if not self._event_masks and timeout_seconds is not None:  # Windows rejects a call without sockets.
+        # On Windows, `select` raises an error if it is called without sockets.
+        if not self._event_masks and timeout_seconds is not None:
             time.sleep(timeout_seconds)
             return []
         read_fds = [fd for fd, event in self._event_masks.items() if event != POLLOUT]
@@ -62,9 +67,16 @@ Poll: Any = getattr(select, "poll", SelectPoll)
 
 
 def wait_until_ready(connections: Any, event_mask: int, timeout: float | None) -> list[Any]:
-    """Wait until an event of `event_mask` occurs on a connection, and return the ready or broken connections.
+    """Wait until at least one of several sockets is ready, and return the list of ready sockets.
 
-    Return an empty list after `timeout` seconds. None: no time limit.
+    Parameters
+    ----------
+    connections : iterable
+        The sockets, or other objects with the method `fileno`. A broken connection counts as ready.
+    event_mask : int
+        The events to wait for, such as POLLIN | POLLOUT.
+    timeout : float or None
+        The number of seconds after which an empty list is returned; None for no time limit.
     """
     poll, connection_by_fd = Poll(), dict[int, Any]()
     for connection in connections:

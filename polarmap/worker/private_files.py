@@ -11,13 +11,15 @@ from typing import Any
 
 from polarmap.worker.segments import Segment, make_missing_segment_error, read_file_segment, write_file
 
-PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077  # mode of a private folder, and the permissions of other users
+# The mode of a private folder, and the permission bits of all other users.
+PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077
 
 
 def ensure_private_folder(folder: str) -> bool:
-    """Create a folder that only this user can open, if it does not exist; return whether it was created.
+    """Create a folder that only this user can access, if it does not exist. Return whether it was created.
 
-    Raises OSError if the path is not a folder of this user, or if its file system does not support modes.
+    Raises OSError if the path exists and is not a folder of this user, or if the file system does not support
+    permissions.
     """
     is_new = True
     try:
@@ -31,7 +33,10 @@ def ensure_private_folder(folder: str) -> bool:
 
 
 def check_private_folder(folder: str) -> None:
-    """Raise OSError if other users can write to a folder. Its files are unpickled, which runs code."""
+    """Raise OSError if other users can access a folder.
+
+    Call this before unpickling a file in the folder, because unpickling can run any code.
+    """
     if _get_owned_folder_mode(folder) & OTHERS_MASK:
         raise PermissionError(f"{folder} must not be accessible to other users")
 
@@ -41,19 +46,22 @@ def _get_owned_folder_mode(folder: str) -> int:
     is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     if not stat.S_ISDIR(status.st_mode) or not is_own:
         raise PermissionError(f"{folder} is not a folder that belongs to this user")
-    # Windows has no such modes.
+    # On Windows, folders have no such mode.
     return stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE_MODE
 
 
 def write_private_file(path: str, *buffers: Any) -> None:
-    """Write the concatenated buffers to a file; raise OSError if other users could read or replace it."""
+    """Write the concatenated buffers to a file, two levels below a folder that only this user can access.
+
+    Raises OSError if other users could read or replace the file.
+    """
     folder, name = os.path.split(path)
     ensure_private_folder(os.path.dirname(folder))
     write_file(folder, name, *buffers)
 
 
 def is_in_private_folder(path: str) -> bool:
-    """Return whether `path` is two levels below a folder on this machine that only this user can open."""
+    """Return whether `path` is two levels below a folder on this machine that only this user can access."""
     try:
         check_private_folder(os.path.dirname(os.path.dirname(path)))
     except OSError:
@@ -62,9 +70,9 @@ def is_in_private_folder(path: str) -> bool:
 
 
 def read_private_segment(root: str, segment: Segment) -> bytes | memoryview:
-    """Return the bytes of a segment in a file below `root` that only this user can have written.
+    """Return the bytes of a segment (a byte range of a file) below the folder `root`.
 
-    Raises DamagedError if there is no such file.
+    Raises DamagedError if the file does not exist, or if other users could have written it.
     """
     if not is_in_private_folder(os.path.join(root, segment.key)):
         raise make_missing_segment_error(segment)

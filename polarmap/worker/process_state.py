@@ -1,8 +1,7 @@
-"""Restore the process state that an f has changed, or report a change that cannot be restored.
+"""Restore process state that a user's function has changed, or report a change that cannot be undone.
 
-A persistent worker calls this between jobs, so that each f finds a process as if it were the first one.
-
-Runs on workers: imports numpy at most.
+A persistent worker does this between jobs, so that each function runs as if it were the first one in the
+process. Runs on workers: imports numpy at most.
 """
 
 from __future__ import annotations
@@ -30,14 +29,15 @@ try:
 except ImportError:  # Windows
     resource = None
 
-# Modules whose attributes must not be replaced: user functions and polarmap use them most.
+# If a user's function replaces an attribute of one of these modules, its worker is not used for further jobs.
+# Later functions, and polarmap itself, use these modules most.
 GUARDED_MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", "sys", "threading", "time")
 SIGNALS = tuple(signal.valid_signals())
 TIMERS = tuple(getattr(signal, name) for name in dir(signal) if name.startswith("ITIMER_"))
 RESOURCE_LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
-# Errors of a process that is out of file descriptors, memory or threads.
+# Error numbers which mean that a process has no file descriptors, memory or threads left.
 EXHAUSTION_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-SEED_BYTES = 16  # bytes of entropy that seed the random generator of numpy
+SEED_BYTES = 16  # number of random bytes with which numpy's random generator is seeded
 
 
 def _get_umask() -> int:
@@ -47,11 +47,12 @@ def _get_umask() -> int:
 
 
 def _set_warning_filters(filters: list[Any]) -> None:
-    warnings.resetwarnings()  # Also clears the record of warnings already shown.
+    warnings.resetwarnings()  # This also lets warnings appear again that were already shown.
     warnings.filters[:] = filters  # type: ignore[index]
 
 
-# Settings that can be restored: the function that reads each, and the function that sets it.
+# Settings of a process that can be restored: for each, the function that returns its value, and the function
+# that sets it.
 RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (_get_umask, os.umask),
     (sys.getrecursionlimit, sys.setrecursionlimit),
@@ -69,9 +70,9 @@ RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ..
 
 
 class ProcessState:
-    """The state of a worker's process before it has run any f.
+    """The state of a worker process before it has run any function of the user, to be restored later.
 
-    Imports, caches and open files do not count as changes: a persistent worker is meant to keep them.
+    Imports, caches and open files do not count as changes, because it is useful to keep them between jobs.
     """
 
     def __init__(self) -> None:
@@ -82,16 +83,16 @@ class ProcessState:
         self._unrestorable_state = _get_unrestorable_state()
 
     def restore_or_describe_change(self) -> str:
-        """Restore the settings of the process.
+        """Restore the state of this process, and return "".
 
-        Return the name of the state that has changed and cannot be restored, or "" if nothing
-        has. No setting is restored in the former case.
+        If something has changed that cannot be restored, return its name instead, such as "os.getcwd" or "its
+        threads", and restore nothing.
         """
         try:
             change = self._find_changed_module_attribute() or self._find_unrestorable_change()
             if not change:
                 self._restore_settings()
-        except Exception as error:  # f has broken a function that this check calls.
+        except Exception as error:  # The user's function may have replaced functions that this check needs.
             return f"its state could not be checked: {type(error).__name__}: {error}"
         return change
 
@@ -104,7 +105,10 @@ class ProcessState:
         seed_numpy()
 
     def _find_changed_module_attribute(self) -> str:
-        """Return the name of a module or attribute that was replaced or removed, or "" if none was."""
+        """Return the name of a guarded module, or of its attribute, that was replaced or removed.
+
+        Return "" if all are unchanged.
+        """
         for name, module in self._guarded_modules.items():
             original_names, current_names = self._original_names[name], vars(module)
             if sys.modules.get(name) is not module:
@@ -127,7 +131,7 @@ class ProcessState:
 
 
 def _get_unrestorable_state() -> dict[str, Any]:
-    """Return state that a process cannot always restore, by the name that messages use."""
+    """Return the state that a process cannot always restore, by the name to use in messages."""
     return {
         "its signal handlers": [getsignal(signal_number) for signal_number in SIGNALS],
         "its blocked signals": _call_if_present(
@@ -146,12 +150,12 @@ def _get_unrestorable_state() -> dict[str, Any]:
 
 
 def _call_if_present(module: Any, function_name: str, *arguments: Any) -> Any:
-    """Call a function of a module and return its result, or None if the module does not have it."""
+    """Call a function of a module, or return None if the module has no such function on this system."""
     return getattr(module, function_name)(*arguments) if hasattr(module, function_name) else None
 
 
 def _get_file_identity(path: str | int) -> tuple[int, int] | None:
-    """Return the device and inode of a file, or None if it does not exist."""
+    """Return the device and inode of a path or file descriptor, or None if there is no such file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -160,7 +164,7 @@ def _get_file_identity(path: str | int) -> tuple[int, int] | None:
 
 
 def _has_free_descriptors() -> bool:
-    """Return whether at least half of the file descriptors that the process may open are free."""
+    """Return whether about half of the file descriptors that this process may open are still free."""
     if resource is None:
         return True
     max_descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -170,9 +174,9 @@ def _has_free_descriptors() -> bool:
 
 
 def seed_numpy() -> None:
-    """Seed numpy's global generator with random bytes, so that no two processes draw the same numbers.
+    """Seed numpy's global random generator with random bytes, so that each process draws other numbers.
 
-    Do nothing if `numpy.random` is not imported.
+    Do nothing if `numpy.random` has not been imported.
     """
     if "numpy.random" in sys.modules:
         seed = np.frombuffer(os.urandom(SEED_BYTES), np.uint32)
@@ -180,7 +184,7 @@ def seed_numpy() -> None:
 
 
 def is_resource_exhaustion(error: BaseException) -> bool:
-    """Return whether an error means that the process is out of memory, file descriptors or threads.
+    """Return whether an error means that this process has no memory, file descriptors or threads left.
 
     >>> is_resource_exhaustion(OSError(errno.EMFILE, "Too many open files"))
     True

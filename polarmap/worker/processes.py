@@ -1,4 +1,4 @@
-"""Identify processes, check whether they are alive, and end those that no driver waits for.
+"""Identify processes, check whether they are alive, and end processes that no driver needs any more.
 
 The names of temporary folders contain the identity of their owner, so that any process of the machine can
 remove the folders of one that was killed. Runs on workers too: imports the standard library only.
@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 LIVENESS_INTERVAL = 0.5  # seconds between checks whether a process should exit
-SHUTDOWN_SECONDS = 5.0  # seconds in which processes and jobs have to end once they are cancelled
+SHUTDOWN_SECONDS = 5.0  # maximum seconds to wait until cancelled processes and jobs have ended
 
 
 class ProcessIdentity(NamedTuple):
-    """The identity of a process: its machine, process id and start time, as process ids are reused."""
+    """The identity of a process on any machine.
+
+    It consists of the machine, the process id and the start time. The start time is needed because process
+    ids are reused.
+    """
 
     host: str
     pid: int
@@ -40,22 +44,22 @@ class ProcessIdentity(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ProcessIdentity:
-        """Return the identity that `str` has written, or one with an empty host for any other text."""
+        """Parse the text that `str` returns for an identity. For any other text, the host is empty."""
         host, _, rest = text.partition("+")
         pid_text, _, start_time = rest.partition("+")
         return cls(host, int(pid_text), start_time) if pid_text.isdecimal() else cls("", 0, "")
 
     @property
     def folder_prefix(self) -> str:
-        """The prefix of the names of its folders, in characters that Lithops accepts in names."""
+        """The prefix of the names of this process's temporary folders, which Lithops accepts in names."""
         return f"polarmap-{self}_".replace("+", "_")
 
     def is_on_this_machine(self) -> bool:
-        """Return whether the process runs, or ran, on this machine since its last boot."""
+        """Return whether the process runs on this machine, or did so since the machine was last booted."""
         return self.host == _get_machine_name()
 
     def is_dead(self) -> bool:
-        """Return whether the process is known to have exited. Always False for another machine."""
+        """Return whether the process is known to have exited. Always False if it is on another machine."""
         if not self.is_on_this_machine():
             return False
         return not is_process_alive(self.pid) or _get_start_time(self.pid) not in (None, self.start_time)
@@ -63,7 +67,10 @@ class ProcessIdentity(NamedTuple):
 
 @cache
 def _get_machine_name() -> str:
-    """Return a name for this host, boot and process namespace, within which process ids are unique."""
+    """Return a name for this machine, which process ids refer to.
+
+    The name changes when the machine is rebooted, and is different in each container.
+    """
     name = socket.gethostname()
     try:
         with open("/proc/sys/kernel/random/boot_id") as boot:
@@ -74,7 +81,7 @@ def _get_machine_name() -> str:
 
 
 def _get_start_time(pid: int) -> str | None:
-    """Return the start time of a process in kernel ticks, or None if the system does not report it."""
+    """Return the start time of a process in clock ticks since boot, or None if it cannot be read."""
     try:
         return read_process_status(pid)[19].decode()
     except OSError:
@@ -82,26 +89,35 @@ def _get_start_time(pid: int) -> str | None:
 
 
 def read_process_status(pid: int) -> list[bytes]:
-    """Return the fields of /proc/<pid>/stat from the process state on; raise OSError if it does not exist."""
+    """Return the fields of the file /proc/<pid>/stat, beginning with the state of the process.
+
+    Raises OSError if the process does not exist, or if this is not Linux.
+    """
     with open(f"/proc/{pid}/stat", "rb") as stat:
         return stat.read().rpartition(b")")[2].split()
 
 
 def is_process_alive(pid: int) -> bool:
-    """Return whether a process of this machine runs. A zombie does not. Always True on Windows."""
-    if os.name == "nt":  # On Windows, signal 0 would end the process.
+    """Return whether a process on this machine is alive. A zombie is not. Always True on Windows."""
+    if os.name == "nt":  # The check below could end the process, as signal 0 is CTRL_C_EVENT on Windows.
         return True
     try:
         os.kill(pid, 0)
         return read_process_status(pid)[0] != b"Z"
-    except (ProcessLookupError, OverflowError):  # OverflowError: not a valid process id.
+    except (ProcessLookupError, OverflowError):  # OverflowError means that the process id is invalid.
         return False
     except OSError:
         return True
 
 
 def remove_stale_folders(parent_folders: Iterable[str]) -> None:
-    """Remove folders below `parent_folders` whose owner, a process of this machine, has exited."""
+    """Remove the temporary folders of processes on this machine that have exited.
+
+    Parameters
+    ----------
+    parent_folders : iterable of str
+        The folders that contain temporary folders.
+    """
     for parent_folder in parent_folders:
         for folder in Path(parent_folder).glob("polarmap-*_*_*_*"):
             owner = "+".join(folder.name.removeprefix("polarmap-").split("_")[:3])
@@ -109,7 +125,7 @@ def remove_stale_folders(parent_folders: Iterable[str]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-# --- ending processes that no driver waits for ----------------------------------------------------
+# --- ending processes that no driver needs any more ----------------------------------------------------
 
 
 def exit_process_when(
@@ -117,21 +133,23 @@ def exit_process_when(
     on_exit: Callable[[], object] = lambda: os._exit(0),
     update: Callable[[], object] = lambda: None,
 ) -> Callable[[], None]:
-    """Check a condition every LIVENESS_INTERVAL seconds on a daemon thread, and exit once it holds.
+    """Start a daemon thread that checks a condition periodically, and exits the process once it is true.
+
+    The condition is checked every LIVENESS_INTERVAL seconds.
 
     Parameters
     ----------
     should_exit : callable
-        Called with no arguments; returns whether to exit.
+        The condition. It is called without arguments, and returns whether to exit.
     on_exit : callable
-        Called with no arguments after each check that returned true. By default, it ends this process.
+        Called without arguments after each check that returned true. By default, it exits this process.
     update : callable
-        Called with no arguments before each check, to refresh the state that `should_exit` uses.
+        Called without arguments before each check, to refresh the state that `should_exit` uses.
 
     Returns
     -------
     callable
-        Ends the checks when it is called, with no arguments.
+        A function without arguments that stops the thread.
     """
     stop_event = threading.Event()
 
@@ -143,7 +161,8 @@ def exit_process_when(
 
     def stop() -> None:
         stop_event.set()
-        watcher_thread.join(LIVENESS_INTERVAL)  # Bounded, as a check may be waiting for a storage.
+        # Do not wait longer for the thread, as its check may hang in a request to a storage.
+        watcher_thread.join(LIVENESS_INTERVAL)
 
     watcher_thread = threading.Thread(target=poll_condition, name="polarmap-watch", daemon=True)
     watcher_thread.start()
@@ -151,39 +170,52 @@ def exit_process_when(
 
 
 def has_lost_parent(parent_pid: int) -> bool:
-    """Return whether the driver of this process has exited.
+    """Return whether the process that has started this worker process has exited.
 
-    Either the parent is no longer `parent_pid`; or, if the parent is a fork server, which outlives the
-    driver, `multiprocessing` reports that the driver has exited.
+    If a fork server of `multiprocessing` has started this process, that server may outlive the process that
+    uses it. In this case, return whether the latter has exited.
+
+    Parameters
+    ----------
+    parent_pid : int
+        The result of `os.getppid()` when this process started.
     """
-    import multiprocessing  # imported here because it takes 2 ms
+    import multiprocessing  # This import takes 2 ms, and few processes need it.
 
     parent_process = multiprocessing.parent_process()
     return os.getppid() != parent_pid or (parent_process is not None and not parent_process.is_alive())
 
 
 def kill_job_and_clean_up(clean_up: Callable[[], None], timeout: float) -> None:
-    """Kill the process group of this process, and then call `clean_up` within `timeout` seconds.
+    """Kill this process and all others of its process group, and then call `clean_up`.
 
-    A child process in a new process group does both, so that it survives the signal.
+    A forked child process does both. It leaves the process group first, so that it is not killed.
+
+    Parameters
+    ----------
+    clean_up : callable
+        Called without arguments in the child process.
+    timeout : float
+        The time limit of the child process, in seconds.
     """
     process_group = os.getpgrp()
-    with warnings.catch_warnings():  # Python warns about forking a process with threads.
+    with warnings.catch_warnings():  # Python warns if a process with several threads is forked.
         warnings.simplefilter("ignore")
         child_pid = os.fork()
     if child_pid:
-        os.waitpid(child_pid, 0)  # The child kills this process while it waits.
+        os.waitpid(child_pid, 0)  # While this process waits, the child kills it.
         os._exit(1)
     os.setpgid(0, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(int(timeout))  # A storage may never respond.
+    signal.alarm(int(timeout))  # Exit even if `clean_up` hangs, for example in a request to a storage.
     deadline = time.monotonic() + SHUTDOWN_SECONDS
     try:
         os.killpg(process_group, signal.SIGKILL)
-        while time.monotonic() < deadline:  # Unreaped zombies may remain until the deadline.
+        # Wait until all processes of the group are gone. Zombies may remain, so the wait has a time limit.
+        while time.monotonic() < deadline:
             os.killpg(process_group, 0)
             time.sleep(0.005)
-    except OSError:  # The process group no longer exists.
+    except OSError:  # All processes of the group have exited.
         pass
     try:
         clean_up()

@@ -1,6 +1,7 @@
 """Convert trees of arrays to leaves with a structure, and to raw bytes with a layout, and back.
 
-A tree is a nest of tuples, lists and dicts, as f receives and returns. Codes are applied to its leaves:
+A tree is an array or number, or nested tuples, lists and dicts of these. The user's function f receives and
+returns trees, and codes are applied to their leaves:
 
     {"a": 1.5, "b": (x, y)}  -- flatten -->  leaves 1.5, x, y and structure (dict, ("a", "b"), ...)
                              -- pack_tree -->  structure, dtype and shape of each leaf, and their bytes
@@ -21,14 +22,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-# The dtype of each leaf, as a string unless it has fields, and the shape of the leaf.
+# The layout of several arrays: the dtype and shape of each. A dtype is a string unless it has fields.
 Layout = tuple[tuple[Any, Shape], ...]
-# For a leaf (leaf_type,), where the type is "array", "matrix", "numpy" (a scalar) or "python" (a number or
-# string); for a container (class, keys, structures of its children). Plain tuples can always be pickled.
+# The structure of a tree without its data, as plain tuples, which can always be pickled. For a container, it
+# is (class, keys, structures of the children). For a leaf, it is (type,), where the type is "array",
+# "matrix", "numpy" (a numpy scalar) or "python" (a number or string).
 Structure = tuple[Any, ...]
 
-# First item of the structure of two results packed together: (BOTH_RESULTS, number of leaves of the first
-# result, structure of the first result, structure of the second result).
+# Two results that are sent together have the structure (BOTH_RESULTS, number of leaves of the first result,
+# structure of the first result, structure of the second result).
 BOTH_RESULTS = "both"
 PYTHON_SCALAR_TYPES = (bool, int, float, complex, str, bytes)
 CONVERSION_ADVICE = {
@@ -41,7 +43,17 @@ CONVERSION_ADVICE = {
 
 
 class PackedTree(NamedTuple):
-    """A tree as the bytes of its leaves, with the structure and layout needed to rebuild it."""
+    """A tree in the form in which it is sent: the bytes of its arrays, with what is needed to rebuild it.
+
+    Attributes
+    ----------
+    structure : tuple
+        How the arrays are nested, as `flatten` returns it.
+    layout : tuple
+        The dtype and shape of each array.
+    data : bytes, bytearray or memoryview
+        The bytes of the arrays, one after the other.
+    """
 
     structure: Structure
     layout: Layout
@@ -49,21 +61,21 @@ class PackedTree(NamedTuple):
 
 
 def unpack_leaves(layout: Layout, data: bytes | bytearray | memoryview, writable: bool = True) -> list[Array]:
-    """Return the arrays that `data` contains one after the other.
+    """Return the arrays whose bytes `data` contains, one after the other.
 
     Parameters
     ----------
     layout : tuple
         The dtype and shape of each array.
     data : bytes, bytearray or memoryview
-        The bytes of the arrays. The arrays are views of them where possible.
+        The bytes of the arrays. The returned arrays share this memory.
     writable : bool
-        Copy the arrays if `data` is read-only.
+        If true and `data` is read-only, copy the arrays, so that they can be modified.
 
     Raises
     ------
     ValueError
-        If the length of `data` is not that of the layout.
+        If `data` has more or fewer bytes than these arrays.
     """
     leaves, start = [], 0
     for dtype_spec, shape in layout:
@@ -83,19 +95,21 @@ def unpack_leaves(layout: Layout, data: bytes | bytearray | memoryview, writable
 
 
 def flatten(tree: Any, read_leaf: Callable[[Any], Any] | None = None) -> tuple[list[Array], Structure]:
-    """Return the leaves of a tree as arrays, from left to right, and its structure.
+    """Divide a tree (nested tuples, lists and dicts) into its leaves and its structure.
+
+    Return the leaves as a list of arrays, from left to right, and the structure. `unflatten` reverses this.
 
     Parameters
     ----------
     tree : object
         A result of f, or a block if `read_leaf` is given.
     read_leaf : callable, optional
-        Called with each leaf; returns the array or scalar to use for it, as for a table.
+        Called with each leaf; returns an array or scalar to use in its place, for example for a table.
 
     Raises
     ------
     TypeError
-        If `unflatten` could not restore the same tree.
+        If the tree contains an object for which `unflatten` could not restore the same tree.
 
     Examples
     --------
@@ -116,9 +130,9 @@ def flatten(tree: Any, read_leaf: Callable[[Any], Any] | None = None) -> tuple[l
 def _flatten_into(
     tree: Any, leaves: list[Array], error_prefix: str, read_leaf: Callable[[Any], Any] | None
 ) -> Structure:
-    """Append the leaves of a tree to `leaves`, and return its structure.
+    """Append the leaves of a tree to the list `leaves`, and return the structure of the tree.
 
-    Error messages begin with `error_prefix`.
+    Raises TypeError with a message that begins with `error_prefix` if a type is not supported.
     """
     if isinstance(tree, (dict, tuple, list)):
         _check_container(tree, error_prefix)
@@ -134,9 +148,9 @@ def _flatten_into(
 
 
 def _check_container(tree: Any, error_prefix: str) -> None:
-    """Raise TypeError if a container cannot be rebuilt from its children."""
+    """Raise TypeError if `unflatten` could not rebuild a container from its items, as for many subclasses."""
     container_class = type(tree)
-    # Named tuples have `_make`.
+    # The attribute `_make` identifies a named tuple.
     if container_class in (dict, tuple, list, OrderedDict) or hasattr(container_class, "_make"):
         return
     base_class = next(base for base in (dict, tuple, list) if isinstance(tree, base))
@@ -150,13 +164,19 @@ def _check_container(tree: Any, error_prefix: str) -> None:
 
 
 def is_masked_array(value: Any) -> bool:
-    """Return whether a value is a masked array, without importing `numpy.ma`, which would be slow."""
+    """Return whether a value is a masked array of numpy.
+
+    This does not import `numpy.ma`, as that would be slow.
+    """
     numpy_ma = sys.modules.get("numpy.ma")
     return numpy_ma is not None and isinstance(value, numpy_ma.MaskedArray)
 
 
 def _get_leaf_type(leaf: Any, error_prefix: str) -> str:
-    """Return the type of a leaf as `Structure` records it; raise TypeError if it is not supported."""
+    """Return the type of a leaf: "array", "matrix", "numpy" (a scalar) or "python" (a number or string).
+
+    Raises TypeError with a message that begins with `error_prefix` if the leaf is not supported.
+    """
     if type(leaf) is np.ndarray:
         return "array"
     if is_masked_array(leaf):
@@ -195,22 +215,26 @@ def _get_conversion_advice(value: Any) -> str:
 
 
 def _leaf_to_array(leaf: Any) -> Array:
-    """Return a leaf as an array. An empty string becomes an array of length 0, because numpy would pad it."""
+    """Convert a leaf to an array.
+
+    An empty string becomes an array of length 0, because numpy would convert it to a string of length 1.
+    """
     if type(leaf) in (str, bytes) and not leaf:
         return np.empty(0, "U1" if isinstance(leaf, str) else "S1")
     return np.asarray(leaf)
 
 
 def unflatten(structure: Structure, leaves: Sequence[Array]) -> Any:
-    """Return the tree with this structure and these leaves: the inverse of `flatten`."""
+    """Rebuild a tree from its structure and its leaves. This is the inverse of `flatten`."""
     if len(structure) == 1:
         return _restore_leaf(structure[0], leaves[0])
     return _rebuild_tree(structure, iter(leaves))
 
 
 def _rebuild_tree(structure: Structure, remaining_leaves: Iterator[Array]) -> Any:
-    """Return the tree that consists of the next leaves."""
-    # Not a recursive closure, which would keep the leaves alive until the next garbage collection.
+    """Rebuild a tree from its structure and the next leaves of an iterator."""
+    # This is not an inner function of `unflatten`. An inner function that calls itself is a reference cycle,
+    # so the leaves would stay in memory until the next garbage collection.
     if len(structure) == 1:
         return _restore_leaf(structure[0], next(remaining_leaves))
     container_class, keys, child_structures = structure
@@ -227,7 +251,7 @@ def _restore_leaf(leaf_type: str, leaf: Array) -> Any:
         return leaf.view(np.matrix)
     if leaf_type == "numpy":
         return leaf[()]
-    if leaf.dtype.kind == "S":  # numpy strips zero bytes at the end of a string.
+    if leaf.dtype.kind == "S":  # leaf.item() would strip zero bytes at the end of a string.
         return leaf.tobytes()
     if leaf.dtype.kind == "U":
         return leaf.astype(leaf.dtype.newbyteorder("<")).tobytes().decode("utf-32-le", "surrogatepass")
@@ -235,12 +259,15 @@ def _restore_leaf(leaf_type: str, leaf: Array) -> Any:
 
 
 def pack_tree(tree: Any) -> PackedTree:
-    """Return a tree as raw bytes with its structure and layout. A packed tree is returned unchanged.
+    """Convert a tree to the bytes of its arrays, with its structure and layout, so that it can be sent.
+
+    If `tree` is a PackedTree already, it is returned unchanged.
 
     >>> pack_tree((1, np.arange(3, dtype="i2"))).layout
     (('<i8', ()), ('<i2', (3,)))
     """
-    # If f was pickled by value, its PackedTree is another class than the one of this module.
+    # Compare names instead of classes: a function that was pickled by value has its own copy of the class
+    # PackedTree.
     if (type(tree).__module__, type(tree).__name__) == (PackedTree.__module__, PackedTree.__name__):
         return PackedTree(*tree)
     leaves, structure = flatten(tree)
@@ -248,7 +275,10 @@ def pack_tree(tree: Any) -> PackedTree:
 
 
 def pack_leaves(leaves: Sequence[Array], structure: Structure) -> PackedTree:
-    """Return a flattened tree as raw bytes; raise TypeError if a leaf has a dtype with objects."""
+    """Convert a flattened tree to the bytes of its leaves, with its structure and layout.
+
+    Raises TypeError if a leaf is an array of Python objects.
+    """
     for leaf in leaves:
         if leaf.dtype.hasobject:
             raise TypeError(f"a leaf has dtype {leaf.dtype}: it must be an array of numbers or a number")
@@ -256,12 +286,12 @@ def pack_leaves(leaves: Sequence[Array], structure: Structure) -> PackedTree:
 
 
 def get_layout(leaves: Sequence[Array]) -> Layout:
-    """Return the dtype and shape of each leaf. A dtype with fields is not converted to a string."""
+    """Return the dtype and shape of each array. A dtype is returned as a string, unless it has fields."""
     return tuple([(_get_dtype_spec(leaf.dtype), leaf.shape) for leaf in leaves])
 
 
 def count_layout_bytes(layout: Layout) -> int:
-    """Return the total size of arrays with this layout, in bytes."""
+    """Return the total size of arrays with these dtypes and shapes, in bytes."""
     return sum(np.dtype(dtype_spec).itemsize * math.prod(shape) for dtype_spec, shape in layout)
 
 

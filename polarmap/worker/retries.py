@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-OUTAGE_SECONDS = 30.0  # seconds for which requests to an unreachable storage are retried
+OUTAGE_SECONDS = 30.0  # seconds for which requests are retried if a storage is unavailable
 MIN_RETRY_PAUSE = 0.1  # seconds before the first retry; the pause doubles each time, up to 1 s
 
 Result = TypeVar("Result")
@@ -18,18 +18,19 @@ _BUSY_CODES = (
     *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"),
     *("500", "502", "503", "504"),
 )
-# Parts of class names: the libraries that raise these errors need not be installed here.
+# Errors are recognized by parts of their class names, as the libraries that define them may not be installed.
 _TRANSIENT_ERROR_NAMES = (
     *("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading"),
-    *("FileNotFound", "FileExists"),  # A file-based storage may remove an empty folder during a write.
+    # A storage in a file system raises these if it removes an empty folder while a file is written to it.
+    *("FileNotFound", "FileExists"),
 )
 
 
 def retry_request(request: Callable[[], Result], timeout: float = OUTAGE_SECONDS) -> Result:
-    """Call `request` and return its result; retry after transient errors.
+    """Call `request` and return its result. After a transient error, wait and call it again.
 
-    Pauses start at MIN_RETRY_PAUSE and double up to one second. The last error is raised when the next pause
-    would exceed `timeout` seconds, and any other error immediately.
+    The pauses between calls start at MIN_RETRY_PAUSE seconds and double up to one second. After `timeout`
+    seconds, the last error is raised. Errors that are not transient are raised immediately.
 
     >>> retry_request(iter([1, 2]).__next__, timeout=0.0)
     1
@@ -46,7 +47,7 @@ def retry_request(request: Callable[[], Result], timeout: float = OUTAGE_SECONDS
 
 
 def is_transient_error(error: Exception) -> bool:
-    """Return whether the same request may succeed if it is retried."""
+    """Return whether an error of a storage may be temporary, so that a retry of the request may succeed."""
     code = get_s3_error_code(error)
     if code:
         return code in _BUSY_CODES
@@ -57,6 +58,6 @@ def is_transient_error(error: Exception) -> bool:
 
 
 def get_s3_error_code(error: Exception) -> str:
-    """Return the error code in the response of S3, or "" if the error has no such response."""
+    """Return the error code of S3, such as "NoSuchKey", or "" if the error is not a response of S3."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

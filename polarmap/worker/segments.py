@@ -14,8 +14,9 @@ from operator import attrgetter
 from threading import get_ident
 from typing import Any, NamedTuple
 
-MIN_MAPPED_BYTES = 1 << 18  # smaller segments of files are read instead of mapped
-# Populate all pages when a file is mapped: page faults on first use would be slower.
+MIN_MAPPED_BYTES = 1 << 18  # A byte range of a file is memory-mapped if it has at least this size.
+
+# Load all pages when a file is mapped, because that is faster than a page fault for each page later.
 MMAP_OPTIONS: dict[str, int] = (
     {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
     if hasattr(mmap, "MAP_POPULATE")
@@ -24,19 +25,20 @@ MMAP_OPTIONS: dict[str, int] = (
 
 
 class Segment(NamedTuple):
-    """A byte range of one stored object.
+    """A byte range of a stored object, such as a file.
 
     Attributes
     ----------
     key : str
-        The key of the object in its bucket, or its path below a folder; empty for zeros, which are not
-        stored.
+        The key of the object in its bucket, or its path below a folder. Empty for a segment of zeros, which
+        is not stored.
     size : int
-        Number of bytes before encryption.
+        The number of bytes before encryption.
     crc32 : int or None
-        `zlib.crc32` of the stored bytes; None if they have no checksum, or are not written yet.
+        The checksum of the stored bytes, by `zlib.crc32`. None if there is no checksum, or if the bytes have
+        not been written yet.
     offset : int
-        Where the range begins in the object, in bytes.
+        The position in the object at which the range begins, in bytes.
     """
 
     key: str
@@ -53,7 +55,7 @@ class DamagedError(Exception):
     message : str
         The text of the error.
     kind : str
-        "missing", "truncated", "corrupt" or "forged"; empty if unknown.
+        The kind of damage: "missing", "truncated", "corrupt" or "forged". Empty if unknown.
     """
 
     def __init__(self, message: str, kind: str = "") -> None:
@@ -65,7 +67,7 @@ SegmentReader = Callable[[Segment], Any]
 
 
 def encode_segment_range(segment: Segment) -> bytes:
-    """Return the text by which a worker requests a segment from its driver.
+    """Encode a segment as the text by which a worker requests its bytes from the driver.
 
     >>> decode_segment_range(encode_segment_range(Segment("a b", 3, None, 8)))
     Segment(key='a b', size=3, crc32=None, offset=8)
@@ -74,13 +76,13 @@ def encode_segment_range(segment: Segment) -> bytes:
 
 
 def decode_segment_range(text: bytes | bytearray) -> Segment:
-    """Return the segment that a worker requests; raise ValueError if the text is invalid."""
+    """Decode the text by which a worker requests a segment. Raises ValueError if the text is invalid."""
     offset, size, key = text.decode().split(" ", 2)
     return Segment(key, int(size), None, int(offset))
 
 
 def check_segment_integrity(segment: Segment, data: Any) -> Any:
-    """Return `data` if it has the size and checksum of the segment; otherwise raise DamagedError."""
+    """Return `data` if it has the expected size and checksum. Raises DamagedError otherwise."""
     if len(data) != segment.size:
         raise make_truncated_segment_error(segment, len(data))
     if segment.crc32 is not None and zlib.crc32(data) != segment.crc32:
@@ -91,9 +93,10 @@ def check_segment_integrity(segment: Segment, data: Any) -> Any:
 
 
 def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
-    """Return the bytes of a segment in a file below `folder`, memory-mapped if they are many.
+    """Return the bytes of a segment (a byte range of a file) below `folder`.
 
-    Fewer bytes are returned if the file is shorter. Raises DamagedError if the file does not exist.
+    A large segment is memory-mapped instead of read. If the file ends before the segment does, fewer bytes
+    are returned. Raises DamagedError if the file does not exist.
     """
     try:
         with open(os.path.join(folder, segment.key), "rb", buffering=0) as file:
@@ -110,7 +113,7 @@ def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
 
 
 def write_file(folder: str, key: str, *buffers: Any) -> None:
-    """Write the concatenated buffers to a file below `folder`, atomically."""
+    """Write the concatenated buffers to a file below `folder`. Readers see either the whole file or none."""
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     staging_path = f"{path}.{os.getpid()}-{get_ident()}.unfinished"
@@ -125,19 +128,22 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
 
 
 def make_missing_segment_error(segment: Segment) -> DamagedError:
-    """Return the error to raise if the object of a segment does not exist."""
+    """Return the error to raise if the object that contains a segment does not exist."""
     return DamagedError(f"{segment.key} is missing", "missing")
 
 
 def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedError:
-    """Return the error to raise if an object ends after `n_available` bytes of the segment."""
+    """Return the error to raise if a stored object ends within a segment, after `n_available` bytes."""
     return DamagedError(
         f"{segment.key} has {n_available} of {segment.size} bytes from {segment.offset} on", "truncated"
     )
 
 
 def make_fetch_timeout_error(task: int, seconds: float, place: str, segment: Segment) -> TimeoutError:
-    """Return the error to raise if the block of a task was not read within `seconds`."""
+    """Return the error to raise if a worker could not read the data block of a task within `seconds`.
+
+    `place` is the name of the storage that has not returned the segment in time.
+    """
     return TimeoutError(
         f"block {task} was not read within {seconds:g} s, as {place} has not returned {segment.key}: check "
         "the storage, or pass a longer time as Pool(fetch_timeout=...)"
@@ -145,18 +151,21 @@ def make_fetch_timeout_error(task: int, seconds: float, place: str, segment: Seg
 
 
 def is_missing_object_error(error: Exception) -> bool:
-    """Return whether a storage error means that the object does not exist, for any storage of Lithops."""
+    """Return whether an error of a Lithops storage means that the requested object does not exist."""
     return type(error).__name__ == "StorageNoSuchKeyError"
 
 
 def drop_inherited_connections(storage: Any) -> None:
-    """Drop the keep-alive connections of a `lithops.Storage`, so that requests open new ones."""
-    # Since Lithops 3.8, a task runs in a process forked from one that continues to use these connections.
-    # Both would receive each other's responses on a shared connection. Redis clients notice a fork
-    # themselves.
-    with contextlib.suppress(AttributeError):  # There is no storage, or its client is another one.
-        storage.get_client()._endpoint.http_session._manager.clear()  # S3 and IBM Cloud
-    for session_path in ("_http", "_pipeline._transport.session"):  # Google Cloud, Azure
+    """Close the keep-alive connections of a `lithops.Storage`, so that requests open new ones.
+
+    Call this in a forked process.
+    """
+    # Since Lithops 3.8, a task runs in a forked process, and its parent continues to use the same
+    # connections. Each of the two processes could receive responses to requests of the other. Redis clients
+    # notice a fork themselves.
+    with contextlib.suppress(AttributeError):  # The client of another storage has no such attribute.
+        storage.get_client()._endpoint.http_session._manager.clear()  # clients of S3 and IBM Cloud
+    for session_path in ("_http", "_pipeline._transport.session"):  # clients of Google Cloud and Azure
         with contextlib.suppress(AttributeError):
             for adapter in attrgetter(session_path)(storage.get_client()).adapters.values():
                 adapter.poolmanager.clear()

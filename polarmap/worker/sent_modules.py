@@ -14,21 +14,23 @@ from typing import Any
 
 
 class SentModuleFinder(MetaPathFinder, InspectLoader):
-    """A finder and loader of modules that the driver has sent as source code.
+    """Lets a worker import modules whose source code the driver has sent.
 
-    It comes last in `sys.meta_path`: modules that are installed on the worker take precedence.
+    It is the last finder in `sys.meta_path`, so modules that are installed on the worker take precedence.
     """
 
     def __init__(self) -> None:
         self._sources: dict[str, tuple[str, bool]] = {}
 
     def add_sources(self, sources: Mapping[str, tuple[str, bool]]) -> None:
-        """Make modules importable. Modules whose source has changed are reloaded at their next import.
+        """Make modules importable.
+
+        If the source code of a module has changed, the module is loaded again at its next import.
 
         Parameters
         ----------
         sources : mapping of str to (str, bool)
-            The source code of each module, and whether it is a package, by its name.
+            For each module name, the source code and whether the module is a package.
         """
         if sources and self not in sys.meta_path:
             sys.meta_path.append(self)
@@ -38,19 +40,19 @@ class SentModuleFinder(MetaPathFinder, InspectLoader):
         self._sources.update(sources)
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return the spec of a module that was sent, or None for any other module."""
+        """Return the spec of a module that the driver has sent, or None for any other module."""
         if fullname not in self._sources:
             return None
         return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])
 
     def get_source(self, fullname: str) -> str:
-        """Return the source code of a module that was sent."""
+        """Return the source code of a module that the driver has sent."""
         return self._sources[fullname][0]
 
     def get_code(self, fullname: str) -> Any:
-        """Compile a module. Tracebacks find its lines by `get_source`, as its file does not exist."""
+        """Compile a module that the driver has sent. Tracebacks get its source lines from `get_source`."""
         return self.source_to_code(self.get_source(fullname), f"sent/{fullname}.py")
 
     def is_package(self, fullname: str) -> bool:
-        """Return whether a module that was sent is a package."""
+        """Return whether a module that the driver has sent is a package."""
         return self._sources[fullname][1]

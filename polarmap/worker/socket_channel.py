@@ -29,35 +29,40 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.polling import POLL_HANGUP, POLLIN, POLLOUT, Poll, wait_until_ready
 
-# Bytes per read. The first read suffices for most messages, and fits where f has limited the memory.
+# The number of bytes to request in the first read, and in further reads. Most messages fit into the first
+# read. It is small, so that it succeeds even if the user's function has left little memory.
 FIRST_READ_BYTES, MAX_READ_BYTES = 1 << 14, 1 << 18
-MAX_WRITE_BYTES = 1 << 22  # maximum bytes written by one `flush`, so that other sockets get their turn
-MAX_UNSENT_BYTES = 1 << 17  # maximum unsent bytes in the kernel, which cannot be cancelled
-TCP_TIMEOUT = 11.0  # default seconds without a response after which a connection counts as lost
-MAX_KEEPALIVE_PROBES = 3  # unanswered probes after which an idle connection counts as lost
+MAX_WRITE_BYTES = 1 << 22  # maximum bytes that one `flush` writes, so that other sockets get their turn
+
+# Maximum number of unsent bytes in the kernel. They are few, because they can no longer be cancelled.
+MAX_UNSENT_BYTES = 1 << 17
+TCP_TIMEOUT = 11.0  # default number of seconds without a response after which a connection counts as lost
+MAX_KEEPALIVE_PROBES = 3  # number of unanswered probes after which an idle connection counts as lost
 
 
 class SocketChannel:
-    """A non-blocking channel for messages over one end of a stream socket.
+    """A channel that sends and receives messages over a socket without blocking.
 
-    Messages that the socket does not accept immediately wait in a queue. They are encoded one chunk at a time
-    when they are written, so the queue holds references to the sender's data instead of copies.
+    If the socket cannot take a message immediately, the message waits in a queue until `flush` is called. The
+    queue refers to the sender's data instead of copying them: a long message is encoded in small parts while
+    it is written.
 
     Parameters
     ----------
     connection : socket
-        The connected socket. It is set to non-blocking mode.
+        The connected socket. The channel sets it to non-blocking mode.
     authenticators : ChannelAuthenticators, optional
-        Authenticators of both directions. By default, messages have no tags, as for a local socket pair.
+        Used to authenticate the messages in both directions. By default, messages are not authenticated,
+        which is enough for a socket pair on one machine.
     send_timeout : float
-        Seconds without progress in writing after which the peer counts as lost.
+        The number of seconds without progress in writing after which `is_stalled` returns True.
 
     Attributes
     ----------
     has_unsent : bool
-        Whether messages wait in the queue, so that `flush` must be called once the socket is writable.
+        Whether messages wait in the queue. If so, call `flush` when the socket is writable.
     failure : OSError or None
-        The error that has broken the connection; None if it is open or was closed.
+        The error that has broken the connection. None if the connection is open or was closed normally.
     """
 
     has_unsent = False
@@ -74,21 +79,24 @@ class SocketChannel:
         self._poll.register(connection, POLLIN)
         self._authenticator = authenticators and authenticators.outgoing
         self._decoder = FrameDecoder(authenticators and authenticators.incoming)
-        self._unsent_bytes = memoryview(b"")  # the rest of a frame that was begun
+        self._unsent_bytes = memoryview(b"")  # encoded bytes that the socket has not accepted yet
         self._send_queue = deque[Message]()
-        # Chunks of `_current_message` that remain to be encoded.
-        self._remaining_chunks: Iterator[Message] = iter(())
-        self._next_flags = 0  # flags of its next frame
-        self._current_message: Message | None = None  # a long message that is partly encoded
-        # Time of the latest write, or of the first message in an empty queue; monotonic clock.
+        self._current_message: Message | None = None  # a long message that is only partly encoded
+        self._remaining_chunks: Iterator[Message] = iter(())  # the other parts of this message
+        self._next_flags = 0  # the flags of the next frame of this message
+
+        # The time of `time.monotonic()` when bytes were last written, or when the queue ceased to be empty.
         self._last_progress_at = 0.0
 
     def fileno(self) -> int:
-        """Return the file descriptor, which is readable when messages have arrived or the peer has closed."""
+        """Return the file descriptor of the socket. It lets `select` and `poll` wait for this channel."""
         return self._connection.fileno()
 
     def send(self, *messages: Message) -> bool:
-        """Write what the socket accepts, and queue the rest. Return False if the connection is broken."""
+        """Send messages without blocking: write what the socket accepts now, and queue the rest.
+
+        Return False if the connection is broken.
+        """
         data, may_write = b"", not self.has_unsent
         for message in messages:
             if may_write and len(message.header) <= MAX_CHUNK_BYTES and len(message.data) <= MAX_CHUNK_BYTES:
@@ -111,7 +119,7 @@ class SocketChannel:
         return self.flush()
 
     def flush(self) -> bool:
-        """Write as much of the queue as the socket accepts. Return False if the connection is broken."""
+        """Write as many queued messages as the socket accepts. Return False if the connection is broken."""
         n_written = 0
         try:
             while n_written < MAX_WRITE_BYTES and (len(self._unsent_bytes) or self._encode_next_frame()):
@@ -128,7 +136,7 @@ class SocketChannel:
         return True
 
     def _encode_next_frame(self) -> bool:
-        """Encode the next frame into `_unsent_bytes`. Return False if no message waits."""
+        """Encode the next part of a message, to be written next. Return False if no message is queued."""
         if self._current_message is None:
             if not self._send_queue:
                 return False
@@ -140,7 +148,8 @@ class SocketChannel:
             self._remaining_chunks = split_message(message)
             self._next_flags = MORE_FRAMES_FLAG
         chunk = next(self._remaining_chunks, None)
-        if chunk is None:  # End a long message with an empty frame, so that no look-ahead is needed.
+        # A long message ends with an empty frame, because the last chunk cannot be recognized in advance.
+        if chunk is None:
             chunk, self._current_message = self._current_message._replace(header=b"", data=b""), None
             self._next_flags &= ~MORE_FRAMES_FLAG
         self._unsent_bytes = memoryview(encode_frame(chunk, self._authenticator, self._next_flags))
@@ -148,7 +157,10 @@ class SocketChannel:
         return True
 
     def drop_unsent(self) -> list[Message]:
-        """Remove and return the messages that are not fully encoded, except CANCEL messages."""
+        """Remove the queued messages that are not fully encoded yet, and return them.
+
+        CANCEL messages stay in the queue.
+        """
         dropped = [message for message in self._send_queue if message.kind != MessageKind.CANCEL]
         self._send_queue = deque(
             message for message in self._send_queue if message.kind == MessageKind.CANCEL
@@ -160,7 +172,7 @@ class SocketChannel:
         return dropped
 
     def is_stalled(self) -> bool:
-        """Return whether messages wait and no byte could be written for `send_timeout` seconds."""
+        """Return whether messages are queued and no byte could be written for `send_timeout` seconds."""
         return self.has_unsent and time.monotonic() > self._last_progress_at + self._send_timeout
 
     def receive(self, timeout: float | None = 0.0) -> tuple[list[Message], bool]:
@@ -169,7 +181,7 @@ class SocketChannel:
         Parameters
         ----------
         timeout : float or None
-            Seconds to wait for data if none have arrived; None: no time limit.
+            How many seconds to wait if nothing has arrived; None for no time limit.
         """
         if timeout != 0.0:
             self._poll.poll(timeout and 1000 * max(0.0, timeout))
@@ -186,23 +198,26 @@ class SocketChannel:
             return messages, True
         except OSError as error:
             self.failure = error
-            self.disconnect()  # After an invalid frame, later bytes cannot be decoded.
+            self.disconnect()  # After invalid bytes, the start of the next message cannot be found.
             return messages, False
 
     def keep_alive(self) -> None:
-        """Do nothing: the operating system sends keepalive probes."""
+        """Do nothing, because the operating system sends keepalive probes by itself."""
 
     def is_peer_closed(self) -> bool:
-        """Return whether the peer has closed its end.
+        """Return whether the peer has closed its end of the connection.
 
-        On systems without POLLRDHUP, unread messages can hide that until they are read.
+        On systems without POLLRDHUP, this is noticed only after all received messages have been read.
         """
         if not wait_until_ready([self._connection], POLL_HANGUP, 0.0):
             return False
         return POLL_HANGUP != POLLIN or self._has_reached_eof()
 
     def _has_reached_eof(self) -> bool:
-        """Return whether the peer has closed its end and all bytes were read. The check consumes no bytes."""
+        """Return whether the peer has closed its end and all its bytes have been read.
+
+        This does not remove any bytes from the socket.
+        """
         try:
             return not self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -211,7 +226,10 @@ class SocketChannel:
             return True
 
     def disconnect(self) -> None:
-        """Shut down the connection in both directions, which both ends notice. Keep the descriptor open."""
+        """Shut down the connection in both directions, which both ends notice.
+
+        The file descriptor remains open until `close` is called.
+        """
         shutdown_socket(self._connection)
 
     def close(self) -> None:
@@ -220,16 +238,16 @@ class SocketChannel:
 
 
 def shutdown_socket(connection: socket.socket) -> None:
-    """Shut down a socket in both directions. Do nothing if the connection is already closed."""
+    """Shut down the connection of a socket in both directions. Do nothing if it is already closed."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class BlockingSocketChannel(SocketChannel):
-    """A channel whose `send` blocks until the messages are written, without a time limit."""
+    """A channel whose method `send` blocks until all messages are written."""
 
     def send(self, *messages: Message) -> bool:
-        """Block until these messages are written. Return False if the connection is broken."""
+        """Send messages, and block until they are written. Return False if the connection is broken."""
         is_connected = super().send(*messages)
         while is_connected and self.has_unsent:
             wait_until_ready([self._connection], POLLOUT, None)
@@ -240,7 +258,10 @@ class BlockingSocketChannel(SocketChannel):
 def make_worker_channel(
     connection: socket.socket, authenticators: ChannelAuthenticators | None = None
 ) -> BlockingSocketChannel:
-    """Return the channel of a worker. Its socket is closed in processes that are forked, for example by f."""
+    """Return the channel over which a worker exchanges messages with its driver.
+
+    If the user's function forks the worker process, the socket is closed in the child process.
+    """
     connection_ref = weakref.ref(connection)
 
     def close() -> None:
@@ -254,27 +275,31 @@ def make_worker_channel(
 
 
 def configure_tcp(connection: socket.socket, timeout: float = TCP_TIMEOUT) -> None:
-    """Set TCP options: send small messages without delay, and detect a lost peer within `timeout` seconds.
+    """Set the options of a TCP socket: send small messages immediately, and notice a lost connection.
 
-    Keepalive probes detect a lost peer while nothing is sent. While data are in flight, the system
-    retransmits them instead, for many minutes unless another option limits that time.
+    The connection is lost after `timeout` seconds without a response. While nothing is sent, the system sends
+    keepalive probes. While data are not acknowledged, it retransmits them instead, for many minutes unless a
+    separate option limits that time.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in get_tcp_options(timeout, sys.platform).items():
-        with contextlib.suppress(OSError):  # An unknown option, or a local socket.
+        # The system may not know an option, and a local socket (AF_UNIX) has none of them.
+        with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def get_tcp_options(timeout: float, platform: str) -> dict[int, int]:
-    """Return TCP options with which a connection is lost after `timeout` seconds without a response.
+    """Return the values of the TCP options that end a connection after `timeout` seconds without a response.
+
+    The keys are the option numbers of the operating system, as Python has no names for some of them.
 
     Parameters
     ----------
     timeout : float
-        In seconds.
+        The number of seconds.
     platform : str
-        The value of `sys.platform`. Options are given by number, as Python has no names for some of them.
+        The operating system, as `sys.platform` names it.
 
     Examples
     --------
@@ -284,9 +309,10 @@ def get_tcp_options(timeout: float, platform: str) -> dict[int, int]:
     idle_seconds = max(1, round(timeout * 5 / 11))
     probe_interval = max(1, round((timeout - idle_seconds) / MAX_KEEPALIVE_PROBES))
     timeout_seconds = max(1, round(timeout))
-    if platform == "win32":  # TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_MAXRT
+    # The options are TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT and TCP_MAXRT.
+    if platform == "win32":
         return {3: idle_seconds, 17: probe_interval, 16: MAX_KEEPALIVE_PROBES, 5: timeout_seconds}
-    # TCP_KEEPALIVE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_RXT_CONNDROPTIME, TCP_NOTSENT_LOWAT
+    # The options are TCP_KEEPALIVE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_RXT_CONNDROPTIME and TCP_NOTSENT_LOWAT.
     if platform == "darwin":
         return {
             0x10: idle_seconds,
@@ -295,7 +321,8 @@ def get_tcp_options(timeout: float, platform: str) -> dict[int, int]:
             0x80: timeout_seconds,
             0x201: MAX_UNSENT_BYTES,
         }
-    if platform == "linux":  # TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT, TCP_NOTSENT_LOWAT
+    # The options are TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT and TCP_NOTSENT_LOWAT.
+    if platform == "linux":
         return {
             4: idle_seconds,
             5: probe_interval,

@@ -21,15 +21,17 @@ from polarmap.worker.socket_channel import make_worker_channel
 
 
 def main(connection: int | str, driver_folders: Sequence[str]) -> None:
-    """Serve the driver until it disconnects or exits.
+    """Run a persistent worker until its driver disconnects or exits.
+
+    This is the main function of the worker process.
 
     Parameters
     ----------
     connection : int or str
-        The inherited file descriptor of the socket to the driver. On Windows, the socket as `socket.share`
-        returns it, in base64.
+        The inherited file descriptor of the socket that is connected to the driver. On Windows, the result of
+        `socket.share` in base64.
     driver_folders : sequence of str
-        Temporary folders of the driver. They are removed if the driver exits without doing so.
+        The temporary folders of the driver. They are deleted if the driver exits without deleting them.
     """
     driver_pipe, null_fd = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(null_fd, 0)
@@ -43,12 +45,16 @@ def main(connection: int | str, driver_folders: Sequence[str]) -> None:
     with driver_socket:
         channel = make_worker_channel(driver_socket)
         PersistentWorker(channel).serve()
-        if channel.is_peer_closed():  # The daemon thread removes the folders and exits.
+        # Give the daemon thread time to remove the driver's folders. It also exits this process.
+        if channel.is_peer_closed():
             time.sleep(SHUTDOWN_SECONDS)
 
 
 def _exit_with_driver(driver_pipe: int, driver_folders: Sequence[str]) -> None:
-    """Wait until the other end of a pipe is closed, then remove the folders and exit this process."""
+    """Wait until the driver has exited, then delete its temporary folders and exit this process.
+
+    `driver_pipe` is a file descriptor of a pipe whose other end the driver holds open.
+    """
     try:
         while os.read(driver_pipe, 4096):
             pass

@@ -30,25 +30,35 @@ from polarmap.worker.messages import (
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
 from polarmap.worker.segments import is_missing_object_error
 
-MIN_POLL_INTERVAL = 0.002  # seconds between polls after a message, for a fast storage
-SLOW_STORAGE_POLL_INTERVAL = 0.01  # seconds between polls after a message, for a slow storage
-POLL_INTERVAL_GROWTH = 1.2  # factor by which the interval grows with each poll without a message
+# A storage is polled for messages: often after a message, and then less and less often until the next
+# message.
+MIN_POLL_INTERVAL = 0.002  # minimum seconds between polls
+SLOW_STORAGE_POLL_INTERVAL = 0.01  # seconds before the first poll after a message if the storage is slow
+POLL_INTERVAL_GROWTH = 1.2  # factor by which the interval grows with each poll that finds no message
 MAX_POLL_INTERVAL = 1.0  # maximum seconds between polls
-N_POLLS_PER_MESSAGE = 25  # from SLOW_STORAGE_POLL_INTERVAL to MAX_POLL_INTERVAL: log(1 / 0.01) / log(1.2)
-HEARTBEAT_SECONDS = 5.0  # seconds between heartbeats; after OUTAGE_SECONDS without one, an end is lost
-# Pattern of the version of the protocol and the fields of a `ReplyKey`.
+
+# An estimate of the additional polls after each message, for the cost of requests. After about 25 polls, the
+# interval has grown from 0.01 s to 1 s again: log(1 / 0.01) / log(1.2).
+N_POLLS_PER_MESSAGE = 25
+# Seconds between two heartbeats of a driver or worker. Without a heartbeat for OUTAGE_SECONDS, it counts as
+# lost.
+HEARTBEAT_SECONDS = 5.0
+
+# Pattern of the last part of a reply's key: the protocol version and the fields of a `ReplyKey`.
 REPLY_NAME = re.compile(r"v\d+-\d+(-\d+)*", re.ASCII)
 
 
 def compute_next_poll_interval(previous_interval: float, poll_seconds: float) -> float:
-    """Return the seconds to wait before the next poll. They grow with each poll without a message.
+    """Return how many seconds to wait before the storage is polled for messages again.
+
+    The interval grows with each poll that finds no message, and is longer for a slow storage.
 
     Parameters
     ----------
     previous_interval : float
-        The previous value, in seconds; 0.0 after a message.
+        The previous result of this function, or 0.0 if the latest poll has found a message.
     poll_seconds : float
-        How long the latest poll took: a slow storage is polled less often.
+        How long the latest poll took, in seconds.
 
     Examples
     --------
@@ -62,16 +72,16 @@ def compute_next_poll_interval(previous_interval: float, poll_seconds: float) ->
 
 
 class QueuedMessage(NamedTuple):
-    """A message that its worker has not acknowledged.
+    """A message to a worker that the worker has not acknowledged yet.
 
     Attributes
     ----------
     sequence_number : int
-        The number of the message among those to this worker, from 1 on.
+        The number of the message. The messages to a worker are numbered from 1 on.
     frame : bytes
-        The message as `encode_frame` writes it, without its data.
+        The message without its data, as encoded by `encode_frame`.
     digest : bytes or None
-        The digest under which the data are stored; None if the message has no data.
+        The digest of the data, under which they are stored separately. None if the message has no data.
     """
 
     sequence_number: int
@@ -80,17 +90,19 @@ class QueuedMessage(NamedTuple):
 
 
 class Mailbox(NamedTuple):
-    """The content of the object that all workers read.
+    """The messages from a driver to its workers, as the content of a single object in a storage.
+
+    The driver replaces the object when there are new messages. All workers poll it.
 
     Attributes
     ----------
     heartbeat : int
-        A number that changes while the driver is alive.
+        A number that changes periodically while the driver is alive.
     payloads : dict of bytes to bytes
-        The data of messages by their digest, each stored once for all workers. Large data are stored as
-        separate objects instead.
+        The data of the messages by their digest, so that data for several workers are stored only once. Large
+        data are stored as separate objects instead.
     messages : dict of int to list of QueuedMessage
-        The unacknowledged messages of each worker, by its id.
+        The messages to each worker that it has not acknowledged yet, by the id of the worker.
     """
 
     heartbeat: int
@@ -98,14 +110,17 @@ class Mailbox(NamedTuple):
     messages: dict[int, list[QueuedMessage]]
 
     def encode(self) -> bytes:
-        """Return the version of the protocol and the mailbox as a pickle of builtin types."""
+        """Return the bytes to store: a pickle of the protocol version and the fields, as builtin types."""
         messages = {key: [tuple(entry) for entry in entries] for key, entries in self.messages.items()}
         record = PROTOCOL_VERSION, self.heartbeat, self.payloads, messages
         return pickle.dumps(record, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def decode(cls, data: bytes) -> Mailbox:
-        """Return the mailbox that `encode` wrote; raise ProtocolMismatchError if its version differs."""
+        """Return the mailbox that `encode` has converted to bytes.
+
+        Raises ProtocolMismatchError if the driver uses another version of the protocol.
+        """
         protocol_version, *fields = pickle.loads(data)
         check_protocol_version(protocol_version)
         heartbeat, payloads, messages = fields
@@ -114,33 +129,39 @@ class Mailbox(NamedTuple):
 
 
 class ChannelKeys(NamedTuple):
-    """The keys of the objects of a channel."""
+    """The keys of the objects by which a driver and its workers exchange messages through a storage.
+
+    All keys begin with `prefix`.
+    """
 
     prefix: str
 
     @property
     def mailbox_key(self) -> str:
-        """The key of the mailbox, which the driver deletes when it closes."""
+        """The key of the object with the messages to workers. The driver deletes it at the end."""
         return f"{self.prefix}/orders"
 
     @property
     def reply_prefix(self) -> str:
-        """The prefix of the keys of all replies."""
+        """The prefix of the keys of all messages from workers."""
         return f"{self.prefix}/replies/"
 
     def make_payload_key(self, digest: bytes) -> str:
-        """Return the key under which large data with this digest are stored."""
+        """Return the key under which the large data of a message are stored, given their digest."""
         return f"{self.prefix}/data/{digest.hex()}"
 
     def format_reply_key(self, reply_key: tuple[int, ...]) -> str:
-        """Return the key of a reply with these `ReplyKey` fields, or a key prefix, given the first fields."""
+        """Return the key of a worker's message, given the fields of its `ReplyKey`.
+
+        If only the first fields are given, the result is the common prefix of all keys with these fields.
+        """
         fields = "-".join(f"{field:d}" for field in reply_key)
         return f"{self.reply_prefix}v{PROTOCOL_VERSION}-{fields}"
 
     def parse_reply_key(self, object_key: str) -> ReplyKey | None:
-        """Return the fields in the key of a reply, or None if the object is not a reply.
+        """Return the fields in the key of a worker's message, or None if the object is no such message.
 
-        Raises ProtocolMismatchError for the reply of a worker that uses another version of the protocol.
+        Raises ProtocolMismatchError if the worker uses another version of the protocol.
         """
         match = REPLY_NAME.fullmatch(object_key, len(self.reply_prefix))
         if match is None:
@@ -152,22 +173,25 @@ class ChannelKeys(NamedTuple):
 
 
 class ReplyKey(NamedTuple):
-    """The fields in the key of a reply: its sender, and the messages that the sender has received and sent.
+    """The fields in the key of an object that a worker stores: a message to the driver, or a heartbeat.
+
+    The driver gets these fields by listing keys, without reading the objects.
 
     Attributes
     ----------
     worker_id : int
         The id of the worker. It is the first field in all versions of the protocol.
     instance_id : int
-        A random number that changes if the worker is restarted by its provider.
+        A random number. It changes if the cloud restarts the worker.
     sequence_number : int
-        The number of the object among those of this worker, from 1 on.
+        The number of the object. The objects of a worker are numbered from 1 on.
     last_received : int
-        The number of the latest message that the worker has received; 0 before the first one.
+        The number of the latest message that the worker has received; 0 if it has received none.
     last_sent : int
-        The number of this message, or of the latest message before this heartbeat.
+        The number of this message. For a heartbeat, the number of the latest message before it.
     size : int
-        Bytes of the reply, by which an object that is still being written is recognized; 0 for a heartbeat.
+        The size of the object in bytes, which shows whether it has been written completely. 0 for a
+        heartbeat.
     """
 
     worker_id: int
@@ -179,14 +203,16 @@ class ReplyKey(NamedTuple):
 
 
 class StorageChannel:
-    """The worker's end of a channel in a storage.
+    """A worker's channel to its driver, in which messages are objects in a storage.
+
+    It is used if the worker cannot connect to the driver by a socket.
 
     Parameters
     ----------
     storage : lithops.Storage
-        The storage.
+        The client of the storage.
     bucket, prefix : str
-        Where the objects of the channel are stored.
+        The bucket of the messages, and the prefix of their keys.
     worker_id : int
         The id of this worker.
     """
@@ -195,25 +221,25 @@ class StorageChannel:
         self._storage, self._bucket, self._keys = storage, bucket, ChannelKeys(prefix)
         self._worker_id, self._instance_id = worker_id, int.from_bytes(os.urandom(4), "big")
         self._sequence_numbers = itertools.count(1)
-        self._last_received = self._last_sent = 0  # numbers of the latest messages
-        self._mailbox_bytes, self._mailbox = b"", Mailbox(-1, {}, {})  # as read last, encoded and decoded
+        self._last_received = self._last_sent = 0  # the numbers of the latest messages in both directions
+        self._mailbox_bytes, self._mailbox = b"", Mailbox(-1, {}, {})  # the mailbox, encoded and decoded
         self._polled_at, self._mailbox_changed_at = -1.0, time.monotonic()
-        self._is_registered = False  # whether the mailbox has ever listed this worker
-        self._is_driver_lost = False  # as of the latest read of the mailbox
+        self._is_registered = False  # whether this worker has ever been listed in the mailbox
+        self._is_driver_lost = False  # whether the driver had disconnected at the latest poll
         self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
-        self._poll_interval = 0.0  # seconds before the mailbox is read again
+        self._poll_interval = 0.0  # seconds before the mailbox is polled again
 
     def receive(self, timeout: float | None) -> tuple[list[Message], bool]:
-        """Wait for messages of the driver. Return them, and whether the driver is still connected.
+        """Wait for messages from the driver. Return them, and whether the driver is still connected.
 
-        The driver counts as disconnected once it has deleted the mailbox, has dismissed this worker, or has
-        sent no heartbeat for OUTAGE_SECONDS.
+        The driver counts as disconnected if it has deleted the mailbox (the object with its messages), has
+        removed this worker from it, or has not changed it for OUTAGE_SECONDS.
 
         Parameters
         ----------
         timeout : float or None
-            Seconds to wait for a message; None stands for MAX_POLL_INTERVAL. With 0.0, the mailbox is polled
-            at most every SLOW_STORAGE_POLL_INTERVAL seconds.
+            How many seconds to wait for a message; None for MAX_POLL_INTERVAL. If it is 0.0, the storage is
+            polled at most every SLOW_STORAGE_POLL_INTERVAL seconds.
         """
         messages = list(iter(self._pop_next_unread_message, None))
         now = time.monotonic()
@@ -230,31 +256,40 @@ class StorageChannel:
             time.sleep(min(deadline - finished_at, self._poll_interval))
 
     def send(self, message: Message) -> bool:
-        """Store a message for the driver and return True. Retry transient errors for OUTAGE_SECONDS."""
+        """Send a message to the driver, by storing it as an object. Return True.
+
+        If the storage is unavailable, this is retried for OUTAGE_SECONDS, and then the error is raised.
+        """
         data = encode_frame(message)
         retry_request(lambda: self._put_reply(data, self._last_sent + 1))
         self._last_sent += 1
         return True
 
     def keep_alive(self) -> None:
-        """Poll the mailbox and store a heartbeat for the driver, if one is due."""
+        """Check that the driver is alive, and store a heartbeat that shows that this worker is alive.
+
+        Do nothing if the latest heartbeat is less than HEARTBEAT_SECONDS old. Call this periodically.
+        """
         if time.monotonic() < self._next_heartbeat_at:
             return
         self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         self._poll_mailbox()
         if not self._is_driver_lost:
-            with contextlib.suppress(Exception):  # The next heartbeat may succeed.
+            with contextlib.suppress(Exception):  # If this heartbeat fails, the next one may succeed.
                 self._put_reply(b"", self._last_sent)
 
     def is_peer_closed(self) -> bool:
-        """Return whether the driver had disconnected when the mailbox was read last."""
+        """Return whether the driver had disconnected when the storage was last polled."""
         return self._is_driver_lost
 
     def close(self) -> None:
-        """Do nothing: the channel has no open connection."""
+        """Do nothing, because the channel has no open connection."""
 
     def _poll_mailbox(self) -> None:
-        """Read the mailbox, and update whether the driver has disconnected or dismissed this worker."""
+        """Read the mailbox, the object with the driver's messages.
+
+        Also notice if the driver has disconnected.
+        """
         now = self._polled_at = time.monotonic()
         try:
             mailbox_bytes = bytes(self._storage.get_object(self._bucket, self._keys.mailbox_key))
@@ -264,7 +299,7 @@ class StorageChannel:
                 self._mailbox_changed_at = now
         except ProtocolMismatchError:
             raise
-        except Exception as error:  # A partly written object, or a transient error.
+        except Exception as error:  # The object may be incomplete, or the storage may be unavailable.
             if is_missing_object_error(error):
                 self._is_driver_lost = True
                 self._remove_replies()
@@ -275,7 +310,7 @@ class StorageChannel:
         self._is_driver_lost = is_silent or (self._is_registered and not has_messages)
 
     def _pop_next_unread_message(self) -> Message | None:
-        """Return the next unread message in the mailbox, or None if all are read."""
+        """Return the next unread message of the driver, or None if there is none."""
         messages = self._mailbox.messages.get(self._worker_id, ())
         queued = next((item for item in messages if item.sequence_number > self._last_received), None)
         if queued is None:
@@ -287,21 +322,21 @@ class StorageChannel:
                 payload_key = self._keys.make_payload_key(queued.digest)
                 try:
                     data = bytes(self._storage.get_object(self._bucket, payload_key))
-                except Exception:  # A transient error, or the driver takes this worker for lost.
+                except Exception:  # The storage may be unavailable. Try again at the next poll.
                     return None
             message = message._replace(data=data)
         self._last_received, self._poll_interval = queued.sequence_number, 0.0
         return message
 
     def _remove_replies(self) -> None:
-        """Delete the replies of this worker, which the driver will not delete as it has closed."""
+        """Delete the messages of this worker. Call this when the driver is gone and cannot do so itself."""
         prefix = self._keys.format_reply_key((self._worker_id, self._instance_id)) + "-"
-        with contextlib.suppress(Exception):  # The next poll tries again.
+        with contextlib.suppress(Exception):  # If the storage is unavailable, the next poll tries again.
             if keys := self._storage.list_keys(self._bucket, prefix):
                 self._storage.delete_objects(self._bucket, keys)
 
     def _put_reply(self, data: bytes, last_sent: int) -> None:
-        """Store an encoded message, or a heartbeat if `data` is empty, as a new object."""
+        """Store an encoded message as a new object. If `data` is empty, the object is a heartbeat."""
         identity = self._worker_id, self._instance_id, next(self._sequence_numbers)
         reply_key = ReplyKey(*identity, self._last_received, last_sent, len(data))
         self._storage.put_object(self._bucket, self._keys.format_reply_key(reply_key), data)

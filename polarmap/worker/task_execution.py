@@ -1,7 +1,7 @@
-"""Run a task on a worker: read its block, call f with it, and store the result or send it to the driver.
+"""Run a task on a worker: read its data block, call the user's function f, and store or send the result.
 
-`run_task` does this for every kind of worker. A `TaskIO` provides f and the block, and reads and writes what
-is stored. Imports numpy at most.
+`run_task` does this for every kind of worker. A `TaskIO` object provides f and the block, and accesses stored
+data. Imports numpy at most.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ from polarmap.worker.task_records import (
     to_plain_tuple,
 )
 
-SAMPLE_SIZE = 256  # number of entries of a stored result that are sent to the driver
+SAMPLE_SIZE = 256  # number of entries of a result that are sent to the driver if the result itself is stored
 
 
 class TaskIO:
-    """The inputs and outputs of tasks, with a subclass for each kind of worker.
+    """The base class of objects that load the inputs of a task and access stored data.
+
+    There is a subclass for each kind of worker.
 
     Attributes
     ----------
     job_id : int
         The id of the job that the task belongs to; -1 if the worker serves only one job.
     storage : lithops.Storage or None
-        The storage of buckets; None if no storage is used.
+        The client for buckets; None if the task uses no buckets.
     """
 
     job_id = -1
@@ -59,35 +61,45 @@ class TaskIO:
         self.storage = storage
 
     def load_inputs(self, request: TaskRequest) -> tuple[Callable[[Any], Any], Any]:
-        """Return f and the block of a task."""
+        """Return the user's function, and the data block to call it with."""
         raise NotImplementedError
 
     def receive_pending(self) -> None:
-        """Read the messages that the driver has sent. The default does nothing."""
+        """Read the messages that the driver has sent. By default, this does nothing."""
 
     def is_cancelled(self) -> bool:
-        """Return whether the task is known to be cancelled."""
+        """Return whether the driver has cancelled the task."""
         raise NotImplementedError
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """Return a reply as it is sent with the bytes of its result."""
+        """Return the reply in the form in which it is sent to the driver. The result's bytes are separate."""
         return pickle_value((reply.error and to_plain_tuple(reply.error), *reply[1:]))
 
     def read_segment(self, location: Location, segment: Segment) -> Any:
-        """Return the bytes of a segment; raise DamagedError if they differ from the stored ones."""
+        """Return the verified and decrypted bytes of a segment (a byte range of a stored object).
+
+        Raises DamagedError if bytes are missing or have changed since they were written.
+        """
         return read_segment(location, segment, partial(location.read, access=self))
 
     def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
-        """Request a segment from the driver and return its stored bytes."""
+        """Request a segment (a byte range of a stored object) from the driver, and return its bytes."""
         raise NotImplementedError("the driver of this task answers no requests")
 
     def write_array(self, location: Location, key: str, data: Any, segment_bytes: int) -> list[Segment]:
-        """Store an array as an object and return its segments, of `segment_bytes` bytes each but the last."""
+        """Store the bytes of an array as an object, and return its segments.
+
+        A segment is a byte range that is read and verified separately. Each has `segment_bytes` bytes, except
+        the last one.
+        """
         return write_segments(location, key, data, segment_bytes, partial(location.write, access=self))
 
 
 def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
-    """Run a task and return its reply, or None if it was cancelled."""
+    """Run a task, and return the reply for the driver, or None if the task was cancelled.
+
+    The reply contains the result. If the task raises an exception, the reply contains the exception.
+    """
     started_at = time.time()
 
     def encode_reply(reply: TaskReply, data: Any = b"") -> Message:
@@ -103,7 +115,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             if n_data_rows
             else compute_result(f, block, fault)
         )
-        del f, block  # Free their memory before the result is stored or sent.
+        del f, block  # The memory of the inputs can be freed before the result is stored or sent.
         if request.output is not None:
             task_io.receive_pending()
             if task_io.is_cancelled():
@@ -111,7 +123,9 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             layout = result.layout
             result, segments = store_result(result, request, request.output, task_io)
             task_io.receive_pending()
-            if task_io.is_cancelled():  # The driver has deleted objects already: delete these, too.
+            # A driver that cancels a task deletes its stored results. It may have missed the ones just
+            # written.
+            if task_io.is_cancelled():
                 request.output.location.delete({segment.key for segment in segments}, task_io)
                 return None
             result_ref = layout, to_plain_tuple(segments)
@@ -123,7 +137,10 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
 
 
 def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = None) -> PackedTree:
-    """Return f of a block, packed, after injecting a fault."""
+    """Call the user's function with a block, and return the result in the form in which it is sent.
+
+    For tests, a `fault` can be injected, such as a crash of the process.
+    """
     fault_kind, pid = fault and fault.kind, os.getpid()
     if fault is not None and fault_kind == "sleep":
         time.sleep(fault.seconds)
@@ -136,7 +153,8 @@ def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = No
     try:
         result = f(block)
     finally:
-        if os.getpid() != pid:  # f has forked this process: only the parent replies.
+        # If the user's function has forked this process, only the parent process sends a reply.
+        if os.getpid() != pid:
             os._exit(0)
     packed_result = pack_tree(result)
     return corrupt_result(packed_result) if fault_kind == "garbage" else packed_result
@@ -145,11 +163,25 @@ def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = No
 def compute_with_and_without_padding(
     f: Callable[[Any], Any], block: Any, n_data_rows: int, fault: Fault | None
 ) -> PackedTree:
-    """Call f with a zero-padded block and with its first `n_data_rows` rows; pack both results together."""
-    # Only the result without padding is one that the user has asked for; its arrays come last. If f raises an
-    # exception because of the padding, the other result has no arrays and no structure.
+    """Call the user's function twice: with a block that ends with rows of zeros, and without these rows.
+
+    The code needs the result of the padded block, and the user expects the other one. Return both results
+    together. If the function fails only because of the padding, the padded result is empty.
+
+    Parameters
+    ----------
+    f : callable
+        The user's function.
+    block : object
+        The padded block.
+    n_data_rows : int
+        The number of rows without the padding.
+    fault : Fault or None
+        A fault to inject for tests.
+    """
     leaves, structure = flatten(block)
-    leaves[-1] = leaves[-1][: n_data_rows + (len(leaves) > 1)]  # The last array of sparse rows is `indptr`.
+    # The last array of a sparse block is `indptr`, which has one more entry than the block has rows.
+    leaves[-1] = leaves[-1][: n_data_rows + (len(leaves) > 1)]
     unpadded = compute_result(f, unflatten(structure, [leaf.copy() for leaf in leaves]), fault)
     padded = PackedTree((), (), b"")
     with suppress(Exception):
@@ -160,7 +192,7 @@ def compute_with_and_without_padding(
 
 
 def corrupt_result(result: PackedTree) -> PackedTree:
-    """Return a result with the same layout and different bytes."""
+    """Return a wrong result, which has the same dtypes and shapes. Used to simulate a faulty worker."""
     return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
 
 
@@ -170,9 +202,12 @@ def corrupt_result(result: PackedTree) -> PackedTree:
 def store_result(
     result: PackedTree, request: TaskRequest, output: OutputSpec, task_io: TaskIO
 ) -> tuple[PackedTree, tuple[Segment, ...]]:
-    """Store each array of a result as an object, and return a sample of it and its segments."""
-    # The sample is the same linear function of every result, so that linearity can be verified on samples.
-    # The structure of the sample contains that of the result.
+    """Store each array of a result as an object.
+
+    Return a small sample of the arrays, which is sent to the driver, and the stored segments (byte ranges).
+    """
+    # The samples of all tasks contain the same entries. The driver can therefore check on the samples whether
+    # the user's function is linear.
     _check_plain_arrays(result, output.n_arrays)
     segments: list[Segment] = []
     samples = []
@@ -188,7 +223,7 @@ def store_result(
 
 
 def sample_evenly(array: Any, max_items: int = SAMPLE_SIZE) -> Any:
-    """Return at most `max_items` entries of an array, evenly spaced.
+    """Return at most `max_items` entries of an array, at evenly spaced positions.
 
     >>> sample_evenly(np.arange(100), 4).tolist()
     [0, 33, 66, 99]
@@ -198,7 +233,7 @@ def sample_evenly(array: Any, max_items: int = SAMPLE_SIZE) -> Any:
 
 
 def _check_plain_arrays(result: PackedTree, n_arrays: int) -> None:
-    """Raise TypeError unless a result consists of `n_arrays` plain arrays."""
+    """Raise TypeError if a result does not consist of `n_arrays` plain arrays, and so cannot be stored."""
     if len(result.layout) != n_arrays:
         raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
     if n_arrays == 1 and len(result.structure) > 1:

@@ -1,8 +1,8 @@
-"""Functions that workers call with a block where f does not take the block itself, and matrix products.
+"""Functions that workers call with a data block if the user's function f does not take the block itself.
 
-They convert a block to the argument of f: any pickled value, sparse rows, or several parts whose results are
-added up. Products of matrix blocks are module-level functions, which `functools.partial` pickles by name.
-Runs on workers: imports numpy. Tasks on sparse rows also import scipy.
+Some of them convert the block to arguments of f: any pickled values, sparse rows, or several parts whose
+results are added up. Others compute matrix products. The latter are module-level functions, so that they are
+pickled by name. Runs on workers: imports numpy. Tasks on sparse rows also import scipy.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from polarmap.worker.pickled_values import (
 from polarmap.worker.pytree import PackedTree, Structure, describe_type, flatten, unflatten
 from polarmap.worker.task_records import describe_error, to_plain_tuple
 
-MAX_BATCH_SECONDS = 0.1  # seconds after which a worker leaves the rest of a batch to other workers
-SORT_BENCHMARK_SIZE = 20_000  # numbers that a task sorts if it only measures task times
+# If the first items of a batch take longer than this many seconds, the other items are left to other workers.
+MAX_BATCH_SECONDS = 0.1
+SORT_BENCHMARK_SIZE = 20_000  # size of the array that a benchmark task sorts
 
 Array = npt.NDArray[Any]
 
 
 def make_weighted_sum_task(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return the function of a block that computes the weighted sum of f over its parts.
+    """Return a task function that computes a weighted sum of results of f.
 
-    A block is a pair of an array of coefficients and a sequence with as many parts.
+    The task function takes a pair of an array of coefficients and a sequence of equally many parts. It calls
+    f with each part, and adds up the results, multiplied by the coefficients.
     """
 
     def sum_weighted_results(block: Any) -> Any:
@@ -60,17 +62,17 @@ def make_weighted_sum_task(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def make_csr_task(f: Callable[[Any], Any], matrix_class: type, n_columns: int) -> Callable[[Any], Any]:
-    """Return the function of a block that calls f with sparse rows.
+    """Return a task function that calls f with a sparse matrix.
 
-    A block holds the arrays data, indices and indptr of the CSR form of the rows. The function is a closure,
-    so that the modules of f are sent with it.
+    The task function takes the three arrays of the matrix in CSR format: data, indices and indptr. It is a
+    closure, so that the modules that f uses are sent to workers with it.
 
     Parameters
     ----------
     f : callable
-        Called with a sparse matrix.
+        The user's function, which is called with a sparse matrix.
     matrix_class : type
-        `csr_array` or `csr_matrix` of scipy.
+        The class of the matrix, `scipy.sparse.csr_array` or `csr_matrix`.
     n_columns : int
         The number of columns of the matrix.
     """
@@ -82,14 +84,14 @@ def make_csr_task(f: Callable[[Any], Any], matrix_class: type, n_columns: int) -
 
 
 def build_csr_matrix(csr_arrays: Sequence[Array], matrix_class: type, n_columns: int) -> Any:
-    """Return the sparse matrix with these data, indices and indptr, and `n_columns` columns.
+    """Return a sparse matrix in CSR format, given its arrays (data, indices, indptr) and number of columns.
 
     >>> from scipy.sparse import csr_array
     >>> block = np.array([5.0, 7.0]), np.array([1, 0]), np.array([0, 1, 1, 2])
     >>> build_csr_matrix(block, csr_array, 2).toarray().tolist()
     [[0.0, 5.0], [0.0, 0.0], [7.0, 0.0]]
     """
-    # Compiled code may require aligned arrays, and arrays in received bytes need not be aligned.
+    # Received arrays may not be aligned in memory, as compiled code of scipy may require. If so, copy them.
     data, indices, indptr = (np.require(array, requirements="A") for array in csr_arrays)
     return matrix_class((data, indices, indptr), shape=(len(indptr) - 1, n_columns))
 
@@ -103,25 +105,26 @@ def make_call_task(
     may_stop_early: bool = True,
     referenced_objects: Sequence[Any] = (),
 ) -> Callable[[Any], PackedTree]:
-    """Return the function of a block that calls f with the items in the block, and pickles the results.
+    """Return a task function that calls f with each item of a block, and pickles the results.
 
-    The function is a closure, so that the modules of f are sent with it.
+    It is a closure, so that the modules that f uses are sent to workers with it.
 
     Parameters
     ----------
     f : callable
-        Called with each item.
+        The user's function, which is called with each item.
     star : bool
-        Whether an item is a tuple of arguments of f, rather than its first argument.
+        Whether an item is a tuple of positional arguments, as for `itertools.starmap`, instead of a single
+        argument.
     args, kwargs : sequence and dict, optional
         Further arguments of each call.
     unpickle_blocks : bool
-        Whether a block is an array that `pickle_to_array` has returned or, if its dtype is int8, a pickle of
-        several items. If False, the block itself is the item.
+        Whether blocks are pickled: a block of dtype int8 is a pickle of several items, and any other block is
+        a single item, pickled by `pickle_to_array`. If False, the block itself is the only item.
     may_stop_early : bool
-        Whether the last items of a batch are left to other workers if the first ones take long.
+        Whether to leave the last items of a block to other workers if the first ones take long.
     referenced_objects : sequence
-        Classes and functions that items refer to. The state of their modules is sent with f.
+        Classes and functions that the items refer to. The state of their modules is sent with f.
 
     Examples
     --------
@@ -156,12 +159,13 @@ def make_call_task(
 
 
 def execute_pickled_call(block: Array) -> PackedTree:
-    """Run the call, or the batch of calls, that a block contains, and return the pickled results.
+    """Execute the function call, or the batch of calls, that a block contains. Return the pickled results.
 
-    A block of dtype uint8 is an array of `pickle_to_array` with a function, its arguments and its keyword
-    arguments. A block of dtype int8 is the pickle of a function of one argument and a list of pickled
-    arguments; if there are several, the result is that of `execute_batch`. In both, the function may be given
-    as bytes of `pickle_to_array` or as the path of a file of them.
+    A block of dtype uint8 contains a single call: a function, a tuple of arguments and a dict of keyword
+    arguments, pickled by `pickle_to_array`. A block of dtype int8 contains several calls of one function: it
+    is the pickle of the function and a list of pickled arguments. Several calls are run by `execute_batch`.
+    In both cases, the function may be pickled by `pickle_to_array`, or be the path of a file with such a
+    pickle.
 
     >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> packed = execute_pickled_call(pickle_to_array((divmod, (7, 2), {})))
@@ -190,9 +194,9 @@ def execute_batch(
 ) -> PackedTree:
     """Call f with each item of a batch, and return the results and errors, pickled.
 
-    With `may_stop_early`, no further item is started after MAX_BATCH_SECONDS. The pickled value is a pair: a
-    list with the result of each item that was started, in the form that `unpickle_item` reads, and a dict
-    from the positions of failed items to their errors as plain tuples.
+    If `may_stop_early` is true, no further item is started after MAX_BATCH_SECONDS. The pickled value is a
+    pair. Its first item is a list with the result of each item that was started, pickled by `pickle_each`.
+    Its second item is a dict from the positions of failed items to their errors, as plain tuples.
 
     >>> data = execute_batch(abs, [pickle.dumps(-3), pickle.dumps("x")]).data
     >>> (three, _), errors = unpickle_array(np.frombuffer(data, np.uint8))
@@ -210,7 +214,7 @@ def execute_batch(
             except BaseException as error:
                 errors[index] = to_plain_tuple(describe_error(error))
             yield result
-            # Leave the rest to other workers, or to the parent if f has forked this process.
+            # Leave the other items to other workers. If f has forked this process, the parent runs them.
             if time.monotonic() > deadline or os.getpid() != original_pid:
                 break
 
@@ -222,7 +226,7 @@ def execute_batch(
 
 
 def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Return the results of several calls of f, so that one task can run them.
+    """Call f with each tuple of arguments, and return the results. This lets one task run several calls.
 
     >>> call_each(pow, [(2, 3), (3, 2)])
     [8, 9]
@@ -231,7 +235,9 @@ def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]])
 
 
 def sort_repeatedly(n_repeats: int, block: Any) -> float:
-    """Sort the same numbers `n_repeats` times and ignore the block: a benchmark task for one core.
+    """Keep one core busy, as a benchmark task: sort the same numbers `n_repeats` times.
+
+    The block is ignored.
 
     >>> sort_repeatedly(2, None)
     0.0
@@ -243,11 +249,12 @@ def sort_repeatedly(n_repeats: int, block: Any) -> float:
 
 
 def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block: Any) -> Array:
-    """Return `block @ operand` in `dtype`, for a dense or a sparse block.
+    """Return the matrix product `block @ operand` in `dtype`, for a dense or a sparse block.
 
-    Integers wrap in `dtype` even if a parity block has a wider dtype than the data, because equations modulo
-    2^64 also hold modulo smaller powers of two. For real products, a parity block of uint64 is read as int64,
-    which can hold its values: `check_parity_fits_int64` has verified that.
+    The product of integers is computed in `dtype`, even if a parity block has a wider dtype. It may overflow:
+    the equations between blocks hold modulo 2^64, and so also modulo smaller powers of two. For real
+    products, a parity block of dtype uint64 is interpreted as int64, as `check_parity_fits_int64` has
+    verified that its values fit.
 
     >>> multiply_block(np.array([1.0, 2.0]), np.dtype(float), False, np.eye(2)).tolist()
     [1.0, 2.0]
@@ -258,23 +265,24 @@ def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block:
     values = values.astype(dtype, copy=False)
     if not is_sparse:
         return np.asarray(values @ operand)
-    block.data = values  # The arrays may be cached, but the matrix object was created for this task.
+    # The sparse matrix was created for this task, so it may be modified. Only its arrays may be in the cache.
+    block.data = values
     return np.asarray(block @ operand.astype(dtype, copy=False))
 
 
 def multiply_block_pair(dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
-    """Return the product A_i B_j, given A_i and the transpose of B_j."""
+    """Return a block of a matrix product: A_i B_j, given the pair of A_i and the transpose of B_j."""
     return np.matmul(block_pair[0], block_pair[1].T, dtype=dtype, casting="unsafe")  # type: ignore[no-any-return]
 
 
 def compute_gram_block(weights: Array | None, dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
-    """Return the block A_i^H diag(weights) A_j of a Gram matrix, given the transposes of A_i and A_j.
+    """Return a block of a weighted Gram matrix: A_i^H diag(weights) A_j.
 
     Parameters
     ----------
     weights : array or None
-        Weights of the rows; None stands for ones. With weights of shape (rows, m), the result contains m
-        matrices along its last axis.
+        The weight of each row; None for no weights. If its shape is (rows, m), the result contains m matrices
+        along its last axis, one for each column of weights.
     dtype : numpy.dtype
         The dtype of the result.
     block_pair : tuple of array

@@ -1,8 +1,8 @@
 """Records that drivers and workers send each other, and their serialization as plain tuples.
 
-`TaskRequest` describes an attempt, `BlockRef` its block, and `TaskReply` its result or error. They are
-sent as plain tuples, so that a process without polarmap can unpickle them. Runs on workers too: imports numpy
-at most.
+`TaskRequest` describes an attempt (one run of a task), `BlockRef` its data block, and `TaskReply` its result
+or error. They are sent as plain tuples, so that a process without polarmap can unpickle them. Runs on workers
+too: imports numpy at most.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from polarmap.worker.locations import Location, location_from_fields
 from polarmap.worker.pytree import Layout, Structure
 from polarmap.worker.segments import Segment
 
-MAX_ERROR_CHARACTERS = 10_000  # maximum length of an error message, and of its traceback, in a reply
+MAX_ERROR_CHARACTERS = 10_000  # maximum length of an error message, and of a traceback, in a worker's reply
 
 
 class Record(Protocol):
-    """A named tuple that `from_tuple` restores from the result of `to_plain_tuple`."""
+    """The interface of named tuples that are sent as plain tuples. `from_tuple` reverses `to_plain_tuple`."""
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> Self: ...
@@ -31,19 +31,25 @@ R = TypeVar("R", bound=Record)
 
 
 def encode_record(record: Record) -> bytes:
-    """Return a record as bytes for a message to a worker, which needs no polarmap to unpickle them."""
+    """Pickle a record to send it to a worker. polarmap need not be installed there to unpickle it."""
     return pickle.dumps(to_plain_tuple(record), pickle.HIGHEST_PROTOCOL)
 
 
 def decode_record(record_class: type[R], data: bytes | bytearray) -> R:
-    """Return the record that `encode_record` wrote. Pass bytes of the driver only: they are unpickled."""
+    """Restore a record that `encode_record` has pickled.
+
+    Unpickling can run any code, so `data` must come from the driver.
+    """
     return record_class.from_tuple(pickle.loads(data))
 
 
 def to_plain_tuple(record: Any) -> Any:
-    """Return a record with its named tuples and locations as plain tuples, which any process can unpickle."""
-    # Named tuples of the user, which may be keys in a structure, are not converted. An exception is pickled
-    # separately, so that the rest of the record can be read even if the exception cannot be unpickled.
+    """Convert a record to a plain tuple, so that a process without polarmap can unpickle it.
+
+    Named tuples and locations in the record are converted, too.
+    """
+    # Named tuples of the user, such as keys of a dict, are not converted. An exception is pickled separately,
+    # so that the driver can read the rest of the record even if it cannot unpickle the exception.
     if type(record) is ErrorInfo:
         return (*record[:3], _pickle_if_possible(record.exception))
     if isinstance(record, Location):
@@ -58,18 +64,18 @@ def to_plain_tuple(record: Any) -> Any:
 
 
 class BlockRef(NamedTuple):
-    """A reference to a block: the location of its segments, or the bytes themselves.
+    """A reference to a data block, by which a worker loads the block.
 
     Attributes
     ----------
     location : Location
-        Where the segments are stored.
+        Where the block is stored.
     segments : tuple of Segment
-        Their concatenated bytes are the block. Empty if the block has `data`.
+        The stored byte ranges that, concatenated, are the bytes of the block. Empty if `data` is given.
     layout : tuple
         The dtype and shape of each array of the block.
     data : bytes or None
-        The bytes of a block that is sent with its task; None for any other block.
+        The bytes of the block itself; None if the block is stored.
     """
 
     location: Location
@@ -79,35 +85,36 @@ class BlockRef(NamedTuple):
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> BlockRef:
-        """Return the reference that `to_plain_tuple` has converted."""
+        """Restore a reference from the plain tuple that `to_plain_tuple` has returned."""
         location, segments, *rest = fields
         return cls(location_from_fields(location), tuple([Segment(*segment) for segment in segments]), *rest)
 
 
 class FaultKind(StrEnum):
-    """The kinds of faults that can be injected."""
+    """The kinds of faults that can be injected into a task, to simulate slow and failing workers."""
 
-    SLEEP = "sleep"  # the task sleeps before it computes
-    RAISE = "raise"  # the task raises an exception
-    EXIT = "exit"  # the process of the task ends itself
-    KILL = "kill"  # the process of the task is killed by SIGKILL
-    GARBAGE = "garbage"  # the result is wrong
+    SLEEP = "sleep"  # The task sleeps before it computes.
+    RAISE = "raise"  # The task raises an exception.
+    EXIT = "exit"  # The process that runs the task exits.
+    KILL = "kill"  # The process that runs the task is killed by SIGKILL.
+    GARBAGE = "garbage"  # The task returns a wrong result.
 
 
 FAULT_KINDS = tuple(FaultKind)
 
 
 class Fault(NamedTuple):
-    """A fault to inject into a task: for tests, demonstrations and benchmarks.
+    """A fault to inject into a task, to simulate a slow or failing worker in tests and benchmarks.
 
     Attributes
     ----------
     kind : str
-        "sleep" (for `seconds`), "raise", "exit", "kill" (SIGKILL) or "garbage" (a wrong result).
+        "sleep", "raise" (raise an exception), "exit" (exit the process), "kill" (kill the process by SIGKILL)
+        or "garbage" (return a wrong result).
     seconds : float
-        How long the task sleeps before it computes, for "sleep".
+        How long the task sleeps if the kind is "sleep".
     attempts : int
-        The number of attempts of the task into which the fault is injected.
+        The number of attempts of the task that have this fault. Later attempts run normally.
     """
 
     kind: str
@@ -116,19 +123,21 @@ class Fault(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """Where tasks store their results. Only a sample of a stored result is sent to the driver.
+    """The place where tasks store their results, if results are not sent to the driver.
+
+    The driver then receives only a small sample of each result.
 
     Attributes
     ----------
     location : Location
-        A folder or bucket.
+        The folder or bucket in which results are stored.
     prefix : str
-        Prefix of the keys: array i of a result is stored as the object `prefix/task-attempt/i`.
+        The prefix of the keys. Array i of a result is stored under the key `prefix/task-attempt/i`.
     max_segment_items : int
-        Maximum number of items in a segment. Counting items instead of bytes divides results of different
-        dtypes alike. A segment holds items of one array only.
+        The maximum number of array entries in a segment (a byte range that is read separately). As entries
+        are counted instead of bytes, results with different dtypes are divided in the same way.
     n_arrays : int
-        The number of arrays of a result.
+        The number of arrays of each result.
     """
 
     location: Location
@@ -138,32 +147,36 @@ class OutputSpec(NamedTuple):
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> OutputSpec:
-        """Return the specification that `to_plain_tuple` has converted."""
+        """Restore a specification from the plain tuple that `to_plain_tuple` has returned."""
         location, *rest = fields
         return cls(location_from_fields(location), *rest)
 
     def make_object_key(self, task: int, attempt: int, array_index: int) -> str:
-        """Return the key under which an attempt stores one array of its result."""
+        """Return the key under which one run of a task stores an array of its result."""
         return f"{self.prefix}/{task}-{attempt}/{array_index}"
 
 
 class JobHeader(NamedTuple):
-    """The header of a JOB message: everything that the tasks of a job have in common, except f.
+    """The settings that all tasks of a job have in common, as the header of a JOB message.
+
+    The driver sends a JOB message to a worker before the first task of the job.
 
     Attributes
     ----------
     result_folders : list of str
-        Folders for large results; empty if driver and worker share no folder.
+        Folders in which the worker can pass large results to the driver. Empty if they share no folder.
     output : OutputSpec or None
-        Where tasks store their results. None: results are sent to the driver.
+        Where tasks store their results; None if results are sent to the driver.
     encryption : tuple or None
-        The fields of an `Encryption`; None if replies are not encrypted.
+        The fields of an `Encryption` for replies; None if replies are not encrypted.
     environment : bytes
-        The pickled fields of a `ProcessEnvironment`; empty to keep that of the worker.
+        The working directory, `sys.path` and variables of the driver, as the pickled fields of a
+        `ProcessEnvironment`. Empty if the worker keeps its own.
     block_set_id : int or None
-        The id of the set of blocks with which cached bytes are evicted. None: until room is needed.
+        The id of the set of blocks (the blocks of one data set) that the job uses. The worker removes its
+        blocks from the cache when the set no longer exists. None: it removes them only to make room.
     live_block_set_ids : list of int
-        The ids of all sets of blocks that the driver still has.
+        The ids of all sets of blocks that still exist on the driver.
     """
 
     result_folders: list[str]
@@ -175,31 +188,34 @@ class JobHeader(NamedTuple):
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> JobHeader:
-        """Return the header that `to_plain_tuple` has converted."""
+        """Restore a header from the plain tuple that `to_plain_tuple` has returned."""
         result_folders, output, *rest = fields
         return cls(result_folders, output and OutputSpec.from_tuple(output), *rest)
 
 
 class TaskOptions(NamedTuple):
-    """The data of a TASK message, which are empty if both fields are None. See `TaskRequest`."""
+    """Options of a task that are rarely used: the fields `fault` and `n_data_rows` of a `TaskRequest`.
+
+    They are the data of a TASK message, which are empty if both fields are None.
+    """
 
     fault: Fault | None
     n_data_rows: int | None
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> TaskOptions:
-        """Return the options that `to_plain_tuple` has converted."""
+        """Restore options from the plain tuple that `to_plain_tuple` has returned."""
         fault, n_data_rows = fields
         return cls(fault and Fault(*fault), n_data_rows)
 
 
 class ResultFileRef(NamedTuple):
-    """The data of a reply whose result is in a file.
+    """A reference to a file with a large result, which a worker sends to the driver instead of the result.
 
     Attributes
     ----------
     folder_index : int
-        The index of the folder in the `result_folders` of the job.
+        The index of the folder in `JobHeader.result_folders`.
     file_name : str
         The name of the file in that folder.
     """
@@ -208,27 +224,27 @@ class ResultFileRef(NamedTuple):
     file_name: str
 
     def encode(self) -> bytes:
-        """Return the reference as text, which the driver can parse without unpickling."""
+        """Return the reference as encoded text, because the driver does not unpickle it."""
         return f"{self.folder_index}/{self.file_name}".encode()
 
     @classmethod
     def decode(cls, data: bytes) -> ResultFileRef:
-        """Return the reference that `encode` wrote; raise ValueError for anything else."""
+        """Return the reference that `encode` has encoded. Raises ValueError for any other bytes."""
         folder_index, file_name = data.decode().split("/")
         return cls(int(folder_index), file_name)
 
 
 class WorkerIdentity(NamedTuple):
-    """The data of a HELLO message: where a worker runs.
+    """The machine and the name of a worker, which it sends to the driver in its first message.
 
     Attributes
     ----------
     machine : str
-        The address by which the cluster engine identifies the machine; empty if it has none.
+        The address by which the cluster (Dask or Ray) identifies the machine; empty if there is none.
     host : str
         The host name of the machine.
     label : str
-        The name of the worker in the cluster engine.
+        The name of the worker in the cluster.
     """
 
     machine: str = ""
@@ -236,24 +252,24 @@ class WorkerIdentity(NamedTuple):
     label: str = ""
 
     def encode(self) -> bytes:
-        """Return the fields as lines of text, which the driver can parse without unpickling."""
+        """Return the fields as encoded lines of text, because the driver does not unpickle them."""
         return "\n".join(self).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> WorkerIdentity:
-        """Return the identity that `encode` wrote. Missing lines become empty fields."""
+        """Return the identity that `encode` has encoded. Missing lines become empty fields."""
         return cls(*data.decode(errors="replace").split("\n", 2))
 
 
 class ResultRef(NamedTuple):
-    """A reference to a result that is stored.
+    """A reference to a result that a task has stored.
 
     Attributes
     ----------
     layout : tuple
-        The dtype and shape of each of its arrays.
+        The dtype and shape of each array of the result.
     segments : tuple of Segment
-        Their concatenated bytes are the bytes of the arrays.
+        The stored byte ranges that, concatenated, are the bytes of the arrays.
     """
 
     layout: tuple[tuple[str, tuple[int, ...]], ...]
@@ -261,22 +277,23 @@ class ResultRef(NamedTuple):
 
 
 class TaskRequest(NamedTuple):
-    """The description of one attempt of a task, a few hundred bytes when it is sent to a worker.
+    """A request to run a task once. It takes a few hundred bytes when it is sent to a worker.
 
     Attributes
     ----------
     task, attempt : int
-        The index of the task, and the number of the attempt, from 0 on.
+        The index of the task, and the number of the attempt: 0 for the first run, 1 for the first retry, ...
     block_ref : BlockRef or None
-        The block to read; None if the block itself is sent with the request.
+        The reference to the data block of the task; None if the block itself is sent with the request.
     fault : Fault or None
-        The fault to inject into this attempt.
+        A fault to inject into this attempt, for tests.
     output : OutputSpec or None
         Where to store the result; None to send it to the driver.
     encryption : tuple or None
-        The fields of an `Encryption` for the reply; None for no encryption.
+        The fields of an `Encryption` for the reply; None if the reply is not encrypted.
     n_data_rows : int or None
-        The number of rows before the padding, if f is also to be called without the padding.
+        If the block is padded with rows of zeros, the number of rows before the padding. The user's function
+        is then also called without the padding. None: it is called once, with the whole block.
     """
 
     task: int
@@ -289,14 +306,22 @@ class TaskRequest(NamedTuple):
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> TaskRequest:
-        """Return the request that `to_plain_tuple` has converted."""
+        """Restore a request from the plain tuple that `to_plain_tuple` has returned."""
         task, attempt, block, fault, output, *rest = fields
         block, fault = block and BlockRef.from_tuple(block), fault and Fault(*fault)
         return cls(task, attempt, block, fault, output and OutputSpec.from_tuple(output), *rest)
 
 
 class ErrorInfo(NamedTuple):
-    """An exception as text, and the exception itself: pickled in a reply, None if it cannot be pickled."""
+    """A description of an exception that a task has raised.
+
+    Attributes
+    ----------
+    type, message, traceback : str
+        The exception as text.
+    exception : exception, bytes or None
+        The exception itself. In a reply, it is pickled, or None if it cannot be pickled.
+    """
 
     type: str
     message: str
@@ -305,24 +330,26 @@ class ErrorInfo(NamedTuple):
 
 
 class UnusableWorkerError(Exception):
-    """Raised if a worker fails for a reason other than f: its task is lost, and the worker is replaced."""
+    """Raised if a worker fails, but not because of the user's function. The driver replaces the worker."""
 
 
 class TaskReply(NamedTuple):
-    """The header of a reply: metadata of a result, whose bytes are sent as data, or an error.
+    """The reply of a worker to a task: either an error, or a description of the result.
+
+    The bytes of the result are sent separately. If the result is stored, they are only a sample of it.
 
     Attributes
     ----------
     error : ErrorInfo or None
-        What the task has raised; None if it has returned a result.
+        The exception that the task has raised; None if it has returned a result.
     seconds : float
-        How long the task took on the worker.
+        How long the task took on the worker, in seconds.
     structure, layout : tuple
-        The structure and layout of the data: of the result, or of a sample of a stored result.
+        How the arrays in the sent bytes are nested, and the dtype and shape of each array.
     result_ref : tuple or None
-        Layout and segments of a stored result; None if the result is sent whole.
+        The fields of a `ResultRef` if the result is stored; None if it is sent.
     host : str
-        The name of the worker's machine if the driver does not know it, otherwise empty.
+        The name of the worker's machine. Empty if the driver knows it already.
     """
 
     error: ErrorInfo | None
@@ -334,24 +361,27 @@ class TaskReply(NamedTuple):
 
 
 def pickle_value(value: Any) -> bytes:
-    """Return a pickle of a value, with cloudpickle if pickle cannot serialize it."""
+    """Pickle a value, by cloudpickle if the module pickle cannot do it."""
     try:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # For example, a class that is defined in a function or a notebook.
+    except Exception:  # The value may be of a class that is defined in a function or a notebook.
         from cloudpickle import dumps
 
         return bytes(dumps(value))
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """Return an exception in a form that can always be sent, even if its own methods raise."""
+    """Return a description of an exception that can be sent to the driver.
+
+    This works even if the exception is of a class of the user whose methods raise errors.
+    """
     message = _call_or_default(lambda error: str(error)[:MAX_ERROR_CHARACTERS], error, "<its __str__ raised>")
     text = _call_or_default(_format_traceback, error, message)
     return ErrorInfo(type(error).__name__, message, text, error)
 
 
 def _call_or_default(function: Callable[[BaseException], str], error: BaseException, default: str) -> str:
-    """Return `function(error)`, or `default` if the methods of the user's exception raise."""
+    """Return `function(error)`, or `default` if the function raises an exception."""
     try:
         return function(error)
     except BaseException:
@@ -359,7 +389,10 @@ def _call_or_default(function: Callable[[BaseException], str], error: BaseExcept
 
 
 def _format_traceback(error: BaseException) -> str:
-    """Return the traceback from the first frame outside polarmap on, cut at its beginning if it is long."""
+    """Return the traceback of an exception as text, without the leading frames in polarmap.
+
+    If the text is too long, its beginning is removed.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("polarmap."):
         trace = trace.tb_next
@@ -368,7 +401,7 @@ def _format_traceback(error: BaseException) -> str:
 
 
 def _pickle_if_possible(error: BaseException | bytes | None) -> bytes | None:
-    """Return a pickled exception, or None if unpickling does not restore an exception of the same type."""
+    """Pickle an exception, or return None if it cannot be pickled and unpickled again."""
     if not isinstance(error, BaseException):
         return error
     try:

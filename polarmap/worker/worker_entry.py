@@ -28,25 +28,25 @@ from polarmap.worker.storage_channel import StorageChannel
 
 
 class DriverAddress(NamedTuple):
-    """The address of a driver, with settings for its workers, as plain data.
+    """The address of a driver, and settings of the persistent worker that connects to it.
 
     Attributes
     ----------
     endpoints : tuple of (host, port)
-        Addresses on which the driver listens, tried in this order before the storage.
+        The addresses on which the driver listens. The worker tries them in this order.
     key : bytes
         The secret by which driver and worker authenticate each other.
     bucket, prefix : str
-        The bucket, and the prefix of the keys, of a storage channel. If `bucket` is None, only sockets are
-        tried.
+        The bucket, and the prefix of the keys, of objects by which driver and worker exchange messages if the
+        worker cannot connect to any of the endpoints. If `bucket` is None, only the endpoints are tried.
     cache_bytes : int
-        Maximum size of the blocks that the worker caches, in bytes.
+        The maximum size of the worker's cache of data blocks, in bytes.
     n_threads : int
-        Maximum number of threads of linear algebra libraries.
+        The maximum number of threads that linear algebra libraries use.
     tcp_timeout : float
-        Seconds without a response after which the connection counts as lost.
+        The number of seconds without a response after which the connection counts as lost.
     fetch_timeout : float
-        Maximum time for reading a block from the storage, in seconds.
+        The maximum time for reading a data block from a storage, in seconds.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -60,9 +60,10 @@ class DriverAddress(NamedTuple):
 
 
 def make_worker_task(address: DriverAddress) -> Callable[..., None]:
-    """Return the function that Lithops maps over pairs of worker id and lifetime in seconds.
+    """Return the function that Lithops calls to run a persistent worker.
 
-    It is a closure, so that cloudpickle sends the modules that it uses.
+    Lithops passes a pair to it: the id of the worker, and its lifetime in seconds. The function is a closure,
+    so that cloudpickle sends the modules that it uses.
     """
     fields: tuple[Any, ...] = tuple(address)
 
@@ -81,20 +82,23 @@ def serve_driver(
     label: str = "",
     machine_address: str = "",
 ) -> None:
-    """Serve the driver for `lifetime_seconds`, in a process that exits once the driver has disconnected.
+    """Run a persistent worker that has this process for itself.
+
+    The worker connects to the driver and runs its tasks until the driver disconnects or the lifetime ends. If
+    the driver disconnects during a task, the process is ended.
 
     Parameters
     ----------
     address : DriverAddress
-        The address of the driver.
+        Where the driver is, and settings of the worker.
     worker_id : int
-        The id of this worker, unique for its driver.
+        The id of this worker. It must be unique among the workers of the driver.
     lifetime_seconds : float
-        No task is started later than this.
+        The lifetime of the worker in seconds. A task that is running at its end is completed.
     storage : lithops.Storage or None
-        The storage of blocks and of the storage channel, if there is one.
+        The client of the storage with data blocks and messages. None if there is no storage.
     label, machine_address : str
-        Names of the worker and of its machine, as for `PersistentWorker`.
+        The names of the worker and of its machine, as for `PersistentWorker`.
     """
     deadline = time.monotonic() + lifetime_seconds
     drop_inherited_connections(storage)
@@ -109,7 +113,8 @@ def serve_driver(
             worker.serve(deadline)
 
 
-# Block caches that workers on threads of this process share, by the key of their driver.
+# If several workers of the same driver run on threads of this process, they share a cache of data blocks. The
+# keys are the secrets of the drivers.
 _shared_caches = WeakValueDictionary[bytes, BlockCache]()
 
 
@@ -120,11 +125,11 @@ def serve_driver_on_thread(
     label: str = "",
     machine_address: str = "",
 ) -> None:
-    """Serve the driver like `serve_driver`, on a thread of a process that also runs other code.
+    """Run a persistent worker on a thread of a process that also runs other code.
 
-    A running task is not interrupted when the driver disconnects. Libraries are limited to the driver's
-    number of threads only during tasks, and until the driver disconnects. Workers of one driver on threads of
-    one process share a block cache.
+    In contrast to `serve_driver`, a running task is not interrupted if the driver disconnects. Linear algebra
+    libraries are limited to the driver's number of threads only during tasks, and no longer after the driver
+    has disconnected. Workers of one driver in the same process share a cache of data blocks.
     """
     address = DriverAddress(*address_fields)
     block_cache = _shared_caches.setdefault(address.key, BlockCache(0))
@@ -132,7 +137,8 @@ def serve_driver_on_thread(
     limit_stack, lock = ExitStack(), threading.Lock()
 
     def lift_thread_limit() -> None:
-        with lock:  # The task may end at the same time.
+        # The end of a task and the loss of the driver may call this function at the same time.
+        with lock:
             limit_stack.close()
 
     @contextlib.contextmanager
@@ -150,10 +156,11 @@ def serve_driver_on_thread(
 
 
 def open_channel(address: DriverAddress, worker_id: int, storage: Any) -> SocketChannel | StorageChannel:
-    """Connect to the driver by a socket or, if that fails, by its storage.
+    """Connect a worker to its driver, and return the channel over which they exchange messages.
 
-    Raises ConnectionError if the driver cannot be reached and has no storage channel, and
-    ProtocolMismatchError if it uses another version of the protocol.
+    The channel is a socket or, if the driver cannot be reached by a socket, a storage. Raises ConnectionError
+    if the driver uses no storage in this case. Raises ProtocolMismatchError if the driver uses another
+    version of the protocol.
     """
     channel = connect_to_driver(address.endpoints, address.key, worker_id, address.tcp_timeout)
     if channel is not None:

@@ -1,4 +1,4 @@
-"""Components of blocks are stored once, shared by jobs, and removed with their blocks."""
+"""Block stores: components of blocks are stored once, shared by jobs, and removed with their blocks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ DATA = np.random.default_rng(0).standard_normal((K * ROWS, 2))
 
 
 class CountingStorage(DictStorage):
-    """How often each object was written."""
+    """A storage that counts how often each object was written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def blocks(rows: int = K * ROWS) -> CodedBlocks:
     return CodedBlocks(*cut_blocks_and_choose_code(DATA[:rows], CodeOptions(K, N)))
 
 
-def told(coded: TaskBlocks, key: Encryption | None = None) -> JobSpec:
+def make_job_spec(coded: TaskBlocks, key: Encryption | None = None) -> JobSpec:
     return JobSpec(len, coded, encryption=key)
 
 
@@ -76,7 +76,7 @@ def files(folder: Path) -> set[str]:
 
 
 class Kind:
-    """A store of one kind, with what its workers do."""
+    """A block store of one kind, with methods that read blocks as workers do."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.folder, self.storage = kind, folder, CountingStorage()
@@ -90,7 +90,7 @@ class Kind:
         self.store = stores[kind]()
 
     def load(self, stored: PublishedBlocks, coded: Any, task: int) -> list[Any]:
-        """The leaves of a block, as a worker that comes new has them."""
+        """Return the leaves of a block as a worker with an empty cache reads them."""
 
         def read(place: Location, part: Segment) -> Any:
             return read_segment(place, part, partial(lie, place))
@@ -120,15 +120,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
 
 def check(place: Kind, stored: PublishedBlocks, coded: Any) -> None:
     for task in range(coded.n):
-        for found, right in zip(place.load(stored, coded, task), coded.block_leaves(task), strict=True):
-            np.testing.assert_array_equal(found, right)
+        for actual, right in zip(place.load(stored, coded, task), coded.block_leaves(task), strict=True):
+            np.testing.assert_array_equal(actual, right)
 
 
-def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
+def test_workers_read_unchanged_blocks(place: Kind) -> None:
     coded = blocks()
-    stored = place.store.acquire_blocks(told(coded))
+    stored = place.store.acquire_blocks(make_job_spec(coded))
     stored.publish_in_parallel(coded, [0, 2])
-    assert place.left() == (2 if place.kind == "bucket" else 0)  # elsewhere the first worker begins at once
+    # Only a bucket stores blocks in advance. With the other stores, the first worker starts without waiting.
+    assert place.left() == (2 if place.kind == "bucket" else 0)
     for _ in range(2):
         stored.publish_in_parallel(coded, range(N))
         check(place, stored, coded)
@@ -137,44 +138,46 @@ def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
     block = stored.publish_block(coded, 1)
     assert stored.get_pickled_block_ref(coded, 1) is stored.get_pickled_block_ref(coded, 1)
     for part in block.segments:
-        may_change = block.location.needs_checksums  # else no checksum is needed
+        may_change = block.location.needs_checksums
         assert part.crc32 == (zlib.crc32(coded.block_leaves(1)[0].tobytes()) if may_change else None)
 
 
-def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: Kind) -> None:
+def test_maps_share_stored_blocks_which_are_removed_with_the_data(place: Kind) -> None:
     coded, other = blocks(), blocks()
-    first = place.store.acquire_blocks(told(coded))
+    first = place.store.acquire_blocks(make_job_spec(coded))
     check(place, first, coded)
     place.store.release_blocks(first)
-    assert place.store.acquire_blocks(told(coded)) is first
-    assert place.store.acquire_blocks(told(other)) is not first
+    assert place.store.acquire_blocks(make_job_spec(coded)) is first
+    assert place.store.acquire_blocks(make_job_spec(other)) is not first
     assert first.get_task_key(coded, 1) != first.get_task_key(coded, 2)
-    assert first.get_task_key(coded, 1) != place.store.acquire_blocks(told(other)).get_task_key(other, 1)
-    check(place, place.store.acquire_blocks(told(other)), other)
+    assert first.get_task_key(coded, 1) != place.store.acquire_blocks(make_job_spec(other)).get_task_key(
+        other, 1
+    )
+    check(place, place.store.acquire_blocks(make_job_spec(other)), other)
     del coded
     gc.collect()
-    place.store.acquire_blocks(told(other))
+    place.store.acquire_blocks(make_job_spec(other))
     place.store.collect_garbage()
     assert place.left() == (0 if place.kind == "driver" else N)
 
 
-def test_no_task_is_taken_for_one_of_blocks_that_are_gone(place: Kind) -> None:
+def test_task_keys_are_never_reused_for_other_blocks(place: Kind) -> None:
     names = list[Any]()
     for _ in range(20):
         coded = blocks()
-        stored = place.store.acquire_blocks(told(coded))
+        stored = place.store.acquire_blocks(make_job_spec(coded))
         names.append(stored.get_task_key(coded, 0))
         assert place.store.get_live_block_set_ids() == (stored.block_set_id,)
-        assert (stored.cache_id is None) == (place.kind == "bucket")  # whose objects are known by checksums
+        assert (stored.cache_id is None) == (place.kind == "bucket")  # objects are identified by checksums
         place.store.release_blocks(stored)
-        del coded  # later ones are often in the same place in memory
+        del coded  # the next blocks often get the same memory address
     assert len(set(names)) == 20
 
 
 @pytest.mark.parametrize("key", [None, Encryption.create(bytes(range(32)))])
-def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encryption | None) -> None:
+def test_damaged_block_is_stored_again(place: Kind, key: Encryption | None) -> None:
     coded = blocks()
-    stored = place.store.acquire_blocks(told(coded, key))
+    stored = place.store.acquire_blocks(make_job_spec(coded, key))
     check(place, stored, coded)
     for key in place.storage.objects:
         place.storage.objects[key] = b"wrong"
@@ -186,7 +189,7 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
         for task in range(N):
             stored.invalidate_if_damaged(coded, task, failure("damaged"))
         check(place, stored, coded)
-        # A file must not change under those who still use it.
+        # A file must not change while readers have it open.
         assert [file.read() for file in mapped] == [b"cut"] * len(paths)
     before = [stored.get_pickled_block_ref(coded, task) for task in range(N)]
     for task in range(N):
@@ -194,11 +197,11 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
         assert stored.get_pickled_block_ref(coded, task) is before[task]
 
 
-def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
+def test_blocks_are_stored_and_sent_encrypted_with_a_key(place: Kind) -> None:
     coded, (key, other) = blocks(), (Encryption.create(bytes(range(32))) for _ in range(2))
-    stored = place.store.acquire_blocks(told(coded, key))
-    assert place.store.acquire_blocks(told(coded, key)) is stored
-    assert place.store.acquire_blocks(told(coded, other)) is not stored
+    stored = place.store.acquire_blocks(make_job_spec(coded, key))
+    assert place.store.acquire_blocks(make_job_spec(coded, key)) is stored
+    assert place.store.acquire_blocks(make_job_spec(coded, other)) is not stored
     stored.publish_in_parallel(coded, range(N))
     check(place, stored, coded)
     for task in range(N):
@@ -211,57 +214,59 @@ def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
         assert part.crc32 in (None, zlib.crc32(data))  # A checksum of encrypted bytes reveals nothing.
         # Readers need no module of polarmap.
         ticket = to_plain_tuple(
-            told(coded, key).make_task_request(task, 0, stored.publish_block(coded, task))
+            make_job_spec(coded, key).make_task_request(task, 0, stored.publish_block(coded, task))
         )
         for sent in (stored.get_pickled_block_ref(coded, task), pickle.dumps(ticket)):
             assert b"polarmap.worker" not in sent
     small = blocks(6)
-    assert place.store.acquire_blocks(told(small, key)).publish_block(small, 0).location is not INLINE
+    assert (
+        place.store.acquire_blocks(make_job_spec(small, key)).publish_block(small, 0).location is not INLINE
+    )
 
 
-def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(place: Kind) -> None:
+def test_small_blocks_are_sent_with_tasks_instead_of_files(place: Kind) -> None:
     coded = blocks(6)
-    stored = place.store.acquire_blocks(told(coded))
+    stored = place.store.acquire_blocks(make_job_spec(coded))
     stored.publish_in_parallel(coded, range(N))
     check(place, stored, coded)
     is_sent = stored.publish_block(coded, 0).location == INLINE
     assert is_sent == (place.kind in ("memory", "disk"))
-    assert (stored.key_prefixes == []) is is_sent  # and take no room from others
+    assert (stored.key_prefixes == []) is is_sent  # blocks that are sent with tasks occupy no storage
 
 
-def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:
-    made, source = blocks(), BucketLocation("theirs", "s3")
+def test_stored_arrays_are_not_copied_and_identified_by_their_segments(place: Kind) -> None:
+    plain_blocks, source = blocks(), BucketLocation("theirs", "s3")
     parts = tuple((Segment(f"x{task}", 8, task),) for task in range(N))
 
     def stored_array() -> StoredCodedBlocks:
-        manifest = Manifest("a", (made.code.k,), np.dtype("<f8"), made.code, parts)
+        manifest = Manifest("a", (plain_blocks.code.k,), np.dtype("<f8"), plain_blocks.code, parts)
         stored = StoredCodedBlocks(SimpleNamespace(name="theirs"), manifest)  # type: ignore[arg-type]
         stored.location = source
         return stored
 
-    one, other = stored_array(), stored_array()
-    stored = place.store.acquire_blocks(told(one))
-    stored.publish_in_parallel(one, range(N))
+    first, second = stored_array(), stored_array()
+    stored = place.store.acquire_blocks(make_job_spec(first))
+    stored.publish_in_parallel(first, range(N))
     for task in range(N):
-        assert stored.publish_block(one, task) == (source, parts[task], (("<f8", (1,)),), None)
-        assert stored.get_task_key(one, task) == place.store.acquire_blocks(told(other)).get_task_key(
-            other, task
-        )
-    stored.invalidate_if_damaged(one, 0, failure("damaged"))
+        assert stored.publish_block(first, task) == (source, parts[task], (("<f8", (1,)),), None)
+        assert stored.get_task_key(first, task) == place.store.acquire_blocks(
+            make_job_spec(second)
+        ).get_task_key(second, task)
+    stored.invalidate_if_damaged(first, 0, failure("damaged"))
     assert place.left() == 0
 
 
-def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> None:
+def test_shared_components_are_stored_once(tmp_path: Path) -> None:
     class Pairs(UncodedBlocks):
         def block_components(self, task: int) -> Any:
             return task, (task + 1) % 3
 
     place = Kind("disk", tmp_path)
     coded = Pairs([[np.full(ROWS, float(number))] for number in range(3)], (tuple, (), (("array",),) * 2))
-    stored = place.store.acquire_blocks(told(coded))
+    stored = place.store.acquire_blocks(make_job_spec(coded))
     for task in range(3):
-        [found] = place.load(stored, coded, task)
-        np.testing.assert_array_equal(found, coded.block_leaves(task))
+        [actual] = place.load(stored, coded, task)
+        np.testing.assert_array_equal(actual, coded.block_leaves(task))
     assert files(tmp_path) == {"0", "1", "2"}
     assert stored.n_bytes >= 3 * 8 * ROWS
 
@@ -269,57 +274,61 @@ def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> Non
 # --- folders -----------------------------------------------------------------------------------
 
 
-def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
+def test_least_recently_used_blocks_are_evicted(tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
-    one, two, three = [
+    first, second, third = [
         UncodedBlocks([[DATA[:ROWS] + task] for task in range(3)], ("array",)) for _ in range(3)
     ]
     store = MemoryMappedBlockStore(tmp_path / "memory", tmp_path / "disk", 2 * 3 * DATA[:ROWS].nbytes)
-    for coded in (one, two):
-        stored = store.acquire_blocks(told(coded))
+    for coded in (first, second):
+        stored = store.acquire_blocks(make_job_spec(coded))
         stored.publish_block(coded, 0)
         store.release_blocks(stored)
-    in_use, stored = store.acquire_blocks(told(two)), store.acquire_blocks(told(three))
+    in_use, stored = store.acquire_blocks(make_job_spec(second)), store.acquire_blocks(make_job_spec(third))
     store.collect_garbage()
-    stored.publish_block(three, 1)
+    stored.publish_block(third, 1)
     assert sorted(path.name for path in (tmp_path / "memory").rglob("?")) == ["0", "1"]
-    on_disk = store.acquire_blocks(told(one))  # the two others are in use
-    on_disk.publish_block(one, 2)
+    on_disk = store.acquire_blocks(
+        make_job_spec(first)
+    )  # the other two block sets are in use, so memory is full
+    on_disk.publish_block(first, 2)
     assert files(tmp_path / "disk") == {"2"}
-    assert store.acquire_blocks(told(two)) is in_use
+    assert store.acquire_blocks(make_job_spec(second)) is in_use
 
 
-def test_two_maps_that_look_for_room_at_once_do_not_find_the_same(
+def test_concurrent_maps_do_not_reserve_the_same_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory").mkdir()
-    one, two = (UncodedBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
+    first, second = (UncodedBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
     store = MemoryMappedBlockStore(tmp_path / "memory", tmp_path / "disk", DATA[:ROWS].nbytes)
-    stored, other = store.acquire_blocks(told(one)), store.acquire_blocks(told(two))
+    stored, other = store.acquire_blocks(make_job_spec(first)), store.acquire_blocks(make_job_spec(second))
 
     def meanwhile() -> None:
         monkeypatch.undo()
-        other.publish_block(two, 0)
+        other.publish_block(second, 0)
 
     monkeypatch.setattr(store, "collect_garbage", meanwhile)
-    stored.publish_block(one, 0)
+    stored.publish_block(first, 0)
     assert files(tmp_path / "memory") == files(tmp_path / "disk") == {"0"}
 
 
 # --- buckets -----------------------------------------------------------------------------------
 
 
-def test_a_bucket_that_refuses_is_one_clear_error() -> None:
+def test_refused_upload_raises_one_clear_error() -> None:
     class Refusing(DictStorage):
         def put_object(self, bucket: str, key: str, data: bytes) -> None:
             raise PermissionError("AccessDenied")
 
     coded = blocks()
     with pytest.raises(ExecutorError, match="stored in bucket 'b': PermissionError: AccessDenied"):
-        BucketBlockStore(Refusing(), "prefix").acquire_blocks(told(coded)).publish_in_parallel(coded, [0])
+        BucketBlockStore(Refusing(), "prefix").acquire_blocks(make_job_spec(coded)).publish_in_parallel(
+            coded, [0]
+        )
 
 
-def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_from_running() -> None:
+def test_outage_during_garbage_collection_does_not_stop_maps() -> None:
     class Away(DictStorage):
         is_away = False
 
@@ -332,21 +341,21 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
     store = BucketBlockStore(storage, "prefix")
     for storage.is_away in (False, True, True, False):
         coded = blocks()
-        stored = store.acquire_blocks(told(coded))
+        stored = store.acquire_blocks(make_job_spec(coded))
         store.collect_garbage()
         stored.publish_in_parallel(coded, [0])  # The previous job is over.
     assert len(storage.objects) == 1
 
 
-def test_what_no_worker_was_told_of_is_not_given_out() -> None:
+def test_unpublished_components_cannot_be_read() -> None:
     coded = blocks()
-    stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
+    stored = DriverBlockStore("prefix").acquire_blocks(make_job_spec(coded))
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
         with pytest.raises(error):
             stored.read_component(coded, key)
 
 
-def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_read() -> None:
+def test_workers_can_only_read_published_segments_of_a_user_store() -> None:
     class Stored(UncodedBlocks):
         location = StoreLocation("mine")
 
@@ -354,8 +363,8 @@ def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_rea
             return (Segment("key", 8, 7, 16),)
 
     coded = Stored([[np.zeros(1)]], ("array",))
-    stored = DriverBlockStore("prefix").acquire_blocks(told(coded))
-    assert stored.cache_id is None  # another array may come to have the same key
+    stored = DriverBlockStore("prefix").acquire_blocks(make_job_spec(coded))
+    assert stored.cache_id is None  # another array may later be stored under the same key
     with pytest.raises(LookupError):
         stored.check_was_referenced(Segment("key", 8, None, 16))
     stored.publish_block(coded, 0)
@@ -366,11 +375,11 @@ def test_workers_are_sent_of_a_store_of_the_users_own_what_they_were_told_to_rea
             stored.check_was_referenced(asked)
 
 
-# --- with the driver ---------------------------------------------------------------------------
+# --- blocks that the driver sends --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("has_key", [False, True])
-def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
+def test_blocks_are_joined_and_encrypted_only_on_request(
     has_key: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves = [np.random.default_rng(seed).standard_normal(1 << 18) for seed in (0, 1)]
@@ -383,7 +392,7 @@ def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
         lambda key, name, data: encrypted.update([name]) or encrypt(key, name, data),
     )
     key = Encryption.create(bytes(range(32))) if has_key else None
-    stored = DriverBlockStore("prefix").acquire_blocks(told(coded, key))
+    stored = DriverBlockStore("prefix").acquire_blocks(make_job_spec(coded, key))
     tracemalloc.start()
     try:
         [part] = stored.publish_block(coded, 0).segments

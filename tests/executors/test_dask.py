@@ -1,4 +1,4 @@
-"""Dask: calls that all end, and persistent workers on real clusters, where some are killed."""
+"""Calls and persistent workers on real Dask clusters, whose processes are closed or killed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.worker.locations import BucketLocation, FolderLocation
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
-BEGAN: SimpleQueue[int] = SimpleQueue()  # numbers of the calls that have started in this process
+BEGAN: SimpleQueue[int] = SimpleQueue()  # the numbers of the calls that have started in this process
 RELEASE = threading.Event()
 CLOSED = "its client was closed, or it was shut down"
 BLOCKS = UncodedBlocks([[A]] * 4, ("array",))
@@ -72,7 +72,7 @@ def waits(call: int) -> bool:
     return RELEASE.wait(PATIENCE)
 
 
-def test_equal_calls_run_each(executor: Any) -> None:
+def test_equal_calls_run_separately(executor: Any) -> None:
     calls = DaskEngine(executor)
     for future in [calls.submit(begins, 1) for _ in range(5)]:
         assert future.result(PATIENCE) is None
@@ -84,7 +84,7 @@ def test_equal_calls_run_each(executor: Any) -> None:
 @pytest.mark.parametrize(
     "close", [lambda executor: executor.shutdown(wait=False), lambda executor: executor._client.close()]
 )
-def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close: Any) -> None:
+def test_every_future_ends_when_the_client_is_closed(executor: Any, close: Any) -> None:
     with closing(resolve_executor(executor).open(JobSpec(waits, BLOCKS))) as run:
         run.submit([(task, 0) for task in range(4)])
         for _ in range(2):
@@ -96,9 +96,9 @@ def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close:
     RELEASE.set()
 
 
-def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
+def test_cancelled_call_does_not_start(executor: Any) -> None:
     calls = DaskEngine(executor)
-    held = [calls.submit(waits, number) for number in range(2)]
+    running = [calls.submit(waits, number) for number in range(2)]
     assert all(name.startswith("polarmap-task-") for name in executor._client.futures)
     [worker] = executor._client.cluster.workers.values()
     waiting = calls.submit(begins, 2)
@@ -106,21 +106,21 @@ def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
     assert waiting.cancel()
     assert until(lambda: len(worker.state.tasks) == 2)
     RELEASE.set()
-    assert [future.result(PATIENCE) for future in held] == [True, True]
-    assert calls.submit(int).result(PATIENCE) == 0  # queued behind it
+    assert [future.result(PATIENCE) for future in running] == [True, True]
+    assert calls.submit(int).result(PATIENCE) == 0  # runs after the cancelled call would have run
     assert {BEGAN.get(timeout=PATIENCE) for _ in range(2)} == {0, 1}
     assert BEGAN.empty()
 
 
-def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
+def test_call_is_lost_if_the_client_closes_during_submit(
     executor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submit = executor._client.submit
 
     def closes(*call: Any, **options: Any) -> Any:
-        theirs = submit(*call, **options)
+        dask_future = submit(*call, **options)
         executor.shutdown(wait=False)
-        return theirs
+        return dask_future
 
     monkeypatch.setattr(executor._client, "submit", closes)
     with closing(resolve_executor(executor).open(JobSpec(waits, BLOCKS))) as run:
@@ -129,16 +129,18 @@ def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
             first_ends(run, 1)
 
 
-# --- results that travel slowly -----------------------------------------------------------------
+# --- results that are sent slowly ---------------------------------------------------------------
 
 
 class SlowSender:
-    """A cluster of two workers, one of which sends no result before `release`.
+    """A cluster of two workers. One of them sends no result before `release()` is called.
 
     Attributes
     ----------
-    slow, fast : what `get_executor` of a client gives for each of the workers.
-    asked : the keys of the results for which the slow worker was asked.
+    slow, fast : Executor
+        The Dask executors that run calls on the slow and on the fast worker.
+    asked : SimpleQueue of str
+        The keys of the results that were requested from the slow worker.
     """
 
     def __init__(self, cluster: Any, client: Any) -> None:
@@ -161,19 +163,20 @@ class SlowSender:
 
 @pytest.fixture(params=[False, True])
 def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
-    """Results are fetched by way of the scheduler, or directly from the workers."""
+    """Yield a SlowSender. The parameter says whether the client fetches results directly from workers."""
     sizes: dict[str, Any] = OPTIONS | {"n_workers": 2, "processes": False}
     with (
         distributed.LocalCluster(**sizes) as cluster,
         distributed.Client(cluster, set_as_default=False, direct_to_workers=request.param) as client,
     ):
-        found = SlowSender(cluster, client)
-        yield found
-        found.release()
+        slow_sender = SlowSender(cluster, client)
+        yield slow_sender
+        slow_sender.release()
 
 
-def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
-    """Dask fetches five groups of results at a time, each of those that are asked for together."""
+def test_slow_results_delay_no_other_results(sender: SlowSender) -> None:
+    # Dask fetches at most five groups of results at a time. A group consists of results that were requested
+    # together. Six slow results must not occupy all of these places.
     calls, late = DaskEngine(sender.slow), []
     for number in range(6):
         late.append(calls.submit(abs, -number))
@@ -186,13 +189,13 @@ def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
     assert [future.result(PATIENCE) for future in late] == list(range(6))
 
 
-def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_nothing(
+def test_result_of_a_cancelled_call_causes_no_warnings(
     sender: SlowSender, caplog: pytest.LogCaptureFixture
 ) -> None:
     call = DaskEngine(sender.slow).submit(abs, -3)
     key, tasks = sender.asked.get(timeout=PATIENCE), sender.cluster.scheduler.tasks
     assert call.cancel()
-    # the scheduler has heard what came before
+    # This call shows that the scheduler has processed the cancellation.
     assert DaskEngine(sender.fast).submit(int).result(PATIENCE) == 0
     assert key in tasks
     sender.release()
@@ -207,29 +210,29 @@ def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_noth
 def client() -> Iterator[Any]:
     with (
         distributed.LocalCluster(n_workers=2, processes=True, **OPTIONS) as cluster,
-        cluster.get_client() as one,
+        cluster.get_client() as client,
     ):
-        yield one
+        yield client
 
 
 @pytest.fixture
 def pool(client: Any) -> Iterator[Pool]:
-    with Pool(client) as one:
-        yield one
+    with Pool(client) as pool:
+        yield pool
 
 
-def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile_and_after(client: Any) -> None:
+def test_cluster_can_run_other_tasks_during_and_after_maps(client: Any) -> None:
     for schedule in ("upfront", "on_demand"):
         with Pool(client.get_executor()) as pool:
-            found = check(pool, schedule=schedule)
-            assert found.report.executor == "persistent workers on Dask (TCP)"
+            result = check(pool, schedule=schedule)
+            assert result.report.executor == "persistent workers on Dask (TCP)"
             assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
             assert workers_of(pool) <= set(client.run(os.getpid).values())
         assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
     assert until(lambda: not any(client.processing().values()))
 
 
-def test_of_polarmap_nothing_travels_to_workers_that_have_it(
+def test_modules_of_polarmap_are_not_sent_to_workers_that_have_it(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[Any] = []
@@ -239,14 +242,18 @@ def test_of_polarmap_nothing_travels_to_workers_that_have_it(
     with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
         np.testing.assert_allclose(operator @ X, A @ X)
     assert sent
-    assert max(one.n_bytes for one in sent) < 500
+    assert max(message_sent.n_bytes for message_sent in sent) < 500
 
 
-def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_closed(tmp_path: Path) -> None:
+def test_closing_a_pool_restores_the_thread_limit_despite_a_hanging_task(tmp_path: Path) -> None:
     x, gate, corner = X, tmp_path / "open", float(A[0, 0])
 
     def blas_threads() -> set[int]:
-        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+        return {
+            library["num_threads"]
+            for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "blas"
+        }
 
     def f(block: Any) -> Any:
         while block[0, 0] == corner and not gate.exists():
@@ -261,9 +268,7 @@ def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_clo
         gate.touch()
 
 
-def test_a_worker_of_dask_that_is_killed_is_named_and_replaced(
-    client: Any, pool: Pool, tmp_path: Path
-) -> None:
+def test_killed_dask_worker_is_named_and_replaced(client: Any, pool: Pool, tmp_path: Path) -> None:
     check(pool)
     addresses = {process: address for address, process in client.run(os.getpid).items()}
     x, mark = X, tmp_path / "killed"
@@ -279,21 +284,22 @@ def test_a_worker_of_dask_that_is_killed_is_named_and_replaced(
             with open(mark, "x") as file:
                 file.write(str(os.getpid()))
         except FileExistsError:
-            # Else the others may be done before the driver sees that it has ended.
+            # Wait for the death of the worker. Otherwise the remaining tasks may finish before the driver
+            # notices.
             while not (process := mark.read_text()) or not is_gone(process):
                 time.sleep(0.01)
             return block @ x
         os.kill(os.getpid(), signal.SIGKILL)
 
-    found = check(pool, dies_once, verify=False)
+    result = check(pool, dies_once, verify=False)
     victim = int(mark.read_text())
-    assert f" at {addresses[victim]})" in str(found.report)
+    assert f" at {addresses[victim]})" in str(result.report)
     assert until(lambda: not runs(victim))
     check(pool)
-    client.wait_for_workers(2)  # for the tests that follow
+    client.wait_for_workers(2)  # the following tests need both workers
 
 
-def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_go_on() -> None:
+def test_closed_client_raises_one_clear_error_if_no_workers_run() -> None:
     with distributed.LocalCluster(n_workers=1, processes=False, **OPTIONS) as cluster:
         client = cluster.get_client()
         with Pool(client.get_executor()) as unused, Pool(client.get_executor()) as used:
@@ -306,7 +312,7 @@ def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_g
 
 
 @pytest.mark.parametrize("all_die", [False, True])
-def test_a_map_waits_for_a_cluster_that_has_no_workers_yet_or_has_lost_them_all(all_die: bool) -> None:
+def test_map_waits_for_a_cluster_without_workers(all_die: bool) -> None:
     sizes: dict[str, Any] = OPTIONS | {"n_workers": int(all_die), "processes": False}
     with (
         distributed.LocalCluster(**sizes) as cluster,
@@ -320,12 +326,12 @@ def test_a_map_waits_for_a_cluster_that_has_no_workers_yet_or_has_lost_them_all(
             assert until(lambda: not client.nthreads())
         running = threads.submit(check, pool, verify=False)
         tasks = cluster.scheduler.tasks
-        assert until(lambda: any("worker" in str(one) for one in tasks))
+        assert until(lambda: any("worker" in str(task) for task in tasks))
         cluster.scale(1)
         running.result(PATIENCE)
 
 
-def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_one() -> None:
+def test_closing_a_pool_ends_its_tasks_for_any_current_client() -> None:
     sizes: dict[str, Any] = OPTIONS | {"n_workers": 1, "processes": False}
     with (
         distributed.LocalCluster(**sizes) as cluster,
@@ -333,16 +339,16 @@ def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_
     ):
         with Pool(client.get_executor(pure=False), workers=2) as pool:
             check(pool)
-            kept = pool._executor._resources
-            # One whose pool is closed before it has called ends with the error that nobody answers.
-            assert kept is not None and until(lambda: len(kept.worker_pool) == 2)
-            site: Any = kept._provider
+            resources = pool._executor._resources
+            # A worker that has not connected before its pool is closed would end with an error.
+            assert resources is not None and until(lambda: len(resources.worker_pool) == 2)
+            site: Any = resources._provider
             tasks = list(site._futures.values())
         assert tasks
         assert all(task.status == "finished" for task in tasks)
 
 
-def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
+def test_killed_driver_leaves_no_tasks_on_the_cluster(client: Any) -> None:
     driver = program(
         """
         import distributed
@@ -370,23 +376,23 @@ def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
         check(pool)
 
 
-def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried_and_dask_prints_nothing(
+def test_workers_that_cannot_connect_raise_one_error_with_the_addresses(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told = r"the driver does not answer .* at no\.such\.host\.invalid:18735"
+    message = r"the driver does not answer .* at no\.such\.host\.invalid:18735"
     with dask_executor(2) as executor, Pool(executor, listen="no.such.host.invalid:18735") as pool:
-        with pytest.raises(ExecutorError, match=told):
+        with pytest.raises(ExecutorError, match=message):
             check(pool)
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_map_to_which_no_worker_connects_names_the_address_and_what_to_do(client: Any) -> None:
-    said = r"no worker of Dask has connected .* at 198\.51\.100\.1:18735\. .*listen=.*executor=client"
-    with Pool(client, listen="198.51.100.1:18735") as pool, pytest.raises(CodedTimeoutError, match=said):
+def test_error_names_the_address_if_no_worker_connects(client: Any) -> None:
+    message = r"no worker of Dask has connected .* at 198\.51\.100\.1:18735\. .*listen=.*executor=client"
+    with Pool(client, listen="198.51.100.1:18735") as pool, pytest.raises(CodedTimeoutError, match=message):
         check(pool, timeout=0.5)
 
 
-def test_workers_first_try_the_address_from_which_the_client_has_called_its_scheduler() -> None:
+def test_workers_first_try_the_address_that_the_client_uses_for_its_scheduler() -> None:
     host, sizes = list_local_addresses()[0], OPTIONS | {"n_workers": 1, "processes": False}
     with (
         distributed.LocalCluster(**sizes, host=host, protocol="tcp://") as cluster,
@@ -397,7 +403,7 @@ def test_workers_first_try_the_address_from_which_the_client_has_called_its_sche
         assert site.driver_host == host
 
 
-def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
+def test_result_of_a_task_may_be_lost_with_its_worker(client: Any) -> None:
     class Gone:
         status = "finished"
 
@@ -411,14 +417,14 @@ def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
     site.close()
 
 
-def test_the_report_of_a_map_on_the_tasks_of_the_cluster_names_machines(client: Any) -> None:
+def test_report_of_a_map_on_dask_tasks_names_machines(client: Any) -> None:
     report = check(client).report
     returned = [task for task in report.tasks if task.arrived is not None]
     assert {task.host for task in returned} == {socket.gethostname()}
     assert report.workers_by_host == {}
 
 
-def test_a_pool_that_does_not_listen_gives_maps_to_tasks_of_the_cluster(client: Any) -> None:
+def test_pool_that_does_not_listen_runs_maps_as_dask_tasks(client: Any) -> None:
     with Pool(client, listen=False) as pool:
         assert check(pool).report.executor == pool.name == "Dask"
     with pytest.raises(ExecutorError, match="closed"):
@@ -431,10 +437,10 @@ def hang(block: Any) -> Any:
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_a_cluster_whose_scheduler_dies_in_a_map_is_one_clear_error_soon(
+def test_death_of_the_scheduler_soon_raises_one_clear_error(
     keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask's own futures wait half a minute for another one."""
+    # Futures of Dask wait half a minute for a new scheduler. The map must fail sooner.
     monkeypatch.setattr("polarmap.executors.dask.SCHEDULER_TIMEOUT", 0.5)
     with (
         distributed.LocalCluster(n_workers=1, processes=True, **OPTIONS) as cluster,
@@ -459,7 +465,7 @@ def test_tasks_of_a_pool_have_names_in_the_dashboard(client: Any, pool: Pool) ->
     assert all(name.startswith("polarmap-worker-") for name in names)
 
 
-def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
+def test_storage_other_than_a_folder_is_refused(client: Any) -> None:
     site = DaskEngine(client.get_executor())
     site.discover_machines()
     site.reach.check_job(job_reading(None))
@@ -475,7 +481,7 @@ def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
 
 
 class Machines:
-    """A scheduler, and processes of workers that have addresses of their own on this machine."""
+    """A Dask scheduler and worker processes with different IP addresses on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "scheduler.json"
@@ -502,12 +508,12 @@ class Machines:
 
 
 def spread(pool: Pool) -> dict[str, int]:
-    """The number of workers that each machine has, by address."""
+    """Return the number of workers on each machine by address."""
     return {host.rpartition("(")[2].rstrip(")"): count for host, count in pool.workers_by_host.items()}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a machine has one address of its own")
-def test_workers_are_spread_over_machines_and_again_after_one_has_gone_and_come_back(
+def test_workers_are_spread_over_machines_that_leave_and_return(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polarmap.executors.dask.WORKER_LIST_INTERVAL", 0.5)

@@ -1,4 +1,4 @@
-"""Keys as callers pass them."""
+"""Values of `key=` that callers pass: encryption keys, and names of environment variables that hold them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polarmap.executors.interface import JobSpec
 KEY = bytes(range(32))
 
 
-def test_32_bytes_are_the_key_and_a_word_is_none_and_is_not_shown() -> None:
+def test_key_must_be_32_bytes_and_errors_do_not_show_it() -> None:
     for key in (KEY, bytearray(KEY), memoryview(KEY)):
         assert check_encryption_key(key) == make_encryption(check_encryption_key(key), 0, "", "").key == KEY
     for key in (KEY[:16], b"", KEY + b"x"):
@@ -31,13 +31,13 @@ def test_32_bytes_are_the_key_and_a_word_is_none_and_is_not_shown() -> None:
         assert "password" not in str(caught.value)
 
 
-def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_raises_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(CodeError, match="key= needs the package cryptography: pip install"):
         check_encryption_key(KEY)
 
 
-def test_blocks_that_no_cipher_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_too_large_for_the_cipher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encryption_keys, "MAX_PLAINTEXT_BYTES", 31)
     encrypt_job(JobSpec(len, CodedBlocks(cut_array_into_blocks(np.arange(6.0), 2), PolarCode(3, 2))), KEY)
     with pytest.raises(CodeError, match=r"a block has 32 bytes, and at most 31 .* use more blocks"):

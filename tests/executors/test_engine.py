@@ -1,4 +1,4 @@
-"""Calls on a cluster engine, and maps of them, end even if the engine fails."""
+"""Calls and maps on a cluster engine, which must end even if the engine fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCKS = UncodedBlocks([[np.ones(3)]] * 3, ("array",))
 
 
 class ManualEngine(Engine):
-    """It answers when it is told to; reason: why it does no more."""
+    """An engine whose calls are completed by the test. `reason` is set when it becomes unavailable."""
 
     name = "a test"
 
@@ -44,11 +44,11 @@ class ManualEngine(Engine):
 made: list[ManualEngine] = []
 
 
-def test_who_is_cancelled_is_cancelled_at_the_engine_and_who_has_ended_is_not() -> None:
+def test_only_unfinished_calls_are_cancelled_at_the_engine() -> None:
     engine = ManualEngine()
     first, second = engine.submit(int), engine.submit(int)
     complete_future(first, 5)
-    complete_future(first, error=ZeroDivisionError())  # too late
+    complete_future(first, error=ZeroDivisionError())  # ignored: the call has already returned
     assert second.cancel()
     complete_future(second, 5)
     assert first.result() == 5
@@ -56,7 +56,7 @@ def test_who_is_cancelled_is_cancelled_at_the_engine_and_who_has_ended_is_not() 
     assert second.cancelled()
 
 
-def test_all_end_when_the_engine_goes_and_it_takes_no_others() -> None:
+def test_unavailable_engine_ends_all_calls_and_refuses_new_ones() -> None:
     executor = EngineExecutor(ManualEngine, "its choice")
     with closing(executor.open(JobSpec(np.negative, BLOCKS))) as run:
         engine = made.pop()
@@ -74,15 +74,15 @@ def test_all_end_when_the_engine_goes_and_it_takes_no_others() -> None:
             run.submit([(0, 0)])
 
 
-def test_results_that_came_before_the_engine_went_count() -> None:
+def test_results_before_the_end_of_the_engine_count() -> None:
     executor = EngineExecutor(ManualEngine, "its choice")
     with closing(executor.open(JobSpec(np.negative, BLOCKS))) as run:
         engine = made.pop()
         run.submit([(0, 0), (1, 0), (2, 0)])
         run.wait(0.0)
         complete_future(engine.started[0], error=RuntimeError("it was shut down"))
-        complete_future(engine.started[1], None)  # as tasks end whose folder is gone
+        complete_future(engine.started[1], None)  # a task returns None if its folder has been removed
         engine.reason = "it was shut down"
-        assert [(one.task, one.attempt) for one in first_ends(run, 1)] == [(1, 0)]
+        assert [(outcome.task, outcome.attempt) for outcome in first_ends(run, 1)] == [(1, 0)]
         with pytest.raises(ExecutorError, match="a test runs no tasks: it was shut down"):
             run.wait(0.5)

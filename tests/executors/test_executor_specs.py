@@ -1,4 +1,7 @@
-"""Executors are recognized without importing the library that has created them (see test_structure)."""
+"""Values of `executor=`, which are recognized without importing the library that created them.
+
+tests/test_structure.py checks that no library is imported.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from polarmap.executors.executor_specs import (
 )
 
 
-def ray_makes() -> None: ...  # `ray_module.make_remote` returns a partial of it.
+def ray_makes() -> None: ...  # `ray_module.make_remote` is a partial of a function with this module and name
 
 
 ray_makes.__module__ = "ray._private.worker"
@@ -57,10 +60,10 @@ Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
         (3, None),
     ],
 )
-def test_each_is_one_thing_at_most(choice: Any, meant: Any) -> None:
-    found = [
-        one
-        for one in (is_localhost_spec, is_config_path, is_dask_client, is_ray_spec, is_lithops_executor)
-        if one(choice)
+def test_each_spec_is_recognized_as_one_kind_at_most(choice: Any, meant: Any) -> None:
+    matching = [
+        predicate
+        for predicate in (is_localhost_spec, is_config_path, is_dask_client, is_ray_spec, is_lithops_executor)
+        if predicate(choice)
     ]
-    assert found == ([] if meant is None else [meant])
+    assert matching == ([] if meant is None else [meant])

@@ -1,4 +1,4 @@
-"""The argument `executor=` is resolved once."""
+"""Resolution of the argument `executor=`, which happens once per map."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from polarmap.executors import MissingExecutor, resolve_executor, to_picklable_s
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
-def test_a_resolved_executor_is_returned_as_it_is() -> None:
+def test_resolved_executor_is_returned_unchanged() -> None:
     with polarmap.Executor() as calls:
         for choice in (None, ReplayExecutor(), calls, polarmap.Pool(), "localhost", FaultyExecutor()):
             executor = resolve_executor(choice)
             assert resolve_executor(executor) is executor
 
 
-def test_the_default_executor_gives_way_to_that_of_stored_data() -> None:
+def test_executor_of_stored_data_replaces_the_default() -> None:
     other = ReplayExecutor()
     stored = SimpleNamespace(coded_blocks=None, executor=other)
     default = resolve_executor(None)
@@ -30,14 +30,14 @@ def test_the_default_executor_gives_way_to_that_of_stored_data() -> None:
     assert (faulty.name, faulty.faults) == ("replay", {1: Fault("raise")})
 
 
-def test_a_column_that_is_called_executor_chooses_no_executor() -> None:
+def test_column_named_executor_is_not_used_as_executor() -> None:
     pd = pytest.importorskip("pandas")
     table = pd.DataFrame({"executor": np.arange(8.0), "b": np.ones(8)})
     y = polarmap.coded_map(lambda rows: 2.0 * rows, table, blocks=4)
     np.testing.assert_allclose(np.asarray(y.concatenate()), 2.0 * table.to_numpy())
 
 
-def test_an_executor_that_cannot_be_pickled_leaves_its_name_behind() -> None:
+def test_unpicklable_executor_is_pickled_as_its_name() -> None:
     assert repr(to_picklable_spec(ReplayExecutor())) == "<ReplayExecutor, left behind>"
     missing = to_picklable_spec(FaultyExecutor(ReplayExecutor()))
     assert isinstance(missing, MissingExecutor)

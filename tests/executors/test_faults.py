@@ -1,4 +1,4 @@
-"""Faults are injected into the tasks of any executor."""
+"""FaultyExecutor: injected faults in the tasks of any executor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 BLOCKS = UncodedBlocks([[np.zeros(1)]] * 4, ("array",))
 
 
-def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() -> None:
+def test_nested_faults_are_merged_and_outer_faults_take_precedence() -> None:
     inner = FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3), Fault("raise")))
     executor = resolve_executor(FaultyExecutor(inner, {1: Fault("kill")}))
     assert (executor.name, executor.worker_spec) == ("replay", None)
@@ -25,7 +25,7 @@ def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() 
     assert [failure and failure.kind for failure in failures] == ["raised", "lost", "lost", None]
 
 
-def test_its_name_is_that_of_the_executor_underneath_at_any_time() -> None:
+def test_name_follows_the_underlying_executor() -> None:
     pool = ReplayExecutor()
     executor = resolve_executor(FaultyExecutor(pool))
     pool.name = "replay (TCP)"

@@ -1,4 +1,4 @@
-"""The fork server, as its driver uses it, and the environment of its workers."""
+"""The driver's client of the fork server, and the environment of the workers that the server starts."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from polarmap.worker.messages import PROTOCOL_VERSION
 from polarmap.worker.polling import POLLIN, wait_until_ready
 
 
-def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
-    ours, theirs = fork_server_client.make_worker_socket_pair()
-    with ours, theirs:
+def test_socket_of_a_worker_buffers_the_largest_inline_function() -> None:
+    driver_socket, worker_socket = fork_server_client.make_worker_socket_pair()
+    with driver_socket, worker_socket:
         message = bytes(fork_server_client.MAX_INLINE_FUNCTION_BYTES + (1 << 14))
-        assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
+        assert driver_socket.send(message, socket.MSG_DONTWAIT) == len(message)
 
 
 def on_a_new_worker(f: Callable[[], Any]) -> Any:
     """Return the result of f on a worker of a new pool."""
     with Pool(workers=1) as pool:
-        [found] = hedged_map(lambda part: f(), np.zeros(1), blocks=1, executor=pool)
-    return found[0]
+        [result] = hedged_map(lambda part: f(), np.zeros(1), blocks=1, executor=pool)
+    return result[0]
 
 
-def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
+def test_worker_imports_only_the_modules_that_tasks_need() -> None:
     def others() -> Any:
         parts = [name.split(".")[:2] for name in sys.modules if name.startswith("polarmap.")]
         return [float(sum(part[1] not in ("worker", "lazy_names") for part in parts))]
@@ -48,26 +48,26 @@ def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        "found = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
-        "from polarmap.codes import PolarCode; found = PolarCode(8, 6).n == 8",
-        "from polarmap import *; found = 'coded_map' in vars()",
-        # By its version the whole package is there, and its modules still are.
+        "result = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
+        "from polarmap.codes import PolarCode; result = PolarCode(8, 6).n == 8",
+        "from polarmap import *; result = 'coded_map' in vars()",
+        # Access to the version imports the whole package. Modules imported before must stay usable.
         """
 import polarmap.linalg.operands, polarmap.worker.segments
-found = polarmap.__version__ and polarmap.linalg.operands.TransposedView and polarmap.worker.segments.Segment
+result = polarmap.__version__ and polarmap.linalg.operands.TransposedView and polarmap.worker.segments.Segment
 """,
     ],
 )
-def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
+def test_functions_can_use_all_of_polarmap(program: str) -> None:
     def run() -> Any:
         names: dict[str, Any] = {"polarmap": polarmap}
         exec(program, names)
-        return [float(bool(names["found"]))]
+        return [float(bool(names["result"]))]
 
     assert on_a_new_worker(run) == 1.0
 
 
-def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     server = ForkServerClient(1, [], [])
     server._process.wait(30.0)
@@ -80,23 +80,24 @@ def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("fork", [True, False])
-def test_workers_of_another_version_on_this_machine_are_one_clear_error(
+def test_local_workers_of_another_version_raise_one_clear_error(
     fork: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As when polarmap is installed anew while a notebook runs."""
+    # The versions differ if polarmap is upgraded while a notebook runs.
     monkeypatch.setattr(fork_server_client, "PROTOCOL_VERSION", PROTOCOL_VERSION + 1)
     with Pool(fork=fork) as pool, pytest.raises(ExecutorError, match="Restart this process"):
         check(pool)
     assert f"its driver has version {PROTOCOL_VERSION + 1} of polarmap's protocol" in capfd.readouterr().err
 
 
-def test_whether_it_is_alive_is_asked_without_any_effect() -> None:
+def test_is_alive_has_no_side_effects() -> None:
     server = ForkServerClient(1, [], [])
     try:
         wait_until_ready([server._control_socket], POLLIN, 60.0)
         assert_only_asks(server, server.is_alive)
         assert server.is_alive()
-        assert wait_until_ready([server._control_socket], POLLIN, 0.0)  # Its first byte has not been read.
+        # The first byte of the server must still be unread.
+        assert wait_until_ready([server._control_socket], POLLIN, 0.0)
         server.check_started()
         assert server._is_ready
     finally:
@@ -105,7 +106,7 @@ def test_whether_it_is_alive_is_asked_without_any_effect() -> None:
 
 
 @pytest.mark.parametrize("blocked", [[], [signal.SIGALRM]])
-def test_imports_that_take_too_long_are_one_clear_error(
+def test_slow_imports_raise_one_clear_error(
     blocked: list[signal.Signals], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
@@ -120,8 +121,8 @@ def test_imports_that_take_too_long_are_one_clear_error(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
-    """Not one that ends by itself: that would not help."""
+def test_server_killed_before_it_is_ready_is_restarted() -> None:
+    # Only a killed server is restarted. Restarting one that exits by itself would not help.
     x = np.ones(5)
     with Pool(workers=2) as pool:
         workers: Any = pool._executor._open_resources().worker_pool
@@ -134,5 +135,5 @@ def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
         assert workers._starter._process.pid != first.pid
         workers.close()
         workers.close_allocation(lease)
-        [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
-    assert found == 5.0
+        [result] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
+    assert result == 5.0

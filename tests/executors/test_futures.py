@@ -1,4 +1,4 @@
-"""Tasks on any pool of futures; whole maps on them are in tests/maps."""
+"""Sessions on pools of futures that the test controls. tests/maps runs complete maps on real pools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKS = UncodedBlocks([[block] for block in DATA], ("array",))
 
 
 class ManualPool:
-    """A pool whose calls run when the test says so."""
+    """A pool that runs each call when the test calls `run`."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Future[Any], Any, tuple[Any, ...]]] = []
@@ -51,8 +51,8 @@ def test_outcomes_come_in_the_order_of_their_ends() -> None:
             np.testing.assert_array_equal(outcome.leaves[0], -DATA[outcome.task])
 
 
-def test_the_folder_of_a_run_says_whose_it_is() -> None:
-    """So that a later process removes it when this one is killed."""
+def test_folder_of_a_session_names_its_owner() -> None:
+    # The name lets a later process remove the folder if this process is killed.
     with closing(FuturesExecutor(ManualPool()).open(JobSpec(np.negative, BLOCKS))) as run:
         assert run._folder_token is not None
         folder = Path(run._folder_token.folder)
@@ -60,7 +60,7 @@ def test_the_folder_of_a_run_says_whose_it_is() -> None:
     assert not folder.exists()
 
 
-def test_what_the_pool_drops_is_lost() -> None:
+def test_tasks_dropped_by_the_pool_are_lost() -> None:
     pool = ManualPool()
     with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
         run.submit([(0, 0), (1, 0), (2, 0)])
@@ -77,7 +77,7 @@ def test_what_the_pool_drops_is_lost() -> None:
     ]
 
 
-def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
+def test_task_waiting_for_a_thread_has_not_started() -> None:
     gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(gate.wait, 60)
@@ -88,8 +88,9 @@ def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
             assert [type(event) for event in run.wait(60.0)] == [AttemptStarted, Outcome]
 
 
-def test_what_workers_elsewhere_were_handed_counts_as_begun() -> None:
-    """Where they see no folder of the driver's, nobody knows better; here their marks tell."""
+def test_tasks_sent_to_remote_workers_count_as_started() -> None:
+    # Workers on this machine mark started tasks in a folder. Remote workers cannot see the folder, so their
+    # tasks count as started.
     for marks, expected in ((False, {0, 1}), (True, {0})):
         pool = ManualPool()
         with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
@@ -100,7 +101,7 @@ def test_what_workers_elsewhere_were_handed_counts_as_begun() -> None:
             assert {event.task for event in run.cancel_queued()} == expected
 
 
-def test_what_is_stopped_in_the_queue_of_a_pool_does_not_begin() -> None:
+def test_task_cancelled_in_the_queue_does_not_start() -> None:
     gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(gate.wait, 60)
@@ -111,11 +112,11 @@ def test_what_is_stopped_in_the_queue_of_a_pool_does_not_begin() -> None:
     assert run._thread_tokens[0, 0].started_at is None
 
 
-def test_a_task_that_its_pool_starts_although_it_was_cancelled_does_not_begin() -> None:
+def test_cancelled_task_does_not_run_if_its_pool_starts_it() -> None:
     pool = ManualPool()
     with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
         run.submit([(0, 0), (1, 0)])
-        pool.run(0)  # leaves a mark: the workers see the folder
+        pool.run(0)  # the task marks its start, which shows that workers can see the folder
         run.wait(1.0)
         assert run.cancel_queued() == []
         _, call, arguments = pool.calls[1]

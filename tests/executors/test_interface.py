@@ -1,4 +1,7 @@
-"""The contract of all executors. A new one is added to EXECUTORS, with the faults that it tolerates."""
+"""The contract of all executors, on real threads, processes, Dask clusters and Lithops functions.
+
+To test a new executor, add it to EXECUTORS with the faults that it tolerates.
+"""
 
 from __future__ import annotations
 
@@ -82,9 +85,16 @@ def functions() -> Iterator[Any]:
 
 
 class Kind(NamedTuple):
-    """How to come by what `coded_map(executor=)` takes, and which faults a test may inject there.
+    """A kind of executor.
 
-    withdraws : whether an attempt can be kept from running on.
+    Attributes
+    ----------
+    choice : callable
+        Returns a context manager that yields the argument `executor=` of a map.
+    faults : frozenset of str
+        The faults that a test may inject into tasks on the executor.
+    withdraws : bool
+        Whether the executor can cancel an attempt that is running.
     """
 
     choice: Callable[[], AbstractContextManager[Any]]
@@ -92,7 +102,7 @@ class Kind(NamedTuple):
     withdraws: bool = True
 
 
-SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # where a worker that dies takes others with it
+SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # for pools that a dying worker breaks
 EXECUTORS = {
     "replay": Kind(lambda: nullcontext(ReplayExecutor()), withdraws=False),
     "threads": Kind(lambda: ThreadPoolExecutor(8), SURVIVABLE),
@@ -115,7 +125,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture(scope="module")
 def executor(kind: Kind) -> Iterator[MapExecutor]:
-    """One for all tests: no run may know anything of those before it."""
+    """Yield one executor for all tests. A session must not depend on earlier sessions."""
     with kind.choice() as choice:
         yield resolve_executor(choice)
 
@@ -124,11 +134,11 @@ def payload(faults: Mapping[int, Fault] | None = None, **more: Any) -> JobSpec:
     return JobSpec(lambda block: 2 * block, BLOCKS, faults or {}, **more)
 
 
-def ended(run: Session, *tasks: int) -> dict[int, Outcome]:
-    """Task -> its outcome, of these; nothing else may end before."""
-    found = {outcome.task: outcome for outcome in first_ends(run, len(tasks), PATIENCE)}
-    assert set(found) == set(tasks)
-    return found
+def wait_for_outcomes(run: Session, *tasks: int) -> dict[int, Outcome]:
+    """Wait until these tasks have ended and return their outcomes by task. No other task may end before."""
+    outcomes = {outcome.task: outcome for outcome in first_ends(run, len(tasks), PATIENCE)}
+    assert set(outcomes) == set(tasks)
+    return outcomes
 
 
 def assert_right(outcome: Outcome, attempt: int = 0) -> None:
@@ -137,26 +147,22 @@ def assert_right(outcome: Outcome, attempt: int = 0) -> None:
     np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
 
 
-def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor: MapExecutor) -> None:
+def test_executor_has_a_name_and_runs_only_submitted_attempts(executor: MapExecutor) -> None:
     assert isinstance(executor, MapExecutor)
     assert executor.name
     assert executor.worker_spec is None or isinstance(executor.worker_spec, WorkerSpec)
     with closing(executor.open(payload())) as run:
         assert run.wait(0.0) == []
         run.submit([(4, 0), (1, 0)])
-        for outcome in ended(run, 1, 4).values():
+        for outcome in wait_for_outcomes(run, 1, 4).values():
             assert_right(outcome)
         run.submit([(0, 0)])
-        assert_right(ended(run, 0)[0])
+        assert_right(wait_for_outcomes(run, 0)[0])
 
 
-def test_every_attempt_ends_once_as_its_fault_says_and_no_other_is_struck(
-    kind: Kind, executor: MapExecutor
-) -> None:
-    """Lost, raised, overtaking others; it begins before, at most once; and none that was not submitted.
-
-    That it was handed to a worker may be told before that, at most once, too.
-    """
+def test_every_attempt_ends_once_according_to_its_fault(kind: Kind, executor: MapExecutor) -> None:
+    # Each submitted attempt must have exactly one outcome, which matches its fault. An attempt may also be
+    # reported as sent to a worker and as started, each at most once and before its outcome.
     faults = {task: Fault(name, 0.3) for task, name in enumerate(sorted(kind.faults), start=1)}
     attempts = [(task, 0) for task in range(N)] + [(0, 1), (1, 1), (0, 7), (3, 2)]
     events: list[Event] = []
@@ -171,12 +177,12 @@ def test_every_attempt_ends_once_as_its_fault_says_and_no_other_is_struck(
     assert sorted(outcome[:2] for outcome in ends(events)) == sorted(attempts)
     for outcome in ends(events):
         assert_as_its_fault_says(outcome, faults.get(outcome.task) if outcome.attempt == 0 else None)
-    seen = [event for event in events if isinstance(event, AttemptStarted)]
-    assert len(seen) == len({(*event[:2], event.is_confirmed) for event in seen})
-    began = [event[:2] for event in seen]
+    start_events = [event for event in events if isinstance(event, AttemptStarted)]
+    assert len(start_events) == len({(*event[:2], event.is_confirmed) for event in start_events})
+    began = [event[:2] for event in start_events]
     assert set(began) <= set(attempts)
     order = [event[:2] for event in events]
-    assert all(isinstance(events[order.index(one)], AttemptStarted) for one in began)
+    assert all(isinstance(events[order.index(key)], AttemptStarted) for key in began)
 
 
 def assert_as_its_fault_says(outcome: Outcome, fault: Fault | None) -> None:
@@ -190,7 +196,7 @@ def assert_as_its_fault_says(outcome: Outcome, fault: Fault | None) -> None:
         assert outcome.failure.kind == ("raised" if fault.kind == "raise" else "lost"), outcome
 
 
-def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(executor: MapExecutor) -> None:
+def test_hanging_attempt_is_started_retried_and_abandoned(executor: MapExecutor) -> None:
     run = executor.open(payload({0: Fault("sleep", NEVER)}))
     opened = run.now()
     run.submit([(0, 0), (1, 0)])
@@ -208,16 +214,14 @@ def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(e
     assert_right(outcome)
     times = [event.started_at for event in events if isinstance(event, AttemptStarted) and event.task == 0]
     assert 1 <= len(times) <= 2
-    assert opened - 0.1 <= times[0] <= times[-1] <= run.now() + 0.1  # files have coarser clocks
+    assert opened - 0.1 <= times[0] <= times[-1] <= run.now() + 0.1  # file times are less precise
     run.submit([(0, 1)])
-    assert_right(ended(run, 0)[0], attempt=1)
+    assert_right(wait_for_outcomes(run, 0)[0], attempt=1)
     run.close()
     assert run.close() is None
 
 
-def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
-    kind: Kind, executor: MapExecutor
-) -> None:
+def test_cancelled_attempts_end_once_and_free_their_workers(kind: Kind, executor: MapExecutor) -> None:
     asleep, others = [(task, 0) for task in range(3)], [(task, 0) for task in range(3, N)]
     with closing(executor.open(payload({task: Fault("sleep", NEVER) for task in range(3)}))) as run:
         run.submit(asleep)
@@ -232,11 +236,11 @@ def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
             assert outcomes[task].failure.kind == "lost"
         run.cancel(asleep)  # Cancelling attempts that have ended has no effect.
         run.submit([(0, 1)])
-        assert_right(ended(run, 0)[0], attempt=1)
+        assert_right(wait_for_outcomes(run, 0)[0], attempt=1)
 
 
-class Unwanted(UncodedBlocks):
-    """Blocks of tasks of which nobody waits for one."""
+class BlocksWithOneMissing(UncodedBlocks):
+    """Blocks whose second one cannot be made, because its task is no longer needed."""
 
     location = INLINE
 
@@ -247,18 +251,18 @@ class Unwanted(UncodedBlocks):
 
 
 @pytest.mark.parametrize("label", ["pool", "threads", "processes"])
-def test_a_task_whose_block_is_not_made_as_nobody_waits_for_it_is_lost(label: str) -> None:
-    blocks = Unwanted([[block] for block in DATA], ("array",))
+def test_task_whose_block_is_not_made_is_lost(label: str) -> None:
+    blocks = BlocksWithOneMissing([[block] for block in DATA], ("array",))
     with EXECUTORS[label].choice() as choice:
         with closing(resolve_executor(choice).open(JobSpec(lambda block: 2 * block, blocks))) as run:
             run.submit([(1, 0), (0, 0), (2, 0)])
-            outcomes = ended(run, 0, 1, 2)
+            outcomes = wait_for_outcomes(run, 0, 1, 2)
         assert_right(outcomes[0])
         assert_right(outcomes[2])
         assert outcomes[1].failure is not None
 
 
-def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapExecutor) -> None:
+def test_wake_ends_a_current_or_later_wait(executor: MapExecutor) -> None:
     run = executor.open(payload({0: Fault("sleep", 10 * NEVER)}))
     run.submit([(0, 0)])
     run.wake()
@@ -274,32 +278,32 @@ def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapE
     run.wake()
 
 
-def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: MapExecutor) -> None:
+def test_sessions_are_independent_of_each_other(executor: MapExecutor) -> None:
     executor.open(payload()).close()
     for faults in ({0: Fault("raise", attempts=9)}, {}):
         with closing(executor.open(payload(faults))) as run:
             run.submit([(0, 0)])
-            [outcome] = ended(run, 0).values()
+            [outcome] = wait_for_outcomes(run, 0).values()
             assert outcome.attempt == 0
             assert (outcome.failure is None) == (not faults)
-            run.submit([(2, 0)])  # and is left at once
+            run.submit([(2, 0)])  # the session is closed while this attempt may be running
 
 
-def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
+def test_results_are_stored_at_the_given_location(executor: MapExecutor, tmp_path: Path) -> None:
     output = OutputSpec(FolderLocation(str(tmp_path)), "results/y", max_segment_items=5)
     with closing(executor.open(payload(output_spec=output))) as run:
         run.submit([(0, 0), (3, 0)])
-        for task, outcome in ended(run, 0, 3).items():
+        for task, outcome in wait_for_outcomes(run, 0, 3).items():
             assert outcome.result_ref is not None
             assert outcome.result_ref.layout == ((("<f8", (ROWS, 2)),))
             assert [part.size for part in outcome.result_ref.segments] == [40, 40, 16]
             pieces = [read_file_segment(str(tmp_path), part) for part in outcome.result_ref.segments]
             assert b"".join(pieces) == (2 * DATA[task]).tobytes()
-            # no more is a sample
+            # Results this small are also sent completely as samples.
             np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[task].reshape(-1))
 
 
-def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:
+def test_failure_has_the_exception_and_its_remote_traceback() -> None:
     class Mine(Exception):  # noqa: N818
         pass
 
@@ -310,19 +314,19 @@ def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() 
         cause = to_failure(ErrorInfo(*to_plain_tuple(describe_error(error)))).cause
         assert cause is not None
         assert (type(cause), cause.args, vars(cause)) == (type(error), error.args, vars(error))
-        told = to_failure(ErrorInfo("E", "text", "the trace", pickle.dumps(KeyError()))).cause
-        assert "the trace" in str(told and told.__cause__)
+        failure_cause = to_failure(ErrorInfo("E", "text", "the trace", pickle.dumps(KeyError()))).cause
+        assert "the trace" in str(failure_cause and failure_cause.__cause__)
 
 
 @pytest.mark.parametrize("sent", [None, b"", b"no pickle", pickle.dumps(5), pickle.dumps(KeyError)[:-3]])
-def test_one_that_did_not_survive_is_told_of_by_another(sent: bytes | None) -> None:
+def test_unpicklable_exception_is_replaced_by_a_runtime_error(sent: bytes | None) -> None:
     cause = to_failure(ErrorInfo("KeyError", "'a'", "the trace", sent)).cause
     assert isinstance(cause, RuntimeError)
     assert str(cause) == "KeyError: 'a'"
     assert "the trace" in str(cause.__cause__)
 
 
-def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name() -> None:
+def test_damaged_block_is_recognized_by_exception_class_not_name() -> None:
     for error, kind in (
         (DamagedError("gone"), "damaged"),
         (type("DamagedError", (Exception,), {})(), "raised"),
@@ -334,12 +338,12 @@ def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name()
         )
 
 
-def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
+def test_changed_reply_counts_as_a_lost_worker() -> None:
     encryption = Encryption.create(bytes(range(32)))
     structure, layout, data = pack_tree(np.arange(3.0))
     header = pickle_value(to_plain_tuple(TaskReply(None, 2.0, structure, layout)))
     sent = encrypt_reply(Message(MessageKind.TASK_REPLY, (0, 1, 0), header, data), tuple(encryption))
-    plain_payload, payload = (JobSpec(np.negative, BLOCKS, encryption=one) for one in (None, encryption))
+    plain_payload, payload = (JobSpec(np.negative, BLOCKS, encryption=key) for key in (None, encryption))
     outcomes = [
         plain_payload.decode_reply(1, 0, header, data),
         payload.decode_reply(1, 0, sent.header, sent.data),
@@ -415,7 +419,7 @@ def test_blocks_that_workers_cannot_read_are_refused(location: Location, reach: 
         (DriverLocation("memory"), REMOTE._replace(can_ask_driver=True)),
     ],
 )
-def test_blocks_that_workers_can_read_are_not(location: Location | None, reach: Reach) -> None:
+def test_blocks_that_workers_can_read_are_accepted(location: Location | None, reach: Reach) -> None:
     reach.check_job(job_reading(location))
 
 
@@ -430,7 +434,9 @@ def test_blocks_that_workers_can_read_are_not(location: Location | None, reach: 
         (FolderLocation("/data"), REMOTE, "folder '/data' of this machine, which workers on aws_lambda"),
     ],
 )
-def test_results_stay_only_where_workers_can_write(location: Location, reach: Reach, message: str) -> None:
+def test_results_are_stored_only_where_workers_can_write(
+    location: Location, reach: Reach, message: str
+) -> None:
     job = replace(job_reading(None), output_spec=OutputSpec(location, "y", 5))
     with pytest.raises(ExecutorError, match=f"the results cannot be stored in {message}"):
         reach.check_job(job)

@@ -1,4 +1,4 @@
-"""Maps through Lithops: what is seen of their tasks, with futures in memory and on this machine."""
+"""Sessions and workers on Lithops, with fake futures in memory and with real processes on this machine."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ BLOCKS = UncodedBlocks([[block] for block in DATA], ("array",))
 
 
 def functions(backend: str = "aws_lambda") -> Any:
-    found: Any = Functions(backend)
-    found.config = CONFIG
-    return found
+    fake_functions: Any = Functions(backend)
+    fake_functions.config = CONFIG
+    return fake_functions
 
 
 def payload(output: Location | None = None) -> JobSpec:
     return JobSpec(np.copy, BLOCKS, output_spec=output and OutputSpec(output, "y", 5))
 
 
-def test_it_is_named_after_its_backend_and_knows_its_workers() -> None:
+def test_executor_is_named_after_its_backend_and_has_a_worker_spec() -> None:
     executor = LithopsExecutor(make_lithops_source(functions()))
     assert executor.name == "lithops/aws_lambda"
     assert executor.worker_spec is not None
     assert executor.worker_spec.memory_mb == 2048
 
 
-def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
+def test_configuration_is_opened_and_closed_with_a_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "here.yaml"
@@ -95,7 +95,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
 
 
 class Run(LithopsSession):
-    """With what it runs on at hand."""
+    """A session on fake Lithops functions, which the test can access."""
 
     def __init__(self, **more: Any) -> None:
         self.functions = Functions()
@@ -113,46 +113,46 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def told(run: Run) -> list[Outcome]:
+def wait_for_outcomes(run: Run) -> list[Outcome]:
     return ends(run.wait(1.0))
 
 
-def begun(run: Run) -> set[int]:
+def wait_for_starts(run: Run) -> set[int]:
     return {event.task for event in run.wait(0.01) if isinstance(event, AttemptStarted)}
 
 
-def test_a_block_that_was_damaged_is_stored_again_for_the_next_attempt() -> None:
+def test_damaged_block_is_stored_again_for_the_next_attempt() -> None:
     run = Run()
     run.submit([(1, 0)])
     storage, [future] = run.functions.storage, run.functions.futures
     [key] = [key for _, key in storage.objects if "/blocks/" in key]
     storage.objects["b", key] = bytes(len(storage.objects["b", key]))
     future.ready = True
-    [outcome] = told(run)
+    [outcome] = wait_for_outcomes(run)
     assert outcome.failure is not None
     assert outcome.failure.kind == "damaged"
     run.submit([(1, 1)])
     run.functions.futures[1].ready = True
-    [outcome] = told(run)
+    [outcome] = wait_for_outcomes(run)
     assert outcome.leaves[0].tolist() == (-DATA[1]).tolist()
 
 
-def test_waiting_takes_as_long_as_it_may() -> None:
+def test_wait_returns_after_its_timeout() -> None:
     run = Run()
     run.submit([(0, 0)])
     began = time.monotonic()
-    assert begun(run) == {0}
+    assert wait_for_starts(run) == {0}
     assert run.wait(0.1) == []
     assert 0.1 <= time.monotonic() - began < 5.0
 
 
-def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_fake_functionsare_reported_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
     monkeypatch.setattr(lithops_invocations, "LISTING_INTERVAL", 600.0)
     monkeypatch.setattr(Future, "status", lambda self, **options: looks.append(self))
     run = Run()
     run.submit([(task, 0) for task in range(3)])
-    run.wait(0.0)  # It reports the attempts as started.
+    run.wait(0.0)  # the first call reports the attempts as started
     with ThreadPoolExecutor(1) as monitor:
         monitor.submit(run.functions.futures[1]._set_ready, None)
         assert [outcome.task for outcome in ends(run.wait(60.0))] == [1]
@@ -169,22 +169,22 @@ def opened(f: Any, n: int = 4, **more: Any) -> LithopsSession:
 
 def files() -> list[Path]:
     """Return the files of jobs in the private folder."""
-    found = [path for path in get_process_temp_folder().rglob("*") if path.is_file()]
-    return [one for one in found if not one.name.startswith(("owner", "runner-", "localhost-runner.log"))]
+    paths = [path for path in get_process_temp_folder().rglob("*") if path.is_file()]
+    return [file for file in paths if not file.name.startswith(("owner", "runner-", "localhost-runner.log"))]
 
 
-def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
+def test_low_priority_applies_to_first_attempts_only() -> None:
     with closing(opened(lambda block: np.array([os.nice(0)]), low_priority_tasks=range(2, 4))) as run:
         run.submit([(task, 0) for task in range(3)])
-        first = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 3) if one.leaves}
+        first = {outcome.task: int(outcome.leaves[0][0]) for outcome in first_ends(run, 3) if outcome.leaves}
         run.submit([(2, 1), (3, 0)])
-        later = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 2) if one.leaves}
+        later = {outcome.task: int(outcome.leaves[0][0]) for outcome in first_ends(run, 2) if outcome.leaves}
     usual = first[0]
     assert first == {0: usual, 1: usual, 2: min(19, usual + PARITY_NICE)}
     assert later == {2: usual, 3: usual}
 
 
-def test_nothing_is_left_even_if_nothing_was_started() -> None:
+def test_sessions_leave_no_files() -> None:
     before = files()
     opened(np.copy).close()
     with closing(opened(np.copy)) as run:
@@ -194,14 +194,14 @@ def test_nothing_is_left_even_if_nothing_was_started() -> None:
     assert files() == before
 
 
-# --- persistent workers ---------------------------------------------------------------
+# --- persistent workers --------------------------------------------------------------
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
 
 
 @pytest.mark.parametrize(("choice", "name"), [(YAML, "lithops/localhost"), ("localhost", "localhost")])
-def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str) -> None:
+def test_local_workers_connect_and_end_with_their_pool(choice: Any, name: str) -> None:
     site = LithopsWorkerProvider(make_lithops_source(choice))
     assert (site.name, site.shares_files, site.max_worker_seconds) == (name, True, LOCAL_WORKER_SECONDS)
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
@@ -218,7 +218,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
         processes = set[int]()
         for worker in taken:
             assert worker is not None
-            assert until(lambda one=worker: bool(one.receive_messages()) and one.pid is not None)
+            assert until(lambda handle=worker: bool(handle.receive_messages()) and handle.pid is not None)
             processes.add(worker.pid or 0)
         assert len(processes) == 2
     workers.close_allocation(lease)
@@ -226,49 +226,51 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     assert not list(site.storage.list_keys(site.bucket, f"{site.key_prefix}/"))
 
 
-def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_replace() -> None:
+def test_workers_do_not_run_the_shared_copy_of_lithops() -> None:
     from lithops import constants
 
     copy = Path(constants.LITHOPS_TEMP_DIR) / "lithops"
-    kept = copy.with_name("lithops-kept")
+    backup = copy.with_name("lithops-kept")
     site = LithopsWorkerProvider(make_lithops_source(YAML))
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with contextlib.suppress(FileNotFoundError):
-        copy.rename(kept)
+        copy.rename(backup)
     try:
         copy.mkdir()
-        (copy / "__init__.py").write_text("raise EOFError")  # half of one
+        (copy / "__init__.py").write_text("raise EOFError")  # stands for a copy that is incomplete
         with closing(workers):
             workers.request_workers(2)
             assert until(lambda: len(workers) == 2, 60.0)
     finally:
         shutil.rmtree(copy)
         with contextlib.suppress(FileNotFoundError):
-            kept.rename(copy)
+            backup.rename(copy)
 
 
-def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
-    """Also of those whose interpreter lost its packages: they end with code 1, and Lithops hears nothing."""
+def test_exited_workers_are_reported_with_a_reason(tmp_path: Path) -> None:
+    # Workers whose interpreter has lost its packages exit with code 1, which Lithops does not report.
     script, yaml = python_in(tmp_path), tmp_path / "lithops.yaml"
     yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
-    site, found = LithopsWorkerProvider(make_lithops_source(yaml)), dict[int, str]()
+    site, exit_reasons = LithopsWorkerProvider(make_lithops_source(yaml)), dict[int, str]()
     with closing(site):
-        site.launch_workers(NOWHERE, {7: 60.0})  # Lithops asks the interpreter what it has, once
-        assert until(lambda: bool(found.update(site.collect_exited_workers()) or found), 60.0)
-        assert list(found) == [7]
-        assert "127.0.0.1" in found[7]
+        site.launch_workers(NOWHERE, {7: 60.0})  # Lithops queries the modules of the interpreter once
+        assert until(lambda: bool(exit_reasons.update(site.collect_exited_workers()) or exit_reasons), 60.0)
+        assert list(exit_reasons) == [7]
+        assert "127.0.0.1" in exit_reasons[7]
         assert site.collect_exited_workers() == {}
         python_in(tmp_path, lacks="numpy")
         site.launch_workers(NOWHERE, {8: 60.0, 9: 60.0})
-        assert until(lambda: bool(found.update(site.collect_exited_workers()) or len(found) == 3), 60.0)
+        assert until(
+            lambda: bool(exit_reasons.update(site.collect_exited_workers()) or len(exit_reasons) == 3), 60.0
+        )
     for number in (8, 9):
         assert (
             f"{script} of its workers does not run Lithops (ModuleNotFoundError: No module named 'numpy')"
-            in found[number]
+            in exit_reasons[number]
         )
 
 
-def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
+def test_objects_of_exited_workers_are_removed_after_an_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     site = LithopsWorkerProvider(make_lithops_source(YAML))
@@ -292,7 +294,7 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
         assert jobs() <= others  # Leftovers of other tests may be removed meanwhile.
 
 
-def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
+def test_block_stored_while_its_pool_closes_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     site = LithopsWorkerProvider(make_lithops_source("localhost"))
@@ -310,7 +312,7 @@ def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
     assert list(site.storage.list_keys(site.bucket, f"{site.key_prefix}/")) == []
 
 
-def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
+def test_cloud_fake_functionsend_before_their_timeout() -> None:
     known = WorkerSpec(
         backend="aws_lambda", storage="aws_s3", memory_mb=1769, timeout_seconds=900.0, max_workers=100
     )
@@ -319,8 +321,8 @@ def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
     assert compute_max_worker_seconds(replace(known, timeout_seconds=5.0)) == 1.0
 
 
-def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> None:
-    """Each look lists a storage, and the channel of a worker tells sooner."""
+def test_lithops_rarely_polls_for_ended_functions(tmp_path: Path) -> None:
+    # Each poll of Lithops lists a storage, and the channel of a worker shows its end sooner anyway.
     text = YAML.read_text()
     assert "monitoring_interval: 0.02" in text
     for said, meant in (("0.02", 1.0), ("5", 5.0)):
@@ -329,26 +331,26 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> N
         with closing(site):
             assert site.listing_interval == meant
             site.launch_workers(NOWHERE, {7: 60.0})
-            assert len(site._invocations._job_keys_by_executor) == 2  # the first, and that of the job
+            assert len(site._invocations._job_keys_by_executor) == 2  # the first executor and that of the job
             for functions in site._invocations._job_keys_by_executor:
                 config = functions.internal_storage.get_storage_config()
                 assert config["monitoring_interval"] == meant
 
 
-def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error() -> None:
+def test_failing_query_of_a_runtime_raises_one_clear_error() -> None:
     import cloudpickle
     import servers
 
     site = LithopsWorkerProvider(make_lithops_source(YAML))
     with closing(site):
-        site._invocations.function_executor = None  # whatever it asks
+        site._invocations.function_executor = None  # makes every query of the runtime fail
         with pytest.raises(ExecutorError, match="cannot start a job"):
             site.collect_module_sources(cloudpickle.dumps(servers.free_ports))
 
 
 # --- a real keep-alive S3 server, where workers share forked sockets -----------------
-# Since Lithops 3.8 a worker and the process it forked write on one connection; polarmap's worker
-# drops the inherited one. A new Lithops has to pass here before its pin moves.
+# Since Lithops 3.8, a worker and the process that it forks write on the same connection. polarmap's worker
+# drops the inherited connection. A new version of Lithops must pass these tests before its pin is changed.
 
 
 @pytest.fixture
@@ -361,7 +363,7 @@ def keys_of(server: S3Server) -> list[str]:
     return [entry["Key"] for entry in listing.get("Contents", [])]
 
 
-def test_results_of_any_size_come_past_late_and_dead_workers_and_nothing_stays(s3_server, config):
+def test_results_of_any_size_arrive_despite_lost_workers_and_leave_no_objects(s3_server, config):
     A = np.random.default_rng(0).standard_normal((480, 240))
     lost = {1: Fault("sleep", 600), 3: Fault("kill", attempts=9)}
     for other, options in ((np.ones((240, 100)), {"retries": 0}), (np.ones(240), {"schedule": "on_demand"})):
@@ -371,11 +373,11 @@ def test_results_of_any_size_come_past_late_and_dead_workers_and_nothing_stays(s
         )  # fmt: skip
         np.testing.assert_allclose(y.concatenate(), A @ other, rtol=1e-9, atol=1e-9)
         assert set(y.report.recovered) == set(lost)
-    lithops_own = "lithops.runtimes/"  # what Lithops remembers of an interpreter
+    lithops_own = "lithops.runtimes/"  # the metadata of the interpreter, which Lithops keeps
     assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
 
 
-def test_wrong_credentials_are_one_clear_error(config):
+def test_wrong_credentials_raise_one_clear_error(config):
     config.write_text(config.read_text().replace(SECRET, "wrong"))
     began = time.monotonic()
     with pytest.raises(polarmap.errors.ExecutorError, match=r"s3\.yaml|storage"):
@@ -384,7 +386,7 @@ def test_wrong_credentials_are_one_clear_error(config):
 
 
 class ForgetfulStorage(DictStorage):
-    """Does not delete the first so many times that it is asked, and does not say so, as S3 may."""
+    """A storage that silently ignores the first `forgets` requests to delete objects, as S3 may."""
 
     def __init__(self, forgets: int) -> None:
         super().__init__()
@@ -403,7 +405,7 @@ def test_objects_that_were_not_deleted_are_deleted_again(forgets, left, monkeypa
     storage = ForgetfulStorage(forgets)
     for key in ("a/1", "a/2", "b/1"):
         storage.put_object("b", key, b"")
-    told = pytest.warns(RuntimeWarning, match="does not delete the objects below 'a/'")
-    with told if left else contextlib.nullcontext():
+    warns = pytest.warns(RuntimeWarning, match="does not delete the objects below 'a/'")
+    with warns if left else contextlib.nullcontext():
         delete_objects_below(storage, ["a/"])
     assert [key for _, key in storage.objects] == [*left, "b/1"]

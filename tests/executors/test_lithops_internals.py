@@ -1,4 +1,4 @@
-"""The internals of Lithops that polarmap uses: a failure here means that a new version has changed them."""
+"""The internals of Lithops that polarmap uses. A failure means that a new version of Lithops changed them."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from polarmap.executors.lithops_internals import (
 from polarmap.executors.temp_folders import get_process_temp_folder
 
 
-def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_a_temporary_folder_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str, *more: Any) -> Any:
         if name == "lithops":
             raise FileNotFoundError("No usable temporary directory found")
-        return found(name, *more)
+        return original_import(name, *more)
 
-    found = builtins.__import__
+    original_import = builtins.__import__
     import_lithops.cache_clear()
     monkeypatch.setattr("builtins.__import__", none)
     with pytest.raises(
@@ -56,15 +56,15 @@ def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: p
         import_lithops()
 
 
-def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
+def test_private_executor_leaves_no_files_and_processes() -> None:
     functions = build_localhost_executor()
     try:
         functions.config["localhost"]["worker_processes"] = 3
         assert str(get_process_temp_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
-        seen = list[int]()
+        reported = list[int]()
         for number, future in enumerate((good, bad, late)):
-            add_status_callback([future], partial(seen.append, number))
+            add_status_callback([future], partial(reported.append, number))
         for future in (good, bad):
             assert until(partial(is_future_finished, future))
         assert fetch_result(good, functions) == 10
@@ -72,7 +72,7 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
             fetch_result(bad, functions)
         assert not is_future_finished(late)
         assert until(lambda: bool(late.running))
-        assert until(lambda: set(seen) == {0, 1, 2})
+        assert until(lambda: set(reported) == {0, 1, 2})
         assert find_exited_without_status(functions, [late]) == []
         restart_dead_monitor(functions, [late])
         assert functions.job_monitor.is_alive()
@@ -86,7 +86,7 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, version: int) -> None:
+def test_interpreter_that_cannot_run_lithops_is_reported(tmp_path: Path, version: int) -> None:
     import lithops
 
     script = python_in(tmp_path)
@@ -98,8 +98,8 @@ def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, ver
     assert is_localhost_function_executor(functions)
     assert find_interpreter_error(functions) == ""
     python_in(tmp_path, lacks="numpy")
-    said = rf"{script} of its workers .*No module named 'numpy'.* set runtime: {sys.executable}"
-    assert re.search(said, find_interpreter_error(functions))
+    message = rf"{script} of its workers .*No module named 'numpy'.* set runtime: {sys.executable}"
+    assert re.search(message, find_interpreter_error(functions))
     script.unlink()
     assert "No such file" in find_interpreter_error(functions)
     close_function_executor(functions)
@@ -113,7 +113,7 @@ def work(number: int) -> int:
     return 10 // (1 - number)
 
 
-def test_what_lithops_gave_up_has_its_reason() -> None:
+def test_futures_that_lithops_gave_up_have_a_reason() -> None:
     flags = {"ready": False, "success": False, "done": True}
     for error, reason in [
         (TimeoutError("too late"), "TimeoutError: too late"),
@@ -128,7 +128,7 @@ def test_what_lithops_gave_up_has_its_reason() -> None:
             fetch_result(future, None)
 
 
-def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) -> None:
+def test_default_storage_is_localhost(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("lithops: {backend: localhost}\n")
     settings = load_storage_settings(file)
@@ -138,9 +138,7 @@ def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["aws_s3", "minio"])
-def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_s3_client_has_the_timeout_and_no_retries(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     client = boto3.Session.client
 
@@ -152,16 +150,17 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
     keys = {"access_key_id": "a", "secret_access_key": "b", "storage_bucket": "c", "user_agent": "d"}
     backend = {**keys, "region": "us-east-1", "endpoint": "http://127.0.0.1:9"}
     storage = open_storage_without_retries({"backend": kind, kind: backend}, timeout=3)
-    theirs = importlib.import_module(f"lithops.storage.backends.{kind}")
+    backend_module = importlib.import_module(f"lithops.storage.backends.{kind}")
     [config] = made
     assert (config.connect_timeout, config.read_timeout) == (3, 3)
     assert storage.get_client().meta.config.retries["total_max_attempts"] == 1
     assert (storage.backend, storage.bucket) == (kind, "c")
-    assert not isinstance(storage.storage_handler, theirs.StorageBackend)  # others get theirs again
+    # Other users of Lithops must get the original class again.
+    assert not isinstance(storage.storage_handler, backend_module.StorageBackend)
 
 
 @pytest.mark.parametrize(("version", "is_other"), [(1, True), (2, False)])
-def test_an_interpreter_runs_this_lithops_by_a_script_in_our_folder(
+def test_interpreter_runs_the_installed_lithops_by_a_private_script(
     version: int, is_other: bool, tmp_path: Path
 ) -> None:
     runtime = str(python_in(tmp_path)) if is_other else get_interpreter_for_lithops()
@@ -170,13 +169,13 @@ def test_an_interpreter_runs_this_lithops_by_a_script_in_our_folder(
     assert str(folder).startswith(str(Path(tempfile.gettempdir()).resolve()))
     shutil.rmtree(folder)
     assert write_runner_script(runtime, version, False) == str(script)
-    said = subprocess.run([script, "replaced.py", "get_metadata"], stdout=subprocess.PIPE, check=True).stdout
-    assert json.loads(said)["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    output = subprocess.run(
+        [script, "replaced.py", "get_metadata"], stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert json.loads(output)["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def test_an_interpreter_whose_path_lithops_refuses_runs_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_interpreter_with_a_space_in_its_path_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.setattr("sys.executable", str(python_in(folder)))

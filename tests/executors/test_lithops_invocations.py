@@ -1,4 +1,4 @@
-"""FunctionExecutors: how they are opened, and what is seen of functions, with futures in memory."""
+"""Lithops FunctionExecutors: how they are opened, and events of their functions, with fake futures."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from polarmap.executors.lithops_invocations import (
 )
 
 
-def started(functions: Functions, *keys: Any) -> LithopsInvocations:
+def invoke(functions: Functions, *keys: Any) -> LithopsInvocations:
     jobs = LithopsInvocations(LithopsSource.from_executor(functions), shares_executor=True)
     jobs.invoke(functions, lambda x, storage: 10 // x, {key: {"x": key} for key in keys})
     return jobs
 
 
-def test_what_is_ready_is_told_once() -> None:
-    jobs = started(functions := Functions(), 2, 0, 5)
+def test_finished_results_are_reported_once() -> None:
+    jobs = invoke(functions := Functions(), 2, 0, 5)
     assert jobs.collect_finished_results() == {}
     functions.futures[0].ready = functions.futures[1].success = True
-    found = jobs.collect_finished_results()
-    assert found.pop(2) == 5
-    assert str(found.pop(0)) == "ZeroDivisionError: integer division or modulo by zero"
-    assert (found, jobs.collect_finished_results(), list(jobs.running_futures)) == ({}, {}, [5])
+    results = jobs.collect_finished_results()
+    assert results.pop(2) == 5
+    assert str(results.pop(0)) == "ZeroDivisionError: integer division or modulo by zero"
+    assert (results, jobs.collect_finished_results(), list(jobs.running_futures)) == ({}, {}, [5])
 
 
-def test_elsewhere_a_function_begins_when_it_is_handed_over_and_here_when_lithops_says_so() -> None:
-    jobs = started(Functions(), 1)
+def test_remote_functions_start_when_invoked_and_local_ones_when_reported() -> None:
+    jobs = invoke(Functions(), 1)
     assert [jobs.collect_started_keys(), jobs.collect_started_keys()] == [[1], []]
-    jobs = started(functions := Functions("localhost"), 1, 2)
+    jobs = invoke(functions := Functions("localhost"), 1, 2)
     assert jobs.collect_started_keys() == []
     functions.futures[0].running = True
     assert [jobs.collect_started_keys(), jobs.collect_started_keys()] == [[1], []]
@@ -61,10 +61,10 @@ def test_elsewhere_a_function_begins_when_it_is_handed_over_and_here_when_lithop
         ("no numpy there", False, InvocationLostError, "its worker process ended without reporting"),
     ],
 )
-def test_what_ended_without_a_word_is_lost_at_once(
+def test_function_that_ended_without_a_status_is_lost(
     reason: str, may_ask: bool, kind: type, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = started(functions := Functions(), 1, 2)
+    jobs = invoke(functions := Functions(), 1, 2)
     monkeypatch.setattr(lithops_invocations, "find_exited_without_status", lambda *_: [functions.futures[1]])
     monkeypatch.setattr(lithops_invocations, "find_interpreter_error", lambda _: reason)
     [(key, error)] = jobs.collect_finished_results(may_ask).items()
@@ -72,17 +72,17 @@ def test_what_ended_without_a_word_is_lost_at_once(
     assert list(jobs.running_futures) == [1]
 
 
-def test_a_monitor_that_died_is_started_again() -> None:
+def test_dead_monitor_is_restarted() -> None:
     runs: list[Any] = []
     functions = Functions()
     functions.job_monitor = SimpleNamespace(is_alive=lambda: bool(runs), start=lambda fs: runs.append(fs))
-    started(functions, 0, 2).collect_finished_results()
+    invoke(functions, 0, 2).collect_finished_results()
     assert runs == [functions.futures]
 
 
 @pytest.mark.parametrize("is_owned", [False, True])
-def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FunctionExecutor 1 of a process must not remove what 10 to 19 need, nor job 100 what 1000 needs."""
+def test_only_objects_of_these_jobs_are_removed(is_owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The name of executor 1 is a prefix of executor 10, and the name of job 100 is a prefix of job 1000.
     functions = Functions()
     monkeypatch.setattr(lithops_invocations, "close_function_executor", lambda functions: None)
     monkeypatch.setattr(lithops_invocations, "clone_function_executor", lambda *_: functions)
@@ -93,13 +93,13 @@ def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pyt
     for key in others | own:
         functions.storage.put_object("b", key, b"")
     delete_objects_below(functions.storage, jobs.close())
-    kept = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
-    assert {key for _, key in functions.storage.objects} == kept
-    assert len(functions.futures) == is_owned  # an executor of the caller does not keep them
+    expected_keys = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
+    assert {key for _, key in functions.storage.objects} == expected_keys
+    assert len(functions.futures) == is_owned  # the futures are removed from an executor of the caller
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
-def test_a_folder_that_another_map_removes_while_a_job_is_stored_here_is_made_again(
+def test_folder_removed_while_a_job_is_stored_is_made_again(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def store(*given: Any, **options: Any) -> Any:
@@ -110,7 +110,7 @@ def test_a_folder_that_another_map_removes_while_a_job_is_stored_here_is_made_ag
     functions, errors = Functions("localhost"), [error()]
     usual = functions.map
     monkeypatch.setattr(functions, "map", store)
-    assert list(started(functions, 1, 2).running_futures) == [1, 2]
+    assert list(invoke(functions, 1, 2).running_futures) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_folder_that_another_map_removes_while_a_job_is_stored_here_is_made_ag
         ),
     ],
 )
-def test_a_job_that_is_refused_is_one_clear_error(
+def test_refused_job_raises_one_clear_error(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*given: object, **options: object) -> None:
@@ -132,7 +132,7 @@ def test_a_job_that_is_refused_is_one_clear_error(
     functions = Functions()
     monkeypatch.setattr(functions, "map", refuse)
     with pytest.raises(ExecutorError, match=message):
-        started(functions, 1)
+        invoke(functions, 1)
     monkeypatch.setattr(lithops_invocations, "clone_function_executor", refuse)
     with pytest.raises(ExecutorError, match="cannot start a job"):
         LithopsInvocations(
@@ -143,7 +143,7 @@ def test_a_job_that_is_refused_is_one_clear_error(
 @pytest.mark.parametrize(
     ("backend", "reach"), [("aws_lambda", Reach("aws_lambda", "memory")), ("localhost", Reach("", "memory"))]
 )
-def test_functions_reach_the_buckets_of_their_storage(backend: str, reach: Reach) -> None:
+def test_functions_can_access_buckets_of_their_storage(backend: str, reach: Reach) -> None:
     source = LithopsSource.from_executor(Functions(backend))
     assert LithopsInvocations(source, shares_executor=True).reach == reach
 
@@ -160,9 +160,9 @@ def test_a_configuration_is_completed_with_this_interpreter(tmp_path: Path) -> N
     assert read_complete_config(file)["localhost"]["runtime"] == "mine"
 
 
-def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
+def test_function_executor_is_opened_from_a_configuration(tmp_path: Path) -> None:
     file = tmp_path / "here.yaml"
-    for text, limit in [("storage:", 0), ("data_limit: 3, storage:", 3)]:  # 0: tickets may name any parts
+    for text, limit in [("storage:", 0), ("data_limit: 3, storage:", 3)]:  # a limit of 0 means no limit
         file.write_text(HERE.replace("storage:", text))
         functions = open_function_executor(file)
         assert (functions.backend, functions.config["lithops"]["data_limit"]) == ("localhost", limit)
@@ -170,7 +170,7 @@ def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use", [read_complete_config, open_function_executor])
-def test_what_lithops_says_names_the_file(tmp_path: Path, use: Callable[[Path], Any]) -> None:
+def test_errors_of_lithops_name_the_configuration_file(tmp_path: Path, use: Callable[[Path], Any]) -> None:
     file = tmp_path / "odd.yaml"
     file.write_text("lithops: {backend: nowhere, storage: localhost}\n")
     with pytest.raises(ExecutorError, match=r"Lithops cannot use '.*odd\.yaml': "):

@@ -1,4 +1,4 @@
-"""Local workers are acquired, released and abandoned by jobs."""
+"""The pool of local workers, which jobs acquire, release and abandon."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from polarmap.worker.environment import ProcessEnvironment
 from polarmap.worker.polling import wait_until_ready
 
 
-class Recorded(LocalWorkerPool):
-    """All that were ever taken are known."""
+class RecordingPool(LocalWorkerPool):
+    """A pool that records all workers that were acquired."""
 
     def __init__(self) -> None:
         super().__init__(1, 3, [])
@@ -44,16 +44,16 @@ class Recorded(LocalWorkerPool):
 
 @pytest.fixture
 def workers() -> Iterator[LocalWorkerPool]:
-    found = Recorded()
-    yield found
-    found.close()
-    for worker in found.taken:
+    pool = RecordingPool()
+    yield pool
+    pool.close()
+    for worker in pool.taken:
         worker.channel.close()
-    assert len(found) == 0
+    assert len(pool) == 0
 
 
-def stuck(workers: LocalWorkerPool) -> WorkerHandle:
-    """One at a task of a map that has ended, which never comes to its end."""
+def make_stuck_worker(workers: LocalWorkerPool) -> WorkerHandle:
+    """Return a worker that is busy with an abandoned task, which never ends."""
     lease = opened(workers)
     worker = taken(workers, lease)
     worker.assign_task((0, 0, 0), "this")
@@ -61,36 +61,36 @@ def stuck(workers: LocalWorkerPool) -> WorkerHandle:
     return worker
 
 
-def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
+def test_number_of_workers_is_limited_apart_from_abandoned_ones(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
-    stuck(workers)
+    make_stuck_worker(workers)
     lease = opened(workers)
     first, *_ = [taken(workers, lease) for _ in range(3)]
     for _ in range(2):
         assert workers.acquire_worker(lease, 1) is None
-        assert workers._start_worker() is None  # though its slots were more
+        assert workers._start_worker() is None  # the limit on all workers holds, although a slot is free
         assert len(workers) == 4
         workers.remove_worker(first)
         first = taken(workers, lease)
 
 
-def test_none_is_started_while_one_may_be_free_in_a_moment(
+def test_no_worker_starts_while_one_is_about_to_finish(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 60.0)
     others = opened(workers)
     taken(workers, others)
-    stuck(workers)
+    make_stuck_worker(workers)
     assert workers.acquire_worker(others, 1) is None
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
     assert workers.acquire_worker(others, 1) is not None
 
 
-def test_a_map_takes_workers_that_are_free_in_a_moment_rather_than_new_ones(
+def test_map_prefers_workers_about_to_finish_to_new_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
@@ -106,25 +106,25 @@ def test_a_map_takes_workers_that_are_free_in_a_moment_rather_than_new_ones(
             assert first_ends(run, 1, 60.0)[0].failure is None
 
 
-def test_a_worker_whose_tasks_are_short_is_free_sooner_than_a_new_one_would_be(
+def test_worker_with_short_tasks_is_about_to_finish(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
     monkeypatch.setattr(local_workers, "WORKER_START_SECONDS", 60.0)
-    worker = stuck(workers)
-    assert not is_about_to_finish(worker)  # how long its tasks take is not known
+    worker = make_stuck_worker(workers)
+    assert not is_about_to_finish(worker)  # the duration of its tasks is not known yet
     worker.last_task_seconds = 59.0
     assert is_about_to_finish(worker)
     worker.state_since -= 2 * worker.last_task_seconds
     assert not is_about_to_finish(worker)
 
 
-def test_one_that_does_not_come_to_its_end_is_killed(
+def test_worker_with_an_endless_task_is_killed(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "GRACE_SECONDS", 0.0)
-    worker = stuck(workers)
+    worker = make_stuck_worker(workers)
     assert wait_until_ready([worker.channel], select.POLLIN, 30.0)
     worker.receive_messages()
     assert worker.pid is not None
@@ -132,7 +132,7 @@ def test_one_that_does_not_come_to_its_end_is_killed(
     assert until(lambda: not os.path.exists(f"/proc/{worker.pid}"))
 
 
-def test_one_that_is_gone_says_no_more(workers: LocalWorkerPool) -> None:
+def test_removed_worker_receives_no_messages(workers: LocalWorkerPool) -> None:
     worker = taken(workers, opened(workers))
     workers.remove_worker(worker)
     workers.remove_worker(worker)
@@ -140,7 +140,7 @@ def test_one_that_is_gone_says_no_more(workers: LocalWorkerPool) -> None:
     assert len(workers) == 0
 
 
-def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores_busy(
+def test_idle_workers_beyond_the_number_of_cores_end(
     workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_workers, "count_available_cores", lambda: 1)
@@ -154,7 +154,7 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     monkeypatch.setattr(workers, "_max_workers", None)
     monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 600.0)
     workers.maintain_workers()
-    assert len(workers) == 3  # they may be needed in a moment
+    assert len(workers) == 3  # the workers have not been idle for long enough
     monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 0.0)
     workers.maintain_workers()
     assert len(workers) == 1  # The remaining worker is busy.
@@ -163,7 +163,7 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     assert taken(workers, opened(workers)) is third
 
 
-def test_workers_get_the_surroundings_of_the_driver(
+def test_workers_get_the_environment_of_the_driver(
     workers: LocalWorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers.get_pickled_environment(b"")
@@ -171,17 +171,19 @@ def test_workers_get_the_surroundings_of_the_driver(
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     monkeypatch.setenv("POLARMAP_TEST", "yes")
     monkeypatch.syspath_prepend("modules")
-    told = workers.get_pickled_environment(b"")
-    assert told is workers.get_pickled_environment(b"")  # as long as nothing changes
-    found = ProcessEnvironment(*pickle.loads(told))
-    assert found.working_directory == str(tmp_path)
+    pickled_environment = workers.get_pickled_environment(b"")
+    assert pickled_environment is workers.get_pickled_environment(
+        b""
+    )  # cached as long as the environment does not change
+    environment = ProcessEnvironment(*pickle.loads(pickled_environment))
+    assert environment.working_directory == str(tmp_path)
     assert workers.take_billed_usage() is None
-    assert found.variables == {**os.environ, **dict.fromkeys(THREAD_LIMIT_VARIABLES, "1")}
-    assert found.sys_path[0] == str(tmp_path / "modules")
-    assert all(map(os.path.isabs, found.sys_path))
+    assert environment.variables == {**os.environ, **dict.fromkeys(THREAD_LIMIT_VARIABLES, "1")}
+    assert environment.sys_path[0] == str(tmp_path / "modules")
+    assert all(map(os.path.isabs, environment.sys_path))
 
 
-def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
+def test_sleeping_and_computing_processes_are_distinguished() -> None:
     for program, waits in {"import time; time.sleep(600)": True, "while True: pass": False}.items():
         with subprocess.Popen([sys.executable, "-c", program]) as process:
             try:
@@ -191,7 +193,7 @@ def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
     assert not is_process_idle(process.pid)  # The state of a dead process is unknown.
 
 
-def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_tasks_start_at_once_if_processes_cannot_be_observed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_workers, "CAN_SEE_IDLE_CORES", False)
     for most, limit in {None: sys.maxsize, 3: 3}.items():
         assert LocalWorkerPool(1, most, [])._get_initial_concurrency_limit() == limit

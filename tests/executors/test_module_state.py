@@ -1,4 +1,4 @@
-"""The state that f reaches in the user's modules is collected and sent."""
+"""Collection of the state that f reaches in the user's modules, which is sent with f."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def shadows(b): return max(b)
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    made = types.ModuleType(NAME)
-    monkeypatch.setitem(sys.modules, NAME, made)
-    exec(SOURCE, vars(made))
-    yield made
+    module = types.ModuleType(NAME)
+    monkeypatch.setitem(sys.modules, NAME, module)
+    exec(SOURCE, vars(module))
+    yield module
     for known in (
         module_state._walk_cache,
         module_state._user_module_cache,
@@ -66,7 +66,7 @@ def paths(*reached: Any) -> set[str]:
     return {item.path for item in collect_module_state(reached)}
 
 
-def test_installed_modules_are_nobody_s_own(module: Any) -> None:
+def test_installed_modules_are_not_user_modules(module: Any) -> None:
     assert (
         is_library_module("numpy")
         and is_library_module("sys")
@@ -77,7 +77,7 @@ def test_installed_modules_are_nobody_s_own(module: Any) -> None:
     assert select_user_objects([np.sum, functools.partial, np, module, module.f]) == [module, module.f]
 
 
-def test_all_that_code_names_is_reached_and_nothing_else(module: Any) -> None:
+def test_only_names_used_by_code_are_reached(module: Any) -> None:
     assert paths(module.f) == {"f", "helper", "number", "array"}
     assert paths(module.Kind) == {"Kind", "Kind.lock", "Kind.method", "number", "Base", "Base.rate"}
     assert {"client", "client.lock", "client.address", "Client.__init__"} <= paths(module.connects)
@@ -90,15 +90,15 @@ def test_names_of_modules_that_a_program_names_are_reached(module: Any) -> None:
     assert paths(program, module) == {"number"}
 
 
-def test_a_function_that_travels_whole_needs_no_module(module: Any) -> None:
+def test_function_pickled_by_value_needs_no_module(module: Any) -> None:
     exec("def make(): return lambda b: helper(b) * number * unused", vars(module))
-    made = module.make()
-    assert paths(made) == set()
-    assert paths(made, module.helper) == {"helper", "number"}
+    function = module.make()
+    assert paths(function) == set()
+    assert paths(function, module.helper) == {"helper", "number"}
 
 
 def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> None:
-    """A function that imports a library and uses `vars` needs nothing of its own package."""
+    # A function that imports a library and uses `vars` does not depend on its own package.
     namespace = {"__name__": "absent", "__package__": NAME}
     exec("def imports(b):\n    import concurrent.futures, sys\n    return vars(sys)", namespace)
     exec("def relative(b):\n    from . import number\n    return number", namespace)
@@ -108,9 +108,11 @@ def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> N
     ]
 
 
-def test_what_functions_fill_in_is_known(module: Any) -> None:
-    found = {item.path: item.may_differ_on_worker for item in collect_module_state([module.fills, module.f])}
-    assert {path for path, may_be_filled in found.items() if may_be_filled} == {"model", "cache"}
+def test_state_that_functions_modify_is_detected(module: Any) -> None:
+    may_differ = {
+        item.path: item.may_differ_on_worker for item in collect_module_state([module.fills, module.f])
+    }
+    assert {path for path, may_be_filled in may_differ.items() if may_be_filled} == {"model", "cache"}
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -129,7 +131,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_the_state_is_looked_at_anew_in_each_map(name: str, module: Any) -> None:
+def test_state_is_collected_again_in_each_map(name: str, module: Any) -> None:
     reached = [module.f, module.Kind, module.connects, module.shadows]
     before = collect_module_state(reached)
     assert collect_module_state(reached) is before
@@ -138,20 +140,18 @@ def test_the_state_is_looked_at_anew_in_each_map(name: str, module: Any) -> None
     assert collect_module_state(reached) is collect_module_state(reached)
 
 
-def test_nothing_is_described_again_where_nothing_can_have_changed(
-    module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_immutable_state_is_described_only_once(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reached = [module.helper, module.Kind]
     collect_module_state(reached)
-    told = list[str]()
+    described = list[str]()
 
     def describe(module: str, path: str, value: Any) -> Any:
-        told.append(path)
+        described.append(path)
         return describe_value(module, path, value)
 
     monkeypatch.setattr(module_state, "describe_value", describe)
     assert collect_module_state(reached) is collect_module_state(reached)
-    assert told == []
+    assert described == []
 
 
 def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:
@@ -161,6 +161,6 @@ def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:
         collect_module_state([module.reads])
 
 
-def test_names_that_a_function_assigns_are_told() -> None:
+def test_globals_assigned_by_a_function_are_detected() -> None:
     code = compile("def f():\n    global a, b\n    a = b\n    del c.d", "one.py", "exec")
     assert analyze_code(code).assigned_globals == {"a"}

@@ -1,4 +1,4 @@
-"""Executors with persistent workers, and where these read arrays; test_pool.py runs maps on them."""
+"""Executors with persistent workers, and where their workers read arrays. test_pool.py runs maps on them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_only_a_configuration_prefers_persistent_workers(tmp_path: Path) -> None
         polarmap.coded_map(np.negative, np.eye(4), executor=persistent)
 
 
-def test_who_has_workers_keeps_them_and_takes_no_number() -> None:
+def test_executor_with_workers_keeps_them_and_refuses_a_number() -> None:
     for choice in (None, Pool(), ReplayExecutor(), polarmap.Pool()):
         executor = resolve_executor(choice)
-        kept, close = executor.with_persistent_workers()
+        persistent, close = executor.with_persistent_workers()
         close()
-        assert kept is executor
+        assert persistent is executor
     with pytest.raises(ExecutorError, match="executor=Pool manages its workers itself: leave workers= out"):
         resolve_executor(Pool()).with_persistent_workers(2)
     own, close = resolve_executor(None).with_persistent_workers(2)
@@ -47,7 +47,7 @@ def test_who_has_workers_keeps_them_and_takes_no_number() -> None:
     close()
 
 
-def test_arrays_stay_beside_the_workers_that_read_them(tmp_path: Path) -> None:
+def test_arrays_are_stored_near_the_workers_that_read_them(tmp_path: Path) -> None:
     functions = SimpleNamespace(
         compute_handler=None, internal_storage=None, config={"lithops": {"backend": "localhost"}}
     )

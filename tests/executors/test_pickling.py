@@ -1,4 +1,4 @@
-"""Functions are pickled with the modules and the state that they need."""
+"""Pickled functions, which contain the modules and the state that they need."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from polarmap.worker.retries import retry_request
 from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
 
-def test_a_function_comes_back_and_a_traceback_names_its_line() -> None:
+def test_unpickled_function_works_and_tracebacks_name_its_line() -> None:
     f = pickle.loads(pickle_function(lambda block: 1 / block, "a pool"))
     assert f(2) == 0.5
     with pytest.raises(ZeroDivisionError) as raised:
         f(0)
-    told = "".join(traceback.format_tb(raised.value.__traceback__))
-    assert __file__ in told
-    assert "lambda block: 1 / block" in told
+    traceback_text = "".join(traceback.format_tb(raised.value.__traceback__))
+    assert __file__ in traceback_text
+    assert "lambda block: 1 / block" in traceback_text
 
 
-def test_the_same_function_is_the_same_bytes() -> None:
+def test_pickles_are_deterministic() -> None:
     def f(block: float) -> float:
         return max(map(lambda one: one + block, [1.0]))  # noqa: C417
 
@@ -40,7 +40,7 @@ def test_the_same_function_is_the_same_bytes() -> None:
     assert all(pickle_function(f, "a pool") == first for _ in range(3))
 
 
-def test_only_modules_that_are_there_below_these_roots_are_named() -> None:
+def test_only_imported_modules_below_the_roots_are_named() -> None:
     several = ["polarmap.errors", "polarmap.nowhere", "polarmap_not", "os.path", "scipy", 1.5, "a polarmap"]
     assert find_referenced_modules(pickle_function(several, "a pool"), ["polarmap", "scipy"]) <= {
         "polarmap.errors",
@@ -53,14 +53,15 @@ def test_only_modules_that_are_there_below_these_roots_are_named() -> None:
     }
 
 
-def test_names_of_modules_may_have_any_letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("päckchen", "päckchen.tür", "päckchen.ДД"):  # with a byte that ends others
+def test_names_of_modules_may_have_any_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The UTF-8 bytes of "Д" contain 0x94, the pickle opcode that follows every name.
+    for name in ("päckchen", "päckchen.tür", "päckchen.ДД"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-        found = find_referenced_modules(pickle_function([name, 1], "a pool"), ["päckchen"])
-        assert found == {name}
+        names = find_referenced_modules(pickle_function([name, 1], "a pool"), ["päckchen"])
+        assert names == {name}
 
 
-def test_the_last_to_leave_takes_the_entry_out() -> None:
+def test_outermost_context_unregisters_worker_modules() -> None:
     with pickle_worker_code_by_value():
         with pickle_worker_code_by_value():
             pass
@@ -74,26 +75,26 @@ WORKER_FILES = sorted(Path(polarmap.worker.__file__).parent.glob("[a-z]*.py"))
 def first_lines_of_docstrings(file: Path) -> Iterator[str]:
     kinds = ast.FunctionDef, ast.ClassDef
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, kinds) and node.name != "Fault" and (found := ast.get_docstring(node)):
-            yield found.splitlines()[0]
+        if isinstance(node, kinds) and node.name != "Fault" and (docstring := ast.get_docstring(node)):
+            yield docstring.splitlines()[0]
 
 
 def sent_worker() -> bytes:
-    """The program of a persistent worker, with all other modules of workers loaded."""
+    """Return the pickled program of a persistent worker, with all other worker modules imported."""
     for file in WORKER_FILES:
         importlib.import_module(f"polarmap.worker.{file.stem}")
     with pickle_worker_code_by_value():
         return cloudpickle.dumps(make_worker_task(DriverAddress((), b"", None, "", 1, 1)))
 
 
-def test_docstrings_of_the_worker_do_not_travel() -> None:
+def test_docstrings_of_the_worker_are_not_sent() -> None:
     lines = [line for file in WORKER_FILES for line in first_lines_of_docstrings(file)]
     assert len(lines) > 200
     program = sent_worker()
     assert [line for line in lines if line.encode() in program] == []
 
 
-def test_docstrings_that_a_user_reads_stay() -> None:
+def test_docstrings_of_user_functions_are_kept() -> None:
     def f(block: float) -> float:
         """Return the block."""
         return block
@@ -104,8 +105,12 @@ def test_docstrings_that_a_user_reads_stay() -> None:
 
 
 def code_within(code: CodeType) -> dict[str, CodeType]:
-    inner = [one for one in code.co_consts if isinstance(one, CodeType)]
-    return {name: one for code in inner for name, one in {code.co_name: code, **code_within(code)}.items()}
+    inner = [inner_code for inner_code in code.co_consts if isinstance(inner_code, CodeType)]
+    return {
+        name: inner_code
+        for code in inner
+        for name, inner_code in {code.co_name: code, **code_within(code)}.items()
+    }
 
 
 def test_lines_in_tracebacks_of_the_worker_are_those_of_its_files() -> None:

@@ -1,4 +1,4 @@
-"""Persistent workers, with real processes."""
+"""Pool: maps on persistent workers, with real processes."""
 
 from __future__ import annotations
 
@@ -50,35 +50,35 @@ from polarmap.worker import storage_channel
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
 from polarmap.worker.environment import count_available_cores
 
-MARGIN = 20 << 20  # bytes by which the memory of a process may differ
+MARGIN = 20 << 20  # bytes, the tolerance for the memory of a process
 
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    with Pool() as one:
-        yield one
+    with Pool() as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Pool]:
-    """For tests that leave it as they find it."""
-    with Pool() as one:
-        yield one
+    """Yield one pool for all tests that leave its workers unchanged."""
+    with Pool() as shared_pool:
+        yield shared_pool
 
 
 def product(block: Any) -> Any:
     return block @ X
 
 
-# --- what it does ----------------------------------------------------------------------------------
+# --- persistent workers ----------------------------------------------------------------------------
 
 
-def test_workers_stay_from_map_to_map(shared: Pool) -> None:
+def test_workers_persist_between_maps(shared: Pool) -> None:
     first = workers_of(shared)
     assert os.getpid() not in first
     assert check(shared).report.executor == "processes here"
     assert workers_of(shared)
-    assert all(map(runs, first))  # few of them may have been enough for so few items
+    assert all(map(runs, first))  # the first workers still run, even if not all of them were needed
 
 
 def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None:
@@ -90,16 +90,16 @@ def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None
     check()
 
 
-def test_blocks_may_consist_of_classes_that_no_module_has(shared: Pool) -> None:
+def test_blocks_may_contain_classes_of_no_module(shared: Pool) -> None:
     local = namedtuple("local", "a b")  # type: ignore[misc]
     data = [local(np.full(3, float(number)), np.arange(2)) for number in range(4)]
-    found = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=shared)
-    for number, one in enumerate(found):
-        assert type(one) is local
-        np.testing.assert_allclose(one.a, 2 * data[number].a)
+    result = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=shared)
+    for number, value in enumerate(result):
+        assert type(value) is local
+        np.testing.assert_allclose(value.a, 2 * data[number].a)
 
 
-def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(shared: Pool) -> None:
+def test_each_task_gets_its_original_block(shared: Pool) -> None:
     blocks = UncodedBlocks([[np.full(100_000, float(task))] for task in range(4)], ("array",))
 
     def spoil(block: Any) -> Any:
@@ -114,7 +114,7 @@ def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(shared: Po
                 np.testing.assert_array_equal(outcome.leaves[0], blocks.block_leaves(outcome.task)[0])
 
 
-def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
+def test_blocks_that_exceed_the_memory_are_stored_on_disk() -> None:
     with Pool(memory_limit=100) as pool:
         check(pool)
         data = UncodedBlocks([[np.zeros(4000)], [np.zeros(4000)]], ("array",))
@@ -125,7 +125,7 @@ def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
         assert not any(path.is_relative_to("/dev/shm") for path in places)
 
 
-def test_workers_are_where_the_driver_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_have_the_environment_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def around(block: Any) -> Any:
         return os.getcwd(), os.environ.get("POLARMAP_TEST", ""), os.environ["OPENBLAS_NUM_THREADS"]
 
@@ -133,8 +133,8 @@ def test_workers_are_where_the_driver_is(tmp_path: Path, monkeypatch: pytest.Mon
         polarmap.hedged_map(around, [X], executor=pool)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("POLARMAP_TEST", "yes")
-        [found] = polarmap.hedged_map(around, [X], executor=pool)
-    assert found == (str(tmp_path), "yes", "3")
+        [environment] = polarmap.hedged_map(around, [X], executor=pool)
+    assert environment == (str(tmp_path), "yes", "3")
 
 
 def test_workers_do_not_draw_the_same_numbers(shared: Pool) -> None:
@@ -171,12 +171,12 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_pat
         (3, r"executor=3 is a number, not an executor: for 3 workers, use Pool\(workers=3\)"),
     ],
 )
-def test_what_has_no_workers_that_stay_is_refused(executor: Any, message: str) -> None:
+def test_executors_without_persistent_workers_are_refused(executor: Any, message: str) -> None:
     with pytest.raises(ExecutorError, match=message):
         Pool(executor)
 
 
-def test_a_closed_pool_says_so(pool: Pool) -> None:
+def test_closed_pool_raises_a_clear_error(pool: Pool) -> None:
     check(pool)
     pool.close()
     pool.close()
@@ -184,14 +184,14 @@ def test_a_closed_pool_says_so(pool: Pool) -> None:
         check(pool)
 
 
-def test_an_f_that_does_not_travel_is_named(shared: Pool) -> None:
+def test_unpicklable_f_is_named(shared: Pool) -> None:
     lock = threading.Lock()
     with pytest.raises(CodeError, match="pickled for processes here"):
         polarmap.coded_map(lambda block: (lock, block)[1], A, executor=shared)
     check(shared)
 
 
-# --- what may happen to it -------------------------------------------------------------------------
+# --- failures, idle pools and locks ----------------------------------------------------------------
 
 
 def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(shared: Pool) -> None:
@@ -201,16 +201,19 @@ def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(shared: Poo
     assert len(descendants(os.getpid())) < 40
 
 
-def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool) -> None:
+def test_pool_survives_the_end_of_its_fork_server(pool: Pool) -> None:
     workers = workers_of(pool)
-    parents = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
+    parents = {
+        int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
+        for process_id in workers
+    }
     [server] = parents
     os.kill(server, signal.SIGKILL)
     assert until(lambda: not any(map(runs, workers)), 5.0)
     check(pool)
 
 
-def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
+def test_idle_pool_stops_its_workers_and_starts_new_ones() -> None:
     with Pool(idle_timeout=0.2) as pool:
         before = threading.active_count()
         first, kept = workers_of(pool), weakref.ref(pool._executor._resources)  # type: ignore[arg-type]
@@ -221,7 +224,7 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
         assert kept() is None
 
 
-def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_workers_end_even_if_their_provider_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*arguments: object, **options: object) -> dict[int, str]:
         raise ConnectionError("the site is away")
 
@@ -233,7 +236,7 @@ def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytes
         assert until(lambda: site.is_closed)
 
 
-def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_waits_until_an_idle_pool_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     others = set(folders(os.getpid()))
     with Pool(idle_timeout=0.1) as pool:
         check(pool)
@@ -253,11 +256,11 @@ def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pyt
         assert set(folders(os.getpid())) <= others
 
 
-def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
+def test_stop_workers_does_not_end_workers_of_a_later_map(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class MapsWhenItIsLeft:
-        """The lock of a pool, on which another thread maps as soon as whoever ends workers has left it."""
+        """The lock of a pool that runs a map on another thread when it is first released."""
 
         def __init__(self) -> None:
             self.lock, self.turns = threading.Lock(), 0
@@ -275,19 +278,19 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
     first = workers_of(pool)
     monkeypatch.setattr(pool._executor, "_lock", MapsWhenItIsLeft())
     pool.stop_workers()
-    kept = pool._executor._resources
-    assert kept is not None
-    assert not kept._is_closed.is_set()
+    resources = pool._executor._resources
+    assert resources is not None
+    assert not resources._is_closed.is_set()
     assert until(lambda: not any(map(runs, first)))
 
 
-def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
+def test_session_can_be_closed_while_all_locks_are_held(pool: Pool) -> None:
     run = pool.open(JobSpec(product, UncodedBlocks([[X]], ("array",))))
-    kept = pool._executor._resources
-    assert kept is not None
+    resources = pool._executor._resources
+    assert resources is not None
 
     def close() -> None:
-        with kept._lock, kept._block_store.lock, kept.worker_pool._lock:
+        with resources._lock, resources._block_store.lock, resources.worker_pool._lock:
             run.close()
 
     closer = threading.Thread(target=close, daemon=True)
@@ -296,7 +299,7 @@ def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> N
     assert not closer.is_alive()
 
 
-def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other_map(
+def test_hanging_garbage_collection_does_not_delay_other_maps(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove(store: MemoryMappedBlockStore, roots: Sequence[str]) -> None:
@@ -309,22 +312,22 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
     usual, hangs, go = MemoryMappedBlockStore.remove_segments_below, threading.Event(), threading.Event()
     monkeypatch.setattr(MemoryMappedBlockStore, "remove_segments_below", remove)
     check(pool)
-    kept = pool._executor._resources
-    assert kept is not None
-    kept._block_store.garbage_prefixes.append("away/")
+    resources = pool._executor._resources
+    assert resources is not None
+    resources._block_store.garbage_prefixes.append("away/")
     with ThreadPoolExecutor(3) as threads:
-        held = threads.submit(check, pool)
+        blocked_map = threads.submit(check, pool)
         try:
             assert hangs.wait(PATIENCE)
             threads.submit(check, pool).result(PATIENCE / 2)
             threads.submit(pool.stop_workers).result(PATIENCE / 2)
         finally:
             go.set()
-        held.exception(PATIENCE)  # its workers were ended
-    assert kept._block_store.garbage_prefixes == []
+        blocked_map.exception(PATIENCE)  # the map may fail, because its workers were stopped
+    assert resources._block_store.garbage_prefixes == []
 
 
-def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
+def test_unneeded_workers_end_before_the_idle_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("polarmap.executors.persistent_executor.LIVENESS_INTERVAL", 0.2)
@@ -335,17 +338,17 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
         time.sleep(0.5)
         return float(os.getpid())
 
-    others = set(descendants(os.getpid()))  # processes of earlier tests
+    others = set(descendants(os.getpid()))  # the processes of earlier tests
     with Pool(idle_timeout=600) as pool:
-        found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
-        assert len(set(found)) > 4
+        process_ids = polarmap.hedged_map(nap, [X] * 32, executor=pool)
+        assert len(set(process_ids)) > 4
         check(FaultyExecutor(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)}))
-        most = 1 + N_SPARE_WORKERS + count_available_cores()
-        assert until(lambda: len(set(descendants(os.getpid())) - others) <= most)
+        max_workers = 1 + N_SPARE_WORKERS + count_available_cores()
+        assert until(lambda: len(set(descendants(os.getpid())) - others) <= max_workers)
         check(pool)
 
 
-def test_nothing_grows() -> None:
+def test_maps_leak_no_memory_descriptors_or_threads() -> None:
     leave_out_others()
     with Pool() as pool:
         for _ in range(20):
@@ -358,13 +361,13 @@ def test_nothing_grows() -> None:
         assert not [
             path for folder in folders(os.getpid()) for path in folder.iterdir() if path.name != "owner"
         ]
-        # A worker more has a socket more: there are others while some are at what nobody waits for.
+        # Each worker has a socket, and workers with abandoned tasks have been replaced by further workers.
         assert len(os.listdir("/proc/self/fd")) <= before[0] + MAX_ABANDONED_WORKERS
         assert until(lambda: threading.active_count() <= before[1])
 
 
 def resident(process: int) -> int:
-    """Bytes of memory that a process has; none if it is gone."""
+    """Return the resident memory of a process in bytes, or 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -398,11 +401,11 @@ ways.get(sys.argv[1], hang)()
         ("exit beside a map", 3),
         ("os._exit in a map", 3),
         (signal.SIGINT, -signal.SIGINT),
-        # Python does nothing more when this one comes, as at an abort or a closed terminal.
+        # SIGTERM ends Python without any cleanup, like an abort or a closed terminal.
         (signal.SIGTERM, -signal.SIGTERM),
     ],
 )
-def test_a_driver_takes_all_with_it(ending: str | signal.Signals, code: int) -> None:
+def test_workers_and_files_end_with_their_driver(ending: str | signal.Signals, code: int) -> None:
     with program(LEAVE, str(ending)) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "ready\n"
@@ -413,7 +416,7 @@ def test_a_driver_takes_all_with_it(ending: str | signal.Signals, code: int) -> 
         assert_nothing_is_left(driver.pid, others)
 
 
-def test_localhost_is_that_of_lithops_and_no_executor_means_processes_of_our_own() -> None:
+def test_localhost_means_lithops_and_the_default_means_local_processes() -> None:
     def has_lithops(block: Any) -> bool:
         import sys
 
@@ -421,12 +424,12 @@ def test_localhost_is_that_of_lithops_and_no_executor_means_processes_of_our_own
 
     for choice, is_here in ((None, True), ("localhost", False), (YAML, False)):
         with Pool(choice, workers=1) as pool:
-            (found,) = polarmap.hedged_map(has_lithops, [X], executor=pool)
-            assert (pool.executor, pool.is_local, bool(found)) == (choice, is_here, not is_here)
+            (has_imported,) = polarmap.hedged_map(has_lithops, [X], executor=pool)
+            assert (pool.executor, pool.is_local, bool(has_imported)) == (choice, is_here, not is_here)
 
 
 @pytest.mark.parametrize("is_here", [False, True])
-def test_folders_are_made_only_where_workers_share_them(
+def test_folders_are_made_only_for_workers_that_share_files(
     is_here: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> Any:
@@ -445,7 +448,7 @@ def test_folders_are_made_only_where_workers_share_them(
 
 
 @pytest.mark.parametrize("is_where_they_are", [True, False])
-def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to_be_elsewhere(
+def test_blocks_are_mapped_by_local_workers_and_sent_to_remote_ones(
     is_where_they_are: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = sent_parts(monkeypatch)
@@ -459,17 +462,17 @@ def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to
             np.testing.assert_allclose(operator @ np.ones(20), A.sum(axis=1), atol=1e-12)
             np.testing.assert_allclose(operator.T @ np.ones(4000), A.sum(axis=0), atol=1e-11)
     assert bool(sent) != is_where_they_are
-    assert len(sent) == len(set(sent))  # kept where they were sent
+    assert len(sent) == len(set(sent))  # workers cache the blocks that they receive
 
 
-# --- leases and bills ------------------------------------------------------------------------------
+# --- workers with limited run time -----------------------------------------------------------------
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 
 
-def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_replaced_before_their_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def nap(block: Any) -> Any:
-        """Or the driver would map as often as it can."""
+        """Sleep, so that the driver does not run maps in a busy loop, and return the process id."""
         time.sleep(0.1)
         return os.getpid(), block
 
@@ -488,46 +491,49 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_told(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in THREAD_LIMIT_VARIABLES:  # workers that were threads of this process have limited it, too
+def test_remote_workers_limit_their_blas_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Workers of earlier tests that were threads of this process have set these variables.
+    for name in THREAD_LIMIT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
     def threads_of_blas(block: Any) -> Any:
         import threadpoolctl
 
-        return [one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"]
+        return [
+            library["num_threads"]
+            for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "blas"
+        ]
 
     with Pool(YAML, workers=2, threads_per_worker=threads) as pool:
-        found = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)
-    assert {number for numbers in found for number in numbers} == {min(threads, os.cpu_count() or 1)}
+        thread_counts = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)
+    assert {number for numbers in thread_counts for number in numbers} == {min(threads, os.cpu_count() or 1)}
 
 
 def test_a_pool_prints_where_its_workers_are_and_how_many() -> None:
     with Pool(workers=2) as pool:
         assert repr(pool) == "<Pool: processes here, no workers running, at most 2>"
         polarmap.hedged_map(abs, [1, 2, 3], executor=pool)
-        found = re.fullmatch(
+        match = re.fullmatch(
             r"<Pool: processes here, (\d) workers running, (\d) busy, at most 2>", repr(pool)
         )
-        assert found is not None
-        assert 1 <= int(found[1]) <= 2
-        assert int(found[2]) <= int(found[1])
+        assert match is not None
+        assert 1 <= int(match[1]) <= 2
+        assert int(match[2]) <= int(match[1])
     assert repr(pool) == "<Pool: processes here, closed, at most 2>"
     assert repr(Pool()) == "<Pool: processes here, no workers running>"
 
 
 @pytest.mark.parametrize("option", ["tcp_timeout", "fetch_timeout"])
 @pytest.mark.parametrize("seconds", [0, -1.0, float("inf"), "11", None])
-def test_a_timeout_is_a_number_above_0(option: str, seconds: Any) -> None:
+def test_timeouts_must_be_positive(option: str, seconds: Any) -> None:
     options: Any = {option: seconds}
     with pytest.raises(CodeError, match=f"{option} must be a number above 0"):
         Pool(**options)
 
 
 @pytest.mark.parametrize("storage", [None, DictStorage()], ids=["TCP", "objects"])
-def test_workers_elsewhere_read_a_store_of_the_users_own_through_the_driver(
+def test_remote_workers_read_a_user_store_through_the_driver(
     storage: DictStorage | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     A, store = np.arange(80.0).reshape(40, 2), Least(FolderStore(tmp_path))

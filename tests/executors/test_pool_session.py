@@ -1,4 +1,7 @@
-"""The run of a map on persistent workers: what it tells; what it does is tested with the pool."""
+"""The session of a map on persistent workers: its messages and events. test_pool.py tests complete maps.
+
+Most workers are threads of this process, which the tests control.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,10 @@ from polarmap.worker.socket_channel import SocketChannel
 from polarmap.worker.worker_entry import DriverAddress, open_channel
 
 PATIENCE = 30.0
-BOTH, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
+BOTH_STARTED, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
 
 
-def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None:
+def test_attempt_with_invalid_and_repeated_replies_ends_once() -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             [_, call], _ = channel.receive(PATIENCE)
@@ -53,81 +56,79 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None
             events: list[Any] = []
             while not ends(events):
                 events += run.wait(PATIENCE)
-            run.submit([(0, 1)])  # goes to another worker
-            while not any(one.attempt for one in ends(events)):
+            run.submit([(0, 1)])  # runs on another worker
+            while not any(outcome.attempt for outcome in ends(events)):
                 events += run.wait(PATIENCE)
-    over = [(one.attempt, one.failure and one.failure.kind) for one in ends(events)]
+    over = [(outcome.attempt, outcome.failure and outcome.failure.kind) for outcome in ends(events)]
     assert over == [(0, "lost"), (1, None)]
 
 
 @pytest.mark.parametrize("farewell", [MessageKind.FINAL_REPLY, MessageKind.UNUSABLE])
-def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(farewell: bytes) -> None:
-    told, has_said = list[Message](), threading.Event()
+def test_worker_that_announces_its_end_gets_no_task(farewell: bytes) -> None:
+    received_later, has_said = list[Message](), threading.Event()
 
     def leaving(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            heard = list[Message]()
-            while not any(one.kind == MessageKind.CANCEL for one in heard):
-                heard += channel.receive(PATIENCE)[0]
-            channel.send(Message(farewell, heard[0].attempt_key))
+            received = list[Message]()
+            while not any(message.kind == MessageKind.CANCEL for message in received):
+                received += channel.receive(PATIENCE)[0]
+            channel.send(Message(farewell, received[0].attempt_key))
             has_said.set()
-            told.extend(channel.receive(PATIENCE)[0])
+            received_later.extend(channel.receive(PATIENCE)[0])
 
     with pool_of(ThreadSite({0: leaving}), workers=1) as pool:
         blocks = UncodedBlocks([[np.ones(3)]], ("array",))
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
             run.submit([(0, 0)])
-            while not any(isinstance(one, AttemptStarted) for one in run.wait(0.01)):
+            while not any(isinstance(event, AttemptStarted) for event in run.wait(0.01)):
                 pass
         assert has_said.wait(PATIENCE)
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
             run.submit([(0, 0)])
             assert first_ends(run, 1, PATIENCE)[0].failure is None
-    assert told == []
+    assert received_later == []
 
 
 @pytest.mark.parametrize(("seconds", "ahead"), [(1e-6, 4), (10.0, 1)])
-def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn(
-    seconds: float, ahead: int
-) -> None:
+def test_tasks_assigned_ahead_run_after_a_cancellation(seconds: float, ahead: int) -> None:
     blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
     with Pool(workers=1) as pool:
         payload = JobSpec(np.negative, blocks, {1: Fault("sleep", 600.0)})
         with closing(pool.open(payload)) as run:
             run.submit([(0, 0)])
-            first_ends(run, 1, PATIENCE)  # its worker has f now
+            first_ends(run, 1, PATIENCE)  # the worker has received f
             [worker] = run._worker_pool._workers.values()
             worker.last_task_seconds = seconds
             run.submit([(task, 0) for task in range(1, 9)])
             assert [order[1:] for order, _ in worker.assigned] == [(task, 0) for task in range(1, 2 + ahead)]
             run.cancel([(1, 0), (3, 0), (6, 0)])
-            outcomes = {one.task: one.failure for one in first_ends(run, 8, PATIENCE)}
+            outcomes = {outcome.task: outcome.failure for outcome in first_ends(run, 8, PATIENCE)}
             assert run.wait(0.0) == []
     assert {task for task, failure in outcomes.items() if failure is not None} == {1, 3, 6}
     assert set(outcomes) == set(range(1, 9))
 
 
-def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> None:
+def test_tasks_queued_behind_a_slow_task_go_to_other_workers() -> None:
     blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(20)], ("array",))
     with Pool(workers=2) as pool:
         payload = JobSpec(np.negative, blocks, {4: Fault("sleep", 600.0)})
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
-            first_ends(run, 4, PATIENCE)  # both have f now
+            first_ends(run, 4, PATIENCE)  # both workers have received f
             for worker in run._worker_pool._workers.values():
                 worker.last_task_seconds = 1e-6
             run.submit([(task, 0) for task in range(4, 20)])
             assert max(len(worker.assigned) for worker in run._allocation.workers.values()) > 2
             outcomes = first_ends(run, 15, PATIENCE)
-    assert {one.task for one in outcomes} == set(range(5, 20))
-    assert all(one.failure is None for one in outcomes)
+    assert {outcome.task for outcome in outcomes} == set(range(5, 20))
+    assert all(outcome.failure is None for outcome in outcomes)
 
 
-def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_ended() -> None:
+def test_stopping_workers_during_submit_raises_a_clear_error() -> None:
     blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
     with Pool(workers=1) as pool, closing(pool.open(JobSpec(np.negative, blocks))) as run:
         run.submit([(0, 0)])
-        first_ends(run, 1, PATIENCE)  # its worker has f now
+        first_ends(run, 1, PATIENCE)  # the worker has received f
         table: Any = run._worker_pool
         take = table.acquire_worker
 
@@ -141,13 +142,13 @@ def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_en
             run.submit([(task, 0) for task in range(1, 9)])
 
 
-def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_another(
+def test_job_is_sent_once_per_map_and_f_only_if_it_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told, send = list[Message](), SocketChannel.send
+    sent, send = list[Message](), SocketChannel.send
 
     def noted(link: SocketChannel, *messages: Message) -> bool:
-        told.extend(messages)
+        sent.extend(messages)
         return send(link, *messages)
 
     monkeypatch.setattr(SocketChannel, "send", noted)
@@ -157,20 +158,19 @@ def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_an
             with closing(pool.open(JobSpec(f, blocks))) as run:
                 run.submit([(task, 0) for task in range(3)])
                 first_ends(run, 3, PATIENCE)
-    assert [one.kind for one in told] == 3 * [
+    assert [message.kind for message in sent] == 3 * [
         MessageKind.JOB,
         MessageKind.TASK,
         MessageKind.TASK,
         MessageKind.TASK,
         MessageKind.CANCEL,
     ]
-    assert [bool(one.data) for one in told if one.kind == MessageKind.JOB] == [True, False, True]
-    assert (
-        len({one.header for one in told if one.kind == MessageKind.TASK}) == 3
-    )  # as each block is described
+    assert [bool(message.data) for message in sent if message.kind == MessageKind.JOB] == [True, False, True]
+    # The header of a task describes its block, so the headers differ.
+    assert len({message.header for message in sent if message.kind == MessageKind.TASK}) == 3
 
 
-def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
+def test_blocks_are_prepared_once_while_workers_start() -> None:
     class Blocks(UncodedBlocks):
         times = 0
 
@@ -186,9 +186,9 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
     assert Blocks.times == 1
 
 
-def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
-    """Workers of other pools on threads of this process, which may outlive their tests, keep their own."""
-    kept = UncodedBlocks([[np.zeros(3)]], ("array",))
+def test_workers_evict_only_released_blocks() -> None:
+    # Workers on threads of this process may outlive their tests, so each pool must have a separate cache.
+    kept_blocks = UncodedBlocks([[np.zeros(3)]], ("array",))
     keys = list[bytes]()  # the driver key of each worker
 
     def noting_the_key(address: DriverAddress, number: int, seconds: float) -> None:
@@ -197,20 +197,20 @@ def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
 
     places = [ThreadSite(default=noting_the_key) for _ in range(2)]
     with pool_of(places[0], workers=1) as other, pool_of(places[1], workers=1) as pool:
-        with closing(other.open(JobSpec(np.negative, kept))) as run:
+        with closing(other.open(JobSpec(np.negative, kept_blocks))) as run:
             run.submit([(0, 0)])
             assert first_ends(run, 1)
         for _ in range(4):
-            for blocks in (kept, UncodedBlocks([[np.ones(3)]], ("array",))):
+            for blocks in (kept_blocks, UncodedBlocks([[np.ones(3)]], ("array",))):
                 with closing(pool.open(JobSpec(np.negative, blocks))) as run:
                     run.submit([(0, 0)])
                     assert first_ends(run, 1)
                     cache = worker_entry._shared_caches[keys[1]]
                     assert len(cache) <= 2
         assert cache.n_reads == 5
-        del blocks, run  # the newest
+        del blocks, run  # release the latest blocks
         gc.collect()
-        with closing(pool.open(JobSpec(np.negative, kept))) as run:
+        with closing(pool.open(JobSpec(np.negative, kept_blocks))) as run:
             run.submit([(0, 0)])
             assert first_ends(run, 1)
         assert (len(cache), cache.n_reads) == (1, 5)
@@ -219,19 +219,19 @@ def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
 
 
 def both_at_once(block: Any) -> Any:
-    BOTH.wait()
+    BOTH_STARTED.wait()
     return block
 
 
 def behind_the_gate(block: Any) -> Any:
-    BOTH.wait()  # a worker that has not begun is free at once when its map is over
+    BOTH_STARTED.wait()  # a worker whose task has not started would be free as soon as its map ends
     if not block[0]:
         GATE.wait(PATIENCE)
     return block
 
 
 def run_until(pool: Any, f: Any, blocks: UncodedBlocks, enough: int, tasks: int = 2) -> None:
-    """A map that is over when so many of its tasks have ended."""
+    """Run `tasks` tasks and close the session once `enough` of them have ended."""
     with closing(pool.open(JobSpec(f, blocks))) as run:
         run.submit([(task, 0) for task in range(tasks)])
         ended, until = 0, time.monotonic() + PATIENCE
@@ -241,17 +241,17 @@ def run_until(pool: Any, f: Any, blocks: UncodedBlocks, enough: int, tasks: int 
 
 
 @pytest.mark.parametrize("is_near", [False, True])
-def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_wait(
+def test_block_is_sent_to_another_worker_only_if_faster_than_waiting(
     is_near: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = sent_parts(monkeypatch)
+    sent = sent_parts(monkeypatch)
     monkeypatch.setattr(block_store, "NETWORK_BYTES_PER_SECOND", 1e12 if is_near else 1e-3)
     blocks = UncodedBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
     GATE.clear()
 
     with pool_of(ThreadSite(), workers=2) as pool:
-        run_until(pool, both_at_once, blocks, 2)  # each has one block
-        run_until(pool, behind_the_gate, blocks, 1)  # the first is still at its task
+        run_until(pool, both_at_once, blocks, 2)  # each worker caches one block
+        run_until(pool, behind_the_gate, blocks, 1)  # the worker with block 0 stays busy
         if is_near:
             run_until(pool, np.negative, blocks, 1, tasks=1)
             GATE.set()
@@ -263,10 +263,10 @@ def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_
                 events: list[Any] = []
                 while not ends(events):
                     events += run.wait(PATIENCE)
-    assert len(asked) == 2
+    assert len(sent) == 2
 
 
-def test_no_worker_is_idle_for_a_block_while_there_are_tasks_that_nobody_has_looked_at(
+def test_no_worker_waits_for_a_block_while_other_tasks_are_queued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pool_session, "LOCALITY_WINDOW", 1)
@@ -287,13 +287,13 @@ BLOCK_BYTES, SLOW = 2_000_000, 20_000.0  # a block takes 100 s at this rate, in 
 
 
 def large_blocks(count: int) -> UncodedBlocks:
-    """Blocks of one array each, which have to be sent to workers."""
+    """Return blocks of one large array each, which have to be sent to the workers."""
     return UncodedBlocks([[np.full(BLOCK_BYTES // 8, float(task))] for task in range(count)], ("array",))
 
 
 @contextmanager
 def slowed_pool(site: ThreadSite, n_workers: int, **options: Any) -> Iterator[tuple[Pool, SlowLinks]]:
-    """A pool whose workers have all called, and are free, through a proxy."""
+    """Yield a pool and the proxies of its links, once all workers have connected and are free."""
     blocks = UncodedBlocks([[np.ones(3)] for _ in range(n_workers)], ("array",))
     with slow_links() as links, pool_of(site, workers=n_workers, **options) as pool:
         with closing(pool.open(JobSpec(np.negative, blocks))) as run:
@@ -305,7 +305,7 @@ def slowed_pool(site: ThreadSite, n_workers: int, **options: Any) -> Iterator[tu
         links.restore()
 
 
-def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> None:
+def test_slow_connection_delays_no_other_and_sends_no_cancelled_block() -> None:
     with slowed_pool(ThreadSite(), 4) as (pool, links):
         before = [link.bytes_to_caller for link in links]
         for link in links.first(2):
@@ -314,20 +314,20 @@ def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> N
         with closing(pool.open(JobSpec(lambda block: float(block[0]), blocks))) as run:
             run.submit([(task, 0) for task in range(4)])
             outcomes = first_ends(run, 2, PATIENCE)
-            assert [one.failure for one in outcomes] == [None, None]
-            # The others may not have asked for their blocks yet: what they are told is slow, too.
+            assert [outcome.failure for outcome in outcomes] == [None, None]
+            # Messages to workers on slow links are slow, too, so these workers may request their blocks late.
             assert until(lambda: (run.wait(0.01), run.count_receiving_workers())[1] == 2)  # type: ignore[attr-defined]
-        for link in links.first(2):  # fast enough for what was on its way, and for the cancellation
+        for link in links.first(2):  # fast enough for the data in transit and for the cancellation
             link.rate = 50 * SLOW
         with closing(pool.open(JobSpec(np.negative, UncodedBlocks([[np.ones(3)]] * 4, ("array",))))) as run:
             run.submit([(task, 0) for task in range(4)])
-            assert [one.failure for one in first_ends(run, 4, PATIENCE)] == [None] * 4
+            assert [outcome.failure for outcome in first_ends(run, 4, PATIENCE)] == [None] * 4
         carried = [link.bytes_to_caller - start for link, start in zip(links, before)]
         assert len(links) == 4  # no worker was lost
         assert min(carried[2:]) > BLOCK_BYTES > 2 * max(carried[:2])
 
 
-def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map() -> None:
+def test_partly_sent_function_is_sent_again_in_the_next_map() -> None:
     large, blocks = np.zeros(BLOCK_BYTES // 8), UncodedBlocks([[np.ones(3)]] * 4, ("array",))
     payload = JobSpec(lambda block: block + large[0], blocks)
     with slowed_pool(ThreadSite(), 4) as (pool, links):
@@ -336,7 +336,7 @@ def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map
             link.rate = SLOW
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
-            assert [one.failure for one in first_ends(run, 2, PATIENCE)] == [None, None]
+            assert [outcome.failure for outcome in first_ends(run, 2, PATIENCE)] == [None, None]
         assert 2 * max(link.bytes_to_caller - before[link.index] for link in links.first(2)) < BLOCK_BYTES
         links.restore()
         table = run._worker_pool  # type: ignore[attr-defined]
@@ -344,12 +344,12 @@ def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map
         with closing(pool.open(payload)) as run:
             run.submit([(task, 0) for task in range(4)])
             outcomes = first_ends(run, 4, PATIENCE)
-        assert [one.failure for one in outcomes] == [None] * 4
+        assert [outcome.failure for outcome in outcomes] == [None] * 4
         assert len(links) == 4
         assert min(link.bytes_to_caller - before[link.index] for link in links) > BLOCK_BYTES
 
 
-def test_a_timeout_is_kept_while_all_blocks_are_on_slow_connections() -> None:
+def test_timeout_is_kept_while_all_connections_are_slow() -> None:
     with slowed_pool(ThreadSite(), 4) as (pool, links):
         for link in links:
             link.rate = SLOW
@@ -360,7 +360,7 @@ def test_a_timeout_is_kept_while_all_blocks_are_on_slow_connections() -> None:
 
 
 @only_linux_cuts
-def test_a_driver_notices_a_silent_connection_on_which_a_block_is_on_its_way() -> None:
+def test_driver_detects_a_silent_connection_while_sending_a_block() -> None:
     with slowed_pool(ThreadSite(), 2, tcp_timeout=1.0) as (pool, links):
         for link in links:
             link.rate = SLOW
@@ -370,12 +370,14 @@ def test_a_driver_notices_a_silent_connection_on_which_a_block_is_on_its_way() -
                 run.wait(0.01)
             for link in links.first(2):
                 link.cut()
-            assert [one.failure.kind for one in first_ends(run, 2, PATIENCE) if one.failure] == ["lost"] * 2
+            assert [outcome.failure.kind for outcome in first_ends(run, 2, PATIENCE) if outcome.failure] == [
+                "lost"
+            ] * 2
 
 
 @only_linux_cuts
 @pytest.mark.parametrize("size", [10, 10_000_000])
-def test_a_worker_notices_a_silent_connection_on_which_its_reply_is_on_its_way(size: int) -> None:
+def test_worker_detects_a_silent_connection_while_sending_a_reply(size: int) -> None:
     has_called, is_cut, ended = threading.Event(), threading.Event(), Future[bool]()
 
     def replying(address: DriverAddress, number: int, seconds: float) -> None:

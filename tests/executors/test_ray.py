@@ -1,4 +1,4 @@
-"""Ray: single calls and persistent workers, on a cluster of this machine, where some sleep or are killed."""
+"""Calls and persistent workers on a real Ray cluster on this machine, where some sleep or are killed."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ try:
     import ray
 except ImportError:  # `make test-engines` installs it
     ray = None
-# Ray opens files and sockets that it leaves to the collector of garbage.
+# Ray leaves files and sockets open for the garbage collector to close.
 leaves_open = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
 pytestmark = [pytest.mark.engines, leaves_open]
-SLOW = 300.0  # a started cluster of Ray on a busy machine
+SLOW = 300.0  # seconds, enough to start a Ray cluster on a busy machine
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,12 +56,12 @@ def cluster() -> Any:
 
 @pytest.fixture
 def pool(cluster: Any) -> Iterator[Pool]:
-    with Pool(cluster, workers=4) as one:
-        yield one
+    with Pool(cluster, workers=4) as pool:
+        yield pool
 
 
 def first_to_come(folder: Path, count: int) -> bool:
-    """Whether this is one of the first so many calls."""
+    """Return whether this is one of the first `count` calls with this folder."""
     for number in range(count):
         try:
             (folder / str(number)).touch(exist_ok=False)
@@ -72,21 +72,21 @@ def first_to_come(folder: Path, count: int) -> bool:
 
 
 def sleeps_or_dies(folder: Path, asleep: int, block: np.ndarray) -> np.ndarray:
-    """A @ X; but the first calls, on data or parity, sleep, and the one after them kills its process."""
+    """Return block @ X, but sleep first in `asleep` calls, and kill the process in the call after them."""
     if first_to_come(folder, asleep):
         time.sleep(SLOW)
     return dies(folder, asleep + 1, block)
 
 
 def dies(folder: Path, count: int, block: np.ndarray) -> np.ndarray:
-    """block @ X; but the first calls kill their processes."""
+    """Return block @ X, but kill the process in the first `count` calls."""
     if first_to_come(folder, count):
         os.kill(os.getpid(), signal.SIGKILL)
     return block @ X
 
 
 @pytest.mark.parametrize("options", [{}, {"num_cpus": 0.5}])
-def test_single_maps_are_tasks_of_ray(cluster: Any, options: dict[str, Any]) -> None:
+def test_single_maps_run_as_ray_tasks(cluster: Any, options: dict[str, Any]) -> None:
     y = coded_map(
         partial(np.multiply, 2), A, blocks=6, tasks=8, executor=ray.remote(**options) if options else ray
     )
@@ -96,7 +96,7 @@ def test_single_maps_are_tasks_of_ray(cluster: Any, options: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_nobody_waits_for_those_asleep_and_killed_whose_slots_are_free_again(
+def test_sleeping_and_killed_tasks_are_not_awaited_and_free_their_slots(
     cluster: Any, keeps: bool, tmp_path: Path
 ) -> None:
     executor = Pool(cluster, workers=5) if keeps else ray.remote(num_cpus=0.25)
@@ -109,10 +109,10 @@ def test_nobody_waits_for_those_asleep_and_killed_whose_slots_are_free_again(
     assert until(lambda: ray.util.list_named_actors() == [])
 
 
-def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(cluster: Any) -> None:
+def test_all_maps_run_on_named_actors_which_end_with_the_pool(cluster: Any) -> None:
     with Pool(cluster, workers=4) as pool:
-        found = check(pool)
-        assert found.report.executor == "persistent workers on Ray (TCP)"
+        result = check(pool)
+        assert result.report.executor == "persistent workers on Ray (TCP)"
         assert workers_of(pool).isdisjoint({os.getpid()})
         with polarmap.CodedOperator(A, blocks=3, tasks=4, executor=pool) as operator:
             np.testing.assert_allclose(operator @ X, A @ X)
@@ -120,13 +120,13 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
         names = ray.util.list_named_actors()
         assert names
         assert all(name.startswith("polarmap worker ") for name in names)
-        assert ray.get(ray.remote(lambda: 5).remote()) == 5  # they leave the slots to others
+        assert ray.get(ray.remote(lambda: 5).remote()) == 5  # the actors occupy no CPU slots of the cluster
     assert until(lambda: ray.util.list_named_actors() == [])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own making
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray itself causes these warnings
 @pytest.mark.parametrize("keeps", [False, True])
-def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool) -> None:
+def test_rows_of_a_dataset_are_partitioned_on_the_cluster(cluster: Any, keeps: bool) -> None:
     data = pytest.importorskip("ray.data", reason="of ray[data]")
     data.DataContext.get_current().enable_progress_bars = False
     with Pool(cluster, workers=4) if keeps else nullcontext(cluster) as executor:
@@ -137,17 +137,17 @@ def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool)
         np.testing.assert_allclose(y.concatenate(), [[-float(row), -1] for row in range(10)], atol=1e-12)
 
 
-def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
+def test_killed_actor_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
     check(pool)
     before = workers_of(pool)
-    # Without three of eight results nothing can be decoded, and there is none before a loss was seen.
-    found = check(pool, partial(dies, tmp_path, 3), verify=False, retries=3)
-    assert "(Ray actor 'polarmap worker " in str(found.report)
+    # With three of eight results missing, the map cannot decode, so it has to notice the lost workers.
+    result = check(pool, partial(dies, tmp_path, 3), verify=False, retries=3)
+    assert "(Ray actor 'polarmap worker " in str(result.report)
     assert until(lambda: not all(map(runs, before)) or bool(workers_of(pool) - before))
     check(pool)
 
 
-def test_a_cluster_that_goes_while_actors_are_made_is_said_to_be_shut_down(cluster: Any) -> None:
+def test_cluster_that_ends_while_actors_start_is_reported_as_shut_down(cluster: Any) -> None:
 
     def remote(actor: Any) -> Any:
         ray.shutdown()
@@ -159,15 +159,15 @@ def test_a_cluster_that_goes_while_actors_are_made_is_said_to_be_shut_down(clust
     assert not ray.is_initialized()
 
 
-def test_a_cluster_is_not_shut_down_while_a_task_is_given_to_it(cluster: Any) -> None:
-    ours = RayEngine(ray)
+def test_shutdown_waits_while_a_task_is_submitted(cluster: Any) -> None:
+    engine = RayEngine(ray)
     with ThreadPoolExecutor(1) as threads:
-        with ours.hold_connection():
+        with engine.hold_connection():
             ending = threads.submit(ray.shutdown)
             assert ray.get(ray.remote(lambda: 5).remote()) == 5
             assert not ending.done()
         ending.result(PATIENCE)
-    with pytest.raises(RuntimeError, match="it was shut down"), ours.hold_connection():
+    with pytest.raises(RuntimeError, match="it was shut down"), engine.hold_connection():
         raise AssertionError("it is gone")
 
 
@@ -181,13 +181,13 @@ def wait_long(number: int) -> None:
 
 
 def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray would end this process."""
+    # Ray aborts this process if a task is cancelled while it ends.
     cancelled: list[Any] = []
     calls, cancel, are_left = RayEngine(ray), ray.cancel, threading.Event()
-    monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
+    monkeypatch.setattr(ray, "cancel", lambda reference: cancelled.append(reference) or cancel(reference))
     monkeypatch.setattr("polarmap.executors.ray.time", SimpleNamespace(sleep=lambda _: are_left.wait(SLOW)))
-    ours = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
-    assert [one.cancel() for one in ours] == [True, True]
+    futures = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
+    assert [future.cancel() for future in futures] == [True, True]
     short, long = calls._abandoned_refs
     assert ray.get(short) == 1
     assert cancelled == []
@@ -203,21 +203,21 @@ def test_an_address_connects_unless_this_process_is_connected(
     address = "ray://no.such.host.invalid:10001"
     executor = place(address)
     np.testing.assert_allclose(coded_map(np.negative, A, executor=executor).concatenate(), -A)
-    told: list[str] = []
+    addresses: list[str] = []
 
     def refuse(address: str) -> None:
-        told.append(address)
+        addresses.append(address)
         raise ConnectionError("connection timeout")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ExecutorError, match=f"no Ray answers at {address}: connection timeout"):
         coded_map(np.negative, A, executor=place(address))
-    assert told == [address]
+    assert addresses == [address]
 
 
 @pytest.mark.parametrize("executor", [lambda: ray, lambda: Pool(ray)])
-def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_started(
+def test_shutdown_during_a_map_raises_one_clear_error_and_starts_no_cluster(
     cluster: Any, executor: Callable[[], Any]
 ) -> None:
     began = threading.Event()
@@ -227,7 +227,7 @@ def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_s
         assert began.wait(SLOW)
         assert until(lambda: ray.available_resources().get("CPU", 0) < CPUS or ray.util.list_named_actors())
         ray.shutdown()
-        shut_down = r"^Ray (cannot start actors|(runs|accepts) no tasks): it was shut down"
+        shut_down = r"^Ray (cannot start actors|starts no worker|(runs|accepts) no tasks): it was shut down"
         with pytest.raises(ExecutorError, match=shut_down):
             running.result(PATIENCE)
     with pytest.raises(ExecutorError, match=r"ray\.init"):
@@ -237,10 +237,10 @@ def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_s
     assert not ray.is_initialized()
 
 
-def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None:
+def test_native_stack_trace_of_a_raylet_is_not_printed() -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
-    told = (
+    message = (
         "[2026-12-01 08:00:00,000 C 71 71] (raylet) node_manager.cc:519: GCS consider this node to be dead."
     )
     trace = [
@@ -251,19 +251,19 @@ def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None
         "PC: @     0x7f1cb0181ad8  (unknown)  (unknown)",
     ]
     printed: list[dict[str, Any]] = []
-    dispatcher.add_handler("a test", printed.append)  # comes later, as the one that prints
+    dispatcher.add_handler("a test", printed.append)  # runs after earlier handlers, like the one that prints
     try:
         for _ in range(2):
             hide_native_stack_traces()
-        dispatcher.emit({"pid": "raylet", "lines": [trace[0], told, *trace[1:]]})
+        dispatcher.emit({"pid": "raylet", "lines": [trace[0], message, *trace[1:]]})
         dispatcher.emit({"pid": 72, "lines": trace})
     finally:
         dispatcher.remove_handler("a test")
-    assert [batch["lines"] for batch in printed] == [[told], trace]
+    assert [batch["lines"] for batch in printed] == [[message], trace]
     assert sum(handler is remove_native_stack_traces for _, handler in dispatcher.handlers) == 1
 
 
-def test_workers_first_try_the_address_from_which_this_node_calls_the_head(cluster: Any) -> None:
+def test_workers_first_try_the_address_that_this_node_uses_for_the_head(cluster: Any) -> None:
     with closing(RayEngine(ray)) as site:
         site.discover_machines()
         assert is_every_host_local([site.driver_host])

@@ -1,4 +1,4 @@
-"""All supported kinds of executors are recognized."""
+"""Recognition of every supported kind of executor, by its name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from polarmap.executors.resolved import ResolvedExecutor
         ("ray://head:10001", "Ray"),
     ],
 )
-def test_it_says_what_it_is(choice: Any, name: str) -> None:
+def test_executor_is_recognized_by_name(choice: Any, name: str) -> None:
     executor = resolve_executor(choice)
     assert isinstance(executor, ResolvedExecutor) and isinstance(executor, MapExecutor)
     assert executor.name == name
     assert executor.workers_by_host == {}
 
 
-def test_an_executor_of_a_users_own_class_runs_maps() -> None:
+def test_user_defined_executor_runs_maps() -> None:
     y = polarmap.coded_map(np.negative, np.eye(4), blocks=4, tasks=6, executor=OwnExecutor())
     np.testing.assert_allclose(y.concatenate(), -np.eye(4))
     assert y.report.executor == "own"

@@ -1,4 +1,7 @@
-"""Remote workers are started, replaced, renewed, released and billed."""
+"""The pool of remote workers, which starts, replaces, renews, releases and bills them.
+
+The workers are threads of this process that a fake provider starts.
+"""
 
 from __future__ import annotations
 
@@ -44,33 +47,33 @@ def site() -> ThreadSite:
     return ThreadSite()
 
 
-def made(site: ThreadSite, most: int | None = None, listens: bool = True) -> RemoteWorkerPool:
+def make_pool(site: ThreadSite, most: int | None = None, listens: bool = True) -> RemoteWorkerPool:
     return RemoteWorkerPool(site, most, listens, 10**6, 1)
 
 
 @pytest.fixture
 def workers(site: ThreadSite) -> Iterator[RemoteWorkerPool]:
-    one = made(site)
-    yield one
-    one.close()
+    pool_under_test = make_pool(site)
+    yield pool_under_test
+    pool_under_test.close()
     assert site.is_closed
     assert not any(thread.is_alive() for thread in site.threads.values())
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
 
-def started(workers: RemoteWorkerPool, count: int) -> None:
+def start_workers(workers: RemoteWorkerPool, count: int) -> None:
     """Request `count` workers and wait until they have joined."""
     workers.request_workers(count)
     assert until(lambda: len(workers) == count)
 
 
-def soon(workers: RemoteWorkerPool) -> bool:
-    """Look now, not in a moment; False."""
+def poll_now(workers: RemoteWorkerPool) -> bool:
+    """Check for exited workers without waiting for the next poll, and return False."""
     workers.maybe_scale_up(Allocation(lambda: None), 0)
     return False
 
 
-def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+def test_largest_requested_number_of_workers_is_started(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     workers.request_workers(2)
     workers.request_workers(3)
     workers.request_workers(1)
@@ -79,38 +82,37 @@ def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkerPool, site
     assert workers.latest_channel_name == "TCP"
 
 
-def test_a_map_whose_tasks_wait_is_told_of_each_that_comes(workers: RemoteWorkerPool) -> None:
-    told: Queue[None] = Queue()
-    lease = workers.open_allocation(lambda: told.put(None))
+def test_map_with_queued_tasks_is_woken_for_each_new_worker(workers: RemoteWorkerPool) -> None:
+    wakes: Queue[None] = Queue()
+    lease = workers.open_allocation(lambda: wakes.put(None))
     assert workers.acquire_worker(lease, 1) is None
     workers.request_workers(2)
     for _ in range(2):
-        told.get(timeout=PATIENCE)
+        wakes.get(timeout=PATIENCE)
     assert taken(workers, lease) is not taken(workers, lease)
     workers.close_allocation(lease)
 
 
-def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
-    with closing(made(site, most=2)) as workers:
+def test_number_of_workers_is_limited(site: ThreadSite) -> None:
+    with closing(make_pool(site, most=2)) as workers:
         workers.request_workers(100)
         assert until(lambda: len(workers) == 2)
         assert site.launches == [[0, 1]]
 
 
-def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
-    workers: RemoteWorkerPool, site: ThreadSite
-) -> None:
-    started(workers, 1)
+def test_free_worker_reported_as_exited_is_replaced(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+    start_workers(workers, 1)
     site.told[0] = "killed"
-    soon(workers)
+    poll_now(workers)
     assert until(lambda: list(workers._workers) == [1])
 
 
-def test_one_more_is_started_for_a_map_that_finds_none_free(
+def test_one_more_worker_starts_for_a_map_without_a_free_worker(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.worker_pool.GRACE_SECONDS", 0.0)  # nothing began for long
-    started(workers, 1)  # The start may take longer than the grace period.
+    # Without a grace period, a session is starved as soon as none of its tasks start.
+    monkeypatch.setattr("polarmap.executors.worker_pool.GRACE_SECONDS", 0.0)
+    start_workers(workers, 1)  # The start may take longer than the grace period.
     first, second = opened(workers), opened(workers)
     first.n_queued = 1
     workers.maybe_scale_up(first, 1)
@@ -123,7 +125,7 @@ def test_one_more_is_started_for_a_map_that_finds_none_free(
     workers.close_allocation(first)
 
 
-def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+def test_refused_launch_raises_one_clear_error(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     site.refusal = ExecutorError("threads takes no job: no such runtime")
     with pytest.raises(ExecutorError, match="no such runtime"):
         workers.request_workers(1)
@@ -131,7 +133,7 @@ def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkerPool, site:
 
 
 class WorkersOfAnotherVersion:
-    """A life for workers of `ThreadSite`: a process whose polarmap has another version of the protocol."""
+    """Runs workers of a `ThreadSite` as processes whose polarmap has another version of the protocol."""
 
     code = """
 import sys
@@ -150,7 +152,7 @@ serve_driver_on_thread(eval(sys.argv[1], {"inf": float("inf")}), int(sys.argv[2]
         self.errors.put(worker.stderr)
 
 
-def test_workers_of_another_version_are_one_clear_error_at_both_ends() -> None:
+def test_workers_of_another_version_raise_one_clear_error_at_both_ends() -> None:
     life = WorkersOfAnotherVersion()
     with pool_of(ThreadSite(default=life)) as pool:
         with pytest.raises(
@@ -160,12 +162,12 @@ def test_workers_of_another_version_are_one_clear_error_at_both_ends() -> None:
         assert f"version {PROTOCOL_VERSION + 1} of the protocol, this driver {PROTOCOL_VERSION}" in str(
             error.value
         )
-        told = life.errors.get(timeout=PATIENCE)
-    assert f"its driver has version {PROTOCOL_VERSION} of polarmap's protocol" in told
-    assert "rebuild its image" in told and "rebuild its image" in str(error.value)
+        driver_error = life.errors.get(timeout=PATIENCE)
+    assert f"its driver has version {PROTOCOL_VERSION} of polarmap's protocol" in driver_error
+    assert "rebuild its image" in driver_error and "rebuild its image" in str(error.value)
 
 
-def test_workers_of_another_version_are_one_clear_error_also_by_way_of_a_storage(site: ThreadSite) -> None:
+def test_workers_of_another_version_raise_one_clear_error_over_a_storage(site: ThreadSite) -> None:
     def life(address: DriverAddress, number: int, seconds: float) -> None:
         key = f"{address.prefix}/replies/v{PROTOCOL_VERSION + 1}-{number}-1-1-0-1-5"
         site.storage.put_object("b", key, b"hello")
@@ -178,36 +180,36 @@ def test_workers_of_another_version_are_one_clear_error_also_by_way_of_a_storage
         check(pool)
 
 
-def test_a_map_goes_on_with_the_workers_of_its_version(site: ThreadSite) -> None:
+def test_map_uses_the_workers_of_its_version(site: ThreadSite) -> None:
     life = WorkersOfAnotherVersion()
     site.lives = {0: life}
-    with closing(made(site)) as workers:
+    with closing(make_pool(site)) as workers:
         workers.request_workers(2)
         assert until(lambda: len(workers) == 1 and workers._listener.mismatches)
-        soon(workers)
+        poll_now(workers)
         assert not workers._listener.mismatches
         assert list(workers._launched) == list(workers._workers) == [1]
 
 
-def test_a_site_that_refuses_for_a_while_is_asked_again(
+def test_refused_launch_is_retried(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
-    started(workers, 1)
+    start_workers(workers, 1)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
     workers.request_workers(3)
-    assert until(lambda: soon(workers) or len(site.launches) >= 4)
+    assert until(lambda: poll_now(workers) or len(site.launches) >= 4)
     site.refusal = None
-    assert until(lambda: soon(workers) or len(workers) == 3)
+    assert until(lambda: poll_now(workers) or len(workers) == 3)
     monkeypatch.setattr(remote_workers, "OUTAGE_SECONDS", 0.0)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
     workers.request_workers(5)
     with pytest.raises(ExecutorError, match="storage is away"):
-        until(lambda: soon(workers))
+        until(lambda: poll_now(workers))
     site.refusal = None
 
 
-def test_workers_that_fail_are_one_clear_error_soon(
+def test_failing_workers_soon_raise_one_clear_error(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: Any) -> None:
@@ -217,11 +219,11 @@ def test_workers_that_fail_are_one_clear_error_soon(
     site.default = fails
     workers.request_workers(2)
     with pytest.raises(ExecutorError, match="threads starts: ImportError: no module named numpy"):
-        until(lambda: soon(workers))
+        until(lambda: poll_now(workers))
     assert len(site.launches) <= remote_workers.MAX_LAUNCH_FAILURES
 
 
-def test_a_site_where_nothing_ever_starts_is_one_clear_error(
+def test_workers_that_never_connect_raise_one_clear_error(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "CONNECT_TIMEOUT", 0.05)
@@ -230,23 +232,21 @@ def test_a_site_where_nothing_ever_starts_is_one_clear_error(
     lease = Allocation(lambda: None)
     workers.request_workers(1)
     time.sleep(0.03)
-    workers.request_workers(2)  # in place of those that do not call others are started, now and then
+    workers.request_workers(2)  # workers that do not connect are replaced from time to time
     with pytest.raises(ExecutorError, match=r"has connected within [\d.]+ s$"):
         until(lambda: workers.maybe_scale_up(lease, 2))
 
 
-def test_who_was_given_up_is_turned_away(workers: RemoteWorkerPool, site: ThreadSite) -> None:
-    started(workers, 1)
+def test_late_connection_of_a_replaced_worker_is_refused(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+    start_workers(workers, 1)
     channel = called(workers._driver_address, 99)
     assert channel.receive(PATIENCE) == ([], False)
     channel.close()
     assert len(workers) == 1
 
 
-def test_one_that_its_site_has_started_again_takes_its_own_place(
-    workers: RemoteWorkerPool, site: Any
-) -> None:
-    started(workers, 1)
+def test_restarted_worker_replaces_its_predecessor(workers: RemoteWorkerPool, site: Any) -> None:
+    start_workers(workers, 1)
     first = workers._workers[0]
     channel = called(workers._driver_address, 0)
     assert until(lambda: workers._workers.get(0) not in (first, None))
@@ -254,20 +254,18 @@ def test_one_that_its_site_has_started_again_takes_its_own_place(
     busy = taken(workers, opened(workers))
     again = called(workers._driver_address, 0)
     assert until(lambda: workers._workers.get(0) not in (busy, None))
-    assert busy.channel.fileno() >= 0  # its map waits there, and sees that it is gone
+    assert busy.channel.fileno() >= 0  # the map polls this channel, and finds the worker disconnected
     assert busy.receive_messages() == ([], False)
     workers.remove_worker(busy)
     assert len(workers) == 1
     assert workers._launched[0].expires_at > time.monotonic()
-    for one in (channel, again):
-        one.close()
+    for each_channel in (channel, again):
+        each_channel.close()
 
 
-def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
-    workers: RemoteWorkerPool, site: Any
-) -> None:
+def test_billed_time_runs_from_start_to_end_of_each_worker(workers: RemoteWorkerPool, site: Any) -> None:
     began = time.monotonic()
-    started(workers, 2)
+    start_workers(workers, 2)
     time.sleep(0.05)
     since = time.monotonic()
     first = workers.take_billed_usage()
@@ -286,11 +284,11 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert 0.04 < second.worker_seconds <= time.monotonic() - since  # seconds of the remaining worker
 
 
-def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+def test_few_workers_are_renewed_at_a_time(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     site.max_worker_seconds = 1000.0
-    started(workers, 8)
-    for one in workers._launched.values():
-        one.expires_at = time.monotonic() + OUTAGE_SECONDS - 1.0
+    start_workers(workers, 8)
+    for launched in workers._launched.values():
+        launched.expires_at = time.monotonic() + OUTAGE_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
     while min(workers._workers, default=0) < 8:  # Wait until all first workers were replaced.
         assert time.monotonic() < deadline
@@ -301,13 +299,13 @@ def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkerPool, site: Th
     assert len(workers) >= 7
 
 
-def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
+def test_worker_is_replaced_after_a_refused_replacement(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
     site.max_worker_seconds = 100.0
-    started(workers, 1)
-    workers._launched[0].expires_at = time.monotonic() + 5.0  # soon, of so many seconds
+    start_workers(workers, 1)
+    workers._launched[0].expires_at = time.monotonic() + 5.0  # short compared to max_worker_seconds
     site.refusal = ExecutorError("too many requests")
     workers.maintain_workers()
     assert site.launches == [[0], [1]]
@@ -315,7 +313,7 @@ def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
     assert until(lambda: workers.maintain_workers() or set(workers._workers) == {2})
 
 
-def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_it_is_one_too_many(
+def test_stuck_worker_is_replaced_and_later_removed(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
@@ -333,7 +331,7 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_i
     assert len(workers) == 1
 
 
-def test_a_storage_that_hangs_while_what_others_left_is_removed_holds_up_no_map(
+def test_hanging_removal_of_leftovers_does_not_delay_maps(
     workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, go = threading.Event(), threading.Event()
@@ -349,8 +347,8 @@ def test_a_storage_that_hangs_while_what_others_left_is_removed_holds_up_no_map(
     assert until(lambda: len(workers) == 1)
 
 
-def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
-    workers = made(site)
+def test_closed_pool_starts_no_workers(site: ThreadSite) -> None:
+    workers = make_pool(site)
     workers.close()
     with pytest.raises(ExecutorError):
         workers.request_workers(1)
@@ -361,7 +359,7 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
 def test_workers_try_the_address_of_the_connection_to_the_engine_first(site: ThreadSite) -> None:
     for host, expected in {"192.0.2.77": ["192.0.2.77"], "127.0.0.1": [], "unix": [], "": []}.items():
         site.driver_host = host
-        with closing(made(site)) as workers:
+        with closing(make_pool(site)) as workers:
             assert [host for host, _ in workers._driver_address.endpoints] == [
                 *expected,
                 *list_local_addresses(),
@@ -369,7 +367,7 @@ def test_workers_try_the_address_of_the_connection_to_the_engine_first(site: Thr
 
 
 class BrokenSocket:
-    """A socket of which nothing can be read but an error."""
+    """A socket whose reads raise an error."""
 
     def __init__(self, error: OSError) -> None:
         self.error = error
@@ -394,10 +392,10 @@ class BrokenSocket:
         (FrameError("a message was changed on its way"), ""),
     ],
 )
-def test_a_connection_that_is_lost_is_no_process_that_has_ended(
+def test_lost_connection_is_distinguished_from_an_exited_process(
     workers: RemoteWorkerPool, error: OSError, said: str
 ) -> None:
-    started(workers, 1)
+    start_workers(workers, 1)
     worker = taken(workers, opened(workers))
     worker.label = "rack 7"
     channel: Any = worker.channel
@@ -410,17 +408,17 @@ def test_a_connection_that_is_lost_is_no_process_that_has_ended(
     connection.close()
 
 
-# --- whole maps ----------------------------------------------------------------------------------
+# --- complete maps -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def pool(site: ThreadSite) -> Iterator[Pool]:
-    with pool_of(site, workers=8) as one:
-        yield one
+    with pool_of(site, workers=8) as pool:
+        yield pool
 
 
-def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are objects of it, too."""
+def test_maps_run_over_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Messages and blocks are both objects of the storage.
     site.storage, site.bucket = DictStorage(), "b"
     site.default = serving_by_storage(site.storage)
     monkeypatch.setattr(storage_channel, "MAX_POLL_INTERVAL", 0.05)
@@ -437,7 +435,7 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
 def test_a_timeout_is_kept_while_the_storage_hangs(
     site: ThreadSite, monkeypatch: pytest.MonkeyPatch, hangs: str
 ) -> None:
-    """Blocks of new data are stored, and messages are written."""
+    # The storage hangs either when blocks of new data are stored or when messages to workers are written.
     storage = site.storage = DictStorage()
     site.bucket, site.default = "b", serving_by_storage(storage)
     monkeypatch.setattr(storage_channel, "MAX_POLL_INTERVAL", 0.05)
@@ -458,19 +456,19 @@ def test_a_timeout_is_kept_while_the_storage_hangs(
         check(pool)
 
 
-def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
+def test_map_without_connected_workers_raises_a_clear_error(site: ThreadSite) -> None:
     site.default = lambda *arguments: None
     site.collect_exited_workers = lambda may_query=True: {}  # type: ignore[method-assign]
     hosts = r"[\d.]+:\d+ or 127\.0\.0\.1:\d+"
-    said = rf"8 tasks are queued: no worker of threads has connected to this process yet, at {hosts}\. .*"
+    message = rf"8 tasks are queued: no worker of threads has connected to this process yet, at {hosts}\. .*"
     with (
         pool_of(site, workers=8) as pool,
-        pytest.raises(CodedTimeoutError, match=said + r"Pool\(listen='host:port'\)"),
+        pytest.raises(CodedTimeoutError, match=message + r"Pool\(listen='host:port'\)"),
     ):
         polarmap.coded_map(np.negative, A, blocks=6, tasks=8, executor=pool, timeout=0.1)
 
 
-def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> None:
+def test_each_map_is_billed_since_the_previous_map(pool: Pool) -> None:
     bills, moments = [], []
     for _ in range(2):
         with closing(pool.open(JobSpec(np.negative, UncodedBlocks([[X]] * 2, ("array",))))) as run:
@@ -483,13 +481,11 @@ def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> 
     assert first is not None
     assert second is not None
     assert (first.n_started, second.n_started) == (2, 0)
-    assert second.worker_seconds >= 2 * (moments[2] - moments[1])  # also while no map ran
+    assert second.worker_seconds >= 2 * (moments[2] - moments[1])  # includes the time between the maps
 
 
 @pytest.mark.parametrize("use", ["the array is stored in", "the results cannot be stored in"])
-def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
-    use: str, pool: Pool, site: ThreadSite
-) -> None:
+def test_unreachable_storage_is_refused_before_workers_start(use: str, pool: Pool, site: ThreadSite) -> None:
     far = BucketLocation("b", "far")
     blocks = UncodedBlocks([[X]], ("array",))
     if use == "the array is stored in":
@@ -508,7 +504,7 @@ def answer(call: Message, kind: bytes = MessageKind.TASK_REPLY, **fields: Any) -
 
 
 REPLY = tuple(TaskReply(None, 0.0, ("array",), (("<f8", (9,)),)))
-# Each made of the call that was given.
+# Each function receives a task message and returns an invalid reply to it.
 NONSENSE: list[Callable[[Message], Message]] = [
     lambda call: Message(MessageKind.TASK_REPLY),
     lambda call: Message(MessageKind.HELLO, header=b"five"),
@@ -529,9 +525,7 @@ NONSENSE: list[Callable[[Message], Message]] = [
 
 
 @pytest.mark.parametrize("turn", range(len(NONSENSE) + 2))
-def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
-    site: ThreadSite, pool: Pool, turn: int
-) -> None:
+def test_invalid_message_loses_only_its_worker(site: ThreadSite, pool: Pool, turn: int) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             while said := channel.receive(PATIENCE)[0]:
@@ -547,7 +541,7 @@ def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
     check(pool)
 
 
-def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, pool: Pool) -> None:
+def test_workers_that_send_only_invalid_messages_raise_one_clear_error(site: ThreadSite, pool: Pool) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             for call in channel.receive(PATIENCE)[0]:
@@ -558,7 +552,7 @@ def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, po
         check(pool)
 
 
-def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_is_sent_once_to_each_worker(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     part = PublishedBlocks.read_component
 
@@ -567,19 +561,22 @@ def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pyte
         return part(self, coded, key)
 
     monkeypatch.setattr(PublishedBlocks, "read_component", counted)
-    for module in (remote_workers, worker_pool):  # Workers late with abandoned tasks get no backup.
+    for module in (
+        remote_workers,
+        worker_pool,
+    ):  # no worker is started in place of one with an abandoned task
         monkeypatch.setattr(module, "GRACE_SECONDS", 600.0)
     blocks = UncodedBlocks([[A[8 * task :][:8]] for task in range(6)], ("array",))
     with pool_of(site, workers=1) as pool:
         for _ in range(5):
             with closing(pool.open(JobSpec(np.negative, blocks))) as run:
                 run.submit([(task, 0) for task in range(6)])
-                assert [one.failure for one in first_ends(run, 6)] == 6 * [None]
+                assert [outcome.failure for outcome in first_ends(run, 6)] == 6 * [None]
     assert site.launches == [[0]]
     assert len(asked) == len(set(asked)) == 6
 
 
-def test_what_fails_for_days_is_tried_once_a_minute() -> None:
+def test_backoff_is_at_most_one_minute() -> None:
     backoff = Backoff()
     for _ in range(2_000):
         backoff.record_failure("refused")

@@ -1,4 +1,4 @@
-"""Scripted arrivals: what arrives when, and what is evaluated for it."""
+"""ReplayExecutor: scripted run times on a virtual clock, and evaluations of f."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def opened(seconds: Mapping[int, float], f: Any = np.copy, n: int = N, **more: A
     return ReplayExecutor(seconds).open(JobSpec(f, blocks, **more))
 
 
-def test_tasks_arrive_by_the_script_and_the_clock_follows() -> None:
+def test_tasks_arrive_at_scripted_times_of_a_virtual_clock() -> None:
     run = opened({0: 3.0, 2: math.inf})
     run.submit([(task, 0) for task in range(N)])
     assert run.wait(0.0) == [AttemptStarted(task, 0, 0.0) for task in range(N)]
@@ -52,7 +52,7 @@ def test_f_is_called_when_its_result_arrives() -> None:
     assert (run.wait(9.0), calls) == ([], [1.0])
 
 
-def test_a_worker_that_is_struck_calls_nothing_and_is_lost_when_its_result_was_due() -> None:
+def test_faulty_worker_does_not_call_f_and_is_lost_at_its_arrival_time() -> None:
     run = opened({}, pytest.fail, faults={0: Fault("kill"), 1: Fault("exit")})
     run.submit([(0, 0), (1, 0)])
     outcomes = [outcome for _ in range(3) for outcome in ends(run.wait(9.0))]
@@ -63,7 +63,7 @@ def test_a_worker_that_is_struck_calls_nothing_and_is_lost_when_its_result_was_d
     assert run.now() == 10.0
 
 
-def test_every_run_has_a_clock_of_its_own_and_f_may_change_its_block() -> None:
+def test_every_session_has_a_separate_clock_and_f_may_modify_its_block() -> None:
     def f(block: Any) -> Any:
         block += 1.0
         return block
@@ -79,28 +79,28 @@ def test_every_run_has_a_clock_of_its_own_and_f_may_change_its_block() -> None:
         assert run.now() == 2.0
 
 
-class Compared(float):
-    """A time of which it is counted how often it is compared."""
+class CountingTime(float):
+    """A time that counts how often any time is compared."""
 
     times = 0
 
-    def __radd__(self, now: float) -> Compared:
-        return Compared(now + float(self))
+    def __radd__(self, now: float) -> CountingTime:
+        return CountingTime(now + float(self))
 
     def __lt__(self, other: float) -> bool:
-        Compared.times += 1
+        CountingTime.times += 1
         return float(self) < float(other)
 
 
-def test_an_arrival_does_not_look_at_all_others() -> None:
-    """With ten times the tasks, an arrival is compared with a few more others, not with ten times as many."""
+def test_arrivals_are_not_compared_with_all_others() -> None:
+    # With a heap, the number of comparisons of an arrival grows like log n instead of n.
     n = 2000
     order = np.random.default_rng(0).permutation(n).tolist()
-    run = opened({task: Compared(1.0 + turn) for turn, task in enumerate(order)}, n=n)
+    run = opened({task: CountingTime(1.0 + turn) for turn, task in enumerate(order)}, n=n)
     run.submit([(task, 0) for task in range(n)])
     arrived = [run.wait(1e9)[-1].task for _ in range(n)]
     assert arrived == order
-    assert Compared.times < 3 * n * math.log2(n)
+    assert CountingTime.times < 3 * n * math.log2(n)
 
 
 @pytest.mark.parametrize("script", [3, {0: -1.0}, {0.5: 1.0}, {0: "1"}, {0: math.nan}])

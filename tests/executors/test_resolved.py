@@ -1,4 +1,4 @@
-"""An executor that wraps another one answers every question as that one does."""
+"""Executors that wrap another executor, which must have the same properties as the wrapped executor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 def questions(executor: ResolvedExecutor) -> dict[str, Any]:
-    """Return the answers of an executor to all questions but its faults."""
+    """Return all properties of an executor except its faults."""
     facts = ("worker_spec", "is_local", "shares_memory", "pickles_f", "can_batch", "max_workers")
     names = (*facts, "has_persistent_workers", "prefers_persistent_workers", "name", "workers_by_host")
     data = np.ones(3)
@@ -47,7 +47,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_fault_injection_answers_as_the_executor_that_it_wraps(choice: str, stack: ExitStack) -> None:
+def test_fault_injection_has_the_properties_of_the_wrapped_executor(choice: str, stack: ExitStack) -> None:
     spec = CHOICES[choice]()
     if hasattr(spec, "__exit__"):
         stack.enter_context(spec)
@@ -58,7 +58,9 @@ def test_fault_injection_answers_as_the_executor_that_it_wraps(choice: str, stac
 
 
 @pytest.mark.parametrize("choice", ["default", "pool", "threads", "replay"])
-def test_an_executor_of_calls_answers_as_the_executor_that_it_uses(choice: str, stack: ExitStack) -> None:
+def test_executor_of_calls_has_the_properties_of_its_underlying_executor(
+    choice: str, stack: ExitStack
+) -> None:
     spec = CHOICES[choice]()
     if hasattr(spec, "__exit__"):
         stack.enter_context(spec)

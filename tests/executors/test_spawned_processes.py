@@ -1,4 +1,4 @@
-"""Workers in interpreters of their own do what forked ones do, and end as they do."""
+"""Pool(fork=False): workers in new interpreters behave like forked workers, and end in the same ways."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from polarmap.executors import spawned_processes
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Pool]:
-    with Pool(fork=False) as one:
-        yield one
+    with Pool(fork=False) as pool:
+        yield pool
 
 
-def test_maps_find_there_what_is_around_this_process(shared: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_the_environment_of_the_driver(shared: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLARMAP_TEST", "here")
 
     def around(block: Any) -> tuple[str, str | None]:
         return os.getcwd(), os.environ.get("POLARMAP_TEST")
 
-    found = list(polarmap.hedged_map(around, [1, 2], executor=shared))
-    assert found == [(os.getcwd(), "here")] * 2
+    results = list(polarmap.hedged_map(around, [1, 2], executor=shared))
+    assert results == [(os.getcwd(), "here")] * 2
     check(shared)
     assert os.getpid() not in workers_of(shared)
 
 
-def test_one_that_is_killed_is_an_erasure_that_says_how_it_ended(shared: Pool, tmp_path: Path) -> None:
+def test_killed_worker_is_an_erasure_with_its_exit_reason(shared: Pool, tmp_path: Path) -> None:
     def f(block: np.ndarray) -> np.ndarray:
-        for number in range(3):  # without three of six nothing is decoded before a loss is seen
+        for number in range(3):  # with three of six results missing, the map has to notice the lost workers
             try:
                 (tmp_path / f"killed {number}").touch(exist_ok=False)
             except FileExistsError:
@@ -52,7 +52,7 @@ def test_one_that_is_killed_is_an_erasure_that_says_how_it_ended(shared: Pool, t
     assert "WorkerLost: its worker process was killed by SIGKILL (9)" in str(y.report)
 
 
-def test_one_that_hangs_is_killed_with_what_it_has_started_when_its_pool_is_closed(tmp_path: Path) -> None:
+def test_closing_a_pool_kills_hanging_workers_and_their_children(tmp_path: Path) -> None:
     def f(block: Any) -> Any:
         if block:
             import subprocess
@@ -64,13 +64,13 @@ def test_one_that_hangs_is_killed_with_what_it_has_started_when_its_pool_is_clos
     with Pool(workers=2, fork=False) as pool:
         running = polarmap.submit(polarmap.hedged_map, f, [0, 1], executor=pool)
         assert until(lambda: os.listdir(tmp_path) != [])
-        found = {int(one) for name in os.listdir(tmp_path) for one in name.split("-")}
+        process_ids = {int(process_id) for name in os.listdir(tmp_path) for process_id in name.split("-")}
         assert running.cancel()
-    assert until(lambda: not any(map(runs, found)))
+    assert until(lambda: not any(map(runs, process_ids)))
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_none_outlives_a_driver_that_is_killed_nor_do_its_folders(hangs: bool) -> None:
+def test_workers_and_folders_of_a_killed_driver_are_removed(hangs: bool) -> None:
     driver = program(
         """
         def f(block):
@@ -81,8 +81,8 @@ def test_none_outlives_a_driver_that_is_killed_nor_do_its_folders(hangs: bool) -
             time.sleep(600)
 
         with polarmap.Pool(workers=2, fork=False) as pool:
-            for one in polarmap.hedged_map(f, [1, 2], executor=pool):
-                print(one)
+            for process_id in polarmap.hedged_map(f, [1, 2], executor=pool):
+                print(process_id)
             print("ready", flush=True)
             if sys.argv[1]:
                 polarmap.hedged_map(hang, [1, 2], executor=pool)
@@ -92,20 +92,20 @@ def test_none_outlives_a_driver_that_is_killed_nor_do_its_folders(hangs: bool) -
     )
     with driver:
         assert driver.stdout is not None
-        found = {int(line) for line in iter(driver.stdout.readline, "ready\n")}
+        process_ids = {int(line) for line in iter(driver.stdout.readline, "ready\n")}
         if hangs:
-            found |= {int(driver.stdout.readline()) for _ in range(2)}
+            process_ids |= {int(driver.stdout.readline()) for _ in range(2)}
         driver.kill()
         driver.wait(PATIENCE)
-        assert_nothing_is_left(driver.pid, found)
+        assert_nothing_is_left(driver.pid, process_ids)
 
 
-def test_an_interpreter_that_cannot_be_started_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpreter_that_cannot_be_started_raises_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spawned_processes.sys, "executable", "/nowhere/python")
     with Pool(fork=False) as pool, pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
         check(pool)
 
 
-def test_fork_is_yes_no_or_whatever_is_safe() -> None:
+def test_invalid_fork_is_refused() -> None:
     with pytest.raises(CodeError, match="fork must be"):
         Pool(fork="spawn")  # type: ignore[arg-type]

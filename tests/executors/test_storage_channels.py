@@ -1,4 +1,4 @@
-"""Messages by way of a storage arrive once, are sent again when they are lost, and stop for nothing."""
+"""Channels over an object storage: messages arrive exactly once, despite losses and outages."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from polarmap.worker.storage_channel import (
 
 
 def call(number: int, f: bytes = b"") -> Message:
-    """A message with which a task is to be done."""
+    """Return the message that sends a task to a worker."""
     return Message(MessageKind.TASK, (number, 0, 0), b"header", f)
 
 
-def ended(number: int, data: bytes = b"") -> Message:
+def task_reply(number: int, data: bytes = b"") -> Message:
     """Return the message that a worker sends about its task."""
     return Message(MessageKind.TASK_REPLY, (0, number, 0), b"", data)
 
 
 class Side:
-    """A driver's ends and what makes channels to them, in a storage that is a dict."""
+    """The driver's side of storage channels and their workers, with a dict as the storage."""
 
     def __init__(self) -> None:
         self.storage, self.prefix = DictStorage(), "polarmap/pool-1"
@@ -54,44 +54,44 @@ class Side:
         self.links[number] = link
 
     def orders(self) -> Mailbox:
-        """Return the messages in the mailbox."""
+        """Return the mailbox that is stored for the workers."""
         return Mailbox.decode(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key))
 
     def has_stored_all(self) -> bool:
-        """Return whether the orders are in the storage, and nobody stores any."""
+        """Return whether all messages to workers are stored and no write is running."""
         if self.all._has_unwritten or not self.all._mailbox_lock.acquire(blocking=False):
             return False
         self.all._mailbox_lock.release()
         return not self.all._has_unwritten
 
-    def left(self) -> list[str]:
+    def stored_keys(self) -> list[str]:
         return self.storage.list_keys("b", self.prefix)
 
     def worker(self, number: int) -> StorageChannel:
-        """Return the channel of a worker that has joined."""
-        one = StorageChannel(self.storage, "b", self.prefix, number)
-        self.channels.append(one)
-        one.send(Message(MessageKind.HELLO, header=b"%d" % number))
+        """Open the channel of a worker, wait until it has joined, and return the channel."""
+        channel = StorageChannel(self.storage, "b", self.prefix, number)
+        self.channels.append(channel)
+        channel.send(Message(MessageKind.HELLO, header=b"%d" % number))
         assert until(lambda: number in self.links)
-        return one
+        return channel
 
-    def tell(self, number: int, message: Message) -> None:
+    def send_to_worker(self, number: int, message: Message) -> None:
         link = self.links[number]
         assert link.send(message)
         self.all.flush_messages()
-        told = link.n_sent, encode_frame(message._replace(data=b""))
-        assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
+        entry = link.n_sent, encode_frame(message._replace(data=b""))
+        assert until(lambda: entry in [stored[:2] for stored in self.orders().messages.get(number, ())])
 
-    def heard(self, number: int, count: int = 1) -> list[Any]:
-        """Receive and return `count` messages of a worker. The first one contains its process id."""
-        said: list[Any] = []
+    def receive_from_worker(self, number: int, count: int = 1) -> list[Any]:
+        """Receive and return at least `count` messages of a worker. The first one contains its process id."""
+        messages: list[Any] = []
 
         def listen() -> bool:
-            said.extend(self.links[number].receive()[0])
-            return len(said) >= count
+            messages.extend(self.links[number].receive()[0])
+            return len(messages) >= count
 
-        assert until(listen), said
-        return said
+        assert until(listen), messages
+        return messages
 
     def close(self) -> None:
         for channel in self.channels:
@@ -103,123 +103,121 @@ class Side:
 
 @pytest.fixture
 def side() -> Iterator[Side]:
-    one = Side()
-    yield one
-    one.close()
-    assert ChannelKeys(one.prefix).mailbox_key not in one.left()
+    side = Side()
+    yield side
+    side.close()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.stored_keys()
     assert not any(thread.name.startswith("polarmap-objects") for thread in threading.enumerate())
 
 
-def received(worker: StorageChannel, count: int = 1) -> list[Message]:
-    """Receive and return `count` messages of the driver."""
-    said: list[Message] = []
+def receive_from_driver(worker: StorageChannel, count: int = 1) -> list[Message]:
+    """Receive and return at least `count` messages of the driver."""
+    messages: list[Message] = []
 
     def listen() -> bool:
-        said.extend(worker.receive(0.5)[0])
-        return len(said) >= count
+        messages.extend(worker.receive(0.5)[0])
+        return len(messages) >= count
 
-    assert until(listen), said
-    return said
+    assert until(listen), messages
+    return messages
 
 
-def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_said_that_it_has_them(
+def test_messages_stay_in_order_until_acknowledged(
     side: Side,
 ) -> None:
     worker = side.worker(0)
-    side.heard(0)
-    said = [call(1, b"f"), call(2, b"g"), Message(MessageKind.CANCEL), call(3, b"f")]
-    for message in said:
-        side.tell(0, message)
-    assert received(worker, 4) == said
+    side.receive_from_worker(0)
+    messages = [call(1, b"f"), call(2, b"g"), Message(MessageKind.CANCEL), call(3, b"f")]
+    for message in messages:
+        side.send_to_worker(0, message)
+    assert receive_from_driver(worker, 4) == messages
     assert len(side.orders().messages[0]) == 4
-    worker.send(ended(1))
-    side.heard(0)
+    worker.send(task_reply(1))
+    side.receive_from_worker(0)
     side.all._write_mailbox()
     assert side.orders().messages == {0: []}
     assert side.orders().payloads == {}
 
 
 @pytest.mark.parametrize("is_closed", [False, True])
-def test_a_worker_that_is_gone_is_told_nothing_more_and_ends_if_it_is_there(
-    side: Side, is_closed: bool
-) -> None:
-    """Else the one object with what is said to all would grow with each worker that was replaced."""
+def test_disconnected_worker_receives_no_messages_and_ends(side: Side, is_closed: bool) -> None:
+    # One object contains the messages to all workers. It must not grow with each worker that is replaced.
     worker, other = side.worker(0), side.worker(1)
-    side.tell(0, call(1, b"f"))
-    received(worker)
+    side.send_to_worker(0, call(1, b"f"))
+    receive_from_driver(worker)
     if is_closed:
         side.links[0].close()
-    else:  # its map sees it, and lets go of it
+    else:  # the map notices the lost worker and releases it
         side.all.disconnect(0)
         assert not side.links[0].send(call(2))
     side.all._write_mailbox()
     assert side.orders().messages == {1: []}
     assert side.orders().payloads == {}
     assert worker.receive(5.0) == ([], False)
-    worker.send(ended(1))
-    other.send(ended(2))
-    assert side.heard(1, 2)[1] == ended(2)
+    worker.send(task_reply(1))
+    other.send(task_reply(2))
+    assert side.receive_from_worker(1, 2)[1] == task_reply(2)
     assert is_closed == (0 not in side.all._channels)
-    side.tell(1, call(3))  # goes on with the others
-    assert received(other) == [call(3)]
+    side.send_to_worker(1, call(3))  # the remaining worker still receives messages
+    assert receive_from_driver(other) == [call(3)]
 
 
-def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> None:
+def test_restarted_worker_joins_again(side: Side) -> None:
     first = side.worker(0)
     old = side.links[0]
-    side.tell(0, call(1))
-    received(first)
+    side.send_to_worker(0, call(1))
+    receive_from_driver(first)
     again = StorageChannel(side.storage, "b", side.prefix, 0)
     again.send(Message(MessageKind.HELLO, header=b"0"))
     assert until(lambda: side.links[0] is not old)
     old.close()
-    side.tell(0, call(2))
-    assert received(again) == [call(2)]
-    first.send(ended(1))
-    again.send(ended(2))
-    assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(2)]
+    side.send_to_worker(0, call(2))
+    assert receive_from_driver(again) == [call(2)]
+    first.send(task_reply(1))
+    again.send(task_reply(2))
+    assert side.receive_from_worker(0, 2) == [Message(MessageKind.HELLO, header=b"0"), task_reply(2)]
 
 
-def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
+def test_message_written_twice_is_received_once(side: Side) -> None:
     worker = side.worker(0)
-    worker._last_sent -= 1  # the answer to a request was lost
+    worker._last_sent -= 1  # simulates that the response to a write was lost, so the worker repeats it
     worker.send(Message(MessageKind.HELLO, header=b"0"))
-    worker.send(ended(1))
-    assert side.heard(0, 2) == [Message(MessageKind.HELLO, header=b"0"), ended(1)]
+    worker.send(task_reply(1))
+    assert side.receive_from_worker(0, 2) == [Message(MessageKind.HELLO, header=b"0"), task_reply(1)]
 
 
-def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None:
+def test_messages_lost_by_the_storage_are_written_again(side: Side) -> None:
     worker = side.worker(0)
     key = ChannelKeys(side.prefix).mailbox_key
     before = side.storage.get_object("b", key)
-    side.tell(0, call(1))
+    side.send_to_worker(0, call(1))
     side.storage.put_object("b", key, before)
     assert worker.receive(0.0) == ([], True)
     side.all._next_heartbeat_at = 0.0
     side.all._posted.set()
-    assert received(worker) == [call(1)]
+    assert receive_from_driver(worker) == [call(1)]
 
 
-def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
+def test_worker_with_a_lost_reply_is_disconnected(side: Side) -> None:
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     link = side.all._channels[0]
     worker._last_sent += 1
-    worker.send(ended(1))
-    assert side.heard(0) == [ended(1)]
+    worker.send(task_reply(1))
+    assert side.receive_from_worker(0) == [task_reply(1)]
     sign = ReplyKey(0, link.worker_instance, 9, 0, link.n_received, 0)
     for lost in (0, 1):
         side.all._handle_reply(sign._replace(last_sent=link.n_received + lost), b"")
-    assert link.is_connected  # a listing may show it before the reply
+    assert link.is_connected  # a listing may show the heartbeat before the reply
     worker.send(Message(MessageKind.CANCELLED))
-    assert side.heard(0) == [Message(MessageKind.CANCELLED)]
+    assert side.receive_from_worker(0) == [Message(MessageKind.CANCELLED)]
     for _ in range(2):
         assert link.is_connected
         side.all._handle_reply(sign._replace(last_sent=link.n_received + 1), b"")
     assert side.links[0].receive() == ([], False)
 
 
-def test_a_worker_that_gives_no_sign_of_life_is_gone_and_others_are_not(side: Side) -> None:
+def test_only_workers_without_heartbeat_are_disconnected(side: Side) -> None:
     side.worker(0)
     side.worker(1)
     side.all._channels[0].last_heartbeat_at -= 600.0
@@ -228,7 +226,7 @@ def test_a_worker_that_gives_no_sign_of_life_is_gone_and_others_are_not(side: Si
     assert side.links[1].receive()[1]
 
 
-def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
+def test_outage_of_the_storage_disconnects_no_worker(side: Side) -> None:
     side.worker(0)
     link, since = side.all._channels[0], time.monotonic() - 600.0
     list_keys = side.storage.list_keys
@@ -244,7 +242,7 @@ def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
     assert side.links[0].receive()[1]
 
 
-def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lasting_outage_raises_one_clear_error(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_channels, "retry_request", lambda request: retry_request(request, 0.1))
     side.worker(0)
 
@@ -253,18 +251,18 @@ def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: p
 
     put, side.storage.put_object = side.storage.put_object, away
     assert side.links[0].send(call(1))
-    side.all.flush_messages()  # does not wait for the storage
+    side.all.flush_messages()  # returns without waiting for the storage
     assert until(lambda: side.all._failure is not None)
     with pytest.raises(
         ExecutorError, match="cannot be sent to the workers through the storage: ConnectionError: away"
     ):
         side.all.flush_messages()
     side.storage.put_object = put
-    side.tell(0, call(2))
+    side.send_to_worker(0, call(2))
     side.all.flush_messages()
 
 
-def test_a_storage_that_hangs_holds_nobody_up(side: Side) -> None:
+def test_hanging_storage_does_not_block_the_driver(side: Side) -> None:
     worker, goes_on = side.worker(0), threading.Event()
     put = side.storage.put_object
 
@@ -279,12 +277,12 @@ def test_a_storage_that_hangs_holds_nobody_up(side: Side) -> None:
     side.all.flush_messages()
     side.storage.put_object = put
     goes_on.set()
-    assert received(worker, 2) == [call(1), call(2)]
+    assert receive_from_driver(worker, 2) == [call(1), call(2)]
 
 
-def test_objects_of_others_stop_nothing(side: Side) -> None:
+def test_foreign_objects_are_ignored(side: Side) -> None:
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     for name in (
         "",
         "x",
@@ -302,36 +300,36 @@ def test_objects_of_others_stop_nothing(side: Side) -> None:
         "...",
     ):
         side.storage.put_object("b", f"polarmap/pool-1/replies/{name}", b"x")
-    worker.send(ended(1))
-    assert side.heard(0) == [ended(1)]
+    worker.send(task_reply(1))
+    assert side.receive_from_worker(0) == [task_reply(1)]
 
 
-def test_a_worker_of_another_version_is_reported_once_and_stops_nothing(side: Side) -> None:
+def test_worker_of_another_version_is_reported_once(side: Side) -> None:
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     side.storage.put_object("b", f"{side.prefix}/replies/v{PROTOCOL_VERSION + 1}-7-9-1-0-1-3", b"any")
-    worker.send(ended(1))
-    assert side.heard(0) == [ended(1)]
+    worker.send(task_reply(1))
+    assert side.receive_from_worker(0) == [task_reply(1)]
     assert until(lambda: side.all.mismatches)
     assert 7 not in side.links
-    worker.send(ended(2))
-    assert side.heard(0) == [ended(2)]
+    worker.send(task_reply(2))
+    assert side.receive_from_worker(0) == [task_reply(2)]
     assert [(error.worker_id, error.peer_version) for error in side.all.mismatches] == [
         (7, PROTOCOL_VERSION + 1)
     ]
 
 
-def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(side: Side) -> None:
-    """A storage of files shows them before all bytes are there."""
+def test_partly_written_reply_is_read_when_complete(side: Side) -> None:
+    # A storage of files lists a file before all its bytes are written.
     worker = side.worker(0)
-    side.heard(0)
+    side.receive_from_worker(0)
     storage, put, list_keys = side.storage, side.storage.put_object, side.storage.list_keys
-    seen, go, looks = threading.Event(), threading.Event(), list[int]()
+    listed, go, looks = threading.Event(), threading.Event(), list[int]()
 
     def list_and_count(bucket: str, prefix: str) -> list[str]:
         looks.append(1)
-        found: list[str] = list_keys(bucket, prefix)
-        return found
+        keys: list[str] = list_keys(bucket, prefix)
+        return keys
 
     def put_slowly(bucket: str, key: str, data: bytes) -> None:
         if data and "/replies/" in key:
@@ -339,31 +337,31 @@ def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(sid
                 put(bucket, key, part)
                 before = len(looks)
                 assert until(lambda before=before: len(looks) > before + 2)
-            seen.set()
+            listed.set()
             assert go.wait(10.0)
         put(bucket, key, data)
 
     storage.put_object, storage.list_keys = put_slowly, list_and_count
-    side.tell(0, call(0, b"f"))
+    side.send_to_worker(0, call(0, b"f"))
     with ThreadPoolExecutor(1) as other:
-        said = other.submit(worker.send, ended(1))
-        assert seen.wait(10.0)
+        sending = other.submit(worker.send, task_reply(1))
+        assert listed.wait(10.0)
         assert side.links[0].receive() == ([], True)
         go.set()
-        said.result(10.0)
+        sending.result(10.0)
     storage.put_object, storage.list_keys = put, list_keys
-    assert side.heard(0) == [ended(1)]
+    assert side.receive_from_worker(0) == [task_reply(1)]
 
 
-def test_replies_are_removed_when_they_were_read(side: Side) -> None:
+def test_replies_are_removed_after_they_were_read(side: Side) -> None:
     worker = side.worker(0)
     for number in range(5):
-        worker.send(ended(number))
-    side.heard(0, 6)
-    assert until(lambda: not any("/replies/" in key for key in side.left()))
+        worker.send(task_reply(number))
+    side.receive_from_worker(0, 6)
+    assert until(lambda: not any("/replies/" in key for key in side.stored_keys()))
 
 
-def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side: Side) -> None:
+def test_large_function_is_a_separate_object_while_needed(side: Side) -> None:
     workers = [side.worker(number) for number in range(2)]
     large = [bytes([number]) * 10**6 for number in range(3)]
     for f in large:
@@ -372,25 +370,25 @@ def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side
         side.all.flush_messages()
         assert until(lambda: side.has_stored_all())
         assert len(side.storage.get_object("b", "polarmap/pool-1/orders")) < 10_000
-        assert len([key for key in side.left() if "/data/" in key]) == 1
+        assert len([key for key in side.stored_keys() if "/data/" in key]) == 1
         for number, worker in enumerate(workers):
-            assert received(worker) == [call(1, f)]
-            worker.send(ended(1))
-            side.heard(number, 2 if f is large[0] else 1)
+            assert receive_from_driver(worker) == [call(1, f)]
+            worker.send(task_reply(1))
+            side.receive_from_worker(number, 2 if f is large[0] else 1)
     for number in range(2):
-        side.tell(number, call(2, b"small"))
-    assert until(lambda: not any("/data/" in key for key in side.left()))
+        side.send_to_worker(number, call(2, b"small"))
+    assert until(lambda: not any("/data/" in key for key in side.stored_keys()))
 
 
-def test_orders_that_a_map_would_store_after_the_end_of_its_pool_are_not_stored(side: Side) -> None:
+def test_messages_after_the_end_of_a_pool_are_not_written(side: Side) -> None:
     side.worker(0)
     side.all.close()
     side.links[0].close()
     side.all.flush_messages()
-    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.stored_keys()
 
 
-def test_orders_that_are_being_stored_when_their_pool_is_closed_are_removed(side: Side) -> None:
+def test_messages_written_while_a_pool_closes_are_removed(side: Side) -> None:
     side.worker(0)
     is_storing, go, put = threading.Event(), threading.Event(), side.storage.put_object
 
@@ -409,60 +407,60 @@ def test_orders_that_are_being_stored_when_their_pool_is_closed_are_removed(side
         assert not until(closing.done, 0.1)
         go.set()
         closing.result(10.0)
-    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.stored_keys()
 
 
 def test_requests_are_counted(side: Side) -> None:
     worker = side.worker(0)
-    worker.send(ended(1))
-    side.heard(0, 2)
+    worker.send(task_reply(1))
+    side.receive_from_worker(0, 2)
     writes, reads = side.all.take_request_counts(100.0)
-    assert writes >= 4 + 100.0 / HEARTBEAT_SECONDS  # with listings and the worker's own
+    assert writes >= 4 + 100.0 / HEARTBEAT_SECONDS  # includes listings and the writes of the worker
     assert reads >= 2 + 100.0
     assert side.all.take_request_counts(0.0)[1] <= 2 * N_POLLS_PER_MESSAGE
 
 
-# --- one of them --------------------------------------------------------------------------------------
+# --- the channel of a single worker -------------------------------------------------------------------
 
 
 @pytest.fixture
 def link() -> Iterator[DriverStorageChannel]:
-    one = DriverStorageChannel(0, 0, lambda *_: None)
-    yield one
-    one.close()
+    channel = DriverStorageChannel(0, 0, lambda *_: None)
+    yield channel
+    channel.close()
 
 
 def readable(link: DriverStorageChannel) -> bool:
     return bool(wait_until_ready([link], select.POLLIN, 0.0))
 
 
-def test_what_is_delivered_is_heard_once_and_in_turn_and_then_who_is_gone(
+def test_delivered_messages_are_received_in_order_before_the_disconnection(
     link: DriverStorageChannel,
 ) -> None:
     assert not readable(link)
-    said = [ended(number, bytes(number)) for number in range(100)]
-    for one in said:
-        link.deliver_frames(encode_frame(one))
+    messages = [task_reply(number, bytes(number)) for number in range(100)]
+    for message in messages:
+        link.deliver_frames(encode_frame(message))
     assert readable(link)
-    assert link.receive() == (said, True)
+    assert link.receive() == (messages, True)
     assert link.receive() == ([], True)
     assert not readable(link)
-    link.deliver_frames(encode_frame(said[0]))
+    link.deliver_frames(encode_frame(messages[0]))
     link.disconnect()
     assert readable(link)
-    assert link.receive() == (said[:1], False)
+    assert link.receive() == (messages[:1], False)
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_what_is_no_message_is_the_end_of_a_worker_and_not_unpickled(
+def test_invalid_message_disconnects_its_worker_and_is_not_unpickled(
     link: DriverStorageChannel, tmp_path: Path, name: str
 ) -> None:
     link.deliver_frames(nonsense(tmp_path / "unpickled")[name])
     assert readable(link)
-    said, is_there = link.receive()
+    messages, is_there = link.receive()
     if name == "a message":
-        assert [type(one.header) for one in said] == [bytearray]
+        assert [type(message.header) for message in messages] == [bytearray]
     else:
-        assert said == []
+        assert messages == []
     assert is_there == (name in ("a message", "a part of one"))
     assert not (tmp_path / "unpickled").exists()

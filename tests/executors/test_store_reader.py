@@ -1,4 +1,4 @@
-"""A store of the user's own is read for workers: in time, or with an error that says what is wrong."""
+"""StoreReader: the driver reads a user-defined store for the workers, with a timeout and clear errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 60.0
 
 
 class Shelf:
-    """A store that is read only."""
+    """A read-only store whose keys select how a read behaves."""
 
     name = "shelf"
 
@@ -47,7 +47,7 @@ def read(*segments: Segment, timeout: float = PATIENCE) -> list[FinishedRead]:
     assert all(has_finished.acquire(timeout=PATIENCE) for _ in segments)
     finished = reader.collect_finished()
     assert reader.collect_finished() == []
-    return sorted(finished, key=lambda one: one.segment.key)
+    return sorted(finished, key=lambda read: read.segment.key)
 
 
 def test_a_segment_is_a_range_of_an_object() -> None:
@@ -66,13 +66,13 @@ def test_a_segment_is_a_range_of_an_object() -> None:
         ("late", "raised", "TimeoutError: the socket is late"),
     ],
 )
-def test_an_error_of_the_store_is_that_of_the_attempt(key: str, kind: str, text: str) -> None:
+def test_error_of_the_store_fails_the_attempt(key: str, kind: str, text: str) -> None:
     [finished] = read(Segment(key, 1))
     assert finished.failure is not None
     assert (finished.failure.kind, str(finished.failure)) == (kind, text)
 
 
-def test_a_read_that_takes_too_long_names_block_and_store() -> None:
+def test_error_for_a_slow_read_names_block_and_store() -> None:
     good, finished = read(Segment("a", 1), Segment("hangs", 1), timeout=0.05)
     assert good.data == b"0"
     assert finished.failure is not None
@@ -88,9 +88,9 @@ def test_blocks_that_workers_read_themselves_need_no_reader() -> None:
         assert StoreReader.for_blocks(job_reading(location).blocks, 1.0, lambda: None) is None
 
 
-def test_two_stores_of_one_name_are_two_places() -> None:
-    one, other = [SimpleNamespace(name="memory") for _ in range(2)]
-    locations: Any = OpenStoreLocation(one), OpenStoreLocation(other)  # type: ignore[arg-type]
+def test_stores_with_the_same_name_are_different_locations() -> None:
+    first, second = [SimpleNamespace(name="memory") for _ in range(2)]
+    locations: Any = OpenStoreLocation(first), OpenStoreLocation(second)  # type: ignore[arg-type]
     assert locations[0] != locations[1]
     assert locations[0] == locations[0].with_encryption(None)
     assert hash(locations[0]) == hash(locations[0].with_encryption(None))

@@ -31,12 +31,12 @@ MAKE = (
 def made_by_another_process(place: Path, end: str) -> Path:
     environment = {**os.environ, "TMPDIR": str(place)}
     command = [sys.executable, "-c", f"{MAKE}; {end}"]
-    told = subprocess.run(command, capture_output=True, text=True, env=environment)
-    return Path(told.stdout.split()[0])
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return Path(process.stdout.split()[0])
 
 
 @pytest.mark.parametrize("place", ["", "memory"])
-def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
+def test_only_folders_of_dead_processes_are_removed(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory").mkdir()
@@ -46,39 +46,40 @@ def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
         make_temp_folder(),
         [tmp_path / f"polarmap-{name}" for name in ("1-x", "a_1_x", "a__1_x", "a_1_x_y")],
     )
-    for one in foreign:
-        one.mkdir()
-    left = made_by_another_process(tmp_path / place, "os._exit(0)")  # as if it had been killed
-    assert left.exists()
+    for folder in foreign:
+        folder.mkdir()
+    # os._exit ends a process without cleanup, like a killed process.
+    orphan = made_by_another_process(tmp_path / place, "os._exit(0)")
+    assert orphan.exists()
     assert make_temp_folder() != mine
-    assert not left.exists()
+    assert not orphan.exists()
     assert mine.exists()
-    assert all(one.exists() for one in foreign)  # they do not say whose they are
+    assert all(
+        folder.exists() for folder in foreign
+    )  # the names of these folders do not identify their owner
 
 
 @pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("pid", 1 << 30)])
-def test_what_another_container_uses_is_left_alone(
+def test_folders_of_other_containers_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, object]
 ) -> None:
-    """Numbers of processes mean nothing across containers that share a temporary folder."""
+    # Containers may share a temporary folder, but the same process id means different processes in them.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     owner = ProcessIdentity.current()._replace(pid=1 << 30)._replace(**dict([change]))
-    theirs = tmp_path / f"{owner.folder_prefix}theirs"
-    theirs.mkdir()
-    (theirs / "block").touch()
+    foreign_folder = tmp_path / f"{owner.folder_prefix}theirs"
+    foreign_folder.mkdir()
+    (foreign_folder / "block").touch()
     remove_owned_folder(make_temp_folder())
-    assert theirs.exists() == (change[0] == "host")
+    assert foreign_folder.exists() == (change[0] == "host")
 
 
-def test_a_process_that_exits_leaves_none(tmp_path: Path) -> None:
-    """Though nobody had it removed: an interrupt may come before anybody knows of it."""
+def test_process_removes_its_folder_at_exit(tmp_path: Path) -> None:
+    # The folder is removed at exit, because an interrupt may come before the caller can remove it.
     assert made_by_another_process(tmp_path, "raise KeyboardInterrupt").parent == tmp_path
     assert os.listdir(tmp_path) == []
 
 
-def test_where_there_is_no_room_in_memory_there_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_folder_is_made_without_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path / "none"))
     assert make_shared_memory_folder() is None
     monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path))
@@ -88,7 +89,7 @@ def test_where_there_is_no_room_in_memory_there_is_none(
     remove_owned_folder(folder)
 
 
-def test_files_lie_in_memory_where_no_temporary_folder_may_be_written_to(
+def test_shared_memory_is_used_if_no_temporary_folder_is_writable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none() -> str:
@@ -104,7 +105,7 @@ def test_files_lie_in_memory_where_no_temporary_folder_may_be_written_to(
         make_temp_folder()
 
 
-def test_one_that_was_removed_is_made_again_for_its_owner_alone(
+def test_removed_folder_is_made_again_for_its_owner_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -126,7 +127,7 @@ def test_one_that_was_removed_is_made_again_for_its_owner_alone(
         get_process_temp_folder()
 
 
-def test_a_forked_child_has_its_own_and_removes_none_of_its_parents() -> None:
+def test_forked_child_has_a_separate_folder_and_keeps_its_parents_folders() -> None:
     private, folder = get_process_temp_folder(), make_temp_folder()
 
     def others() -> None:
@@ -141,7 +142,7 @@ def test_a_forked_child_has_its_own_and_removes_none_of_its_parents() -> None:
     assert not folder.exists()
 
 
-def test_a_folder_whose_making_is_interrupted_is_removed_at_exit_too(
+def test_folder_is_removed_at_exit_if_its_creation_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(folder: Path, mode: int) -> None:

@@ -1,4 +1,4 @@
-"""Transfers: bounded, in order, with errors raised, and never what a program waits for at its end."""
+"""Parallel transfers: a bounded number of threads, ordered results and errors, and no wait at exit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECONDS = 30.0
 
 
 class Item:
-    """Something that a weak reference can refer to."""
+    """An object that supports weak references."""
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 40])
@@ -27,7 +27,7 @@ def test_results_come_in_the_order_of_the_items(count: int) -> None:
     last_first = [threading.Event() for _ in range(count)]
 
     def transfer(number: int) -> int:
-        """Return once the next item has ended, of each two."""
+        """Return the square. In each pair of numbers, the first waits until the second has returned."""
         if number % 2 == 0 and number + 1 < count:
             assert last_first[number + 1].wait(SECONDS)
         last_first[number].set()
@@ -36,7 +36,7 @@ def test_results_come_in_the_order_of_the_items(count: int) -> None:
     assert map_in_parallel(transfer, iter(range(count)), 4) == [number * number for number in range(count)]
 
 
-def test_no_more_run_at_the_same_time_than_allowed_and_all_on_daemon_threads() -> None:
+def test_concurrency_is_limited_and_threads_are_daemons() -> None:
     lock, running, most, are_daemons = threading.Lock(), [0], [0], set[bool]()
     full = threading.Barrier(3)
 
@@ -53,7 +53,7 @@ def test_no_more_run_at_the_same_time_than_allowed_and_all_on_daemon_threads() -
     assert (most[0], running[0], are_daemons) == (3, 0, {True})
 
 
-def test_the_error_of_the_first_item_that_failed_is_raised_and_no_further_item_is_started() -> None:
+def test_first_error_is_raised_and_stops_further_items() -> None:
     started, both = list[int](), threading.Barrier(2)
 
     def transfer(number: int) -> None:
@@ -66,8 +66,8 @@ def test_the_error_of_the_first_item_that_failed_is_raised_and_no_further_item_i
     assert sorted(started) == [0, 1]
 
 
-def test_an_error_is_raised_once_running_transfers_have_ended() -> None:
-    """A caller that removes what was stored would else leave what is stored after that."""
+def test_error_is_raised_after_running_transfers_have_ended() -> None:
+    # A caller may delete the stored objects after an error, so no transfer may store anything later.
     failed, stored = threading.Event(), list[int]()
 
     def transfer(number: int) -> None:
@@ -82,7 +82,7 @@ def test_an_error_is_raised_once_running_transfers_have_ended() -> None:
     assert stored == [0]
 
 
-def test_an_error_is_raised_though_another_transfer_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_is_raised_even_if_another_transfer_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfers, "GRACE_SECONDS", 0.0)
     hangs, go_on = threading.Event(), threading.Event()
 
@@ -101,11 +101,11 @@ def test_an_error_is_raised_though_another_transfer_hangs(monkeypatch: pytest.Mo
         go_on.set()
 
 
-def test_an_error_is_not_kept_in_a_cycle_of_references() -> None:
+def test_error_is_not_part_of_a_reference_cycle() -> None:
     item, failed = Item(), list[weakref.ref[Item]]()
 
-    def transfer(one: Item) -> None:
-        raise ValueError(one)
+    def transfer(item: Item) -> None:
+        raise ValueError(item)
 
     failed.append(weakref.ref(item))
     gc.disable()
@@ -118,7 +118,7 @@ def test_an_error_is_not_kept_in_a_cycle_of_references() -> None:
         gc.enable()
 
 
-def test_an_item_is_dropped_when_its_transfer_has_ended() -> None:
+def test_item_is_released_after_its_transfer() -> None:
     first, second_runs, go_on = Item(), threading.Event(), threading.Event()
     is_gone = weakref.ref(first)
 
@@ -137,7 +137,7 @@ def test_an_item_is_dropped_when_its_transfer_has_ended() -> None:
     running.wait_for_results()
 
 
-def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
+def test_stopped_transfers_start_no_further_items() -> None:
     runs, go_on, started = threading.Event(), threading.Event(), list[int]()
 
     def transfer(number: int) -> None:
@@ -146,7 +146,7 @@ def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
         assert go_on.wait(SECONDS)
 
     class WaitedFor(threading.Event):
-        """Is waited for once nothing more will be started: only then may the running transfer end."""
+        """An event that lets the running transfer end when the caller starts to wait for it."""
 
         def wait(self, timeout: float | None = None) -> bool:
             go_on.set()
@@ -160,7 +160,7 @@ def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
 
 
 @pytest.mark.parametrize("possible", [0, 2])
-def test_threads_that_cannot_be_started_are_done_without(
+def test_transfers_run_without_threads_that_cannot_be_started(
     monkeypatch: pytest.MonkeyPatch, possible: int
 ) -> None:
     real, left = transfers.run_in_daemon_thread, [possible]
@@ -185,14 +185,14 @@ ENDINGS = {"return": "", "raise": "my own", "interrupt": "KeyboardInterrupt", "f
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("work", hanging_store.WORKS)
-def test_a_program_ends_while_its_store_hangs(tmp_path: Path, work: str, ending: str) -> None:
+def test_program_exits_while_its_store_hangs(tmp_path: Path, work: str, ending: str) -> None:
     command = [sys.executable, hanging_store.__file__, str(tmp_path), work, ending]
     run = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert ENDINGS[ending] in run.stderr
     assert (run.returncode == 0) == (ending == "return")
 
 
-def test_a_program_ends_while_the_storage_of_its_workers_hangs() -> None:
+def test_program_exits_while_the_storage_of_its_workers_hangs() -> None:
     program = (
         "import threading\n"
         "from memory_storage import DictStorage\n"

@@ -1,4 +1,4 @@
-"""A wake signal is readable from set to clear, and its descriptors are closed in time."""
+"""WakeSignal: it is readable from set to clear, and its descriptors are closed in time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def readable(signal: WakeSignal) -> bool:
     return bool(wait_until_ready([signal], select.POLLIN, 0.0))
 
 
-def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
+def test_signal_is_readable_from_set_to_clear() -> None:
     signal = WakeSignal()
     assert not readable(signal)
-    for _ in range(100_000):  # more than a pipe holds
+    for _ in range(100_000):  # more bytes than a pipe can hold
         signal.set()
     assert readable(signal)
     assert signal.clear()
@@ -32,8 +32,9 @@ def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
     signal.close()
 
 
-def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
-    for _ in range(100):  # threads of other tests may open a file in between, which then gets the number
+def test_closed_signal_does_not_affect_reused_descriptors() -> None:
+    # Threads of other tests may open a file that gets the same descriptor, so several attempts are made.
+    for _ in range(100):
         signal = WakeSignal()
         number = signal.fileno()
         signal.close()
@@ -54,11 +55,11 @@ def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its
         os.close(end)
 
 
-def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
+def test_closing_during_set_does_not_write_to_a_reused_descriptor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class ClosedMeanwhile(wake_signal._SendSocket):
-        """By another thread, after this one has looked up the number of the descriptor."""
+        """A socket that another thread closes after this thread has looked up its descriptor."""
 
         def send(self, *arguments: Any) -> int:
             number = self.fileno()
@@ -72,11 +73,11 @@ def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
     signal.set()
     [(before, after)] = numbers
     assert before == after
-    with pytest.raises(OSError, match="descriptor"):  # it is closed now
+    with pytest.raises(OSError, match="descriptor"):  # the descriptor is closed now
         os.fstat(before)
 
 
-def test_it_closes_its_descriptors_when_it_goes() -> None:
+def test_signal_closes_its_descriptors_when_deleted() -> None:
     signal = WakeSignal()
     assert signal._write_socket is not None
     descriptors = signal._read_socket.fileno(), signal._write_socket.fileno()
@@ -86,7 +87,7 @@ def test_it_closes_its_descriptors_when_it_goes() -> None:
             os.fstat(number)
 
 
-def test_a_forked_process_closes_its_own_and_that_of_its_parent_is_there() -> None:
+def test_forked_child_closes_only_its_copy() -> None:
     signal = WakeSignal()
     assert code_of_child(signal.close, []) == 0
     signal.set()
@@ -94,7 +95,7 @@ def test_a_forked_process_closes_its_own_and_that_of_its_parent_is_there() -> No
     signal.close()
 
 
-def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_descriptors_raise_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(*arguments: object) -> int:
         raise OSError(24, "Too many open files")
 

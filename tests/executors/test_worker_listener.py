@@ -1,4 +1,4 @@
-"""A driver accepts connections from its own workers only."""
+"""WorkerListener: the driver accepts connections only from its own workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = bytes(range(32))
 
 
 class Crowd:
-    """The workers that have joined."""
+    """Collects the workers that have joined."""
 
     def __init__(self) -> None:
         self.joined: Queue[tuple[int, WorkerChannel, str]] = Queue()
@@ -36,7 +36,7 @@ class Crowd:
     def join(self, number: int, link: WorkerChannel, channel: str) -> None:
         self.joined.put((number, link, channel))
 
-    def one(self) -> tuple[int, str]:
+    def pop_joined(self) -> tuple[int, str]:
         number, link, channel = self.joined.get(timeout=10.0)
         link.close()
         return number, channel
@@ -49,69 +49,67 @@ def crowd() -> Crowd:
 
 @pytest.fixture
 def listener(crowd: Crowd) -> Iterator[WorkerListener]:
-    one = WorkerListener(KEY, crowd.join, local_only=True)
-    yield one
-    one.close()
+    listener = WorkerListener(KEY, crowd.join, local_only=True)
+    yield listener
+    listener.close()
 
 
-def called(listener: WorkerListener) -> socket.socket:
-    """A connection of whoever finds the address."""
+def connect_without_key(listener: WorkerListener) -> socket.socket:
+    """Connect to the listener without a key, as any process that knows the address can."""
     return socket.create_connection(listener.endpoints[-1], 10.0)
 
 
-def test_workers_on_this_machine_call_at_an_address_that_no_other_reaches(
-    listener: WorkerListener, crowd: Crowd
-) -> None:
+def test_local_workers_connect_to_a_local_address(listener: WorkerListener, crowd: Crowd) -> None:
     ((host, port),) = listener.endpoints
     assert host == "127.0.0.1"
     for other in {*list_local_addresses(), "127.0.0.2"} - {host}:
-        with socket.socket() as one:
-            assert one.connect_ex((other, port))
+        with socket.socket() as client_socket:
+            assert client_socket.connect_ex((other, port))
     open_to_all = WorkerListener(KEY, crowd.join, local_only=False)
     assert [host for host, _ in open_to_all.endpoints] == list_local_addresses()
     open_to_all.close()
 
 
-def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerListener, crowd: Crowd) -> None:
-    for said in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
-        with called(listener) as stranger:
-            heard = b""
-            # It may be closed with what it has not read, and before all has been sent.
+def test_connection_without_the_key_receives_only_a_nonce(listener: WorkerListener, crowd: Crowd) -> None:
+    for request in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
+        with connect_without_key(listener) as stranger:
+            received = b""
+            # The listener may close the connection before it has read or received all bytes.
             with suppress(OSError):
-                stranger.sendall(said)
+                stranger.sendall(request)
                 stranger.shutdown(socket.SHUT_WR)
             with suppress(ConnectionResetError):
                 while more := stranger.recv(1000):
-                    heard += more
-            assert len(heard) in (0, GREETING_BYTES)
+                    received += more
+            assert len(received) in (0, GREETING_BYTES)
     assert connect_to_driver(listener.endpoints, os.urandom(32), 1) is None
     assert crowd.joined.empty()
 
 
-def test_each_nonce_is_another(listener: WorkerListener) -> None:
-    seen = set()
+def test_nonces_are_unique(listener: WorkerListener) -> None:
+    nonces = set()
     for _ in range(5):
-        with called(listener) as stranger:
-            seen.add(stranger.recv(GREETING_BYTES, socket.MSG_WAITALL))
-    assert len(seen) == 5
+        with connect_without_key(listener) as stranger:
+            nonces.add(stranger.recv(GREETING_BYTES, socket.MSG_WAITALL))
+    assert len(nonces) == 5
 
 
-def test_who_says_nothing_does_not_keep_others_waiting(
+def test_silent_connections_do_not_delay_workers(
     listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_listener, "MAX_UNAUTHENTICATED", 8)
     with ExitStack() as stack:
-        silent = [stack.enter_context(called(listener)) for _ in range(30)]
+        silent = [stack.enter_context(connect_without_key(listener)) for _ in range(30)]
         for number in range(5):
             channel = connect_to_driver(listener.endpoints, KEY, number)
             assert channel is not None
-            assert crowd.one()[0] == number
+            assert crowd.pop_joined()[0] == number
             channel.close()
         silent[0].recv(GREETING_BYTES)
-        assert silent[0].recv(1) == b""  # the one that came first was let go
+        assert silent[0].recv(1) == b""  # the oldest silent connection was closed
 
 
-def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_admitted(
+def test_connection_without_a_free_thread_is_closed_and_later_ones_work(
     listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(call: object) -> None:
@@ -119,21 +117,21 @@ def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_
 
     with monkeypatch.context() as patch:
         patch.setattr(worker_listener, "run_in_daemon_thread", refuse)
-        with called(listener) as stranger:
+        with connect_without_key(listener) as stranger:
             assert stranger.recv(1) == b""
     channel = connect_to_driver(listener.endpoints, KEY, 7)
     assert channel is not None
-    assert crowd.one() == (7, "TCP")
+    assert crowd.pop_joined() == (7, "TCP")
     channel.close()
 
 
 @pytest.mark.parametrize("says", [b"", b"."])
-def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
+def test_silent_and_slow_connections_are_closed_after_a_timeout(
     says: bytes, listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polarmap.worker.handshake.PROOF_TIMEOUT", 0.2)
     sent = 0
-    with called(listener) as stranger:
+    with connect_without_key(listener) as stranger:
         assert len(stranger.recv(GREETING_BYTES)) == GREETING_BYTES
         with suppress(ConnectionError):
             sent += stranger.send(says)
@@ -143,22 +141,22 @@ def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
     assert len(says) <= sent < RESPONSE_BYTES
 
 
-def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> None:
+def test_many_workers_can_join_at_once(listener: WorkerListener, crowd: Crowd) -> None:
     numbers = range(100)
     with ThreadPoolExecutor(len(numbers)) as pool:
         channels = list(pool.map(lambda number: connect_to_driver(listener.endpoints, KEY, number), numbers))
     assert all(channels)
-    assert sorted(crowd.one() for _ in numbers) == [(number, "TCP") for number in numbers]
+    assert sorted(crowd.pop_joined() for _ in numbers) == [(number, "TCP") for number in numbers]
     for channel in channels:
         assert channel is not None
         channel.close()
 
 
-def test_workers_call_where_the_user_says_and_that_may_be_another_machine_that_passes_them_on(
+def test_workers_connect_to_the_given_address_or_a_forwarding_machine(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             WorkerListener(KEY, crowd.join, local_only=False, endpoint=("127.0.0.1", port))
     for host in ("127.0.0.1", "192.0.2.77", "no.such.host.invalid"):
@@ -166,38 +164,38 @@ def test_workers_call_where_the_user_says_and_that_may_be_another_machine_that_p
         assert listener.endpoints == ((host, port),)
         channel = connect_to_driver([("127.0.0.1", port)], KEY, 1)
         assert channel is not None
-        assert crowd.one() == (1, "TCP")
+        assert crowd.pop_joined() == (1, "TCP")
         channel.close()
         if host == "127.0.0.1":
-            with socket.socket() as one:  # Other addresses are not listened on.
-                assert one.connect_ex(("127.0.0.2", port))
+            with socket.socket() as server:  # Other addresses are not listened on.
+                assert server.connect_ex(("127.0.0.2", port))
         listener.close()
 
 
 @pytest.mark.parametrize(
     "address", ["8800", ":8800", "head:", "head:x", "head:0", "head:65536", "head:\u0663"]
 )
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(CodeError, match="host:port"):
         check_endpoint(address)
 
 
-def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
+def test_closed_listener_leaves_no_threads_and_sockets(crowd: Crowd) -> None:
     before = descriptors()
     listener = WorkerListener(KEY, crowd.join, local_only=False)
     port = listener.endpoints[0][1]
     listener.close()
-    with socket.socket() as one:
-        assert one.connect_ex(("127.0.0.1", port))
+    with socket.socket() as client_socket:
+        assert client_socket.connect_ex(("127.0.0.1", port))
     assert descriptors() == before
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
 
-def test_a_forked_process_lets_go_of_it(listener: WorkerListener, crowd: Crowd) -> None:
+def test_forked_child_releases_the_listener(listener: WorkerListener, crowd: Crowd) -> None:
     assert code_of_child(listener.after_fork, []) == 0
     channel = connect_to_driver(listener.endpoints, KEY, 1)
     assert channel is not None
-    assert crowd.one() == (1, "TCP")
+    assert crowd.pop_joined() == (1, "TCP")
     channel.close()
 
 
@@ -208,7 +206,7 @@ def descriptors() -> int:
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="Windows knows its own name")
 def test_own_addresses_ask_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_names(host: str, *args: Any, **options: Any) -> Any:
-        ipaddress.ip_address(host)  # ValueError for a name, which a name server may take long to find
+        ipaddress.ip_address(host)  # raises ValueError for a name, which a slow name server would resolve
         return look_up(host, *args, **options)
 
     look_up, addresses = socket.getaddrinfo, list_local_addresses()
@@ -227,5 +225,5 @@ def test_own_addresses_are_those_of_this_machine() -> None:
     assert addresses[-1] == "127.0.0.1"
     assert len(set(addresses)) == len(addresses)
     for address in addresses:
-        with socket.socket() as one:
-            one.bind((address, 0))  # Only an address of this machine can be bound.
+        with socket.socket() as server:
+            server.bind((address, 0))  # Only an address of this machine can be bound.

@@ -1,4 +1,4 @@
-"""Workers and tasks are spread evenly over machines."""
+"""Placement of workers and tasks, which are spread evenly over machines."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ COUNTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 20))
 
 
 def is_even(counts: Counter[str], machines: list[str]) -> bool:
-    """Whether no machine has more than its share, counted anew."""
-    total = sum(counts[one] for one in machines)
-    return all(counts[one] * len(machines) < total + len(machines) for one in machines)
+    """Return whether no machine has more than its share, computed independently of the package."""
+    total = sum(counts[machine] for machine in machines)
+    return all(counts[machine] * len(machines) < total + len(machines) for machine in machines)
 
 
 @given(MACHINES, st.integers(0, 50))
@@ -47,42 +47,42 @@ def test_workers_of_a_fresh_pool_are_spread_evenly(machines: list[str], count: i
 
 
 @given(MACHINES, COUNTS, st.integers(0, 30))
-def test_no_new_worker_starts_on_a_machine_that_has_more_than_another(
+def test_new_workers_do_not_start_on_the_fullest_machines(
     machines: list[str], given_counts: dict[str, int], count: int
 ) -> None:
     counts = Counter(given_counts)
     for machine in choose_machines(count, machines, counts):
-        assert counts[machine] == min(counts[one] for one in machines)
+        assert counts[machine] == min(counts[other] for other in machines)
         counts[machine] += 1
 
 
 @given(MACHINES, COUNTS)
 def test_moving_workers_makes_the_spread_even(machines: list[str], given_counts: dict[str, int]) -> None:
-    """Each stopped worker is replaced. Workers that may be stopped are chosen from the fullest machines."""
-    counts = Counter({one: given_counts.get(one, 0) for one in machines})
+    # Each stopped worker is replaced. The workers to stop are chosen from the fullest machines.
+    counts = Counter({machine: given_counts.get(machine, 0) for machine in machines})
     total, was_even = counts.total(), is_even(counts, machines)
     extra = find_underfull_machines(machines, counts)
     assert bool(extra) != was_even
     counts.update(extra)
     for _ in extra:
-        may_go = [one for one in machines if can_spare_worker(one, machines, counts)]
-        counts[max(may_go, key=lambda one: counts[one])] -= 1
+        may_go = [machine for machine in machines if can_spare_worker(machine, machines, counts)]
+        counts[max(may_go, key=lambda machine: counts[machine])] -= 1
     assert counts.total() == total
     assert is_even(counts, machines)
 
 
-def test_a_worker_of_a_machine_that_is_gone_may_go() -> None:
+def test_worker_of_an_unlisted_machine_can_be_spared() -> None:
     assert can_spare_worker("gone", ["a", "b"], {"a": 9, "gone": 1})
 
 
-def test_no_machine_is_chosen_where_there_is_none() -> None:
+def test_no_machine_is_chosen_without_machines() -> None:
     assert choose_machines(3, [], {}) == []
     assert compute_max_per_machine(3, 0) == 3
 
 
 @given(st.data())
-def test_no_machine_gets_more_than_its_share_of_a_map_while_another_has_an_idle_worker(data: Any) -> None:
-    """Workers become free in any order; the blocks that they have cached are those of any tasks."""
+def test_no_machine_exceeds_its_share_while_another_is_idle(data: Any) -> None:
+    # Workers become free in any order, and have cached the blocks of any tasks.
     hosts = data.draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
     n = data.draw(st.integers(1, 24))
     workers = [WorkerHandle(number, Mock(), machine=host) for number, host in enumerate(hosts)]
@@ -92,16 +92,16 @@ def test_no_machine_gets_more_than_its_share_of_a_map_while_another_has_an_idle_
     free, waiting, n_tasks = list(workers), set(range(n)), Counter[str]()
     share = -(-n // len(set(hosts)))
     while waiting:
-        busy = [one for one in workers if one not in free]
+        busy = [worker for worker in workers if worker not in free]
         if busy and (not free or data.draw(st.booleans())):
             free.append(data.draw(st.sampled_from(busy)))
             continue
         chosen = choose_worker_for_task(free, waiting, n_tasks, share)
         assert chosen is not None
-        below = [one for one in free if n_tasks[one.machine] < share]
+        below = [worker for worker in free if n_tasks[worker.machine] < share]
         if below:
             assert chosen in below
-            with_blocks = [one for one in below if one.cached_tasks.keys() & waiting]
+            with_blocks = [worker for worker in below if worker.cached_tasks.keys() & waiting]
             assert not with_blocks or chosen in with_blocks
         free.remove(chosen)
         waiting.discard(next(iter(chosen.cached_tasks.keys() & waiting), min(waiting)))
@@ -131,17 +131,17 @@ def site() -> MachineSite:
 def workers(site: MachineSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteWorkerPool]:
     monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(remote_workers, "MACHINE_PROBE_INTERVAL", 0.05)
-    with closing(RemoteWorkerPool(site, None, True, 10**6, 1)) as one:
-        yield one
+    with closing(RemoteWorkerPool(site, None, True, 10**6, 1)) as pool:
+        yield pool
 
 
 def spread(workers: RemoteWorkerPool) -> Counter[str]:
     """Return the number of workers on each machine, as reported by the workers."""
-    return Counter(one.machine for one in list(workers._workers.values()) if one.pid is not None)
+    return Counter(worker.machine for worker in list(workers._workers.values()) if worker.pid is not None)
 
 
 def settles(workers: RemoteWorkerPool, expected: dict[str, int]) -> bool:
-    """Whether workers are spread like this soon, if the table is tended."""
+    """Return whether `maintain_workers` soon spreads the workers as expected."""
 
     def is_so() -> bool:
         workers.maintain_workers()
@@ -157,17 +157,18 @@ def test_a_fresh_pool_is_spread_evenly(workers: RemoteWorkerPool) -> None:
     assert len(workers.count_workers_by_host()) == 4
 
 
-def test_workers_move_to_a_machine_that_has_come_back(workers: RemoteWorkerPool, site: MachineSite) -> None:
+def test_workers_move_to_a_machine_that_returns(workers: RemoteWorkerPool, site: MachineSite) -> None:
     workers.request_workers(32)
     assert settles(workers, dict.fromkeys("abcd", 8))
     site.lose("d")
     assert settles(workers, {"a": 11, "b": 11, "c": 10})
-    assert all(machines.count("d") < 2 for machines in site.placements[1:])  # to see whether it is back
+    # At most one worker at a time is placed on "d", to check whether the machine is reachable again.
+    assert all(machines.count("d") < 2 for machines in site.placements[1:])
     site.reachable.add("d")
     assert settles(workers, dict.fromkeys("abcd", 8))
 
 
-def test_a_machine_that_the_engine_has_forgotten_gets_no_workers_until_it_is_listed_again(
+def test_unlisted_machine_gets_no_workers_until_it_is_listed_again(
     workers: RemoteWorkerPool, site: MachineSite
 ) -> None:
     workers.request_workers(8)
@@ -181,7 +182,7 @@ def test_a_machine_that_the_engine_has_forgotten_gets_no_workers_until_it_is_lis
 
 
 @pytest.mark.parametrize("site", [MachineSite("a", "b", "c")])
-def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkerPool, site: MachineSite) -> None:
+def test_busy_workers_are_not_moved(workers: RemoteWorkerPool, site: MachineSite) -> None:
     workers.request_workers(12)
     assert settles(workers, dict.fromkeys("abc", 4))
     lease = opened(workers)
@@ -190,7 +191,7 @@ def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkerPool, site: M
         worker.assign_task((0, number, 0), number)
     site.known.append("d")
     site.reachable.add("d")
-    assert settles(workers, {"a": 4, "b": 4, "c": 4, "d": 3})  # those on d are free, and stay
+    assert settles(workers, {"a": 4, "b": 4, "c": 4, "d": 3})  # the new workers on d are free and stay
     assert all(worker in workers._workers.values() for worker in busy)
     for worker in busy:
         workers.release_worker(worker)
@@ -198,7 +199,7 @@ def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkerPool, site: M
     workers.close_allocation(lease)
 
 
-def test_workers_that_are_given_no_machine_are_not_moved(site: MachineSite) -> None:
+def test_workers_without_a_machine_are_not_moved(site: MachineSite) -> None:
     site.known.clear()
     with closing(RemoteWorkerPool(site, None, True, 10**6, 1)) as workers:
         workers.request_workers(5)
@@ -209,16 +210,14 @@ def test_workers_that_are_given_no_machine_are_not_moved(site: MachineSite) -> N
         assert site.placed == {}
 
 
-def test_where_no_machine_can_be_reached_the_engine_chooses(
-    workers: RemoteWorkerPool, site: MachineSite
-) -> None:
+def test_engine_chooses_if_no_machine_is_reachable(workers: RemoteWorkerPool, site: MachineSite) -> None:
     site.reachable.clear()
     workers.request_workers(3)
     assert until(lambda: (workers.maintain_workers(), len(workers) == 3)[1])
     assert set(site.withdrawn) >= {0, 1, 2}
 
 
-def test_the_report_of_a_map_names_machines_and_says_if_one_has_too_many_tasks(
+def test_report_names_machines_and_warns_of_too_many_tasks_on_one(
     site: MachineSite, caplog: pytest.LogCaptureFixture
 ) -> None:
     del site.known[2:]
@@ -234,5 +233,5 @@ def test_the_report_of_a_map_names_machines_and_says_if_one_has_too_many_tasks(
         assert report.workers_by_host == {f"{host} (a)": 4, f"{host} (b)": 4}
         assert "8 workers run on 2 machines" in str(report)
         assert "one machine runs 4 of 8 tasks; only 2 may be missing" in str(report)
-    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert len(told) == len(set(told)) <= 2  # at most one warning per machine
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == len(set(warnings)) <= 2  # at most one warning per machine

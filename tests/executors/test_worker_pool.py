@@ -1,4 +1,4 @@
-"""Decisions of the worker pool about idle, busy and lost workers, and about whose turn it is."""
+"""WorkerPool: decisions about idle, busy and lost workers, and fair turns of the maps that share them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ from polarmap.executors.storage_channels import DriverStorageChannel
 from polarmap.executors.worker_pool import GRACE_SECONDS, MAX_CACHED_TASKS, WorkerHandle, WorkerPool
 from polarmap.worker.messages import Message, MessageKind, encode_frame
 
-TOLD, AHEAD = (3, 1, 0), (3, 2, 0)  # map, task and attempt
+FIRST_ORDER, NEXT_ORDER = (
+    (3, 1, 0),
+    (3, 2, 0),
+)  # job, task and attempt of a running task and of one assigned in advance
 CORES = 2
 
 
-class Table(WorkerPool):
-    """At most so many workers, with links of which a test says what they hear."""
+class FakeWorkerPool(WorkerPool):
+    """A pool of at most `most` fake workers, with channels into which the test puts messages."""
 
     def __init__(self, most: int = 100) -> None:
         super().__init__(None)
@@ -55,8 +58,8 @@ class Table(WorkerPool):
         self.abandoned.append([worker.worker_id for worker in self._get_abandoned_workers()])
 
 
-class Here(LocalWorkerPool):
-    """Processes that nobody starts."""
+class FakeLocalPool(LocalWorkerPool):
+    """A pool of local workers without processes."""
 
     def __init__(self, most: int | None) -> None:
         super().__init__(1, most, [])
@@ -70,7 +73,7 @@ class Here(LocalWorkerPool):
     def _poll_unallocated_workers(self) -> None: ...
 
 
-def test_the_questions_about_workers_change_nothing(table: Table) -> None:
+def test_queries_have_no_side_effects(table: FakeWorkerPool) -> None:
     lease, backoff = opened(table), Backoff()
     worker = taken(table, lease)
     launched = LaunchedWorker(0.0, 1.0)
@@ -82,29 +85,29 @@ def test_the_questions_about_workers_change_nothing(table: Table) -> None:
         assert_only_asks(backoff, backoff.can_retry)
         assert_only_asks(launched, partial(launched.is_overdue, 0.0), partial(launched.is_overdue, 1e9))
         if not is_closed:
-            worker.assign_task(TOLD, "task")
+            worker.assign_task(FIRST_ORDER, "task")
             table.close_allocation(lease)
         backoff.record_failure("no room")
 
 
 def table_of(is_here: bool, most: int) -> WorkerPool:
-    """Where so many tasks are under way at most."""
-    return Here(most) if is_here else Table(most)
+    """Return a pool of local or remote workers that runs at most `most` tasks at a time."""
+    return FakeLocalPool(most) if is_here else FakeWorkerPool(most)
 
 
-def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
-    """A worker has been told of a task, and has told its end."""
+def complete_task(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
+    """Assign a task to a worker and deliver the worker's reply."""
     worker.assign_task(order, task)
     worker.channel.deliver_frames(encode_frame(Message(MessageKind.TASK_REPLY, order)))
     worker.receive_messages()
 
 
 @pytest.fixture
-def table() -> Iterator[Table]:
-    one = Table()
-    yield one
-    one.close()
-    for link in one.links:
+def table() -> Iterator[FakeWorkerPool]:
+    table = FakeWorkerPool()
+    yield table
+    table.close()
+    for link in table.links:
         link.close()
 
 
@@ -115,23 +118,23 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
+def test_task_goes_to_the_worker_that_has_its_block(table: FakeWorkerPool) -> None:
     lease = opened(table)
     workers = [taken(table, lease) for _ in range(3)]
     for number, worker in enumerate(workers):
         worker.pid = number
-        do(worker, (0, number, 0), ("blocks", number))
+        complete_task(worker, (0, number, 0), ("blocks", number))
         table.release_worker(worker)
     for number in (1, 0, 2):
         assert taken(table, lease, ("blocks", number)) is workers[number]
 
 
-def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_have_done_none(
-    table: Table,
+def test_worker_with_a_cached_block_of_a_queued_task_is_preferred(
+    table: FakeWorkerPool,
 ) -> None:
     first, second = opened(table), opened(table)
     _, able = taken(table, first), taken(table, first, "b")
-    do(able, (0, 0, 0), "b")
+    complete_task(able, (0, 0, 0), "b")
     for worker in list(first.workers.values()):
         table.release_worker(worker)
     table.close_allocation(first)
@@ -139,11 +142,11 @@ def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_
     table.close_allocation(second)
 
 
-def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
+def test_oldest_cached_tasks_are_forgotten() -> None:
     worker = WorkerHandle(0, DriverStorageChannel(0, 0, lambda *_: None))
     for task in range(MAX_CACHED_TASKS + 10):
-        do(worker, (0, task, 0), task)
-        do(worker, (0, task, 1), 0)
+        complete_task(worker, (0, task, 0), task)
+        complete_task(worker, (0, task, 1), 0)
     assert len(worker.cached_tasks) == MAX_CACHED_TASKS
     assert 0 in worker.cached_tasks
     assert 1 not in worker.cached_tasks
@@ -153,55 +156,53 @@ def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
 @pytest.mark.parametrize(
     "kind", [MessageKind.TASK_REPLY, MessageKind.CANCELLED, MessageKind.UNUSABLE, MessageKind.FINAL_REPLY]
 )
-def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
-    table: Table, kind: bytes
-) -> None:
+def test_worker_is_free_after_an_abandoned_task_unless_it_exits(table: FakeWorkerPool, kind: bytes) -> None:
     lease = opened(table)
     worker = taken(table, lease)
-    worker.assign_task(TOLD, "task")
+    worker.assign_task(FIRST_ORDER, "task")
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
     table.close_allocation(lease)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == {"task"}
-    table.links[0].deliver_frames(encode_frame(Message(kind, TOLD)))
+    table.links[0].deliver_frames(encode_frame(Message(kind, FIRST_ORDER)))
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
     assert (taken(table, opened(table)) is worker) == (
         kind in (MessageKind.TASK_REPLY, MessageKind.CANCELLED)
     )
 
 
-def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
+def test_blocks_of_free_workers_are_not_on_abandoned_workers(table: FakeWorkerPool) -> None:
     lease, other = opened(table), opened(table)
-    taken(table, lease).assign_task(TOLD, "task")
+    taken(table, lease).assign_task(FIRST_ORDER, "task")
     free = taken(table, other)
     for task in ("task", "other"):
-        do(free, TOLD, task)
+        complete_task(free, FIRST_ORDER, task)
     table.close_allocation(lease)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task"]) == {"task"}
     table.release_worker(free)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == set()
 
 
-def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> None:
+def test_worker_does_not_cache_blocks_of_tasks_not_started(table: FakeWorkerPool) -> None:
     lease = opened(table)
     worker = taken(table, lease)
-    do(worker, TOLD, "done")
-    worker.assign_task(TOLD, "task")
-    worker.assign_task(AHEAD, "ahead")
+    complete_task(worker, FIRST_ORDER, "done")
+    worker.assign_task(FIRST_ORDER, "task")
+    worker.assign_task(NEXT_ORDER, "ahead")
     table.close_allocation(lease)
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["done", "task", "ahead"]) == {"done", "task"}
-    for order in (TOLD, AHEAD):
+    for order in (FIRST_ORDER, NEXT_ORDER):
         table.links[0].deliver_frames(encode_frame(Message(MessageKind.CANCELLED, order)))
     assert taken(table, opened(table)) is worker
     assert list(worker.cached_tasks) == ["done"]
 
 
 @pytest.mark.parametrize(
-    "said", [Message(MessageKind.FETCH, TOLD, b"x/1"), Message(MessageKind.HELLO, header=b"5")]
+    "said", [Message(MessageKind.FETCH, FIRST_ORDER, b"x/1"), Message(MessageKind.HELLO, header=b"5")]
 )
-def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
+def test_worker_that_reports_progress_stays_abandoned(table: FakeWorkerPool, said: Message) -> None:
     lease = opened(table)
     worker = taken(table, lease)
-    worker.assign_task(TOLD, "task")
+    worker.assign_task(FIRST_ORDER, "task")
     table.close_allocation(lease)
     table.links[0].deliver_frames(encode_frame(said))
     assert table.find_tasks_cached_on_abandoned_workers(lambda: ["task", "other"]) == {"task"}
@@ -209,7 +210,7 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
     assert table.abandoned[-1] == [0]
 
 
-def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> None:
+def test_worker_that_dies_in_an_abandoned_task_is_removed(table: FakeWorkerPool) -> None:
     lease = opened(table)
     taken(table, lease)
     table.close_allocation(lease)
@@ -219,7 +220,7 @@ def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> Non
     assert table.gone == [0]
 
 
-def test_free_workers_that_have_gone_with_another_are_removed_with_it(table: Table) -> None:
+def test_disconnected_free_workers_are_removed_together(table: FakeWorkerPool) -> None:
     lease = opened(table)
     gone, *free = (taken(table, lease) for _ in range(3))
     for worker in free:
@@ -231,7 +232,7 @@ def test_free_workers_that_have_gone_with_another_are_removed_with_it(table: Tab
     assert sorted(table.gone) == [0, 1, 2]
 
 
-def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
+def test_longest_abandoned_workers_come_first(table: FakeWorkerPool) -> None:
     leases = [opened(table) for _ in range(3)]
     for lease in leases:
         taken(table, lease)
@@ -245,35 +246,39 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
     "said",
     [
         Message(MessageKind.HELLO, header=b"x"),
-        Message(MessageKind.TASK_REPLY, (2, *TOLD[1:])),  # a reply of another job
-        Message(MessageKind.TASK_REPLY, (TOLD[0], 5, 0)),
-        Message(MessageKind.CANCELLED, (*TOLD[:2], 7)),
-        Message(MessageKind.FETCH, (2, *TOLD[1:]), b"x/1"),
+        Message(MessageKind.TASK_REPLY, (2, *FIRST_ORDER[1:])),  # a reply of another job
+        Message(MessageKind.TASK_REPLY, (FIRST_ORDER[0], 5, 0)),
+        Message(MessageKind.CANCELLED, (*FIRST_ORDER[:2], 7)),
+        Message(MessageKind.FETCH, (2, *FIRST_ORDER[1:]), b"x/1"),
     ],
 )
-def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: Message) -> None:
+def test_worker_that_replies_for_another_attempt_is_disconnected(
+    table: FakeWorkerPool, said: Message
+) -> None:
     worker = taken(table, opened(table))
-    worker.assign_task(TOLD, "task")
-    table.links[0].deliver_frames(encode_frame(said) + encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
+    worker.assign_task(FIRST_ORDER, "task")
+    table.links[0].deliver_frames(
+        encode_frame(said) + encode_frame(Message(MessageKind.TASK_REPLY, FIRST_ORDER))
+    )
     assert worker.receive_messages() == ([], False)
-    assert worker.receive_messages() == ([], False)  # whoever has it then sees it, too
+    assert worker.receive_messages() == ([], False)  # later readers also find the worker disconnected
 
 
-def test_who_replies_twice_is_gone(table: Table) -> None:
+def test_worker_that_replies_twice_is_disconnected(table: FakeWorkerPool) -> None:
     worker = taken(table, opened(table))
-    worker.assign_task(TOLD, "task")
-    table.links[0].deliver_frames(2 * encode_frame(Message(MessageKind.TASK_REPLY, TOLD)))
-    assert worker.receive_messages() == ([Message(MessageKind.TASK_REPLY, TOLD)], False)
+    worker.assign_task(FIRST_ORDER, "task")
+    table.links[0].deliver_frames(2 * encode_frame(Message(MessageKind.TASK_REPLY, FIRST_ORDER)))
+    assert worker.receive_messages() == ([Message(MessageKind.TASK_REPLY, FIRST_ORDER)], False)
 
 
-def test_close_ends_all_and_maps_see_it(table: Table) -> None:
+def test_close_ends_all_workers_and_running_maps(table: FakeWorkerPool) -> None:
     lease, another = opened(table), opened(table)
     busy, abandoned, free = taken(table, lease), taken(table, another), taken(table, lease)
     table.release_worker(free)
     table.close_allocation(another)
     table.close()
     assert sorted(table.gone) == [0, 1, 2]
-    assert busy.channel.fileno() >= 0  # its map waits there
+    assert busy.channel.fileno() >= 0  # stays open because a map polls this channel
     assert not busy.receive_messages()[1]
     assert abandoned.channel.fileno() == free.channel.fileno() == -1
     with pytest.raises(ExecutorError, match="ended the workers while a map was running"):
@@ -282,7 +287,7 @@ def test_close_ends_all_and_maps_see_it(table: Table) -> None:
         table.get_exit_reason(busy)
 
 
-def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
+def test_closing_an_allocation_after_the_pool_closes_its_channels(table: FakeWorkerPool) -> None:
     lease = opened(table)
     worker = taken(table, lease)
     table.close()
@@ -290,11 +295,11 @@ def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
     assert worker.channel.fileno() == -1
 
 
-# --- whose turn it is ------------------------------------------------------------------------------
+# --- turns of maps that share a pool ---------------------------------------------------------------
 
 
-class Map:
-    """A run that starts tasks whenever it may."""
+class FakeMap:
+    """A session that starts tasks whenever the pool allows it."""
 
     def __init__(self, pool: WorkerPool, tasks: int) -> None:
         self.waiting, self.calls = tasks, 0
@@ -308,14 +313,14 @@ class Map:
         """Start up to `most` tasks, and return how many were started."""
         started = 0
         while started < most and (worker := self.pool.acquire_worker(self.lease, self.waiting)) is not None:
-            worker.assign_task(TOLD, None)
+            worker.assign_task(FIRST_ORDER, None)
             self.workers.append(worker)
             self.waiting -= 1
             started += 1
         return started
 
     def end(self) -> None:
-        """The oldest task ends."""
+        """Release the worker of the oldest task."""
         self.pool.release_worker(self.workers.pop(0))
 
     def listen(self) -> None:
@@ -328,11 +333,11 @@ class Map:
         self.pool.close_allocation(self.lease)
 
 
-def listening(pool: WorkerPool, *tasks: int) -> list[Map]:
-    maps = [Map(pool, count) for count in tasks]
-    for one in maps:
-        one.listen()
-        one.lease.n_queued = one.waiting
+def listening(pool: WorkerPool, *tasks: int) -> list[FakeMap]:
+    maps = [FakeMap(pool, count) for count in tasks]
+    for map_ in maps:
+        map_.listen()
+        map_.lease.n_queued = map_.waiting
     return maps
 
 
@@ -340,21 +345,21 @@ def listening(pool: WorkerPool, *tasks: int) -> list[Map]:
     ("most", "is_here", "expected"),
     [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (60, False, 60), (1000, False, 100)],
 )
-def test_a_map_that_is_alone_takes_all(most: Any, is_here: bool, expected: int) -> None:
-    one = Map(table_of(is_here, most), 100)
-    assert one.pool.has_one_session()
-    assert one.start() == expected
-    one.waiting += 1
-    one.end()
-    assert one.start() == 1
+def test_single_map_uses_all_slots(most: Any, is_here: bool, expected: int) -> None:
+    map_ = FakeMap(table_of(is_here, most), 100)
+    assert map_.pool.has_one_session()
+    assert map_.start() == expected
+    map_.waiting += 1
+    map_.end()
+    assert map_.start() == 1
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-def test_a_slot_goes_to_the_map_with_the_fewest_tasks_then_to_the_one_that_has_waited_longest(
+def test_slot_goes_to_the_map_with_fewest_tasks_then_longest_wait(
     is_here: bool,
 ) -> None:
     pool = table_of(is_here, 3)
-    first = Map(pool, 9)
+    first = FakeMap(pool, 9)
     assert first.start(3) == 3
     first.listen()
     second, third = listening(pool, 9, 9)
@@ -364,18 +369,18 @@ def test_a_slot_goes_to_the_map_with_the_fewest_tasks_then_to_the_one_that_has_w
     assert second.start(1) == 1
     first.end()
     assert (first.start(), second.start(), third.start(1)) == (0, 0, 1)
-    first.end()  # each of the others has one
+    first.end()  # now the second and the third map run one task each
     assert (second.start(), third.start(), first.start(1)) == (0, 0, 1)
-    for one in (third, first, second):
-        one.end()
-    assert (first.start(), second.start()) == (0, 0)  # they had one for longer
+    for map_ in (third, first, second):
+        map_.end()
+    assert (first.start(), second.start()) == (0, 0)  # the third map has waited longest
     assert third.start(1) == 1
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-def test_who_does_not_listen_or_has_nothing_to_start_keeps_nobody_from_starting(is_here: bool) -> None:
+def test_paused_and_idle_maps_do_not_block_other_maps(is_here: bool) -> None:
     pool = table_of(is_here, 2)
-    first = Map(pool, 9)
+    first = FakeMap(pool, 9)
     first.start(2)
     first.listen()
     away, idle, ended = listening(pool, 9, 0, 9)
@@ -389,9 +394,9 @@ def test_who_does_not_listen_or_has_nothing_to_start_keeps_nobody_from_starting(
     assert idle.start() == 0
 
 
-def test_whose_turn_it_is_gets_told_when_another_one_stops_to_wait() -> None:
-    pool = Here(2)
-    first = Map(pool, 9)
+def test_next_map_is_woken_when_another_one_pauses() -> None:
+    pool = FakeLocalPool(2)
+    first = FakeMap(pool, 9)
     first.start()
     second, third = listening(pool, 9, 9)
     first.end()
@@ -406,9 +411,9 @@ def test_whose_turn_it_is_gets_told_when_another_one_stops_to_wait() -> None:
     assert third.calls == calls
 
 
-def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more() -> None:
-    pool = Here(None)
-    first = Map(pool, 9)
+def test_closed_map_frees_its_slots_once() -> None:
+    pool = FakeLocalPool(None)
+    first = FakeMap(pool, 9)
     first.start()
     [second] = listening(pool, 9)
     assert second.start() == 0
@@ -421,21 +426,21 @@ def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more(
     assert second.start() == 0
 
 
-def test_a_map_that_nobody_has_any_more_takes_no_part() -> None:
-    pool = Here(None)
-    first = Map(pool, 9)
-    Map(pool, 9)
+def test_deleted_map_gets_no_slots() -> None:
+    pool = FakeLocalPool(None)
+    first = FakeMap(pool, 9)
+    FakeMap(pool, 9)
     gc.collect()
     assert pool.has_one_session()
     first.close()
 
 
-def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_that_never_end_do_not_starve_other_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for most, more in {None: 1, CORES + 1: 0}.items():
-        pool = Here(most)
-        first = Map(pool, 9)
+        pool = FakeLocalPool(most)
+        first = FakeMap(pool, 9)
         first.start()
         [second] = listening(pool, 9)
         assert second.start() == 0
@@ -447,22 +452,22 @@ def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytes
         assert second.start() == 0  # It already has a worker.
 
 
-def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_tasks_start_while_cores_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(local_workers, "is_process_idle", lambda process: process == 1)
     for processes, grows in {(1, 1, 1): True, (1, 2, 2): False}.items():
-        pool = Here(None)
-        first = Map(pool, 9)
+        pool = FakeLocalPool(None)
+        first = FakeMap(pool, 9)
         first.start()
         [second] = listening(pool, 9)
         for worker, process in zip(first.workers, processes, strict=True):
             worker.pid = process
         assert second.start() == 0
-        for _ in range(2):  # to be seen twice
+        for _ in range(2):  # idle cores count after two consecutive polls
             now += 0.1
             pool.maybe_scale_up(second.lease, 9)
-            pool.maybe_scale_up(second.lease, 9)  # too soon: no look
+            pool.maybe_scale_up(second.lease, 9)  # too soon after the last poll, so it has no effect
         assert (second.start() > 0) == grows
         first.close()
         assert second.start() >= 1
@@ -473,58 +478,58 @@ def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: py
     st.booleans(),
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["end", "wake", "pause", "listen"])), max_size=60),
 )
-def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
+def test_maps_share_slots_fairly_and_all_finish(
     most: int, is_here: bool, events: list[tuple[int, str]]
 ) -> None:
-    """Whoever is called starts what it may; each task ends in the end, and so all get through."""
+    # Each session starts tasks whenever it is woken, and each task ends, so all sessions must finish.
     pool = table_of(is_here, most)
     maps = listening(pool, 7, 7, 7, 7)
 
     def free() -> int:
-        return most - sum(len(one.workers) for one in maps)
+        return most - sum(len(map_.workers) for map_ in maps)
 
     def settle() -> None:
         """Let sessions that were woken start tasks, until none is woken."""
-        while called := [one for one in maps if one.calls and one.lease.can_be_woken]:
-            for one in called:
-                one.calls = 0
-                while free() and one.start(1):
+        while called := [map_ for map_ in maps if map_.calls and map_.lease.can_be_woken]:
+            for map_ in called:
+                map_.calls = 0
+                while free() and map_.start(1):
                     pass
 
-    def end(one: Map) -> None:
-        one.end()
-        one.call()  # its own thread goes on
+    def end(map_: FakeMap) -> None:
+        map_.end()
+        map_.call()  # the thread of the session also continues when its task ends
         settle()
 
-    for one in maps:
-        one.call()
+    for map_ in maps:
+        map_.call()
     settle()
     assert free() == 0
-    shares = [len(one.workers) for one in maps]
+    shares = [len(map_.workers) for map_ in maps]
     assert max(shares) - min(shares) <= 1
     for number, event in events:
-        one = maps[number]
-        if event == "end" and one.workers:
-            end(one)
+        map_ = maps[number]
+        if event == "end" and map_.workers:
+            end(map_)
         elif event == "pause":
-            one.pause()
+            map_.pause()
         elif event == "listen":
-            one.listen()
-            one.call()
+            map_.listen()
+            map_.call()
         settle()
-    for one in maps:
-        one.listen()
-        one.call()
+    for map_ in maps:
+        map_.listen()
+        map_.call()
     settle()
     started = Counter[int]()
-    while running := [one for one in maps if one.workers]:
-        end(max(running, key=lambda one: len(one.workers)))
+    while running := [map_ for map_ in maps if map_.workers]:
+        end(max(running, key=lambda map_: len(map_.workers)))
         started.update(range(len(running)))
         assert started[0] < 100
-    assert not any(one.waiting for one in maps)
+    assert not any(map_.waiting for map_ in maps)
 
 
-def test_a_forked_process_has_none_whichever_locks_another_thread_has(table: Table) -> None:
+def test_forked_child_has_no_workers_even_if_locks_are_held(table: FakeWorkerPool) -> None:
     leases = [opened(table), opened(table)]
     taken(table, leases[0])
     [link] = table.links

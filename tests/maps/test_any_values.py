@@ -1,4 +1,4 @@
-"""Maps of any values, on every kind of workers."""
+"""Hedged maps over values of many types, on every kind of executor."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def assert_everything(result: CodedResult) -> None:
             assert value == wanted
 
 
-def test_anything_goes_there_and_back(executor: Any) -> None:
-    # In a few blocks: on Lithops each is a process, which imports pandas if it has to.
+def test_values_of_any_type_are_returned_unchanged(executor: Any) -> None:
+    # Three blocks keep the test fast: Lithops starts one process per block, which may have to import pandas.
     assert_everything(hedged_map(twin, everything(), blocks=3, executor=executor, timeout=60))
 
 
-def test_anything_goes_there_and_back_past_workers_that_die_raise_or_sleep() -> None:
+def test_values_of_any_type_survive_failing_and_sleeping_workers() -> None:
     faults = {1: Fault("kill"), 3: Fault("raise"), 6: Fault("sleep", 60)}
     result = hedged_map(twin, iter(everything()), executor=FaultyExecutor(None, faults), timeout=60)
     assert_everything(result)
@@ -51,14 +51,15 @@ def test_anything_goes_there_and_back_past_workers_that_die_raise_or_sleep() -> 
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
-def test_f_may_write_into_what_it_gets(executor: Any) -> None:
+def test_f_may_modify_its_argument(executor: Any) -> None:
     def doubled(item: Any) -> Any:
         item[-1][:] *= 2
         return item[-1]
 
     items = [(None, np.full(size, 1.0)) for size in (3, 20_000)]
-    for _ in range(2):  # what is kept of blocks is not what f wrote into
+    # The second map must not read cached blocks that f modified in the first one.
+    for _ in range(2):
         result = hedged_map(doubled, items, executor=executor, timeout=60)
         assert [set(block.tolist()) for block in result] == [{2.0}] * 2
     assert all(array.min() == 1.0 for _, array in items)
-    result[0][:] = 5.0  # nor is it read-only here
+    result[0][:] = 5.0  # results are writable on the driver

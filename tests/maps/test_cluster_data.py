@@ -1,4 +1,7 @@
-"""Data on a cluster of Dask are cut and coded where they lie; tests/maps/test_clusters.py has Ray, too."""
+"""Maps over Dask collections, which are cut and encoded on the cluster without a copy on the driver.
+
+A `LocalCluster` of threads runs the tasks. tests/maps/test_clusters.py also covers Ray.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ X = np.arange(5.0)
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    """Of two workers, whose threads are of this process."""
+    """Yield a client of a Dask cluster whose two workers are threads of this process."""
     sizes: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 4, "processes": False, "memory_limit": 0}
-    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as one:
-        yield one
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as client:
+        yield client
 
 
 @pytest.fixture(params=["tasks", "stay"])
@@ -43,25 +46,25 @@ def executor(request: pytest.FixtureRequest, client: Any) -> Iterator[Any]:
 
 
 def product(block: Any) -> Any:
-    block *= 2  # its own: others have it, too
+    block *= 2  # the map must pass a private copy: other tasks read the same block
     return block @ X
 
 
 @pytest.fixture
-def stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No block comes home."""
+def no_block_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if a block is sent to the driver."""
     fetch = DaskEngine.fetch_values
 
     def fetched(self: DaskEngine, references: Any) -> Any:
-        found = fetch(self, references)
-        assert not any(isinstance(one, np.ndarray) for one in found)
-        return found
+        values = fetch(self, references)
+        assert not any(isinstance(value, np.ndarray) for value in values)
+        return values
 
     monkeypatch.setattr(DaskEngine, "fetch_values", fetched)
 
 
-@pytest.mark.usefixtures("stays")
-def test_the_chunks_of_an_array_are_the_blocks(executor: Any) -> None:
+@pytest.mark.usefixtures("no_block_is_fetched")
+def test_chunks_of_an_array_become_the_blocks(executor: Any) -> None:
     data = dask.array.from_array(A, chunks=(16, 2))
     faulty = FaultyExecutor(executor, {1: Fault("raise", attempts=9)})
     for where, recovered in ((executor, None), (faulty, (1,))):
@@ -74,14 +77,16 @@ def test_the_chunks_of_an_array_are_the_blocks(executor: Any) -> None:
     np.testing.assert_array_equal(data.compute(), A)
 
 
-@pytest.mark.usefixtures("stays")
-def test_an_operator_codes_a_matrix_once_where_it_lies(
+@pytest.mark.usefixtures("no_block_is_fetched")
+def test_operator_encodes_a_matrix_once_on_the_cluster(
     executor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, counts = [], list[int]()
     call = DaskEngine.submit_call
     monkeypatch.setattr(
-        DaskEngine, "submit_call", lambda *told, **options: calls.append(1) or call(*told, **options)
+        DaskEngine,
+        "submit_call",
+        lambda *arguments, **options: calls.append(1) or call(*arguments, **options),
     )
     matrix = dask.array.from_array(A, chunks=(16, 2))
     with CodedOperator(matrix, blocks=4, tasks=6, executor=executor, verify=False) as operator:
@@ -98,7 +103,7 @@ def test_an_operator_codes_a_matrix_once_where_it_lies(
         operator @ X
 
 
-def test_integers_of_an_operator_are_exact_and_those_that_may_wrap_refused(client: Any) -> None:
+def test_operator_is_exact_for_integers_and_refuses_overflow(client: Any) -> None:
     matrix = dask.array.from_array(np.arange(24).reshape(8, 3), chunks=(2, 3))
     with CodedOperator(matrix, blocks=4, executor=client) as operator:
         assert (operator @ np.arange(3)).tolist() == (np.arange(24).reshape(8, 3) @ np.arange(3)).tolist()
@@ -107,7 +112,7 @@ def test_integers_of_an_operator_are_exact_and_those_that_may_wrap_refused(clien
         large @ np.ones(3)
 
 
-def test_data_and_parity_are_gone_when_nobody_has_them(client: Any, executor: Any) -> None:
+def test_unreferenced_data_and_parity_are_released(client: Any, executor: Any) -> None:
     y = coded_map(product, dask.array.from_array(A, chunks=(16, 5)), executor=executor)
     np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
     del y
@@ -125,7 +130,7 @@ def test_futures_are_blocks(executor: Any, client: Any) -> None:
     np.testing.assert_allclose(coded_map(product, data, executor=executor).concatenate(), 2 * A @ X)
 
 
-def test_who_waits_for_data_hears_that_their_scheduler_is_gone(
+def test_waiting_for_data_raises_when_the_scheduler_dies(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, gate = DaskEngine(client), distributed.Event("gate", client=client)
@@ -140,22 +145,22 @@ def test_who_waits_for_data_hears_that_their_scheduler_is_gone(
         gate.set()
 
 
-def test_options_for_tasks_are_those_of_the_tasks_that_code(client: Any) -> None:
+def test_encoding_tasks_use_the_options_of_the_executor(client: Any) -> None:
     here, _ = client.scheduler_info()["workers"]
     data = DaskEngine(client.get_executor(workers=[here], allow_other_workers=False))
-    made = data.submit_call(divmod, 7, 2, n_outputs=2)
-    assert data.fetch_values(made) == [3, 1]
-    assert [list(where) for where in client.who_has(made).values()] == [[here]] * 2
+    references = data.submit_call(divmod, 7, 2, n_outputs=2)
+    assert data.fetch_values(references) == [3, 1]
+    assert [list(where) for where in client.who_has(references).values()] == [[here]] * 2
 
 
-def test_rows_that_dask_has_not_counted_are_counted(client: Any) -> None:
+def test_unknown_chunk_sizes_are_computed(client: Any) -> None:
     data = dask.array.from_array(A, chunks=(16, 5))
     data = data[data[:, 0] > 0]
     y = coded_map(product, data, executor=client)
     np.testing.assert_allclose(y.concatenate(), 2 * A[A[:, 0] > 0] @ X)
 
 
-def test_a_data_frame_is_the_array_of_its_columns(client: Any) -> None:
+def test_data_frame_is_used_as_an_array(client: Any) -> None:
     pytest.importorskip("pyarrow", reason="Dask's data frames need it")
     import dask.dataframe
     import pandas as pd
@@ -164,7 +169,7 @@ def test_a_data_frame_is_the_array_of_its_columns(client: Any) -> None:
     np.testing.assert_allclose(coded_map(product, data, executor=client).concatenate(), 2 * A @ X)
 
 
-def test_other_data_and_other_executors_are_not_meant(client: Any) -> None:
+def test_other_data_and_executors_are_not_partitioned(client: Any) -> None:
     assert resolve_executor(client).partition([A], None) is None
     assert resolve_executor(client).partition(dask.array.ones(()), None) is None
     assert resolve_executor(None).partition(dask.array.from_array(A), None) is None

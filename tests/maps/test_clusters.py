@@ -1,4 +1,7 @@
-"""Every verb on Dask and on Ray, by persistent workers and by tasks of theirs, some asleep, one killed."""
+"""Every public map function on local Dask and Ray clusters, with sleeping and killed workers.
+
+Each test runs on persistent workers and on ordinary tasks of the cluster.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ SLOW = 300.0
 
 @pytest.fixture(scope="module", params=["dask", "ray"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A client of a cluster of two processes, or `ray`."""
+    """Yield a client of a Dask cluster with two worker processes, or `ray`, connected to a local cluster."""
     if request.param == "ray":
         import ray
 
@@ -60,7 +63,7 @@ def first_to_come(folder: Path, name: str) -> bool:
 
 
 def sleeps_or_dies(folder: Path, block: np.ndarray) -> np.ndarray:
-    """block @ x; but two calls sleep, and the next one kills its process and all that is in it."""
+    """Return block @ x, except that two calls sleep first and a third kills its own worker process."""
     if first_to_come(folder, "first") or first_to_come(folder, "second"):
         time.sleep(SLOW)
     if first_to_come(folder, "third"):
@@ -68,7 +71,7 @@ def sleeps_or_dies(folder: Path, block: np.ndarray) -> np.ndarray:
     return block @ np.arange(6.0)
 
 
-def test_what_would_end_the_driver_is_an_error(executor: Any) -> None:
+def test_exits_of_f_do_not_end_the_driver(executor: Any) -> None:
     def f(item: Any) -> Any:
         raise SystemExit(3)
 
@@ -82,7 +85,7 @@ def test_what_would_end_the_driver_is_an_error(executor: Any) -> None:
             list(calls.map(f, range(3), timeout=SLOW))
 
 
-def test_nobody_waits_for_those_asleep_or_killed(executor: Any, tmp_path: Path) -> None:
+def test_sleeping_and_killed_tasks_are_not_awaited(executor: Any, tmp_path: Path) -> None:
     f = partial(sleeps_or_dies, tmp_path)
     y = coded_map(f, A, blocks=4, tasks=8, executor=executor, verify=False)
     np.testing.assert_allclose(y.concatenate(), A @ X)
@@ -90,7 +93,7 @@ def test_nobody_waits_for_those_asleep_or_killed(executor: Any, tmp_path: Path) 
 
 
 def cut(engine: Any) -> Any:
-    """The rows of A on the cluster: chunks of Dask, objects of Ray."""
+    """Store the rows of A on the cluster, as chunks of a Dask array or as Ray objects."""
     if hasattr(engine, "get_executor"):
         import dask.array
 
@@ -98,7 +101,7 @@ def cut(engine: Any) -> Any:
     return [engine.put(block) for block in np.split(A, 4)]
 
 
-def test_data_on_the_cluster_stay_there(engine: Any, executor: Any, tmp_path: Path) -> None:
+def test_data_on_the_cluster_is_not_copied_to_the_driver(engine: Any, executor: Any, tmp_path: Path) -> None:
     data = cut(engine)
     for f in (partial(sleeps_or_dies, tmp_path), np.negative):
         y = coded_map(f, data, tasks=8, executor=executor, verify=False)

@@ -74,19 +74,19 @@ def test_options_are_pinned() -> None:
         ({"code": PolarCode(9, 5, "arikan", "sequential")}, 5, 9),
     ],
 )
-def test_sizes_have_defaults_that_fit_each_other(options: dict[str, Any], k: int, n: int) -> None:
+def test_default_sizes_fit_each_other(options: dict[str, Any], k: int, n: int) -> None:
     result = doubled(**options)
     assert (result.report.k, result.report.n, len(result)) == (k, n, k)
     assert_same(result, plain_map(double, DATA, k))
 
 
 @pytest.mark.parametrize(("length", "n"), [(1, 2), (3, 4), (4, 6), (24, 32), (30, 40)])
-def test_a_sequence_gives_the_number_of_blocks_and_a_third_more_workers(length: int, n: int) -> None:
+def test_sequence_sets_the_number_of_blocks_and_a_third_more_tasks(length: int, n: int) -> None:
     result = coded_map(double, list(DATA[:length]), executor=ReplayExecutor())
     assert (result.report.k, result.report.n) == (length, n)
 
 
-def test_a_sequence_takes_any_larger_number_of_workers() -> None:
+def test_sequence_allows_any_larger_number_of_tasks() -> None:
     assert coded_map(double, list(DATA[:5]), tasks=6, executor=ReplayExecutor()).report.n == 6
     with pytest.raises(CodeError, match="tasks=5 leaves no parity for 5 blocks"):
         coded_map(double, list(DATA[:5]), tasks=5, executor=ReplayExecutor())
@@ -99,12 +99,12 @@ def test_a_sequence_takes_any_larger_number_of_workers() -> None:
     ("dtype", "kernel"),
     [("f8", "rotation"), ("f2", "rotation"), ("c8", "rotation"), ("i4", "arikan"), ("u1", "arikan")],
 )
-def test_auto_takes_the_kernel_that_is_exact_or_needs_least(dtype: str, kernel: str) -> None:
+def test_auto_chooses_the_kernel_that_is_exact_or_needs_fewest_results(dtype: str, kernel: str) -> None:
     report = coded_map(double, np.ones((6, 2), dtype), executor=ReplayExecutor()).report
     assert report.code == f"{kernel} code"
 
 
-def test_auto_takes_the_exact_kernel_for_any_integer_leaf() -> None:
+def test_auto_chooses_the_exact_kernel_for_any_integer_leaf() -> None:
     blocks = [(np.ones(3), np.int16(1))] * 4
     report = coded_map(lambda pair: pair, blocks, executor=ReplayExecutor()).report
     assert report.code == "arikan code"
@@ -114,7 +114,7 @@ def test_auto_takes_the_exact_kernel_for_any_integer_leaf() -> None:
 
 
 def test_data_changed_in_place_between_two_maps_is_new_data() -> None:
-    """Persistent workers keep blocks; on this machine they have mapped them."""
+    # Persistent workers on this machine cache the blocks of earlier maps as memory-mapped files.
     data, x = np.random.default_rng(0).standard_normal((240, 300)), np.ones(300)
     late = {3: Fault("sleep", seconds=600), 7: Fault("sleep", seconds=600)}
     changes = [(), (120, 150), (239, 299), (slice(100, 110),), (slice(None),)]
@@ -129,7 +129,7 @@ def test_data_changed_in_place_between_two_maps_is_new_data() -> None:
 # --- on_result= --------------------------------------------------------------------------------
 
 
-def test_on_result_gets_the_blocks_that_arrived_and_then_those_that_were_decoded() -> None:
+def test_on_result_receives_arrived_blocks_and_then_decoded_blocks() -> None:
     calls: list[tuple[int, Any]] = []
     executor = ReplayExecutor({0: 3.0, 1: 2.0, 2: math.inf, 3: 1.0, 4: 4.0, 5: 4.0})
     result = doubled(
@@ -140,7 +140,7 @@ def test_on_result_gets_the_blocks_that_arrived_and_then_those_that_were_decoded
     assert result.report.recovered == (2,)
 
 
-def test_on_result_gets_no_result_that_a_check_rejects() -> None:
+def test_on_result_receives_no_rejected_result() -> None:
     calls: dict[int, Any] = {}
     executor = FaultyExecutor(ReplayExecutor(), {1: Fault("garbage", attempts=9)})
     result = doubled(blocks=6, tasks=12, executor=executor, verify=True, on_result=calls.__setitem__)
@@ -157,7 +157,7 @@ def test_on_result_is_not_called_by_a_map_that_raises() -> None:
     assert calls == {}
 
 
-def test_on_result_gets_estimates_where_the_map_returns_them() -> None:
+def test_on_result_receives_estimates_if_the_map_returns_them() -> None:
     calls: dict[int, Any] = {}
     late = ReplayExecutor({0: math.inf, 1: math.inf, 4: math.inf})
     options: dict[str, Any] = {"blocks": 4, "tasks": 5, "timeout": 2.0, "on_timeout": "estimate"}
@@ -168,7 +168,7 @@ def test_on_result_gets_estimates_where_the_map_returns_them() -> None:
 
 
 @pytest.mark.parametrize("map_function", [coded_map, hedged_map, coded_sum])
-def test_an_exception_of_on_result_ends_the_map_and_is_raised_as_it_is(map_function: Any) -> None:
+def test_exception_of_on_result_ends_the_map_and_is_raised_unchanged(map_function: Any) -> None:
     def refuse(index: int, result: Any) -> None:
         raise error
 
@@ -183,12 +183,12 @@ def test_an_exception_of_on_result_ends_the_map_and_is_raised_as_it_is(map_funct
 
 
 @pytest.mark.parametrize("map_function", [coded_map, hedged_map, coded_sum])
-def test_on_result_is_a_function(map_function: Any) -> None:
+def test_on_result_must_be_callable(map_function: Any) -> None:
     with pytest.raises(CodeError, match=r"on_result must be a function of \(index, result\) or None, got 3"):
         map_function(double, [np.ones(2), np.ones(2)], executor=ReplayExecutor(), on_result=3)
 
 
-def test_on_result_and_results_that_are_kept_in_storage_exclude_each_other(tmp_path: Any) -> None:
+def test_on_result_cannot_be_combined_with_stored_results(tmp_path: Any) -> None:
     out = Stored("doubled", storage=tmp_path)
     with pytest.raises(CodeError, match="leave one out"):
         doubled(blocks=3, out=out, on_result=print)

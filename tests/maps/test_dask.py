@@ -1,4 +1,4 @@
-"""dask.distributed with real worker processes that are killed mid-run."""
+"""Coded maps on dask.distributed, with real worker processes that are killed during the map."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE = 50.0
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two worker processes, which Dask replaces when they are killed."""
+    """Yield a Dask cluster of two worker processes, which Dask restarts when they are killed."""
     sizes = {"n_workers": 2, "threads_per_worker": 4, "processes": True, "memory_limit": 0}
     with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster:
         yield cluster
@@ -34,7 +34,10 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture
 def executor(request: pytest.FixtureRequest, cluster: Any) -> Iterator[Any]:
-    """How often Dask tries a task whose worker died is the parameter."""
+    """Yield a Dask executor.
+
+    The parameter is the number of lost workers after which Dask fails a task (`allowed_failures`).
+    """
     cluster.scheduler.allowed_failures = getattr(request, "param", 3)
     with cluster.get_client() as client:
         client.wait_for_workers(2)
@@ -42,7 +45,10 @@ def executor(request: pytest.FixtureRequest, cluster: Any) -> Iterator[Any]:
 
 
 def waits_once(folder: Path, corners: tuple[float, ...], block: np.ndarray) -> np.ndarray:
-    """2 * block; but the first worker that gets one of these blocks says who it is and hangs."""
+    """Return 2 * block, but hang in the first process that receives a block starting with one of `corners`.
+
+    The process that hangs writes a file with its process id into `folder`.
+    """
     if block[0, 0] in corners:
         try:
             with open(folder / f"{os.getpid()}-{corners.index(block[0, 0])}", "x"):
@@ -56,7 +62,7 @@ def waits_once(folder: Path, corners: tuple[float, ...], block: np.ndarray) -> n
 
 
 def kill_whoever_hangs(folder: Path, count: int) -> set[int]:
-    """Kill the processes that hold so many hanging tasks."""
+    """Wait until `count` tasks hang, then kill their processes and return the process ids."""
     deadline = time.monotonic() + PATIENCE
     while len(paths := list(folder.iterdir())) < count and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -86,8 +92,9 @@ def test_killed_workers_change_no_result(executor: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("executor", [0], indirect=True)
-def test_what_dask_gives_up_is_an_erasure(executor: Any, tmp_path: Path) -> None:
-    """With no second chance every task the dead worker held is lost: it is started again or decoded."""
+def test_tasks_that_dask_gives_up_are_erasures(executor: Any, tmp_path: Path) -> None:
+    # With allowed_failures=0, Dask fails every task of a dead worker. polarmap restarts or decodes these
+    # tasks.
     y = run_and_kill(executor, tmp_path, (1,), retries=3)
     np.testing.assert_allclose(y.concatenate(), 2 * DATA, rtol=1e-11)
 
@@ -100,15 +107,15 @@ def test_what_dask_gives_up_is_an_erasure(executor: Any, tmp_path: Path) -> None
 
 
 def test_abandoned_tasks_print_no_tracebacks(executor: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Results that come while their tasks are cancelled are nobody's error."""
+    # Results may arrive while their tasks are being cancelled. Dask must not log these as errors.
     for _ in range(10):
         y = coded_map(np.negative, DATA, blocks=K, tasks=24, executor=executor, verify=False)
         np.testing.assert_allclose(y.concatenate(), -DATA, rtol=1e-9)
-    executor.submit(int).result()  # queued behind them: they have ended
+    executor.submit(int).result()  # runs after all abandoned tasks, which were queued earlier
     assert [record for record in caplog.records if record.name.startswith("tornado")] == []
 
 
-def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_said_to_be(
+def test_tasks_cancelled_by_others_are_lost_and_a_shut_down_executor_is_refused(
     executor: Any, tmp_path: Path
 ) -> None:
     def cancel_all() -> None:
@@ -133,13 +140,13 @@ def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_sai
         coded_map(f, DATA, executor=executor)
 
 
-def test_a_client_itself_is_an_executor(executor: Any) -> None:
+def test_client_can_be_passed_as_executor(executor: Any) -> None:
     y = coded_map(np.negative, DATA, blocks=K, tasks=N, executor=executor._client, timeout=PATIENCE)
     np.testing.assert_allclose(y.concatenate(), -DATA, rtol=1e-11)
     assert y.report.executor == "Dask"
 
 
-def test_a_client_of_asyncio_is_refused() -> None:
+def test_asynchronous_client_is_refused() -> None:
     async def called() -> None:
         async with distributed.Client(asynchronous=True, processes=False, dashboard_address=":0") as client:
             with pytest.raises(ExecutorError, match="asynchronous=False"):

@@ -1,4 +1,7 @@
-"""coded_map(on_timeout="estimate"): what is exact stays so, the rest is estimated with an honest error."""
+"""coded_map(on_timeout="estimate"): results that cannot be decoded in time are estimated, with an error.
+
+The oracle of the estimates is the conditional expectation of the missing blocks.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ EPS = float(np.finfo(float).eps)
 
 
 def scattered(k: int, width: int, seed: int = 0) -> np.ndarray:
-    """Blocks around a common mean that is far larger than their scatter."""
+    """Return k blocks that scatter around a common mean, which is ten times larger than the scatter."""
     rng = np.random.default_rng(seed)
     return 10 * rng.standard_normal(width) + rng.standard_normal((k, width))
 
@@ -34,11 +37,11 @@ def estimated(data: Any, executor: Any, f: Any = np.copy, **options: Any) -> Cod
     return coded_map(f, data, executor=executor, **defaults | options)
 
 
-# --- the estimator, against the conditional mean of a normal distribution -----------------------
+# --- the estimator, against the conditional mean of a normal distribution ----------------------
 
 
 @pytest.mark.parametrize(("n", "k", "kernel"), [(5, 3, "rotation"), (6, 4, "rotation"), (6, 4, "arikan")])
-def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, kernel: str) -> None:
+def test_predictor_is_the_conditional_expectation_for_a_known_mean(n: int, k: int, kernel: str) -> None:
     code = PolarCode(n, k, kernel=kernel)
     generator = np.concatenate([np.eye(k), code.encoding_matrix])
     for count in range(1, n):
@@ -46,7 +49,7 @@ def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, ker
             how = make_missing_block_predictor(code, np.isin(np.arange(n), arrived), EPS)
             np.testing.assert_allclose(how.weights.sum(axis=1), 1, atol=1e-9)
             rows, cross = generator[list(arrived)], generator[how.missing_indices]
-            gain = cross @ np.linalg.pinv(rows, rcond=1e-9)  # E[missing | received], mean zero
+            gain = cross @ np.linalg.pinv(rows, rcond=1e-9)  # E[missing | received] for zero mean
             centred = np.eye(count) - 1 / count
             expected = gain @ centred + 1 / count
             np.testing.assert_allclose(how.weights @ rows, expected @ rows, atol=1e-7)
@@ -60,7 +63,7 @@ def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, ker
 
 def test_estimates_at_the_deadline_come_with_their_error() -> None:
     blocks = list(scattered(12, 4000))
-    arrived = [0, 1, 2, 3, 4, 5, 6, 13, 15]  # nine of twelve that it takes
+    arrived = [0, 1, 2, 3, 4, 5, 6, 13, 15]  # nine results, but decoding takes twelve
     result = estimated(blocks, arriving(arrived, 16, step=0.01), tasks=16)
     report = result.report
     assert report.seconds == 5
@@ -80,7 +83,7 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
     assert together < report.error_p90 < 1.5 * together
 
 
-def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
+def test_results_in_time_equal_those_without_a_deadline() -> None:
     blocks = list(scattered(6, 5))
     result = estimated(blocks, arriving(range(1, 8), 8), timeout=50)
     assert result.report.errors == result.report.estimated_blocks == ()
@@ -96,13 +99,13 @@ def test_results_that_are_determined_but_not_yet_verified_are_exact() -> None:
     np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
 
 
-def test_a_deadline_before_parity_came_leaves_the_results_of_a_plain_map() -> None:
+def test_deadline_before_any_parity_returns_the_plain_results() -> None:
     report = estimated(np.eye(4), losing(4, 5), np.negative, tasks=6, timeout=1.05).report
     assert (report.verified, report.seconds, report.errors) == ("not needed", 1.05, ())
 
 
-def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only parity came: f of a data block, here, tells the dtype of its results."""
+def test_evaluation_on_the_driver_does_not_delay_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only parity results arrive, so the driver evaluates f on a data block to learn the dtype of the results.
     waits, within = list[float](), LocalEvaluation.wait_for_leaves
     monkeypatch.setattr(
         LocalEvaluation, "wait_for_leaves", lambda run, timeout: waits.append(timeout) or within(run, timeout)
@@ -112,14 +115,14 @@ def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -
     assert max(waits) <= 0.25
 
 
-def test_results_of_too_little_parity_alone_have_the_dtype_of_those_of_data() -> None:
-    """It is asked for when the time is over, and f of a data block is quick."""
+def test_estimates_from_parity_alone_have_the_dtype_of_f() -> None:
+    # The driver learns the dtype after the deadline, by evaluating f on a data block, which is fast here.
     data = np.arange(12, dtype=np.int16).reshape(4, 3)
     result = estimated(data, losing(0, 1, 2, 3, 4, 5), np.negative, blocks=4)
     assert [block.dtype for block in result] == [np.dtype(np.int16)] * 4
 
 
-def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:
+def test_failed_tasks_are_estimated() -> None:
     blocks = list(scattered(6, 50))
     faults = {i: Fault("raise", attempts=99) for i in range(3)}
     executor = FaultyExecutor(ReplayExecutor(dict.fromkeys(range(3), 2.0)), faults)
@@ -142,7 +145,7 @@ def test_structures_and_dtypes_are_kept(dtype: str) -> None:
     assert np.abs(result[5]["twice"] - exact["twice"]).mean() < 0.5 * np.abs(exact["twice"]).mean()
 
 
-def test_no_result_at_all_is_an_error() -> None:
+def test_no_result_before_the_deadline_is_an_error() -> None:
     with pytest.raises(CodedTimeoutError, match="no result arrived within the timeout of 2 s"):
         estimated(np.eye(6), arriving([], 8), blocks=6, timeout=2)
 
@@ -151,7 +154,7 @@ def test_no_result_at_all_is_an_error() -> None:
 def test_nan_is_an_error() -> None:
     blocks = scattered(6, 5)
     blocks[3] = blocks[0] = np.nan
-    for arrived in (range(1, 8), [0, 1, 2, 7]):  # as many as are needed, or fewer
+    for arrived in (range(1, 8), [0, 1, 2, 7]):  # enough results to decode, then too few
         with pytest.raises(NotDecodableError, match="NaN or inf"):
             estimated(list(blocks), arriving(arrived, 8), timeout=9)
 
@@ -159,9 +162,9 @@ def test_nan_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"degree": 2}, "not with degree=, SecretSharing"),
-        ({"code": SecretSharing()}, "not with degree=, SecretSharing"),
-        ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
+        ({"degree": 2}, "supports only linear f, and not degree=, SecretSharing"),
+        ({"code": SecretSharing()}, "supports only linear f, and not degree=, SecretSharing"),
+        ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "supports only linear f, and not degree"),
         ({"out": Stored("y")}, "on_timeout='estimate' cannot be combined with out="),
     ],
 )
@@ -173,8 +176,8 @@ def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:
 # --- gradient descent on estimates -------------------------------------------------------------
 
 
-def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
-    """As many results as are needed and none more: no equation is left over to be off."""
+def test_wrong_block_is_reported_by_a_local_check() -> None:
+    # Exactly as many results arrive as decoding needs, so no redundant equation could show the error.
     late = ReplayExecutor({0: math.inf, 5: math.inf})
     data = np.arange(24.0).reshape(12, 2)
     with pytest.warns(RuntimeWarning, match="f of block 0 differs .* what is decoded or .* may be far off"):
@@ -182,13 +185,13 @@ def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
     assert result.report.errors == (math.inf, 0.0, 0.0, 0.0)
 
 
-# --- what nothing tells, and what is exact -----------------------------------------------------
+# --- unknown errors and exact results ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16", "i8"])
 @pytest.mark.parametrize("places", [0, 1])
-def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
-    """Blocks that are equal, or equal up to their last digit, tell nothing of one that is not there."""
+def test_rounding_errors_are_not_used_as_scatter(dtype: str, places: int) -> None:
+    # Blocks that are equal up to rounding give no estimate of how far a missing block may be off.
     for seed in range(20):
         stream = np.random.default_rng(seed)
         data = np.repeat(stream.normal(1000, 300, (1, 3)), 6, axis=0).astype(dtype)
@@ -203,8 +206,8 @@ def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e200])
-def test_what_is_told_of_an_estimate_does_not_depend_on_the_unit(size: float) -> None:
-    """The squares of such numbers are no numbers any more."""
+def test_errors_of_estimates_scale_with_the_unit(size: float) -> None:
+    # The squares of these values underflow to 0 or overflow to infinity.
     data = np.random.default_rng(5).normal(3.0, 1.0, (24, 2))
     late = losing(*range(4, 8))
     reports = [estimated(unit * data, late, np.negative, blocks=6).report for unit in (1.0, size)]
@@ -214,7 +217,7 @@ def test_what_is_told_of_an_estimate_does_not_depend_on_the_unit(size: float) ->
 
 @pytest.mark.parametrize("dtype", ["i8", "u8", "i4"])
 def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
-    """All patterns of arrivals: what is not called an estimate is right to the last bit."""
+    # For every undecodable pattern of arrivals, each block not reported as an estimate must be bitwise exact.
     top = 2**31 if dtype == "i4" else 2**60
     data = np.random.default_rng(1).integers(top // 2, top, (8, 2)).astype(dtype)
     code = PolarCode(7, 4, "arikan")
@@ -234,8 +237,8 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
     assert determined > 5
 
 
-def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
-    # While another result may tell who is to blame.
+def test_inconsistent_results_at_a_deadline_are_not_exact() -> None:
+    # A further result could still show which one is wrong, so the map waits until the deadline.
     with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
         result = estimated(FLOATS, losing(0, 4), np.abs, blocks=6, tasks=9, timeout=1.5)
     assert result.report.recovered == ()

@@ -1,4 +1,4 @@
-"""Arrays that lie encrypted in storage: who has not the key reads nothing, and changes nothing unseen."""
+"""Encrypted arrays in storage: they cannot be read without the key, and every change is detected."""
 
 from __future__ import annotations
 
@@ -34,20 +34,23 @@ def key_in_the_environment(monkeypatch):
     monkeypatch.setenv(NAME, KEY.hex())
 
 
-product = partial(np.sum, axis=1)  # of which nothing but numpy has to be imported
+product = partial(np.sum, axis=1)  # workers need to import nothing but numpy to unpickle it
 
 
 def crc_alike(data, wanted):
-    """`data` with its last 4 bytes such that its CRC-32 is `wanted`: it is no signature."""
+    """Return `data` with its last 4 bytes replaced so that its CRC-32 is `wanted`.
+
+    A checksum can be forged like this, because it is not a signature.
+    """
     register = wanted ^ 0xFFFFFFFF
-    for _ in range(32):  # the register of the CRC, run backwards
+    for _ in range(32):  # run the shift register of the CRC backwards
         register = (register ^ 0xEDB88320) << 1 | 1 if register >> 31 else register << 1
     return data[:-4] + (register ^ zlib.crc32(data[:-4]) ^ 0xFFFFFFFF).to_bytes(4, "little")
 
 
 @pytest.fixture(scope="module")
 def pool():
-    """Of workers here; none keeps a block of an array that is gone."""
+    """Yield a pool of workers on this machine, which must not cache blocks of deleted arrays."""
     with polarmap.Pool(workers=2) as pool:
         yield pool
 
@@ -57,7 +60,7 @@ def failed(report):
 
 
 def forge(store, part):
-    """Other bytes with the checksum of the manifest."""
+    """Change the stored bytes of a part without changing its checksum."""
     data = bytearray(store.get(part.key))
     data[20] ^= 1
     forged = crc_alike(bytes(data), part.crc32)
@@ -65,11 +68,11 @@ def forge(store, part):
     store.put(part.key, forged)
 
 
-# --- at rest -------------------------------------------------------------------------------------
+# --- arrays in storage ---------------------------------------------------------------------------
 
 
 @pytest.mark.every_store
-def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
+def test_stored_bytes_reveal_no_data_and_damage_is_repaired(store):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     assert coded.key == KEY
     assert coded.zarr_path is None
@@ -96,8 +99,8 @@ def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
     assert store.keys("polarmap/") == []
 
 
-def test_repair_is_of_what_lies_there_now(store):
-    """Also when somebody has encoded it anew, with the same key, since it was opened."""
+def test_repair_uses_the_stored_array_of_the_moment(store):
+    # The array is encoded again with the same key after it was opened.
     opened = polarmap.encode(A, storage=store, **OPTIONS)
     anew = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
     damage(store, anew.block_segments(1)[0], "missing")
@@ -105,7 +108,7 @@ def test_repair_is_of_what_lies_there_now(store):
     np.testing.assert_allclose(opened[:], 2 * A, rtol=1e-12, atol=1e-12)
 
 
-def test_a_key_that_is_gone_since_is_an_error_of_ours(store, monkeypatch):
+def test_missing_key_variable_raises_a_clear_error(store, monkeypatch):
     named = OPTIONS | {"key": f"env:{NAME}"}
     coded, plain = polarmap.encode(A, storage=store, **named), polarmap.encode(A, name="b", storage=store)
     polarmap.encode(A, storage=store, overwrite=True, **named | {"name": "b"})
@@ -140,7 +143,7 @@ def test_stripes_are_encrypted_one_by_one(store):
 # --- manifests -----------------------------------------------------------------------------------
 
 
-def test_each_wrong_key_has_one_clear_error(store):
+def test_wrong_keys_raise_one_clear_error(store):
     polarmap.encode(A, storage=store, **OPTIONS)
     cases = {
         "is encrypted: pass its key, open_coded": None,
@@ -157,7 +160,7 @@ def test_each_wrong_key_has_one_clear_error(store):
     assert polarmap.arrays.list_coded(store) == ["a"]
 
 
-def test_who_expects_encryption_gets_no_array_without(store):
+def test_key_is_refused_for_an_unencrypted_array(store):
     polarmap.encode(A, storage=store, **{**OPTIONS, "key": None})
     with pytest.raises(StorageError, match="describes an array that is not encrypted: leave key out"):
         polarmap.open_coded("a", store, key=KEY)
@@ -174,8 +177,8 @@ def test_who_expects_encryption_gets_no_array_without(store):
         lambda array: array["blocks"][0][0].update(crc32=1),
     ],
 )
-def test_a_manifest_that_somebody_has_changed_is_refused(store, change, monkeypatch):
-    """Before anything is made of what it says."""
+def test_changed_manifest_is_refused(store, change, monkeypatch):
+    # The signature must be checked before any content of the manifest is used.
     polarmap.encode(A, storage=store, **OPTIONS)
     write_manifest(store, change)
     monkeypatch.setattr("polarmap.arrays.manifest.deserialize_code", pytest.fail)
@@ -192,8 +195,8 @@ def test_a_manifest_that_somebody_has_changed_is_refused(store, change, monkeypa
         (lambda array: array.update(zarr=array.pop("view")), "an encrypted array cannot have a Zarr array"),
     ],
 )
-def test_a_manifest_without_a_tag_that_makes_no_sense_is_refused(store, change, message):
-    """As the command line reads it, which has no key."""
+def test_invalid_manifest_is_refused_without_a_key(store, change, message):
+    # The command line opens arrays without a key, so it cannot check the tag.
     polarmap.encode(A, storage=store, **OPTIONS)
     view = {"path": "polarmap/coded/a/x/array.zarr", "chunk_shape": [6, 40], "metadata": []}
     write_manifest(store, lambda array: change(array.update(view=view) or array))
@@ -216,7 +219,7 @@ def test_an_array_cannot_be_passed_off_as_another(store):
 
 
 def swapped(store, coded):
-    """Two blocks change places: each is a good part, but of the other."""
+    """Swap two stored blocks, which are both valid parts, and return their indices."""
     first_key, second_key = coded.block_segments(0)[0].key, coded.block_segments(3)[0].key
     first, second = store.get(first_key), store.get(second_key)
     store.put(first_key, second)
@@ -225,7 +228,7 @@ def swapped(store, coded):
 
 
 def replayed(store, coded):
-    """What lay there before the array was encoded again comes back."""
+    """Encode the array again, restore the old bytes of two blocks, and return the indices of these blocks."""
     before = [store.get(coded.block_segments(index)[0].key) for index in (0, 5)]
     newer = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
     for index, data in zip((0, 5), before):
@@ -243,7 +246,7 @@ def unharmed(store, coded):
 
 
 @pytest.mark.parametrize("tamper", [unharmed, swapped, replayed, forged])
-def test_parts_that_fail_are_erasures_and_are_named(store, tamper):
+def test_changed_parts_are_erasures_and_are_named(store, tamper):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     bad = tamper(store, coded)
     scale = 2 if tamper is replayed else 1
@@ -260,8 +263,8 @@ def test_parts_that_fail_are_erasures_and_are_named(store, tamper):
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes", "here"])
-def test_workers_read_and_verify_it_themselves(store, pool, kind):
-    A = random_array((400, 1_000))  # large enough to be kept in memory
+def test_workers_read_and_verify_parts(store, pool, kind):
+    A = random_array((400, 1_000))  # large enough that workers cache the blocks in memory
     coded = polarmap.encode(A, storage=store, **{**OPTIONS, "key": f"env:{NAME}"})
     [first, second] = swapped(store, coded)
     pools = {
@@ -271,9 +274,8 @@ def test_workers_read_and_verify_it_themselves(store, pool, kind):
     }
     with pools[kind](2) as executor:
         n_failed = 0
-        while (
-            n_failed < 2
-        ):  # the second finds what is kept; a map may end before it hears of what was changed
+        # The second failing map finds the cached blocks. A map may end before a changed block is reported.
+        while n_failed < 2:
             y = polarmap.coded_map(product, coded, executor=executor, retries=0)
             np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-9, atol=1e-9)
             n_failed, report = n_failed + bool(failed(y.report)), str(y.report)
@@ -281,7 +283,7 @@ def test_workers_read_and_verify_it_themselves(store, pool, kind):
         assert "is not what was encrypted: it has been changed or replaced" in report
 
 
-def test_when_everything_was_changed_it_is_said_once(store, pool):
+def test_array_with_all_parts_changed_raises_one_error(store, pool):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     for index in range(6):
         forge(store, coded.block_segments(index)[0])
@@ -294,14 +296,14 @@ def test_when_everything_was_changed_it_is_said_once(store, pool):
         coded[:]
 
 
-def test_workers_with_another_key_have_one_clear_error(store):
+def test_workers_with_another_key_raise_one_clear_error(store):
     coded = polarmap.encode(A, storage=store, **{**OPTIONS, "key": f"env:{NAME}"})
     raises_wrong_key = pytest.raises(NotDecodableError, match="this is not the key that was used to encrypt")
     with process_pool(2, **{NAME: bytes(32).hex()}) as pool, raises_wrong_key:
         polarmap.coded_map(product, coded, executor=pool, retries=0)
 
 
-def test_results_that_stay_are_encrypted_as_the_data_is(store):
+def test_stored_results_are_encrypted_like_the_data(store):
     B = random_array((40, 7), seed=1)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     late = ReplayExecutor({1: 100.0, 4: 100.0})
@@ -321,7 +323,7 @@ def test_results_that_stay_are_encrypted_as_the_data_is(store):
         polarmap.open_coded("ABB", store)
 
 
-def test_long_results_are_cut_and_encrypted_piece_by_piece(store, pool, monkeypatch):
+def test_long_results_are_encrypted_in_segments(store, pool, monkeypatch):
     monkeypatch.setattr("polarmap.arrays.stored_result.MAX_STRIPE_BYTES", 8 * 6 * 50)
     y = polarmap.coded_map(np.negative, A, blocks=4, tasks=6, out=Stored("y", store), executor=pool, key=KEY)
     parts = y.array.block_segments(min(set(range(4)) - set(y.report.recovered)))
@@ -361,7 +363,7 @@ def test_functions_of_lithops_find_the_key_in_their_environment(config):
         polarmap.coded_map(product, polarmap.open_coded("a", config, key=KEY))
 
 
-def test_an_array_takes_no_key_along_with_f(store, pool):
+def test_array_in_f_is_not_pickled_with_the_bytes_of_its_key(store, pool):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     with pytest.raises(
         CodeError, match=r"cannot be pickled, .* the bytes of its key: open it with key='env:NAME'"
@@ -374,17 +376,17 @@ def test_an_array_takes_no_key_along_with_f(store, pool):
     np.testing.assert_allclose(y.concatenate(), A @ A[:4].T, rtol=1e-10, atol=1e-10)
 
 
-# --- what would be stored as it is ---------------------------------------------------------------
+# --- data that would be stored unencrypted -------------------------------------------------------
 
 
-def test_objects_that_are_not_copied_are_not_encrypted(store):
+def test_raw_objects_are_not_encrypted(store):
     store.put("mine/0", A.tobytes())
     with pytest.raises(CodeError, match="encode does not rewrite these objects"):
         polarmap.encode(RawObjects(["mine/0"], A.shape, A.dtype, 24), storage=store, **OPTIONS)
     assert store.keys("polarmap/") == []
 
 
-def test_parts_that_no_cipher_takes(store, monkeypatch):
+def test_parts_too_large_for_the_cipher_are_refused(store, monkeypatch):
     monkeypatch.setattr("polarmap.executors.encryption_keys.MAX_PLAINTEXT_BYTES", 1_000)
     with pytest.raises(
         CodeError, match=r"a part with this memory= has 1920 bytes, and at most 1000 can .* smaller memory="
@@ -392,7 +394,7 @@ def test_parts_that_no_cipher_takes(store, monkeypatch):
         polarmap.encode(A, storage=store, **OPTIONS)
 
 
-def test_other_verbs_would_store_it_as_it_is(store):
+def test_functions_that_would_store_data_unencrypted_are_refused(store):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     results = polarmap.coded_map(np.negative, coded, out=Stored("y"), executor=ReplayExecutor())
     for verb in (

@@ -1,4 +1,7 @@
-"""Maps of data in memory with a key: nothing of data and results is written anywhere as it is."""
+"""Maps over data in memory with `key=`: no data or result is written anywhere unencrypted.
+
+The tests search the disks of real storage servers for the numbers of the data and results.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from polarmap.testing import Fault, FaultyExecutor
 KEY = bytes(range(32))
 NAME = "POLARMAP_TEST_KEY"
 A = random_array((24, 40))
-total = partial(np.sum, axis=1)  # of which nothing but numpy has to be imported
+total = partial(np.sum, axis=1)  # workers need to import nothing but numpy to unpickle it
 SIZES = {"blocks": 4, "tasks": 6}
 
 
@@ -37,19 +40,22 @@ def pool():
         yield pool
 
 
-def numbers(*arrays):
-    """Each of their float64, as bytes."""
+def float64_bytes(*arrays):
+    """Return the 8 bytes of each float64 in `arrays`."""
     return [array.tobytes()[at : at + 8] for array in arrays for at in range(0, array.nbytes, 8)]
 
 
-def written(server):
-    """All that a server has ever written to its disk: neither removes anything from its log so soon."""
+def read_server_files(server):
+    """Return all bytes in the server's folder, including its log of deleted objects.
+
+    Neither kind of server compacts its log within the duration of a test.
+    """
     return b"".join(path.read_bytes() for path in Path(server.folder).rglob("*") if path.is_file())
 
 
-def seen(server, *arrays):
-    data = written(server)
-    return [number for number in numbers(*arrays) if number in data]
+def find_on_disk(server, *arrays):
+    data = read_server_files(server)
+    return [number for number in float64_bytes(*arrays) if number in data]
 
 
 @pytest.mark.parametrize(("server", "place"), [("s3", "functions"), ("redis", "kept")], indirect=["server"])
@@ -61,21 +67,22 @@ def test_no_storage_ever_sees_data_or_results(server, config, place):
         y = polarmap.coded_map(total, B, executor=executor, key=f"env:{NAME}", **SIZES)
         np.testing.assert_allclose(y.concatenate(), B.sum(axis=1), rtol=1e-10, atol=1e-10)
         if place == "kept":
-            polarmap.hedged_map(total, control, executor=executor, blocks=4)  # of which all have to arrive
-            assert len(seen(server, control.sum(axis=1))) == len(control)
+            # A hedged map writes every result unencrypted, which shows that the search finds such results.
+            polarmap.hedged_map(total, control, executor=executor, blocks=4)
+            assert len(find_on_disk(server, control.sum(axis=1))) == len(control)
         open_store(config).put("polarmap/control", control.tobytes())
-    assert len(seen(server, control)) == control.size
-    assert seen(server, B, parity, np.concatenate(list(y))) == []
-    assert KEY not in written(server)
-    assert KEY.hex().encode() not in written(server)
+    assert len(find_on_disk(server, control)) == control.size
+    assert find_on_disk(server, B, parity, np.concatenate(list(y))) == []
+    assert KEY not in read_server_files(server)
+    assert KEY.hex().encode() not in read_server_files(server)
 
 
 class Elsewhere(Executor):
-    """A pool of which nobody knows where its workers are."""
+    """An executor that does not say where its workers run."""
 
 
 @pytest.mark.parametrize("kind", ["localhost", "kept", "elsewhere"])
-def test_the_key_itself_does_not_leave_this_machine(kind, tmp_path):
+def test_bytes_of_the_key_do_not_leave_this_machine(kind, tmp_path):
     yaml = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
     with Pool(yaml) as pool:
         executor = {"localhost": "localhost", "kept": pool, "elsewhere": Elsewhere()}[kind]
@@ -117,14 +124,14 @@ def test_every_kind_of_map(pool, f, data, options):
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_pools_of_others_of_which_each_process_finds_the_key(kind, tmp_path):
+def test_processes_of_foreign_pools_read_the_key_file(kind, tmp_path):
     (tmp_path / "key").write_text(KEY.hex())
     with ThreadPoolExecutor(2) if kind == "threads" else process_pool(2) as executor:
         y = polarmap.coded_map(total, BIG, executor=executor, key=f"file:{tmp_path}/key", **SIZES)
     np.testing.assert_allclose(y.concatenate(), BIG.sum(axis=1), rtol=1e-9, atol=1e-9)
 
 
-def test_what_f_raises_is_told(pool):
+def test_exception_of_f_is_raised(pool):
     def f(block):
         raise ValueError("not today")
 
@@ -132,7 +139,7 @@ def test_what_f_raises_is_told(pool):
         polarmap.coded_map(f, A, executor=pool, key=KEY, retries=0, **SIZES)
 
 
-def test_without_the_key_there_is_one_clear_error():
+def test_missing_key_raises_one_clear_error():
     with (
         process_pool(2, **{NAME: None}) as executor,
         pytest.raises(NotDecodableError, match=rf"'{NAME}' of key='env:{NAME}' is not set here"),
@@ -142,7 +149,7 @@ def test_without_the_key_there_is_one_clear_error():
         polarmap.coded_map(total, A, key="env:NOT_SET_ANYWHERE")
 
 
-def test_a_stored_array_has_told_its_key(pool, store):
+def test_key_of_a_stored_array_is_used(pool, store):
     plain = polarmap.encode(A, name="plain", storage=store, **SIZES)
     encrypted = polarmap.encode(A, name="encrypted", storage=store, key=KEY, **SIZES)
     with pytest.raises(CodeError, match=r"these lie in storage, as they are: encode\(\.\.\., key=\)"):
@@ -154,6 +161,6 @@ def test_a_stored_array_has_told_its_key(pool, store):
         np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
 
 
-def test_a_future_has_it_too(pool):
+def test_submitted_map_uses_the_key(pool):
     future = polarmap.submit(polarmap.coded_map, total, A, executor=pool, key=KEY, **SIZES)
     np.testing.assert_allclose(future.result(60.0).concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)

@@ -1,4 +1,4 @@
-"""future.estimates(): what results are estimated to be while a map runs, and the exact ones last."""
+"""future.estimates(): estimates of the results while a map runs, and then the exact results."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 class Turnstile:
-    """An f for threads that returns when its block is let through, which its first entry names."""
+    """A function for thread pools that blocks until the test releases the block it was called with.
+
+    The first entry of a block identifies it.
+    """
 
     def __init__(self, firsts: Any) -> None:
         self.gates = {float(first): threading.Event() for first in firsts}
-        self.parity_gate = threading.Event()  # parity blocks
+        self.parity_gate = threading.Event()  # shared by all parity blocks
 
     def __call__(self, block: np.ndarray) -> np.ndarray:
         assert self.gates.get(float(block[0]), self.parity_gate).wait(SECONDS)
@@ -51,7 +54,7 @@ class Turnstile:
 
 
 def after(estimates: Iterator[CodedResult[Any]], arrived: int) -> CodedResult[Any]:
-    """The first estimate from so many results."""
+    """Return the first estimate that is based on exactly `arrived` results."""
     for estimate in estimates:
         if sum(task.arrived is not None for task in estimate.report.tasks) == arrived:
             return estimate
@@ -81,15 +84,15 @@ def test_estimates_improve_as_results_arrive_and_the_last_is_exact(threads: Thre
     assert last.report.error_p90 == 0
     assert last.report.errors == ()
     np.testing.assert_allclose(np.stack(list(last)), 2 * BLOCKS, rtol=1e-9)
-    assert list(future.estimates()) == [last]  # once it is over
+    assert list(future.estimates()) == [last]  # a finished map yields its result only
 
 
-def test_an_estimate_is_that_of_a_deadline_at_its_moment(threads: ThreadPoolExecutor) -> None:
+def test_estimate_equals_result_of_a_map_with_a_deadline(threads: ThreadPoolExecutor) -> None:
     f = Turnstile(BLOCKS[:, 0])
     future = polarmap.submit(polarmap.coded_map, f, list(BLOCKS), tasks=8, executor=threads)
     f.let_through(4)
     f.parity_gate.set()
-    now = after(future.estimates(), 3)  # one data block, two of parity
+    now = after(future.estimates(), 3)  # one data block and two parity blocks
     f.open()
     late = polarmap.coded_map(
         lambda block: 2 * block,
@@ -105,7 +108,7 @@ def test_an_estimate_is_that_of_a_deadline_at_its_moment(threads: ThreadPoolExec
 
 
 def test_rows_of_padding_are_cut_off(threads: ThreadPoolExecutor) -> None:
-    data = np.arange(1.0, 24.0).reshape(23, 1)  # four blocks of six rows
+    data = np.arange(1.0, 24.0).reshape(23, 1)  # four blocks of six rows, with one padding row
     gate, first = threading.Event(), threading.Semaphore(2)
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -120,7 +123,7 @@ def test_rows_of_padding_are_cut_off(threads: ThreadPoolExecutor) -> None:
     np.testing.assert_allclose(future.result(SECONDS).concatenate(), 3 * data)
 
 
-def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: ThreadPoolExecutor) -> None:
+def test_estimates_end_with_the_error_of_a_map_that_loses_too_many_tasks(threads: ThreadPoolExecutor) -> None:
     turnstile = Turnstile(BLOCKS[:, 0])
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -140,7 +143,7 @@ def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: Th
 
 
 @pytest.mark.filterwarnings("ignore:the data contains NaN", "ignore:the data holds NaN")
-def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
+def test_results_that_cannot_be_encoded_are_not_estimated() -> None:
     blocks = BLOCKS.copy()
     blocks[3] = np.nan
     future = polarmap.submit(

@@ -1,4 +1,4 @@
-"""Calls of any function as futures, on each kind of executor."""
+"""polarmap.Executor: calls of any function as futures, on each kind of underlying executor."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ KINDS = {
 }
 
 
-# Calls go one way to all pools of processes here, whoever has made them.
-WAYS = [kind for kind in KINDS if kind not in ("workers", "pool")]
+# "workers" and "pool" are left out: calls reach every pool of local processes in the same way.
+TESTED_KINDS = [kind for kind in KINDS if kind not in ("workers", "pool")]
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=TESTED_KINDS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     with ExitStack() as stack, KINDS[request.param](stack) as executor:
         yield executor
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Executor]:
+def two_workers() -> Iterator[Executor]:
     with Executor(workers=2) as executor:
         yield executor
 
 
-# --- what calls give ---------------------------------------------------------------------------------
+# --- results of calls --------------------------------------------------------------------------------
 
 
-def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
+def test_calls_return_the_values_of_their_functions(executor: Executor) -> None:
     def add(block: np.ndarray) -> np.ndarray:
-        block += 1  # it may write into what it gets
+        block += 1  # a function may modify its arguments
         return block
 
     values = [None, "text", {1, 2}, {"a": [None, np.arange(3)]}, 2**80, Path("x"), np.float32(1.5)]
@@ -83,8 +83,8 @@ def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
     assert executor.submit(add, np.zeros(300_000)).result(PATIENCE)[-1] == 1.0
 
 
-def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor: Executor) -> None:
-    class OddError(Exception):  # pickle does not find its arguments
+def test_exception_of_a_call_has_the_traceback_of_the_worker(executor: Executor) -> None:
+    class OddError(Exception):  # cannot be unpickled, because its `args` differ from its arguments
         def __init__(self, first: int, second: int) -> None:
             super().__init__(f"{first} and {second}")
 
@@ -93,16 +93,16 @@ def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor:
 
     for error in (KeyError("x"), SystemExit(3), StopIteration(1)):
         raised = executor.submit(fail, error).exception(PATIENCE)
-        if not isinstance(error, KeyError):  # which would end whoever asks for the result
+        if not isinstance(error, KeyError):  # a bare SystemExit or StopIteration would affect the caller
             assert isinstance(raised, FunctionExitError)
             raised = raised.__cause__
         assert type(raised) is type(error)
         assert raised.args == error.args
-        assert "in fail" in "".join(traceback.format_exception(raised))  # its own, or its cause
+        assert "in fail" in "".join(traceback.format_exception(raised))
     raised = executor.submit(json.loads, "x").exception(PATIENCE)
     assert isinstance(raised, json.JSONDecodeError)
     text = "".join(traceback.format_exception(raised))
-    assert "raise JSONDecodeError(" in text  # the line of a module that is there
+    assert "raise JSONDecodeError(" in text  # a source line of the module on the worker
     assert "1 and 2" in str(executor.submit(lambda: fail(OddError(1, 2))).exception(PATIENCE))
     for call in ((threading.Lock,), (id, threading.Lock())):
         with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
@@ -110,9 +110,9 @@ def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor:
     assert executor.submit(int).result(PATIENCE) == 0
 
 
-def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> None:
+def test_arguments_are_pickled_when_they_are_submitted(two_workers: Executor) -> None:
     large, small = np.zeros(1_000_000), [0]
-    futures = [two.submit(lambda a, b: (a.sum(), b), large, small) for _ in range(8)]
+    futures = [two_workers.submit(lambda a, b: (a.sum(), b), large, small) for _ in range(8)]
     large += 1
     small.append(1)
     assert [future.result(PATIENCE) for future in futures] == [(0.0, [0])] * 8
@@ -121,15 +121,15 @@ def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> 
 # --- map ---------------------------------------------------------------------------------------------
 
 
-def test_map_gives_results_in_order_whatever_the_chunks(two: Executor) -> None:
+def test_map_returns_results_in_order_for_any_chunksize(two_workers: Executor) -> None:
     for chunksize in (1, 3, 40, 50):
         for buffersize in (None, 1, 7):
-            results = two.map(pow, range(40), range(50), chunksize=chunksize, buffersize=buffersize)
+            results = two_workers.map(pow, range(40), range(50), chunksize=chunksize, buffersize=buffersize)
             assert list(results) == [pow(number, number) for number in range(40)]
-    assert list(two.map(abs, [])) == list(two.map(abs, [], chunksize=5)) == []
+    assert list(two_workers.map(abs, [])) == list(two_workers.map(abs, [], chunksize=5)) == []
 
 
-def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
+def test_map_reads_no_further_than_its_buffer(two_workers: Executor) -> None:
     read: list[int] = []
 
     def numbers() -> Iterator[int]:
@@ -137,7 +137,7 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
             read.append(number)
             yield number
 
-    results = two.map(abs, numbers(), buffersize=4)
+    results = two_workers.map(abs, numbers(), buffersize=4)
     assert len(read) == 4
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(read) == 7
@@ -145,8 +145,8 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o777, None], ids=["private", "open to others", "no folder"])
-def test_a_large_function_of_a_map_is_a_file_where_there_is_a_place_for_one(
-    two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
+def test_large_function_of_a_map_is_stored_in_a_private_folder(
+    two_workers: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
 ) -> None:
     folder, removed = tmp_path / "folder", threading.Event()
     if mode is None:
@@ -159,18 +159,18 @@ def test_a_large_function_of_a_map_is_a_file_where_there_is_a_place_for_one(
         "polarmap.maps.executor.remove_owned_folder", lambda path: path == folder and removed.set()
     )
     large = np.ones(100_000)
-    assert list(two.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
+    assert list(two_workers.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
     assert (mode == 0o700) == (folder / "calls/function").exists()
     assert removed.wait(PATIENCE)
 
 
-def test_a_map_with_a_buffer_keeps_the_executor_that_nobody_else_has() -> None:
+def test_map_with_a_buffer_keeps_its_executor_alive() -> None:
     for chunksize in (1, 3):
         results = Executor(ReplayExecutor()).map(abs, range(20), chunksize=chunksize, buffersize=2)
         assert list(results) == list(range(20))
 
 
-def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> None:
+def test_lateness_is_tracked_per_function_and_chunksize() -> None:
     with Executor(ReplayExecutor()) as executor:
         for f in (abs, float):
             for chunksize in (1, 2):
@@ -178,21 +178,20 @@ def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> Non
         assert len(executor._call_queue._policy._trackers_by_class) == 4
 
 
-def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) -> None:
+def test_unpicklable_call_of_a_map_fails_alone(two_workers: Executor) -> None:
     items: list[Any] = [1, threading.Lock(), np.arange(10_000.0), 3]
-    results = two.map(np.sum, items)
+    results = two_workers.map(np.sum, items)
     assert next(results) == 1
     with pytest.raises(TypeError, match="pickle"):
         next(results)
-    assert list(two.map(np.sum, items[2:])) == [49995000.0, 3]
+    assert list(two_workers.map(np.sum, items[2:])) == [49995000.0, 3]
     with pytest.raises(TypeError, match="pickle"):
-        list(two.map(partial(id, items[1]), [1]))
+        list(two_workers.map(partial(id, items[1]), [1]))
 
 
-def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that its pool has, of which one runs and one is told ahead, and those that it has not yet."""
+def test_shutdown_cancels_queued_calls_of_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One call runs, one is assigned to the worker in advance, some wait in the pool, and the rest have
+    # not been submitted to the pool yet.
     monkeypatch.setattr("polarmap.maps.executor.MAX_QUEUED_CALLS", 40)
     with Executor(workers=1) as executor:
         results = executor.map(linger, [tmp_path] * 90, map(str, range(90)))
@@ -222,50 +221,51 @@ def test_a_map_that_times_out_or_raises_cancels_the_rest(tmp_path: Path) -> None
         ({"buffersize": "1"}, "buffersize must be an integer or None"),
     ],
 )
-def test_options_of_map_are_checked(two: Executor, wrong: dict[str, Any], error: str) -> None:
+def test_options_of_map_are_checked(two_workers: Executor, wrong: dict[str, Any], error: str) -> None:
     with pytest.raises((TypeError, ValueError), match=error):
-        two.map(abs, [1], **wrong)
+        two_workers.map(abs, [1], **wrong)
 
 
 # --- futures -----------------------------------------------------------------------------------------
 
 
-def test_a_thousand_futures_take_one_thread(two: Executor) -> None:
+def test_a_thousand_futures_take_one_thread(two_workers: Executor) -> None:
     before = threading.active_count()
-    futures = [two.submit(abs, -number) for number in range(1000)]
-    assert threading.active_count() <= before + 3  # its own, and those of the pool
+    futures = [two_workers.submit(abs, -number) for number in range(1000)]
+    assert threading.active_count() <= before + 3  # one thread of the executor and two of its pool
     assert [future.result(PATIENCE) for future in futures] == list(range(1000))
 
 
-def test_callbacks_may_submit_more(two: Executor) -> None:
+def test_callbacks_may_submit_more(two_workers: Executor) -> None:
     seen: futures.Future[int] = futures.Future()
 
     def more(future: futures.Future[int]) -> None:
-        again = two.submit(abs, -future.result())
+        again = two_workers.submit(abs, -future.result())
         again.add_done_callback(lambda future: seen.set_result(future.result()))
 
-    two.submit(int, "-7").add_done_callback(more)
+    two_workers.submit(int, "-7").add_done_callback(more)
     assert seen.result(PATIENCE) == 7
 
 
-def test_nothing_is_kept_of_calls_that_are_done(two: Executor) -> None:
+def test_finished_calls_are_released(two_workers: Executor) -> None:
     class Thing:
         def method(self) -> Thing:
             return self
 
     thing = Thing()
     reference = weakref.ref(thing)
-    two.submit(thing.method).result(PATIENCE)
+    two_workers.submit(thing.method).result(PATIENCE)
     del thing
     gc.collect()
     assert reference() is None
 
 
-def test_nothing_is_kept_of_calls_while_others_go_on(two: Executor, tmp_path: Path) -> None:
-    first = two.submit(linger, tmp_path, "first")
+def test_finished_calls_are_released_while_others_run(two_workers: Executor, tmp_path: Path) -> None:
+    first = two_workers.submit(linger, tmp_path, "first")
     sizes = []
-    for _ in range(3):  # what is remembered of a number of calls is full with the first of these
-        list(two.map(abs, range(1200)))
+    # The first round fills the history of durations, which keeps a bounded number of calls.
+    for _ in range(3):
+        list(two_workers.map(abs, range(1200)))
         gc.collect()
         sizes.append(len(gc.get_objects()))
     assert first.running()
@@ -277,8 +277,8 @@ def test_nothing_is_kept_of_calls_while_others_go_on(two: Executor, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["pool", "threads", "processes"])
-def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running(kind: str, tmp_path: Path) -> None:
-    """Eight of three workers fall asleep, while the executor is never without a call."""
+def test_workers_that_hang_do_not_block_other_calls(kind: str, tmp_path: Path) -> None:
+    # Eight calls sleep forever on three workers, while another call keeps the executor busy.
 
     def asleep_at_first(number: int) -> int:
         if number % 10 == 5 and not (tmp_path / f"{number} began").exists():
@@ -295,7 +295,7 @@ def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running(kind: s
             touch(tmp_path, f"{number} may end")
 
 
-def test_no_backups_means_none(tmp_path: Path) -> None:
+def test_backups_0_starts_no_backups(tmp_path: Path) -> None:
     def note(number: int) -> None:
         (tmp_path / f"{number} {time.monotonic_ns()}").touch()
         time.sleep(1.0 if number == 19 else 0.02)
@@ -305,7 +305,7 @@ def test_no_backups_means_none(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 20
 
 
-def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_path: Path) -> None:
+def test_call_of_a_lost_worker_is_restarted(executor: Executor, tmp_path: Path) -> None:
     name = executor._call_queue._executor.name
     if name.startswith(("ThreadPool", "ProcessPool", "replay", "persistent workers on Dask")):
         pytest.skip("its workers are this process, or all are lost with one")
@@ -325,12 +325,12 @@ def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_pa
     assert executor.submit(int).result(PATIENCE) == 0
 
 
-def test_a_lost_call_waits_for_the_delay_of_its_executor() -> None:
+def test_lost_call_is_restarted_after_the_retry_delay() -> None:
     executor = FaultyExecutor(ReplayExecutor(), {1: Fault("kill")})
     with Executor(executor, retry_delay=30.0) as delayed:
         begun = time.monotonic()
         assert list(delayed.map(abs, [-1, -2, -3])) == [1, 2, 3]
-    assert time.monotonic() - begun < 20.0  # on a virtual clock
+    assert time.monotonic() - begun < 20.0  # the delay of 30 s passes on a virtual clock
 
 
 def test_faults_strike_calls_by_number() -> None:
@@ -342,17 +342,17 @@ def test_faults_strike_calls_by_number() -> None:
         assert isinstance(futures[2].exception(PATIENCE), WorkerLostError)
 
 
-def test_a_script_that_has_no_end_for_a_call_loses_it() -> None:
+def test_call_with_infinite_run_time_is_lost() -> None:
     with Executor(ReplayExecutor({0: float("inf")})) as executor:
         assert isinstance(executor.submit(int).exception(PATIENCE), WorkerLostError)
         assert executor.submit(int).result(PATIENCE) == 0
 
 
-# --- its life ----------------------------------------------------------------------------------------
+# --- shutdown, exit and forks ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_shutdown_nothing_is_taken_and_nothing_left(kind: str) -> None:
+def test_executor_after_shutdown_accepts_no_calls_and_leaves_nothing(kind: str) -> None:
     before = set(threading.enumerate())
     with ExitStack() as stack:
         executor = KINDS[kind](stack)
@@ -369,7 +369,7 @@ def test_after_shutdown_nothing_is_taken_and_nothing_left(kind: str) -> None:
         assert not [thread for thread in new if thread.name == "polarmap-executor"]
 
 
-def test_workers_of_its_own_end_with_it_and_those_of_a_pool_stay() -> None:
+def test_shutdown_ends_own_workers_but_not_those_of_a_pool() -> None:
     before = descendants()
     with Pool(workers=1) as pool:
         with Executor(pool) as executor:
@@ -385,7 +385,7 @@ def test_workers_of_its_own_end_with_it_and_those_of_a_pool_stay() -> None:
     assert until(lambda: not (descendants() - before))
 
 
-def test_a_pool_that_is_closed_fails_its_calls_and_no_others(tmp_path: Path) -> None:
+def test_closing_a_pool_fails_only_its_calls(tmp_path: Path) -> None:
     with Pool(workers=1) as pool, Executor(pool) as executor:
         running = executor.submit(linger, tmp_path, "first")
         assert until((tmp_path / "first began").exists)
@@ -439,7 +439,7 @@ def test_the_interpreter_waits_for_its_calls_before_it_exits() -> None:
     assert errors == ""
 
 
-def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:
+def test_forked_child_has_separate_threads_and_workers() -> None:
     with script(
         """
         executor = polarmap.Executor(workers=2)
@@ -455,22 +455,22 @@ def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:
         """
     ) as process:
         out, errors = process.communicate(timeout=PATIENCE)
-    assert errors == "" or "fork" in errors  # of a process with threads, some Pythons warn
+    assert errors == "" or "fork" in errors  # some Python versions warn about forking with threads
     assert out == "True\nNone True\n"
 
 
-# --- tools that take one -----------------------------------------------------------------------------
+# --- libraries that accept an executor ---------------------------------------------------------------
 
 
-def test_dask_computes_on_it(two: Executor) -> None:
+def test_dask_computes_on_it(two_workers: Executor) -> None:
     import dask
 
     halves = [dask.delayed(sum)(range(start, start + 50)) for start in (0, 50)]
-    with dask.config.set(scheduler="threads", pool=two):
+    with dask.config.set(scheduler="threads", pool=two_workers):
         assert dask.delayed(sum)(halves).compute() == 4950
 
 
-def test_a_map_runs_where_it_does(executor: Executor) -> None:
+def test_coded_map_runs_on_the_underlying_executor(executor: Executor) -> None:
     data = np.arange(12.0).reshape(6, 2)
     options: dict[str, Any] = {"executor": executor, "timeout": PATIENCE}
     result = polarmap.coded_map(np.sum, data, blocks=3, tasks=4, **options)
@@ -479,7 +479,7 @@ def test_a_map_runs_where_it_does(executor: Executor) -> None:
     assert list(polarmap.hedged_map(str, range(3), **options)) == ["0", "1", "2"]
 
 
-def test_no_map_runs_where_it_was_shut_down() -> None:
+def test_map_on_an_executor_after_shutdown_is_refused() -> None:
     executor = Executor(ReplayExecutor())
     executor.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):

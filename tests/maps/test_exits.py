@@ -1,4 +1,4 @@
-"""What f raises to end a program, a loop or a generator ends none of the caller's: it is an error instead."""
+"""Exceptions of f that would end a program, a loop or a generator reach the caller as ordinary errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE = 60.0
 
 
 class OwnExit(BaseException):
-    """One of a library, as pytest and trio have them."""
+    """A subclass of BaseException, as pytest and trio define them."""
 
 
 EXITS = [
@@ -49,7 +49,7 @@ def hedged_map(f: Any, executor: Any) -> Any:
 
 
 def stored_error(f: Any, executor: Any, **options: Any) -> Any:
-    """An exception that stands in the place of a result."""
+    """Raise the exception that a hedged map stores as the result of an item."""
     options |= {"executor": executor, "retries": 0, "timeout": PATIENCE, "return_exceptions": True}
     raise list(polarmap.hedged_map(f, range(3), **options))[1]
 
@@ -97,8 +97,8 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("verb", NAMED, ids=lambda verb: verb.__name__)
-def test_what_would_end_the_caller_is_an_error_that_names_its_task(verb: Any, executor: Any) -> None:
-    is_slow = executor == "localhost"  # each map starts processes
+def test_exits_of_f_raise_an_error_that_names_the_task(verb: Any, executor: Any) -> None:
+    is_slow = executor == "localhost"  # each map on localhost starts processes
     for error in EXITS[: 1 if is_slow else None]:
         with pytest.raises(BaseException, match=NAMED[verb]) as raised:
             verb(fails(error), executor)
@@ -110,7 +110,7 @@ def test_what_would_end_the_caller_is_an_error_that_names_its_task(verb: Any, ex
         assert cause.args == error.args
 
 
-def test_an_item_that_exits_takes_no_other_of_its_group_with_it() -> None:
+def test_item_that_exits_fails_no_other_item_of_its_block() -> None:
     def f(item: int) -> int:
         return sys.exit(3) if item == 2 else -item
 
@@ -120,7 +120,7 @@ def test_an_item_that_exits_takes_no_other_of_its_group_with_it() -> None:
     assert results[:2] + results[3:] == [0, -1, -3, -4, -5]
 
 
-def test_a_worker_that_ends_without_raising_is_lost() -> None:
+def test_worker_that_exits_without_raising_is_lost() -> None:
     def f(item: Any) -> Any:
         import os
 

@@ -1,4 +1,4 @@
-"""Coded gradients against derivatives in closed form, with workers that never report."""
+"""Coded gradients with workers that never report; the oracles are derivatives in closed form."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
 
 
 def curved(x: Any) -> Any:
-    """Neither symmetric nor polynomial, and no two coordinates alike."""
+    """Evaluate a smooth function that is neither symmetric nor a polynomial."""
     rows = WEIGHTS[:, : np.size(x)] @ np.reshape(x, -1)
     return np.sum(np.logaddexp(0, rows)) + np.sin(rows).sum()
 
@@ -68,7 +68,7 @@ def test_gradient_from_any_decodable_subset(code: str, scheme: str, digits: int,
     x = point(d)
     try:
         result = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=late)
-    except NotDecodableError:  # too inaccurate, which the report of a longer wait must show
+    except NotDecodableError:  # decoding would be too inaccurate, so the map has to wait for more tasks
         result = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=arriving(order, n))
     exact = curved_gradient(x)
     assert result.gradient.shape == x.shape
@@ -98,7 +98,7 @@ def test_coordinates_of_very_different_scale() -> None:
     np.testing.assert_allclose(result.gradient * scale, curved_gradient(x / scale), rtol=1e-6, atol=1e-7)
 
 
-def test_a_far_point_is_stepped_from_in_proportion() -> None:
+def test_steps_are_proportional_to_large_coordinates() -> None:
     x = np.array([1e9, 1.0, -1e6])
     result = coded_gradient(lambda x: np.sum(np.log1p(x**2)), x, executor=losing(1))
     np.testing.assert_allclose(result.gradient, 2 * x / (1 + x**2), rtol=1e-7)
@@ -130,7 +130,8 @@ def test_directions_of_the_shape_of_x() -> None:
 
 
 def test_evaluations_are_counted() -> None:
-    # 16 directions on six workers, of ten coordinates on four; forward takes two more a worker.
+    # Ten directions on four data tasks and three on each of two parity tasks make 16 directions. The
+    # forward scheme evaluates f twice more on each task.
     cases = [("central", 10, (), 2 * 16), ("forward", 10, (), 16 + 2 * 6), ("central", 11, (1, 4), 2 * 17)]
     for scheme, d, lost, started in cases:
         calls = []
@@ -146,20 +147,22 @@ def test_evaluations_are_counted() -> None:
         assert result.evaluations_started == started
 
 
-def test_evaluations_of_a_further_attempt_were_started_too() -> None:
-    again = FaultyExecutor(losing(1, 2), {0: Fault("raise")})  # without its second attempt only three report
+def test_evaluations_started_include_further_attempts() -> None:
+    # Only three tasks report until the second attempt of task 0.
+    again = FaultyExecutor(losing(1, 2), {0: Fault("raise")})
     gradient = CodedGradient(curved, blocks=4, tasks=6, executor=again)
     here = 0
     for _ in range(2):
         gradient(point(12))
         assert gradient.report is not None
         here += len(gradient.report.evaluated_locally)
-    assert here >= 1  # on the driver, to check that f is smooth
+    assert here >= 1  # the driver evaluated f to check that it is smooth
     assert gradient.evaluations_started == 2 * (7 * 2 * 3) + here * 2 * 3
 
 
-def test_every_call_of_f_is_counted_also_on_the_driver() -> None:
-    """Six directions on each of eight tasks; two never report, and the driver checks a decoded block."""
+def test_calls_of_f_on_the_driver_are_counted() -> None:
+    # Each of eight tasks evaluates six directions. Two tasks never report, and the driver checks a decoded
+    # block.
     calls = []
 
     def f(x: Any) -> Any:
@@ -181,9 +184,9 @@ def test_every_call_of_f_is_counted_also_on_the_driver() -> None:
 @pytest.mark.parametrize(
     ("f", "x"),
     [
-        (rosen, np.ones(8)),  # a minimum: slopes are nothing but error
+        (rosen, np.ones(8)),  # a minimum, where the computed slopes consist of rounding errors
         (rosen, np.ones(8) + 1e-9),
-        (lambda x: rosen(x) + 1e6, np.ones(8)),  # a minimum lost in rounding
+        (lambda x: rosen(x) + 1e6, np.ones(8)),  # a minimum where rounding hides all changes of f
         (lambda x: np.sum(x**2), np.zeros(8)),
         (lambda x: 1e-9 * rosen(x), np.ones(8)),
         (np.prod, np.arange(1.0, 9.0)),
@@ -203,7 +206,7 @@ def test_local_check_allows_for_what_decoding_amplifies() -> None:
     assert np.abs(result.gradient).max() < 1e-5
 
 
-def test_a_kink_is_no_slope() -> None:
+def test_kink_is_refused() -> None:
     def kinked(x: Any) -> Any:
         return curved(x) + np.abs(x[2] - 3e-7)
 
@@ -211,7 +214,7 @@ def test_a_kink_is_no_slope() -> None:
         coded_gradient(kinked, np.zeros(8), h=1e-6, blocks=8, tasks=12, executor=losing(0, 5))
 
 
-def test_noise_is_no_slope_until_the_step_is_long_enough() -> None:
+def test_noise_is_refused_unless_the_step_is_long_enough() -> None:
     stream = np.random.default_rng(0)
 
     def noisy(x: Any) -> Any:
@@ -225,7 +228,7 @@ def test_noise_is_no_slope_until_the_step_is_long_enough() -> None:
     np.testing.assert_allclose(result.gradient, 2 * x, rtol=1e-3)
 
 
-def test_accuracy_that_is_asked_for_is_waited_for() -> None:
+def test_map_waits_for_the_requested_accuracy() -> None:
     code = PolarCode(12, 8)
     orders = [np.random.default_rng(seed).permutation(12) for seed in range(30)]
     for order in orders:
@@ -236,7 +239,7 @@ def test_accuracy_that_is_asked_for_is_waited_for() -> None:
 # --- iterations ----------------------------------------------------------------------------------
 
 
-def test_minimize_arrives_where_the_exact_gradient_does() -> None:
+def test_minimize_finds_the_minimum_of_the_exact_gradient() -> None:
     x = np.array([1.3, 0.7, 0.8, 1.9, 1.2])
     gradient = CodedGradient(rosen, blocks=5, tasks=8, executor=losing(0, 2, 4))
     solution = minimize(rosen, x, jac=gradient)
@@ -245,7 +248,7 @@ def test_minimize_arrives_where_the_exact_gradient_does() -> None:
     assert gradient.calls == solution.njev
     assert gradient.evaluations == solution.njev * 2 * 5
     assert gradient.report is not None
-    assert gradient.report.verified == "local"  # at each point: f may have a kink at one of them
+    assert gradient.report.verified == "local"  # f is checked at each point: a kink may be anywhere
 
 
 def test_arguments_of_the_objective_are_passed_on() -> None:
@@ -256,10 +259,10 @@ def test_arguments_of_the_objective_are_passed_on() -> None:
     np.testing.assert_allclose(gradient(np.zeros(3), 1.0, 2.0), -8, rtol=1e-7)
 
 
-# --- what cannot be ------------------------------------------------------------------------------
+# --- invalid arguments and functions -------------------------------------------------------------
 
 
-def test_nan_of_f_stays_in_its_coordinate_when_all_data_tasks_report() -> None:
+def test_nan_of_f_affects_only_its_coordinate_if_all_data_report() -> None:
     def rooted(x: Any) -> Any:
         with np.errstate(all="ignore"):
             return np.sqrt(x[0]) + np.sum(x[1:] ** 2)
@@ -312,7 +315,7 @@ def test_bad_arguments(change: dict[str, Any], message: str) -> None:
         coded_gradient(f, x, **arguments)
 
 
-def test_f_that_returns_no_number_is_a_mistake_wherever_it_runs() -> None:
+def test_f_that_returns_no_number_is_refused() -> None:
     for executor in (None, ReplayExecutor()):
         with pytest.raises(CodeError, match="f must return one real number, not float64"):
             coded_gradient(lambda x: x, np.ones(6), executor=executor)
@@ -324,7 +327,7 @@ def test_a_gradient_prints_one_line() -> None:
     assert repr(result) == f"<GradientResult of shape 8, {counts}>"
 
 
-# --- directions and slopes ----------------------------------------------------------------------
+# --- directions and slopes -----------------------------------------------------------------------
 
 H = 1e-3
 
@@ -341,10 +344,10 @@ def received(*sizes: dict[str, float]) -> list[list[np.ndarray]]:
     return [[np.zeros(2), np.array([row[name] for name in SlopeErrorInputs._fields])] for row in records]
 
 
-def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:
+def test_truncation_error_is_estimated_from_differences_of_f() -> None:
     slopes, sizes = estimate_slope_errors(H, "central", received({}, {}, {}))
     assert slopes == pytest.approx(ERROR_SAFETY_FACTOR * (1e-16 * 2 + H * 1.0) / H)
-    assert sizes == np.inf  # not meant to be decoded
+    assert sizes == np.inf  # the size estimates themselves are not decoded
     slopes, _ = estimate_slope_errors(H, "forward", received({}, {}, {}))
     assert slopes == pytest.approx(ERROR_SAFETY_FACTOR * (1e-16 * 2 + 0.5) / H)
 
@@ -352,14 +355,14 @@ def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"max_value": 1e9}, {"max_direction_norm": 1e9}, {"result_eps": 1.0}, {"max_value": np.nan}]
 )
-def test_one_worker_alone_cannot_make_the_errors_larger(wrong: dict[str, float]) -> None:
+def test_single_worker_cannot_increase_the_error_estimate(wrong: dict[str, float]) -> None:
     honest, _ = estimate_slope_errors(H, "central", received({}, {}, {}))
     with_a_liar, _ = estimate_slope_errors(H, "central", received({}, {}, {}, wrong))
     assert with_a_liar == pytest.approx(honest)
 
 
 @pytest.mark.parametrize(("count", "k"), [(6, 3), (7, 3), (5, 5), (4, 1)])
-def test_slopes_come_back_in_the_order_of_their_directions(count: int, k: int) -> None:
+def test_slopes_are_returned_in_the_order_of_directions(count: int, k: int) -> None:
     base = np.random.default_rng(count).standard_normal((count, 4))
     blocks = partition_directions(base, k)
     assert {block.shape for block in blocks} == {(-(-count // k), 4)}
@@ -374,7 +377,7 @@ def test_the_gradient_is_the_shortest_vector_with_these_slopes() -> None:
     assert np.isnan(solve_gradient(np.array([np.nan, 1.0]), base, np.ones(3))).all()
 
 
-def test_the_number_of_blocks_follows_from_what_is_said() -> None:
+def test_number_of_blocks_follows_from_the_arguments() -> None:
     assert [choose_n_blocks(None, None, "auto", count) for count in (3, 24, 100)] == [3, 24, 24]
     assert choose_n_blocks(None, 8, "auto", 100) == 6
     assert choose_n_blocks(5, 8, "auto", 100) == 5

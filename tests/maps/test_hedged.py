@@ -1,4 +1,7 @@
-"""hedged_map: the plain map of any function, stragglers started again."""
+"""hedged_map: a plain map of any function, with backup attempts for stragglers.
+
+Most tests replay run times on a virtual clock. The oracles are the plain map and the simulation of plans.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ DATA = np.random.default_rng(0).standard_normal((50, 3))
 
 
 def summary(block: np.ndarray) -> dict[str, Any]:
-    """Results of another shape for every block, and of dtypes that no code carries."""
+    """Return results whose shapes depend on the block and whose dtypes cannot be encoded."""
     return {"sorted": np.sort(block[block > 0]), "any": (block > 2).any(), "name": np.array("abc")}
 
 
@@ -36,9 +39,9 @@ def assert_equal(results: CodedResult, k: int) -> None:
     edges = [len(DATA) * turn // k for turn in range(k + 1)]
     assert len(results) == k
     for result, low, high in zip(results, edges, edges[1:]):
-        wanted = summary(DATA[low:high])
-        assert result.keys() == wanted.keys()
-        for key, value in wanted.items():
+        expected = summary(DATA[low:high])
+        assert result.keys() == expected.keys()
+        for key, value in expected.items():
             np.testing.assert_array_equal(result[key], value)
             assert type(result[key]) is type(value)
 
@@ -60,7 +63,7 @@ def test_stragglers_get_a_backup_once_they_are_late() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {5: Fault("sleep", 500), 7: Fault("sleep", 3.5)})
     result = hedged_map(summary, DATA, blocks=12, executor=faulty)
     assert_equal(result, 12)
-    assert result.report.seconds == pytest.approx(2.1)  # 1.1 x 1 s, and the backup's second
+    assert result.report.seconds == pytest.approx(2.1)  # backup at 1.1 x 1 s, which takes another 1 s
     assert [task.attempts for task in result.report.tasks] == [2 if i in (5, 7) else 1 for i in range(12)]
 
 
@@ -68,12 +71,13 @@ def test_a_first_attempt_that_beats_its_backup_counts() -> None:
     calls: list[int] = []
     faulty = FaultyExecutor(ReplayExecutor(), {1: Fault("sleep", 0.5), 3: Fault("sleep", 9)})
     result = hedged_map(lambda block: calls.append(1) or len(calls), DATA, blocks=4, executor=faulty)
-    assert result[1] == 3  # the attempt of second 1.5, before the backup of second 2.1
+    assert result[1] == 3  # the first attempt ends after 1.5 s, its backup after 2.1 s
     assert result.report.tasks[1].arrived == 1.5
 
 
 def test_a_failed_attempt_waits_for_the_backup_that_runs() -> None:
-    executor = FaultyExecutor(ReplayExecutor({2: 1.5}), {2: Fault("raise")})  # after its backup has started
+    # The first attempt of task 2 fails after its backup has started.
+    executor = FaultyExecutor(ReplayExecutor({2: 1.5}), {2: Fault("raise")})
     result = hedged_map(summary, DATA, blocks=4, executor=executor, backups=1, retries=0)
     assert_equal(result, 4)
     task = result.report.tasks[2]
@@ -99,17 +103,17 @@ def test_any_run_times_give_the_plain_map(k: int, seed: int, late: float) -> Non
     executor = FaultyExecutor(ReplayExecutor(dict(enumerate(rng.uniform(1, 2, k)))), faults)
     result = hedged_map(summary, DATA, blocks=k, executor=executor)
     assert_equal(result, k)
-    # Half are on time: after 2 s or less it is known what is late, after 2.58 x the second between the
-    # fastest and the median at most; or the median itself was late.
+    # At least half of the tasks return within 2 s. The lateness threshold is at most 2.58 x the spread of 1 s
+    # between the fastest task and the median, and a backup takes at most 2 s.
     assert result.report.seconds <= 2 + 2.58 + 2 + 0.5
     assert all(task.state == "arrived" for task in result.report.tasks)
 
 
-# --- the simulation that plans go by -----------------------------------------------------------
+# --- agreement with the simulation that plans use ----------------------------------------------
 
 
 class Table(ReplayExecutor):
-    """Run times (attempts, tasks) of each attempt of each task."""
+    """An executor that replays given run times, an array of shape (attempts, tasks)."""
 
     def __init__(self, seconds: np.ndarray) -> None:
         super().__init__()
@@ -131,8 +135,10 @@ class TableSession(ReplaySession):
 
 
 @pytest.mark.parametrize("backups", [0, 1, 2, 3])
-@pytest.mark.parametrize("unit", [1.0, 0.01, 30.0])  # there a tenth of a second counts, or a minute
-def test_the_map_does_what_the_simulation_says(backups: int, unit: float) -> None:
+# In the unit 0.01 the minimum delay of a backup (0.1 s) matters, in the unit 30 the delay without any result
+# (60 s).
+@pytest.mark.parametrize("unit", [1.0, 0.01, 30.0])
+def test_map_agrees_with_simulation(backups: int, unit: float) -> None:
     rng = np.random.default_rng(0)
     distribution, limit = FailureProne(Pareto(unit, 1.0), 0.1), 100 * unit
     for k in [1, 2, 3, 5, 12, 24] * 4:
@@ -157,7 +163,8 @@ def test_the_map_does_what_the_simulation_says(backups: int, unit: float) -> Non
 
 
 def test_the_planner_simulates_the_defaults_of_hedged_map() -> None:
-    """Of what is lost one time in five, two backups leave one in 125; cubed's single one one in 25."""
+    # If an attempt fails with probability 1/5, a task with two backups fails with probability 1/125.
+    # With the single backup of cubed, it fails with probability 1/25.
     distribution = FailureProne(Pareto(1.0, 9.0), 0.2)
     never = completion_time(20, 20, "backup", distribution, n_trials=20_000).failure_probability
     assert never == pytest.approx(1 - (1 - 0.2**3) ** 20, abs=0.02)
@@ -165,10 +172,10 @@ def test_the_planner_simulates_the_defaults_of_hedged_map() -> None:
     assert cubed == pytest.approx(1 - (1 - 0.2**2) ** 20, abs=0.02)
 
 
-# --- anything in, anything out -----------------------------------------------------------------
+# --- data and results of any type --------------------------------------------------------------
 
 
-def test_exceptions_as_results_are_no_failures() -> None:
+def test_returned_exceptions_are_results() -> None:
     result = hedged_map(lambda item: ValueError(item), ["a"], executor=ReplayExecutor())
     assert type(result[0]) is ValueError and result[0].args == ("a",)
 
@@ -180,8 +187,8 @@ def fail_on_b(item: Any) -> Any:
 
 
 @pytest.mark.parametrize("items", ["ba", "abcd", "b", "bbbb"])
-def test_what_f_raises_is_raised_with_the_number_of_its_item(items: str) -> None:
-    """It was a NotDecodableError that counts results."""
+def test_exception_of_f_names_its_item(items: str) -> None:
+    # The error must not be a NotDecodableError that only counts the missing results.
     executor = ReplayExecutor(dict.fromkeys(range(1, 4), math.inf) if items == "bbbb" else None)
     with pytest.raises(LookupError, match="no b") as caught:
         hedged_map(fail_on_b, list(items), executor=executor, retries=0)
@@ -189,14 +196,14 @@ def test_what_f_raises_is_raised_with_the_number_of_its_item(items: str) -> None
     assert caught.value.__notes__ == [f"item {items.index('b')} of {len(items)} raised this"]
 
 
-def test_one_that_fails_does_not_wait_for_late_ones() -> None:
+def test_failing_item_does_not_wait_for_late_items() -> None:
     executor = ReplayExecutor({0: math.inf, 2: math.inf})
     for options in ({"retries": 0}, {}):
         with pytest.raises(LookupError, match="item 1 of 4 raised this"):
             hedged_map(fail_on_b, list("abcd"), executor=executor, backups=0, **options)
 
 
-def test_f_that_fails_everywhere_is_not_tried_again() -> None:
+def test_f_that_fails_everywhere_is_not_retried() -> None:
     calls: list[str] = []
 
     def fail(item: str) -> None:
@@ -210,7 +217,7 @@ def test_f_that_fails_everywhere_is_not_tried_again() -> None:
     assert len(calls) <= 3
 
 
-def test_exceptions_stand_in_the_place_of_results() -> None:
+def test_return_exceptions_stores_exceptions_as_results() -> None:
     result = hedged_map(fail_on_b, list("abcb"), executor=ReplayExecutor(), retries=0, return_exceptions=True)
     assert [result[0], result[2]] == ["a", "c"]
     for index in (1, 3):
@@ -225,7 +232,7 @@ def test_exceptions_stand_in_the_place_of_results() -> None:
     )
 
 
-def test_all_may_be_exceptions_and_each_is_tried_again_as_often_as_retries_say() -> None:
+def test_each_item_is_retried_before_its_exception_is_stored() -> None:
     result = hedged_map(
         fail_on_b, ["b"] * 6, executor=ReplayExecutor(), retries=2, return_exceptions=True, timeout=60
     )
@@ -235,8 +242,8 @@ def test_all_may_be_exceptions_and_each_is_tried_again_as_often_as_retries_say()
     assert list(hedged_map(str, [7], executor=faulty, return_exceptions=True)) == ["7"]
 
 
-def test_lost_workers_and_results_that_cannot_be_read_are_exceptions_too() -> None:
-    class StubbornError(Exception):  # pickle does not find its arguments
+def test_lost_workers_and_unpicklable_results_are_stored_as_exceptions() -> None:
+    class StubbornError(Exception):  # cannot be unpickled, because its `args` differ from its arguments
         def __init__(self, first: int, two: int) -> None:
             super().__init__("message")
 
@@ -251,7 +258,7 @@ def test_lost_workers_and_results_that_cannot_be_read_are_exceptions_too() -> No
         hedged_map(lambda item: StubbornError(1, 2), ["a"], executor=ReplayExecutor())
 
 
-def test_a_future_tells_of_exceptions_that_are_kept_as_of_results() -> None:
+def test_blocks_of_a_future_return_stored_exceptions() -> None:
     options: dict[str, Any] = {"executor": ReplayExecutor(), "retries": 0, "return_exceptions": True}
     future = submit(hedged_map, fail_on_b, list("abc"), **options)
     result = future.result(30)
@@ -285,20 +292,20 @@ def test_iterators_sets_and_ranges() -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 6, 7])
-def test_a_sequence_in_fewer_blocks_gives_one_result_an_item(blocks: int) -> None:
+def test_sequence_in_fewer_blocks_returns_one_result_per_item(blocks: int) -> None:
     pairs = [(number, 2) for number in range(5)] + [(None, 2), ([0] * 200, 2)]
     result = hedged_map(lambda a, b: (a, b), pairs, star=True, blocks=blocks, executor=ReplayExecutor())
     assert list(result) == pairs
     assert (result.report.n, len(result.report.tasks)) == (blocks, blocks)
 
 
-def test_a_future_tells_each_item_of_a_block() -> None:
+def test_future_has_one_result_for_each_item_of_a_block() -> None:
     future = submit(hedged_map, str, range(7), blocks=3, executor=ReplayExecutor())
     assert [block.result() for block in future.blocks] == list(future.result()) == list("0123456")
 
 
 @pytest.mark.parametrize("data", [[], (), iter(()), range(0), {}.items()], ids=printed)
-def test_of_nothing_the_result_is_empty(data: Any) -> None:
+def test_empty_data_returns_an_empty_result(data: Any) -> None:
     result = hedged_map(str, data, executor=ReplayExecutor())
     assert list(result) == []
     report = result.report
@@ -309,14 +316,14 @@ def test_of_nothing_the_result_is_empty(data: Any) -> None:
 
 
 class RecordingExecutor(ReplayExecutor):
-    """Notes how blocks travel."""
+    """An executor that records the blocks of the last map in the form in which workers receive them."""
 
     def open(self, job_spec: JobSpec) -> ReplaySession:
         self.blocks = job_spec.blocks
         return super().open(job_spec)
 
 
-def test_arrays_travel_as_they_are_and_other_values_as_bytes() -> None:
+def test_arrays_are_sent_unchanged_and_other_values_pickled() -> None:
     executor = RecordingExecutor()
     for data in (DATA, [np.zeros(3), np.ones(4)], [np.zeros(3), np.ones(4, "i4")]):
         hedged_map(lambda item: None, data, executor=executor)
@@ -389,7 +396,7 @@ def test_bad_data_is_refused(data: Any, options: dict[str, Any], words: str) -> 
         hedged_map(str, data, executor=ReplayExecutor(), **options)
 
 
-def test_an_item_of_a_block_of_several_that_fails_leaves_the_others_their_results() -> None:
+def test_failing_item_does_not_affect_other_items_of_its_block() -> None:
     results = hedged_map(fail_on_b, list("abcd"), blocks=2, executor=ReplayExecutor(), return_exceptions=True)
     assert [results[0], *results[2:]] == ["a", "c", "d"]
     assert (str(results[1]), results[1].__notes__) == ("no b", ["item 1 of 4 raised this"])
@@ -402,7 +409,7 @@ def test_an_item_of_a_block_of_several_that_fails_leaves_the_others_their_result
 
 
 @pytest.mark.parametrize(("blocks", "order"), [(None, [1, 2, 3, 0]), (2, [2, 3, 0, 1])])
-def test_on_result_gets_each_item_when_it_has_returned(blocks: int | None, order: list[int]) -> None:
+def test_on_result_receives_items_in_order_of_arrival(blocks: int | None, order: list[int]) -> None:
     calls: dict[int, Any] = {}
     executor = ReplayExecutor({0: 9.0, 1: 1.0, 2: 2.0, 3: 3.0})
     result = hedged_map(
@@ -412,14 +419,14 @@ def test_on_result_gets_each_item_when_it_has_returned(blocks: int | None, order
     assert [calls[index] for index in range(4)] == list(result) == [1, 2, 3, 4]
 
 
-def test_on_result_gets_exceptions_that_stand_in_the_place_of_results() -> None:
+def test_on_result_receives_stored_exceptions() -> None:
     calls: dict[int, Any] = {}
     options: dict[str, Any] = {"executor": ReplayExecutor(), "return_exceptions": True, "retries": 0}
     result = hedged_map(int, ["1", "two"], on_result=calls.__setitem__, **options)
     assert calls[1] is result[1] and isinstance(calls[1], Exception)
 
 
-def test_on_result_gets_items_that_travel_together_on_the_thread_that_runs_the_map() -> None:
+def test_on_result_receives_batched_items_on_the_thread_of_the_map() -> None:
     calls, threads = dict[int, int](), set[int]()
 
     def note(index: int, result: int) -> None:

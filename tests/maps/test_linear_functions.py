@@ -1,4 +1,7 @@
-"""Functions that are linear or affine are never flagged, others always: with and without surplus."""
+"""Linear and affine functions are never reported as non-linear, and non-linear functions always are.
+
+The maps run on a virtual clock, with and without more results than decoding needs.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from polarmap.errors import NotLinearError
 
 N, K, ROWS, COLUMNS = 18, 12, 4, 10
 SEEDS = (1, 2)
-VIRTUAL_SECONDS = 100.0  # a limit on the virtual clock, so that a missing arrival fails the test
+VIRTUAL_SECONDS = 100.0  # timeout on the virtual clock, so that a missing arrival fails the test
 
 
 class Case(NamedTuple):
-    """A function, what makes its data, and the relative error that decoding may leave."""
+    """A function, a generator of its data, and the relative error that decoding may cause."""
 
     f: Callable[[Any], Any]
     data: Callable[[np.random.Generator], Any]
@@ -167,7 +170,10 @@ NON_LINEAR = {
 
 
 def coded(case: Case, seed: int, count: int) -> tuple[polarmap.types.CodedResult, Any]:
-    """The case with `count` random arrivals, at least two data blocks being lost; and its data."""
+    """Run the case with `count` random arrivals, and return the result and the data.
+
+    At least min(2, N - count) data blocks are lost, so that the map has to decode.
+    """
     stream = np.random.default_rng(seed)
     data = case.data(stream)
     exact = any(np.asarray(leaf).dtype.kind in "iu" for leaf in leaves(data[0]))
@@ -181,7 +187,7 @@ def coded(case: Case, seed: int, count: int) -> tuple[polarmap.types.CodedResult
 @pytest.mark.parametrize(("surplus", "how"), [(3, "parity"), (0, "local")])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", LINEAR)
-def test_linear_is_exact_and_never_flagged(name: str, seed: int, surplus: int, how: str) -> None:
+def test_linear_functions_are_exact_and_never_flagged(name: str, seed: int, surplus: int, how: str) -> None:
     case = LINEAR[name]
     result, data = coded(case, seed, count=K + surplus)
     assert_same(result, plain_map(case.f, data, K), case.rtol)
@@ -193,6 +199,6 @@ def test_linear_is_exact_and_never_flagged(name: str, seed: int, surplus: int, h
 @pytest.mark.parametrize("surplus", [3, 0])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", NON_LINEAR)
-def test_non_linear_is_flagged(name: str, seed: int, surplus: int) -> None:
+def test_nonlinear_functions_are_flagged(name: str, seed: int, surplus: int) -> None:
     with pytest.raises(NotLinearError, match="f is not linear"):
         coded(NON_LINEAR[name], seed, count=K + surplus)

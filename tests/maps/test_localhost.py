@@ -1,4 +1,4 @@
-"""The real thing: Lithops on localhost, with workers that sleep, die and lie."""
+"""Coded maps on Lithops' localhost backend, with real processes that sleep or are killed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from polarmap.testing import Fault, FaultyExecutor
 A = np.random.default_rng(0).standard_normal((480, 16))
 x = np.linspace(-1, 1, 16)
 YAML = Path(__file__).parents[2] / "config" / "localhost.yaml"
-NEVER = 600.0  # seconds that no test would survive
+NEVER = 600.0  # seconds, longer than the timeout of any test
 
 
 def times(vector):
-    """f by value: workers need not import this module, and pytest with it, for every task."""
+    """Return a function that is pickled by value, so that workers need not import this module and pytest."""
     return lambda block: block @ vector
 
 
@@ -37,13 +37,16 @@ times_x = times(x)
 
 
 def leftovers() -> set[str]:
-    """Files below the temporary folder that are not what stays until exit, nor Lithops' shared folder."""
+    """Return the files below the temporary folder that a finished map should have removed.
+
+    Files that stay until the interpreter exits are left out, as is the folder that all Lithops jobs share.
+    """
     root = Path(tempfile.gettempdir())
     permanent_names = {"owner", "python", "paths", "localhost-runner.log"}
     paths = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
     return {
         str(path)
-        for path in paths  # of folders, some may be removed meanwhile
+        for path in paths  # other processes may remove paths during the loop, so check that each one exists
         if path.is_file()
         and path.name not in permanent_names
         and not path.name.startswith("runner-")
@@ -56,12 +59,12 @@ SHARED = Path(tempfile.gettempdir()) / f"lithops-{os.environ.get('USER', 'root')
 
 
 def children() -> list[str]:
-    """Command lines of runners and workers of ours; one that is just dying counts until it is gone."""
+    """Return the command lines of all runner and worker processes that have not exited yet."""
     lines = []
     for child in psutil.Process().children(recursive=True):
         try:
             lines.append(" ".join(child.cmdline()))
-        except psutil.Error:  # a zombie, or gone by now
+        except psutil.Error:  # the process is a zombie or has exited
             continue
     return [line for line in lines if "runner" in line]
 
@@ -83,7 +86,7 @@ def test_more_sleepers_than_slots_do_not_starve_the_queue():
     assert y.report.recovered == tuple(range(4))
 
 
-def test_a_killed_job_is_started_again(tmp_path):
+def test_killed_job_is_restarted(tmp_path):
     flag = tmp_path / "killed"
 
     def f(block):
@@ -97,28 +100,29 @@ def test_a_killed_job_is_started_again(tmp_path):
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
-def test_a_function_that_cannot_travel_is_refused():
+def test_unpicklable_function_is_refused():
     lock = threading.Lock()
     with pytest.raises(polarmap.errors.CodeError, match="f cannot be pickled for localhost"):
         polarmap.coded_map(lambda block: (lock, block)[1], A, executor="localhost")
 
 
-def test_a_function_executor_stays_the_callers():
+def test_function_executor_of_the_caller_stays_usable():
     import lithops
 
     with lithops.FunctionExecutor(
         config_file=str(YAML), runtime=get_interpreter_for_lithops(), log_level=None
     ) as fx:
-        before = set(fx.storage.list_keys(fx.storage.bucket))  # drivers that other tests kill leave some
+        # Killed drivers of other tests leave objects behind.
+        before = set(fx.storage.list_keys(fx.storage.bucket))
         for _ in range(2):
             y = polarmap.coded_map(times_x, A, blocks=6, tasks=8, executor=fx, timeout=60)
             np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
         assert fx.get_result(fx.map(lambda n: n + 1, [1, 2], timeout=30)) == [2, 3]
-        left = set(fx.storage.list_keys(fx.storage.bucket)) - before
-        assert not [key for key in left if key.startswith("polarmap")]
+        leftover_keys = set(fx.storage.list_keys(fx.storage.bucket)) - before
+        assert not [key for key in leftover_keys if key.startswith("polarmap")]
 
 
-def test_rounds_leave_no_thread_and_no_file_descriptor():
+def test_repeated_maps_leave_no_threads_and_descriptors():
     def round_() -> tuple[int, int]:
         faults = {0: Fault("sleep", NEVER), 1: Fault("sleep", NEVER)}
         polarmap.coded_map(
@@ -129,7 +133,7 @@ def test_rounds_leave_no_thread_and_no_file_descriptor():
     round_()
     threads, descriptors = round_()
     round_()
-    # Threads that have done their work may need a moment to end.
+    # Threads may need a moment to exit after their work is done.
     assert until(lambda: threading.active_count() <= threads)
     assert until(lambda: psutil.Process().num_fds() <= descriptors)
 
@@ -147,7 +151,7 @@ print("done", round(y.concatenate().sum()), flush=True)
 def run_script(
     tmp_path: Path, sleepers: int, executor: str = "localhost"
 ) -> tuple[subprocess.Popen[str], Path]:
-    """A driver in a process of its own, with a temporary folder of its own."""
+    """Start a driver in a new process with its own temporary folder. Return the process and the folder."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     script = tmp_path / "script.py"
@@ -163,9 +167,10 @@ def run_script(
 
 
 def workers_are_gone(folder: Path) -> bool:
-    """Seen twice: while one looks, a worker may fork who ends it and removes what it has left.
+    """Return whether no process with this temporary folder is left, after waiting up to 60 s for its exit.
 
-    Not sooner than those have ended who are there at first: to look through all processes takes its time.
+    Listing all processes is slow, so the function waits for the known workers first. It lists them twice
+    because a worker may fork a process that cleans up while the first list is made.
     """
     psutil.wait_procs(workers_of(folder), timeout=60.0)
     return not workers_of(folder) and not workers_of(folder)
@@ -196,7 +201,7 @@ def test_interpreter_exit_does_not_wait_for_stragglers(tmp_path):
 
 
 def sleepers_run(temporary: Path) -> bool:
-    """As many as the configuration has slots for."""
+    """Return whether at least four tasks have started, which is the number of slots in the configuration."""
     return len(list(temporary.glob("*/*/lithops.jobs/*/*/*.init"))) >= 4
 
 
@@ -204,26 +209,26 @@ def sleepers_run(temporary: Path) -> bool:
     ("number", "executor"),
     [(signal.SIGINT, "localhost"), (signal.SIGKILL, "localhost"), (signal.SIGKILL, str(YAML))],
 )
-def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number, executor):
+def test_driver_that_ends_stops_its_workers(tmp_path, number, executor):
     process, temporary = run_script(tmp_path, sleepers=6, executor=executor)
     assert until(lambda: sleepers_run(temporary))
     began = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=100)
     if number == signal.SIGINT:
-        assert time.monotonic() - began < 60  # of the 600 for which its workers sleep
-        assert process.returncode in (-signal.SIGINT, 1)  # Python's own two ways to end by Ctrl-C
+        assert time.monotonic() - began < 60  # the workers sleep for 600 s
+        assert process.returncode in (-signal.SIGINT, 1)  # Python exits in one of two ways on Ctrl-C
     assert "Exception ignored" not in err
     assert until(lambda: workers_are_gone(temporary))
     files = [path for path in temporary.rglob("*") if path.is_file()]
-    if executor != "localhost":  # Lithops' own files stay, below its folder
+    if executor != "localhost":  # Lithops keeps its own files below its folder
         files = [path for path in files if {"polarmap", "lithops.jobs"} & set(path.parts)]
     assert files == []
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_interpreter_that_lacks_the_packages_is_named_at_once(tmp_path, version):
-    """Lithops asked it before, and remembers that all was well: every process ends with code 1."""
+def test_interpreter_without_packages_is_named_in_the_error(tmp_path, version):
+    # Lithops has cached that the interpreter works, so every process it starts exits with code 1.
     import lithops
 
     script = python_in(tmp_path)

@@ -1,4 +1,7 @@
-"""Functions that are defined in a program, not in a module: f calls polarmap, children map."""
+"""Maps of functions that are defined in a main program instead of an importable module.
+
+In some programs f itself calls polarmap, and in others child processes of the program start the maps.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,14 @@ def summed(row):
     return -float(polarmap.coded_sum(np.sum, row, tasks=4, timeout={PATIENCE}).value)
 
 def sloped(row):
-    found = polarmap.coded_gradient(lambda x: -x @ row, np.ones(4), timeout={PATIENCE})
-    return float(found.gradient.round(6).sum())
+    result = polarmap.coded_gradient(lambda x: -x @ row, np.ones(4), timeout={PATIENCE})
+    return float(result.gradient.round(6).sum())
 
 def called(row):
     with polarmap.Executor(workers=1) as executor:
         return float(sum(executor.map(np.negative, row)))
 
-def every(row):  # on one worker, which starts workers of its own once
+def every(row):  # runs on a single worker, which starts its own workers only once
     return [f(row) for f in (mapped, hedged, submitted, summed, sloped, called)]
 
 if __name__ == "__main__":
@@ -86,11 +89,11 @@ def check(program: str, folder: Path, *arguments: str) -> None:
 
 
 def test_f_of_a_program_calls_every_verb_of_polarmap(tmp_path: Path) -> None:
-    """A worker found the module coded_map in place of the function, as both had one name."""
+    # A worker once resolved `coded_map` to a module instead of the function, because both had the same name.
     check(NESTED, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_children_of_a_program_map_its_functions(method: str, tmp_path: Path) -> None:
-    """They know them as those of __mp_main__, which no worker can import."""
+    # The children know these functions as members of __mp_main__, which workers cannot import.
     check(CHILDREN, tmp_path, method)

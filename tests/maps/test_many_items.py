@@ -1,4 +1,4 @@
-"""Maps of many small items: twice as many cost twice as much, and what all items share travels once."""
+"""Maps of many small items: the cost grows linearly, and data shared by all items is sent only once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MAPS: dict[str, Callable[[Pool, int], Any]] = {
 
 
 def calls_of(run: Callable[[], Any]) -> int:
-    """Calls of functions on all threads of this process."""
+    """Return the number of function calls on all threads of this process while `run()` runs."""
     count = 0
 
     def note(frame: Any, event: str, argument: Any) -> None:
@@ -72,19 +72,19 @@ def test_twice_as_many_items_take_twice_as_many_calls(name: str) -> None:
     leave_out_others()
     run = MAPS[name]
     with Pool() as pool:
-        # First uses; of a coded map, some tasks may be late and their blocks decoded.
+        # The first map also warms up caches. In a coded map, some tasks may be late and their blocks decoded.
         np.testing.assert_allclose(np.ravel(run(pool, 500)), np.arange(500), atol=1e-9)
         few = min(calls_of(lambda: run(pool, 500)) for _ in range(2))
-        # Doubled twice: on a busy machine an item takes up to a sixth more calls than on a quiet one.
+        # Four times as many items leave a margin: on a busy machine an item takes up to a sixth more calls.
         assert any(calls_of(lambda: run(pool, 2000)) < 5 * few for _ in range(2))
 
 
 def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:
-    """Each worker unpickles f once in a map; its arrays lie in one file that all of them map."""
+    # Each worker unpickles f once per map. The arrays of f are in one file, which all workers memory-map.
     large = np.random.default_rng(0).standard_normal((100, 8000))
 
     class Counted:
-        """A part of f that counts how often it is unpickled in a process, and so does its address."""
+        """A part of f that counts in `builtins` how often it is unpickled in each process."""
 
         def __init__(self) -> None:
             self.array = large
@@ -99,7 +99,7 @@ def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:
         times = len(sys.modules["builtins"].__dict__["times_unpickled"])
         with open("/proc/self/maps") as maps:
             is_mapped = any("/function" in line for line in maps)
-        counted.array[0, 0] += 1  # each worker writes into its own
+        counted.array[0, 0] += 1  # each worker has a private copy-on-write mapping
         return times, is_mapped, float(counted.array[1:].sum())
 
     leave_out_others()
@@ -111,14 +111,14 @@ def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:
     assert large[0, 0] == np.random.default_rng(0).standard_normal()
 
 
-def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(tmp_path: Any) -> None:
-    """Each of 24 tasks waits until all of them have begun."""
+def test_all_workers_start_a_task_immediately(tmp_path: Any) -> None:
+    # Each of the 24 tasks waits until all of them have started.
 
     def begin(task: int) -> int:
         (tmp_path / str(task)).touch()
         until = time.monotonic() + PATIENCE
         while len(list(tmp_path.iterdir())) < 24 and time.monotonic() < until:
-            sum(range(20_000))  # it keeps its core busy
+            sum(range(20_000))  # keep a core busy
         return len(list(tmp_path.iterdir()))
 
     leave_out_others()
@@ -127,8 +127,8 @@ def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(tmp_path: An
     assert results == [24] * 24
 
 
-def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None:
-    """Short ones go to a worker together: those that are lost with one are started again by themselves."""
+def test_item_that_kills_its_worker_fails_no_other_item() -> None:
+    # Short items are sent to a worker in batches. The items of a lost batch are restarted one by one.
 
     def f(item: int) -> int:
         if item == 700:
@@ -149,7 +149,7 @@ def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None
 def test_faults_strike_items_while_short_ones_are_batched(
     name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = dict[int, int]()  # of the batch in which each item travelled first
+    sizes = dict[int, int]()  # the size of the first batch of each item
     next_batch = BatchPolicy._pop_next_batch
 
     def noted(batches: BatchPolicy, tasks: Any) -> Any:
@@ -169,7 +169,7 @@ def test_faults_strike_items_while_short_ones_are_batched(
         else:
             with Executor(faulty) as executor:
                 results = executor.map(identity, range(1000), timeout=PATIENCE)
-                if kind == "raise":  # which is as if f had raised: only lost calls are started again
+                if kind == "raise":  # counts as an exception of f, and only lost calls are restarted
                     assert [next(results) for _ in range(700)] == list(range(700))
                     with pytest.raises(RuntimeError, match="injected fault"):
                         next(results)
@@ -180,8 +180,9 @@ def test_faults_strike_items_while_short_ones_are_batched(
 
 
 @pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
-def test_an_item_uses_up_its_retries_only_by_losses_of_its_own(name: str, tmp_path: Any) -> None:
-    """Items of one batch end their workers, one of them each time: it alone fails, and ends few workers."""
+def test_item_uses_retries_only_for_its_own_losses(name: str, tmp_path: Any) -> None:
+    # Several items of one batch kill their worker, but only item 705 does so every time. Only this item may
+    # fail, and it may kill few workers.
     doomed, n_deaths = 705, {700: 1, 701: 1, 703: 1, 705: 99}
 
     def f(item: int) -> int:
@@ -208,7 +209,7 @@ def test_an_item_uses_up_its_retries_only_by_losses_of_its_own(name: str, tmp_pa
     assert retries + 1 <= workers_lost[doomed] <= retries + 2
 
 
-def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:
+def test_exception_of_f_on_one_of_many_items_names_the_item() -> None:
     def f(item: int) -> int:
         if item == 700:
             raise LookupError("no such item")
@@ -228,7 +229,7 @@ def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:
 
 
 @pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
-def test_an_item_that_does_not_end_keeps_no_other_short_one_waiting(name: str, tmp_path: Any) -> None:
+def test_item_that_hangs_does_not_delay_other_items(name: str, tmp_path: Any) -> None:
     def f(item: int) -> int:
         if item == 500 and not (tmp_path / "began").exists():
             (tmp_path / "began").touch()

@@ -1,4 +1,4 @@
-"""Whatever is passed by mistake, what comes out is an error of ours or a result, and soon."""
+"""Wrong arguments of public functions: each call soon raises a PolarmapError or returns a result."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ SEEN = [1.0, 1.2, 1.5, 2.0]
 
 
 class Call(NamedTuple):
-    """A public function, arguments that it accepts, and parameters that any value at all may go to."""
+    """A public function, valid arguments for it, and the parameters that accept any value."""
 
     function: Callable[..., Any]
     good: dict[str, Any]
     free: tuple[str, ...] = ()
 
     def __call__(self, **wrong: Any) -> None:
-        """With a fresh executor each time."""
+        """Call the function with some arguments replaced, on a new executor."""
         fresh = {"executor": ReplayExecutor()} if "executor" in self.good else {}
         self.function(**self.good | fresh | wrong)
 
@@ -96,25 +96,25 @@ def coded_gradient_class(f: Any, x: Any = (1.0, 2.0), **options: Any) -> None:
     CodedGradient(f, executor=ReplayExecutor(), **options)(x)
 
 
-def struck(kind: Any = "raise", seconds: Any = 0.0, attempts: Any = 1) -> None:
+def map_with_fault(kind: Any = "raise", seconds: Any = 0.0, attempts: Any = 1) -> None:
     executor = FaultyExecutor(ReplayExecutor(), {0: Fault(kind, seconds, attempts)})
     polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=executor)
 
 
-def replayed(seconds: Any) -> None:
+def map_with_run_times(seconds: Any) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=ReplayExecutor(seconds), timeout=50)
 
 
-def replayed_by_task(task: Any, seconds: Any) -> None:
+def map_with_run_time_of(task: Any, seconds: Any) -> None:
     if isinstance(task, Hashable):
-        replayed({task: seconds})
+        map_with_run_times({task: seconds})
 
 
-def faulty(executor: Any, faults: Any) -> None:
+def map_with_faults(executor: Any, faults: Any) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=FaultyExecutor(executor, faults))
 
 
-def pool_of_ones_own(
+def make_pool(
     executor: Any = None,
     workers: Any = 2,
     idle_timeout: Any = 60.0,
@@ -134,7 +134,7 @@ def decode(blocks: Any) -> Any:
 
 
 def decode_at(index: Any, block: Any) -> None:
-    if isinstance(index, Hashable):  # else Python makes no such dict
+    if isinstance(index, Hashable):  # other values cannot be keys of a dict
         blocks = {1: np.ones(2), 2: np.ones(2), 3: np.ones(2)}
         PolarCode(6, 4).decode(blocks | {index: block})
 
@@ -161,20 +161,20 @@ def shared_secretly(n_colluders: Any = 1, noise: Any = 100.0) -> None:
     polarmap.coded_map(total, ROWS, code=code, executor=ReplayExecutor())
 
 
-def submitted(f: Any, data: Any, **options: Any) -> None:
+def submit_and_wait(f: Any, data: Any, **options: Any) -> None:
     polarmap.submit(polarmap.coded_map, f, data, **options).result(50)
 
 
-def submitted_map_function(map_function: Any) -> None:
+def submit_map_function(map_function: Any) -> None:
     polarmap.submit(map_function, total, ROWS, executor=ReplayExecutor()).result(50)
 
 
-def stored(name: Any, storage: Any = None) -> None:
+def map_with_stored_result(name: Any, storage: Any = None) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, out=Stored(name, storage), executor=ReplayExecutor())
 
 
-def repaired(executor: Any) -> None:
-    """Whether an array is whole is found out by the executor, too."""
+def repair_and_check(executor: Any) -> None:
+    """Repair an array and check it, both on `executor`."""
     coded = polarmap.encode(ROWS, name="r", storage="repaired", blocks=4, tasks=6, overwrite=True)
     coded.store.delete([coded.block_segments(5)[0].key])
     coded.repair(executor=executor)
@@ -197,7 +197,7 @@ def tracker(code: Any, modular: Any, max_amplification: Any, index: Any) -> None
     ArrivalTracker(code, modular=modular, max_amplification=max_amplification).add(index)
 
 
-def drained(estimates: Callable[..., Any]) -> Callable[..., Any]:
+def consuming(estimates: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(estimates)
     def call(*arguments: Any, **options: Any) -> None:
         list(estimates(*arguments, **options))
@@ -210,8 +210,10 @@ CALLS: dict[str, Call] = {
         polarmap.coded_map, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)
     ),
     "coded_map, stored": Call(polarmap.coded_map, {"f": total, "data": ROWS, "out": Stored("s")} | REPLAY),
-    "submit": Call(submitted, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)),
-    "submit, a map function": Call(submitted_map_function, {"map_function": polarmap.hedged_map}),
+    "submit": Call(
+        submit_and_wait, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)
+    ),
+    "submit, a map function": Call(submit_map_function, {"map_function": polarmap.hedged_map}),
     "hedged_map": Call(polarmap.hedged_map, {"f": total, "data": ROWS} | REPLAY),
     "coded_sum": Call(polarmap.coded_sum, {"f": total, "parts": ROWS, "tasks": 4} | REPLAY),
     "coded_matmul": Call(polarmap.coded_matmul, {"A": ROWS, "B": ROWS.T} | REPLAY),
@@ -220,14 +222,14 @@ CALLS: dict[str, Call] = {
         {"A": ROWS, "B": ROWS.T, "method": "grid", "tasks": (4, 4)} | REPLAY,
     ),
     "coded_gram": Call(polarmap.coded_gram, {"A": ROWS, "blocks": 3} | REPLAY),
-    "sketched_lstsq": Call(drained(polarmap.linalg.sketched_lstsq), {"A": ROWS, "b": np.ones(8)} | REPLAY),
-    "sketched_gram": Call(drained(polarmap.linalg.sketched_gram), {"A": ROWS} | REPLAY),
+    "sketched_lstsq": Call(consuming(polarmap.linalg.sketched_lstsq), {"A": ROWS, "b": np.ones(8)} | REPLAY),
+    "sketched_gram": Call(consuming(polarmap.linalg.sketched_gram), {"A": ROWS} | REPLAY),
     "coded_gradient": Call(polarmap.coded_gradient, {"f": np.sum, "x": [1.0, 2.0, 3.0]} | REPLAY),
     "CodedGradient": Call(coded_gradient_class, {"f": np.sum}),
     "CodedOperator": Call(coded_operator, {}),
     "CodedOperator @": Call(operand, {"x": np.ones(3)}),
     "encode": Call(polarmap.encode, {"A": ROWS, "name": "e", "blocks": 4, "storage": "folder"}),
-    "CodedArray.repair": Call(repaired, REPLAY),
+    "CodedArray.repair": Call(repair_and_check, REPLAY),
     "open_coded": Call(polarmap.open_coded, {"name": "e", "storage": "folder"}),
     "list_coded": Call(polarmap.arrays.list_coded, {"storage": "folder"}),
     "plan": Call(polarmap.plan, {"k": 4, "run_times": SEEN, "max_workers": 6, "n_trials": 10}),
@@ -248,17 +250,17 @@ CALLS: dict[str, Call] = {
     "SecretSharingCode": Call(secret, {}),
     "IntegerSecretSharingCode": Call(secret_integers, {}),
     "SecretSharing": Call(shared_secretly, {}),
-    "Stored": Call(stored, {"name": "s"}),
+    "Stored": Call(map_with_stored_result, {"name": "s"}),
     "ArrivalTracker": Call(
         tracker, {"code": PolarCode(6, 4), "modular": False, "max_amplification": math.inf, "index": 0}
     ),
-    "Fault": Call(struck, {}),
-    "Pool": Call(pool_of_ones_own, {}),
+    "Fault": Call(map_with_fault, {}),
+    "Pool": Call(make_pool, {}),
     "Executor": Call(executor_of_calls, {}),
     "shutdown": Call(polarmap.shutdown, {}),
-    "FaultyExecutor": Call(faulty, {"executor": ReplayExecutor(), "faults": {0: Fault("raise")}}),
-    "ReplayExecutor": Call(replayed, {"seconds": {0: 2.0}}),
-    "ReplayExecutor, a task": Call(replayed_by_task, {"task": 0, "seconds": 2.0}),
+    "FaultyExecutor": Call(map_with_faults, {"executor": ReplayExecutor(), "faults": {0: Fault("raise")}}),
+    "ReplayExecutor": Call(map_with_run_times, {"seconds": {0: 2.0}}),
+    "ReplayExecutor, a task": Call(map_with_run_time_of, {"task": 0, "seconds": 2.0}),
     "RawObjects": Call(raw_objects, {}),
     "ZarrObjects": Call(zarr_objects, {"prefix": "z"}),
     "completion_time": Call(
@@ -314,17 +316,17 @@ def parameters() -> list[Any]:
 
 
 @pytest.mark.parametrize(("call", "name"), parameters())
-def test_a_wrong_argument_is_an_error_of_ours(call: Call, name: str) -> None:
+def test_wrong_argument_raises_a_polarmap_error(call: Call, name: str) -> None:
     raw = {}
     for label, make in WRONG.items():
         if name == "executor" and label == "None":
-            continue  # real processes
+            continue  # executor=None would start real processes
         if name == "on_result" and callable(make()):
-            continue  # a valid callback, whose exceptions are raised as they are
+            continue  # a callable is a valid callback, and its exceptions are raised unchanged
         try:
             call(**{name: make()})
         except PolarmapError as error:
-            if frames_of_ours(error) > 2:  # the public call, and the place
+            if frames_of_ours(error) > 2:  # the frames of the public call and of the check that raises
                 raw[label] = "".join(traceback.format_exception(error))
         except Exception as error:
             if not is_of_f(error):
@@ -337,13 +339,13 @@ def is_of_f(error: Exception) -> bool:
 
 
 @pytest.mark.parametrize("label", CALLS)
-def test_the_arguments_that_are_replaced_are_good(label: str) -> None:
+def test_unchanged_arguments_are_valid(label: str) -> None:
     if label == "open_coded":
         polarmap.encode(ROWS, name="e", blocks=4, storage="folder")
     CALLS[label]()
 
 
-def test_every_public_name_has_its_row() -> None:
+def test_every_public_name_is_tested() -> None:
     named = {label.partition(",")[0].partition(".")[0].partition(" ")[0] for label in CALLS}
     assert set(polarmap.__all__) - RESULTS - {"errors", "planning"} <= named
 
@@ -369,7 +371,7 @@ def test_every_public_name_has_its_row() -> None:
         (3, "executor=3 is not an executor: pass None or 'localhost'"),
     ],
 )
-def test_an_executor_that_is_none_says_what_to_pass(executor: Any, words: str) -> None:
+def test_error_for_an_invalid_executor_says_what_to_pass(executor: Any, words: str) -> None:
     for choice in (executor, FaultyExecutor(executor, {})):
         with pytest.raises(ExecutorError, match=words):
             polarmap.coded_map(total, ROWS, executor=choice)
@@ -377,7 +379,7 @@ def test_an_executor_that_is_none_says_what_to_pass(executor: Any, words: str) -
             CodedOperator(ROWS, executor=choice)
 
 
-def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
+def test_every_suggested_backend_has_a_configuration() -> None:
     assert set(BACKENDS) <= set(config.list_backends())
 
 
@@ -397,6 +399,6 @@ def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
         ([Fault("kill")], "faults must be a mapping from task to Fault, not"),
     ],
 )
-def test_a_fault_that_would_strike_nobody_is_refused(faults: Any, words: str) -> None:
+def test_fault_that_affects_no_task_is_refused(faults: Any, words: str) -> None:
     with pytest.raises(CodeError, match=words):
         FaultyExecutor(ReplayExecutor(), faults)

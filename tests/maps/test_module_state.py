@@ -1,4 +1,4 @@
-"""f runs on what modules of the caller's hold on the driver, not on what their files said."""
+"""f runs with the state that the caller's modules have on the driver, not with the state of their files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], modules: Path) -> Any:
-    """What a program has printed last, of JSON."""
+    """Run a program and return the JSON value in its last line of output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MODULES_OF_USER": str(modules)}
     program = subprocess.run(
         [sys.executable, "-W", "ignore", *command],
@@ -52,8 +52,8 @@ def run(command: list[str], modules: Path) -> Any:
         ("dask", "coded,called", ""),
     ],
 )
-def test_f_finds_in_modules_what_its_driver_has(pool: str, verbs: str, only: str, modules: Path) -> None:
-    """144 of 204 such cases were wrong, and reported as checked."""
+def test_f_sees_the_module_state_of_the_driver(pool: str, verbs: str, only: str, modules: Path) -> None:
+    # 144 of these 204 cases once gave wrong results that were reported as verified.
     assert run([str(ROOT / "tests" / "module_states.py"), pool, verbs, only], modules) == {}
 
 
@@ -66,11 +66,11 @@ folder = pathlib.Path(os.environ["MODULES_OF_USER"])
 sys.path.insert(0, str(folder))
 sys.dont_write_bytecode = True
 A = 1.0 + np.arange(24.0).reshape(12, 2)
-told = {}
+answers = {}
 
 def factor(f, **options):
-    found = polarmap.coded_map(f, A, blocks=4, tasks=5, **options).concatenate() / A
-    return sorted(set(found.round(9).ravel().tolist()))
+    factors = polarmap.coded_map(f, A, blocks=4, tasks=5, **options).concatenate() / A
+    return sorted(set(factors.round(9).ravel().tolist()))
 """
 
 
@@ -78,7 +78,7 @@ def run_program(text: str, folder: Path, **sources: str) -> Any:
     for name, source in sources.items():
         (folder / f"{name}.py").write_text(source)
     program = folder / "program.py"
-    program.write_text(f"{PROGRAM}{text}\nprint(json.dumps(told))\n")
+    program.write_text(f"{PROGRAM}{text}\nprint(json.dumps(answers))\n")
     return run([str(program)], folder)
 
 
@@ -97,40 +97,38 @@ POOLS = pytest.mark.parametrize("fork", [True, False], ids=["forked", "new inter
 
 
 @POOLS
-def test_a_module_that_was_edited_and_reloaded_is_that_of_the_driver(fork: bool, tmp_path: Path) -> None:
+def test_f_sees_the_edited_and_reloaded_module_of_the_driver(fork: bool, tmp_path: Path) -> None:
     text = f"""
 import edited
 with polarmap.Pool(workers=2, fork={fork}) as pool:
-    told["before"] = factor(edited.f, executor=pool)
+    answers["before"] = factor(edited.f, executor=pool)
     (folder / "edited.py").write_text({NEW!r})
     importlib.reload(edited)
-    told["after"] = factor(edited.f, executor=pool)
-    told["class"] = factor(edited.times, executor=pool)
+    answers["after"] = factor(edited.f, executor=pool)
+    answers["class"] = factor(edited.times, executor=pool)
     (folder / "edited.py").write_text({OLD!r})
     importlib.reload(edited)
-    told["again"] = factor(edited.f, executor=pool)
+    answers["again"] = factor(edited.f, executor=pool)
 """
     expected = {"before": [2.0], "after": [3.0], "class": [3.0], "again": [2.0]}
     assert run_program(text, tmp_path, edited=OLD) == expected
 
 
 @POOLS
-def test_no_map_mixes_old_and_new_code_when_a_worker_has_died_after_an_edit(
-    fork: bool, tmp_path: Path
-) -> None:
+def test_map_does_not_mix_old_and_new_code_after_an_edit(fork: bool, tmp_path: Path) -> None:
     text = f"""
 import edited
 with polarmap.Pool(workers=2, fork={fork}) as pool:
-    told["before"] = factor(edited.f, executor=pool)
+    answers["before"] = factor(edited.f, executor=pool)
     (folder / "edited.py").write_text({NEW!r})
     process = polarmap.hedged_map(lambda _: os.getpid(), [0], executor=pool)[0]
     os.kill(process, signal.SIGKILL)
-    told["after"] = [factor(edited.f, executor=pool) for _ in range(5)]
+    answers["after"] = [factor(edited.f, executor=pool) for _ in range(5)]
 """
     assert run_program(text, tmp_path, edited=OLD) == {"before": [2.0], "after": [[2.0]] * 5}
 
 
-def test_what_cannot_be_sent_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_state_that_cannot_be_sent_is_refused_by_name(tmp_path: Path) -> None:
     text = """
 import opaque, cloudpickle, threading
 def error_of(f):
@@ -138,17 +136,17 @@ def error_of(f):
         return factor(f)
     except polarmap.errors.PolarmapError as error:
         return str(error)
-told["same"] = [factor(f) for f in (opaque.f, opaque.g, opaque.h)]
+answers["same"] = [factor(f) for f in (opaque.f, opaque.g, opaque.h)]
 opaque.connection = (number for number in range(3))
-told["opaque.connection"] = error_of(opaque.f)
+answers["opaque.connection"] = error_of(opaque.f)
 opaque.connection = None
 opaque.held.lock = threading.Lock()
-told["opaque.held.lock"] = error_of(opaque.g)
+answers["opaque.held.lock"] = error_of(opaque.g)
 opaque.generator = (number for number in range(3))
-told["opaque.generator"] = error_of(opaque.h)
+answers["opaque.generator"] = error_of(opaque.h)
 cloudpickle.register_pickle_by_value(opaque)
 opaque.SCALE = 3.0
-told["by value"] = factor(opaque.f)
+answers["by value"] = factor(opaque.f)
 """
     source = """
 import threading
@@ -187,28 +185,28 @@ def loads(b): return b * 0 + (loaded() and LOADS)
 """
 
 
-def test_caches_that_workers_fill_stay_until_what_f_reaches_has_changed(tmp_path: Path) -> None:
+def test_caches_on_workers_are_kept_until_the_state_of_f_changes(tmp_path: Path) -> None:
     text = """
 import caches
 with polarmap.Pool(workers=1) as pool:
     for scale in (2.0, 3.0):
         caches.SCALE = scale
         for name in ("f", "g", "h"):
-            told[f"{name} {scale}"] = [factor(getattr(caches, name), executor=pool) for _ in range(2)]
+            answers[f"{name} {scale}"] = [factor(getattr(caches, name), executor=pool) for _ in range(2)]
     caches.SCALE = 4.0
     count = lambda x: list(polarmap.hedged_map(lambda b: caches.loads(b) + x, [0.0, 0.0], executor=pool))
-    told["loads"] = [count(x) for x in range(3)]
+    answers["loads"] = [count(x) for x in range(3)]
 """
     output = run_program(text, tmp_path, caches=CACHES)
     assert output.pop("loads") == [[1.0 + x] * 2 for x in range(3)]
     assert output == {f"{name} {scale}": [[scale]] * 2 for name in "fgh" for scale in (2.0, 3.0)}
 
 
-def test_what_the_driver_has_filled_in_already_is_no_error(tmp_path: Path) -> None:
+def test_caches_filled_on_the_driver_are_no_error(tmp_path: Path) -> None:
     text = """
 import caches
-told["here"] = caches.g(1.0)
-told["there"] = factor(caches.g)
+answers["here"] = caches.g(1.0)
+answers["there"] = factor(caches.g)
 """
     assert run_program(text, tmp_path, caches=CACHES) == {"here": 2.0, "there": [2.0]}
 
@@ -221,15 +219,15 @@ def sets(b):
     return b * edited.SCALE
 with polarmap.Pool(workers=1) as pool:
     for _ in range(2):
-        told.setdefault("sets", []).append(factor(sets, executor=pool))
-        told.setdefault("reads", []).append(factor(lambda b: edited.f(b), executor=pool))
-        told.setdefault("names", []).append(factor(lambda b: b * edited.SCALE, executor=pool))
+        answers.setdefault("sets", []).append(factor(sets, executor=pool))
+        answers.setdefault("reads", []).append(factor(lambda b: edited.f(b), executor=pool))
+        answers.setdefault("names", []).append(factor(lambda b: b * edited.SCALE, executor=pool))
 """
     output = run_program(text, tmp_path, edited=OLD)
     assert output == {"sets": [[5.0]] * 2, "reads": [[2.0]] * 2, "names": [[2.0]] * 2}
 
 
-def test_maps_that_run_at_once_each_find_the_state_that_they_were_begun_with(tmp_path: Path) -> None:
+def test_concurrent_maps_each_see_the_state_at_their_start(tmp_path: Path) -> None:
     text = """
 import edited
 for kind, executor in {"pool": polarmap.Pool(workers=2), "executor": polarmap.Executor(workers=2)}.items():
@@ -238,29 +236,29 @@ for kind, executor in {"pool": polarmap.Pool(workers=2), "executor": polarmap.Ex
         edited.SCALE = scale
         futures.append(polarmap.submit(polarmap.coded_map, edited.f, A, blocks=4, tasks=5, executor=executor))
     edited.SCALE = 7.0
-    found = [np.unique((future.result(60).concatenate() / A).round(9)).tolist() for future in futures]
-    told[kind] = found == [[scale] for scale in (1.0, 2.0, 3.0, 4.0)] * 5 or found
+    factors = [np.unique((future.result(60).concatenate() / A).round(9)).tolist() for future in futures]
+    answers[kind] = factors == [[scale] for scale in (1.0, 2.0, 3.0, 4.0)] * 5 or factors
 with polarmap.Executor(workers=2) as executor:
     calls = []
     for scale in (1.0, 2.0, 3.0, 4.0) * 25:
         edited.SCALE = scale
         calls.append(executor.submit(edited.f, 1.0))
-    told["calls"] = [call.result(60) for call in calls] == [1.0, 2.0, 3.0, 4.0] * 25
+    answers["calls"] = [call.result(60) for call in calls] == [1.0, 2.0, 3.0, 4.0] * 25
 """
     assert run_program(text, tmp_path, edited=OLD) == {"pool": True, "executor": True, "calls": True}
 
 
-def test_items_bring_along_the_state_of_their_classes(tmp_path: Path) -> None:
+def test_items_are_sent_with_the_state_of_their_classes(tmp_path: Path) -> None:
     text = """
 import items
 items.Item.scale = items.SCALE = 3.0
 work = [items.Item(number) for number in range(4)]
-told["hedged"] = list(polarmap.hedged_map(lambda item: item.value(), work))
-told["many"] = sum(polarmap.hedged_map(lambda item: item.value(), work * 100))
-told["star"] = list(polarmap.hedged_map(lambda g, x: g(x), [(items.times, 1.0)], star=True))
+answers["hedged"] = list(polarmap.hedged_map(lambda item: item.value(), work))
+answers["many"] = sum(polarmap.hedged_map(lambda item: item.value(), work * 100))
+answers["star"] = list(polarmap.hedged_map(lambda g, x: g(x), [(items.times, 1.0)], star=True))
 with polarmap.Executor(workers=2) as executor:
-    told["map"] = list(executor.map(lambda item: item.value(), work))
-    told["submit"] = executor.submit(lambda item: item.value(), work[1]).result()
+    answers["map"] = list(executor.map(lambda item: item.value(), work))
+    answers["submit"] = executor.submit(lambda item: item.value(), work[1]).result()
 """
     source = """
 SCALE = 2.0
@@ -275,14 +273,14 @@ def times(x): return x * SCALE
     assert run_program(text, tmp_path, items=source) == expected
 
 
-def test_generators_of_random_numbers_are_those_of_each_worker(tmp_path: Path) -> None:
+def test_random_generators_belong_to_each_worker(tmp_path: Path) -> None:
     text = """
 import draws
 with polarmap.Pool(workers=2, fork=False) as pool:
     for number in range(2):
         draws.generator.normal()
         drawn = polarmap.hedged_map(draws.draw, list(range(6)), executor=pool)
-    told["draws"] = len(set(drawn))
+    answers["draws"] = len(set(drawn))
 """
     source = """
 import time

@@ -1,6 +1,6 @@
-"""A notebook, executed: what reports and figures look like as the last line of a cell, and the bar of a map.
+"""Reports, figures and progress bars as the output of notebook cells, which a real kernel executes.
 
-One kernel runs all cells, as it takes a second to start; each test looks at one of them.
+One kernel runs all cells because it takes a second to start. Each test checks the output of one cell.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Output = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def outputs() -> dict[str, list[Output]]:
-    """What each cell shows."""
+    """Return the outputs of each cell by its name."""
     return outputs_of(CELLS)
 
 
@@ -56,23 +56,23 @@ def outputs_of(sources: dict[str, str]) -> dict[str, list[Output]]:
 
 
 def shown(outputs: list[Output]) -> dict[str, str]:
-    """The one thing that a cell shows, by its types."""
+    """Return the only output of a cell as a dict from MIME types to data."""
     [output] = outputs
     return dict(output["data"])
 
 
 def size_of(png: str) -> tuple[int, int]:
-    """Width and height of a picture, as its first bytes tell."""
+    """Return the width and height in the header of a PNG image, given in base64."""
     data = base64.b64decode(png)
     assert data.startswith(b"\x89PNG")
     return struct.unpack(">II", data[16:24])
 
 
-def test_nothing_is_said_while_maps_are_called(outputs: dict[str, list[Output]]) -> None:
+def test_maps_print_nothing(outputs: dict[str, list[Output]]) -> None:
     assert outputs["setup"] == []
 
 
-def test_a_report_is_its_text_and_a_small_timeline(outputs: dict[str, list[Output]]) -> None:
+def test_report_shows_text_and_a_small_timeline(outputs: dict[str, list[Output]]) -> None:
     shown_report = shown(outputs["report"])
     assert shown_report["text/html"].count("<rect") == 8
     assert "of 8 results were enough" in shown_report["text/html"]
@@ -86,7 +86,7 @@ def test_a_figure_is_shown_without_a_magic(name: str, outputs: dict[str, list[Ou
     assert shown(outputs["no pyplot"])["text/plain"] == "False"
 
 
-def test_a_figure_is_shown_once_beside_pyplot_too(outputs: dict[str, list[Output]]) -> None:
+def test_figure_is_shown_once_if_pyplot_is_imported(outputs: dict[str, list[Output]]) -> None:
     assert size_of(shown(outputs["pyplot"])["image/png"])[0] > 200
 
 
@@ -97,7 +97,7 @@ def test_plans_and_results_are_short(name: str, outputs: dict[str, list[Output]]
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_the_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
+def test_progress_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
     displays = [output for output in outputs["bar"] if output["output_type"] == "display_data"]
     assert [
         list(output["data"])
@@ -107,7 +107,7 @@ def test_the_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
     assert not [output for output in outputs["bar"] if output["output_type"] == "stream"]
 
 
-def test_there_is_no_bar_where_none_is_wanted(outputs: dict[str, list[Output]]) -> None:
+def test_progress_bar_can_be_turned_off(outputs: dict[str, list[Output]]) -> None:
     assert outputs["no bar"] == []
 
 
@@ -137,8 +137,8 @@ with JobContext(EventStream([polarmap.driver.observers.ProgressBar(True)])).coun
 }
 
 
-def test_a_notebook_without_widgets_has_one_line_for_a_bar_at_most() -> None:
-    """Though the bar has changed some thirty times: what is printed would all be kept."""
+def test_progress_bar_without_widgets_prints_at_most_one_line() -> None:
+    # The bar changes about thirty times, and a notebook keeps every printed line.
     outputs = outputs_of(WITHOUT_WIDGETS)
     assert outputs["setup"] == []
     for name, ends in (("bar", ""), ("stripes", "30/30 stripes")):

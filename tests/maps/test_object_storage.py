@@ -1,4 +1,4 @@
-"""Maps of coded arrays whose data and results both stay on an S3 server."""
+"""Maps of coded arrays whose data and results both stay on a real S3 server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_chained_maps_stay_in_the_bucket(config):
     coded = polarmap.encode(A, blocks=2, tasks=4, name="A", storage=config)
     assert coded.executor == config  # no executor needs to be named
     first = polarmap.coded_map(lambda block: block @ B[:30], coded, out=Stored("AB"), timeout=100)
-    first.array.repair()  # else what had not arrived of it counts among the two losses it can bear
+    first.array.repair()  # restore the late blocks of this array, so that the next map can lose two blocks
     faulty = FaultyExecutor(None, {0: Fault("sleep", 600), 1: Fault("kill")})
     second = polarmap.coded_map(
         lambda block: 2 * block, first, out=Stored("AB2"), executor=faulty, timeout=100
@@ -34,8 +34,8 @@ def test_chained_maps_stay_in_the_bucket(config):
     assert open_store(config).keys("polarmap/") == []
 
 
-def test_workers_encode_raw_objects_where_they_lie(config):
-    """Objects that are pieces of a block."""
+def test_workers_encode_raw_objects_in_place(config):
+    # Each block consists of several raw objects.
     A, rows = np.random.default_rng(0).standard_normal((60, 50)), 10
     store, keys = open_store(config), [f"mine/{index}" for index in range(60 // rows)]
     for index, key in enumerate(keys):
@@ -53,7 +53,7 @@ def test_a_map_may_begin_while_its_storage_restarts(server, config, monkeypatch)
     A = np.random.default_rng(0).standard_normal((60, 30))
     options = {"blocks": 2, "tasks": 3, "executor": config, "timeout": 100}
     polarmap.coded_map(np.sum, A, **options)
-    monkeypatch.setattr(retry_request, "__defaults__", (90.0,))  # a busy machine starts it slowly
+    monkeypatch.setattr(retry_request, "__defaults__", (90.0,))  # the server starts slowly on a busy machine
     pauses = []
 
     def launch_at_first(seconds):
@@ -74,7 +74,7 @@ def test_a_map_may_begin_while_its_storage_restarts(server, config, monkeypatch)
     assert sum(y) == pytest.approx(A.sum())
 
 
-def test_large_results_come_as_lithops_returns_them_and_nothing_stays(config):
+def test_large_results_are_returned_and_leave_no_objects(config):
     A = np.arange(16.0)
 
     def spread(block):
@@ -85,5 +85,6 @@ def test_large_results_come_as_lithops_returns_them_and_nothing_stays(config):
     for result, block in zip(y, np.split(A, 2), strict=True):
         np.testing.assert_allclose(result, spread(block))
         assert result.flags.writeable
-    left = {key.partition("/")[0] for key in {*open_store(config).keys("")} - before}
-    assert left <= {"ready", "lithops.runtimes"}  # of the server, and what Lithops knows of an interpreter
+    leftover_prefixes = {key.partition("/")[0] for key in {*open_store(config).keys("")} - before}
+    # The server keeps the first object, and Lithops keeps its metadata of the interpreter.
+    assert leftover_prefixes <= {"ready", "lithops.runtimes"}

@@ -1,4 +1,8 @@
-"""schedule="on_demand": started when data tasks are late or have failed, on a virtual clock and for real."""
+"""schedule="on_demand": parity tasks start only when data tasks are late or have failed.
+
+Most tests replay run times on a virtual clock, where the simulation of plans is the oracle. The last tests
+use real thread pools and persistent workers.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -
 
 
 def worker_seconds(result: CodedResult) -> float:
-    """What a replayed map costs: every task until it returned, or until the results were there."""
+    """Return the total run time of all tasks, each until it returned or the map ended."""
     end = result.report.seconds
     spans = [(task.launched, task.arrived) for task in result.report.tasks if task.launched is not None]
     return sum((end if arrived is None else arrived) - launched for launched, arrived in spans)
@@ -47,7 +51,8 @@ def worker_seconds(result: CodedResult) -> float:
 
 
 def test_parity_is_neither_started_nor_encoded_while_data_tasks_are_on_time() -> None:
-    assert coded(executor=ReplayExecutor()).report.encode_seconds > 0  # to see whether f is linear, once
+    # The first map encodes once to check that f is linear.
+    assert coded(executor=ReplayExecutor()).report.encode_seconds > 0
     result = coded(executor=ReplayExecutor())
     assert_same(result, plain_map(product, DATA, K))
     assert states(result.report) == {"arrived": list(range(K)), "held back": list(range(K, N))}
@@ -64,13 +69,14 @@ def test_as_many_parity_tasks_are_started_as_data_tasks_are_late() -> None:
     assert report.recovered == (5, 9)
     assert states(report)["abandoned"] == [5, 9]
     assert states(report)["held back"] == list(range(K + 2, N))
-    # the twelfth of 24 takes 1.13 s, the fastest 1: late are those beyond 1.13 + 0.13 log2(6) = 1.47
+    # The median of 24 tasks is 1.13 s and the minimum 1 s, so tasks are late after 1.13 + 0.13 log2(6) = 1.47
+    # s.
     launched = [report.tasks[task].launched for task in (24, 25)]
     assert launched == pytest.approx([1.466] * 2, abs=0.01)
     assert report.seconds == pytest.approx(2.466, abs=0.01)
 
 
-def test_a_late_task_that_returns_after_all_spares_decoding() -> None:
+def test_late_task_that_returns_makes_decoding_unnecessary() -> None:
     result = coded(executor=ReplayExecutor({3: 1.5, 20: 1.7}), verify=False)
     assert_same(result, plain_map(product, DATA, K))
     assert result.report.verified == "not needed"
@@ -78,7 +84,7 @@ def test_a_late_task_that_returns_after_all_spares_decoding() -> None:
 
 
 @pytest.mark.parametrize("kind", ["raise", "kill"])
-def test_parity_takes_the_place_of_failed_tasks_at_once(kind: str) -> None:
+def test_parity_replaces_failed_tasks_immediately(kind: str) -> None:
     seconds = dict.fromkeys(range(K), 2.0) | {2: 0.5, 7: 0.7}
     faults = {2: Fault(kind), 7: Fault(kind)}
     result = coded(executor=FaultyExecutor(ReplayExecutor(seconds), faults), verify=False)
@@ -88,7 +94,7 @@ def test_parity_takes_the_place_of_failed_tasks_at_once(kind: str) -> None:
     assert all(task.attempts <= 1 for task in result.report.tasks)
 
 
-def test_more_failures_than_parity_are_tried_again() -> None:
+def test_failed_tasks_are_retried_if_parity_is_used_up() -> None:
     faults = {task: Fault("kill") for task in range(N - K + 2)}
     result = coded(executor=FaultyExecutor(ReplayExecutor(), faults), verify=False)
     assert_same(result, plain_map(product, DATA, K), 1e-11)
@@ -99,8 +105,8 @@ def test_more_failures_than_parity_are_tried_again() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_sparse_codes_start_what_their_pattern_needs(seed: int) -> None:
-    """Any number of parity blocks need not decode: as many start as do, and no more."""
+def test_sparse_codes_start_the_parity_that_their_pattern_needs(seed: int) -> None:
+    # With a sparse code, n_late parity blocks may not suffice to decode. The map starts the fewest that do.
     late = np.random.default_rng(seed).permutation(K)[:3].tolist()
     result = coded(np.copy, WHOLE, executor=ReplayExecutor(dict.fromkeys(late, math.inf)), verify=False)
     assert_same(result, cut(WHOLE, K))
@@ -113,7 +119,7 @@ def test_sparse_codes_start_what_their_pattern_needs(seed: int) -> None:
     assert result.report.seconds == pytest.approx(2.1, abs=0.02)
 
 
-def test_what_decodes_too_inaccurately_starts_another() -> None:
+def test_inaccurate_decoding_starts_another_parity_task() -> None:
     executor = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     report = coded(executor=executor, rtol=3e-15, verify=False).report
     assert report.error_bound <= 3e-15
@@ -121,7 +127,7 @@ def test_what_decodes_too_inaccurately_starts_another() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the data contains NaN")
-def test_nan_is_waited_for_and_starts_nothing_more() -> None:
+def test_nan_starts_no_parity_tasks() -> None:
     data = DATA.copy()
     data[3, 3] = math.nan
     result = coded(np.copy, data, executor=ReplayExecutor({1: 3.0, 2: 9.0}))
@@ -136,10 +142,10 @@ def assert_as_simulated(result: CodedResult, jobs: SimulatedJobs) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 24])
-def test_the_map_does_what_the_simulation_says_of_tasks_that_may_never_return(
+def test_map_agrees_with_simulation_if_tasks_may_never_return(
     k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # f of padding here ends within one look
+    # A long poll interval lets the local evaluation of f on padding finish within one poll.
     monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
     for seed in range(40):
         rng = np.random.default_rng([k, seed])
@@ -164,15 +170,19 @@ def test_the_map_does_what_the_simulation_says_of_tasks_that_may_never_return(
             assert_as_simulated(result, jobs)
 
 
-# --- whatever the code can lose, with few tasks ------------------------------------------------
+# --- every loss that the code can tolerate, with few tasks -------------------------------------
 
-# Of floats any n - k may be lost, of integers it depends on which.
+# The third entry says whether the data are integers. The code tolerates any n - k losses for floats, but
+# only some sets of n - k losses for integers.
 SIZES = [(n, k, False) for n, k in [(2, 1), (4, 1), (4, 3), (5, 3), (5, 2)]]
 SIZES += [(n, k, True) for n, k in [(2, 1), (4, 1), (3, 2), (5, 2), (4, 3), (5, 3), (6, 3), (6, 4), (7, 4)]]
 
 
 def lossy(lost: Sequence[int], kinds: Sequence[str]) -> FaultyExecutor:
-    """Each of these tasks is lost in its way, as often as it is started."""
+    """Return an executor on which each task in `lost` fails in the way of its entry in `kinds`.
+
+    Every attempt of the task fails.
+    """
     seconds = {task: math.inf for task, kind in zip(lost, kinds) if kind == "never"}
     faults = {task: Fault(kind, attempts=9) for task, kind in zip(lost, kinds) if kind != "never"}
     return FaultyExecutor(ReplayExecutor(seconds), faults)
@@ -197,12 +207,12 @@ def assert_as_reliable(data: np.ndarray, n: int, k: int, lost: Sequence[int], ki
         return
     result = coded(np.copy, data, executor=lossy(lost, kinds), **options)
     assert_same(result, cut(data, k), 1e-9)
-    silent = set(range(k)) <= set(lost)  # nothing returns that was started at once
+    silent = set(range(k)) <= set(lost)  # no data task returns
     assert result.report.seconds <= (60 * 2 ** (n - k) if silent else 20.0)
 
 
-def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_starts() -> None:
-    """It is given its second first."""
+def test_failed_tasks_are_not_retried_until_the_last_parity_task_is_late() -> None:
+    # The last parity task gets its expected run time before failed tasks are retried.
     executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: math.inf, 2: 6.5}), {0: Fault("kill")})
     result = coded(blocks=3, tasks=5, executor=executor, verify=False)
     assert_same(result, plain_map(product, DATA, 3), 1e-11)
@@ -210,8 +220,8 @@ def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_sta
     assert max(task.attempts for task in result.report.tasks) == 1
 
 
-def test_a_result_of_another_shape_is_replaced_as_a_failure_is() -> None:
-    """It took its time, but it did not arrive."""
+def test_result_of_another_shape_is_replaced_like_a_failure() -> None:
+    # A result of the wrong shape counts as a failure, although its run time is known.
 
     def f(block: np.ndarray) -> np.ndarray:
         return block[:1] if (block == DATA[:2]).all() else block
@@ -222,15 +232,15 @@ def test_a_result_of_another_shape_is_replaced_as_a_failure_is() -> None:
     assert result.report.tasks[K].launched == pytest.approx(1.05)
 
 
-def test_run_times_are_learned_from_what_ran() -> None:
-    """Tasks held back count from their own start, tasks never started not at all."""
+def test_run_times_are_learned_from_started_tasks() -> None:
+    # The run time of a parity task is counted from its own start. Tasks that never started are left out.
     report = coded(executor=ReplayExecutor({0: 50.0}), verify=False).report
     distribution = Empirical.from_reports(report)
     assert distribution.n_observations == K + 1
     assert distribution.values.tolist() == pytest.approx([1.0])
 
 
-# --- for real ----------------------------------------------------------------------------------
+# --- with real pools ---------------------------------------------------------------------------
 
 
 def copied(block: np.ndarray) -> np.ndarray:
@@ -242,12 +252,12 @@ def test_a_pool_starts_parity_for_a_straggler() -> None:
         executor = FaultyExecutor(pool, {1: Fault("sleep", 60.0)})
         result = coded(copied, blocks=4, tasks=6, executor=executor, timeout=60)
     assert_same(result, cut(DATA, 4), 1e-11)
-    assert 1 in result.report.recovered  # on a busy machine another may be late, too
+    assert 1 in result.report.recovered  # on a busy machine, further tasks may be late
     assert result.report.tasks[4].launched is not None
 
 
-def test_a_queue_is_not_lateness() -> None:
-    """Two workers for eight tasks: those that wait for a worker are not late."""
+def test_queued_tasks_are_not_late() -> None:
+    # Eight tasks share two workers. A task that waits for a worker is not late.
     with ThreadPoolExecutor(2) as pool:
         result = coded(copied, blocks=8, tasks=12, executor=FaultyExecutor(pool, slow(range(8))))
     assert_same(result, cut(DATA, 8), 1e-11)

@@ -1,4 +1,4 @@
-"""coded_map(schedule=Plan): blocks, tasks, code and parity as planned from a distribution of run times."""
+"""coded_map(schedule=Plan): blocks, tasks, code and parity follow a plan for a distribution of run times."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_plan_sets_blocks_workers_and_code(code: str) -> None:
     assert code in report.code or code == "optimal"
 
 
-def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() -> None:
+def test_plan_on_demand_starts_upfront_parity_and_sets_when_tasks_are_late() -> None:
     chosen = plan(8, DISTRIBUTION, "cost", max_workers=12, schedule="on_demand")
     assert (chosen.schedule, chosen.n) == ("on_demand", 12)
     seconds = dict.fromkeys(range(3), math.inf)
@@ -39,14 +39,14 @@ def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() 
     assert_same(result, cut(DATA, 8), 1e-11)
     launched = [task.launched for task in result.report.tasks[8:]]
     assert launched[: chosen.n_upfront_parity] == [0.0] * chosen.n_upfront_parity
-    late = float(DISTRIBUTION.quantile(0.75))  # of 8 tasks two are late by chance
+    late = float(DISTRIBUTION.quantile(0.75))  # two of 8 tasks may be slower by chance
     assert launched[chosen.n_upfront_parity : 3] == pytest.approx(
         [max(late, 1.1 * DISTRIBUTION.quantile(0.5))] * (3 - chosen.n_upfront_parity)
     )
     assert result.report.tasks_in_state("held back") == [11]
 
 
-def test_a_plan_of_small_blocks_is_a_map_of_as_many_tasks_on_workers_that_stay() -> None:
+def test_plan_of_small_blocks_runs_on_persistent_workers() -> None:
     chosen = plan(8, DISTRIBUTION, max_workers=12, task_overhead=0.02)
     assert chosen.expected.tasks_per_worker > 1
     data = np.random.default_rng(0).standard_normal((3 * chosen.k, 5))
@@ -64,7 +64,7 @@ def test_a_plan_without_a_code_is_a_plain_map() -> None:
     assert states(result.report) == {"arrived": list(range(8))}
 
 
-def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
+def test_sizes_of_a_plan_can_be_used_with_another_schedule() -> None:
     chosen = plan(8, DISTRIBUTION, "p99", max_workers=12)
     sizes = {"blocks": chosen.k, "tasks": chosen.n}
     report = coded_map(np.copy, DATA, **sizes, schedule="on_demand", executor=ReplayExecutor()).report
@@ -86,7 +86,8 @@ def test_contradictions_are_refused(options: dict, message: str) -> None:
 
 @pytest.mark.parametrize("objective", ["cost", "p99"])
 def test_the_planned_mix_is_cheap_and_has_a_short_tail(objective: str) -> None:
-    """A few parity tasks upfront, the rest on demand: within 15 % of a plain map's cost."""
+    # The plan starts a few parity tasks upfront and the rest on demand, at no more than 115 % of the cost
+    # of a plain map.
     chosen = plan(24, DISTRIBUTION, objective, max_workers=32, schedule="auto", budget=1.15 * 28.51)
     backup = polarmap.planning.completion_time(24, 24, "backup-cubed", DISTRIBUTION, n_trials=20_000)
     assert chosen.schedule == "on_demand"

@@ -1,4 +1,4 @@
-"""LagrangeCode and coded_map(degree=...): polynomials decoded from any results that suffice."""
+"""LagrangeCode and coded_map(degree=...): values of polynomials are decoded from any sufficient results."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def test_squares_survive_lost_workers(lost: tuple[int, ...]) -> None:
         assert result.report.verified == ("not needed", "parity", "parity", "local")[len(lost)]
 
 
-def test_all_data_need_no_decoding_though_fewer_arrived_than_an_equation_takes() -> None:
+def test_all_data_results_need_no_decoding() -> None:
     A = np.random.default_rng(0).standard_normal((30, 4))
     result = coded_map(gram, A, blocks=5, tasks=12, degree=2, executor=arriving([3, 2, 0, 1, 4], 12))
     assert result.report.needed == 5
     assert_same(result, plain_map(gram, A, 5))
 
 
-def test_results_beyond_the_needed_are_awaited_where_decoding_is_inaccurate() -> None:
+def test_inaccurate_decoding_waits_for_further_results() -> None:
     A = np.random.default_rng(0).standard_normal((40, 3)).astype("f4")
     code = LagrangeCode(32, 8, 2)
     place = np.argsort(code.node_indices)
-    order = place[np.r_[10:32, 0:10]].tolist()  # an arc of the circle comes last
+    order = place[np.r_[10:32, 0:10]].tolist()  # the tasks of an arc of the circle arrive last
     result = coded_map(gram, A, code=code, executor=arriving(order, 32), verify=False)
     assert result.report.needed > code.recovery_threshold
     assert result.report.error_bound <= 1e-4
@@ -74,7 +74,7 @@ def test_any_degree_times_k_results_are_enough_for_an_even_number_of_blocks(
 
 @pytest.mark.parametrize("lost", [(0,), (1, 3)])
 @pytest.mark.parametrize("surplus", [True, False])
-def test_a_degree_too_low_is_noticed(lost: tuple[int, ...], surplus: bool) -> None:
+def test_too_low_degree_is_detected(lost: tuple[int, ...], surplus: bool) -> None:
     A = np.random.default_rng(0).standard_normal((30, 4))
     order = [task for task in range(12) if task not in lost][: None if surplus else 9]
     with pytest.raises(NotLinearError, match="not a polynomial of degree 2 or less") as caught:
@@ -82,7 +82,7 @@ def test_a_degree_too_low_is_noticed(lost: tuple[int, ...], surplus: bool) -> No
     assert "coded_sum" in str(caught.value) and "hedged_map" in str(caught.value)
 
 
-def test_what_passed_as_a_cube_has_not_passed_as_a_square() -> None:
+def test_f_verified_as_a_cube_is_not_verified_as_a_square() -> None:
     A = np.random.default_rng(0).standard_normal((18, 4))
     result = coded_map(cube, A, blocks=3, tasks=12, degree=3, executor=arriving(range(1, 12), 12))
     assert_same(result, plain_map(cube, A, 3), rtol=1e-9)
@@ -90,7 +90,7 @@ def test_what_passed_as_a_cube_has_not_passed_as_a_square() -> None:
         coded_map(cube, A, blocks=3, tasks=12, degree=2, executor=arriving(range(1, 6), 12))
 
 
-def test_garbage_is_found_and_left_out() -> None:
+def test_wrong_results_are_located_and_left_out() -> None:
     A = np.random.default_rng(0).standard_normal((30, 4))
     faulty = FaultyExecutor(arriving([*range(1, 12)], 12), {4: Fault("garbage")})
     result = coded_map(gram, A, blocks=5, tasks=12, degree=2, executor=faulty)
@@ -99,7 +99,7 @@ def test_garbage_is_found_and_left_out() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the data contains NaN")
-def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
+def test_nan_is_returned_if_all_data_report_and_refused_otherwise() -> None:
     A = np.random.default_rng(0).standard_normal((15, 4))
     A[4, 2] = np.nan
     never = ReplayExecutor({0: 3.0, 1: 2.0})
@@ -127,13 +127,13 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
         coded_map(gram, np.ones((48, 2)), executor=ReplayExecutor({0: math.inf}), **options)
 
 
-def test_the_k_a_refusal_names_works() -> None:
+def test_suggested_k_is_well_conditioned() -> None:
     limit = 1e-15 / np.finfo(float).eps
     fits = compute_max_well_conditioned_k(60, 2, limit)
     assert LagrangeCode(60, fits, 2).is_well_conditioned(limit)
     assert not LagrangeCode(60, fits + 1, 2).is_well_conditioned(limit)
 
 
-def test_integers_are_refused_with_the_way_out() -> None:
+def test_integers_are_refused_with_a_suggestion() -> None:
     with pytest.raises(CodeError, match=r"astype\(float\)"):
         coded_map(gram, np.ones((12, 2), int), blocks=4, degree=2, executor=ReplayExecutor())

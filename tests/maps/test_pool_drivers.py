@@ -1,4 +1,4 @@
-"""Drivers of every kind: however a program is run, its maps find workers."""
+"""Maps on persistent workers, from real driver processes that are started and interrupted in many ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pool_processes import assert_nothing_is_left, descendants, folders
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
 
-# There is no `if __name__ == "__main__"` in it: workers do not import what started them.
+# The program has no `if __name__ == "__main__"`, because workers do not import the main module.
 PROGRAM = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -44,7 +44,7 @@ def close_streams(*numbers: int) -> Callable[[], None]:
     return lambda: [os.close(number) for number in numbers] and None
 
 
-def gone() -> None:
+def enter_deleted_folder() -> None:
     os.mkdir("gone")
     os.chdir("gone")
     os.rmdir("../gone")
@@ -53,14 +53,16 @@ def gone() -> None:
 def imports_numpy_in_no_folder(folder: Path) -> bool:
     command, there = [sys.executable, "-c", "import numpy"], folder / "there"
     there.mkdir()
-    return not subprocess.run(command, cwd=there, preexec_fn=gone, capture_output=True).returncode
+    return not subprocess.run(
+        command, cwd=there, preexec_fn=enter_deleted_folder, capture_output=True
+    ).returncode
 
 
 @pytest.mark.parametrize(
     "how",
     ["script", "standard input", "a cell", "-I", "no such TMPDIR", "folder is gone"],
 )
-def test_a_program_maps_however_it_is_run(how: str, tmp_path: Path) -> None:
+def test_program_runs_maps_however_it_is_started(how: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PROGRAM)
     arguments = {
@@ -69,7 +71,7 @@ def test_a_program_maps_however_it_is_run(how: str, tmp_path: Path) -> None:
         "a cell": ["-c", AS_A_CELL],
         "-I": ["-I", str(script)],
     }.get(how, ["-c", PROGRAM])
-    before = gone if how == "folder is gone" else None
+    before = enter_deleted_folder if how == "folder is gone" else None
     if before and not imports_numpy_in_no_folder(tmp_path):
         pytest.skip("this Python cannot import numpy itself there, as 3.12.1 and 3.13.0 cannot")
     more = {"TMPDIR": "/nowhere"} if how == "no such TMPDIR" else {}
@@ -77,7 +79,7 @@ def test_a_program_maps_however_it_is_run(how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", [(0, 1, 2), (0,), (1, 2)])
-def test_a_program_without_standard_streams_maps(closed: tuple[int, ...], tmp_path: Path) -> None:
+def test_program_without_standard_streams_runs_maps(closed: tuple[int, ...], tmp_path: Path) -> None:
     run(["-c", PROGRAM], tmp_path, close_streams(*closed), {}, None)
 
 
@@ -88,7 +90,7 @@ def run(
     environment: dict[str, str],
     text: str | None,
 ) -> None:
-    """A program that writes whether it was right; nothing of it is left."""
+    """Run a driver that writes its verdict into a file, and check the verdict and that no files are left."""
     driver = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -114,14 +116,14 @@ def nap(block):
     time.sleep(0.2)
     return block @ x
 
-# Tasks that sleep let others start, as long as there are descriptors for more workers.
+# Tasks that sleep let further tasks start, as long as there are descriptors for more workers.
 y = polarmap.hedged_map(nap, [A] * 64, timeout={PATIENCE})
-assert all(np.allclose(one, A @ x) for one in y)
+assert all(np.allclose(block, A @ x) for block in y)
 polarmap.shutdown()
-held = []
+descriptors = []
 try:
     while True:
-        held.append(os.open(os.devnull, os.O_RDONLY))
+        descriptors.append(os.open(os.devnull, os.O_RDONLY))
 except OSError:
     pass
 try:
@@ -130,8 +132,8 @@ except ExecutorError as error:
     assert "Too many open files" in str(error)
 else:
     raise AssertionError
-for one in held:
-    os.close(one)
+for descriptor in descriptors:
+    os.close(descriptor)
 y = polarmap.coded_map(product, A, blocks=6, tasks=8, timeout={PATIENCE})
 assert np.allclose(y.concatenate(), A @ x)
 """
@@ -141,7 +143,7 @@ def test_a_program_that_runs_out_of_descriptors_has_fewer_workers_or_a_clear_err
     run(["-c", CROWDED], tmp_path, None, {}, "")
 
 
-# As at a terminal: Ctrl-C is for the whole process group, and comes at any time.
+# As on a terminal, Ctrl-C is sent to the whole process group, at any time.
 INTERRUPTED = f"""
 import os, signal
 import numpy as np
@@ -163,14 +165,14 @@ def end(*_):
 
 signal.signal(signal.SIGUSR1, end)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-interrupts, is_told = 0, False
+interrupts, is_ready = 0, False
 while not is_over:
     try:
         while not is_over:
             try:
-                if not is_told:
-                    is_told = True
-                    print("ready", flush=True)  # after which interrupts may come at any time
+                if not is_ready:
+                    is_ready = True
+                    print("ready", flush=True)  # interrupts may come at any time after this line
                 while not is_over:
                     work()
                     if interrupts % 8 == 7:
@@ -178,7 +180,7 @@ while not is_over:
                         interrupts += 1
             except KeyboardInterrupt:
                 interrupts += 1
-    except KeyboardInterrupt:  # between two lines of ours, while what the one before has left is let go
+    except KeyboardInterrupt:  # an interrupt between two lines, while objects are being released
         interrupts += 1
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 work()
@@ -186,7 +188,7 @@ print("right" if interrupts else "never interrupted", flush=True)
 """
 
 
-def test_maps_go_on_after_interrupts_at_any_time() -> None:
+def test_maps_work_after_interrupts_at_any_time() -> None:
     stream, pause = np.random.default_rng(0), threading.Event()
     driver = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -196,7 +198,7 @@ def test_maps_go_on_after_interrupts_at_any_time() -> None:
         assert driver.stdout.readline() == "ready\n"
         processes = descendants(driver.pid)
         for _ in range(40):
-            pause.wait(0.02 + float(stream.uniform(0.0, 0.1)))  # no time may be a wrong one
+            pause.wait(0.02 + float(stream.uniform(0.0, 0.1)))  # an interrupt may come at any time
             os.killpg(driver.pid, signal.SIGINT)
         pause.wait(0.2)
         processes |= descendants(driver.pid)

@@ -1,4 +1,4 @@
-"""Persistent workers on Lithops, over each channel, with real processes and servers."""
+"""Persistent workers on Lithops, over each kind of channel, with real processes and storage servers."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ CHANNELS = {"socket": "TCP", "redis": "objects", "s3": "objects"}
 
 
 class Place(NamedTuple):
-    """Where a pool has its workers, and over what they talk."""
+    """The configuration of a pool and the channel over which its workers communicate."""
 
     channel: str
-    yaml: Path | str  # or "localhost"
+    yaml: Path | str  # a configuration file, or "localhost"
     server: Server | None
 
     def pool(self, workers: int = 4, **options: Any) -> Pool:
         return Pool(self.yaml, workers=workers, listen=self.server is None, **options)
 
-    def pools(self) -> set[str]:
-        """Those, and jobs of Lithops, of which anything is left."""
-        return {match[0] for key in self.left() if (match := re.search(r"pool-\w+|jobs/[\w-]+?/", key))}
+    def list_pools(self) -> set[str]:
+        """Return the names of the pools and Lithops jobs that have left objects in the storage."""
+        return {
+            match[0] for key in self.list_objects() if (match := re.search(r"pool-\w+|jobs/[\w-]+?/", key))
+        }
 
-    def left(self) -> list[str]:
-        """Objects."""
+    def list_objects(self) -> list[str]:
+        """Return the keys of all objects in the storage, without the marker of the server."""
         return (
             [] if self.server is None else [key for key in open_store(self.yaml).keys("") if key != "ready"]
         )
@@ -52,8 +54,8 @@ def place_of(channel: str, request: pytest.FixtureRequest, folder: Path) -> Plac
     return Place(channel, server.config(folder / f"{channel}.yaml"), server)
 
 
-def over(*channels: str) -> Any:
-    """A test over these channels only: what it asks does not depend on which storage has the objects."""
+def over_channels(*channels: str) -> Any:
+    """Run a test over these channels only, because its outcome does not depend on the kind of storage."""
     return pytest.mark.parametrize("place", channels, indirect=True, scope="module")
 
 
@@ -64,11 +66,11 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def pool(place: Place) -> Iterator[Pool]:
-    """One for all tests: what one of them does to it must not be seen by the next."""
+    """Yield one pool for all tests. A test must not depend on what earlier tests did to the pool."""
     with place.pool() as pool:
         yield pool
     assert until(lambda: not any(map(is_of_lithops, descendants())))
-    assert place.pools() == set()
+    assert place.list_pools() == set()
 
 
 def is_of_lithops(process: int) -> bool:
@@ -78,20 +80,20 @@ def is_of_lithops(process: int) -> bool:
         return False
 
 
-# --- what it does --------------------------------------------------------------------------------
+# --- maps and channels ---------------------------------------------------------------------------
 
 
-def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool: Pool) -> None:
+def test_workers_persist_and_use_the_available_channel(place: Place, pool: Pool) -> None:
     report = check(pool).report
     name = "localhost" if place.server is None else "lithops/localhost"
     assert report.executor == f"persistent workers on {name} ({CHANNELS[place.channel]})" == pool.name
     first = workers_of(pool)
     assert os.getpid() not in first
-    assert until(lambda: bool(workers_of(pool) & first))  # some may be at what nobody waits for any more
+    assert until(lambda: bool(workers_of(pool) & first))  # some workers may still run abandoned tasks
 
 
-@over("socket", "s3")
-def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
+@over_channels("socket", "s3")
+def test_large_functions_and_results_are_sent(pool: Pool) -> None:
     big, x = np.random.default_rng(1).standard_normal(2_500_000), X
 
     def f(block: Any) -> Any:
@@ -104,9 +106,9 @@ def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
     check(pool)
 
 
-@over("socket", "redis")
-def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
-    check(pool)  # workers that start find what the driver finds then
+@over_channels("socket", "redis")
+def test_modules_that_workers_lack_are_sent_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
+    check(pool)  # start the workers before the modules are on the driver's path
     monkeypatch.syspath_prepend(tmp_path)
     for text in ("0", "100"):
         (tmp_path / "far_away.py").write_text(
@@ -123,11 +125,11 @@ def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, 
         sys.modules.pop(name, None)
 
 
-# --- what fails ----------------------------------------------------------------------------------
+# --- failures of workers, drivers and storage ----------------------------------------------------
 
 
-@over("socket", "redis")
-def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
+@over_channels("socket", "redis")
+def test_killed_worker_is_replaced(pool: Pool) -> None:
     for _ in range(2):
         victim = next(iter(workers_of(pool)))
         os.kill(victim, signal.SIGKILL)
@@ -136,17 +138,17 @@ def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
     assert victim not in workers_of(pool)
 
 
-@over("redis")
-def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -> None:
-    other_pools = place.pools()
+@over_channels("redis")
+def test_forked_child_uses_separate_workers(place: Place) -> None:
+    other_pools = place.list_pools()
     driver = program(DRIVER + "\nshare()", str(place.yaml), str(place.server is None))
     with driver:
         assert driver.wait(PATIENCE) == 0
     assert not folders(driver.pid)
-    assert until(lambda: place.pools() <= other_pools)
+    assert until(lambda: place.list_pools() <= other_pools)
 
 
-# Workers have the driver's seconds: with its modules they get what stands in these.
+# The driver shortens the intervals of heartbeats. Workers get the same values with the driver's modules.
 DRIVER = """
 import numpy as np, os, sys, tempfile, threading, time, polarmap
 from polarmap.executors import storage_channels as drivers_side
@@ -161,31 +163,31 @@ def check(pool=pool):
     y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, tasks=8, executor=pool, timeout=60)
     assert np.allclose(y.concatenate(), A @ x)
 
-def find():
-    found = polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 8, executor=pool, timeout=60)
-    return {int(one) for one in found}
+def find_workers():
+    process_ids = polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 8, executor=pool, timeout=60)
+    return {int(process_id) for process_id in process_ids}
 
 def share():
     check()
-    mine = find()
+    mine = find_workers()
     child = os.fork()
     if not child:
         check()
-        assert not find() & mine
+        assert not find_workers() & mine
         pool.close()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     for worker in mine:
-        os.kill(worker, 0)  # lives
+        os.kill(worker, 0)  # fails if the worker has ended
     deadline = time.monotonic() + 60.0
-    while not find() & mine:  # and serves: some may be at what nobody waits for any more
+    while not find_workers() & mine:  # some workers may still run abandoned tasks
         assert time.monotonic() < deadline
     check()
     pool.close()
 
 def stay():
     check()
-    print(*find(), flush=True)
+    print(*find_workers(), flush=True)
     check()
     name = os.path.join(tempfile.mkdtemp(), "pipe")
     os.mkfifo(name)
@@ -202,14 +204,13 @@ def stay():
 """
 
 
-def test_a_driver_that_is_killed_takes_its_workers_with_it(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    """Over both kinds of channels at once: some wait for a sign of life. Half of the workers work."""
+def test_workers_of_a_killed_driver_end(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    # One driver uses sockets and one uses objects, where workers wait for a missing heartbeat. Half of the
+    # workers are busy when the drivers are killed.
     places = [place_of(channel, request, tmp_path) for channel in ("socket", "redis")]
-    before = [place.pools() for place in places]
+    before = [place.list_pools() for place in places]
     drivers, processes = [], set[int]()
-    for place in places:  # one after the other: Lithops copies itself to a folder that they share
+    for place in places:  # start one driver at a time: Lithops copies itself to a folder that they share
         driver = program(DRIVER + "\nstay()", str(place.yaml), str(place.server is None))
         drivers.append(driver)
         assert driver.stdout is not None
@@ -220,21 +221,21 @@ def test_a_driver_that_is_killed_takes_its_workers_with_it(
         driver.kill()
         driver.communicate(timeout=PATIENCE)
     assert until(lambda: not any(map(runs, processes)), 45.0)
-    with Pool() as another:  # removes what dead processes have left
+    with Pool() as another:  # starting a pool removes the files of dead processes
         check(another)
     assert not any(folders(driver.pid) for driver in drivers)
     for place, pools in zip(places, before):
-        forget(place, place.pools() - pools)
+        forget(place, place.list_pools() - pools)
 
 
 def forget(place: Place, pools: set[str]) -> None:
-    """Remove what killed drivers leave in a storage."""
+    """Delete the objects of these pools, which killed drivers leave in the storage."""
     store = open_store(place.yaml)
     store.delete([key for key in store.keys("") if any(pool in key for pool in pools)])
 
 
-@over("redis")
-def test_a_storage_that_is_killed_and_comes_back_costs_time_only(place: Place, pool: Pool) -> None:
+@over_channels("redis")
+def test_map_survives_a_restart_of_the_storage(place: Place, pool: Pool) -> None:
     assert place.server is not None
     check(pool)
     for seconds in (0.0, 2.0):
@@ -247,11 +248,11 @@ def test_a_storage_that_is_killed_and_comes_back_costs_time_only(place: Place, p
         check(pool)
 
 
-# --- what never starts ---------------------------------------------------------------------------
+# --- pools that cannot start ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", ["s3", "redis"], indirect=True)
-def test_a_storage_that_refuses_is_one_clear_error_soon(server: Server, tmp_path: Path) -> None:
+def test_wrong_credentials_soon_raise_one_clear_error(server: Server, tmp_path: Path) -> None:
     before = threading.active_count()
     yaml = server.config(tmp_path / "wrong.yaml", secret="wrong")
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What becomes of a pool whose files are removed, cut short, or have no room."""
+"""Maps on a pool whose files are removed or truncated, or whose disk is full."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import polarmap
 from polarmap import CodedOperator, Pool
 from polarmap.errors import ExecutorError
 
-A = np.random.default_rng(0).standard_normal((2400, 400))  # blocks large enough to be mapped
+A = np.random.default_rng(0).standard_normal((2400, 400))  # blocks large enough to be memory-mapped
 X = np.arange(400.0)
 PATIENCE = 60.0
 
@@ -42,7 +42,7 @@ def check(product: CodedOperator) -> None:
 
 
 def files(place: str = "blocks-*/*") -> list[Path]:
-    """Of this process' pools."""
+    """Return the files that match `place` in the folders of this process's pools."""
     return [path for folder in folders() for path in folder.glob(place)]
 
 
@@ -51,7 +51,7 @@ def remove_folders() -> None:
         shutil.rmtree(folder)
 
 
-def test_blocks_whose_files_were_removed_are_written_again(product: CodedOperator) -> None:
+def test_removed_block_files_are_written_again(product: CodedOperator) -> None:
     names = {folder.name for folder in folders()}
     for _ in range(2):
         remove_folders()
@@ -61,7 +61,7 @@ def test_blocks_whose_files_were_removed_are_written_again(product: CodedOperato
         assert {oct(folder.stat().st_mode & 0o777) for folder in folders()} == {"0o700"}
 
 
-def test_a_map_whose_files_are_removed_ends_and_so_do_later_ones(
+def test_map_whose_files_are_removed_ends_and_later_maps_work(
     pool: Pool, product: CodedOperator, tmp_path: Path
 ) -> None:
     names, mark, x, rmtree = [str(folder) for folder in folders()], tmp_path / "removed", X, shutil.rmtree
@@ -73,7 +73,7 @@ def test_a_map_whose_files_are_removed_ends_and_so_do_later_ones(
                 rmtree(name, ignore_errors=True)
         return block @ x
 
-    with suppress(ExecutorError):  # that there is no room
+    with suppress(ExecutorError):  # the map may report that its files cannot be stored
         result = polarmap.coded_map(remove_once, A, blocks=6, tasks=8, executor=pool, timeout=PATIENCE)
         np.testing.assert_allclose(result.concatenate(), A @ X)
     assert mark.exists()
@@ -115,10 +115,10 @@ def use_large_results(product: CodedOperator, pool: Pool) -> None:
         (foreign_folder, use_blocks),
     ],
 )
-def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(
+def test_folder_of_another_user_is_not_used(
     put: Callable[[Path, Path], None], use: Callable[[Any, Pool], None], pool: Pool, tmp_path: Path
 ) -> None:
-    """What it was for goes to the other one; where both were replaced, results alone can travel without."""
+    # Files go to the remaining folder. If both folders are replaced, only results can be sent without a file.
     with CodedOperator(A, executor=pool) as product:
         check(product)
         first, second = mine = folders()
@@ -137,7 +137,7 @@ def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(
             assert set(folders()) <= set(mine)
 
 
-def test_blocks_that_were_cut_short_are_written_again(product: CodedOperator) -> None:
+def test_truncated_blocks_are_written_again(product: CodedOperator) -> None:
     for count in (1, len(files())):
         for path in files()[:count]:
             os.truncate(path, 100)
@@ -145,7 +145,7 @@ def test_blocks_that_were_cut_short_are_written_again(product: CodedOperator) ->
         check(product)
 
 
-def test_blocks_lie_on_disk_where_memory_has_no_room(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_stored_on_disk_if_memory_is_full(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
 
     def no_room_in_memory(unfinished: Any, path: Any) -> None:
@@ -165,7 +165,7 @@ def no_room(unfinished: Any, path: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_raises_one_clear_error(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, CodedOperator(A, executor=pool) as product:
         patched.setattr(os, "replace", no_room)
         with pytest.raises(ExecutorError, match=r"the (block|function) cannot be stored for the workers: "):
@@ -175,8 +175,8 @@ def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.Monke
         check(product)
 
 
-def test_a_map_that_had_no_room_does_not_let_later_ones_seem_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    large = np.ones(1 << 16)  # so f is a file
+def test_pool_is_not_idle_during_maps_after_a_failed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = np.ones(1 << 16)  # makes f large enough to be stored in a file
 
     def nap(block: Any) -> Any:
         time.sleep(1.0)
@@ -190,7 +190,7 @@ def test_a_map_that_had_no_room_does_not_let_later_ones_seem_idle(monkeypatch: p
         polarmap.coded_map(nap, A, blocks=2, tasks=3, executor=pool, timeout=PATIENCE)
 
 
-def test_memory_of_blocks_that_are_gone_is_let_go_by_all_workers(pool: Pool) -> None:
+def test_workers_unmap_released_blocks(pool: Pool) -> None:
     def mapped() -> list[str]:
         return [
             line

@@ -1,4 +1,4 @@
-"""A driver that is forked: its child has workers of its own, and its maps go on."""
+"""Maps of a driver that is forked: the child gets separate workers, and the maps of both processes go on."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ SCENES = {
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_both_processes_map(name: str) -> None:
+def test_parent_and_child_both_run_maps(name: str) -> None:
     scene = f"{MAPS}{textwrap.dedent(SCENES[name])}\nmapped(product)"
     with program(f"{scene}\nprint('right', flush=True)\ntime.sleep(600)\n") as driver:
         assert driver.stdout is not None

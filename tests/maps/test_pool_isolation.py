@@ -1,4 +1,4 @@
-"""f may do anything to its process: the next map on the same pool does not know."""
+"""Side effects of f on its worker process: the next map on the same pool must not see them."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ DEEDS = {
         except OSError:
             pass
     """,
-    "leaves a file less to open": "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
+    "limits its open files": "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
     "allows no memory": "resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))",
     "limits its memory": "resource.setrlimit(resource.RLIMIT_AS, (1 << 27, 1 << 27))",
     "limits its processes and threads": "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))",
     "limits its files": "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
     "breaks numpy": "del np.frombuffer; np.empty = None",
     "replaces a function of numpy": "np.dot = lambda *_: 1 / 0; np.linalg.norm = np.dot",
-    "replaces a builtin": "import builtins; builtins.sorted = lambda one: 1 / 0",
+    "replaces a builtin": "import builtins; builtins.sorted = lambda items: 1 / 0",
     "replaces a function of os": "os.path.exists = os.getpid = os.open = lambda *_: 7",
     "stops the clock": "import time; time.monotonic = time.time = lambda: 0.0",
     "forgets numpy": "import sys; sys.modules['numpy'] = None",
     "handles signals": "signal.signal(signal.SIGTERM, lambda *_: None)",
     "ignores signals": """
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(one, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
     """,
     "restores a signal": "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
     "blocks signals": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])",
     "sets an alarm": "signal.alarm(600)",
-    "lets faults be told": "import faulthandler; faulthandler.enable()",
+    "enables faulthandler": "import faulthandler; faulthandler.enable()",
     "closes its standard streams": "os.close(0); os.close(1); os.close(2)",
     "replaces its standard streams": "import io, sys; sys.stdout = sys.stderr = io.StringIO()",
-    "leads its output elsewhere": "os.dup2(os.open('/proc/self/status', os.O_RDONLY), 1)",
-    "closes the very socket": "os.closerange(3, 200)",
-    "goes elsewhere": "os.chdir('/')",
-    "goes where nothing is": """
+    "redirects its output": "os.dup2(os.open('/proc/self/status', os.O_RDONLY), 1)",
+    "closes its sockets": "os.closerange(3, 200)",
+    "changes its working directory": "os.chdir('/')",
+    "enters a deleted folder": """
         import tempfile
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
@@ -71,8 +71,8 @@ DEEDS = {
     "turns warnings into errors": "import warnings; warnings.simplefilter('error')",
     "turns numpy's errors on": "np.seterr(all='raise'); np.set_printoptions(precision=1)",
     "turns the garbage collector off": "import gc; gc.disable()",
-    "watches calls": "import sys; sys.setprofile(lambda *_: None); sys.settrace(lambda *_: None)",
-    "seeds": "import random; random.seed(0); np.random.seed(0)",
+    "installs profilers": "import sys; sys.setprofile(lambda *_: None); sys.settrace(lambda *_: None)",
+    "seeds random generators": "import random; random.seed(0); np.random.seed(0)",
     "leaves a thread": """
         import threading
         threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -83,14 +83,14 @@ DEEDS = {
             threading.Thread(target=threading.Event().wait).start()
     """,
     "takes a lower priority": "os.nice(5)",
-    "leaves its cores": "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])",
+    "limits its cores": "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])",
     "exits": "import sys; sys.exit(3)",
     "exits at once": "os._exit(3)",
 }
 
 
-def doing(deed: str) -> Callable[[Any], Any]:
-    """A product that does this on workers."""
+def make_f_with_side_effect(deed: str) -> Callable[[Any], Any]:
+    """Return a function that computes a product and, on workers only, executes the source code `deed`."""
     driver, x = os.getpid(), X
     program = "import os, resource, signal\nimport numpy as np\n" + textwrap.dedent(deed)
 
@@ -103,8 +103,8 @@ def doing(deed: str) -> Callable[[Any], Any]:
     return f
 
 
-def facts() -> Callable[[Any], str]:
-    """What a map may see of the process that it runs in, but for what is random."""
+def make_process_describer() -> Callable[[Any], str]:
+    """Return a function that describes the state of its process as text, without random parts."""
 
     def f(_: Any) -> str:
         import gc
@@ -171,7 +171,7 @@ def facts() -> Callable[[Any], str]:
 
 
 def collect_results(pool: Any, f: Callable[[Any], Any], count: int = 4) -> list[Any]:
-    """What f returns on workers, whichever these are; no task may be lost."""
+    """Return the results of `count` calls of f on any workers. Losing a task is an error."""
     return list(
         polarmap.hedged_map(
             f, [X] * count, executor=pool, backups=0, retries=0, timeout=PATIENCE, progress=False
@@ -188,22 +188,22 @@ def pool() -> Iterator[Pool]:
 @pytest.fixture(scope="module")
 def pristine() -> str:
     with Pool(workers=1) as fresh:
-        [state] = collect_results(fresh, facts(), 1)
+        [state] = collect_results(fresh, make_process_describer(), 1)
     return str(state)
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_the_next_map_does_not_know_what_f_did(deed: str, pool: Pool, pristine: str) -> None:
+def test_next_map_does_not_see_side_effects_of_f(deed: str, pool: Pool, pristine: str) -> None:
     returned = list[Any]()
-    with contextlib.suppress(Exception, SystemExit):  # what f raises itself, as it is
-        returned.extend(collect_results(pool, doing(DEEDS[deed])))
+    with contextlib.suppress(Exception, SystemExit):  # some deeds make f raise an exception
+        returned.extend(collect_results(pool, make_f_with_side_effect(DEEDS[deed])))
     assert all(block == X @ X for block in returned)
     assert not any(task.failures for task in check(pool, retries=0).report.tasks)
-    for state in collect_results(pool, facts()):
+    for state in collect_results(pool, make_process_describer()):
         assert state.splitlines() == pristine.splitlines()
 
 
-def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp_path: Path) -> None:
+def test_ordinary_f_keeps_its_worker_and_imported_modules(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.touch()
 
@@ -233,27 +233,25 @@ def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp
 
     maps = [polarmap.hedged_map(f, [rows] * 6, executor=pool, timeout=PATIENCE) for _ in range(8)]
     workers = {float(value) for results in maps for value in results}
-    assert len(workers) <= 4  # if each map lost its workers, there were 8 at least
+    assert len(workers) <= 4  # eight maps would use at least 8 workers if each map replaced them
 
 
 @pytest.mark.parametrize("deed", ["leaks all descriptors", "forgets numpy"])
-def test_what_f_returns_after_that_is_its_result(deed: str) -> None:
+def test_f_returns_its_result_after_side_effects(deed: str) -> None:
     with Pool(workers=1) as pool:
-        assert collect_results(pool, doing(DEEDS[deed]), 1) == [X @ X]
+        assert collect_results(pool, make_f_with_side_effect(DEEDS[deed]), 1) == [X @ X]
 
 
-WANTS = {
+UNREADABLE_BLOCKS = {
     "descriptors": ("Too many open files", DEEDS["leaks all descriptors"]),
     "numpy": ("AttributeError", "del np.frombuffer"),
 }
 
 
-@pytest.mark.parametrize("want", WANTS)
-def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhere(
-    want: str, tmp_path: Path
-) -> None:
-    """Not f has failed: the report tells of a lost worker, and why."""
-    message, deed = WANTS[want]
+@pytest.mark.parametrize("want", UNREADABLE_BLOCKS)
+def test_worker_that_cannot_read_a_block_is_replaced(want: str, tmp_path: Path) -> None:
+    # The report must name a lost worker and the reason, and not a failure of f.
+    message, deed = UNREADABLE_BLOCKS[want]
     program = "import os\nimport numpy as np\n" + textwrap.dedent(deed)
 
     def f(block: Any) -> Any:
@@ -265,7 +263,7 @@ def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhe
         exec(program, {})
         return y
 
-    rows = np.pad(A, ((0, 0), (0, INLINE_BLOCK_BYTES)))  # in files: smaller ones come with their tasks
+    rows = np.pad(A, ((0, 0), (0, INLINE_BLOCK_BYTES)))  # smaller blocks are sent with their tasks
     with Pool(workers=1) as pool:
         results = polarmap.hedged_map(f, [*rows], executor=pool, backups=0, retries=1, timeout=PATIENCE)
     np.testing.assert_allclose([*results], A.sum(axis=1))

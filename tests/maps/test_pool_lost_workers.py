@@ -1,4 +1,4 @@
-"""Workers that are killed or stopped, whatever they do just then."""
+"""Maps on persistent workers that are killed or stopped at any moment."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def pool() -> Iterator[Pool]:
 
 
 def workers() -> list[int]:
-    """Of the one pool of this process: its fork server's children."""
+    """Return the process ids of the workers of this process's only pool, the children of its fork server."""
     return sorted(worker for server in descendants() for worker in descendants(server))
 
 
-def test_how_workers_ended_is_told(pool: Pool) -> None:
+def test_error_says_how_workers_ended(pool: Pool) -> None:
     with pytest.raises(NotDecodableError, match=r"worker process was killed by SIGABRT \(6\)"):
         check(pool, lambda block: os.abort())
     check(pool)
@@ -47,20 +47,20 @@ def test_products_go_on_while_workers_are_killed(pool: Pool) -> None:
     with CodedOperator(matrix, executor=pool) as operator:
         for turn in range(100):
             if turn % 5 == 2:
-                with contextlib.suppress(ProcessLookupError):  # the one before may go just now
+                with contextlib.suppress(ProcessLookupError):  # the worker killed before may just be exiting
                     os.kill(int(stream.choice(workers())), signal.SIGKILL)
             np.testing.assert_allclose(operator @ x, matrix @ x)
         assert len(workers()) <= 32
 
 
-def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Pool, tmp_path: Path) -> None:
-    """The others' results are whole, and what it has written goes with the map."""
+def test_worker_killed_while_it_writes_a_result_leaves_no_file(pool: Pool, tmp_path: Path) -> None:
+    # The results of the other workers are complete, and the partial file is removed with the map.
     wide, mark = np.ones((5, 50_000)), tmp_path / "killed"
 
     def is_writing() -> bool:
         try:
             return any("/map-" in os.readlink(path) for path in Path("/proc/self/fd").iterdir())
-        except OSError:  # one of them is closed just now
+        except OSError:  # a descriptor was closed meanwhile
             return False
 
     def kill_once_it_writes() -> None:
@@ -76,7 +76,7 @@ def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Poo
         return block @ wide
 
     turn = 0
-    while not mark.exists():  # it may have written all before it was seen
+    while not mark.exists():  # the worker may finish writing before the thread notices, so try again
         turn += 1
         result = polarmap.coded_map(f, A, blocks=6, tasks=8, executor=pool)
         np.testing.assert_allclose(result.concatenate(), A @ wide)
@@ -85,7 +85,7 @@ def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Poo
 
 
 @pytest.mark.parametrize("continued", ["at once", "in the next map", "when its place is taken"])
-def test_one_that_is_stopped_in_a_task_is_an_erasure_and_says_nothing_twice(
+def test_stopped_worker_is_an_erasure_and_sends_nothing_twice(
     continued: str, pool: Pool, tmp_path: Path
 ) -> None:
     def wait(block: Any) -> Any:

@@ -16,7 +16,7 @@ from polarmap import Pool
 from polarmap.errors import ExecutorError
 
 
-def test_each_thread_gets_the_results_of_its_own_data_though_one_raises() -> None:
+def test_each_thread_gets_the_results_of_its_data_even_if_one_raises() -> None:
     def fail(block: Any) -> Any:
         raise ZeroDivisionError("so it goes")
 
@@ -35,7 +35,7 @@ def test_each_thread_gets_the_results_of_its_own_data_though_one_raises() -> Non
 
 
 @pytest.mark.parametrize("ended", ["Pool.close", "shutdown"])
-def test_a_map_whose_workers_another_thread_ends_says_so(ended: str, tmp_path: Path) -> None:
+def test_map_whose_workers_another_thread_stops_raises_a_clear_error(ended: str, tmp_path: Path) -> None:
     def begin(block: Any) -> Any:
         (tmp_path / "begun").touch()
         threading.Event().wait(600)
@@ -60,7 +60,7 @@ def test_a_map_whose_workers_another_thread_ends_says_so(ended: str, tmp_path: P
             polarmap.shutdown()
 
 
-def test_a_map_whose_tasks_hang_keeps_no_other_from_going_on(tmp_path: Path) -> None:
+def test_map_whose_tasks_hang_does_not_block_other_maps(tmp_path: Path) -> None:
     def hang(number: int) -> None:
         (tmp_path / str(number)).touch()
         threading.Event().wait(600)

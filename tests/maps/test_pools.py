@@ -1,4 +1,7 @@
-"""Any concurrent.futures pool: right answers, stragglers left behind, a pool that stays usable."""
+"""Maps on any concurrent.futures pool: correct results, abandoned stragglers, and a pool that stays usable.
+
+The pools are real threads, processes and Dask workers. The oracle is the plain map.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,14 @@ from polarmap.worker.environment import count_available_cores
 N, K, SLOTS = 8, 6, 4
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
 POOLS = ["threads", "processes", "dask"]
-PATIENCE = 50.0  # seconds until a test gives up; none should come near
+PATIENCE = 50.0  # timeout of a test in seconds, far more than any test needs
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     before = left_behind()
     yield
-    assert left_behind() <= before  # what others left may vanish meanwhile
+    assert left_behind() <= before  # files of other tests may disappear meanwhile
 
 
 def left_behind() -> set[Path]:
@@ -91,7 +94,7 @@ def pool(request: pytest.FixtureRequest) -> Executor:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Path]:
-    """A file that appears when the test is over."""
+    """Yield the path of a file that is created when the test ends."""
     path = tmp_path / "open"
     yield path
     path.touch()
@@ -106,7 +109,7 @@ def corners_of(*indices: int) -> tuple[float, ...]:
     return tuple(float(DATA[3 * index, 0]) for index in indices)
 
 
-# --- answers -----------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------
 
 
 def scaled_by(scale: int) -> Callable[[Any], Any]:
@@ -127,7 +130,7 @@ NESTED = [{"x": row, "pair": Summary(row[:2], float(row[0]))} for row in DATA]
         (both, NESTED, {"blocks": None, "tasks": 20}),
     ],
 )
-def test_answers_are_those_of_a_plain_map(
+def test_results_are_those_of_a_plain_map(
     pool: Executor, f: Callable[[Any], Any], data: Any, sizes: dict[str, Any]
 ) -> None:
     result = coded(f, pool, data, **sizes)
@@ -156,13 +159,13 @@ def test_threads_share_the_data_and_cannot_write_into_it(threads: Executor) -> N
     np.testing.assert_array_equal(data, DATA)
 
 
-# --- blocks that stay ---------------------------------------------------------------------------
+# --- cached blocks ------------------------------------------------------------------------------
 
 LARGE = np.random.default_rng(1).standard_normal((1_200, 300))  # blocks of half a megabyte
 
 
-def test_no_stored_block_travels_and_each_process_reads_it_once(tmp_path: Path) -> None:
-    """One process, so that it has all that it needs after the first maps."""
+def test_stored_blocks_are_not_sent_and_read_once_per_process(tmp_path: Path) -> None:
+    # A single process has cached all blocks that it needs after the first maps.
     data = encode(LARGE, name="a", blocks=K, tasks=N, storage=tmp_path, progress=False)
     with process_pool(1) as pool, CodedOperator(data, executor=pool) as operator:
         sent: list[int] = []
@@ -179,18 +182,18 @@ def test_no_stored_block_travels_and_each_process_reads_it_once(tmp_path: Path) 
         before = pool.submit(reads).result(PATIENCE)
         for _ in range(5):
             np.testing.assert_allclose(operator @ x, LARGE @ x, atol=1e-9)
-        assert pool.submit(reads).result(PATIENCE) - before <= N - K  # those that no map had needed yet
+        assert pool.submit(reads).result(PATIENCE) - before <= N - K  # blocks that no earlier map needed
         assert max(sent) < 10_000
 
 
 def reads() -> int:
-    """What this process has mapped or read so far."""
+    """Return how many blocks this process has mapped or read."""
     return future_tasks.get_shared_block_cache().n_reads
 
 
 @pytest.mark.parametrize("pool", ["processes", "dask"], indirect=True)
 @pytest.mark.parametrize("kind", ["memory", "folder"])
-def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
+def test_function_that_modifies_its_block_does_not_affect_the_next_map(
     pool: Executor, kind: str, tmp_path: Path
 ) -> None:
     data: Any = LARGE
@@ -203,8 +206,8 @@ def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
 # --- threads of BLAS ---------------------------------------------------------------------------
 
 
-def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Executor, gate: Path) -> None:
-    """Also when a straggler goes on."""
+def test_each_task_uses_its_share_of_cores_and_restores_the_limit(pool: Executor, gate: Path) -> None:
+    # Task 1 is a straggler that continues after the map.
     with threadpoolctl.threadpool_limits(64):
         here = blas_threads()
         result = coded(partial(tells_threads, gate, corners_of(1)), pool, tasks=12, verify=False)
@@ -218,13 +221,13 @@ def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Exe
 # --- stragglers --------------------------------------------------------------------------------
 
 
-def test_stragglers_are_abandoned_and_their_pool_is_usable(pool: Executor, gate: Path) -> None:
-    """Even when they have taken all of its slots but one, twice."""
+def test_stragglers_are_abandoned_and_their_pool_stays_usable(pool: Executor, gate: Path) -> None:
+    # In each of two maps, the stragglers take all slots but one.
     for _ in range(2):
         options = {"tasks": 12, "verify": False}
         result = coded(partial(waits_at, gate, corners_of(0, 1, 2)), pool, **options)
         assert_same(result, plain_map(double, DATA, K), 1e-9)
-        assert {0, 1, 2} <= {*result.report.recovered}  # others may be, on a machine that is busy
+        assert {0, 1, 2} <= {*result.report.recovered}  # on a busy machine, further tasks may be late
         assert result.report.tasks[1].state == "abandoned"
         assert not gate.exists()
     assert [future.result(PATIENCE) for future in [pool.submit(abs, -i) for i in range(9)]] == [*range(9)]
@@ -254,7 +257,7 @@ if __name__ == "__main__":
 # --- failures ----------------------------------------------------------------------------------
 
 
-def test_a_killed_process_breaks_its_pool_and_the_error_says_so() -> None:
+def test_error_says_that_a_killed_process_breaks_its_pool() -> None:
     with process_pool(1) as pool:
         with pytest.raises(
             NotDecodableError, match=r"of 6 needed.*a process died.*breaks a Process.*Leave executor= out"
@@ -271,7 +274,7 @@ def test_a_pool_that_is_shut_down_is_refused() -> None:
         coded(double, pool)
 
 
-def test_a_map_needs_none_of_the_tasks_that_a_shutdown_cancels(tmp_path: Path, gate: Path) -> None:
+def test_map_completes_without_the_tasks_that_a_shutdown_cancels(tmp_path: Path, gate: Path) -> None:
     pool = CountingThreads(3)
     closing = threading.Thread(target=shut_down, args=(pool, tmp_path, gate))
     closing.start()
@@ -290,7 +293,7 @@ def begins_and_waits(folder: Path, gate: Path, block: Any) -> Any:
 
 
 class CountingThreads(ThreadPoolExecutor):
-    """A pool that knows how many tasks it was given."""
+    """A thread pool that counts the submitted tasks."""
 
     given = 0
 
@@ -301,7 +304,7 @@ class CountingThreads(ThreadPoolExecutor):
 
 
 def shut_down(pool: Any, folder: Path, gate: Path) -> None:
-    """Once all tasks are there and three have begun; these may end then."""
+    """Shut down the pool once all tasks are submitted and three have started, then let these three finish."""
     while pool.given < N or len(list(folder.glob("*.begun"))) < 3:
         time.sleep(0.01)
     pool.shutdown(wait=False, cancel_futures=True)
@@ -313,7 +316,7 @@ def fails_to_begin() -> None:
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_a_pool_whose_initializer_raises_is_one_clear_error(kind: str) -> None:
+def test_failing_initializer_raises_one_clear_error(kind: str) -> None:
     pool: Executor = ThreadPoolExecutor(2, initializer=fails_to_begin)
     if kind == "processes":
         context = multiprocessing.get_context("forkserver")
@@ -323,7 +326,7 @@ def test_a_pool_whose_initializer_raises_is_one_clear_error(kind: str) -> None:
 
 
 class Refusing(ThreadPoolExecutor):
-    """Takes so many tasks, and no more."""
+    """A thread pool that refuses tasks after the first four."""
 
     left = 4
 
@@ -334,12 +337,12 @@ class Refusing(ThreadPoolExecutor):
         return super().submit(*call, **named)
 
 
-def test_a_pool_that_takes_some_tasks_only_is_one_clear_error() -> None:
+def test_pool_that_refuses_some_tasks_raises_one_clear_error() -> None:
     with Refusing(4) as pool, pytest.raises(NotDecodableError, match=r"4 tasks: WorkerLost.*quota exceeded"):
         coded(double, pool)
 
 
-def test_a_function_that_does_not_travel_is_refused(processes: Executor) -> None:
+def test_unpicklable_function_is_refused(processes: Executor) -> None:
     lock = threading.Lock()
 
     def f(block: Any) -> Any:

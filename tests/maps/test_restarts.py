@@ -1,4 +1,4 @@
-"""Maps of stored arrays on object storage that loses parts, and that restarts."""
+"""Maps of stored arrays on real object storage that loses parts or restarts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_a_stored_array_is_mapped_with_stragglers_and_damage(server, config):
 
 
 @pytest.mark.timeout(300)
-def test_a_map_goes_on_whose_storage_was_away_until_its_job_had_given_up(s3_server, tmp_path):
-    """No task can leave a status: that their processes have ended is all that is seen of them."""
+def test_map_survives_an_outage_longer_than_its_job(s3_server, tmp_path):
+    # No task can write its status while the storage is down. The driver only sees that the processes ended.
     config = s3_server.config(tmp_path / "s3.yaml")
     A, x = random_array((240, 60)), np.arange(60.0)
     coded = polarmap.encode(A, blocks=2, tasks=3, name="a", storage=config)
@@ -44,7 +44,7 @@ def test_a_map_goes_on_whose_storage_was_away_until_its_job_had_given_up(s3_serv
     def bounce():
         while not started.exists():
             time.sleep(0.02)
-        lines = psutil.process_iter(["ppid", "cmdline"])  # None of one that nobody has reaped
+        lines = psutil.process_iter(["ppid", "cmdline"])  # the command line of a zombie is None
         children = [process for process in lines if process.info["ppid"] == os.getpid()]
         runners = [process for process in children if "lithops.localhost" in str(process.info["cmdline"])]
         s3_server.kill()

@@ -1,4 +1,4 @@
-"""What f may return, and what it may not."""
+"""Results of f: values that a map returns, and values and exceptions that it must report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MATRIX = STREAM.standard_normal((26, 5))
         (lambda block: np.datetime64("2020-01-01"), "datetime64"),
     ],
 )
-def test_results_that_cannot_be_coded_are_named_by_dtype_with_what_to_use(
+def test_error_for_results_that_cannot_be_encoded_names_dtype_and_alternative(
     f: Any, dtype: str, lost: tuple[int, ...]
 ) -> None:
     text = f"the result of f has dtype {dtype}.*convert it first.*, or use hedged_map"
@@ -42,7 +42,7 @@ def test_results_that_cannot_be_coded_are_named_by_dtype_with_what_to_use(
     assert len(hedged_map(f, MATRIX, blocks=4, executor=losing())) == 4
 
 
-def test_ragged_lists_are_results_like_others() -> None:
+def test_ragged_lists_are_returned() -> None:
     def f(block: np.ndarray) -> list[Any]:
         return [block.sum(), [block[0, 0], [block[1, 1]]]]
 
@@ -51,7 +51,7 @@ def test_ragged_lists_are_results_like_others() -> None:
 
 
 @pytest.mark.parametrize("kind", ["default", "threads", "processes", "dask", "replay"])
-def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
+def test_exception_of_f_is_raised_unchanged(kind: str) -> None:
     class Local(Mine):
         pass
 
@@ -66,13 +66,13 @@ def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
     with executor_of_kind(kind, 2) as executor:
         for error in (Mine("a", 3), Local("b"), KeyError("c"), StopIteration(4)):
             would_end_generators = isinstance(error, StopIteration)
-            seen = caught(error, FunctionExitError if would_end_generators else type(error))
-            cause = seen.__cause__ if would_end_generators else seen
+            raised_error = caught(error, FunctionExitError if would_end_generators else type(error))
+            cause = raised_error.__cause__ if would_end_generators else raised_error
             assert type(cause) is type(error)
             assert cause.args == error.args
             assert getattr(cause, "more", None) == getattr(error, "more", None)
             if not would_end_generators:
                 assert "of 3 tasks to end raised this" in cause.__notes__[-1]
             assert "in f\n" in "".join(traceback.format_exception(cause))
-            if kind not in ("threads", "replay"):  # other processes
+            if kind not in ("threads", "replay"):  # f ran in another process
                 assert "in f\n" in str(cause.__cause__)

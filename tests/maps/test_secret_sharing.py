@@ -1,4 +1,4 @@
-"""SecretSharingCode and code=SecretSharing(n_colluders=t): exact enough for us, noise for any t workers."""
+"""SecretSharingCode and code=SecretSharing(n_colluders=t): maps of masked blocks return the plain results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def affine(block: np.ndarray) -> dict[str, Any]:
     return {"product": block @ W + 3, "sum": float(block.sum() - 2)}
 
 
-def test_a_map_sends_the_same_mixture_again_when_a_task_is_tried_again() -> None:
+def test_retried_task_receives_the_same_masked_block() -> None:
     seen: list[np.ndarray] = []
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
     report = result.report
     assert report.recovered == (0, 1, 2, 3, 4)
     assert report.code == "masked against 1, noise 30"
-    assert report.error_bound < 1e-9  # depends on the noise that is drawn: 5e-11 usually, 2e-10 rarely
+    assert report.error_bound < 1e-9  # depends on the random noise: usually 5e-11, rarely 2e-10
 
 
 def over_rows(block: np.ndarray) -> np.ndarray:
@@ -70,9 +70,9 @@ def over_rows(block: np.ndarray) -> np.ndarray:
 
 @given(k=st.integers(2, 6), t=st.integers(1, 3), more=st.integers(1, 3), rows=st.integers(1, 20))
 @settings(max_examples=25)
-def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
+def test_results_for_any_sizes_are_those_of_the_plain_map(k: int, t: int, more: int, rows: int) -> None:
     data = np.random.default_rng(rows).standard_normal((k + rows, 2))
-    k = len(cut_rows(data, k))  # no block is empty
+    k = len(cut_rows(data, k))  # fewer rows than blocks would leave empty blocks
     n = k + t + more
     options = {"blocks": k, "tasks": n, "code": SecretSharing(t, 5), "rtol": 1e-8}
     result = coded_map(over_rows, data, executor=ReplayExecutor(), **options)
@@ -130,7 +130,9 @@ def test_integers_are_those_of_the_plain_map(dtype: str, lost: Any, verify: bool
     ],
 )
 @pytest.mark.parametrize("lost", [0, 2])
-def test_what_is_not_linear_over_the_integers_is_refused(f: Any, error: Any, words: str, lost: int) -> None:
+def test_functions_not_linear_over_the_integers_are_refused(
+    f: Any, error: Any, words: str, lost: int
+) -> None:
     with pytest.raises(error, match=words):
         coded_map(f, WORDS, blocks=5, tasks=12, code=SecretSharing(1), executor=arriving(range(lost, 12), 12))
 
@@ -142,7 +144,7 @@ def test_integers_and_floats_of_one_block_are_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [WORDS, DATA])
-def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
+def test_operators_do_not_mask_their_matrix(data: np.ndarray) -> None:
     for code in (SecretSharing(1), SecretSharingCode(9, 6, 1), IntegerSecretSharingCode(10, 6, 1)):
         with pytest.raises(CodeError, match=r"SecretSharing.*\(.*use coded_map\(lambda block"):
             coded_matmul(data, data.T, code=code)
@@ -150,7 +152,7 @@ def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
             CodedOperator(data, code=code)
 
 
-def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
+def test_wrong_results_and_nonlinear_functions_are_detected() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
     result = coded_map(
         affine, DATA[:28], blocks=4, tasks=9, code=SecretSharing(n_colluders=1), executor=faulty
@@ -169,11 +171,10 @@ def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
 
 
 @pytest.mark.parametrize("noise", [5, 100])
-def test_a_kink_that_no_masked_block_crosses_is_found(noise: float) -> None:
-    """The noise may leave all 8 masked blocks on one side of 0, where |x| is linear: in 1 of 12 maps here.
-
-    With less noise, some of them lie so close to the data that their mirror images do not cross 0 either.
-    """
+def test_kink_that_no_masked_block_crosses_is_detected(noise: float) -> None:
+    # In 1 of 12 of these maps, the noise leaves all 8 masked blocks on one side of 0, where |x| is linear.
+    # With less noise, some masked blocks are so close to the data that their mirror images are on the same
+    # side.
     data = np.array([[1.0], [-1.2], [0.2]])
     executor = ReplayExecutor(dict.fromkeys((3, 7, 10), math.inf))
     options: dict[str, Any] = {"blocks": 3, "tasks": 11, "code": SecretSharingCode(11, 3, 2, noise=noise)}
@@ -238,6 +239,6 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
         ({"noise": "loud"}, "noise must be a positive number"),
     ],
 )
-def test_a_mask_that_cannot_be_is_refused_where_it_is_written(options: dict[str, Any], words: str) -> None:
+def test_invalid_options_are_refused_by_the_constructor(options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         SecretSharing(**options)

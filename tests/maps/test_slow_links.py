@@ -1,4 +1,7 @@
-"""Maps on Dask whose links to some workers are slow, late, silent or closed."""
+"""Maps on Dask workers whose network links are slow, late, silent or closed.
+
+Proxies on real sockets slow down or cut the links.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ import polarmap
 from polarmap import Pool
 from polarmap.errors import CodedTimeoutError, PolarmapError
 
-# As on four machines of 8 threads: 24 results of 32 suffice, so that those of 8 workers may be missing.
+# The sizes model four machines with 8 threads each: 24 of 32 results suffice, so one machine may be missing.
 TASKS, BLOCKS, MISSING = 32, 24, 8
 RESULT_BYTES = 400_000
-SLOW = 20_000.0  # bytes per second: a result takes 20 s
-BLOCK_BYTES = 2_000_000  # of a large block, which takes 100 s
+SLOW = 20_000.0  # bytes per second, so that a result takes 20 s
+BLOCK_BYTES = 2_000_000  # size of a large block, which takes 100 s on a slow link
 A = np.random.default_rng(0).standard_normal((BLOCKS * 4, 100))
 
 
@@ -43,7 +46,7 @@ def links() -> Iterator[SlowLinks]:
 
 @pytest.fixture
 def pool(client: Any, links: SlowLinks) -> Iterator[Pool]:
-    """Its workers have all called."""
+    """Yield a pool after all its workers have connected."""
     with Pool(client, workers=TASKS) as pool:
         check_map(pool)
         assert until(lambda: len(links.first(TASKS)) == TASKS)
@@ -51,7 +54,7 @@ def pool(client: Any, links: SlowLinks) -> Iterator[Pool]:
 
 
 def check_map(pool: Pool, factor: float = 2.0, f: Any = None, data: np.ndarray = A, **options: Any) -> Any:
-    """Run a map, check its result, and return its report. f: linear, multiplies a block by `factor`."""
+    """Run a map, check its result, and return its report. `f` must multiply a block by `factor`."""
     f = f or (lambda block: factor * block)
     options = {"blocks": BLOCKS, "tasks": TASKS, "timeout": PATIENCE, **options}
     result = polarmap.coded_map(f, data, executor=pool, **options)
@@ -70,7 +73,7 @@ def test_late_links_change_no_result(pool: Pool, links: SlowLinks) -> None:
         check_map(pool, factor)
 
 
-def test_workers_may_be_slow_to_call(client: Any, links: SlowLinks) -> None:
+def test_workers_may_connect_slowly(client: Any, links: SlowLinks) -> None:
     links.on_connect = lambda link: setattr(link, "delay", 0.1)
     with Pool(client, workers=TASKS) as pool:
         check_map(pool)
@@ -133,7 +136,7 @@ def test_closed_links_are_not_awaited_and_their_workers_replaced(pool: Pool, lin
     check_map(pool, 3.0)
 
 
-def test_more_cut_links_than_may_be_missing_are_an_error_in_time(pool: Pool, links: SlowLinks) -> None:
+def test_too_many_cut_links_raise_an_error_in_time(pool: Pool, links: SlowLinks) -> None:
     for link in links:
         link.cut()
     with pytest.raises(PolarmapError):
@@ -163,11 +166,11 @@ def test_large_blocks_on_slow_links_are_not_awaited(pool: Pool, links: SlowLinks
     assert max(link.bytes_to_caller - n for link, n in zip(slow, before)) < BLOCK_BYTES / 2
 
 
-def test_links_cut_while_blocks_travel_are_not_awaited(
+def test_links_cut_while_blocks_are_sent_are_not_awaited(
     pool: Pool, links: SlowLinks, large: np.ndarray
 ) -> None:
     silent = links.first(MISSING)
-    for link in silent:  # first, so that their blocks are under way when the links are cut
+    for link in silent:  # slow down the links first, so that they are cut while blocks are being sent
         link.rate = SLOW
     before = [link.bytes_to_caller for link in silent]
     with ThreadPoolExecutor(1) as thread:
@@ -179,7 +182,7 @@ def test_links_cut_while_blocks_travel_are_not_awaited(
     assert all(link.is_cut or link.is_closed for link in silent)
 
 
-def test_a_timeout_is_kept_while_no_block_arrives(pool: Pool, links: SlowLinks, large: np.ndarray) -> None:
+def test_timeout_is_kept_while_no_block_arrives(pool: Pool, links: SlowLinks, large: np.ndarray) -> None:
     for link in links:
         link.rate = SLOW
     before = [link.bytes_to_caller for link in links]

@@ -29,7 +29,7 @@ FORMATS = ["csr", "csc", "coo", "lil", "dok", "bsr", "dia"]
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parity is too dear, whatever it costs."""
+    """Make maps use backup tasks instead of parity, by allowing no extra work for parity blocks."""
     monkeypatch.setattr(sparse, "MAX_RELATIVE_WORK", 0.0)
 
 
@@ -72,7 +72,7 @@ def test_every_format_is_cut_into_csr_rows(form: str, kind: Any) -> None:
     verb=st.sampled_from(["map", "rows", "columns"]),
     attempts=st.sampled_from([0, 1, 9]),
 )
-def test_products_of_any_matrix(
+def test_products_with_any_matrix(
     rows: int, columns: int, k: int, density: float, dtype: str, lost: set[int], verb: str, attempts: int
 ) -> None:
     stream = np.random.default_rng(rows * columns)
@@ -97,7 +97,7 @@ def test_products_of_any_matrix(
         np.testing.assert_allclose(joined, expected, atol=scale * (1e-3 if dtype == "f4" else 1e-9))
 
 
-def test_reductions_and_functions_that_write() -> None:
+def test_reductions_and_functions_that_modify_their_block() -> None:
     sums = coded_map(
         lambda rows: rows.sum(axis=0), A, blocks=5, tasks=8, executor=lossy({1: Fault("raise", attempts=9)})
     )
@@ -108,23 +108,23 @@ def test_reductions_and_functions_that_write() -> None:
         return rows @ X
 
     with Pool(workers=2) as pool:
-        for _ in range(2):  # of blocks that stay
+        for _ in range(2):  # the second map reads cached blocks
             result = coded_map(double, A, blocks=5, executor=pool)
             assert_close(result.concatenate(), 2 * (A @ X))
 
 
-def test_a_function_that_is_not_linear_is_found_out() -> None:
+def test_nonlinear_function_is_detected() -> None:
     with pytest.raises(NotLinearError):
         coded_map(lambda rows: (rows * rows) @ X, A, blocks=5, tasks=8, executor=lossy())
 
 
-def test_a_sparse_result_says_what_to_return() -> None:
+def test_error_for_a_sparse_result_says_what_to_return() -> None:
     with pytest.raises(TypeError, match=r"f returned a .*csr_array: use its \.toarray\(\)"):
         coded_map(lambda rows: 2 * rows, A, blocks=5, executor=ReplayExecutor())
 
 
 @pytest.mark.filterwarnings("ignore:.*no result beyond")
-def test_nan_is_told_by_its_row() -> None:
+def test_warning_about_nan_names_its_row() -> None:
     matrix = A.copy()
     matrix.data[matrix.indptr[17]] = math.nan
     with pytest.warns(RuntimeWarning, match="NaN or inf at 1 position, the first in row 17"):
@@ -133,7 +133,7 @@ def test_nan_is_told_by_its_row() -> None:
 
 
 @pytest.mark.parametrize("options", [{"schedule": "on_demand"}, {"timeout": 9.0, "on_timeout": "estimate"}])
-def test_who_asks_for_parity_gets_it(options: Any, copies: None) -> None:
+def test_options_that_need_parity_use_parity(options: Any, copies: None) -> None:
     result = coded_map(lambda rows: rows @ X, A, blocks=6, tasks=9, executor=lossy(), **options)
     assert_close(result.concatenate(), A @ X)
     assert result.report.recovered and result.report.code_reason.startswith("coded, because ")
@@ -148,10 +148,10 @@ def test_results_may_stay_in_storage(tmp_path: Any, copies: None) -> None:
     assert result.report.code_reason == "coded, because out= needs parity blocks"
 
 
-# --- copies of late tasks ------------------------------------------------------------------------
+# --- backups of late tasks -----------------------------------------------------------------------
 
 
-def test_late_tasks_get_copies(copies: None) -> None:
+def test_late_tasks_get_backups(copies: None) -> None:
     slow = FaultyExecutor(ReplayExecutor(), {2: Fault("sleep", 60.0), 3: Fault("raise")})
     result = coded_map(lambda rows: rows @ X, A, blocks=6, executor=slow)
     np.testing.assert_array_equal(result.concatenate(), A @ X)
@@ -161,12 +161,12 @@ def test_late_tasks_get_copies(copies: None) -> None:
     assert report.code_reason.startswith("backups of late tasks: a parity block has up to ")
 
 
-def test_copies_need_no_linear_function(copies: None) -> None:
+def test_backups_need_no_linear_function(copies: None) -> None:
     result = coded_map(lambda rows: (rows * rows) @ X, A, blocks=6, executor=ReplayExecutor())
     assert_close(result.concatenate(), (A * A) @ X)
 
 
-def test_an_operator_copies_late_tasks(copies: None) -> None:
+def test_operator_starts_backups_of_late_tasks(copies: None) -> None:
     slow = FaultyExecutor(ReplayExecutor(), {2: Fault("sleep", 60.0), 3: Fault("raise")})
     with CodedOperator(A, blocks=6, executor=slow) as operator:
         for _ in range(2):
@@ -178,7 +178,7 @@ def test_an_operator_copies_late_tasks(copies: None) -> None:
         assert operator.report.code == "rotation code"
 
 
-# --- workers that sleep and die ------------------------------------------------------------------
+# --- workers that sleep or die -------------------------------------------------------------------
 
 
 def test_solvers_with_dead_workers() -> None:
@@ -209,7 +209,7 @@ def test_integers_with_real_vectors() -> None:
         operator @ np.ones(3)
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- unsupported uses ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -231,11 +231,11 @@ def test_integers_with_real_vectors() -> None:
         (lambda: coded_gradient(abs, A), r"x is a sparse csr_array: use x\.toarray\(\)"),
     ],
 )
-def test_what_sparse_matrices_are_not_for(call: Any, message: str) -> None:
+def test_unsupported_uses_of_sparse_matrices_are_refused(call: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         call()
 
 
-def test_the_replacement_of_a_gram_matrix_is_one() -> None:
+def test_suggested_replacement_of_a_gram_matrix_is_correct() -> None:
     parts = hedged_map(lambda rows: rows.T @ rows, A.tocsr(), executor=ReplayExecutor())
     np.testing.assert_allclose(sum(parts).toarray(), (A.T @ A).toarray())

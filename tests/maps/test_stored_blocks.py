@@ -1,4 +1,4 @@
-"""Blocks that lie in storage already: read by the workers, verified, and erasures where damaged."""
+"""Blocks of stored arrays: workers read and verify them, and damaged blocks count as erasures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stored(tmp_path, A):
 
 
 def file_of(coded, index):
-    """Where a block lies."""
+    """Return the path of the file of a block."""
     return coded.store.root / coded.block_segments(index)[0].key
 
 
@@ -37,7 +37,7 @@ ONES = np.ones(7)
 
 
 def row_sums_by_value(ones):
-    """Workers need not import this module, and pytest with it, for every task."""
+    """Return a function that is pickled by value, so that workers need not import this module and pytest."""
     return lambda block: block @ ones
 
 
@@ -45,7 +45,7 @@ row_sums = row_sums_by_value(ONES)
 
 
 def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, tmp_path, executor):
-    """Also those that are filled up with zeros, which lie nowhere."""
+    # The last block is padded with zero rows, which are not stored.
     A = A[:-3]
     polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=tmp_path, memory=1 << 20)
     stored = polarmap.open_coded("rows", storage=tmp_path)
@@ -60,7 +60,7 @@ def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, tmp_path, ex
         assert f"{stored.block_segments(index)[0].key} is {what}" in y.report.tasks[index].failures[0]
 
 
-def test_too_much_damage_is_said_by_name(stored):
+def test_error_for_too_much_damage_names_the_blocks(stored):
     for index in range(3):
         file_of(stored, index).unlink()
     with ThreadPoolExecutor(4) as pool, pytest.raises(NotDecodableError, match=r"/c/\d/0 is missing"):
@@ -69,27 +69,27 @@ def test_too_much_damage_is_said_by_name(stored):
 
 @pytest.mark.parametrize("make_pool", [nullcontext, partial(ThreadPoolExecutor, 4), partial(Pool, workers=2)])
 @pytest.mark.parametrize("key", [None, bytes(range(32))])
-def test_a_store_that_only_the_driver_can_use_serves_threads_and_pools(A, tmp_path, make_pool, key):
+def test_store_that_only_the_driver_can_use_works_with_threads_and_pools(A, tmp_path, make_pool, key):
     store = Least(FolderStore(tmp_path / "store"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store, key=key)
     lost = [part.key for index in (0, 7) for part in coded.block_segments(index)]
     store.delete(lost)
     with make_pool() as pool:
-        # What is verified is not handed out before every task has had a moment to report.
+        # With verify=True the map waits a moment for every task, so the report is complete.
         y = polarmap.coded_map(np.sum, coded, executor=pool, timeout=60, verify=True)
     assert sum(y) == pytest.approx(A.sum())
     assert y.report.recovered == (0,)
     assert f"{lost[0]} is missing" in y.report.tasks[0].failures[0]
 
 
-def test_functions_of_lithops_cannot_ask_the_driver_for_blocks(A, tmp_path):
+def test_lithops_functions_cannot_read_blocks_through_the_driver(A, tmp_path):
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=Least(FolderStore(tmp_path / "store")))
     with pytest.raises(ExecutorError, match="which workers cannot reach: leave executor out"):
         polarmap.coded_map(np.sum, coded, executor="localhost")
 
 
 class SlowStore(Least):
-    """A store whose transfers of some objects hang, once it is told which."""
+    """A store that hangs in reads of the objects in `slow_keys`."""
 
     def __init__(self, store):
         super().__init__(store)
@@ -103,9 +103,7 @@ class SlowStore(Least):
 
 
 @pytest.mark.parametrize("slow_blocks", [(2,), (0, 1, 2)])
-def test_a_block_that_is_not_read_in_time_is_lost_and_its_error_names_block_and_store(
-    A, tmp_path, slow_blocks
-):
+def test_error_for_a_slow_read_names_block_and_store(A, tmp_path, slow_blocks):
     store = SlowStore(FolderStore(tmp_path / "store"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
     store.slow_keys |= {part.key for block in slow_blocks for part in coded.block_segments(block)}
@@ -118,12 +116,12 @@ def test_a_block_that_is_not_read_in_time_is_lost_and_its_error_names_block_and_
             y = polarmap.coded_map(row_sums, coded, executor=pool, retries=0, verify=False)
             np.testing.assert_allclose(y.concatenate(), A @ ONES, rtol=1e-9, atol=1e-9)
             store.slow_keys.clear()
-            for _ in range(2):  # the workers that waited are fit for more
+            for _ in range(2):  # the workers that timed out are usable again
                 y = polarmap.coded_map(row_sums, coded, executor=pool)
                 np.testing.assert_allclose(y.concatenate(), A @ ONES, rtol=1e-9, atol=1e-9)
 
 
-def test_an_error_of_a_store_is_raised_as_it_is(A, tmp_path):
+def test_error_of_a_store_is_raised_unchanged(A, tmp_path):
     store = Least(FolderStore(tmp_path / "store"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
 
@@ -136,8 +134,8 @@ def test_an_error_of_a_store_is_raised_as_it_is(A, tmp_path):
 
 
 @pytest.mark.parametrize("verify", ["auto", True])
-def test_parity_that_cannot_be_read_says_nothing_of_f(stored, A, verify):
-    """Data tasks reported, and f is not known yet: what is missing in storage is no fault of f."""
+def test_unreadable_parity_is_no_failure_of_f(stored, A, verify):
+    # All data tasks report, and f has not been checked yet. Missing parity in storage is no failure of f.
     for index in (6, 7):
         file_of(stored, index).unlink()
     warns = pytest.warns(RuntimeWarning, match="a parity block could not be read here: DamagedError")

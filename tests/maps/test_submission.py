@@ -1,4 +1,4 @@
-"""Maps as futures, on real executors: blocks as they come, cancellation, exits, forks, other verbs."""
+"""polarmap.submit: maps as futures on real executors, with early blocks, cancellation, exits and forks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ A = np.arange(48.0).reshape(16, 3)
 
 
 class Gate:
-    """An f for threads that lets some blocks through, and others when it is opened."""
+    """A function for thread pools that blocks for some or all blocks until it is opened."""
 
     def __init__(self, *held: float) -> None:
         self._held, self._open, self.waiting = held, threading.Event(), threading.Semaphore(0)
@@ -57,7 +57,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def sleeping(folder: Path) -> Callable[[Any], Any]:
-    """An f that says which process it is in, and then sleeps."""
+    """Return a function that writes a file named after its process id, and then sleeps."""
 
     def f(block: np.ndarray) -> np.ndarray:
         import os
@@ -86,10 +86,11 @@ def test_the_result_is_that_of_coded_map() -> None:
     assert future.exception() is None
 
 
-def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
+def test_early_blocks_and_progress_are_available_during_the_map(
     threads: ThreadPoolExecutor,
 ) -> None:
-    f = Gate(A[4, 0], A[8, 0], A[12, 0])  # three of four data blocks, with two parity blocks
+    # Three of four data blocks are late, so two parity blocks do not suffice to decode them.
+    f = Gate(A[4, 0], A[8, 0], A[12, 0])
     future = polarmap.submit(polarmap.coded_map, f, A, blocks=4, tasks=6, executor=threads)
     first = future.blocks[0].result(SECONDS)
     np.testing.assert_array_equal(first, 2 * A[:4])
@@ -115,7 +116,7 @@ def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
     assert result.report.is_final
 
 
-def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
+def test_wrong_early_blocks_raise_a_warning() -> None:
     garbage = polarmap.testing.FaultyExecutor(
         ReplayExecutor({0: 0.5}), {0: polarmap.testing.Fault("garbage", attempts=9)}
     )
@@ -167,7 +168,7 @@ def test_cancelling_stops_the_workers(kind: str, tmp_path: Path) -> None:
 
 
 class HeldExecutor(ReplayExecutor):
-    """Opens a run when somebody lets it, and notes what it is told to start."""
+    """An executor that opens a session only when the test allows it, and records the submitted attempts."""
 
     def __init__(self, began: threading.Event, go: threading.Event) -> None:
         super().__init__()
@@ -181,7 +182,7 @@ class HeldExecutor(ReplayExecutor):
         return run
 
 
-def test_a_map_that_is_called_off_while_its_run_is_opened_starts_nothing() -> None:
+def test_map_cancelled_while_its_session_opens_starts_nothing() -> None:
     began, go = threading.Event(), threading.Event()
     executor = HeldExecutor(began, go)
     future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=executor)
@@ -208,18 +209,18 @@ def test_awaiting(threads: ThreadPoolExecutor) -> None:
         np.testing.assert_allclose(both[1].concatenate(), -2 * A, atol=1e-12)
         future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=threads)
         np.testing.assert_allclose(await future.blocks[1], -A[4:8], atol=1e-12)
-        held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
+        future_held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(held, 0.2)  # type: ignore[arg-type]
-        assert held.cancelled()
-        held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
-        task = asyncio.ensure_future(asyncio.wrap_future(held))
+            await asyncio.wait_for(future_held, 0.2)  # type: ignore[arg-type]
+        assert future_held.cancelled()
+        future_held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
+        task = asyncio.ensure_future(asyncio.wrap_future(future_held))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0)  # it is told in the next turn of the loop
-        assert held.cancelled()
+        await asyncio.sleep(0)  # the cancellation is delivered in the next iteration of the event loop
+        assert future_held.cancelled()
 
     asyncio.run(main())
     f.open()
@@ -253,12 +254,12 @@ def test_results_that_stay_in_storage(tmp_path: Path, threads: ThreadPoolExecuto
     map_ = future._background_map
     assert future.blocks == ()
     del future
-    gc.collect()  # what stays is of use though nobody has the future
+    gc.collect()  # the map must go on without its future, because its result is stored
     assert map_._finished.wait(SECONDS)
     np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)
 
 
-def test_mistakes_are_told_at_once() -> None:
+def test_wrong_arguments_raise_immediately() -> None:
     with pytest.raises(TypeError, match=r"coded_map\(\) missing 1 required positional argument: 'data'"):
         polarmap.submit(polarmap.coded_map, np.negative)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"coded_map\(\) got an unexpected keyword argument 'block'"):
@@ -331,11 +332,11 @@ def when_the_main_thread_has_ended(kept):
 def check(wait, kept):
     try:
         wait(kept)
-        found = kept.result()
+        outcome = kept.result()
     except BaseException as error:
-        found = error
-    is_right = found is kept.result() and np.allclose(found.concatenate(), -A)
-    print(f"{is_right}\\n", end="")  # in one piece, as another thread prints, too
+        outcome = error
+    is_right = outcome is kept.result() and np.allclose(outcome.concatenate(), -A)
+    print(f"{is_right}\\n", end="")  # a single write, because another thread also prints
 
 def negative(block):
     time.sleep(0.5)
@@ -349,7 +350,8 @@ for wait in (in_wait, when_the_main_thread_has_ended):
 
 @starts_threads_at_exit
 def test_threads_that_the_interpreter_waits_for_get_their_results() -> None:
-    """As one of the standard library's pools gives it: in wait, and after the end of the main thread."""
+    # A thread may wait for a future of the standard library while the main thread has already ended. The
+    # futures of polarmap must support the same.
     command = [sys.executable, "-c", PROGRAM + WAITING]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\nTrue\n", "")
@@ -357,9 +359,7 @@ def test_threads_that_the_interpreter_waits_for_get_their_results() -> None:
 
 @pytest.mark.parametrize("raised", ["", "kept.result(0.3)"], ids=["ends", "raises"])
 @starts_threads_at_exit
-def test_a_process_with_unfinished_futures_ends_with_those_that_are_of_use(
-    raised: str, tmp_path: Path
-) -> None:
+def test_process_waits_at_exit_only_for_useful_futures(raised: str, tmp_path: Path) -> None:
     began = time.monotonic()
     command = [sys.executable, "-c", PROGRAM + ENDING + raised, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
@@ -376,7 +376,7 @@ def test_a_process_with_unfinished_futures_ends_with_those_that_are_of_use(
 
 @pytest.fixture
 def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Maps begin when this is called, however soon a thread is free."""
+    """Delay the start of submitted maps, and return a function that starts them."""
     starts: list[Callable[[], None]] = []
     monkeypatch.setattr(coded_future.BACKGROUND_THREADS, "submit", starts.append)
 
@@ -388,10 +388,8 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("make", [polarmap.Pool, polarmap.Executor], ids=["pool", "executor"])
-def test_f_is_taken_as_it_is_when_submit_returns(
-    make: Callable[..., Any], held_back: Callable[[], None]
-) -> None:
-    """With an Executor, workers got what f held when the map began: 5 of 5 runs."""
+def test_f_is_copied_when_submit_returns(make: Callable[..., Any], held_back: Callable[[], None]) -> None:
+    # With an Executor, workers once received the values that f held when the map started.
     weights = np.ones(3)
     with make(workers=2) as executor:
         future = polarmap.submit(polarmap.coded_map, lambda b: b @ weights, A, blocks=4, executor=executor)
@@ -403,7 +401,7 @@ def test_f_is_taken_as_it_is_when_submit_returns(
 def test_an_executor_on_threads_shares_f_with_its_caller(
     held_back: Callable[[], None], threads: ThreadPoolExecutor
 ) -> None:
-    lock = threading.Lock()  # which no process could get
+    lock = threading.Lock()  # cannot be pickled, so f must not be copied
 
     def f(block: Any) -> Any:
         with lock:
@@ -416,7 +414,7 @@ def test_an_executor_on_threads_shares_f_with_its_caller(
 
 
 class Rows:
-    """A sequence of the caller's own."""
+    """A sequence type that polarmap does not know."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -456,7 +454,7 @@ def plus(block: Any) -> Any:
 
 @pytest.mark.parametrize("verb", [polarmap.coded_map, polarmap.hedged_map, polarmap.coded_sum])
 @pytest.mark.parametrize("kind", KINDS)
-def test_data_is_taken_as_it_is_when_submit_returns(
+def test_data_is_copied_when_submit_returns(
     kind: str, verb: Callable[..., Any], held_back: Callable[[], None]
 ) -> None:
     make, change = KINDS[kind]
@@ -466,7 +464,7 @@ def test_data_is_taken_as_it_is_when_submit_returns(
     options = {"executor": ReplayExecutor(lost)} | ({"blocks": 6} if verb is polarmap.coded_map else {})
     data = make()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of padding
+        warnings.simplefilter("ignore", RuntimeWarning)  # f may warn about padding
         expected = verb(plus, make(), **options)
         future = polarmap.submit(verb, plus, data, **options)
         change(data)
@@ -481,9 +479,7 @@ def test_data_is_taken_as_it_is_when_submit_returns(
         np.testing.assert_allclose(actual, other, atol=1e-9)
 
 
-def test_factors_points_and_what_is_to_be_stored_are_taken_as_they_are(
-    held_back: Callable[[], None], tmp_path: Path
-) -> None:
+def test_factors_points_and_arrays_to_store_are_copied(held_back: Callable[[], None], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     A, B, w, x = rng.standard_normal((12, 5)), rng.standard_normal((5, 3)), rng.random(12), rng.random(6)
     late = ReplayExecutor({1: float("inf")})
@@ -503,7 +499,7 @@ def test_factors_points_and_what_is_to_be_stored_are_taken_as_they_are(
         np.testing.assert_allclose(array, other, atol=1e-6)
 
 
-def test_f_is_taken_as_it_is_where_it_travels_and_called_as_it_is_on_threads(
+def test_f_is_copied_for_processes_and_shared_with_threads(
     held_back: Callable[[], None], threads: ThreadPoolExecutor
 ) -> None:
     for executor, factor in ((None, 2.0), (threads, 3.0)):

@@ -1,4 +1,4 @@
-"""coded_sum: the plain sum, whichever workers are missing."""
+"""coded_sum: the result is the plain sum, whichever workers are missing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.plain import arriving
 
 
 def features(part: np.ndarray) -> dict[str, Any]:
-    """Not linear in anything."""
+    """Return values that are not linear in the part."""
     return {"loss": float(np.sin(part).sum()), "gradient": (np.exp(-part), np.maximum(part, 0))}
 
 
 def assert_sum(value: Any, parts: list[np.ndarray]) -> None:
-    wanted = [features(part) for part in parts]
+    expected_values = [features(part) for part in parts]
     assert type(value["loss"]) is float
-    assert value["loss"] == pytest.approx(sum(part["loss"] for part in wanted), rel=1e-9, abs=1e-12)
+    assert value["loss"] == pytest.approx(sum(part["loss"] for part in expected_values), rel=1e-9, abs=1e-12)
     for place in (0, 1):
-        total = sum(part["gradient"][place] for part in wanted)
+        total = sum(part["gradient"][place] for part in expected_values)
         np.testing.assert_allclose(value["gradient"][place], total, rtol=1e-9)
 
 
@@ -50,7 +50,7 @@ def test_any_workers_may_be_missing(n: int, tolerate: int) -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40)
-def test_any_shape_and_several_parts_a_worker(
+def test_any_shape_and_several_parts_per_worker(
     n: int, each: int, tolerate: int, shape: list[int], seed: int
 ) -> None:
     tolerate = min(tolerate, n - 1)
@@ -69,7 +69,7 @@ def test_repetition_returns_long_before_all_but_s_have_arrived() -> None:
     assert_sum(result.value, parts)
 
 
-def test_integers_stay_exact_where_groups_repeat_and_become_floats_where_not() -> None:
+def test_integers_are_exact_with_repetition_and_floats_otherwise() -> None:
     parts = [np.array([2**62 + i, i]) for i in range(6)]
     exact = coded_sum(lambda part: part * 3, parts, tolerate=1, executor=arriving([1, 2, 5], 6))
     assert exact.value.dtype == np.int64
@@ -80,7 +80,7 @@ def test_integers_stay_exact_where_groups_repeat_and_become_floats_where_not() -
     np.testing.assert_allclose(rounded.value, sum(part * 3 for part in small))
 
 
-def test_parts_of_several_arrays_travel_to_processes() -> None:
+def test_parts_of_several_arrays_are_sent_to_processes() -> None:
     stream = np.random.default_rng(0)
     parts = [{"x": stream.standard_normal((5, 3)), "y": [np.arange(i), 0.5]} for i in range(4)]
 
@@ -92,7 +92,7 @@ def test_parts_of_several_arrays_travel_to_processes() -> None:
     assert result.value[1] == pytest.approx(0 + 0 + 1 + 3 + 4 * 0.5)
 
 
-def test_a_failed_task_that_is_needed_is_tried_again() -> None:
+def test_failed_task_that_is_needed_is_retried() -> None:
     faulty = FaultyExecutor(arriving([0, 1, 2], 6), {0: Fault("raise"), 1: Fault("raise"), 2: Fault("raise")})
     with pytest.raises(CodedTimeoutError):
         coded_sum(np.cos, list(np.eye(6)), tolerate=1, executor=faulty, timeout=5)
@@ -101,13 +101,13 @@ def test_a_failed_task_that_is_needed_is_tried_again() -> None:
     np.testing.assert_allclose(result.value, sum(map(np.cos, np.eye(6))))
 
 
-def test_copies_that_contradict_each_other_are_refused() -> None:
+def test_inconsistent_copies_are_refused() -> None:
     faulty = FaultyExecutor(arriving([0, 1, 2, 3], 4, step=0.0), {1: Fault("garbage")})
     with pytest.raises(NotDecodableError, match="contradict each other"):
         coded_sum(np.cos, list(np.eye(4)), tolerate=1, executor=faulty)
 
 
-def test_nan_is_refused_rather_than_waited_for() -> None:
+def test_nan_is_refused_without_waiting() -> None:
     parts = list(np.eye(4))
     parts[2][0] = np.nan
     with pytest.raises(NotDecodableError, match="NaN or inf"):

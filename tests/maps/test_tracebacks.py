@@ -1,4 +1,4 @@
-"""What a traceback shows: the caller's lines, the public call, and f's lines on the worker."""
+"""Tracebacks of failed maps: they show the caller's lines, the public call, and f's lines on the worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
         yield executor
 
 
-# A call of each verb, with an f that raises and an executor.
+# A call of each public function, with f and an executor as parameters.
 VERBS: dict[str, Callable[..., Any]] = {
     "coded_map": lambda f, executor: polarmap.coded_map(f, ROWS, executor=executor, **SIZES),
     "hedged_map": lambda f, executor: polarmap.hedged_map(f, [1, 2, 3], executor=executor),
@@ -52,16 +52,16 @@ def labelled(f: Any, executor: Any) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_what_f_raises_everywhere_shows_one_line_of_ours(verb: str, executor: Any) -> None:
+def test_exception_of_f_shows_one_frame_of_polarmap(verb: str, executor: Any) -> None:
     with pytest.raises(KeyError, match="column") as caught:
         VERBS[verb](looks_up, executor)
     assert frames_of_ours(caught.value) <= 1
     lines = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
-    assert lines[0] == "test_what_f_raises_everywhere_shows_one_line_of_ours"
+    assert lines[0] == "test_exception_of_f_shows_one_frame_of_polarmap"
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
-def test_what_calls_of_an_executor_raise_shows_none(executor: Any) -> None:
+def test_exception_of_an_executor_call_shows_no_internal_frames(executor: Any) -> None:
     with polarmap.Executor(executor) as calls, pytest.raises(KeyError) as caught:
         calls.submit(looks_up, 1).result(PATIENCE)
     assert frames_of_ours(caught.value) <= 1
@@ -106,13 +106,13 @@ MISTAKES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_shows_one_line_of_ours_or_two(mistake: str) -> None:
+def test_wrong_argument_shows_at_most_two_frames_of_polarmap(mistake: str) -> None:
     with pytest.raises(polarmap.errors.PolarmapError) as caught:
         MISTAKES[mistake]()
     assert frames_of_ours(caught.value) <= 2
 
 
-def test_a_defect_keeps_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_keeps_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> None:
         raise RuntimeError("nobody meant this")
 
@@ -122,7 +122,7 @@ def test_a_defect_keeps_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert frames_of_ours(caught.value) > 3
 
 
-def test_a_cause_that_is_its_own_ends() -> None:
+def test_circular_causes_are_supported() -> None:
     def circular(block: Any) -> Any:
         error = ValueError("I am why")
         raise error from error
@@ -131,7 +131,7 @@ def test_a_cause_that_is_its_own_ends() -> None:
         polarmap.coded_map(circular, ROWS, executor=ReplayExecutor(), **SIZES)
 
 
-def test_an_exception_without_words_is_raised_itself() -> None:
+def test_exception_whose_str_raises_is_raised_itself() -> None:
     class MuteError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -158,7 +158,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("how", ["python", "IPython"])
-def test_a_program_that_fails_prints_a_screen(how: str, tmp_path: Path) -> None:
+def test_failing_program_prints_a_short_traceback(how: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PROGRAM)
     command = [sys.executable, str(script)]

@@ -1,4 +1,4 @@
-"""What f gets and what it returns come back as what they were, in every map; or one clear refusal."""
+"""Types of data and results: every map keeps them, or raises a clear error that names the type."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def late() -> ReplayExecutor:
 
 
 def square(block: np.matrix) -> np.matrix:
-    """Linear for neither kind of block: of matrices the product with a matrix, else entry by entry."""
+    """Return block * TURN, which is a matrix product for matrices and an elementwise product for arrays."""
     return block * TURN
 
 
@@ -65,7 +65,7 @@ def test_matrices_in_a_hedged_map_and_in_a_sum() -> None:
     np.testing.assert_allclose(total, MATRIX.T * MATRIX)
 
 
-def test_a_stored_array_has_no_place_for_a_matrix(tmp_path: Any) -> None:
+def test_matrix_cannot_be_stored(tmp_path: Any) -> None:
     with pytest.raises(CodeError, match=r"numpy.asarray\(A\)"):
         encode(MATRIX, name="a", storage=tmp_path)
     coded = encode(np.asarray(MATRIX), blocks=3, name="a", storage=tmp_path)
@@ -92,7 +92,7 @@ def test_fields_with_gaps_between_them_survive_packing(align: bool) -> None:
         assert unpack_leaves(*pack_tree(np.zeros(3, data_type))[1:])[0].dtype == data_type
 
 
-def test_records_are_summands_no_more_than_text_is() -> None:
+def test_records_and_text_cannot_be_summed() -> None:
     assert coded_sum(lambda part: part["at"].sum(), RECORDS, tasks=4, executor=late()).value == 276
     for f in (lambda part: part, lambda part: part["name"], lambda part: part["when"]):
         with pytest.raises(TypeError, match=r"f returned dtype .*, which cannot be added up: return numbers"):
@@ -103,7 +103,7 @@ def test_records_are_summands_no_more_than_text_is() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "a\0", "\0", "\0\0b\0", "é\N{SNOWMAN}\0", "\ud800"])
-def test_strings_come_back_to_their_last_zero(text: str) -> None:
+def test_strings_keep_trailing_zero_characters(text: str) -> None:
     for value in (text, text.encode("utf-8", "surrogatepass")):
         result = hedged_map(lambda part: part, [value, value], executor=ReplayExecutor())
         assert list(result) == [value, value]
@@ -149,9 +149,9 @@ class Attributes(dict):  # type: ignore[type-arg]
     ],
     ids=repr,
 )
-def test_containers_come_back_as_they_were(tree: Any) -> None:
+def test_containers_keep_their_types(tree: Any) -> None:
     results = [coded_map(lambda block: block, [tree, tree], executor=late())]
-    if not isinstance(tree, Scaled):  # which no pickle brings back
+    if not isinstance(tree, Scaled):  # pickle cannot restore this class
         results.append(hedged_map(lambda block: block, [tree, tree], executor=ReplayExecutor()))
     for result in results:
         assert [type(block) for block in result] == [type(tree)] * 2
@@ -173,7 +173,7 @@ def endless() -> Any:
 
 
 class Frame:
-    """What a DataFrame, or a Series, shows of itself."""
+    """A class with the attributes by which polarmap recognizes a DataFrame or a Series."""
 
     shape = (2,)
     dtype = np.dtype(float)
@@ -189,7 +189,7 @@ class Frame:
 
 
 class Tensor(Frame):
-    """What a tensor shows: a dtype of its own."""
+    """A class with the attributes by which polarmap recognizes a tensor: its dtype is not numpy's."""
 
     dtype = object()  # type: ignore[assignment]
     to_numpy = property()  # type: ignore[assignment]
@@ -239,7 +239,7 @@ READ_AS_DATA = ("masked", "endless", "DataFrame", "tensor", "array of objects")
 
 
 @pytest.mark.parametrize("name", NO_RESULTS)
-def test_what_would_change_on_the_way_back_is_refused_by_name(name: str) -> None:
+def test_unsupported_result_types_are_refused_by_name(name: str) -> None:
     make, words = NO_RESULTS[name]
     for run in (coded_map, coded_sum):
         with pytest.raises(TypeError, match=f"{words}.*(\n.*)*f fails everywhere"):
@@ -247,7 +247,7 @@ def test_what_would_change_on_the_way_back_is_refused_by_name(name: str) -> None
 
 
 @pytest.mark.parametrize("name", [name for name in NO_RESULTS if name not in READ_AS_DATA])
-def test_what_would_change_on_the_way_there_is_refused_by_name(name: str) -> None:
+def test_unsupported_data_types_are_refused_by_name(name: str) -> None:
     make, words = NO_RESULTS[name]
     for run in (coded_map, coded_sum):
         with pytest.raises(CodeError, match=f"it holds .*{words}"):
@@ -255,7 +255,7 @@ def test_what_would_change_on_the_way_there_is_refused_by_name(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["generator", "lock"])
-def test_what_cannot_be_pickled_is_named(name: str) -> None:
+def test_unpicklable_values_are_named(name: str) -> None:
     make, words = NO_RESULTS[name]
     kind = words.partition(":")[0]
     with pytest.raises(
@@ -266,7 +266,7 @@ def test_what_cannot_be_pickled_is_named(name: str) -> None:
         hedged_map(lambda item: make(), [1], executor=ReplayExecutor(), retries=0)
 
 
-def test_arrays_that_are_not_numpys_are_refused(tmp_path: Any) -> None:
+def test_array_subclasses_are_refused(tmp_path: Any) -> None:
     data = np.ones((4, 2)).view(Quantity)
     for run in (coded_map, hedged_map, coded_sum):
         with pytest.raises(CodeError, match=r"data is a Quantity, .*: use numpy.asarray\(data\)"):
@@ -275,7 +275,7 @@ def test_arrays_that_are_not_numpys_are_refused(tmp_path: Any) -> None:
         encode(data, name="a", storage=tmp_path)
 
 
-def test_arrays_that_lie_elsewhere_may_stand_in_blocks() -> None:
+def test_remote_arrays_may_be_parts_of_blocks() -> None:
     class Elsewhere:
         shape, dtype, chunks = (2,), np.dtype("f4"), (1,)
 

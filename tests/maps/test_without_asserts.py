@@ -1,4 +1,4 @@
-"""Maps of every code in an interpreter that leaves out asserts (`python -O`), beside numpy."""
+"""Maps with every code in an interpreter without assertions (`python -O`); the oracle is numpy."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ PROGRAM = textwrap.dedent("""
     hedged = polarmap.hedged_map(np.exp, REAL, blocks=4, executor=late)
     np.testing.assert_array_equal(list(hedged), np.split(np.exp(REAL), 4))
 
-    # On processes, too, whose workers leave asserts out.
+    # Worker processes must also run without assertions.
     killing = FaultyExecutor(None, {1: Fault("kill", attempts=9)})
     for data in (REAL, WHOLE):
         here = polarmap.coded_map(linear, data, blocks=6, retries=0, executor=killing)
@@ -87,7 +87,7 @@ PROGRAM = textwrap.dedent("""
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_maps_of_every_code_are_right_without_asserts() -> None:
+def test_maps_with_every_code_are_correct_without_assertions() -> None:
     ended = subprocess.run(
         [sys.executable, "-O", "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False
     )

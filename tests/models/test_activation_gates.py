@@ -1,4 +1,4 @@
-"""Sampled gates: distinct, seeded, half-spaces."""
+"""Sampled gates, which are distinct and reproducible half-spaces."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_patterns_are_distinct_half_spaces(
     samples: int, features: int, count: int, seed: int, fit_intercept: bool
 ) -> None:
     X = np.random.default_rng(seed).standard_normal((samples, features)) * 100 + 7
-    found = sample_gates(X, np.full(samples, 1 / samples), count, fit_intercept, np.random.RandomState(seed))
-    heights = X @ found.directions + found.offsets
-    np.testing.assert_array_equal(found.patterns, heights >= 0)
-    np.testing.assert_allclose(found.margins, np.abs(heights), rtol=1e-9, atol=1e-9)
-    patterns = {tuple(column) for column in found.patterns.T}
-    assert 1 <= len(patterns) == found.patterns.shape[1] <= count
-    assert found.patterns.any(axis=0).all()
-    assert found.patterns[:, 0].all() if fit_intercept else not found.offsets.any()
+    gates = sample_gates(X, np.full(samples, 1 / samples), count, fit_intercept, np.random.RandomState(seed))
+    heights = X @ gates.directions + gates.offsets
+    np.testing.assert_array_equal(gates.patterns, heights >= 0)
+    np.testing.assert_allclose(gates.margins, np.abs(heights), rtol=1e-9, atol=1e-9)
+    patterns = {tuple(column) for column in gates.patterns.T}
+    assert 1 <= len(patterns) == gates.patterns.shape[1] <= count
+    assert gates.patterns.any(axis=0).all()
+    assert gates.patterns[:, 0].all() if fit_intercept else not gates.offsets.any()
 
 
 def test_all_patterns_of_points_on_a_line_are_found() -> None:
@@ -39,7 +39,7 @@ def test_all_patterns_of_points_on_a_line_are_found() -> None:
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_sparse_data_have_the_gates_of_dense_ones(fit_intercept: bool) -> None:
+def test_sparse_and_dense_data_have_the_same_gates(fit_intercept: bool) -> None:
     X = np.random.default_rng(0).standard_normal((20, 5)) * (np.arange(100).reshape(20, 5) % 3 > 0)
     shares = np.full(20, 0.05)
     dense = sample_gates(X, shares, 8, fit_intercept, np.random.RandomState(0))
@@ -48,8 +48,8 @@ def test_sparse_data_have_the_gates_of_dense_ones(fit_intercept: bool) -> None:
     np.testing.assert_allclose(dense.directions, sparse.directions)
 
 
-def test_a_constant_feature_gets_no_slope_that_rounding_makes() -> None:
+def test_constant_feature_gets_no_slope_from_rounding() -> None:
     X = np.random.default_rng(0).standard_normal((30, 3))
     X = np.column_stack([X, np.full(30, 0.1), np.ones(30)])
-    found = sample_gates(X, np.full(30, 1 / 30), 20, True, np.random.RandomState(0))
-    assert np.abs(found.directions).max() < 10
+    gates = sample_gates(X, np.full(30, 1 / 30), 20, True, np.random.RandomState(0))
+    assert np.abs(gates.directions).max() < 10

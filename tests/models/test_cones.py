@@ -1,4 +1,4 @@
-"""The loss of a ReLU network at points that are moved into its cones."""
+"""The loss of a ReLU network at points that are first moved into its cones."""
 
 from __future__ import annotations
 

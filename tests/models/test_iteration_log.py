@@ -1,4 +1,4 @@
-"""The output of verbose=, against objectives and gradients after as many iterations; fits cut short."""
+"""The output of verbose=; the oracles are objectives and gradients after the same number of iterations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODELS = [
 
 def data_of(model: Any) -> tuple[np.ndarray, np.ndarray]:
     X, y = standardized(datasets.load_breast_cancer)
-    if isinstance(model, (ElasticNet, Ridge)):  # of more columns: of few, one Newton step is the fit
+    if isinstance(model, (ElasticNet, Ridge)):  # with few columns, a single Newton step would finish the fit
         return X, X[:, :6] @ np.arange(6) + y
     return X[:, :6], y
 
@@ -48,8 +48,8 @@ def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: repr(model).split("(")[0])
 @pytest.mark.parametrize("largest_gram", [1000, 0], ids=["newton", "gradients alone"])
-@pytest.mark.filterwarnings("ignore", category=ConvergenceWarning)  # of fits that are cut short
-def test_a_line_for_each_iteration(
+@pytest.mark.filterwarnings("ignore", category=ConvergenceWarning)  # the test limits the iterations
+def test_each_iteration_prints_one_line(
     model: Any, largest_gram: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proximal_newton, "MAX_GRAM_SIZE", largest_gram)
@@ -67,7 +67,7 @@ def test_a_line_for_each_iteration(
     assert capsys.readouterr().out == ""
 
 
-def test_more_verbose_tells_of_products(capsys: pytest.CaptureFixture[str]) -> None:
+def test_higher_verbosity_prints_products(capsys: pytest.CaptureFixture[str]) -> None:
     X, y = data_of(LeastSquares())
     LeastSquares(**options(verbose=2)).fit(X, np.column_stack([y, -y]))
     lines = capsys.readouterr().out.splitlines()
@@ -76,7 +76,7 @@ def test_more_verbose_tells_of_products(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[1].endswith(" s, 2 products, 2 of 4 blocks decoded")
 
 
-def test_true_is_a_number_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_true_is_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     Ridge(**options(verbose=True)).fit(*data_of(Ridge()))
     assert capsys.readouterr().out.startswith("[Ridge] iteration 1: objective ")
 
@@ -91,7 +91,7 @@ def test_true_is_a_number_too(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda model: repr(model).split("(")[0],
 )
-def test_a_fit_that_is_cut_short_says_so_to_the_caller_of_fit(model: Any) -> None:
+def test_warning_of_an_early_stop_points_to_the_caller_of_fit(model: Any) -> None:
     with pytest.warns(ConvergenceWarning, match="max_iter=2") as caught:
         model.set_params(max_iter=2, **options()).fit(*data_of(model))
     assert caught[0].filename == __file__

@@ -1,4 +1,4 @@
-"""Losses against differences, scipy's minimizer and Fenchel's inequality; with the best intercept."""
+"""Losses of models; the oracles are finite differences, scipy's minimizer and Fenchel's inequality."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_null_predictor_fits_best(family: LossFamily, y: np.ndarray) -> None
 
 
 @families
-def test_the_conjugate_is_that_of_a_gradient_and_of_all_before(family: LossFamily, y: np.ndarray) -> None:
+def test_conjugate_satisfies_fenchels_inequality(family: LossFamily, y: np.ndarray) -> None:
     loss, eta = WeightedLoss(family, y, WEIGHTS), STREAM.standard_normal(y.shape)
     u = loss.gradient(eta)
     assert loss._conjugate(u) == pytest.approx(np.sum(u * eta) - loss.value(eta), rel=1e-9, abs=1e-12)
@@ -63,13 +63,13 @@ def test_the_conjugate_is_that_of_a_gradient_and_of_all_before(family: LossFamil
         assert factor * np.sum(u * other) <= bound + 1e-9 * abs(bound)
 
 
-def test_poisson_goes_on_as_its_tangent() -> None:
+def test_poisson_loss_is_linear_beyond_the_maximum_exponent() -> None:
     beyond = np.array([[MAX_EXPONENT + 3.0]])
     assert PoissonFamily().value(beyond, np.zeros((1, 1))) == pytest.approx(4.0 * np.exp(MAX_EXPONENT))
 
 
 @pytest.mark.parametrize("of", [slice(None), 0])
-def test_public_losses_are_minus_the_log_likelihood_and_have_its_slope(of: Any) -> None:
+def test_public_losses_are_negative_log_likelihoods(of: Any) -> None:
     eta, y = STREAM.standard_normal((12, 3))[:, of], ONEHOT[:, of]
     errors = np.abs(eta - y).reshape(12, -1)
     assert SquaredLoss(y, WEIGHTS).value(eta) == pytest.approx(np.sum(WEIGHTS @ errors**2) / 2)
@@ -87,10 +87,10 @@ def test_public_losses_are_minus_the_log_likelihood_and_have_its_slope(of: Any) 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("of", [slice(None), 0])
-def test_the_conjugate_of_squares_is_that_of_any_u(of: Any, weights: Any) -> None:
+def test_conjugate_of_squares_agrees_with_scipy(of: Any, weights: Any) -> None:
     loss, u = SquaredLoss(ONEHOT[:, of], weights), STREAM.standard_normal(ONEHOT[:, of].shape)
-    found = minimize(lambda one: loss.value(one.reshape(u.shape)) - u.ravel() @ one, np.zeros(u.size))
-    assert loss.conjugate(u) == pytest.approx(-found.fun, rel=1e-6)
+    minimum = minimize(lambda eta: loss.value(eta.reshape(u.shape)) - u.ravel() @ eta, np.zeros(u.size))
+    assert loss.conjugate(u) == pytest.approx(-minimum.fun, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_conjugate_of_squares_is_that_of_any_u(of: Any, weights: Any) -> Non
         (lambda: LogisticLoss([[1.0, 1.0]]), "one 1 in each row"),
     ],
 )
-def test_losses_that_cannot_be(make: Any, message: str) -> None:
+def test_invalid_losses_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make()
 

@@ -1,4 +1,4 @@
-"""Operators of scaled and gated features, compared with the dense matrix; their models, with scikit-learn."""
+"""Operators of scaled and gated features; the oracles are dense matrices and scikit-learn's models."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def test_products_are_those_of_the_dense_matrix() -> None:
     V, U = STREAM.standard_normal((8, 3)), STREAM.standard_normal((90, 3))
     with CodedOperator(X, **options()) as coded:
         operator = StandardizedOperator(coded, mean, scale, root)
-        for found, expected in [
+        for actual, expected in [
             (operator @ V, A @ V),
             (operator @ V[:, 0], A @ V[:, 0]),
             (operator.rmatmat(U), A.T @ U),
             (operator.rmatvec(U[:, 0]), A.T @ U[:, 0]),
         ]:
-            np.testing.assert_allclose(found, expected, atol=1e-10)
+            np.testing.assert_allclose(actual, expected, atol=1e-10)
         assert coded.n_products == 4
 
 
-def test_products_beside_a_constant_are_those_of_the_whole_matrix() -> None:
+def test_products_with_an_appended_constant_are_those_of_the_whole_matrix() -> None:
     A = STREAM.standard_normal((5, 3))
     whole, operator = (
         np.column_stack([A, np.full(5, 0.7)]),
@@ -114,7 +114,7 @@ def test_models_of_sparse_features_are_scikit_learns(model: Any, oracle: Any, y:
     ],
     ids=lambda one: type(one).__name__,
 )
-def test_any_sparse_format_will_do(model: Any, y: Any, kind: Any) -> None:
+def test_any_sparse_format_is_supported(model: Any, y: Any, kind: Any) -> None:
     coef = model.set_params(**options()).fit(X, y, WEIGHTS).coef_
     np.testing.assert_allclose(model.fit(kind(X), y, WEIGHTS).coef_, coef, rtol=1e-12)
 
@@ -139,15 +139,15 @@ def test_convex_models_of_sparse_features_are_those_of_dense_ones(
     np.testing.assert_allclose(again.coef_, coef, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(again.predict(X[:40]), predicted, rtol=1e-4, atol=1e-6)
     scores = X[:40] @ again.coef_.T + again.intercept_
-    found = again.decision_function(X[:40]) if hasattr(again, "classes_") else again.predict(X[:40])
-    np.testing.assert_allclose(found, scores[:, 0] if scores.ndim == 2 else scores)
+    predictions = again.decision_function(X[:40]) if hasattr(again, "classes_") else again.predict(X[:40])
+    np.testing.assert_allclose(predictions, scores[:, 0] if scores.ndim == 2 else scores)
 
 
 def test_multinomial_and_several_targets() -> None:
     classes = np.digitize(np.asarray(X.sum(axis=1)), [4.0, 8.0])
-    theirs = linear_model.LogisticRegression(tol=1e-9, max_iter=9999).fit(X, classes)
-    assert_same_model(LogisticRegression(**options()).fit(X, classes), theirs, X)
+    oracle = linear_model.LogisticRegression(tol=1e-9, max_iter=9999).fit(X, classes)
+    assert_same_model(LogisticRegression(**options()).fit(X, classes), oracle, X)
     both = np.stack([TARGET, TARGET**2], axis=1)
     dense = Ridge(**options()).fit(X.toarray(), both)
-    found = Ridge(**options()).fit(X, both)
-    np.testing.assert_allclose(found.coef_, dense.coef_, rtol=1e-8)
+    ridge = Ridge(**options()).fit(X, both)
+    np.testing.assert_allclose(ridge.coef_, dense.coef_, rtol=1e-8)

@@ -1,4 +1,4 @@
-"""Penalties against their definitions: brute force over points and grids."""
+"""Penalties, their proximal operators and conjugates; the oracle is a search over points and grids."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_the_prox_of_an_elastic_net_is_the_minimum(x: float, tau: float, l1: flo
     def value(p: float) -> float:
         return tau * penalty(np.array([p])) + (p - x) ** 2 / 2
 
-    found = float(penalty.prox(np.array([x]), tau)[0])
-    assert value(found) <= minimize_scalar(value, (-101, 101)).fun + 1e-9 * (1 + x * x)
+    minimum = float(penalty.prox(np.array([x]), tau)[0])
+    assert value(minimum) <= minimize_scalar(value, (-101, 101)).fun + 1e-9 * (1 + x * x)
 
 
 @given(v=VECTORS, l1=arrays(float, 6, elements=st.floats(0.1, 5)), l2=st.sampled_from([0.0, 0.5]))
@@ -54,23 +54,23 @@ def test_the_conjugate_of_a_box_is_at_a_corner(v: np.ndarray, slope: np.ndarray)
     assert penalty.conjugate(v) == pytest.approx(max(v @ x - penalty(x) for x in corners))
     p = penalty.prox(v, 0.5)
     assert (p >= lower).all() and (p <= upper).all()
-    for x in corners:  # the condition of a projection
+    for x in corners:  # p is the projection if this inner product is not positive for any corner
         assert (v - 0.5 * slope - p) @ (x - p) <= 1e-9
 
 
 @given(x=VECTORS)
 def test_projections_on_equations_are_least_squares(x: np.ndarray) -> None:
     d = np.array([1.0, -2.0])
-    found = AffineSet(C, d).prox(x, 1.0)
-    np.testing.assert_allclose(found, x + np.linalg.pinv(C) @ (d - C @ x), atol=1e-10)
-    assert AffineSet(C, d)(found) and not AffineSet(C, d)(found + 1)
+    projection = AffineSet(C, d).prox(x, 1.0)
+    np.testing.assert_allclose(projection, x + np.linalg.pinv(C) @ (d - C @ x), atol=1e-10)
+    assert AffineSet(C, d)(projection) and not AffineSet(C, d)(projection + 1)
 
 
-def test_group_norms_of_equal_scales_are_that_of_pyproximal() -> None:
+def test_group_norms_with_equal_scales_are_those_of_pyproximal() -> None:
     x = np.random.default_rng(0).standard_normal(15)
-    ours, theirs = GroupLassoPenalty(0.7, np.ones(3), 5), pyproximal.L21(3, 0.7)
-    assert ours(x) == pytest.approx(theirs(x))
-    np.testing.assert_allclose(ours.prox(x, 1.3), theirs.prox(x, 1.3), atol=1e-14)
+    penalty, oracle = GroupLassoPenalty(0.7, np.ones(3), 5), pyproximal.L21(3, 0.7)
+    assert penalty(x) == pytest.approx(oracle(x))
+    np.testing.assert_allclose(penalty.prox(x, 1.3), oracle.prox(x, 1.3), atol=1e-14)
 
 
 @settings(max_examples=60)
@@ -84,7 +84,7 @@ def test_group_norms_of_equal_scales_are_that_of_pyproximal() -> None:
 def test_the_prox_of_group_norms_satisfies_its_condition(
     rows: int, columns: int, seed: int, spread: float, tau: float
 ) -> None:
-    """x - p is tau times a subgradient: tau scale^2 p / |scale p|, or within the dual ball where p is 0."""
+    # x - p must be tau times a subgradient: tau scale^2 p / |scale p|, or in the dual ball if p is 0.
     stream = np.random.default_rng(seed)
     scale = 10.0 ** stream.uniform(-spread / 2, spread / 2, rows)
     x = stream.standard_normal((rows, columns))
@@ -97,7 +97,7 @@ def test_the_prox_of_group_norms_satisfies_its_condition(
             assert np.linalg.norm(before / scale) <= 0.8 * tau * (1 + 1e-12)
 
 
-def test_the_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
+def test_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
     stream, scale = np.random.default_rng(0), np.array([0.5, 1.0, 3.0])
     penalty, v = GroupLassoPenalty(0.6, scale, 2), stream.standard_normal(6) * 5
     scaled = v * penalty.dual_scale(v)
@@ -132,6 +132,6 @@ def test_the_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
         (lambda: GroupLassoPenalty(1.0, np.zeros(2), 2), "and every row_scale positive"),
     ],
 )
-def test_penalties_that_cannot_be(make: Any, message: str) -> None:
+def test_invalid_penalties_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Projections against the condition that makes a point the nearest one, and sets that cannot be."""
+"""Projections on sets, checked with the optimality condition of the nearest point, and invalid sets."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def test_projections_on_simplex_and_ball_are_exact(x: np.ndarray) -> None:
     vertices = np.eye(6) * 2.0
     p = simplex(6, 2.0).prox(x, 1.0)
     assert p.min() >= 0 and p.sum() == pytest.approx(2, rel=1e-12)
-    assert max((x - p) @ (one - p) for one in vertices) <= 1e-10 * (1 + np.abs(x).max())
+    assert max((x - p) @ (vertex - p) for vertex in vertices) <= 1e-10 * (1 + np.abs(x).max())
     p = l1_ball(6, 2.0).prox(x, 1.0)
     assert np.abs(p).sum() <= 2 * (1 + 1e-12)
-    assert max((x - p) @ (one - p) for one in (*vertices, *-vertices)) <= 1e-10 * (1 + np.abs(x).max())
+    assert max((x - p) @ (vertex - p) for vertex in (*vertices, *-vertices)) <= 1e-10 * (1 + np.abs(x).max())
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,6 @@ def test_projections_on_simplex_and_ball_are_exact(x: np.ndarray) -> None:
         (lambda: l1_ball(2, np.inf), "radius must be a positive number, not inf"),
     ],
 )
-def test_sets_that_cannot_be(make: Any, message: str) -> None:
+def test_invalid_sets_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make()

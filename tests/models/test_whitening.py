@@ -1,4 +1,4 @@
-"""Whitened coordinates against dense linear algebra: second moments, norms, products."""
+"""Second moments, norms and products in whitened coordinates; the oracle is dense linear algebra."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_second_moments_become_one(is_sparse: bool, fit_intercept: bool) -> None
     np.testing.assert_allclose((aslinearoperator(A) @ white).T @ u, W.T @ u, rtol=1e-6)
 
 
-def test_features_that_depend_on_each_other_are_stretched_no_further() -> None:
+def test_dependent_features_are_not_amplified() -> None:
     copies = np.column_stack([X, X[:, 0], np.zeros(30)])
     W = (aslinearoperator(copies) @ fit_whitening_operator(copies, SHARES, False)) @ np.eye(6)
     moments = np.linalg.eigvalsh(W.T @ (SHARES[:, None] * W))
@@ -39,7 +39,7 @@ def test_features_that_depend_on_each_other_are_stretched_no_further() -> None:
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_very_many_features_are_scaled_only(is_sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_many_features_are_only_scaled(is_sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ROTATED_FEATURES", 3)
     white = fit_whitening_operator(csr_array(X) if is_sparse else X, SHARES, True)
     A = np.column_stack([X, np.ones(30)])

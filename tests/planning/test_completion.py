@@ -1,4 +1,4 @@
-"""Completion times: the numbers of the literature, brute-force simulation of every job, and refusals."""
+"""Completion times of coded jobs; the oracles are published numbers and a simulation of every job."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from polarmap.planning import (
 EXPONENTIAL = ShiftedExponential(0.0, 1.0)
 
 
-def test_the_numbers_of_the_literature() -> None:
-    """Rate 1/2, run times 1 + Exp(1), 512 workers."""
+def test_published_completion_times() -> None:
+    # The code has rate 1/2, and the 512 workers have run times 1 + Exp(1).
     distribution = ShiftedExponential(1.0, 1.0)
     gaps = 1 / np.arange(512, 256, -1)
     assert completion_time(512, 256, "rotation", distribution).mean == pytest.approx(1 + gaps.sum(), rel=1e-8)
@@ -40,10 +40,10 @@ def test_the_numbers_of_the_literature() -> None:
 def test_kth_arrivals_of_simulated_jobs(distribution: Distribution, n: int, k: int) -> None:
     arrivals = distribution.sample(np.random.default_rng(7), (n, 20_000))
     mean, paid, never = brute_force(np.sort(arrivals, axis=0)[k - 1], arrivals)
-    found = completion_time(n, k, "mds", distribution)
-    assert found.mean == pytest.approx(mean, rel=0.015)
-    assert found.worker_seconds == pytest.approx(paid, rel=0.015)
-    assert found.failure_probability == pytest.approx(never, abs=0.01)
+    completion = completion_time(n, k, "mds", distribution)
+    assert completion.mean == pytest.approx(mean, rel=0.015)
+    assert completion.worker_seconds == pytest.approx(paid, rel=0.015)
+    assert completion.failure_probability == pytest.approx(never, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_sizes_that_do_not_fit_are_refused(n: int, k: int, scheme: str, says: st
         completion_time(n, k, scheme, EXPONENTIAL)
 
 
-def test_other_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(CodeError, match="n_trials must be"):
         completion_time(8, 4, "sequential", EXPONENTIAL, n_trials=0)
     with pytest.raises(CodeError, match="scheme must be a code, one of"):
@@ -72,7 +72,7 @@ def test_other_bad_input() -> None:
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "small_blocks"])
-def test_jobs_that_never_complete_say_so(scheme: str) -> None:
+def test_jobs_that_never_complete_have_infinite_times(scheme: str) -> None:
     n = 12 if scheme in ("uncoded", "backup", "backup-cubed", "backup-spark") else 24
     never = completion_time(n, 12, scheme, FailureProne(EXPONENTIAL, 0.97), n_trials=50)
     assert never.failure_probability == pytest.approx(1, abs=1e-3)

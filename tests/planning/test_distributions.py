@@ -1,4 +1,4 @@
-"""Run-time distributions against scipy.stats, against sampling and against each other."""
+"""Run-time distributions; the oracles are scipy.stats, samples, and each other."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_quantile_is_the_first_time_that_reaches_p(distribution: Distributio
     assert (distribution.quantile(P[ends < P]) == np.inf).all()
 
 
-def test_no_time_is_enough_for_all_tasks_that_end_where_any_may_take_longer() -> None:
+def test_quantile_of_all_completed_tasks_is_infinite_for_unbounded_times() -> None:
     for failing in np.linspace(0.01, 0.3, 30).tolist():
         assert FailureProne(ShiftedExponential(1.0, 1.0), failing).quantile(1 - failing) == np.inf
         assert FailureProne(Pareto(1.0, 2.5), failing).quantile(1 - failing) == np.inf
@@ -115,7 +115,7 @@ def test_areas_are_integrals_of_the_quantile(distribution: Distribution, low: fl
     assert upper - lower == pytest.approx(expected, rel=1e-3)
 
 
-def test_far_tails_keep_their_digits() -> None:
+def test_far_tails_are_accurate() -> None:
     distribution = Mixture([ShiftedExponential(0.0, 1.0), ShiftedExponential(0.0, 2.0)], [0.5, 0.5])
     above = np.array([1e-200])
     late = distribution.conditional_quantile(ProbabilityPair.from_survival(above))
@@ -130,7 +130,7 @@ def test_a_mean_that_does_not_exist() -> None:
     assert FailureProne(ShiftedExponential(1.0, 1.0), 0.01).mean() == np.inf
 
 
-def test_who_was_seen_for_longer_than_all_time_never_ends() -> None:
+def test_astronomical_times_count_as_failures() -> None:
     assert Empirical([1.0, 2.0, 1e305, 1e306]).failure_probability == 0.5
     assert completion_time(4, 2, "rotation", [1.0, 2.0, 1e305]).mean < 2.0
 
@@ -143,7 +143,7 @@ def test_failures_add_up() -> None:
     assert distribution.quantile(0.2) == pytest.approx(stats.pareto(2.0).ppf(0.8))
 
 
-# --- fits ----------------------------------------------------------------------------------------
+# --- fits -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("censored", [False, True])
@@ -156,7 +156,7 @@ def test_fits_recover_their_parameters_also_from_censored_times(censored: bool) 
         assert vars(fitted) == pytest.approx(vars(distribution), rel=0.03)
 
 
-# --- what is refused ---------------------------------------------------------------------------------
+# --- invalid arguments ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tests of observed run times, against scipy's product-limit estimate, from reports and files."""
+"""Empirical run-time distributions from reports and files; the oracle is scipy's product-limit estimate."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_product_limit_is_scipys(observed: list[tuple[int, bool]]) -> None:
     )
 
 
-def test_an_exponential_tail_continues_what_was_cut_off() -> None:
+def test_exponential_tail_continues_censored_times() -> None:
     distribution, rng = ShiftedExponential(1.0, 2.0), np.random.default_rng(8)
     times, limit = distribution.sample(rng, 20_000), float(distribution.quantile(0.75))
-    seen = Empirical(np.minimum(times, limit), times <= limit)
-    assert seen.failure_probability == pytest.approx(0.25, abs=0.01)
-    assert seen.quantile(0.9) == np.inf
-    continued = seen.with_exponential_tail()
+    censored = Empirical(np.minimum(times, limit), times <= limit)
+    assert censored.failure_probability == pytest.approx(0.25, abs=0.01)
+    assert censored.quantile(0.9) == np.inf
+    continued = censored.with_exponential_tail()
     assert continued.mean() == pytest.approx(3.0, rel=0.02)
     np.testing.assert_allclose(
         continued.quantile([0.5, 0.9, 0.99]), distribution.quantile([0.5, 0.9, 0.99]), rtol=0.05
@@ -60,27 +60,28 @@ def report(*tasks: TaskReport) -> Report:
     return Report(len(tasks), 2, "c", "e", tasks, 2, seconds=9.0)
 
 
-def test_reports_censor_what_they_abandon() -> None:
-    seen = report(
+def test_abandoned_tasks_are_censored() -> None:
+    censored = report(
         TaskReport(0, "arrived", 1.0, 0.5, 1),
         TaskReport(1, "arrived", 3.0, 2.5, 1),
         TaskReport(2, "abandoned", None, None, 1),
         TaskReport(3, "failed", None, None, 2),
     )
-    distribution = Empirical.from_reports(seen)
+    distribution = Empirical.from_reports(censored)
     assert distribution.values.tolist() == [1.0, 3.0]
-    assert distribution.failure_probability == pytest.approx(0.5)  # of four: one failed, one not seen to end
-    by_worker = Empirical.from_reports([seen, seen], clock="seconds")
+    # Four tasks were started: one failed, and one was abandoned before it ended.
+    assert distribution.failure_probability == pytest.approx(0.5)
+    by_worker = Empirical.from_reports([censored, censored], clock="seconds")
     assert by_worker.values.tolist() == [0.5, 2.5]
-    assert as_distribution([seen, seen]).failure_probability == 0
+    assert as_distribution([censored, censored]).failure_probability == 0
     with pytest.raises(CodeError, match="clock must be"):
-        Empirical.from_reports(seen, clock="wall")
+        Empirical.from_reports(censored, clock="wall")
 
 
-def test_a_task_abandoned_early_counts_as_running_no_longer_than_it_was_seen() -> None:
+def test_task_abandoned_early_is_censored_at_its_last_observation() -> None:
     first = report(TaskReport(0, "arrived", 1.0, 1.0, 1), TaskReport(1, "abandoned", None, None, 1))
     second = report(TaskReport(0, "arrived", 1.0, 1.0, 1), TaskReport(1, "arrived", 2.0, 2.0, 1))
-    distribution = Empirical.from_reports([first, second])  # 1, 1, 1+, 2
+    distribution = Empirical.from_reports([first, second])  # times 1, 1, 2, and one censored at 1
     np.testing.assert_allclose(distribution.cdf([1.0, 2.0]), [0.5, 1.0])
 
 
@@ -114,11 +115,11 @@ def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: s
         build()
 
 
-# --- queues and cores are no stragglers -------------------------------------------------------------
+# --- tasks that wait for a core ---------------------------------------------------------------------
 
 
 class TwoSlots(ReplayExecutor):
-    """Tasks of exactly one second, two at a time: the remaining tasks wait, as for the cores of a laptop."""
+    """An executor that runs two tasks of one second at a time, like a laptop with two cores."""
 
     is_local = True
 
@@ -137,26 +138,26 @@ class RunInSlots(ReplaySession):
     def wait(self, timeout: float) -> list[Event]:
         events = super().wait(timeout)
         self._start_events = [
-            one for one in events if isinstance(one, AttemptStarted) and one.started_at > self.now()
+            event for event in events if isinstance(event, AttemptStarted) and event.started_at > self.now()
         ]
-        return [one for one in events if one not in self._start_events]
+        return [event for event in events if event not in self._start_events]
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        return [one for one in super().cancel_queued() if one.started_at <= self.now()]
+        return [event for event in super().cancel_queued() if event.started_at <= self.now()]
 
     def _compute_outcome(self, request: Any, seconds: float) -> Outcome:
         return super()._compute_outcome(request, seconds)._replace(seconds=1.0)
 
 
-def test_tasks_that_wait_for_a_core_are_no_stragglers() -> None:
+def test_tasks_waiting_for_a_core_are_no_stragglers() -> None:
     options: dict[str, Any] = {"blocks": 24, "tasks": 32, "verify": False, "executor": TwoSlots()}
     y = polarmap.coded_map(np.negative, np.ones((24, 2)), **options)
     assert len(y.report.tasks_in_state("cancelled")) == 6
     assert [task.started for task in y.report.tasks[:5]] == [0.0, 0.0, 1.0, 1.0, 2.0]
     assert Empirical.from_reports(y.report).quantile(1.0) == 1.0
-    found = polarmap.plan(24, [y.report])
-    assert (found.n, found.code) == (24, "uncoded")
-    assert "a plain map without a code is enough" in str(found)
+    chosen = polarmap.plan(24, [y.report])
+    assert (chosen.n, chosen.code) == (24, "uncoded")
+    assert "a plain map without a code is enough" in str(chosen)
     measured = polarmap.planning.measure(TwoSlots(), tasks=6, task_seconds=0.001)
     assert measured.warm == [1.0] * 6
 
@@ -171,9 +172,9 @@ def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machin
         .startswith(f"up to 2 tasks at a time shared the {cores} cores of this machine: ")
     )
     measured.save(tmp_path / "times.json")
-    found = polarmap.plan(2, tmp_path / "times.json")
-    assert found.shared_cores == (cores, 2)
-    assert str(measured.shared_cores) in str(found).splitlines()
+    chosen = polarmap.plan(2, tmp_path / "times.json")
+    assert chosen.shared_cores == (cores, 2)
+    assert str(measured.shared_cores) in str(chosen).splitlines()
     crowded, roomy = str(SharedCores(2, 3)), str(SharedCores(4, 3))
     assert "include waiting" in crowded
     assert "include waiting" not in roomy
@@ -181,10 +182,10 @@ def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machin
     assert elsewhere.shared_cores is None
 
 
-def test_tasks_that_no_worker_has_started_tell_nothing() -> None:
+def test_tasks_not_started_are_ignored() -> None:
     begun = TaskReport(0, "arrived", 3.0, 1.0, 1, started=2.0)
     late = TaskReport(1, "abandoned", None, None, 1, started=1.0)
     never = TaskReport(2, "cancelled", None, None, 1)
-    found = Empirical.from_reports(report(begun, late, never))
-    assert (found.times.tolist(), found.completed_mask.tolist()) == ([1.0, 2.0], [True, False])
+    distribution = Empirical.from_reports(report(begun, late, never))
+    assert (distribution.times.tolist(), distribution.completed_mask.tolist()) == ([1.0, 2.0], [True, False])
     assert Empirical.from_reports(report(begun, late, never), "seconds").times.tolist() == [1.0, 2.0]

@@ -1,4 +1,4 @@
-"""Run times, polarization and frontiers as figures, ordinary and degenerate ones."""
+"""Figures of run times, polarization and frontiers, for ordinary and degenerate inputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_run_times_and_polarization_render(distribution: object) -> None:
     rendered(plot_polarization(distribution, depths=(0, 2)))
 
 
-def test_run_times_hold_all_tasks_that_are_drawn() -> None:
+def test_run_time_axis_contains_all_tasks() -> None:
     figure = plot_run_times([1.0] * 8 + [3.0] * 2)
     heights = [bar.get_height() for bar in figure.axes[0].containers[0].patches]
     assert sorted(heights)[-2:] == pytest.approx([20.0, 80.0])
@@ -66,8 +66,8 @@ def test_a_frontier_marks_the_plan_and_the_plain_map(objective: str, tmp_path: P
     assert len(figure.axes[0].lines[0].get_xdata()) == len(chosen.frontier)
 
 
-def test_a_frontier_of_one_point_or_none_and_an_infinite_plain_map_render() -> None:
+def test_degenerate_frontiers_and_infinite_plain_maps_render() -> None:
     rendered(plan(8, DISTRIBUTION, max_workers=8).plot())
     rendered(plan(8, FailureProne(DISTRIBUTION, 0.02), max_workers=16).plot())
     never = plan(8, FailureProne(DISTRIBUTION, 0.2), "cost", max_workers=8, max_failure_probability=1.0)
-    rendered(never.plot())  # one job in a hundred is never complete: there is no p99
+    rendered(never.plot())  # more than one job in a hundred never completes, so the p99 is infinite

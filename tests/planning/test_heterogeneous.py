@@ -1,4 +1,7 @@
-"""Workers that are not alike: against all subsets, exact probabilities, decoders and replayed maps."""
+"""Plans for workers with different run times.
+
+The oracles are all subsets of workers, exact probabilities, the decoders, and replayed maps.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ MIXED = [FAST, SLOW, Pareto(1.0, 2.0), FailureProne(FAST, 0.1), SLOW, Pareto(1.0
 
 
 def probability_that_enough_are_back(workers: list[Distribution], k: int, time: float) -> float:
-    """P(k of these are back at a time), by adding one worker after another."""
+    """Return the probability that at least k workers have returned by `time`, by a recursion over workers."""
     counts = np.array([1.0])
     for worker in workers:
         back = float(worker.cdf(time))
@@ -42,8 +45,9 @@ def probability_that_enough_are_back(workers: list[Distribution], k: int, time: 
     return float(counts[k:].sum())
 
 
-def test_half_of_the_workers_twice_slower() -> None:
-    """Design and assignment together come nearer to the 192nd arrival than any code for equal workers."""
+def test_code_designed_for_slow_and_fast_workers_is_better() -> None:
+    # A code and an assignment designed for these workers come closer to the 192nd arrival than any code for
+    # equal workers.
     workers = [FAST, SLOW] * 128
     means = {
         scheme: completion_time(256, 192, scheme, workers).mean for scheme in ("mds", "sequential", "optimal")
@@ -57,17 +61,17 @@ def test_half_of_the_workers_twice_slower() -> None:
 @pytest.mark.parametrize("scheme", ["uncoded", "mds", "rotation"])
 def test_jobs_that_await_any_k_are_complete_when_k_are_back(scheme: str) -> None:
     k = 7 if scheme == "uncoded" else 4
-    found = completion_time(7, k, scheme, MIXED, n_trials=20_000)
-    for time, share in [(found.p50, 0.5), (found.p95, 0.95)]:
+    completion = completion_time(7, k, scheme, MIXED, n_trials=20_000)
+    for time, share in [(completion.p50, 0.5), (completion.p95, 0.95)]:
         if np.isfinite(time):
             assert probability_that_enough_are_back(MIXED, k, time) == pytest.approx(share, abs=0.015)
     enough = probability_that_enough_are_back(MIXED, k, 1e12)
-    assert found.failure_probability == pytest.approx(1 - enough, abs=0.01)
-    assert (found.n_results_awaited, found.n_tasks_started) == (k, 7)
+    assert completion.failure_probability == pytest.approx(1 - enough, abs=0.01)
+    assert (completion.n_results_awaited, completion.n_tasks_started) == (k, 7)
 
 
 @pytest.mark.parametrize("scheme", ["sequential", "optimal", "integers"])
-def test_results_awaited_are_counted_and_paid_until_then(scheme: str) -> None:
+def test_awaited_results_and_costs_are_those_of_the_decoder(scheme: str) -> None:
     workers = HeterogeneousWorkers([FAST, SLOW] * 12)
     jobs, arrivals = simulate_heterogeneous_workers(workers, 16, scheme, None, 300, seed=4)
     erasure = select_workers_for_scheme(workers, 24, 16, scheme).erasure_probabilities
@@ -75,10 +79,10 @@ def test_results_awaited_are_counted_and_paid_until_then(scheme: str) -> None:
     code = PolarCode(24, 16, "arikan", decoder, erasure)
     times = workers.sample_run_times(np.random.default_rng(4), len(jobs.completion_times))
     for job in range(20):
-        told = polarmap.codes.ArrivalTracker(code, modular=scheme == "integers")
+        tracker = polarmap.codes.ArrivalTracker(code, modular=scheme == "integers")
         order = np.argsort(times[:, job])
         block_of = np.argsort(code.worker_indices)
-        count = next(i for i, worker in enumerate(order, 1) if told.add(int(block_of[worker])))
+        count = next(i for i, worker in enumerate(order, 1) if tracker.add(int(block_of[worker])))
         assert arrivals[job] == count
         assert jobs.completion_times[job] == times[order[count - 1], job]
         assert jobs.worker_seconds[job] == pytest.approx(
@@ -87,7 +91,7 @@ def test_results_awaited_are_counted_and_paid_until_then(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(("n", "back"), [(1, 0.5), (3, 2.0), (5, 3.0), (6, 5.5)])
-def test_no_other_workers_are_expected_back_sooner(n: int, back: float) -> None:
+def test_selected_workers_are_expected_back_first(n: int, back: float) -> None:
     workers, erasure = HeterogeneousWorkers(MIXED).select_workers(n, back)
     time = float(MIXED[workers[0]].quantile(1 - erasure[0]))
     assert [float(MIXED[worker].survival(time)) for worker in workers] == pytest.approx(erasure.tolist())
@@ -96,7 +100,7 @@ def test_no_other_workers_are_expected_back_sooner(n: int, back: float) -> None:
         assert sum(float(other.cdf(time)) for other in others) <= back + 1e-9
 
 
-def test_where_too_many_never_end_the_surest_are_chosen() -> None:
+def test_most_reliable_workers_are_chosen_if_too_many_fail() -> None:
     workers = [
         FailureProne(FAST, 0.5),
         FailureProne(SLOW, 0.1),
@@ -109,35 +113,39 @@ def test_where_too_many_never_end_the_surest_are_chosen() -> None:
 
 
 @pytest.mark.parametrize("code", ["rotation", "sequential", "integers"])
-def test_alike_workers_are_planned_as_by_one_distribution(code: str) -> None:
-    one = plan(8, FAST, max_workers=14, code=code)
-    each = plan(8, [FAST] * 14, code=code)
-    assert (each.expected, each.frontier, each.run_times) == (one.expected, one.frontier, one.run_times)
-    assert (each.worker_indices, each.erasure) == (tuple(range(each.n)), ())
+def test_identical_workers_are_planned_like_one_distribution(code: str) -> None:
+    by_distribution = plan(8, FAST, max_workers=14, code=code)
+    by_workers = plan(8, [FAST] * 14, code=code)
+    assert (by_workers.expected, by_workers.frontier, by_workers.run_times) == (
+        by_distribution.expected,
+        by_distribution.frontier,
+        by_distribution.run_times,
+    )
+    assert (by_workers.worker_indices, by_workers.erasure) == (tuple(range(by_workers.n)), ())
     assert completion_time(14, 8, code, [FAST] * 14) == completion_time(14, 8, code, FAST)
 
 
 def test_a_plan_uses_the_fast_workers_first() -> None:
-    found = plan(8, [SLOW, FAST] * 8, slack=0.05)
-    assert 8 < found.n <= 16
-    assert set(range(1, 16, 2)) <= set(found.worker_indices)
-    assert set(found.worker_indices[:8]) == set(range(1, 16, 2))  # data
-    assert f"start {found.n} workers, those in plan.worker_indices, for 8 blocks" in str(found)
-    assert found.uncoded == plan(8, [FAST] * 8).uncoded
+    chosen = plan(8, [SLOW, FAST] * 8, slack=0.05)
+    assert 8 < chosen.n <= 16
+    assert set(range(1, 16, 2)) <= set(chosen.worker_indices)
+    assert set(chosen.worker_indices[:8]) == set(range(1, 16, 2))  # the workers of the data tasks
+    assert f"start {chosen.n} workers, those in plan.worker_indices, for 8 blocks" in str(chosen)
+    assert chosen.uncoded == plan(8, [FAST] * 8).uncoded
 
 
 @pytest.mark.parametrize("code", ["rotation", "sequential", "optimal", "integers"])
-def test_a_map_of_a_plan_is_complete_when_its_workers_say(code: str) -> None:
-    """Every task is given to the worker that the plan says, on a clock of its own."""
-    there = [SLOW, FAST] * 8
-    found = plan(8, there, "mean", slack=0.0, max_workers=14, code=code)
-    times = HeterogeneousWorkers(there).sample_run_times(np.random.default_rng(1), 1)[:, 0]
-    seconds = times[list(found.worker_indices)]
+def test_planned_map_completes_at_the_predicted_time(code: str) -> None:
+    # A replayed map gives each task the sampled run time of the worker that the plan assigns to it.
+    workers = [SLOW, FAST] * 8
+    chosen = plan(8, workers, "mean", slack=0.0, max_workers=14, code=code)
+    times = HeterogeneousWorkers(workers).sample_run_times(np.random.default_rng(1), 1)[:, 0]
+    seconds = times[list(chosen.worker_indices)]
     data = np.arange(80).reshape(16, 5) if code == "integers" else np.linspace(0, 1, 80).reshape(16, 5)
     result = coded_map(
         np.copy,
         data,
-        schedule=found,
+        schedule=chosen,
         executor=ReplayExecutor(dict(enumerate(seconds.tolist()))),
         verify=False,
     )
@@ -145,16 +153,16 @@ def test_a_map_of_a_plan_is_complete_when_its_workers_say(code: str) -> None:
     if code == "rotation":
         assert result.report.seconds == pytest.approx(np.sort(seconds)[7])
     if code == "sequential":
-        made = PolarCode(found.n, 8, "arikan", "sequential", found.erasure)
-        assert made.worker_indices.tolist() == list(range(found.n))
-        finish = float(sequential_decoding_times(made, seconds[:, None])[0])
+        polar_code = PolarCode(chosen.n, 8, "arikan", "sequential", chosen.erasure)
+        assert polar_code.worker_indices.tolist() == list(range(chosen.n))
+        finish = float(sequential_decoding_times(polar_code, seconds[:, None])[0])
         assert result.report.seconds == pytest.approx(finish)
-    assert result.report.n == found.n
+    assert result.report.n == chosen.n
 
 
 def test_plain_maps_of_unequal_workers_are_planned() -> None:
-    found = plan(4, [ShiftedExponential(1.0, 1e-3), ShiftedExponential(1.001, 1e-3)] * 2)
-    assert (found.n, found.code, sorted(found.worker_indices), found.erasure) == (
+    chosen = plan(4, [ShiftedExponential(1.0, 1e-3), ShiftedExponential(1.001, 1e-3)] * 2)
+    assert (chosen.n, chosen.code, sorted(chosen.worker_indices), chosen.erasure) == (
         4,
         "uncoded",
         [0, 1, 2, 3],
@@ -187,6 +195,6 @@ def test_plain_maps_of_unequal_workers_are_planned() -> None:
         ),
     ],
 )
-def test_what_cannot_be_said_of_unequal_workers(call, message: str) -> None:
+def test_unsupported_options_for_unequal_workers_are_refused(call, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""How long tasks take, measured: by a script on a virtual clock, on threads, and with tasks that are lost."""
+"""Measured run times of tasks: on a virtual clock, on real threads, and with lost tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from polarmap.planning.measurement import fit_closest_family
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
-def test_it_tells_when_each_task_was_back() -> None:
+def test_measurement_has_the_time_of_each_task() -> None:
     script = {0: 2.5, 2: 0.5}
     measured = measure(ReplayExecutor(script), tasks=5, task_seconds=0.001)
     assert measured.cold == measured.warm == [2.5, 1.0, 0.5, 1.0, 1.0]
@@ -34,34 +34,34 @@ def test_it_tells_when_each_task_was_back() -> None:
     )
 
 
-def test_tasks_that_are_lost_are_not_run_again_and_count() -> None:
+def test_lost_tasks_are_counted_and_not_retried() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {1: Fault("kill"), 3: Fault("raise")})
     measured = measure(faulty, tasks=4, task_seconds=0.001)
     assert measured.warm == [1.0, inf, 1.0, inf]
     assert str(measured).splitlines()[2].split() == ["cold", "2", "1", "1", "1", "1"]
 
 
-def test_tasks_compute_as_long_as_was_said() -> None:
+def test_tasks_compute_for_the_given_time() -> None:
     with ThreadPoolExecutor(1) as threads:
         measured = measure(threads, tasks=2, task_seconds=0.2)
-    # a machine may be ten times as fast then
+    # The machine may have become ten times as fast since the calibration.
     assert all(time > 0.02 for time in measured.cold + measured.warm)
 
 
 @pytest.mark.parametrize("law", [ShiftedExponential(1.0, 0.5), Pareto(1.0, 2.5)])
 def test_the_nearest_law_is_that_of_the_sample(law: ShiftedExponential | Pareto) -> None:
     times = law.sample(np.random.default_rng(1), 2000)
-    found = fit_closest_family([*times.tolist(), inf])
-    assert type(found) is type(law)
-    assert stats.kstest(times, found.cdf).statistic < 0.03
+    fit = fit_closest_family([*times.tolist(), inf])
+    assert type(fit) is type(law)
+    assert stats.kstest(times, fit.cdf).statistic < 0.03
 
 
-def test_times_that_are_all_the_same_follow_no_law() -> None:
+def test_identical_times_fit_no_law() -> None:
     assert fit_closest_family([1.0, 1.0]) is None
     assert fit_closest_family([inf]) is None
 
 
-def test_a_file_comes_back_and_makes_a_plan(tmp_path: Path) -> None:
+def test_saved_measurement_can_be_loaded_and_planned(tmp_path: Path) -> None:
     measured = Measurement("somewhere", 2.0, [3.0, 4.0, inf], [2.0, 2.5, 9.0])
     measured.save(tmp_path / "times.json")
     assert json.loads((tmp_path / "times.json").read_text())["cold"] == [3.0, 4.0, None]
@@ -78,7 +78,7 @@ def test_a_file_comes_back_and_makes_a_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"warm": 3}', '{"warm": ["x"]}'])
-def test_another_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+def test_invalid_file_is_refused_with_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(
         CodeError,
@@ -91,6 +91,6 @@ def test_another_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> N
     ("options", "said"),
     [({"tasks": 0}, "tasks must be"), ({"task_seconds": -1}, "task_seconds must be a positive number")],
 )
-def test_wrong_numbers_are_refused(options: dict[str, float], said: str) -> None:
+def test_invalid_numbers_are_refused(options: dict[str, float], said: str) -> None:
     with pytest.raises(CodeError, match=said):
         measure(ReplayExecutor(), **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tests of the objectives of plans: limits, each named when it leaves nothing, and the choice."""
+"""Objectives of plans: the choice of a candidate, and the error if a limit excludes all candidates."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OPTIONS = [option(4, 9.0, 10.0), option(5, 3.0, 11.0), option(6, 2.05, 12.0), op
 @pytest.mark.parametrize(
     ("objective", "n"),
     [
-        (Objective(), 6),  # 9 * 10, 3 * 11, 2.05 * 12, 2 * 16: the least
-        (Objective(slack=0.05), 6),  # within 5 % of the fastest, and cheaper
+        (Objective(), 6),  # the minimum of time x cost: 9 * 10, 3 * 11, 2.05 * 12, 2 * 16
+        (Objective(slack=0.05), 6),  # cheaper, and within 5 % of the fastest
         (Objective(slack=0.0), 8),
         (Objective(slack=1.0), 5),
         (Objective("cost"), 4),
@@ -34,12 +34,13 @@ def test_the_choice_is_the_knee_or_the_cheapest_near_the_best(objective: Objecti
     assert objective.select_candidate(OPTIONS).n == n
 
 
-def test_the_knee_is_where_a_share_of_time_costs_as_large_a_share_of_money() -> None:
+def test_knee_is_where_relative_time_and_cost_balance() -> None:
     steps = [option(10 + n, 100.0 / (1 + n) ** 2, 10.0 + n) for n in range(10)]
     steep = Objective().select_candidate(steps)
-    assert steep.n == 19  # each worker saves more of the time than it adds to the cost
+    assert steep.n == 19  # each worker saves a larger share of the time than it adds to the cost
     flat = [option(10 + n, 100.0 - n, 10.0 + n) for n in range(10)]
-    assert Objective().select_candidate(flat).n == 10  # a tenth more for a hundredth of the time
+    # A worker more adds 10 % to the cost, but saves only 1 % of the time.
+    assert Objective().select_candidate(flat).n == 10
     turning = [option(10 + n, 1.0 + 8.0 * 0.25**n, 10.0 + n) for n in range(10)]
     chosen = Objective().select_candidate(turning)
     before, after = turning[chosen.n - 11], turning[chosen.n - 9]
@@ -47,10 +48,16 @@ def test_the_knee_is_where_a_share_of_time_costs_as_large_a_share_of_money() -> 
     assert after.p99 / chosen.p99 > chosen.worker_seconds / after.worker_seconds
 
 
-def test_options_beyond_a_limit_are_left_out() -> None:
-    assert [one.n for one in Objective(deadline=3.0).filter_feasible_candidates(OPTIONS)] == [5, 6, 8]
-    assert [one.n for one in Objective(budget=11.0).filter_feasible_candidates(OPTIONS)] == [4, 5]
-    assert [one.n for one in Objective("cost", deadline=3.0).filter_feasible_candidates(OPTIONS)] == [5, 6, 8]
+def test_candidates_beyond_a_limit_are_left_out() -> None:
+    assert [candidate.n for candidate in Objective(deadline=3.0).filter_feasible_candidates(OPTIONS)] == [
+        5,
+        6,
+        8,
+    ]
+    assert [candidate.n for candidate in Objective(budget=11.0).filter_feasible_candidates(OPTIONS)] == [4, 5]
+    assert [
+        candidate.n for candidate in Objective("cost", deadline=3.0).filter_feasible_candidates(OPTIONS)
+    ] == [5, 6, 8]
     risky = [option(4, 1.0, 1.0, failing=0.01), *OPTIONS]
     assert Objective().filter_feasible_candidates(risky) == OPTIONS
     assert Objective(max_failure_probability=0.01).filter_feasible_candidates(risky) == risky
@@ -70,7 +77,7 @@ def test_options_beyond_a_limit_are_left_out() -> None:
         (Objective("mean"), [option(4, inf, 1.0)], "the mean of the completion time is infinite"),
     ],
 )
-def test_the_limit_that_leaves_nothing_is_named(
+def test_limit_that_excludes_all_candidates_is_named(
     objective: Objective, options: list[Completion], says: str
 ) -> None:
     with pytest.raises(CodeError, match=says):
@@ -86,6 +93,6 @@ def test_the_limit_that_leaves_nothing_is_named(
         ({"budget": nan}, "budget must be a number of at least 0, not nan"),
     ],
 )
-def test_what_is_no_objective_is_refused(options: dict[str, object], says: str) -> None:
+def test_invalid_objective_is_refused(options: dict[str, object], says: str) -> None:
     with pytest.raises(CodeError, match=says):
         Objective(**options)  # type: ignore[arg-type]

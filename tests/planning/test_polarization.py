@@ -1,4 +1,4 @@
-"""The theorem, numerically: recursion, martingale, rate, steps, frozen sets."""
+"""Polarization of run times, numerically: recursion, martingale, rate, steps and frozen sets."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ DISTRIBUTION = ShiftedExponential(1.0, 1.0)
 
 
 def recursion(times: np.ndarray) -> np.ndarray:
-    """Virtual run times (workers,) of real ones, from the definition: slow half, then fast half."""
+    """Return the virtual run times of real ones by the definition: the slow half, then the fast half."""
     if len(times) == 1:
         return times
-    one, other = times[: len(times) // 2], times[len(times) // 2 :]
-    return np.concatenate([recursion(np.maximum(one, other)), recursion(np.minimum(one, other))])
+    first, second = times[: len(times) // 2], times[len(times) // 2 :]
+    return np.concatenate([recursion(np.maximum(first, second)), recursion(np.minimum(first, second))])
 
 
 def test_virtual_workers_are_the_maxima_and_minima_of_real_ones() -> None:
@@ -47,8 +47,8 @@ def test_virtual_workers_are_the_maxima_and_minima_of_real_ones() -> None:
     virtual = recursion(drawn)
     times = DISTRIBUTION.quantile(np.array([0.2, 0.5, 0.8]))
     for index in range(16):
-        seen = (virtual[index][:, None] <= times).mean(axis=0)
-        np.testing.assert_allclose(virtual_cdf(DISTRIBUTION, 4, index, times), seen, atol=0.015)
+        cdf = (virtual[index][:, None] <= times).mean(axis=0)
+        np.testing.assert_allclose(virtual_cdf(DISTRIBUTION, 4, index, times), cdf, atol=0.015)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_means_are_a_martingale(distribution: ShiftedExponential) -> None:
 @given(st.integers(0, 20), st.integers(0, 2**20 - 1), st.floats(1e-9, 1 - 1e-9))
 def test_quantile_inverts_cdf_at_any_depth(depth: int, index: int, p: float) -> None:
     index %= 1 << depth
-    distribution = ShiftedExponential(0.0, 1.0)  # a shift would cost the digits of a time near it
+    distribution = ShiftedExponential(0.0, 1.0)  # times close to a shift would lose digits
     time = virtual_quantile(distribution, depth, index, p)
     assert virtual_cdf(distribution, depth, index, time) == pytest.approx(p, rel=1e-6)
     may_fail = FailureProne(distribution, 0.25)
@@ -82,12 +82,12 @@ def test_the_slowest_and_the_fastest_are_the_extremes() -> None:
     assert virtual_mean(distribution, 8, 0) == pytest.approx(harmonic, rel=1e-6)
     assert virtual_mean(distribution, 8, 255) == pytest.approx(1 / 256, rel=1e-6)
     assert virtual_mean(FailureProne(distribution, 0.1), 3, 2) == np.inf
-    assert virtual_mean(Pareto(1.0, 0.9), 1, 0) == np.inf  # as of a real one; the fast one has shape 1.8
+    assert virtual_mean(Pareto(1.0, 0.9), 1, 0) == np.inf  # the fast virtual worker has the shape 1.8
     assert virtual_mean(Pareto(1.0, 0.9), 1, 1) == pytest.approx(1.8 / 0.8, rel=1e-6)
 
 
 def virtual_shares(share: Fraction, depth: int) -> list[Fraction]:
-    """Return 1 - F of all 2^depth virtual workers at one time, exactly, from the definition."""
+    """Return 1 - F of all 2^depth virtual workers at one time by the definition, in exact arithmetic."""
     if depth == 0:
         return [share]
     late_both, late_either = share * share, 1 - (1 - share) ** 2
@@ -99,12 +99,17 @@ def test_increments_are_orthogonal_and_fall_as_the_theorem_says_exactly(share: F
     whole, way = share * (1 - share), Fraction(0)
     for depth in range(8):
         shares = virtual_shares(share, depth)
-        np.testing.assert_allclose(polarize([float(share)], depth).ravel(), [float(one) for one in shares])
-        left = [one * (1 - one) for one in shares]
-        remaining, increment = (Fraction(sum(some), 2**depth) for some in (left, (one**2 for one in left)))
+        np.testing.assert_allclose(
+            polarize([float(share)], depth).ravel(), [float(share_late) for share_late in shares]
+        )
+        variances = [share_late * (1 - share_late) for share_late in shares]
+        remaining, increment = (
+            Fraction(sum(some), 2**depth) for some in (variances, (share_late**2 for share_late in variances))
+        )
         assert sum(shares) == share * 2**depth
-        assert remaining == whole - way  # E (limit - F)^2, and the squares of the increments so far
-        fall = Fraction(3, 4) ** depth  # the bounds squared: there sqrt(3) / 2 is rational
+        # `remaining` is E (limit - F)^2, and `way` is the sum of the squared increments so far.
+        assert remaining == whole - way
+        fall = Fraction(3, 4) ** depth  # the squared bounds, because sqrt(3) / 2 is irrational
         assert (8 * increment) ** 2 <= fall * whole
         assert (2 * remaining) ** 2 <= fall * whole
         way += increment
@@ -116,7 +121,7 @@ def test_the_mean_square_of_increments_falls_by_0_826_a_level() -> None:
     np.testing.assert_allclose((squares[1] / squares[0]) ** (1 / 8), 2 ** (-1 / 3.627), rtol=0.004)
     grid = np.linspace(0.001, 0.999, 999)
     far = np.stack([polarization_gap(grid, depth) for depth in range(13)])
-    bounds = (far[1:] / far[:-1]).max(axis=1)  # each holds for all levels after it, too
+    bounds = (far[1:] / far[:-1]).max(axis=1)  # each bound also holds for all later levels
     assert bounds[0] == pytest.approx(np.sqrt(3) / 2)
     assert (np.diff(bounds) < 0).all()
     assert bounds[-1] == pytest.approx(2 ** (-1 / 3.627), rel=0.003)
@@ -129,7 +134,7 @@ def test_virtual_workers_tend_to_steps_at_the_quantiles_of_the_real_ones() -> No
         steps = np.sort(virtual_medians(DISTRIBUTION, depth))
         errors.append(np.abs(np.quantile(steps, shares) - DISTRIBUTION.quantile(shares)).max())
     assert errors[1] < 0.01 < errors[0]
-    # and so the share of virtual workers that are done by t tends to F(t)
+    # Therefore the share of virtual workers that are done by time t tends to F(t).
     rows = polarize(DISTRIBUTION.survival([1.5, 2.0]), 16)
     np.testing.assert_allclose((rows < 0.5).mean(axis=0), DISTRIBUTION.cdf([1.5, 2.0]), atol=0.01)
 
@@ -149,12 +154,12 @@ def test_frozen_inputs_are_the_least_likely_at_the_target_time(n: int, k: int) -
     frozen = frozen_set_at_time(n, k, DISTRIBUTION, time)
     assert frozen.tolist() == choose_frozen_set(n, k, erasure).tolist()
     assert frozen.tolist() == PolarCode(n, k, "arikan", erasure=erasure).frozen_set.tolist()
-    if n == 64:  # no positions punctured: the n - k largest, up to ties
+    if n == 64:  # no positions are punctured, so the frozen set has the n - k largest values, up to ties
         late = polarize([erasure], 6).ravel()
         assert late[frozen].min() >= np.delete(late, frozen).max() - 1e-12
 
 
-def test_the_union_bound_holds_and_is_near() -> None:
+def test_union_bound_holds_and_is_tight() -> None:
     n, k, time = 64, 32, 2.4
     bound = sequential_failure_bound(n, k, DISTRIBUTION, time)
     code = PolarCode(n, k, "arikan", "sequential", erasure=float(DISTRIBUTION.survival(time)))
@@ -163,7 +168,7 @@ def test_the_union_bound_holds_and_is_near() -> None:
     assert late - 0.003 <= bound <= 2 * late + 0.003
 
 
-def test_the_target_time_is_met_with_the_probability_asked_for() -> None:
+def test_target_time_is_met_with_the_requested_probability() -> None:
     for probability in (0.5, 0.99):
         time = sequential_completion_bound(128, 64, DISTRIBUTION, probability)
         erasure = float(DISTRIBUTION.survival(time))

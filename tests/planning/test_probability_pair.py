@@ -1,4 +1,4 @@
-"""Pairs of a cdf and its complement: conversions there and back, and the digits that they keep."""
+"""Pairs of a cdf and its complement: conversions in both directions and their accuracy."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_conversions_are_inverse_to_each_other(
     assert again.survival == pytest.approx(given_completion.survival, rel=1e-12, abs=1e-13)
 
 
-def test_without_failures_no_digit_is_lost() -> None:
+def test_conversion_without_failures_is_exact() -> None:
     pair = ProbabilityPair(np.array([1e-300, 1.0]), np.array([1.0, 1e-300]))
     for converted in (pair.given_completion(0.0), pair.of_all_tasks(0.0)):
         np.testing.assert_array_equal(converted, pair)
 
 
-def test_all_tasks_that_end_have_ended_exactly() -> None:
+def test_probability_of_completed_tasks_is_exactly_one() -> None:
     for failure_probability in np.linspace(0.01, 0.99, 99).tolist():
         pair = ProbabilityPair.from_cdf(np.array([1 - failure_probability]))
         np.testing.assert_array_equal(pair.given_completion(failure_probability), [[1.0], [0.0]])

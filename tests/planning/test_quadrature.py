@@ -1,4 +1,4 @@
-"""Integrals over probabilities: against closed forms, also of what lives at the very ends."""
+"""Integrals over probabilities, also of functions concentrated at 0 or 1; the oracles are closed forms."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from polarmap.planning.quadrature import (
 )
 
 
-def test_probabilities_and_their_complements_both_keep_their_digits() -> None:
+def test_probabilities_and_complements_are_accurate() -> None:
     logits = np.array([-700.0, -1.0, 0.0, 1.0, 700.0])
     below, above = compute_logistic_and_complement(logits)
     np.testing.assert_array_equal(below, above[::-1])
     np.testing.assert_allclose(np.log(below) - np.log(above), logits, rtol=1e-14)
 
 
-def test_cells_fill_the_probabilities_also_where_they_are_narrower_than_eps() -> None:
+def test_cell_widths_sum_to_one_even_below_eps() -> None:
     widths = compute_cell_widths(make_full_logit_grid())
     assert (widths > 0).all()
     assert widths.sum() == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("power", [0, 1, 2, 5])
-def test_smooth_densities_are_integrated_to_many_digits(power: int) -> None:
+def test_smooth_densities_are_integrated_accurately(power: int) -> None:
     nodes = make_logit_spaced_nodes(-40.0, 40.0, 2001)
     assert integrate_over_cells(nodes.cdf**power, compute_cell_widths(nodes)) == pytest.approx(
         1 / (power + 1), rel=1e-6

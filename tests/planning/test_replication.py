@@ -1,4 +1,4 @@
-"""Copies of tasks: against simulated jobs."""
+"""Completion times of replicated tasks; the oracle is a simulation of every job."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def test_replicas_of_simulated_jobs(distribution: Distribution) -> None:
     tasks = copies.min(axis=0)
     finish = tasks.max(axis=0)
     ended = np.isfinite(finish)
-    found = completion_time(30, 10, "replication", distribution)
-    assert found.mean == pytest.approx(finish[ended].mean(), rel=0.01)
-    assert found.worker_seconds == pytest.approx(3 * tasks.sum(axis=0)[ended].mean(), rel=0.01)
-    assert found.p99 == pytest.approx(np.quantile(finish, 0.99, method="higher"), rel=0.05)
-    assert found.failure_probability == pytest.approx(1 - ended.mean(), abs=1e-3)
+    completion = completion_time(30, 10, "replication", distribution)
+    assert completion.mean == pytest.approx(finish[ended].mean(), rel=0.01)
+    assert completion.worker_seconds == pytest.approx(3 * tasks.sum(axis=0)[ended].mean(), rel=0.01)
+    assert completion.p99 == pytest.approx(np.quantile(finish, 0.99, method="higher"), rel=0.05)
+    assert completion.failure_probability == pytest.approx(1 - ended.mean(), abs=1e-3)

@@ -1,1 +1,1 @@
-"""Simulations of jobs without a closed formula: backup tasks, parity on demand, over-decomposition."""
+"""Simulations of ways to run a job for which no formula is known, such as backup tasks for late tasks."""

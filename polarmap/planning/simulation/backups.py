@@ -1,7 +1,7 @@
-"""Simulation of backup tasks: late tasks are started again (speculative execution).
+"""Simulation of backup tasks: a late task is started a second time, and the first result counts.
 
-When the first attempt of a task returns, its other attempts are assumed to stop immediately, which is the
-lowest possible cost.
+This is also called speculative execution. When one attempt (run of a task) returns, the other attempts of the
+same task are assumed to stop immediately. So the cost is the lowest possible.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ from polarmap.planning.simulation.jobs import (
     find_jobs_with_early_backups,
 )
 
-# Called with a boolean array (trials, k); returns the run times of backups of the tasks that are True.
+# A function that is called with a boolean array (trials, k), True for late tasks. It returns the run times of
+# their backups as a vector.
 BackupSampler = Callable[[npt.NDArray[np.bool_]], Floats]
 
 
 class BackupRule(NamedTuple):
-    """The rule by which cubed and Spark start backups: after `slowdown` times the typical run time.
+    """The rule by which cubed and Spark start backups of slow tasks.
+
+    A task gets a backup (a second run) when it has taken `slowdown` times as long as a typical task.
 
     Attributes
     ----------
     slowdown : float
     completed_fraction : float
-        The fraction of tasks that must have completed before any task is late.
+        The fraction of tasks that must have completed before backups are started.
     min_tasks : int
         Jobs with fewer tasks get no backups.
     uses_all_tasks : bool
-        How the typical time is defined. True: the time by which `completed_fraction` of all tasks had
-        completed, including waiting (as in cubed). False: the median of the completed tasks (as in Spark).
+        What a typical run time is. True: the time by which `completed_fraction` of all tasks had completed
+        (as in cubed). False: the median run time of the completed tasks (as in Spark).
     """
 
     slowdown: float = 3.0
@@ -47,7 +50,7 @@ class BackupRule(NamedTuple):
     uses_all_tasks: bool = True
 
     def min_completed(self, n_tasks: int) -> int:
-        """Return how many of `n_tasks` tasks must have completed before any task is late.
+        """Return the number of completed tasks that are required before backups are started.
 
         Examples
         --------
@@ -58,8 +61,9 @@ class BackupRule(NamedTuple):
         return max(1, round_count(n_tasks * self.completed_fraction))
 
 
-# cubed.runtime.backup.should_launch_backup: a task is slow after 3 times the run time by which half of all
-# tasks had completed. Spark 4: spark.speculation.quantile = 0.9, spark.speculation.multiplier = 3.
+# The defaults of cubed (cubed.runtime.backup.should_launch_backup): a task gets a backup after 3 times the
+# time by which half of all tasks had completed. The defaults of Spark 4: spark.speculation.quantile = 0.9 and
+# spark.speculation.multiplier = 3.
 CUBED_RULE = BackupRule(min_tasks=10)
 SPARK_RULE = BackupRule(completed_fraction=0.9, min_tasks=2, uses_all_tasks=False)
 
@@ -70,19 +74,21 @@ def simulate_backups(
     rule: BackupRule | LatenessRule,
     max_backups: int = 1,
 ) -> SimulatedJobs:
-    """Simulate jobs whose late tasks are started again. All tasks start at time 0.
+    """Simulate jobs in which late tasks get backups: they are started a second time.
+
+    All tasks start at time 0. The first result of each task counts.
 
     Parameters
     ----------
     first_run_times : array (trials, k)
-        Run times of the first attempts, in seconds; inf for an attempt that never completes.
+        How long each task takes at its first attempt, in seconds; inf if it never completes.
     sample_backups : callable
-        Called with a boolean array (trials, k); returns the run times of further attempts of the tasks that
-        are True, as a vector.
+        Called with a boolean array (trials, k) that is True for late tasks. Must return the run times of
+        their backups, as a vector.
     rule : BackupRule or LatenessRule
-        When a task is late: the rule of cubed or Spark, or the rule of `hedged_map`.
+        Decides when a task is late: the rule of cubed or Spark, or the rule of `hedged_map`.
     max_backups : int
-        The largest number of backups of a task. A backup may become late itself.
+        The largest number of backups per task. A backup may itself become late.
 
     Returns
     -------
@@ -107,8 +113,8 @@ def simulate_backups(
         backup_after = compute_backup_start_times(sorted_run_times, rule)[:, None]
     completion_times, backup_start_times, backup_run_times = first_run_times.copy(), [], []
     for attempt in range(1, max_backups + 1):
-        # All tasks start together, so all running tasks become late at the same time. Their backups become
-        # late after the same duration again.
+        # All tasks start at the same time, so all that are still running become late at the same time. Their
+        # backups also start together, and become late after the same number of seconds.
         start_times = np.broadcast_to(attempt * backup_after, first_run_times.shape)
         late_mask = early_mask[:, None] | (completion_times > start_times)
         run_times = np.full(first_run_times.shape, inf)
@@ -134,23 +140,25 @@ def simulate_backups(
 
 
 def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:
-    """Simulate one job event by event, and return when tasks complete and attempts start.
+    """Simulate one job with backup tasks, event by event.
 
     Parameters
     ----------
     attempt_run_times : array (attempts, k)
-        The run time of each attempt if it is started.
+        How long each attempt (run of a task) takes if it is started, in seconds.
     rule : LatenessRule
+        Decides when a task is late and gets another attempt.
 
     Returns
     -------
     completed_at : array (k,)
+        When each task completes, in seconds.
     started_at : array (attempts, k)
-        inf for attempts that are not started.
+        When each attempt starts; inf for attempts that are not started.
     """
     late_tracker: LateTracker[tuple[int, int]] = LateTracker(rule)
     completed_at, started_at = np.full(attempt_run_times.shape[1], inf), np.full(attempt_run_times.shape, inf)
-    completion_queue: list[tuple[float, int, int]] = []  # A heap of completion time, task and attempt.
+    completion_queue: list[tuple[float, int, int]] = []  # A heap of (time, task, attempt).
 
     def start_attempt(task: int, attempt: int, current_time: float) -> None:
         started_at[attempt, task] = current_time
@@ -180,13 +188,18 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
 
 
 def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Floats:
-    """Return when a rule starts backups in each trial, (trials,), or inf if it never does.
+    """Return when backups of late tasks are started in each simulated job.
 
     Parameters
     ----------
     sorted_run_times : array (trials, k)
-        The run times of each trial, ascending.
+        The run times of the tasks of each job, ascending.
     rule : BackupRule
+
+    Returns
+    -------
+    array (trials,)
+        Seconds since the start of the job; inf if no backups are started.
 
     Examples
     --------
@@ -197,7 +210,8 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     start_times = np.full(n_trials, np.inf)
     if k < rule.min_tasks:
         return start_times
-    for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):  # Ends with the earliest time.
+    # Go backwards, so that the earliest time wins.
+    for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):
         late_after = rule.slowdown * _compute_typical_run_times(sorted_run_times, rule, n_completed)
         candidate_times = np.maximum(sorted_run_times[:, n_completed - 1], late_after)
         is_in_time = candidate_times < sorted_run_times[:, n_completed]
@@ -206,7 +220,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
 
 
 def _compute_typical_run_times(sorted_run_times: Floats, rule: BackupRule, n_completed: int) -> Floats:
-    """Return the typical run time in each job when `n_completed` of its tasks have completed."""
+    """Return the typical run time of a task in each job, once `n_completed` of its tasks have completed."""
     if rule.uses_all_tasks:
         return sorted_run_times[:, rule.min_completed(sorted_run_times.shape[1]) - 1]
     return (sorted_run_times[:, (n_completed - 1) // 2] + sorted_run_times[:, n_completed // 2]) / 2

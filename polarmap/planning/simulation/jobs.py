@@ -1,4 +1,4 @@
-"""Results of simulated jobs, and the application of the `LatenessRule` to their run times."""
+"""The results of simulated jobs, and functions that find out which of their tasks are late."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from polarmap.planning.distributions import Floats
 
 
 class SimulatedJobs(NamedTuple):
-    """The results of simulated jobs, one entry per trial.
+    """The time and cost of simulated jobs, with one entry per job.
 
     Attributes
     ----------
     completion_times : array (trials,)
-        Seconds; inf for a job that never completes.
+        When each job completes, in seconds; inf if it never completes.
     worker_seconds : array (trials,)
         The sum of the run times of all workers, in seconds.
     n_tasks_started : array (trials,)
+        How many tasks were started, including backups and parity tasks.
     """
 
     completion_times: Floats
@@ -38,19 +39,23 @@ class SimulatedJobs(NamedTuple):
 def find_jobs_with_early_backups(
     sorted_run_times: Floats, rule: LatenessRule, n_spare: int = 0
 ) -> npt.NDArray[np.bool_]:
-    """Return whether more than `n_spare` tasks of each job are late before half of its tasks have completed.
+    """Find the jobs in which tasks are late before half of all tasks have completed.
+
+    Such jobs need a slower simulation, event by event.
 
     Parameters
     ----------
     sorted_run_times : array (trials, tasks)
         The run times of the tasks of each job, ascending.
     rule : LatenessRule
+        Decides when a task is late.
     n_spare : int
-        The number of parity tasks that start at once.
+        The number of parity tasks that start together with the data tasks.
 
     Returns
     -------
     boolean array (trials,)
+        True for the jobs that were found.
     """
     n_half = compute_min_results_to_extrapolate(rule.n_tasks)
     n_completed = np.arange(1, n_half)
@@ -62,7 +67,7 @@ def find_jobs_with_early_backups(
 
 
 def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) -> Floats:
-    """Return after how many seconds a task is late, once half of the tasks have completed.
+    """Return after how many seconds a task counts as late, once half of the tasks of its job have completed.
 
     Parameters
     ----------
@@ -73,9 +78,10 @@ def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) ->
     Returns
     -------
     array (trials,)
+        Seconds, one value for each job.
     """
     n_half = compute_min_results_to_extrapolate(rule.n_tasks)
     first, median = sorted_run_times[:, 0], sorted_run_times[:, n_half - 1]
-    with np.errstate(invalid="ignore"):  # All run times may be inf.
+    with np.errstate(invalid="ignore"):  # inf - inf, if no task ever completes.
         thresholds = extrapolate_quantile(first, median, compute_late_fraction(rule.n_tasks))
     return np.maximum(rule.min_seconds, thresholds)

@@ -1,8 +1,8 @@
 """Simulation of parity on demand: parity tasks start only when data tasks are late.
 
-When a task is late (`LatenessRule`) or has failed, a parity task is started in its place. Its result makes up
-for any missing task, not only for this one. So a false alarm costs little: if the late task completes after
-all, the job is complete and the parity task is stopped.
+When a task is late (`LatenessRule`) or has failed, a parity task is started in its place. The result of a
+parity task can replace that of any missing task, not only of this one. So a false alarm costs little: if the
+late task completes after all, the job is complete and the parity task is stopped.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from polarmap.planning.simulation.jobs import (
 def simulate_on_demand(
     data_times: Floats, parity_times: Floats, n_upfront_parity: int = 0, run_times: Distribution | None = None
 ) -> SimulatedJobs:
-    """Simulate jobs that start their data tasks at once and parity tasks by the `ParityRule`.
+    """Simulate jobs that start their data tasks at time 0, and parity tasks only when data tasks are late.
 
-    Any k results complete the job, as with the rotation kernel. Tasks that still run at completion are
-    stopped.
+    The result of a parity task can replace any missing result, so any k results complete a job. Tasks that
+    still run at that time are stopped. The `ParityRule` decides when parity tasks start.
 
     Parameters
     ----------
     data_times : array (trials, k)
-        Run times of the data tasks, in seconds; inf for a task that never completes.
+        The run times of the data tasks, in seconds; inf for a task that never completes.
     parity_times : array (trials, n - k)
-        Run times of the parity tasks, in the order in which they are started.
+        The run times of the parity tasks, in the order in which they are started.
     n_upfront_parity : int
-        The number of parity tasks that start with the data tasks.
+        The number of parity tasks that start together with the data tasks.
     run_times : Distribution, optional
-        The run-time distribution by which tasks are late. By default, it is estimated from the completed
-        tasks of the same job.
+        The expected run times, which define when a task is late. By default, they are estimated from the
+        completed tasks of the same job.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def simulate_on_demand(
 def _compute_parity_start_times(
     data_times: Floats, parity_times: Floats, n_upfront_parity: int, run_times: Distribution | None
 ) -> Floats:
-    """Return when each parity task is started, (trials, n - k), or inf if it never is."""
+    """Return when each parity (spare) task starts in each job, in seconds, or inf if it is not started."""
     k = data_times.shape[1]
     upfront_times = np.concatenate([data_times, parity_times[:, :n_upfront_parity]], axis=1)
     sorted_upfront_times = np.sort(upfront_times, axis=1)
@@ -104,7 +104,11 @@ def _compute_parity_start_times_in_rounds(
     first_late_at: Floats,
     late_after_seconds: Floats,
 ) -> Floats:
-    """Return the start times of parity tasks in jobs whose threshold `late_after_seconds` stays constant."""
+    """Return when each parity (spare) task starts, in jobs whose tasks are late after a constant time.
+
+    Tasks become late in rounds: at `first_late_at`, and then every `late_after_seconds`. In each round,
+    parity tasks are started for all missing results.
+    """
     k, parity_indices = data_times.shape[1], np.arange(parity_times.shape[1])
     start_times = np.full(parity_times.shape, inf)
     start_times[:, :n_upfront_parity] = 0.0
@@ -122,11 +126,11 @@ def _compute_parity_start_times_in_rounds(
 
 
 def _simulate_parity_start_times(data_times: Floats, parity_times: Floats, n_upfront_parity: int) -> Floats:
-    """Return the start times of the parity tasks of one job, simulated event by event with `ParityRule`."""
+    """Return when each parity (spare) task of one job starts, by simulating the job event by event."""
     k, attempt_times = len(data_times), np.concatenate([data_times, parity_times])
     rule = ParityRule(k)
     start_times, late_tracker = np.full(len(attempt_times), inf), LateTracker[int](rule.lateness_rule)
-    completion_queue: list[tuple[float, int]] = []  # A heap of completion time and task.
+    completion_queue: list[tuple[float, int]] = []  # A heap of (completion time, task).
     current_time, n_started, n_completed, n_due = 0.0, 0, 0, k + n_upfront_parity
     while n_completed < k:
         for task in range(n_started, n_started + n_due):

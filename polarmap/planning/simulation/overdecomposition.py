@@ -1,8 +1,8 @@
-"""Simulation of over-decomposition: several times as many blocks as persistent workers.
+"""Simulation of over-decomposition: cutting the data into several small blocks per persistent worker.
 
 Each worker takes the next task when it has completed one, so fast workers run more tasks than slow ones. All
-blocks are in one codeword, so each result counts. A job may therefore complete before T_(k:n): this bound
-holds for workers that return all of their results or none.
+blocks are coded together, so each result counts, even that of a slow worker. A job may therefore complete
+earlier than with one large task per worker, for which the job has to wait for k of the n workers.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from polarmap.planning.distributions import Floats, bisect_predicate
 from polarmap.planning.simulation.jobs import SimulatedJobs
 from polarmap.validation import is_real_number
 
-BISECTION_STEPS = 40  # 2**-40 of the interval: about 12 significant digits.
+BISECTION_STEPS = 40  # Times are computed to 2**-40 of an interval, or about 12 significant digits.
 
 
 def simulate_overdecomposition(
     run_times: npt.ArrayLike, k: int, tasks_per_worker: int, task_overhead: float = 0.0
 ) -> SimulatedJobs:
-    """Simulate jobs in which n persistent workers take n * tasks_per_worker tasks from a common queue.
+    """Simulate jobs in which n persistent workers take many small tasks from a common queue.
 
-    Any k * tasks_per_worker results complete a job. Tasks that still run at completion are stopped.
+    There are n * tasks_per_worker tasks, and any k * tasks_per_worker results complete a job. Tasks that
+    still run at that time are stopped.
 
     Parameters
     ----------
     run_times : array (trials, n)
-        Seconds that 1/n of all tasks would take each worker, whose speed is constant during a job; inf for a
-        worker that never completes a task.
+        How long each worker would take for 1/n of all tasks, in seconds; inf for a worker that never
+        completes a task. The speed of a worker is constant during a job.
     k : int
-        Data blocks before over-decomposition.
+        The number of data blocks with one task per worker.
     tasks_per_worker : int
-        The factor by which there are more, shorter tasks. With 1, completion times are the k-th order
-        statistic.
+        How many small tasks take the place of each task. With 1, a job completes when k workers have
+        finished.
     task_overhead : float
-        Seconds that each task takes in addition to its computation.
+        The number of seconds that each small task takes in addition to its computation.
 
     Returns
     -------
@@ -59,9 +60,9 @@ def simulate_overdecomposition(
         raise CodeError(f"tasks_per_worker must be at least 1, not {tasks_per_worker}")
     n_trials, n = worker_times.shape
     n_results, task_seconds = k * tasks_per_worker, worker_times / tasks_per_worker + task_overhead
-    n_queued = n * (tasks_per_worker - 1)  # These tasks start when an earlier one completes.
+    n_queued = n * (tasks_per_worker - 1)  # The tasks that start when a worker has completed an earlier one.
     completion_times = _compute_completion_times(task_seconds, min(n_results, n_queued))
-    # When each worker completes its last task and becomes idle.
+    # The times at which workers complete their last tasks and become idle.
     last_end_times = np.full(worker_times.shape, np.inf)
     if n_results > n_queued:
         with np.errstate(invalid="ignore"):
@@ -75,7 +76,7 @@ def simulate_overdecomposition(
 
 
 def check_task_overhead(task_overhead: object) -> None:
-    """Raise CodeError unless `task_overhead` is a finite number of seconds of at least 0."""
+    """Raise CodeError unless `task_overhead` is a finite number of seconds, 0 or more."""
     if not is_real_number(task_overhead) or not 0 <= task_overhead < np.inf:
         raise CodeError(
             f"task_overhead must be a finite number of seconds of at least 0, not {task_overhead!r}"
@@ -83,16 +84,16 @@ def check_task_overhead(task_overhead: object) -> None:
 
 
 def _compute_completion_times(task_seconds: Floats, n_completions: int) -> Floats:
-    """Return when the workers of each job have completed `n_completions` tasks in total, (trials,).
+    """Return when the workers of each job have completed `n_completions` tasks together.
 
-    task_seconds : array (trials, n): the seconds that a task takes each worker.
+    `task_seconds`, of shape (trials, n), is the time that each worker takes for one task.
     """
     if not n_completions:
         return np.zeros(len(task_seconds))
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = (1 / task_seconds).sum(axis=1)
         low = n_completions / rate
-        high = (n_completions + task_seconds.shape[1]) / rate  # Each worker has one unfinished task at most.
+        high = (n_completions + task_seconds.shape[1]) / rate  # At most one unfinished task per worker.
         return bisect_predicate(
             lambda time: np.floor(time[:, None] / task_seconds).sum(axis=1) >= n_completions,
             low,

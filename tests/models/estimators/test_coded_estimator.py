@@ -1,4 +1,4 @@
-"""What all models share: scikit-learn's own checks, clones, pickles, targets and labels, what cannot be."""
+"""Behaviour that all models share: scikit-learn's estimator checks, clones, pickles, targets and labels."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ REGRESSORS = [Ridge, LeastSquares, Lasso, ElasticNet, NonNegativeLeastSquares]
 CLASSIFIERS = [LogisticRegression, SparseLogisticRegression, LinearSVC]
 LINEAR = [*REGRESSORS, *CLASSIFIERS, PoissonRegression]
 
-QUICK = {"blocks": 2, "max_iter": 5, "tol": 0.03}  # no check needs more
+QUICK = {"blocks": 2, "max_iter": 5, "tol": 0.03}  # enough for all checks of scikit-learn
 CHECKED = [
     *(Ridge(blocks=2), LogisticRegression(**QUICK), PoissonRegression(**QUICK)),
     *(ElasticNet(0.1, **QUICK), NonNegativeLeastSquares(**QUICK)),
     *(SparseLogisticRegression(**QUICK), LinearSVC(0.1, **QUICK)),
 ]
-# What scikit-learn asks of the tags and data of these, they share with those above, of which they are kinds.
+# These models inherit their tags and data validation from the models above, so they only run CHECKS_OF_FITS.
 CHECKED_AS_FITS = [
     *(LeastSquares(blocks=2), Lasso(0.1, **QUICK)),
     *(kind(0.1, n_gates=3, tol=0.03, max_iter=100) for kind in (PlainRegressor, PlainClassifier)),
@@ -63,8 +63,8 @@ CHECKS_OF_FITS = [
     *("check_regressors_train", "check_regressor_multioutput"),
     *("check_do_not_raise_errors_in_init_or_set_params", "check_dont_overwrite_parameters"),
 ]
-EQUAL_WEIGHTS = "check_sample_weight_equivalence_on_"  # to seven digits of the coefficients
-# By their shapes and formats of X these ask something of products. All else has products of numpy's.
+EQUAL_WEIGHTS = "check_sample_weight_equivalence_on_"  # compares coefficients to seven digits
+# Checks whose shapes and formats of X exercise coded products. All other checks use products of numpy.
 CHECKS_OF_PRODUCTS = [
     *("check_fit2d_1feature", "check_fit2d_1sample", "check_regressor_multioutput"),
     *("check_classifiers_train", "check_regressors_train"),
@@ -78,11 +78,12 @@ def name_of(check: Any) -> str:
 
 
 def checks() -> Iterator[Any]:
-    """All but those of inputs in other array libraries, which scikit-learn skips unless scipy is told, and
-    of least squares with fewer samples than coefficients, which LeastSquares refuses.
+    """Yield the pairs of an estimator and a check of scikit-learn that should pass.
 
-    Sparse matrices are arrays to all but the two who compute with them: `CodedEstimator` and LinearSVC.
-    The dual of LinearSVC has other variables where samples are copied.
+    Checks with other array libraries are left out, because scikit-learn skips them by default. LeastSquares
+    is not checked with fewer samples than coefficients, which it refuses. The check with sparse matrices
+    instead of sparse arrays runs only on Ridge and LinearSVC, as all other models share Ridge's base class.
+    LinearSVC needs a smaller tolerance for equal weights, because copied samples change its dual variables.
     """
     for model in [*CHECKED, *CHECKED_AS_FITS]:
         for estimator, check in estimator_checks_generator(model.set_params(executor=Straggling())):
@@ -99,19 +100,19 @@ def checks() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("estimator", "check"), list(checks()))
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of fits that are cut short
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # QUICK stops fits early
 def test_estimator_checks(estimator: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if name_of(check) not in CHECKS_OF_PRODUCTS:
         monkeypatch.setattr(CodedEstimator, "_make_operator", lambda model, A: PlainOperator(A))
     check(estimator)
 
 
-# One of each sort; what is pickled and copied is the business of all models' base.
+# One model of each kind is enough: their common base class pickles and copies executors.
 SORTS = [Ridge, Lasso, LogisticRegression]
 
 
 @pytest.mark.parametrize("model", SORTS)
-def test_a_pool_is_shared_by_clones_and_left_behind_by_pickles(model: Any) -> None:
+def test_pool_is_shared_by_clones_but_not_pickled(model: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         shared = model(blocks=3, executor=pool, tol=1e-3)
         search = GridSearchCV(shared, {"fit_intercept": [True, False]}, cv=2).fit(X40, Y40)
@@ -126,8 +127,8 @@ STAYED = (
 
 
 @pytest.mark.parametrize("model", SORTS)
-def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(model: Any) -> None:
-    """Without a word it would start processes for every product."""
+def test_unpickled_model_without_its_pool_refuses_to_fit(model: Any) -> None:
+    # Without this error, the model would silently start processes for every product.
     with ThreadPoolExecutor(4) as pool:
         loaded = pickle.loads(pickle.dumps(model(blocks=3, executor=FaultyExecutor(pool), tol=1e-3)))
         again = pickle.loads(pickle.dumps(loaded))
@@ -135,24 +136,24 @@ def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(mo
             assert "<ThreadPoolExecutor, left behind>" in repr(lost)
             with pytest.raises(ModelError, match=STAYED):
                 lost.fit(X40, Y40)
-        found = loaded.set_params(executor=pool).fit(X40, Y40).predict(X40)
-        wanted = model(blocks=3, executor=pool, tol=1e-3).fit(X40, Y40).predict(X40)
-        np.testing.assert_allclose(found, wanted)
+        predictions = loaded.set_params(executor=pool).fit(X40, Y40).predict(X40)
+        expected = model(blocks=3, executor=pool, tol=1e-3).fit(X40, Y40).predict(X40)
+        np.testing.assert_allclose(predictions, expected)
 
 
-def test_a_grid_search_in_processes_says_why_no_pool_is_there() -> None:
+def test_grid_search_in_processes_says_why_its_pool_is_missing() -> None:
     with ThreadPoolExecutor(4) as pool:
         search = GridSearchCV(Ridge(blocks=3, executor=pool), {"alpha": [0.1, 1.0]}, cv=2, n_jobs=2)
         with pytest.raises(ValueError, match=r"(?s)All the 4 fits failed.*ModelError: .*" + STAYED):
             search.fit(X40, Y40)
-        with parallel_backend("threading"):  # shares memory, so the pool is there
+        with parallel_backend("threading"):  # threads share the pool object
             assert search.fit(X40, Y40).best_estimator_.executor is pool
 
 
 @pytest.mark.parametrize(
     "executor", [None, "localhost", Path("config.yaml"), FaultyExecutor("localhost", {0: Fault("kill")})]
 )
-def test_a_named_executor_stays_in_the_pickle(executor: Any) -> None:
+def test_named_executor_is_pickled(executor: Any) -> None:
     assert pickle.loads(pickle.dumps(Ridge(executor=executor))).executor == executor
 
 
@@ -160,7 +161,7 @@ def test_a_named_executor_stays_in_the_pickle(executor: Any) -> None:
     ("made_of", "travels"),
     [(None, None), ("localhost", "localhost"), ("config.yaml", "config.yaml")],
 )
-def test_a_pool_is_pickled_as_what_it_is_made_of(made_of: Any, travels: Any, tmp_path: Path) -> None:
+def test_pool_is_pickled_as_its_configuration(made_of: Any, travels: Any, tmp_path: Path) -> None:
     if made_of == "config.yaml":
         made_of = travels = str(tmp_path / made_of)
         Path(made_of).write_text("lithops: {backend: localhost, storage: localhost}")
@@ -180,8 +181,8 @@ def test_searches_with_processes_and_a_pool() -> None:
         assert search.best_estimator_[-1].executor is pool
         scores = cross_val_score(search.best_estimator_, X, Y40, cv=2)
     alpha = search.best_params_["ridge__alpha"]
-    theirs = make_pipeline(MaxAbsScaler(), linear_model.Ridge(alpha))
-    np.testing.assert_allclose(scores, cross_val_score(theirs, X, Y40, cv=2), rtol=1e-6)
+    oracle = make_pipeline(MaxAbsScaler(), linear_model.Ridge(alpha))
+    np.testing.assert_allclose(scores, cross_val_score(oracle, X, Y40, cv=2), rtol=1e-6)
 
 
 # --- targets and labels --------------------------------------------------------------------------
@@ -200,14 +201,14 @@ def test_predictions_are_linear_for_one_target_and_for_several(regressor: Any, t
 
 
 @pytest.mark.parametrize("regressor", [*REGRESSORS, ConvexMLPRegressor])
-def test_several_targets_are_what_sklearn_is_told(regressor: Any) -> None:
+def test_tag_for_several_targets_is_correct(regressor: Any) -> None:
     tags = regressor().__sklearn_tags__()
     assert tags.target_tags.multi_output and tags.input_tags.sparse
     assert tags.estimator_type == "regressor"
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_two_classes_have_one_column_and_more_have_each_one(classifier: Any) -> None:
+def test_two_classes_have_one_row_of_coefficients_and_more_have_one_each(classifier: Any) -> None:
     for kept, shape in ((slice(100), (1, 4)), (slice(None), (3, 4))):
         model = classifier(0.01, blocks=2, executor=ReplayExecutor(), tol=1e-3).fit(IRIS[kept], NAMES[kept])
         assert model.coef_.shape == shape and model.intercept_.shape == shape[:1]
@@ -228,12 +229,12 @@ def test_samples_without_weight_are_left_out_with_their_class() -> None:
         np.testing.assert_allclose(model.coef_, oracle.fit(IRIS[:100], NAMES[:100]).coef_, rtol=1e-5)
 
 
-# --- what cannot be ------------------------------------------------------------------------------
+# --- invalid inputs ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", LINEAR)
-def test_as_many_targets_as_samples_are_asked_for(model: Any) -> None:
-    """What else scikit-learn refuses (NaN, vectors, nothing at all), its own checks try."""
+def test_number_of_targets_must_equal_number_of_samples(model: Any) -> None:
+    # scikit-learn's checks cover other invalid inputs, such as NaN, vectors and empty arrays.
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         model(executor=ReplayExecutor()).fit(X6, Y6[:5])
 
@@ -286,20 +287,20 @@ NUMBER = "must be a number, 0 or more, not"
     ],
 )
 @pytest.mark.filterwarnings("ignore:A column-vector y")
-def test_models_that_cannot_be(model: Any, X: Any, y: Any, message: str) -> None:
+def test_invalid_models_are_refused(model: Any, X: Any, y: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.set_params(executor=ReplayExecutor()).fit(X, y)
 
 
 @pytest.mark.parametrize("model", LINEAR)
-def test_weights_that_cannot_be(model: Any) -> None:
+def test_invalid_weights_are_refused(model: Any) -> None:
     message = r"sample_weight must be 0 or more, but has 2 negative weights, the lowest -2\. Leave"
     with pytest.raises(ModelError, match=message):
         model(executor=ReplayExecutor()).fit(X6, Y6, [1, 1, 1, 1, -2, -1])
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_a_class_without_weight_is_none(classifier: Any) -> None:
+def test_class_without_weight_does_not_count(classifier: Any) -> None:
     with pytest.raises(
         ModelError, match=r"y must hold at least two classes, but has only one class, .*setosa"
     ):
@@ -314,7 +315,7 @@ def test_prediction_before_fit_and_of_other_features() -> None:
         model.predict(X6[:, :2])
 
 
-def test_too_many_dead_workers_are_no_silent_failure() -> None:
+def test_too_many_dead_workers_raise_an_error() -> None:
     dead = FaultyExecutor(ReplayExecutor(), {task: Fault("kill", attempts=99) for task in range(4)})
     for model in (Ridge(), Lasso(), ConvexMLPRegressor(activation="relu")):
         with pytest.raises(NotDecodableError, match="needed results"):

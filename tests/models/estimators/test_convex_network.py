@@ -1,4 +1,7 @@
-"""Convex networks against a conic solver, training by gradients, their units and scikit-learn's models."""
+"""Convex neural networks.
+
+The oracles are a conic solver, networks trained by gradient descent, and scikit-learn's models.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,13 @@ def test_units_have_the_products_of_the_weights_and_the_least_squares() -> None:
     np.testing.assert_allclose(squares / 2, np.linalg.norm(W, axis=0).sum())
 
 
-def test_nothing_is_one_unit_of_zeros() -> None:
+def test_zero_weights_give_one_unit_of_zeros() -> None:
     (first, second), bias, gate = extract_hidden_units(np.zeros((3, 1, 4, 2)), False)
     assert first.shape == (3, 1) and second.shape == (1, 2) and bias.shape == (1,) and gate.tolist() == [0]
     assert not first.any() and not second.any()
 
 
-def test_gated_units_pass_on_what_is_negative() -> None:
+def test_gated_units_keep_negative_values() -> None:
     gates = np.array([[1.0], [0.0], [0.0]]), np.array([0.2]), np.zeros(2, np.intp)
     first, second = STREAM.standard_normal((3, 2)), STREAM.standard_normal((2, 2))
     network = TwoLayerNetwork([first, second], [np.ones(2), np.zeros(2)], gates)
@@ -62,13 +65,16 @@ def test_gated_units_pass_on_what_is_negative() -> None:
 
 
 def network_objective(model: Any) -> float:
-    """Of the weights as an MLP counts them: loss + alpha / 2 times the squares of all but the output's."""
+    """Return the objective of the weights as an MLP: loss + alpha / 2 times the squared weights.
+
+    The intercept of the output is not penalized.
+    """
     squares = sum(float(np.sum(weights**2)) for weights in (*model.coefs_, model.intercepts_[0]))
     return float(np.mean((Y - model.predict(X)) ** 2)) / 2 + model.alpha / 2 * squares
 
 
 def convex_outputs(model: Any) -> np.ndarray:
-    """sum_i D_i (X V_i + b_i) + c."""
+    """Return the outputs of the convex model, sum_i D_i (X V_i + b_i) + c."""
     gates = X @ model.gates_ + model.gate_intercepts_ >= 0
     pieces = np.einsum("sf,gfo->sgo", X, model.convex_coef_) + model.convex_intercept_
     return np.einsum("sg,sgo->so", gates, pieces) + model.intercepts_[1]
@@ -89,7 +95,7 @@ def test_the_minimum_is_that_of_a_conic_solver_with_dead_and_late_workers(activa
 
 @ACTIVATIONS
 @pytest.mark.parametrize("alpha", [0.1, 0.03])
-def test_convex_model_and_network_are_one(activation: str, alpha: float) -> None:
+def test_convex_model_and_network_agree(activation: str, alpha: float) -> None:
     model = PlainRegressor(alpha, activation=activation, n_gates=8).fit(X, Y)
     assert model.objective_ == pytest.approx(conic_network_objective(model, X, Y), rel=1e-6)
     assert network_objective(model) == pytest.approx(model.objective_, rel=1e-10)
@@ -97,17 +103,18 @@ def test_convex_model_and_network_are_one(activation: str, alpha: float) -> None
     np.testing.assert_array_equal(model.network_(X)[:, 0], model.predict(X))
 
 
-def test_relu_networks_are_never_worse_than_thirty_that_gradients_have_found() -> None:
+def test_relu_network_is_no_worse_than_thirty_gradient_trainings() -> None:
     few, targets = X[:6, :1], Y[:6]
     model = PlainRegressor(0.1, activation="relu", n_gates=300).fit(few, targets)
-    assert model.gates_.shape[1] == 11  # 6 points on a line: the first few, the last few, all
-    found = [trained_network_objective(few, targets, 0.1, 8, seed) for seed in range(30)]
-    assert model.objective_ <= min(found) * (1 + 1e-6)
-    assert model.objective_ == pytest.approx(min(found), rel=1e-4)
+    # Gates separate 6 points on a line into the first few and the last few, or include all of them.
+    assert model.gates_.shape[1] == 11
+    objectives = [trained_network_objective(few, targets, 0.1, 8, seed) for seed in range(30)]
+    assert model.objective_ <= min(objectives) * (1 + 1e-6)
+    assert model.objective_ == pytest.approx(min(objectives), rel=1e-4)
 
 
 @ACTIVATIONS
-def test_several_targets_are_those_of_each_alone(activation: str) -> None:
+def test_several_targets_are_fitted_independently(activation: str) -> None:
     targets = np.column_stack([Y, -(Y**2)])
     model = PlainRegressor(0.3, activation=activation, n_gates=4).fit(X, targets)
     outputs, objective = model.predict(X), model.objective_
@@ -119,7 +126,7 @@ def test_several_targets_are_those_of_each_alone(activation: str) -> None:
 
 
 @ACTIVATIONS
-def test_a_penalty_beyond_all_leaves_the_mean_and_one_unit_of_zeros(activation: str) -> None:
+def test_strong_penalty_leaves_the_mean_and_one_unit_of_zeros(activation: str) -> None:
     here = {"blocks": 2, "tasks": 3, "executor": ReplayExecutor()}
     model = ConvexMLPRegressor(1e3, activation=activation, n_gates=4, **here).fit(X, Y)
     np.testing.assert_allclose(model.predict(X), Y.mean())
@@ -154,18 +161,18 @@ def labels(classes: int) -> np.ndarray:
 
 
 def assert_consistent(model: Any, y: np.ndarray) -> None:
-    """The network has the objective of the convex problem, and probabilities are those of its outputs."""
+    """Check that the network has the convex objective, and that the probabilities fit labels and loss."""
     probabilities = model.predict_proba(X)
     assert probabilities.shape == (24, len(model.classes_))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     of_labels = model.predict_log_proba(X)[np.arange(24), np.searchsorted(model.classes_, y)]
-    squares = sum(float(np.sum(one**2)) for one in (*model.coefs_, model.intercepts_[0]))
+    squares = sum(float(np.sum(weights**2)) for weights in (*model.coefs_, model.intercepts_[0]))
     assert -np.mean(of_labels) + model.alpha / 2 * squares == pytest.approx(model.objective_, rel=1e-9)
     np.testing.assert_array_equal(model.classes_[probabilities.argmax(axis=1)], model.predict(X))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_gap_below_a_millionth(classes: int) -> None:
+def test_classifier_reaches_a_gap_of_1e_6(classes: int) -> None:
     y = labels(classes)
     model = PlainClassifier(0.05, n_gates=4).fit(X, y)
     assert model.dual_gap_ <= 1e-6 * model.objective_
@@ -182,7 +189,7 @@ def test_classes_with_dead_and_late_workers() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_relu_networks(classes: int) -> None:
+def test_gap_of_relu_classifiers_bounds_their_error(classes: int) -> None:
     y = labels(classes)
     model = PlainClassifier(0.05, activation="relu", n_gates=4, tol=1e-4).fit(X, y)
     assert 0 < model.dual_gap_ <= 1e-4 * model.objective_
@@ -193,7 +200,7 @@ def test_relu_networks(classes: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_one_open_gate_is_a_linear_model(classes: int) -> None:
-    """Nearly without a penalty, that of scikit-learn, whose features are those beside a constant."""
+    # The penalty is almost 0. The constant feature is left out for scikit-learn, which fits an intercept.
     y = labels(classes)
     model = PlainClassifier(1e-4, n_gates=1, tol=1e-2).fit(X, y)
     assert model.gates_.shape == (3, 1) and not model.gates_.any()
@@ -201,10 +208,10 @@ def test_one_open_gate_is_a_linear_model(classes: int) -> None:
     np.testing.assert_allclose(model.predict_proba(X), linear.predict_proba(X), atol=0.02)
 
 
-# --- both ----------------------------------------------------------------------------------------
+# --- regression and classification ---------------------------------------------------------------
 
 
-def test_scikit_learn_goes_on_with_the_network() -> None:
+def test_network_can_be_converted_to_scikit_learn() -> None:
     relu = {"activation": "relu", "n_gates": 4, "tol": 1e-3}
     for model, y in (
         (PlainRegressor(0.3, **relu), Y),
@@ -233,7 +240,7 @@ def test_scikit_learn_goes_on_with_the_network() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [ConvexMLPRegressor, ConvexMLPClassifier])
-def test_networks_that_cannot_be(kind: Any, chosen: dict[str, Any], message: str) -> None:
+def test_invalid_networks_are_refused(kind: Any, chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         kind(**chosen, blocks=2, executor=ReplayExecutor()).fit(X, np.arange(24) % 2)
 

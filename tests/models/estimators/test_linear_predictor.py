@@ -1,4 +1,4 @@
-"""What a solver is given of a linear predictor, and what the model makes of its answer."""
+"""LinearPredictorEstimator: the problem that a solver receives, and coefficients from its solution."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = np.arange(20) % 3
 
 
 class Guess(LinearPredictorEstimator):
-    """A model whose solver notes what it is asked, and answers with a V that it was told."""
+    """A model whose solver records its arguments and returns the given V as its solution."""
 
     def __init__(self, fit_intercept: bool, V: np.ndarray) -> None:
         self.fit_intercept, self.V = fit_intercept, V

@@ -1,4 +1,4 @@
-"""Linear regression against scikit-learn's, with a worker dead and another late in every product."""
+"""Linear regression with one dead and one late worker in every product; the oracle is scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polarmap.testing import ReplayExecutor
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 100.0])
 @pytest.mark.parametrize("data", [datasets.load_diabetes, datasets.load_breast_cancer])
 def test_ridge_is_that_of_sklearn(data: Any, alpha: float, fit_intercept: bool, solver: str) -> None:
-    X, y = data(return_X_y=True)  # as they are: columns of breast_cancer differ by 10^5
+    X, y = data(return_X_y=True)  # not standardized: the scales of breast_cancer's columns differ by 10^5
     if data is datasets.load_breast_cancer and not fit_intercept:
         X, y = standardized(data)
     model = Ridge(alpha, fit_intercept=fit_intercept, solver=solver, **options()).fit(X, y)
@@ -28,7 +28,7 @@ def test_ridge_is_that_of_sklearn(data: Any, alpha: float, fit_intercept: bool, 
     assert_same_model(model, oracle, X)
 
 
-def test_least_squares_are_a_ridge_of_no_penalty() -> None:
+def test_least_squares_equal_ridge_without_penalty() -> None:
     assert LeastSquares().alpha == 0.0 and "alpha" not in LeastSquares().get_params()
 
 

@@ -1,4 +1,4 @@
-"""Logistic regression against scikit-learn's, with a worker dead and another late in every product."""
+"""Logistic regression with one dead and one late worker in every product; the oracle is scikit-learn."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_multinomial_logistic_regression_is_that_of_sklearn(solver: str) -> None
 
 
 @pytest.mark.usefixtures("largest_gram")
-def test_without_penalty() -> None:
+def test_logistic_regression_without_penalty() -> None:
     stream = np.random.default_rng(0)
     X = stream.standard_normal((200, 3))
     y = stream.random(200) < 1 / (1 + np.exp(-X @ [1, -2, 0.5]))

@@ -1,4 +1,4 @@
-"""Poisson regression against scikit-learn's, with a worker dead and another late in every product."""
+"""Poisson regression with one dead and one late worker in every product; the oracle is scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitted models compared with those of scikit-learn's Newton solvers."""
+"""Models with smooth objectives; the oracles are scikit-learn's Newton solvers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NEWTON = {"solver": "newton-cholesky", "tol": 1e-12, "max_iter": 1000}
 HERE = {"blocks": 4, "executor": ReplayExecutor()}
 
 
-def assert_same(found: Any, expected: Any) -> None:
+def assert_same(actual: Any, expected: Any) -> None:
     scale = np.abs(expected.coef_).max()
-    np.testing.assert_allclose(found.coef_, expected.coef_, rtol=0, atol=1e-8 * scale)
-    np.testing.assert_allclose(found.intercept_, expected.intercept_, rtol=1e-8)
+    np.testing.assert_allclose(actual.coef_, expected.coef_, rtol=0, atol=1e-8 * scale)
+    np.testing.assert_allclose(actual.intercept_, expected.intercept_, rtol=1e-8)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -35,9 +35,9 @@ def test_logistic_regression_is_the_true_minimum(
     weights: Any, of_class: Any, largest_gram: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proximal_newton, "MAX_GRAM_SIZE", largest_gram)
-    ours = with_numpy_products(LogisticRegression(class_weight=of_class)).fit(CANCER, LABELS, weights)
-    theirs = linear_model.LogisticRegression(class_weight=of_class, **NEWTON)
-    assert_same(ours, theirs.fit(CANCER, LABELS, sample_weight=weights))
+    fitted = with_numpy_products(LogisticRegression(class_weight=of_class)).fit(CANCER, LABELS, weights)
+    oracle = linear_model.LogisticRegression(class_weight=of_class, **NEWTON)
+    assert_same(fitted, oracle.fit(CANCER, LABELS, sample_weight=weights))
 
 
 def test_poisson_regression_and_ridge_take_weights() -> None:

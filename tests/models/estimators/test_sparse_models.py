@@ -1,4 +1,4 @@
-"""Sparse and nonnegative regressions against scikit-learn's, with a worker dead and one late."""
+"""Sparse and nonnegative regressions with one dead and one late worker; the oracle is scikit-learn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HERE = {"blocks": 2, "tasks": 3, "executor": ReplayExecutor()}
 
 
 def objective(model: Any, alpha: float, l1_ratio: float, weights: Any = None, y: np.ndarray = Y) -> float:
-    """By the formula in its documentation."""
+    """Return the objective by the formula in the documentation of ElasticNet."""
     errors = (y - model.predict(X)) ** 2
     mean = np.average(errors, axis=0, weights=weights).sum()
     square = float(np.sum(model.coef_**2))
@@ -35,7 +35,7 @@ def objective(model: Any, alpha: float, l1_ratio: float, weights: Any = None, y:
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize(("alpha", "l1_ratio"), [(0.5, 1.0), (2.0, 0.9), (0.01, 0.5), (0.1, 0.0)])
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of theirs, with l1_ratio=0
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # l1_ratio=0 in scikit-learn
 def test_elastic_nets_are_those_of_sklearn(alpha: float, l1_ratio: float, fit_intercept: bool) -> None:
     model = ElasticNet(alpha, l1_ratio, fit_intercept=fit_intercept, **options()).fit(X, Y)
     oracle = linear_model.ElasticNet(alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept, **EXACT)
@@ -62,14 +62,14 @@ def test_lasso_is_that_of_sklearn() -> None:
     assert np.abs(slope).max() <= 0.5 * (1 + 1e-4)
 
 
-def test_a_tighter_tol_brings_coefficients_closer_than_the_objective_can_tell() -> None:
+def test_smaller_tol_improves_coefficients_beyond_the_objective() -> None:
     model = Lasso(2.0, tol=1e-14, **HERE).fit(X, Y)
     oracle = linear_model.Lasso(2.0, **EXACT).fit(X, Y)
     np.testing.assert_allclose(model.coef_, oracle.coef_, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("model", [Lasso(0.5), ElasticNet(0.02), NonNegativeLeastSquares()])
-def test_weights_count_like_copies(model: Any) -> None:
+def test_weights_are_equivalent_to_copies(model: Any) -> None:
     copies = np.repeat(np.arange(len(X)), WEIGHTS.astype(int))
     model.set_params(tol=1e-10, **HERE)
     coef = model.fit(X, Y, WEIGHTS).coef_
@@ -86,10 +86,10 @@ def test_weights_count_like_copies(model: Any) -> None:
 @pytest.mark.parametrize("model", [Lasso(0.5), NonNegativeLeastSquares()])
 def test_several_targets(model: Any) -> None:
     targets = np.column_stack([Y, -Y[::-1]])
-    found = model.set_params(tol=1e-9, **HERE).fit(X, targets)
-    assert found.coef_.shape == (2, 10) and found.intercept_.shape == (2,)
-    assert found.predict(X).shape == targets.shape
-    both = found.coef_
+    fitted = model.set_params(tol=1e-9, **HERE).fit(X, targets)
+    assert fitted.coef_.shape == (2, 10) and fitted.intercept_.shape == (2,)
+    assert fitted.predict(X).shape == targets.shape
+    both = fitted.coef_
     for column in range(2):
         alone = model.fit(X, targets[:, column])
         np.testing.assert_allclose(both[column], alone.coef_, rtol=1e-3, atol=1e-3)
@@ -117,11 +117,12 @@ def test_nonnegative_least_squares_of_any_shape(samples: int, features: int, see
     b = stream.standard_normal(samples)
     here = {"blocks": 2, "executor": Straggling()}
     model = NonNegativeLeastSquares(fit_intercept=False, tol=1e-8, max_iter=20_000, **here)
-    best = nnls(A, b)[1]  # 0 where A has columns to spare, where tol=1e-6 leaves a residual of some 1e-5
+    # The norm is 0 if A has more columns than rows. A fit then leaves a residual of about 1e-5.
+    best = nnls(A, b)[1]
     assert np.linalg.norm(b - model.fit(A, b).predict(A)) == pytest.approx(best, rel=1e-6, abs=1e-5)
 
 
-def test_a_strong_penalty_leaves_nothing_but_the_mean() -> None:
+def test_strong_penalty_leaves_only_the_mean() -> None:
     model = Lasso(1e6, **HERE).fit(X, Y)
     assert not model.coef_.any()
     assert model.intercept_ == pytest.approx(Y.mean())
@@ -136,7 +137,7 @@ def test_without_a_penalty_there_is_no_gap() -> None:
 
 
 def logistic_objective(model: Any, X: np.ndarray, y: np.ndarray, weights: Any = 1.0) -> float:
-    """C times the losses + |w|_1."""
+    """Return C times the sum of the losses + |w|_1."""
     losses = -model.predict_log_proba(X)[np.arange(len(y)), y] * weights
     return float(model.C * losses.sum() + np.abs(model.coef_).sum())
 
@@ -190,8 +191,8 @@ def test_logistic_regression_without_penalty() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
-    """All that is left of the gradient is rounding; a warning would be an error here."""
+def test_fit_that_starts_at_its_minimum_has_converged(seed: int) -> None:
+    # Only rounding errors are left of the gradient. A ConvergenceWarning would fail the test.
     stream = np.random.default_rng(seed)
     same = np.tile(stream.standard_normal(8), (60, 1))
     model = SparseLogisticRegression(**HERE).fit(same, stream.random(60) > 0.4)
@@ -201,8 +202,9 @@ def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
 
 
 @pytest.mark.parametrize("weights", [None, np.random.default_rng(3).uniform(0.5, 2.0, len(LABELS))])
-def test_objectives_have_the_scale_that_the_page_says(weights: np.ndarray | None) -> None:
-    """The mean of (y - Xw - c)^2 / 2; logistic losses and penalty divided by C times the sum of weights."""
+def test_objectives_have_the_documented_scale(weights: np.ndarray | None) -> None:
+    # The documented objectives are the mean of (y - Xw - c)^2 / 2, and the logistic losses with the penalty,
+    # divided by C times the sum of the weights.
     share = np.ones(len(LABELS)) if weights is None else weights
     squares = NonNegativeLeastSquares(**HERE).fit(CANCER, 1.0 * LABELS, sample_weight=weights)
     rest = LABELS - CANCER @ squares.coef_ - squares.intercept_

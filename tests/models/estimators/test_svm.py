@@ -1,4 +1,4 @@
-"""Support vector machines against Clarabel and scikit-learn's, with a worker dead and another late."""
+"""Support vector machines with one dead and one late worker; the oracles are Clarabel and scikit-learn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HERE = {"blocks": 2, "tasks": 3, "executor": ReplayExecutor()}
 
 
 def conic_objective(X: np.ndarray, y: np.ndarray, bounds: np.ndarray) -> float:
-    """|(w, c)|^2 / 2 + sum of bounds times slacks; of a box that is not symmetric by its primal problem."""
+    """Return the minimum of |(w, c)|^2 / 2 + the sum of bounds times slacks, by a conic solver."""
     Z = (2.0 * y - 1.0)[:, np.newaxis] * np.column_stack([X, np.ones(len(X))])
     unknowns, samples = Z.shape[1], len(Z)
     P = np.diag(np.append(np.ones(unknowns), np.zeros(samples)))
@@ -58,14 +58,14 @@ def test_the_minimum_is_that_of_a_conic_solver(C: float) -> None:
 
 
 @pytest.mark.parametrize("samples", [5_000, 20_000])
-def test_many_samples_take_as_few_iterations(samples: int) -> None:
+def test_many_samples_need_few_iterations(samples: int) -> None:
     stream = np.random.default_rng(0)
     X = stream.standard_normal((samples, 20))
     y = (X[:, :10].sum(axis=1) + stream.standard_normal(samples) > 0).astype(int)
     model = with_numpy_products(LinearSVC()).fit(X, y)
     assert model.n_iter_ < 50 and model.dual_gap_ <= 1e-6 * model.objective_
     assert model.objective_ == pytest.approx(objective(model, X, y, 1.0), rel=1e-9)
-    signed = model.dual_coef_[0] * (2 * y - 1)  # a point of the dual problem: the oracle of the gap
+    signed = model.dual_coef_[0] * (2 * y - 1)  # a feasible point of the dual problem, to check the gap
     dual = signed.sum() - (np.sum(model.coef_**2) + np.sum(model.intercept_**2)) / 2
     assert signed.min() >= 0 and signed.max() <= 1 + 1e-12
     assert model.objective_ - dual <= 2e-6 * model.objective_
@@ -80,7 +80,7 @@ def test_weights_are_those_of_sklearn(class_weight: Any) -> None:
     bounds = 0.05 * WEIGHTS * factors[LABELS]
     best = conic_objective(CANCER, LABELS, bounds)
     assert objective(model, CANCER, LABELS, bounds) == pytest.approx(best, rel=1e-6)
-    if class_weight != "balanced":  # sklearn balances without the weights of samples
+    if class_weight != "balanced":  # scikit-learn ignores sample weights when it balances classes
         chosen = {"loss": "hinge", "tol": 1e-10, "max_iter": 1_000_000, "class_weight": class_weight}
         oracle = svm.LinearSVC(C=0.05, **chosen).fit(CANCER, LABELS, WEIGHTS)
         np.testing.assert_allclose(model.coef_, oracle.coef_, atol=2e-3)
@@ -100,14 +100,14 @@ def test_several_classes_are_those_of_sklearn(chosen: dict[str, Any]) -> None:
     assert np.mean(model.predict(X) == oracle.predict(X)) > 0.98
 
 
-def test_a_sample_of_zeros_has_no_say() -> None:
+def test_sample_of_zeros_has_no_effect() -> None:
     X, y = np.array([[0.0], [2.0], [-2.0]]), [1, 1, 0]
     model = LinearSVC(10.0, fit_intercept=False, blocks=1, tasks=2, executor=ReplayExecutor()).fit(X, y)
     assert model.coef_[0, 0] == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("C", [1e-3, 1.0])
-def test_features_that_leave_no_digits_are_told_and_the_objective_is_true(C: float) -> None:
+def test_badly_scaled_features_raise_a_warning(C: float) -> None:
     far = CANCER + 1e7
     with pytest.warns(ConvergenceWarning, match="can get no closer"):
         model = LinearSVC(C, **HERE).fit(far, LABELS)
@@ -115,15 +115,15 @@ def test_features_that_leave_no_digits_are_told_and_the_objective_is_true(C: flo
     assert model.dual_gap_ > 1e-6 * model.objective_
 
 
-def test_products_on_breast_cancer_are_as_many_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_products_on_breast_cancer_is_that_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page = " ".join((Path(__file__).parents[3] / "docs" / "convex.md").read_text(encoding="utf-8").split())
-    said = re.search(
+    match = re.search(
         r"standardized features, `LinearSVC\(1\)` takes (\d+) products and "
         r"`SparseLogisticRegression\(1\)` takes (\d+)\."
         r".*takes (\d+) products if they are scaled to the range from 0 to 1, and (\d+) if",
         page,
     )
-    assert said is not None
+    assert match is not None
     X, y = load_breast_cancer(return_X_y=True)
     standard, unit = (X - X.mean(axis=0)) / X.std(axis=0), (X - X.min(axis=0)) / np.ptp(X, axis=0)
     operators = list[CodedOperator]()
@@ -138,5 +138,5 @@ def test_products_on_breast_cancer_are_as_many_as_the_page_says(monkeypatch: pyt
     SparseLogisticRegression(1.0, **HERE).fit(standard, y)
     for features in (unit, X):
         LinearSVC(1.0, **HERE).fit(features, y)
-    counted = [one.n_products for one in operators]
-    assert counted == [pytest.approx(int(number), abs=6) for number in said.groups()]
+    counted = [each.n_products for each in operators]
+    assert counted == [pytest.approx(int(number), abs=6) for number in match.groups()]

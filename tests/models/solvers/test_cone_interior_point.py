@@ -1,4 +1,4 @@
-"""ReLU networks by an interior point, against a conic solver: minimum, bounds, products."""
+"""The interior-point method for ReLU networks: minimum, bounds and products; the oracle is a conic solver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_minimum_is_that_of_a_conic_solver_in_thirty_iterations(alpha: float
     assert model.objective_ == pytest.approx(best, rel=2e-6)
     assert model.dual_gap_ <= 1e-6 * model.objective_
     assert model.n_iter_ <= 30
-    assert model.coefs_[0].shape[1] < 30  # of 40 units
+    assert model.coefs_[0].shape[1] < 30  # fewer than the 40 possible units
 
 
 @pytest.mark.parametrize("n_gates", [1, 5])
@@ -50,29 +50,30 @@ def test_many_gates_are_coupled_by_conjugate_gradients(kind: Any, monkeypatch: p
     y = Y if kind is PlainRegressor else Y > 0.2
     direct = make().fit(X, y)
     monkeypatch.setattr(module, "MAX_SYSTEM_SIZE", 0)
-    found = make().fit(X, y)
-    assert found.objective_ == pytest.approx(direct.objective_, rel=1e-7)
-    assert found.n_iter_ <= direct.n_iter_ + 5
+    iterative = make().fit(X, y)
+    assert iterative.objective_ == pytest.approx(direct.objective_, rel=1e-7)
+    assert iterative.n_iter_ <= direct.n_iter_ + 5
 
 
 @pytest.mark.parametrize("kind", [PlainRegressor, PlainClassifier])
 @pytest.mark.parametrize("alpha", [0.3, 0.03])
-def test_fits_end_where_units_that_are_of_no_use_are_nearly_of_some(kind: Any, alpha: float) -> None:
+def test_fits_converge_with_almost_useful_units(kind: Any, alpha: float) -> None:
     for seed in range(15):
         stream = np.random.default_rng(seed)
         samples = stream.standard_normal((24, 3)) * [1.0, 3.0, 0.2] + [0.0, 1.0, 0.0]
         y = np.maximum(samples @ [1.0, -0.5, 2.0], 0) - 0.3 * samples[:, 0]
         y = y + 0.1 * stream.standard_normal(24) if kind is PlainRegressor else y > np.median(y)
         for holes in (samples, np.where(stream.random(samples.shape) < 0.4, 0.0, samples)):
-            model = kind(alpha, activation="relu", n_gates=6, tol=1e-6).fit(holes, y)  # warns if it cannot
+            # A fit that does not converge warns, which fails the test.
+            model = kind(alpha, activation="relu", n_gates=6, tol=1e-6).fit(holes, y)
             assert model.dual_gap_ <= 1e-6 * model.objective_
             assert model.n_iter_ <= 40
 
 
 @pytest.mark.parametrize(("kind", "y"), [(PlainRegressor, Y), (PlainClassifier, np.digitize(Y, [0, 1]))])
-def test_features_that_say_nothing_do_no_harm(kind: Any, y: np.ndarray) -> None:
+def test_uninformative_features_do_no_harm(kind: Any, y: np.ndarray) -> None:
     samples = np.column_stack([X, np.ones(40), np.full(40, 0.1), np.zeros(40), X[:, 0]])
-    model = kind(0.03, activation="relu", n_gates=6).fit(samples, y)  # warns if it cannot
+    model = kind(0.03, activation="relu", n_gates=6).fit(samples, y)  # warns if it does not converge
     assert model.dual_gap_ <= 1e-6 * model.objective_
 
 
@@ -99,27 +100,27 @@ def solved(family: Any, y: np.ndarray, tol: float, max_iter: int) -> tuple[Any, 
     loss = ProfiledLoss(family, y.reshape(-1, 1).astype(float), SHARES, True)
     interior = np.vstack([gates.directions, gates.offsets])
     cones = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior)
-    operator, told = PlainOperator(np.column_stack([X, np.ones(40)])), []
-    found = cone_interior_point(
-        operator, cones, 0.02, tol=tol, max_iter=max_iter, callback=lambda *line: told.append(line)
+    operator, callback_lines = PlainOperator(np.column_stack([X, np.ones(40)])), []
+    solution = cone_interior_point(
+        operator, cones, 0.02, tol=tol, max_iter=max_iter, callback=lambda *line: callback_lines.append(line)
     )
     sides = np.hstack([2.0 * gates.patterns - 1] * 2)
-    assert (sides * (operator @ found.x)).min() >= -1e-12
-    return found, operator.n_products - 1, told
+    assert (sides * (operator @ solution.x)).min() >= -1e-12
+    return solution, operator.n_products - 1, callback_lines
 
 
 @pytest.mark.parametrize(("family", "y"), [(GaussianFamily(), Y), (BernoulliFamily(), Y > 0)])
-def test_three_products_an_iteration_and_bounds_at_each(family: Any, y: np.ndarray) -> None:
-    best, products, told = solved(family, y, 1e-8, 100)
-    assert best.converged and products == 3 * best.n_iter + 3 and len(told) == best.n_iter
+def test_each_iteration_needs_three_products_and_has_bounds(family: Any, y: np.ndarray) -> None:
+    best, products, callback_lines = solved(family, y, 1e-8, 100)
+    assert best.converged and products == 3 * best.n_iter + 3 and len(callback_lines) == best.n_iter
     for max_iter in range(1, best.n_iter, 5):
-        found, *_ = solved(family, y, 0.0, max_iter)
-        assert not found.converged and found.n_iter == max_iter
-        assert -1e-9 <= found.objective - best.objective <= found.dual_gap + 1e-12
+        solution, *_ = solved(family, y, 0.0, max_iter)
+        assert not solution.converged and solution.n_iter == max_iter
+        assert -1e-9 <= solution.objective - best.objective <= solution.dual_gap + 1e-12
 
 
 @pytest.mark.parametrize("y", [np.zeros(40), np.full(40, 7.0)])
-def test_nothing_to_explain_is_no_unit(y: np.ndarray) -> None:
+def test_constant_targets_need_no_unit(y: np.ndarray) -> None:
     model = PlainRegressor(0.1, activation="relu", n_gates=5).fit(X, y)
     np.testing.assert_allclose(model.predict(X), y, atol=1e-10)
     assert not model.coefs_[0].any()

@@ -1,4 +1,7 @@
-"""Norms that are read off the products of lsqr and lsmr, against those of their solutions; hard systems."""
+"""Least squares by lsqr, lsmr and cg, on ill-conditioned systems, too.
+
+The norms that lsqr and lsmr report are compared with the norms of their solutions.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,19 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_every_iteration_says_where_it_is(solver: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_iteration_is_logged(solver: str, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((40, 9)), rng.standard_normal(40)
     progress = IterationLog("fit", CodedOperator(A), verbose=1)
-    watched = BidiagonalizationMonitor(aslinearoperator(A), b, solver, progress)
-    found = SOLVERS[solver](watched, b, 7)
-    np.testing.assert_array_equal(found[0], SOLVERS[solver](A, b, 7)[0])
-    solution, residual = watched.make_solution(), b - A @ SOLVERS["lsqr"](A, b, 7)[0]
+    monitor = BidiagonalizationMonitor(aslinearoperator(A), b, solver, progress)
+    returned = SOLVERS[solver](monitor, b, 7)
+    np.testing.assert_array_equal(returned[0], SOLVERS[solver](A, b, 7)[0])
+    solution, residual = monitor.make_solution(), b - A @ SOLVERS["lsqr"](A, b, 7)[0]
     np.testing.assert_allclose(solution.x, SOLVERS["lsqr"](A, b, 7)[0], rtol=1e-6)
     assert solution.objective == pytest.approx(residual @ residual)
     assert solution.optimality == pytest.approx(np.linalg.norm(2 * A.T @ residual), rel=1e-2)
     lines = parsed_lines(capsys.readouterr().out)
-    assert len(lines) == found[2] == 7
+    assert len(lines) == returned[2] == 7
     for steps, line in enumerate(lines, 1):
         residual = b - A @ SOLVERS[solver](A, b, steps)[0]
         assert line["gradient"] == pytest.approx(np.linalg.norm(2 * A.T @ residual), rel=1e-2)
@@ -52,8 +55,8 @@ def test_dependent_features_are_named() -> None:
 
 @pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])
 @pytest.mark.parametrize("spread", [0.0, 4.0, 9.0])
-def test_copies_and_features_of_little_weight_leave_the_best_fit(solver: str, spread: float) -> None:
-    """Directions of which a Gram matrix has digits are whitened; the solver meets the others as they are."""
+def test_copied_and_small_features_do_not_prevent_the_best_fit(solver: str, spread: float) -> None:
+    # Directions that a Gram matrix resolves are whitened. The solver handles the remaining ones unchanged.
     rng = np.random.default_rng(0)
     left, right = (
         np.linalg.qr(rng.standard_normal((80, 12)))[0],
@@ -68,7 +71,7 @@ def test_copies_and_features_of_little_weight_leave_the_best_fit(solver: str, sp
 
 
 @pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])
-def test_the_most_iterations_need_be_no_integer(solver: str) -> None:
+def test_max_iter_may_be_a_float(solver: str) -> None:
     X = np.random.default_rng(0).standard_normal((40, 3))
     model = Ridge(solver=solver, max_iter=2.5, blocks=2, executor=ReplayExecutor()).fit(X, X[:, 0])
     assert 1 <= model.n_iter_ <= 3

@@ -1,4 +1,4 @@
-"""FISTA against Clarabel, scipy and the conditions of optimality, on coded operators whose workers die."""
+"""FISTA on coded operators whose workers die; the oracles are Clarabel, scipy and optimality conditions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EQUATIONS = STREAM.standard_normal((3, 12))
 
 
 def quadratic(extra: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """|A x - b|^2 / 2 less |b|^2 / 2, with some variables more that do not count."""
+    """Return P and q of |A x - b|^2 / 2 - |b|^2 / 2, with `extra` further variables that have no effect."""
     P = np.pad(A.T @ A, (0, extra))
     return P, np.pad(-A.T @ B, (0, extra))
 
@@ -49,7 +49,7 @@ def in_l1_ball() -> float:
 
 
 def with_groups() -> float:
-    """0.8 times the norms of 3 groups, whose members lie 3 apart, as L21 has them."""
+    """Return the minimum with 0.8 times the norms of 3 groups, which are interleaved as in L21."""
     P, q = quadratic(3)
     q[12:] = 8.0
     cones = []
@@ -85,11 +85,11 @@ PROBLEMS: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_penalties_and_constraints_reach_the_minimum_of_a_conic_solver(name: str) -> None:
     penalty, oracle = PROBLEMS[name]
-    found = fista(HERE, SquaredLoss(B), penalty, tol=1e-8)
+    solution = fista(HERE, SquaredLoss(B), penalty, tol=1e-8)
     expected = oracle() + B @ B / 2
-    assert found.converged and found.dual_gap is None
-    assert found.objective == pytest.approx(expected, rel=1e-9)
-    assert found.optimality < 1e-6 * np.linalg.norm(A.T @ B)
+    assert solution.converged and solution.dual_gap is None
+    assert solution.objective == pytest.approx(expected, rel=1e-9)
+    assert solution.optimality < 1e-6 * np.linalg.norm(A.T @ B)
 
 
 @pytest.mark.parametrize("name", ["nonnegative", "simplex", "groups"])
@@ -97,11 +97,12 @@ def test_dead_and_late_workers_change_nothing(name: str) -> None:
     penalty, _ = PROBLEMS[name]
     expected = fista(HERE, SquaredLoss(B), penalty)
     with CodedOperator(A, **options()) as operator:
-        found = fista(operator, SquaredLoss(B), penalty)
+        solution = fista(operator, SquaredLoss(B), penalty)
         assert 0 in operator.report.recovered and 1 in operator.report.recovered
-        assert operator.n_products <= 2 * found.n_iter + 9  # the start, the end, steps that were too long
-    assert found.n_iter == expected.n_iter
-    np.testing.assert_allclose(found.x, expected.x, atol=1e-10)
+        # Nine further products are for the start, the end, and steps that were too long.
+        assert operator.n_products <= 2 * solution.n_iter + 9
+    assert solution.n_iter == expected.n_iter
+    np.testing.assert_allclose(solution.x, expected.x, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +119,10 @@ def test_the_gap_is_an_upper_bound_at_every_iteration(penalty: Any) -> None:
     assert best.converged
     gaps = []
     for steps in range(1, 40, 4):
-        found = fista(HERE, SquaredLoss(B), penalty, tol=0.0, max_iter=steps)
-        assert not found.converged and found.n_iter == steps
-        assert -1e-12 <= found.objective - best.objective <= found.dual_gap + 1e-12
-        gaps.append(found.dual_gap)
+        solution = fista(HERE, SquaredLoss(B), penalty, tol=0.0, max_iter=steps)
+        assert not solution.converged and solution.n_iter == steps
+        assert -1e-12 <= solution.objective - best.objective <= solution.dual_gap + 1e-12
+        gaps.append(solution.dual_gap)
     assert gaps[-1] < 0.02 * gaps[0]
     enough = fista(HERE, SquaredLoss(B), penalty, tol=1e-4)
     assert enough.dual_gap <= 1e-4 * abs(enough.objective) and enough.n_iter < best.n_iter
@@ -131,31 +132,31 @@ def test_the_gap_is_an_upper_bound_at_every_iteration(penalty: Any) -> None:
 @given(l1_problems)
 def test_l1_penalties_of_any_shape_and_unit(problem: L1Problem) -> None:
     penalty = ElasticNetPenalty(problem.strength)
-    found = fista(aslinearoperator(problem.A), SquaredLoss(problem.b), penalty, tol=1e-9)
-    assert found.converged
-    problem.check(found.x, 1e-4)
+    solution = fista(aslinearoperator(problem.A), SquaredLoss(problem.b), penalty, tol=1e-9)
+    assert solution.converged
+    problem.check(solution.x, 1e-4)
 
 
 @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
-def test_steps_fit_a_loss_whose_curvature_differs_from_place_to_place(unit: float) -> None:
+def test_steps_adapt_to_varying_curvature(unit: float) -> None:
     y = (B > 0).astype(float)
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(0.5 * unit)
-    found = fista(aslinearoperator(A * unit), loss, penalty, tol=1e-8)
-    assert found.converged
-    slope = unit * A.T @ loss.gradient(unit * A @ found.x)
-    active = found.x != 0
-    np.testing.assert_allclose(slope[active], -0.5 * unit * np.sign(found.x[active]), rtol=1e-5)
+    solution = fista(aslinearoperator(A * unit), loss, penalty, tol=1e-8)
+    assert solution.converged
+    slope = unit * A.T @ loss.gradient(unit * A @ solution.x)
+    active = solution.x != 0
+    np.testing.assert_allclose(slope[active], -0.5 * unit * np.sign(solution.x[active]), rtol=1e-5)
     assert np.abs(slope).max() <= 0.5 * unit * (1 + 1e-5)
 
 
-def test_several_outputs_are_one_product() -> None:
+def test_several_outputs_need_one_product() -> None:
     targets = np.column_stack([B, -B, B**2])
     with CodedOperator(A, blocks=3, executor=ReplayExecutor()) as operator:
-        found = fista(operator, SquaredLoss(targets), ElasticNetPenalty(3.0), np.zeros((12, 3)), tol=1e-10)
-        assert operator.n_products < 3 * found.n_iter
+        solution = fista(operator, SquaredLoss(targets), ElasticNetPenalty(3.0), np.zeros((12, 3)), tol=1e-10)
+        assert operator.n_products < 3 * solution.n_iter
     for column, target in enumerate(targets.T):
         alone = fista(HERE, SquaredLoss(target), ElasticNetPenalty(3.0), tol=1e-10)
-        np.testing.assert_allclose(found.x[:, column], alone.x, atol=1e-4)
+        np.testing.assert_allclose(solution.x[:, column], alone.x, atol=1e-4)
 
 
 def test_a_start_at_the_minimum_ends_there() -> None:
@@ -165,12 +166,12 @@ def test_a_start_at_the_minimum_ends_there() -> None:
     np.testing.assert_allclose(again.x, best.x, atol=1e-6)
 
 
-def test_a_callback_is_told_of_each_iteration() -> None:
-    told: list[tuple[float, float]] = []
-    found = fista(HERE, SquaredLoss(B), simplex(12), callback=lambda *line: told.append(line))
-    assert len(told) == found.n_iter
-    assert told[-1][0] == pytest.approx(found.objective)
-    assert told[-1][1] < 1e-5 * told[0][1]
+def test_callback_is_called_in_each_iteration() -> None:
+    calls: list[tuple[float, float]] = []
+    solution = fista(HERE, SquaredLoss(B), simplex(12), callback=lambda *line: calls.append(line))
+    assert len(calls) == solution.n_iter
+    assert calls[-1][0] == pytest.approx(solution.objective)
+    assert calls[-1][1] < 1e-5 * calls[0][1]
 
 
 LOSS = SquaredLoss(B)
@@ -196,6 +197,6 @@ LOSS = SquaredLoss(B)
         ((LOSS, simplex(12)), {"max_iter": 0}, "max_iter must be 1 or more, not 0"),
     ],
 )
-def test_problems_that_cannot_be(arguments: Any, more: Any, message: str) -> None:
+def test_invalid_problems_are_refused(arguments: Any, more: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         fista(HERE, *arguments, **more)

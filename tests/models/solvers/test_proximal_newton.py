@@ -1,4 +1,4 @@
-"""Proximal Newton steps against the conditions of optimality and FISTA, on data of all kinds."""
+"""The proximal Newton method on many kinds of data; the oracles are optimality conditions and FISTA."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def minimum(A: np.ndarray, loss: Any, penalty: Any, **options: Any) -> Any:
 @settings(max_examples=30)
 @given(l1_problems)
 def test_l1_penalties_of_any_shape_and_unit(problem: L1Problem) -> None:
-    found = minimum(problem.A, SquaredLoss(problem.b), ElasticNetPenalty(problem.strength))
-    assert found.converged and found.n_iter <= 5
-    problem.check(found.x, 1e-5)
+    solution = minimum(problem.A, SquaredLoss(problem.b), ElasticNetPenalty(problem.strength))
+    assert solution.converged and solution.n_iter <= 5
+    problem.check(solution.x, 1e-5)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -66,54 +66,55 @@ def test_logistic_losses_take_a_few_steps(name: str, strength: float) -> None:
     X = DATA[name]
     scale = np.sqrt((X**2).mean(axis=0))
     loss = LogisticLoss((X[:, 0] + 0.3 * np.random.default_rng(1).standard_normal(len(X)) > 0).astype(float))
-    found = minimum(X / scale, loss, ElasticNetPenalty(strength), tol=1e-7)
-    assert found.converged and found.n_iter <= 20
-    slope = -(X / scale).T @ loss.gradient(X / scale @ found.x) / strength
-    np.testing.assert_allclose(slope[found.x != 0], np.sign(found.x[found.x != 0]), atol=2e-2)
+    solution = minimum(X / scale, loss, ElasticNetPenalty(strength), tol=1e-7)
+    assert solution.converged and solution.n_iter <= 20
+    slope = -(X / scale).T @ loss.gradient(X / scale @ solution.x) / strength
+    np.testing.assert_allclose(slope[solution.x != 0], np.sign(solution.x[solution.x != 0]), atol=2e-2)
     assert np.abs(slope).max() <= 1 + 2e-2
     slow = fista(PlainOperator(X / scale), loss, ElasticNetPenalty(strength), tol=1e-6)
-    assert found.objective <= slow.objective * (1 + 1e-7)
+    assert solution.objective <= slow.objective * (1 + 1e-7)
 
 
 @pytest.mark.parametrize("outputs", [2, 4])
-def test_classes_that_curve_each_other(outputs: int) -> None:
+def test_losses_with_coupled_classes(outputs: int) -> None:
     y = np.eye(outputs)[np.digitize(A[:, 0], [-0.5, 0.0, 0.5][: outputs - 1])]
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(0.5, 0.1)
-    found = minimum(A, loss, penalty)
+    solution = minimum(A, loss, penalty)
     slow = fista(PlainOperator(A), loss, penalty, np.zeros((6, outputs)), tol=1e-9)
-    assert found.converged and found.n_iter <= 12
-    assert found.objective == pytest.approx(slow.objective, rel=1e-10)
-    np.testing.assert_allclose(found.x, slow.x, atol=1e-4)
+    assert solution.converged and solution.n_iter <= 12
+    assert solution.objective == pytest.approx(slow.objective, rel=1e-10)
+    np.testing.assert_allclose(solution.x, slow.x, atol=1e-4)
 
 
-def test_squares_take_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GRAM_COLUMNS_PER_ITERATION", 1000)  # no iterations by gradients before
+def test_squared_loss_needs_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Skip the first-order iterations that come before the first Gram matrix.
+    monkeypatch.setattr(module, "GRAM_COLUMNS_PER_ITERATION", 1000)
     operator, targets = PlainOperator(A), STREAM.standard_normal((40, 3))
     loss, penalty = SquaredLoss(targets), ElasticNetPenalty(3.0)
-    found = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
-    assert found.converged and found.n_iter == 1
-    assert operator.n_products == 4  # the gradient at 0, the Gram matrix, the step, the gradient at its end
+    solution = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
+    assert solution.converged and solution.n_iter == 1
+    assert operator.n_products == 4  # gradient at 0, Gram matrix, step, and gradient after the step
 
 
-def test_what_gets_no_closer_stops() -> None:
-    found = minimum(COPIES, SquaredLoss(A[:, 0]), ElasticNetPenalty(1e-3), tol=0.0, max_iter=10_000)
-    assert found.n_iter < 50 and found.dual_gap < 1e-7 * found.objective
+def test_solver_stops_without_progress() -> None:
+    solution = minimum(COPIES, SquaredLoss(A[:, 0]), ElasticNetPenalty(1e-3), tol=0.0, max_iter=10_000)
+    assert solution.n_iter < 50 and solution.dual_gap < 1e-7 * solution.objective
 
 
-def test_a_loss_that_a_whole_step_would_raise() -> None:
-    y = (A[:, 0] > 0).astype(float)  # separable: far from the minimum, losses are straight
+def test_step_that_would_increase_the_loss_is_shortened() -> None:
+    y = (A[:, 0] > 0).astype(float)  # separable classes, so the losses are almost linear far from the minimum
     far = np.full(6, 30.0)
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(1e-2)
-    found = proximal_newton(PlainOperator(A), loss, penalty, far, tol=1e-8, max_iter=100)
-    assert found.converged
-    assert found.objective == pytest.approx(minimum(A, loss, penalty).objective, rel=1e-8)
+    solution = proximal_newton(PlainOperator(A), loss, penalty, far, tol=1e-8, max_iter=100)
+    assert solution.converged
+    assert solution.objective == pytest.approx(minimum(A, loss, penalty).objective, rel=1e-8)
 
 
 @settings(max_examples=30)
 @given(size=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 99), is_box=st.booleans())
-@example(size=8, rank=10, seed=20, is_box=True)  # far from the minimum most numbers lie on bounds
+@example(size=8, rank=10, seed=20, is_box=True)  # far from the minimum, most variables are at a bound
 @example(size=12, rank=8, seed=17, is_box=True)
-def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -> None:
+def test_quadratic_model_is_minimized(size: int, rank: int, seed: int, is_box: bool) -> None:
     stream = np.random.default_rng(seed)
     R = stream.standard_normal((rank, size))
     H, c = R.T @ R, R.T @ stream.standard_normal(rank)
@@ -130,10 +131,10 @@ def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -
     assert x @ H @ x / 2 + (slope - c) @ x == pytest.approx(best, rel=1e-7, abs=1e-8)
 
 
-# --- fits by these, and those by gradients for X that is sparse or wide ----------------------------------
+# --- fits by Newton steps, and by first-order methods for X that is sparse or wide -----------------------
 
 CANCER, LABELS = standardized(load_breast_cancer)
-LABELS = 1 - LABELS  # most features grow with these
+LABELS = 1 - LABELS  # most features are positively correlated with these labels
 MODELS = [
     (Lasso(0.01), 30),
     (ElasticNet(0.01), 30),
@@ -148,7 +149,7 @@ MODELS = [
     [*MODELS, (LogisticRegression(), 30), *((Ridge(solver=solver), 20) for solver in ("lsqr", "lsmr", "cg"))],
     ids=lambda one: type(one).__name__,
 )
-def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_need_few_products(model: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[PlainOperator] = []
     monkeypatch.setattr(
         type(model), "_make_operator", lambda self, A: made.append(PlainOperator(A)) or made[-1]
@@ -157,13 +158,15 @@ def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.Monke
     assert made[0].n_products <= most
 
 
-@pytest.mark.parametrize("model", [model for model, _ in MODELS], ids=lambda one: type(one).__name__)
-def test_first_order_methods_find_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "model", [model for model, _ in MODELS], ids=lambda patched_module: type(patched_module).__name__
+)
+def test_first_order_methods_find_the_same_minimum(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = CANCER[::4, ::5], LABELS[::4]
     model = with_numpy_products(model).set_params(tol=1e-7)
     objective, steps = model.fit(X, y).objective_, model.n_iter_
     assert model.fit(csr_array(X), y).objective_ == pytest.approx(objective, rel=1e-6)
-    for one in (module, svm):
-        monkeypatch.setattr(one, "MAX_GRAM_SIZE", 3)
+    for patched_module in (module, svm):
+        monkeypatch.setattr(patched_module, "MAX_GRAM_SIZE", 3)
     assert model.fit(X, y).objective_ == pytest.approx(objective, rel=1e-6)
     assert model.n_iter_ > steps

@@ -1,4 +1,4 @@
-"""The derivatives of the objective that scipy minimizes, compared with finite differences."""
+"""The derivatives of the objective that scipy minimizes; the oracles are finite differences."""
 
 from __future__ import annotations
 
@@ -35,21 +35,23 @@ def point(classes: int, unit: float, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("unit", [0.0, 2.0])
 def test_gradient_and_hessian_are_the_derivatives(classes: int, unit: float) -> None:
-    some = objective(classes, unit)
+    scipy_objective = objective(classes, unit)
     theta, direction = point(classes, unit, 1), point(classes, unit, 2)
     step = 1e-5 * direction
     (more, rising), (less, falling) = (
-        some.value_and_gradient(theta + step),
-        some.value_and_gradient(theta - step),
+        scipy_objective.value_and_gradient(theta + step),
+        scipy_objective.value_and_gradient(theta - step),
     )
-    assert (more - less) / 2e-5 == pytest.approx(some.value_and_gradient(theta)[1] @ direction, rel=1e-6)
+    assert (more - less) / 2e-5 == pytest.approx(
+        scipy_objective.value_and_gradient(theta)[1] @ direction, rel=1e-6
+    )
     np.testing.assert_allclose(
-        (rising - falling) / 2e-5, some.hessian_product(theta, direction), rtol=1e-5, atol=1e-8
+        (rising - falling) / 2e-5, scipy_objective.hessian_product(theta, direction), rtol=1e-5, atol=1e-8
     )
 
 
-def test_nan_is_infinitely_bad_and_has_no_hessian() -> None:
-    some = objective(2, 1.0)
+def test_objective_of_nan_is_infinite() -> None:
+    scipy_objective = objective(2, 1.0)
     theta = np.full_like(point(2, 1.0, 1), np.nan)
-    assert some.value_and_gradient(theta)[0] == np.inf
-    assert np.isnan(some.hessian_product(theta, theta)).all()
+    assert scipy_objective.value_and_gradient(theta)[0] == np.inf
+    assert np.isnan(scipy_objective.hessian_product(theta, theta)).all()

@@ -1,4 +1,4 @@
-"""The loop that runs a solver, and what all solvers share: questions cost no products, deadlines end fits."""
+"""The loop that runs a solver, and properties that all solvers share, such as deadlines that end fits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ A, B = STREAM.standard_normal((20, 3)), STREAM.standard_normal(20)
 
 
 class Halving:
-    """A solver of min |x| that halves x, down to `smallest`."""
+    """A solver of min |x| that halves x in each step, down to `smallest`."""
 
     def __init__(self, smallest: float = 0.0) -> None:
         self.x, self.n_iter, self.smallest, self.has_stalled = 1.0, 0, smallest, False
@@ -85,7 +85,7 @@ def test_a_solver_that_has_used_up_its_iterations_makes_no_step() -> None:
 
 
 def make_solvers(operator: PlainOperator) -> list[Any]:
-    """All solvers, of tolerances that take some steps."""
+    """Return all solvers, with tolerances that take several steps."""
     problem = CompositeProblem(operator, SquaredLoss(B), ElasticNetPenalty(0.3))
     box = LinearBoxPenalty(np.zeros(20), np.ones(20), -STREAM.random(20))
     sample_weight = np.full(20, 0.05)
@@ -104,7 +104,7 @@ QUESTIONS = ("n_iter", "objective", "optimality", "has_converged", "has_stalled"
 
 
 @pytest.mark.parametrize("index", range(4), ids=["fista", "newton", "box", "cones"])
-def test_questions_neither_change_a_solver_nor_cost_products(index: int) -> None:
+def test_queries_have_no_side_effects_and_cost_no_products(index: int) -> None:
     operator = PlainOperator(A)
     solver, has_converged = make_solvers(operator)[index], False
     while not has_converged:
@@ -123,7 +123,7 @@ def test_questions_neither_change_a_solver_nor_cost_products(index: int) -> None
     assert solution.converged and solution.n_iter == solver.n_iter > 0
 
 
-# --- deadlines, through the models that have them as their timeout ------------------------------
+# --- deadlines, set by the timeout of models ----------------------------------------------------
 
 
 X = STREAM.standard_normal((60, 16)) @ np.diag(np.logspace(0, -2, 16)) @ STREAM.standard_normal((16, 16))
@@ -171,7 +171,7 @@ class LimitedOperator(PlainOperator):
 
 
 def fit(model: Any, y: np.ndarray, max_products: float) -> tuple[Any, LimitedOperator, list[str]]:
-    """Fit a copy of a model, whose operator is limited; return also the texts of the warnings."""
+    """Fit a copy of a model with a limited operator. Return the model, the operator and all warnings."""
     made: list[LimitedOperator] = []
 
     class LimitedEstimator(type(model)):  # type: ignore[misc]
@@ -184,7 +184,11 @@ def fit(model: Any, y: np.ndarray, max_products: float) -> tuple[Any, LimitedOpe
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         limited.fit(X, y)
-    return limited, made[0], [str(one.message) for one in caught if one.category is ConvergenceWarning]
+    return (
+        limited,
+        made[0],
+        [str(warning.message) for warning in caught if warning.category is ConvergenceWarning],
+    )
 
 
 def training_loss(model: Any, y: np.ndarray) -> float:
@@ -195,7 +199,7 @@ def training_loss(model: Any, y: np.ndarray) -> float:
 
 
 def find_min_products(model: Any, y: np.ndarray) -> int:
-    """Return how many products a fit needs to have a solution: with fewer it raises."""
+    """Return the minimum number of products for a solution. A fit with fewer products raises an error."""
     for max_products in range(12):
         try:
             fit(model, y, max_products)
@@ -217,16 +221,16 @@ def test_a_fit_may_end_after_any_product(
     best, operator, _ = fit(model, y, math.inf)
     minimum, losses, n_first = training_loss(best, y), [], find_min_products(model, y)
     for max_products in range(n_first, operator.n_products, max(1, operator.n_products // 12)):
-        found, _, messages = fit(model, y, max_products)
-        losses.append(training_loss(found, y))
-        assert np.isfinite(found.predict(X)).all() and found.n_iter_ >= 1
+        fitted, _, messages = fit(model, y, max_products)
+        losses.append(training_loss(fitted, y))
+        assert np.isfinite(fitted.predict(X)).all() and fitted.n_iter_ >= 1
         assert losses[-1] >= minimum - 1e-6 * abs(minimum)
-        if not messages:  # what is left is a measurement of a solution that has converged
+        if not messages:  # the solution has converged, and only its final measurement was cut off
             assert losses[-1] == pytest.approx(minimum, rel=1e-5)
             continue
         (message,) = messages
         assert message.startswith(
-            f"the fit has stopped at timeout=60.0 s, after {found.n_iter_} iterations: "
+            f"the fit has stopped at timeout=60.0 s, after {fitted.n_iter_} iterations: "
         )
         assert message.endswith("; raise timeout or tol")
         gap = re.search(r"the objective is at most (\S+) above its minimum", message)
@@ -238,7 +242,7 @@ def test_a_fit_may_end_after_any_product(
     assert losses[-1] <= min(losses) + 1e-9 * abs(minimum) + 1e-12 and losses[-1] < losses[0] + 1e-12
 
 
-def test_several_targets_have_equal_parts_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_targets_share_the_time_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines: list[float] = []
     monkeypatch.setattr(LimitedOperator, "set_deadline", lambda operator, seconds: deadlines.append(seconds))
     fit(Ridge(), np.column_stack([Y, -Y, Y**2]), math.inf)
@@ -246,7 +250,7 @@ def test_several_targets_have_equal_parts_of_the_time(monkeypatch: pytest.Monkey
 
 
 class HangingExecutor(ReplayExecutor):
-    """Run `n_maps` maps, then only such whose tasks never end."""
+    """An executor whose tasks never end after the first `n_maps` maps."""
 
     def __init__(self, n_maps: int) -> None:
         super().__init__()
@@ -278,6 +282,6 @@ def test_enough_time_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, np.nan, "1", True])
-def test_times_that_cannot_be(timeout: Any) -> None:
+def test_invalid_timeouts_are_refused(timeout: Any) -> None:
     with pytest.raises(ModelError, match="timeout must be a positive number of seconds or None, got"):
         with_numpy_products(Ridge()).set_params(timeout=timeout).fit(X, Y)

@@ -1,4 +1,7 @@
-"""Backups: against the rules asked at small steps, and against jobs simulated one by one."""
+"""Vectorized simulation of backup tasks.
+
+The oracles evaluate the rules at small time steps, or simulate each job separately.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ from polarmap.planning.simulation.backups import (
 )
 
 
-def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
-    """When the rule starts backups, found by asking it at small steps, as its authors wrote it."""
+def find_start_by_steps(first: np.ndarray, rule: BackupRule, step: float) -> float:
+    """Return the time at which a rule starts backups, by evaluating its definition at small time steps."""
     for now in np.arange(0, first.max(), step):
         done = sorted(first[first <= now])
         if rule.uses_all_tasks:
@@ -46,53 +49,70 @@ def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
 
 @pytest.mark.parametrize("rule", [CUBED_RULE, SPARK_RULE], ids=["cubed", "spark"])
 @pytest.mark.parametrize("k", [1, 2, 9, 10, 24, 31])
-def test_backups_start_when_the_rule_first_says_so(rule: BackupRule, k: int) -> None:
+def test_backups_start_when_the_rule_first_applies(rule: BackupRule, k: int) -> None:
     first = np.sort(Pareto(1.0, 1.0).sample(np.random.default_rng(k), (40, k)), axis=1)
     first = np.minimum(first, 20.0 + np.arange(k))
-    found = compute_backup_start_times(first, rule)
-    expected = [stepped(row, rule, 0.02) for row in first]
-    np.testing.assert_allclose(found, expected, atol=0.03)
+    start_times = compute_backup_start_times(first, rule)
+    expected = [find_start_by_steps(row, rule, 0.02) for row in first]
+    np.testing.assert_allclose(start_times, expected, atol=0.03)
 
 
 def test_backups_help_against_stragglers_and_cost_what_they_ran() -> None:
     slow = Mixture([Empirical([1.0]), Empirical([50.0])], [0.98, 0.02])
-    found = completion_time(32, 32, "backup-cubed", slow, n_trials=4000)
-    late = 1 - 0.98**32  # some task is slow; its backup, started at 3, nearly always takes 1
-    again = 32 * 0.02 * 0.02  # but a task may be slow twice
-    assert found.mean == pytest.approx(1 + 3 * late + 46 * again, rel=0.05)
-    assert found.n_tasks_started == pytest.approx(32 * 1.02, rel=0.005)
-    assert found.worker_seconds == pytest.approx(32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02)
-    # below ten tasks cubed does nothing
+    completion = completion_time(32, 32, "backup-cubed", slow, n_trials=4000)
+    late = 1 - 0.98**32  # probability of a slow task, whose backup starts at 3 s and usually takes 1 s
+    again = 32 * 0.02 * 0.02  # expected number of tasks whose backup is slow, too
+    assert completion.mean == pytest.approx(1 + 3 * late + 46 * again, rel=0.05)
+    assert completion.n_tasks_started == pytest.approx(32 * 1.02, rel=0.005)
+    assert completion.worker_seconds == pytest.approx(
+        32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02
+    )
+    # With fewer than ten tasks, cubed starts no backups.
     assert completion_time(9, 9, "backup-cubed", slow).n_tasks_started == 9
 
 
 def test_backups_rescue_failures_but_not_all() -> None:
     distribution = FailureProne(Empirical([1.0]), 0.05)
-    found = completion_time(20, 20, "backup-cubed", distribution, n_trials=20_000)
-    assert found.failure_probability == pytest.approx(1 - (1 - 0.05**2) ** 20, abs=0.01)
-    assert found.mean == pytest.approx(1 + 3 * (1 - (0.95 / 0.9975) ** 20), rel=0.02)
+    completion = completion_time(20, 20, "backup-cubed", distribution, n_trials=20_000)
+    assert completion.failure_probability == pytest.approx(1 - (1 - 0.05**2) ** 20, abs=0.01)
+    assert completion.mean == pytest.approx(1 + 3 * (1 - (0.95 / 0.9975) ** 20), rel=0.02)
 
 
 # --- by the rule of hedged_map -----------------------------------------------------------------
 
 
-def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int]:
-    """Time, worker-seconds and starts of one job, the rule asked of all attempts at every moment.
+def simulate_one_job(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int]:
+    """Simulate one job by applying the rule to all attempts at every event.
 
-    table : (attempts, k): what each attempt takes.
+    Parameters
+    ----------
+    table : array of shape (attempts, k)
+        The run time of each attempt of each task.
+    rule : LatenessRule
+        The rule that starts backups.
+
+    Returns
+    -------
+    tuple of (float, float, int)
+        The completion time, the worker-seconds, and the number of attempts started.
     """
     most, k = table.shape
     starts: list[list[float]] = [[0.0] for _ in range(k)]
     late: set[tuple[int, int]] = set()
     now = 0.0
     while True:
-        ends = [min(start + table[turn, i] for turn, start in enumerate(one)) for i, one in enumerate(starts)]
+        ends = [
+            min(start + table[turn, i] for turn, start in enumerate(task_starts))
+            for i, task_starts in enumerate(starts)
+        ]
         if all(end <= now for end in ends):
             break
         first, later = [], []
-        for i, one in enumerate(starts):
+        for i, task_starts in enumerate(starts):
             if ends[i] <= now:
-                winner = next(turn for turn, start in enumerate(one) if start + table[turn, i] == ends[i])
+                winner = next(
+                    turn for turn, start in enumerate(task_starts) if start + table[turn, i] == ends[i]
+                )
                 (later if winner else first).append(float(table[winner, i]))
         running = [(i, turn) for i in range(k) if ends[i] > now for turn in range(len(starts[i]))]
         late &= set(running)
@@ -111,12 +131,12 @@ def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int
             now = min([*moments, *(end for end in ends if end > now)])
             if now == inf:
                 return inf, inf, sum(map(len, starts))
-    paid = sum(end - start for end, one in zip(ends, starts) for start in one)
+    paid = sum(end - start for end, task_starts in zip(ends, starts) for start in task_starts)
     return max(ends), paid, sum(map(len, starts))
 
 
-class Again:
-    """The run times of further attempts from a table (attempts, trials, k)."""
+class RunTimeTable:
+    """Returns the run times of further attempts from a table of shape (attempts, trials, k)."""
 
     def __init__(self, table: np.ndarray) -> None:
         self._further = iter(table[1:])
@@ -137,28 +157,26 @@ class Again:
     ],
     ids=["stragglers", "heavy", "short", "long", "lost"],
 )
-def test_jobs_simulated_together_are_those_simulated_one_by_one(
-    distribution: Distribution, most: int
-) -> None:
+def test_vectorized_simulation_agrees_with_separate_jobs(distribution: Distribution, most: int) -> None:
     rng = np.random.default_rng(0)
     for k in (1, 2, 3, 8, 24):
         rule = make_backup_lateness_rule(k)
         table = distribution.sample(rng, (most + 1, 20, k))
-        jobs = simulate_backups(table[0], Again(table), rule, most)
+        jobs = simulate_backups(table[0], RunTimeTable(table), rule, most)
         for job in range(20):
-            time, paid, started = one_by_one(table[:, job], rule)
+            time, paid, started = simulate_one_job(table[:, job], rule)
             assert jobs.completion_times[job] == pytest.approx(time)
             assert jobs.worker_seconds[job] == pytest.approx(paid)
             if np.isfinite(time):
                 assert jobs.n_tasks_started[job] == started
 
 
-def test_the_learned_rule_against_that_of_cubed() -> None:
-    """24 tasks of which 2 % take five times as long."""
+def test_learned_rule_is_better_than_that_of_cubed() -> None:
+    # The job has 24 tasks, and 2 % of tasks take five times as long.
     slow = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
-    plain, cubed, ours = (
+    plain, cubed, learned = (
         completion_time(24, 24, scheme, slow, n_trials=20_000)
         for scheme in ("uncoded", "backup-cubed", "backup")
     )
-    assert ours.p99 <= 0.65 * cubed.p99
-    assert ours.worker_seconds <= 1.05 * plain.worker_seconds
+    assert learned.p99 <= 0.65 * cubed.p99
+    assert learned.worker_seconds <= 1.05 * plain.worker_seconds

@@ -1,4 +1,7 @@
-"""Small blocks on persistent workers: against a simulation event by event, and the order statistic."""
+"""Vectorized simulation of small blocks on persistent workers.
+
+The oracles are a simulation of each job event by event, and the order statistic for one task per worker.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ K, N = 24, 32
 DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
-def event_by_event(whole: list[float], k: int, pieces: int, price: float) -> tuple[float, float]:
-    """Time and worker-seconds of a job whose workers take tasks from one queue."""
+def simulate_one_job(whole: list[float], k: int, pieces: int, price: float) -> tuple[float, float]:
+    """Simulate one job whose workers take tasks from one queue, and return its time and worker-seconds."""
     each = [seconds / pieces + price for seconds in whole]
     running = [(seconds, 0.0, worker) for worker, seconds in enumerate(each)]
     heapq.heapify(running)
@@ -49,42 +52,49 @@ def event_by_event(whole: list[float], k: int, pieces: int, price: float) -> tup
     dead=st.integers(0, 2),
     seed=st.integers(0, 10_000),
 )
-def test_the_vectorized_jobs_are_those_event_by_event(
+def test_vectorized_simulation_agrees_with_event_simulation(
     k: int, spare: int, pieces: int, price: float, least: float, dead: int, seed: int
 ) -> None:
     times = ShiftedExponential(least, 1.0).sample(np.random.default_rng(seed), (5, k + spare))
     times[0, :dead] = math.inf
     jobs = simulate_overdecomposition(times, k, pieces, price)
     for row, time, paid in zip(times, jobs.completion_times, jobs.worker_seconds):
-        expected = event_by_event(row.tolist(), k, pieces, price)
+        expected = simulate_one_job(row.tolist(), k, pieces, price)
         assert time == pytest.approx(expected[0])
         if math.isfinite(time):
             assert paid == pytest.approx(expected[1])
 
 
-def test_workers_that_are_alike_and_stay_alike() -> None:
-    """Ends that coincide: 6 workers of 8 s each end 8 tasks of a second at every second."""
+def test_identical_workers_finish_at_the_same_times() -> None:
+    # All ends coincide: each of 6 workers finishes a task of 1 s at every full second.
     jobs = simulate_overdecomposition(np.full((1, 6), 8.0), 4, 8)
     assert jobs.completion_times == pytest.approx(6.0) and jobs.worker_seconds == pytest.approx(36.0)
     assert simulate_overdecomposition(np.full((1, 4), 8.0), 4, 8, 0.5).completion_times == pytest.approx(12.0)
 
 
-def test_small_blocks_beat_the_bound_of_workers_that_return_all_or_nothing() -> None:
-    """Until tasks are so short that their price counts."""
-    one, eight, many = (
+def test_small_blocks_beat_one_block_per_worker() -> None:
+    # With 512 tasks per worker, the overhead per task outweighs the gain.
+    one_task, eight_tasks, many_tasks = (
         completion_time(
             N, K, "small_blocks", DISTRIBUTION, tasks_per_worker=pieces, task_overhead=0.001, n_trials=4000
         )
         for pieces in (1, 8, 512)
     )
-    assert one.mean == pytest.approx(completion_time(N, K, "mds", DISTRIBUTION).mean + 0.001, rel=0.01)
-    assert eight.mean == pytest.approx(0.90, abs=0.02) and eight.p99 == pytest.approx(0.97, abs=0.02)
-    assert eight.worker_seconds < one.worker_seconds and many.mean > eight.mean + 0.3
-    assert (eight.tasks_per_worker, eight.n_results_awaited, eight.n_tasks_started) == (8, 192, 223)
+    assert one_task.mean == pytest.approx(completion_time(N, K, "mds", DISTRIBUTION).mean + 0.001, rel=0.01)
+    assert eight_tasks.mean == pytest.approx(0.90, abs=0.02) and eight_tasks.p99 == pytest.approx(
+        0.97, abs=0.02
+    )
+    assert eight_tasks.worker_seconds < one_task.worker_seconds and many_tasks.mean > eight_tasks.mean + 0.3
+    assert (eight_tasks.tasks_per_worker, eight_tasks.n_results_awaited, eight_tasks.n_tasks_started) == (
+        8,
+        192,
+        223,
+    )
 
 
-def test_jobs_fail_where_too_few_tasks_are_left_to_those_who_live() -> None:
-    """One of 24 does the work of all; without parity each has to end its own."""
+def test_jobs_fail_if_living_workers_have_too_few_tasks() -> None:
+    # With 12 parity blocks, a single worker can do the tasks of all workers. Without parity, every worker
+    # must finish its first task.
     dying = FailureProne(DISTRIBUTION, 0.9)
     some, plain = (
         completion_time(24, k, "small_blocks", dying, tasks_per_worker=2, n_trials=4000) for k in (12, 24)
