@@ -47,7 +47,7 @@ MAX_BLAS_INTEGER_ROWS = 16
 class ArikanCode(PolarCode):
     """A polar code with the Arikan kernel: x = B v, where the inputs v are zero on the frozen set.
 
-    B consists of one or more butterflies, each of 2^levels positions. The parameters are those of
+    B consists of one or more butterflies, each of 2^levels positions. The code has the same parameters as
     `PolarCode`.
     """
 

@@ -266,7 +266,7 @@ def _compute_group_sum_weights(
 
 
 def _solve_for_sum_weights(arrived_rows: Floats) -> Floats | None:
-    """Return the smallest weights with weights @ arrived_rows = 1, or None if there are none."""
+    """Return the smallest weights with weights @ arrived_rows = 1, or None if no weights exist."""
     if not len(arrived_rows):
         return None
     all_one_vector = np.ones(arrived_rows.shape[1])

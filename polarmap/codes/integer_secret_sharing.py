@@ -35,7 +35,7 @@ class IntegerSecretSharingCode(LinearCode):
 
     Any t workers together see uniformly distributed numbers. This is perfect secrecy: it holds whatever they
     know and however much they can compute. Decoding is exact. f must be linear over the integers, with f(0) =
-    0 and integer results, because a constant term could not be told apart from the noise.
+    0 and integer results, because a constant term could not be separated from the noise.
 
     Parameters
     ----------

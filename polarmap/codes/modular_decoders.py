@@ -44,7 +44,10 @@ class ModularDecoder(ErasureDecoder):
 
     @cached_property
     def real_decoder(self) -> ErasureDecoder:
-        """The decoder for float results of the same tasks. Accessing it raises CodeError if there is none."""
+        """The decoder for float results of the same tasks.
+
+        Raises CodeError if the code cannot decode floats.
+        """
         return self._make_real_decoder()
 
     @abstractmethod

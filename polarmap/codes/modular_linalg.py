@@ -35,7 +35,7 @@ def find_independent_rows_gf2(matrix: Array) -> list[int]:
 
 
 def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int:
-    """Subtract basis rows from a packed row over GF(2) until no basis row has its leading bit.
+    """Reduce a packed row over GF(2), by subtracting basis rows that have the same leading bit.
 
     Parameters
     ----------

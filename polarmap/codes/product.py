@@ -52,7 +52,7 @@ MAX_JOINT_WEIGHTS = 1 << 18
 
 
 class ProductCode(SystematicCode):
-    """The product of two polar codes: n_A n_B blocks on a grid, of which k_A k_B are data blocks.
+    """The product of two polar codes: n_A n_B blocks on a grid, including k_A k_B data blocks.
 
     The data blocks have the first indices, row by row. The parity blocks follow, also row by row.
 
@@ -371,7 +371,7 @@ class IterativeDecoder:
             axis = 1 - axis
 
     def _decode_line(self, axis: int, line_index: int) -> list[int]:
-        """Plan the decoding of one line if enough of its blocks are known, and return the positions it adds.
+        """Add a line to `line_decodings` if enough of its blocks are known. Return the positions it recovers.
 
         The line is column `line_index` for axis 0, and row `line_index` for axis 1.
         """

@@ -45,7 +45,7 @@ SYNDROME_BYTES = 64 << 20  # Memory in bytes for the parity that the decoder com
 class RotationCode(PolarCode):
     """A polar code with the rotation kernel: x = [[I, 0], [P, -I]] u, with the last n - k inputs frozen.
 
-    The parameters are those of `PolarCode`.
+    It has the same parameters as `PolarCode`.
     """
 
     kernel = option_name = "rotation"

@@ -454,7 +454,7 @@ class InactivationDecoder(ModularDecoder):
 class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
     """The sequential decoder for floats, which decodes by successive cancellation alone.
 
-    It fails if an input would have to be inactivated. The parameters are those of `InactivationDecoder`.
+    It fails if an input would have to be inactivated. It has the same parameters as `InactivationDecoder`.
 
     Attributes
     ----------

@@ -45,8 +45,8 @@ def coded_gram(
     """Compute A^H A or A^H diag(weights) A without waiting for stragglers.
 
     The columns of A are partitioned into k blocks, which are encoded as n blocks A_i. Each task computes one
-    product A_i^H diag(w) A_j. Only the products with i <= j are computed, because their transposes are the
-    others. This is half of the work of `coded_matmul`.
+    product A_i^H diag(w) A_j. Only the products with i <= j are computed, because each also gives the
+    product with i and j swapped. This is half of the work of `coded_matmul`.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The training loss of a ReLU network, with a cone constraint on the input of each unit.
 
-The input of each unit must lie in the cone in which its gate has the right sign. The interior-point method of
-`polarmap.models.solvers.cone_interior_point` minimizes this loss.
+Each cone contains the unit inputs for which the gate of the unit has the right sign. The interior-point
+method of `polarmap.models.solvers.cone_interior_point` minimizes this loss.
 """
 
 from __future__ import annotations

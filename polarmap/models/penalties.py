@@ -172,7 +172,8 @@ class GroupLassoPenalty:
 class AffineSet:
     """The constraint C x = d.
 
-    Projections on this set use a QR factorization of C and are exact. Those of pyproximal are iterative.
+    Projections on this set use a QR factorization of C and are exact, whereas pyproximal computes them
+    iteratively.
 
     Parameters
     ----------

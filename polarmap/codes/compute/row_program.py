@@ -190,7 +190,7 @@ def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array
 
 
 def execute_adjoint_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:
-    """Execute row operations backwards and transposed, to turn coefficients of outputs into those of inputs.
+    """Execute row operations transposed and in reverse, which maps output to input coefficients.
 
     Each column of `table` is a linear combination. At the start, the output rows contain the coefficients of
     the combination. At the end, the input rows contain the coefficients of the same combination of the input

@@ -173,7 +173,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         sqrt_weight: Floats | None = None,
         intercept_scaling: float | None = None,
     ) -> tuple[CodedOperator, Any, Floats, Floats]:
-        """Standardize and encode the features: A = sqrt_weight * (X - mean) * scale.
+        """Encode the standardized features: A = sqrt_weight * (X - mean) * scale.
 
         The scale is chosen such that the Hessian of the mean loss has about 1 on its diagonal. If X is
         sparse, X itself is encoded, and A is never formed.

@@ -138,7 +138,8 @@ class LeastSquares(Ridge):
     """Ordinary least squares, like scikit-learn's LinearRegression.
 
     The model minimizes |y - X w - c|^2. If features are exactly linearly dependent, w is not unique, and one
-    of the minimizers is returned. Parameters, attributes and errors are those of `Ridge`, without alpha.
+    of the minimizers is returned. Parameters, attributes and errors are the same as for `Ridge`, without
+    alpha.
 
     Examples
     --------

@@ -117,8 +117,8 @@ class ElasticNet(PenalizedLinearRegression):
 class Lasso(ElasticNet):
     """Least squares with an L1 penalty, which sets many coefficients to 0, like scikit-learn's Lasso.
 
-    The model minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters and attributes are those of
-    `ElasticNet`, without l1_ratio.
+    The model minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters and attributes are the same as
+    for `ElasticNet`, without l1_ratio.
 
     Examples
     --------
@@ -139,8 +139,8 @@ class NonNegativeLeastSquares(PenalizedLinearRegression):
     """Least squares with nonnegative coefficients, like scikit-learn's LinearRegression(positive=True).
 
     The model minimizes |y - X w - c|^2 / (2 samples) over w >= 0. The intercept c may be negative. Parameters
-    and attributes are those of `ElasticNet`, without alpha and l1_ratio. `tol` is the relative tolerance of
-    the gradient map, and `dual_gap_` is None.
+    and attributes are the same as for `ElasticNet`, without alpha and l1_ratio. `tol` is the relative
+    tolerance of the gradient map, and `dual_gap_` is None.
 
     Examples
     --------

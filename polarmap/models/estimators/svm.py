@@ -45,7 +45,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
     max_iter : int
         Maximum number of iterations. Each takes a few coded maps.
     blocks, tasks, code, executor, timeout, verbose : optional
-        As for `ElasticNet`. The objective and gradient that `verbose` prints are those of the dual problem.
+        As for `ElasticNet`. `verbose` prints objective and gradient of the dual problem.
 
     Attributes
     ----------

@@ -142,7 +142,7 @@ class _MehrotraSolver:
         """Take one predictor-corrector step, and check whether the new iterate has converged."""
         self._take_predictor_corrector_step()
         if self._is_optimal():
-            # The products with x are recomputed before deciding, because those of the iterations have
+            # The products with x are recomputed before deciding, because the updated products have
             # accumulated rounding errors.
             self._move_to_box_point(self.x)
             self.has_converged = self._is_optimal()
@@ -182,7 +182,7 @@ class _MehrotraSolver:
         return np.asarray(np.sum(products_lower + products_upper, axis=0))
 
     def polish(self) -> None:
-        """Round entries that approach a bound to that bound, and refine all other entries by Newton steps.
+        """Set entries that approach a bound to that bound, and refine all other entries by Newton steps.
 
         The result is kept if it satisfies `tol`, or if its gap is smaller than the best gap so far.
         """

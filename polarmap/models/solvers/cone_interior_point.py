@@ -92,8 +92,8 @@ class _ConeInteriorPointSolver:
         self._loss, n_features = cone_loss.loss, operator.shape[1]
         (n_samples, self._n_gates), self._n_outputs = cone_loss.patterns.shape, cone_loss.loss.shape[1]
         self._gated_operator = GatedOperator(operator, cone_loss.patterns)
-        # Small Newton systems are solved directly. For the others, systems without the coupling of gates and
-        # outputs serve as the preconditioner of conjugate gradients.
+        # Small Newton systems are solved directly. Large systems are solved by conjugate gradients, with a
+        # preconditioner that ignores the coupling of gates and outputs.
         is_small = n_features * self._n_gates <= MAX_SYSTEM_SIZE
         self._is_direct = is_small and self._loss.has_separate_outputs
         self._n_coupled_gates = self._n_gates if self._is_direct else 1

@@ -124,7 +124,7 @@ class CompositeProblem:
         return np.asarray(self.operator.matvec(x) if x.ndim == 1 else self.operator.matmat(x))
 
     def check_eta_shape(self, eta: Floats) -> None:
-        """Raise ModelError if the loss has targets of another shape than `eta`, even if NumPy could broadcast."""
+        """Raise ModelError if the targets of the loss do not have the shape of `eta`."""
         loss_shape = getattr(self.loss, "shape", eta.shape)
         if loss_shape != eta.shape:
             raise ModelError(

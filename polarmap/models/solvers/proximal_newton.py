@@ -195,7 +195,7 @@ class ProximalNewtonSolver(ProximalSolver):
     def _line_search(
         self, direction: Floats, eta_direction: Floats, slope: float, objective_before: float
     ) -> float:
-        """Return a step length that decreases the objective sufficiently, or 0 if there is none.
+        """Return a step length that decreases the objective sufficiently, or 0 if no step length does.
 
         `slope` is the directional derivative of the loss. The search needs no products, because A x and A d
         are known.
