@@ -74,7 +74,7 @@ class ArikanCode(PolarCode):
 
     @property
     def zero_input_mask(self) -> Mask:
-        """A mask of the inputs that are zero, being frozen or punctured; shape (size, butterflies)."""
+        """A mask of the butterfly inputs that are zero: the frozen inputs and the punctured ones."""
         mask = np.zeros(self.transform_shape, bool)
         mask.flat[self.frozen_set] = True
         mask.flat[: self.mother_code_length - self.n] = True
@@ -90,7 +90,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k); its entries are small integers in int64."""
+        """The parity matrix P, shape (n - k, k). Its entries are small integers."""
         if self.n - self.k < self.k:
             parity_rows = self.left_multiply_encoding_matrix(np.eye(self.n - self.k))
             # The float64 sums have few terms and are exact, so the conversion to integers is exact as well.
@@ -98,7 +98,7 @@ class ArikanCode(PolarCode):
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Compute columns of P, the ones of the data blocks `block_indices`, without forming all of P."""
+        """Compute the columns of P for the data blocks `block_indices`, without forming all of P."""
         unit_vectors = np.zeros((self.k, len(block_indices)), np.int64)
         unit_vectors[block_indices, np.arange(len(block_indices))] = 1
         columns = np.empty((self.n - self.k, len(block_indices)), np.int64)
@@ -106,7 +106,7 @@ class ArikanCode(PolarCode):
         return columns
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Compute weights @ P by transposed butterflies, without forming P."""
+        """Compute weights @ P, where P is the parity matrix, without forming P."""
         table = np.zeros((self.mother_code_length, len(weights)))
         table[self.codeword_positions[self.k :]] = weights.T
         stacked_table = table.reshape(self.transform_shape[0], -1)
@@ -126,7 +126,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The largest sum of the absolute coefficients in a row of P (its infinity norm)."""
+        """The infinity norm of P: the largest sum of the absolute coefficients of a parity block."""
         data_indicator = np.zeros(self.mother_code_length)
         data_indicator[self.codeword_positions[: self.k]] = 1
         column_weights = data_indicator.reshape(self.transform_shape)
@@ -135,7 +135,7 @@ class ArikanCode(PolarCode):
         return int(row_sums.reshape(-1)[self.codeword_positions[self.k :]].max())
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the results that have arrived, which depends on `decoder` and `modular`."""
+        """Build the decoder for the results that have arrived; `modular` selects integers modulo 2^64."""
         if self.decoder == "sequential":
             decoder_class = ModularCancellationDecoder if modular else SuccessiveCancellationDecoder
             return decoder_class(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
@@ -212,7 +212,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _position_erasure_probabilities(self) -> float | Floats:
-        """The erasure probability of all codeword positions (a float), or of each of them, shape (n,)."""
+        """The erasure probability of each codeword position (n,), or a float if all are equal."""
         if isinstance(self.erasure, float):
             return self.erasure
         worst_first = np.sort(self.erasure)[::-1]

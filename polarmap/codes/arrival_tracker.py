@@ -28,7 +28,7 @@ MAX_RANK_CHECKS = 1000
 class DecodingState(Enum):
     """Whether the missing results can be decoded from the results that have arrived so far."""
 
-    UNDECODABLE = "undecodable"  # Too few results have arrived to decode the targets.
+    UNDECODABLE = "undecodable"  # Too few results have arrived.
     ILL_CONDITIONED = "ill-conditioned"  # Decoding is possible, but would multiply errors too much.
     DECODABLE = "decodable"
 
@@ -49,7 +49,7 @@ class ArrivalTracker:
     Attributes
     ----------
     state : DecodingState
-        Whether the targets can be decoded, and accurately enough.
+        Whether the missing results can be decoded, and accurately enough.
     n_arrived : int
         Number of distinct blocks that have arrived.
 
@@ -83,7 +83,7 @@ class ArrivalTracker:
         self._untracked_arrivals: list[int] = []
 
     def add(self, block_index: int) -> bool:
-        """Record the arrival of a result, and return whether all targets can be decoded now.
+        """Record the arrival of a result, and return whether all missing results can be decoded now.
 
         Parameters
         ----------
@@ -113,7 +113,7 @@ class ArrivalTracker:
         return self.state is DecodingState.DECODABLE
 
     def accept_ill_conditioned(self) -> bool:
-        """Accept any loss of accuracy from now on, and return whether all targets can be decoded now.
+        """Accept any loss of accuracy from now on, and return whether decoding is possible.
 
         Call this method when no further result can arrive.
         """
@@ -124,12 +124,12 @@ class ArrivalTracker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all targets can be decoded accurately enough: the state is DECODABLE."""
+        """Whether all missing results can be decoded accurately enough."""
         return self.state is DecodingState.DECODABLE
 
     @property
     def missing_indices(self) -> Indices:
-        """The indices of the targets that have not arrived, ascending."""
+        """The indices of the wanted results that have not arrived, ascending."""
         if self._missing_indices is None:
             missing_mask = np.ones(self.code.n_targets, bool)
             missing_mask[: self._n_systematic] = ~self.arrived_mask[: self._n_systematic]
@@ -161,7 +161,7 @@ class ArrivalTracker:
         return np.inf if self.state is DecodingState.UNDECODABLE else self.decoder.amplification
 
     def _check_decodability(self) -> bool:
-        """Return whether enough results have arrived to decode all targets, ignoring accuracy."""
+        """Return whether enough results have arrived to decode the rest, ignoring accuracy."""
         if self._n_missing_targets == 0:
             return True
         if self.n_arrived < self._next_rank_check:

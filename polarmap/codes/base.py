@@ -25,7 +25,8 @@ from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is
 
 ReceivedBlocks = Mapping[int, Array]  # Maps the index of a coded block to its flat result.
 
-COEFFICIENT_TOL = 1e-12  # Coefficients of smaller magnitude are treated as zero.
+# Coefficients of smaller magnitude are treated as zero.
+COEFFICIENT_TOL = 1e-12
 # At most this many parity checks are evaluated to verify results. More take time but detect no more errors.
 MAX_CHECKS = 8
 # At most this many parity checks are evaluated modulo 2^64, where an even coefficient can hide an error: it
@@ -76,7 +77,7 @@ class CodeMatrices(ABC):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results from which all targets can be decoded: the number of unknowns."""
+        """The smallest number of results that can suffice to decode: the number of unknown blocks."""
         return int(self.generator_matrix.shape[1])
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
@@ -100,7 +101,7 @@ class CodeMatrices(ABC):
     @property
     @abstractmethod
     def n_targets(self) -> int:
-        """The number of targets, that is, of results that the decoder must return."""
+        """The number of targets, which are the results that the caller wants."""
 
     @property
     @abstractmethod
@@ -148,11 +149,12 @@ def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
 
 
 class ErasureDecoder(ABC):
-    """A decoder that computes the missing targets of a code for one erasure pattern.
+    """A decoder that computes the missing results of a code from the results that arrived.
 
-    The erasure pattern is the set of results that have arrived. `RealDecoder` decodes real numbers and
-    `ModularDecoder` integers modulo 2^64. In both cases, decoding is a matrix product: recovered = weights @
-    received.
+    A decoder handles one erasure pattern, that is, one set of arrived results. `RealDecoder` decodes real
+    numbers and `ModularDecoder` integers modulo 2^64. In both cases, decoding is a matrix product: recovered
+    = weights @ received. The recovered results are those of the code's targets (the results that the caller
+    wants) that are missing.
 
     Attributes
     ----------
@@ -180,10 +182,10 @@ class ErasureDecoder(ABC):
         self.missing_indices: Indices = np.flatnonzero(missing_mask)
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return a decoder for the same arrivals that computes in the arithmetic suited to `dtype`.
+        """Return a decoder for the same arrived results that uses the arithmetic for `dtype`.
 
         Integers are decoded modulo 2^64 if the code supports it, and all other data as real numbers. This
-        base class knows only one arithmetic and returns itself.
+        base class has only one arithmetic and returns itself.
         """
         return self
 
@@ -201,7 +203,7 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if all targets can be decoded now."""
+        """The number of further results that are needed at least; 0 if decoding is possible now."""
 
     @property
     @abstractmethod
@@ -210,14 +212,14 @@ class ErasureDecoder(ABC):
 
     @property
     def weights(self) -> Floats | UInt64Array:
-        """The decoding weights, such that recovered = weights @ received; shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         raise NotImplementedError(
             f"{type(self).__name__} has no decoding weights. Use weight_magnitudes instead."
         )
 
     @property
     def approximate_weights(self) -> Floats:
-        """The decoding weights as real numbers, shape (missing, arrived).
+        """The decoding weights as real numbers. Each row computes a missing result.
 
         For integers, they are correct as long as no value wraps around modulo 2^64.
         """
@@ -226,27 +228,27 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def check_matrix(self) -> Floats | UInt64Array:
-        """The parity checks that verify the arrived results: check_matrix @ received = 0 if all are right."""
+        """The parity checks, one per row: check_matrix @ received is zero if all results are correct."""
 
     @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:
-        """The effect of an error of 1 in each arrived result on each target, shape (missing, arrived)."""
+        """How much an error of 1 in each arrived result (column) changes each missing result (row)."""
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest effect of an error of 1 in each arrived result on any target, shape (arrived,)."""
+        """The largest change of a missing result that an error of 1 in each arrived result causes."""
         return np.asarray(self.weight_magnitudes.max(axis=0, initial=0))
 
     @cached_property
     def weight_masks(self) -> WeightMasks:
-        """Masks that tell which arrived results are used to decode which missing targets."""
+        """Masks that tell which arrived results are used to decode which missing results."""
         if not len(self.missing_indices):
             return compute_weight_masks(np.empty((0, len(self.arrived_indices))))
         return self._compute_weight_masks()
 
     def _compute_weight_masks(self) -> WeightMasks:
-        """Compute `weight_masks`. Called only if at least one target is missing."""
+        """Compute `weight_masks`. Called only if at least one result is missing."""
         return compute_weight_masks(self.weights)
 
     @property
@@ -265,7 +267,7 @@ class ErasureDecoder(ABC):
 
     @abstractmethod
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets from the arrived results.
+        """Compute the missing results from the arrived results.
 
         Parameters
         ----------
@@ -277,11 +279,11 @@ class ErasureDecoder(ABC):
         Returns
         -------
         array (missing, b), of `dtype`
-            The missing targets, in the order of `missing_indices`.
+            The missing results, in the order of `missing_indices`.
         """
 
     def get_weight_masks(self, dtype: DType) -> WeightMasks:
-        """Return `weight_masks` of the decoder that handles results of `dtype`."""
+        """Return the masks that tell which arrived results are used, for results of `dtype`."""
         return self.over(dtype).weight_masks
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
@@ -307,7 +309,7 @@ class SystematicEquations(ErasureDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The coefficients of the equations: the rows of P that arrived, and the columns that are missing."""
+        """The matrix of the equations: rows of P of arrived parity blocks, columns of missing data blocks."""
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
 

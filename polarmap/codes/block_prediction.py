@@ -18,7 +18,8 @@ from polarmap.codes.base import CodeMatrices
 from polarmap.dtypes import Floats, Indices
 
 NORMAL_P90 = 1.2815515655446004  # The 90 % quantile of the standard normal distribution.
-MIN_RESULTS = 3  # At least this many results are needed to estimate how much their deviations vary.
+# At least this many results are needed to estimate how much their deviations vary.
+MIN_RESULTS = 3
 # A block counts as decoded exactly if its expected error, in standard deviations of a block, is smaller. The
 # cutoff of singular values in the pseudo-inverse keeps rounding errors below this tolerance.
 DETERMINED_TOL = 1e-7

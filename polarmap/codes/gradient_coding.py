@@ -26,7 +26,8 @@ from polarmap.errors import CodeError
 
 # For a cyclic group, N_SEEDS random matrices are compared on up to MAX_PATTERNS erasure patterns each.
 N_SEEDS, MAX_PATTERNS = 16, 64
-SPAN_TOL = 1e-8  # Largest difference from the all-ones vector at which weights still count as a solution.
+# Weights are accepted if their combination of rows differs from the all-ones vector by at most this.
+SPAN_TOL = 1e-8
 RANK_TOL = 1e-10  # Singular values below this fraction of the largest are treated as zero.
 
 
@@ -134,7 +135,7 @@ class GradientDecoder(RealDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if the sum can be decoded now."""
+        """The number of further results that are needed at least; 0 if decoding is possible now."""
         n_lacking = self.code.recovery_threshold - len(self.arrived_indices)
         return n_lacking if n_lacking > 0 else int(not np.isfinite(self.weights).all())
 
@@ -172,11 +173,11 @@ class GradientDecoder(RealDecoder):
         return int(self._left_null_space.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` orthonormal parity checks of the results, shape (checks, arrived)."""
+        """Return up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
         return self._left_null_space[:, :max_checks].T
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the sum and write it to `out`, shape (1, b)."""
+        """Compute the sum and write it to the only row of `out`."""
         if not is_integer_dtype(out.dtype):
             super().decode_into(received, out)
             return

@@ -68,7 +68,7 @@ class HadamardCode(PolarCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), float64."""
+        """The parity matrix P, shape (n - k, k), as float64."""
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         unsent_positions = np.arange(self.n, self._input_checks.shape[1])
         solved_checks = self._input_checks[:, np.concatenate([parity_positions, unsent_positions])]

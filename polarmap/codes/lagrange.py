@@ -25,7 +25,8 @@ from polarmap.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import check_positive_int, is_choice
 
-MAX_POINTS = 2048  # Maximum number of coded blocks. Testing decodability takes O(n^3) operations.
+# Maximum number of coded blocks. Testing decodability takes O(n^3) operations.
+MAX_POINTS = 2048
 # Up to this many coded blocks, the amplification is computed from the decoding weights.
 MAX_EXACT_AMPLIFICATION_N = 64
 # The amplification is computed for this many random erasure patterns, and for as many bursts.
@@ -260,7 +261,7 @@ class LagrangeDecoder(PseudoInverseDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; inf if the targets cannot be decoded."""
+        """The largest 2-norm of a row of `weights`; inf if decoding is impossible."""
         if self.code.n <= MAX_EXACT_AMPLIFICATION_N or not len(self.missing_indices):
             return super().amplification
         erased_indices = np.setdiff1d(np.arange(self.code.n), self.arrived_indices)

@@ -226,7 +226,7 @@ class SystematicCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results from which all targets can be decoded: k."""
+        """The smallest number of results that can suffice to decode: k."""
         return self.k
 
     @property

@@ -34,8 +34,8 @@ FLOAT_RESULT_ERROR = (
 class ModularDecoder(ErasureDecoder):
     """A decoder for integers modulo 2^64: recovered = weights @ received.
 
-    Floats are passed on to `real_decoder`. If the targets can be decoded modulo 2^64, they can also be
-    decoded over the reals.
+    Floats are passed on to `real_decoder`. Results that can be decoded modulo 2^64 can also be decoded over
+    the reals.
     """
 
     modular = True
@@ -61,7 +61,7 @@ class ModularDecoder(ErasureDecoder):
     @property
     @abstractmethod
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, shape (missing, arrived)."""
+        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
 
     @property
     def weight_magnitudes(self) -> Floats:
@@ -69,7 +69,7 @@ class ModularDecoder(ErasureDecoder):
         return np.abs(self.weights.view(np.int64).astype(np.float64))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets, shape (missing, b); integers wrap around as `dtype` does."""
+        """Compute the missing results, one per row; integers wrap around as `dtype` does."""
         if not is_integer_dtype(dtype):
             return self.real_decoder.decode(received, dtype)
         out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
@@ -79,7 +79,7 @@ class ModularDecoder(ErasureDecoder):
 
     @abstractmethod
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing targets and write them to `out`, shape (missing, b) of an integer dtype."""
+        """Compute the missing results and write them to `out`, one per row."""
 
 
 class EliminationDecoder(ModularDecoder):
@@ -105,7 +105,7 @@ class EliminationDecoder(ModularDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if all unknowns can be solved for."""
+        """The number of further results that are needed at least; 0 if decoding is possible now."""
         n_unknowns = int(self.system_matrix.shape[1])
         return n_unknowns - len(self.pivot_row_indices) if n_unknowns else 0
 
@@ -116,7 +116,7 @@ class EliminationDecoder(ModularDecoder):
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS parity checks that verify the arrived results modulo 2^64."""
+        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero modulo 2^64 if all results are correct."""
         other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
         combinations = make_check_combination_matrix(len(other_rows))
         system_checks = np.zeros((len(combinations), len(self.system_matrix)), np.uint64)
@@ -142,7 +142,7 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, shape (missing, arrived)."""
+        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
         n_data = len(self.arrived_data_indices)
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
@@ -157,7 +157,7 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
         return np.concatenate([data_checks, system_checks], axis=1)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Solve for the missing data blocks and write them to `out`."""
+        """Compute the missing data blocks and write them to `out`, one per row."""
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
         known_blocks = [received[int(block_index)] for block_index in self.arrived_data_indices]
@@ -174,7 +174,7 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The rows of G that belong to the arrived results."""
+        """The rows of the generator matrix G that belong to the arrived results."""
         return self.code.generator_matrix[self.arrived_indices]
 
     def _make_real_decoder(self) -> ErasureDecoder:
@@ -190,13 +190,13 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, shape (targets, arrived)."""
+        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the targets from the results of the pivot rows and write them to `out`."""
+        """Compute the wanted results and write them to `out`, one per row."""
         pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_row_indices]
         for columns in tiling.iter_column_tiles(out.shape[1], len(pivot_blocks), 8):
             tile = tiling.gather_columns(pivot_blocks, columns, np.int64)

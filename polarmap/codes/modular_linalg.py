@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from polarmap.dtypes import Array, Mask, UInt64Array
 
-MAX_EXACT_FLOAT64 = 1 << 53  # float64 represents every integer up to this magnitude.
+# float64 represents every integer up to this magnitude.
+MAX_EXACT_FLOAT64 = 1 << 53
 # Large numbers are split into limbs of this many bits, so that sums of up to 2^20 products are exact in
 # float64.
 _LIMB_BITS = 16

@@ -31,7 +31,8 @@ from polarmap.dtypes import Array, Floats, Indices, check_supported_dtype, is_in
 from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks
 from polarmap.validation import is_choice, is_real_number
 
-MAX_N = 1 << 16  # The largest number of coded blocks.
+# The largest number of coded blocks.
+MAX_N = 1 << 16
 # The names of the kernels. Each kernel is implemented in a module named <kernel>_code.
 KERNELS = ("rotation", "arikan", "hadamard")
 # The design erasure probability for the optimal decoder, as a fraction of (n - k) / n. An optimal decoder

@@ -42,7 +42,8 @@ from polarmap.errors import CodeError
 
 BlockIndices = set[int]
 
-MAX_TASKS = 4096  # Maximum number of tasks. Joint decoding of more would take too long.
+# Maximum number of tasks. Joint decoding of more would take too long.
+MAX_TASKS = 4096
 # Joint decoding is used up to this number of equations times the squared number of unknowns. It then takes up
 # to about 0.2 s.
 MAX_JOINT_FLOPS = 3e8
@@ -154,7 +155,7 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if all targets can be decoded now."""
+        """The number of further results that are needed at least; 0 if decoding is possible now."""
         n_lacking = self.code.k - len(self.arrived_indices)
         if n_lacking > 0:
             return n_lacking
@@ -169,14 +170,14 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def iterative_decoder(self) -> IterativeDecoder:
-        """A decoder of rows and columns that has been given the results that arrived."""
+        """The decoder of rows and columns, which already knows the results that arrived."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
         iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """A mask of the cells that line-by-line decoding recovers if any k blocks determine a line."""
+        """A mask of the cells that can be decoded if any k blocks suffice to decode their row or column."""
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
         known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True
@@ -253,7 +254,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         if self.line_decodings is None:
             return self.joint.weights
         n_arrived = len(self.arrived_indices)
@@ -263,11 +264,11 @@ class ProductDecoder(GridDecoder, RealDecoder):
         return out
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` parity checks that verify the results, shape (checks, arrived)."""
+        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
         return self.joint.compute_parity_check_matrix(max_checks)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Decode the missing data blocks, line by line or jointly, and write them to `out`."""
+        """Decode the missing data blocks, line by line or jointly, and write them to the rows of `out`."""
         if self.line_decodings is None or is_integer_dtype(out.dtype):
             super().decode_into(received, out)
         else:
@@ -288,16 +289,16 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The weights of joint decoding modulo 2^64, shape (missing, arrived)."""
+        """The decoding weights modulo 2^64 of joint decoding. Each row computes a missing result."""
         return self.joint.weights
 
     @property
     def check_matrix(self) -> UInt64Array:
-        """The parity checks that verify the results modulo 2^64, shape (checks, arrived)."""
+        """The parity checks, one per row, that are zero modulo 2^64 if all results are correct."""
         return self.joint.check_matrix
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Decode the missing data blocks, line by line or jointly, and write them to `out`."""
+        """Decode the missing data blocks, line by line or jointly, and write them to the rows of `out`."""
         if self.line_decodings is None:
             self.joint.decode_into(received, out)
         else:

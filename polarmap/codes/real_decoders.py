@@ -52,36 +52,36 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if all targets can be decoded now."""
+        """The number of further results that are needed at least; 0 if decoding is possible now."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._system_rank_deficit
 
     @property
     def _system_rank_deficit(self) -> int:
-        """1 if the system has enough equations but cannot be solved, otherwise 0."""
+        """The number 1 if the system is singular although it has enough equations, otherwise 0."""
         return int(not np.isfinite(self._pseudo_inverse).all())
 
     @property
     def weights(self) -> Floats:
-        """The decoding weights, such that recovered = weights @ received; shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         raise NotImplementedError
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The absolute values of `weights`."""
+        """How much an error of 1 in each arrived result (column) changes each missing result (row)."""
         return np.abs(self.weights)
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest absolute weight of each arrived result, shape (arrived,)."""
+        """The largest change of a missing result that an error of 1 in each arrived result causes."""
         # np.abs would copy the weights, which may already take most of the memory of a map.
         weights = self.weights
         return np.asarray(np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0)))
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 if no target is missing, inf if not decodable."""
+        """The largest 2-norm of a row of `weights`; 0 if nothing is missing, inf if not decodable."""
         if not len(self.missing_indices):
             return 0.0
         if self.rank_deficit:
@@ -91,15 +91,15 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def check_matrix(self) -> Floats:
-        """Up to MAX_CHECKS parity checks that verify the arrived results, shape (checks, arrived)."""
+        """Up to MAX_CHECKS parity checks, one per row, that are zero if all results are correct."""
         return self.compute_parity_check_matrix(MAX_CHECKS)
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` parity checks that verify the results, shape (checks, arrived)."""
+        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
         raise NotImplementedError
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets from the arrived results, shape (missing, b)."""
+        """Compute the missing results, one per row, from the results that arrived."""
         width = next(iter(received.values())).size
         if dtype.kind == "c":
             real_dtype = to_real_dtype(dtype)
@@ -114,7 +114,7 @@ class RealDecoder(ErasureDecoder):
         return out
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing targets and write them to `out`, shape (missing, b), real or integer."""
+        """Compute the missing results and write them to `out`, one per row."""
         arrived_blocks = [received[int(block_index)] for block_index in self.arrived_indices]
         if is_integer_dtype(out.dtype):
             real_result = np.empty(out.shape)
@@ -136,7 +136,7 @@ class RealDecoder(ErasureDecoder):
         vars(self).pop("weights", None)
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` orthonormal combinations of the equations in which all unknowns cancel.
+        """Compute up to `max_checks` orthonormal combinations of the equations that cancel all unknowns.
 
         Returns
         -------
@@ -156,12 +156,12 @@ class PseudoInverseDecoder(RealDecoder):
 
     @cached_property
     def system_matrix(self) -> Floats:
-        """The rows of G that belong to the arrived results."""
+        """The rows of the generator matrix G that belong to the arrived results."""
         return np.asarray(self.code.generator_matrix[self.arrived_indices])
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         return np.asarray(self.code.target_matrix[self.missing_indices] @ self._pseudo_inverse)
 
     @cached_property
@@ -175,7 +175,7 @@ class PseudoInverseDecoder(RealDecoder):
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` orthonormal parity checks of the results, shape (checks, arrived)."""
+        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
         return self._compute_null_space_checks(max_checks)
 
 
@@ -186,7 +186,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
     """
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P, restricted to the parity blocks and the data blocks that have arrived.
+        """Compute weights @ P for the rows (parity blocks) and columns (data blocks) of P that have arrived.
 
         Parameters
         ----------
@@ -207,7 +207,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights of the least-squares solution, shape (missing, arrived)."""
+        """The decoding weights by least squares. Each row computes a missing result."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):
@@ -218,7 +218,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         return weights
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` parity checks of the arrived blocks, shape (checks, arrived).
+        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct.
 
         The coefficients of the parity blocks are orthonormal.
         """
@@ -284,11 +284,11 @@ class ImplicitSystematicDecoder(SystematicDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The rows of P whose parity blocks have arrived, and the columns whose data blocks are missing."""
+        """The matrix of the equations: rows of P of arrived parity blocks, columns of missing data blocks."""
         return self.code.compute_encoding_matrix_columns(self.missing_indices)[self.arrived_parity_indices]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P by transposed butterflies, restricted to the blocks that have arrived."""
+        """Compute weights @ P for the rows and columns that have arrived, without forming P."""
         parity_weights = np.zeros((len(weights), self.code.n - self.code.k))
         parity_weights[:, self.arrived_parity_indices] = weights
         return self.code.left_multiply_encoding_matrix(parity_weights)[:, self.arrived_data_indices]

@@ -72,15 +72,15 @@ class RotationCode(PolarCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), float64."""
+        """The parity matrix P, shape (n - k, k), as float64."""
         return compute_rotation_parity_matrix(self.butterfly_network, self.k)
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Compute columns of P, the ones of the data blocks `block_indices`, without forming all of P."""
+        """Compute the columns of P for the data blocks `block_indices`, without forming all of P."""
         return compute_rotation_parity_matrix(self.butterfly_network, self.k, block_indices)
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Compute weights @ P by transposed butterflies, without forming P."""
+        """Compute weights @ P, where P is the parity matrix, without forming P."""
         products = np.empty((len(weights), self.k))
 
         def multiply_rows(row_slice: slice) -> None:
@@ -137,7 +137,7 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
     code: SystematicCode
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing data blocks as pseudo-inverse @ syndrome and write them to `out`."""
+        """Compute the missing data blocks from the syndrome and write them to `out`, one per row."""
         is_integer = is_integer_dtype(out.dtype)
         sum_dtype = np.dtype(np.float64) if is_integer else choose_accumulator_dtype(out.dtype)
         pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)

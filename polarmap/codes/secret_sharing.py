@@ -27,7 +27,8 @@ MAX_N = 1 << 16  # The largest number of coded blocks.
 N_SEEDS, MAX_PATTERNS = 8, 64
 # The leakage is computed for all coalitions of t workers, or for a sample if there are more than this.
 MAX_COALITIONS = 4096
-NOISE_ROW_NORM = 0.25  # The 2-norm of each row of the noise coefficients N.
+# The 2-norm of each row of the noise coefficients N.
+NOISE_ROW_NORM = 0.25
 # A code is reliable if this fraction of erasure patterns, with half of the redundant results missing, decodes
 # accurately.
 RELIABLE_QUANTILE = 0.9

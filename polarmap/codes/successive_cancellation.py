@@ -219,12 +219,12 @@ class CancellationSolver:
         return self.n_inactivated - len(self._pivot_check_indices)
 
     def compute_missing(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing blocks from the received blocks and write them to `out`, shape (missing, b)."""
+        """Compute the missing blocks from the received blocks and write them to `out`, one per row."""
         blocks = [received[block_index] for block_index in self._arrived_indices.tolist()]
         self._row_program.compute_output_rows(blocks, out)
 
     def compute_check_matrix(self, random_stream: SplitMix64) -> UInt64Array:
-        """Compute up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, shape (checks, arrived).
+        """Compute up to MAX_MODULAR_CHECKS parity checks, one per row, that are zero for correct results.
 
         Parameters
         ----------
@@ -274,7 +274,7 @@ class CancellationSolver:
         )
 
     def compute_weights(self, dtype: type[np.number]) -> Array:
-        """Compute the decoding weights in `dtype` by the transposed program, shape (missing, arrived)."""
+        """Compute the decoding weights in `dtype`. Each row computes a missing block."""
         weights = np.empty((len(self._missing_indices), len(self._arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
             rows = slice(start, start + COLUMNS_PER_PASS)
@@ -338,25 +338,31 @@ class CancellationSolver:
         return result + batches
 
     def find_codewords_supported_on_erasures(self) -> Mask:
-        """Return a basis of the codewords modulo 2 that are zero on all arrived blocks, (deficit, n)."""
+        """Return a basis of the codewords modulo 2 that are zero on all arrived blocks, one per row.
+
+        Two codewords that differ by one of these cannot be distinguished yet.
+        """
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
         return np.asarray(leaves[self._positions].T & 1, bool)
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
-        """The indices of as many parity checks as possible that are independent on the inactivated inputs."""
+        """The parity checks that determine the inactivated inputs: as many independent ones as possible."""
         return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
     def _inactivated_input_checks_gf2(self) -> Array:
-        """The parity checks (C V) of the inactivated inputs mod 2, (zero inputs, inactivated inputs)."""
+        """The parity checks of a codeword modulo 2, as linear functions of the inactivated inputs."""
         return self._compute_checks_on_inactivated_inputs(np.int8, self._zero_input_indices) & 1
 
     def _compute_checks_on_inactivated_inputs(
         self, dtype: type[np.signedinteger], input_indices: Indices
     ) -> Array:
-        """Compute the rows `input_indices` of C V in `dtype`, shape (rows, inactivated inputs)."""
+        """Compute parity checks of a codeword as linear functions of the inactivated inputs.
+
+        The rows of the result are the checks `input_indices`. Integers wrap around as `dtype` does.
+        """
         unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
         checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
         for start in range(0, len(unit_vectors), COLUMNS_PER_PASS):
@@ -366,7 +372,10 @@ class CancellationSolver:
         return checks
 
     def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
-        """Compute all codeword positions for given values of the inactivated inputs, if all results are 0."""
+        """Compute the codeword in which the inactivated inputs have the given values and all results are 0.
+
+        Each column of `input_values` gives one column of the returned table.
+        """
         table = np.zeros((self._n_rows, input_values.shape[1]), input_values.dtype)
         table[self._cancellation_program.zero_row + 1 :] = input_values
         execute_operation_batches(self._cancellation_program.operation_batches, table)
@@ -405,6 +414,7 @@ class InactivationDecoder(ModularDecoder):
     Attributes
     ----------
     solver : CancellationSolver
+        Solver of the erasure pattern.
     """
 
     def __init__(
@@ -424,7 +434,7 @@ class InactivationDecoder(ModularDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if all targets can be decoded now."""
+        """The number of further results that are needed at least; 0 if decoding is possible now."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._n_undetermined
@@ -435,19 +445,19 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, shape (missing, arrived)."""
+        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
         return self.solver.compute_weights(np.int64).view(np.uint64)
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS parity checks that verify results modulo 2^64, shape (checks, arrived)."""
+        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero modulo 2^64 if all results are correct."""
         return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
 
     def _compute_weight_masks(self) -> WeightMasks:
         return self.solver.compute_weight_masks(SplitMix64(self.code.k, self.code.n))
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing targets from the received blocks and write them to `out`."""
+        """Compute the missing results and write them to `out`, one per row."""
         self.solver.compute_missing(received, out)
 
 
@@ -459,6 +469,7 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
     Attributes
     ----------
     solver : CancellationSolver
+        Solver of the erasure pattern.
     """
 
     def __init__(
@@ -475,11 +486,11 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         return self.solver.compute_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing targets from the received blocks and write them to `out`."""
+        """Compute the missing results and write them to `out`, one per row."""
         self.solver.compute_missing(received, out)
 
 
@@ -500,8 +511,8 @@ class ModularCancellationDecoder(InactivationDecoder):
 class ModularDecodabilityTracker:
     """A tracker that tells after each arrival whether all n blocks can be decoded modulo 2^64.
 
-    After k arrivals, a decoder computes the codewords that are zero on all arrivals: they are what is still
-    undetermined. Each later arrival then only updates a rank.
+    After k arrivals, a decoder computes the codewords that are zero on all arrived blocks. They describe what
+    is still unknown. Each later arrival only updates a rank.
 
     Parameters
     ----------

@@ -136,14 +136,14 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if all targets can be decoded now."""
+        """The number of further results that are needed at least; 0 if decoding is possible now."""
         return -(-self._grid_decoder.rank_deficit // 2)
 
     @cached_property
     def weight_magnitudes(self) -> Floats:
-        """The weight of each arrived block in each missing block, shape (missing, arrived).
+        """How much an error of 1 in each arrived block (column) changes each missing block (row).
 
-        It is the 2-norm of the weights of the block and of its transpose.
+        This is the 2-norm of the weights of the block and of its transpose.
         """
         squared_weights = self._grid_decoder.weight_magnitudes[self._full_grid_row_indices] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))

@@ -15,7 +15,8 @@ import numpy as np
 from polarmap.driver.lateness import Floats
 from polarmap.driver.options import MapOptions
 
-LATE_FACTOR = 1.5  # A task is late after this many times the duration of the previous product.
+# A task is late after this many times the duration of the previous product.
+LATE_FACTOR = 1.5
 # After a product that needed parity, this many products start parity tasks together with the data tasks.
 MIN_BACKOFF, MAX_BACKOFF = 8, 128
 

@@ -30,7 +30,8 @@ from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype
 
 CompiledLoop = Callable[..., None]
 
-CONVERSION_CHUNK_BYTES = 4 << 20  # Bytes that are converted to float64 for one call of a compiled loop.
+# Bytes that are converted to float64 for one call of a compiled loop.
+CONVERSION_CHUNK_BYTES = 4 << 20
 # Up to this number of multiplications, OpenBLAS uses a single thread.
 MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
 # From this number of multiplications on, more than one thread is used. For smaller products, a second thread

@@ -22,7 +22,8 @@ from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_
 # A row of a tile has at least this many bytes. For shorter rows, the overhead of NumPy exceeds the time of
 # the addition.
 MIN_TILE_ROW_BYTES = 1 << 13
-MIN_WIDE_COLUMNS = 1 << 10  # From this number of columns on, rows are added one by one instead of in batches.
+# From this number of columns on, rows are added one by one instead of in batches.
+MIN_WIDE_COLUMNS = 1 << 10
 # From this number of bytes on, Numba is loaded, which takes 0.6 s and saves 0.3 s per GB.
 MIN_COMPILED_BYTES = 1 << 28
 

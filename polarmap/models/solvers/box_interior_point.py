@@ -23,7 +23,8 @@ MIN_GRADIENT_SCALE = 1e-3
 INITIAL_MULTIPLIER_SCALE = 0.1  # Initial size of the multipliers, relative to the mean size of the gradient.
 FRACTION_TO_BOUNDARY = 0.99  # A step goes at most this fraction of the distance to a bound.
 INACTIVE_TOL = 1e-3  # Columns stop moving when their gap is below this fraction of the largest gap.
-MAX_STALLED_ITERATIONS = 5  # The solver counts as stalled after this many iterations without progress.
+# The solver counts as stalled after this many iterations without progress.
+MAX_STALLED_ITERATIONS = 5
 # Upper limit for the Newton weights of the final steps. It keeps the systems well-conditioned. The steps
 # become less exact, so several are taken.
 MAX_WEIGHT = 1e7

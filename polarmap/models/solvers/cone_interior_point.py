@@ -24,7 +24,8 @@ from polarmap.models.solvers.solver import Solution, run_solver
 MAX_SYSTEM_SIZE = 1000
 # Maximum number of entries of the Gram matrices of all signs, gates and outputs: 240 MB, plus copies.
 MAX_GRAM_ENTRIES = 30_000_000
-CENTERING = 0.1  # A step aims at this multiple of the mean of slack * multiplier.
+# A step aims at this multiple of the mean of slack * multiplier.
+CENTERING = 0.1
 # While the largest residual norm is above this multiple of alpha, the target of slack * multiplier does not
 # decrease.
 RESIDUAL_TOL = 0.1
@@ -34,7 +35,8 @@ INEXACT_NEWTON_TOL = 0.1
 MAX_CG_ITERATIONS = 100  # About ten iterations usually suffice.
 FRACTION_TO_BOUNDARY = 0.97  # A step goes at most this fraction of the distance to a bound.
 MAX_COLUMN_GROWTH = 0.5  # Maximum relative change of a column per step, until residuals are small.
-MAX_STALLED_ITERATIONS = 8  # The solver counts as stalled after this many iterations without progress.
+# The solver counts as stalled after this many iterations without progress.
+MAX_STALLED_ITERATIONS = 8
 # A unit is removed if its norm is below this multiple of the norm that the barrier gives to unused units.
 ZERO_UNIT_FACTOR = 10.0
 

@@ -16,10 +16,12 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 from polarmap.models.solvers.solver import Solution, run_solver
 
-GAP_INTERVAL = 10  # The gap is computed after this many iterations, each time with one more product.
+# The gap is computed after this many iterations, each time with one more product.
+GAP_INTERVAL = 10
 # Minimum factor by which the curvature estimate grows after a step that was too long.
 MIN_CURVATURE_GROWTH = 1.2
-CANCELLATION_TOL = 1e-10  # Smaller differences of losses, relative to the loss, have lost too many digits.
+# Smaller differences of losses, relative to the loss, have lost too many digits.
+CANCELLATION_TOL = 1e-10
 # Maximum change of eta when the curvature is probed. The loss is nearly quadratic on this scale.
 PROBE_STEP = 1e-3
 
