@@ -131,7 +131,7 @@ class WeightMasks(NamedTuple):
 def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
     """Return a mask of the coefficients that are not zero.
 
-    Real coefficients count as zero up to `COEFFICIENT_TOL`, because rounding seldom leaves an exact zero.
+    Real coefficients below `COEFFICIENT_TOL` count as zero, because they may be rounding errors.
     """
     min_magnitude = 0 if is_integer_dtype(coefficients.dtype) else COEFFICIENT_TOL
     return np.asarray((coefficients > min_magnitude) | (coefficients < -min_magnitude))

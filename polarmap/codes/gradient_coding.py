@@ -76,9 +76,9 @@ class GradientCode(LinearCode):
 
     @property
     def is_fractional_repetition(self) -> bool:
-        """Whether all groups use fractional repetition.
+        """Whether all groups use fractional repetition, where each worker returns the sum of its group.
 
-        All coefficients are 1 then, so that sums of integers are exact.
+        All coefficients are then 1, so that sums of integers are exact.
         """
         return max(self.group_sizes) == self.max_stragglers + 1
 
@@ -99,7 +99,7 @@ class GradientCode(LinearCode):
 
     @property
     def norm_inf(self) -> float:
-        """The infinity norm of B: the largest sum of the absolute coefficients of a worker."""
+        """The infinity norm of B: the largest sum of the absolute coefficients of one worker."""
         return float(np.abs(self.generator_matrix).sum(axis=1).max())
 
     @cached_property

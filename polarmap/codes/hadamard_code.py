@@ -32,9 +32,9 @@ TIE_BREAKER = 1e-3
 class HadamardCode(PolarCode):
     """A polar code with the Hadamard kernel: x = H v, where v is zero on a pseudo-random frozen set.
 
-    It has the same parameters as `PolarCode`. H has N rows, where N is the smallest power of two >= n. The
-    last N - n codeword positions are punctured (not sent), and the last N - n inputs are zero. This corner of
-    H is invertible for every n, so the sent positions determine the codeword.
+    The parameters are the same as for `PolarCode`. H has N rows, where N is the smallest power of two >= n.
+    The last N - n codeword positions are punctured (not sent), and the last N - n inputs are zero. This
+    corner of H is invertible for every n, so the sent positions determine the codeword.
     """
 
     kernel = option_name = "hadamard"

@@ -116,7 +116,7 @@ class EliminationDecoder(ModularDecoder):
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero modulo 2^64 if all results are correct."""
+        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero mod 2^64 if all results are correct."""
         other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
         combinations = make_check_combination_matrix(len(other_rows))
         system_checks = np.zeros((len(combinations), len(self.system_matrix)), np.uint64)

@@ -118,7 +118,7 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k)."""
+        """The parity matrix P of the grid, shape (n - k, k)."""
         rows, columns = self.grid_coordinates[self.k :].T
         product = np.einsum(
             "pa,pb->pab", self.column_code.generator_matrix[rows], self.row_code.generator_matrix[columns]
@@ -332,7 +332,7 @@ class LineDecoding(NamedTuple):
 
 
 class IterativeDecoder:
-    """A planner that finds which rows and columns of a grid can be decoded, and in which order.
+    """An iterative decoder of a grid, which finds the rows and columns that can be decoded, in order.
 
     Parameters
     ----------

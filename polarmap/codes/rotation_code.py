@@ -45,7 +45,7 @@ SYNDROME_BYTES = 64 << 20  # Memory in bytes for the parity that the decoder com
 class RotationCode(PolarCode):
     """A polar code with the rotation kernel: x = [[I, 0], [P, -I]] u, with the last n - k inputs frozen.
 
-    It has the same parameters as `PolarCode`.
+    The parameters are the same as for `PolarCode`.
     """
 
     kernel = option_name = "rotation"
@@ -130,8 +130,8 @@ class RotationCode(PolarCode):
 class SyndromeDecoder(ImplicitSystematicDecoder):
     """A least-squares decoder for large rotation codes, which never forms P or the decoding weights.
 
-    It encodes the data blocks that arrived, subtracts the result from the arrived parity blocks (this is the
-    syndrome), and multiplies by the pseudo-inverse.
+    It encodes the data blocks that arrived and subtracts the result from the arrived parity blocks. This
+    difference is the syndrome. The pseudo-inverse times the syndrome gives the missing blocks.
     """
 
     code: SystematicCode

@@ -63,7 +63,7 @@ class RotationButterflyNetwork:
 
     @cached_property
     def input_stage_matrices(self) -> list[Floats]:
-        """The stages of all input butterflies, fused into small matrices. The last one also adds groups."""
+        """The stages of all input butterflies, fused into small matrices. The last also sums the groups."""
         *matrices, last_matrix = fuse_rotation_stages(self.input_rotations)
         half, n_rows = last_matrix.shape[1:3]
         return [*matrices, last_matrix.transpose(1, 2, 0, 3).reshape(1, half, n_rows, -1)]

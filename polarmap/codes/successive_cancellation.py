@@ -131,8 +131,8 @@ class CancellationProgram:
     ) -> None:
         """Append the operations that complete one node (subtree) of all butterflies.
 
-        The node occupies the rows from `first_row` on. It may overwrite scratch rows from `first_scratch_row`
-        on.
+        The node occupies the rows from `first_row` on. Scratch rows from `first_scratch_row` on may be
+        overwritten.
         """
         if known_mask.all():
             return
@@ -186,7 +186,7 @@ class CancellationProgram:
 
 
 class CancellationSolver:
-    """A solver for one erasure pattern by inactivation decoding, for any number type.
+    """A solver that decodes one erasure pattern by inactivation decoding, for any number type.
 
     It computes the missing blocks, the decoding weights and the redundant parity checks.
 
@@ -450,7 +450,7 @@ class InactivationDecoder(ModularDecoder):
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero modulo 2^64 if all results are correct."""
+        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero mod 2^64 if all results are correct."""
         return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
 
     def _compute_weight_masks(self) -> WeightMasks:
@@ -464,7 +464,8 @@ class InactivationDecoder(ModularDecoder):
 class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
     """The sequential decoder for floats, which decodes by successive cancellation alone.
 
-    It fails if an input would have to be inactivated. It has the same parameters as `InactivationDecoder`.
+    Decoding is not possible if an input would have to be inactivated. The parameters are the same as for
+    `InactivationDecoder`.
 
     Attributes
     ----------
@@ -497,7 +498,8 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 class ModularCancellationDecoder(InactivationDecoder):
     """The sequential decoder for integers, which decodes by successive cancellation alone.
 
-    It fails if an input would have to be inactivated. Floats are passed to a `SuccessiveCancellationDecoder`.
+    Decoding is not possible if an input would have to be inactivated. Floats are passed to a
+    `SuccessiveCancellationDecoder`.
     """
 
     @property

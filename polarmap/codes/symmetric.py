@@ -153,7 +153,7 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def _full_grid_row_indices(self) -> Indices:
-        """The position of each missing block in the list of missing blocks of the full grid."""
+        """The position of each missing block among the missing blocks of the full grid."""
         grid_indices = self.code.block_and_transpose_indices[self.missing_indices, 0]
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 

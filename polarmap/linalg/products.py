@@ -196,7 +196,7 @@ def _multiply_with_one_coded_factor(
 def multiply_row_blocks(
     coded_blocks: Any, operand: Array, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Multiply a matrix that is encoded by rows with a vector or matrix."""
+    """Multiply a matrix that is encoded by rows with a vector or matrix, as one map."""
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
     if is_sparse:
         block_rows = coded_blocks.data_blocks.rows_per_block
@@ -231,7 +231,7 @@ def _multiply_with_two_coded_factors(
 def multiply_block_pairs(
     block_function: Callable[[Any], Array], coded_pairs: CodedPairs, shape: Shape, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Multiply pairs of blocks, and join the results to one matrix without padding.
+    """Multiply pairs of blocks as one map, and join the results to one matrix without padding.
 
     Parameters
     ----------

@@ -14,10 +14,11 @@ from polarmap.models.losses import ProfiledLoss
 
 
 class ConeConstrainedLoss:
-    """The function loss(sum_i D_i (E+_i - E-_i)) under (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0.
+    """The training loss of a ReLU network as a function of the inputs of its units, under cone constraints.
 
-    E = A W are the inputs of the units of a ReLU network at each sample. E has one column per sign, gate and
-    output, in this order. Within the cones, D_i E_i is the ReLU of E_i.
+    The function is loss(sum_i D_i (E+_i - E-_i)) under (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0. E = A
+    W are the inputs of the units at each sample. E has one column per sign, gate and output, in this order.
+    Within the cones, D_i E_i is the ReLU of E_i.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ MIN_RELATIVE_SCALE = 1e-6  # Lower bound on the scale of a direction, relative t
 
 
 class WhiteningOperator(RealMatrixOperator):
-    """The operator W with W z = axes (z / scale). A W are the whitened features of A.
+    """An operator that whitens features: A W are the whitened features of A, with W z = axes (z / scale).
 
     The axes are orthonormal, so coefficients w = W z have the norm |z / scale|.
 
@@ -52,8 +52,9 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
     Parameters
     ----------
     X : array or sparse array (samples, features)
+        Features.
     sample_weight : array (samples,)
-        Weights with sum 1.
+        Weight of each sample. The weights must sum to 1.
     fit_intercept : bool
         Whether to append a constant feature 1.
     """

@@ -169,9 +169,9 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
 
 
 def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
-    """Return the module `transforms_numba` if `rows` take at least `min_bytes`, otherwise None.
+    """Return the module `transforms_numba`, or None if `rows` take less than `min_bytes`.
 
-    Return None if Numba is not installed.
+    Also return None if Numba is not installed.
     """
     if sum(row.nbytes for row in rows) < min_bytes or find_spec("numba") is None:
         return None

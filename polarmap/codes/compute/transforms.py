@@ -54,9 +54,9 @@ def apply_arikan_transform(x: Array, *, inverse: bool = False, transpose: bool =
 def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Floats:
     """Compute the sums of the absolute values in each row of the matrix M = T diag(d) inverse(T).
 
-    Each column of M has a weight in the sums. If d0 and d1 are the halves of d, then M(d) = [[M(d0), M(d1 -
-    d0)], [0, M(d1)]]. M is diagonal if all entries of d are equal. For polarized inputs, most halves occur
-    again and again, so they are cached.
+    T is the butterfly of `apply_arikan_transform`. Each column of M has a weight in the sums. If d0 and d1
+    are the halves of d, then M(d) = [[M(d0), M(d1 - d0)], [0, M(d1)]]. M is diagonal if all entries of d are
+    equal. For polarized inputs, most halves occur again and again, so they are cached.
 
     Parameters
     ----------

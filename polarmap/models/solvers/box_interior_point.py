@@ -76,7 +76,7 @@ class _Direction(NamedTuple):
 
 
 class _MehrotraSolver:
-    """The state of the method: a point inside the box, with slacks and multipliers for both bounds.
+    """The current iterate of the interior-point method: a point in the box, with slacks and multipliers.
 
     The slacks are the distances from the bounds. The gradient always equals the multipliers of the lower
     bounds minus the multipliers of the upper bounds.

@@ -80,7 +80,7 @@ def cone_interior_point(
 
 
 class _ConeInteriorPointSolver:
-    """The state of the method: weights W inside the cones, with slacks and multipliers.
+    """The current iterate of the interior-point method: weights W, with slacks and multipliers.
 
     W has one column for each sign, gate and output, in this order. The slacks tell how far the unit inputs A
     W are from the borders of their cones. A sample on the border of a gate gives no constraint.

@@ -21,12 +21,11 @@ from polarmap.models.solvers.solver import Solution
 from polarmap.models.whitening import MIN_RELATIVE_SCALE, WhiteningOperator
 
 # If the condition number of the scaled system is larger, its solution has no correct digits.
-
 MAX_CONDITION = 1e12
 
 
 class AugmentedOperator(LinearOperator):  # type: ignore[misc]
-    """The operator [A; diag(sqrt_penalty)]. Its last rows represent the L2 penalty.
+    """An operator that appends rows for the L2 penalty to A: [A; diag(sqrt_penalty)].
 
     Parameters
     ----------
