@@ -151,10 +151,10 @@ def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
 class ErasureDecoder(ABC):
     """A decoder that computes the missing results of a code from the results that arrived.
 
-    A decoder handles one erasure pattern, that is, one set of arrived results. `RealDecoder` decodes real
-    numbers and `ModularDecoder` integers modulo 2^64. In both cases, decoding is a matrix product: recovered
-    = weights @ received. The recovered results are those of the code's targets (the results that the caller
-    wants) that are missing.
+    A decoder handles one erasure pattern, that is, one set of arrived results. It recovers the targets (the
+    results that the caller wants) that have not arrived. `RealDecoder` decodes real numbers and
+    `ModularDecoder` integers modulo 2^64. In both cases, decoding is a matrix product: recovered = weights @
+    received.
 
     Attributes
     ----------

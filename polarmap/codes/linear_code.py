@@ -67,7 +67,7 @@ class LinearCode(CodeMatrices):
     is_storable : bool
         Whether arrays encoded with this code can be stored and loaded again.
     max_backups : int
-        Maximum number of backup attempts (second copies of a running task) for each late task. Codes with
+        Maximum number of backup attempts (further copies of a running task) for each late task. Codes with
         parity blocks need none and have 0.
     """
 

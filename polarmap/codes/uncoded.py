@@ -1,7 +1,7 @@
 """The code without parity blocks (G = I, T = I), for maps without redundancy.
 
-Each task computes the result of one data block, and a missing result cannot be decoded. Instead of parity
-blocks, late tasks may get backup attempts: a second copy of the task starts on another worker.
+Each task computes the result of one data block, and a missing result cannot be decoded. Instead, a late task
+may get backup attempts, which are further copies of the same task.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from polarmap.codes.linear_code import SystematicCode
 from polarmap.dtypes import Array, DType, check_supported_dtype
 from polarmap.errors import CodeError
 
-DEFAULT_BACKUPS = 2  # Maximum number of backup attempts (second copies of a running task) per late task.
+DEFAULT_BACKUPS = 2  # Maximum number of backup attempts (further copies of a running task) per late task.
 
 
 class Uncoded(SystematicCode):
@@ -25,7 +25,7 @@ class Uncoded(SystematicCode):
     k : int
         Number of data blocks, and of tasks.
     max_backups : int
-        Maximum number of backup attempts for a late task.
+        Maximum number of backup attempts (further copies) of a late task.
 
     Examples
     --------

@@ -79,7 +79,7 @@ class Solver(Protocol):
         """Run one iteration, and measure how close the new iterate is to a minimum."""
 
     def polish(self) -> None:
-        """Compute the last few products, which improve the best iterate or measure its distance to a minimum."""
+        """Compute the last few products, which improve the best iterate or measure it more accurately."""
 
     def make_solution(self) -> Solution:
         """Return the best solution so far."""
