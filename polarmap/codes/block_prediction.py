@@ -35,13 +35,13 @@ class MissingBlockPredictor(NamedTuple):
     arrived_indices : index array
         Coded blocks that have arrived, ascending.
     weights : array (missing, arrived)
-        Weights with estimates = weights @ received. Each row sums to one.
+        Weights of the arrived results: estimates = weights @ received. Each row sums to one.
     error_stds : array (missing,)
         Expected root mean square error of each estimate, in units of the standard deviation of a block.
     centring_matrix : array (arrived, arrived)
         Matrix that subtracts the mean from the received blocks.
     deviation_norms : array (arrived,)
-        Norms by which centred blocks are divided to have the standard deviation of a data block.
+        Divisors that give each centred block the standard deviation of a data block.
     n_unobserved : float
         Number of degrees of freedom of the missing blocks that no parity check constrains.
     """

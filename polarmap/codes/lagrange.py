@@ -53,7 +53,10 @@ class AmplificationSummary(NamedTuple):
 
 
 class LagrangeCode(LinearCode):
-    """A code over the reals for functions that are polynomials in the entries of their block.
+    """A code over the reals for functions f that are polynomials in the entries of their block.
+
+    The coded blocks are values of a polynomial w that passes through the data blocks. The results are then
+    values of the polynomial f(w), which can be computed from enough of its values.
 
     Parameters
     ----------
@@ -63,13 +66,14 @@ class LagrangeCode(LinearCode):
         Number of data blocks.
     degree : int
         Largest degree of f, at least 1. f may be any polynomial of at most this degree in the entries of a
-        block, homogeneous or not; for complex blocks, in their real and imaginary parts.
+        block, homogeneous or not. For complex blocks, these are the real and imaginary parts.
     points : {"auto", "circle", "chebyshev"}
-        "circle": w is a trigonometric polynomial, and the points are evenly spaced on the circle. Any
-        degree * (k - 1) + 1 results suffice for odd k, and any degree * k results for even k. "chebyshev": w
-        is a polynomial, and the points are Chebyshev points. Any degree * (k - 1) + 1 results suffice for
-        every k, but burst erasures have the square of the amplification on the circle. "auto" (default):
-        "circle" if n is larger than its recovery threshold, otherwise "chebyshev".
+        With "circle", w is a trigonometric polynomial, and the points are evenly spaced on the circle. Any
+        degree * (k - 1) + 1 results suffice for odd k, and any degree * k results for even k. With
+        "chebyshev", w is a polynomial, and the points are Chebyshev points. Any degree * (k - 1) + 1 results
+        suffice for every k, but if neighbouring results are missing, the amplification of errors is the
+        square of that on the circle. "auto" (default) uses "circle" if n is larger than its recovery
+        threshold, and otherwise "chebyshev".
 
     Examples
     --------

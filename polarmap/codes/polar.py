@@ -35,9 +35,9 @@ from polarmap.validation import is_choice, is_real_number
 MAX_N = 1 << 16
 # The names of the kernels. Each kernel is implemented in a module named <kernel>_code.
 KERNELS = ("rotation", "arikan", "hadamard")
-# The design erasure probability for the optimal decoder, as a fraction of (n - k) / n. An optimal decoder
-# benefits from parity rows of larger weight, which a small fraction gives. From n = 128 on, a quarter needs 2
-# to 25 times fewer arrivals beyond k than 1, and never more for smaller n (measured with
+# The optimal decoder is designed for this fraction of the erasure probability (n - k) / n. A small fraction
+# gives parity rows of larger weight, from which an optimal decoder benefits. From n = 128 on, a quarter needs
+# 2 to 25 times fewer arrivals beyond k than 1, and never more for smaller n (measured with
 # planning.arrivals_needed).
 OPTIMAL_DESIGN_FRACTION = 0.25
 

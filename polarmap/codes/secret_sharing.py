@@ -40,8 +40,8 @@ class SecretSharing:
 
     Every coded block contains noise, so that workers do not see the data. The code depends on the dtype:
 
-    * Floats use a `SecretSharingCode` with normal noise. Any k + t results determine the targets, and f may
-      be linear or affine. Secrecy is not perfect; `SecretSharingCode.leakage` bounds what colluders learn.
+    * Floats use a `SecretSharingCode` with normal noise. Any k + t results suffice to decode, and f may be
+      linear or affine. Secrecy is not perfect: `SecretSharingCode.leakage` bounds what colluders learn.
     * Integers use an `IntegerSecretSharingCode` with uniform noise modulo 2^64. Colluders learn nothing, and
       decoding is exact. f must be linear with integer results, and the code needs more workers.
 
@@ -50,8 +50,8 @@ class SecretSharing:
     n_colluders : int
         Number t of workers that may combine their blocks.
     noise : float
-        Standard deviation of the noise in each coded block, relative to the root mean square of the data; for
-        floats only. Leakage is inversely proportional to its square, and decoding loses about
+        Standard deviation of the noise in each coded block, relative to the root mean square of the data. It
+        applies to floats only. Leakage is inversely proportional to its square, and decoding loses about
         log10(noise) digits.
 
     Examples
@@ -80,7 +80,9 @@ class SecretSharing:
 
 
 class SecretSharingCode(LinearCode):
-    """A code of n linear combinations of k data blocks and t noise blocks; any k + t results are decodable.
+    """A code of n linear combinations of k data blocks and t noise blocks.
+
+    Any k + t results suffice to decode. Any t workers together learn little about the data.
 
     Parameters
     ----------

@@ -38,9 +38,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     """A matrix whose products with vectors and matrices are computed without waiting for stragglers.
 
     It is a `scipy.sparse.linalg.LinearOperator`, so you can pass it to `svds`, `lsqr`, `cg` and other
-    functions of SciPy. A x is a coded map over k blocks of rows of A, and A' y is a coded map over k blocks
-    of columns. The matrix is encoded by rows or by columns when a product first needs it. The coded blocks
-    are kept for later products until you call `close()` or leave the `with` block.
+    functions of SciPy. Workers compute A x from k blocks of rows of A, and A' y from k blocks of columns,
+    each as a coded map. The matrix is encoded by rows or by columns when a product first needs it. The coded
+    blocks are kept for later products until you call `close()` or leave the `with` block.
 
     Parameters
     ----------

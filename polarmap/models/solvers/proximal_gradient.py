@@ -67,7 +67,8 @@ def fista(
     Returns
     -------
     Solution
-        The best solution so far, if the deadline of the operator passes (`CodedOperator.set_deadline`).
+        The solution. If the deadline of the operator passes (`CodedOperator.set_deadline`), this is the best
+        solution so far.
 
     Raises
     ------
