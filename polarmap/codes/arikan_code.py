@@ -82,7 +82,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The position of each coded block at the output of the butterflies, data first; shape (n,)."""
+        """The position of each coded block at the output of the butterfly. Data blocks come first."""
         parity_mask = np.zeros(self.mother_code_length, bool)
         parity_mask[self.frozen_set] = True
         sent_positions = np.arange(self.mother_code_length - self.n, self.mother_code_length)
@@ -135,7 +135,7 @@ class ArikanCode(PolarCode):
         return int(row_sums.reshape(-1)[self.codeword_positions[self.k :]].max())
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the results that have arrived; `modular` selects integers modulo 2^64."""
+        """Build the decoder for the results that have arrived. `modular` selects integers modulo 2^64."""
         if self.decoder == "sequential":
             decoder_class = ModularCancellationDecoder if modular else SuccessiveCancellationDecoder
             return decoder_class(self, arrived_mask, self.codeword_positions, self.zero_input_mask)

@@ -61,17 +61,17 @@ class CodeMatrices(ABC):
 
     @property
     def generator_matrix(self) -> Array:
-        """The generator matrix G, which maps the unknown blocks to the n results, shape (n, unknowns).
+        """The generator matrix G, which maps the unknown blocks to the n results.
 
-        By default, G is E. This holds if f commutes with linear combinations.
+        Its shape is (n, unknowns). By default, G is E. This holds if f commutes with linear combinations.
         """
         return self.encoding_matrix
 
     @property
     def target_matrix(self) -> Array:
-        """The target matrix T, which maps the unknown blocks to the targets, shape (n_targets, unknowns).
+        """The target matrix T, which maps the unknown blocks to the targets (the results to return).
 
-        By default, T is [I, 0]: the targets are the first unknowns.
+        Its shape is (n_targets, unknowns). By default, T is [I, 0]: the targets are the first unknowns.
         """
         return np.eye(self.n_targets, self.encoding_matrix.shape[1], dtype=self.encoding_matrix.dtype)
 
@@ -203,12 +203,12 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if decoding is possible now."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
 
     @property
     @abstractmethod
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results; negative if too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
 
     @property
     def weights(self) -> Floats | UInt64Array:
@@ -287,7 +287,7 @@ class ErasureDecoder(ABC):
         return self.over(dtype).weight_masks
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return the blocks that `check_matrix` is multiplied with; by default, the results themselves."""
+        """Return the blocks that `check_matrix` is multiplied with. By default, these are the results."""
         return received
 
 

@@ -135,13 +135,16 @@ class GradientDecoder(RealDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if decoding is possible now."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         n_lacking = self.code.recovery_threshold - len(self.arrived_indices)
         return n_lacking if n_lacking > 0 else int(not np.isfinite(self.weights).all())
 
     @cached_property
     def weights(self) -> Floats:
-        """The weight of each arrived result in the sum, shape (1, arrived); all inf if not decodable."""
+        """The weight of each arrived result in the sum, shape (1, arrived).
+
+        All weights are inf if too few results have arrived.
+        """
         weights = np.zeros((1, len(self.arrived_indices)))
         if not self._is_every_value_covered():
             return np.full_like(weights, np.inf)

@@ -2,7 +2,7 @@
 
     H x = v,   where v is zero on the frozen and on the punctured inputs
 
-The frozen set is random, because with channel polarization this code would be that of the Arikan kernel up to
+The frozen set is random, because with channel polarization this code would equal the Arikan code up to
 signs. Input 0, whose column of H is constant, is never frozen. Constants are therefore codewords, and f may
 be affine. Many square submatrices of H are singular, so decoding needs a few more than k results. For a
 random frozen set, butterflies cannot encode systematically, so the encoder multiplies by the matrix P.
@@ -62,7 +62,7 @@ class HadamardCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The position of each coded block at the output of the butterfly, data first; shape (n,)."""
+        """The position of each coded block at the output of the butterfly. Data blocks come first."""
         parity_positions = choose_parity_positions(self._input_checks, self.n, self.n - self.k)
         return np.concatenate([np.setdiff1d(np.arange(self.n), parity_positions), parity_positions])
 

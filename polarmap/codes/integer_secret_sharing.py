@@ -111,7 +111,7 @@ class IntegerSecretSharingCode(LinearCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The generator matrix [D, N], shape (n, k + noise blocks); its entries are zeros and ones."""
+        """The generator matrix [D, N], shape (n, k + noise blocks). Its entries are zeros and ones."""
         mother_length, input_indices = round_up_to_power_of_two(self.n), self.data_and_noise_input_indices
         columns = np.zeros((mother_length, len(input_indices)), np.int64)
         columns[input_indices, np.arange(len(input_indices))] = 1

@@ -137,7 +137,7 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def generator_matrix(self) -> Floats:
-        """The generator matrix G, which has orthonormal columns; shape (n, recovery_threshold)."""
+        """The generator matrix G, shape (n, recovery_threshold). Its columns are orthonormal."""
         return np.asarray(np.linalg.qr(self._evaluate_basis(self.degree))[0])
 
     @property
@@ -265,7 +265,7 @@ class LagrangeDecoder(PseudoInverseDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; inf if decoding is impossible."""
+        """The largest 2-norm of a row of `weights`, or inf if decoding is impossible."""
         if self.code.n <= MAX_EXACT_AMPLIFICATION_N or not len(self.missing_indices):
             return super().amplification
         erased_indices = np.setdiff1d(np.arange(self.code.n), self.arrived_indices)

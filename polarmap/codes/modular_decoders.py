@@ -69,7 +69,7 @@ class ModularDecoder(ErasureDecoder):
         return np.abs(self.weights.view(np.int64).astype(np.float64))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing results, one per row; integers wrap around as `dtype` does."""
+        """Compute the missing results, one per row. Integers wrap around as `dtype` does."""
         if not is_integer_dtype(dtype):
             return self.real_decoder.decode(received, dtype)
         out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
@@ -105,13 +105,13 @@ class EliminationDecoder(ModularDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if decoding is possible now."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         n_unknowns = int(self.system_matrix.shape[1])
         return n_unknowns - len(self.pivot_row_indices) if n_unknowns else 0
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results; negative if too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     @cached_property

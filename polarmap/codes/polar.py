@@ -221,7 +221,7 @@ class PolarCode(SystematicCode):
 
     @property
     def codeword_positions(self) -> Indices:
-        """The position of each coded block at the output of the butterfly, data blocks first; shape (n,)."""
+        """The position of each coded block at the output of the butterfly. Data blocks come first."""
         return np.arange(self.n)
 
     @cached_property
@@ -262,7 +262,7 @@ class PolarCode(SystematicCode):
 
     @property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k); int64 for the arikan kernel, otherwise float64."""
+        """The parity matrix P, shape (n - k, k): int64 for the arikan kernel, otherwise float64."""
         raise NotImplementedError
 
     @property

@@ -155,7 +155,7 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if decoding is possible now."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         n_lacking = self.code.k - len(self.arrived_indices)
         if n_lacking > 0:
             return n_lacking
@@ -165,7 +165,7 @@ class GridDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results; negative if too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return self.joint.n_redundant_checks
 
     @cached_property

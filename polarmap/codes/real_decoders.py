@@ -52,7 +52,7 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if decoding is possible now."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._system_rank_deficit
@@ -81,7 +81,7 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 if nothing is missing, inf if not decodable."""
+        """The largest 2-norm of a row of `weights`. It is 0 if nothing is missing, inf if not decodable."""
         if not len(self.missing_indices):
             return 0.0
         if self.rank_deficit:
@@ -171,7 +171,7 @@ class PseudoInverseDecoder(RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results; negative if too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
@@ -202,7 +202,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results; negative if too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return len(self.arrived_parity_indices) - len(self.missing_indices)
 
     @cached_property

@@ -231,11 +231,11 @@ class SecretSharingCode(LinearCode):
 
 
 def make_noise_matrix(n: int, n_colluders: int) -> Floats:
-    """Build the noise coefficients N, in which any t rows are independent; shape (n, t), rows of norm 1.
+    """Build the matrix N of noise coefficients, in which any t rows are independent.
 
-    The columns are waves on n evenly spaced points of the circle. They have half-integer frequencies for even
-    t, and integer frequencies with alternating signs for odd t. The constant vector is therefore not a
-    combination of them.
+    Its shape is (n, t), and its rows have norm 1. The columns are waves on n evenly spaced points of the
+    circle. They have half-integer frequencies for even t, and integer frequencies with alternating signs for
+    odd t. The constant vector is therefore not a combination of them.
 
     >>> np.linalg.norm(make_noise_matrix(5, 2), axis=1).round(12).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]

@@ -210,7 +210,7 @@ class CancellationSolver:
 
     @property
     def n_inactivated(self) -> int:
-        """The number of inactivated inputs; 0 if successive cancellation alone succeeds."""
+        """The number of inactivated inputs, or 0 if successive cancellation alone succeeds."""
         return self._cancellation_program.n_inactivated
 
     @property
@@ -429,12 +429,12 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results; negative if too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return len(self.arrived_indices) - self.code.k
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if decoding is possible now."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._n_undetermined

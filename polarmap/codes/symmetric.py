@@ -116,7 +116,7 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results; negative if too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return self._symmetric_part_decoder.n_redundant_checks
 
     @property
@@ -129,14 +129,17 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weight_magnitudes`; 0 if none is missing, inf if not decodable."""
+        """The largest 2-norm of a row of `weight_magnitudes`.
+
+        It is 0 if nothing is missing, and inf if decoding is impossible.
+        """
         if not len(self.missing_indices):
             return 0.0
         return np.inf if self.rank_deficit else float(np.linalg.norm(self.weight_magnitudes, axis=1).max())
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The number of further results that are needed at least; 0 if decoding is possible now."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         return -(-self._grid_decoder.rank_deficit // 2)
 
     @cached_property

@@ -49,7 +49,7 @@ class Uncoded(SystematicCode):
 
     @property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, which has no rows; shape (0, k)."""
+        """The parity matrix P, which has no rows. Its shape is (0, k)."""
         return np.empty((0, self.k))
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:

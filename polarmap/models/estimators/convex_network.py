@@ -249,7 +249,10 @@ def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
 
 
 def _make_cone_interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
-    """Return a point inside the cone of each gate, which is the gate itself; shape (features, gates)."""
+    """Return a point inside the cone of each gate, as an array (features, gates).
+
+    The direction and offset of the gate itself are such a point.
+    """
     rows = [gates.directions, gates.offsets[np.newaxis]] if loss.fit_intercept else [gates.directions]
     return np.vstack(rows)
 
