@@ -1,8 +1,9 @@
-"""Erasure codes over the reals and over integers: how blocks are encoded and results decoded.
+"""Erasure codes for numbers: how data blocks are encoded, and how missing results are decoded.
 
-This package holds the mathematics of polarmap and does no I/O. The map functions encode the data with a code
-from here, the collector feeds the arrivals to an `ArrivalTracker`, and an `ErasureDecoder` computes the
-missing results. `base` defines the terms, `polar` the default code, and `real_decoders` the decoders.
+This package contains the mathematics of polarmap and does no I/O. A map encodes its data with a code from
+here and passes each result that arrives to an `ArrivalTracker`, which tells when enough have arrived. An
+`ErasureDecoder` then computes the missing results. `base` defines the terms, `polar` the default code, and
+`real_decoders` the decoders.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import typing
 
 from polarmap import lazy_names
 
-# Importing a kernel registers it with PolarCode, which imports the Hadamard kernel on first use.
+# Importing these modules registers their kernels with PolarCode. The Hadamard kernel is imported on first
+# use.
 from polarmap.codes import arikan_code, rotation_code  # noqa: F401
 
 if typing.TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""The Arikan kernel [[1, 1], [0, 1]], whose frozen set is chosen by channel polarization (arXiv 1901.06811).
+"""The Arikan kernel [[1, 1], [0, 1]], which chooses its frozen set by channel polarization.
 
-P consists of small integers, so that integers are decoded exactly. This is the kernel of `PolarCode` for
-integer data, and the only kernel with the sequential decoder.
+The parity matrix P consists of small integers, so that integers are decoded exactly (arXiv 1901.06811).
+`PolarCode` uses this kernel for integer data. No other kernel has the sequential decoder.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from polarmap.dtypes import (
 )
 from polarmap.errors import CodeError
 
-# The number of parity rows up to which a BLAS product is faster than additions for 32-bit integers, whose
+# Up to this many parity rows, a BLAS product in float64 encodes 32-bit integers faster than additions, whose
 # sums need 64 bits (measured with benchmarks/coding.py).
 MAX_BLAS_INTEGER_ROWS = 16
 # The cost of decoding by row additions, in multiply-additions modulo 2^64: per row and stage of the butterfly
@@ -65,7 +65,8 @@ MAX_COMPARED_N = 64
 class ArikanCode(PolarCode):
     """A polar code with the Arikan kernel: x = B v, where the inputs v are zero on the frozen set.
 
-    The parameters are those of `PolarCode`. B consists of one or more butterflies of 2^levels positions.
+    B consists of one or more butterflies, each of 2^levels positions. The code has the same parameters as
+    `PolarCode`.
     """
 
     kernel = option_name = "arikan"
@@ -75,18 +76,18 @@ class ArikanCode(PolarCode):
 
     @property
     def transform_shape(self) -> tuple[int, int]:
-        """The size 2^levels of each butterfly, and the number of butterflies."""
+        """The size of each butterfly, which is 2^levels, and the number of butterflies."""
         return compute_transform_shape(self.n, self.levels)
 
     @property
     def mother_code_length(self) -> int:
-        """The number N of codeword positions of all butterflies; the first N - n are punctured."""
+        """The number N of positions of all butterflies. The first N - n are punctured, that is, not sent."""
         size, n_transforms = self.transform_shape
         return size * n_transforms
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """The n - k frozen inputs of the butterflies, ascending, between 0 and `mother_code_length` - 1."""
+        """The n - k inputs of the butterflies that are frozen to zero, ascending."""
         sizes = self.n, self.k
         if not self._has_low_weight_design:
             return choose_frozen_set(*sizes, self._position_erasure_probabilities, self.levels)
@@ -104,7 +105,7 @@ class ArikanCode(PolarCode):
 
     @property
     def zero_input_mask(self) -> Mask:
-        """A mask of the inputs that are frozen or punctured, and hence zero, shape (size, butterflies)."""
+        """A mask of the butterfly inputs that are zero: the frozen inputs and the punctured ones."""
         mask = np.zeros(self.transform_shape, bool)
         mask.flat[self.frozen_set] = True
         mask.flat[: self.mother_code_length - self.n] = True
@@ -112,10 +113,10 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block, data blocks first, (n,).
+        """The position of each coded block at the output of the butterfly. Data blocks come first.
 
         The first parity blocks combine the most data blocks. Workers usually return data blocks first, and
-        then few of these parity blocks determine the missing results.
+        then few of these parity blocks suffice to decode the missing results.
         """
         parity_mask = np.zeros(self.mother_code_length, bool)
         parity_mask[self.frozen_set] = True
@@ -143,14 +144,15 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), of small int64 numbers."""
+        """The parity matrix P, shape (n - k, k). Its entries are small integers."""
         if self.n - self.k < self.k:
             parity_rows = self.left_multiply_encoding_matrix(np.eye(self.n - self.k))
-            return parity_rows.astype(np.int64, order="C")  # The float64 sums have few terms and are exact.
+            # The float64 sums have few terms and are exact, so the conversion to integers is exact as well.
+            return parity_rows.astype(np.int64, order="C")
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Compute the columns of P that belong to the data blocks `block_indices`, without forming P."""
+        """Compute the columns of P for the data blocks `block_indices`, without forming all of P."""
         unit_vectors = np.zeros((self.k, len(block_indices)), np.int64)
         unit_vectors[block_indices, np.arange(len(block_indices))] = 1
         columns = np.empty((self.n - self.k, len(block_indices)), np.int64)
@@ -158,7 +160,7 @@ class ArikanCode(PolarCode):
         return columns
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Compute weights @ P with the transposed butterflies, without forming P."""
+        """Compute weights @ P, where P is the parity matrix, without forming P."""
         table = np.zeros((self.mother_code_length, len(weights)))
         table[self.codeword_positions[self.k :]] = weights.T
         stacked_table = table.reshape(self.transform_shape[0], -1)
@@ -168,14 +170,17 @@ class ArikanCode(PolarCode):
         return table[self.codeword_positions[: self.k]].T
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Return the dtype of the parity blocks, which is wider than `dtype` if small integers need it."""
+        """Return the dtype of the parity blocks for data of `dtype`.
+
+        Small integers may need a wider dtype, because a parity block is a sum of data blocks.
+        """
         data_dtype = super().parity_dtype(dtype)
         is_widest = not is_integer_dtype(data_dtype) or data_dtype.itemsize == 8
         return data_dtype if is_widest else choose_parity_dtype(data_dtype, self.norm_inf)
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of P: the largest sum of absolute coefficients of a parity block."""
+        """The infinity norm of P: the largest sum of the absolute coefficients of a parity block."""
         data_indicator = np.zeros(self.mother_code_length)
         data_indicator[self.codeword_positions[: self.k]] = 1
         column_weights = data_indicator.reshape(self.transform_shape)
@@ -184,7 +189,7 @@ class ArikanCode(PolarCode):
         return int(row_sums.reshape(-1)[self.codeword_positions[self.k :]].max())
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the erasure decoder for one erasure pattern, as chosen by `decoder` and `modular`."""
+        """Build the decoder for the results that have arrived. `modular` selects integers modulo 2^64."""
         if self.decoder == "sequential":
             decoder_class = ModularCancellationDecoder if modular else SuccessiveCancellationDecoder
             return decoder_class(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
@@ -198,9 +203,9 @@ class ArikanCode(PolarCode):
         return InactivationDecoder(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
-        """Return a function that records an arrival and returns whether all blocks are determined.
+        """Return a function that records an arrival and tells whether all blocks can be decoded now.
 
-        Return None for floats with the optimal decoder, and for small codes, whose rank is computed instead.
+        Return None for floats with the optimal decoder, and for small codes, for which a rank is computed.
         """
         if self.decoder == "sequential":
             tracker, positions = CancellationTracker(self.zero_input_mask), self.codeword_positions
@@ -218,9 +223,10 @@ class ArikanCode(PolarCode):
             self._encoding_program.compute_output_rows(blocks, out)
 
     def _encode_by_transform(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        """Write the parity of `blocks` to `out`: apply inverse(T), set frozen inputs to zero, apply T.
+        """Compute the parity of `blocks` by butterflies and write it to `out`.
 
-        This is the systematic encoder of Arikan (2011), in the accumulator dtype of `out`.
+        This is the systematic encoder of Arikan (2011): apply the inverse butterflies, set the frozen inputs
+        to zero, and apply the butterflies. The sums are computed in the accumulator dtype of `out`.
         """
         sum_dtype = choose_accumulator_dtype(out.dtype)
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
@@ -240,7 +246,10 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _encoding_program(self) -> RowOperationProgram:
-        """The row operations that encode, cached because listing them takes a third of a narrow encode."""
+        """The list of row additions that computes the parity blocks.
+
+        The list is cached, because building it takes a third of the time of encoding narrow blocks.
+        """
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         return RowOperationProgram(
             build_encoding_operations(self.zero_input_mask, data_positions),
@@ -250,7 +259,7 @@ class ArikanCode(PolarCode):
         )
 
     def _is_blas_faster(self, dtype: DType) -> bool:
-        """Return whether a float64 BLAS product is exact for data of `dtype`, and faster than additions."""
+        """Return whether a BLAS product in float64 encodes `dtype` exactly, and faster than additions."""
         if not is_integer_dtype(dtype) or dtype.itemsize != 4:
             return False
         if min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS:
@@ -259,7 +268,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _position_erasure_probabilities(self) -> float | Floats:
-        """The erasure probability of all sent codeword positions, or of each of them, (n,)."""
+        """The erasure probability of each codeword position (n,), or a float if all are equal."""
         if isinstance(self.erasure, float):
             return self.erasure
         worst_first = np.sort(self.erasure)[::-1]
@@ -323,14 +332,15 @@ class ModularArikanDecoder(ModularSystematicDecoder):
 
 
 def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:
-    """List the row operations of the systematic encoder: apply inverse(T), zero frozen inputs, apply T.
+    """List the row operations of the systematic encoder.
 
+    The encoder applies the inverse butterflies, sets the frozen inputs to zero, and applies the butterflies.
     Additions of rows that are known to be zero are omitted.
 
     Parameters
     ----------
     zero_input_mask : boolean array (size, butterflies)
-        Inputs that are frozen or punctured.
+        True for each input that is zero, because it is frozen or punctured.
     data_positions : index array (k,)
         Codeword positions of the data blocks.
 

@@ -1,10 +1,10 @@
-"""Track the arrivals of one codeword and decide when they can be decoded.
+"""Track which results of a code have arrived, and tell when the missing ones can be decoded.
 
     tracker.add(3) -> False      too few results: UNDECODABLE
     tracker.add(0) -> False      enough, but inaccurate: ILL_CONDITIONED
     tracker.add(2) -> True       DECODABLE: tracker.decoder recovers the missing results
 
-The collector calls `ArrivalTracker.add` for each result of a map, and decodes as soon as it returns True.
+A map calls `ArrivalTracker.add` for each result that arrives, and decodes as soon as it returns True.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from polarmap.dtypes import Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import is_real_number
 
-# The number of rank computations while n blocks arrive. Each takes long for thousands of blocks. With this
-# limit, the decision comes at most n / MAX_RANK_CHECKS arrivals late.
+# At most this many ranks are computed while the n results arrive, because each takes long for thousands of
+# blocks. Decodability is therefore noticed up to n / MAX_RANK_CHECKS arrivals late.
 MAX_RANK_CHECKS = 1000
 
 
 class DecodingState(Enum):
-    """The state of decoding after the arrivals so far."""
+    """Whether the missing results can be decoded from the results that have arrived so far."""
 
-    UNDECODABLE = "undecodable"  # The arrivals do not determine the targets.
-    ILL_CONDITIONED = "ill-conditioned"  # Decoding would exceed the maximum amplification.
+    UNDECODABLE = "undecodable"  # Too few results have arrived.
+    ILL_CONDITIONED = "ill-conditioned"  # Decoding is possible, but would multiply errors too much.
     DECODABLE = "decodable"
 
 
 class ArrivalTracker:
-    """A tracker of the arrivals of one codeword, which decides when the targets can be decoded.
+    """A tracker of the results that have arrived, which tells when the missing ones can be decoded.
 
     Parameters
     ----------
     code : LinearCode
-        Code of the codeword, for example a `PolarCode`.
+        Code that the blocks were encoded with, for example a `PolarCode`.
     modular : bool
         Decode integers modulo 2^64 instead of real numbers.
     max_amplification : float
@@ -49,7 +49,7 @@ class ArrivalTracker:
     Attributes
     ----------
     state : DecodingState
-        Whether the arrivals determine the targets, and accurately enough.
+        Whether the missing results can be decoded, and accurately enough.
     n_arrived : int
         Number of distinct blocks that have arrived.
 
@@ -83,7 +83,7 @@ class ArrivalTracker:
         self._untracked_arrivals: list[int] = []
 
     def add(self, block_index: int) -> bool:
-        """Record the arrival of a block and return whether the state is DECODABLE.
+        """Record the arrival of a result, and return whether all missing results can be decoded now.
 
         Parameters
         ----------
@@ -113,7 +113,7 @@ class ArrivalTracker:
         return self.state is DecodingState.DECODABLE
 
     def accept_ill_conditioned(self) -> bool:
-        """Accept any amplification from now on, and return whether the state is DECODABLE.
+        """Accept any loss of accuracy from now on, and return whether decoding is possible.
 
         Call this method when no further result can arrive.
         """
@@ -124,12 +124,12 @@ class ArrivalTracker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the state is DECODABLE."""
+        """Whether all missing results can be decoded accurately enough."""
         return self.state is DecodingState.DECODABLE
 
     @property
     def missing_indices(self) -> Indices:
-        """The indices of the targets that have not arrived, ascending."""
+        """The indices of the wanted results that have not arrived, ascending."""
         if self._missing_indices is None:
             missing_mask = np.ones(self.code.n_targets, bool)
             missing_mask[: self._n_systematic] = ~self.arrived_mask[: self._n_systematic]
@@ -139,12 +139,12 @@ class ArrivalTracker:
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks that can verify the results."""
+        """The number of parity checks that are left to verify the arrived results."""
         return max(0, self.decoder.n_redundant_checks)
 
     @property
     def decoder(self) -> ErasureDecoder:
-        """The erasure decoder for the current arrivals."""
+        """The decoder for the results that have arrived so far."""
         if self._decoder is None:
             self._decoder = self.code.make_decoder(self.arrived_mask.copy(), self.modular)
             if self._previous_decoder is not None:
@@ -154,11 +154,14 @@ class ArrivalTracker:
 
     @property
     def amplification(self) -> float:
-        """The amplification of the decoder; 0 if decoding is exact, inf while the state is UNDECODABLE."""
+        """The factor by which decoding multiplies errors at most.
+
+        The factor is 0 if decoding is exact, and inf while the state is UNDECODABLE.
+        """
         return np.inf if self.state is DecodingState.UNDECODABLE else self.decoder.amplification
 
     def _check_decodability(self) -> bool:
-        """Return whether the arrivals determine the targets, ignoring accuracy."""
+        """Return whether enough results have arrived to decode the rest, ignoring accuracy."""
         if self._n_missing_targets == 0:
             return True
         if self.n_arrived < self._next_rank_check:
@@ -170,7 +173,7 @@ class ArrivalTracker:
         rank_deficit = self.decoder.rank_deficit
         if rank_deficit and not self.modular:
             rank_deficit = max(rank_deficit, self.code.n // MAX_RANK_CHECKS)
-        # One arrival lowers the rank deficit by at most one, so earlier checks would be wasted.
+        # Each arrival lowers the rank deficit by at most one, so checking again earlier would be useless.
         self._next_rank_check = self.n_arrived + rank_deficit
         return rank_deficit == 0
 

@@ -1,14 +1,15 @@
 """Base classes of all codes and of all erasure decoders.
 
-A code consists of matrices. For unknown blocks u,
+A code turns k data blocks into n coded blocks, such that some of the n results can be missing. It is defined
+by matrices. If u stands for the unknown blocks, then
 
     results = G u,    targets = T u                        (`CodeMatrices`)
     weights @ G[arrived] = T[missing]                      decodes the missing targets
     checks @ G[arrived] = 0                                verifies the arrived results
 
-An `ErasureDecoder` serves one erasure pattern: its weights and checks depend on which results arrived, never
-on their values. `linear_code` adds the encoder, and `real_decoders` and `modular_decoders` implement
-decoding.
+The targets are the results that the caller wants. An `ErasureDecoder` handles one erasure pattern, which is
+the set of results that have arrived. Its weights and checks depend on this set only, never on the values.
+`linear_code` adds the encoder. `real_decoders` and `modular_decoders` implement the decoders.
 """
 
 from __future__ import annotations
@@ -24,23 +25,26 @@ from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is
 
 ReceivedBlocks = Mapping[int, Array]  # Maps the index of a coded block to its flat result.
 
-COEFFICIENT_TOL = 1e-12  # Coefficients of smaller magnitude are treated as zero.
-# The number of redundant parity checks to evaluate. More checks cost time and detect no more errors.
+# Coefficients of smaller magnitude are treated as zero.
+COEFFICIENT_TOL = 1e-12
+# At most this many parity checks are evaluated to verify results. More take time but detect no more errors.
 MAX_CHECKS = 8
-# The number of parity checks to evaluate modulo 2^64. One result in 2^16 has an even coefficient in all of
-# these checks, so that an error of 2^63 in it remains undetected.
+# At most this many parity checks are evaluated modulo 2^64, where an even coefficient can hide an error: it
+# multiplies an error of 2^63 to zero. One result in 2^16 has even coefficients in all 16 checks.
 MAX_MODULAR_CHECKS = 16
 
 
 class CodeMatrices(ABC):
     """The matrices that define a code: coded blocks = E blocks, results = G u, targets = T u.
 
+    Here u stands for the unknown blocks, and the targets are the results that the caller wants.
+
     Attributes
     ----------
     n, k : int
         Number of coded blocks and of data blocks.
     rms_gain : float
-        Largest root mean square of a coded block, relative to the root mean square of the data.
+        Largest ratio of the root mean square of a coded block to that of the data blocks.
     """
 
     n: int
@@ -50,21 +54,30 @@ class CodeMatrices(ABC):
     @property
     @abstractmethod
     def encoding_matrix(self) -> Array:
-        """The encoding matrix E, shape (n - len(systematic_indices), input blocks)."""
+        """The encoding matrix E, which computes all coded blocks that are not unchanged data blocks.
+
+        Its shape is (n - len(systematic_indices), input blocks).
+        """
 
     @property
     def generator_matrix(self) -> Array:
-        """The generator matrix G, shape (n, unknowns); E if f commutes with linear combinations."""
+        """The generator matrix G, which maps the unknown blocks to the n results.
+
+        Its shape is (n, unknowns). By default, G is E. This holds if f commutes with linear combinations.
+        """
         return self.encoding_matrix
 
     @property
     def target_matrix(self) -> Array:
-        """The target matrix T, shape (n_targets, unknowns); [I, 0] if the targets are the first unknowns."""
+        """The target matrix T, which maps the unknown blocks to the targets (the results to return).
+
+        Its shape is (n_targets, unknowns). By default, T is [I, 0]: the targets are the first unknowns.
+        """
         return np.eye(self.n_targets, self.encoding_matrix.shape[1], dtype=self.encoding_matrix.dtype)
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can determine the targets: the number of unknowns."""
+        """The smallest number of results that can suffice to decode: the number of unknown blocks."""
         return int(self.generator_matrix.shape[1])
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
@@ -72,7 +85,7 @@ class CodeMatrices(ABC):
         return self.encoding_matrix[:, block_indices]
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Return weights @ E, which rewrites combinations of coded blocks as combinations of input blocks.
+        """Return weights @ E: rewrite linear combinations of coded blocks as combinations of input blocks.
 
         Parameters
         ----------
@@ -88,7 +101,7 @@ class CodeMatrices(ABC):
     @property
     @abstractmethod
     def n_targets(self) -> int:
-        """The number of targets, which are the results that a decoder must return."""
+        """The number of targets, which are the results that the caller wants."""
 
     @property
     @abstractmethod
@@ -113,17 +126,17 @@ class MatrixBlock(NamedTuple):
 
 
 class WeightMasks(NamedTuple):
-    """Boolean masks that describe how missing results depend on arrived results.
+    """Boolean masks that tell which arrived results are needed to decode which missing results.
 
     Attributes
     ----------
     used_arrivals_mask : boolean array (arrived,)
-        Arrived results with a nonzero weight in at least one missing result.
+        True for each arrived result that at least one missing result is decoded from.
     recombined_results_mask : boolean array (missing,)
-        Missing results that combine two or more arrived results.
+        True for each missing result that is decoded from two or more arrived results.
     invertible_weight_blocks : tuple of MatrixBlock
-        The blocks of a boolean matrix (missing, arrived). It marks the weights that never multiply an error
-        to zero: all nonzero weights over the reals, odd weights modulo 2^64.
+        The blocks of a boolean matrix (missing, arrived). An entry is True for each weight that never
+        multiplies an error to zero: every nonzero real weight, and every odd weight modulo 2^64.
     """
 
     used_arrivals_mask: Mask
@@ -146,16 +159,19 @@ class WeightMasks(NamedTuple):
 
 
 def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
-    """Return a mask of the coefficients that exceed rounding; for integers, of the nonzero coefficients."""
+    """Return a mask of the coefficients that are not zero.
+
+    Real coefficients below `COEFFICIENT_TOL` count as zero, because they may be rounding errors.
+    """
     min_magnitude = 0 if is_integer_dtype(coefficients.dtype) else COEFFICIENT_TOL
     return np.asarray((coefficients > min_magnitude) | (coefficients < -min_magnitude))
 
 
 def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
-    """Return a mask of the invertible coefficients: odd integers modulo 2^64, nonzero real numbers.
+    """Return a mask of the coefficients that have an inverse: nonzero real numbers, or odd integers mod 2^64.
 
-    An invertible coefficient times a nonzero deviation is nonzero, so that a check with this coefficient
-    detects every error of the block.
+    An invertible coefficient never multiplies an error to zero. A parity check therefore detects every error
+    in a block whose coefficient is invertible.
     """
     if is_integer_dtype(coefficients.dtype):
         return np.asarray(coefficients % 2 == 1)
@@ -163,10 +179,12 @@ def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
 
 
 class ErasureDecoder(ABC):
-    """A decoder of the missing targets of a code for one erasure pattern, over the reals or modulo 2^64.
+    """A decoder that computes the missing results of a code from the results that arrived.
 
-    `RealDecoder` decodes real numbers and `ModularDecoder` integers modulo 2^64. The recovered targets are
-    linear in the results that arrived: recovered = weights @ received.
+    A decoder handles one erasure pattern, that is, one set of arrived results. It recovers the targets (the
+    results that the caller wants) that have not arrived. `RealDecoder` decodes real numbers and
+    `ModularDecoder` integers modulo 2^64. In both cases, decoding is a matrix product: recovered = weights @
+    received.
 
     Attributes
     ----------
@@ -175,7 +193,7 @@ class ErasureDecoder(ABC):
     arrived_indices : index array
         Indices of the arrived results, ascending.
     arrived_data_indices : index array
-        Indices of the arrived results that are targets themselves.
+        Indices of the arrived results that are targets themselves and need no decoding.
     missing_indices : index array
         Indices of the targets that have not arrived, ascending.
     modular : bool
@@ -194,15 +212,15 @@ class ErasureDecoder(ABC):
         self.missing_indices: Indices = np.flatnonzero(missing_mask)
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return the decoder for the same arrivals in the arithmetic of `dtype`.
+        """Return a decoder for the same arrived results that uses the arithmetic for `dtype`.
 
-        The arithmetic is modulo 2^64 for integers if the code supports it, and otherwise real. This base
-        class has one arithmetic and returns itself.
+        Integers are decoded modulo 2^64 if the code supports it, and all other data as real numbers. This
+        base class has only one arithmetic and returns itself.
         """
         return self
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Reuse intermediate results of a decoder that was built before the latest arrivals.
+        """Reuse intermediate results of an older decoder, which was built when fewer results had arrived.
 
         Parameters
         ----------
@@ -210,34 +228,37 @@ class ErasureDecoder(ABC):
             Decoder of the same code for a subset of the arrivals. It stays valid, but may have to compute
             its weights again.
         """
-        return  # Most decoders have nothing to reuse.
+        return  # Most decoders compute nothing that is worth reusing.
 
     @property
     @abstractmethod
     def rank_deficit(self) -> int:
-        """A lower bound on the number of further results needed; 0 if the targets are decodable."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
 
     @property
     @abstractmethod
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks; negative while too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
 
     @property
     def weights(self) -> Floats | UInt64Array:
-        """The decoding weights, shape (missing, arrived): recovered = weights @ received."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         raise NotImplementedError(
             f"{type(self).__name__} has no decoding weights. Use weight_magnitudes instead."
         )
 
     @property
     def approximate_weights(self) -> Floats:
-        """The decoding weights over the reals, shape (missing, arrived), valid if no integer wraps."""
+        """The decoding weights as real numbers. Each row computes a missing result.
+
+        For integers, they are correct as long as no value wraps around modulo 2^64.
+        """
         return np.asarray(self.over(np.dtype(np.float64)).weights, np.float64)
 
     @property
     @abstractmethod
     def check_matrix(self) -> Floats | UInt64Array:
-        """The redundant parity checks that verify the results: check_matrix @ received = 0."""
+        """The parity checks, one per row: check_matrix @ received is zero if all results are correct."""
 
     @property
     def check_blocks(self) -> tuple[MatrixBlock, ...]:
@@ -255,7 +276,7 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:
-        """The largest effect of a unit error in each result on each target, shape (missing, arrived)."""
+        """How much an error of 1 in each arrived result (column) changes each missing result (row)."""
 
     def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
         """Return the row `missing_position` of `weight_magnitudes`, shape (arrived,)."""
@@ -268,60 +289,65 @@ class ErasureDecoder(ABC):
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The maximum of `weight_magnitudes` over the targets, for each arrived result, shape (arrived,)."""
+        """The largest change of a missing result that an error of 1 in each arrived result causes."""
         return np.asarray(self.weight_magnitudes.max(axis=0, initial=0))
 
     @cached_property
     def weight_masks(self) -> WeightMasks:
-        """The masks that describe which arrived results each recovered target uses."""
+        """Masks that tell which arrived results are used to decode which missing results."""
         if not len(self.missing_indices):
             return compute_weight_masks(np.empty((0, len(self.arrived_indices))))
         return self._compute_weight_masks()
 
     def _compute_weight_masks(self) -> WeightMasks:
-        """Compute `weight_masks` if at least one target is missing."""
+        """Compute `weight_masks`. Called only if at least one result is missing."""
         return compute_weight_masks(self.weights)
 
     @property
     @abstractmethod
     def amplification(self) -> float:
-        """The factor by which decoding multiplies errors at most; 0 if exact, inf if not decodable."""
+        """The largest factor by which decoding multiplies errors of the results.
+
+        The factor is 0 if nothing has to be decoded or decoding is exact, and inf if decoding is not
+        possible.
+        """
 
     @property
     @abstractmethod
     def rounds_integers(self) -> bool:
-        """Whether integers are decoded as real numbers and then rounded."""
+        """Whether integer data is decoded as real numbers and rounded to integers at the end."""
 
     @abstractmethod
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets from the arrived results, in the arithmetic of `over(dtype)`.
+        """Compute the missing results from the arrived results.
 
         Parameters
         ----------
         received : mapping from block index to array (b,)
             Flat results, one for each index in `arrived_indices`.
         dtype : dtype
-            Data type of the results.
+            Data type of the results. It also selects the arithmetic, as in `over`.
 
         Returns
         -------
         array (missing, b), of `dtype`
-            The missing targets, in the order of `missing_indices`.
+            The missing results, in the order of `missing_indices`.
         """
 
     def get_weight_masks(self, dtype: DType) -> WeightMasks:
-        """Return `weight_masks` of the decoder for results of `dtype`."""
+        """Return the masks that tell which arrived results are used, for results of `dtype`."""
         return self.over(dtype).weight_masks
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return the blocks to which `check_matrix` applies; by default, `received` unchanged."""
+        """Return the blocks that `check_matrix` is multiplied with. By default, these are the results."""
         return received
 
 
 class SystematicEquations(ErasureDecoder):
-    """The equations of a code with G = [I; P] and T = I: each arrived parity block is one of them.
+    """The linear equations for the missing data blocks of a systematic code: G = [I; P], T = I.
 
-    Their unknowns are the missing data blocks. Decoders over the reals and modulo 2^64 solve them.
+    Each parity block that has arrived gives one equation, and the missing data blocks are the unknowns.
+    Decoders over the reals and modulo 2^64 derive from this class and solve the equations.
 
     Attributes
     ----------
@@ -335,17 +361,17 @@ class SystematicEquations(ErasureDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The submatrix of P for arrived parity blocks (rows) and missing data blocks (columns)."""
+        """The matrix of the equations: rows of P of arrived parity blocks, columns of missing data blocks."""
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
 
 def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
-    """Compute the masks that describe which arrived results the decoding weights use.
+    """Compute the masks that tell which arrived results the decoding weights use.
 
     Parameters
     ----------
     weights : array (missing, arrived)
-        Decoding weights; an integer dtype stands for weights modulo 2^64.
+        Decoding weights. Weights of an integer dtype are taken modulo 2^64.
     """
     nonzero_mask = compute_nonzero_mask(weights)
     unit_mask = compute_invertible_mask(weights) if is_integer_dtype(weights.dtype) else nonzero_mask

@@ -1,9 +1,9 @@
-"""Estimate missing blocks that the arrived results do not determine, together with the expected error.
+"""Estimate missing results that cannot be decoded yet, together with the expected error.
 
-The model assumes that blocks scatter independently around a common mean. Each estimate is the mean of the
-arrived results plus the smallest deviation that satisfies the parity checks. Apart from the error of the
-mean, this is the linear estimate with the smallest expected square error. The collector uses it if a map may
-return approximate results.
+A map that may return approximate results uses this module. The model assumes that the blocks are scattered
+independently around a common mean. Each estimate is the mean of the arrived results plus the smallest
+deviation that satisfies the parity checks. Apart from the error of the mean, no other linear estimate has a
+smaller expected square error.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from polarmap.codes.base import CodeMatrices
 from polarmap.dtypes import Floats, Indices
 
 NORMAL_P90 = 1.2815515655446004  # The 90 % quantile of the standard normal distribution.
-MIN_RESULTS = 3  # The smallest number of results from which the variation of deviations can be estimated.
-# The expected error, in standard deviations of a block, below which a block counts as determined. The cutoff
-# of singular values in the pseudo-inverse keeps rounding errors below this tolerance.
+# At least this many results are needed to estimate how much their deviations vary.
+MIN_RESULTS = 3
+# A block counts as decoded exactly if its expected error, in standard deviations of a block, is smaller. The
+# cutoff of singular values in the pseudo-inverse keeps rounding errors below this tolerance.
 DETERMINED_TOL = 1e-7
 
 
 class MissingBlockPredictor(NamedTuple):
-    """A linear predictor of the missing data blocks for one erasure pattern.
+    """A linear predictor of the missing data blocks, for one set of arrived results.
 
     Attributes
     ----------
@@ -34,15 +35,15 @@ class MissingBlockPredictor(NamedTuple):
     arrived_indices : index array
         Coded blocks that have arrived, ascending.
     weights : array (missing, arrived)
-        Weights with estimates = weights @ received. Each row sums to one.
+        Weights of the arrived results: estimates = weights @ received. Each row sums to one.
     error_stds : array (missing,)
-        Expected root mean square error of each estimate, in standard deviations of a block around the mean.
+        Expected root mean square error of each estimate, in units of the standard deviation of a block.
     centring_matrix : array (arrived, arrived)
         Matrix that subtracts the mean from the received blocks.
     deviation_norms : array (arrived,)
-        Norms by which centred blocks are divided to have the standard deviation of a data block.
+        Divisors that give each centred block the standard deviation of a data block.
     n_unobserved : float
-        Number of dimensions of the missing blocks that no parity check observes.
+        Number of degrees of freedom of the missing blocks that no parity check constrains.
     """
 
     missing_indices: Indices
@@ -54,7 +55,7 @@ class MissingBlockPredictor(NamedTuple):
     n_unobserved: float
 
     def compute_block_std(self, received: Floats) -> float:
-        """Estimate the standard deviation of a block around the mean.
+        """Estimate the standard deviation of the blocks around their mean.
 
         Parameters
         ----------
@@ -72,11 +73,11 @@ class MissingBlockPredictor(NamedTuple):
         return float(np.sqrt(self._compute_mean_square_deviations(received).mean()))
 
     def estimate_error_to_std_ratio_p90(self, received: Floats) -> float:
-        """Estimate the 90 % quantile of the ratio of the true error to the expected error.
+        """Estimate how much larger than expected the true error may be: the 90 % quantile of their ratio.
 
-        The squared ratio is modelled as F-distributed: the unobserved deviations over the observed
-        deviations. The degrees of freedom per block follow from how much the mean squares of the received
-        deviations vary.
+        The squared ratio is modelled as F-distributed, as unobserved deviations over observed deviations. The
+        degrees of freedom per block are estimated from how much the mean squares of the received deviations
+        vary.
 
         Parameters
         ----------
@@ -99,7 +100,7 @@ class MissingBlockPredictor(NamedTuple):
         return sqrt(compute_f_distribution_p90(dfn, dfd))
 
     def _compute_mean_square_deviations(self, received: Floats) -> Floats:
-        """Return the mean square deviation of each received block, in the scale of a data block."""
+        """Return the mean square deviation of each received block from the mean, scaled to a data block."""
         deviations = self.centring_matrix @ received / self.deviation_norms[:, None]
         return np.asarray((deviations**2).mean(axis=1))
 
@@ -138,7 +139,7 @@ def compute_f_distribution_p90(dfn: float, dfd: float) -> float:
 def make_missing_block_predictor(
     code: CodeMatrices, arrived_mask: npt.NDArray[np.bool_], rounding_error: float
 ) -> MissingBlockPredictor:
-    """Build the predictor of the missing data blocks for one erasure pattern.
+    """Build the predictor of the missing data blocks for one set of arrived results.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Evaluate redundant parity checks to detect and locate wrong results.
+"""Evaluate parity checks to detect wrong results, and to find out which worker returned them.
 
-If m > k results have arrived, m - k redundant parity checks remain after decoding. A residual above rounding
-means that f is not linear, or that a worker returned a wrong result. Two or more checks can locate the wrong
-block. The verification step of the driver calls `evaluate_parity_checks`, `locate_erroneous_blocks` and
-`bound_undetected_error`.
+If m > k results have arrived, m - k parity checks remain that decoding does not need. Their residuals should
+be zero up to rounding. A larger residual means that f is not linear, or that a worker returned a wrong
+result. Two or more checks can locate the wrong block. A map verifies its results with
+`evaluate_parity_checks`, `locate_erroneous_blocks` and `bound_undetected_error`.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from polarmap.dtypes import (
     to_real_dtype,
 )
 
-# Rounding error allowed in each entry, in machine epsilons of the largest value of the leaf.
+# Rounding error to allow in each entry, in machine epsilons of the largest value of the array.
 ROUNDING_UNITS = 1024
-MAX_LOCATION_ENTRIES = 64  # The number of violated entries that are examined to locate a wrong block.
+MAX_LOCATION_ENTRIES = 64  # At most this many violated entries are examined to locate a wrong block.
 
 
 class ParityCheckResidual(NamedTuple):
-    """The residual of the redundant parity checks on one leaf of the results.
+    """The residual of the parity checks on one array of the results.
 
     Attributes
     ----------
     max_relative : float
-        Largest residual. If checks are violated, it is relative to the largest value of the entry in any
-        block. Otherwise it is rounding, and relative to the largest value of the leaf.
+        Largest residual. If a check is violated, the residual is relative to the largest value of the same
+        entry in any block. Otherwise it is rounding, and relative to the largest value of the array.
     violations : index array
         Flat positions of the entries whose residual exceeds the tolerance; empty if all checks hold.
     is_finite : bool
@@ -64,14 +64,14 @@ class ParityCheckResidual(NamedTuple):
 def compute_parity_check_tolerance(dtype: DType) -> float:
     """Return the relative residual above which a parity check is violated: the square root of eps.
 
-    The rounding errors of a numerically stable f stay below this tolerance. `bound_undetected_error` bounds
-    errors that are too small to be detected.
+    The rounding errors of a numerically stable f are smaller. `bound_undetected_error` bounds the errors that
+    remain below this tolerance and are not detected.
     """
     return float(np.sqrt(machine_epsilon(dtype)))
 
 
 def estimate_relative_rounding_error(dtype: DType) -> float:
-    """Return the rounding error allowed in each entry, relative to the largest value of the leaf."""
+    """Return the rounding error to allow in each entry, relative to the largest value of the array."""
     return min(ROUNDING_UNITS * machine_epsilon(dtype), compute_parity_check_tolerance(dtype))
 
 
@@ -97,7 +97,7 @@ def _iter_concatenated_batches(arrays: Sequence[Array]) -> Iterator[Array]:
 
 
 def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
-    """Return a mask of the arrived blocks whose errors the redundant parity checks always detect.
+    """Return a mask of the arrived blocks in which the parity checks detect every error.
 
     Parameters
     ----------
@@ -114,9 +114,10 @@ def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
 
 
 def compute_max_blocks_per_parity_check(decoder: ErasureDecoder, dtype: DType) -> int:
-    """Return the largest number of blocks in one redundant parity check, for results of `dtype`.
+    """Return the largest number of blocks that one parity check combines, for results of `dtype`.
 
-    A check that only compares two equal blocks holds for every f, so it does not test linearity.
+    A check of two blocks only compares them. If the blocks are equal, the check holds for every f and does
+    not test linearity.
     """
     return max(
         int(compute_nonzero_mask(checks).sum(axis=1).max(initial=0))
@@ -132,10 +133,11 @@ def bound_undetected_error(
 ) -> float:
     """Bound the error of the targets that one wrong block can cause without violating a parity check.
 
-    If block j deviates by d, the residual of check i changes by |H_ij d| and target b changes by |W_bj d|.
-    The observed residual r and the known errors e_b of recovered blocks therefore bound d:
+    If block j deviates by d, the residual of check i changes by |H_ij d|, and target b changes by |W_bj d|.
+    Here H are the checks and W the decoding weights. The observed residual r and the known errors e_b of
+    recovered blocks therefore bound d:
 
-        |d| <= min(r / max_i |H_ij|, min over b of e_b / |W_bj|)
+            |d| <= min(r / max_i |H_ij|, min over b of e_b / |W_bj|)
 
     The result is the largest change of a target over all j. Blocks without any bound are left out.
 
@@ -171,7 +173,7 @@ def bound_undetected_error(
 
 
 def _divide_or_inf(deviation: float, coefficients: Floats) -> Floats:
-    """Return deviation / coefficients, or inf where a coefficient is below COEFFICIENT_TOL."""
+    """Return deviation / coefficients, with inf where a coefficient is zero up to COEFFICIENT_TOL."""
     nonzero_mask = coefficients > COEFFICIENT_TOL
     return np.where(nonzero_mask, deviation / np.where(nonzero_mask, coefficients, 1.0), np.inf)
 
@@ -185,7 +187,7 @@ def evaluate_parity_checks(
     absolute_tolerance: float = 0.0,
     magnitude_before_cancellation: float = 0.0,
 ) -> ParityCheckResidual:
-    """Evaluate the redundant parity checks on one leaf of the arrived results.
+    """Evaluate the parity checks on one array of the results that have arrived.
 
     Parameters
     ----------
@@ -202,8 +204,8 @@ def evaluate_parity_checks(
     absolute_tolerance : float
         Absolute error that is allowed in each entry in any case.
     magnitude_before_cancellation : float
-        Magnitude of the terms whose sums are the entries, if the terms may cancel. The rounding errors are
-        estimated from this magnitude if it exceeds the largest entry.
+        Magnitude of the terms that f adds up, if the terms may cancel. If larger than the largest entry, it
+        is used to estimate the rounding errors.
 
     Returns
     -------
@@ -266,7 +268,7 @@ def _evaluate_real_checks(
     absolute_tol: float,
     max_value: float,
 ) -> ParityCheckResidual:
-    """Evaluate real parity checks tile by tile.
+    """Evaluate parity checks of real numbers, tile by tile.
 
     A check is violated in an entry if its residual exceeds `absolute_tol` plus `relative_tol` times the
     largest value of the entry in any block.
@@ -296,7 +298,7 @@ def locate_erroneous_blocks(
     lowest_precision_dtype: DType | None = None,
     violated_check_blocks: Sequence[int] = (0,),
 ) -> list[int]:
-    """Return the blocks that can each explain all violated entries as the only wrong block.
+    """Return the blocks that may be wrong: each of them alone would explain all violated entries.
 
     Parameters
     ----------
@@ -346,7 +348,7 @@ def _locate_real_errors(checks: Floats, values: Array, rounding_dtype: DType) ->
     if values.dtype.kind == "c":
         values = np.concatenate([values.real, values.imag], axis=1)
     deviation = checks @ values.astype(np.float64)
-    # Scale the deviations, so that their squares do not overflow.
+    # The deviations are scaled so that their squares do not overflow.
     deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)
     relative_tol = max(1e-6, 8 * compute_parity_check_tolerance(rounding_dtype))
     max_residual_norm = relative_tol * np.linalg.norm(deviation)
@@ -361,7 +363,7 @@ def _locate_real_errors(checks: Floats, values: Array, rounding_dtype: DType) ->
 
 
 def _choose_tolerance_dtype(dtype: DType, lowest_precision_dtype: DType | None) -> DType:
-    """Return the floating dtype whose precision limits results of `dtype`; float64 for integers."""
+    """Return the floating dtype that limits the precision of the results; float64 for integers."""
     return np.dtype(np.float64) if is_integer_dtype(dtype) else lowest_precision_dtype or dtype
 
 
@@ -379,7 +381,7 @@ def _evaluate_modular_checks(
 
 
 def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: DType) -> Indices:
-    """Return the columns of `checks` that can each explain all deviations alone, modulo 2^bits.
+    """Return the columns of `checks` (blocks) that would each explain all deviations alone, modulo 2^bits.
 
     A column explains the deviations if eliminating it leaves no deviation in any check. The pivot of the
     elimination is the check in which the column has the fewest factors of two.
@@ -388,7 +390,7 @@ def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: D
     explaining_columns = []
     for column, coefficients in enumerate(checks.T):
         lowest_bits = coefficients & (~coefficients + np.uint64(1))
-        # The largest power of two that divides each coefficient.
+        # The largest power of two that divides each coefficient. Zero is divisible by all of them.
         powers_of_two = np.where(coefficients > 0, lowest_bits, bit_mask)
         pivot = int(np.argmin(powers_of_two))
         if not coefficients[pivot]:

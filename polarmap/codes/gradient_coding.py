@@ -4,9 +4,10 @@
 
     G = B with s + 1 nonzero entries per row,   T = 1' (all ones)
 
-Worker i evaluates f on s + 1 parts of the data and returns the combination B_i u of the values u. The
-all-ones vector is a combination of any n - s rows of B (Tandon, Lei, Dimakis and Karampatziakis 2017, arXiv
-1612.03301). The data is not encoded: workers combine values of f, so f need not be linear.
+The data has n parts. Worker i evaluates f on s + 1 of them and returns the combination B_i u of the values u.
+The all-ones vector is a combination of any n - s rows of B, so any n - s results give the sum (Tandon, Lei,
+Dimakis and Karampatziakis 2017, arXiv 1612.03301). The data is not encoded: workers combine values of f, so f
+need not be linear.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, is_integer, is_integer_dtype
 from polarmap.errors import CodeError
 
-# Number of random matrices that are tried for a cyclic group, and of erasure patterns for each of them.
+# For a cyclic group, N_SEEDS random matrices are compared on up to MAX_PATTERNS erasure patterns each.
 N_SEEDS, MAX_PATTERNS = 16, 64
-SPAN_TOL = 1e-8  # Maximum difference between a combination of arrived rows and the all-ones vector.
+# Weights are accepted if their combination of rows differs from the all-ones vector by at most this.
+SPAN_TOL = 1e-8
 RANK_TOL = 1e-10  # Singular values below this fraction of the largest are treated as zero.
 
 
@@ -33,8 +35,8 @@ class GradientCode(LinearCode):
     """A code for the sum of n values of an arbitrary function.
 
     The workers are divided into groups. In a group of s + 1 workers, each worker returns the plain sum of the
-    group (fractional repetition), and one result is enough. If n is not divisible by s + 1, some groups are
-    larger. These groups use a cyclic code, and all but s of their results are enough, sometimes fewer.
+    group (fractional repetition), so one result is enough. If n is not divisible by s + 1, some groups are
+    larger. They use a cyclic code, which tolerates s missing results, and sometimes more.
 
     Parameters
     ----------
@@ -74,17 +76,20 @@ class GradientCode(LinearCode):
 
     @property
     def is_fractional_repetition(self) -> bool:
-        """Whether all groups use fractional repetition, whose coefficients are 1 and keep integers exact."""
+        """Whether all groups use fractional repetition, where each worker returns the sum of its group.
+
+        All coefficients are then 1, so that sums of integers are exact.
+        """
         return max(self.group_sizes) == self.max_stragglers + 1
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can determine the sum, by containing every value."""
+        """The smallest number of results that can contain all n values."""
         return sum(-(-size // (self.max_stragglers + 1)) for size in self.group_sizes)
 
     @property
     def target_matrix(self) -> Floats:
-        """The target matrix T = 1', shape (1, n)."""
+        """The target matrix T, a row of n ones: the sum is the only target."""
         return np.ones((1, self.n))
 
     @property
@@ -94,7 +99,7 @@ class GradientCode(LinearCode):
 
     @property
     def norm_inf(self) -> float:
-        """The infinity norm of B: the largest sum of absolute coefficients of a worker."""
+        """The infinity norm of B: the largest sum of the absolute coefficients of one worker."""
         return float(np.abs(self.generator_matrix).sum(axis=1).max())
 
     @cached_property
@@ -107,11 +112,11 @@ class GradientCode(LinearCode):
         return matrix
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
-        """Raise CodeError, because this code combines results and has no parity blocks."""
+        """Raise CodeError, because this code has no parity blocks: workers combine results."""
         raise CodeError(f"{self!r} has no parity blocks, because it combines results")
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder of the sum for the results in `arrived_mask`; `modular` has no effect."""
+        """Build the decoder of the sum for the results that have arrived. `modular` is ignored."""
         return GradientDecoder(self, arrived_mask)
 
     @property
@@ -122,20 +127,24 @@ class GradientCode(LinearCode):
 
 
 class GradientDecoder(RealDecoder):
-    """An erasure decoder that combines the arrived results to the sum."""
+    """A decoder that combines the arrived results into the sum."""
 
     code: GradientCode
-    rounds_integers = False  # Integers are only used with fractional repetition, where weights are 0 and 1.
+    # Integers are only used with fractional repetition, whose weights are 0 and 1, so nothing is rounded.
+    rounds_integers = False
 
     @cached_property
     def rank_deficit(self) -> int:
-        """A lower bound on the number of further results needed; 0 if the sum is decodable."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         n_lacking = self.code.recovery_threshold - len(self.arrived_indices)
         return n_lacking if n_lacking > 0 else int(not np.isfinite(self.weights).all())
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights of the sum, shape (1, arrived); all inf if the sum is not determined."""
+        """The weight of each arrived result in the sum, shape (1, arrived).
+
+        All weights are inf if too few results have arrived.
+        """
         weights = np.zeros((1, len(self.arrived_indices)))
         if not self._is_every_value_covered():
             return np.full_like(weights, np.inf)
@@ -149,7 +158,7 @@ class GradientDecoder(RealDecoder):
         return weights
 
     def _is_every_value_covered(self) -> bool:
-        """Return whether enough results of every group have arrived to contain each value of the group."""
+        """Return whether each group has enough results to contain all values of the group."""
         sizes = np.array(self.code.group_sizes)
         group_indices = np.searchsorted(np.cumsum(sizes), self.arrived_indices, side="right")
         n_arrived_by_group = np.bincount(group_indices, minlength=len(sizes))
@@ -163,15 +172,15 @@ class GradientDecoder(RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks."""
+        """The number of parity checks that can verify the results."""
         return int(self._left_null_space.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` orthonormal redundant parity checks, shape (checks, arrived)."""
+        """Return up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
         return self._left_null_space[:, :max_checks].T
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the sum to `out`, shape (1, b)."""
+        """Compute the sum and write it to the only row of `out`."""
         if not is_integer_dtype(out.dtype):
             super().decode_into(received, out)
             return
@@ -181,10 +190,10 @@ class GradientDecoder(RealDecoder):
 
 
 def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
-    """Choose the sizes of the groups of n workers, each at least s + 1.
+    """Divide n workers into groups of at least s + 1, and return the sizes of the groups.
 
-    The n mod (s + 1) remaining workers are added to groups in pairs, because a cyclic group that is larger by
-    an even number has a better conditioned matrix.
+    The n mod (s + 1) remaining workers are added to groups in pairs. A cyclic group that is larger by an even
+    number has a better conditioned matrix.
 
     >>> choose_group_sizes(23, 5)
     (8, 8, 7)
@@ -201,12 +210,12 @@ def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def make_group_generator_matrix(group_size: int, max_stragglers: int) -> Floats:
-    """Build the matrix B of one group, shape (size, size).
+    """Build the matrix B of one group of workers, shape (size, size).
 
     A group of s + 1 workers has a matrix of ones. A larger group has a cyclic matrix with s + 1 coefficients
-    of mean square 1 in each row, orthogonal to a check matrix H (s, size) with H 1 = 0. H consists of the s
-    highest frequencies if these form a real matrix (cyclic MDS codes of Raviv et al. 2018, arXiv 1707.03858).
-    Otherwise, H is the best of N_SEEDS pseudo-random matrices.
+    of mean square 1 in each row. The rows are orthogonal to a check matrix H (s, size) with H 1 = 0. If the s
+    highest frequencies form a real matrix, they are H (cyclic MDS codes of Raviv et al. 2018, arXiv
+    1707.03858). Otherwise, H is the best of N_SEEDS pseudo-random matrices.
     """
     if group_size == max_stragglers + 1:
         return np.ones((group_size, group_size))
@@ -229,7 +238,7 @@ def _make_highest_frequency_check_matrix(size: int, n_checks: int) -> Floats:
     frequencies = np.arange((size - n_checks + 1) // 2, size // 2 + 1)
     phases = np.outer(frequencies, np.arange(size)) * (2 * np.pi / size)
     waves = np.concatenate([np.cos(phases), np.sin(phases)])
-    # The sine of the Nyquist frequency is zero.
+    # The sine of the Nyquist frequency is zero and is left out.
     return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])
 
 
@@ -239,7 +248,7 @@ def _make_random_check_matrix(size: int, n_checks: int, seed: int) -> Floats:
 
 
 def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
-    """Build a matrix whose row i is nonzero on columns i..i+s only and orthogonal to `check_matrix`."""
+    """Build a matrix orthogonal to `check_matrix` whose row i is nonzero on columns i..i+s only."""
     n_checks, size = check_matrix.shape
     matrix = np.zeros((size, size))
     for row in range(size):
@@ -252,16 +261,16 @@ def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
 def _compute_group_sum_weights(
     group_size: int, max_stragglers: int, arrived_indices: Indices
 ) -> Floats | None:
-    """Compute the weights that combine the arrived results of one group to its sum, or return None."""
+    """Compute weights that combine the results of one group into its sum. Return None if none exist."""
     if group_size > max_stragglers + 1:
         generator_matrix = make_group_generator_matrix(group_size, max_stragglers)
         return _solve_for_sum_weights(generator_matrix[arrived_indices])
-    # All results of a repetition group are equal, so the first is used.
+    # All results of a repetition group are equal, so the first one is used.
     return np.eye(1, len(arrived_indices))[0] if len(arrived_indices) else None
 
 
 def _solve_for_sum_weights(arrived_rows: Floats) -> Floats | None:
-    """Return the minimum-norm weights with weights @ arrived_rows = 1, or None if no such weights exist."""
+    """Return the smallest weights with weights @ arrived_rows = 1, or None if no weights exist."""
     if not len(arrived_rows):
         return None
     all_one_vector = np.ones(arrived_rows.shape[1])

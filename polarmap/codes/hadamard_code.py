@@ -2,10 +2,10 @@
 
     H x = v,   where v is zero on the frozen and on the punctured inputs
 
-With a frozen set from channel polarization, this code would equal that of the Arikan kernel up to signs.
-Input 0, whose column of H is constant, is never frozen. Constants are therefore codewords, and f may be
-affine. Many square submatrices of H are singular, so decoding needs a few more than k results. The butterfly
-cannot encode systematically for a pseudo-random frozen set, so the encoder multiplies by P.
+The frozen set is random, because with channel polarization this code would equal the Arikan code up to
+signs. Input 0, whose column of H is constant, is never frozen. Constants are therefore codewords, and f may
+be affine. Many square submatrices of H are singular, so decoding needs a few more than k results. For a
+random frozen set, butterflies cannot encode systematically, so the encoder multiplies by the matrix P.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices
 
-MAX_HADAMARD_N = 1024  # coded blocks; choosing the parity positions of 2,048 blocks takes 16 s
-# Codes of up to MAX_SEED_SEARCH_N blocks use the best of N_SEEDS frozen sets. Each is tried on up to
-# MAX_PATTERNS erasure patterns.
+# Maximum number of coded blocks. For 2,048 blocks, choosing the parity positions would take 16 s.
+MAX_HADAMARD_N = 1024
+# For codes of up to MAX_SEED_SEARCH_N blocks, N_SEEDS frozen sets are compared on up to MAX_PATTERNS erasure
+# patterns each, and the best is used.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-# The relative spread of the pivot weights, so that rounding does not decide between equal norms.
+# Relative spread of the pivot weights. It keeps rounding errors from deciding between columns of equal norm.
 TIE_BREAKER = 1e-3
 
 
 class HadamardCode(PolarCode):
     """A polar code with the Hadamard kernel: x = H v, where v is zero on a pseudo-random frozen set.
 
-    The parameters are those of `PolarCode`. H has N rows, N being the smallest power of two >= n. The last
-    N - n codeword positions are punctured, and the last N - n inputs are zero. This corner of H is invertible
-    for every n, so the sent positions determine the codeword.
+    The parameters are the same as for `PolarCode`. H has N rows, where N is the smallest power of two >= n.
+    The last N - n codeword positions are punctured (not sent), and the last N - n inputs are zero. This
+    corner of H is invertible for every n, so the sent positions determine the codeword.
     """
 
     kernel = option_name = "hadamard"
@@ -46,36 +47,39 @@ class HadamardCode(PolarCode):
 
     @cached_property
     def seed(self) -> int:
-        """The seed of the frozen set; by default, the best seed for up to 64 blocks, and otherwise 0."""
+        """The seed of the frozen set.
+
+        By default, this is the best of several seeds for up to 64 blocks, and 0 for more.
+        """
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
         return select_frozen_set_seed(self.n, self.k)
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """The n - k frozen inputs, ascending, between 1 and n - 1."""
+        """The n - k inputs that are frozen to zero, ascending, between 1 and n - 1."""
         return choose_random_frozen_set(self.n, self.k, self.seed)
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block, data blocks first, (n,)."""
+        """The position of each coded block at the output of the butterfly. Data blocks come first."""
         parity_positions = choose_parity_positions(self._input_checks, self.n, self.n - self.k)
         return np.concatenate([np.setdiff1d(np.arange(self.n), parity_positions), parity_positions])
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), float64."""
+        """The parity matrix P, shape (n - k, k), as float64."""
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         unsent_positions = np.arange(self.n, self._input_checks.shape[1])
         solved_checks = self._input_checks[:, np.concatenate([parity_positions, unsent_positions])]
         solution = np.linalg.solve(solved_checks, -self._input_checks[:, data_positions])
         parity_rows = np.asarray(solution[: self.n - self.k], np.float64)
-        # Set coefficients that are only rounding errors to zero.
+        # Coefficients that are nonzero only because of rounding become zero.
         return np.where(compute_nonzero_mask(parity_rows), parity_rows, 0.0)
 
     def precompute_encoding(self) -> None:
-        """Choose the frozen set and compute P, which are cached."""
-        _ = self.encoding_matrix  # Reading the property computes and caches P.
+        """Choose the frozen set, compute P, and cache both."""
+        _ = self.encoding_matrix  # Reading the property computes P and caches it.
 
     @property
     def _input_checks(self) -> Floats:
@@ -95,7 +99,7 @@ def make_hadamard_matrix(size: int) -> Floats:
 
 
 def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
-    """Build the parity checks of the code: the rows of H that belong to frozen or punctured inputs.
+    """Build the parity checks of the code: the rows of H whose inputs are frozen or punctured.
 
     Parameters
     ----------
@@ -107,7 +111,7 @@ def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
     Returns
     -------
     array (checks, N)
-        The product with every codeword is zero; N is the smallest power of two >= n.
+        Each row times any codeword is zero. N is the smallest power of two >= n.
     """
     transform_size = round_up_to_power_of_two(n)
     zero_inputs = np.concatenate([frozen_set, np.arange(n, transform_size)])
@@ -133,11 +137,11 @@ def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
 
 
 def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indices:
-    """Choose the codeword positions of the parity blocks, so that they are accurately determined by the data.
+    """Choose the codeword positions of the parity blocks, such that encoding is numerically accurate.
 
-    The method is Gram-Schmidt orthogonalization with column pivoting, after the columns of the punctured
-    positions. At first, all columns have the same norm, so that rounding would decide between them. Slightly
-    different weights make the choice the same on every machine.
+    The method is Gram-Schmidt orthogonalization with column pivoting, which starts with the columns of the
+    punctured positions. At first, all columns have the same norm, so that rounding errors would decide
+    between them. Slightly different weights make the choice the same on every machine.
 
     Parameters
     ----------
@@ -164,7 +168,7 @@ def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indi
 
 @lru_cache(maxsize=256)
 def select_frozen_set_seed(n: int, k: int) -> int:
-    """Return the seed whose code decodes the most of the tried patterns of exactly k arrivals."""
+    """Return the seed whose code can decode the most of the sampled patterns of exactly k arrivals."""
     erasure_patterns = np.stack(sample_subsets(n, n - k, MAX_PATTERNS))
     unsent_positions = np.arange(n, round_up_to_power_of_two(n))
     unsent_patterns = np.broadcast_to(unsent_positions, (len(erasure_patterns), len(unsent_positions)))

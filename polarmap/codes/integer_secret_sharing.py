@@ -2,11 +2,11 @@
 
     coded blocks = G u  modulo 2^64,   u = (data, noise),   G = [D, N],   T = [I, 0]
 
-D and N are columns of the Arikan butterfly. The inputs of the Reed-Muller code RM(r, m) carry uniform noise.
-The dual of this code has distance 2^(r+1), so any t < 2^(r+1) rows of N are independent modulo 2. The blocks
-of t workers are therefore uniformly distributed, whatever the data. Of the remaining inputs, the most
-reliable ones carry data, as in a polar code, and all others are frozen. `coded_map` selects this code for
-integers and code=SecretSharing(...).
+D and N are columns of the Arikan butterfly, so each column belongs to an input. The inputs of the Reed-Muller
+code RM(r, m) carry uniform noise. The dual of this code has distance 2^(r+1), so any t < 2^(r+1) rows of N
+are independent modulo 2. The blocks of t workers are therefore uniformly distributed, whatever the data. Of
+the remaining inputs, the most reliable ones carry data, as in a polar code, and all others are frozen.
+`coded_map` selects this code for integers and code=SecretSharing(...).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from polarmap.dtypes import Array, DType, Indices, Mask, check_supported_dtype, 
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int
 
-MAX_N = 1 << 12  # The maximum number of coded blocks, because ranks modulo 2 need dense matrices.
+MAX_N = 1 << 12  # Maximum number of coded blocks. Ranks modulo 2 need dense matrices.
 
 
 class IntegerSecretSharingCode(LinearCode):
-    """A code of n linear combinations of k integer data blocks and uniform noise blocks, modulo 2^64.
+    """A code of n sums of k integer data blocks and uniform noise blocks, modulo 2^64.
 
-    Any t workers together see uniformly distributed numbers. This is perfect secrecy, regardless of their
-    prior knowledge and computing power. Decoding is exact. f must be linear over the integers, with f(0) = 0
-    and integer results, because a constant term cannot be distinguished from noise.
+    Any t workers together see uniformly distributed numbers. This is perfect secrecy: it holds whatever they
+    know and however much they can compute. Decoding is exact. f must be linear over the integers, with f(0) =
+    0 and integer results, because a constant term could not be separated from the noise.
 
     Parameters
     ----------
@@ -93,12 +93,12 @@ class IntegerSecretSharingCode(LinearCode):
 
     @property
     def n_input_blocks(self) -> int:
-        """The number of input blocks of the encoder: data and noise blocks."""
+        """The number of blocks that the encoder takes as input: data blocks and noise blocks."""
         return len(self.data_and_noise_input_indices)
 
     @cached_property
     def data_and_noise_input_indices(self) -> Indices:
-        """The inputs of the butterfly that carry data blocks, followed by those that carry noise."""
+        """The inputs of the butterfly that carry data blocks, followed by the inputs that carry noise."""
         noise_inputs = choose_noise_input_indices(self.n, self.n_colluders)
         mother_length = round_up_to_power_of_two(self.n)
         erasure_probability = OPTIMAL_DESIGN_FRACTION * (self.n - self.k - len(noise_inputs)) / self.n
@@ -111,7 +111,7 @@ class IntegerSecretSharingCode(LinearCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The generator matrix [D, N] of zeros and ones, shape (n, k + noise blocks)."""
+        """The generator matrix [D, N], shape (n, k + noise blocks). Its entries are zeros and ones."""
         mother_length, input_indices = round_up_to_power_of_two(self.n), self.data_and_noise_input_indices
         columns = np.zeros((mother_length, len(input_indices)), np.int64)
         columns[input_indices, np.arange(len(input_indices))] = 1
@@ -142,7 +142,7 @@ class IntegerSecretSharingCode(LinearCode):
         tiling.parallel_for(encode_tile, list(tiling.iter_column_tiles(out.shape[1], mother_length, 8)))
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the erasure decoder for integer results; raise CodeError if `modular` is False."""
+        """Build the decoder for integer results. Raise CodeError if `modular` is False."""
         if not modular:
             raise CodeError(FLOAT_RESULT_ERROR)
         return ModularLinearDecoder(self, arrived_mask)
@@ -150,9 +150,10 @@ class IntegerSecretSharingCode(LinearCode):
 
 @lru_cache(maxsize=64)
 def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
-    """Choose the inputs of the butterfly that carry noise, so that any t of n outputs are uniform.
+    """Choose the inputs of the butterfly that carry noise, so that any t of the n outputs look uniform.
 
-    These are the inputs of RM(r, m), whose columns have weight 2^(m-r) or more, except for punctured inputs.
+    These are the inputs of the Reed-Muller code RM(r, m), whose columns have weight 2^(m-r) or more.
+    Punctured inputs are left out.
 
     Parameters
     ----------
@@ -171,7 +172,7 @@ def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
     [[7], [3, 5, 6, 7], [3, 5, 6, 7]]
     """
     mother_length = round_up_to_power_of_two(n)
-    # The smallest r with 2^(r+1) > t.
+    # The order is the smallest r with 2^(r+1) > t.
     reed_muller_order = (n_colluders + 1).bit_length() - 1 + ((n_colluders + 1) & n_colluders != 0) - 1
     min_bit_count = mother_length.bit_length() - 1 - reed_muller_order
     return np.array(

@@ -1,13 +1,13 @@
-"""Lagrange codes, for functions f that are polynomials in their block.
+"""Lagrange codes, for functions f that are polynomials in the entries of their block.
 
     w(z_0) = u_0,  w(z_1) = u_1,  parity block = w(z_2),  result j = f(w(z_j))
 
     G = values of the basis functions of f(w(z)) at the n points,   T = the first k rows of G
 
-The interpolant w(z) passes through the k data blocks at k of the n points, and the parity blocks are its
-values at the remaining points (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). f(w(z)) has
-`degree` times the order of w(z). The unknowns are its K coefficients in a basis that is orthonormal on the
-points, and any K results determine them.
+The polynomial w(z) passes through the k data blocks at k of the n points. The parity blocks are its values at
+the remaining points (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). The results are values of
+f(w(z)), a polynomial of `degree` times the order of w(z). The unknowns are its K coefficients, in a basis
+that is orthonormal on the points. Any K results determine them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,21 @@ from polarmap.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import check_positive_int, is_choice
 
-MAX_POINTS = 2048  # The maximum number of coded blocks; testing decodability takes O(n^3) operations.
-# The number of coded blocks up to which the amplification is computed from the decoding weights.
+# Maximum number of coded blocks. Testing decodability takes O(n^3) operations.
+MAX_POINTS = 2048
+# Up to this many coded blocks, the amplification is computed from the decoding weights.
 MAX_EXACT_AMPLIFICATION_N = 64
-# The number of random erasure patterns, and of burst erasures, whose amplification is computed.
+# The amplification is computed for this many random erasure patterns, and for as many bursts.
 MAX_PATTERNS = 64
-# The fraction of erasure patterns, with half of the redundant results missing, that must decode accurately.
+# A code is reliable if this fraction of erasure patterns, with half of the redundant results missing, decodes
+# accurately.
 RELIABLE_QUANTILE = 0.9
 
 
 class AmplificationSummary(NamedTuple):
-    """Statistics of the amplification over erasure patterns with the same number of erasures.
+    """Statistics of the amplification, the factor by which decoding multiplies errors.
+
+    They are taken over erasure patterns with the same number of missing results.
 
     Attributes
     ----------
@@ -49,7 +53,10 @@ class AmplificationSummary(NamedTuple):
 
 
 class LagrangeCode(LinearCode):
-    """A code over the reals for functions that are polynomials in the entries of their block.
+    """A code over the reals for functions f that are polynomials in the entries of their block.
+
+    The coded blocks are values of a polynomial w that passes through the data blocks. The results are then
+    values of the polynomial f(w), which can be computed from enough of its values.
 
     Parameters
     ----------
@@ -59,13 +66,14 @@ class LagrangeCode(LinearCode):
         Number of data blocks.
     degree : int
         Largest degree of f, at least 1. f may be any polynomial of at most this degree in the entries of a
-        block, homogeneous or not; for complex blocks, in their real and imaginary parts.
+        block, homogeneous or not. For complex blocks, these are the real and imaginary parts.
     points : {"auto", "circle", "chebyshev"}
-        "circle": w is a trigonometric polynomial, and the points are evenly spaced on the circle. Any
-        degree * (k - 1) + 1 results suffice for odd k, and any degree * k results for even k. "chebyshev": w
-        is a polynomial, and the points are Chebyshev points. Any degree * (k - 1) + 1 results suffice for
-        every k, but burst erasures have the square of the amplification on the circle. "auto" (default):
-        "circle" if n is larger than its recovery threshold, otherwise "chebyshev".
+        With "circle", w is a trigonometric polynomial, and the points are evenly spaced on the circle. Any
+        degree * (k - 1) + 1 results suffice for odd k, and any degree * k results for even k. With
+        "chebyshev", w is a polynomial, and the points are Chebyshev points. Any degree * (k - 1) + 1 results
+        suffice for every k, but if neighbouring results are missing, the amplification of errors is the
+        square of that on the circle. "auto" (default) uses "circle" if n is larger than its recovery
+        threshold, and otherwise "chebyshev".
 
     Examples
     --------
@@ -110,7 +118,7 @@ class LagrangeCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that determine the targets, whichever tasks they come from."""
+        """The number of results that suffice to decode, whichever tasks they come from."""
         return compute_recovery_threshold(self.k, self.degree, self.points)
 
     @property
@@ -120,13 +128,16 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def node_indices(self) -> Indices:
-        """The index of the point of each coded block; the points of the data blocks are evenly spread."""
+        """The index of the interpolation point of each coded block, shape (n,).
+
+        The points of the data blocks are spread evenly among all points.
+        """
         data_nodes = ((np.arange(self.k) + 0.5) * self.n / self.k - 0.5).round().astype(np.intp)
         return np.concatenate([data_nodes, np.setdiff1d(np.arange(self.n), data_nodes)])
 
     @cached_property
     def generator_matrix(self) -> Floats:
-        """The generator matrix G with orthonormal columns, shape (n, recovery_threshold)."""
+        """The generator matrix G, shape (n, recovery_threshold). Its columns are orthonormal."""
         return np.asarray(np.linalg.qr(self._evaluate_basis(self.degree))[0])
 
     @property
@@ -136,19 +147,20 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """The encoding matrix, shape (n - k, k), whose rows sum to one."""
+        """The matrix that computes the parity blocks, shape (n - k, k). Its rows sum to one."""
         data_basis = self._evaluate_basis(1)
         return np.asarray(np.linalg.solve(data_basis[: self.k].T, data_basis[self.k :].T).T)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the erasure decoder for the results in `arrived_mask`; `modular` has no effect."""
+        """Build the decoder for the results that have arrived. `modular` is ignored."""
         return LagrangeDecoder(self, arrived_mask)
 
     def summarize_amplification(self, n_erasures: int) -> AmplificationSummary:
-        """Summarize the amplification over erasure patterns with `n_erasures` missing results.
+        """Summarize how much decoding multiplies errors if `n_erasures` results are missing.
 
-        The median and the 90 % quantile are taken over all patterns, or over a fixed random sample if there
-        are many. The maximum includes burst erasures, which are the worst patterns.
+        The median and the 90 % quantile are taken over all erasure patterns, or over a fixed random sample if
+        there are many. The maximum includes burst erasures (neighbouring points missing), which are the worst
+        patterns.
 
         Parameters
         ----------
@@ -179,7 +191,10 @@ class LagrangeCode(LinearCode):
         return AmplificationSummary(float(median), float(p90), max(sampled + bursts))
 
     def is_well_conditioned(self, max_amplification: float) -> bool:
-        """Return whether 90 % of the patterns with half of the redundant results missing decode accurately.
+        """Return whether decoding is accurate in most cases.
+
+        The code passes if 90 % of the erasure patterns that miss half of the redundant results have an
+        acceptable amplification.
 
         Parameters
         ----------
@@ -190,7 +205,7 @@ class LagrangeCode(LinearCode):
         return self.summarize_amplification(n_erasures).p90 <= max_amplification
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
-        """Explain why decoding is likely to exceed `max_amplification`; return "" if it is not."""
+        """Explain why decoding may be less accurate than required. Return "" if it is accurate enough."""
         if self.is_well_conditioned(max_amplification):
             return ""
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
@@ -209,7 +224,11 @@ class LagrangeCode(LinearCode):
         return [blocks_by_node[(start_node + np.arange(n_erasures)) % self.n] for start_node in start_nodes]
 
     def _evaluate_basis(self, degree: int) -> Floats:
-        """Evaluate the basis functions of w (degree 1) or f(w) at the points, one row per coded block."""
+        """Evaluate the basis functions at the points of all coded blocks.
+
+        The result has one row per coded block. Degree 1 gives the basis of w, and the degree of f gives the
+        basis of f(w).
+        """
         if self.points == "chebyshev":
             angles = (2 * self.node_indices + 1) * (np.pi / (2 * self.n))
             return np.asarray(np.cos(np.outer(angles, np.arange(degree * (self.k - 1) + 1))))
@@ -221,32 +240,32 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def _top_frequency_phase(self) -> float:
-        """The phase of the highest frequency for even k, chosen so that any degree * k results decode.
+        """The phase of the highest frequency for even k, chosen so that any degree * k results suffice.
 
-        A set of m = degree * k results does not decode if a function of the basis vanishes at all of its
-        angles. A trigonometric polynomial of order m / 2 with these zeros has the highest frequency
+        A set of m = degree * k results cannot be decoded if a nonzero function of the basis vanishes at all
+        of its angles. A trigonometric polynomial of order m / 2 with these zeros has the highest frequency
         cos(m / 2 angle - S / 2), up to a factor, where S is the sum of the angles. The basis only contains
-        cos(m / 2 (angle - phase)). Hence a set does not decode if and only if S = m phase modulo 2 pi. S is a
-        multiple of 2 pi / n, so an odd multiple of pi / n has the largest distance from all of them. Among
-        these, the phase closest to k phase = pi + the sum of the angles of the data blocks is chosen, because
-        it minimizes the overshoot of the interpolation between the data blocks.
+        cos(m / 2 (angle - phase)). A set therefore fails if and only if S = m phase modulo 2 pi. S is a
+        multiple of 2 pi / n, so m phase should be an odd multiple of pi / n, which is as far as possible from
+        all of them. Among these phases, the one closest to k phase = pi + the sum of the angles of the data
+        blocks is used, because it minimizes the overshoot of the interpolation between the data blocks.
         """
         if self.k % 2:
             return 0.0
-        # Count k phase in units of pi / (n degree): integers decide, so that all machines agree.
+        # k * phase is counted in units of pi / (n * degree): with integers, all machines agree.
         farthest_from_data = self.degree * (2 * int(self.node_indices[: self.k].sum()) + self.n)
         return (farthest_from_data | 1) * np.pi / (self.n * self.degree * self.k)
 
 
 class LagrangeDecoder(PseudoInverseDecoder):
-    """A `PseudoInverseDecoder` that, for large codes, computes the amplification from the erased results.
+    """A `PseudoInverseDecoder` that computes the amplification of large codes from the missing results.
 
     This is cheaper than computing the decoding weights.
     """
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; inf if the targets are not decodable."""
+        """The largest 2-norm of a row of `weights`, or inf if decoding is impossible."""
         if self.code.n <= MAX_EXACT_AMPLIFICATION_N or not len(self.missing_indices):
             return super().amplification
         erased_indices = np.setdiff1d(np.arange(self.code.n), self.arrived_indices)
@@ -261,10 +280,10 @@ class LagrangeDecoder(PseudoInverseDecoder):
 
 
 def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
-    """Evaluate a basis of the trigonometric polynomials that f(w) can be, for f of degree `degree`.
+    """Evaluate a basis of all trigonometric polynomials that f(w) can be, for f of degree `degree`.
 
-    The order is degree * (k - 1) / 2 for odd k, and degree * k / 2 for even k, where the highest frequency
-    has only one phase.
+    Their order is degree * (k - 1) / 2 for odd k, and degree * k / 2 for even k. For even k, the highest
+    frequency occurs with one phase only.
 
     Parameters
     ----------
@@ -293,7 +312,7 @@ def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: flo
 
 
 def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
-    """Return the number of results that determine the targets, whichever tasks they come from.
+    """Return the number of results that suffice to decode, whichever tasks they come from.
 
     Parameters
     ----------
@@ -313,7 +332,7 @@ def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
 
 
 def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int:
-    """Return the largest number of data blocks whose recovery threshold is at most `n_results`, or 0.
+    """Return the largest number of data blocks that `n_results` results suffice to decode, or 0.
 
     Parameters
     ----------
@@ -339,7 +358,7 @@ def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int
 
 @lru_cache(maxsize=64)
 def compute_max_well_conditioned_k(n: int, degree: int, max_amplification: float) -> int:
-    """Return the largest number of data blocks for which a Lagrange code is well-conditioned, or 0.
+    """Return the largest number of data blocks that a Lagrange code decodes accurately enough, or 0.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Base classes for codes that are given by matrices: results = G u, targets = T u, coded blocks = E blocks.
+"""Base classes for codes that are defined by matrices: results = G u, targets = T u, coded blocks = E blocks.
 
 To add a code, derive from `LinearCode` for arbitrary G, T and E, or from `SystematicCode` for G = [I; P] and
 T = I, whose first k coded blocks are the data blocks. Both add the encoder to `base.CodeMatrices` and choose
@@ -29,18 +29,18 @@ from polarmap.errors import CodeError
 
 
 class LinearCode(CodeMatrices):
-    """A code with results = G u and targets = T u, whose coded blocks other than data blocks are E blocks.
+    """A code that is defined by matrices G, T and E: results = G u, targets = T u, coded blocks = E blocks.
 
-    A subclass sets `n`, `k`, `name` and `requirement` and defines E as `encoding_matrix`. It overrides G, T,
-    the supported dtypes and the attributes below where they differ. The map functions test these attributes
-    and never the class of a code.
+    To define a code, a subclass sets `n`, `k`, `name` and `requirement` and implements `encoding_matrix`,
+    which is E. It overrides the other matrices, the supported dtypes and the attributes below if the defaults
+    do not fit. The map functions look at these attributes only, never at the class of a code.
 
     Attributes
     ----------
     name : str
         Name of the code in reports.
     requirement : str
-        Property that f must have, worded to follow "f is not".
+        Property that f must have, such as "linear". Error messages insert it after "f is not".
     degree : int
         Largest degree of a polynomial f that the code supports; 1 for linear and affine f.
     option_name : str
@@ -48,25 +48,27 @@ class LinearCode(CodeMatrices):
     supports_integers : bool
         Whether integers are encoded, and decoded modulo 2^64, without rounding.
     integer_error_template : str
-        Message of the error for integer data that the code cannot carry, with the fields `dtype` and `code`.
+        Error message for integer data that the code does not support, a format string with the fields
+        `dtype` and `code`.
     is_mds : bool
-        Whether all, or nearly all, sets of `recovery_threshold` results determine the targets.
+        Whether any `recovery_threshold` results, or nearly any, suffice to decode the targets.
     is_redundant : bool
         Whether a missing result can be computed from the results that arrived.
     has_uneven_parity : bool
         Whether the number of data blocks per parity block varies widely.
     adds_noise : bool
-        Whether the data blocks are combined with noise blocks, which are drawn again for every map.
+        Whether the encoder mixes in random noise blocks, which are new in every map.
     can_estimate : bool
-        Whether `block_prediction` can estimate missing results that the arrivals do not determine.
+        Whether `block_prediction` can estimate missing results while too few have arrived to decode them.
     supports_sparse : bool
-        Whether the parity blocks of sparse matrices are sparse matrices.
+        Whether sparse data blocks are supported, with sparse parity blocks.
     supports_triangles : bool
         Whether a `SymmetricProductCode` can be built from this code.
     is_storable : bool
-        Whether the manifest of a stored array can describe this code.
+        Whether arrays encoded with this code can be stored and loaded again.
     max_backups : int
-        Number of backup attempts per late task, in place of parity blocks; 0 for redundant codes.
+        Maximum number of backup attempts (further copies of a running task) for each late task. Codes with
+        parity blocks need none and have 0.
     """
 
     name: str
@@ -94,12 +96,12 @@ class LinearCode(CodeMatrices):
 
     @property
     def n_targets(self) -> int:
-        """The number of targets, one for each of the k data blocks."""
+        """The number of results that the decoder must return: one for each of the k data blocks."""
         return self.k
 
     @property
     def systematic_indices(self) -> Indices:
-        """The indices of the coded blocks that are unchanged data blocks; by default, empty."""
+        """The indices of the coded blocks that are unchanged data blocks; none by default."""
         return np.arange(0)
 
     def compute_encoding_matrix_rows(self, row_indices: Indices) -> Array:
@@ -112,16 +114,16 @@ class LinearCode(CodeMatrices):
 
     @property
     def norm_inf(self) -> float:
-        """The infinity norm of E: the largest sum of absolute coefficients of a coded block."""
+        """The infinity norm of E: the largest factor by which encoding can increase the largest entry."""
         return float(np.abs(self.encoding_matrix).sum(axis=1).max(initial=1.0))
 
     @property
     def n_input_blocks(self) -> int:
-        """The number of input blocks that the encoder combines."""
+        """The number of blocks that the encoder takes as input."""
         return int(self.encoding_matrix.shape[1])
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
-        """Compute E blocks, the coded blocks that are not data blocks.
+        """Compute the parity blocks, that is, all coded blocks that are not data blocks.
 
         Parameters
         ----------
@@ -157,7 +159,7 @@ class LinearCode(CodeMatrices):
         return out
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
-        """Explain why the code is likely to decode too inaccurately, and what to change.
+        """Explain why this code may decode too inaccurately, and how to avoid it.
 
         Parameters
         ----------
@@ -172,15 +174,18 @@ class LinearCode(CodeMatrices):
         return ""
 
     def precompute_encoding(self) -> None:
-        """Compute and cache the matrices that `encode_parity` needs, if computing them takes long."""
+        """Compute and cache the matrices that `encode_parity` needs. Does nothing if they are cheap."""
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        """Write the parity of flat real blocks to `out`, adding in the accumulator dtype of `out`."""
+        """Compute the parity of real blocks and write it to `out`.
+
+        The sums are computed in the accumulator dtype of `out`, which may have more bits.
+        """
         sum_dtype = choose_accumulator_dtype(out.dtype)
         block_matmul.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the erasure decoder for one erasure pattern.
+        """Build the decoder for the results that have arrived.
 
         Parameters
         ----------
@@ -196,7 +201,9 @@ class LinearCode(CodeMatrices):
         return PseudoInverseDecoder(self, arrived_mask)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
-        """Return a function that tracks decodability from arrival to arrival, or None.
+        """Return a function that tells after each arrival whether all blocks can be decoded, or None.
+
+        A code returns such a function if it can update the answer faster than by computing a rank each time.
 
         Parameters
         ----------
@@ -206,17 +213,17 @@ class LinearCode(CodeMatrices):
         Returns
         -------
         callable or None
-            Called with the index of each block that arrives. It returns whether the arrivals so far determine
-            all blocks. With None, as in this base class, `ErasureDecoder.rank_deficit` is used instead.
+            Call it with the index of each block that arrives. It returns whether all blocks can be decoded
+            now. This base class returns None: then `ErasureDecoder.rank_deficit` gives the answer.
         """
         return None
 
 
 class SystematicCode(LinearCode):
-    """A code with G = [I; P], T = I and E = P.
+    """A code whose coded blocks are the k data blocks and n - k parity blocks: G = [I; P], T = I, E = P.
 
-    Coded blocks 0..k-1 are the data blocks, and coded blocks k..n-1 are the parity blocks. A subclass defines
-    P as `encoding_matrix`.
+    Coded blocks 0..k-1 are the data blocks, and coded blocks k..n-1 are the parity blocks. A subclass
+    implements `encoding_matrix`, which is P.
     """
 
     @property
@@ -227,12 +234,12 @@ class SystematicCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can determine the targets: k."""
+        """The smallest number of results that can suffice to decode: k."""
         return self.k
 
     @property
     def n_input_blocks(self) -> int:
-        """The number of input blocks of the encoder: k."""
+        """The number of blocks that the encoder takes as input: k."""
         return self.k
 
     @property
@@ -241,5 +248,5 @@ class SystematicCode(LinearCode):
         return np.arange(self.k)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the least-squares decoder for the results in `arrived_mask`; `modular` has no effect."""
+        """Build the least-squares decoder for the results that have arrived. `modular` is ignored."""
         return SystematicDecoder(self, arrived_mask)

@@ -1,8 +1,9 @@
-"""Decode integers modulo 2^64, where exactly the odd numbers are invertible.
+"""Decode integers exactly, by computing modulo 2^64 as the machine does.
 
-Integers wrap around in this arithmetic as they do in f, so that decoding is exact. The classes correspond to
-those of `real_decoders`: `ModularSystematicDecoder` serves systematic codes, and `ModularLinearDecoder` all
-other codes. Each falls back to a decoder over the reals for floats.
+Integers wrap around in the decoder just as they do in f, so that decoding is exact. Modulo 2^64, exactly the
+odd numbers are invertible. The classes mirror those of `real_decoders`: `ModularSystematicDecoder` decodes
+systematic codes, and `ModularLinearDecoder` all other codes. If f returns floats, each falls back to a
+decoder over the reals, if there is one.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ FLOAT_RESULT_ERROR = (
 
 
 class ModularDecoder(ErasureDecoder):
-    """An erasure decoder for integers modulo 2^64: recovered = weights @ received.
+    """A decoder for integers modulo 2^64: recovered = weights @ received.
 
-    Floats are passed on to `real_decoder`. Results that determine the targets modulo 2^64 determine them over
-    the reals, too.
+    Floats are passed on to `real_decoder`. Results that can be decoded modulo 2^64 can also be decoded over
+    the reals.
     """
 
     modular = True
@@ -43,29 +44,32 @@ class ModularDecoder(ErasureDecoder):
 
     @cached_property
     def real_decoder(self) -> ErasureDecoder:
-        """The decoder over the reals for the same arrivals; accessing it raises CodeError if none exists."""
+        """The decoder for float results of the same tasks.
+
+        Raises CodeError if the code cannot decode floats.
+        """
         return self._make_real_decoder()
 
     @abstractmethod
     def _make_real_decoder(self) -> ErasureDecoder:
-        """Build `real_decoder`."""
+        """Build `real_decoder`. Raise CodeError if the code cannot decode floats."""
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return this decoder for integers, and `real_decoder` for floats."""
+        """Return this decoder if `dtype` is an integer type, and `real_decoder` for floats."""
         return self if is_integer_dtype(dtype) else self.real_decoder
 
     @property
     @abstractmethod
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, shape (missing, arrived)."""
+        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The absolute values of the weights, taken as signed 64-bit integers."""
+        """The absolute values of the weights, read as signed 64-bit integers."""
         return np.abs(self.weights.view(np.int64).astype(np.float64))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets, shape (missing, b), modulo 2^bits for an integer `dtype`."""
+        """Compute the missing results, one per row. Integers wrap around as `dtype` does."""
         if not is_integer_dtype(dtype):
             return self.real_decoder.decode(received, dtype)
         out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
@@ -75,44 +79,44 @@ class ModularDecoder(ErasureDecoder):
 
     @abstractmethod
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing targets to `out`, shape (missing, b) of an integer dtype."""
+        """Compute the missing results and write them to `out`, one per row."""
 
 
 class EliminationDecoder(ModularDecoder):
-    """A decoder that solves system @ unknowns = results modulo 2^64 by Gaussian elimination.
+    """A decoder that solves system_matrix @ unknowns = results modulo 2^64 by Gaussian elimination.
 
-    As many independent rows as there are unknowns determine the solution. The remaining rows are redundant
-    parity checks.
+    It solves as many independent equations as there are unknowns. The remaining equations serve as parity
+    checks that verify the results.
     """
 
     @property
     @abstractmethod
     def system_matrix(self) -> Array:
-        """The matrix of the linear system, integers (equations, unknowns)."""
+        """The integer matrix of the linear system, shape (equations, unknowns)."""
 
     def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
-        """Rewrite checks on the equations of the system as checks on all arrived blocks."""
+        """Rewrite checks on the equations of the system as checks on the results that have arrived."""
         return system_checks
 
     @cached_property
     def pivot_row_indices(self) -> Indices:
-        """A maximal set of independent rows of `system_matrix`, ascending."""
+        """The equations to solve: as many independent rows of `system_matrix` as possible, ascending."""
         return np.array(find_independent_rows_gf2(self.system_matrix), dtype=np.intp)
 
     @cached_property
     def rank_deficit(self) -> int:
-        """A lower bound on the number of further results needed; 0 if the unknowns are determined."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         n_unknowns = int(self.system_matrix.shape[1])
         return n_unknowns - len(self.pivot_row_indices) if n_unknowns else 0
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks; negative while too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS combinations of the redundant parity checks modulo 2^64."""
+        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero mod 2^64 if all results are correct."""
         other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
         combinations = make_check_combination_matrix(len(other_rows))
         system_checks = np.zeros((len(combinations), len(self.system_matrix)), np.uint64)
@@ -128,7 +132,7 @@ class EliminationDecoder(ModularDecoder):
 
 
 class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
-    """An exact decoder for G = [I; P] with integer P, and T = I.
+    """An exact decoder for systematic codes with integer parity: G = [I; P], T = I.
 
     It uses as many parity blocks as data blocks are missing.
     """
@@ -138,7 +142,7 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, shape (missing, arrived)."""
+        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
         n_data = len(self.arrived_data_indices)
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
@@ -153,7 +157,7 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
         return np.concatenate([data_checks, system_checks], axis=1)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing data blocks to `out`: the inverse of the pivot rows times the syndrome."""
+        """Compute the missing data blocks and write them to `out`, one per row."""
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
         known_blocks = [received[int(block_index)] for block_index in self.arrived_data_indices]
@@ -166,11 +170,11 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
 
 
 class ModularLinearDecoder(EliminationDecoder):
-    """An exact decoder for arbitrary integer G and T, which solves for all unknowns modulo 2^64."""
+    """An exact decoder for any code with integer G and T, which solves for all unknowns modulo 2^64."""
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The rows of G that belong to the arrived results."""
+        """The rows of the generator matrix G that belong to the arrived results."""
         return self.code.generator_matrix[self.arrived_indices]
 
     def _make_real_decoder(self) -> ErasureDecoder:
@@ -178,18 +182,21 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @property
     def approximate_weights(self) -> Floats:
-        """The weights modulo 2^64 as signed numbers; noise leaves no better approximation."""
+        """The weights modulo 2^64, read as signed integers.
+
+        No better approximation exists for data that is mixed with uniform noise.
+        """
         return self.weights.view(np.int64).astype(np.float64)
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, shape (targets, arrived)."""
+        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the targets to `out`, as combinations of the results of the pivot rows modulo 2^64."""
+        """Compute the wanted results and write them to `out`, one per row."""
         pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_row_indices]
         for columns in tiling.iter_column_tiles(out.shape[1], len(pivot_blocks), 8):
             tile = tiling.gather_columns(pivot_blocks, columns, np.int64)
@@ -197,15 +204,15 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @cached_property
     def _weights_of_pivot_rows(self) -> UInt64Array:
-        """The decoding weights of the pivot rows, shape (targets, pivots); all other weights are zero."""
+        """The decoding weights of the pivot rows, shape (targets, pivots). Other rows have weight zero."""
         return matmul_mod64(self.code.target_matrix, self._pivot_inverse)
 
 
 def make_check_combination_matrix(n_checks: int) -> UInt64Array:
     """Build a matrix that combines `n_checks` parity checks into at most MAX_MODULAR_CHECKS checks.
 
-    Up to this number, all checks are kept unchanged. Beyond it, the first combination is the sum of all
-    checks.
+    If there are no more than that, all checks are kept unchanged. Otherwise, the first combination is the sum
+    of all checks.
 
     >>> make_check_combination_matrix(2).tolist(), make_check_combination_matrix(100).shape
     ([[1, 0], [0, 1]], (16, 100))

@@ -1,8 +1,7 @@
-"""Linear algebra modulo 2^64 and over GF(2), for the decoders of integers.
+"""Linear algebra for the decoders of integers: modulo 2^64 and over GF(2), the integers modulo 2.
 
-A square integer matrix is invertible modulo 2^64 if and only if it is invertible modulo 2. Ranks are
-therefore computed over GF(2), with each row packed into a Python integer. Products modulo 2^64 run through
-BLAS.
+A square integer matrix is invertible modulo 2^64 exactly if it is invertible modulo 2. Ranks are therefore
+computed over GF(2), with each row packed into a Python integer. Products modulo 2^64 are computed with BLAS.
 """
 
 from __future__ import annotations
@@ -12,12 +11,15 @@ import numpy.typing as npt
 
 from polarmap.dtypes import Array, Mask, UInt64Array
 
-MAX_EXACT_FLOAT64 = 1 << 53  # float64 represents every integer up to this magnitude.
-_LIMB_BITS = 16  # The size of a limb in bits. Sums of up to 2^20 products of limbs are exact in float64.
+# float64 represents every integer up to this magnitude.
+MAX_EXACT_FLOAT64 = 1 << 53
+# Large numbers are split into limbs of this many bits, so that sums of up to 2^20 products are exact in
+# float64.
+_LIMB_BITS = 16
 
 
 def find_independent_rows_gf2(matrix: Array) -> list[int]:
-    """Return the indices of a maximal set of rows that are independent modulo 2, preferring early rows.
+    """Return the indices of rows that are linearly independent modulo 2, as many and as early as possible.
 
     >>> find_independent_rows_gf2(np.array([[1, 0], [1, 2], [0, 3]]))
     [0, 2]
@@ -34,7 +36,7 @@ def find_independent_rows_gf2(matrix: Array) -> list[int]:
 
 
 def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int:
-    """Reduce a packed row by a basis over GF(2).
+    """Reduce a packed row over GF(2), by subtracting basis rows that have the same leading bit.
 
     Parameters
     ----------
@@ -72,8 +74,7 @@ def compute_null_space_gf2(matrix: Array) -> Mask:
     [[1, 1, 0]]
     """
     width = matrix.shape[1]
-    # Each basis element holds a reduced column in its high bits, and in its low bits the set of columns whose
-    # sum it is.
+    # The high bits of a basis element are a reduced column. The low bits tell which columns add up to it.
     basis: dict[int, int] = {}
     null_vectors = []
     for column_index, column in enumerate(pack_rows_gf2(matrix.T)):
@@ -86,7 +87,9 @@ def compute_null_space_gf2(matrix: Array) -> Mask:
 
 
 def invert_mod64(matrix: Array) -> UInt64Array:
-    """Invert a square matrix modulo 2^64 by Hensel lifting; it must be invertible modulo 2.
+    """Invert a square matrix modulo 2^64. The matrix must be invertible modulo 2.
+
+    The inverse modulo 2 is extended to 64 bits by Hensel lifting.
 
     >>> invert_mod64(np.array([[3]])) * np.uint64(3)
     array([[1]], dtype=uint64)
@@ -94,7 +97,7 @@ def invert_mod64(matrix: Array) -> UInt64Array:
     size = len(matrix)
     identity = np.eye(size, dtype=matrix.dtype)
     null_vectors = compute_null_space_gf2(np.concatenate([matrix, identity], axis=1))
-    inverse = null_vectors[:, :size].T.astype(np.uint64)  # This is the inverse modulo 2.
+    inverse = null_vectors[:, :size].T.astype(np.uint64)  # The inverse modulo 2.
     unsigned_matrix = matrix.astype(np.int64).view(np.uint64)
     twice_identity = 2 * np.eye(size, dtype=np.uint64)
     n_bits = 1
@@ -107,7 +110,7 @@ def invert_mod64(matrix: Array) -> UInt64Array:
 
 
 def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int], UInt64Array]:
-    """Find the unknowns of matrix @ x = s that are determined modulo 2^64, even if not all are.
+    """Find the unknowns of matrix @ x = s that have a unique solution modulo 2^64, even if not all have.
 
     Parameters
     ----------
@@ -140,7 +143,8 @@ def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int],
 def matmul_mod64(left: Array, right: Array) -> UInt64Array:
     """Compute the matrix product left @ right of integers modulo 2^64.
 
-    Large numbers are split into 16-bit limbs, whose float64 products with BLAS are exact.
+    Large numbers are split into parts of 16 bits (limbs). BLAS multiplies the limbs in float64, which is
+    exact.
 
     Examples
     --------
@@ -169,7 +173,10 @@ def _compute_max_abs(matrix: npt.NDArray[np.int64]) -> int:
 
 
 def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """Split a matrix into pairs (shift, limb) with matrix = sum of limb << shift; omit zero limbs."""
+    """Split a matrix into pairs (shift, limb), such that the matrix is the sum of limb << shift.
+
+    Limbs above the largest number in the matrix are omitted.
+    """
     remaining = matrix
     limbs = []
     for shift in range(0, 64, _LIMB_BITS):
@@ -177,12 +184,13 @@ def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, n
             break
         low_limb = (remaining << (64 - _LIMB_BITS)) >> (64 - _LIMB_BITS)  # Sign-extend the low limb.
         limbs.append((shift, low_limb.astype(np.float64)))
-        remaining = (remaining - low_limb) >> _LIMB_BITS  # This wraps only before the last limb.
+        # The subtraction can overflow only before the last limb.
+        remaining = (remaining - low_limb) >> _LIMB_BITS
     return limbs
 
 
 def pack_rows_gf2(matrix: Array) -> list[int]:
-    """Pack each row modulo 2 into a Python integer, with column 0 in the lowest bit."""
+    """Pack each row, taken modulo 2, into a Python integer whose lowest bit is column 0."""
     packed_bits = np.packbits((matrix & 1).astype(np.uint8), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in packed_bits]
 

@@ -31,19 +31,24 @@ from polarmap.dtypes import Array, Floats, Indices, check_supported_dtype, is_in
 from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks
 from polarmap.validation import is_choice, is_real_number
 
-MAX_N = 1 << 16  # The largest number of coded blocks without groups.
-MAX_GROUPED_N = 1 << 20  # The largest number of coded blocks of all groups together.
-# The kernels; each is implemented in a module named <kernel>_code.
+# The largest number of coded blocks without groups.
+MAX_N = 1 << 16
+# The largest number of coded blocks of all groups together.
+MAX_GROUPED_N = 1 << 20
+# The names of the kernels. Each kernel is implemented in a module named <kernel>_code.
 KERNELS = ("rotation", "arikan", "hadamard")
-GROUPED = "grouped"  # The variant of codes with groups of blocks.
-# The design erasure probability for the optimal decoder, as a fraction of (n - k) / n. From n = 128 on, this
-# design needs 2 to 25 times fewer arrivals beyond k than a fraction of 1, and never more below (measured with
-# planning.arrivals_needed), because an optimal decoder benefits from rows of larger weight.
+GROUPED = "grouped"  # The name under which the class of codes with groups is registered.
+# The optimal decoder is designed for this fraction of the erasure probability (n - k) / n. A small fraction
+# gives parity rows of larger weight, from which an optimal decoder benefits. From n = 128 on, a quarter needs
+# 2 to 25 times fewer arrivals beyond k than 1, and never more for smaller n (measured with
+# planning.arrivals_needed).
 OPTIMAL_DESIGN_FRACTION = 0.25
 
 
 def get_design_erasure_fraction(decoder_name: str) -> float:
-    """Return the design erasure probability for a decoder, as a fraction of (n - k) / n.
+    """Return the erasure probability to design a code for, as a fraction of (n - k) / n.
+
+    The design probability decides which inputs of a polar code are frozen. It depends on the decoder.
 
     Parameters
     ----------
@@ -53,11 +58,12 @@ def get_design_erasure_fraction(decoder_name: str) -> float:
 
 
 class PolarCode(SystematicCode):
-    """A systematic polar code over the reals, or over the integers.
+    """A systematic polar code over the reals or over the integers.
 
-    Coded blocks 0..k-1 are the data blocks and coded blocks k..n-1 are parity blocks. They satisfy the parity
-    checks C x = 0 with C = [P, -I]. If f is linear or affine, the results f(x_j) satisfy the same checks, so
-    that missing results can be computed from the results that arrived.
+    It turns k data blocks into n coded blocks: blocks 0..k-1 are the data blocks, and blocks k..n-1 are
+    parity blocks. They satisfy the parity checks C x = 0 with C = [P, -I]. If f is linear or affine, the
+    results f(x_j) satisfy the same checks. Missing results can therefore be computed from the results that
+    arrived.
 
     Parameters
     ----------
@@ -128,7 +134,8 @@ class PolarCode(SystematicCode):
             raise CodeError(f"kernel must be one of {kernels_text}, not {kernel!r}")
         variant = kernel if groups in (None, 1) else GROUPED
         if variant not in cls._classes_by_variant:
-            importlib.import_module(f"polarmap.codes.{variant}_code")  # The import registers the class.
+            # The import registers the class.
+            importlib.import_module(f"polarmap.codes.{variant}_code")
         if cls is PolarCode:
             return object.__new__(cls._classes_by_variant[variant])
         if kernel != cls.kernel:
@@ -173,7 +180,7 @@ class PolarCode(SystematicCode):
         return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels_text})"
 
     def _check_levels(self, levels: object) -> int:
-        """Return the number of stages of the butterfly; raise CodeError if `levels` is not supported."""
+        """Return the number of butterfly stages. Raise CodeError if the kernel does not support `levels`."""
         if levels is not None:
             raise CodeError(
                 f"levels={levels!r} needs kernel='arikan', because the {self.kernel} kernel always uses all "
@@ -223,29 +230,29 @@ class PolarCode(SystematicCode):
 
     @property
     def frozen_set(self) -> Indices:
-        """The n - k inputs of the transform that are frozen to zero, ascending.
+        """The n - k inputs of the butterfly that are frozen to zero, ascending.
 
-        For the arikan kernel, these are inputs of all butterflies, numbered from 0 to
-        `mother_code_length` - 1. For the rotation kernel, the transform is x = [[I, 0], [P, -I]] u, and its
-        last n - k inputs are frozen. For the hadamard kernel, these are inputs of the butterfly, whose inputs
-        from n on are zero as well.
+        The arikan kernel numbers the inputs of all its butterflies from 0 to `mother_code_length` - 1. The
+        hadamard kernel also sets the inputs from n on to zero, but does not count them as frozen. The
+        rotation kernel freezes the last n - k inputs of the transform x = [[I, 0], [P, -I]] u.
         """
         raise NotImplementedError
 
     @property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block on the butterfly, data blocks first, (n,)."""
+        """The position of each coded block at the output of the butterfly. Data blocks come first."""
         return np.arange(self.n)
 
     @cached_property
     def worker_indices(self) -> Indices:
-        """The index of the worker that should receive each coded block, (n,).
+        """The index of the worker that each coded block should be sent to, shape (n,).
 
-        Worker i has the erasure probability `erasure[i]`. If all workers have the same probability, block i
-        goes to worker i. Otherwise, the rotation and hadamard kernels assign the data blocks to the most
-        reliable workers, because data blocks that arrive need no decoding. The arikan kernel sorts the
-        workers along the codeword positions for the sequential decoder, which pairs reliable with
-        unreliable workers, and shuffles them for the optimal decoder. Both choices were the best measured.
+        If all workers have the same erasure probability, block i goes to worker i. Otherwise, worker i has
+        probability `erasure[i]`, and the assignment depends on the kernel. The rotation and hadamard kernels
+        give the data blocks to the most reliable workers, because data blocks that arrive need no decoding.
+        The arikan kernel sorts the workers along the codeword positions for the sequential decoder, which
+        pairs reliable workers with unreliable ones. For the optimal decoder, it shuffles them. Both choices
+        were the best in measurements.
 
         Examples
         --------
@@ -261,17 +268,20 @@ class PolarCode(SystematicCode):
 
     @property
     def _block_erasure_probabilities(self) -> Floats:
-        """The erasure probability of each coded block, ascending: data blocks get the reliable workers."""
+        """The erasure probability of each coded block, ascending.
+
+        The data blocks come first, so that they get the most reliable workers.
+        """
         return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @property
     def seed(self) -> int:
-        """The seed in use, of the rotation angles or of the hadamard frozen set."""
+        """The seed in use: of the rotation angles, or of the hadamard frozen set."""
         return self._seed or 0
 
     @property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k); int64 for the arikan kernel, otherwise float64."""
+        """The parity matrix P, shape (n - k, k): int64 for the arikan kernel, otherwise float64."""
         raise NotImplementedError
 
     @property
@@ -282,7 +292,7 @@ class PolarCode(SystematicCode):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of P, rounded up: the largest sum of absolute coefficients of a parity block."""
+        """The infinity norm of P, rounded up: the factor by which encoding can increase the largest entry."""
         return int(np.ceil(np.abs(self.encoding_matrix).sum(axis=1).max()))
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
@@ -317,15 +327,15 @@ class PolarCode(SystematicCode):
         return coded.reshape((self.n, *data_blocks.shape[1:]))
 
     def is_decodable(self, arrived_mask: npt.ArrayLike, modular: bool | None = None) -> bool:
-        """Return whether a set of arrivals determines all k data blocks.
+        """Return whether all k data blocks can be decoded from a set of arrived blocks.
 
         Parameters
         ----------
         arrived_mask : boolean array (n,)
             True for each coded block that has arrived.
         modular : bool, optional
-            If True, decide for integers modulo 2^64 (rank over GF(2)), otherwise for real numbers. The
-            default is True for the arikan kernel and False for the other kernels.
+            Whether the blocks are integers, decoded modulo 2^64, instead of real numbers. The default is
+            True for the arikan kernel and False for the other kernels.
 
         Returns
         -------
@@ -343,7 +353,7 @@ class PolarCode(SystematicCode):
         return tracker.is_ready
 
     def decode(self, blocks: Mapping[int, npt.ArrayLike]) -> Array:
-        """Decode the k data blocks from a decodable set of coded blocks.
+        """Decode the k data blocks from some of the n coded blocks.
 
         Parameters
         ----------
@@ -360,7 +370,7 @@ class PolarCode(SystematicCode):
         Raises
         ------
         NotDecodableError
-            If the given blocks do not determine all data blocks.
+            If too few blocks are given to decode all data blocks.
         CodeError
             If an index, shape or dtype is invalid.
 
@@ -402,7 +412,7 @@ def _check_code_size(n: int, k: int, max_n: int) -> None:
 
 
 def _check_erasure_probabilities(erasure: object, n: int) -> float | Floats:
-    """Return `erasure` as a float, or as a read-only array (n,); raise CodeError if it is invalid."""
+    """Return `erasure` as a float or as a read-only array (n,). Raise CodeError if it is invalid."""
     if is_real_number(erasure):
         if not 0 < erasure < 1:
             raise CodeError(f"erasure must be strictly between 0 and 1, not {erasure!r}")
@@ -432,7 +442,7 @@ def _check_erasure_probabilities(erasure: object, n: int) -> float | Floats:
 
 
 def _check_received_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
-    """Convert received blocks to arrays, ordered by block index; raise CodeError if they are inconsistent."""
+    """Convert received blocks to arrays, ordered by index. Raise CodeError if they do not match."""
     if not isinstance(blocks, Mapping):
         raise CodeError(f"blocks must be a mapping from block index to block, not {type(blocks).__name__}")
     for block_index in blocks:
@@ -443,7 +453,8 @@ def _check_received_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike])
         raise NotDecodableError(f"blocks is empty, but decoding needs at least {code.k} blocks")
     first_index, first_block = next(iter(block_arrays.items()))
     for block_index, block_array in block_arrays.items():
-        # Only integer parity blocks may have another dtype: one that is wider than that of data blocks.
+        # All blocks must have one dtype, except that integer parity blocks may be wider than integer data
+        # blocks.
         is_wider = (
             first_index < code.k <= block_index
             and block_array.dtype.kind == "i"
@@ -460,7 +471,7 @@ def _check_received_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike])
 
 
 def _to_numeric_array(block: npt.ArrayLike) -> Array:
-    """Convert an argument to a C-contiguous array; raise CodeError if NumPy cannot convert it."""
+    """Convert an argument to a C-contiguous array. Raise CodeError if NumPy cannot convert it."""
     try:
         return np.asarray(block, order="C")
     except (TypeError, ValueError) as error:

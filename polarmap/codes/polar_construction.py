@@ -1,7 +1,8 @@
-"""Construct frozen sets for the Arikan kernel by density evolution on the erasure channel.
+"""Choose the frozen set of an Arikan code by density evolution on the erasure channel.
 
-`arikan_code` freezes the inputs that this module selects. All functions are deterministic: they give the same
-result on every machine and with every NumPy version, so that coded arrays can be decoded anywhere.
+A polar code sends data on the reliable inputs of its butterfly and freezes the unreliable inputs to zero. All
+functions here are deterministic: they give the same result on every machine and with every NumPy version,
+because a stored array must be decoded with the frozen set that it was encoded with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def round_up_to_power_of_two(size: int) -> int:
 
 
 def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int]:
-    """Compute the size of each butterfly and the number of butterflies for n codeword positions.
+    """Compute the size and the number of the butterflies for n codeword positions.
 
     Parameters
     ----------
@@ -48,10 +49,11 @@ def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int
 
 
 def compute_input_erasure_probabilities(position_erasure_probabilities: npt.ArrayLike) -> Floats:
-    """Compute the erasure probability of every input from the erasure probability of every position.
+    """Compute how likely each input of a butterfly is erased, from the erasure probability of each output.
 
-    Each pair (a, b) of a stage becomes a + b - ab (minus branch, the slow virtual worker) and ab (plus
-    branch, the fast virtual worker), which is eq. (35) of Arikan (2009) for unequal workers.
+    Each stage combines pairs of probabilities (a, b). A pair becomes a + b - ab for the minus branch, which
+    behaves like a slow worker, and ab for the plus branch, which behaves like a fast worker. This is eq. (35)
+    of Arikan (2009) for unequal workers.
 
     Parameters
     ----------
@@ -83,7 +85,7 @@ def choose_frozen_set(
 ) -> Indices:
     """Choose the n - k inputs of the butterflies to freeze.
 
-    N is the number of codeword positions of all butterflies. The first N - n positions are punctured, which
+    The butterflies have N >= n positions in total. The first N - n positions are punctured (not sent). This
     keeps the all-ones word in the code, so that constants are decoded exactly. The frozen set is closed
     downwards: if the bits of i are a subset of the bits of a frozen input j, then i is frozen, too. The
     two-pass systematic encoder needs this property.
@@ -93,7 +95,7 @@ def choose_frozen_set(
     n, k : int
         Number of coded blocks and of data blocks.
     erasure_probabilities : float or array (n,)
-        Erasure probability of all sent positions, or of each of them.
+        Erasure probability of all positions that are sent, or of each of them.
     levels : int, optional
         Number of stages, as in `compute_transform_shape`. With several butterflies, each has at least one
         frozen input and one that is not frozen.
@@ -112,7 +114,8 @@ def choose_frozen_set(
     position_probabilities = np.ones(transform_size * n_transforms)
     position_probabilities[n_punctured:] = erasure_probabilities
     z = compute_input_erasure_probabilities(position_probabilities.reshape(transform_size, n_transforms))
-    envelope = z.copy()  # The minimum of z_i over all i whose bits are a subset of the bits of j.
+    # The minimum of the erasure probabilities z_i over all inputs i whose bits are a subset of the bits of j.
+    envelope = z.copy()
     half = transform_size // 2
     while half:
         pairs = envelope.reshape(-1, 2, half, n_transforms)

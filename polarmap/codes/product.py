@@ -1,4 +1,4 @@
-"""Product codes, which protect a matrix product A B: blocks on a grid whose rows and columns are codewords.
+"""Product codes, which protect a matrix product A B: the blocks form a grid whose lines are codewords.
 
                      B_0      B_1      B_parity
     A_0             A_0 B_0  A_0 B_1  parity     <- each row is a codeword of the code of B
@@ -7,9 +7,10 @@
 
     x = G_A X G_B',   G = kron(G_A, G_B) with its unit rows first,   T = I
 
-X holds the data blocks on a k_A x k_B grid, G_A = [I; P_A] and G_B = [I; P_B]. The results A_i B_j of coded
-blocks A_i and B_j satisfy C_A x = 0 in every column of the grid and C_B x' = 0 in every row. The decoder
-decodes rows and columns in turn, or solves all checks jointly.
+X contains the data blocks on a k_A x k_B grid, G_A = [I; P_A] and G_B = [I; P_B]. The tasks compute the
+products A_i B_j of coded blocks A_i and B_j. These results satisfy the parity checks C_A x = 0 in every
+column of the grid, and C_B x' = 0 in every row. The decoder decodes rows and columns in turn, or solves all
+checks jointly.
 """
 
 from __future__ import annotations
@@ -41,19 +42,20 @@ from polarmap.errors import CodeError
 
 BlockIndices = set[int]
 
-MAX_TASKS = 4096  # Joint decoding of more tasks takes too long.
-# The number of equations times the squared number of unknowns, up to which joint decoding is used. It then
-# takes up to about 0.2 s.
+# Maximum number of tasks. Joint decoding of more would take too long.
+MAX_TASKS = 4096
+# Joint decoding is used up to this number of equations times the squared number of unknowns. It then takes up
+# to about 0.2 s.
 MAX_JOINT_FLOPS = 3e8
-# The number of recovered blocks times received blocks, up to which joint decoding is preferred because it is
-# more accurate. Beyond about this size, it is slower than decoding line by line.
+# Joint decoding is preferred up to this number of recovered blocks times received blocks, because it is more
+# accurate. For more, decoding line by line is faster.
 MAX_JOINT_WEIGHTS = 1 << 18
 
 
 class ProductCode(SystematicCode):
-    """The product of two polar codes: n = n_A n_B blocks on a grid, k = k_A k_B of which are data blocks.
+    """The product of two polar codes: n_A n_B blocks on a grid, including k_A k_B data blocks.
 
-    The data blocks have the first indices, row by row, followed by the parity blocks, row by row.
+    The data blocks have the first indices, row by row. The parity blocks follow, also row by row.
 
     Parameters
     ----------
@@ -109,14 +111,14 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def block_grid(self) -> Indices:
-        """The index of the block in every cell, (n_A, n_B); the inverse of `grid_coordinates`."""
+        """The index of the block in every cell of the grid, shape (n_A, n_B)."""
         block_indices = np.empty((self.column_code.n, self.row_code.n), np.intp)
         block_indices[self.grid_coordinates[:, 0], self.grid_coordinates[:, 1]] = np.arange(self.n)
         return block_indices
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k)."""
+        """The parity matrix P of the grid, shape (n - k, k)."""
         rows, columns = self.grid_coordinates[self.k :].T
         product = np.einsum(
             "pa,pb->pab", self.column_code.generator_matrix[rows], self.row_code.generator_matrix[columns]
@@ -125,26 +127,27 @@ class ProductCode(SystematicCode):
 
     @property
     def norm_inf(self) -> int:
-        """The infinity norm of P, at most: the product of the norms of both codes."""
+        """An upper bound on the infinity norm of P: the product of the norms of both codes."""
         return self.column_code.norm_inf * self.row_code.norm_inf
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the erasure decoder for one erasure pattern, over the reals or modulo 2^64."""
+        """Build the decoder for the results that have arrived, over the reals or modulo 2^64."""
         decoder_class = ModularProductDecoder if modular else ProductDecoder
         return decoder_class(self, arrived_mask)
 
 
 class GridDecoder(ErasureDecoder):
-    """A decoder for one erasure pattern on a grid, the base class for both arithmetics.
+    """Base class of the decoders of a grid of blocks, over the reals and modulo 2^64.
 
-    Iterative decoding decodes rows and columns in turn: k_B independent known blocks determine a row, and k_A
-    determine a column. If it stalls, the checks of all rows and columns together may still have a unique
-    solution. Joint decoding solves them if their number can suffice and the system is small enough.
+    Iterative decoding recovers one row or column at a time: a row needs k_B independent known blocks, and a
+    column k_A. If no line has enough blocks, the parity checks of all rows and columns together may still
+    have a unique solution. Joint decoding solves them all at once. It is only tried if a unique solution is
+    possible and the system is small enough.
 
     Attributes
     ----------
     joint : SystematicDecoder or ModularSystematicDecoder
-        Decoder that solves all checks at once.
+        Decoder that solves the checks of all rows and columns at once.
     """
 
     code: ProductCode
@@ -152,7 +155,7 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """A lower bound on the number of further results needed; 0 if the data blocks are decodable."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         n_lacking = self.code.k - len(self.arrived_indices)
         if n_lacking > 0:
             return n_lacking
@@ -162,19 +165,19 @@ class GridDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks; negative while too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return self.joint.n_redundant_checks
 
     @cached_property
     def iterative_decoder(self) -> IterativeDecoder:
-        """The iterative decoder of rows and columns, to which the arrivals have been added."""
+        """The decoder of rows and columns, which already knows the results that arrived."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
         iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """A mask of the cells that iterative decoding recovers if any k blocks determine their line."""
+        """A mask of the cells that can be decoded if any k blocks suffice to decode their row or column."""
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
         known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True
@@ -194,8 +197,9 @@ class GridDecoder(ErasureDecoder):
     def _is_joint_decoding_tractable(self) -> bool:
         """Whether joint decoding can have a unique solution and is small enough.
 
-        The codewords that are zero outside a given rows and b columns form a space of dimension
-        (a - r_A)(b - r_B). Every known cell in these rows and columns reduces the dimension by at most one.
+        The codewords that are zero outside a rows and b columns form a space of dimension (a - r_A)(b - r_B),
+        where r_A and r_B are the numbers of parity rows and columns. Every known cell in these rows and
+        columns reduces the dimension by at most one.
         """
         column_code, row_code = self.code.column_code, self.code.row_code
         unknown_mask = ~self._mask_recoverable_by_counting
@@ -208,7 +212,10 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
-        """The lines to decode in order, each with the blocks needed from it; None if decoding stalls."""
+        """The rows and columns to decode in order, each with the blocks needed from it.
+
+        None if line-by-line decoding cannot recover everything.
+        """
         if not (self._can_decode_iteratively and self.iterative_decoder.is_complete):
             return None
         missing = set(self.missing_indices.tolist())
@@ -227,7 +234,7 @@ class GridDecoder(ErasureDecoder):
 
 
 class ProductDecoder(GridDecoder, RealDecoder):
-    """A decoder for grids of floats, which decodes jointly if that is cheap and otherwise line by line."""
+    """A decoder for grids of floats. It decodes jointly if that is cheap, and otherwise line by line."""
 
     joint: SystematicDecoder
 
@@ -237,14 +244,17 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
     @cached_property
     def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
-        """The lines to decode in order, each with the blocks needed from it; None for joint decoding."""
+        """The rows and columns to decode in order, each with the blocks needed from it.
+
+        None if all blocks are decoded jointly.
+        """
         if len(self.missing_indices) * len(self.arrived_indices) <= MAX_JOINT_WEIGHTS:
             return None
         return super().line_decodings
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         if self.line_decodings is None:
             return self.joint.weights
         n_arrived = len(self.arrived_indices)
@@ -254,11 +264,11 @@ class ProductDecoder(GridDecoder, RealDecoder):
         return out
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` redundant parity checks, shape (checks, arrived)."""
+        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
         return self.joint.compute_parity_check_matrix(max_checks)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing data blocks to `out`, decoded line by line or jointly."""
+        """Decode the missing data blocks, line by line or jointly, and write them to the rows of `out`."""
         if self.line_decodings is None or is_integer_dtype(out.dtype):
             super().decode_into(received, out)
         else:
@@ -266,7 +276,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
 
 class ModularProductDecoder(GridDecoder, ModularDecoder):
-    """A decoder for grids of integers modulo 2^64, which decodes line by line and otherwise jointly."""
+    """A decoder for grids of integers modulo 2^64. It decodes line by line if possible, otherwise jointly."""
 
     joint: ModularSystematicDecoder
 
@@ -279,16 +289,16 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The weights of joint decoding modulo 2^64, shape (missing, arrived)."""
+        """The decoding weights modulo 2^64 of joint decoding. Each row computes a missing result."""
         return self.joint.weights
 
     @property
     def check_matrix(self) -> UInt64Array:
-        """The redundant parity checks modulo 2^64, shape (checks, arrived)."""
+        """The parity checks, one per row, that are zero modulo 2^64 if all results are correct."""
         return self.joint.check_matrix
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing data blocks to `out`, decoded line by line or jointly."""
+        """Decode the missing data blocks, line by line or jointly, and write them to the rows of `out`."""
         if self.line_decodings is None:
             self.joint.decode_into(received, out)
         else:
@@ -299,16 +309,16 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
 
 class LineDecoding(NamedTuple):
-    """A step of iterative decoding, which recovers all blocks of one row or column.
+    """One step of iterative decoding, which recovers all blocks of one row or column.
 
     Attributes
     ----------
     block_indices : index array
         Indices of the blocks along the line.
     code : PolarCode
-        Code whose codewords are the lines of this direction.
+        Code of all lines in this direction.
     decoder : ErasureDecoder
-        Decoder of `code` for the cells of the line that are known before this step.
+        Decoder of the line, for the blocks of the line that are known before this step.
     """
 
     block_indices: Indices
@@ -317,12 +327,12 @@ class LineDecoding(NamedTuple):
 
     @property
     def newly_known_indices(self) -> Indices:
-        """The positions along the line that this step makes known."""
+        """The positions along the line whose blocks this step recovers."""
         return np.setdiff1d(np.arange(len(self.block_indices)), self.decoder.arrived_indices)
 
 
 class IterativeDecoder:
-    """An iterative decoder, which finds the rows and columns of a grid that can be decoded, and their order.
+    """An iterative decoder of a grid, which finds the rows and columns that can be decoded, in order.
 
     Parameters
     ----------
@@ -333,9 +343,9 @@ class IterativeDecoder:
     Attributes
     ----------
     known_mask : boolean array (n_A, n_B)
-        Cells that have arrived or can be decoded.
+        True for each cell whose block has arrived or can be decoded.
     line_decodings : list of LineDecoding
-        Lines to decode, in an order in which each line only needs cells that are known by then.
+        Rows and columns to decode, in an order in which each finds the blocks that it needs.
     """
 
     def __init__(self, code: ProductCode, modular: bool) -> None:
@@ -345,14 +355,15 @@ class IterativeDecoder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all data cells are known."""
+        """Whether all data blocks have arrived or can be decoded."""
         return bool(self.known_mask[: self._code.column_code.k, : self._code.row_code.k].all())
 
     def add_arrivals(self, block_indices: Sequence[int] | Indices) -> None:
-        """Record the arrival of blocks, and find all lines that can now be decoded."""
+        """Record the arrival of blocks, and find all rows and columns that can be decoded now."""
         rows, columns = self._code.grid_coordinates[block_indices].T
         self.known_mask[rows, columns] = True
-        changed_lines = [set(columns.tolist()), set(rows.tolist())]  # Columns and rows to examine.
+        # The columns (first set) and rows (second set) with new blocks, which have to be examined.
+        changed_lines = [set(columns.tolist()), set(rows.tolist())]
         axis = 0
         while changed_lines[0] or changed_lines[1]:
             for line_index in sorted(changed_lines[axis]):
@@ -361,7 +372,10 @@ class IterativeDecoder:
             axis = 1 - axis
 
     def _decode_line(self, axis: int, line_index: int) -> list[int]:
-        """Decode column (axis 0) or row (axis 1) `line_index` if possible; return its new positions."""
+        """Add a line to `line_decodings` if enough of its blocks are known. Return the positions it recovers.
+
+        The line is column `line_index` for axis 0, and row `line_index` for axis 1.
+        """
         known_mask = self.known_mask[:, line_index] if axis == 0 else self.known_mask[line_index]
         code = self._code.row_code if axis else self._code.column_code
         if known_mask.all() or known_mask.sum() < code.k:
@@ -379,12 +393,12 @@ class IterativeDecoder:
 def select_required_line_decodings(
     line_decodings: Sequence[LineDecoding], missing_indices: BlockIndices
 ) -> list[tuple[LineDecoding, BlockIndices]]:
-    """Select the lines whose decoding is required for the missing blocks.
+    """Select the rows and columns that must be decoded to recover the missing blocks.
 
     Parameters
     ----------
     line_decodings : sequence of LineDecoding
-        Lines in order of decoding.
+        Rows and columns in order of decoding.
     missing_indices : set of int
         Blocks to recover.
 
@@ -406,7 +420,7 @@ def select_required_line_decodings(
 def decode_lines(
     line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
 ) -> dict[int, Array]:
-    """Decode rows and columns of the grid in the given order, and return all known blocks.
+    """Decode rows and columns of the grid in the given order, and return all blocks known at the end.
 
     Parameters
     ----------
@@ -415,7 +429,7 @@ def decode_lines(
     received : mapping from int to array (b,)
         Flat results by block index.
     dtype : dtype
-        Data type of the results; sums use its accumulator dtype.
+        Data type of the results. The sums are computed in its accumulator dtype.
 
     Returns
     -------

@@ -2,9 +2,10 @@
 
     G = [I; P], k = 2, n = 3, result 0 missing:   result 0 = (result 2 - P[0, 1] result 1) / P[0, 0]
 
-The classes differ in the linear system that they solve. `PseudoInverseDecoder` solves for all unknowns and
-works for any code. `SystematicDecoder` solves for the missing data blocks alone, and
-`ImplicitSystematicDecoder` does so without forming P. The functions compute inverses and amplifications.
+`PseudoInverseDecoder` works for any code and solves for all unknowns. `SystematicDecoder` works for
+systematic codes and solves for the missing data blocks only. `ImplicitSystematicDecoder` does the same
+without forming the parity matrix P. The functions below the classes compute inverses and amplifications, that
+is, the factors by which decoding multiplies errors.
 """
 
 from __future__ import annotations
@@ -22,22 +23,23 @@ from polarmap.codes.base import (
 from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, is_integer_dtype, to_real_dtype
 
-# Relative singular value below which a system is treated as singular. Its solution would have no correct
+# A system with a smaller relative singular value is treated as singular. Its solution would have no correct
 # digit in float32, and three in float64.
 RANK_TOL = 1e-12
-# P is formed if a code has fewer than MAX_DENSE_N coded blocks, for which products with P are faster than
-# butterflies. P is also formed if there are fewer than MAX_DENSE_SIDE data or parity blocks, because the
-# norms of such short rows of P vary too much to be normalized by their average.
+# P is formed for codes with fewer than MAX_DENSE_N coded blocks, where products with P are faster than
+# butterflies. P is also formed if there are fewer than MAX_DENSE_SIDE data blocks or parity blocks. The norms
+# of such short rows vary too much to be normalized by their average.
 MAX_DENSE_N, MAX_DENSE_SIDE = 2048, 256
-# The largest residual of an updated pseudo-inverse. One Newton step squares the residual, down to rounding.
+# The largest residual of an updated pseudo-inverse that a Newton step may correct. The step squares the
+# residual, so that only rounding errors remain.
 UPDATE_TOL = 1e-6
-WEIGHT_BATCH = 256  # The number of missing blocks whose weights are computed together, to limit memory.
+WEIGHT_BATCH = 256  # Weights are computed for this many missing blocks at a time, to limit memory.
 
 
 class RealDecoder(ErasureDecoder):
-    """An erasure decoder for real and complex numbers: recovered = weights @ received.
+    """A decoder for real and complex results: recovered = weights @ received.
 
-    Integers are decoded as float64 and rounded.
+    Integer results are decoded in float64 and rounded to integers at the end.
     """
 
     rounds_integers = True
@@ -45,40 +47,41 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def system_matrix(self) -> Array:
-        """The matrix of the linear system, (equations, unknowns)."""
+        """The matrix of the linear system that the decoder solves, shape (equations, unknowns)."""
         raise NotImplementedError
 
     @cached_property
     def rank_deficit(self) -> int:
-        """A lower bound on the number of further results needed; 0 if the targets are decodable."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._system_rank_deficit
 
     @property
     def _system_rank_deficit(self) -> int:
-        """The rank deficit of the system once it has as many equations as unknowns: 0 or 1."""
+        """The number 1 if the system is singular although it has enough equations, otherwise 0."""
         return int(not np.isfinite(self._pseudo_inverse).all())
 
     @property
     def weights(self) -> Floats:
-        """The decoding weights, shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         raise NotImplementedError
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The absolute values of `weights`."""
+        """How much an error of 1 in each arrived result (column) changes each missing result (row)."""
         return np.abs(self.weights)
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest absolute weight of each arrived result, (arrived,)."""
-        weights = self.weights  # np.abs would copy the weights, which may take most of the memory of a map.
+        """The largest change of a missing result that an error of 1 in each arrived result causes."""
+        # np.abs would copy the weights, which may already take most of the memory of a map.
+        weights = self.weights
         return np.asarray(np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0)))
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 if no target is missing, inf if not decodable."""
+        """The largest 2-norm of a row of `weights`. It is 0 if nothing is missing, inf if not decodable."""
         if not len(self.missing_indices):
             return 0.0
         if self.rank_deficit:
@@ -88,15 +91,15 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def check_matrix(self) -> Floats:
-        """Up to MAX_CHECKS redundant parity checks, shape (checks, arrived)."""
+        """Up to MAX_CHECKS parity checks, one per row, that are zero if all results are correct."""
         return self.compute_parity_check_matrix(MAX_CHECKS)
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` redundant parity checks, shape (checks, arrived)."""
+        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
         raise NotImplementedError
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets, shape (missing, b), from the flat results that arrived."""
+        """Compute the missing results, one per row, from the results that arrived."""
         width = next(iter(received.values())).size
         if dtype.kind == "c":
             real_dtype = to_real_dtype(dtype)
@@ -111,7 +114,7 @@ class RealDecoder(ErasureDecoder):
         return out
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing targets to `out`, shape (missing, b) of a real or integer dtype."""
+        """Compute the missing results and write them to `out`, one per row."""
         arrived_blocks = [received[int(block_index)] for block_index in self.arrived_indices]
         if is_integer_dtype(out.dtype):
             real_result = np.empty(out.shape)
@@ -122,23 +125,23 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def _pseudo_inverse(self) -> Floats:
-        """The pseudo-inverse of `system_matrix`; all inf if its rank is deficient."""
+        """The pseudo-inverse of `system_matrix`. All entries are inf if the system cannot be solved."""
         if self._computed_pseudo_inverse is None:
             system_matrix = self.system_matrix.astype(np.float64, copy=False)
             self._computed_pseudo_inverse = compute_left_inverse(system_matrix)
         return self._computed_pseudo_inverse
 
     def _drop_weights(self) -> None:
-        """Free the memory of cached `weights`, which are computed again on the next access."""
+        """Free the memory of the cached `weights`. They are computed again when needed."""
         vars(self).pop("weights", None)
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` orthonormal combinations of equations that cancel all unknowns.
+        """Compute up to `max_checks` orthonormal combinations of the equations that cancel all unknowns.
 
         Returns
         -------
         array (checks, equations)
-            Without rows while the system is underdetermined or its rank is deficient.
+            No rows (checks = 0) if the unknowns cannot be solved for.
         """
         if self.n_redundant_checks <= 0 or not np.isfinite(self._pseudo_inverse).all():
             return np.empty((0, len(self.system_matrix)))
@@ -146,44 +149,44 @@ class RealDecoder(ErasureDecoder):
 
 
 class PseudoInverseDecoder(RealDecoder):
-    """A decoder that solves for all unknowns by least squares: weights = T[missing] pinv(G[arrived]).
+    """A decoder for any code, which solves for all unknowns: weights = T[missing] pinv(G[arrived]).
 
-    Among all unbiased linear decoders, this decoder has the smallest amplification of independent errors.
+    Of all unbiased linear decoders, a least-squares decoder multiplies independent errors the least.
     """
 
     @cached_property
     def system_matrix(self) -> Floats:
-        """The rows of G that belong to the arrived results."""
+        """The rows of the generator matrix G that belong to the arrived results."""
         return np.asarray(self.code.generator_matrix[self.arrived_indices])
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         return np.asarray(self.code.target_matrix[self.missing_indices] @ self._pseudo_inverse)
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`, times `rms_gain` of the code."""
+        """The largest 2-norm of a row of `weights`, times `code.rms_gain`."""
         return super().amplification * self.code.rms_gain
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks; negative while too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` orthonormal redundant parity checks, shape (checks, arrived)."""
+        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
         return self._compute_null_space_checks(max_checks)
 
 
 class SystematicDecoder(SystematicEquations, RealDecoder):
-    """A decoder for G = [I; P] and T = I that solves for the missing data blocks by least squares.
+    """A decoder for systematic codes (G = [I; P], T = I), which solves for the missing data blocks only.
 
     P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
     """
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P[arrived parity, arrived data].
+        """Compute weights @ P for the rows (parity blocks) and columns (data blocks) of P that have arrived.
 
         Parameters
         ----------
@@ -199,15 +202,15 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks; negative while too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return len(self.arrived_parity_indices) - len(self.missing_indices)
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights of the least-squares solution, shape (missing, arrived)."""
+        """The decoding weights by least squares. Each row computes a missing result."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
-        for start in range(0, len(weights), WEIGHT_BATCH):  # Batches limit the memory of temporary arrays.
+        for start in range(0, len(weights), WEIGHT_BATCH):
             batch = slice(start, start + WEIGHT_BATCH)
             data_weights = self.multiply_by_arrived_data_columns(self._pseudo_inverse[batch])
             np.negative(data_weights, out=weights[batch, :n_arrived_data])
@@ -215,7 +218,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         return weights
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` redundant parity checks of the arrived blocks, shape (checks, arrived).
+        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct.
 
         The coefficients of the parity blocks are orthonormal.
         """
@@ -224,13 +227,13 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         return np.concatenate([data_checks, parity_checks], axis=1)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Compute the pseudo-inverse by updating the pseudo-inverse of a decoder with fewer arrivals.
+        """Compute the pseudo-inverse by updating that of an older decoder, which had fewer arrivals.
 
-        A data block that has arrived since deletes a column of the system. The remaining rows of the
-        pseudo-inverse are projected orthogonally to the deleted rows. A parity block that has arrived adds a
-        row, by the formula of Greville (1960). One Newton-Schulz step X <- X + (I - X A) X then removes the
-        rounding errors. If an entry of I - X A exceeds UPDATE_TOL, the update is discarded, and the
-        pseudo-inverse is computed from scratch on first use.
+        A data block that arrived in between deletes a column of the system: the remaining rows of the
+        pseudo-inverse are projected orthogonally to the deleted rows. A parity block that arrived in between
+        adds a row, by the formula of Greville (1960). One Newton-Schulz step X <- X + (I - X A) X then
+        removes the rounding errors. If an entry of I - X A exceeds UPDATE_TOL, the update is discarded. The
+        pseudo-inverse is then computed from scratch when it is needed.
 
         Parameters
         ----------
@@ -239,7 +242,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         """
         if not isinstance(previous, SystematicDecoder):
             return
-        previous._drop_weights()  # The weights may take most of the memory of a map.
+        previous._drop_weights()  # Cached weights may take most of the memory of a map.
         previous_inverse = previous._computed_pseudo_inverse
         if previous_inverse is None or not np.isfinite(previous_inverse).all():
             return
@@ -269,29 +272,30 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
             batch = slice(start, start + WEIGHT_BATCH)
             identity = np.eye(len(updated[batch]), len(updated), start)
             residual_matrix = identity - updated[batch] @ self.system_matrix
-            if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:  # This is also true for NaN.
+            # Not `> UPDATE_TOL`, so that NaN counts as too large as well.
+            if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:
                 return
             updated[batch] += residual_matrix @ updated
         self._computed_pseudo_inverse = updated
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
-    """A `SystematicDecoder` for large codes, which applies P by butterflies and never forms it."""
+    """A `SystematicDecoder` for large codes: it multiplies by P with butterflies and never forms P."""
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The submatrix of P for arrived parity blocks (rows) and missing data blocks (columns)."""
+        """The matrix of the equations: rows of P of arrived parity blocks, columns of missing data blocks."""
         return self.code.compute_encoding_matrix_columns(self.missing_indices)[self.arrived_parity_indices]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P[arrived parity, arrived data] by the adjoint butterfly."""
+        """Compute weights @ P for the rows and columns that have arrived, without forming P."""
         parity_weights = np.zeros((len(weights), self.code.n - self.code.k))
         parity_weights[:, self.arrived_parity_indices] = weights
         return self.code.left_multiply_encoding_matrix(parity_weights)[:, self.arrived_data_indices]
 
 
 def has_dense_parity_matrix(n: int, k: int) -> bool:
-    """Return whether an (n, k) rotation code forms the dense matrix P instead of using butterflies alone.
+    """Return whether an (n, k) rotation code forms its matrix P. Large codes use butterflies instead.
 
     Parameters
     ----------
@@ -307,9 +311,9 @@ def has_dense_parity_matrix(n: int, k: int) -> bool:
 
 
 def compute_left_inverse(matrix: Floats) -> Floats:
-    """Compute the pseudo-inverse of a matrix, (columns, rows).
+    """Compute the pseudo-inverse of a matrix.
 
-    All entries are inf if the matrix (rows, columns) does not have full column rank.
+    Its shape is (columns, rows). All entries are inf if the columns of the matrix are linearly dependent.
 
     Examples
     --------
@@ -317,7 +321,8 @@ def compute_left_inverse(matrix: Floats) -> Floats:
     array([[0.5, 0. ]])
     """
     n_rows, n_columns = matrix.shape
-    # While workers keep all cores busy, QR of a thousand rows takes ten times as long as an inverse.
+    # The inverse is preferred, because QR of a thousand rows takes ten times as long while workers keep all
+    # cores busy.
     if n_rows == n_columns:
         return compute_inverse_or_inf(matrix)
     orthonormal_factor, triangular_factor = np.linalg.qr(matrix)
@@ -330,7 +335,7 @@ def compute_left_inverse(matrix: Floats) -> Floats:
 def compute_inverse_or_inf(matrix: Floats) -> Floats:
     """Compute the inverse of a square matrix.
 
-    All entries are inf if the matrix is singular up to RANK_TOL.
+    All entries are inf if the matrix is singular, up to a relative tolerance of RANK_TOL.
 
     Examples
     --------
@@ -341,14 +346,14 @@ def compute_inverse_or_inf(matrix: Floats) -> Floats:
         inverse = np.asarray(np.linalg.inv(matrix), np.float64)
     except np.linalg.LinAlgError:
         return np.full_like(matrix, np.inf)
-    # With Frobenius norms, norm(matrix) / sqrt(n) is the root mean square of the singular values, and
-    # norm(inverse) is at least the reciprocal of the smallest singular value.
+    # norm(matrix) / sqrt(n) is the root mean square of the singular values, and norm(inverse) is at least the
+    # reciprocal of the smallest singular value (both are Frobenius norms).
     condition = np.linalg.norm(inverse) * np.linalg.norm(matrix)
     return inverse if condition * RANK_TOL <= np.sqrt(len(matrix)) else np.full_like(inverse, np.inf)
 
 
 def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors: int) -> Floats:
-    """Compute up to `max_vectors` orthonormal vectors z with z' matrix = 0, as columns.
+    """Compute orthonormal vectors z with z' matrix = 0, returned as columns.
 
     Parameters
     ----------
@@ -371,21 +376,22 @@ def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors:
     n_rows, n_columns = matrix.shape
     n_vectors = min(max_vectors, n_rows - n_columns)
     null_vectors = np.cos(np.outer(np.arange(1, n_rows + 1), np.arange(1, n_vectors + 1)) * 0.7)
-    for _ in range(2):  # The second projection removes the rounding errors of the first.
+    for _ in range(2):  # The second pass removes the rounding errors of the first.
         null_vectors -= pseudo_inverse.T @ (matrix.T @ null_vectors)
         null_vectors, _ = np.linalg.qr(null_vectors)
     return np.asarray(null_vectors)
 
 
 def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) -> float:
-    """Compute the largest amplification over several patterns of exactly k arrivals.
+    """Compute the amplification in the worst of several patterns of exactly k arrivals.
 
     Parameters
     ----------
     parity_matrix : array (n - k, k)
         P of a systematic code.
     arrived_patterns : index array (patterns, k)
-        Arrived blocks of each pattern, ascending. All patterns must have the same number of data blocks.
+        Indices of the arrived blocks in each pattern, ascending. All patterns must have the same number of
+        data blocks.
 
     Returns
     -------
@@ -413,7 +419,7 @@ def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) 
 
 
 def compute_erasure_amplification(generator_matrix: Floats, erased_indices: Indices, n_targets: int) -> float:
-    """Compute the amplification for one erasure pattern of a code whose G has orthonormal columns.
+    """Compute the amplification for one erasure pattern, for a code whose G has orthonormal columns.
 
     With K = G_erased G_erased', the squared norm of row i of G_erased pinv(G_arrived) is [K / (1 - K)]_ii.
 
@@ -422,7 +428,7 @@ def compute_erasure_amplification(generator_matrix: Floats, erased_indices: Indi
     generator_matrix : array (n, unknowns)
         G, with orthonormal columns.
     erased_indices : index array
-        Results that have not arrived.
+        Indices of the results that have not arrived.
     n_targets : int
         Number of targets, which are the first results.
 
@@ -436,6 +442,6 @@ def compute_erasure_amplification(generator_matrix: Floats, erased_indices: Indi
     target_vectors = eigenvectors[erased_indices < n_targets]
     if not len(target_vectors):
         return 0.0
-    if eigenvalues[-1] >= 1 - 1e-14:  # The formula cannot resolve an amplification above 1e7.
+    if eigenvalues[-1] >= 1 - 1e-14:  # The formula is too inaccurate for an amplification above 1e7.
         return np.inf
     return float(np.sqrt((target_vectors**2 @ (eigenvalues.clip(0) / (1 - eigenvalues))).max()))

@@ -3,9 +3,9 @@
     P = diag(scale) R + shift 1'
 
 R consists of selected rows of two butterflies with a permutation between them (`rotation_network`). Almost
-any k results are decodable. The rows of P sum to one, so constants are codewords and f may be affine. For
-thousands of blocks, P is not formed. The butterflies and their transposes multiply by P in n log n operations
-per column, and the decoder solves for the missing blocks:
+any k results can be decoded. The rows of P sum to one, so constants are codewords and f may be affine. For
+thousands of blocks, P is not formed: the butterflies and their transposes multiply by P in n log n operations
+per column. The decoder solves for the missing blocks:
 
     P[:, missing] missing = syndrome = parity - P[:, known] known
 """
@@ -31,21 +31,21 @@ from polarmap.codes.rotation_network import RotationButterflyNetwork, generate_r
 from polarmap.codes.splitmix import sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, choose_accumulator_dtype, is_integer_dtype
 
-# The number of parity rows up to which a BLAS product is faster than the compiled butterfly (measured with
-# benchmarks/coding.py), for rows in one array, and for separate rows that must be gathered first.
+# Up to this many parity rows, a BLAS product is faster than the compiled butterfly (measured with
+# benchmarks/coding.py). The second number applies to blocks that must be copied into one array first.
 MAX_DENSE_ROWS, MAX_DENSE_ROWS_GATHERED = 32, 12
-# The number of parity rows up to which a BLAS product is faster than the butterfly in NumPy.
+# Up to this many parity rows, a BLAS product is faster than the butterfly in NumPy.
 MAX_DENSE_ROWS_UNCOMPILED = 512
-# Codes of up to MAX_SEED_SEARCH_N blocks use the best of N_SEEDS seeds. Each is tried on up to MAX_PATTERNS
-# erasure patterns.
+# For codes of up to MAX_SEED_SEARCH_N blocks, N_SEEDS seeds are compared on up to MAX_PATTERNS erasure
+# patterns each, and the best seed is used.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-SYNDROME_BYTES = 64 << 20  # The memory, in bytes, for the parity that the decoder computes at a time.
+SYNDROME_BYTES = 64 << 20  # Memory in bytes for the parity that the decoder computes at a time.
 
 
 class RotationCode(PolarCode):
-    """A polar code with the rotation kernel: x = [[I, 0], [P, -I]] u, where the last n - k inputs are frozen.
+    """A polar code with the rotation kernel: x = [[I, 0], [P, -I]] u, with the last n - k inputs frozen.
 
-    The parameters are those of `PolarCode`.
+    The parameters are the same as for `PolarCode`.
     """
 
     kernel = option_name = "rotation"
@@ -57,27 +57,30 @@ class RotationCode(PolarCode):
 
     @property
     def frozen_set(self) -> Indices:
-        """The n - k frozen inputs of the transform, k..n-1."""
+        """The n - k inputs of the transform that are frozen to zero: k..n-1."""
         return np.arange(self.k, self.n)
 
     @cached_property
     def seed(self) -> int:
-        """The seed of the rotation angles; by default, the best seed for up to 64 blocks, and otherwise 0."""
+        """The seed of the rotation angles.
+
+        By default, this is the best of several seeds for up to 64 blocks, and 0 for more.
+        """
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
         return select_rotation_seed(self.n, self.k)
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), float64."""
+        """The parity matrix P, shape (n - k, k), as float64."""
         return compute_rotation_parity_matrix(self.butterfly_network, self.k)
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Compute the columns of P that belong to the data blocks `block_indices`, without forming P."""
+        """Compute the columns of P for the data blocks `block_indices`, without forming all of P."""
         return compute_rotation_parity_matrix(self.butterfly_network, self.k, block_indices)
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Compute weights @ P with the transposed butterflies, without forming P."""
+        """Compute weights @ P, where P is the parity matrix, without forming P."""
         products = np.empty((len(weights), self.k))
 
         def multiply_rows(row_slice: slice) -> None:
@@ -91,7 +94,7 @@ class RotationCode(PolarCode):
         return products
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the erasure decoder, which avoids forming P for large codes."""
+        """Build the decoder for the results that have arrived. For large codes, it does not form P."""
         if modular or self._has_dense_parity_matrix:
             return super().make_decoder(arrived_mask, modular)
         return SyndromeDecoder(self, arrived_mask)
@@ -110,30 +113,31 @@ class RotationCode(PolarCode):
 
     @cached_property
     def _has_dense_parity_matrix(self) -> bool:
-        """Whether this code is small enough to form P."""
+        """Whether this code is small enough that P is formed."""
         return has_dense_parity_matrix(self.n, self.k)
 
     def precompute_encoding(self) -> None:
-        """Choose the seed of the angles, which takes a few hundredths of a second, and cache it."""
-        _ = self.seed  # Reading the property chooses and caches the seed.
+        """Choose and cache the seed of the angles, which takes a few hundredths of a second."""
+        _ = self.seed  # Reading the property chooses the seed and caches it.
 
     @cached_property
     def butterfly_network(self) -> RotationButterflyNetwork:
-        """The butterfly network that multiplies by P."""
+        """The network of butterflies that multiplies blocks by P."""
         network = generate_rotation_butterfly_network(self.n, self.k, self.seed)
         return normalize_parity_row_sums(network, self.k)
 
 
 class SyndromeDecoder(ImplicitSystematicDecoder):
-    """A least-squares decoder for large codes, which multiplies the syndrome by the pseudo-inverse.
+    """A least-squares decoder for large rotation codes, which never forms P or the decoding weights.
 
-    The syndrome is computed by encoding the data blocks that arrived, so the decoding weights are not needed.
+    It encodes the data blocks that arrived and subtracts the result from the arrived parity blocks. This
+    difference is the syndrome. The pseudo-inverse times the syndrome gives the missing blocks.
     """
 
     code: SystematicCode
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing data blocks to `out`, shape (missing, b), as pseudo-inverse @ syndrome."""
+        """Compute the missing data blocks from the syndrome and write them to `out`, one per row."""
         is_integer = is_integer_dtype(out.dtype)
         sum_dtype = np.dtype(np.float64) if is_integer else choose_accumulator_dtype(out.dtype)
         pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)
@@ -148,7 +152,7 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
     def _compute_syndrome(
         self, received: ReceivedBlocks, columns: slice, sum_dtype: np.dtype[np.floating]
     ) -> Array:
-        """Compute the syndrome: the received parity blocks minus the parity of the received data blocks.
+        """Compute the syndrome: the arrived parity blocks minus the parity of the arrived data blocks.
 
         Missing data blocks count as zero.
         """
@@ -166,10 +170,10 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
 def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> RotationButterflyNetwork:
     """Return a copy of `network` with scale and shift such that every row of P sums to one.
 
-    The mean of each row is subtracted, the row is scaled to unit norm, and 1 / k is added, so that all parity
-    blocks have the same norm. For k = 2, rows without their mean are parallel and differ in their norms only,
-    so they are not scaled. If P is not formed, the norm is 1 on average: a row of the orthogonal butterflies
-    has the squared norm k / size on average.
+    The mean of each row is subtracted, the row is scaled to norm 1, and 1 / k is added. All parity blocks
+    then have the same norm. For k = 2, rows without their mean are parallel and differ only in their norms,
+    so they are not scaled. If P is not formed, the norm is 1 only on average, because a row of the orthogonal
+    butterflies has the squared norm k / size on average.
     """
     if has_dense_parity_matrix(k + len(network.kept_rows), k):
         scale, shift = compute_row_normalization(compute_rotation_parity_matrix(network, k))
@@ -181,7 +185,7 @@ def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> Rota
 
 
 def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
-    """Compute the scale and the shift that give each row of P unit deviation from a mean of 1 / k.
+    """Compute the scale and the shift that give each row of P the mean 1 / k and a deviation of norm 1.
 
     Parameters
     ----------
@@ -202,12 +206,14 @@ def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
 def compute_rotation_parity_matrix(
     network: RotationButterflyNetwork, k: int, block_indices: Indices | None = None
 ) -> Floats:
-    """Compute the parity matrix P, or some of its columns, by applying the butterflies to unit vectors.
+    """Compute the parity matrix P, or some of its columns.
+
+    The columns are computed by applying the butterflies to unit vectors.
 
     Parameters
     ----------
     network : RotationButterflyNetwork
-        Butterflies, scale and shift.
+        Butterflies with scale and shift.
     k : int
         Number of data blocks.
     block_indices : index array, optional
@@ -232,8 +238,8 @@ def compute_rotation_parity_matrix(
 
 @lru_cache(maxsize=256)
 def select_rotation_seed(n: int, k: int) -> int:
-    """Return the seed with the smallest amplification in the worst pattern of exactly k arrivals."""
-    patterns_by_n_data: dict[int, list[Indices]] = {}  # Arrival patterns by their number of data blocks.
+    """Return the seed whose code multiplies errors the least in the worst pattern of exactly k arrivals."""
+    patterns_by_n_data: dict[int, list[Indices]] = {}  # Groups patterns by their number of data blocks.
     for arrived_indices in sample_subsets(n, k, MAX_PATTERNS):
         patterns_by_n_data.setdefault(int(np.searchsorted(arrived_indices, k)), []).append(arrived_indices)
     patterns = [np.stack(patterns_by_n_data[n_data]) for n_data in sorted(patterns_by_n_data)]
@@ -246,7 +252,8 @@ def select_rotation_seed(n: int, k: int) -> int:
             amplification = compute_max_amplification(parity_matrix, arrived_indices)
             max_amplification = max(max_amplification, amplification)
             if max_amplification >= min_amplification:
-                break  # An earlier seed is at least as good, whatever the remaining patterns give.
+                # An earlier seed is at least as good already, whatever the remaining patterns give.
+                break
         else:
             best_seed, min_amplification = seed, max_amplification
     return best_seed

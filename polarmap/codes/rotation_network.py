@@ -2,8 +2,8 @@
 
     data groups -> input butterflies -> sum over groups -> permutation -> output butterflies -> parity rows
 
-`rotation_code` generates the network, and `compute.transforms` applies it to blocks. The network is
-determined by (n, k, seed), and is the same on every machine and with every NumPy version.
+`rotation_code` generates the network, and `compute.transforms` applies it to blocks. The network depends only
+on (n, k, seed). It is the same on every machine and with every NumPy version.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Floats, Indices
 
-# Range of the rotation angles in radians. Angles near 0 or pi / 2 hardly combine the two inputs of a
-# rotation.
+# Range of the rotation angles in radians. Angles near 0 or pi / 2 would hardly mix the two inputs.
 ANGLE_RANGE = (0.3, 1.2)
-# The smallest number of rows of a butterfly. Smaller butterflies have too few angles for a random-like code.
+# The smallest number of rows of a butterfly. Smaller ones have too few angles to look random.
 MIN_TRANSFORM_SIZE = 16
-STAGES_PER_MATRIX = 4  # The number of stages fused into one matrix, which then has 2^4 = 16 rows.
+STAGES_PER_MATRIX = 4  # Number of stages fused into one matrix, which has 2^4 = 16 rows.
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,14 @@ class RotationButterflyNetwork:
 
     @cached_property
     def input_stage_matrices(self) -> list[Floats]:
-        """The fused stages of all input butterflies; the last one also adds the groups."""
+        """The stages of all input butterflies, fused into small matrices. The last also sums the groups."""
         *matrices, last_matrix = fuse_rotation_stages(self.input_rotations)
         half, n_rows = last_matrix.shape[1:3]
         return [*matrices, last_matrix.transpose(1, 2, 0, 3).reshape(1, half, n_rows, -1)]
 
     @cached_property
     def output_stage_matrices(self) -> list[Floats]:
-        """The fused stages of all output butterflies."""
+        """The stages of all output butterflies, fused into small matrices."""
         return fuse_rotation_stages(self.output_rotations)
 
 
@@ -112,8 +111,8 @@ def generate_rotation_butterfly_network(n: int, k: int, seed: int) -> RotationBu
 def fuse_rotation_stages(rotations: Floats) -> list[Floats]:
     """Fuse the stages of butterflies into small dense matrices.
 
-    Each array of matrices applies several stages. The dense product takes more operations than the stages,
-    but BLAS performs it in less time.
+    Each matrix applies several stages. This takes more operations than the stages themselves, but BLAS
+    performs them in less time.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""Secret sharing over the reals: all coded blocks contain noise, so that colluding workers learn little.
+"""Secret sharing over the reals: every coded block contains noise, so that colluding workers learn little.
 
     coded blocks = G (data, noise),   G = [D, N],   unknowns = f(data, noise),   T = [I, 0]
 
-In a polar code, frozen inputs are zero. Here, t inputs carry noise instead. Lagrange coded computing (Yu et
-al. 2019, arXiv 1806.00939) does the same over finite fields. Pass `SecretSharing` as `code=` of `coded_map`.
-`integer_secret_sharing` implements the code for integers.
+A polar code sets its frozen inputs to zero. Here, t inputs carry noise instead. Lagrange coded computing (Yu
+et al. 2019, arXiv 1806.00939) does the same over finite fields. To use secret sharing, pass `SecretSharing`
+as `code=` of `coded_map`. `integer_secret_sharing` implements the code for integers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from polarmap.validation import check_positive_int, is_positive_number
 
 MAX_N = 1 << 16  # The largest number of coded blocks.
 
-# Number of seeds that are tried for codes of up to 64 blocks, and of erasure patterns for each seed.
+# For codes of up to 64 blocks, this many seeds are tried, on this many erasure patterns each.
 N_SEEDS, MAX_PATTERNS = 8, 64
-# Maximum number of coalitions of t workers whose leakage is computed. If there are more, a sample is used.
+# The leakage is computed for all coalitions of t workers, or for a sample if there are more than this.
 MAX_COALITIONS = 4096
-NOISE_ROW_NORM = 0.25  # The 2-norm of each row of noise coefficients N.
-# The fraction of erasure patterns, with half of the redundant results missing, that must decode accurately.
+# The 2-norm of each row of the noise coefficients N.
+NOISE_ROW_NORM = 0.25
+# A code is reliable if this fraction of erasure patterns, with half of the redundant results missing, decodes
+# accurately.
 RELIABLE_QUANTILE = 0.9
 
 
@@ -36,10 +38,10 @@ RELIABLE_QUANTILE = 0.9
 class SecretSharing:
     """Options of secret sharing, to pass as `code=` of `coded_map`.
 
-    All coded blocks contain noise, so that workers do not see the data. The code depends on the data:
+    Every coded block contains noise, so that workers do not see the data. The code depends on the dtype:
 
-    * Floats use a `SecretSharingCode` with normal noise. Any k + t results determine the targets, and f may
-      be linear or affine. Secrecy is not perfect; `SecretSharingCode.leakage` bounds what colluders learn.
+    * Floats use a `SecretSharingCode` with normal noise. Any k + t results suffice to decode, and f may be
+      linear or affine. Secrecy is not perfect: `SecretSharingCode.leakage` bounds what colluders learn.
     * Integers use an `IntegerSecretSharingCode` with uniform noise modulo 2^64. Colluders learn nothing, and
       decoding is exact. f must be linear with integer results, and the code needs more workers.
 
@@ -48,8 +50,8 @@ class SecretSharing:
     n_colluders : int
         Number t of workers that may combine their blocks.
     noise : float
-        Standard deviation of the noise in each coded block, relative to the root mean square of the data; for
-        floats only. Leakage is inversely proportional to its square, and decoding loses about
+        Standard deviation of the noise in each coded block, relative to the root mean square of the data. It
+        applies to floats only. Leakage is inversely proportional to its square, and decoding loses about
         log10(noise) digits.
 
     Examples
@@ -78,7 +80,9 @@ class SecretSharing:
 
 
 class SecretSharingCode(LinearCode):
-    """A code of n linear combinations of k data blocks and t noise blocks; any k + t results are decodable.
+    """A code of n linear combinations of k data blocks and t noise blocks.
+
+    Any k + t results suffice to decode. Any t workers together learn little about the data.
 
     Parameters
     ----------
@@ -138,7 +142,7 @@ class SecretSharingCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that determine the targets: k + t."""
+        """The number of results that are needed to decode: k + t."""
         return self.k + self.n_colluders
 
     @property
@@ -148,7 +152,7 @@ class SecretSharingCode(LinearCode):
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """The generator matrix [D, N], shape (n, k + t), whose rows sum to one."""
+        """The generator matrix [D, N], shape (n, k + t). Its rows sum to one."""
         return select_generator_matrix(self.n, self.k, self.n_colluders)
 
     @property
@@ -158,12 +162,12 @@ class SecretSharingCode(LinearCode):
 
     @cached_property
     def rms_gain(self) -> float:  # type: ignore[override]
-        """The largest root mean square of a coded block, relative to the root mean square of the data."""
+        """The root mean square of the largest coded block, relative to that of the data."""
         squared_coefficients = self.encoding_matrix[:, : self.k] ** 2
         return float(np.sqrt(squared_coefficients.sum(axis=1).max() + self.noise**2))
 
     def leakage(self, correlated: bool = False) -> float:
-        """Bound the information that any t workers learn about all data blocks together.
+        """Bound how much information any t workers can learn about all data blocks together.
 
         Parameters
         ----------
@@ -197,7 +201,7 @@ class SecretSharingCode(LinearCode):
         return float(0.5 * np.log2(1 + np.linalg.svd(signal_to_noise, compute_uv=False) ** 2).sum())
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
-        """Explain why decoding is likely to exceed `max_amplification`; return "" if it is not."""
+        """Explain why decoding may be less accurate than required. Return "" if it is accurate enough."""
         if self.is_well_conditioned(max_amplification):
             return ""
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
@@ -207,7 +211,10 @@ class SecretSharingCode(LinearCode):
         )
 
     def is_well_conditioned(self, max_amplification: float) -> bool:
-        """Return whether 90 % of the patterns with half of the redundant results missing decode accurately.
+        """Return whether decoding is accurate in most cases.
+
+        The code passes if 90 % of the erasure patterns that miss half of the redundant results have an
+        acceptable amplification.
 
         Parameters
         ----------
@@ -224,13 +231,11 @@ class SecretSharingCode(LinearCode):
 
 
 def make_noise_matrix(n: int, n_colluders: int) -> Floats:
-    """Build the unscaled noise coefficients N, shape (n, t), so that any t rows are independent.
+    """Build the matrix N of noise coefficients, in which any t rows are independent.
 
-    All rows have norm 1.
-
-    The columns are waves on n evenly spaced points of the circle. They have half-integer frequencies for even
-    t, and integer frequencies with alternating signs for odd t, so that the constant vector is not in their
-    span.
+    Its shape is (n, t), and its rows have norm 1. The columns are waves on n evenly spaced points of the
+    circle. They have half-integer frequencies for even t, and integer frequencies with alternating signs for
+    odd t. The constant vector is therefore not a combination of them.
 
     >>> np.linalg.norm(make_noise_matrix(5, 2), axis=1).round(12).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]
@@ -247,7 +252,7 @@ def make_noise_matrix(n: int, n_colluders: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
-    """Build the generator matrix [D, N] with the smallest amplification in the worst erasure pattern.
+    """Choose the generator matrix [D, N] that multiplies errors the least in the worst erasure pattern.
 
     For up to 64 blocks, N_SEEDS matrices are compared on patterns of exactly k + t arrivals. For more blocks,
     the matrix of seed 0 is returned.
@@ -273,7 +278,10 @@ def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
 
 
 def _make_random_generator_matrix(n: int, k: int, n_colluders: int, seed: int) -> Floats:
-    """Build [D, N] with rows that sum to one; D is otherwise orthogonal to noise and constants."""
+    """Build a random matrix [D, N] whose rows sum to one.
+
+    Except for a constant in each row, D is orthogonal to the noise and to constants.
+    """
     noise_matrix = NOISE_ROW_NORM * make_noise_matrix(n, n_colluders)
     row_remainders = 1 - noise_matrix.sum(axis=1, keepdims=True)
     tall_normals = SplitMix64(n, k - 1, seed).standard_normal(n, k - 1)

@@ -1,7 +1,7 @@
 """Pseudo-random numbers that are the same on every machine and with every NumPy version.
 
-The codes draw angles, frozen sets and sampled erasure patterns from here, so that a code is determined by its
-parameters alone.
+The codes draw their random angles, frozen sets and erasure patterns from here. A code is therefore determined
+by its parameters alone, and stored blocks can be decoded anywhere.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from polarmap.dtypes import Floats, Indices
 
 
 class SplitMix64:
-    """A SplitMix64 pseudo-random generator, whose streams never change, unlike those of NumPy.
+    """A SplitMix64 pseudo-random generator. Unlike NumPy's generators, its streams never change.
 
     Parameters
     ----------
     *seeds : int
-        Non-negative integers that select the stream together.
+        Non-negative integers that together select the stream.
     """
 
     def __init__(self, *seeds: int) -> None:
@@ -51,18 +51,18 @@ class SplitMix64:
         return np.argsort(self.random(size), kind="stable")
 
     def standard_normal(self, n_rows: int, n_columns: int) -> Floats:
-        """Return standard normal numbers of shape (n_rows, n_columns), by the method of Box and Muller."""
+        """Return an array (n_rows, n_columns) of standard normal numbers, drawn by the Box-Muller method."""
         radius, angle = self.random(2 * n_rows * n_columns).reshape(2, n_rows, n_columns)
         return np.asarray(np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle))
 
 
 def sample_subsets(n: int, size: int, max_subsets: int) -> list[Indices]:
-    """List all subsets of `size` out of n indices, or a fixed random sample if there are too many.
+    """List all subsets of {0, ..., n - 1} with `size` elements, or a fixed random sample if there are many.
 
     Parameters
     ----------
     n, size : int
-        Number of indices, and of elements per subset.
+        Number of indices to choose from, and number of elements per subset.
     max_subsets : int
         Largest number of subsets to return.
 

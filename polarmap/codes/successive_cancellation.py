@@ -1,16 +1,18 @@
 """Decode the Arikan kernel by successive cancellation and inactivation decoding, in n log n operations.
 
-    erasure pattern -> CancellationProgram (row additions) -> CancellationSolver -> decoders of both
-    arithmetics
+    erasure pattern -> CancellationProgram (row additions) -> CancellationSolver -> decoders of integers
+    and of floats
 
-The erasure pattern alone decides which row additions decode, so they are listed first and applied to the
-blocks later (arXiv 1901.06811, section 3). The matrix P is never formed. If cancellation needs an unknown
-input, the optimal decoder declares it inactivated and solves for all inactivated inputs at the end
+The erasure pattern (the set of results that arrived) alone decides which row additions decode. They are
+therefore listed first, as a program, and applied to the blocks later (arXiv 1901.06811, section 3). The
+parity matrix P is never formed. If cancellation needs an input that is still unknown, the optimal decoder
+inactivates the input: it continues with a placeholder and solves for all placeholders at the end
 (inactivation decoding, Coskun, Neu and Pfister 2020).
 
-The program expresses every codeword position as x = S r + V z in the arrived results r and the inactivated
-inputs z. Rows of C V z = -C S r that are independent modulo 2 give z, and the remaining rows of C x = 0 are
-redundant parity checks. C is a butterfly. The adjoint program gives the coefficients of a block or a check.
+The program expresses every codeword position as x = S r + V z, where r are the arrived results and z the
+inactivated inputs. Every codeword satisfies the parity checks C x = 0. Rows of C V z = -C S r that are
+independent modulo 2 give z, and the remaining rows are redundant parity checks. C is a butterfly. The adjoint
+(transposed) program gives the coefficients of a block or of a check.
 """
 
 from __future__ import annotations
@@ -47,23 +49,24 @@ from polarmap.codes.real_decoders import ImplicitSystematicDecoder
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Array, Floats, Indices, Mask, UInt64Array
 
-# The number of random combinations of all parity checks. The first MAX_MODULAR_CHECKS independent
-# combinations are kept, and twice as many candidates almost always contain enough.
+# This many random combinations of parity checks are drawn, and the first MAX_MODULAR_CHECKS independent ones
+# are kept. Twice as many candidates almost always contain enough.
 N_RANDOM_CHECKS = 2 * MAX_MODULAR_CHECKS
-# The number of columns of a table in one pass. Each pass repeats the overhead of all operations.
+# A table is processed in passes of this many columns. Each pass repeats the overhead of all operations.
 COLUMNS_PER_PASS = 128
 
 
 class CancellationTracker:
-    """A tracker of the inputs that successive cancellation determines, updated in O(log N) per arrival.
+    """A tracker that tells which inputs successive cancellation can determine from the arrivals so far.
 
-    An arrival changes one node of every stage. In a pair (a, b), the minus branch a - b becomes known when
-    both a and b are known, and the plus branch, given minus, when one of them is known.
+    Each arrival takes O(log N) steps, because it changes one node of every stage. In a pair (a, b), the minus
+    branch a - b becomes known when both a and b are known. Once minus is known, the plus branch needs only
+    one of them.
 
     Parameters
     ----------
     zero_input_mask : boolean array (size, butterflies)
-        Inputs that are frozen or punctured.
+        True for each input that is zero, because it is frozen or punctured.
     """
 
     def __init__(self, zero_input_mask: Mask) -> None:
@@ -73,7 +76,7 @@ class CancellationTracker:
         self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
 
     def add_known_position(self, position: int) -> bool:
-        """Record that a codeword position is known, and return whether all free inputs are determined."""
+        """Record that a codeword position is known, and return whether all free inputs are determined now."""
         node, transform_index = divmod(position, self._zero_input_mask.shape[1])
         half = len(self._zero_input_mask) // 2
         for known_nodes in self._known_mask[..., transform_index]:
@@ -85,20 +88,22 @@ class CancellationTracker:
 
 
 class CancellationProgram:
-    """The row additions by which successive cancellation completes a partly received codeword.
+    """The list of row additions by which successive cancellation completes a partly received codeword.
 
-    The program follows from the erasure pattern alone and takes O(N log N) operations on blocks. Subtrees
-    whose inputs are all zero (rate-0 nodes) or all free (rate-1 nodes) are completed as a whole.
+    The list depends only on which positions were received. Executing it takes O(N log N) operations on
+    blocks. Subtrees whose inputs are all zero (rate-0 nodes) or all free (rate-1 nodes) are completed in one
+    step.
 
-    The rows of the table are: 0..N-1 the codeword positions, N..2N-1 scratch space with one region per stage,
-    2N a row of zeros, and after it one row per inactivated input.
+    The additions work on the rows of a table. Rows 0..N-1 are the codeword positions, rows N..2N-1 are
+    scratch space with one region per stage, row 2N is zero, and each inactivated input has one of the rows
+    after it.
 
     Parameters
     ----------
     zero_input_mask : boolean array (size, butterflies)
-        Inputs that are frozen or punctured.
+        True for each input that is zero, because it is frozen or punctured.
     known_mask : boolean array (size, butterflies)
-        Codeword positions that were received.
+        True for each codeword position that was received.
 
     Attributes
     ----------
@@ -125,9 +130,10 @@ class CancellationProgram:
     def _append_node_operations(
         self, first_row: int, first_scratch_row: int, zero_input_mask: Mask, known_mask: Mask
     ) -> None:
-        """Append the operations that complete one node of all butterflies.
+        """Append the operations that complete one node (subtree) of all butterflies.
 
-        The node occupies the rows from `first_row` on, and may use scratch rows from `first_scratch_row` on.
+        The node occupies the rows from `first_row` on. Scratch rows from `first_scratch_row` on may be
+        overwritten.
         """
         if known_mask.all():
             return
@@ -165,10 +171,10 @@ class CancellationProgram:
         append_batch(~upper_known, upper, lower, minus_rows, +1)
 
     def _assign_constituent_rows(self, frozen_rows: Indices, free_rows: Indices) -> None:
-        """Append the operations that set unknown rows of rate-0 nodes to zero and inactivate rate-1 nodes.
+        """Append operations that set frozen rows to zero and free rows to new inactivated inputs.
 
-        The map between the inputs and the rows of a rate-1 node is invertible, so its rows can serve as the
-        inactivated inputs.
+        The rows belong to a rate-0 node (all inputs frozen) or a rate-1 node (all inputs free). For a rate-1
+        node, inputs and rows determine each other, so the rows can serve as the inactivated inputs.
         """
         inactivated_rows = self.zero_row + 1 + self.n_inactivated + np.arange(len(free_rows))
         for target_rows, source_rows in (
@@ -181,7 +187,7 @@ class CancellationProgram:
 
 
 class CancellationSolver:
-    """A solver of one erasure pattern by inactivation decoding, in any arithmetic.
+    """A solver that decodes one erasure pattern by inactivation decoding, for any number type.
 
     It computes the missing blocks, the decoding weights and the redundant parity checks.
 
@@ -190,9 +196,9 @@ class CancellationSolver:
     positions : index array (n,)
         Codeword position of each coded block.
     zero_input_mask : boolean array (size, butterflies)
-        Inputs that are frozen or punctured.
+        True for each input that is zero, because it is frozen or punctured.
     arrived_indices, missing_indices : index arrays
-        Coded blocks that have arrived, and coded blocks to recover.
+        Indices of the coded blocks that have arrived, and of the data blocks to recover.
     """
 
     def __init__(
@@ -205,21 +211,21 @@ class CancellationSolver:
 
     @property
     def n_inactivated(self) -> int:
-        """The number of inactivated inputs; 0 if successive cancellation alone succeeds."""
+        """The number of inactivated inputs, or 0 if successive cancellation alone succeeds."""
         return self._cancellation_program.n_inactivated
 
     @property
     def n_undetermined(self) -> int:
-        """The number of inactivated inputs that the parity checks leave undetermined modulo 2^64."""
+        """The number of inactivated inputs that the parity checks cannot determine modulo 2^64."""
         return self.n_inactivated - len(self._pivot_check_indices)
 
     def compute_missing(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing blocks to `out`, shape (missing, b), by executing the program on `received`."""
+        """Compute the missing blocks from the received blocks and write them to `out`, one per row."""
         blocks = [received[block_index] for block_index in self._arrived_indices.tolist()]
         self._row_program.compute_output_rows(blocks, out)
 
     def compute_check_matrix(self, random_stream: SplitMix64) -> UInt64Array:
-        """Compute up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, shape (checks, arrived).
+        """Compute up to MAX_MODULAR_CHECKS parity checks, one per row, that are zero for correct results.
 
         Parameters
         ----------
@@ -234,12 +240,14 @@ class CancellationSolver:
         return checks[find_independent_rows_gf2(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
 
     def compute_weight_masks(self, random_stream: SplitMix64) -> WeightMasks:
-        """Compute the masks of the decoding weights from random numbers, without computing the weights.
+        """Compute masks that tell which results the decoding weights use, without computing the weights.
+
+        The solver decodes random numbers and looks at which of them have an effect.
 
         Parameters
         ----------
         random_stream : SplitMix64
-            Source of the random numbers. A nonzero combination of them is almost never zero.
+            Source of the random numbers. They almost never cancel each other by chance.
         """
         missing_positions = self._positions[self._missing_indices]
         n_missing, n_words = len(missing_positions), -(-len(missing_positions) // 64)
@@ -267,7 +275,7 @@ class CancellationSolver:
         )
 
     def compute_weights(self, dtype: type[np.number]) -> Array:
-        """Compute the decoding weights in `dtype`, shape (missing, arrived), by the adjoint program."""
+        """Compute the decoding weights in `dtype`. Each row computes a missing block."""
         weights = np.empty((len(self._missing_indices), len(self._arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
             rows = slice(start, start + COLUMNS_PER_PASS)
@@ -281,9 +289,10 @@ class CancellationSolver:
     def _apply_adjoint_operations(
         self, batches: list[RowOperationBatch], combination_columns: Array
     ) -> Array:
-        """Rewrite combinations of codeword positions (columns) as combinations of the arrived results.
+        """Rewrite combinations of codeword positions as combinations of the arrived results.
 
-        For columns of bit sets (unsigned integers), the coefficients are computed modulo 2.
+        Each column of `combination_columns` is one combination. If the columns are bit sets (unsigned
+        integers), the coefficients are computed modulo 2.
         """
         table = np.zeros((self._n_rows, combination_columns.shape[1]), combination_columns.dtype)
         table[: len(combination_columns)] = combination_columns
@@ -292,10 +301,10 @@ class CancellationSolver:
 
     @cached_property
     def operation_batches(self) -> list[RowOperationBatch]:
-        """The operations that complete the codeword, in two passes if inputs are inactivated.
+        """The row operations that complete the codeword.
 
-        The first pass sets inactivated inputs to zero and computes C x. The second pass uses the solution for
-        the inactivated inputs.
+        If inputs are inactivated, the operations run in two passes. The first pass sets the inactivated
+        inputs to zero and computes C x. The second pass inserts the solution for the inactivated inputs.
         """
         program = self._cancellation_program
         batches, n_inactivated = program.operation_batches, program.n_inactivated
@@ -320,7 +329,8 @@ class CancellationSolver:
         pivot_checks = self._compute_checks_on_inactivated_inputs(np.int64, pivot_inputs)
         solution_weights = -invert_mod64(pivot_checks).view(np.int64)
         syndrome_rows = scratch_rows[pivot_inputs]
-        for diagonal in range(n_inactivated):  # No two operations of a diagonal read the same row.
+        # Within a diagonal, no two operations read the same row, so they can run in one batch.
+        for diagonal in range(n_inactivated):
             columns = (np.arange(n_inactivated) + diagonal) % n_inactivated
             factors = solution_weights[np.arange(n_inactivated), columns]
             result.append(
@@ -329,25 +339,31 @@ class CancellationSolver:
         return result + batches
 
     def find_codewords_supported_on_erasures(self) -> Mask:
-        """Return a basis of the codewords modulo 2 that are zero on all arrived blocks, (deficit, n)."""
+        """Return a basis of the codewords modulo 2 that are zero on all arrived blocks, one per row.
+
+        Two codewords that differ by one of these cannot be distinguished yet.
+        """
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
         return np.asarray(leaves[self._positions].T & 1, bool)
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
-        """The indices of a maximal set of parity checks that are independent on the inactivated inputs."""
+        """The parity checks that determine the inactivated inputs: as many independent ones as possible."""
         return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
     def _inactivated_input_checks_gf2(self) -> Array:
-        """The parity checks C V of the inactivated inputs modulo 2, (zero inputs, inactivated inputs)."""
+        """The parity checks of a codeword modulo 2, as linear functions of the inactivated inputs."""
         return self._compute_checks_on_inactivated_inputs(np.int8, self._zero_input_indices) & 1
 
     def _compute_checks_on_inactivated_inputs(
         self, dtype: type[np.signedinteger], input_indices: Indices
     ) -> Array:
-        """Compute the rows `input_indices` of C V modulo 2^bits of `dtype`, (rows, inactivated inputs)."""
+        """Compute parity checks of a codeword as linear functions of the inactivated inputs.
+
+        The rows of the result are the checks `input_indices`. Integers wrap around as `dtype` does.
+        """
         unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
         checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
         for start in range(0, len(unit_vectors), COLUMNS_PER_PASS):
@@ -357,14 +373,17 @@ class CancellationSolver:
         return checks
 
     def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
-        """Compute all codeword positions from values (columns) of the inactivated inputs and zero results."""
+        """Compute the codeword in which the inactivated inputs have the given values and all results are 0.
+
+        Each column of `input_values` gives one column of the returned table.
+        """
         table = np.zeros((self._n_rows, input_values.shape[1]), input_values.dtype)
         table[self._cancellation_program.zero_row + 1 :] = input_values
         execute_operation_batches(self._cancellation_program.operation_batches, table)
         return table[: self._zero_input_mask.size]
 
     def _apply_arikan_transform(self, table: Array, **options: bool) -> Array:
-        """Apply `transforms.apply_arikan_transform` to a table of codeword positions, in place."""
+        """Apply the butterflies to a table of codeword positions, in place."""
         transforms.apply_arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
         return table
 
@@ -380,7 +399,7 @@ class CancellationSolver:
 
 
 class InactivationDecoder(ModularDecoder):
-    """The optimal decoder of the Arikan kernel: inactivation decoding for integers, least squares for floats.
+    """The optimal decoder of the Arikan kernel: inactivation decoding of integers, least squares for floats.
 
     Parameters
     ----------
@@ -391,11 +410,12 @@ class InactivationDecoder(ModularDecoder):
     positions : index array (n,)
         Codeword position of each coded block.
     zero_input_mask : boolean array (size, butterflies)
-        Inputs that are frozen or punctured.
+        True for each input that is zero, because it is frozen or punctured.
 
     Attributes
     ----------
     solver : CancellationSolver
+        Solver of the erasure pattern.
     """
 
     def __init__(
@@ -410,12 +430,12 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks; negative while too few results have arrived."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return len(self.arrived_indices) - self.code.k
 
     @cached_property
     def rank_deficit(self) -> int:
-        """A lower bound on the number of further results needed; 0 if the targets are decodable."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._n_undetermined
@@ -426,30 +446,32 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64, shape (missing, arrived)."""
+        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
         return self.solver.compute_weights(np.int64).view(np.uint64)
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS redundant parity checks modulo 2^64, shape (checks, arrived)."""
+        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero mod 2^64 if all results are correct."""
         return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
 
     def _compute_weight_masks(self) -> WeightMasks:
         return self.solver.compute_weight_masks(SplitMix64(self.code.k, self.code.n))
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing targets to `out` by running the program on the received blocks."""
+        """Compute the missing results and write them to `out`, one per row."""
         self.solver.compute_missing(received, out)
 
 
 class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
-    """The sequential decoder for floats, which succeeds if no input must be inactivated.
+    """The sequential decoder for floats, which decodes by successive cancellation alone.
 
-    The parameters are those of `InactivationDecoder`.
+    Decoding is not possible if an input would have to be inactivated. The parameters are the same as for
+    `InactivationDecoder`.
 
     Attributes
     ----------
     solver : CancellationSolver
+        Solver of the erasure pattern.
     """
 
     def __init__(
@@ -466,16 +488,20 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, shape (missing, arrived)."""
+        """The decoding weights. Each row computes a missing result from the arrived results."""
         return self.solver.compute_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing targets to `out` by running the program on the received blocks."""
+        """Compute the missing results and write them to `out`, one per row."""
         self.solver.compute_missing(received, out)
 
 
 class ModularCancellationDecoder(InactivationDecoder):
-    """The sequential decoder for integers and floats, which succeeds if no input must be inactivated."""
+    """The sequential decoder for integers, which decodes by successive cancellation alone.
+
+    Decoding is not possible if an input would have to be inactivated. Floats are passed to a
+    `SuccessiveCancellationDecoder`.
+    """
 
     @property
     def _n_undetermined(self) -> int:
@@ -486,10 +512,10 @@ class ModularCancellationDecoder(InactivationDecoder):
 
 
 class ModularDecodabilityTracker:
-    """A tracker that decides whether the arrivals determine all n blocks modulo 2^64.
+    """A tracker that tells after each arrival whether all n blocks can be decoded modulo 2^64.
 
-    At the k-th arrival, a decoder computes the codewords that are zero on all arrivals. Each later arrival
-    updates their rank.
+    After k arrivals, a decoder computes the codewords that are zero on all arrived blocks. They describe what
+    is still unknown. Each later arrival only updates a rank.
 
     Parameters
     ----------
@@ -501,12 +527,12 @@ class ModularDecodabilityTracker:
 
     def __init__(self, n: int, k: int, make_decoder: Callable[[Mask], InactivationDecoder]) -> None:
         self._arrived_mask, self._n_until_threshold, self._make_decoder = np.zeros(n, bool), k, make_decoder
-        # A basis of the columns of _unresolved_codewords for later arrivals, by leading bit.
+        # A GF(2) basis of the `_unresolved_codewords` columns of later arrivals, keyed by leading bit.
         self._arrived_basis: dict[int, int] = {}
         self._unresolved_codewords: Mask
 
     def add(self, block_index: int) -> bool:
-        """Record the arrival of a block, and return whether the arrivals determine all blocks."""
+        """Record the arrival of a block, and return whether all blocks can be decoded now."""
         self._arrived_mask[block_index] = True
         self._n_until_threshold -= 1
         if self._n_until_threshold > 0:

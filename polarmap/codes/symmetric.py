@@ -2,9 +2,10 @@
 
     x = G_A X G_A'   with X' = X,   so the symmetric parts x_ij + x_ij' satisfy   G = [I; P],   T = I
 
-The blocks below the diagonal are the transposes of the blocks above it. P is the parity matrix of the full
-grid, with the columns of x_ab and x_ba added. The symmetric part does not determine a block, so missing
-blocks are decoded on the full grid, from the arrivals and their transposes.
+A block below the diagonal is the transpose of a block above it, so computing half of the grid suffices. P is
+the parity matrix of the full grid, with the columns of x_ab and x_ba added. Parity checks use the symmetric
+parts. A block is not determined by its symmetric part, so missing blocks are decoded on the full grid, from
+the arrived blocks and their transposes.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from polarmap.errors import CodeError
 
 
 class SymmetricProductCode(SystematicCode):
-    """The upper triangle of the product code of a code with itself: n (n + 1) / 2 blocks x_ij with i <= j.
+    """The upper triangle of a product code: the n (n + 1) / 2 blocks x_ij with i <= j of a symmetric grid.
 
-    Block x_ji is the (conjugate) transpose of x_ij, so each arrival fills two cells of the full grid. The
-    arrivals determine the data blocks if they do so on the full grid, because the checks of the full grid
-    split into checks of the symmetric and of the antisymmetric parts.
+    Both rows and columns of the grid are encoded with the same code. Block x_ji is the (conjugate) transpose
+    of x_ij, so each arrival fills two cells of the full grid. The data blocks can be decoded exactly if they
+    can be decoded on the full grid, because the checks of the full grid split into checks of the symmetric
+    and of the antisymmetric parts.
 
     Parameters
     ----------
@@ -62,7 +64,7 @@ class SymmetricProductCode(SystematicCode):
 
     @property
     def norm_inf(self) -> float:
-        """An upper bound on the sum of absolute coefficients of a parity block."""
+        """An upper bound on the sum of the absolute coefficients of a parity block."""
         return self.full_grid.norm_inf
 
     @cached_property
@@ -73,7 +75,7 @@ class SymmetricProductCode(SystematicCode):
 
     @cached_property
     def block_and_transpose_indices(self) -> Indices:
-        """The indices of each block and of its transpose on the full grid, shape (n, 2)."""
+        """The indices on the full grid of each block and of its transpose, shape (n, 2)."""
         rows, columns = self.grid_coordinates.T
         return np.stack(
             [self.full_grid.block_grid[rows, columns], self.full_grid.block_grid[columns, rows]], axis=1
@@ -81,23 +83,24 @@ class SymmetricProductCode(SystematicCode):
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """The parity matrix P of the symmetric parts x_ij + x_ji, (n - k, k)."""
+        """The parity matrix P of the symmetric parts x_ij + x_ji, shape (n - k, k)."""
         blocks, transposes = self.block_and_transpose_indices[: self.k].T
         parity_rows = self.block_and_transpose_indices[self.k :, 0] - self.full_grid.k
         full_matrix = self.full_grid.encoding_matrix[parity_rows]
         return np.asarray(full_matrix[:, blocks] + full_matrix[:, transposes] * (blocks != transposes))
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the erasure decoder for the results in `arrived_mask`; `modular` has no effect."""
+        """Build the decoder for the results that have arrived. `modular` is ignored."""
         return SymmetricProductDecoder(self, arrived_mask)
 
 
 class SymmetricProductDecoder(ErasureDecoder):
-    """An erasure decoder for a `SymmetricProductCode`.
+    """A decoder for a `SymmetricProductCode`.
 
-    A decoder of the full grid recovers missing blocks from the arrivals and their transposes. A decoder of
-    the symmetric parts x + x' provides the redundant parity checks. A recovered block depends on arrived
-    blocks and on their transposes, so it has `weight_magnitudes` but no `weights`.
+    It recovers missing blocks with a decoder of the full grid, from the arrived blocks and their transposes.
+    A second decoder provides parity checks of the symmetric parts x + x'. A recovered block depends on an
+    arrived block and on its transpose with different weights. The decoder therefore has `weight_magnitudes`,
+    but no `weights`.
     """
 
     rounds_integers = True
@@ -113,12 +116,12 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks on the symmetric parts; negative with too few results."""
+        """The number of parity checks left to verify results, or negative if too few results have arrived."""
         return self._symmetric_part_decoder.n_redundant_checks
 
     @property
     def check_matrix(self) -> Floats:
-        """The redundant parity checks of the blocks from `transform_for_parity_checks`."""
+        """The parity checks, which apply to the blocks that `transform_for_parity_checks` returns."""
         return self._symmetric_part_decoder.check_matrix
 
     def _compute_weight_masks(self) -> WeightMasks:
@@ -126,19 +129,25 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weight_magnitudes`; 0 if exact, inf if not decodable."""
+        """The largest 2-norm of a row of `weight_magnitudes`.
+
+        It is 0 if nothing is missing, and inf if decoding is impossible.
+        """
         if not len(self.missing_indices):
             return 0.0
         return np.inf if self.rank_deficit else float(np.linalg.norm(self.weight_magnitudes, axis=1).max())
 
     @cached_property
     def rank_deficit(self) -> int:
-        """A lower bound on the number of further results needed; 0 if the data blocks are decodable."""
+        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
         return -(-self._grid_decoder.rank_deficit // 2)
 
     @cached_property
     def weight_magnitudes(self) -> Floats:
-        """The norms, shape (missing, arrived), of the two weights of each arrived block and its transpose."""
+        """How much an error of 1 in each arrived block (column) changes each missing block (row).
+
+        This is the 2-norm of the weights of the block and of its transpose.
+        """
         squared_weights = self._grid_decoder.weight_magnitudes[self._full_grid_row_indices] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))
         squared[:, self._grid_decoder.arrived_indices] = squared_weights
@@ -147,12 +156,12 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def _full_grid_row_indices(self) -> Indices:
-        """The index of each missing block among the missing blocks of the full grid, (missing,)."""
+        """The position of each missing block among the missing blocks of the full grid."""
         grid_indices = self.code.block_and_transpose_indices[self.missing_indices, 0]
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing data blocks, shape (missing, b), from the flat square blocks that arrived."""
+        """Compute the missing data blocks from the square blocks that arrived, all flattened."""
         grid_blocks = {}
         for index in self.arrived_indices.tolist():
             block = received[index]
@@ -162,7 +171,7 @@ class SymmetricProductDecoder(ErasureDecoder):
         return self._grid_decoder.decode(grid_blocks, dtype)[self._full_grid_row_indices]
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return x + x' (twice the symmetric part) for each arrived block x, by block index."""
+        """Return x + x' for each arrived block x, keyed by block index."""
         return {
             block_index: block + conjugate_transpose_flat_block(block, self.code.n_block_rows)
             for block_index, block in received.items()
@@ -170,7 +179,7 @@ class SymmetricProductDecoder(ErasureDecoder):
 
 
 def conjugate_transpose_flat_block(block: Array, n_block_rows: int | None = None) -> Array:
-    """Return the conjugate transpose of a flattened square block, flattened.
+    """Return the conjugate transpose of a square block, where both are flattened to one dimension.
 
     Parameters
     ----------

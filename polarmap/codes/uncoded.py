@@ -1,7 +1,7 @@
-"""The trivial code G = I, T = I, with which a map runs without redundancy.
+"""The code without parity blocks (G = I, T = I), for maps without redundancy.
 
-Every task works on one data block, and a missing result cannot be decoded. Late tasks may get backup attempts
-instead of parity blocks.
+Each task computes the result of one data block, and a missing result cannot be decoded. Instead, a late task
+may get backup attempts, which are further copies of the same task.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from polarmap.codes.linear_code import SystematicCode
 from polarmap.dtypes import Array, DType, check_supported_dtype
 from polarmap.errors import CodeError
 
-DEFAULT_BACKUPS = 2  # The maximum number of backup attempts for a late task.
+DEFAULT_BACKUPS = 2  # Maximum number of backup attempts (further copies of a running task) per late task.
 
 
 class Uncoded(SystematicCode):
-    """A map of k data blocks without parity blocks.
+    """A code without parity blocks: the k coded blocks are the data blocks.
 
     Parameters
     ----------
     k : int
         Number of data blocks, and of tasks.
     max_backups : int
-        Maximum number of backup attempts for a late task.
+        Maximum number of backup attempts (further copies) of a late task.
 
     Examples
     --------
@@ -49,11 +49,11 @@ class Uncoded(SystematicCode):
 
     @property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, which has no rows: shape (0, k)."""
+        """The parity matrix P, which has no rows. Its shape is (0, k)."""
         return np.empty((0, self.k))
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Return the dtype of the data; raise CodeError if it is not supported."""
+        """Return the dtype of the data. Raise CodeError if the dtype is not supported."""
         return check_supported_dtype(dtype, "the data")
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:

@@ -1,4 +1,4 @@
-"""Coded linear algebra: operators, matrix products, Gram matrices, sketches."""
+"""Coded linear algebra: linear operators, matrix products, Gram matrices and sketches."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Choose adaptively when parity tasks of repeated products start: with the data, or once it is late.
+"""Choose when the parity tasks of repeated products start: together with the data tasks, or on demand.
 
-If all tasks share the cores of this machine, parity tasks whose results are not needed slow down the data
-tasks. With 8 tasks for 6 results they take a quarter of the time. Repeated products of one matrix take about
-the same time, so a task is late if it takes longer than every task of the previous product.
+If all tasks share the cores of one machine, parity tasks that turn out to be unnecessary slow down the data
+tasks. With 8 tasks for 6 results they take a quarter of the time. It is then better to start parity tasks
+only when a data task is late. Repeated products of one matrix take about the same time, so a task counts as
+late if it takes much longer than the whole previous product.
 """
 
 from __future__ import annotations
@@ -14,24 +15,26 @@ import numpy as np
 from polarmap.driver.lateness import Floats
 from polarmap.driver.options import MapOptions
 
-LATE_FACTOR = 1.5  # a task is late after this factor times the duration of the previous product
-# After a product that needed parity, this number of products start parity tasks with the data.
+# A task is late after this many times the duration of the previous product.
+LATE_FACTOR = 1.5
+# After a product that needed parity, this many products start parity tasks together with the data tasks.
 MIN_BACKOFF, MAX_BACKOFF = 8, 128
 
 
 class AdaptiveParitySchedule:
-    """Learns from each product when a task of the next one is late, and when its parity should start.
+    """A schedule that learns from each product when the parity tasks of the next product should start.
 
-    It has the interface of `RunTimeQuantiles`, with one quantile for every probability.
+    It can be passed as `run_times=` of `MapOptions` in place of `RunTimeQuantiles`. All quantiles are the
+    same number then.
 
     Parameters
     ----------
     options : MapOptions
-        The options of all products, whose parity starts with the data.
+        Options of all products, with parity tasks that start together with the data tasks.
 
     Examples
     --------
-    >>> AdaptiveParitySchedule(MapOptions()).map_options.schedule  # nothing is known yet
+    >>> AdaptiveParitySchedule(MapOptions()).map_options.schedule  # No product has been observed yet.
     'upfront'
     """
 
@@ -39,33 +42,40 @@ class AdaptiveParitySchedule:
         self._upfront_options = options
         self._on_demand_options = replace(options, schedule="on_demand", run_times=self)
         self._last_seconds = 0.0
-        self._n_upfront_left = 0  # products for which parity still starts with the data
+        self._n_upfront_left = 0  # The number of products that still start parity with the data.
         self._backoff = MIN_BACKOFF
 
     @property
     def map_options(self) -> MapOptions:
-        """The options of the next product, with parity on demand unless it should start with the data."""
+        """The options of the next product.
+
+        Parity tasks start on demand, except for the first product and for some products after one that needed
+        parity.
+        """
         if self._n_upfront_left or not self._last_seconds:
             return self._upfront_options
         return self._on_demand_options
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the seconds after which a task of the next product is late, for any fraction `p`."""
+        """Return the number of seconds after which a task of the next product counts as late.
+
+        It is the same number for every probability in `p`.
+        """
         return np.full(p.shape, LATE_FACTOR * self._last_seconds)
 
     def observe_product(self, product_seconds: float, needed_parity: bool) -> None:
-        """Record a product, and choose the schedule of the next ones.
+        """Record how a product went, and choose the schedule of the next products.
 
-        A product that needs parity tasks which were held back has to wait for them. The next products
-        therefore start parity with the data. Their number doubles each time, until a product on demand
-        needs no parity.
+        A product whose parity tasks start only when they are needed has to wait for them. If this happens, a
+        number of following products start parity tasks together with the data tasks. The number doubles each
+        time, until a product with parity on demand needs no parity.
 
         Parameters
         ----------
         product_seconds : float
-            Seconds until the last result that the product used arrived.
+            Seconds from the start of the product to the arrival of the last result that it used.
         needed_parity : bool
-            Whether results of parity tasks were used.
+            Whether results of parity tasks were needed to decode.
         """
         if self._n_upfront_left:
             self._n_upfront_left -= 1

@@ -1,4 +1,4 @@
-"""A matrix encoded by rows and by columns, each on first use."""
+"""A matrix that is encoded by rows and by columns, each time when a product first needs it."""
 
 from __future__ import annotations
 
@@ -31,30 +31,37 @@ EncodedMatrix = CodedData | CodedArray
 
 
 class CodedMatrix:
-    """A matrix that is encoded by rows and by columns, each when a product first needs it."""
+    """A matrix with an encoding by rows and another by columns, each created when first needed."""
 
     def __init__(
         self, matrix: Any, executor: ResolvedExecutor, block_counts: BlockCounts, code: CodeName | PolarCode
     ) -> None:
         self._matrix, self._block_counts, self._code = matrix, block_counts, code
-        self.is_sparse = is_scipy_sparse(matrix)  # sparse matrices stay in memory
+        self.is_sparse = is_scipy_sparse(matrix)  # Sparse matrices stay in memory.
         self._storage = None if self.is_sparse else executor.choose_storage(matrix)
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
         self.encodings: dict[str, EncodedMatrix] = {}
-        # The largest absolute value of an integer matrix, by axis, where it has been computed.
+        # The largest absolute value of an integer matrix, keyed by axis. Filled when it is needed.
         self._max_integers: dict[str, int] = {}
         self._owned_arrays: list[CodedArray] = []
         self._column_pairs: CodedPairs | None = None
 
     def get_encoding(self, axis: str) -> EncodedMatrix:
-        """Return the matrix encoded by "rows", "columns" or "paired columns", and encode it on first use."""
+        """Return the encoding of the matrix along an axis, and create it on first use.
+
+        The axis is "rows", "columns", or "paired columns" (fewer blocks of columns, for products of pairs).
+        """
         if axis not in self.encodings:
             self.encodings[axis] = self._encode_axis(axis)
         return self.encodings[axis]
 
     def get_encoding_for_real_operand(self, axis: str) -> EncodedMatrix:
-        """Return an encoding for products with real numbers. Raise CodeError if parity may have wrapped."""
+        """Return the encoding of the matrix along an axis, for products with real numbers.
+
+        Raise CodeError if parity blocks of 64-bit integers may have overflowed. Only products with integers
+        can be decoded then.
+        """
         encoding, dtype = self.get_encoding(axis), self._matrix.dtype
         if is_integer_dtype(dtype) and dtype.itemsize == 8:
             if axis not in self._max_integers:
@@ -63,9 +70,10 @@ class CodedMatrix:
         return encoding
 
     def get_column_pairs(self) -> CodedPairs:
-        """Return pairs of coded blocks of columns, for A' A.
+        """Return pairs of coded blocks of columns, from which A' A is computed.
 
-        The blocks are those of the encoding by columns, unless it has too many of them.
+        The encoding by columns is reused if it has few enough blocks. Otherwise, the columns are encoded
+        again in fewer blocks.
         """
         if self._column_pairs is None:
             code = self.get_encoding("columns").code
@@ -75,7 +83,7 @@ class CodedMatrix:
         return self._column_pairs
 
     def release_encodings(self) -> None:
-        """Release the encodings in memory, and delete those in storage."""
+        """Free the encodings in memory, and delete the encodings in storage."""
         self.encodings.clear()
         self._column_pairs = None
         while self._owned_arrays:
@@ -106,7 +114,7 @@ class CodedMatrix:
         return coded_array
 
     def _encode_on_cluster(self, axis: str) -> CodedData | None:
-        """Encode a dask.array on the cluster of the executor. Return None for any other matrix."""
+        """Encode a dask.array on the executor's cluster. Return None for any other matrix or executor."""
         if not hasattr(self._matrix, "rechunk"):
             return None
         matrix = self._matrix if axis == "rows" else self._matrix.T
@@ -122,7 +130,7 @@ class CodedMatrix:
     def _choose_block_counts_and_code(
         self, n_rows: int, is_paired: bool
     ) -> tuple[int, int, CodeName | PolarCode]:
-        """Return k, n and the code for `n_rows` rows, with as many blocks as can be filled."""
+        """Return k, n and the code for `n_rows` rows, such that no block is empty."""
         counts, code = (GRAM_COUNTS, "rotation") if is_paired else (self._block_counts, self._code)
         k = compute_max_nonempty_blocks(int(n_rows), min(counts.k, int(n_rows)))
         n = k + math.ceil((counts.n - counts.k) * k / counts.k)
@@ -130,5 +138,5 @@ class CodedMatrix:
 
 
 def _resize_code(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
-    """Return a code of the sizes n and k with the options of `code`. A name of a code fits every size."""
+    """Return a code with the options of `code` for other n and k. A name is returned unchanged."""
     return code if isinstance(code, str) else code.with_sizes(n, k)

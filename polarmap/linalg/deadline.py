@@ -1,4 +1,4 @@
-"""A deadline that all products of a series share."""
+"""A deadline for a series of products."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polarmap.validation import is_real_number
 
 
 class Deadline:
-    """The moment by which a series of products must have ended: never, until `set` is called.
+    """A deadline by which all products of a series must have ended. It never passes until `set` is called.
 
     Examples
     --------
@@ -26,14 +26,14 @@ class Deadline:
         self._seconds, self._ends_at = inf, inf
 
     def set(self, seconds: float | None) -> None:
-        """Let the deadline pass in `seconds` from now, or never if None."""
+        """Set the deadline to `seconds` from now, or remove it if `seconds` is None."""
         if seconds is not None and not (is_real_number(seconds) and seconds >= 0):
             raise CodeError(f"seconds must be a number, 0 or more, or None, got {seconds!r}")
         self._seconds = inf if seconds is None else float(seconds)
         self._ends_at = inf if seconds is None else time.monotonic() + seconds
 
     def limit_timeout(self, options: MapOptions) -> MapOptions:
-        """Return the options of a product that begins now and may take no longer than until the deadline.
+        """Return `options` with a timeout that ends at the deadline, unless their own timeout is shorter.
 
         Raises
         ------
@@ -48,5 +48,5 @@ class Deadline:
         return replace(options, timeout=remaining_seconds) if remaining_seconds < options.timeout else options
 
     def make_error(self) -> DeadlineExceededError:
-        """Return the error to raise once the deadline has passed."""
+        """Return the error to raise when the deadline has passed."""
         return DeadlineExceededError(f"the deadline of {self._seconds:g} s for all products has passed")

@@ -1,4 +1,4 @@
-"""Coded Gram matrices A^H A and A^H diag(w) A, with A encoded by columns."""
+"""Compute Gram matrices A^H A and A^H diag(w) A without waiting for stragglers."""
 
 from __future__ import annotations
 
@@ -44,29 +44,30 @@ def coded_gram(
 ) -> PreparedMap[CodedProduct]:
     """Compute A^H A or A^H diag(weights) A without waiting for stragglers.
 
-    The columns of A are partitioned into k blocks and encoded as n blocks. Tasks compute
-    A_i^H diag(w) A_j for i <= j only, because each result also gives its transpose. This is half of the work
-    of `coded_matmul`.
+    The columns of A are partitioned into k blocks, which are encoded as n blocks A_i. Each task computes one
+    product A_i^H diag(w) A_j. Only the products with i <= j are computed, because each also gives the
+    product with i and j swapped. This is half of the work of `coded_matmul`.
 
     Parameters
     ----------
     A : array-like (M, N)
-        An array of numpy, zarr or h5py, or a memmap. All entries must be finite.
+        A NumPy, Zarr or h5py array, or a memmap. All entries must be finite.
     weights : array-like (M,), optional
-        Real weights of the rows, which may be negative.
+        One real weight per row, which may be negative. By default, all weights are 1.
     blocks : int, optional
-        k, the number of blocks of columns: 7 by default, or N if that is smaller.
+        The number k of blocks of columns. By default, 7, or N if that is smaller.
     tasks : int, optional
-        n, the number of coded blocks of columns. The default is k + k / 7, rounded up. There are
-        n (n + 1) / 2 tasks, of which the first k (k + 1) / 2 are data tasks, row by row.
+        The number n of coded blocks of columns. By default, k + k / 7, rounded up. There are n (n + 1) / 2
+        tasks, of which the first k (k + 1) / 2 are data tasks, row by row.
     executor, verify, rtol, timeout, retries, retry_delay, progress : optional
         As for `coded_matmul`.
 
     Returns
     -------
     CodedProduct
-        With `array` (N, N), which is exactly Hermitian outside its diagonal blocks, and `report`. Products
-        of integers are exact modulo 2^bits, as in numpy. They take the whole grid of n^2 tasks.
+        The matrix as `array` (N, N), and the `report` of the map. The matrix is exactly Hermitian outside
+        its diagonal blocks. Products of integers are exact modulo 2^bits, as in NumPy, but take all n^2
+        tasks.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def coded_gram(
 def compute_gram(
     coded_pairs: CodedPairs, n_columns: int, weights: Array | None, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Compute A^H diag(w) A from pairs of coded blocks of the columns of A.
+    """Compute A^H diag(w) A from pairs of coded blocks of columns of A.
 
     Returns
     -------
@@ -122,10 +123,10 @@ def compute_gram(
 
 
 def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
-    """Return pairs of coded blocks of columns.
+    """Encode A by columns, and return pairs of coded blocks.
 
-    Integers need all pairs, not only those with i <= j, because they are decoded exactly along the rows and
-    columns of the grid.
+    Integers need all pairs (i, j), not only those with i <= j, because they are decoded exactly along the
+    rows and columns of the grid of pairs.
     """
     k, n = check_axis_block_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = operands.ValidatedMatrix(matrix, "A", operands.choose_encoding_dtype(matrix.dtype, dtype))
@@ -134,7 +135,11 @@ def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPair
 
 
 def check_weights(weights: Any, n_rows: int, max_ndim: int = 1) -> Array:
-    """Check the weights of rows, and return them as an array (rows,), or (rows, m) if `max_ndim` is 2."""
+    """Check the weights of the rows and return them as an array.
+
+    Its shape is (rows,), or possibly (rows, m) if `max_ndim` is 2. Raise CodeError if the weights are complex
+    or do not match the rows.
+    """
     checked = operands.check_operand(weights, "weights")
     if not 1 <= checked.ndim <= max_ndim or len(checked) != n_rows:
         raise CodeError(
@@ -146,7 +151,7 @@ def check_weights(weights: Any, n_rows: int, max_ndim: int = 1) -> Array:
 
 
 def _fill_lower_triangle(matrix: Array, block_size: int) -> None:
-    """Fill the blocks below the diagonal with the conjugate transposes of those above it."""
+    """Fill the blocks below the diagonal with the conjugate transposes of the blocks above it."""
     for start in range(0, len(matrix), block_size):
         stop = start + block_size
         matrix[stop:, start:stop] = matrix[start:stop, stop:].conj().swapaxes(0, 1)

@@ -1,4 +1,4 @@
-"""Choose how the factors of a product are partitioned and encoded."""
+"""Choose how the factors of a matrix product are partitioned and encoded."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
 
 DEFAULT_TASKS = 32
-BYTES_PER_SECOND = 5e7  # throughput between a cloud function with one core and its storage
-MULTIPLY_ADDS_PER_SECOND = 1e10  # throughput of one core
+BYTES_PER_SECOND = 5e7  # Throughput between a cloud function with one core and its storage.
+MULTIPLY_ADDS_PER_SECOND = 1e10  # Throughput of one core.
 BlockCountOption = int | tuple[int, int] | None
-ProductShape = tuple[int, int, int]  # (M, L, N) for A (M, L) and B (L, N)
+ProductShape = tuple[int, int, int]  # (M, L, N) for A of shape (M, L) and B of shape (L, N).
 
 
 class BlockCounts(NamedTuple):
-    """The number of data blocks (k) and of coded blocks (n) of a factor."""
+    """The number of data blocks (k) and of coded blocks (n) into which a factor is encoded."""
 
     k: int
     n: int
 
 
-# For A' A: 28 tasks for pairs of data blocks, and 8 parity tasks.
+# The default for A' A: 28 tasks for pairs of data blocks, and 8 parity tasks.
 GRAM_COUNTS = BlockCounts(7, 8)
 
 
 class ProductLayout(NamedTuple):
-    """How A is partitioned by rows and B by columns. None means that every worker gets the whole factor."""
+    """How the factors A and B of a product are partitioned: A by rows, and B by columns.
+
+    If the counts of a factor are None, it is not partitioned: every worker gets the whole factor.
+    """
 
     row_counts: BlockCounts | None
     column_counts: BlockCounts | None
@@ -39,9 +42,9 @@ class ProductLayout(NamedTuple):
 def choose_product_layout(
     method: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
-    """Return the layout for `method`; for "auto" the one with the fastest tasks.
+    """Return the layout for `method`. For "auto", this is the layout with the fastest tasks.
 
-    Raise CodeError if `blocks` or `tasks` do not fit the method or the shape.
+    Raise CodeError if `blocks` or `tasks` do not fit the method or the shape of the product.
     """
     if not is_choice(method, ("auto", "rows", "columns", "grid")):
         raise CodeError(f"method must be 'auto', 'rows', 'columns' or 'grid', not {method!r}")
@@ -58,7 +61,7 @@ def choose_product_layout(
 
 
 def estimate_task_seconds(layout: ProductLayout, shape: ProductShape, itemsize: int) -> float:
-    """Estimate the seconds in which one task reads its blocks, multiplies them and writes the result."""
+    """Estimate how many seconds one task takes to read its blocks, multiply them and write the result."""
     block_rows = shape[0] / (layout.row_counts.k if layout.row_counts else 1)
     block_columns = shape[2] / (layout.column_counts.k if layout.column_counts else 1)
     n_values = block_rows * shape[1] + shape[1] * block_columns + block_rows * block_columns
@@ -69,11 +72,11 @@ def estimate_task_seconds(layout: ProductLayout, shape: ProductShape, itemsize: 
 def resolve_block_counts(
     blocks: Any, tasks: Any, default_blocks: int, max_blocks: float = math.inf
 ) -> BlockCounts:
-    """Return the numbers of blocks of a factor, with defaults for those that are None.
+    """Return the numbers of data blocks (k) and coded blocks (n), with defaults for None.
 
-    By default, k is `default_blocks`, or three quarters of `tasks` if that is given, and at most
-    `max_blocks`; n is a third more than k. As the dtype is not known here, n includes the additional task
-    that some integer codes need.
+    By default, k is three quarters of `tasks` if that is given, and otherwise `default_blocks`, but at most
+    `max_blocks`. The default of n is a third more than k. The dtype is not known here, so n includes one
+    additional task that some integer codes need.
 
     >>> [resolve_block_counts(*counts) for counts in ((None, None, 24), (None, 8, 24), (5, None, 24))]
     [BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8)]
@@ -85,14 +88,15 @@ def resolve_block_counts(
 
 
 def get_default_gram_tasks(n_blocks: int) -> int:
-    """Return the default number of coded blocks for products of pairs: one parity block per 7 data blocks."""
+    """Return the default number of coded blocks for a Gram matrix: one parity block per 7 data blocks."""
     return n_blocks + math.ceil(n_blocks / 7)
 
 
 def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: int) -> BlockCounts:
-    """Return numbers of blocks such that no block is empty, reducing k at unchanged n if necessary.
+    """Return block counts such that no block is empty.
 
-    Raise CodeError if there are more blocks than rows or columns, or no parity blocks.
+    If necessary, k is reduced while n stays the same. Raise CodeError if there are more blocks than rows or
+    columns, or no parity blocks.
 
     >>> check_axis_block_counts(BlockCounts(24, 32), "rows", 25)
     BlockCounts(k=13, n=32)
@@ -114,7 +118,7 @@ def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: i
 def _make_one_factor_layout(
     axis: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption
 ) -> ProductLayout:
-    """Return a layout in which one factor is encoded, and every worker gets the whole other factor."""
+    """Return a layout that encodes one factor and sends the whole other factor to every worker."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if _is_pair(option_value):
             raise CodeError(
@@ -130,9 +134,9 @@ def _make_one_factor_layout(
 def _make_grid_layout(
     shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
-    """Return a layout in which both factors are encoded.
+    """Return a layout that encodes both factors, so that the tasks form a grid.
 
-    If `tasks` is None or an integer, the layout with the fastest tasks is chosen.
+    If the sides of the grid are not given, the grid with the fastest tasks is chosen.
     """
     if blocks is not None or _is_pair(tasks):
         row_counts = _resolve_grid_axis_block_counts(blocks, tasks, 0, shape[0])
@@ -155,7 +159,7 @@ def _make_grid_layout(
 
 
 def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> BlockCounts:
-    """Return the numbers of blocks along one side of a grid, an eighth of which are parity blocks."""
+    """Return the block counts for one side of a grid, where an eighth of the blocks are parity blocks."""
     n_parity = max(1, round(n_coded_blocks / 8))
     k = compute_max_nonempty_blocks(axis_length, max(1, min(n_coded_blocks - n_parity, axis_length)))
     return BlockCounts(k, min(n_coded_blocks, k + n_parity))
@@ -164,7 +168,7 @@ def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> Blo
 def _resolve_grid_axis_block_counts(
     blocks: BlockCountOption, tasks: BlockCountOption, factor_index: int, axis_length: int
 ) -> BlockCounts:
-    """Return the numbers of blocks along one side of a grid for given `blocks`, `tasks` or both."""
+    """Return the block counts for one side of a grid if `blocks`, `tasks` or both are given as pairs."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if option_value is not None and not (_is_pair(option_value) and len(option_value) == 2):  # type: ignore[arg-type]
             raise CodeError(f"{option} of a grid must be a pair (for A, for B), not {option_value!r}")

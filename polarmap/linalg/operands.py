@@ -1,4 +1,4 @@
-"""Validate the operands of products, block by block."""
+"""Validate the matrices and vectors that are multiplied, block by block while they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from polarmap.errors import CodeError
 
 
 class TransposedView:
-    """The transpose of a matrix that need not be in memory. Its rows are read as columns of the matrix."""
+    """The transpose of a matrix that may not fit into memory.
+
+    To read rows of the transpose, columns of the matrix are read.
+    """
 
     def __init__(self, matrix: Any) -> None:
         self._matrix, self.dtype = matrix, matrix.dtype
@@ -26,12 +29,12 @@ class TransposedView:
 
 
 class ValidatedMatrix:
-    """A matrix that is converted to a dtype and checked for NaN and inf while it is read.
+    """A matrix that is converted to a dtype and checked for NaN and inf as it is read.
 
     Attributes
     ----------
     max_abs : int
-        The largest absolute value read so far, if the dtype is an integer type.
+        The largest absolute value that has been read so far; 0 for non-integer dtypes.
     """
 
     def __init__(self, matrix: Any, label: str, dtype: DType | None = None) -> None:
@@ -49,20 +52,20 @@ class ValidatedMatrix:
 
 
 def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
-    """Return `matrix` as an object with shape, dtype and slicing, without loading it into memory.
+    """Return `matrix` as an object with a shape, a dtype and slicing, without loading it into memory.
 
     Parameters
     ----------
     matrix : array-like
     label : str
-        The name of the matrix in error messages.
+        Name of the matrix in error messages.
     sparse_advice : str
-        What to use instead if it is sparse, for the error message.
+        What to use instead of a sparse matrix, for the error message.
 
     Raises
     ------
     CodeError
-        If it is not an array, masked or sparse.
+        If `matrix` is not an array, or if it is masked or sparse.
     """
     matrix = load_array_like(matrix, label)
     check_not_masked_or_sparse(matrix, label, sparse_advice)
@@ -75,15 +78,16 @@ def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
 
 
 def check_matrix(matrix: Any, label: str, sparse_advice: str = "") -> Any:
-    """Return `matrix` as an object that can be partitioned and encoded; raise CodeError if it cannot.
+    """Return `matrix` as an object that can be partitioned and encoded.
 
-    `sparse_advice` is what to use instead of a sparse matrix, by default its `toarray()`.
+    Raise CodeError if this is not possible. For sparse matrices, the message recommends `sparse_advice`,
+    which is `toarray()` by default.
     """
     return check_matrix_shape(as_array_like(matrix, label, sparse_advice or f"{label}.toarray()"), label)
 
 
 def check_matrix_shape(matrix: Any, label: str) -> Any:
-    """Return `matrix`. Raise CodeError unless it has two non-empty axes and a supported dtype."""
+    """Return `matrix` if it has two non-empty axes and a supported dtype. Otherwise, raise CodeError."""
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{label} must be a matrix with rows and columns, not of shape {shape}")
@@ -92,14 +96,14 @@ def check_matrix_shape(matrix: Any, label: str) -> Any:
 
 
 def choose_encoding_dtype(dtype: DType, product_dtype: DType) -> DType:
-    """Return the dtype in which to encode a factor, so that parity is as precise as the product."""
+    """Return the dtype in which to encode a factor, such that its parity is as precise as the product."""
     if is_integer_dtype(product_dtype):
         return dtype
     return product_dtype if dtype.kind == "c" else to_real_dtype(product_dtype)
 
 
 def check_operand(operand: Any, label: str = "the operand") -> Array:
-    """Return a vector or matrix for all workers as an array. Raise CodeError if it is invalid."""
+    """Return a vector or matrix as an array of finite numbers. Raise CodeError if this is not possible."""
     try:
         array = np.asarray(any_array(operand, label))
     except ValueError as error:
@@ -111,7 +115,10 @@ def check_operand(operand: Any, label: str = "the operand") -> Array:
 
 
 def check_finite(array: Array, label: str) -> None:
-    """Raise CodeError for NaN and inf, which would spread to every number computed from them."""
+    """Raise CodeError if the array contains NaN or inf.
+
+    A single NaN would spread to all parity blocks that are computed from it.
+    """
     n_nonfinite = array.size - int(np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
     if n_nonfinite:
         raise CodeError(
@@ -121,7 +128,10 @@ def check_finite(array: Array, label: str) -> None:
 
 
 def check_parity_fits_int64(dtype: DType, max_abs: int, norm_inf: float, label: str) -> None:
-    """Raise CodeError if parity of 64-bit integers may wrap, which products with real numbers cannot undo."""
+    """Raise CodeError if parity blocks of 64-bit integers may overflow.
+
+    Only products with integers can be decoded in spite of an overflow, because they wrap around as well.
+    """
     if is_integer_dtype(dtype) and dtype.itemsize == 8 and max_abs * norm_inf >= 1 << 63:
         raise CodeError(
             f"{label} has integers up to {max_abs:.2g}, whose parity blocks do not fit into 64 bits: for a "

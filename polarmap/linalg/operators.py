@@ -1,4 +1,4 @@
-"""A matrix as a scipy `LinearOperator` whose every product is a coded map."""
+"""A matrix as a SciPy `LinearOperator` that computes every product without waiting for stragglers."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ with require_extra("CodedOperator", "scipy", "linalg"):
 
 
 class CodedOperator(LinearOperator):  # type: ignore[misc]
-    """A matrix whose products with vectors and matrices are coded maps.
+    """A matrix whose products with vectors and matrices are computed without waiting for stragglers.
 
-    It is a `scipy.sparse.linalg.LinearOperator`, so `svds`, `lsqr`, `cg` and other functions of scipy can use
-    it unchanged. A x is a coded map over k blocks of rows of A, and A' y is a coded map over k blocks of
-    columns. Rows and columns are encoded on their first product, and the coded blocks are kept for later
-    products until `close()` is called or the `with` block ends.
+    It is a `scipy.sparse.linalg.LinearOperator`, so you can pass it to `svds`, `lsqr`, `cg` and other
+    functions of SciPy. Workers compute A x from k blocks of rows of A, and A' y from k blocks of columns,
+    each as a coded map. The matrix is encoded by rows or by columns when a product first needs it. The coded
+    blocks are kept for later products until you call `close()` or leave the `with` block.
 
     Parameters
     ----------
     A : array-like (M, N)
-        Finite floats, complex numbers or integers: an array of numpy, zarr or h5py, a memmap, a table, a
-        tensor or the path of a .npy file. A matrix of scipy.sparse stays sparse; if its parity blocks would
-        be too large, late tasks get backups instead (see `report.code_reason`). A `CodedArray` is used as it
-        is for A x. The matrix must not change while the operator is in use.
+        A matrix of finite floats, complex numbers or integers: a NumPy, Zarr or h5py array, a memmap, a
+        table, a tensor or the path of a .npy file. A SciPy sparse matrix stays sparse. If its parity blocks
+        would be too large, late tasks get backups instead (see `report.code_reason`). A `CodedArray` is used
+        for A x without encoding it again. The matrix must not change while the operator is in use.
     transpose : CodedArray (N, M), optional
-        The transpose of A in storage, if there is one, for A' y.
+        The transpose of A in storage, which is used for A' y. By default, A is encoded by columns.
     blocks : int, optional
-        k, the number of blocks. The default is 24, or three per core if that is less and workers run on
-        this machine. Rows or columns that cannot fill this number of equal blocks are cut into fewer.
+        The number k of blocks. By default, 24, or three per core if that is less and the workers run on this
+        machine. If there are too few rows or columns for this number of equal blocks, fewer are used.
     tasks : int, optional
-        n, the number of tasks. The default is a third more than `blocks`. It is reduced in proportion if
-        there are fewer blocks.
+        The number n of tasks. By default, a third more than `blocks`. If fewer blocks are used, the number
+        of tasks is reduced in proportion.
     code, executor, verify, rtol, timeout, retries, retry_delay, progress : optional
-        As for `coded_map`, but without a progress bar by default. A `PolarCode` sets `blocks` and `tasks`; if
-        rows or columns have fewer blocks, they are encoded with a smaller code that has the same options. A
-        Lithops configuration gets persistent workers. As a product is linear, verify="auto" only checks
-        results that arrive anyway. verify=True waits for an additional result whenever something is decoded,
-        which detects a worker that returns wrong numbers.
+        As for `coded_map`, but without a progress bar by default. A `PolarCode` sets `blocks` and `tasks`. If
+        there are too few rows or columns for its blocks, a smaller code with the same options is used. For a
+        Lithops configuration, persistent workers are started. Products are linear, so verify="auto" only
+        checks results that arrive anyway. verify=True waits for one more result whenever something is
+        decoded, which detects a worker that returns wrong numbers.
 
     Attributes
     ----------
@@ -74,8 +74,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     Raises
     ------
     CodeError
-        If A is not a finite matrix of numbers, `blocks` or `tasks` are invalid, a vector has NaN or inf, or a
-        vector is real although parity blocks of an integer matrix wrap modulo 2^64.
+        If A is not a matrix of finite numbers, if `blocks` or `tasks` are invalid, or if a vector contains
+        NaN or inf. Also if a vector is real, but the matrix has integers whose parity blocks overflow.
 
     Examples
     --------
@@ -131,7 +131,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 self._coded_matrix.encodings["rows"] = A
             if transpose is not None:
                 self._coded_matrix.encodings["columns"] = _check_transpose(transpose, matrix)
-            get_context = partial(make_context, bool(progress))  # no bar for each product by default
+            get_context = partial(make_context, bool(progress))  # Products show no progress bar by default.
             self._deadline = Deadline()
             self._run_product = make_product_runner(executor, options, get_context, self._deadline)
             self.n_products = 0
@@ -139,18 +139,18 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     @property
     def report(self) -> Report | None:
-        """The report of the last product; None before the first one."""
+        """The report of the last product, or None before the first one."""
         return None if self._report is None else self._report.report
 
     def close(self) -> None:
-        """Remove the coded blocks. The executor stays open. This method may be called repeatedly."""
+        """Remove the coded blocks. You may call this method more than once. The executor stays open."""
         self._finalizer()
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Limit the total time of all products from now on to `seconds`; None removes the limit.
+        """Limit the total time of all products from now on to `seconds`. None removes the limit.
 
-        A product that has not ended by the deadline raises `DeadlineExceededError`, and so does each later
-        one. Encoding the matrix for the first product is not interrupted.
+        A product that has not ended by the deadline raises `DeadlineExceededError`, and so does every later
+        product. Encoding the matrix for the first product is not interrupted.
 
         Examples
         --------
@@ -164,15 +164,15 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._deadline.set(seconds)
 
     def gram(self, weights: Any) -> Array:
-        """Compute A^H diag(weights) A by one coded map over pairs of blocks of columns.
+        """Compute A^H diag(weights) A without waiting for stragglers.
 
-        This is `coded_gram` for a matrix that is encoded once and multiplied repeatedly. It counts as a
+        This is `coded_gram` for a matrix that is encoded once and multiplied repeatedly. It counts as one
         product in `n_products`.
 
         Parameters
         ----------
         weights : array-like (M,) or (M, m)
-            Real weights of the rows, which may be negative. m sets of weights take one map.
+            One real weight per row, which may be negative. m sets of weights are computed in one map.
 
         Returns
         -------
@@ -211,7 +211,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    if TYPE_CHECKING:  # the type that checkers infer from scipy is a union that no function accepts
+    # Type checkers infer a union from SciPy that no function accepts.
+    if TYPE_CHECKING:
 
         def __matmul__(self, x: Any) -> Any: ...
 
@@ -249,7 +250,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
 
 def _release_coded_matrix(coded_matrix: CodedMatrix, close_executor: Callable[[], None]) -> None:
-    """Release the resources of a closed or deleted operator. Warn if blocks in storage cannot be deleted."""
+    """Free the resources of a closed or deleted operator. Warn if its blocks in storage cannot be deleted."""
     try:
         coded_matrix.release_encodings()
     except PolarmapError as error:
@@ -273,7 +274,7 @@ def _check_transpose(transpose: CodedArray, matrix: Any) -> CodedArray:
 def _resolve_block_counts(
     blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
 ) -> BlockCounts:
-    """Return the numbers of blocks for these arguments, with `default_blocks` as the default k."""
+    """Return the numbers of blocks for these arguments, with `default_blocks` as the default of k."""
     check_polar_code_or_name(code)
     if not isinstance(code, str):
         if blocks not in (None, code.k) or tasks not in (None, code.n):

@@ -1,4 +1,4 @@
-"""Coded matrix multiplication, with one or both factors encoded."""
+"""Multiply matrices without waiting for stragglers, by encoding one or both factors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from polarmap.report import Report
 from polarmap.worker.pytree import Shape
 from polarmap.worker.task_functions import multiply_block, multiply_block_pair
 
-# Takes f, coded blocks and the shape of the results of f. Returns the results and their report.
+# A function that is called with f, coded blocks and the shape of the results of f. It runs a map and returns
+# the results and their report.
 ProductRunner = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
 
 
 class CodedProduct(NamedTuple):
-    """A matrix product and the report of its map."""
+    """A matrix product, and the report of the map that computed it."""
 
     array: Array
     report: Report
@@ -62,32 +63,33 @@ def coded_matmul(
     retry_delay: float = 0.0,
     progress: bool | None = None,
 ) -> PreparedMap[CodedProduct]:
-    """Compute A @ B without waiting for stragglers, with one or both factors encoded.
+    """Compute A @ B without waiting for stragglers, by encoding one or both factors.
 
     Parameters
     ----------
     A, B : array-like (M, L) and (L, N)
-        Arrays of numpy, zarr or h5py, or memmaps. All entries must be finite. One of them may be a vector,
-        as in numpy.
+        NumPy, Zarr or h5py arrays, or memmaps. All entries must be finite. One of the factors may be a
+        vector, as in NumPy.
     method : {"auto", "rows", "columns", "grid"}
-        "rows": A is partitioned and encoded by rows; every worker gets one block of A and the whole of B.
-        "columns": B is partitioned and encoded by columns; every worker gets the whole of A. "grid": both
-        are encoded, worker (i, j) multiplies A_i and B_j, and missing results are decoded along rows and
-        columns of the grid. "auto": the fastest of them according to the formula in Notes.
+        "rows" encodes A by rows: every worker gets one block of A and the whole of B. "columns" encodes B by
+        columns: every worker gets the whole of A and one block of B. "grid" encodes both: worker (i, j)
+        multiplies A_i and B_j, and missing results are decoded along rows and columns of the grid. "auto"
+        chooses the fastest of these methods by the formula in Notes.
     blocks : int or pair of ints, optional
-        k, the number of blocks; for a grid (k_A, k_B).
+        The number k of blocks, or (k_A, k_B) for a grid.
     tasks : int or pair of ints, optional
-        n, the number of tasks. For a grid (n_A, n_B), or the largest number of tasks, by default 32.
+        The number n of tasks. For a grid, (n_A, n_B) or the maximum number of tasks. By default, 32.
     code : {"auto", "rotation", "arikan"}
-        "auto" uses the arikan kernel for integers, whose product is exact modulo 2^bits, as in numpy.
+        Kernel of the polar code. "auto" uses arikan for integers, so that the product is exact modulo 2^bits
+        as in NumPy.
     executor, verify, rtol, timeout, retries, retry_delay, progress : optional
-        As for `coded_map`. As products are linear, verify="auto" only checks results that arrive anyway and
+        As for `coded_map`. Products are linear, so verify="auto" only checks results that arrive anyway and
         does not wait for more. In the report of a grid, the data tasks come first, row by row.
 
     Returns
     -------
     CodedProduct
-        With `array`, which is A @ B, and `report`.
+        The product as `array`, and the `report` of the map.
 
     Raises
     ------
@@ -99,8 +101,8 @@ def coded_matmul(
 
     Notes
     -----
-    "auto" compares the duration of one task: (values read and written) * itemsize / 50 MB/s +
-    multiplications / 1e10 per second, which is typical for a cloud function with one core:
+    "auto" compares how long one task takes: (values read and written) * itemsize / 50 MB/s +
+    multiplications / 1e10 per second. These speeds are typical of a cloud function with one core.
 
     =======  ==========================================  ==================
     method   values read and written                     multiplications
@@ -157,7 +159,7 @@ def _check_factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     """Return both factors as validated matrices, and the shape of the product."""
     A = operands.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()")
     B = operands.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()")
-    # Reading columns of a coded array reads all its rows, so load it once.
+    # Reading columns of a coded array would read all its rows each time, so it is loaded once.
     B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors, whose product is too small for a map: use A @ B")
@@ -185,7 +187,7 @@ def _multiply_with_one_coded_factor(
     code: CodeName,
     run_product: ProductRunner,
 ) -> tuple[Array, LazyReport]:
-    """Compute coded_factor @ full_factor with the first factor encoded by rows."""
+    """Compute coded_factor @ full_factor. The first factor is encoded by rows, the second is not encoded."""
     operand = full_factor[:]
     dtype = np.result_type(coded_factor.dtype, operand.dtype)
     return multiply_row_blocks(encode_for_reuse(coded_factor, *counts, code), operand, dtype, run_product)
@@ -194,7 +196,7 @@ def _multiply_with_one_coded_factor(
 def multiply_row_blocks(
     coded_blocks: Any, operand: Array, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Multiply a matrix that is encoded by rows with an operand."""
+    """Multiply a matrix that is encoded by rows with a vector or matrix, as one map."""
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
     if is_sparse:
         block_rows = coded_blocks.data_blocks.rows_per_block
@@ -229,16 +231,18 @@ def _multiply_with_two_coded_factors(
 def multiply_block_pairs(
     block_function: Callable[[Any], Array], coded_pairs: CodedPairs, shape: Shape, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Apply f to pairs of blocks, and join the results to one matrix without padding.
+    """Multiply pairs of blocks as one map, and join the results to one matrix without padding.
 
     Parameters
     ----------
     block_function : callable
-        Takes a pair (A_i, B_j^T), and returns a block of the product.
+        Called with a pair (A_i, B_j^T). Returns a block of the product.
     coded_pairs : CodedPairs
+        Coded blocks of both factors.
     shape : tuple of int
-        The shape of the product. Its entries are arrays of the shape `shape[2:]`.
+        Shape of the product. If it has more than two axes, each entry is an array of shape `shape[2:]`.
     run_product : ProductRunner
+        Function that runs the map, from `make_product_runner`.
     """
     (_, (block_rows, *_)), (_, (block_columns, *_)) = coded_pairs.block_layout(0)
     result, report = run_product(block_function, coded_pairs, (block_rows, block_columns, *shape[2:]))
@@ -258,17 +262,26 @@ def make_product_runner(
     get_context: Callable[[], JobContext],
     deadline: Deadline | None = None,
 ) -> ProductRunner:
-    """Return a function that maps functions of this package, whose results are arrays of a known shape.
+    """Return a function that runs one product as a map.
 
-    Where all tasks share the cores of this machine, parity tasks wait until data tasks are late, as the
-    previous product of the same blocks tells.
+    If all tasks share the cores of this machine, parity tasks start only when a data task is late. The
+    previous product with the same blocks tells how long a task should take.
 
-    get_context : called with no arguments when a product begins; returns the context of its map.
-    deadline : of all products together; a product that would take longer raises DeadlineExceededError.
+    Parameters
+    ----------
+    executor : ResolvedExecutor
+        Executor of all products.
+    options : MapOptions
+        Options of all products.
+    get_context : callable
+        Called with no arguments when a product begins. Returns the context of its map.
+    deadline : Deadline, optional
+        Deadline of all products together. A product that would take longer raises DeadlineExceededError.
     """
     deadline = Deadline() if deadline is None else deadline
-    schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # by coded blocks and shape of results
-    # Threads of a pool of the caller may wait for something else than a core.
+    # Keyed by coded blocks and shape of results.
+    schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()
+    # In a caller's thread pool, tasks may wait for something other than a core.
     runs_on_cores = executor.is_local and executor.has_persistent_workers
     adapts_parity = runs_on_cores and options.schedule == "upfront"
 

@@ -1,10 +1,10 @@
-"""Least squares and Gram matrices from randomized sketches, which improve as results arrive.
+"""Estimate least-squares solutions and Gram matrices from the results that have arrived so far.
 
-The rows of A are multiplied by random signs, mixed by a cosine transform and shuffled. The transform is
-orthogonal, and afterwards any subset of the rows is a sketch of A; all blocks are equally informative (Avron,
-Maymounkov and Toledo 2010; Bartan and Pilanci, arXiv 2309.00682). A worker returns the factor R of the QR
-decomposition of its block. The QR decomposition of the factors that have arrived gives R of the sketch. Once
-all of them have arrived, the results are exact.
+The rows of A are multiplied by random signs, mixed by a cosine transform, shuffled and divided into blocks.
+The transform is orthogonal and makes all rows equally informative, so any subset of them is a sketch of A
+(Avron, Maymounkov and Toledo 2010; Bartan and Pilanci, arXiv 2309.00682). A worker returns the factor R of
+the QR decomposition of its block. The QR decomposition of the factors that have arrived gives R of the
+sketch. Once all factors have arrived, the result is exact.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ with require_extra("a sketch", "scipy", "linalg"):
     from scipy.fft import dct
 
 
-# The factor R of a QR decomposition. It is a partial of a numpy function, so that workers need not import
-# this module.
+# Returns the factor R of a QR decomposition. It is a partial of a NumPy function, so that workers need not
+# import this module.
 _r_factor: Callable[[Any], Any] = partial(np.linalg.qr, mode="r")
 
 
 @dataclass(frozen=True)
 class SketchEstimate:
-    """An estimate from the results that have arrived so far.
+    """An estimate that is computed from the results that have arrived so far.
 
     Attributes
     ----------
-    value
-        The estimate, which is exact once all results have arrived.
-    error_p90
-        The 90th percentile of its relative error over random sketches; 0.0 once all results have arrived.
-    n_arrived, n_tasks
-        The number of results that have arrived, and of all tasks.
+    value : array
+        Estimate, which is exact once all results have arrived.
+    error_p90 : float
+        Relative error that 90 % of random sketches do not exceed; 0.0 once all results have arrived.
+    n_arrived, n_tasks : int
+        Number of results that have arrived, and of all tasks.
     """
 
     value: Array
@@ -59,7 +59,7 @@ class SketchEstimate:
 
 
 class _Sketch(NamedTuple):
-    """The factor R of `n_rows` of all `n_total_rows` rows: R'R is their Gram matrix."""
+    """The factor R of the rows that have arrived, such that R'R is the Gram matrix of these `n_rows` rows."""
 
     R: Array
     n_rows: int
@@ -79,10 +79,10 @@ def sketched_lstsq(
     retry_delay: float = 0.0,
     seed: int | None = None,
 ) -> Iterator[SketchEstimate]:
-    """Estimate the least squares solution of A x = b from the results that have arrived so far.
+    """Estimate the least-squares solution of A x = b, more accurately with each result that arrives.
 
-    The estimates improve with each result, and the last one is exact. Leave the loop once an estimate is good
-    enough: tasks that still run are then stopped. Late tasks get backups, as in `hedged_map`.
+    Iterate over the estimates, and leave the loop when an estimate is accurate enough: tasks that are still
+    running are then stopped. The last estimate is exact. Late tasks get backups, as in `hedged_map`.
 
     Parameters
     ----------
@@ -90,23 +90,25 @@ def sketched_lstsq(
         A real matrix with more rows than columns. It is loaded and mixed on the driver, which takes
         M log(M) N operations.
     b : array-like (M,)
+        Right-hand side, real.
     tasks : int, optional
-        Blocks of rows that it is cut into, a task each: 24 by default.
+        Number of blocks of rows, with one task per block. By default, 24.
     executor, timeout, retries, retry_delay : optional
         As for `hedged_map`.
     seed : int, optional
-        The seed of the random signs and of the shuffling.
+        Seed of the random signs and of the shuffling.
 
     Yields
     ------
     SketchEstimate
-        Once results for at least N + 2 rows have arrived, and then each time that more arrive. `value` is the
+        An estimate each time that more results arrive, once they cover at least N + 2 rows. `value` is the
         estimate of x (N,). `error_p90` refers to the fitted values, |A (value - x)| / |b|.
 
     Raises
     ------
     NotDecodableError, CodedTimeoutError, ExecutorError
-        As for `hedged_map`, if a task fails finally. Estimates from the other results are yielded before.
+        As for `hedged_map`, if a task fails and has no retries left. The estimates from all other results
+        are yielded first.
 
     Examples
     --------
@@ -151,9 +153,9 @@ def sketched_gram(
     retry_delay: float = 0.0,
     seed: int | None = None,
 ) -> Iterator[SketchEstimate]:
-    """Estimate A' A from the results that have arrived so far.
+    """Estimate A' A, more accurately with each result that arrives.
 
-    The estimates improve with each result, and the last one is exact.
+    Iterate over the estimates, and leave the loop when an estimate is accurate enough. The last one is exact.
 
     Parameters
     ----------
@@ -165,8 +167,8 @@ def sketched_gram(
     Yields
     ------
     SketchEstimate
-        Each time that more results arrive. `value` (N, N) is the Gram matrix of the rows whose results have
-        arrived, scaled by the ratio of all rows to these. `error_p90` refers to |value - A' A| / |A' A| in
+        An estimate each time that more results arrive. `value` (N, N) is the Gram matrix of the rows that
+        have been processed, scaled up to all rows. `error_p90` refers to |value - A' A| / |A' A| in
         Frobenius norms.
 
     Examples
@@ -188,7 +190,7 @@ def sketched_gram(
 def _estimate_solutions(
     sketches: Generator[_Sketch, None, None], target_norm: float
 ) -> Iterator[SketchEstimate]:
-    """Yield least squares solutions from sketches of [A, b], where `target_norm` is the norm of b."""
+    """Yield least-squares solutions from sketches of [A, b]. `target_norm` is the norm of b."""
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             n_columns = sketch.R.shape[1] - 1
@@ -208,8 +210,9 @@ def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squ
     """Return the 90th percentile of |A (estimate - x)| over random sketches."""
     if sketch.n_rows == sketch.n_total_rows:
         return 0.0
-    # Assume that errors of x are normal with the covariance of least squares on random rows, and vanish as
-    # the sketch approaches all rows: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank - 1).
+    # The errors of x are assumed to be normal, with the covariance of least squares on random rows, and to
+    # vanish as the sketch approaches all rows: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank -
+    # 1).
     degrees_of_freedom = sketch.n_rows - rank
     correction = (sketch.n_total_rows - sketch.n_rows) / (degrees_of_freedom - 1)
     if not rank:
@@ -232,14 +235,14 @@ def _estimate_gram_error_p90(gram: Array, sketch: _Sketch) -> float:
     trace, squared_norm = float(np.trace(gram)), float(np.sum(gram**2))
     if sketch.n_rows == sketch.n_total_rows or trace == 0:
         return 0.0
-    # Assume that mixed rows are normal. A Wishart matrix of the sketched rows has E |value - G|^2 =
-    # c (tr(G)^2 + |G|^2), where c is 1 / rows with a correction for finite populations. The squared norm of
+    # The mixed rows are assumed to be normal. A Wishart matrix of the sketched rows has E |value - G|^2 = c
+    # (tr(G)^2 + |G|^2), where c is 1 / rows with a correction for finite populations. The squared norm of
     # `gram` exceeds that of G by the same amount.
     relative_variance = (1 - sketch.n_rows / sketch.n_total_rows) / sketch.n_rows
     true_squared_norm = (squared_norm - relative_variance * trace**2) / (1 + relative_variance)  # |G|^2
     true_squared_norm = max(true_squared_norm, trace**2 / len(gram))
     fourth_moment = min(float(np.sum((gram @ gram) ** 2)), true_squared_norm**2)
-    # The effective number of degrees of freedom of the sum of squared errors (Satterthwaite).
+    # Effective degrees of freedom of the sum of squared errors (Satterthwaite's approximation).
     degrees_of_freedom = (trace**2 + true_squared_norm) ** 2 / (2 * true_squared_norm**2 + 2 * fourth_moment)
     return sqrt(
         relative_variance
@@ -258,7 +261,10 @@ def _generate_sketches(
     retry_delay: float,
     rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
-    """Yield a sketch each time that more results arrive. An exception of the map is raised at the end."""
+    """Yield a larger sketch each time that more results arrive.
+
+    If a task fails, its exception is raised after the other results have arrived.
+    """
     n_total_rows = len(matrix)
     blocks = np.array_split(_randomize_rows(matrix, rng), n_tasks)
     future = submit(
@@ -288,14 +294,14 @@ def _generate_sketches(
 
 
 def _randomize_rows(matrix: Array, rng: np.random.Generator) -> Array:
-    """Mix the rows by a random orthogonal transform, and shuffle them."""
+    """Mix the rows with a random orthogonal transform, and shuffle them."""
     signs = rng.choice(np.array([-1, 1], matrix.dtype), len(matrix))
     transformed = dct(matrix * signs[:, None], axis=0, norm="ortho", overwrite_x=True)
     return np.asarray(transformed[rng.permutation(len(matrix))])
 
 
 def _check_real_matrix(A: Any) -> Array:
-    """Return A as a real matrix of floats in memory. Raise CodeError if it is complex or not finite."""
+    """Return A as a matrix of real floats in memory. Raise CodeError if A is complex or not finite."""
     matrix = operands.check_matrix(A, "A")
     if matrix.dtype.kind == "c":
         raise CodeError("A must be real, not complex: use lsqr on a CodedOperator, or coded_gram")

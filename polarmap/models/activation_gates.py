@@ -1,7 +1,8 @@
-"""Random gates for the ReLU units of a convex network.
+"""Draw random gates for the ReLU units of a convex network.
 
-A gate is a half-space. It is open at the samples within the half-space, and its 0/1 pattern over the training
-samples is all that the convex problem of `polarmap.models.estimators.convex_network` needs to know about it.
+A gate is a half-space, and it is open at the samples inside the half-space. The pattern of a gate tells for
+each training sample whether the gate is open. The convex problem of
+`polarmap.models.estimators.convex_network` depends on the gates only through their patterns.
 """
 
 from __future__ import annotations
@@ -14,24 +15,26 @@ import numpy.typing as npt
 from polarmap.dtypes import Floats
 from polarmap.models.operators import compute_weighted_mean_and_variance
 
-MAX_ROUNDS = 20  # Sampling stops earlier if it has enough patterns, or a round adds no new pattern.
-# Gates drawn per round: with 16, the probability that no round finds a gate open at any sample is below
-# 1e-90.
+# Maximum number of rounds. Sampling stops earlier if it has enough patterns, or if a round adds none.
+MAX_ROUNDS = 20
+# Minimum number of gates drawn per round. With 16, the probability that all rounds fail to draw a gate that
+# is open at any sample is below 1e-90.
 MIN_DRAWS = 16
 
 
 class ActivationGates(NamedTuple):
-    """Half-spaces x @ directions + offsets >= 0 whose patterns over the training samples are all different.
+    """Half-spaces x @ directions + offsets >= 0. No two have the same pattern over the training samples.
 
     Attributes
     ----------
     directions : array (features, gates)
+        Normal vectors of the half-spaces.
     offsets : array (gates,)
-        0 without an intercept.
+        Offsets of the half-spaces; 0 without an intercept.
     patterns : bool array (samples, gates)
         Whether each gate is open at each sample.
     margins : array (samples, gates)
-        |x @ directions + offsets|, which is 0 for a sample on the border of a half-space.
+        |x @ directions + offsets| for each sample x; 0 for a sample on the border of a half-space.
     """
 
     directions: Floats
@@ -43,20 +46,21 @@ class ActivationGates(NamedTuple):
 def sample_gates(
     X: Any, sample_weight: Floats, n_gates: int, fit_intercept: bool, random_state: Any
 ) -> ActivationGates:
-    """Sample up to `n_gates` gates with different patterns, each open at one sample or more.
+    """Draw up to `n_gates` random gates with different patterns, each open at one sample or more.
 
-    Directions and offsets are drawn from the normal distribution for standardized features.
+    Directions and offsets are drawn from the normal distribution, for standardized features.
 
     Parameters
     ----------
     X : array or sparse array (samples, features)
     sample_weight : array (samples,)
-        The weights by which features are standardized, with sum 1.
+        Weights by which the features are standardized, with sum 1.
     n_gates : int
-        The number of gates to return. Fewer are returned if sampling finds fewer different patterns.
+        Number of gates to return. Fewer are returned if fewer different patterns are found.
     fit_intercept : bool
         If True, gates have offsets, and the first gate is open at all samples. If False, offsets are 0.
     random_state : numpy.random.RandomState
+        Random number generator.
     """
     mean, variance = compute_weighted_mean_and_variance(X, sample_weight, True)
     scale = np.where(variance > 0, np.sqrt(variance), 1.0)
@@ -81,7 +85,7 @@ def sample_gates(
 
 
 def _find_distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Return the index of the first column of each different pattern, leaving out patterns without True."""
+    """Return the index of the first column of each different pattern that is True somewhere."""
     packed_patterns = np.packbits(patterns, axis=0)
     _, first_indices = np.unique(packed_patterns, axis=1, return_index=True)
     return np.asarray(np.sort(first_indices[patterns[:, first_indices].any(axis=0)]))

@@ -1,6 +1,6 @@
-"""The loss of a ReLU network as a function of the inputs of its units.
+"""The training loss of a ReLU network, with a cone constraint on the input of each unit.
 
-The input of each unit is constrained to the cone in which its gate has the right sign. The interior point
+Each cone contains the unit inputs for which the gate of the unit has the right sign. The interior-point
 method of `polarmap.models.solvers.cone_interior_point` minimizes this loss.
 """
 
@@ -14,19 +14,20 @@ from polarmap.models.losses import ProfiledLoss
 
 
 class ConeConstrainedLoss:
-    """The function loss(sum_i D_i (E+_i - E-_i)) under (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0.
+    """The training loss of a ReLU network as a function of the inputs of its units, under cone constraints.
 
-    E = A W holds the inputs of the units of a ReLU network at each sample, with one column for each sign,
-    gate and output, in that order. Within the cones, D_i E_i is the ReLU of E_i.
+    The function is loss(sum_i D_i (E+_i - E-_i)) under (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0. E = A
+    W are the inputs of the units at each sample. E has one column per sign, gate and output, in this order.
+    Within the cones, D_i E_i is the ReLU of E_i.
 
     Parameters
     ----------
     loss : ProfiledLoss
-        The loss as a function of the outputs of the network.
+        Loss as a function of the outputs of the network.
     patterns : bool array (samples, gates)
-        The diagonals of the D_i: whether each gate is open at each sample.
+        Whether each gate is open at each sample. Column i is the diagonal of D_i.
     margins : array (samples, gates)
-        |A interior_points|, the distances of the interior points from the borders of their cones.
+        |A interior_points|: how far each interior point is from the borders of its cone.
     interior_points : array (features, gates)
         A point in the interior of each cone.
     """
@@ -43,14 +44,14 @@ class ConeConstrainedLoss:
         self._interior_points = interior_points[:, np.newaxis, :, np.newaxis]
 
     def make_feasible(self, weights: Floats, unit_inputs: Floats) -> tuple[Floats, Floats]:
-        """Move weights into the cones, along the interior point of each cone.
+        """Move weights into the cones, each toward the interior point of its cone.
 
         Parameters
         ----------
         weights : array (features, columns)
-            W, which may violate the cone constraints.
+            Weights W, which may violate the cone constraints.
         unit_inputs : array (samples, columns)
-            E = A W.
+            Unit inputs E = A W.
 
         Returns
         -------
@@ -70,14 +71,14 @@ class ConeConstrainedLoss:
         return feasible_weights.reshape(weights.shape), feasible_inputs.reshape(unit_inputs.shape)
 
     def value(self, unit_inputs: Floats) -> float:
-        """Return the loss at unit inputs E (samples, columns), which must be within the cones."""
+        """Return the loss for unit inputs E (samples, columns), which must be within the cones."""
         return self.loss.value(self.compute_network_outputs(unit_inputs))
 
     def compute_network_outputs(self, unit_inputs: Floats) -> Floats:
-        """Return the outputs (samples, outputs) of the network, before the intercept, for unit inputs E."""
+        """Compute the outputs of the network for unit inputs E, without the intercept."""
         split_inputs = self._split_by_sign_gate_and_output(unit_inputs)
         return np.asarray((self._branch_signs * split_inputs).sum(axis=(1, 2)))
 
     def _split_by_sign_gate_and_output(self, columns: Floats) -> Floats:
-        """Return a view of shape (rows, signs, gates, outputs)."""
+        """Return the columns as a view of shape (rows, signs, gates, outputs)."""
         return columns.reshape(len(columns), 2, -1, self._n_outputs)

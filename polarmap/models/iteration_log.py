@@ -1,4 +1,4 @@
-"""Messages of a fit: one line per iteration with `verbose`, and a warning if the fit did not converge."""
+"""Messages about a fit: one line per iteration with `verbose`, and a warning if the fit did not converge."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from polarmap.models.solvers.solver import Solution
 
 
 class IterationLog:
-    """A printer of one line per solver iteration to standard output.
+    """A log that prints one line per solver iteration to standard output.
 
     Parameters
     ----------
     label : str
-        The name of the model or target that is fitted, printed in brackets before each line.
+        Name of the model or target, printed in brackets at the start of each line.
     operator : CodedOperator
-        The operator that the solver multiplies by. Lines with `verbose=2` count its products.
+        Operator that computes the products of the solver. With verbose=2, the lines count its products.
     verbose : int
         0: print nothing. 1: print the objective, the norm of the gradient, and the seconds of each iteration.
         2: also print the number of products, and how many blocks the last product decoded.
@@ -43,14 +43,14 @@ class IterationLog:
         return self._verbose > 0
 
     def log_iteration(self, objective: float | None, gradient_norm: float) -> None:
-        """Print the line of the iteration that has just ended.
+        """Print the line of the iteration that has just finished.
 
         Parameters
         ----------
         objective : float or None
-            The objective after the iteration. None if the solver does not compute it.
+            Objective after the iteration, or None if the solver does not compute it.
         gradient_norm : float
-            The solver's measure of optimality, printed as "gradient".
+            Solver's measure of optimality, printed as "gradient".
         """
         finished_at, self._n_iter = time.perf_counter(), self._n_iter + 1
         parts = [] if objective is None else [f"objective {objective:.6e}"]
@@ -61,22 +61,23 @@ class IterationLog:
         self._iteration_started_at, self._n_products_before = finished_at, self._operator.n_products
 
     def _format_product_counts(self) -> list[str]:
-        """Return texts with the products since the previous line, and the blocks decoded in the last one."""
+        """Return texts with the number of products since the last line and of blocks that were decoded."""
         report: Any = self._operator.report
         parts = [f"{self._operator.n_products - self._n_products_before} products"]
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]
 
 
 def warn_if_not_converged(solution: Solution, max_iter: int, timeout: float | None) -> None:
-    """Issue a ConvergenceWarning if a solver ended before its solution was as accurate as `tol` asks for.
+    """Issue a ConvergenceWarning if the solution is less accurate than `tol` requires.
 
     Parameters
     ----------
     solution : Solution
+        Result of the solver.
     max_iter : int
-        The iteration limit of the fit, named in the warning.
+        Iteration limit of the fit, quoted in the warning.
     timeout : float or None
-        The time limit of the fit in seconds, named in the warning.
+        Time limit of the fit in seconds, quoted in the warning.
     """
     if solution.converged:
         return

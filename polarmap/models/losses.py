@@ -1,8 +1,8 @@
 """Smooth convex losses of generalized linear models.
 
-A family (`GaussianFamily`, `BernoulliFamily`, ...) defines the loss of one sample. `WeightedLoss` sums it
-over weighted samples, and `ProfiledLoss` also minimizes the sum over the intercept. Solvers call the methods
-`value`, `gradient` and `hessian_product` of a loss with the linear predictor eta = X w.
+A family (`GaussianFamily`, `BernoulliFamily`, ...) defines the loss of one sample. `WeightedLoss` is the
+weighted sum over all samples. `ProfiledLoss` also minimizes this sum over the intercept. Solvers call the
+methods `value`, `gradient` and `hessian_product` of a loss. Their argument is the linear predictor eta = X w.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from scipy.special import expit, logsumexp, softmax, xlogy
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-# Above this exponent, the Poisson loss continues exp by its tangent: a line search may overshoot, and inf
-# would break it.
+# Above this exponent, the Poisson loss continues exp by its tangent. A line search may overshoot, and an
+# infinite loss would break it.
 MAX_EXPONENT = 300.0
-# Limits of the search for the optimal intercept, and the gradient at which it ends.
+# Limits of the search for the optimal intercept, and the size of the gradient at which it stops.
 MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40
 GRADIENT_TOL = 8 * FLOAT64_EPS
 
@@ -136,16 +136,16 @@ LossFamily = GaussianFamily | BernoulliFamily | MultinomialFamily | PoissonFamil
 
 
 class WeightedLoss:
-    """The loss sum_i weights_i loss(eta_i, y_i) of weighted samples.
+    """The weighted sum of the losses of all samples: sum_i weights_i loss(eta_i, y_i).
 
     Parameters
     ----------
     family : LossFamily
-        The loss of one sample.
+        Loss of one sample.
     y : array (samples,) or (samples, outputs)
-        The targets. The linear predictor eta has the same shape.
+        Targets. The linear predictor eta has the same shape.
     weights : array (samples,)
-        Positive.
+        Positive weight of each sample.
     """
 
     def __init__(self, family: LossFamily, y: Floats, weights: Floats) -> None:
@@ -153,27 +153,30 @@ class WeightedLoss:
         self.weights = weights if y.ndim == 1 else weights[:, np.newaxis]
 
     def value(self, eta: Floats) -> float:
-        """Return the loss at the linear predictor eta, which has the shape of y."""
+        """Return the loss at the linear predictor `eta`, which has the shape of y."""
         return float(np.sum(self.weights * self.family.value(eta, self.y)))
 
     def gradient(self, eta: Floats) -> Floats:
-        """Return the gradient with respect to eta, in the shape of eta."""
+        """Return the gradient of the loss with respect to `eta`, in the shape of `eta`."""
         return np.asarray(self.weights * (self.family.mean(eta) - self.y))
 
     def hessian_product(self, eta: Floats, direction: Floats) -> Floats:
-        """Return the Hessian at eta times a direction; all three have the shape of y."""
+        """Return the Hessian at `eta` times `direction`. All arrays have the shape of y."""
         return np.asarray(self.weights * self.family.hessian_product(self.family.mean(eta), direction))
 
     def _conjugate(self, dual: Floats) -> float:
-        """Return the maximum over eta of <dual, eta> - value(eta), for a `dual` between 0 and a gradient."""
+        """Return the convex conjugate: the maximum over eta of <dual, eta> - value(eta).
+
+        `dual` must be between 0 and a gradient of the loss, where the maximum is finite.
+        """
         return float(np.sum(self.weights * self.family.conjugate(dual / self.weights, self.y)))
 
     def fit_null_predictor(self) -> Floats:
-        """Return the optimal constant eta (outputs,), which is that of a model without features."""
+        """Return the best constant eta (outputs,), as in a model without features."""
         return self.family.link(np.average(self.y, axis=0, weights=self.weights.reshape(-1)))
 
     def compute_null_curvature(self) -> float:
-        """Return the mean curvature of one sample's loss at the null predictor, used to scale features."""
+        """Return the mean second derivative of one sample's loss at the best constant eta."""
         mean = self.family.mean(self.fit_null_predictor()[np.newaxis])
         unit_vectors = np.eye(mean.shape[1])
         curvatures = [self.family.hessian_product(mean, unit[np.newaxis])[0] @ unit for unit in unit_vectors]
@@ -186,8 +189,9 @@ class SquaredLoss(WeightedLoss):
     Parameters
     ----------
     y : array (samples,) or (samples, outputs)
+        Targets.
     weights : array (samples,), optional
-        Positive; 1 by default.
+        Positive weight of each sample; 1 by default.
 
     Examples
     --------
@@ -209,10 +213,10 @@ class LogisticLoss(WeightedLoss):
     Parameters
     ----------
     y : array (samples,) or (samples, classes)
-        0 or 1 for each sample of two classes. For more than two classes, one row per sample with a 1 in the
-        column of its class.
+        For two classes, 0 or 1 for each sample. For more classes, one row per sample with a 1 in the column
+        of its class and 0 elsewhere.
     weights : array (samples,), optional
-        Positive; 1 by default.
+        Positive weight of each sample; 1 by default.
 
     Examples
     --------
@@ -232,7 +236,7 @@ class LogisticLoss(WeightedLoss):
 
 
 def _check_targets(y: Any) -> Floats:
-    """Return y as a finite float array of one or two dimensions, or raise ModelError."""
+    """Return y as a finite float array of one or two dimensions. Raise ModelError if this is not possible."""
     targets = np.asarray(y, dtype=np.float64)
     if targets.ndim not in (1, 2) or not np.isfinite(targets).all():
         raise ModelError(f"y must be a finite array (samples,) or (samples, outputs), not {targets.shape}")
@@ -240,7 +244,7 @@ def _check_targets(y: Any) -> Floats:
 
 
 def _check_weights(weights: Any, n_samples: int) -> Floats:
-    """Return one positive weight per sample, or raise ModelError."""
+    """Return one positive weight per sample. Raise ModelError if the weights are invalid."""
     checked = np.ones(n_samples) if weights is None else np.asarray(weights, dtype=np.float64)
     if checked.shape != (n_samples,):
         raise ModelError(
@@ -252,18 +256,20 @@ def _check_weights(weights: Any, n_samples: int) -> Floats:
 
 
 class ProfiledLoss(WeightedLoss):
-    """The loss L(eta) = min over c of sum_i weights_i loss(eta_i + c, y_i), profiled over the intercept c.
+    """A weighted loss that is minimized over the intercept c at every point.
 
-    L is smooth and convex in eta. Its gradient is that of the loss at the optimal c, so with an intercept
-    each column of the gradient sums to 0.
+    It is the function L(eta) = min over c of sum_i weights_i loss(eta_i + c, y_i), which is smooth and
+    convex. Its gradient is the gradient of the loss at the optimal c. With an intercept, each column of the
+    gradient therefore sums to 0.
 
     Parameters
     ----------
     family : LossFamily
-        A family of bounded curvature: any but Poisson.
+        Loss of one sample. Its second derivative must be bounded, so any family but Poisson.
     y : array (samples, outputs)
+        Targets.
     weights : array (samples,)
-        Positive, with sum 1.
+        Positive weight of each sample. The weights must sum to 1.
     fit_intercept : bool
         If False, c is 0.
 
@@ -281,24 +287,24 @@ class ProfiledLoss(WeightedLoss):
         self._cached_intercept: tuple[Floats | None, Floats] = None, self._null_intercept
 
     def value(self, eta: Floats) -> float:
-        """Return the loss at the linear predictor eta (samples, outputs), minimized over the intercept."""
+        """Return the loss at the linear predictor `eta` (samples, outputs), minimized over the intercept."""
         return super().value(eta + self.find_optimal_intercept(eta))
 
     def gradient(self, eta: Floats) -> Floats:
-        """Return the gradient with respect to eta; with an intercept, each of its columns sums to 0."""
+        """Return the gradient with respect to `eta`. With an intercept, each of its columns sums to 0."""
         return super().gradient(eta + self.find_optimal_intercept(eta))
 
     conjugate = WeightedLoss._conjugate
 
     @property
     def has_separate_outputs(self) -> bool:
-        """Whether the loss is a sum of one loss per output, which is False for the multinomial loss."""
+        """Whether the loss is a sum of one loss per output. This is false for the multinomial loss."""
         return self.shape[1] == 1 or not isinstance(self.family, MultinomialFamily)
 
     def make_hessian_product(self, eta: Floats) -> Callable[[Floats], Floats]:
-        """Return a function that multiplies the Hessian at eta by a direction (samples, outputs).
+        """Return a function that multiplies the Hessian at `eta` by a direction (samples, outputs).
 
-        The Hessian takes into account that the optimal intercept changes with eta.
+        The Hessian accounts for the change of the optimal intercept with eta.
         """
         mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         inverse_intercept_hessian = (
@@ -315,7 +321,7 @@ class ProfiledLoss(WeightedLoss):
         return multiply
 
     def compute_hessian_diagonal(self, eta: Floats) -> Floats:
-        """Return the diagonal (samples, outputs) of the Hessian for a fixed intercept."""
+        """Return the diagonal (samples, outputs) of the Hessian at `eta`, with the intercept held fixed."""
         mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         unit_vectors = np.eye(mean.shape[1])
         diagonal = [
@@ -325,7 +331,7 @@ class ProfiledLoss(WeightedLoss):
         return np.asarray(self.weights * np.stack(diagonal, axis=1))
 
     def _compute_intercept_hessian(self, mean: Floats) -> Floats:
-        """Return the Hessian (outputs, outputs) with respect to the intercept."""
+        """Return the Hessian with respect to the intercept, shape (outputs, outputs)."""
         unit_vectors = [np.broadcast_to(unit_vector, mean.shape) for unit_vector in np.eye(mean.shape[1])]
         return np.stack(
             [
@@ -335,7 +341,10 @@ class ProfiledLoss(WeightedLoss):
         )
 
     def find_optimal_intercept(self, eta: Floats) -> Floats:
-        """Return the optimal intercept (outputs,) at eta, by Newton's method from the previous optimum."""
+        """Return the optimal intercept (outputs,) at `eta`.
+
+        Except for the squared loss, it is found by Newton's method, starting from the previous optimum.
+        """
         if not self.fit_intercept:
             return self._null_intercept
         if isinstance(self.family, GaussianFamily):
@@ -347,22 +356,24 @@ class ProfiledLoss(WeightedLoss):
         for _ in range(MAX_NEWTON_STEPS):
             mean = self.family.mean(eta + intercept)
             gradient = np.sum(self.weights * (mean - self.y), axis=0)
-            if np.abs(gradient).max() <= GRADIENT_TOL:  # Absolute, as means are at most 1.
+            # The tolerance is absolute, because means are at most 1.
+            if np.abs(gradient).max() <= GRADIENT_TOL:
                 break
             step = self._compute_intercept_newton_step(mean, gradient, max_norm)
             shortened = self._backtrack_intercept_step(eta, intercept, step, float(gradient @ step))
             if shortened is None:
                 break
-            # A softmax does not change if a constant is added to all outputs: choose the intercept of mean 0.
+            # A softmax does not change if a constant is added to all outputs. The intercept with mean 0 is
+            # used.
             intercept = shortened - shortened.mean() if len(shortened) > 1 else shortened
         self._cached_intercept = eta, intercept
         return intercept
 
     def _compute_intercept_newton_step(self, mean: Floats, gradient: Floats, max_norm: float) -> Floats:
-        """Return a Newton step of at most `max_norm` (its 2-norm).
+        """Return a Newton step for the intercept, whose 2-norm is at most `max_norm`.
 
-        A ridge proportional to the norm of the gradient limits the step, because the Hessian of a softmax is
-        singular.
+        The Hessian of a softmax is singular. A multiple of the identity, proportional to the norm of the
+        gradient, is added to it to limit the step.
         """
         ridge = float(np.linalg.norm(gradient)) / max_norm
         hessian = self._compute_intercept_hessian(mean) + ridge * np.eye(len(gradient))
@@ -373,8 +384,8 @@ class ProfiledLoss(WeightedLoss):
     ) -> Floats | None:
         """Return the intercept after a backtracking line search along `step`.
 
-        slope : the directional derivative of the loss along `step`. Returns None if no step length decreases
-        the loss sufficiently.
+        `slope` is the directional derivative of the loss along `step`. Return None if no step length
+        decreases the loss sufficiently.
         """
         loss_before = super().value(eta + intercept)
         for n_halvings in range(MAX_BACKTRACKS):

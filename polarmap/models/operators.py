@@ -1,7 +1,7 @@
-"""Linear operators that standardize, weight or gate the features, or append an intercept column.
+"""Linear operators that standardize, weight or gate features, or append a constant column.
 
-Each operator computes its products from products with the underlying matrix, which is usually a
-`CodedOperator`. Models compose these operators, so that a sparse or large X is never copied.
+Each operator computes its products from products of another operator, usually a `CodedOperator`. Models
+combine these operators, so that a sparse or large X is never copied.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ def compute_weighted_mean_and_variance(X: Any, sample_weight: Floats, center: bo
     Parameters
     ----------
     X : array or sparse array (samples, features)
+        Features.
     sample_weight : array (samples,)
-        Weights with sum 1.
+        Weight of each sample. The weights must sum to 1.
     center : bool
-        If False, return zeros as means, and mean squares as variances.
+        If False, the returned means are zeros, and the variances are mean squares.
 
     Returns
     -------
     mean : array (features,)
     variance : array (features,)
-        Exactly 0 for a feature that is constant up to rounding.
+        Exactly 0 for each feature that is constant up to rounding.
     """
     mean, variance = _compute_mean_and_variance(X, sample_weight, center)
     return mean, np.where(variance <= (10 * FLOAT64_EPS * mean) ** 2, 0.0, variance)
@@ -41,8 +42,8 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
     if not issparse(X):
         mean = sample_weight @ X if center else np.zeros(X.shape[1])
         return mean, sample_weight @ (X - mean) ** 2
-    # Sum squared deviations, of stored entries and of zeros separately: the difference mean(x^2) - mean(x)^2
-    # would cancel for a nearly constant feature.
+    # Squared deviations of stored entries and of zeros are summed separately. The difference mean(x^2) -
+    # mean(x)^2 would cancel for a nearly constant feature.
     X_csc = X.tocsc()
     n_features = X_csc.shape[1]
     column_indices = np.repeat(np.arange(n_features), np.diff(X_csc.indptr))
@@ -52,7 +53,7 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
         mean += np.bincount(column_indices, entry_weights * X_csc.data, n_features)
     zero_weight = 1.0 - np.bincount(column_indices, entry_weights, n_features)
     zero_weight[zero_weight <= FLOAT64_EPS * X_csc.shape[0]] = (
-        0.0  # A column without zeros has rounding left.
+        0.0  # A column without zeros should have weight 0, but rounding may leave more.
     )
     variance = (
         np.bincount(column_indices, entry_weights * (X_csc.data - mean[column_indices]) ** 2, n_features)
@@ -62,22 +63,25 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
 
 
 class RealMatrixOperator(LinearOperator):  # type: ignore[misc]
-    """A base class of real operators that only define products with matrices (`_matmat`, `_rmatmat`)."""
+    """Base class of real operators. A subclass only implements products with matrices."""
 
     def _rmatvec(self, u: Floats) -> Floats:
         return np.asarray(self._rmatmat(np.reshape(u, (-1, 1)))[:, 0])
 
 
 class StandardizedOperator(RealMatrixOperator):
-    """The operator diag(sqrt_weight) (X - 1 mean') diag(scale), computed from products with X.
+    """An operator that standardizes features: diag(sqrt_weight) (X - 1 mean') diag(scale).
+
+    Its products are computed from products with X, so the standardized matrix is never formed.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
-        X.
+        Features X.
     mean, scale : arrays (features,)
+        Number that is subtracted from each feature, and factor that it is then multiplied by.
     sqrt_weight : array (samples,), optional
-        Ones by default.
+        Factor of each sample. By default, 1.
     """
 
     def __init__(self, operator: Any, mean: Floats, scale: Floats, sqrt_weight: Floats | None = None) -> None:
@@ -96,14 +100,14 @@ class StandardizedOperator(RealMatrixOperator):
 
 
 class AppendedInterceptOperator(RealMatrixOperator):
-    """The operator [A, intercept_scaling * 1]: A with a constant column for the intercept.
+    """An operator that appends a constant column for the intercept: [A, intercept_scaling * 1].
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
-        A.
+        Operator A.
     intercept_scaling : float
-        The value of the constant column.
+        Value of the constant column.
 
     Examples
     --------
@@ -124,15 +128,15 @@ class AppendedInterceptOperator(RealMatrixOperator):
 
 
 class GatedOperator(RealMatrixOperator):
-    """The operator [D_1 A, ..., D_P A] with D_i = diag(patterns[:, i]), computed from products with A.
+    """An operator that applies P gates to the rows of A: [D_1 A, ..., D_P A] with D_i = diag(patterns[:, i]).
 
-    Its columns are ordered by columns of A first, and by gates second. A product with c columns takes one
+    Its columns are ordered by columns of A first, and by gates second. Its product with c columns takes one
     product of A with P c columns.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
-        A.
+        Operator A.
     patterns : bool array (samples, P)
         Whether each of the P gates is open at each sample.
     """

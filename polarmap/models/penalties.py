@@ -1,8 +1,8 @@
 """Penalties and constraints with the interface of pyproximal's proximal operators.
 
-Unlike pyproximal's, the penalties have convex conjugates, from which `fista` computes the duality gap, and
-the projection on an affine set is exact. A penalty p is called as p(x), and `p.prox(x, tau)` is its proximal
-operator; x is always a vector, and matrices are passed row by row.
+For a penalty p, p(x) is its value, and p.prox(x, tau) is its proximal operator. x is always a vector, and
+matrices are passed row by row. Unlike the classes of pyproximal, these penalties also have convex conjugates,
+from which `fista` computes the duality gap. The projection on an affine set is exact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.linalg import qr, solve_triangular
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-MAX_NEWTON_STEPS = 100  # A limit for the secular equation, which takes about six steps.
+MAX_NEWTON_STEPS = 100  # Limit for the secular equation, which usually takes about six steps.
 
 
 class ElasticNetPenalty:
@@ -24,7 +24,7 @@ class ElasticNetPenalty:
     Parameters
     ----------
     l1, l2 : float or array (N,)
-        The strengths of both penalties, of all entries of x or of each entry; 0 or more.
+        Strength of each penalty, for all entries of x or for each entry; 0 or more.
 
     Examples
     --------
@@ -47,10 +47,10 @@ class ElasticNetPenalty:
         return np.asarray(thresholded / (1.0 + tau * self._l2))
 
     def conjugate(self, dual: Floats) -> float:
-        """Return the maximum over x of <dual, x> - penalty(x).
+        """Return the convex conjugate at `dual`: the maximum over x of <dual, x> - penalty(x).
 
-        `dual` must have been multiplied by `dual_scale`: otherwise the maximum may be infinite, and the
-        result is wrong.
+        `dual` must have been multiplied by `dual_scale` before. Otherwise, the maximum may be infinite and
+        the result is wrong.
         """
         l1, l2 = np.broadcast_to(self._l1, dual.shape), np.broadcast_to(self._l2, dual.shape)
         has_l2_mask = l2 > 0
@@ -65,14 +65,14 @@ class ElasticNetPenalty:
 
 
 class LinearBoxPenalty:
-    """The penalty <slope, x> with the constraint lower <= x <= upper.
+    """The linear penalty <slope, x> with the box constraint lower <= x <= upper.
 
     Parameters
     ----------
     lower, upper : array (N,)
         Finite bounds, also available as attributes.
     slope : array (N,)
-        Also available as an attribute.
+        Coefficients of the linear penalty, also available as an attribute.
 
     Examples
     --------
@@ -92,7 +92,7 @@ class LinearBoxPenalty:
             )
 
     def __call__(self, x: Floats) -> float:
-        """Return <slope, x> for an x (N,), which must be within the box."""
+        """Return <slope, x> for a vector x (N,), which must be inside the box."""
         return float(self.slope @ x)
 
     def prox(self, x: Floats, tau: float) -> Floats:
@@ -100,7 +100,7 @@ class LinearBoxPenalty:
         return np.clip(x - tau * self.slope, self.lower, self.upper)
 
     def conjugate(self, dual: Floats) -> float:
-        """Return the maximum of <dual - slope, x> over the box."""
+        """Return the convex conjugate at `dual`: the maximum of <dual - slope, x> over the box."""
         reduced_dual = dual - self.slope
         return float(np.sum(np.maximum(reduced_dual * self.lower, reduced_dual * self.upper)))
 
@@ -110,19 +110,19 @@ class LinearBoxPenalty:
 
 
 class GroupLassoPenalty:
-    """The penalty strength * sum_j |diag(row_scale) x_j| over the columns x_j of a matrix x.
+    """A group lasso penalty on the columns x_j of a matrix x: strength * sum_j |diag(row_scale) x_j|.
 
-    This is pyproximal.L21 with a scale for each row. With the scales, `fista` can work on whitened
-    coefficients and penalize the norm of the original ones.
+    This is pyproximal.L21 with a scale for each row. The scales allow `fista` to work on whitened
+    coefficients and still penalize the norm of the original ones.
 
     Parameters
     ----------
     strength : float
-        0 or more.
+        Strength of the penalty, 0 or more.
     row_scale : array (rows,)
-        Positive.
+        Positive scale of each row.
     n_columns : int
-        The number of columns of x, which is passed to the methods as a vector, row by row.
+        Number of columns of x. The methods take x as a vector, row by row.
 
     Examples
     --------
@@ -139,7 +139,7 @@ class GroupLassoPenalty:
         self._strength, self._row_scale, self._n_columns = strength, np.reshape(row_scale, (-1, 1)), n_columns
 
     def __call__(self, x: Floats) -> float:
-        """Return the penalty at x (rows * columns,)."""
+        """Return the penalty at x, a matrix passed as a vector (rows * columns,)."""
         scaled = self._row_scale * self._reshape_to_matrix(x)
         return float(self._strength * np.linalg.norm(scaled, axis=0).sum())
 
@@ -156,7 +156,7 @@ class GroupLassoPenalty:
         return p.reshape(-1)
 
     def conjugate(self, dual: Floats) -> float:
-        """Return 0, the conjugate at every `dual` that has been multiplied by `dual_scale`."""
+        """Return 0, which is the convex conjugate wherever it is finite."""
         return 0.0
 
     def dual_scale(self, dual: Floats) -> float:
@@ -172,13 +172,15 @@ class GroupLassoPenalty:
 class AffineSet:
     """The constraint C x = d.
 
-    Its projection uses a QR factorization of C and is exact, unlike the iterative one of pyproximal.
+    Projections on this set use a QR factorization of C and are exact, whereas pyproximal computes them
+    iteratively.
 
     Parameters
     ----------
     C : array (equations, N)
-        A matrix of full row rank.
+        Matrix of full row rank.
     d : array (equations,)
+        Right-hand side.
 
     Raises
     ------
@@ -214,20 +216,22 @@ class AffineSet:
         return bool(np.abs(self._Q.T @ x - self._rhs).max(initial=0.0) <= 1e-10 * magnitude)
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """Return the point of the set that is nearest to x; `tau` has no effect."""
+        """Return the point of the set that is nearest to x. `tau` is ignored."""
         return np.asarray(x - self._Q @ (self._Q.T @ x - self._rhs))
 
 
 def _solve_secular_equations(numerators: Floats, poles: Floats) -> Floats:
     """Solve sum_k numerators_k / (r + poles_k)^2 = 1 for r > 0, for each column.
 
-    Uses Newton's method on 1 / sqrt(sum) - 1, as for trust regions (More and Sorensen, 1983).
+    Newton's method is applied to 1 / sqrt(sum) - 1, as for trust regions (More and Sorensen, 1983).
 
     Parameters
     ----------
     numerators : array (rows, columns)
-        Their sum divided by poles^2 must exceed 1 in each column, so that there is a solution.
+        Numerators. In each column, the sum of numerators / poles^2 must exceed 1, so that there is a
+        solution.
     poles : array (rows, 1)
+        Positive numbers, the same for all columns.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""Constraint sets of pyproximal, set up to be projected on with full floating-point accuracy.
+"""Constraint sets of pyproximal, with projections of full floating-point accuracy.
 
-pyproximal finds these projections by bisection, and stops early with its default options. Pass the objects to
+pyproximal computes these projections by bisection, and with its default options stops early. Pass the sets to
 `polarmap.convex.fista` as its penalty.
 """
 
@@ -23,9 +23,9 @@ def simplex(size: int, total: float = 1.0) -> Any:
     Parameters
     ----------
     size : int
-        The number of entries of x.
+        Number of entries of x.
     total : float
-        Positive.
+        Sum of the entries, positive.
 
     Raises
     ------
@@ -50,9 +50,9 @@ def l1_ball(size: int, radius: float) -> Any:
     Parameters
     ----------
     size : int
-        The number of entries of x.
+        Number of entries of x.
     radius : float
-        Positive.
+        Radius of the ball, positive.
 
     Raises
     ------

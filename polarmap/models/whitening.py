@@ -1,4 +1,4 @@
-"""A change of variables after which all directions of the features have about the same second moment.
+"""Whitening: a change of variables that gives all directions of the features about the same variance.
 
 First-order methods converge faster in these coordinates, because one step length suits all directions.
 """
@@ -13,21 +13,21 @@ from scipy import sparse
 from polarmap.dtypes import Floats
 from polarmap.models.operators import RealMatrixOperator, compute_weighted_mean_and_variance
 
-MAX_ROTATED_FEATURES = 2000  # More features are scaled, but not rotated to their principal axes.
-MIN_RELATIVE_SCALE = 1e-6  # The smallest scale by which a direction is divided, relative to the largest.
+MAX_ROTATED_FEATURES = 2000  # More features than this are scaled, but not rotated to their principal axes.
+MIN_RELATIVE_SCALE = 1e-6  # Lower bound on the scale of a direction, relative to the largest scale.
 
 
 class WhiteningOperator(RealMatrixOperator):
-    """The operator W with W z = axes (z / scale), so that A W are the whitened features of A.
+    """An operator that whitens features: A W are the whitened features of A, with W z = axes (z / scale).
 
     The axes are orthonormal, so coefficients w = W z have the norm |z / scale|.
 
     Parameters
     ----------
     axes : array or sparse array (features, features)
-        The principal axes as columns, or a sparse identity.
+        Principal axes as columns, or a sparse identity matrix.
     scale : array (features,)
-        The root mean square of the data along each axis.
+        Root mean square of the data along each axis.
     """
 
     def __init__(self, axes: Any, scale: Floats) -> None:
@@ -44,15 +44,17 @@ class WhiteningOperator(RealMatrixOperator):
 def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -> WhiteningOperator:
     """Compute the whitening operator of X from its weighted Gram matrix.
 
-    With A = X (or [X, 1] with an intercept) and whitened features B = A W, the largest eigenvalue of
-    B' diag(sample_weight) B is at most 1. If the axes are rotated, all eigenvalues are 1 except in directions
-    with almost no data. Above MAX_ROTATED_FEATURES features, the axes are only scaled.
+    Let A = X, or A = [X, 1] with an intercept, and let B = A W be the whitened features. The largest
+    eigenvalue of B' diag(sample_weight) B is then at most 1. All eigenvalues are 1, except in directions with
+    almost no data. For more than MAX_ROTATED_FEATURES features, the features are only scaled, and the other
+    eigenvalues may be smaller.
 
     Parameters
     ----------
     X : array or sparse array (samples, features)
+        Features.
     sample_weight : array (samples,)
-        Weights with sum 1.
+        Weight of each sample. The weights must sum to 1.
     fit_intercept : bool
         Whether to append a constant feature 1.
     """
@@ -77,6 +79,6 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
 
 
 def _clip_scale(scale: Floats) -> Floats:
-    """Return `scale` with a lower bound relative to its maximum, or ones if all scales are 0."""
+    """Return `scale` with a lower bound relative to its maximum. Return ones if all scales are 0."""
     max_scale = float(scale.max(initial=0.0))
     return np.maximum(scale, MIN_RELATIVE_SCALE * max_scale) if max_scale > 0 else np.ones_like(scale)

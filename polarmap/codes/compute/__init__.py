@@ -1,5 +1,5 @@
 """Fast linear combinations of blocks: butterflies, matrix products, and programs of row operations.
 
-The codes define which combinations they need, and the modules here compute them, tile by tile and on all
-cores.
+The codes decide which combinations they need. The modules here compute them on all cores, in tiles that fit
+into the cache.
 """

@@ -1,8 +1,8 @@
-"""Multiply small matrices by wide blocks, by the fastest of several methods.
+"""Multiply small matrices by wide blocks, with the fastest of several methods.
 
-Encoders and decoders call these functions with blocks as rows: a 2-D array, or a sequence of 1-D arrays.
-Depending on sizes and dtypes, a product runs through BLAS, through compiled loops (with Numba), or in NumPy.
-The thresholds were measured with benchmarks/coding.py.
+Encoders and decoders pass the blocks as rows: a 2-D array, or a sequence of 1-D arrays. Depending on sizes
+and dtypes, a product is computed by BLAS, by loops compiled with Numba, or by NumPy. The thresholds were
+measured with benchmarks/coding.py.
 """
 
 from __future__ import annotations
@@ -30,20 +30,23 @@ from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype
 
 CompiledLoop = Callable[..., None]
 
-CONVERSION_CHUNK_BYTES = 4 << 20  # Bytes that are converted to float64 for one call of a compiled loop.
-# The number of multiplications up to which OpenBLAS uses a single thread.
+# Bytes that are converted to float64 for one call of a compiled loop.
+CONVERSION_CHUNK_BYTES = 4 << 20
+# Up to this number of multiplications, OpenBLAS uses a single thread.
 MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
-# The number of multiplications up to which a second thread does not pay. While workers keep the cores busy,
-# waiting for the second thread takes tens of milliseconds.
+# From this number of multiplications on, more than one thread is used. For smaller products, a second thread
+# does not pay off: while workers keep the cores busy, waiting for it takes tens of milliseconds.
 MIN_MULTITHREAD_MULTIPLIES = 1 << 22
-# Limits for the pieces of a product on one thread, which takes longer with fewer columns or longer rows.
+# Limits for the pieces of a product on one thread, which is slower with fewer columns or longer rows.
 MIN_COLUMNS, MAX_INNER_LENGTH = 64, 1024
-MIN_TILES_PER_THREAD = 4  # Fewer tiles take less time than starting another thread.
+MIN_TILES_PER_THREAD = 4  # With fewer tiles per thread, starting the thread takes longer than it saves.
 MIN_COMPILED_BYTES = 64 << 20  # For fewer bytes, loading the compiled loops takes longer than they save.
 
 
 def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
-    """Write matrix @ rows to `out` with BLAS, gathering tiles if the rows are not one contiguous array.
+    """Compute matrix @ rows with BLAS and write the product to `out`.
+
+    Rows that are not one contiguous array are first copied, tile by tile.
 
     Parameters
     ----------
@@ -69,9 +72,9 @@ def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
 
 
 def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
-    """Compute matrix @ tile for arrays of one floating dtype, on the calling thread if the product is small.
+    """Compute matrix @ tile for arrays of one floating dtype.
 
-    The result is written to `out`, if it is passed, and returned.
+    Small products stay on the calling thread. The product is written to `out`, if it is passed, and returned.
 
     >>> matmul(np.eye(2), np.ones((2, 3))).tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -86,7 +89,7 @@ def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
 
 
 def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
-    """Write matrix @ tile to `out`, in pieces so small that OpenBLAS uses a single thread."""
+    """Compute matrix @ tile in pieces so small that OpenBLAS uses a single thread, and write it to `out`."""
     inner_length, width = tile.shape
     if inner_length > MAX_INNER_LENGTH:
         partial_sums, half = np.empty_like(out), inner_length // 2
@@ -107,7 +110,7 @@ def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
 def encode_rotation_parity_tiled(
     network: RotationButterflyNetwork, rows: FlatBlocks, out: Array, compiled: ModuleType | None = None
 ) -> None:
-    """Write the parity rows of the rotation kernel to `out`, on all cores.
+    """Compute the parity blocks of the rotation kernel on all cores and write them to `out`.
 
     Parameters
     ----------
@@ -134,7 +137,7 @@ def encode_rotation_parity_tiled(
 
 
 def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
-    """Write weights @ rows to `out`, with compiled loops if they are available and pay, otherwise with BLAS.
+    """Compute weights @ rows and write it to `out`, with compiled loops if they are faster than BLAS.
 
     Parameters
     ----------
@@ -155,9 +158,9 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
 
 
 def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | None:
-    """Return the module `transforms_numba` if its compiled loops can combine these rows faster, or None.
+    """Return the module `transforms_numba` if its compiled loops are faster for these rows, otherwise None.
 
-    The loops pay for at least MIN_COMPILED_BYTES of `rows`. They need Numba, and a `dtype` whose sums are
+    The loops pay off for MIN_COMPILED_BYTES of `rows` or more. They need Numba, and a `dtype` whose sums are
     accumulated in float64.
     """
     if choose_accumulator_dtype(dtype) != np.float64:
@@ -166,7 +169,10 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
 
 
 def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
-    """Return the module `transforms_numba`, or None without Numba or for less than `min_bytes` of rows."""
+    """Return the module `transforms_numba`, or None if `rows` take less than `min_bytes`.
+
+    Also return None if Numba is not installed.
+    """
     if sum(row.nbytes for row in rows) < min_bytes or find_spec("numba") is None:
         return None
     from polarmap.codes.compute import transforms_numba
@@ -175,7 +181,9 @@ def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> Modul
 
 
 def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, *operands: Array) -> None:
-    """Run a compiled loop over all columns of `out` on all cores, converting to float64 where needed.
+    """Run a compiled loop over all columns of `out`, on all cores.
+
+    The loop works on float64. Blocks of other dtypes are converted piece by piece.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""Programs of row additions, by which the Arikan kernel encodes and decodes blocks.
+"""Programs of row additions, with which the Arikan kernel encodes and decodes blocks.
 
     table:  row 0, row 1, row 2 = row 0 - row 1, ...        each row is a block
 
 The Arikan kernel needs few additions, mostly with factors 1 or -1, so adding rows is faster than a matrix
-product. Native integers wrap modulo 2^bits, as required. `successive_cancellation` and `arikan_code` list the
-operations, and `RowOperationProgram` executes them on tiles of the blocks.
+product. NumPy integers wrap around modulo 2^bits, as the decoders need. `successive_cancellation` and
+`arikan_code` list the operations, and `RowOperationProgram` executes them on tiles of the blocks.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ import numpy.typing as npt
 from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
-# The smallest number of bytes of a row in a tile. For shorter rows, the overhead of NumPy exceeds the time of
-# the addition itself.
+# A row of a tile has at least this many bytes. For shorter rows, the overhead of NumPy exceeds the time of
+# the addition.
 MIN_TILE_ROW_BYTES = 1 << 13
-MIN_WIDE_COLUMNS = 1 << 10  # From this number of columns on, rows are added one by one instead of in batches.
-# The number of bytes from which on Numba is loaded, which takes 0.6 s and saves 0.3 s per GB.
+# From this number of columns on, rows are added one by one instead of in batches.
+MIN_WIDE_COLUMNS = 1 << 10
+# From this number of bytes on, Numba is loaded, which takes 0.6 s and saves 0.3 s per GB.
 MIN_COMPILED_BYTES = 1 << 28
 
 
 class RowOperationBatch(NamedTuple):
-    """A batch of independent row operations: table[target] = table[source] + factor * table[addend].
+    """A batch of row operations: table[target] = table[source] + factor * table[addend].
 
-    No operation of a batch reads the target of another operation of the batch.
+    The operations are independent: none reads the target of another one in the batch.
 
     Attributes
     ----------
     target_rows, source_rows, addend_rows : index array (operations,)
         Rows of the table.
     factor : int or array (operations,)
-        Factor of all operations, or of each. With 0, the source row is copied.
+        Factor of all operations, or of each of them. With 0, the source row is copied.
     """
 
     target_rows: Indices
@@ -47,7 +48,7 @@ class RowOperationBatch(NamedTuple):
 
 
 class RowOperationProgram:
-    """A program of row operations that computes output rows of a table from input rows.
+    """A list of row operations that computes the output rows of a table from its input rows.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ class RowOperationProgram:
     n_rows : int
         Number of rows of the table. Rows that are not input rows are zero at the start.
     input_rows, output_rows : index array
-        Rows that hold the given blocks, and rows to compute.
+        Rows that contain the given blocks, and rows to compute.
 
     Examples
     --------
@@ -75,14 +76,17 @@ class RowOperationProgram:
 
     @property
     def operation_table(self) -> npt.NDArray[np.int64]:
-        """The target, source, addend and factor of each operation needed for the output, (operations, 4)."""
+        """The operations that the output needs, shape (operations, 4).
+
+        The columns are the target, source and addend row, and the factor.
+        """
         return self._compact_operations_and_n_rows[0]
 
     @cached_property
     def _compact_operations_and_n_rows(self) -> tuple[npt.NDArray[np.int64], int]:
-        """The needed operations on a table without unused rows, and the number of rows of that table.
+        """The operations that the output needs, for a table without unused rows, and its number of rows.
 
-        Input rows come first and output rows come last.
+        In this table, the input rows come first and the output rows last.
         """
         batch_tables = [
             np.stack(np.broadcast_arrays(*batch), axis=1) for batch in self.batches_needed_for_output
@@ -99,7 +103,7 @@ class RowOperationProgram:
 
     @cached_property
     def batches_needed_for_output(self) -> list[RowOperationBatch]:
-        """The operations on which the output rows depend, in order of execution."""
+        """The operations that the output rows depend on, in order of execution."""
         used_mask = np.zeros(self.n_rows, bool)
         used_mask[self.output_rows] = True
         needed = []
@@ -117,7 +121,7 @@ class RowOperationProgram:
         return needed[::-1]
 
     def compute_output_rows(self, input_blocks: tiling.FlatBlocks, out: Array) -> None:
-        """Execute the program on blocks.
+        """Execute the program on blocks and write the output rows to `out`.
 
         Parameters
         ----------
@@ -163,7 +167,9 @@ class RowOperationProgram:
 
 
 def choose_row_sum_dtype(dtype: DType) -> DType:
-    """Return the dtype for sums of `dtype`: the signed integer of the same size, or the accumulator dtype.
+    """Return the dtype for sums of `dtype`.
+
+    It is the signed integer type of the same size for integers, and otherwise the accumulator dtype.
 
     >>> choose_row_sum_dtype(np.dtype("u2")), choose_row_sum_dtype(np.dtype("f4"))
     (dtype('int16'), dtype('float64'))
@@ -172,7 +178,7 @@ def choose_row_sum_dtype(dtype: DType) -> DType:
 
 
 def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:
-    """Execute row operations on `table` in place, one batch at a time."""
+    """Execute row operations on `table` in place, batch by batch."""
     for target_rows, source_rows, addend_rows, factor in batches:
         if isinstance(factor, np.ndarray):
             table[target_rows] = table[source_rows] + factor.astype(table.dtype)[:, None] * table[addend_rows]
@@ -185,18 +191,19 @@ def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array
 
 
 def execute_adjoint_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:
-    """Execute the transposes of row operations on `table` in place, from the last batch to the first.
+    """Execute row operations transposed and in reverse, which maps output to input coefficients.
 
-    The output rows of the table hold the coefficients of linear combinations, one combination per column.
-    Afterwards, the input rows hold the coefficients of the same combinations in the input blocks. The results
-    are undefined for rows that several operations of a batch read, such as a row of zeros.
+    Each column of `table` is a linear combination. At the start, the output rows contain the coefficients of
+    the combination. At the end, the input rows contain the coefficients of the same combination of the input
+    blocks. The results are undefined for rows that several operations of a batch read, such as a row of
+    zeros.
 
     Parameters
     ----------
     batches : sequence of RowOperationBatch
         Operations, in the order of forward execution.
     table : array (rows, combinations)
-        Coefficients. Unsigned integers are sets of bits, and each bit is added modulo 2.
+        Coefficients. Unsigned integers are bit sets, whose bits are added modulo 2.
     """
     is_bitset = table.dtype.kind == "u"
     add, multiply = (np.bitwise_xor, np.bitwise_and) if is_bitset else (np.add, np.multiply)
@@ -210,7 +217,9 @@ def execute_adjoint_operation_batches(batches: Sequence[RowOperationBatch], tabl
 
 
 def execute_row_operations(table: Array, operations: npt.NDArray[np.int64]) -> None:
-    """Execute row operations on `table` in place, one by one, as the reference of the compiled loops.
+    """Execute row operations on `table` in place, one by one.
+
+    The compiled loop in `transforms_numba` gives the same results.
 
     Parameters
     ----------
@@ -219,7 +228,7 @@ def execute_row_operations(table: Array, operations: npt.NDArray[np.int64]) -> N
         Target, source, addend and factor of each operation, as in `RowOperationProgram.operation_table`.
     """
     table_rows, scratch_row = list(table), np.empty_like(table[0])
-    factors = operations[:, 3].astype(table.dtype)  # Factors wrap modulo 2^bits.
+    factors = operations[:, 3].astype(table.dtype)  # Factors wrap around modulo 2^bits.
     for target_row, source_row, addend_row, factor in zip(*operations[:, :3].T.tolist(), factors.tolist()):
         if factor == 1:
             np.add(table_rows[source_row], table_rows[addend_row], out=table_rows[target_row])

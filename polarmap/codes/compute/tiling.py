@@ -1,9 +1,9 @@
 """Cut blocks into tiles of columns that fit into the cache, and process the tiles on all cores.
 
-    rows (blocks)   | tile 0 | tile 1 | tile 2 | ...      each tile holds some columns of all rows
+    rows (blocks)   | tile 0 | tile 1 | tile 2 | ...      each tile contains some columns of all rows
 
-The encoders and decoders combine flat blocks, given as a 2-D array or a sequence of 1-D arrays. They work
-tile by tile, because one tile of all rows stays in the cache.
+Encoders and decoders combine flat blocks, which they get as a 2-D array or as a sequence of 1-D arrays. They
+work tile by tile, because one tile of all rows stays in the cache.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from polarmap.worker.environment import count_available_cores
 
 FlatBlocks = Array | Sequence[Array]
 
-TILE_BYTES = 1 << 20  # The size of a tile in bytes, about the second-level cache of one core.
-COPY_CHUNK_BYTES = 8 << 20  # The smallest number of bytes that a thread copies at a time.
+TILE_BYTES = 1 << 20  # Size of a tile in bytes, about the second-level cache of one core.
+COPY_CHUNK_BYTES = 8 << 20  # Smallest number of bytes that a thread copies at a time.
 
 
 def gather_columns(
@@ -49,7 +49,8 @@ def gather_columns(
     tile = np.empty((len(rows), width), dtype) if out is None else out
     if isinstance(rows, np.ndarray):
         np.copyto(tile, rows[:, column_slice], casting="unsafe")
-    elif tile.flags.c_contiguous:  # One call for all rows is faster if the rows are short.
+    # One call for all rows is faster if the rows are short.
+    elif tile.flags.c_contiguous:
         np.concatenate([row[column_slice] for row in rows], out=tile.reshape(-1), casting="unsafe")
     else:
         for tile_row, row in zip(tile, rows, strict=True):
@@ -58,7 +59,7 @@ def gather_columns(
 
 
 def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]:
-    """Yield slices of columns for which `n_rows` rows take about TILE_BYTES.
+    """Yield ranges of columns such that a tile of `n_rows` rows takes about TILE_BYTES.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]
 
 
 def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
-    """Return slices of the columns of `out`, a few per core, so that idle cores can help busy cores."""
+    """Return ranges of the columns of `out`, a few per core, so that idle cores can take over work."""
     width = out.shape[1]
     slice_width = max(min_columns, -(-width // (4 * count_available_cores()) // 512) * 512)
     return [slice(start, min(width, start + slice_width)) for start in range(0, width, slice_width)]
@@ -82,8 +83,8 @@ def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
 def parallel_copy(rows: Array, out: Array) -> None:
     """Copy `rows` to `out` on all cores.
 
-    The first access to a new memory page takes longer than writing to it, so parallel access pays. Each page
-    is accessed by a single thread, because otherwise several threads would clear it.
+    The first access to a new memory page takes longer than writing to it, so parallel access pays off. Each
+    page is accessed by one thread only, because otherwise several threads would clear it.
     """
     n_chunks = max(1, min(len(rows), out.nbytes // COPY_CHUNK_BYTES))
     bounds = [len(rows) * chunk // n_chunks for chunk in range(n_chunks + 1)]
@@ -93,7 +94,7 @@ def parallel_copy(rows: Array, out: Array) -> None:
 def parallel_for(
     work: Callable[[slice], None], slices: Sequence[slice], min_slices_per_core: int = 1
 ) -> None:
-    """Run `work` on every slice, in parallel on the cores that this process may use.
+    """Call `work` for every slice, in parallel on the cores that this process may use.
 
     Parameters
     ----------
@@ -120,7 +121,10 @@ def parallel_for(
 
 
 def ignore_nonfinite_warnings() -> np.errstate:
-    """Return a context that suppresses NumPy warnings for NaN and inf, which propagate into sums."""
+    """Return a context manager that suppresses NumPy's warnings about NaN and inf.
+
+    Sums of blocks that contain NaN or inf are NaN or inf themselves, which is not an error.
+    """
     return np.errstate(invalid="ignore", over="ignore")
 
 
@@ -154,7 +158,7 @@ def check_flat_blocks(blocks: FlatBlocks, k: int, code: object) -> None:
 
 
 def view_as_real(blocks: FlatBlocks, dtype: DType) -> FlatBlocks:
-    """View complex blocks as real blocks of twice the length, converting them to `dtype` if needed."""
+    """View complex blocks as real blocks of twice the length. Convert the blocks to `dtype` if needed."""
     real_part_dtype = to_real_dtype(dtype)
     if isinstance(blocks, np.ndarray):
         return np.ascontiguousarray(blocks, dtype).view(real_part_dtype)

@@ -1,9 +1,9 @@
-"""Butterfly transforms across blocks in NumPy, the reference of the compiled loops in `transforms_numba`.
+"""Butterfly transforms across blocks in NumPy, with the same results as the compiled loops.
 
     [[1, 1], [0, 1]] on blocks a, b:   (a, b) -> (a + b, b), at distances 1, 2, 4, ...
 
-Blocks are the rows of a 2-D array. A transform combines rows and treats every column independently, so
-callers may cut the columns into tiles.
+The blocks are the rows of a 2-D array. A transform combines rows and treats every column independently, so
+callers may cut the columns into tiles. `transforms_numba` contains the compiled loops.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 from polarmap.codes.rotation_network import RotationButterflyNetwork
 from polarmap.dtypes import Array, Floats
 
-DENSE_BASE_SIZE = 64  # The number of rows of a butterfly up to which its dense matrix is used.
+DENSE_BASE_SIZE = 64  # Up to this many rows, the dense matrix of a butterfly is used.
 
 
 def apply_arikan_transform(
     x: Array, *, inverse: bool = False, transpose: bool = False, gf2: bool = False
 ) -> Array:
-    """Apply the butterfly T of [[1, 1], [0, 1]] to the rows of x, in place.
+    """Apply the butterfly T of the kernel [[1, 1], [0, 1]] to the rows of x, in place.
 
-    Integers are exact and wrap on overflow.
+    Integers are exact and wrap around on overflow.
 
     Parameters
     ----------
@@ -57,10 +57,11 @@ def apply_arikan_transform(
 
 
 def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Floats:
-    """Compute the row sums of |M|, weighted by columns, for the matrix M = T diag(d) inverse(T).
+    """Compute the sums of the absolute values in each row of the matrix M = T diag(d) inverse(T).
 
-    The halves d0 and d1 of d give M(d) = [[M(d0), M(d1 - d0)], [0, M(d1)]], and M is diagonal if all entries
-    of d are equal. For polarized inputs, most halves recur, so they are cached.
+    T is the butterfly of `apply_arikan_transform`. Each column of M has a weight in the sums. If d0 and d1
+    are the halves of d, then M(d) = [[M(d0), M(d1 - d0)], [0, M(d1)]]. M is diagonal if all entries of d are
+    equal. For polarized inputs, most halves occur again and again, so they are cached.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
 
 
 def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
-    """Apply fused butterfly stages to the rows of x.
+    """Apply several fused butterfly stages to the rows of x.
 
     Parameters
     ----------
@@ -124,7 +125,7 @@ def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
 
 
 def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Array:
-    """Compute the parity P data of the rotation kernel.
+    """Compute P @ data, the parity blocks of the rotation kernel.
 
     Parameters
     ----------
@@ -148,7 +149,9 @@ def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Ar
 
 
 def apply_rotation_parity_adjoint(parity: Array, network: RotationButterflyNetwork, k: int) -> Array:
-    """Compute P' parity, (k, b), by the transposed stages of `encode_rotation_parity` in reverse order.
+    """Compute P' @ parity, shape (k, b), where P is the parity matrix of the rotation kernel.
+
+    The transposed stages of `encode_rotation_parity` are applied in reverse order.
 
     Parameters
     ----------

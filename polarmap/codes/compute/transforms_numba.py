@@ -1,8 +1,8 @@
 """Loops over blocks that are compiled with Numba (the `fast` extra), with the same results as NumPy.
 
 `block_matmul` and `row_program` load this module for large blocks. Some loops read rows by their memory
-addresses, so that the blocks need not form one array. With NUMBA_DISABLE_JIT=1, the same source runs
-interpreted.
+addresses, so that the blocks need not be copied into one array. With NUMBA_DISABLE_JIT=1, the same source is
+interpreted by Python.
 """
 
 # mypy: disable-error-code="misc, no-untyped-call, attr-defined, call-arg"
@@ -17,13 +17,13 @@ from numba.extending import intrinsic
 
 from polarmap.dtypes import Floats, Indices
 
-TILE_COLUMNS = 128  # The number of columns of a butterfly's tile, which stays in the second-level cache.
-PRODUCT_TILE_COLUMNS = 1024  # The number of columns of a product's tile, which has few rows at a time.
+TILE_COLUMNS = 128  # Columns per tile of a butterfly, which stays in the second-level cache.
+PRODUCT_TILE_COLUMNS = 1024  # Columns per tile of a product, which has few rows at a time.
 
 
 @intrinsic
 def _float64_pointer(typing_context: Any, address: Any) -> Any:
-    """Convert an integer address to a pointer to float64."""
+    """Convert an integer address to a float64 pointer."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -33,13 +33,16 @@ def _float64_pointer(typing_context: Any, address: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True)
 def _row_view(addresses: Indices, row: int, start: int, stop: int) -> Floats:
-    """Return a view of the columns start..stop-1 of the row at `addresses[row]`."""
+    """Return a view of the columns start..stop-1 of a row, which is at memory address `addresses[row]`."""
     return numba.carray(_float64_pointer(addresses[row] + 8 * start), (stop - start,))
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
 def _apply_rotations(x: Floats, rotations: Floats) -> None:
-    """Apply a rotation butterfly to the rows of a (size, TILE_COLUMNS) tile in place, two stages per pass."""
+    """Apply a rotation butterfly to the rows of a tile in place, shape (size, TILE_COLUMNS).
+
+    Two stages are applied per pass, to access the memory half as often.
+    """
     size = x.shape[0]
     stages = rotations.shape[0]
     stage = 0
@@ -80,9 +83,9 @@ def _apply_rotations(x: Floats, rotations: Floats) -> None:
 def _load_tile(
     row_addresses: Indices, first_row: int, start: int, stop: int, tile: Floats, column_sums: Floats
 ) -> None:
-    """Load the columns start..stop-1 of the rows from `first_row` on, and add them to `column_sums`.
+    """Copy the columns start..stop-1 of the rows from `first_row` on into `tile`, and sum them up.
 
-    Rows of the tile beyond the last row are set to zero.
+    The sums are added to `column_sums`. If there are fewer rows than the tile has, the rest is set to zero.
     """
     for row in range(tile.shape[0]):
         target = tile[row]
@@ -108,7 +111,7 @@ def encode_rotation_parity(
     scale: Floats,
     shift: Floats,
 ) -> None:
-    """Write the columns start..stop-1 of the parity to `out`, as `transforms.encode_rotation_parity`.
+    """Compute the columns start..stop-1 of the parity blocks, as `transforms.encode_rotation_parity` does.
 
     Parameters
     ----------
@@ -140,7 +143,8 @@ def encode_rotation_parity(
                 tile[row] = group_sum[permutations[group, row]]
             _apply_rotations(tile, output_rotations[group])
             while n_written < kept_rows.shape[0] and kept_rows[n_written] < (group + 1) * size:
-                # Write to a slice, because loops are only vectorized if their indices start at zero.
+                # The loop writes to a slice, because loops are only vectorized if their indices start at
+                # zero.
                 source = tile[kept_rows[n_written] - group * size]
                 parity = out[n_written, tile_start:tile_stop]
                 a, b = scale[n_written], shift[n_written]
@@ -151,7 +155,7 @@ def encode_rotation_parity(
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
 def combine_rows(row_addresses: Indices, out: Floats, start: int, stop: int, weights: Floats) -> None:
-    """Write the columns start..stop-1 of weights @ rows to `out`.
+    """Compute the columns start..stop-1 of weights @ rows and write them to `out`.
 
     Both dimensions of `weights` must be padded with zeros to multiples of four.
     """
@@ -177,7 +181,7 @@ def combine_rows(row_addresses: Indices, out: Floats, start: int, stop: int, wei
 def _accumulate_four_rows(
     sums: Floats, coefficients: Floats, x0: Floats, x1: Floats, x2: Floats, x3: Floats
 ) -> None:
-    """Add coefficients @ [x0, x1, x2, x3] to `sums`, with all coefficients in registers."""
+    """Add coefficients @ [x0, x1, x2, x3] to `sums`, keeping all coefficients in registers."""
     a0, a1, a2, a3 = coefficients[0, 0], coefficients[0, 1], coefficients[0, 2], coefficients[0, 3]
     b0, b1, b2, b3 = coefficients[1, 0], coefficients[1, 1], coefficients[1, 2], coefficients[1, 3]
     d0, d1, d2, d3 = coefficients[2, 0], coefficients[2, 1], coefficients[2, 2], coefficients[2, 3]
@@ -192,7 +196,7 @@ def _accumulate_four_rows(
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def execute_row_operations(table: Any, operations: Indices) -> None:
-    """Execute row operations on `table` in place, as `row_program.execute_row_operations`, tile by tile."""
+    """Execute row operations on `table` in place, as `row_program.execute_row_operations` does."""
     width = table.shape[1]
     for tile_start in range(0, width, PRODUCT_TILE_COLUMNS):
         tile_stop = min(tile_start + PRODUCT_TILE_COLUMNS, width)

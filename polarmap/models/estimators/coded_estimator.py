@@ -1,4 +1,4 @@
-"""The base classes of all models: validation, scaling and encoding of features, and scikit-learn's API.
+"""The base classes of all models: they implement scikit-learn's API, and validate, scale and encode the data.
 
 fit -> _fit of the subclass -> _make_operator (encodes X) -> _minimize (runs a solver) -> coef_, ...
 """
@@ -39,9 +39,9 @@ from polarmap.validation import is_real_number
 
 @dataclass(eq=False, repr=False)
 class CodedEstimator(BaseEstimator):  # type: ignore[misc]
-    """An estimator whose products with X are coded maps.
+    """Base class of all estimators. Their products with X are computed without waiting for stragglers.
 
-    The dataclass fields of a subclass are its scikit-learn parameters. Subclasses define
+    The dataclass fields of a subclass are its scikit-learn parameters. A subclass implements
     `_check_training_data` and `_fit`.
     """
 
@@ -56,8 +56,8 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     timeout: float | None = None
     verbose: int = 0
 
-    # When the running fit must end, in seconds on the monotonic clock. Without an annotation, it is not a
-    # parameter.
+    # The time at which the running fit must end, in seconds of the monotonic clock. It has no annotation, so
+    # that it is not a parameter.
     _fit_ends_at = inf
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
@@ -66,10 +66,11 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array or sparse array (samples, features)
+            Features.
         y : array (samples,) or (samples, targets)
             Class labels, counts or numbers, depending on the model.
         sample_weight : array (samples,), optional
-            0 or more; 1 by default.
+            Weight of each sample, 0 or more; 1 by default.
 
         Returns
         -------
@@ -106,11 +107,11 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
             return self
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Array]:
-        """Return the validated X, which stays sparse if it is, and the validated y."""
+        """Validate the training data. Return X, which may be sparse, and y."""
         raise NotImplementedError
 
     def _fit(self, X: Any, y: Array, sample_weight: Floats) -> None:
-        """Fit to samples with positive weights, and set the fitted attributes."""
+        """Fit the model to samples with positive weights, and set the fitted attributes."""
         raise NotImplementedError
 
     def _check_parameters(self) -> None:
@@ -134,7 +135,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
             )
 
     def _check_nonnegative_weights(self, sample_weight: Any, X: Any) -> Floats:
-        """Return one weight per sample, or raise ModelError if a weight is negative."""
+        """Return one weight per sample. Raise ModelError if a weight is negative."""
         weights = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64))
         if (weights < 0).any():
             raise ModelError(
@@ -159,7 +160,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return operator
 
     def _set_deadline(self, operator: CodedOperator, fraction: float = 1.0) -> None:
-        """Set the deadline of the operator so that it may use this fraction of the time left for the fit."""
+        """Limit the time of the operator to a fraction of the time that is left for the fit."""
         if self._fit_ends_at < inf:
             operator.set_deadline(fraction * max(0.0, self._fit_ends_at - time.monotonic()))
 
@@ -172,34 +173,35 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         sqrt_weight: Floats | None = None,
         intercept_scaling: float | None = None,
     ) -> tuple[CodedOperator, Any, Floats, Floats]:
-        """Encode the standardized features A = sqrt_weight * (X - mean) * scale.
+        """Encode the standardized features: A = sqrt_weight * (X - mean) * scale.
 
-        The scale is such that the Hessian of the mean loss has about 1 on its diagonal. A sparse X is
-        encoded itself, and A is never formed.
+        The scale is chosen such that the Hessian of the mean loss has about 1 on its diagonal. If X is
+        sparse, X itself is encoded, and A is never formed.
 
         Parameters
         ----------
         X : array or sparse array (samples, features)
         sample_weight : array (samples,)
-            Weights with sum 1, by which mean and variance are computed.
+            Weights for the mean and the variance. They must sum to 1.
         ridge_penalty : float
-            The strength of an L2 penalty, which is part of the Hessian.
+            Strength of the L2 penalty, which is part of the Hessian.
         curvature : float
-            The curvature of the loss of one sample.
+            Second derivative of the loss of one sample.
         sqrt_weight : array (samples,), optional
-            Ones by default.
+            Factor of each sample. By default, 1.
         intercept_scaling : float, optional
-            The value of a constant column that is appended to A. By default, none is.
+            Value of a constant column to append to A. By default, no column is appended.
 
         Returns
         -------
         coded_operator : CodedOperator
-            The operator of the matrix that is encoded: A, or X if it is sparse.
+            Operator of the encoded matrix, which is A, or X if X is sparse.
         operator : LinearOperator
-            A.
+            Operator of A.
         mean : array (features,)
-            Zeros without an intercept.
+            Mean of each feature; zeros without an intercept.
         scale : array (features,)
+            Factor of each feature.
         """
         mean, variance = compute_weighted_mean_and_variance(X, sample_weight, self.fit_intercept)
         hessian_diagonal = curvature * variance + ridge_penalty
@@ -223,15 +225,15 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     def _minimize(self, coded_operator: CodedOperator, solve: Callable[..., Solution]) -> Floats:
         """Run a solver and return the x of its solution.
 
-        Sets `n_iter_`, `objective_`, `dual_gap_`, `optimality_` and `report_`, and warns if the solver did
-        not converge.
+        The fitted attributes `n_iter_`, `objective_`, `dual_gap_`, `optimality_` and `report_` are set. If
+        the solver did not converge, a warning is issued.
 
         Parameters
         ----------
         coded_operator : CodedOperator
-            The operator whose products the solver computes.
+            Operator whose products the solver computes.
         solve : callable
-            Called with the keywords tol, max_iter and callback (as for `fista`); returns a Solution.
+            Called with the keywords tol, max_iter and callback, as for `fista`. Returns a Solution.
         """
         iteration_log = IterationLog(type(self).__name__, coded_operator, self.verbose)
         solution = solve(
@@ -240,14 +242,15 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
             callback=iteration_log.log_iteration if iteration_log else None,
         )
         warn_if_not_converged(solution, self.max_iter, self.timeout)
-        self.n_iter_: Any = solution.n_iter  # Ridge has an array for several targets.
+        # The type is Any, because Ridge stores an array if there are several targets.
+        self.n_iter_: Any = solution.n_iter
         self.objective_ = solution.objective
         self.dual_gap_, self.optimality_ = solution.dual_gap, solution.optimality
         self.report_ = coded_operator.report
         return solution.x
 
     def _predict_outputs(self, X: Any) -> Floats:
-        """Validate X and return the outputs of the model, (samples,) or (samples, outputs)."""
+        """Validate X and compute the outputs of the model, shape (samples,) or (samples, outputs)."""
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
         return self._compute_outputs(X)
@@ -261,21 +264,24 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return tags
 
     def __sklearn_clone__(self) -> Any:
-        """Return an unfitted copy with the same executor object, since pools cannot be copied."""
+        """Return an unfitted copy that shares the executor, because pools of workers cannot be copied."""
         parameters = self.get_params(deep=False)
         executor = parameters.pop("executor")
         cloned_parameters = {name: clone(value, safe=False) for name, value in parameters.items()}
         return type(self)(**cloned_parameters, executor=executor)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle, with a description of the executor in place of the executor."""
+        """Return the state to pickle. The executor is replaced by a description that can be pickled."""
         state = dict(super().__getstate__())
         state["executor"] = to_picklable_spec(state["executor"])
         return state
 
 
 class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
-    """A mixin for regressors, with y (samples,) or (samples, targets). List it before `CodedEstimator`."""
+    """A mixin for regressors, whose y has the shape (samples,) or (samples, targets).
+
+    List it before `CodedEstimator`.
+    """
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Floats]:
         options = {"accept_sparse": "csr", "dtype": np.float64, "multi_output": True, "y_numeric": True}
@@ -302,9 +308,9 @@ class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
 
 
 class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
-    """A mixin for classifiers: y is labels. List it before `CodedEstimator`.
+    """A mixin for classifiers, whose y contains class labels. List it before `CodedEstimator`.
 
-    A model of two classes has one output, and a model of more classes has one output per class.
+    With two classes, a model has one output. With more classes, it has one output per class.
     """
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Array]:
@@ -323,29 +329,30 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         self._fit_classes(X, output_indicators, class_indices, sample_weight)
 
     def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
-        """Fit to indicators of the classes, and set the fitted attributes.
+        """Fit the model to 0/1 indicators of the classes, and set the fitted attributes.
 
         Parameters
         ----------
         X : array or sparse array (samples, features)
         indicators : array (samples, outputs)
-            1 where a sample belongs to the class of the column. Of two classes, only the second has a column.
+            1 if the sample belongs to the class of the column, otherwise 0. For two classes, only the second
+            class has a column.
         class_indices : array (samples,)
-            The index of the class of each sample in `classes_`.
+            Index of the class of each sample in `classes_`.
         sample_weight : array (samples,)
-            Positive.
+            Positive weight of each sample.
         """
         raise NotImplementedError
 
     def _compute_class_weights(self, class_indices: Array, sample_weight: Floats) -> Floats:
-        """Return the factor by which the samples of each class are weighted, (classes,)."""
+        """Return the factor for the weights of the samples of each class, shape (classes,)."""
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             class_totals = np.bincount(class_indices, sample_weight, len(self.classes_))
             return np.asarray(sample_weight.sum() / (len(class_totals) * class_totals))
         return np.asarray(compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_))
 
     def decision_function(self, X: Any) -> Floats:
-        """Compute the scores of the classes.
+        """Compute a score for each class. The class with the largest score is predicted.
 
         Parameters
         ----------
@@ -361,25 +368,25 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores)
 
     def predict(self, X: Any) -> Array:
-        """Predict the class label of each sample of X (samples, features), by the largest score."""
+        """Return the class label with the largest score for each sample of X (samples, features)."""
         scores = self.decision_function(X)
         class_indices = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[class_indices])
 
 
 class ProbabilisticClassifierMixin(CodedClassifierMixin):
-    """A mixin for classifiers whose outputs are logits. List it before `CodedEstimator`."""
+    """A mixin for classifiers that predict probabilities: their outputs are logits."""
 
     def _get_loss_family(self) -> LossFamily:
         return BernoulliFamily() if len(self.classes_) == 2 else MultinomialFamily()
 
     def predict_proba(self, X: Any) -> Floats:
-        """Return the probabilities of the classes, (samples, classes), for X (samples, features)."""
+        """Return the probability of each class, shape (samples, classes), for X (samples, features)."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
             return np.stack([expit(-scores), expit(scores)], axis=1)
         return np.asarray(softmax(scores, axis=1))
 
     def predict_log_proba(self, X: Any) -> Floats:
-        """Return the logarithms of `predict_proba(X)`, (samples, classes)."""
+        """Return the logarithm of the probability of each class, shape (samples, classes)."""
         return np.log(self.predict_proba(X))

@@ -1,7 +1,8 @@
 """Two-layer ReLU networks that are trained to the global optimum, for regression and classification.
 
-Training is a convex problem: `sample_gates` draws the gates of the units, a solver finds the weights of the
-convex problem, and `extract_hidden_units` turns these into the layers of a `TwoLayerNetwork`.
+Training is a convex problem. `sample_gates` draws random gates, which decide for which samples a unit is
+active. A solver finds the weights of the convex problem, and `extract_hidden_units` converts them to the
+layers of a `TwoLayerNetwork`.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ ACTIVATIONS = ("gated_relu", "relu")
 class TwoLayerNetwork(NamedTuple):
     """The function f(x) = act(x @ coefs[0] + intercepts[0]) @ coefs[1] + intercepts[1].
 
-    Without gates, the activation act is the ReLU. With gates, it is a gated ReLU: a unit returns its input,
-    positive or negative, where its gate is open (x @ gates[0] + gates[1] >= 0), and 0 elsewhere.
+    Without gates, the activation function act is the ReLU. With gates, it is a gated ReLU: a unit returns its
+    input, positive or negative, if its gate is open for the sample (x @ gates[0] + gates[1] >= 0), and
+    otherwise 0.
 
     Attributes
     ----------
     coefs : list of arrays (features, units) and (units, outputs)
-        The weights of both layers.
+        Weights of both layers.
     intercepts : list of arrays (units,) and (outputs,)
-        The biases of both layers.
+        Biases of both layers.
     gates : tuple of arrays (features, gates), (gates,) and (units,), or None
-        The directions and offsets of the gates, and the index of the gate of each unit.
+        Directions and offsets of the gates, and index of the gate of each unit.
 
     Examples
     --------
@@ -79,25 +81,26 @@ def extract_hidden_units(
 ) -> tuple[list[Floats], Floats, npt.NDArray[np.intp]]:
     """Convert the weights of the convex problem to the layers of a network.
 
-    Columns of 0 become no units, but the network has at least one unit.
+    Each nonzero column becomes a hidden unit. If all columns are zero, the network has a single unit.
 
     Parameters
     ----------
     convex_weights : array (features, signs, gates, outputs)
+        Weights of the convex problem.
     has_bias : bool
-        Whether the last row of the weights holds the biases of the units.
+        Whether the last row of the weights contains the biases of the units.
 
     Returns
     -------
     coefs : list of arrays (features, units) and (units, outputs)
-        The weights of both layers.
+        Weights of both layers.
     bias : array (units,)
-        The biases of the units, 0 without a bias.
+        Biases of the units; 0 if `has_bias` is False.
     unit_gates : index array (units,)
-        The gate of each unit.
+        Index of the gate of each unit.
     """
-    # A column w becomes w / sqrt(|w|) in the first layer and +sqrt(|w|) or -sqrt(|w|) in the second, by its
-    # sign. This pair has the smallest sum of squares, 2 |w|, of all pairs with the same product.
+    # A column w becomes w / sqrt(|w|) in the first layer and plus or minus sqrt(|w|) in the second, depending
+    # on its sign index. Of all pairs with the same product, this pair has the smallest sum of squares, 2 |w|.
     n_features, n_signs, n_gates, n_outputs = convex_weights.shape
     weight_columns = convex_weights.reshape(n_features, -1)
     norms = np.linalg.norm(convex_weights, axis=0).reshape(-1)
@@ -114,7 +117,7 @@ def extract_hidden_units(
 
 @dataclass(eq=False, repr=False)
 class ConvexNetwork(CodedEstimator):
-    """The base of two-layer networks whose weights are found by solving a convex problem."""
+    """Base class of two-layer networks whose weights are found by solving a convex problem."""
 
     alpha: float = 1e-2
     _: KW_ONLY
@@ -135,7 +138,7 @@ class ConvexNetwork(CodedEstimator):
         self._check_choice("activation", ACTIVATIONS)
 
     def _fit_network(self, X: Any, y: Floats, sample_weight: Floats, family: LossFamily) -> None:
-        """Fit to y (samples, outputs) with the loss of `family`, and set the fitted attributes."""
+        """Fit the network to y (samples, outputs) with the loss `family`, and set the fitted attributes."""
         normalized_weight = sample_weight / sample_weight.sum()
         random_state = check_random_state(self.random_state)
         gates = sample_gates(X, normalized_weight, int(self.n_gates), bool(self.fit_intercept), random_state)
@@ -159,19 +162,19 @@ class ConvexNetwork(CodedEstimator):
         )
 
     def _fit_convex_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """Return the weights (features, signs, gates, outputs) of the convex problem.
+        """Solve the convex problem, and return its weights (features, signs, gates, outputs).
 
-        The last row holds the biases, if there are any. ReLUs have two signs, gated ReLUs have one.
+        If there are biases, they are the last row. ReLUs have two signs, and gated ReLUs have one.
         """
         fit = self._fit_gated_weights if self.activation == "gated_relu" else self._fit_relu_weights
         n_rows = X.shape[1] + loss.fit_intercept
         return fit(X, loss, gates).reshape(n_rows, -1, len(gates.offsets), loss.shape[1])
 
     def _fit_gated_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """Return the weights (features, gates * outputs) of gated ReLUs, found by `fista`."""
+        """Find the weights (features, gates * outputs) of gated ReLUs by `fista`."""
         whitening = fit_whitening_operator(X, loss.weights[:, 0], loss.fit_intercept)
         n_features, n_columns = len(whitening.scale), len(gates.offsets) * loss.shape[1]
-        # The penalty is the norm of the weights themselves, which is |z / scale| for whitened coefficients z.
+        # The penalty is the norm of the weights. For whitened coefficients z, it is |z / scale|.
         penalty = GroupLassoPenalty(float(self.alpha), 1.0 / whitening.scale, n_columns)
         with self._make_operator(X) as coded_operator:
             operator: Any = coded_operator
@@ -184,7 +187,7 @@ class ConvexNetwork(CodedEstimator):
         return np.asarray(whitening @ solution.reshape(n_features, n_columns))
 
     def _fit_relu_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """Return the weights (features, 2 * gates * outputs) of ReLUs, found by an interior point method.
+        """Find the weights (features, 2 * gates * outputs) of ReLUs by an interior-point method.
 
         Raises
         ------
@@ -192,8 +195,7 @@ class ConvexNetwork(CodedEstimator):
             If the Gram matrices of a step would not fit into memory.
         """
         _check_gram_size(X.shape[1] + loss.fit_intercept, len(gates.offsets), loss.shape[1])
-        # A dense copy of X is small beside the slacks of the cones, which are two numbers per sample and
-        # gate.
+        # A dense copy of X is small compared with the slacks of the cones, two numbers per sample and gate.
         X = X.toarray() if issparse(X) else X
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
         interior_points = _make_cone_interior_points(gates, loss)
@@ -203,10 +205,9 @@ class ConvexNetwork(CodedEstimator):
             return self._minimize(coded_operator, solve)
 
     def to_mlp(self) -> Any:
-        """Return the fitted ReLU network as scikit-learn's MLPRegressor or MLPClassifier.
+        """Convert the fitted ReLU network to scikit-learn's MLPRegressor or MLPClassifier.
 
-        The returned model has the same weights and predictions, and can be trained further with
-        `partial_fit`.
+        The returned model has the same weights and predictions. You can train it further with `partial_fit`.
 
         Raises
         ------
@@ -225,11 +226,11 @@ class ConvexNetwork(CodedEstimator):
         return mlp
 
     def _make_unfitted_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
-        """Return a model of scikit-learn with these layer sizes, for the features and targets of the fit."""
+        """Create a scikit-learn model with these layer sizes, for the features and targets of the fit."""
         raise NotImplementedError
 
     def _compute_outputs(self, X: Any) -> Floats:
-        """Return the outputs of the network, (samples, outputs)."""
+        """Return the outputs of the network, shape (samples, outputs)."""
         return self.network_(X)
 
 
@@ -248,20 +249,23 @@ def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
 
 
 def _make_cone_interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
-    """Return the gates as coefficients (features, gates): each gate is an interior point of its cone."""
+    """Return a point inside the cone of each gate, as an array (features, gates).
+
+    The direction and offset of the gate itself are such a point.
+    """
     rows = [gates.directions, gates.offsets[np.newaxis]] if loss.fit_intercept else [gates.directions]
     return np.vstack(rows)
 
 
 @dataclass(eq=False, repr=False)
 class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
-    """A two-layer network for regression, as sklearn's MLPRegressor, trained to the global optimum.
+    """A two-layer network for regression, like scikit-learn's MLPRegressor, trained to the global optimum.
 
-    Minimizes the mean of |y - f(x)|^2 / 2, plus alpha / 2 times the sum of the squares of all weights and
-    biases except the output biases. The units of the network f have gates D_i: half-spaces drawn at
-    random, each of which is open at a part of the samples. This is a convex problem in vectors v_i, one for
-    each gate (Pilanci and Ergen, 2020, arXiv 2002.10553; Mishkin, Sahiner and Pilanci, 2022, arXiv
-    2202.01331). With several targets, each unit contributes to one of them.
+    The model minimizes the mean of |y - f(x)|^2 / 2, plus alpha / 2 times the sum of the squares of all
+    weights and biases except the output biases. Each unit of the network f has a gate D_i, a random
+    half-space that contains some of the samples. Training is then a convex problem in vectors v_i, one per
+    gate (Pilanci and Ergen, 2020, arXiv 2002.10553; Mishkin, Sahiner and Pilanci, 2022, arXiv 2202.01331).
+    With several targets, each unit contributes to one of them.
 
     Parameters
     ----------
@@ -269,42 +273,42 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
         Strength of the weight decay, positive. It corresponds to the alpha of MLPRegressor divided by the
         number of samples.
     activation : {"gated_relu", "relu"}
-        "gated_relu": a unit returns its input where its gate is open, also at new samples. "relu": a unit
-        returns its input where that is positive. This problem is harder and needs Gram matrices, so
+        With "gated_relu", a unit returns its input if its gate is open, also for new samples. With "relu", a
+        unit returns its input if that is positive. This problem is harder and needs Gram matrices, so
         features**2 * gates * outputs must not exceed 15 million.
     n_gates : int
-        The number of gates. Fewer are used if sampling finds fewer different ones. With an intercept, one
-        gate is open at all samples.
+        Number of gates. Fewer are used if fewer different gates are found. With an intercept, one gate is
+        open for all samples.
     fit_intercept : bool
-        Whether units and outputs have biases. Those of the outputs are not penalized.
+        Whether units and outputs have biases. The biases of the outputs are not penalized.
     random_state : int, RandomState or None
-        The source of the random gates.
+        Seed or generator of the random gates.
     tol : float
         Relative tolerance of the duality gap.
     max_iter : int
-        The largest number of iterations. Each takes two coded maps or more.
+        Maximum number of iterations. Each takes two coded maps or more.
     blocks, tasks, code, executor, timeout, verbose : optional
         As for `polarmap.convex.ElasticNet`.
 
     Attributes
     ----------
     coefs_ : list of arrays (features, units) and (units, targets)
-        The weights of both layers.
+        Weights of both layers.
     intercepts_ : list of arrays (units,) and (targets,)
-        The biases of both layers.
+        Biases of both layers.
     network_ : TwoLayerNetwork
-        The fitted network as a function of X.
+        Fitted network, a function of X.
     gates_ : array (features, gates)
+        Directions of the gates.
     gate_intercepts_ : array (gates,)
-        Gate i is open where x @ gates_[:, i] + gate_intercepts_[i] >= 0.
-    convex_coef_ : array (gates, features, targets)
-    convex_intercept_ : array (gates, targets)
-        The v_i. The network is sum_i D_i (X @ convex_coef_[i] + convex_intercept_[i]) + intercepts_[1]; with
-        ReLU units, this holds only at the samples of the fit.
+        Offsets of the gates. Gate i is open if x @ gates_[:, i] + gate_intercepts_[i] >= 0.
+    convex_coef_, convex_intercept_ : array (gates, features, targets) and (gates, targets)
+        Vectors v_i. The network is sum_i D_i (X @ convex_coef_[i] + convex_intercept_[i]) + intercepts_[1].
+        For ReLU units, this holds only for the training samples.
     objective_, dual_gap_, n_iter_, report_
         As for `polarmap.convex.ElasticNet`.
     optimality_ : float
-        The norm of the gradient map for whitened features. For ReLU units, the norm of the residual of the
+        Norm of the gradient map for whitened features. For ReLU units, norm of the residual of the
         optimality conditions.
 
     Examples
@@ -335,15 +339,16 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
 
 @dataclass(eq=False, repr=False)
 class ConvexMLPClassifier(ProbabilisticClassifierMixin, ConvexNetwork):
-    """A two-layer network for classification, as sklearn's MLPClassifier, trained to the global optimum.
+    """A two-layer network for classification, like scikit-learn's, trained to the global optimum.
 
-    Minimizes the mean logistic loss, which is multinomial for more than two classes, plus the penalty of
-    `ConvexMLPRegressor`. Parameters and attributes are the same. There is one output for two classes, and one
-    per class for more.
+    The model minimizes the mean logistic loss plus the penalty of `ConvexMLPRegressor`. Parameters and
+    attributes are the same. With two classes, the network has one output. With more classes, the loss is
+    multinomial, and there is one output per class.
 
     Attributes
     ----------
     classes_ : array (classes,)
+        Class labels, sorted.
 
     Examples
     --------

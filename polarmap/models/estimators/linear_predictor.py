@@ -1,6 +1,6 @@
 """The base class of models with a linear predictor X w + c.
 
-The intercept c is the coefficient of a constant feature, which is not penalized.
+The intercept c is treated as the coefficient of a constant feature, and is not penalized.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from polarmap.models.solvers.solver import Solution
 
 
 class LinearPredictorEstimator(CodedEstimator):
-    """A model that minimizes a loss of the linear predictor plus a penalty.
+    """Base class of models that minimize a loss of the linear predictor plus a penalty.
 
-    Subclasses define the solver by `_make_solver`, and the kind of penalty by `_is_l2_penalty`.
+    A subclass implements `_make_solver`, which creates the solver, and sets `_is_l2_penalty`.
     """
 
     _is_l2_penalty = True
 
     def _fit_coefficients(self, X: Any, loss: WeightedLoss, penalty_strength: float) -> tuple[Floats, Floats]:
-        """Minimize the loss plus the penalty, and return the coefficients and intercepts.
+        """Minimize the loss plus the penalty, and return coefficients and intercepts.
 
         Parameters
         ----------
         X : array or sparse array (samples, features)
         loss : WeightedLoss
-            A loss with weights of sum 1.
+            Loss whose weights sum to 1.
         penalty_strength : float
-            The strength of the L2 penalty, or of the L1 penalty if `_is_l2_penalty` is False.
+            Strength of the L2 penalty, or of the L1 penalty if `_is_l2_penalty` is False.
 
         Returns
         -------
@@ -64,15 +64,19 @@ class LinearPredictorEstimator(CodedEstimator):
     def _make_solver(
         self, operator: Any, loss: WeightedLoss, penalty_strengths: Floats, start: Floats
     ) -> Callable[..., Solution]:
-        """Return a solver for loss(operator V) plus the penalty of V, in the form that `_minimize` calls.
+        """Return a solver that minimizes loss(operator V) plus the penalty of V.
+
+        `_minimize` calls the solver with the keywords tol, max_iter and callback.
 
         Parameters
         ----------
         operator : LinearOperator (samples, rows)
+            Standardized features.
         loss : WeightedLoss
+            Loss of the linear predictor operator V.
         penalty_strengths : array (rows,)
-            The strength of the penalty of each row of V.
+            Strength of the penalty of each row of V.
         start : array (rows, outputs)
-            The starting point V.
+            Starting point V.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Linear regression by least squares: `Ridge` with an L2 penalty, and `LeastSquares` without."""
+"""Linear regression by least squares: `Ridge` has an L2 penalty, and `LeastSquares` has none."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from polarmap.models.solvers.solver import Solution
 
 @dataclass(eq=False, repr=False)
 class Ridge(CodedRegressorMixin, CodedEstimator):
-    """Least squares with an L2 penalty, as sklearn's Ridge.
+    """Least squares with an L2 penalty, like scikit-learn's Ridge.
 
-    Minimizes |y - X w - c|^2 + alpha |w|^2.
+    The model minimizes |y - X w - c|^2 + alpha |w|^2.
 
     Parameters
     ----------
@@ -29,32 +29,35 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         Whether to fit an intercept c, which is not penalized.
     solver : {"lsqr", "lsmr", "cg"}
         "lsqr" and "lsmr" are methods of scipy.sparse.linalg, and "cg" is conjugate gradients on the normal
-        equations. If many iterations are needed, the solver starts again on features that have been made
-        orthogonal by their Gram matrix, for a dense X with up to 1,000 features.
+        equations. For a dense X with up to 1,000 features, the solver starts again if it needs many
+        iterations, with features that have been made orthogonal by their Gram matrix.
     tol : float
         Relative tolerance of the solver.
     max_iter : int
-        The largest number of iterations. Each takes two coded maps.
+        Maximum number of iterations. Each takes two coded maps.
     blocks, tasks, code, executor : optional
-        As for `CodedOperator`. Clones of a model share its executor. A pickled model keeps its executor only
-        if that can be described by a name or a path. Otherwise, the loaded model can predict, and raises
-        ModelError in `fit` until `executor` is set.
+        As for `CodedOperator`. Clones of a model share its executor. If an executor cannot be described by a
+        name or a path, it is lost when the model is pickled. The loaded model can still predict, but `fit`
+        raises ModelError until you set `executor`.
     timeout : float, optional
-        The largest duration of a fit, in seconds; None for no limit. A fit that reaches it keeps the best
-        solution so far, and a ConvergenceWarning tells how far the objective may be from its minimum. Several
-        targets share the time.
+        Time limit of a fit in seconds. By default, there is no limit. A fit that reaches the limit keeps the
+        best solution so far, and a ConvergenceWarning tells how far the objective may be from its minimum.
+        Several targets share the time.
     verbose : int
-        1: print a line after each iteration, with the objective (not with "lsmr"), the norm of its gradient
-        for scaled features, and the seconds of the iteration. 2: also print the number of products, and how
-        many blocks the last product decoded. 0: print nothing.
+        0 prints nothing. 1 prints a line after each iteration: the objective (not with "lsmr"), the norm of
+        its gradient for scaled features, and the seconds of the iteration. 2 also prints the number of
+        products, and how many blocks the last product decoded.
 
     Attributes
     ----------
     coef_ : array (features,) or (targets, features)
+        Coefficients w.
     intercept_ : float or array (targets,)
+        Intercept c.
     n_iter_ : int or array (targets,)
+        Number of iterations.
     report_ : Report
-        The report of the last coded map.
+        Report of the last coded map.
 
     Raises
     ------
@@ -107,7 +110,7 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
                 self._make_iteration_log_labels(targets.shape[1]),
                 ((targets - target_mean) * sqrt_weight[:, np.newaxis]).T,
             ):
-                # Each target may take an equal part of the time that is left.
+                # Each remaining target gets an equal part of the time that is left.
                 self._set_deadline(coded_operator, 1 / (targets.shape[1] - len(solutions)))
                 iteration_log = IterationLog(label, coded_operator, self.verbose)
                 solution = solve_least_squares(self, system, target, iteration_log)
@@ -132,10 +135,11 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
 
 @dataclass(eq=False, repr=False)
 class LeastSquares(Ridge):
-    """Ordinary least squares, as sklearn's LinearRegression.
+    """Ordinary least squares, like scikit-learn's LinearRegression.
 
-    Minimizes |y - X w - c|^2. If features are exactly linearly dependent, w is not unique, and one of the
-    minimizers is returned. Parameters, attributes and errors are those of `Ridge`, without alpha.
+    The model minimizes |y - X w - c|^2. If features are exactly linearly dependent, w is not unique, and one
+    of the minimizers is returned. Parameters, attributes and errors are the same as for `Ridge`, without
+    alpha.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Logistic regression with an L2 penalty, and the base of both logistic models: `LogisticMixin`."""
+"""Logistic regression with an L2 penalty, and the mixin that it shares with the L1 model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polarmap.models.losses import WeightedLoss
 
 @dataclass(eq=False, repr=False)
 class LogisticMixin(ProbabilisticClassifierMixin):
-    """A mixin for models that minimize C sum_i loss_i plus a penalty, with the logistic loss.
+    """A mixin for models that minimize C sum_i loss_i plus a penalty, where the loss is logistic.
 
     List it before a subclass of `LinearPredictorEstimator`, which defines the penalty.
     """
@@ -37,42 +37,46 @@ class LogisticMixin(ProbabilisticClassifierMixin):
 
 @dataclass(eq=False, repr=False)
 class LogisticRegression(LogisticMixin, SmoothEstimator):
-    """Logistic regression with an L2 penalty, binary or multinomial, as sklearn's.
+    """Logistic regression with an L2 penalty, binary or multinomial, like scikit-learn's.
 
-    Minimizes C sum_i loss_i + |w|^2 / 2.
+    The model minimizes C sum_i loss_i + |w|^2 / 2.
 
     Parameters
     ----------
     C : float
-        Inverse strength of the penalty, positive; `np.inf` for no penalty.
+        Inverse of the strength of the penalty, positive; `np.inf` for no penalty.
     class_weight : dict or "balanced", optional
-        Factors for the weights of the samples of each class, by label. "balanced" gives all classes the same
-        total weight. None: all factors are 1.
+        Factor for the weights of the samples of each class, keyed by label. "balanced" gives all classes the
+        same total weight. By default, all factors are 1.
     fit_intercept : bool
         Whether to fit an intercept, which is not penalized.
     solver : {"lbfgs", "trust-ncg", "trust-krylov"}
-        A method of scipy.optimize.minimize; the last two use products with the Hessian. If many iterations
-        are needed, Newton steps finish the fit, for a dense X with up to 1,000 coefficients.
+        Method of scipy.optimize.minimize. The last two use products with the Hessian. For a dense X with up
+        to 1,000 coefficients, Newton steps finish the fit if many iterations are needed.
     tol : float
-        Tolerance of the gradient of the mean loss, for coefficients scaled so that its Hessian has about 1 on
-        its diagonal.
+        Tolerance of the gradient of the mean loss. The coefficients are scaled such that the Hessian has
+        about 1 on its diagonal.
     max_iter : int
-        The largest number of iterations. Each takes two coded maps or more.
+        Maximum number of iterations. Each takes two coded maps or more.
     blocks, tasks, code, executor, timeout, verbose : optional
-        As for `Ridge`; the printed objective is the penalized mean loss.
+        As for `Ridge`. The objective that `verbose` prints is the penalized mean loss.
 
     Attributes
     ----------
-    classes_ : (classes,)
-    coef_ : (1, features) for two classes, (classes, features) for more
-    intercept_ : (1,) or (classes,)
+    classes_ : array (classes,)
+        Class labels, sorted.
+    coef_ : array (1, features) for two classes, (classes, features) for more
+        Coefficients w.
+    intercept_ : array (1,) or (classes,)
+        Intercepts.
     objective_ : float
-        The mean loss plus |w|^2 / (2 C sum of weights).
+        Mean loss plus |w|^2 / (2 C sum of weights).
     optimality_ : float
-        The norm of the gradient of the objective for scaled features.
+        Norm of the gradient of the objective for scaled features.
     n_iter_ : int
+        Number of iterations.
     report_ : Report
-        The report of the last coded map.
+        Report of the last coded map.
 
     Examples
     --------

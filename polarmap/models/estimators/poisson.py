@@ -1,4 +1,4 @@
-"""Poisson regression with a log link."""
+"""Poisson regression with a log link, for counts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from polarmap.models.losses import PoissonFamily, WeightedLoss
 
 @dataclass(eq=False, repr=False)
 class PoissonRegression(RegressorMixin, SmoothEstimator):  # type: ignore[misc]
-    """Poisson regression with a log link and an L2 penalty, as sklearn's PoissonRegressor.
+    """Poisson regression with a log link and an L2 penalty, like scikit-learn's PoissonRegressor.
 
-    Minimizes mean_i(exp(eta_i) - y_i eta_i) + alpha |w|^2 / 2 with eta = X w + c. Counts y_i must be 0 or
-    more, and need not be whole numbers.
+    The model minimizes mean_i(exp(eta_i) - y_i eta_i) + alpha |w|^2 / 2, where eta = X w + c. The counts y_i
+    must be 0 or more, but need not be integers.
 
     Parameters
     ----------
@@ -31,13 +31,16 @@ class PoissonRegression(RegressorMixin, SmoothEstimator):  # type: ignore[misc]
 
     Attributes
     ----------
-    coef_ : (features,)
+    coef_ : array (features,)
+        Coefficients w.
     intercept_ : float
+        Intercept c.
     objective_, optimality_ : float
-        The penalized mean loss, and the norm of its gradient for scaled features.
+        Penalized mean loss, and norm of its gradient for scaled features.
     n_iter_ : int
+        Number of iterations.
     report_ : Report
-        The report of the last coded map.
+        Report of the last coded map.
 
     Examples
     --------
@@ -74,11 +77,11 @@ class PoissonRegression(RegressorMixin, SmoothEstimator):  # type: ignore[misc]
         self.coef_, self.intercept_ = coef[0], float(intercept[0])
 
     def predict(self, X: Any) -> Floats:
-        """Return the expected counts (samples,) for X (samples, features)."""
+        """Return the expected count of each sample of X (samples, features)."""
         return np.exp(self._predict_outputs(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return D^2, the fraction of the deviance explained, as sklearn's PoissonRegressor.
+        """Return D^2, the fraction of the deviance that the model explains, like scikit-learn's model.
 
         Parameters
         ----------
@@ -86,7 +89,7 @@ class PoissonRegression(RegressorMixin, SmoothEstimator):  # type: ignore[misc]
         y : array (samples,)
         sample_weight : array (samples,), optional
         """
-        # Imported here because it adds 5 % to the time of importing the models.
+        # The import adds 5 % to the time of importing the models, so it is delayed until needed.
         from sklearn.metrics import d2_tweedie_score
 
         return float(d2_tweedie_score(y, self.predict(X), sample_weight=sample_weight, power=1))

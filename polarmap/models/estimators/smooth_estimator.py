@@ -16,7 +16,7 @@ from polarmap.models.solvers.solver import Solution
 
 @dataclass(eq=False, repr=False)
 class SmoothEstimator(LinearPredictorEstimator):
-    """A model whose coefficients minimize a smooth loss plus an L2 penalty, by a solver of scipy."""
+    """Base class of models that minimize a smooth loss plus an L2 penalty with a solver of SciPy."""
 
     _: KW_ONLY
     solver: str = "lbfgs"

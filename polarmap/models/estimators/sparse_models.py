@@ -22,7 +22,7 @@ from polarmap.optional import require_extra
 
 
 class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
-    """The base of models that minimize squared errors of centred data plus the penalty of `_make_penalty`."""
+    """Base class of models that minimize squared errors of centred data plus a penalty."""
 
     def _fit(self, X: Any, y: Floats, sample_weight: Floats) -> None:
         normalized_weight = sample_weight / sample_weight.sum()
@@ -40,50 +40,53 @@ class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
 
     def _make_penalty(self, coefficient_scales: Floats) -> Any:
-        """Return the penalty as a function of scaled coefficients.
+        """Create the penalty, as a function of the scaled coefficients.
 
         Parameters
         ----------
         coefficient_scales : array (features,) or (features * targets,)
-            The coefficients of X are these scales times the scaled coefficients.
+            Factors that turn scaled coefficients into coefficients of X.
         """
         raise NotImplementedError
 
 
 @dataclass(eq=False, repr=False)
 class ElasticNet(PenalizedLinearRegression):
-    """Least squares with L1 and L2 penalties, as sklearn's ElasticNet.
+    """Least squares with L1 and L2 penalties, like scikit-learn's ElasticNet.
 
-    Minimizes |y - X w - c|^2 / (2 samples) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2).
+    The model minimizes |y - X w - c|^2 / (2 samples) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2).
 
     Parameters
     ----------
     alpha : float
         Strength of the penalty, 0 or more.
     l1_ratio : float
-        The part of the L1 penalty, from 0 (only L2) to 1 (only L1).
+        Share of the L1 penalty, from 0 (only L2) to 1 (only L1).
     fit_intercept : bool
         Whether to fit an intercept c, which is not penalized.
     tol : float
         Relative tolerance of the duality gap.
     max_iter : int
-        The largest number of iterations. Each takes a few coded maps.
+        Maximum number of iterations. Each takes a few coded maps.
     blocks, tasks, code, executor, timeout, verbose : optional
-        As for `polarmap.glm.Ridge`; the printed gradient is the norm of the gradient map.
+        As for `polarmap.glm.Ridge`. The gradient that `verbose` prints is the norm of the gradient map.
 
     Attributes
     ----------
     coef_ : array (features,) or (targets, features)
+        Coefficients w.
     intercept_ : float or array (targets,)
+        Intercept c.
     objective_ : float
-        The weighted mean of (y - X w - c)^2 / 2, summed over targets, plus the penalty.
+        Weighted mean of (y - X w - c)^2 / 2, summed over targets, plus the penalty.
     dual_gap_ : float or None
-        An upper bound on the distance of `objective_` from its minimum. None with alpha=0.
+        Upper bound on how far `objective_` is above its minimum. None with alpha=0.
     optimality_ : float
-        The norm of the gradient map for scaled features, which is the residual of the KKT conditions.
+        Norm of the gradient map for scaled features, which is the residual of the KKT conditions.
     n_iter_ : int
+        Number of iterations.
     report_ : Report
-        The report of the last coded map.
+        Report of the last coded map.
 
     Examples
     --------
@@ -112,10 +115,10 @@ class ElasticNet(PenalizedLinearRegression):
 
 @dataclass(eq=False, repr=False)
 class Lasso(ElasticNet):
-    """Least squares with an L1 penalty, as sklearn's Lasso, which sets many coefficients to 0.
+    """Least squares with an L1 penalty, which sets many coefficients to 0, like scikit-learn's Lasso.
 
-    Minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters and attributes are those of
-    `ElasticNet`, without l1_ratio.
+    The model minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters and attributes are the same as
+    for `ElasticNet`, without l1_ratio.
 
     Examples
     --------
@@ -133,11 +136,11 @@ class Lasso(ElasticNet):
 
 @dataclass(eq=False, repr=False)
 class NonNegativeLeastSquares(PenalizedLinearRegression):
-    """Least squares with nonnegative coefficients, as sklearn's LinearRegression(positive=True).
+    """Least squares with nonnegative coefficients, like scikit-learn's LinearRegression(positive=True).
 
-    Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Parameters and attributes are
-    those of `ElasticNet`, without alpha and l1_ratio. `tol` is the relative tolerance of the gradient map,
-    and `dual_gap_` is None.
+    The model minimizes |y - X w - c|^2 / (2 samples) over w >= 0. The intercept c may be negative. Parameters
+    and attributes are the same as for `ElasticNet`, without alpha and l1_ratio. `tol` is the relative
+    tolerance of the gradient map, and `dual_gap_` is None.
 
     Examples
     --------
@@ -158,18 +161,19 @@ class NonNegativeLeastSquares(PenalizedLinearRegression):
 
 @dataclass(eq=False, repr=False)
 class SparseLogisticRegression(LogisticMixin, LinearPredictorEstimator):
-    """Logistic regression with an L1 penalty, as sklearn's LogisticRegression(l1_ratio=1, solver="saga").
+    """Logistic regression with an L1 penalty, which sets many coefficients to 0.
 
-    Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized.
+    The model minimizes C sum_i loss_i + |w|_1, binary or multinomial. Intercepts are not penalized. It is
+    like scikit-learn's LogisticRegression(l1_ratio=1, solver="saga").
 
     Parameters
     ----------
     C : float
-        Inverse strength of the penalty, positive; `np.inf` for no penalty.
+        Inverse of the strength of the penalty, positive; `np.inf` for no penalty.
     class_weight, fit_intercept
         As for `polarmap.glm.LogisticRegression`.
     tol : float
-        Tolerance of the norm of the gradient map, relative to the largest one of the fit.
+        Tolerance of the norm of the gradient map, relative to the largest norm in the fit.
     max_iter, blocks, tasks, code, executor, timeout, verbose
         As for `ElasticNet`.
 
@@ -178,7 +182,7 @@ class SparseLogisticRegression(LogisticMixin, LinearPredictorEstimator):
     classes_, coef_, intercept_, n_iter_, report_
         As for `polarmap.glm.LogisticRegression`.
     objective_ : float
-        The mean loss plus |w|_1 / (C sum of weights).
+        Mean loss plus |w|_1 / (C sum of weights).
     optimality_ : float
         As for `ElasticNet`.
 

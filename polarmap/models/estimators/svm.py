@@ -1,4 +1,7 @@
-"""Linear support vector machines, fitted by their dual problem, whose only constraint is a box."""
+"""Linear support vector machines, which are fitted by solving their dual problem.
+
+The only constraint of the dual problem is a box: every variable has a lower and an upper bound.
+"""
 
 from __future__ import annotations
 
@@ -21,45 +24,49 @@ from polarmap.models.solvers.proximal_newton import MAX_GRAM_SIZE
 
 @dataclass(eq=False, repr=False)
 class LinearSVC(CodedClassifierMixin, CodedEstimator):
-    """A linear support vector machine with the hinge loss, as sklearn's LinearSVC(loss="hinge").
+    """A linear support vector machine with the hinge loss, like scikit-learn's LinearSVC(loss="hinge").
 
-    Minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1. For more than two
-    classes, each class is fitted against the rest. The solver maximizes the dual, sum(a) - |X' Y a|^2 / 2
-    with Y = diag(y), over variables a between 0 and C.
+    The model minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1. For more
+    than two classes, each class is fitted against the rest. The solver maximizes the dual, sum(a) - |X' Y
+    a|^2 / 2 with Y = diag(y), over variables a between 0 and C.
 
     Parameters
     ----------
     C : float
-        Inverse strength of the penalty, positive.
+        Inverse of the strength of the penalty, positive and finite.
     class_weight : dict or "balanced", optional
-        Factors by which C is multiplied for the samples of each class, by label. "balanced" makes them
-        inversely proportional to the total weight of the class. With more than two classes, a factor applies
-        only where its class is fitted against the rest, and only to the samples of the class.
+        Factor of C for the samples of each class, keyed by label. With "balanced", the factors are inversely
+        proportional to the total weights of the classes. With more than two classes, a factor is only used
+        when its class is fitted against the rest, and only for the samples of the class.
     fit_intercept : bool
-        Whether to fit an intercept c. It is the coefficient of a constant feature 1, and is penalized.
+        Whether to fit an intercept c. It is the coefficient of a constant feature 1, so it is penalized, too.
     tol : float
         Relative tolerance of the duality gap.
     max_iter : int
-        The largest number of iterations. Each takes a few coded maps.
+        Maximum number of iterations. Each takes a few coded maps.
     blocks, tasks, code, executor, timeout, verbose : optional
-        As for `ElasticNet`; the printed objective and gradient are those of the dual problem.
+        As for `ElasticNet`. `verbose` prints objective and gradient of the dual problem.
 
     Attributes
     ----------
     classes_ : array (classes,)
+        Class labels, sorted.
     coef_ : array (1, features) for two classes, (classes, features) for more
+        Coefficients w.
     intercept_ : array (1,) or (classes,)
+        Intercepts c.
     dual_coef_ : array (outputs, samples)
-        y_i a_i of the samples with positive weight, so that coef_ is dual_coef_ @ X.
+        y_i a_i of each sample with positive weight, such that coef_ = dual_coef_ @ X.
     objective_ : float
-        The objective of the primal problem, summed over outputs.
+        Objective of the primal problem, summed over outputs.
     dual_gap_ : float
-        An upper bound on the distance of `objective_` from its minimum.
+        Upper bound on how far `objective_` is above its minimum.
     optimality_ : float
-        The norm of the gradient map of the dual problem, for samples scaled to norm 1.
+        Norm of the gradient map of the dual problem, for samples scaled to norm 1.
     n_iter_ : int
+        Number of iterations.
     report_ : Report
-        The report of the last coded map.
+        Report of the last coded map.
 
     Examples
     --------
@@ -90,7 +97,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         sample_norms = sparse.linalg.norm(A, axis=1) if sparse.issparse(A) else np.linalg.norm(A, axis=1)
         sample_norms[sample_norms == 0] = 1.0
         norm_column = sample_norms[:, np.newaxis]
-        # The variable is y a |x|, between 0 and y C |x|, so that the Hessian has 1 on its diagonal.
+        # The variables are y a |x|, between 0 and y C |x|, so that the Hessian has 1 on its diagonal.
         bound = self._compute_box_bounds(class_indices, sample_weight, indicators)
         signed_bound = label_signs * norm_column * bound
         penalty = LinearBoxPenalty(
@@ -107,7 +114,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
             else:
                 solve = partial(box_interior_point, coded_operator, penalty, signed_bound.shape)
             dual_solution = self._minimize(coded_operator, solve)
-        # The solver minimized minus the dual.
+        # The solver minimized the negative dual objective. Adding the gap gives the primal objective.
         self.objective_ = float(self.dual_gap_ or 0.0) - self.objective_
         self.dual_coef_ = (dual_solution / norm_column).T
         augmented_coef = np.asarray(self.dual_coef_ @ A)
@@ -115,7 +122,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         self.intercept_ = augmented_coef[:, -1] if self.fit_intercept else np.zeros(len(augmented_coef))
 
     def _compute_box_bounds(self, class_indices: Array, sample_weight: Floats, indicators: Floats) -> Floats:
-        """Return the upper bound of a, (samples, outputs): C times the weights of samples and classes."""
+        """Return the upper bound of each a, shape (samples, outputs): C times sample and class weights."""
         class_weights = self._compute_class_weights(class_indices, sample_weight)
         sample_factors = class_weights[class_indices][:, np.newaxis]
         output_factors = (
@@ -125,6 +132,6 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
 
 
 def _append_constant_column(X: Any) -> Any:
-    """Return [X, 1], sparse if X is."""
+    """Return [X, 1]. The result is sparse if X is sparse."""
     ones = np.ones((X.shape[0], 1))
     return sparse.hstack([X, ones], format="csr") if sparse.issparse(X) else np.hstack([X, ones])

@@ -1,7 +1,7 @@
-"""Interior point method for |A' x|^2 / 2 + <slope, x> over a box, the dual problem of a linear SVM.
+"""An interior-point method for |A' x|^2 / 2 + <slope, x> over a box: the dual problem of a linear SVM.
 
-Each iteration takes four products with A or A' and one weighted Gram matrix per column of x. The linear
-systems have the size of that matrix, which is the number of features.
+Each iteration takes four products with A or A', and one weighted Gram matrix for each column of x. The linear
+systems have the size of this matrix, which is the number of features.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.penalties import LinearBoxPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# The starting point is at least this fraction of the way from 0 to the middle of the box. Steps from a point
-# close to a bound would be short.
+# The starting point is at least this fraction of the way from 0 to the middle of the box, because steps from
+# a point close to a bound would be short.
 MIN_START_FRACTION = 0.1
-# The smallest gradient scale, relative to the mean slope, if the gradient is about 0.
+# Lower bound on the gradient scale, relative to the mean slope. It is used if the gradient is about 0.
 MIN_GRADIENT_SCALE = 1e-3
-INITIAL_MULTIPLIER_SCALE = 0.1  # The initial size of multipliers, relative to the mean size of the gradient.
-FRACTION_TO_BOUNDARY = 0.99  # The largest fraction of the distance to a bound that one step may go.
-INACTIVE_TOL = 1e-3  # Columns with a gap below this fraction of the largest one do not move.
-MAX_STALLED_ITERATIONS = 5  # The solver stalls after this many iterations without progress.
-# A limit for the Newton weights of the final steps. It keeps their systems well-conditioned, and several
-# steps make up for it.
+INITIAL_MULTIPLIER_SCALE = 0.1  # Initial size of the multipliers, relative to the mean size of the gradient.
+FRACTION_TO_BOUNDARY = 0.99  # A step goes at most this fraction of the distance to a bound.
+INACTIVE_TOL = 1e-3  # Columns stop moving when their gap is below this fraction of the largest gap.
+# The solver counts as stalled after this many iterations without progress.
+MAX_STALLED_ITERATIONS = 5
+# Upper limit for the Newton weights of the final steps. It keeps the systems well-conditioned. The steps
+# become less exact, so several are taken.
 MAX_WEIGHT = 1e7
-MAX_REFINEMENTS = 3  # The largest number of Newton steps for the entries between their bounds.
+MAX_REFINEMENTS = 3  # Maximum number of Newton steps for the entries between their bounds.
 
 
 def box_interior_point(
@@ -41,20 +42,21 @@ def box_interior_point(
 ) -> Solution:
     """Minimize |A' x|^2 / 2 + penalty(x) by Mehrotra's predictor-corrector method (1992).
 
-    Each iteration takes four products, and a Gram matrix A' diag(weights) A for each column that has not
+    Each iteration takes four products, and a Gram matrix A' diag(weights) A for each column of x that has not
     converged.
 
     Parameters
     ----------
     operator : LinearOperator (rows, features)
-        A, with rows of norm 1 and a method `gram(weights)`.
+        Operator A, with rows of norm 1 and a method `gram(weights)`.
     penalty : LinearBoxPenalty
-        The penalty of x as a vector, row by row. Its box must contain 0.
+        Penalty of x, passed as a vector row by row. Its box must contain 0.
     shape : tuple (rows, columns)
-        The shape of x.
+        Shape of x.
     tol : float
-        The relative tolerance of the duality gap.
+        Relative tolerance of the duality gap.
     max_iter : int
+        Maximum number of iterations.
     callback : callable, optional
         Called with the objective and the norm of the gradient map after each iteration.
 
@@ -66,7 +68,7 @@ def box_interior_point(
 
 
 class _Direction(NamedTuple):
-    """A search direction: the changes of x and of the multipliers of both bounds."""
+    """A search direction: the changes of x and of the multipliers of the lower and the upper bounds."""
 
     x: Floats
     multipliers_lower: Floats
@@ -74,9 +76,10 @@ class _Direction(NamedTuple):
 
 
 class _MehrotraSolver:
-    """A primal-dual iterate: a point within the box, its slacks to both bounds, and positive multipliers.
+    """The current iterate of the interior-point method: a point in the box, with slacks and multipliers.
 
-    The gradient always equals the difference of the multipliers of the lower and the upper bound.
+    The slacks are the distances from the bounds. The gradient always equals the multipliers of the lower
+    bounds minus the multipliers of the upper bounds.
     """
 
     def __init__(self, operator: Any, penalty: LinearBoxPenalty, shape: tuple[int, int], tol: float) -> None:
@@ -86,13 +89,13 @@ class _MehrotraSolver:
         self._slope = penalty.slope.reshape(shape)
         middle = (self._lower + self._upper) / 2
         image, gram_product = self._multiply_by_gram(middle)
-        # Minimize the objective on the line from 0 to the middle of the box.
+        # The objective is minimized on the line from 0 to the middle of the box.
         descent, squared_norm = -np.sum(self._slope * middle, axis=0), np.sum(image**2, axis=0)
         step_length = descent / np.where(squared_norm > 0, squared_norm, 1.0)
         step_length = np.clip(step_length, MIN_START_FRACTION, 1.0)
         self.x, self._image = step_length * middle, step_length * image
         self._gradient = step_length * gram_product + self._slope
-        # Equal bounds leave no interior, so all slacks get a positive minimum.
+        # If the bounds are equal, the box has no interior. A minimum keeps all slacks positive.
         min_slack = FLOAT64_EPS * float((self._upper - self._lower).max())
         self._slack_lower = self.x - self._lower + min_slack
         self._slack_upper = self._upper - self.x + min_slack
@@ -124,7 +127,7 @@ class _MehrotraSolver:
     def dual_gap(self) -> float:
         """The duality gap between x and the dual point A' x (Fenchel-Rockafellar duality)."""
         distance = np.where(self._gradient > 0, self.x - self._lower, self.x - self._upper)
-        return float(np.maximum(0.0, np.sum(self._gradient * distance)))  # np.maximum keeps NaN.
+        return float(np.maximum(0.0, np.sum(self._gradient * distance)))  # Unlike max, np.maximum keeps NaN.
 
     def _describe_iterate(self) -> Solution:
         return Solution(
@@ -132,16 +135,16 @@ class _MehrotraSolver:
         )
 
     def _is_optimal(self) -> bool:
-        """Return whether the gap is at most `tol` times the objective, or within rounding error."""
+        """Return whether the gap is at most `tol` times the objective, or as small as rounding errors."""
         rounding = 16 * FLOAT64_EPS * float(np.sum(np.abs(self._slope * self.x)))
         return self.dual_gap <= max(self._tol * abs(self.objective), rounding)
 
     def step(self) -> None:
-        """Take one predictor-corrector step, and check convergence at the new iterate."""
+        """Take one predictor-corrector step, and check whether the new iterate has converged."""
         self._take_predictor_corrector_step()
         if self._is_optimal():
-            # Recompute the products with x before deciding: those summed up over the steps have rounding
-            # errors.
+            # The products with x are recomputed before deciding, because the updated products have
+            # accumulated rounding errors.
             self._move_to_box_point(self.x)
             self.has_converged = self._is_optimal()
 
@@ -169,12 +172,12 @@ class _MehrotraSolver:
         previous_sums, self._complementarity_sums = self._complementarity_sums, self._sum_complementarity()
         has_progressed = self._complementarity_sums.max() < 0.99 * previous_sums.max()
         self._n_stalled = 0 if has_progressed else self._n_stalled + 1
-        # Without rounding errors, the gap would not exceed the sum of the complementarity products.
+        # Without rounding errors, the gap is at most the sum of slack * multiplier.
         has_lost_digits = self.dual_gap > 2 * self._complementarity_sums.sum()
         self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS or has_lost_digits
 
     def _sum_complementarity(self) -> Floats:
-        """Return the sum of slack * multiplier over both bounds, for each column."""
+        """Return the sum of slack * multiplier over both bounds, for each column of x."""
         products_lower = self._slack_lower * self._multipliers_lower
         products_upper = self._slack_upper * self._multipliers_upper
         return np.asarray(np.sum(products_lower + products_upper, axis=0))
@@ -182,7 +185,7 @@ class _MehrotraSolver:
     def polish(self) -> None:
         """Set entries that approach a bound to that bound, and refine all other entries by Newton steps.
 
-        The result is kept if it satisfies `tol`, or if its gap is smaller than the best one so far.
+        The result is kept if it satisfies `tol`, or if its gap is smaller than the best gap so far.
         """
         slope_scale, width = np.abs(self._slope).mean(axis=0), self._upper - self._lower
         at_lower_mask = self._slack_lower * slope_scale <= self._multipliers_lower * width
@@ -201,11 +204,11 @@ class _MehrotraSolver:
         self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
 
     def make_solution(self) -> Solution:
-        """Return the solution of `polish`, or before `polish` the iterate with the smallest gap."""
+        """Return the result of `polish`, or the iterate with the smallest gap if `polish` has not run."""
         return self._best_solution._replace(n_iter=self.n_iter)
 
     def _move_to_box_point(self, x: Floats) -> None:
-        """Make the point of the box closest to x the current iterate, and compute its products."""
+        """Make the point of the box that is closest to x the current iterate, and compute its products."""
         x = np.clip(x, self._lower, self._upper)
         self._image, gram_product = self._multiply_by_gram(x)
         self.x, self._gradient = x, gram_product + self._slope
@@ -216,9 +219,9 @@ class _MehrotraSolver:
         return np.asarray(1.0 / (ratios_lower + ratios_upper))
 
     def _build_newton_systems(self, weights: Floats, active_mask: Any = True) -> Floats:
-        """Return the matrices I + A' diag(weights) A of active columns, and identities for inactive ones.
+        """Return I + A' diag(weights) A for each active column, and the identity for all other columns.
 
-        Where I would be lost to rounding, it is replaced by a larger multiple.
+        If I is so small that rounding would remove it, a larger multiple of I is added.
         """
         identity = np.eye(self._operator.shape[1])
         systems = np.tile(identity, (self.x.shape[1], 1, 1))
@@ -228,10 +231,10 @@ class _MehrotraSolver:
         return systems
 
     def _compute_affine_step(self, systems: Floats, weights: Floats) -> Floats:
-        """Return the change of x in the affine direction, which aims at complementarity products of 0.
+        """Return the change of x in the affine direction, which aims at slack * multiplier = 0.
 
-        The same two products also recompute the image A' x and the gradient, in which rounding errors of the
-        previous steps have accumulated.
+        The same two products also recompute A' x and the gradient, which have accumulated rounding errors
+        over the previous steps.
         """
         products = np.asarray(self._operator.rmatmat(np.hstack([self.x, weights * self._slope])))
         self._image, slope_image = np.hsplit(products, 2)
@@ -242,18 +245,18 @@ class _MehrotraSolver:
         return -weights * (predicted_gram_product + self._slope)
 
     def _solve_newton(self, systems: Floats, weights: Floats, rhs: Floats) -> tuple[Floats, Floats, Floats]:
-        """Solve A A' x + x / weights = rhs for the entries with positive weights; the other entries are 0.
+        """Solve A A' x + x / weights = rhs for the entries with positive weights. Return x, A' x and A A' x.
 
-        Returns x, A' x and A A' x.
+        All other entries of x are 0.
         """
         image = _solve_columns(systems, np.asarray(self._operator.rmatmat(weights * rhs)))
         gram_product = np.asarray(self._operator.matmat(image))
         return weights * (rhs - gram_product), image, gram_product
 
     def _complete_direction(self, x: Floats, target_lower: Any, target_upper: Any) -> _Direction:
-        """Return the direction with this change of x, and the changes of multipliers that belong to it.
+        """Return the direction with this change of x and the corresponding changes of the multipliers.
 
-        To first order, the complementarity products become `target_lower` and `target_upper`.
+        To first order, the products slack * multiplier become `target_lower` and `target_upper`.
         """
         lower, upper = self._multipliers_lower, self._multipliers_upper
         lower_change = (target_lower - lower * x) / self._slack_lower - lower
@@ -275,7 +278,7 @@ class _MehrotraSolver:
         return np.asarray(np.min(step_lengths, axis=0))
 
     def _compute_duality_measure_after(self, direction: _Direction, step_length: Any) -> Floats:
-        """Return the mean complementarity product of each column after a step of this length."""
+        """Return the mean of slack * multiplier for each column after a step of this length."""
         slack_lower = self._slack_lower + step_length * direction.x
         slack_upper = self._slack_upper - step_length * direction.x
         multipliers_lower = self._multipliers_lower + step_length * direction.multipliers_lower
@@ -293,5 +296,5 @@ class _MehrotraSolver:
 
 
 def _solve_columns(systems: Floats, rhs: Floats) -> Floats:
-    """Solve `systems[j]` for column j of `rhs`, and return the solutions as columns."""
+    """Solve `systems[j] @ x = rhs[:, j]` for each column j, and return the solutions as columns."""
     return np.asarray(np.linalg.solve(systems, rhs.T[..., np.newaxis])[..., 0].T)

@@ -1,7 +1,7 @@
-"""Interior point method for the convex problem of a ReLU network.
+"""An interior-point method for the convex training problem of a ReLU network.
 
-The problem is to minimize a loss plus the norms of the units' weights, where the inputs of each unit lie in
-the cone of its gate. Products with the data, and their Gram matrices, are coded maps.
+It minimizes a loss plus the norms of the weights of the units. The inputs of each unit must stay in the cone
+of its gate. Products with the data, and their Gram matrices, are coded maps.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from polarmap.models.operators import GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# The largest number of weights per output and sign for which Newton systems are solved directly. Larger
-# systems are solved by conjugate gradients, with products that couple the gates.
+# Newton systems with up to this many weights per output and sign are solved directly. Larger systems are
+# solved by conjugate gradients, with products that couple the gates.
 MAX_SYSTEM_SIZE = 1000
-# The largest number of entries of the Gram matrices of all signs, gates and outputs: 240 MB, plus copies.
+# Maximum number of entries of the Gram matrices of all signs, gates and outputs: 240 MB, plus copies.
 MAX_GRAM_ENTRIES = 30_000_000
-CENTERING = 0.1  # The target of a step for the complementarity products, relative to their mean.
-# The largest residual norm, relative to alpha, with which the target of the products decreases.
+# A step aims at this multiple of the mean of slack * multiplier.
+CENTERING = 0.1
+# While the largest residual norm is above this multiple of alpha, the target of slack * multiplier does not
+# decrease.
 RESIDUAL_TOL = 0.1
-# The tolerance of a Newton system, relative to the largest residual norm. Once residuals are small, it is
+# Tolerance of a Newton system, relative to the largest residual norm. Once residuals are small, it is
 # relative to alpha times the relative duality gap.
 INEXACT_NEWTON_TOL = 0.1
-MAX_CG_ITERATIONS = 100  # A limit: about ten iterations usually suffice.
-FRACTION_TO_BOUNDARY = 0.97  # The largest fraction of the distance to a bound that one step may go.
-MAX_COLUMN_GROWTH = 0.5  # The largest relative change of a column per step, until residuals are small.
-MAX_STALLED_ITERATIONS = 8  # The solver stalls after this many iterations without progress.
-# A unit is removed if its norm is below this factor times the norm at which the barrier keeps an unused unit.
+MAX_CG_ITERATIONS = 100  # About ten iterations usually suffice.
+FRACTION_TO_BOUNDARY = 0.97  # A step goes at most this fraction of the distance to a bound.
+MAX_COLUMN_GROWTH = 0.5  # Maximum relative change of a column per step, until residuals are small.
+# The solver counts as stalled after this many iterations without progress.
+MAX_STALLED_ITERATIONS = 8
+# A unit is removed if its norm is below this multiple of the norm that the barrier gives to unused units.
 ZERO_UNIT_FACTOR = 10.0
 
 
@@ -47,38 +50,40 @@ def cone_interior_point(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize loss(A W) + alpha * sum_c |W_c| over the columns of W with A W in the cones.
+    """Minimize loss(A W) + alpha * sum_c |W_c| over the columns of W, with A W in the cones of the gates.
 
-    A primal-dual interior point method. Each iteration takes a product with A, a product with A', and Gram
-    matrices of A. If the outputs are coupled (multinomial loss), or there are many gates, it also takes about
-    ten products of both kinds for conjugate gradients.
+    The method is a primal-dual interior-point method. Each iteration takes a product with A, a product with
+    A', and Gram matrices of A. If the outputs are coupled (multinomial loss) or there are many gates, it also
+    takes about ten products of both kinds for conjugate gradients.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
-        A, with a column of ones if units have biases, and with a method `gram(weights)`.
+        Operator A with a method `gram(weights)`. If units have biases, A has a column of ones.
     cone_loss : ConeConstrainedLoss
+        Loss of the network, with the cones.
     alpha : float
-        The strength of the penalty, positive.
+        Strength of the penalty, positive.
     tol : float
-        The relative tolerance of the duality gap.
+        Relative tolerance of the duality gap.
     max_iter : int
+        Maximum number of iterations.
     callback : callable, optional
         Called with the objective and the norm of the residual after each iteration.
 
     Returns
     -------
     Solution
-        Its x is W, with one column for each sign, gate and output, in that order.
+        The solution's x is W, with one column for each sign, gate and output, in this order.
     """
     return run_solver(_ConeInteriorPointSolver(operator, cone_loss, alpha, tol), max_iter, callback)
 
 
 class _ConeInteriorPointSolver:
-    """A primal-dual iterate: weights W in the interior of the cones, their slacks, and positive multipliers.
+    """The current iterate of the interior-point method: weights W, with slacks and multipliers.
 
-    W has one column for each sign, gate and output, in that order. A sample on the border of a gate gives no
-    constraint.
+    W has one column for each sign, gate and output, in this order. The slacks tell how far the unit inputs A
+    W are from the borders of their cones. A sample on the border of a gate gives no constraint.
     """
 
     has_stalled = False
@@ -89,8 +94,8 @@ class _ConeInteriorPointSolver:
         self._loss, n_features = cone_loss.loss, operator.shape[1]
         (n_samples, self._n_gates), self._n_outputs = cone_loss.patterns.shape, cone_loss.loss.shape[1]
         self._gated_operator = GatedOperator(operator, cone_loss.patterns)
-        # Small Newton systems are solved directly. Otherwise, systems without the coupling of gates and
-        # outputs are the preconditioner of conjugate gradients.
+        # Small Newton systems are solved directly. Large systems are solved by conjugate gradients, with a
+        # preconditioner that ignores the coupling of gates and outputs.
         is_small = n_features * self._n_gates <= MAX_SYSTEM_SIZE
         self._is_direct = is_small and self._loss.has_separate_outputs
         self._n_coupled_gates = self._n_gates if self._is_direct else 1
@@ -102,14 +107,14 @@ class _ConeInteriorPointSolver:
         null_loss = self._loss.value(np.zeros(self._loss.shape))
         self._rounding_error = 16 * FLOAT64_EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
         self._mu = max(null_loss, self._rounding_error) / self._constraint_mask.size
-        # At this norm, the penalty and the logarithmic barrier of the slacks are in balance.
+        # At this norm, the penalty balances the logarithmic barrier of the slacks.
         initial_norm = n_samples * self._mu / alpha
         directions = cone_loss.interior_points / np.linalg.norm(cone_loss.interior_points, axis=0)
         self.x = initial_norm * np.tile(np.repeat(directions, self._n_outputs, axis=1), 2)
         self._image = np.asarray(operator.matmat(self.x))
         self._slacks = np.where(self._constraint_mask, self._cone_signs * self._image, 1.0)
         self._multipliers = np.where(self._constraint_mask, self._mu / self._slacks, 0.0)
-        # The curvatures for which the coupling Hessian was computed, and that Hessian.
+        # The coupling Hessian is kept together with the curvatures that it was computed for.
         self._coupling_curvatures, self._coupling_hessian = np.zeros(0), np.zeros(0)
         self.dual_bound, self._best_iterate, self._n_stalled = -np.inf, (np.inf, self.x, self._image), 0
         self._update_gradient_and_bound()
@@ -121,26 +126,26 @@ class _ConeInteriorPointSolver:
 
     @property
     def dual_gap(self) -> float:
-        """The difference between the best objective and the best lower bound."""
+        """The best objective minus the best lower bound on it."""
         return max(0.0, self._best_iterate[0] - self.dual_bound)
 
     @property
     def has_converged(self) -> bool:
-        """Whether the gap is at most `tol` times the best objective, or within rounding error."""
+        """Whether the gap is at most `tol` times the best objective, or as small as rounding errors."""
         return self._is_accurate(self._best_iterate[0])
 
     def _is_accurate(self, objective: float) -> bool:
         return max(0.0, objective - self.dual_bound) <= max(self._tol * objective, self._rounding_error)
 
     def step(self) -> None:
-        """Take one Newton step towards equal complementarity products.
+        """Take one Newton step that makes all products slack * multiplier more equal.
 
-        The target of the products decreases once the residuals of the optimality conditions are small.
+        Once the residuals of the optimality conditions are small, the step also aims at smaller products.
         """
         is_balanced = self._max_residual <= RESIDUAL_TOL * self._alpha
         target_mu = CENTERING * self._mu if is_balanced else self._mu
         roots, epigraphs = self._compute_norm_epigraphs()
-        # The derivative of alpha w / t with respect to the target of the products, times its change.
+        # The derivative of alpha w / t with respect to the target of slack * multiplier, times its change.
         centering_gradient = (self._mu - target_mu) * (1.0 + self._mu / roots) / epigraphs**2 * self.x
         gradient = (
             self._column_gradients
@@ -176,7 +181,7 @@ class _ConeInteriorPointSolver:
     def polish(self) -> None:
         """Remove unused units from the best iterate, and recompute its product with A.
 
-        The product of the iterations has accumulated rounding errors.
+        The product is recomputed because it has accumulated rounding errors over the iterations.
         """
         objective, x, image = self._best_iterate
         used_mask = np.linalg.norm(x, axis=0) > ZERO_UNIT_FACTOR * len(image) * self._mu / self._alpha
@@ -185,7 +190,7 @@ class _ConeInteriorPointSolver:
         self._best_iterate = objective, x, np.asarray(self._operator.matmat(x))
 
     def make_solution(self) -> Solution:
-        """Return the best iterate, moved into the cones by as much as rounding has violated them."""
+        """Return the best iterate, after moving it into the cones in case of rounding errors."""
         _, x, image = self._best_iterate
         x, image = self._cone_loss.make_feasible(x, image)
         objective = self._compute_objective_at(x, image)
@@ -193,20 +198,20 @@ class _ConeInteriorPointSolver:
         return Solution(x, objective, dual_gap, self.optimality, self.n_iter, self._is_accurate(objective))
 
     def _compute_objective_at(self, x: Floats, image: Floats) -> float:
-        """Return the loss plus the penalty at W = x with A W = image."""
+        """Return the loss plus the penalty at W = x, given A W = image."""
         return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
     def _compute_norm_epigraphs(self) -> tuple[Floats, Floats]:
-        """Return for each column the t that minimizes alpha t - mu log(t^2 - |w|^2); it is |w| for mu = 0.
+        """Return the t of each column w that minimizes alpha t - mu log(t^2 - |w|^2).
 
-        The gradient of the minimum with respect to w is alpha w / t. The first of the two returned arrays is
-        the square root in the quadratic formula for t.
+        For mu = 0, t is |w|. The gradient of the minimum with respect to w is alpha w / t. The result is a
+        pair: the square root in the quadratic formula for t, and t itself.
         """
         roots = np.hypot(self._mu, self._alpha * np.linalg.norm(self.x, axis=0))
         return roots, (self._mu + roots) / self._alpha
 
     def _update_gradient_and_bound(self) -> None:
-        """Compute the gradients and residuals at the iterate by one product, and update the lower bound."""
+        """Compute gradients, residuals and a lower bound at the current iterate, with a single product."""
         outputs = self._cone_loss.compute_network_outputs(self._image)
         loss_gradient = self._loss.gradient(outputs)
         self._curvatures = self._loss.compute_hessian_diagonal(outputs)
@@ -231,15 +236,16 @@ class _ConeInteriorPointSolver:
             self._best_iterate = self.objective, self.x, self._image
 
     def _solve_newton(self, column_hessians: Floats, rhs: Floats, atol: float) -> Floats:
-        """Solve the Newton system for `rhs` (features, columns).
+        """Solve the Newton system, directly or by conjugate gradients.
 
         Parameters
         ----------
         column_hessians : array (columns, features, features)
-            The Hessian of the barrier and the penalty, for each column.
+            Hessian of the barrier and the penalty, for each column.
         rhs : array (features, columns)
+            Right-hand side.
         atol : float
-            The largest norm of the residual if conjugate gradients are used.
+            Norm of the residual at which conjugate gradients stop.
         """
         solve = self._make_schur_solver(column_hessians)
         if self._is_direct:
@@ -257,9 +263,9 @@ class _ConeInteriorPointSolver:
         return np.reshape(step, rhs.shape)
 
     def _make_schur_solver(self, column_hessians: Floats) -> Callable[[Floats], Floats]:
-        """Return a function that solves the Newton system with the coupling within groups of gates.
+        """Return a function that solves the Newton system, with the coupling inside groups of gates only.
 
-        It eliminates the columns of one sign, since the loss depends only on the difference of both signs.
+        The loss depends only on the difference of both signs, so the columns of one sign are eliminated.
         """
         plus, minus = np.split(column_hessians, 2)
         branch_sums, n_features = plus + minus, len(self.x)
@@ -288,7 +294,7 @@ class _ConeInteriorPointSolver:
     def _multiply_by_hessian(
         self, column_hessians: Floats, loss_hessian: Callable[[Floats], Floats], direction: Floats
     ) -> Floats:
-        """Return the Hessian of the objective times a direction, by two products."""
+        """Return the Hessian of the objective times a direction, computed with two products."""
         columns = direction.reshape(self.x.shape)
         plus, minus = np.hsplit(columns, 2)
         outputs = self._gated_operator.matmat((plus - minus).reshape(-1, self._n_outputs))
@@ -297,9 +303,9 @@ class _ConeInteriorPointSolver:
         return np.asarray(column_products + np.hstack([gate_products, -gate_products])).reshape(-1)
 
     def _compute_column_hessians(self, epigraphs: Floats, roots: Floats) -> Floats:
-        """Return the Hessians of barrier and penalty, (columns, features, features).
+        """Return the Hessian of barrier and penalty for each column, shape (columns, features, features).
 
-        Also updates the coupling Hessian of the loss if the curvatures have changed, by the same product.
+        If the curvatures have changed, the coupling Hessian of the loss is updated with the same product.
         """
         n_features, n_columns = self.x.shape
         weights = self._multipliers / self._slacks
@@ -315,7 +321,7 @@ class _ConeInteriorPointSolver:
         return np.asarray(grams[:n_columns] + (np.eye(n_features) - norm_hessians) * penalty_factors)
 
     def _compute_gate_pair_weights(self) -> Floats:
-        """Return the sample weights of the Gram matrices of each pair of coupled gates, group and output."""
+        """Return the sample weights for the Gram matrix of each pair of coupled gates, group and output."""
         first_gates, second_gates = np.triu_indices(self._n_coupled_gates)
         gates = self._open_gates.reshape(len(self._open_gates), -1, self._n_coupled_gates, self._n_outputs)
         pairs = (gates[:, :, first_gates] * gates[:, :, second_gates]).swapaxes(1, 2)
@@ -324,7 +330,7 @@ class _ConeInteriorPointSolver:
     def _assemble_coupling_hessian(self, gram_matrices: Floats) -> Floats:
         """Assemble the Hessian of the loss from the Gram matrices of pairs of gates.
 
-        With an intercept, the Hessian is that of the profiled loss: a Schur complement.
+        With an intercept, it is the Hessian of the loss minimized over the intercept, a Schur complement.
         """
         n_members, n_features = self._n_coupled_gates, len(self.x)
         n_groups, n_outputs = self._n_gates // n_members, self._n_outputs
@@ -348,9 +354,10 @@ def _compute_max_step_length(values: Floats, direction: Floats) -> float:
 
 
 def _make_linear_solver(systems: Any, is_used_once: bool) -> Callable[[Floats], Floats]:
-    """Return a function that solves `systems` for right-hand sides.
+    """Return a function that solves `systems` for any right-hand sides.
 
-    Unless it is used only once, it multiplies by inverses, which is faster but less accurate.
+    If the function is used only once, it solves the systems. Otherwise it multiplies by their inverses, which
+    is faster but less accurate.
     """
     if is_used_once:
         return partial(np.linalg.solve, systems)

@@ -1,7 +1,7 @@
-"""Least squares with an L2 penalty by Krylov methods (LSQR, LSMR, CG).
+"""Least squares with an L2 penalty by Krylov methods: LSQR, LSMR or conjugate gradients.
 
-`solve_least_squares` first runs the method without a preconditioner. If that takes many iterations, it
-computes one Gram matrix, and runs the method again on features that this matrix has made orthonormal.
+`solve_least_squares` first runs the method without a preconditioner. If this takes many iterations, it
+computes one Gram matrix and runs the method again, on features that the Gram matrix makes orthonormal.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from polarmap.models.solvers.proximal_newton import count_first_order_iterations
 from polarmap.models.solvers.solver import Solution
 from polarmap.models.whitening import MIN_RELATIVE_SCALE, WhiteningOperator
 
-# The condition number of the scaled system above which its solution has no correct digits.
-
+# If the condition number of the scaled system is larger, its solution has no correct digits.
 MAX_CONDITION = 1e12
 
 
 class AugmentedOperator(LinearOperator):  # type: ignore[misc]
-    """The operator [A; diag(sqrt_penalty)], whose last rows stand for the L2 penalty.
+    """An operator that appends rows for the L2 penalty to A: [A; diag(sqrt_penalty)].
 
     Parameters
     ----------
     A : LinearOperator (samples, features)
+        Standardized features.
     sqrt_penalty : array (features,)
-        The root of the strength of each feature's penalty. If all are 0, no rows are appended.
+        Square root of the strength of each feature's penalty. If all are 0, no rows are appended.
     """
 
     def __init__(self, A: Any, sqrt_penalty: Floats) -> None:
@@ -41,7 +41,7 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
 
     @cached_property
     def preconditioner(self) -> WhiteningOperator:
-        """The operator after whose application from the right the columns are orthonormal.
+        """An operator that makes the columns orthonormal when it is applied from the right.
 
         Directions in which the Gram matrix has no correct digits are only rotated, not scaled to norm 1.
         """
@@ -68,22 +68,26 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
 def solve_least_squares(
     estimator: Any, system: AugmentedOperator, target: Floats, iteration_log: IterationLog
 ) -> Solution:
-    """Return the least squares solution of system @ v = [target; 0].
+    """Find the least-squares solution v of system @ v = [target; 0].
 
-    If that takes many iterations, start again with whitened features, for which a few iterations suffice.
+    If many iterations are needed, the solver starts again with whitened features, for which a few iterations
+    suffice.
 
     Parameters
     ----------
     estimator : Ridge
-        Its `solver`, `tol` and `max_iter` are used.
+        Model whose `solver`, `tol` and `max_iter` are used.
     system : AugmentedOperator
+        Features, with the rows of the penalty.
     target : array (samples,)
+        Right-hand side for the rows of the features.
     iteration_log : IterationLog
+        Log that prints a line after each iteration.
 
     Returns
     -------
     Solution
-        Its objective is the squared norm of the residual, and its optimality is the norm of the gradient.
+        The objective is the squared norm of the residual, and the optimality is the norm of the gradient.
 
     Raises
     ------
@@ -116,7 +120,7 @@ def solve_least_squares(
 def _run_krylov(
     estimator: Any, system: Any, rhs: Floats, iteration_log: IterationLog, max_iter: int
 ) -> Solution:
-    """Return the solution of the estimator's solver after at most `max_iter` iterations.
+    """Run the solver of the estimator for at most `max_iter` iterations, and return its solution.
 
     Raises
     ------
@@ -153,32 +157,35 @@ def _run_krylov(
 
 
 class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
-    """A wrapper of a system that follows the iterations of scipy's lsqr or lsmr from their products.
+    """A wrapper of a linear system that follows the iterations of SciPy's lsqr or lsmr.
 
-    scipy's functions have no callback and return nothing if a deadline interrupts them. Both build
+    These functions have no callback, and they return nothing if a deadline interrupts them. Both build
     orthonormal u and v with A v_i = alpha_i u_i + beta_i+1 u_i+1 and A' u_i+1 = beta_i+1 v_i + alpha_i+1
-    v_i+1, so products and operands give alpha and beta. From these, the rotations of Paige and Saunders
-    (lsqr) or of Fong and Saunders (lsmr) give the norms of residual and gradient that `iteration_log` prints.
-    The residual of lsmr would need more rotations and is not printed.
+    v_i+1. The wrapper sees all products and derives alpha and beta. From these, the rotations of Paige and
+    Saunders (lsqr) or of Fong and Saunders (lsmr) give the norms of the residual and the gradient, which
+    `iteration_log` prints. The residual of lsmr would need more rotations and is not printed.
 
-    `make_solution` returns the solution of lsqr after the last complete iteration, also for lsmr: it
-    minimizes the residual over the same subspace.
+    `make_solution` returns the solution of lsqr after the last complete iteration, even if lsmr is running:
+    it minimizes the residual over the same subspace.
 
     Parameters
     ----------
     system : LinearOperator
+        System to wrap.
     target : array (rows,)
-        The right-hand side that is passed to the solver.
+        Right-hand side that is passed to the solver.
     solver : {"lsqr", "lsmr"}
+        Function that uses the wrapper.
     iteration_log : IterationLog
+        Log that prints a line after each iteration.
     """
 
     def __init__(self, system: Any, target: Floats, solver: str, iteration_log: IterationLog) -> None:
         super().__init__(np.float64, system.shape)
         self._system, self._solver, self._iteration_log, self.n_iter = system, solver, iteration_log, 0
-        self._residual_norm = float(np.linalg.norm(target))  # The residual norm of lsqr.
+        self._residual_norm = float(np.linalg.norm(target))  # Residual norm of lsqr.
         self._signed_residual_norm = self._residual_norm
-        self._last_product: tuple[Floats, Floats] | None = None  # The pair v, A v.
+        self._last_product: tuple[Floats, Floats] | None = None  # The pair (v, A v).
 
     def make_solution(self) -> Solution:
         """Return the solution of lsqr after the last complete iteration, marked as timed out."""
@@ -186,7 +193,7 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
         return Solution(self._x, self._residual_norm**2, None, gradient_norm, self.n_iter, False, True)
 
     def _matvec(self, v: Floats) -> Floats:
-        v = np.array(v).reshape(-1)  # A copy, because lsmr overwrites v.
+        v = np.array(v).reshape(-1)  # A copy is needed, because lsmr overwrites v.
         self._last_product = v, self._system.matvec(v)
         return self._last_product[1]
 
@@ -202,20 +209,20 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
 
     def _start_bidiagonalization(self, scaled_v: Floats) -> None:
         alpha = float(np.linalg.norm(scaled_v))
-        # The gradient of |r|^2 is 2 A' r; its norm is tracked as |A' r|.
+        # The gradient of |r|^2 is 2 A' r. Half of it, |A' r|, is tracked.
         self._rho_bar, self._half_gradient_norm = alpha, alpha * self._residual_norm
-        self._cosine_bar = 1.0  # The cosine of the second rotation of lsmr.
+        self._cosine_bar = 1.0  # Cosine of the second rotation of lsmr.
         self._x, self._direction = np.zeros_like(scaled_v), scaled_v / (alpha or 1.0)
 
     def _record_iteration(self, beta: float, scaled_v: Floats) -> None:
-        """Update the norms and the solution after one iteration, and print its line.
+        """Update the norms and the solution after one iteration, and print a line.
 
         Parameters
         ----------
         beta : float
-            The new coefficient beta_i+1 of the bidiagonal matrix.
+            New coefficient beta_i+1 of the bidiagonal matrix.
         scaled_v : array
-            alpha_i+1 v_i+1.
+            Vector alpha_i+1 v_i+1.
         """
         alpha = float(np.linalg.norm(scaled_v))
         rho = math.hypot(self._rho_bar, beta) or 1.0
@@ -241,7 +248,7 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
 def _run_conjugate_gradients(
     system: Any, target: Floats, tol: float, iteration_log: IterationLog, max_iter: int
 ) -> Solution:
-    """Solve A'A v = A' target by at most `max_iter` iterations of conjugate gradients."""
+    """Solve A'A v = A' target by conjugate gradients, with at most `max_iter` iterations."""
     rhs = np.asarray(system.rmatvec(target))
     v, residual, direction, squared_residual = np.zeros_like(rhs), rhs, rhs, float(rhs @ rhs)
     n_iter, squared_tol, timed_out = 0, tol**2 * squared_residual, False
@@ -268,5 +275,5 @@ def _run_conjugate_gradients(
 
 
 def _compute_squared_residual(target: Floats, rhs: Floats, v: Floats, residual: Floats) -> float:
-    """Return |target - A v|^2, where A'A v = rhs - residual and rhs = A' target."""
+    """Return |target - A v|^2, given rhs = A' target and residual = rhs - A'A v."""
     return float(target @ target - v @ (rhs + residual))

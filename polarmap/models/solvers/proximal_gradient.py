@@ -1,4 +1,4 @@
-"""FISTA: proximal gradient steps with momentum, for loss(A x) + penalty(x).
+"""FISTA minimizes loss(A x) + penalty(x) by proximal gradient steps with momentum.
 
 An iteration takes two products, A x and A' u. `CompositeProblem` and `ProximalSolver` are also the base of
 the proximal Newton method.
@@ -16,10 +16,13 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 from polarmap.models.solvers.solver import Solution, run_solver
 
-GAP_INTERVAL = 10  # The number of iterations between two computations of the gap, each for one more product.
-MIN_CURVATURE_GROWTH = 1.2  # The smallest factor by which the curvature estimate grows after too long a step.
-CANCELLATION_TOL = 1e-10  # Smaller differences of losses, relative to the loss, have lost too many digits.
-# The largest change of eta in the probe of the curvature: the loss is nearly quadratic there.
+# The gap is computed after this many iterations, each time with one more product.
+GAP_INTERVAL = 10
+# Minimum factor by which the curvature estimate grows after a step that was too long.
+MIN_CURVATURE_GROWTH = 1.2
+# Smaller differences of losses, relative to the loss, have lost too many digits.
+CANCELLATION_TOL = 1e-10
+# Maximum change of eta when the curvature is probed. The loss is nearly quadratic on this scale.
 PROBE_STEP = 1e-3
 
 
@@ -36,35 +39,36 @@ def fista(
     """Minimize loss(A x) + penalty(x) by FISTA with restarts and backtracking.
 
     An iteration takes two products, A x and A' u (Beck and Teboulle, 2009; O'Donoghue and Candes, 2015). It
-    takes another one for each step that was too long, and every tenth iteration takes one for the duality
-    gap.
+    takes one more product for each step that was too long. Every tenth iteration takes one more product for
+    the duality gap.
 
     Parameters
     ----------
     operator : LinearOperator (M, N)
-        A, such as a `CodedOperator`.
+        Operator A, for example a `CodedOperator`.
     loss : SquaredLoss, LogisticLoss or similar
-        A convex and smooth function of eta = A x with methods value(eta) and gradient(eta). If it also has
-        conjugate(u), the duality gap is computed.
+        Convex and smooth function of eta = A x, with methods value(eta) and gradient(eta). If the loss also
+        has a method conjugate(u), the duality gap is computed.
     penalty : proximal operator
-        An object of pyproximal (`L1`, `L21`, `Box`, ...) or of `polarmap.convex`. Its method prox(x, tau)
-        takes a vector x. Called with x, it returns the penalty or, for a constraint, whether x satisfies it.
-        The duality gap also needs its methods conjugate(v) and dual_scale(v).
+        Penalty or constraint of pyproximal (`L1`, `L21`, `Box`, ...) or of `polarmap.convex`. It has a
+        method prox(x, tau), and can be called with a vector x: a penalty returns its value, and a constraint
+        returns whether x satisfies it. The duality gap also needs methods conjugate(v) and dual_scale(v).
     start : array (N,) or (N, outputs), optional
-        The starting point, zeros (N,) by default. If it is a matrix, x is one too, and `penalty` gets x as a
-        vector, row by row.
+        Starting point. By default, zeros (N,). If it is a matrix, x is a matrix as well, and `penalty` gets
+        x as a vector, row by row.
     tol : float
-        The relative tolerance: of the duality gap, relative to the objective. Without a gap, or if the
-        gap is within rounding error, of the norm of the gradient map, relative to the largest one so far.
+        Tolerance of the duality gap, relative to the objective. If there is no gap, or if it is as small as
+        rounding errors, tolerance of the norm of the gradient map, relative to its largest value so far.
     max_iter : int
-        The largest number of iterations.
+        Maximum number of iterations.
     callback : callable, optional
         Called with the objective and the norm of the gradient map after each iteration.
 
     Returns
     -------
     Solution
-        If the deadline of the operator passes (`CodedOperator.set_deadline`), the best solution so far.
+        The solution. If the deadline of the operator passes (`CodedOperator.set_deadline`), this is the best
+        solution so far.
 
     Raises
     ------
@@ -91,7 +95,7 @@ def fista(
 
 
 class CompositeProblem:
-    """The problem of minimizing loss(A x) + penalty(x).
+    """The problem of minimizing loss(A x) + penalty(x) over x.
 
     Parameters
     ----------
@@ -109,7 +113,7 @@ class CompositeProblem:
         self.has_dual_gap = hasattr(loss, "conjugate") and hasattr(penalty, "conjugate")
 
     def check_starting_point(self, start: Any) -> Floats:
-        """Return a copy of `start` as floats, or zeros for None; raise ModelError if its shape is wrong."""
+        """Return `start` as a new float array, or zeros for None. Raise ModelError if its shape is wrong."""
         n_columns = int(self.operator.shape[1])
         x = np.zeros(n_columns) if start is None else np.array(start, dtype=np.float64)
         if x.ndim not in (1, 2) or len(x) != n_columns:
@@ -117,13 +121,13 @@ class CompositeProblem:
         return x
 
     def matmul(self, x: Floats) -> Floats:
-        """Return A x, without a product if x is 0."""
+        """Return A x. No product is computed if x is 0."""
         if not x.any():
             return np.zeros((int(self.operator.shape[0]), *x.shape[1:]))
         return np.asarray(self.operator.matvec(x) if x.ndim == 1 else self.operator.matmat(x))
 
     def check_eta_shape(self, eta: Floats) -> None:
-        """Raise ModelError if eta and y of the loss differ in shape, even if numpy could broadcast them."""
+        """Raise ModelError if the targets of the loss do not have the shape of `eta`."""
         loss_shape = getattr(self.loss, "shape", eta.shape)
         if loss_shape != eta.shape:
             raise ModelError(
@@ -133,34 +137,35 @@ class CompositeProblem:
             )
 
     def rmatmul(self, u: Floats) -> Floats:
-        """Return A' u; for the gradient u of the loss, this is the gradient with respect to x."""
+        """Return A' u. If u is the gradient of the loss, this is the gradient with respect to x."""
         return np.asarray(self.operator.rmatvec(u) if u.ndim == 1 else self.operator.rmatmat(u))
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """Return the proximal operator of the penalty at x, in the shape of x."""
+        """Apply the proximal operator of the penalty to x, and return the result in the shape of x."""
         return np.asarray(self.penalty.prox(x.reshape(-1), tau)).reshape(x.shape)
 
     def objective(self, x: Floats, eta: Floats) -> float:
-        """Return the objective at x with A x = eta; x must come from `prox`, so that constraints hold."""
+        """Return the objective at x, given eta = A x. x must come from `prox`, so that constraints hold."""
         return float(self.loss.value(eta)) + evaluate_penalty(self.penalty, x.reshape(-1))
 
     def dual_gap(self, x: Floats, eta: Floats, loss_gradient: Floats, gradient: Floats) -> float:
-        """Return the duality gap between x and the scaled gradient of the loss as its dual point.
+        """Return the duality gap at x, an upper bound on how far the objective is above its minimum.
 
         Parameters
         ----------
         x : array
+            Iterate. The scaled gradient of the loss is its dual point.
         eta : array
-            A x.
+            Product A x.
         loss_gradient : array
-            The gradient of the loss with respect to eta.
+            Gradient of the loss with respect to eta.
         gradient : array
-            A' loss_gradient.
+            Product A' loss_gradient.
 
         Returns
         -------
         float
-            The gap by Fenchel-Rockafellar duality; inf if the dual point cannot be scaled to be feasible.
+            Gap by Fenchel-Rockafellar duality; inf if the dual point cannot be scaled to be feasible.
         """
         dual = -gradient.reshape(-1)
         dual_scale = float(self.penalty.dual_scale(dual))
@@ -172,28 +177,29 @@ class CompositeProblem:
 
 
 def evaluate_penalty(penalty: Any, x: Floats) -> float:
-    """Return the penalty at an x that is a result of its `prox`, where a constraint counts as 0."""
+    """Return the penalty at an x that `prox` has returned. A constraint counts as 0 there."""
     value = penalty(x)
     return 0.0 if isinstance(value, (bool, np.bool_)) else float(value)
 
 
 class ProximalSolver:
-    """The base of solvers that move from iterate to iterate and measure the distance to the minimum.
+    """Base class of solvers that move from iterate to iterate and measure the distance to the minimum.
 
-    Subclasses override `_advance`.
+    A subclass implements `_advance`.
 
     Parameters
     ----------
     problem : CompositeProblem
+        Problem to solve.
     x : array (N,) or (N, outputs)
-        The starting point.
+        Starting point.
     tol : float
         As for `fista`.
     eta : array, optional
-        A x. By default, it is computed by one product.
+        Product A x. By default, it is computed.
     """
 
-    gap_interval = 1  # The number of iterations between two computations of the duality gap.
+    gap_interval = 1  # The duality gap is computed after this many iterations.
 
     def __init__(self, problem: CompositeProblem, x: Floats, tol: float, eta: Floats | None = None) -> None:
         self.problem, self.x, self.tol, self.n_iter = problem, x, tol, 0
@@ -201,7 +207,7 @@ class ProximalSolver:
         problem.check_eta_shape(self.eta)
         self.curvature, self.max_optimality, self.optimality = 1.0, 0.0, math.inf
         self._initial_loss = abs(float(problem.loss.value(self.eta)))
-        # The iteration number, and the gradients of the loss at its x with respect to eta and to x.
+        # The number of an iteration, and the gradients of the loss at its x, with respect to eta and to x.
         self._cached_gradients: tuple[int, Floats, Floats] | None = None
         self.has_converged = self.has_stalled = False
         self.best_x, self.best_objective, self.dual_bound = x, math.inf, -math.inf
@@ -213,20 +219,23 @@ class ProximalSolver:
         return self.problem.objective(self.x, self.eta)
 
     def compute_gradients(self) -> tuple[Floats, Floats]:
-        """Return the gradients of the loss at x with respect to eta and to x, by one product."""
+        """Return the gradients of the loss at x, with respect to eta and to x. They take one product."""
         if self._cached_gradients is None or self._cached_gradients[0] != self.n_iter:
             loss_gradient = self.problem.loss.gradient(self.eta)
             self._cached_gradients = self.n_iter, loss_gradient, self.problem.rmatmul(loss_gradient)
         return self._cached_gradients[1:]
 
     def _compute_optimality(self) -> float:
-        """Return the norm of the gradient map at x, by one product unless the gradients are cached."""
+        """Return the norm of the gradient map at x. It takes one product unless the gradients are cached."""
         _, gradient = self.compute_gradients()
         prox_point = self.problem.prox(self.x - gradient / self.curvature, 1.0 / self.curvature)
         return self.curvature * float(np.linalg.norm(self.x - prox_point))
 
     def _compute_dual_gap(self) -> float:
-        """Return the duality gap at x, or inf if unknown, by one product unless the gradients are cached."""
+        """Return the duality gap at x, or inf if it is unknown.
+
+        It takes one product unless the gradients are cached.
+        """
         if not self.problem.has_dual_gap:
             return math.inf
         dual_gap = self.problem.dual_gap(self.x, self.eta, *self.compute_gradients())
@@ -239,17 +248,20 @@ class ProximalSolver:
         self.has_converged = self._measure_convergence()
 
     def _advance(self) -> None:
-        """Move `x` and `eta` to the next iterate, count it, and set `optimality`."""
+        """Move `x` and `eta` to the next iterate, increment `n_iter`, and set `optimality`."""
         raise NotImplementedError
 
     def _move_to(self, x: Floats, eta: Floats) -> None:
-        """Make x, with A x = eta, the next iterate."""
+        """Make x the next iterate, given eta = A x."""
         self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
         if (objective := self.objective) < self.best_objective:
             self.best_x, self.best_objective = x, objective
 
     def _measure_convergence(self) -> bool:
-        """Return whether x satisfies `tol`; compute the gap only if it is due or probably small enough."""
+        """Return whether x satisfies `tol`.
+
+        The duality gap is computed only if it is due, or if x is probably accurate enough.
+        """
         rounding_error, tol = self._estimate_optimality_rounding_error(), self.tol
         is_stationary = self.optimality <= max(tol * self.max_optimality, rounding_error)
         if not self.problem.has_dual_gap or (self.n_iter % self.gap_interval and not is_stationary):
@@ -267,12 +279,12 @@ class ProximalSolver:
         return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
     def polish(self) -> None:
-        """Make the last iterate the solution, and compute its gap and its optimality by one product."""
+        """Make the last iterate the solution, and compute its gap and its optimality with one product."""
         dual_gap, self.optimality = self._compute_dual_gap(), self._compute_optimality()
         self.best_x, self.best_objective, self._final_dual_gap = self.x, self.objective, dual_gap
 
     def make_solution(self) -> Solution:
-        """Return the last iterate if `polish` has been called, or the best iterate so far."""
+        """Return the last iterate if `polish` has run, otherwise the best iterate so far."""
         objective, optimality = self.best_objective, self.optimality
         # Another step would decrease the objective by about optimality^2 / (2 curvature).
         rounding = 16 * FLOAT64_EPS * max(self._initial_loss, abs(objective))
@@ -286,7 +298,7 @@ class ProximalSolver:
 
 
 class FistaSolver(ProximalSolver):
-    """The state of FISTA: the iterate, the extrapolated point, and the estimate L of the curvature."""
+    """The state of FISTA: the iterate, the extrapolated point, and an estimate of the curvature."""
 
     gap_interval = GAP_INTERVAL
 
@@ -296,7 +308,7 @@ class FistaSolver(ProximalSolver):
         self.curvature = self._estimate_curvature(*self.compute_gradients())
 
     def _estimate_curvature(self, loss_gradient: Floats, gradient: Floats) -> float:
-        """Return the curvature of the loss along its gradient, by one product; 1 if it has none."""
+        """Return the curvature of the loss along its gradient, or 1 if it has none. It takes one product."""
         eta_direction = self.problem.matmul(gradient)
         max_change, squared_norm = float(np.abs(eta_direction).max(initial=0.0)), float(np.sum(gradient**2))
         if max_change == 0.0 or squared_norm == 0.0:
@@ -307,22 +319,22 @@ class FistaSolver(ProximalSolver):
         return curvature if 0.0 < curvature < math.inf else 1.0
 
     def _advance(self) -> None:
-        """Step from the extrapolated point to the next x, and extrapolate from there by momentum."""
+        """Step from the extrapolated point to the next x, and extrapolate from there with momentum."""
         loss_gradient = self.problem.loss.gradient(self._extrapolated_eta)
         x, eta = self._take_backtracking_step(loss_gradient, self.problem.rmatmul(loss_gradient))
         is_uphill = float(np.sum((self._extrapolated - x) * (x - self.x))) > 0
         previous_momentum = 1.0 if is_uphill else self._momentum
         self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * previous_momentum**2)) / 2.0
         extrapolation = (previous_momentum - 1.0) / self._momentum
-        # Products are linear, so that of the extrapolated point follows from known ones.
+        # The product is linear, so A times the extrapolated point follows from two known products.
         self._extrapolated = x + extrapolation * (x - self.x)
         self._extrapolated_eta = eta + extrapolation * (eta - self.eta)
         self._move_to(x, eta)
 
     def _take_backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
-        """Return the proximal gradient step x from the extrapolated point, and A x.
+        """Take a proximal gradient step from the extrapolated point. Return the new x, and A x.
 
-        The estimate of the curvature grows until it bounds the curvature observed along the step.
+        The estimate of the curvature is increased until it bounds the curvature along the step.
         """
         while True:
             x = self.problem.prox(self._extrapolated - gradient / self.curvature, 1.0 / self.curvature)
@@ -342,7 +354,7 @@ class FistaSolver(ProximalSolver):
     def _compute_bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
         """Return the Bregman divergence of the loss from the extrapolated point to eta.
 
-        It is computed from gradients where the difference of losses would cancel.
+        It is computed from gradients if a difference of losses would lose too many digits.
         """
         loss, eta_change = self.problem.loss, eta - self._extrapolated_eta
         loss_value, value_before = float(loss.value(eta)), float(loss.value(self._extrapolated_eta))

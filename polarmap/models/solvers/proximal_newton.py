@@ -1,7 +1,7 @@
-"""Proximal Newton method for loss(A x) + penalty(x).
+"""A proximal Newton method for loss(A x) + penalty(x).
 
-Each step computes a weighted Gram matrix by coded maps. The quadratic model that it defines is minimized
-together with the penalty on the driver, without further products.
+Each step computes a weighted Gram matrix of A as a coded map. The Gram matrix defines a quadratic model of
+the loss. The driver minimizes the model plus the penalty without further products.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from polarmap.models.solvers.proximal_gradient import (
 )
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# The largest number of unknowns for Newton steps: the driver solves systems of this size.
+# Newton steps are used for up to this many unknowns, because the driver solves systems of this size.
 MAX_GRAM_SIZE = 1000
-# All Newton steps with a Gram matrix of this many columns cost about as much as one iteration of two
-# products.
+# For a Gram matrix with this many columns, all Newton steps together cost about as much as one iteration of
+# two products.
 GRAM_COLUMNS_PER_ITERATION = 8
-MODEL_TOL = 1e-8  # The tolerance for minimizing a model, relative to the largest gradient map so far.
+MODEL_TOL = 1e-8  # Tolerance for minimizing a model, relative to the largest gradient map so far.
 MAX_PROXIMAL_STEPS, MAX_NEWTON_STEPS, MAX_BACKTRACKS = 30, 30, 40
-# The proximal parameter sigma: its first value divided by the mean of the diagonal of H, and its growth per
+# Initial value of the proximal parameter sigma, divided by the mean of the diagonal of H, and its growth per
 # step.
 INITIAL_SIGMA, SIGMA_GROWTH = 1e4, 10.0
-# The largest number of successive attempts with a smaller sigma after a step without progress.
+# After a step without progress, sigma is reduced at most this many times in a row.
 MAX_RETRIES = 3
-ARMIJO_FRACTION = 1e-4  # The fraction of the predicted decrease that a line search requires.
-FINITE_DIFFERENCE_STEP = 1e-7  # The relative step of the finite difference of a proximal operator.
+ARMIJO_FRACTION = 1e-4  # A line search requires this fraction of the predicted decrease.
+FINITE_DIFFERENCE_STEP = 1e-7  # Relative step of the finite difference of a proximal operator.
 
 
 def count_first_order_iterations(operator: Any, start: Floats, max_iter: int) -> int:
-    """Return how many first-order iterations to run before switching to Newton steps.
+    """Return how many iterations of a first-order method to run before switching to Newton steps.
 
-    The first-order iterations then cost about as much as all Newton steps will, so a fit costs at most about
-    twice as much as by the faster of the two methods. Without Gram matrices (sparse X), or with many
-    unknowns, first-order iterations run to the end.
+    With this number, the first-order iterations cost about as much as all Newton steps will. A fit therefore
+    costs at most about twice as much as by the faster method. If Newton steps are not possible, because there
+    are no Gram matrices (sparse X) or too many unknowns, all iterations are first-order.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
-        It has a method `gram(weights)` if Newton steps are possible.
+        Operator of the features. Newton steps need its method `gram(weights)`.
     start : array (features,) or (features, outputs)
-        The starting point; only its shape is used.
+        Starting point, of which only the shape is used.
     max_iter : int
-        The iteration limit of the fit, which is returned if Newton steps are not possible.
+        Iteration limit of the fit, which is returned if Newton steps are not possible.
     """
     n_outputs = start.size // len(start)
     if not hasattr(operator, "gram") or start.size > MAX_GRAM_SIZE:
@@ -69,20 +69,21 @@ def proximal_newton(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize loss(A x) + penalty(x) by FISTA, then proximal Newton steps (Lee, Sun and Saunders, 2014).
+    """Minimize loss(A x) + penalty(x) by FISTA, then by proximal Newton steps (Lee, Sun and Saunders, 2014).
 
-    A Newton step takes a product A d, a product A' u, and a Gram matrix A' diag(curvature) A, or one for each
-    pair of outputs. For a squared loss, the Gram matrix is computed once.
+    A Newton step takes a product A d, a product A' u, and a Gram matrix A' diag(curvature) A for each pair of
+    outputs. For a squared loss, the Gram matrix is computed only once.
 
     Parameters
     ----------
     operator : LinearOperator
-        A. Newton steps need its method `gram(weights)`; without it, FISTA runs all iterations.
+        Operator A. Newton steps need its method `gram(weights)`. Without it, FISTA runs all iterations.
     loss : WeightedLoss
-        A loss with `hessian_product`.
+        Loss with a method `hessian_product`.
     penalty : proximal operator
-        Separable: its `prox` maps each entry independently of the other entries.
+        Separable penalty: its `prox` maps each entry independently of the other entries.
     start : array (features,) or (features, outputs)
+        Starting point.
     tol, max_iter, callback
         As for `fista`.
 
@@ -112,7 +113,7 @@ class ProximalNewtonSolver(ProximalSolver):
     problem, x, tol, eta
         As for `ProximalSolver`.
     reference_optimality : float, optional
-        The norm of the gradient map that `tol` is relative to; by default the largest one so far.
+        Norm of the gradient map that `tol` is relative to. By default, the largest norm so far.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class ProximalNewtonSolver(ProximalSolver):
     ) -> None:
         super().__init__(problem, x, tol, eta)
         self._reference_optimality, self.max_optimality = reference_optimality, reference_optimality or 0.0
-        self._cached_grams: dict[bytes, Floats] = {}  # By the bytes of the sample weights.
+        self._cached_grams: dict[bytes, Floats] = {}  # Keyed by the bytes of the sample weights.
 
     def continue_from(self, solution: Solution) -> None:
         """Take over the iteration count, best iterate and dual bound of a solver that ran before."""
@@ -151,14 +152,14 @@ class ProximalNewtonSolver(ProximalSolver):
         self.has_stalled = self.optimality > optimality_before / 2 and self.objective >= stall_objective
 
     def _estimate_optimality_rounding_error(self) -> float:
-        """Return the rounding error, including that of a gradient which the penalty balances."""
+        """Return the rounding error of the norm of the gradient map, which includes that of the gradient."""
         gradient_norm = float(np.linalg.norm(self.compute_gradients()[1]))
         return 4 * super()._estimate_optimality_rounding_error() + 16 * FLOAT64_EPS * gradient_norm
 
     def _update_hessian(self) -> None:
-        """Compute the Hessian at x, and an upper bound on its largest eigenvalue as `curvature`.
+        """Compute the Hessian at x, and store an upper bound on its largest eigenvalue as `curvature`.
 
-        Gram matrices of the previous Hessian are reused where their weights have not changed.
+        Gram matrices whose weights have not changed since the last Hessian are reused.
         """
         n_outputs, n_features, eta = self.eta.size // len(self.eta), len(self.x), self.eta
         hessian_columns = [
@@ -182,11 +183,11 @@ class ProximalNewtonSolver(ProximalSolver):
         self.curvature = float(np.abs(self._hessian).sum(axis=1).max()) or 1.0
 
     def _hessian_product(self, direction: Floats) -> Floats:
-        """Return the Hessian of the loss times a direction, as an array (outputs, samples)."""
+        """Return the Hessian of the loss times a direction, shape (outputs, samples)."""
         return np.asarray(self.problem.loss.hessian_product(self.eta, direction)).reshape(len(self.eta), -1).T
 
     def _compute_gram(self, weights: Floats) -> Floats:
-        """Return A' diag(weights) A, without a product if all weights are 0."""
+        """Return A' diag(weights) A. No product is computed if all weights are 0."""
         if not weights.any():
             return np.zeros((len(self.x), len(self.x)))
         return np.asarray(self.problem.operator.gram(weights))
@@ -194,10 +195,10 @@ class ProximalNewtonSolver(ProximalSolver):
     def _line_search(
         self, direction: Floats, eta_direction: Floats, slope: float, objective_before: float
     ) -> float:
-        """Return a step length at which the objective decreases sufficiently, or 0 if none is found.
+        """Return a step length that decreases the objective sufficiently, or 0 if no step length does.
 
-        `slope` is the directional derivative of the loss. The search takes no products, since those along the
-        direction are known.
+        `slope` is the directional derivative of the loss. The search needs no products, because A x and A d
+        are known.
         """
         penalty = self.problem.penalty
         penalty_before = evaluate_penalty(penalty, self.x.reshape(-1))
@@ -213,20 +214,22 @@ class ProximalNewtonSolver(ProximalSolver):
 
 
 class QuadraticModel:
-    """The model d' H d / 2 + gradient' d + penalty(x + d) as a function of the displacement d.
+    """A quadratic model of the objective near x: d' H d / 2 + gradient' d + penalty(x + d).
 
-    Displacements are used instead of x + d, because the latter would lose digits near the minimum.
+    It is a function of the displacement d instead of x + d, which would lose digits near the minimum.
 
     Parameters
     ----------
     H : array (N, N)
+        Hessian of the loss at x.
     gradient : array (N,)
-        The gradient of the loss at x.
+        Gradient of the loss at x.
     penalty : proximal operator
-        Separable.
+        Separable penalty.
     x : array (N,)
+        Current iterate.
     curvature : float
-        An upper bound on the largest eigenvalue of H.
+        Upper bound on the largest eigenvalue of H.
     """
 
     def __init__(self, H: Floats, gradient: Floats, penalty: Any, x: Floats, curvature: float) -> None:
@@ -234,9 +237,9 @@ class QuadraticModel:
         self._penalty, self._x = penalty, x
 
     def minimize(self, tol: float) -> Floats:
-        """Return a d at which the norm of the gradient map is at most `tol`, or within rounding error.
+        """Return a displacement at which the norm of the gradient map is at most `tol`, or within rounding.
 
-        Uses the proximal point method (Rockafellar, 1976) with an increasing parameter sigma.
+        The method is the proximal point method (Rockafellar, 1976) with an increasing parameter sigma.
         """
         sigma_unit, d = 1.0 / (float(np.trace(self._H)) / len(self._x) or 1.0), np.zeros(len(self._x))
         sigma, best_optimality, n_failures = INITIAL_SIGMA * sigma_unit, self._compute_optimality(d), 0
@@ -255,11 +258,11 @@ class QuadraticModel:
         return d
 
     def _prox(self, d: Floats, tau: float) -> Floats:
-        """Return the proximal operator of the penalty in terms of the displacement d."""
+        """Apply the proximal operator of the penalty, expressed in terms of the displacement d."""
         return np.asarray(self._penalty.prox(self._x + d, tau) - self._x)
 
     def _compute_optimality(self, d: Floats) -> float:
-        """Return the norm of the gradient map at d."""
+        """Return the norm of the gradient map at the displacement d."""
         L = self._curvature
         return L * float(np.linalg.norm(d - self._prox(d - (self._H @ d + self._gradient) / L, 1.0 / L)))
 
@@ -270,8 +273,8 @@ class QuadraticModel:
     def _find_proximal_point(self, center: Floats, sigma: float, tol: float) -> tuple[Floats, bool]:
         """Minimize model(p) + |p - center|^2 / (2 sigma), and return p and whether the minimum was reached.
 
-        The dual problem is smooth and convex in a variable z, for which H z + gradient is the gradient of the
-        loss at p. It is solved by semismooth Newton steps, whose systems only have the entries that the
+        The dual problem is smooth and convex in a variable z, where H z + gradient is the gradient of the
+        loss at p. It is solved by semismooth Newton steps. Their systems only contain the entries that the
         proximal operator does not fix (Li, Sun and Toh, 2018).
         """
         z, Hz = center, self._H @ center
@@ -297,9 +300,9 @@ class QuadraticModel:
     def _evaluate_dual(
         self, z: Floats, Hz: Floats, center: Floats, sigma: float
     ) -> tuple[float, Floats, Floats]:
-        """Return the dual function at z, the p of z, and the derivative of the proximal operator.
+        """Return the dual function at z, the primal point p = prox(v), and the derivative of prox.
 
-        p = prox(v), and the derivative of each entry of p with respect to its entry of v is between 0 and 1.
+        The derivative of each entry of p with respect to the same entry of v is between 0 and 1.
         """
         gradient = Hz + self._gradient
         v = center - sigma * gradient

@@ -1,7 +1,7 @@
-"""Minimization of smooth losses with an L2 penalty, by solvers of scipy and by Newton steps.
+"""Minimize smooth losses with an L2 penalty, by solvers of SciPy and by Newton steps.
 
-`minimize_smooth` starts with a solver of scipy, whose iterations take a few products each. If that has used
-up as much time as Newton's method would take in total, Newton steps with Gram matrices finish.
+`minimize_smooth` starts with a solver of SciPy, whose iterations take a few products each. If the solver has
+taken as much time as Newton's method would in total, Newton steps with Gram matrices finish the fit.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from polarmap.models.solvers.proximal_gradient import CompositeProblem
 from polarmap.models.solvers.proximal_newton import ProximalNewtonSolver, count_first_order_iterations
 from polarmap.models.solvers.solver import Solution, run_solver
 
-MAX_NEWTON_STEPS = 2  # The number of Newton steps that polish the solution of scipy.
-POLISH_MAX_TOL = 1e-6  # With a larger `tol`, the solution of scipy is not polished.
+MAX_NEWTON_STEPS = 2  # Maximum number of Newton steps that polish the solution of SciPy.
+POLISH_MAX_TOL = 1e-6  # With a larger `tol`, the solution of SciPy is not polished.
 POLISH_MAX_GRADIENT = 1e-3  # With a larger gradient norm, Newton steps without a line search might diverge.
 NEWTON_TOL = 1e-2  # Newton steps with Gram matrices end at a gradient norm of this times `tol`.
 SCIPY_METHODS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "trust-krylov"}
@@ -42,24 +42,25 @@ def minimize_smooth(
 ) -> Solution:
     """Minimize loss(A V) + sum_j penalty_strengths_j |V_j|^2 / 2 over V (features, outputs).
 
-    A solver of scipy runs first. If its iterations have cost about as much as all Newton steps would, Newton
+    A solver of SciPy runs first. If its iterations have cost about as much as all Newton steps would, Newton
     steps with Gram matrices continue from its last iterate.
 
     Parameters
     ----------
     solver : {"lbfgs", "trust-ncg", "trust-krylov"}
-        The solver of scipy, a key of SCIPY_METHODS.
+        Solver of SciPy, a key of SCIPY_METHODS.
     operator : LinearOperator (samples, features)
-        A. If it has no `gram(weights)`, the solver of scipy runs all iterations.
+        Operator A. If it has no method `gram(weights)`, the solver of SciPy runs all iterations.
     loss : WeightedLoss
-        A loss of A V (samples, outputs).
+        Loss of A V (samples, outputs).
     penalty_strengths : array (features,)
-        The strength of the L2 penalty of each row of V.
+        Strength of the L2 penalty of each row of V.
     start : array (features, outputs)
+        Starting point V.
     tol : float
-        The absolute tolerance of the gradient.
+        Absolute tolerance of the gradient.
     max_iter : int
-        The largest total number of iterations of both methods.
+        Maximum number of iterations of both methods together.
     callback : callable, optional
         Called with the objective and the norm of its gradient after each iteration.
 
@@ -92,17 +93,17 @@ def minimize_smooth(
 
 
 def _is_stationary(gradient_norm: float, objective: float, tol: float) -> bool:
-    """Return whether a gradient norm is within 10 times `tol`, or 10 times its rounding error."""
+    """Return whether the norm of the gradient is within 10 times `tol`, or 10 times its rounding error."""
     return gradient_norm <= 10 * max(tol, _estimate_gradient_rounding_error(objective))
 
 
 def _minimize_by_scipy(
     objective: ScipyObjective, start: Floats, solver: str, tol: float, max_iter: int, is_last: bool
 ) -> Solution:
-    """Run a solver of scipy and return its solution.
+    """Run a solver of SciPy and return its solution.
 
-    The solution is polished by Newton steps if the solver has converged, or if `is_last` says that no other
-    method follows.
+    The solution is polished by Newton steps if the solver has converged, or if no other method follows
+    (`is_last`).
     """
     try:
         scipy_result = _run_scipy(objective, start, solver, tol, max_iter)
@@ -122,22 +123,25 @@ def _minimize_by_scipy(
 
 
 class ScipyObjective:
-    """The objective as scipy's solvers call it: a function of the vector theta, which is V row by row.
+    """The objective in the form that SciPy's solvers need: a function of a vector theta.
+
+    theta is the matrix V, row by row.
 
     Parameters
     ----------
     problem : CompositeProblem
+        Problem to solve.
     l2_weights : array
-        The strength of the L2 penalty of each entry of theta.
+        Strength of the L2 penalty of each entry of theta.
     callback : callable, optional
         Called with the objective and the norm of its gradient after each iteration.
 
     Attributes
     ----------
     n_iter : int
-        The number of finished iterations, counted by `report_iteration`.
+        Number of finished iterations, counted by `report_iteration`.
     best_point : tuple
-        The theta with the smallest objective so far, the objective there, and its gradient.
+        The theta with the smallest objective so far, its objective, and its gradient.
     """
 
     def __init__(
@@ -147,20 +151,22 @@ class ScipyObjective:
         callback: Callable[[float, float], None] | None = None,
     ) -> None:
         self._problem, self._l2_weights, self.callback = problem, l2_weights, callback
-        # Linear predictors by the bytes of theta, of the last points: Hessian products reuse them.
+        # Linear predictors of the last points, keyed by the bytes of theta. Hessian products reuse them.
         self._cached_predictors: dict[bytes, Floats] = {}
-        # Objective and gradient norm by the bytes of theta, since the last iteration, for the callback.
+        # Objectives and gradient norms since the last iteration, keyed by the bytes of theta, for the
+        # callback.
         self._evaluations: dict[bytes, tuple[float, float]] = {}
         self.n_iter, self.best_point = 0, (np.zeros(0), np.inf, np.zeros(0))
 
     def value(self, theta: Floats) -> float:
-        """Return the objective at theta; the product A V is cached for the gradient and the Hessian."""
+        """Return the objective at theta. The product A V is cached for the gradient and the Hessian."""
         return self._problem.objective(theta, self._get_linear_predictor(theta))
 
     def value_and_gradient(self, theta: Floats) -> tuple[float, Floats]:
-        """Return the objective and its gradient at theta, or inf and zeros if theta is not finite.
+        """Return the objective and its gradient at theta.
 
-        Trust-region methods reject a step to an infinite objective, but fail with NaN.
+        If theta is not finite, return inf and zeros. Trust-region methods reject steps to an infinite
+        objective, but fail with NaN.
         """
         if not np.isfinite(theta).all():
             return np.inf, np.zeros_like(theta)
@@ -174,7 +180,7 @@ class ScipyObjective:
         return value, gradient
 
     def report_iteration(self, theta: Floats) -> None:
-        """Count a finished iteration and call the callback with the objective and gradient norm at theta."""
+        """Count a finished iteration, and call the callback with the objective and gradient norm at theta."""
         self.n_iter += 1
         if self.callback is not None:
             key = theta.tobytes()
@@ -201,7 +207,7 @@ class ScipyObjective:
         return self._problem.matmul(theta.reshape(-1, self._problem.loss.shape[1]))
 
     def _compute_penalized_gradient(self, residual: Floats, theta: Floats) -> Floats:
-        """Return A' residual + l2_weights * theta, as a vector."""
+        """Return A' residual + l2_weights * theta as a vector."""
         return self._problem.rmatmul(residual).reshape(-1) + self._l2_weights * theta
 
 
@@ -210,8 +216,8 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
     if solver == "lbfgs":
         options |= {"ftol": 4 * FLOAT64_EPS, "maxls": 50, "maxfun": 50 * max_iter}
     else:
-        # Below this gradient, trust regions compare objectives that differ by rounding, and trlib fails with
-        # NaN.
+        # Below this gradient, trust-region methods compare objectives that differ by rounding only, and trlib
+        # fails with NaN.
         options["gtol"] = max(tol, _estimate_gradient_rounding_error(objective.value(initial_theta)))
     with np.errstate(invalid="ignore"):  # trlib computes with NaN.
         return minimize(
@@ -226,9 +232,10 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
 
 
 def _estimate_gradient_rounding_error(objective: float) -> float:
-    """Return the gradient norm below which a step decreases the objective by no more than 16 roundings.
+    """Return the gradient norm at which a step changes the objective by about its rounding error.
 
-    A step decreases the objective by about g^2 / 2, as the Hessian has about 1 on its diagonal.
+    The Hessian has about 1 on its diagonal, so a step decreases the objective by about g^2 / 2 for a gradient
+    norm g. The returned norm corresponds to 16 roundings.
     """
     return float(np.sqrt(32 * FLOAT64_EPS * max(1.0, abs(objective))))
 
@@ -236,10 +243,10 @@ def _estimate_gradient_rounding_error(objective: float) -> float:
 def _polish_by_newton(
     objective: ScipyObjective, scipy_result: Any, tol: float
 ) -> tuple[Floats, float, Floats]:
-    """Improve the solution of scipy by Newton steps, and return it with its objective and gradient.
+    """Improve the solution of SciPy by Newton steps, and return it with its objective and gradient.
 
-    The steps are accepted if they halve the norm of the gradient, because differences of the objective are
-    rounding errors this close to the minimum.
+    A step is accepted if it halves the norm of the gradient. The objective cannot decide, because its
+    differences are rounding errors so close to the minimum.
     """
     x, value, gradient = scipy_result.x, scipy_result.fun, scipy_result.jac
     if tol > POLISH_MAX_TOL or np.linalg.norm(gradient) > POLISH_MAX_GRADIENT:

@@ -2,8 +2,8 @@
 
     run_solver(solver):  step -> callback -> step -> callback -> ... -> polish -> make_solution
 
-The loop ends when the solver has converged or stalled, at `max_iter` iterations, or at the deadline of the
-operator whose products the solver computes.
+The loop ends when the solver has converged or stalled, or after `max_iter` iterations. It also ends if the
+deadline of the operator passes, which then raises an exception in one of the solver's products.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from polarmap.errors import DeadlineExceededError
 
 
 class Solution(NamedTuple):
-    """The solution of `fista` or another solver.
+    """The solution that `fista` or another solver has found.
 
     Attributes
     ----------
-    x : (N,) or (N, outputs)
-        The minimizer, or the closest iterate.
+    x : array (N,) or (N, outputs)
+        The minimizer, or the iterate that is closest to it.
     objective : float
-        loss(A x) + penalty(x).
+        Objective loss(A x) + penalty(x).
     dual_gap : float or None
-        An upper bound on the distance of the objective to its minimum. None if the loss or the penalty has no
+        Upper bound on how far the objective is above its minimum. None if the loss or the penalty has no
         conjugate.
     optimality : float
-        The solver's measure of optimality, 0 at a minimum. For `fista` it is the norm of the gradient map
+        Solver's measure of optimality, 0 at a minimum. For `fista`, it is the norm of the gradient map
         L (x - prox(x - gradient / L)).
     n_iter : int
-        The number of iterations.
+        Number of iterations.
     converged : bool
-        Whether the solution is as accurate as `tol` asks for, or as rounding allows.
+        Whether the solution is as accurate as `tol` requires, or as rounding allows.
     timed_out : bool
-        Whether the deadline of the operator (`CodedOperator.set_deadline`) passed before the solver ended.
-        If so, x is the best iterate so far.
+        Whether the deadline of the operator (`CodedOperator.set_deadline`) passed before the solver had
+        finished. If so, x is the best iterate so far.
     """
 
     x: Floats
@@ -49,10 +49,10 @@ class Solution(NamedTuple):
 
 
 class Solver(Protocol):
-    """An iterative method with its current iterate and the distance of the iterate from a minimum.
+    """An iterative method that keeps a current iterate and measures how far it is from a minimum.
 
-    Only `step` and `polish` run products and change the solver. If a product raises an exception,
-    `make_solution` still returns the best of the iterates that were complete before.
+    Only `step` and `polish` compute products and change the solver. If a product raises an exception,
+    `make_solution` still returns the best iterate that was complete before.
     """
 
     @property
@@ -65,21 +65,21 @@ class Solver(Protocol):
 
     @property
     def optimality(self) -> float:
-        """The solver's measure of optimality at the current iterate, 0 at a minimum."""
+        """The solver's measure of how far the current iterate is from a minimum, where it is 0."""
 
     @property
     def has_converged(self) -> bool:
-        """Whether the current iterate is as close to a minimum as the tolerance of the solver asks for."""
+        """Whether the current iterate is as close to a minimum as the tolerance requires."""
 
     @property
     def has_stalled(self) -> bool:
-        """Whether further iterations are not expected to get closer to a minimum."""
+        """Whether further iterations would probably not get closer to a minimum."""
 
     def step(self) -> None:
         """Run one iteration, and measure how close the new iterate is to a minimum."""
 
     def polish(self) -> None:
-        """Run the last few products, which improve the best iterate or measure it more accurately."""
+        """Compute the last few products, which improve the best iterate or measure it more accurately."""
 
     def make_solution(self) -> Solution:
         """Return the best solution so far."""
@@ -88,13 +88,14 @@ class Solver(Protocol):
 def run_solver(solver: Solver, max_iter: int, callback: Callable[[float, float], None] | None) -> Solution:
     """Run a solver until it converges, stalls or reaches the iteration limit, and return its solution.
 
-    If the deadline of the operator passes first, return the best solution so far.
+    If the deadline of the operator passes first, the best solution so far is returned.
 
     Parameters
     ----------
     solver : Solver
+        Solver at its starting point.
     max_iter : int
-        The total number of iterations, including those counted in `solver.n_iter` at the start.
+        Maximum number of iterations, including those that `solver.n_iter` counts at the start.
     callback : callable or None
         Called with the objective and the measure of optimality after each iteration.
 
