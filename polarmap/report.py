@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 from polarmap.clouds.prices import Cost
 
 MAX_LINES = 10  # A printed report has at most this many lines.
+PLANNED_LOSS_RATE = 0.05  # The share of lost results for which a report states the guarantee of groups.
 
 
 class Verification(StrEnum):
@@ -180,6 +181,13 @@ class Report:
         number is not known.
     evaluated_locally
         The coded blocks on which the driver evaluated f to verify results, one entry for each evaluation.
+    groups
+        The number of groups of blocks that are encoded and decoded independently: 1 for up to 4,096 tasks.
+    max_losses_per_group
+        How many lost results each of several groups survives. 0 for a single group.
+    group_failure_probability
+        The exact probability that one of several groups has more losses than it survives, if 5 % of all
+        results are lost independently. 0.0 for a single group.
     workers_by_host
         How many workers the pool had on each machine when the map ended, by `TaskReport.host`. Empty if the
         workers ran on this machine, or if the machines are not known.
@@ -211,6 +219,9 @@ class Report:
     last_block: str = ""
     n_cores: int | None = None
     evaluated_locally: tuple[int, ...] = ()
+    groups: int = 1
+    max_losses_per_group: int = 0
+    group_failure_probability: float = 0.0
     workers_by_host: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
@@ -314,6 +325,12 @@ class Report:
         ]
         lines += self._format_estimate_lines()
         lines += self._format_machine_lines()
+        if self.groups > 1:
+            lines.append(
+                f"{self.groups} groups: each survives {self.max_losses_per_group} lost results; if "
+                f"{PLANNED_LOSS_RATE:.0%} of all results are lost, a group loses more with probability "
+                f"{self.group_failure_probability:.1g}"
+            )
         if self.code_reason:
             lines.append(self.code_reason)
         if self.last_block == "awaited":

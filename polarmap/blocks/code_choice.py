@@ -37,7 +37,7 @@ from polarmap.codes.integer_secret_sharing import (
     compute_min_tasks,
 )
 from polarmap.codes.linear_code import LinearCode
-from polarmap.codes.polar import MAX_GROUPED_N, MAX_N, PolarCode
+from polarmap.codes.polar import MAX_GROUPED_N, MAX_N, PolarCode, choose_n_groups
 from polarmap.codes.secret_sharing import SecretSharing, SecretSharingCode
 from polarmap.dtypes import get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError
@@ -51,13 +51,6 @@ CODE_NAMES = ("auto", "rotation", "arikan")
 
 # Codes for more tasks than this are not cached, so that the coefficients of 16 cached codes fit in 128 MB.
 MAX_CACHED_N = 2048
-# The number of coded blocks up to which one code is faster than groups (measured with benchmarks/scale.py).
-MAX_UNGROUPED_N = 4096
-# The largest number of coded blocks in a group, if there are enough parity blocks. A power of two needs the
-# fewest results for integers.
-GROUP_SIZE = 1024
-# The smallest number of parity blocks in a group. A group with fewer could run out of them by chance.
-MIN_GROUP_PARITY = 64
 # The numbers of data blocks for which an "arikan" code with a third more tasks leaves a block unprotected.
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
@@ -237,19 +230,6 @@ def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None,
     if n_groups == 1 and n > MAX_CACHED_N:
         return PolarCode(n, k, kernel=kernel)
     return _get_cached_polar_code(n, k, kernel, n_groups)
-
-
-def choose_n_groups(n: int, k: int) -> int:
-    """Return the number of groups of the default code for k data blocks in n coded blocks.
-
-    >>> [choose_n_groups(n, 3 * n // 4) for n in (32, 4096, 10_000, 100_000)]
-    [1, 1, 10, 98]
-    >>> choose_n_groups(100_000, 99_000)
-    15
-    """
-    if n <= MAX_UNGROUPED_N:
-        return 1
-    return max(-(-n // MAX_N), min(-(-n // GROUP_SIZE), (n - k) // MIN_GROUP_PARITY))
 
 
 @lru_cache(maxsize=16)

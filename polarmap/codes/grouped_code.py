@@ -6,13 +6,14 @@
 Each group is a codeword of a smaller `PolarCode`. The parity-check matrix C of all blocks is therefore
 block-diagonal after a permutation, and encoding, deciding and decoding take time and memory in proportion to
 n. The price is the guarantee: any results suffice in which *every* group has enough, instead of any k results
-of all blocks. `planning.group_losses` computes how likely a group is to run out.
+of all blocks. `compute_failure_probability` computes how likely it is that a group has too few.
 
 `code_choice` chooses groups for large maps. A code that the caller passes is used as it is.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from operator import attrgetter
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder, MatrixBlock, ReceivedBlocks, WeightMasks
 from polarmap.codes.compute import tiling
+from polarmap.codes.linear_code import GroupGuarantee
 from polarmap.codes.polar import GROUPED, MAX_GROUPED_N, PolarCode
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import (
@@ -138,6 +140,40 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
             return self
         options = self.kernel, self.decoder, self.erasure_option, self._seed, self.levels_option
         return PolarCode(n, k, *options, groups=min(self.n_groups, k, n - k))
+
+    # -- losses -----------------------------------------------------------------------------
+
+    @property
+    def group_sizes(self) -> Counter[tuple[int, int]]:
+        """The number of groups with each pair (coded blocks, data blocks)."""
+        return Counter((code.n, code.k) for code in self.group_codes)
+
+    def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee:
+        """Return how many losses each group survives, and how likely a group loses more."""
+        max_losses = min(n - k for n, k in self.group_sizes)
+        return GroupGuarantee(self.n_groups, max_losses, self.compute_failure_probability(loss_rate))
+
+    def compute_failure_probability(self, loss_rate: float) -> float:
+        """Compute the probability that some group loses more results than it has parity blocks.
+
+            1 - product over groups of P(Binomial(n, loss_rate) <= n - k)
+
+        Parameters
+        ----------
+        loss_rate : float
+            Probability that a result is lost, independently of the others; between 0 and 1.
+
+        Examples
+        --------
+        >>> f"{PolarCode(8, 4, groups=2).compute_failure_probability(0.1):.4f}"
+        '0.0074'
+        """
+        with np.errstate(divide="ignore"):  # A group may run out with certainty.
+            log_success_probability = sum(
+                n_groups * np.log1p(-compute_binomial_tail(n, n - k, loss_rate))
+                for (n, k), n_groups in self.group_sizes.items()
+            )
+        return float(-np.expm1(log_success_probability))
 
     # -- matrices ---------------------------------------------------------------------------
 
@@ -272,6 +308,40 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return GroupedDecodabilityTracker(self, modular).add
 
 
+def compute_group_sizes(n: int, k: int, n_groups: int) -> Counter[tuple[int, int]]:
+    """Return the number of groups with each pair (coded blocks, data blocks) in a grouped code.
+
+    Examples
+    --------
+    >>> sorted(compute_group_sizes(10, 7, 2).items())
+    [((4, 3), 1), ((6, 4), 1)]
+    """
+    sizes = [
+        [len(indices) for indices in _deal_to_groups(n_blocks, n_groups, stream)]
+        for stream, n_blocks in enumerate((k, n - k))
+    ]
+    return Counter((n_data + n_parity, n_data) for n_data, n_parity in zip(*sizes))
+
+
+def compute_binomial_tail(n: int, max_losses: int, loss_rate: float) -> float:
+    """Compute the probability that more than `max_losses` of n independent results are lost.
+
+    The terms are added directly, so that small probabilities keep their relative accuracy.
+
+    Examples
+    --------
+    >>> f"{compute_binomial_tail(4, 2, 0.1):.4f}", compute_binomial_tail(1000, 250, 0.05) < 1e-90
+    ('0.0037', True)
+    """
+    if not 0 < loss_rate < 1:
+        return float(loss_rate >= 1 and n > max_losses)
+    n_losses = np.arange(max_losses + 1, n + 1)
+    log_factorials = np.append(0.0, np.cumsum(np.log(np.arange(1, n + 1))))
+    log_binomials = log_factorials[n] - log_factorials[n_losses] - log_factorials[n - n_losses]
+    log_terms = log_binomials + n_losses * np.log(loss_rate) + (n - n_losses) * np.log1p(-loss_rate)
+    return min(1.0, float(np.exp(log_terms).sum()))
+
+
 def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
     """Divide range(n_blocks) into groups whose sizes differ by one at most.
 
@@ -292,7 +362,7 @@ def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
     Examples
     --------
     >>> [group.tolist() for group in _deal_to_groups(7, 2, 0)]
-    [[1, 2, 4, 7], [0, 3, 5, 6]]
+    [[0, 2, 5, 6], [1, 3, 4]]
     """
     block_indices = np.arange(n_blocks)
     first_groups = SplitMix64(n_blocks, n_groups, stream).integers(-(-n_blocks // n_groups)) % n_groups

@@ -8,6 +8,7 @@ the erasure decoder.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,24 @@ from polarmap.dtypes import (
     to_real_dtype,
 )
 from polarmap.errors import CodeError
+
+
+class GroupGuarantee(NamedTuple):
+    """Which losses a code of several groups survives.
+
+    Attributes
+    ----------
+    n_groups : int
+        Number of groups of blocks, each of which is decoded on its own.
+    max_losses : int
+        Number of lost results that every group survives if almost any of its results determine the others.
+    failure_probability : float
+        Probability that some group loses more results than it has parity blocks.
+    """
+
+    n_groups: int
+    max_losses: int
+    failure_probability: float
 
 
 class LinearCode(CodeMatrices):
@@ -66,6 +85,8 @@ class LinearCode(CodeMatrices):
         Whether a `SymmetricProductCode` can be built from this code.
     is_storable : bool
         Whether arrays encoded with this code can be stored and loaded again.
+    n_groups : int
+        Number of groups of blocks that are decoded independently of each other.
     max_backups : int
         Maximum number of backup attempts (further copies of a running task) for each late task. Codes with
         parity blocks need none and have 0.
@@ -80,6 +101,7 @@ class LinearCode(CodeMatrices):
     is_mds = is_redundant = True
     has_uneven_parity = adds_noise = can_estimate = supports_sparse = supports_triangles = is_storable = False
     max_backups = 0
+    n_groups = 1
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Return the dtype of the parity blocks for data of `dtype`.
@@ -157,6 +179,16 @@ class LinearCode(CodeMatrices):
         else:
             self._encode_parity_into(blocks, out)
         return out
+
+    def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee | None:
+        """Return which losses a code of several groups survives; None for a code without groups.
+
+        Parameters
+        ----------
+        loss_rate : float
+            Probability that a result is lost, independently of the others.
+        """
+        return None
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
         """Explain why this code may decode too inaccurately, and how to avoid it.

@@ -43,6 +43,26 @@ GROUPED = "grouped"  # The name under which the class of codes with groups is re
 # 2 to 25 times fewer arrivals beyond k than 1, and never more for smaller n (measured with
 # planning.arrivals_needed).
 OPTIMAL_DESIGN_FRACTION = 0.25
+# The number of coded blocks up to which one code is faster than groups (measured with benchmarks/scale.py).
+MAX_UNGROUPED_N = 4096
+# The largest number of coded blocks in a group, if there are enough parity blocks. A power of two needs the
+# fewest results for integers.
+GROUP_SIZE = 1024
+# The smallest number of parity blocks in a group. A group with fewer could run out of them by chance.
+MIN_GROUP_PARITY = 64
+
+
+def choose_n_groups(n: int, k: int) -> int:
+    """Return the number of groups of the default code for k data blocks in n coded blocks.
+
+    >>> [choose_n_groups(n, 3 * n // 4) for n in (32, 4096, 10_000, 100_000)]
+    [1, 1, 10, 98]
+    >>> choose_n_groups(100_000, 99_000)
+    15
+    """
+    if n <= MAX_UNGROUPED_N:
+        return 1
+    return max(-(-n // MAX_N), min(-(-n // GROUP_SIZE), (n - k) // MIN_GROUP_PARITY))
 
 
 def get_design_erasure_fraction(decoder_name: str) -> float:
@@ -115,7 +135,6 @@ class PolarCode(SystematicCode):
     can_estimate = supports_sparse = is_storable = True
 
     kernel: str = "rotation"
-    n_groups = 1
     _max_n: ClassVar[int] = MAX_N
     _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
     # The class of each kernel, and that of grouped codes; each is in a module named <variant>_code.

@@ -41,7 +41,7 @@ from polarmap.driver.verification import Accepted, Refused, Rejected, Verdict, V
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.interface import FailureKind, Outcome, read_only_view
-from polarmap.report import Report, Verification
+from polarmap.report import PLANNED_LOSS_RATE, Report, Verification
 from polarmap.worker.pytree import unflatten
 
 if TYPE_CHECKING:
@@ -577,6 +577,19 @@ class CodedCollector(Collector):
             "last_block": "" if padded_block is None else padded_block.result_source,
             "evaluated_locally": tuple(self._evaluator.evaluated_blocks),
             **self._build_accuracy_fields(),
+            **self._build_guarantee_fields(),
+        }
+
+    def _build_guarantee_fields(self) -> dict[str, Any]:
+        """Return the fields of the report about groups of blocks; {} for a code without groups."""
+        guarantee = self._code.get_group_guarantee(PLANNED_LOSS_RATE)
+        if guarantee is None:
+            return {}
+        n_groups, max_losses, failure_probability = guarantee
+        return {
+            "groups": n_groups,
+            "max_losses_per_group": max_losses,
+            "group_failure_probability": failure_probability,
         }
 
     def _build_accuracy_fields(self) -> dict[str, Any]:

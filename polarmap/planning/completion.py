@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.codes.polar import choose_n_groups
 from polarmap.codes.uncoded import DEFAULT_BACKUPS
 from polarmap.driver.lateness import make_backup_lateness_rule
 from polarmap.dtypes import is_integer
@@ -22,6 +23,7 @@ from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.planning.decodability import ARIKAN_SCHEMES, ArrivalsNeeded, simulate_arrivals_needed
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import as_distribution
+from polarmap.planning.group_arrivals import compute_group_arrivals_needed
 from polarmap.planning.heterogeneous import (
     CODE_SCHEMES,
     HeterogeneousWorkers,
@@ -137,7 +139,8 @@ def completion_time(
         - "mds": wait for any k of the n results. No code is faster if each worker returns either all of its
           result or nothing.
         - "rotation": the default code for floats. It is computed like "mds", because almost any k results
-          can be decoded.
+          can be decoded. For more than 4,096 workers, the tasks are divided into groups, and each group needs
+          enough results.
         - "sequential", "optimal", "integers": the polar code with Arikan's kernel, for which more than k
           results may be needed. They are decoded by successive cancellation, by the optimal decoder, or by
           the optimal decoder for integers modulo 2^64.
@@ -230,6 +233,8 @@ def arrivals_needed(
             f"scheme must be a code, one of {', '.join(CODE_SCHEMES)}, not {scheme!r}: the completion of a "
             "job by this scheme does not depend on the number of arrivals alone"
         )
+    if scheme == "rotation" and (n_groups := choose_n_groups(n, k)) > 1:
+        return compute_group_arrivals_needed(n, k, n_groups)
     return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # Any k results suffice.
 
 

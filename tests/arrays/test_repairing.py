@@ -51,7 +51,7 @@ def check_repair(store, dtype, executor):
     whole = next(block for block in range(9) if block not in lost)
     hurt[whole, 0] = "appended"
     if stripes > 1:
-        hurt |= {(1, 1): "corrupt", (7, 1): "missing"}
+        hurt |= {(1, 1): "corrupt", (8, 1): "missing"}
     keys = {(block, stripe): coded.block_segments(block)[stripe].key for block, stripe in hurt}
     for (block, stripe), kind in hurt.items():
         damage(store, coded.block_segments(block)[stripe], kind)

@@ -18,6 +18,7 @@ from polarmap.codes.error_detection import (
     locate_erroneous_blocks,
 )
 from polarmap.codes.grouped_code import GroupedDecoder, GroupedPolarCode
+from polarmap.codes.polar import choose_n_groups
 from polarmap.codes.real_decoders import SystematicDecoder
 from polarmap.errors import CodeError
 
@@ -226,3 +227,23 @@ def test_bad_groups_are_refused(arguments: tuple, message: str) -> None:
 def test_one_erasure_probability_per_worker_is_refused() -> None:
     with pytest.raises(CodeError, match=r"one probability per worker, which groups=2 does not support"):
         PolarCode(4, 2, "arikan", erasure=[0.1] * 4, groups=2)
+
+
+def test_the_probability_that_a_group_runs_out_equals_a_simulation() -> None:
+    code, loss_rate = PolarCode(60, 42, groups=3), 0.25
+    lost = np.random.default_rng(0).random((20_000, code.n)) < loss_rate
+    runs_out = np.zeros(len(lost), bool)
+    for blocks, group_code in zip(code.group_blocks, code.group_codes):
+        runs_out |= lost[:, blocks].sum(axis=1) > group_code.n - group_code.k
+    assert code.compute_failure_probability(loss_rate) == pytest.approx(runs_out.mean(), rel=0.05)
+    assert [code.compute_failure_probability(rate) for rate in (0.0, 1.0)] == [0.0, 1.0]
+    guarantee = code.get_group_guarantee(0.05)
+    assert (guarantee.n_groups, guarantee.max_losses) == (3, 6)
+    assert PolarCode(60, 42).get_group_guarantee(0.05) is None
+
+
+def test_default_codes_of_many_tasks_run_out_with_a_probability_below_one_in_a_billion() -> None:
+    for n in (5_000, 20_000, 100_000):
+        code = PolarCode(n, 3 * n // 4, groups=choose_n_groups(n, 3 * n // 4))
+        assert code.compute_failure_probability(0.05) < 1e-90
+        assert code.compute_failure_probability(0.15) < 1e-9

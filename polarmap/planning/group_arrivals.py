@@ -1,0 +1,110 @@
+"""The number of results after which every group of a grouped code can be decoded, as an exact distribution.
+
+    P(m results suffice) = sets of m results with at least k_g results of each group g / all sets of m results
+
+`completion_time` uses it for maps of more tasks than one code encodes. The order of arrival is random, and
+almost any k_g results of a group suffice, as for the rotation kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from polarmap.codes.grouped_code import compute_group_sizes
+from polarmap.dtypes import Array, Floats, Indices
+from polarmap.planning.decodability import ArrivalsNeeded
+from polarmap.planning.order_statistics import compute_log_binomial_coefficients
+
+# The tails of the distribution with this probability are left out. Rounding errors are smaller by a factor of
+# about 100.
+TAIL_PROBABILITY = 1e-9
+# The largest number of different numbers of results. If there are more, numbers are rounded up.
+MAX_COUNTS = 256
+# The half width of the numbers of results that are computed together, in standard deviations of a binomial
+# distribution. Its probability mass function falls to 0.04 of its maximum there.
+WINDOW_STDS = 2.5
+
+
+@lru_cache(maxsize=64)
+def compute_group_arrivals_needed(n: int, k: int, n_groups: int) -> ArrivalsNeeded:
+    """Compute the distribution of the number of results after which all groups can be decoded.
+
+    Parameters
+    ----------
+    n, k : int
+        Number of tasks and of data blocks.
+    n_groups : int
+        Number of groups, at least 2.
+
+    Returns
+    -------
+    ArrivalsNeeded
+        It is exact up to probabilities of 1e-9, except that large numbers are rounded up by at most 0.1 %.
+
+    Examples
+    --------
+    >>> needed = compute_group_arrivals_needed(4, 2, 2)  # Two groups of two tasks need one result each.
+    >>> needed.counts.tolist(), needed.probabilities.round(4).tolist()
+    ([2.0, 3.0], [0.6667, 0.3333])
+    """
+    group_sizes = compute_group_sizes(n, k, n_groups)
+    cumulative, start = np.ones(n + 1), k
+    cumulative[:k] = 0.0
+    while start < n:
+        half_width = max(2, int(WINDOW_STDS * np.sqrt(start * (n - start) / n)))
+        window = np.arange(start, min(start + 2 * half_width, n))
+        cumulative[window] = _compute_sufficiency_probabilities(group_sizes, n, window)
+        start = int(window[-1]) + 1
+        if cumulative[start - 1] > 1 - TAIL_PROBABILITY:
+            break
+    first, last = np.searchsorted(np.maximum.accumulate(cumulative), [TAIL_PROBABILITY, 1 - TAIL_PROBABILITY])
+    cumulative[last] = 1.0
+    step = max(1, math.ceil((last - first + 1) / MAX_COUNTS))
+    counts = np.arange(last, first - 1, -step)[::-1]
+    probabilities = np.diff(cumulative[counts], prepend=0.0)
+    return ArrivalsNeeded(counts.astype(float), np.maximum(probabilities, 0.0), 0)
+
+
+def _compute_sufficiency_probabilities(
+    group_sizes: Mapping[tuple[int, int], int], n_tasks: int, n_results: Indices
+) -> Floats:
+    """Return the probability that so many random results suffice, for consecutive numbers of results.
+
+    If each result arrives independently with probability p, the number of results of a group is binomial. The
+    generating function of the total over all groups, restricted to sufficient numbers in each group, is the
+    product of those of the groups. Divided by the probability of the total, it gives the probability that a
+    set of that size suffices, whatever p is. It is accurate where the total is likely, so p is chosen for the
+    middle of `n_results`.
+    """
+    p = float(n_results.mean()) / n_tasks
+    length = 1 << n_tasks.bit_length()  # At least n_tasks + 1 coefficients.
+    transform = np.ones(length // 2 + 1, complex)
+    for (n, k), n_groups in group_sizes.items():
+        masses = _compute_binomial_masses(n, p)
+        masses[:k] = 0.0
+        group_transform = np.fft.rfft(masses, length)
+        transform *= _raise_to_power(group_transform, n_groups)
+    sufficient = np.fft.irfft(transform, length)[n_results]
+    return np.clip(sufficient / _compute_binomial_masses(n_tasks, p)[n_results], 0.0, 1.0)
+
+
+def _raise_to_power(values: Array, exponent: int) -> Array:
+    """Return values ** exponent by squaring, which is much faster than NumPy's complex power."""
+    power = np.ones_like(values)
+    while exponent:
+        if exponent % 2:
+            power *= values
+        values = values * values
+        exponent //= 2
+    return power
+
+
+def _compute_binomial_masses(n: int, p: float) -> Floats:
+    """Return the binomial probabilities of 0, 1, ..., n successes."""
+    successes = np.arange(n + 1)
+    log_masses = compute_log_binomial_coefficients(n) + successes * np.log(p) + (n - successes) * np.log1p(-p)
+    return np.asarray(np.exp(log_masses))
