@@ -1,4 +1,4 @@
-"""Tests of how long a map waits for a check of linearity, and of what it reports about f."""
+"""Tests of how long a map waits for results that verify that f is linear, and of the errors if it is not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 def test_the_wait_for_surplus_is_one_median_task_time_within_limits(
     usual: float, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # f here ends within one look, however busy this is
+    # f on the driver ends within one poll, even on a busy machine.
     monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
     order = arrivals(PolarCode(N, K), K, np.random.default_rng(3))
     result = coded(executor=arriving(order, N, start=usual, step=0.0))
@@ -136,7 +136,8 @@ def test_a_function_the_driver_cannot_evaluate_waits_for_surplus() -> None:
 def test_what_neither_surplus_nor_the_driver_can_verify_is_returned_in_bounded_time(
     trouble: str, usual: float, bound: float
 ) -> None:
-    """Tasks hang and f cannot be evaluated here: after 20 s, or four task times, there is a warning."""
+    # The other tasks hang and f cannot be evaluated on the driver: the map warns after 20 s or four task
+    # times.
     calls, over = [], threading.Event()
 
     def only_on_workers(block: np.ndarray) -> np.ndarray:
@@ -161,7 +162,7 @@ def test_what_neither_surplus_nor_the_driver_can_verify_is_returned_in_bounded_t
 def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # f here ends within one look, however busy this is
+    # f on the driver ends within one poll, even on a busy machine.
     monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
     here = threading.main_thread()
 
@@ -184,7 +185,7 @@ def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for(
 def test_with_all_data_any_function_gives_the_bits_of_a_plain_map(
     f: Callable[[Any], Any], arrival: float
 ) -> None:
-    """With a warning, as the first straggler would be an error."""
+    # The map warns, because the first straggler would make it fail.
     words = r"(?s)those of a plain map, but f is not linear.* off by [0-9.]+ "
     with pytest.warns(RuntimeWarning, match=words):
         late = coded(f, executor=ReplayExecutor(dict.fromkeys(range(K, N), arrival)))
@@ -231,8 +232,7 @@ def test_a_failed_task_of_it_is_tried_again() -> None:
 
 
 def test_f_that_fails_on_parity_is_said_although_nothing_fails() -> None:
-    """Parity of positive numbers may be negative."""
-
+    # The parity blocks of positive numbers can be negative.
     def f(block: np.ndarray) -> np.ndarray:
         if (block < 0).any():
             raise ValueError("negative")

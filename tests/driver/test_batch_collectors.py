@@ -1,4 +1,4 @@
-"""Batches that stay as they are: items keep their first result, and what failed is tried again."""
+"""Tests of batches of fixed items: each item keeps its first result, and failed items are retried."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from polarmap.worker.task_functions import make_call_task
 
 
 class FailingOnce:
-    """f that fails the first times that it is called with certain items."""
+    """A function that fails in its first calls with certain items."""
 
     def __init__(self, n_failures: dict[int, int]) -> None:
         self.n_failures, self.called = dict(n_failures), list[int]()

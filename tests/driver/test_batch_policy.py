@@ -1,4 +1,4 @@
-"""Short items are sent to workers in batches, and each item succeeds or fails separately."""
+"""Tests of short items that are sent to workers in batches: each item succeeds or fails separately."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class NumberSequence(ItemSequence):
-    """A sequence of numbers, a few of which are no longer needed."""
+    """A sequence of numbers. Those in `unwanted` are no longer needed."""
 
     def __init__(self, count: int, kind: str = "kind") -> None:
         super().__init__(kind, blocks=pickle_each(range(count)))  # type: ignore[arg-type]
@@ -51,7 +51,7 @@ class NumberSequence(ItemSequence):
 
 
 class NotedResults(ItemResults):
-    """Records the result of each item, or the text of its failure."""
+    """The results of items, which records each value or the text of each failure."""
 
     def _add_value(self, item_index: int, value: Any) -> None:
         assert item_index not in self.values
@@ -64,7 +64,10 @@ class NotedResults(ItemResults):
 class Served:
     """A map of f over numbers whose run times are known.
 
-    handed : the numbers of each task, in the order in which a run was given them.
+    Attributes
+    ----------
+    handed : list of list of int
+        The numbers of each submitted task, in the order of submission.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ def negative(number: int) -> Any:
 
 def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_again_alone() -> None:
     served = Served(negative, NumberSequence(100))
-    assert [len(batch) for batch in served.first()[:3]] == [20, 20, 15]  # a quarter of what waits
+    assert [len(batch) for batch in served.first()[:3]] == [20, 20, 15]  # a quarter of the queued items
     results = served.serve()
     again = [[3], [5]]
     assert [number for batch in served.handed if batch not in again for number in batch] == list(range(100))
@@ -161,9 +164,9 @@ def test_how_long_items_take_is_learned_of_the_first_ones_unless_these_take_long
     served = Served(abs, NumberSequence(300), seconds=None)
     assert len(served.first()) == N_INITIAL_BATCHES
     served.step()
-    assert len(served.handed) == 1 + MAX_BATCHES  # one has ended, and taken long
+    assert len(served.handed) == 1 + MAX_BATCHES  # The first batch has ended, and took long.
     served.serve()
-    assert served.policy._seconds_by_class["kind"] == pytest.approx(SECONDS)  # as the script says
+    assert served.policy._seconds_by_class["kind"] == pytest.approx(SECONDS)
     assert served.handed == [[number] for number in range(300)]
     quick = Served(abs, NumberSequence(300), seconds=None, script=dict.fromkeys(range(1000), 1e-4))
     assert list(quick.serve()) == list(range(300))
@@ -190,7 +193,8 @@ def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themsel
 
 
 def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", -1.0)  # each does the first only
+    # A task runs its first item only.
+    monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", -1.0)
     served = Served(abs, NumberSequence(40))
     left = served.first()[0][1:]
     first = len(served.handed)

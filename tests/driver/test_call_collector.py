@@ -1,4 +1,4 @@
-"""A call ends with the first attempt that returns or raises, on a session with a script of run times."""
+"""Tests that a call ends with its first attempt that returns or raises, on a session with scripted times."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from polarmap.worker.task_functions import execute_pickled_call
 
 
 class Served:
-    """Calls, and a run that does them."""
+    """A queue of calls and a replayed session that runs them."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class Served:
         retries: int = 1,
         retry_delay: float = 0.0,
     ) -> None:
-        self.max_open_calls = 0  # calls that were under way at a time
+        self.max_open_calls = 0  # the largest number of calls that were in flight together
         self.calls = CallQueue(
             Mock(can_batch=False, faults={}), print, max_in_flight, backups, RetryRule(retries, retry_delay)
         )
-        self.calls._is_thread_running = True  # by hand
+        self.calls._is_thread_running = True  # The test advances the session itself.
         self.cancelled_attempts: list[tuple[int, int]] = []
         self.open(seconds, faults)
 
@@ -76,7 +76,7 @@ class Served:
         self.collector.try_finish()
 
     def take(self) -> None:
-        """Let the run have as many as it may, and start none."""
+        """Move queued calls to the session, up to its limit, without starting them."""
         self.policy.choose_tasks_to_start(self.tasks, self.collector, 0.0)
 
     def serve(self) -> Iterator[int]:
@@ -87,7 +87,7 @@ class Served:
                 return
             self.step()
             yield number
-        pytest.fail("it has no end")
+        pytest.fail("the calls have not ended after 2000 steps")
 
 
 def attempts(served: Served, task: int) -> int:
@@ -134,7 +134,7 @@ def test_what_calls_of_a_function_took_is_remembered_from_run_to_run() -> None:
     served.add(1)
     served.step()
     served.step()  # In this step the collector learns that the call has started.
-    served.step()  # it waits for the moment in which that is late, and no longer
+    served.step()  # The loop waits exactly until the call becomes late.
     assert 1.0 < served.run.now() < 1.2
     assert attempts(served, 20) == 1
     served.step()
@@ -178,7 +178,7 @@ def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_a
 
 
 def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
-    """The first attempt raises late, while its backup sleeps; neither attempt is replaced."""
+    # The first attempt raises late, while its backup sleeps. Neither attempt is replaced.
     faults = {3: Fault("raise", attempts=1)}
     served = Served({3: 50.0, 4: 200.0}, faults, max_in_flight=5, backups=1, retries=3)
     submitted = served.add(5)

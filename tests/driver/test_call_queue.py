@@ -1,4 +1,4 @@
-"""The thread that runs calls on sessions; calls that are cancelled, or fail with their session."""
+"""Tests of the thread that runs calls on sessions, and of calls that are cancelled or fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PATIENCE = 30.0
 
 
 class Breaks(ReplayExecutor):
-    """Its first run breaks when two calls have begun."""
+    """An executor whose first session breaks after two calls have started."""
 
     blocks: QueuedBatchBlocks | None
 
@@ -119,7 +119,7 @@ def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over
     mapped.blocks += [pickle_to_array((abs, (-number,), {})) for number in range(6)]
     served.calls.submit(mapped, range(6))
     served.take()
-    for _ in range(2):  # The run polls twice.
+    for _ in range(2):  # The session can request a block twice.
         assert build_block(served.blocks, 1) is not None
     served.calls.cancel_calls([mapped])
     for _ in range(2):
@@ -131,13 +131,13 @@ def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over
 
 def test_a_call_may_come_while_a_run_ends() -> None:
     class Interrupted(deque[Any]):
-        """Another thread comes while what waits is looked through."""
+        """A queue that lets another thread submit a call while it is iterated over."""
 
         def __iter__(self) -> Iterator[Any]:
             if not threads:
                 threads.append(threading.Thread(target=calls.submit, args=(late, [0]), daemon=True))
                 threads[0].start()
-                threads[0].join(0.1)  # it may have to wait
+                threads[0].join(0.1)  # The thread may be blocked by a lock.
             return super().__iter__()
 
     first, late = (SubmittedCall(Future(), "f", pickle_to_array((abs, (-1,), {}))) for _ in range(2))
@@ -153,11 +153,11 @@ def test_a_call_may_come_while_a_run_ends() -> None:
     assert (list(calls._policy._queue), calls._policy.collect_sequences()) == ([(late, [0])], [late])
 
 
-# --- the thread that drives them -----------------------------------------------------------------
+# --- the thread that runs the calls --------------------------------------------------------------
 
 
 class Counting:
-    """An executor that counts the runs that are open; it may have none to give."""
+    """An executor that counts its open sessions, or raises `error` instead of opening one."""
 
     name, worker_spec = "counting", None
 

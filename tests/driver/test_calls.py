@@ -1,4 +1,4 @@
-"""A call and its future; the calls of a map; what tells calls of one function from others."""
+"""Tests of calls and their futures, of the calls of a map, and of the key that groups calls by function."""
 
 from __future__ import annotations
 

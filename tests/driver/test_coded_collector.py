@@ -29,7 +29,7 @@ from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-# --- when it is over ---------------------------------------------------------------------------
+# --- when a map is complete ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -46,7 +46,7 @@ def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
 
 
 def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    coded(executor=losing(0))  # f is known from here
+    coded(executor=losing(0))  # f is verified from this map on.
     monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("made"))
     for checks, method in ((ParityChecks, "_measure_residuals"), (LocalChecks, "start")):
         monkeypatch.setattr(checks, method, lambda *_: pytest.fail("checked"))
@@ -97,7 +97,7 @@ def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surpl
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(("row", "late"), [(4, 2.0), (4, 5.0), (0, 3.0)])  # 0: of the lost block
+@pytest.mark.parametrize(("row", "late"), [(4, 2.0), (4, 5.0), (0, 3.0)])  # Row 0 is in the lost block.
 @pytest.mark.filterwarnings("ignore:the data contains NaN")
 def test_nan_and_inf_are_not_decoded_from_but_waited_for(bad: float, row: int, late: float) -> None:
     data = DATA.copy()
@@ -146,7 +146,7 @@ def test_nan_with_a_lost_worker_ends_with_one_clear_error(verify: Any) -> None:
         coded_map(np.negative, data, executor=losing(3), timeout=50, **options)
 
 
-# --- what never ends, what is not accurate -----------------------------------------------------
+# --- tasks that never end, inaccurate patterns -----------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ["upfront", "on_demand"])
@@ -178,7 +178,7 @@ def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) 
         truth = -data.astype(float)
         off = np.abs(result.concatenate().astype(float) - truth).max() / np.abs(truth).max()
         assert off <= result.report.error_bound
-        assert result.report.seconds < 30.0  # no result that would help is waited for any longer
+        assert result.report.seconds < 30.0  # The map does not wait for results that cannot help.
         if n_rejected == 3:
             break
     assert n_rejected >= 2
@@ -216,7 +216,7 @@ def test_timeout_that_cuts_verification_short_says_so() -> None:
 def test_results_that_contradict_each_other_are_looked_at_again_when_another_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The loop looks every 5 s, whatever happens; it did every quarter of a second."""
+    # The loop polls every 5 s although the results contradict each other. It used to poll every 0.25 s.
     looks = list[float]()
     wait = ReplaySession.wait
     monkeypatch.setattr(
@@ -228,14 +228,15 @@ def test_results_that_contradict_each_other_are_looked_at_again_when_another_com
     assert len(looks) < 150
 
 
-# --- predicates answer and do nothing else -----------------------------------------------------
+# --- predicates have no side effects -----------------------------------------------------
 
 PREDICATES = ("is_", "has_", "can_", "must_", "would_")
-# Computed when they are first asked for, and kept; they do not show outside.
+# Attributes that cache a value once it is computed, which is not visible from outside.
 CACHED = {"_decoder", "_missing_indices", "_previous_decoder", "_trial_cache", "_effects"}
 AFTER_ARRIVAL = PaddedBlock
 WHEN_DETERMINED = AcceptancePolicy, LocalChecks, Verifier
-MAX_POLLS = 20  # at which predicates are called: f on the driver is polled for much more often
+# Number of polls after which predicates are called. The driver polls its own evaluation of f far more often.
+MAX_POLLS = 20
 ARGUMENTS = {"task_indices": range(K - 1), "now": 2.0, "max_wait_seconds": 1.0}
 
 
@@ -245,7 +246,7 @@ def is_component(value: object) -> bool:
 
 
 def components_of(value: object, found: dict[int, object]) -> dict[int, object]:
-    """Return all objects of the driver that a collector consists of, by identity."""
+    """Return all objects of the driver that are reachable from `value`, by their id()."""
     if is_component(value) and hasattr(value, "__dict__") and id(value) not in found:
         found[id(value)] = value
         for part in vars(value).values():
@@ -254,10 +255,8 @@ def components_of(value: object, found: dict[int, object]) -> dict[int, object]:
 
 
 def state_of(component: object) -> dict[str, Any]:
-    """Return a copy of an object's state, without cached answers.
-
-    A thread of its own changes a LocalEvaluation, at any time.
-    """
+    """Return a copy of an object's state, without cached values."""
+    # A LocalEvaluation is changed by another thread at any time.
     if isinstance(component, local_evaluation.LocalEvaluation):
         return {}
     cached = {name for name, kind in vars(type(component)).items() if isinstance(kind, cached_property)}
@@ -265,7 +264,7 @@ def state_of(component: object) -> dict[str, Any]:
 
 
 def copied(value: object) -> object:
-    """Return what tells whether a value has been replaced, or a collection has been changed."""
+    """Return a value that differs once `value` has been replaced or, for a collection, changed."""
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, dict):
@@ -276,7 +275,7 @@ def copied(value: object) -> object:
 
 
 def ask_all_predicates(component: object) -> int:
-    """Call all predicates of an object whose arguments are known, and return how many these are."""
+    """Call all predicates of an object that need only arguments in ARGUMENTS, and return their number."""
     n_asked = 0
     for name, member in inspect.getmembers_static(type(component)):
         if not name.lstrip("_").startswith(PREDICATES):
@@ -296,7 +295,7 @@ def ask_all_predicates(component: object) -> int:
 
 
 def ask_collector(collector: CodedCollector) -> int:
-    """Call all predicates of all parts of a collector twice, and check that none changes any part."""
+    """Call all predicates of a collector's parts twice, check that none changes, and return their number."""
     n_asked, components = 0, components_of(collector, {})
     for component in components.values():
         has_results, is_determined = collector.received.by_task, collector.decoder.ready_at is not None

@@ -1,4 +1,4 @@
-"""The state of a map that belongs to a future, with maps that are made of events."""
+"""Tests of the state of a map that belongs to a future, with maps that consist of threading events."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
 
 
 def test_a_wait_within_another_of_the_same_thread_ends_that_one_for_nobody() -> None:
-    """As that of a signal handler, which interrupts its thread while it waits."""
+    # A signal handler can wait like this, because it interrupts its thread while that waits.
     scripted = ScriptedMap()
     future = scripted.start()
     with future._background_map.keep_running_while_waiting(future):
@@ -163,7 +163,7 @@ def test_a_map_that_is_of_no_use_any_more_ends() -> None:
     scripted = ScriptedMap()
     future = scripted.start()
     assert scripted.began.wait(SECONDS)
-    del future  # by its count of references: no collection is needed
+    del future  # Reference counting frees the future, without garbage collection.
     assert scripted.woken.is_set()
     assert scripted.ended.wait(SECONDS)
 
@@ -180,7 +180,7 @@ def test_a_callback_is_called_once_also_where_it_comes_late() -> None:
 def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(coded_future, "_has_other_threads", lambda: False)  # those of pytest do
+    monkeypatch.setattr(coded_future, "_has_other_threads", lambda: False)  # pytest has other threads.
     in_memory, lasting = ScriptedMap(), ScriptedMap(is_stored=True)
     futures = in_memory.start(), lasting.start()
     assert in_memory.began.wait(SECONDS)

@@ -1,4 +1,4 @@
-"""Tests of the threads of maps: they are few, are reused, and end when idle."""
+"""Tests of the pool of threads that run maps: it reuses few threads, which end when idle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for an estimate returns the latest one; estimates are computed only when awaited."""
+"""Tests of streams of estimates: estimates are computed only while a caller waits for the latest one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream passes events to its observers, a token cancels a job, and stripes are counted for both."""
+"""Tests of event streams and their observers, of cancellation tokens, and of counts of stripes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polarmap.driver.events import (
 
 
 class Notebook(Observer):
-    """Writes down events in a list that it may share with others."""
+    """An observer that appends events to a list, which several observers may share."""
 
     def __init__(self, notes: list[tuple[int, JobEvent]], number: int, poll_interval: float) -> None:
         self.notes, self.number, self.poll_interval = notes, number, poll_interval

@@ -131,7 +131,6 @@ def raise_key_error_of_block(block: Any) -> Any:
 def test_what_f_raises_is_raised_whichever_worker_is_lost_and_whichever_sleeps(
     f: Any, k: int, n: int
 ) -> None:
-    """The message does not depend on the order in which tasks end."""
     pairs = list(itertools.permutations(range(n), 2))
     for turn, (killed, sleeper) in enumerate(pairs[:: max(1, len(pairs) // 40)]):
         fault = KILLED_ALWAYS if turn % 2 else KILLED_ONCE

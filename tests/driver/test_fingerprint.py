@@ -1,4 +1,4 @@
-"""Tests of when functions count as equal: a change of any object that f reaches changes its fingerprint."""
+"""Tests of fingerprints: a change of any object that f refers to changes the fingerprint of f."""
 
 from __future__ import annotations
 
@@ -163,13 +163,13 @@ def test_what_cannot_be_compared_is_not_trusted(inside: Any) -> None:
     assert FunctionProperty(f, LINEAR_OR_AFFINE, []).value is None
 
 
-# --- whatever f reaches changes between two maps ------------------------------------------------
+# --- objects that f refers to change between two maps ------------------------------------------------
 
-Change = Callable[[int], Any]  # makes the exponent 1 or 2
+Change = Callable[[int], Any]  # sets the exponent to 1 or 2
 NEVER_TRUSTED = {"attribute by name", "globals by name", "exec", "module's dictionary", "sys.modules"} | {
     *("numbers of a generator", "generic function", "weak reference")
 }
-# Changes that are not undone by 1.
+# Changes that setting the exponent to 1 again does not undo.
 ONE_WAY = {"code replaced", "set", "generic function"} | {
     *("function of numpy", "function of a module of numpy")
 }
@@ -185,7 +185,7 @@ def item(owner: Any, key: Any) -> Change:
 
 
 def module_of(source: str, name: str = "reached") -> Any:
-    """Create a module that belongs to the caller."""
+    """Create and import a module of user code from its source."""
     module = types.ModuleType(name)
     sys.modules[name] = module
     exec(source, module.__dict__)
@@ -232,7 +232,7 @@ def memory_map() -> Any:
 
 
 def module_of_library(source: str) -> Any:
-    """Create a module whose file is in the folder of installed libraries."""
+    """Create and import a module whose file is in the folder of installed libraries."""
     module = module_of("")
     module.__file__ = f"{os.path.dirname(np.__file__)}/../reached.py"
     exec(compile(source, module.__file__, "exec"), module.__dict__)
@@ -247,7 +247,8 @@ def patched(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-# For each kind of object that f reaches: a value, and a function that builds f and a change of it.
+# For each kind of object that f can refer to: the type of a value, and a function that builds f and its
+# change.
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any], Any], Change]]]] = {
     "global": (int, lambda _: (lambda b: b**EXPONENT, item(globals(), "EXPONENT"))),
     "attribute of a class": (int, lambda _: (lambda b: b**Holder.p, setter(Holder, "p"))),
@@ -419,7 +420,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
 
 
 def change(name: str) -> Callable[[Any], Any]:
-    """Register a change that takes more than an expression."""
+    """Return a decorator that registers a change that does not fit into an expression."""
 
     def noted(make: Any) -> Any:
         CHANGES[name] = (int, lambda _: make())
@@ -530,7 +531,7 @@ def _() -> Any:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_f_reaches_has_changed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off by 0.67 with a bound of 1e-15, it was trusted."""
+    # A version that trusted f here returned results off by 0.67, with an error bound of 1e-15.
     monkeypatch.setattr(Holder, "p", 1)
     monkeypatch.setitem(globals(), "EXPONENT", 1)
     monkeypatch.setenv("POLARMAP_TEST", "1")

@@ -1,4 +1,4 @@
-"""Only the first use of each function waits to be verified, as long as it stays the same."""
+"""Tests that only the first map of a function waits until f is verified, as long as f does not change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_note_and_forget() -> None:
 
 
 def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:
-    """Run a map that loses two of four blocks and, without surplus, all spare parity."""
+    """Return report.verified of a map that loses two data tasks and, without `surplus`, one parity task."""
     seconds = dict.fromkeys([0, 1] if surplus else [0, 1, 6], math.inf)
     options = {"blocks": 4, "tasks": 7, "timeout": 100}
     return coded_map(f, DATA, executor=ReplayExecutor(seconds), **options).report.verified
@@ -68,7 +68,7 @@ def test_a_function_that_failed_is_not_verified() -> None:
 
 
 def test_what_changes_while_a_map_runs_is_not_trusted_as_what_it_was() -> None:
-    """The map that began with a square has seen, and verified, the identity."""
+    # When the map starts, f is a square. Its tasks compute and verify the identity.
     inside = [2]
 
     def f(block: Any) -> Any:

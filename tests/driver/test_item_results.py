@@ -1,4 +1,4 @@
-"""Results of items are decoded as they arrive; exceptions may stand in their place."""
+"""Tests of the results of items, which are decoded as they arrive and may be exceptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BROKEN = b"no pickle"
 
 
 class Arrivals(Observer):
-    """Notes the value of each item as it arrives."""
+    """An observer that records the value of each item as it arrives."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, Any]] = []

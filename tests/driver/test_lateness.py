@@ -1,4 +1,4 @@
-"""When a task is late: the rule on run times that are given, and the attempts that it is asked of."""
+"""Tests of when a task is late: the rule for given run times, and the tracker of attempts that applies it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_once_half_are_back_nothing_is_late_before_the_median(
 
 @pytest.mark.parametrize("tasks", [24, 100, 8])
 def test_of_exponential_run_times_as_many_are_late_as_is_said(tasks: int) -> None:
-    """One in twelve, or two of eight, whether the distribution is known or not."""
+    # The share is one in twelve, but at least two tasks, whether the distribution is known or estimated.
     distribution = ShiftedExponential(1.0, 0.3)
     jobs = np.sort(distribution.sample(np.random.default_rng(0), (2000, tasks)), axis=1)
     share = max(1 / 12, 2 / tasks)

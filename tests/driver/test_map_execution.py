@@ -1,4 +1,4 @@
-"""A map from its opening to its report: notifications, retries and closing."""
+"""Tests of a map from opening its executor to its report: events, retries and closing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ THREE = np.random.default_rng(0).standard_normal((24, 3))
 
 
 class Diary(Observer):
-    """Writes down the events of a map, and the states of its tasks whenever an attempt has ended."""
+    """An observer that records the events of a map, and the states of its tasks whenever an attempt ends."""
 
     def __init__(self) -> None:
         self.events: list[JobEvent] = []
@@ -70,7 +70,7 @@ class Diary(Observer):
 
 
 def observe(map_function: Any, *arguments: Any, observers: Sequence[Observer], **options: Any) -> Any:
-    """Run a map with these observers."""
+    """Run a map with `observers` and return its result."""
     return map_function.prepare(*arguments, **options).execute(JobContext(EventStream(observers)))
 
 
@@ -87,7 +87,7 @@ def test_events_are_emitted_as_they_happen() -> None:
         AttemptEnded,
         AttemptEnded,
         BlockReady,
-        AttemptsStarted,  # a second without events after the loss
+        AttemptsStarted,  # The retry starts a second after the loss.
         AttemptEnded,
         BlockReady,
         *[BlockReady] * 3,
@@ -196,7 +196,7 @@ def test_a_map_may_be_asked_for_its_report_at_any_time() -> None:
 
 
 class Recorder(ReplayExecutor):
-    """A replay that notes what is done to it and to its run, and can be interrupted."""
+    """A replay executor that records the calls to it and to its session, and can raise KeyboardInterrupt."""
 
     def __init__(
         self,
@@ -405,7 +405,7 @@ def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
     try:
         result = coded(f, data, executor=faulty(faults, seconds), retries=retries, schedule=schedule)
     except NotLinearError:
-        assert odd  # and evaluated here, with the same odd result
+        assert odd  # The driver evaluated f of this block, with the same odd result.
     except (RuntimeError, CodedTimeoutError) as error:
         few = not hasattr(error, "__notes__")
         assert not few or not PolarCode(N, K, "arikan" if whole else "rotation").is_decodable(comes)

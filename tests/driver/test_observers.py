@@ -34,7 +34,7 @@ DATA = np.random.default_rng(0).standard_normal((24, 3))
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
-    """Return the text of the records of one level, without the number of the map."""
+    """Return the messages that polarmap logged at `level`, without the number of the map."""
     records = [record for record in caplog.records if record.name == "polarmap" and record.levelno == level]
     return [record.getMessage().partition(": ")[2] for record in records]
 
@@ -127,7 +127,7 @@ def test_nothing_is_printed_unless_logging_is_configured() -> None:
 
 
 class Memory:
-    """A program whose spans and counters stay in memory."""
+    """OpenTelemetry providers that keep spans and counters in memory."""
 
     def __init__(self) -> None:
         self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -237,7 +237,7 @@ def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().err
     assert "0/8 arrived, 6 needed" in text
     assert "5/8 arrived, 6 needed" in text
-    assert text.endswith("\r")  # the line is taken away
+    assert text.endswith("\r")  # The bar is erased.
     with JobContext(EventStream([bar])).count_stripes(4) as show:
         show(3)
     assert "3/4 stripes" in capsys.readouterr().err

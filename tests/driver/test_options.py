@@ -1,4 +1,4 @@
-"""Options of maps: refused in clear words, and spelled alike in every verb."""
+"""Tests of the options of maps: clear errors, and the same spelling in all functions that take them."""
 
 from __future__ import annotations
 

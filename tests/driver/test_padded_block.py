@@ -1,4 +1,4 @@
-"""The last block of a map that loses tasks: its result is awaited, decoded or estimated."""
+"""Tests of the padded last block of a map that loses tasks: its result is awaited, decoded or estimated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last block of an array that does not divide: its result is f of exactly its rows, for every f."""
+"""Tests of the last block of an array whose rows do not divide evenly: its result is f of these rows alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from polarmap.errors import CodeError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 STREAM = np.random.default_rng(0)
-DATA = STREAM.standard_normal((59, 3)) + 5  # does not divide into 15 blocks: the last has 3 of 4 rows
-SIZES = {"blocks": 15, "tasks": 20, "timeout": 1000.0}  # of virtual seconds
+DATA = STREAM.standard_normal((59, 3)) + 5  # 15 blocks of 4 rows, except that the last has 3
+SIZES = {"blocks": 15, "tasks": 20, "timeout": 1000.0}  # The timeout is in virtual seconds.
 LAST = 14
 
 
@@ -79,7 +79,7 @@ MIXING = [mean, centred, transposed, several]
 DECODABLE = [twice, total, gram]
 
 
-# --- nothing is lost: a plain map, bit for bit -------------------------------------------------
+# --- without a loss, results equal a plain map bit for bit -------------------------------------------------
 
 
 @pytest.mark.filterwarnings("error:.*padding", "error:.*rows of zeros")
@@ -92,8 +92,12 @@ DECODABLE = [twice, total, gram]
         (mean, STREAM.integers(0, 9, (29, 2)), {"blocks": 10}),
         (mean, STREAM.standard_normal((29, 2)).astype("f4"), {"blocks": 10}),
         (several, DATA, SIZES),
-        (lambda block: block.sum(axis=0), np.arange(33.0).reshape(11, 3), {"blocks": 4}),  # as many by chance
-        (lambda block: block / block.sum(axis=1, keepdims=True), DATA, SIZES),  # NaN of zeros
+        (
+            lambda block: block.sum(axis=0),
+            np.arange(33.0).reshape(11, 3),
+            {"blocks": 4},
+        ),  # f returns as many numbers as a block has rows.
+        (lambda block: block / block.sum(axis=1, keepdims=True), DATA, SIZES),  # NaN for rows of zeros
         (refusing_zeros, DATA, SIZES),
         (lambda block: block[block.any(axis=1)], DATA, SIZES),  # drops rows of zeros
         (lambda block: len(block), DATA, SIZES),
@@ -126,13 +130,13 @@ def test_nested_results_may_have_another_structure_without_padding() -> None:
 @pytest.mark.filterwarnings("ignore:.*NaN or inf")
 def test_padding_is_cut_off_where_the_data_is_not_finite(bad: float) -> None:
     data = DATA.copy()
-    data[:4] = bad  # in the rows that f is tried on
+    data[:4] = bad  # These are the rows on which the driver tries f.
     result = coded_map(lambda block: 5 - 2 * block, data, **SIZES, executor=ReplayExecutor())
     np.testing.assert_array_equal(result.concatenate(), 5 - 2 * data)
     assert [len(block) for block in result] == [4] * 14 + [3]
 
 
-# --- what is known of f ------------------------------------------------------------------------
+# --- knowledge about f ------------------------------------------------------------------------
 
 
 def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known(

@@ -1,4 +1,4 @@
-"""Wrong results are found by redundant parity checks, or the report names what no check involves."""
+"""Tests that parity checks find wrong results, or the report lists the tasks that no check involves."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assert_named(result: CodedResult, culprit: int) -> None:
 
 
 def test_garbage_is_named_on_a_later_use_too_where_results_are_over() -> None:
-    """Integers need as many arrivals as their pattern says: a few are over, to be checked against."""
+    # Integers need as many arrivals as their pattern requires. The remaining few serve as checks.
     order = np.random.default_rng(0).permutation(64).tolist()
     whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "tasks": 64}
     assert coded(np.copy, whole, **options, executor=arriving(order, 64)).report.verified == "parity"
@@ -74,7 +74,7 @@ def test_two_garbage_workers_are_corrected_if_the_surplus_suffices() -> None:
 
 
 def fate(f: Callable[[Any], Any], executor: Any, **options: Any) -> tuple[str, CodedResult | None]:
-    """Return the outcome of a map of WHOLE, "refused", "warned" or "harmless", and its result."""
+    """Return the outcome of a map of WHOLE ("refused", "warned" or "harmless") and its result, or None."""
     VERIFIED_PROPERTIES.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -90,7 +90,7 @@ def wrong_blocks(result: CodedResult, expected: Sequence[np.ndarray]) -> list[in
 
 
 def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
-    """The equations of the arikan kernel are sparse: some leave out a result that was decoded from."""
+    # The equations of the Arikan kernel are sparse: some omit a result that was used for decoding.
     fates = Counter[str]()
     for seed in range(80):  # Garbage arrives first, then the correct results one by one.
         order = np.random.default_rng(seed).permutation(20).tolist()
@@ -100,7 +100,10 @@ def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
         if result is not None and "failed" in states(result.report):
             what = "named"
             assert (wrong, states(result.report)["failed"]) == ([], order[:1])
-        elif result is not None and wrong not in ([], order[:1]):  # more than its own, as in a plain map
+        elif result is not None and wrong not in (
+            [],
+            order[:1],
+        ):  # A plain map would return only its own block wrong.
             what = "passed"
             assert order[0] in result.report.unchecked
         fates[what] += 1
@@ -109,7 +112,7 @@ def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
 
 
 def test_while_several_workers_are_suspected_another_result_is_awaited() -> None:
-    """Two broken equations that two workers could have broken alike; the next result tells which."""
+    # Two equations fail, and either of two workers could be the cause. The next result shows which one.
     code = PolarCode(N, K, "arikan")
     order, culprit = [3, 7, 8, 6, 5, 2, 11, 10, 9, 0, 1], 7
     assert explanations(code, order[:9], culprit) == []
@@ -140,7 +143,7 @@ def explanations(code: PolarCode, arrived: list[int], culprit: int) -> list[int]
 
 
 class Lying(AlteringReplay):
-    """Adds to one entry of what one worker returns."""
+    """A replay executor that adds `lie` to one entry of the result of one worker."""
 
     def __init__(self, seconds: dict[int, float], liar: int, entry: int, lie: Any) -> None:
         super().__init__(seconds)
@@ -185,7 +188,9 @@ def test_a_lie_among_integers_is_found_or_its_worker_listed(
     data = np.random.default_rng(seed).integers(-99, 99, (2 * k, 3))
     f = lambda block: block @ np.array([1, 2, 3])  # noqa: E731
     result, liar = lied_to(f, data, (k + parity, k), min(late, parity), lie, seed)
-    if result is not None and result.report.verified != "not needed":  # else they are a plain map's
+    if (
+        result is not None and result.report.verified != "not needed"
+    ):  # Otherwise the results equal a plain map.
         right = [np.array_equal(block, other) for block, other in zip(result, plain_map(f, data, k))]
         assert all(right) or liar in result.report.unchecked
 
@@ -213,7 +218,7 @@ def test_a_lie_among_floats_is_found_or_within_the_bound(
 
 
 def test_a_single_odd_block_of_integers_is_seen_wherever_a_check_involves_it() -> None:
-    """f is linear but on one block that arrives; decoding from it would be wrong."""
+    # f is linear except on one block that arrives, so decoding from this block would give wrong results.
     fates = Counter[str]()
     for seed in range(80):
         order = np.random.default_rng(seed).permutation(N).tolist()

@@ -1,4 +1,4 @@
-"""Policies decide on clocks and counts that are passed in: late tasks, parity on demand."""
+"""Tests of scheduling policies with given times and counts: backups of late tasks, and parity on demand."""
 
 from __future__ import annotations
 
@@ -51,8 +51,10 @@ def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
     assert not policy.choose_tasks_to_start(tasks, collector, 1.05)
     assert list(policy.choose_tasks_to_start(tasks, collector, 1.1)) == [3]
     tasks.start_attempts([3], 1.1)
-    assert not policy.choose_tasks_to_start(tasks, collector, 9.0)  # it waits for a slot
-    assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)  # unless it is given one now
+    assert not policy.choose_tasks_to_start(tasks, collector, 9.0)  # The backup waits for a slot.
+    assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(
+        1.1
+    )  # The estimate assumes that a slot is free now.
     note_began(tasks, [3], 9.0)
     assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)
     assert list(policy.choose_tasks_to_start(tasks, collector, 10.1)) == [3]
@@ -88,7 +90,7 @@ def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
 
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
 def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], max_backups: int) -> None:
-    """Against a look at every attempt, at the moments at which something happens; backups never return."""
+    # The oracle examines every attempt whenever a task ends. Backups never return.
     n, rule = len(times), LatenessRule(len(times), min_seconds=0.1)
     policy, tasks, collector = backed_up(n, max_backups)
     note_began(tasks, range(n), 0.0)
@@ -134,7 +136,7 @@ def test_what_is_late_already_is_not_waited_for_though_nobody_asked_what_is_due(
     note_began(tasks, range(4), 0.0)
     for task in range(3):
         tasks.record_outcome(returned(task), 1.0)
-    collector.can_use_parity = False  # so nothing is due, and no task is looked at
+    collector.can_use_parity = False  # Parity cannot start, so the policy does not examine any task.
     assert not policy.choose_tasks_to_start(tasks, collector, 50.0)
     assert policy.seconds_until_next_start(tasks, 50.0) == inf
 

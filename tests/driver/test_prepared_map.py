@@ -1,4 +1,4 @@
-"""Functions that prepare a map: a call runs it, and they look like what is called."""
+"""Tests of functions that prepare a map: calling one runs the map, and its signature is that of the map."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VERBS = [
 
 @map_function
 def doubled(number: int, *, progress: Any = None) -> PreparedMap[int]:
-    """Twice a number."""
+    """Return a map whose result is twice a number."""
     if number < 0:
         raise CodeError("below 0")
     return PreparedMap(lambda context: 2 * number + isinstance(context, JobContext))
@@ -70,7 +70,7 @@ def test_what_is_prepared_may_be_run_again() -> None:
         np.testing.assert_array_equal(prepared.execute(PLAIN_CONTEXT).concatenate(), -DATA)
 
 
-# --- who looks on ---
+# --- observers of a map ---
 
 
 def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Tests of arriving results: the most common structure and shape counts, all else is a failure."""
+"""Tests of arriving results: the most common structure and shape is correct, any other is a failure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from polarmap.testing import ReplayExecutor
 
 
 def odd_at(indices: Sequence[int], how: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """product, but workers return something else of blocks of DATA: not f evaluated here, on a thread."""
+    """Return `product`, except that workers apply `how` instead to the blocks of DATA at `indices`."""
     corners, workers = DATA[3 * np.array(indices), 0], threading.current_thread()
 
     def f(block: np.ndarray) -> Any:
@@ -58,7 +58,7 @@ def test_a_result_unlike_the_others_is_a_failure_whenever_it_comes(
 
 
 def test_a_result_that_looked_odd_is_not_awaited_once_more() -> None:
-    """Task 1 looks odd compared with task 0 and is tried again, before task 2 shows that it was right."""
+    # Task 1 differs from task 0 and is retried, before task 2 shows that task 1 was correct.
     seconds = {0: 0.5, 1: 1.0, 2: 2.9} | dict.fromkeys(range(3, N), math.inf)
     with pytest.raises(
         CodedTimeoutError, match=r"2 of 8 .* within 3\.1 s, 9 tasks still run; failed 1 task: W"
@@ -80,7 +80,7 @@ def test_too_many_results_unlike_the_others_are_an_error_that_names_shape_and_dt
 
 
 def test_the_shape_of_most_results_wins_however_late() -> None:
-    """Three odd ones come first, then two right ones, and the right ones overtake them."""
+    # Three results of another shape come first. The correct results soon outnumber them.
     result = coded(odd_at(range(3), lambda block: block[:, :2]), executor=arriving(range(N), N))
     assert_right(result)
     assert states(result.report)["failed"] == [0, 1, 2]
@@ -88,7 +88,7 @@ def test_the_shape_of_most_results_wins_however_late() -> None:
 
 
 def test_dtypes_may_differ_in_width() -> None:
-    """f of wider parity blocks may be wider than f of data blocks."""
+    # Parity blocks have a wider dtype than data blocks, so f of them may be wider, too.
     data = WHOLE.astype("i2")
     order = arrivals(PolarCode(N, K, "arikan"), N - 2, np.random.default_rng(0), exact=True)
     result = coded(lambda block: np.float32(2) * block, data, executor=arriving(order, N))
@@ -96,7 +96,7 @@ def test_dtypes_may_differ_in_width() -> None:
 
 
 def test_results_of_parity_of_another_kind_overrule_no_data() -> None:
-    """int64 parity of uint32 data times uint64 is float64 in numpy."""
+    # In NumPy, int64 parity of uint32 data times uint64 is float64.
     data, x = np.arange(18, dtype="u4").reshape(6, 3), np.array([1, 2, 3], "u8")
     options = {"blocks": 3, "tasks": 7, "verify": False}
     result = coded_map(lambda block: block @ x, data, executor=losing(), **options)
@@ -109,7 +109,7 @@ def test_results_of_parity_of_another_kind_overrule_no_data() -> None:
 
 
 class Longer(AlteringReplay):
-    """Some workers return something of another shape, and alike."""
+    """A replay executor in which some workers return results of the same different shape."""
 
     def altered(self, outcome: Outcome) -> Outcome:
         if outcome.task > 1 or outcome.failure is not None:

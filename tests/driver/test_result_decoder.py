@@ -1,4 +1,4 @@
-"""Tests of when results determine the missing ones, and how accurately these are decoded."""
+"""Tests of when the received results determine the missing ones, and of the accuracy of decoding."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_decoding_waits_until_the_amplification_of_errors_is_small_enough(
 
 
 def test_what_is_accurate_enough_stays_so() -> None:
-    """One more equation may raise the amplification a little, above the limit again."""
+    # One more equation can raise the amplification slightly, here above the limit again.
     code, (order, first, second) = PolarCode(6, 4), rising_amplification()
     assert first < second
     options = {"blocks": 4, "tasks": 6, "code": code, "executor": arriving(order, 6)}

@@ -1,4 +1,4 @@
-"""The loop alone, on a clock that goes on while it looks; what it tries again is in `test_map_execution`."""
+"""Tests of the scheduling loop on a virtual clock that advances with each poll."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 class Ticking:
-    """A run whose every poll takes `step` seconds; an endless wait is a mistake."""
+    """A session whose every poll takes `step` seconds and which must not be asked to wait forever."""
 
     def __init__(self, step: float) -> None:
         self._step, self._now = step, 0.0
@@ -37,7 +37,7 @@ class Ticking:
 
     def wait(self, timeout: float) -> list[Event]:
         assert timeout < math.inf or len(self.submitted) == 2
-        self._now += min(timeout, 7 * self._step)  # woken
+        self._now += min(timeout, 7 * self._step)  # A wait can end early, when `wake` is called.
         return []
 
     def wake(self) -> None: ...
@@ -46,7 +46,7 @@ class Ticking:
 
 
 class DelayedPolicy(SchedulingPolicy):
-    """A third task starts after a second."""
+    """A policy that starts a third task after one second."""
 
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
@@ -72,7 +72,7 @@ def test_what_becomes_due_between_two_questions_is_not_waited_for_for_ever() -> 
 
 
 def run_with_failures(n_failures: int, delay: float, **options: Any) -> float:
-    """Return the seconds of a map of two tasks whose first is lost `n_failures` times."""
+    """Return the duration of a map of two tasks whose first task fails `n_failures` times."""
     faults = {0: Fault("kill", attempts=n_failures)}
     result = polarmap.hedged_map(
         abs,

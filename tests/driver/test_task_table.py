@@ -1,4 +1,4 @@
-"""The table of tasks: what runs, what failed and what was reported, in any order of events."""
+"""Tests of the table of tasks: states, failures and results, for any order of events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape"
 
 
 class RecordingTracker(LateTracker[tuple[int, int]]):
-    """Records its notifications and never reports a late task."""
+    """A tracker that records its notifications and never reports a late task."""
 
     def __init__(self) -> None:
         super().__init__(LatenessRule(1), n_initial_attempts=1)
@@ -69,7 +69,7 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     tasks.record_start(0, 0, 0.5)
     assert (tasks.queued, tasks[0].dispatched_at) == ({1}, {0: 0.5})
     tasks.start_attempts([0], 2.0)
-    tasks.record_start(0, 0, 0.7)  # told again; the second attempt waits for a slot
+    tasks.record_start(0, 0, 0.7)  # This start is reported again. The second attempt waits for a slot.
     assert (tasks.queued, tasks[0].dispatched_at) == ({0, 1}, {0: 0.5})
     tasks.record_start(0, 1, 3.0)
     assert (tasks.queued, tasks[0].dispatched_at) == ({1}, {0: 0.5, 1: 3.0})
@@ -165,7 +165,7 @@ def test_each_task_has_the_state_of_its_result_or_of_its_attempts() -> None:
     assert states_of(tasks) == ["queued"] * 5 + ["held back"]
     for index in range(4):
         tasks.record_start(index, 0, 0.5)
-    tasks.record_start(4, 0, 0.6, is_confirmed=False)  # no worker has confirmed it
+    tasks.record_start(4, 0, 0.6, is_confirmed=False)  # No worker has confirmed this start.
     assert states_of(tasks) == ["running"] * 4 + ["queued", "held back"]
     tasks.record_outcome(ended(0, 0), 1.0)
     tasks.record_outcome(ended(1, 0), 1.0)

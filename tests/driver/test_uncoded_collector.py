@@ -1,4 +1,4 @@
-"""The first result of each task counts; a failure does if failures are kept, else it ends the map."""
+"""Tests that the first result of a task counts, and that a failure ends the map unless failures are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An f that is not linear is found out, whichever results arrive."""
+"""Tests that a map detects that f is not linear, whichever results arrive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from polarmap.testing import ReplayExecutor
 
 
 def test_one_block_that_is_not_linear_is_no_garbage() -> None:
-    """A worker that returns what f gives is not to blame."""
+    # The worker returned f of its block, so the map blames f and not the worker.
     data = DATA.copy()
     data[6, 0] = 101
     with pytest.raises(NotLinearError, match="f of block 2 does not fit"):
@@ -43,7 +43,7 @@ def test_equal_blocks_vouch_for_nothing(f: Callable[[Any], Any]) -> None:
 
 
 def test_equal_results_do_not_make_f_linear() -> None:
-    """Signs of positive numbers are equal, and that of the block that is lost is another."""
+    # The results that arrive are equal, because all these numbers are positive. The lost block is negative.
     data = np.array([[-1.0], [2.0], [3.0], [4.0]])
     arrived = [task for task in range(12) if task and (PolarCode(12, 4).encode(data)[task] > 0).all()]
     assert len(arrived) >= 5
@@ -52,7 +52,7 @@ def test_equal_results_do_not_make_f_linear() -> None:
 
 
 def test_copies_of_blocks_make_no_function_linear() -> None:
-    """Three of the parity blocks of (8, 3) are each a copy of a data block, so f agrees on both."""
+    # Three parity blocks of the (8, 3) code are copies of a data block, so f agrees on both.
     data = np.random.default_rng(0).integers(-99, 99, (9, 2))
     for order in ([1, 5, 4, 2], [1, 4, 5, 2, 6], [3, 7, 0, 1, 2], range(8)):
         executor = arriving([*order, *(task for task in range(8) if task not in order)], 8)
@@ -64,7 +64,7 @@ def test_copies_of_blocks_make_no_function_linear() -> None:
 
 @pytest.mark.parametrize("lost", [(), (5,), (2,)])
 def test_ragged_results_are_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
-    """One block alone gives another shape: f's own doing, not its worker's."""
+    # A single result has another shape. This is caused by f and not by the worker.
     data = np.arange(24.0).reshape(12, 2)
     with pytest.raises((NotLinearError, NotDecodableError), match="hedged_map"):
         coded_map(lambda block: block[block > 5], data, blocks=4, tasks=6, executor=losing(*lost))
@@ -81,7 +81,7 @@ def test_whether_checks_mix_blocks_is_asked_only_while_nothing_is_known_of_f(
         "has_check_of_block_sum",
         property(lambda verifier: asked.append(verifier) or is_mixing(verifier)),
     )
-    # Integers need as many arrivals as their pattern says: a few are over, to be checked against.
+    # Integers need as many arrivals as their pattern requires. The remaining few serve as checks.
     order = np.random.default_rng(0).permutation(64).tolist()
     executor = ReplayExecutor({task: 1.0 + turn / 10 for turn, task in enumerate(order)})
     whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "tasks": 64, "executor": executor}

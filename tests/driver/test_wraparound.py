@@ -1,4 +1,4 @@
-"""Tests of f that turns 64-bit integers into Python integers or floats: correct, or a clear refusal."""
+"""Tests of f that turns 64-bit integers into Python integers or floats: a correct result or a clear error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_python_integers_come_back_with_their_sign(lost: tuple[int, ...], sign: 
     unsigned = np.array([[2**63 + 5], [2**61], [2**61], [2**61]], "u8")
     total = lambda block: int(block.sum())  # noqa: E731
     options = {"blocks": 4, "tasks": 8, "timeout": 100}
-    with contextlib.suppress(CodeError):  # where parity has wrapped
+    with contextlib.suppress(CodeError):  # raised if parity has wrapped around
         assert list(coded_map(total, unsigned, executor=losing(*lost), **options)) == unsigned[:, 0].tolist()
 
 
@@ -44,7 +44,7 @@ def test_floats_of_wrapped_integers_are_refused(data: np.ndarray, lost: tuple[in
     with pytest.raises(CodeError, match=r"missing and cannot be decoded: f turns u?int64 .*astype\(float\)"):
         coded_map(f, data, executor=losing(*lost), **options)
     small = data % 1000
-    if data.dtype == np.int64:  # which passes for small numbers, and is not trusted with large ones
+    if data.dtype == np.int64:  # f is accepted for small numbers, and later refused for large ones.
         assert_same(coded_map(f, small, executor=losing(*lost), **options), plain_map(f, small, 3), 1e-9)
         with pytest.raises(CodeError, match="modulo 2"):
             coded_map(f, data, executor=losing(*lost), **options)
@@ -59,7 +59,7 @@ def test_late_data_tasks_are_waited_for_where_wrapped_parity_cannot_replace_them
 ) -> None:
     options = {"blocks": 3, "tasks": 7, "verify": verify}
     seconds = {task: 5.0 + task for task in late}
-    for faults in ({}, {late[0]: Fault("kill")}):  # a task whose worker was lost gets its further attempt
+    for faults in ({}, {late[0]: Fault("kill")}):  # A task whose worker was lost is retried.
         executor = FaultyExecutor(ReplayExecutor(seconds), faults)
         for f, blocks in ((lambda block: block @ np.ones(3), data), (minus_the_sum, data // 16)):
             result = coded_map(f, blocks, executor=executor, **options)
@@ -123,14 +123,14 @@ def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -
         lost = dict.fromkeys(
             stream.permutation(k + spare)[: stream.integers(1, spare + 1)].tolist(), math.inf
         )
-        # A minute and no more: of a lost task, nothing is heard for hours of looks.
+        # The timeout bounds the number of polls, because lost tasks never report anything.
         options = {"blocks": k, "tasks": k + spare, "timeout": 60}
         options["verify"] = stream.choice([True, False]).item()
         try:
             result = coded_map(f, data, executor=ReplayExecutor(seconds | lost), **options)
         except (CodeError, CodedTimeoutError, NotDecodableError, NotLinearError):
             continue
-        except TypeError as error:  # of data tasks, too: of more than may be missing
+        except TypeError as error:  # More tasks than may be missing can fail, including data tasks.
             fit = all(-(2**63) <= value < 2**64 for value in plain_map(f, data, k))
             if fit or "numpy's have 64" not in str(error):
                 raise
