@@ -1,4 +1,4 @@
-"""Tests of the last block of an array whose rows do not divide evenly: its result is f of these rows alone."""
+"""Tests of the last block of an array whose rows do not divide evenly: its result is f of its rows alone."""
 
 from __future__ import annotations
 

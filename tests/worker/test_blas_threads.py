@@ -1,4 +1,4 @@
-"""Limits on BLAS and OpenMP threads apply during tasks and are removed afterwards."""
+"""Tests that limits on BLAS and OpenMP threads apply during tasks and are removed afterwards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def threads_now() -> set[int]:
 
 @pytest.fixture
 def limits() -> ThreadLimiter:
-    """Return a new limiter: an abandoned task of another test may still use that of the process."""
+    """Return a new limiter, because an abandoned task of another test may still use the limiter of the process."""
     return ThreadLimiter()
 
 
@@ -124,7 +124,7 @@ print(json.dumps(endings))
 
 @pytest.fixture(scope="module")
 def endings() -> dict[str, int]:
-    """Return the exit code of each scene, run in a process forked from an interpreter without scipy."""
+    """Run each scene in a process that is forked from an interpreter without SciPy, and return its exit code."""
     scenes = json.dumps({name: textwrap.dedent(scene) for name, scene in SCENES.items()})
     command = [sys.executable, "-c", PROGRAM, scenes]
     done = subprocess.run(command, check=True, timeout=PATIENCE, stdout=subprocess.PIPE)
@@ -155,8 +155,8 @@ def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimiter) -> None:
 
 
 def test_any_thread_limits_what_another_one_has_set(limits: ThreadLimiter) -> None:
-    """threadpoolctl has the first thread alone set OpenBLAS: the others do nothing, silently."""
-    threadpoolctl.threadpool_limits(3)  # and keeps it
+    # threadpoolctl sets OpenBLAS only from the first thread. From other threads it silently does nothing.
+    threadpoolctl.threadpool_limits(3)  # This limit stays in place.
 
     def task() -> None:
         with limits.limit_process_threads(1):
@@ -167,7 +167,7 @@ def test_any_thread_limits_what_another_one_has_set(limits: ThreadLimiter) -> No
     thread.start()
     thread.join(PATIENCE)
     assert (found, threads_now()) == ([{1}], {3})
-    with threadpoolctl.threadpool_limits(2):  # still listens to this one
+    with threadpoolctl.threadpool_limits(2):  # Limits set on this thread still apply.
         assert threads_now() == {2}
 
 

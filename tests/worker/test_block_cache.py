@@ -1,4 +1,4 @@
-"""Cached blocks are read once, are never changed by f, and are evicted with their files."""
+"""Tests that cached blocks are read once, are never changed by f, and are evicted with their files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BYTES = ROWS * 16
 
 
 class Blocks:
-    """Arrays in a folder or a bucket, and a cache of them."""
+    """A folder or bucket of blocks, and a cache that reads from it."""
 
     def __init__(self, place: Location, budget: int = 1 << 40) -> None:
         self.place, self.storage = place, DictStorage()
@@ -42,7 +42,7 @@ class Blocks:
     def block(
         self, *arrays: np.ndarray, check: bool = True, of: Sequence[np.ndarray] = (), name: str = "x"
     ) -> BlockRef:
-        """Return a reference to a block that consists of the arrays `of`, stored as these segments."""
+        """Store `arrays` as segments and return a reference to a block of them, or of the arrays `of` if given."""
         parts = []
         for number, array in enumerate(arrays):
             part = Segment(f"{name}{number}", array.nbytes, None, 5)
@@ -56,7 +56,7 @@ class Blocks:
 
 
 def load(blocks: Blocks, block: BlockRef, is_private: bool = False, cache: BlockCache | None = None) -> Any:
-    """Its array, or a tuple of its arrays; by their own cache unless another is named."""
+    """Return the array of a block, or the tuple of its arrays, loaded by `cache` or else the cache of `blocks`."""
     count = len(block.layout)
     structure = ("array",) if count == 1 else (tuple, (), (("array",),) * count)
     own = blocks.cache if cache is None else cache
@@ -86,7 +86,7 @@ def numbers(seed: int = 0, rows: int = ROWS) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, 2))
 
 
-@pytest.mark.parametrize("rows", [ROWS, 10])  # of files, mapped and read
+@pytest.mark.parametrize("rows", [ROWS, 10])  # Large files are mapped, small files are read.
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(
     blocks: Blocks, count: int, rows: int
@@ -125,9 +125,9 @@ def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
         stored = {name: blocks.block(numbers(seed), name=name) for seed, name in enumerate("abc")}
         for name in "abacab":
             load(blocks, stored[name])
-        # a and b are kept, a is used, c takes the place of b, a is used, b takes the place of c.
+        # The cache loads a and b, uses a, replaces b by c, uses a, and replaces c by b.
         assert (blocks.cache.n_reads, len(blocks.cache)) == (4, 2)
-        large = blocks.block(numbers(rows=3 * ROWS), name="large")  # is not kept, and pushes nothing out
+        large = blocks.block(numbers(rows=3 * ROWS), name="large")  # too large to be cached
         assert load(blocks, large).shape == (3 * ROWS, 2)
         for name in "ab":
             load(blocks, stored[name])
@@ -148,7 +148,7 @@ def test_blocks_that_are_gone_are_let_go_by_their_numbers(tmp_path: Path) -> Non
     stored = {number: blocks.block(numbers(), name=f"block {number}") for number in (None, 1, 2, 3, 5)}
     for number, block in stored.items():
         blocks.cache.load_block(block, ("array",), blocks.read, block_set_id=number)
-    # later ones have the same bytes
+    # Set 4 has the same bytes as set 2.
     blocks.cache.load_block(stored[2], ("array",), blocks.read, block_set_id=4)
     for numbers_of_all, left in (((), 5), ((4, 3), 4), ((3, 4), 4), ((6,), 1)):
         blocks.cache.evict_removed_blocks(numbers_of_all)
@@ -162,7 +162,7 @@ def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> Non
         data = np.full(100, value)
         np.testing.assert_array_equal(load(blocks, blocks.block(data, check=False)), data)
         np.testing.assert_array_equal(load(blocks, blocks.block(data, name="known")), data)
-    assert len(blocks.cache) == 2  # of other bytes under the same name
+    assert len(blocks.cache) == 2  # Two versions of "known" have different bytes.
 
 
 def test_a_block_in_a_message_is_of_its_own(files: Blocks) -> None:
@@ -189,7 +189,7 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
     stored = bytes(blocks.place.read(Segment(key, 2 * whole.nbytes), TaskIO(blocks.storage)))
     changed = bytearray(stored)
     changed[30] ^= 1
-    is_file = blocks.place.is_memory_mapped  # elsewhere nothing changes in its place
+    is_file = blocks.place.is_memory_mapped  # Only mapped files can change after they were loaded.
     for data, message in ((changed, "corrupt|not what was encrypted"), (stored[:40], r"35 of \d+ bytes")):
         for is_loaded in {False, is_file}:
             cache = BlockCache()
@@ -198,7 +198,7 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
             blocks.write(key, bytes(data))
             with pytest.raises(DamagedError, match=f"{key} (is|has) ({message})"):
                 load(blocks, block, cache=cache)
-            blocks.write(key, stored)  # as it was
+            blocks.write(key, stored)
             np.testing.assert_array_equal(load(blocks, block, cache=cache), whole)
     blocks.place.delete([block.segments[-1].key], TaskIO(blocks.storage))
     with pytest.raises(DamagedError, match=f"{key} is missing"):
@@ -211,7 +211,7 @@ def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files:
     load(files, block)
     before, data = path.stat(), bytearray(path.read_bytes())
     data[at] ^= 1
-    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system ticks slowly
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # File systems have coarse clocks.
         with path.open("r+b") as file:
             file.write(data)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

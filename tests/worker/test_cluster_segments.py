@@ -1,4 +1,4 @@
-"""A worker of Dask reads what another one has; tests/maps/test_clusters.py has Ray, too."""
+"""Tests that a Dask worker reads segments of another worker. tests/maps/test_clusters.py also covers Ray."""
 
 from __future__ import annotations
 

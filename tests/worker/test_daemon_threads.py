@@ -1,4 +1,4 @@
-"""Daemon threads are reused, and end once they have been idle for a while."""
+"""Tests that daemon threads are reused, and end once they have been idle for some time."""
 
 from __future__ import annotations
 

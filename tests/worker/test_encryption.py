@@ -1,4 +1,4 @@
-"""AES-256-GCM under derived keys: compared with RFC 5869 by hand and with the library's other interface."""
+"""Tests of AES-256-GCM with derived keys, compared with RFC 5869 and with another interface of the library."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ WHOLE = Segment("polarmap/coded/a/run/000001/00002", len(DATA), None, 7)
 
 
 class Objects(dict[str, bytes]):
-    """Objects in memory, and the parts in them that are encrypted like this."""
+    """Stored objects in memory, which are read and written as encrypted segments."""
 
     def __init__(self, encryption: Encryption) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def decrypt_part(encryption: Encryption, part: Segment, stored: bytes) -> Any:
 
 
 def hkdf_sha256(key: bytes, salt: bytes, length: int) -> bytes:
-    """RFC 5869, sections 2.2 and 2.3."""
+    """Return `length` bytes of key material derived according to RFC 5869, sections 2.2 and 2.3."""
     pseudorandom, block, output = hmac.digest(salt, key, "sha256"), b"", b""
     while len(output) < length:
         block = hmac.digest(pseudorandom, block + HKDF_INFO + bytes([len(output) // 32 + 1]), "sha256")
@@ -222,7 +222,7 @@ def test_each_part_of_an_object_can_be_read_by_itself() -> None:
 
 
 def test_damage_is_told_from_forgery_by_the_checksum() -> None:
-    """Accidental corruption does not produce a matching checksum."""
+    # Accidental corruption does not produce a matching checksum.
     objects = Objects(Encryption.create(KEY))
     [part] = objects.put_parts("x", DATA, len(DATA))
     objects["x"] = b"y" + objects["x"][1:]
@@ -235,7 +235,8 @@ def test_damage_is_told_from_forgery_by_the_checksum() -> None:
 def test_a_task_without_a_key_needs_no_cipher() -> None:
     with pickle_worker_code_by_value():
         sent = cloudpickle.dumps(make_lithops_task(len, ("array",)))
-    # Elsewhere: cloudpickle would put the copies of our classes' methods into the classes of this process.
+    # The task is loaded in another process, because cloudpickle would replace methods of this process's
+    # classes.
     load = (
         "import pickle, sys; sys.modules.update(dict.fromkeys(['polarmap', 'cryptography']))\n"
         "assert callable(pickle.load(sys.stdin.buffer))"
@@ -258,12 +259,12 @@ def test_replies_come_back_to_their_attempt_and_to_no_other(reply: Message) -> N
     ):
         with pytest.raises(DamagedError, match="is not what was encrypted"):
             decrypt_reply(task, attempt, data, ENCRYPTION)
-    with pytest.raises(DamagedError):  # each map has a key of its own
+    with pytest.raises(DamagedError):  # Each map has a separate key.
         decrypt_reply(3, 1, sent.data, Encryption.create(KEY))
 
 
 class Bomb:
-    """Raises when it is unpickled."""
+    """An object that raises an exception when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return pytest.fail, ("unpickled",)
@@ -285,4 +286,6 @@ def test_a_worker_without_the_key_says_so_and_nothing_else() -> None:
     assert (reply[1:], data) == (TaskReply(None, 0.0)[1:], b"")
     assert reply.error is not None
     assert reply.error.type == "KeyUnavailableError"
-    assert type(reply.error.exception) is KeyUnavailableError  # made here, of its text
+    assert (
+        type(reply.error.exception) is KeyUnavailableError
+    )  # The driver recreates the exception from its text.

@@ -1,4 +1,4 @@
-"""The number of cores that f may use."""
+"""Tests of the number of cores that f may use."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def test_f_is_called_at_two_points_or_at_one_and_the_middle_and_not_for_filler()
     np.testing.assert_allclose(points, [X + sign * H * u / 5 * SCALE for sign in (1, -1, 1, -1)])
     points.clear()
     _, sizes = found([u, zero, u], "forward", f)
-    assert len(points) == 4  # the middle, one each, and how f bends along the first
+    assert (
+        len(points) == 4
+    )  # the centre, one point for each nonzero direction, and one for the second difference
     assert sizes.second_difference == pytest.approx(2 * ((H * u / 5 * SCALE) ** 2).sum(), rel=1e-3)
 
 
@@ -74,6 +76,6 @@ def test_f_that_returns_no_real_number_is_told(value: Any) -> None:
 def test_a_block_holds_directions_or_the_coefficients_of_groups_of_coordinates() -> None:
     along, _ = make_row_slope_task(squares, X, SCALE, H, "central")(np.array([[1.0, 0, 0], [0, 1.0, 0]]))
     np.testing.assert_allclose(along, (2 * X).reshape(-1)[:2], atol=1e-7)
-    # Of two groups, coordinates 0 and 2, and 1 and a filler.
+    # The two groups are coordinates 0 and 2, and coordinate 1 with a filler.
     along, _ = make_coordinate_slope_task(squares, X, SCALE, H, "central", 2)(np.array([1.0, -1.0]))
     np.testing.assert_allclose(along, [GRADIENT[0, 0] - GRADIENT[0, 1], GRADIENT[0, 2]], atol=1e-7)

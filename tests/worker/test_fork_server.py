@@ -1,4 +1,4 @@
-"""The fork server's own loop, in a process that is forked for the test."""
+"""Tests of the main loop of the fork server, in a process that the test starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from polarmap.worker.processes import ProcessIdentity, _get_start_time
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
 
-# A fork server that cannot start a process.
+# The program of a fork server that cannot start a process.
 FULL = f"""
 import os
 def fork(): raise BlockingIOError(11, "Resource temporarily unavailable")
@@ -38,7 +38,8 @@ os.fork = fork
 """
 
 
-# A child exits between the last check for signals and the wait for a request.
+# The program of a fork server whose child exits between the last check for signals and the wait for a
+# request.
 LATE = f"""
 import ctypes, operator, socket
 from itertools import starmap
@@ -52,7 +53,7 @@ socket.recv_fds = recv_fds
 
 
 def served(*folders: Path, program: str = SERVE) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A server that has begun, and the driver's end of its socket."""
+    """Start a fork server and return it with the driver's end of its socket."""
     ours, theirs = socket.socketpair()
     with theirs:
         command = [sys.executable, "-c", program, str(theirs.fileno()), *map(str, folders)]
@@ -63,7 +64,7 @@ def served(*folders: Path, program: str = SERVE) -> tuple[subprocess.Popen[bytes
 
 
 def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.socket]]:
-    """Their processes, and the driver's ends of their sockets."""
+    """Start workers and return the process id of each and the driver's end of its socket."""
     found = []
     for number in range(count):
         ours, theirs = socket.socketpair()
@@ -104,17 +105,17 @@ def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
 
 
 def child() -> int:
-    """A process that its parent knows."""
+    """Start a child process and return its process id."""
     return subprocess.Popen(["sleep", "600"]).pid
 
 
 def leader() -> int:
-    """Start a process that leads a new session."""
+    """Start a process that leads a new session and return its process id."""
     return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
 
 
 def daemon() -> int:
-    """Start a process in a new session whose parent has exited."""
+    """Start a process in a new session whose parent has exited, and return its process id."""
     heard, said = os.pipe()
     first = os.fork()
     if not first:
@@ -133,7 +134,7 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> 
     def start(block: Any) -> Any:
         return np.array([child(), leader(), daemon()])
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which the server cannot import
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # The server cannot import this module.
     orders = orders_of(start, tmp_path)
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     process, control = served(tmp_path)
@@ -162,9 +163,9 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
     process, control = served(folder)
     ends = [ours for _, ours in workers_of(control, 3)]
     control.sendall(ForkServerRequest(ForkServerCommand.KILL, 1).encode())
-    control.sendall(ForkServerRequest(ForkServerCommand.KILL, 99).encode())  # nobody
+    control.sendall(ForkServerRequest(ForkServerCommand.KILL, 99).encode())  # There is no worker 99.
     assert ends[1].recv(1) == b""
-    also_open = control.dup()  # as a process has it that was forked of the driver
+    also_open = control.dup()  # A process that the driver forked would hold such a descriptor.
     if ending == "half a request":
         control.sendall(ForkServerRequest(ForkServerCommand.FORK, 7).encode()[:3])
     if ending == "gone":
@@ -181,7 +182,7 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
 
 
 def folder_of(process: int, place: Path, **changes: str) -> Path:
-    """Create a folder whose name says that it belongs to `process`."""
+    """Create a folder whose name marks it as owned by `process`."""
     owner = ProcessIdentity.current()._replace(
         pid=process, start_time=_get_start_time(process) or "", **changes
     )
@@ -192,7 +193,7 @@ def folder_of(process: int, place: Path, **changes: str) -> Path:
 
 @pytest.mark.parametrize("ending", ["worker", "server"])
 def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str, tmp_path: Path) -> None:
-    """Its fork server, which removes them, is killed as all is that a worker has started."""
+    # The fork server of such a worker would remove the folders, but it is killed together with the worker.
     process, control = served(tmp_path / "polarmap-0-own")
     (number, first), (other, second) = workers_of(control, 2)
     folders = [folder_of(one, tmp_path) for one in (number, other, os.getpid())]
@@ -208,7 +209,7 @@ def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str,
 
 
 def test_folders_of_other_machines_stay_and_a_place_that_is_missing_is_no_error(tmp_path: Path) -> None:
-    """Process ids of other machines may be equal to that of a worker here that has exited."""
+    # A process on another machine may have the same id as a worker of this machine that has exited.
     own = tmp_path / "polarmap-0-own"
     own.mkdir()
     process, control = served(tmp_path / "missing" / "polarmap-0-own", own)

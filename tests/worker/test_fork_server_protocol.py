@@ -1,4 +1,4 @@
-"""Requests to the fork server and its events, as bytes."""
+"""Tests of the encoding of requests to the fork server and of its events."""
 
 from __future__ import annotations
 

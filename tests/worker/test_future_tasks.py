@@ -1,4 +1,4 @@
-"""A task in a future is abandoned when it is cancelled, by a flag in memory or by removing a folder."""
+"""Tests that tasks in futures are cancelled by a flag in memory or by removing a folder, and share their blocks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> N
     assert not link._replace(machine_id=("elsewhere", 0, 0)).is_cancelled()
 
 
-# --- blocks that a process of others keeps -------------------------------------------------------
+# --- blocks cached in a foreign process -------------------------------------------------------
 
 VALUES = np.arange(40_000.0)  # large enough to be mapped
 
@@ -89,7 +89,7 @@ def test_a_block_is_mapped_once_and_let_go_soon(stored: BlockRef, monkeypatch: p
     future_tasks.get_shared_block_cache.cache_clear()
     blocks = future_tasks.get_shared_block_cache()
     assert blocks is not until_now
-    with ThreadPoolExecutor(8) as threads:  # at the same time
+    with ThreadPoolExecutor(8) as threads:
         loaded = list(
             threads.map(
                 lambda _: future_tasks.load_cached_block(stored, ("array",), writable=False), range(160)
@@ -101,7 +101,7 @@ def test_a_block_is_mapped_once_and_let_go_soon(stored: BlockRef, monkeypatch: p
     assert len(blocks) == 1
     reads = blocks.n_reads
     future_tasks.load_cached_block(stored, ("array",), writable=False)
-    assert blocks.n_reads == reads <= 8  # at most once on each thread
+    assert blocks.n_reads == reads <= 8  # Each thread reads the block at most once.
     assert until(lambda: future_tasks.get_shared_block_cache() is not blocks)
 
 

@@ -1,4 +1,4 @@
-"""A worker connects to an address of its driver, and both prove that they have the key."""
+"""Tests that a worker connects to an address of its driver, and that each proves to the other that it has the key."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def test_a_process_with_many_open_files_connects_and_hears(listening: socket.soc
     most = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, before[0]), before[1]))
-    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]  # select() knows 1024
+    taken = [
+        os.open(os.devnull, os.O_RDONLY) for _ in range(1100)
+    ]  # select() supports descriptors below 1024.
     try:
         with ThreadPoolExecutor() as pool:
             found = pool.submit(admitted, listening)
@@ -125,7 +127,7 @@ def greeting(version: int = PROTOCOL_VERSION) -> bytes:
 
 
 def answered(driver_greeting: bytes) -> bytes:
-    """Return what a worker that has the key answers to a greeting."""
+    """Return the response of a worker that has the key to the greeting of a driver."""
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor() as pool:
         proof = pool.submit(authenticate_driver, theirs, KEY, 1)
@@ -151,12 +153,12 @@ def with_another_version(said: bytes) -> bytes:
 @pytest.mark.parametrize(
     "said",
     [
-        lambda heard: with_another_number(answered(heard)),  # changed on its way
+        lambda heard: with_another_number(answered(heard)),  # a response that was changed in transit
         lambda heard: with_another_version(answered(heard)),
-        lambda heard: answered(greeting()),  # that somebody has listened to earlier
+        lambda heard: answered(greeting()),  # a replayed response
         lambda heard: (
             heard + bytes(WORKER_ID_BYTES) + heard[-MAC_BYTES:]
-        ),  # all that is known without the key
+        ),  # the best response without the key
     ],
 )
 def test_a_worker_is_who_it_says_and_answers_now_and_itself(

@@ -1,4 +1,4 @@
-"""A task of Lithops with a storage in memory."""
+"""Tests of a Lithops task with a storage in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADDRESS: LithopsTaskAddress = {
 
 
 class Storage(DictStorage):
-    """With a map that is under way."""
+    """A storage in memory that holds the block and the liveness object of a running map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Storage(DictStorage):
 
     @property
     def results(self) -> set[str]:
-        """The keys of the objects that workers have stored."""
+        """The set of keys of the objects that workers have stored."""
         return {key for _, key in self.objects} - {"p/block/3", f"p/{LIVENESS_KEY}"}
 
 
@@ -77,7 +77,7 @@ def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
 def test_what_a_killed_driver_left_is_removed_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its objects and those of Lithops, or the folder that holds them all."""
+    # The watcher removes the objects of the driver and of Lithops, or the folder that contains all of them.
     found: list[Any] = []
     monkeypatch.setattr(lithops_tasks, "exit_process_when", lambda is_cancelled, end: found.append(end))
     monkeypatch.setattr(lithops_tasks, "kill_job_and_clean_up", lambda remove_all, _seconds: remove_all())

@@ -1,4 +1,4 @@
-"""Each kind of location reads, writes and deletes, and is sent as plain data."""
+"""Tests that each kind of location reads, writes and deletes, and is sent as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages are decoded from pieces of any size; invalid or unauthenticated bytes raise FrameError."""
+"""Tests that messages are decoded from pieces of any size, and that invalid bytes raise FrameError."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_tag_is_of_all_bytes_however_they_are_cut_and_copies_none_of_many(cut:
 
 
 class Watched(MessageAuthenticator):
-    """An authenticator whose arguments stay referenced, as by a profiler that inspects stack frames."""
+    """An authenticator that keeps references to its arguments, like a profiler that inspects stack frames."""
 
     def compute_tag(self, buffers: Any) -> bytes:
         self.seen = [*getattr(self, "seen", ()), *buffers]

@@ -1,4 +1,4 @@
-"""The state of a user's modules is described, and reproduced in another process."""
+"""Tests that the state of a user's modules is described, and reproduced in another process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
 
 def items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
-    """Return the items that a driver sends for these names."""
+    """Return the items that a driver sends for the objects at `paths` in a module."""
     found = []
     for path in paths:
         value: Any = module

@@ -1,4 +1,4 @@
-"""A persistent worker restores its process between jobs, and sends its results and reads its segments."""
+"""Tests that a persistent worker restores its process between jobs, sends results and reads segments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from polarmap.worker.segments import Segment
 from polarmap.worker.socket_channel import SocketChannel, make_worker_channel
 from polarmap.worker.task_records import BlockRef, to_plain_tuple
 
-seen: list[Any] = []  # by `change`, which travels by its name
+# The environments recorded by `change`. The function is pickled by name, so it runs with this list.
+seen: list[Any] = []
 
 
 def change(block: Any) -> Any:
@@ -77,7 +78,7 @@ def go_deeper(block: Any) -> Any:
 
 
 def test_what_f_has_changed_is_set_back_when_its_map_is_over(tmp_path: Path) -> None:
-    """The process is restored when a job ends, not when the next job starts."""
+    # The process is restored when the job ends, before any other job starts.
     before = sys.getrecursionlimit()
     ours, theirs = socket.socketpair()
     with ours, closing(make_worker_channel(theirs)) as channel:
@@ -98,7 +99,7 @@ def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path,
     with ours, closing(make_worker_channel(theirs, seals)) as channel:
         call = Message(MessageKind.TASK, header=pickle.dumps(Bomb(tmp_path / "unpickled")))
         ours.sendall(encode_frame(call, MessageAuthenticator(b"to worker" if has_key else b"another key")))
-        with pytest.raises(TypeError) if has_key else nullcontext():  # it is no call
+        with pytest.raises(TypeError) if has_key else nullcontext():  # The unpickled object is not a task.
             PersistentWorker(channel).serve()
     assert (tmp_path / "unpickled").exists() == has_key
 
@@ -107,7 +108,7 @@ def test_a_large_result_for_which_no_folder_has_room_goes_over_the_channel(tmp_p
     ours, theirs = socket.socketpair()
     result = np.arange(float(MAX_INLINE_BYTES))
     with ours, closing(make_worker_channel(theirs)) as channel, ThreadPoolExecutor() as other:
-        orders = orders_of(lambda block: result, tmp_path, tmp_path / "block")  # which is a file
+        orders = orders_of(lambda block: result, tmp_path, tmp_path / "block")  # This path is a file.
         io = PersistentWorker(channel)
         done = other.submit(lambda: all(map(io.handle_message, orders)))
         said: list[Message] = []
@@ -135,7 +136,7 @@ def be_left_and_return_much(block: Any) -> Any:
 
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path, is_gone: bool) -> None:
-    """Neither of the map nor of its pool, whose driver has removed what it had."""
+    # The driver has removed the folders of the map and of its pool. The worker must not create them again.
     ours, theirs = socket.socketpair()
     with ours, closing(make_worker_channel(theirs)) as channel:
         drivers[:] = [SocketChannel(ours)]
@@ -172,7 +173,7 @@ def test_a_bucket_that_hangs_ends_the_task_and_the_worker(tmp_path: Path) -> Non
 
 
 class Said:
-    """A channel over which all that the driver says has come at once."""
+    """A channel on which all messages of the driver arrive in the first receive."""
 
     def __init__(self, *said: Message) -> None:
         self._said = list(said)
@@ -186,7 +187,7 @@ class Said:
 
 
 def test_a_part_that_came_before_its_map_ended_is_kept_and_need_not_be_sent_again() -> None:
-    """Else a worker that is late, as it waits for its block, is late in each map."""
+    # Otherwise a worker that is late because it waits for its block would be late in every map.
     order, part = (-1, -1, -1), Segment("x/7", 3, None, 5)
     cancel, sent = Message(MessageKind.CANCEL, order), Message(MessageKind.SEGMENT, order, b"5 3 x/7", b"abc")
     channel: Any = Said(sent, cancel)

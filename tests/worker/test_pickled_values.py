@@ -1,4 +1,4 @@
-"""Any value is restored from a block, with arrays that do not share memory with others."""
+"""Tests that any value is restored from a block, with arrays that do not share memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Celsius(float):
 
 
 def received(packed: PackedTree) -> Any:
-    """The value of a result."""
+    """Return the value that the driver unpickles from a packed result."""
     return unpickle_array(unpack_leaves(packed.layout, packed.data)[0])
 
 
@@ -51,7 +51,7 @@ def travelled(value: Any) -> Any:
 
 
 def frozen(block: np.ndarray) -> np.ndarray:
-    """As a process that keeps blocks hands them out: read-only, and anywhere in memory."""
+    """Return a read-only, unaligned copy of a block, like a block in the cache of a worker."""
     moved = np.empty(len(block) + 3, np.uint8)[3:]
     moved[:] = block
     moved.flags.writeable = False
@@ -73,7 +73,7 @@ def assert_same(found: Any, value: Any) -> None:
             assert_same(one, other)
     elif isinstance(value, (np.ndarray, np.generic)):
         assert (found.dtype, found.shape) == (value.dtype, value.shape)
-        if value.dtype.hasobject or value.dtype.char in "gG":  # of long doubles, six bytes are filler
+        if value.dtype.hasobject or value.dtype.char in "gG":  # Long doubles contain six bytes of padding.
             np.testing.assert_array_equal(found, value)
         else:
             assert found.tobytes() == value.tobytes()
@@ -87,7 +87,7 @@ def assert_same(found: Any, value: Any) -> None:
         assert found == value or (found != found and value != value)
 
 
-# numpy itself loses the byte order of times in a pickle.
+# NumPy itself loses the byte order of times in a pickle.
 DTYPES = st.one_of(hnp.scalar_dtypes(), hnp.array_dtypes(max_size=2)).filter(
     lambda dtype: ">M" not in str(dtype.descr) and ">m" not in str(dtype.descr)
 )
@@ -126,7 +126,7 @@ def test_any_value_comes_back_as_it_was(value: Any) -> None:
 
 @st.composite
 def sharing(draw: Any) -> Any:
-    """A value in which some objects stand several times, and itself perhaps."""
+    """Draw a nested value in which objects can occur several times and which can contain itself."""
     made: list[Any] = [1.5, "a", np.arange(3.0), [1], (2, [3]), {"b": [4]}]
     for _ in range(draw(st.integers(1, 6))):
         parts = draw(st.lists(st.sampled_from(range(len(made))), max_size=3))
@@ -140,7 +140,7 @@ def sharing(draw: Any) -> Any:
 
 
 def identities(value: Any) -> list[Any]:
-    """Containers and arrays in the order in which they are met, each by when it was met first."""
+    """Return the parts of a value in traversal order, with each container or array numbered by first occurrence."""
     first: dict[int, int] = {}
     order: list[Any] = []
     unseen = [value]

@@ -1,4 +1,4 @@
-"""`SelectPoll` reports the same events as `select.poll`."""
+"""Tests that `SelectPoll` reports the same events as `select.poll`."""
 
 from __future__ import annotations
 

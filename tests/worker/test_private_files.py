@@ -1,4 +1,4 @@
-"""Shared files are read only from folders that other users cannot write to."""
+"""Tests that shared files are read only from folders that other users cannot write to."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def test_a_file_system_that_keeps_nobody_out_has_no_such_folders(
     assert ensure_private_folder(str(folder))
     assert not ensure_private_folder(str(folder))
     folder.chmod(0o777)
-    monkeypatch.setattr(os, "chmod", lambda path, mode: None)  # as FAT does
+    monkeypatch.setattr(os, "chmod", lambda path, mode: None)  # FAT ignores modes like this.
     with pytest.raises(PermissionError, match=f"{folder} must not be accessible to other users"):
         ensure_private_folder(str(folder))

@@ -1,4 +1,4 @@
-"""Changes that f makes to its process are restored or reported."""
+"""Tests that changes that f makes to its process are undone or reported."""
 
 from __future__ import annotations
 

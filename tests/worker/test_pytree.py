@@ -111,7 +111,7 @@ def test_what_is_no_leaf_is_refused(leaf: Any, message: str) -> None:
 
 
 def test_leaves_are_let_go_with_the_tree() -> None:
-    """At once: what a worker has mapped stays in memory as long as anything holds it."""
+    # Reference counting frees the leaves, because mapped data stays in memory as long as it is referenced.
     gc.disable()
     try:
         leaves = [np.zeros(3), np.ones(2)]

@@ -1,4 +1,4 @@
-"""Requests are retried after transient errors, with growing pauses, up to a time limit."""
+"""Tests that requests are retried after transient errors, with growing pauses, up to a time limit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from polarmap.worker.retries import is_transient_error, retry_request
 
 
 class ConnectTimeoutError(Exception):
-    """As botocore's, which need not be installed."""
+    """A copy of the error of botocore, which may not be installed."""
 
 
 class AuthenticationConnectionError(Exception):
-    """An error like that of redis for a wrong password: retrying does not help."""
+    """An error like that of redis for a wrong password, for which retrying is useless."""
 
 
 class ClientError(Exception):
-    """An answer of S3 with a code."""
+    """An error response of S3 with an error code."""
 
     def __init__(self, code: str) -> None:
         self.response = {"Error": {"Code": code}}

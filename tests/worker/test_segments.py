@@ -1,4 +1,4 @@
-"""Stored bytes are returned unchanged, or an error is raised."""
+"""Tests that stored bytes are returned unchanged, or an error is raised."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_only_a_missing_object_is_missing() -> None:
 
 
 class PortOfClient(BaseHTTPRequestHandler):
-    """Answers with the port that a request came from, and keeps the connection."""
+    """A handler that responds with the client's port and keeps the connection open."""
 
     protocol_version = "HTTP/1.1"
 
@@ -105,7 +105,7 @@ class PortOfClient(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *arguments: Any) -> None:
-        """Print nothing."""
+        """Suppress the log line of each request."""
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def url() -> Iterator[str]:
     ids=["Google", "Azure"],
 )
 def test_inherited_connections_are_not_used(url: str, client_with: Callable[[Any], Any]) -> None:
-    """The connections of an S3 client are tested with a persistent worker."""
+    # test_worker_entry.py tests the connections of an S3 client.
     import requests
 
     with requests.Session() as session:

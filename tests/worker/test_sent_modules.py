@@ -1,4 +1,4 @@
-"""Modules that only the driver has are imported, reloaded when they change, and shown in tracebacks."""
+"""Tests that modules of the driver are imported, reloaded when they change, and shown in tracebacks."""
 
 from __future__ import annotations
 

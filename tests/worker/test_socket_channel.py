@@ -1,4 +1,4 @@
-"""Both ends of a socket: messages go both ways in order, small ones at once, and large ones in pieces."""
+"""Tests of both ends of a socket channel: order, partial sends, stalls, authentication and closing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def seals(*names: bytes) -> ChannelAuthenticators:
 
 @pytest.fixture(params=[False, True])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketChannel, SocketChannel]]:
-    """The driver's end, and the worker's, with seals or without."""
+    """Yield the driver's and the worker's end of a channel, with or without authentication."""
     ours, theirs = socket.socketpair()
     link = SocketChannel(ours, seals(b"to worker", b"to driver") if request.param else None)
     channel = make_worker_channel(theirs, seals(b"to driver", b"to worker") if request.param else None)
@@ -55,7 +55,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketChannel, Socket
 
 
 def sent_whole(end: SocketChannel, *messages: Message) -> bool:
-    """Send messages, and write them until nothing waits."""
+    """Send messages, flush until all are written, and return False if the connection was lost."""
     is_there = end.send(*messages)
     while is_there and end.has_unsent:
         assert wait_until_ready([end], select.POLLOUT, 10.0)
@@ -79,7 +79,7 @@ def test_messages_go_both_ways_in_their_order(pair: tuple[SocketChannel, SocketC
 
 
 class Counted(socket.socket):
-    """Counts what is asked of the kernel."""
+    """A socket that counts its system calls."""
 
     calls = 0
 
@@ -162,7 +162,7 @@ def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[SocketCha
     assert not channel.is_peer_closed()
     link.send(SENT[1])
     link.close()
-    assert channel.is_peer_closed()  # though something can be read
+    assert channel.is_peer_closed()  # A message can still be read.
     said, is_there = channel.receive(None)
     assert said == SENT[1:2]
     assert not is_there or channel.receive(None) == ([], False)
@@ -178,11 +178,11 @@ def test_who_hangs_up_is_seen_by_both(pair: tuple[SocketChannel, SocketChannel])
     assert link.receive() == channel.receive(None) == ([], False)
 
 
-# --- what a socket does not take at once -----------------------------------------------------------
+# --- messages that exceed the send buffer -----------------------------------------------------------
 
 
 def small_buffers() -> tuple[socket.socket, socket.socket]:
-    """A pair of sockets between which little is on its way."""
+    """Return a pair of connected sockets with the smallest buffers."""
     ends = socket.socketpair()
     for end in ends:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -191,7 +191,7 @@ def small_buffers() -> tuple[socket.socket, socket.socket]:
 
 
 def received(end: SocketChannel, other: SocketChannel, count: int) -> list[Message]:
-    """Receive so many messages at one end, while the other writes what waits."""
+    """Receive `count` messages at `end`, while `other` flushes its unsent messages."""
     found: list[Message] = []
     while len(found) < count:
         assert other.flush()
@@ -297,7 +297,7 @@ def test_an_end_that_reads_nothing_is_stalled_after_the_timeout_and_no_other(
         now[0] += 2.9
         assert not link.is_stalled()
         theirs.recv(10**5)
-        assert link.flush()  # a byte is written
+        assert link.flush()  # The link writes some bytes.
         now[0] += 2.9
         assert link.flush() and not link.is_stalled()
         now[0] += 0.2
@@ -328,7 +328,9 @@ def test_the_system_notices_silence_within_the_timeout(timeout: float) -> None:
     for system in ("linux", "darwin", "win32"):
         options = list(socket_channel.get_tcp_options(timeout, system).values())
         idle, interval, count = options[:3]
-        assert abs(idle + interval * count - timeout) <= max(4.0, 0.15 * timeout)  # whole seconds
+        assert abs(idle + interval * count - timeout) <= max(
+            4.0, 0.15 * timeout
+        )  # The options are whole seconds.
     for name, number in {
         "TCP_KEEPIDLE": 4,
         "TCP_KEEPINTVL": 5,
@@ -364,12 +366,14 @@ def test_nothing_that_is_said_is_unpickled(
         end._connection.shutdown(socket.SHUT_WR)
     for end in pair:
         said, _ = end.receive(10.0)
-        is_heard = name == "a message" and end._authenticator is None  # else none of it has a right tag
+        is_heard = (
+            name == "a message" and end._authenticator is None
+        )  # With authentication, no message has a valid tag.
         assert [type(one.header) for one in said] == is_heard * [bytearray]
     assert not (tmp_path / "unpickled").exists()
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # pytest has threads.
 def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(30.0)
@@ -381,7 +385,7 @@ def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
         os.read(waiting, 1)
         os._exit(channel.send(Message(MessageKind.TASK_REPLY)))
     channel.close()
-    assert ours.recv(1) == b""  # though the child lives
+    assert ours.recv(1) == b""  # The child is still alive.
     os.close(go)
     assert os.waitpid(child, 0)[1] == 0
     os.close(waiting)

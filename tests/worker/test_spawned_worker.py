@@ -1,4 +1,4 @@
-"""A worker in a separate interpreter, without a real driver."""
+"""Tests of a worker in a separate interpreter, with a socket in place of a driver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ spawned_worker.main(json.loads(sys.argv[1]), [sys.argv[2]])
 def test_it_tells_its_process_and_ends_with_its_standard_input_and_the_folder(
     is_shared: bool, hangs_up: bool, tmp_path: Path
 ) -> None:
-    """Also if it sees the end of the connection first: a driver that dies closes one after the other."""
+    # A driver that dies closes the connection and the standard input one after the other, in any order.
     ours, theirs = socket.socketpair()
     (tmp_path / "folder").mkdir()
     number = theirs.fileno()

@@ -1,4 +1,4 @@
-"""A worker's storage channel, with a dict as the storage."""
+"""Tests of the storage channel of a worker, with a dict as the storage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Driver:
         self.storage, self.beat = DictStorage(), 0
 
     def put(self, data: Any = None, **messages: Any) -> None:
-        """Orders for workers w7, w8: the numbers of messages, themselves, and the digests of their data."""
+        """Write a mailbox with (number, message, digest of its payload) for each worker, such as w7 or w8."""
         self.beat += 1
         told = {int(key[1:]): each for key, each in messages.items()}
         queues = {
@@ -88,7 +88,7 @@ def test_a_message_is_taken_once_and_looked_for_as_often_as_is_of_use(
 ) -> None:
     assert channel.receive(0.0) == NOTHING
     driver.put(w7=[(4, Message(MessageKind.CANCEL), None)], w8=[(9, Message(MessageKind.TASK), None)])
-    assert channel.receive(0.0) == NOTHING  # as it has just looked
+    assert channel.receive(0.0) == NOTHING  # The channel has only just polled.
     assert until(lambda: channel.receive(0.0) == ([Message(MessageKind.CANCEL)], True))
     assert channel.receive(0.02) == NOTHING
     driver.put(w7=[(4, Message(MessageKind.CANCEL), None)])
@@ -128,7 +128,7 @@ def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: St
 def test_a_worker_whose_driver_is_gone_leaves_no_replies(
     driver: Driver, channel: StorageChannel, notices: str
 ) -> None:
-    """A cloud does not kill a worker that is at a task when its pool is closed."""
+    # A cloud does not kill a worker that runs a task when its pool is closed.
     other = StorageChannel(driver.storage, "b", KEYS.prefix, 71)
     other.send(Message(MessageKind.TASK_REPLY))
     driver.storage.delete_object("b", KEYS.mailbox_key)
@@ -152,27 +152,27 @@ def test_a_driver_whose_object_does_not_change_is_gone(
     monkeypatch.setattr(storage_channel, "OUTAGE_SECONDS", 0.02)
     time.sleep(0.05)
     driver.put()
-    assert channel.receive(0.0) == NOTHING  # it has
+    assert channel.receive(0.0) == NOTHING  # The mailbox has changed.
     time.sleep(0.05)
     assert channel.receive(0.0) == GONE
 
 
 def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, channel: StorageChannel) -> None:
     right = driver.storage.objects["b", KEYS.mailbox_key]
-    driver.storage.objects["b", KEYS.mailbox_key] = right[:5]  # half an object
+    driver.storage.objects["b", KEYS.mailbox_key] = right[:5]  # an incomplete object
     assert channel.receive(0.0) == NOTHING
     driver.put(w7=[(1, Message(MessageKind.CANCEL), None)])
     assert heard(channel) == [Message(MessageKind.CANCEL)]
 
 
-# --- what it says by itself ----------------------------------------------------------------------
+# --- heartbeats ----------------------------------------------------------------------
 
 
 def test_signs_of_life_tell_how_far_it_is_and_go_on_when_the_storage_was_away(
     driver: Driver, channel: StorageChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel.keep_alive()
-    assert driver.heard() == []  # it is not time yet
+    assert driver.heard() == []  # The next heartbeat is not due yet.
     monkeypatch.setattr(storage_channel, "HEARTBEAT_SECONDS", 0.0)
     channel._next_heartbeat_at, put = 0.0, driver.storage.put_object
 
@@ -196,7 +196,7 @@ def test_signs_of_life_tell_how_far_it_is_and_go_on_when_the_storage_was_away(
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """A fake `time` module whose clock advances only in `sleep`."""
 
     def __init__(self) -> None:
         self.now, self.pauses = 0.0, list[float]()
@@ -225,9 +225,11 @@ def test_it_asks_no_more_often_than_the_storage_answers(
     assert channel.receive(1.0) == NOTHING
     first, slow = storage_channel.MIN_POLL_INTERVAL, storage_channel.SLOW_STORAGE_POLL_INTERVAL
     assert clock.pauses[0] == pytest.approx(min(max(seconds, first), slow))
-    channel.receive(12.0)  # until it asks as seldom as can be
+    channel.receive(12.0)  # The poll interval grows to its maximum.
     often = [pause for pause in clock.pauses[:-1] if pause < 0.9 * storage_channel.MAX_POLL_INTERVAL]
-    assert seconds < slow or len(often) <= storage_channel.N_POLLS_PER_MESSAGE  # what is billed
+    assert (
+        seconds < slow or len(often) <= storage_channel.N_POLLS_PER_MESSAGE
+    )  # the number of polls that costs are computed with
     assert max(clock.pauses) == storage_channel.MAX_POLL_INTERVAL
 
 

@@ -1,4 +1,4 @@
-"""The program of a worker, by itself and where Lithops and numpy are all there is."""
+"""Tests of the program of a worker, in this process and in an interpreter with only Lithops and NumPy."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matp
 
 
 class MemoryIO(TaskIO):
-    """A driver that lives in this process."""
+    """A connection to a driver in the same process, which supplies f and the block."""
 
     def __init__(self, f: Callable[[Any], Any], block: Any) -> None:
         super().__init__(DictStorage())
         self._f, self._block = f, block
-        self.cancelled_from = 99  # the number of the question that is answered by yes
+        self.cancelled_from = 99  # the number of the poll from which the task counts as cancelled
         self._asked = 0
 
     def load_inputs(self, request: TaskRequest) -> tuple[Callable[[Any], Any], Any]:
@@ -85,7 +85,7 @@ def failure(message: Message | None, encryption: Encryption | None = None) -> st
 
 
 def test_whatever_is_raised_is_told() -> None:
-    lock = threading.Lock()  # in the key of a dict: so a result that does not travel
+    lock = threading.Lock()  # A dict with this key cannot be pickled.
     for io, kind in (
         (MemoryIO(np.negative, "text"), "UFuncTypeError: ufunc 'negative'"),
         (MemoryIO(np.negative, OSError("text")), "OSError: text"),
@@ -120,7 +120,7 @@ def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
 
 
 def needed_by(*names: str) -> set[str]:
-    """These distributions and what they require, without extras."""
+    """Return the names of distributions and of all their installed requirements, without extras."""
     found: set[str] = set()
     todo = list(names)
     while todo:
@@ -144,7 +144,7 @@ def is_here(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter of the same version that sees Lithops, numpy and their requirements only."""
+    """Create an interpreter that can import only Lithops, NumPy and their requirements, and return its path."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -159,7 +159,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_worker_with_lithops_and_numpy_only(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("PYTHONPATH", raising=False)  # it would show the worker what the client has
+    monkeypatch.delenv(
+        "PYTHONPATH", raising=False
+    )  # The variable would let the worker import packages of the client.
     config = tmp_path / "bare.yaml"
     config.write_text(
         "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"
@@ -173,7 +175,8 @@ def test_a_worker_with_lithops_and_numpy_only(
         import sys as there
 
         seen = [name for name in absent if name in there.modules or importlib.util.find_spec(name)]
-        if seen:  # no assert: Lithops would look through pytest, in whose words it is written anew
+        # pytest rewrites assert statements, and Lithops would then search pytest for modules to send.
+        if seen:
             raise RuntimeError(f"this worker can import {seen}")
         return block @ X
 
@@ -186,7 +189,7 @@ def test_a_worker_with_lithops_and_numpy_only(
     assert y.report.recovered == (0, 1)
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # pytest has threads.
 @pytest.mark.parametrize("end", ["returns", "raises", "exits"])
 def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) -> None:
     children: list[int] = []
@@ -204,7 +207,7 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
 
     before = os.getpid()
     outcome = meant(run_task(TICKET, MemoryIO(f, np.ones(2))))
-    (tmp_path / str(os.getpid())).touch()  # who comes here has a reply
+    (tmp_path / str(os.getpid())).touch()  # Each process that gets here has returned a reply.
     assert os.getpid() == before
     assert os.waitpid(children[0], 0)[1] == 0
     np.testing.assert_array_equal(outcome.leaves[0], 2 * np.ones(2))
@@ -212,9 +215,9 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
 
 
 def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
-    """The pickled task, loaded where polarmap is not: it brings its modules and imports numpy only."""
+    # The pickled task includes its modules, and is loaded where polarmap is not installed.
     with pickle_worker_code_by_value():
-        pickled = cloudpickle.dumps(make_lithops_task(abs, ("array",)))  # an f that travels by its name
+        pickled = cloudpickle.dumps(make_lithops_task(abs, ("array",)))  # This f is pickled by name.
     (tmp_path / "task").write_bytes(pickled)
     code = (
         "import json, pickle, sys\n"
@@ -226,7 +229,7 @@ def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
     run = subprocess.run([bare, "-I", "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in json.loads(run.stdout) if name not in sys.stdlib_module_names}
     assert loaded <= {"numpy"}
-    assert len(pickled) < 100_000  # it travels once per map
+    assert len(pickled) < 100_000  # The task is sent once per map.
 
 
 # --- faults ---

@@ -1,4 +1,4 @@
-"""f as workers call it: its arguments, sparse rows, sums and batches of results; products of blocks."""
+"""Tests of the functions that workers call: arguments of f, sparse rows, sums, batches and products of blocks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from polarmap.worker.task_functions import (
 
 
 def received(packed: PackedTree) -> Any:
-    """The value of a result."""
+    """Return the value that the driver unpickles from a packed result."""
     return unpickle_array(unpack_leaves(packed.layout, packed.data)[0])
 
 
@@ -140,7 +140,7 @@ def test_numbers_behind_an_odd_number_of_bytes_are_read() -> None:
 
 
 def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its parent goes on: what f does happens once for each."""
+    # Only the parent process continues the batch, so f runs once for each item.
     monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", 60.0)
     here, forked = os.getpid(), list[int]()
 
@@ -210,7 +210,7 @@ def test_pairs_of_blocks_with_and_without_weights() -> None:
 
 
 def test_a_product_is_pickled_by_its_name() -> None:
-    """By its code, it took a tenth of a map's Python calls."""
+    # Pickling the function by value took a tenth of the Python calls of a map.
     f = partial(multiply_block, np.ones(6), np.dtype(float), False)
     assert len(pickle.dumps(f)) < 600
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(f))(LEFT), LEFT.sum(axis=1))

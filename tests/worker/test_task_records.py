@@ -1,4 +1,4 @@
-"""Records are restored from the plain tuples in which they are sent."""
+"""Tests that records are restored from the plain tuples in which they are sent."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_named_tuples_of_the_caller_stay_as_they_are() -> None:
 
 
 def classes_in(value: Any) -> set[type]:
-    """Of a nested tuple and all in it."""
+    """Return the classes of a nested tuple and of all values in it."""
     inside = (classes_in(one) for one in value) if isinstance(value, tuple) else ()
     return {type(value)}.union(*inside)
 

@@ -1,4 +1,4 @@
-"""A worker opens the best channel to its driver, sets up its process, and exits in time."""
+"""Tests that a worker opens the best channel to its driver, sets up its process, and exits in time."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def joined() -> Queue[Any]:
 
 @pytest.fixture
 def endpoints(joined: Queue[Any]) -> Iterator[Any]:
-    """Where the driver listens."""
+    """Start a listener that puts each connected worker into `joined`, and yield its endpoints."""
     lock, is_over = threading.Lock(), threading.Event()
 
     def join(number: int, link: Any, channel: str) -> None:
         with lock:
             joined.put((number, link, channel))
-            if is_over.is_set():  # the end of the test was sooner, and nobody else closes the connection
+            if is_over.is_set():  # The test has ended and cannot close this connection itself.
                 link.close()
 
     listener = WorkerListener(KEY, join, local_only=True)
@@ -99,7 +99,7 @@ def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_close
 
 
 def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any], tmp_path: Path) -> None:
-    """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
+    # A cloud function has only the standard library, NumPy and Lithops.
     with pickle_worker_code_by_value():
         import cloudpickle
 
@@ -137,7 +137,7 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
 def test_a_worker_opens_connections_of_its_own_to_the_storage(
     monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
 ) -> None:
-    """Since Lithops 3.8, the parent of a worker continues to use the connections that the worker inherits."""
+    # Since Lithops 3.8, the parent of a worker continues to use the connections that the worker inherits.
     monkeypatch.setattr(worker_entry, "exit_process_when", lambda *_, **_options: lambda: None)
     storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
     keys = ChannelKeys("polarmap/pool-1")
@@ -150,13 +150,13 @@ def test_a_worker_opens_connections_of_its_own_to_the_storage(
             keys.parse_reply_key(key).worker_id
             for key in storage.list_keys(storage.bucket, keys.reply_prefix)
         ] == [1]
-    finally:  # other tests of the session find the bucket empty
+    finally:  # Other tests of the session expect an empty bucket.
         delete_objects_below(storage, [f"{keys.prefix}/"])
     assert inherited and used and not inherited & used
 
 
 def ports_of(storage: Any) -> set[int]:
-    """The ports here of the connections that a client of S3 keeps open."""
+    """Return the local ports of the connections that the S3 client of `storage` keeps open."""
     pools = storage.get_client()._endpoint.http_session._manager.pools
     connections = [one for key in list(pools.keys()) for one in pools[key].pool.queue]
     return {one.sock.getsockname()[1] for one in connections if one is not None and one.sock is not None}
