@@ -1,4 +1,4 @@
-"""A coded array as its callers hold it: its rows read by number and slice."""
+"""Tests of CodedArray objects: indexing, pickling, and opening arrays that earlier versions have stored."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_rows_are_read_by_number_and_slice_only(store):
 
 
 def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_was_used_for(store):
-    """So f that closes over it stays the same f; and nothing is pickled that other threads fill meanwhile."""
+    # The fingerprint of an f that refers to the array must not change, and no caches may be pickled.
     A = random_array((12, 3))
     before = pickle.dumps(polarmap.encode(A, blocks=3, tasks=4, name="a", storage=store))
     coded = polarmap.open_coded("a", store)
@@ -85,7 +85,7 @@ def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, sha
 
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
 def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
-    """An index that begins with all rows, a number or a slice means the same as in numpy."""
+    # An index that starts with all rows, an integer or a slice means the same as in NumPy.
     A = random_array(shape)
     coded = polarmap.encode(A, name="a", storage=store)
     heads = [(...,), (slice(2, 7, 2),), (slice(-(2**70), 2**70),), (3,), (np.array(-2),), (np.uint8(1),)]
@@ -106,7 +106,7 @@ def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
         coded[0, slice("a", None)]
 
 
-# --- opened by name, also what earlier versions have stored ------------------------------------
+# --- opening arrays by name, including those of earlier versions ------------------------------------
 
 
 @pytest.mark.every_store
@@ -126,11 +126,12 @@ def test_unknown_name_says_which_there_are(store, tmp_path):
 
 A, B = np.arange(55).reshape(11, 5), np.arange(60).reshape(12, 5) / 7
 FLOATS_INTEGERS_RESULTS = {"floats": A / 7, "integers": (A % 13).astype("i2"), "results": -A / 7}
-# Archive of a folder -> the arrays in it. Of "results" block 1 had not arrived, nor, of those that are
-# encrypted, block 5; all else is whole.
+# The arrays in each archive of a folder. Block 1 of "results" had not arrived, nor had block 5 of the
+# encrypted "results". All other blocks are complete.
 STORED = {
     "before_zarr": FLOATS_INTEGERS_RESULTS,
-    # Stripes that are chunks, two that are joined to one, those that workers wrote, rebuilt ones.
+    # This archive contains stripes that are chunks, joined stripes, stripes written by workers, and rebuilt
+    # ones.
     "plain": {
         **FLOATS_INTEGERS_RESULTS,
         "joined": np.arange(52 * 3).reshape(52, 3) / 7,
@@ -138,7 +139,7 @@ STORED = {
         "repaired": A / 7,
     },
     "encrypted": {**FLOATS_INTEGERS_RESULTS, "by-workers": A / 7},
-    # Of RawObjects, once in parts that cross two of them; of ZarrObjects.
+    # These arrays were encoded from RawObjects, once with parts that span two objects, and from ZarrObjects.
     "objects": {"raw": B, "copied-in-part": B, "zarr": B},
 }
 KEY = "POLARMAP_STORED_KEY"
@@ -183,7 +184,7 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
 
 
 def parity(coded, values):
-    """The parity blocks of an array, from the code alone."""
+    """Return the parity blocks of an array, computed by its code alone."""
     whole = np.zeros((coded.k * coded.rows_per_block, *values.shape[1:]), values.dtype)
     whole[: len(values)] = values
     return coded.code.encode_parity(whole.reshape(coded.k, -1)).reshape(

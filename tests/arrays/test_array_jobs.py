@@ -1,4 +1,4 @@
-"""Tasks that read and store parts, done here and by workers alike."""
+"""Tests of tasks that read and store parts, in this process and on workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOATS = [np.dtype("f8")]
 
 
 class Counts(Observer):
-    """The progress that is shown for tasks done in this process."""
+    """An observer that records the progress of tasks in this process."""
 
     def __init__(self):
         self.shown = []
@@ -33,7 +33,7 @@ class Counts(Observer):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A store with the numbers 0, 1, 2, ... in one object each, 1,000 times."""
+    """Return a store whose objects 0, 1, 2, ... each contain their number 1,000 times."""
     store = FolderStore(tmp_path)
     for task in range(TASKS):
         store.put(f"in/{task}", np.full(1_000, float(task)).tobytes())
@@ -54,7 +54,7 @@ def doubled_with_note(blocks):
 
 @pytest.mark.parametrize("executor", [None, ReplayExecutor()], ids=["here", "workers"])
 def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
-    """Also notes of which only a sample travels."""
+    # A worker sends only a sample of such a long note, so the driver reads the whole note from storage.
     notes, where, observer = {}, {}, Counts()
 
     def put(task, number, array):

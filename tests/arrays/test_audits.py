@@ -1,4 +1,4 @@
-"""check(): what is wrong with the objects of an array, asked of the storage and read."""
+"""Tests of check(), which finds damaged objects of an array by their metadata and by reading them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding: what is read back, what is stored, what is chosen, what is refused."""
+"""Tests of encoding: stored objects, values that are read back, default options and refused arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The format is what its page says, to a reader that has never seen polarmap."""
+"""Tests of the manifest format. The oracle is the reader on its page, which does not use polarmap."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_damaged_manifests_are_refused(store, change, message):
     ],
 )
 def test_inconsistent_manifests_are_refused(store, change):
-    """Even with a checksum that fits, as somebody else's program may write it."""
+    # The checksum of these manifests is correct, because another program may have written them.
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     write_manifest(store, lambda array: array.update(change))
     with pytest.raises(StorageError):
@@ -132,7 +132,7 @@ def test_inconsistent_manifests_are_refused(store, change):
 @pytest.mark.parametrize("field", ["size", "offset"])
 @pytest.mark.parametrize("of_zarr", [False, True])
 def test_parts_without_a_place_are_refused_when_they_are_opened(store, field, value, of_zarr):
-    """Data and metadata of Zarr; else what is asked of the array later would raise errors of Python's own."""
+    # Without this check of data and Zarr metadata, later operations would raise built-in errors of Python.
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     write_manifest(
         store,
@@ -145,7 +145,7 @@ def test_parts_without_a_place_are_refused_when_they_are_opened(store, field, va
 
 
 def test_more_chunks_than_stripes_are_refused_before_they_are_listed(store):
-    """No memory would hold them."""
+    # A list of all chunks would not fit into memory.
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
 
     def change(array):

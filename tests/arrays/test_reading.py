@@ -1,4 +1,4 @@
-"""Reading: damaged parts are decoded; with NaN and inf what is finite is, the rest is refused by name."""
+"""Tests of reading: damaged parts are decoded, except for entries that NaN and inf make undecodable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}
 
 
 def undetermined(A, k, lost):
-    """By plain numpy: entries of lost data blocks where some data block, lost or not, is not finite."""
+    """Return a mask of the entries of lost data blocks at positions where some data block is not finite."""
     blocks = np.stack(cut(A, k))
     columns = ~np.isfinite(blocks).all(axis=0)
     mask = np.zeros(blocks.shape, bool)
@@ -84,7 +84,7 @@ def entries(unknown):
 @settings(max_examples=60)
 @given(data=st.data())
 def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
-    """Floats with the arikan kernel: more may be decoded there, and nothing wrongly."""
+    # With the Arikan kernel, more floats can be decoded than with dense parity, but never wrongly.
     store = FolderStore(tmp_path_factory.mktemp("store"))
     decoder = data.draw(st.sampled_from(["optimal", "sequential"]))
     places = data.draw(st.lists(st.integers(0, 59), max_size=4, unique=True))
@@ -115,9 +115,9 @@ def test_damaged_parity_comes_back_with_its_nan(store):
 
 
 def test_filler_is_no_entry_that_could_be_lost(store):
-    """NaN instead of a padding row: all rows of the array are there to be decoded."""
+    # The NaN is at the position of a padding row, so all rows of the array can be decoded.
     A = random_array((11, 3))
-    A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is padding
+    A[2, 1] = np.nan  # Row 11 of the four blocks of 3 rows is padding.
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     damage(store, coded.block_segments(3)[0], "missing")
     coded.repair()
@@ -126,7 +126,7 @@ def test_filler_is_no_entry_that_could_be_lost(store):
 
 
 def overflowing(dtype="f4"):
-    """Data of a (6, 4) code whose first parity block overflows in column 0, and that parity."""
+    """Return data for a (6, 4) code whose first parity block overflows in column 0, and the parity."""
     P = PolarCode(6, 4).encoding_matrix
     A = np.ones((4, 3), dtype)
     A[:, 0] = 0.6 * np.finfo(dtype).max * np.sign(P[0])
@@ -144,7 +144,7 @@ def test_parity_that_overflows_is_an_erasure_there(store):
         "positions cannot be decoded"
     ]
     damage(store, coded.block_segments(2)[0], "missing")
-    np.testing.assert_allclose(coded[:], A, rtol=1e-4)  # by the other parity block
+    np.testing.assert_allclose(coded[:], A, rtol=1e-4)  # Reading uses the other parity block.
     damage(store, coded.block_segments(3)[0], "missing")
     with pytest.raises(
         NotDecodableError, match=r"2 entries of blocks \[2, 3\] .* the first at index \[2, 0\]"
@@ -234,7 +234,7 @@ def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
 @pytest.mark.parametrize("store", ["s3", "redis"], indirect=True)
 @pytest.mark.parametrize("part", [3, 60_000], ids=["whole", "in stripes"])
 def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
-    """But not more at once than there are blocks: they are held in memory."""
+    # At most one part of each block is read at a time, because the parts are held in memory.
     coded = polarmap.encode(random_array((8, part)), blocks=4, tasks=5, name="a", storage=store, memory=MIB)
     get, together, reading, most = type(store).get, threading.Barrier(2), [], []
 
@@ -252,12 +252,12 @@ def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
     assert 2 <= max(most) <= 5
 
 
-# --- while somebody else repairs the array, or encodes another one of this name ----------------
+# --- while another process repairs the array, or encodes a new one of this name ----------------
 
 
 @pytest.fixture
 def results(tmp_path):
-    """2 A as three ask for it: of two who repair it, and of one who does not know; and A."""
+    """Return 2 A as an array, the same array opened a second time, and A."""
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
     options = {"blocks": 4, "tasks": 6, "executor": late}
     y = polarmap.coded_map(lambda block: 2 * block, A, out=Stored("y", tmp_path), **options)
@@ -265,7 +265,7 @@ def results(tmp_path):
 
 
 def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
-    """Results become a Zarr array then: all parts move, good ones too."""
+    # The repair turns results into a Zarr array, which moves all parts, including intact ones.
     ours, theirs, A = results
     before = [ours.block_segments(block) for block in range(4)]
     theirs.repair()
@@ -277,7 +277,7 @@ def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
 
 
 def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, monkeypatch):
-    """Also one that comes to see that parts are gone when another knows already where they are."""
+    # This includes a thread that finds parts missing after another thread has found their new location.
     ours, theirs, A = results
     theirs.repair()
     blocks, all_failed, last = ours.coded_blocks(), threading.Barrier(3), threading.Event()
@@ -297,7 +297,7 @@ def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, mo
 
 @pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
 def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
-    """And none has the checksum that it had."""
+    # No part keeps its checksum, either.
     A, options = random_array((24, 5)), {"storage": store, "key": key}
     ours = polarmap.encode(A, blocks=4, tasks=6, name="a", **options)
     theirs = polarmap.open_coded("a", **options)
@@ -343,7 +343,7 @@ def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, m
 
 
 def test_a_manifest_is_read_anew_once_and_no_more_while_it_stays_the_same(store, monkeypatch):
-    """Else every map of an array with a damaged part would do that."""
+    # Otherwise every map of an array with a damaged part would read its manifest.
     coded = polarmap.encode(random_array((8, 3)), blocks=4, tasks=6, name="a", storage=store)
     damage(store, coded.block_segments(2)[0], "corrupt")
     read, parse = [], Manifest.from_bytes
@@ -371,7 +371,7 @@ def test_a_map_of_what_is_repaired_meanwhile_goes_on(results, kind):
 
 @pytest.mark.parametrize("change", [{}, {"tasks": 7}, {"blocks": 3}], ids=["numbers", "code", "cut"])
 def test_nothing_is_read_of_another_array_of_the_same_name(store, change):
-    """Its parts would not match the parts that were read before."""
+    # The parts of the other array would not match the parts that were read before.
     A, options = random_array((24, 5)), {"blocks": 4, "tasks": 6, "name": "a", "storage": store}
     ours = polarmap.encode(A, **options)
     polarmap.encode(A if change else 2 * A, overwrite=True, **(options | change))

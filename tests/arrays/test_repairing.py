@@ -1,4 +1,4 @@
-"""Damage of every kind: found, decoded on the way, repaired or refused, here and by workers."""
+"""Tests of finding, decoding and repairing every kind of damage, in this process and on workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
-SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
+SHAPE = (20, 7_000)  # With 1 MiB this gives five stripes of one row of each block.
 
 
 @pytest.mark.every_store
@@ -91,11 +91,12 @@ def check_repair(store, dtype, executor):
     assert all(after[key] == before[key] for key in good)
     assert len(good) == 9 * stripes - len(hurt)
     assert all(after[part.key] == encoded[part.key] for part in view.metadata)
-    for key in (key for (block, _), key in keys.items() if block < 6):  # where Zarr looks for it
+    for key in (key for (block, _), key in keys.items() if block < 6):  # the keys that Zarr reads
         one, other = (np.frombuffer(data[key], dtype) for data in (after, encoded))
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
     assert whole >= 6 or after[keys[whole, 0]] == encoded[keys[whole, 0]]
-    copies = sum(block < 6 for block, _ in hurt)  # rebuilt parts of data are stored in the Zarr array too
+    # Rebuilt parts of data blocks are also stored in the Zarr array.
+    copies = sum(block < 6 for block, _ in hurt)
     assert len(after) == 9 * stripes + DOCUMENTS + copies
     again.delete()
     assert store.keys("polarmap/") == []
@@ -146,7 +147,7 @@ def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
         coded.repair()
     with pytest.raises(NotDecodableError, match="stripe 0 of the coded array 'a' cannot be decoded"):
         coded[:]
-    np.testing.assert_array_equal(coded[6:9].shape, (3, 7))  # block 2 is good
+    np.testing.assert_array_equal(coded[6:9].shape, (3, 7))  # Block 2 is intact.
     assert objects(store) == before
 
 
@@ -185,10 +186,11 @@ def test_a_repair_cut_short_changes_nothing(store):
     assert get_manifest_key("a") in now
     coded.repair()
     assert coded.check().ok
-    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5 + 3  # rebuilt data lies in the Zarr array too
+    # Rebuilt data is also stored in the Zarr array.
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5 + 3
 
 
-# --- by workers, which read what they examine and decode where it lies -------------------------
+# --- on workers, which read and decode in place -------------------------
 
 
 @settings(deadline=None, max_examples=50)
@@ -208,7 +210,7 @@ def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtyp
     for block in lost:
         kind = data.draw(st.sampled_from(["missing", "corrupt", "truncated"]))
         damage(coded.store, coded.block_segments(block)[0], kind)
-    if coded.check().undecodable_stripes:  # integers may need more than k
+    if coded.check().undecodable_stripes:  # Integers may need more than k blocks.
         with pytest.raises(NotDecodableError, match="cannot rebuild all stripes"):
             coded.repair(executor=ReplayExecutor())
         return
@@ -221,7 +223,7 @@ def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtyp
 
 
 def error_of_rounding(code, lost, blocks):
-    """How far decoded numbers may be off: that much for each of those read, and for what is made of them."""
+    """Return a bound on the rounding error of decoded blocks: of the blocks read and of the decoded sums."""
     if not lost or blocks[0].dtype.kind in "iu":
         return 0
     check = np.asarray(code.parity_check_matrix, float)
@@ -249,7 +251,7 @@ def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
     damage(store, coded.block_segments(1)[2], "corrupt")
     damage(store, coded.block_segments(3)[0], "missing")
     before = objects(store)
-    for task in (0, 1):  # of the check; and of the first stripe that is rebuilt
+    for task in (0, 1):  # Task 0 fails in the check, task 1 in the first rebuilt stripe.
         broken = FaultyExecutor(threads, {task: Fault("raise", attempts=99)})
         with pytest.raises(RuntimeError, match="injected fault"):
             coded.repair(executor=broken)
@@ -286,15 +288,16 @@ def test_numbers_that_do_not_belong_together_are_refused(store, threads):
 
 def test_stripes_with_nan_are_repaired_here_the_others_there(tmp_path, threads):
     A = random_array(SHAPE)
-    A[0, 5] = np.nan  # in the first stripe of block 0
+    A[0, 5] = np.nan  # This entry is in the first stripe of block 0.
     store = CountingReads(tmp_path)
     with pytest.warns(RuntimeWarning, match="1 entry is NaN or inf"):
         coded = polarmap.encode(A, storage=store, **OPTIONS)
     for stripe in range(5):
-        store.delete([coded.block_segments(4)[stripe].key])  # parity, which is NaN there, too
+        store.delete([coded.block_segments(4)[stripe].key])  # The parity also contains NaN there.
     part, store.read = coded.block_segments(0)[0].size, 0
     coded.repair(executor=threads)
-    assert 5 * part < store.read < 6 * part  # the good parts of the first stripe, and manifests
+    # The driver reads the intact parts of the first stripe, and manifests.
+    assert 5 * part < store.read < 6 * part
     assert coded.check().ok
     store.delete([coded.block_segments(1)[0].key, coded.block_segments(1)[2].key])
     before = objects(store)
@@ -334,13 +337,13 @@ np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
 
 
 def test_nothing_passes_through_the_driver(tmp_path):
-    """In a process of its own: here a sleeper that another test left on a thread may wake, and read."""
+    # This runs in a separate process, where no abandoned task of another test can read at the same time.
     tests = Path(__file__).parent.parent
     command = [sys.executable, "-c", REPAIRS, str(tmp_path)]
     run = subprocess.run(command, cwd=tests, stdout=subprocess.PIPE, text=True, timeout=100, check=True)
     peaks = list(map(float, run.stdout.split()))
     assert len(peaks) == 2
-    assert max(peaks) < 4  # parts, of which a stripe of all blocks has six
+    assert max(peaks) < 4  # The unit is parts. A stripe of all blocks has six.
 
 
 def test_workers_that_cannot_reach_the_storage_are_refused(store, threads):

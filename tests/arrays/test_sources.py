@@ -1,4 +1,4 @@
-"""Tests of the sources that encode reads: every kind of array, in bounded memory, chunks once or twice."""
+"""Tests of the sources of encode: all kinds of arrays, read in bounded memory, each chunk once or twice."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_every_kind_of_array_gives_the_same_blocks(store, tmp_path, kind):
         (kind, dtype)
         for kind in ("npy", "zarr 2", "zarr 3", "hdf5")
         for dtype in (">f8", "<i2", "c8", "f2")
-        if kind != "zarr 3" or dtype[0] != ">"  # it has no big-endian dtypes of its own
+        if kind != "zarr 3" or dtype[0] != ">"  # Zarr 3 has no big-endian dtypes.
     ],
 )
 def test_dtypes_survive(store, tmp_path, kind, dtype):
@@ -116,7 +116,7 @@ def test_dtypes_survive(store, tmp_path, kind, dtype):
 def test_a_private_memmap_keeps_what_was_written_to_it(store, tmp_path):
     A = random_array((43, 3_000))
     mapped = as_private_memmap(A, tmp_path)
-    mapped[17] = 5.0  # in memory only: pages of it must not be dropped
+    mapped[17] = 5.0  # Only memory has this value, so its page must not be dropped.
     coded = polarmap.encode(mapped, storage=store, **OPTIONS)
     np.testing.assert_array_equal(coded[17], 5.0)
     np.testing.assert_array_equal(mapped[17], 5.0)
@@ -150,7 +150,7 @@ def test_files_that_other_libraries_read_are_named_with_what_reads_them(store, t
 
 
 class Chunked:
-    """An array whose chunks are counted as they are read."""
+    """A chunked array that counts the reads of each chunk."""
 
     def __init__(self, A, rows):
         self._A, self.chunks = A, (rows, A.shape[1])
@@ -165,7 +165,8 @@ class Chunked:
 
 @pytest.mark.parametrize(("rows", "chunk"), [(200, 10), (200, 40), (203, 10), (217, 13)])
 def test_chunks_that_fit_are_read_once_or_on_average_twice(store, rows, chunk):
-    """Once where blocks begin with chunks; a chunk across two blocks and two stripes thrice."""
+    # Chunks are read once if blocks start with chunks. One across two blocks and two stripes is read three
+    # times.
     source = Chunked(random_array((rows, 1_000)), chunk)
     coded = polarmap.encode(source, storage=store, **{**OPTIONS, "memory": 3 * 7 * 8 * 1_000 * chunk})
     np.testing.assert_array_equal(coded[:], source._A)
@@ -207,7 +208,7 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path):
     assert above < 1
 
 
-# --- data that lies in the store already: only parity is added, and it is left alone -----------
+# --- data that is already in the store: only parity is written -----------
 
 
 FOUR_OF_SIX = OPTIONS | {"blocks": 4, "tasks": 6}
@@ -254,7 +255,7 @@ def objects_below(store, prefix):
 
 @pytest.mark.parametrize(("total", "rows"), [(23, 6), (22, 5), (24, 7), (21, 4)])
 def test_what_does_not_fit_is_copied(store, total, rows):
-    A = random_array((total, 2_000))  # stripes of three rows
+    A = random_array((total, 2_000))  # The stripes have three rows.
     coded = polarmap.encode(put_rows(store, A, rows), storage=store, **FOUR_OF_SIX)
     assert 0 < len(copied(coded)) < sum(len(coded.block_segments(index)) for index in range(4))
     np.testing.assert_array_equal(coded[:], A)

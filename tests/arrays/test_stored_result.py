@@ -1,4 +1,4 @@
-"""coded_map(out=Stored(...)): results that stay in storage, and maps of these."""
+"""Tests of coded_map(out=Stored(...)): results are left in storage, and can be the data of other maps."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ SCALARS = {
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
 @pytest.mark.parametrize("name", SCALARS)
 def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
-    """Decoded, arrived or repaired, and after the array was opened again."""
+    # The numbers are compared when decoded, received and repaired, and after the array was opened again.
     data = (100 * A).astype("i2") if name == "integer" else A
     f = SCALARS[name]
     options = {"blocks": 6, "tasks": 9, "verify": False}
@@ -129,7 +129,7 @@ def test_results_that_cannot_stay_are_refused(A, tmp_path):
         polarmap.coded_map(np.sum, A, out=Stored("y", tmp_path), **(options | {"executor": ReplayExecutor()}))
 
 
-# --- leaves a whole array there, or nothing ----------------------------------------
+# --- a map stores a complete array or nothing ----------------------------------------
 
 
 def test_a_map_that_fails_leaves_nothing(A, tmp_path):

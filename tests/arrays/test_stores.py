@@ -1,4 +1,4 @@
-"""A choice of storage selects the right store, and an invalid choice is an error."""
+"""Tests that a choice of storage selects the right store, and that an invalid choice is an error."""
 
 from __future__ import annotations
 

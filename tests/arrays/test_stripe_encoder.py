@@ -1,4 +1,4 @@
-"""Workers encode what they read themselves; what encode says of NaN and inf."""
+"""Tests of encoding on workers that read the data themselves, and of the warnings about NaN and inf."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
 
 
 def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, store):
-    """And tells of NaN and inf in what it had stored, too."""
+    # The warning also covers NaN and inf in the stripes that the interrupted run had stored.
     A = np.random.default_rng(0).standard_normal((40_000, 10))
-    A[5_000], A[9_999, 9] = np.nan, np.inf  # in the second and in the last stripe of block 0
+    A[5_000], A[9_999, 9] = np.nan, np.inf  # These are in the second and in the last stripe of block 0.
     path = saved(tmp_path, A)
     options = {"blocks": 4, "tasks": 6, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(4) as pool:
@@ -73,7 +73,7 @@ def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, stor
         with pytest.raises(RuntimeError, match="injected fault"):
             encode_with_warnings(path, executor=broken, **options)
         assert polarmap.arrays.list_coded(store) == []
-        A[1] = 7  # in the first stripe of block 0
+        A[1] = 7  # This row is in the first stripe of block 0.
         np.save(path, A)
         coded, said = encode_with_warnings(path, executor=pool, **options)
     np.testing.assert_array_equal(coded[:], A)
@@ -99,7 +99,7 @@ def test_data_that_only_the_driver_can_read_is_refused(store):
 def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     tmp_path_factory, rows, k, extra, columns, in_object, dtype
 ):
-    """Also where a stripe has fewer numbers than there are data blocks."""
+    # The examples include stripes that have fewer numbers than there are data blocks.
     store = FolderStore(tmp_path_factory.mktemp("store"))
     A = (np.arange(rows * k * columns).reshape(rows * k, columns) % 97).astype(dtype)
     in_object = max(number for number in range(1, in_object + 1) if rows % number == 0)
@@ -152,7 +152,7 @@ def test_finite_data_are_no_reason_to_warn(store, dtype):
 
 @pytest.mark.parametrize("dtype", ["f2", "f8"])
 def test_to_look_for_nan_takes_hardly_more_memory_than_the_stripe(dtype):
-    """It is not in the memory= that stripes are cut for."""
+    # The size of stripes, which memory= determines, does not include this memory.
     stripe = np.ones((24, 50_000), dtype)
     stripe[3, 5] = np.nan
     parity = np.full((8, 50_000), np.inf, dtype)
@@ -165,4 +165,4 @@ def test_to_look_for_nan_takes_hardly_more_memory_than_the_stripe(dtype):
         taken = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert note[:2].tolist() == [1, 3 * 50_000 + 5]
-        assert taken < 6 * stripe.shape[1]  # masks of single rows
+        assert taken < 6 * stripe.shape[1]  # The masks are of single rows.

@@ -1,4 +1,4 @@
-"""Encoding cut short, resumed and done twice at once: nothing opens before all of it is there."""
+"""Tests of encoding that is interrupted, resumed or done twice at once: only complete arrays open."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from polarmap.storage.folder import FolderStore
 from polarmap.worker.segments import Segment
 
 OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
-SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
+SHAPE = (20, 7_000)  # With 1 MiB this gives five stripes of one row of each block.
 
 
 def crash(store, source, at, when="put"):
-    """Whether an encode that is killed before the call number `at` of this method was."""
+    """Run an encode that kills itself before call number `at` of a method, and return whether it did."""
     context = multiprocessing.get_context("forkserver")
     verb = {"put": "put", "move": "_rename_into_place", "delete": "delete"}[when]
     process = context.Process(target=encode_until_killed, args=(store.root, source, at, verb))
@@ -62,7 +62,7 @@ def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, sour
         counting = Counting(store)
         coded = polarmap.encode(source, storage=counting, **OPTIONS)
         if at > 15:
-            assert len(counting.puts) < total - 7  # the first stripe, or more, was kept
+            assert len(counting.puts) < total - 7  # At least the first stripe was kept.
         np.testing.assert_array_equal(coded[:], np.load(source))
         assert coded.check().ok
         assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
@@ -95,13 +95,13 @@ def test_killed_while_overwriting_the_old_one_stays(store, source):
 
 
 def cut_short(A, store, at=25):
-    """An encode that ends when so many objects were put."""
+    """Run an encode that fails at put number `at`."""
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
 
 
 def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(store):
-    """No other run has its salt, so none of its data could be reused."""
+    # No other run has the same salt, so its data could not be reused.
     A, key = random_array(SHAPE), bytes(range(32))
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(store, 25, fail), key=key, **OPTIONS)
@@ -128,7 +128,7 @@ def test_runs_of_another_plan_are_not_resumed_but_swept(store):
 
 def test_two_failures_in_a_row_keep_what_either_had_finished(store):
     A = random_array(SHAPE)
-    for at in (12, 12, 12):  # a note, six parts, a record and some more each time
+    for at in (12, 12, 12):  # Each run puts a note, six parts, a record, and part of the next stripe.
         cut_short(A, store, at)
     counting = Counting(store)
     coded = polarmap.encode(A, storage=counting, **OPTIONS)
@@ -138,7 +138,7 @@ def test_two_failures_in_a_row_keep_what_either_had_finished(store):
 
 
 def work_of_a_resumed_run(root, count, monkeypatch):
-    """How often all keys are gone through, and stripes measured, when so many stripes have to be encoded."""
+    """Return how often a resumed run of `count` stripes iterates over all keys and measures stripes."""
     A, seen, measured = random_array((4 * count, 7_000)), [], []
     options = {**OPTIONS, "storage": FolderStore(root)}
     with pytest.raises(BrokenError):
@@ -155,7 +155,8 @@ def work_of_a_resumed_run(root, count, monkeypatch):
         patch.setattr(stripes, "count_elements", lambda slab: measured.append(slab) or real_measure(slab))
         coded = polarmap.encode(A, **options)
     assert len(coded.block_segments(0)) == count
-    assert len({part.key.split("/")[3] for part in coded.block_segments(5)}) == 2  # some of either run
+    # The array contains stripes of both runs.
+    assert len({part.key.split("/")[3] for part in coded.block_segments(5)}) == 2
     return len(seen), len(measured)
 
 
@@ -163,7 +164,7 @@ def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(t
     few = work_of_a_resumed_run(tmp_path / "few", 10, monkeypatch)
     many = work_of_a_resumed_run(tmp_path / "many", 40, monkeypatch)
     assert many[0] == few[0]
-    assert many[1] <= 5 * few[1]  # four times as many, and fewer of them are encoded anew
+    assert many[1] <= 5 * few[1]  # There are four times as many stripes.
 
 
 @pytest.mark.parametrize(
@@ -204,12 +205,12 @@ def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
     assert key not in store.keys("polarmap/")
 
 
-# --- what becomes an array that can be opened --------------------------------------------------
+# --- publishing an array --------------------------------------------------
 
 
 @pytest.mark.every_store
 def test_what_could_not_be_opened_is_not_published(store):
-    """Whoever wrote the parts: a manifest that does not fit them would occupy the name."""
+    # A manifest that does not fit the parts would block the name.
     parts = tuple((Segment(f"mine/{block}", 48 - 8 * (block == 5), 0),) for block in range(6))
     made = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
     with (

@@ -1,4 +1,4 @@
-"""Coded arrays are Zarr arrays: read without polarmap, checked, repaired."""
+"""Tests that coded arrays are Zarr arrays, which can be read without polarmap, checked and repaired."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
     if joins:
         coded = polarmap.encode(A, storage=folder, memory=MIB, **OPTIONS)
         generations = {key.split("/")[3] for key in folder.keys("polarmap/coded/a/")}
-        assert len(generations) == 2  # parity is not moved
+        assert len(generations) == 2  # Parity is not moved.
     else:
         polarmap.encode(A, storage=Least(folder), memory=MIB, **OPTIONS)
         coded = polarmap.open_coded("a", folder)
@@ -153,8 +153,9 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
 
 @pytest.mark.parametrize("joins", [True, False])
 def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins):
-    """What an earlier run had filled up is longer than what the manifest says of parts that lie elsewhere."""
-    A, folder = random_array((8, 16_003)), FolderStore(tmp_path)  # rows in three pieces, the last one shorter
+    # The padded pieces of an earlier run are longer than the manifest allows for parts outside the Zarr
+    # array.
+    A, folder = random_array((8, 16_003)), FolderStore(tmp_path)
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(folder, 40, fail), memory=MIB, **OPTIONS)
     coded = polarmap.encode(A, storage=folder if joins else Least(folder), memory=MIB, **OPTIONS)
@@ -218,7 +219,7 @@ def test_metadata_says_what_the_specification_asks_for(tmp_path):
     assert array["codecs"] == [{"name": "bytes", "configuration": {"endian": sys.byteorder}}]
 
 
-# --- repair, here and by workers ---------------------------------------------------------------
+# --- repair, in this process and on workers ---------------------------------------------------------------
 
 
 def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
@@ -238,7 +239,7 @@ def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
 
 @pytest.fixture
 def not_joined(tmp_path):
-    """-A, of which one result had not arrived, on a store that cannot join objects; and A."""
+    """Return results -A with one missing block, in a store that cannot join objects, and A."""
     A, folder = random_array((20, 3)), FolderStore(tmp_path)
     folder.concatenate = lambda keys, key: False
     options = {"blocks": 4, "tasks": 6, "executor": ReplayExecutor()}
@@ -246,9 +247,9 @@ def not_joined(tmp_path):
 
 
 def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
-    """Through the driver: nothing does that while a map runs."""
+    # The repair copies the objects through the driver, which a map never does.
     array, A = not_joined
-    assert array.check().damaged_blocks == [5]  # parity that no caller waited for
+    assert array.check().damaged_blocks == [5]  # The map did not wait for this parity block.
     assert array.zarr_path is None
     array.repair()
     np.testing.assert_array_equal(zarr_data(array)[:], -A)
@@ -268,13 +269,13 @@ def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monk
         patch.setattr(repairing, "repair_zarr_array", damage_and_repair)
         with pytest.raises(NotDecodableError, match=f"{part.key} (is|has) .*. It was intact when"):
             array.repair()
-    assert array.repair().damaged_blocks == [2, 5]  # and the next call rebuilds it
+    assert array.repair().damaged_blocks == [2, 5]  # The next repair rebuilds both.
     np.testing.assert_allclose(zarr_data(array)[:], -A, rtol=1e-12, atol=1e-12)
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """2 A, in three parts each, of which two results had not arrived; and A."""
+    """Return results 2 A in three parts each, with two missing blocks, and A."""
     monkeypatch.setattr("polarmap.arrays.stored_result.MAX_STRIPE_BYTES", 8 * 6 * 120)
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
     out = Stored("y", tmp_path / "results")
@@ -292,11 +293,11 @@ def check_repaired(coded, A, audit):
 
 
 def test_results_that_stayed_become_whole_where_they_lie(results, threads):
-    """Each is a chunk of the Zarr array: a worker joins its parts."""
+    # Each result is a chunk of the Zarr array, because a worker joins its parts.
     coded, A = results
     check_repaired(coded, A, coded.repair(executor=threads))
     assert len({part.key for part in coded.block_segments(1)}) == 1
-    damage(coded.store, coded.block_segments(2)[1], "corrupt")  # its object has good parts, too, which move
+    damage(coded.store, coded.block_segments(2)[1], "corrupt")  # The intact parts of this object move.
     assert len(coded.repair(executor=threads).damaged) == 1
     assert coded.check().ok
     np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Zarr arrays that lie in the store already: their chunks are left where they are."""
+"""Tests of encoding Zarr arrays that are already in the store, whose chunks are not copied."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ ODD = [
 
 
 def inner_places(value, at=()):
-    """Where a JSON document has values: the keys on the way to each."""
+    """Yield the path of every value in a JSON document, as a tuple of keys and indices."""
     yield at
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, one in pairs:
@@ -76,7 +76,7 @@ def inner_places(value, at=()):
 
 
 def altered(document, at, value):
-    """The document with another value at a place."""
+    """Return a copy of a JSON document with `value` at the path `at`."""
     if not at:
         return value
     found = inner = copy.deepcopy(document)
@@ -88,7 +88,7 @@ def altered(document, at, value):
 
 @pytest.mark.parametrize(("file", "document"), [(".zarray", SECOND), ("zarr.json", THIRD)])
 def test_metadata_that_make_no_sense_are_an_error_that_names_them(store, file, document):
-    """The metadata may also express the same in another way, such as a filter that does not exist."""
+    # Some altered metadata are still valid and describe the same array.
     A = np.arange(24 * 5, dtype="<i4").reshape(24, 5)
     for number in range(4):
         for key in (f"{number}.0", f"c/{number}/0"):

@@ -1,4 +1,4 @@
-"""Where the chunks of the Zarr array are, and that each holds numbers of one block."""
+"""Tests of the keys of the chunks of the Zarr array, and that each chunk holds numbers of one block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths as data."""
+"""Tests of paths as data."""
 
 from __future__ import annotations
 

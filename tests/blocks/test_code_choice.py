@@ -1,4 +1,4 @@
-"""The choice of the number of blocks and of their code, by default and on request."""
+"""Tests of the choice of the number of blocks and their code, by default and on request."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def test_any_one_block_may_be_lost_by_default(dtype: type) -> None:
     for k in [*range(1, 65), 200, 768]:
         _, code = cut_blocks_and_choose_code(np.ones((k, 1), dtype), CodeOptions(blocks=k))
         checks = np.asarray(code.parity_check_matrix)[:, :k]
-        has_unit = checks % 2 != 0 if code.supports_integers else checks != 0  # only odd ones have an inverse
+        # Only odd coefficients have an inverse.
+        has_unit = checks % 2 != 0 if code.supports_integers else checks != 0
         assert has_unit.any(axis=0).all(), (k, code)
 
 

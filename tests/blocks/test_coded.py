@@ -1,4 +1,4 @@
-"""What most coded blocks have in common; and noise of the strength that was asked for in masked blocks."""
+"""Tests of properties that most coded blocks share, and of the strength of the noise in masked blocks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_the_correlation_of_what_a_worker_sees_is_that_of_the_bound() -> None:
         fitted = np.linalg.lstsq(data.T, seen[worker], rcond=None)[0]
         explained = 1 - np.var(seen[worker] - fitted @ data) / np.var(seen[worker])
         signal = (code.encoding_matrix[worker, :4] ** 2).sum()
-        assert explained == pytest.approx(signal / (signal + 3**2), rel=0.2)  # six standard errors
+        # The tolerance is six standard errors.
+        assert explained == pytest.approx(signal / (signal + 3**2), rel=0.2)
         assert -0.5 * np.log2(1 - explained) <= 1.2 * code.leakage()
 
 
@@ -60,5 +61,5 @@ def test_integers_become_uniform_words_that_are_new_for_every_map(dtype: str) ->
     first, second = (what_workers_get(data, code).view(np.uint8).reshape(8, -1) for _ in range(2))
     for seen in (*first, *second, *(first ^ second), first[0] ^ first[1]):
         counts = np.bincount(seen, minlength=256)
-        # over five deviations
+        # The bounds are more than five standard deviations.
         assert 0.8 < counts.min() / counts.mean() <= counts.max() / counts.mean() < 1.2

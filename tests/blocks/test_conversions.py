@@ -1,4 +1,4 @@
-"""Tables, tensors and paths as data, with numpy's and pandas' own conversions as the oracle."""
+"""Tests of tables, tensors and paths as data. The oracles are the conversions of NumPy and pandas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMES = [pd.DataFrame(COLUMNS, index=np.arange(12)[::-1]), pl.DataFrame(COLUMNS
 
 
 class Tensor:
-    """What DLPack asks for, with a device and dtype of its own."""
+    """A tensor that supports only DLPack, with a given device and dtype."""
 
     def __init__(
         self, array: Any, device: int = 1, dtype: str = "torch.float64", requires_grad: bool = False

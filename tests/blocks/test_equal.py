@@ -1,4 +1,4 @@
-"""Arrays of every kind and sequences of every structure as equal blocks."""
+"""Tests of equal blocks of all kinds of arrays and of sequences of all structures."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MATRIX = np.random.default_rng(0).standard_normal((26, 5))
 
 @pytest.fixture(autouse=True, scope="module")
 def _f_here_ends_within_one_look() -> Iterator[None]:
-    """Clocks are virtual: what a busy machine takes for f of a few rows is not to be seen on them."""
+    """Make f on the driver end within one poll, since the virtual clocks ignore a busy machine."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("polarmap.driver.local_evaluation.EVALUATION_POLL_SECONDS", 60.0)
         yield
 
 
 class Slices:
-    """As little as a file format offers: shape, dtype, and slices of the first axis."""
+    """An array with the minimal interface: shape, dtype, and slices of the first axis, which it records."""
 
     def __init__(self, data: np.ndarray) -> None:
         self._data, self.shape, self.dtype = data, data.shape, data.dtype
@@ -52,7 +52,7 @@ def same(block: Any) -> Any:
 
 
 def halved(data: Any, k: int | None = None, lost: int = 1, **options: Any) -> CodedResult:
-    """0.5 * block for all blocks, the first of which never arrive."""
+    """Return the result of a map of block * 0.5 whose first `lost` tasks never return."""
     never = ReplayExecutor(dict.fromkeys(range(lost), math.inf))
     return coded_map(lambda block: block * 0.5, data, blocks=k, executor=never, timeout=100, **options)
 
@@ -100,7 +100,7 @@ def test_whatever_has_a_shape_a_dtype_and_slices_will_do() -> None:
     result = halved(data, 6)
     np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
     assert {(rows.start, rows.stop) for rows in data.read} == {(5 * i, 5 * i + 5) for i in range(6)}
-    assert len(data.read) == 6  # each block once
+    assert len(data.read) == 6  # Each block is read once.
 
 
 def test_arrays_in_files(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
     rows: int, k: int, tail: tuple[int, ...], dtype: str
 ) -> None:
     k = min(k, rows)
-    k = -(-rows // -(-rows // k))  # no block is empty
+    k = -(-rows // -(-rows // k))  # With this k, no block is empty.
     data = np.random.default_rng(rows).integers(0, 99, (rows, *tail)).astype(dtype)
     result = halved(data, k, tasks=2 * k + 1)
     assert len(result) == k

@@ -1,4 +1,4 @@
-"""Data kept on a cluster are coded there exactly as in this process."""
+"""Tests that data on a cluster are encoded there exactly as in this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEGREE = {"tasks": 11, "degree": 2}
 
 
 class ThisProcess:
-    """A cluster whose references are the values, and which counts what is brought home."""
+    """A cluster in this process whose references are the values. It counts the arrays that are fetched."""
 
     location = ClusterLocation(backend="dask")
 

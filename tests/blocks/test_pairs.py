@@ -1,4 +1,4 @@
-"""Pairs of blocks: each block is one piece, whatever pairs it stands in."""
+"""Tests of pairs of blocks, in which each block is stored once for all its pairs."""
 
 from __future__ import annotations
 
@@ -46,12 +46,13 @@ def test_parity_of_both_factors_is_let_go_of() -> None:
     pairs = CodedPairs(CodedBlocks(factor(5, 0).data_blocks, factor(5, 0).code), factor(7, 1))
     before = pairs.block_leaves(15)
     pairs.release_memory()
-    assert pairs.left._parity is None and pairs.right._parity is not None  # which is to be kept
+    # The parity of the right factor must be kept.
+    assert pairs.left._parity is None and pairs.right._parity is not None
     np.testing.assert_array_equal(pairs.block_leaves(15)[0], before[0])
 
 
 def test_a_product_of_an_array_that_was_repaired_meanwhile(tmp_path: Path) -> None:
-    """All parts of results move where they become a Zarr array."""
+    # The repair turns the results into a Zarr array, which moves all parts.
     A, late = np.random.default_rng(0).standard_normal((24, 8)), polarmap.testing.ReplayExecutor({1: 5.0})
     options: dict[str, Any] = {"blocks": 4, "tasks": 6, "executor": late}
     results = polarmap.coded_map(

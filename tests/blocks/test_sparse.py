@@ -1,4 +1,4 @@
-"""Sparse matrices as coded blocks: scipy and the dense code are the oracles."""
+"""Tests of sparse matrices as coded blocks. The oracles are SciPy and the same code on dense blocks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_blocks_are_those_of_the_dense_code(
 
 @pytest.mark.parametrize("kernel", ["rotation", "arikan"])
 def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
-    matrix = abs(random_sparse(60, 40, 0.05, "f8"))  # arikan's coefficients might cancel
+    matrix = abs(random_sparse(60, 40, 0.05, "f8"))  # Entries with signs could cancel in Arikan parity.
     code = PolarCode(16, 12, kernel)
     coded = SparseCodedBlocks(SparseDataBlocks(matrix, 12), code)
     counted = count_parity_nonzeros(coded.data_blocks, code.encoding_matrix)
@@ -102,7 +102,7 @@ def test_data_is_not_copied_where_it_is_in_csr_form_already() -> None:
     assert to_canonical_csr(twice).toarray().tolist() == [[0.0, 3.0], [0.0, 0.0]]
     unsorted = scipy.sparse.csr_array(([1.0, 2.0, 3.0], [1, 0, 0], [0, 3, 3]), shape=(2, 2))
     assert to_canonical_csr(unsorted).toarray().tolist() == [[5.0, 1.0], [0.0, 0.0]]
-    assert len(unsorted.data) == 3  # the caller's
+    assert len(unsorted.data) == 3  # The array of the caller is unchanged.
 
 
 def test_f_is_tried_on_rows_that_have_entries() -> None:

@@ -1,4 +1,4 @@
-"""Parts of data for maps without a code: nearly equal, none filled up."""
+"""Tests of the parts of data in maps without a code: nearly equal sizes, without padding."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_parity_dtype_widens_integers_and_keeps_the_rest() -> None:
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4"])
 @pytest.mark.parametrize(("n", "k", "decoder"), [(2048, 1792, "optimal"), (2100, 300, "sequential")])
 def test_parity_is_no_wider_where_p_is_not_formed(n: int, k: int, decoder: str, dtype: str) -> None:
-    """Else arrays of so many blocks that earlier versions have stored could not be opened."""
+    # Otherwise large arrays that earlier versions have stored could not be opened.
     code = PolarCode(n, k, "arikan", decoder)
     exact = int(np.abs(code.encoding_matrix).sum(axis=1).max())
     assert code.parity_dtype(dtype) == dtypes.choose_parity_dtype(np.dtype(dtype), exact)
@@ -68,7 +68,7 @@ def test_growth_is_what_it_is_where_p_is_not_formed(n: int, k: int) -> None:
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_wrapped_sums_come_back_exactly(dtype: str) -> None:
-    """f sums up in the blocks' own dtype and overflows; its results are still linear in them."""
+    # f sums in the dtype of the blocks and overflows, but its results are still linear in the blocks.
     code, limits = PolarCode(16, 9, "arikan"), np.iinfo(dtype)
     stream = np.random.default_rng(1)
     data = stream.integers(limits.min, limits.max, (9, 50), dtype, endpoint=True)
@@ -81,13 +81,13 @@ def test_wrapped_sums_come_back_exactly(dtype: str) -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(4, 2), (7, 4), (8, 5), (10, 6)])
 def test_unequal_workers_freeze_what_is_lost_most_often(n: int, k: int) -> None:
-    """All 2^n patterns of workers with probabilities of their own, through the genie's recursion."""
+    # The oracle applies the recursion of the genie to all 2^n patterns of workers with unequal probabilities.
     erasure = np.random.default_rng(n).uniform(0.01, 0.6, n)
     code = PolarCode(n, k, "arikan", "sequential", erasure)
     length = oracles.power_of_two(n)
     lost, fails = np.zeros(length), 0.0
     unfrozen = np.setdiff1d(np.arange(length - n, length), code.frozen_set)
-    for back in oracles.patterns(n):  # by worker
+    for back in oracles.patterns(n):
         probability = np.where(back, 1 - erasure, erasure).prod()
         known = np.zeros(length, bool)
         known[code.codeword_positions] = back[code.worker_indices]
@@ -103,7 +103,7 @@ def test_unequal_workers_freeze_what_is_lost_most_often(n: int, k: int) -> None:
 
 
 def some_levels(size: tuple[int, int]) -> st.SearchStrategy[int]:
-    """Numbers of levels that leave each butterfly a data block and a parity block."""
+    """Draw a number of levels that leaves each butterfly a data block and a parity block."""
     n, k = size
     most = (n - 1).bit_length()
     fewest = next(some for some in range(1, most + 1) if -(-n // 2**some) <= min(k, n - k))
@@ -119,9 +119,9 @@ def test_codes_of_fewer_levels_are_codes(sized: tuple, decoder: str, draw) -> No
     (n, k), levels = sized
     code = PolarCode(n, k, "arikan", decoder, levels=levels)
     count = -(-n // 2**levels)
-    # parity in each
+    # Each butterfly contains parity.
     assert sorted({index % count for index in code.frozen_set.tolist()}) == list(range(count))
-    # data in each
+    # Each butterfly contains data.
     assert sorted({leaf % count for leaf in code.codeword_positions[:k].tolist()}) == list(range(count))
     assert not code.parity_check_matrix.sum(axis=1).any()
     lost = draw.draw(st.integers(0, n - 1))
@@ -144,7 +144,7 @@ def test_unequal_workers_and_fewer_levels_go_together() -> None:
     leaves = np.empty(48)
     leaves[code.codeword_positions] = erasure[code.worker_indices]
     z = compute_input_erasure_probabilities(leaves.reshape(16, 3)).ravel()
-    # of the last, every butterfly keeps one
+    # Every butterfly keeps one of the last inputs.
     free = np.setdiff1d(np.arange(48), [*code.frozen_set, 45, 46, 47])
     inside = np.setdiff1d(code.frozen_set, [0, 1, 2])
     assert z[inside].min() >= z[free].max() - 1e-12
@@ -163,7 +163,7 @@ def test_too_few_levels_are_refused_with_the_number_that_will_do() -> None:
 
 
 def test_p_is_made_by_its_rows_where_they_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 10,000 blocks with 100 of parity that takes a hundredth of the time."""
+    # For 10,000 blocks with 100 parity blocks, this takes a hundredth of the time.
     code = PolarCode(100, 70, "arikan")
     expected = code.compute_encoding_matrix_columns(np.arange(70))
     monkeypatch.setattr(

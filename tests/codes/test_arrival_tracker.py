@@ -111,7 +111,7 @@ def test_all_arrivals_are_accepted_at_any_amplification() -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_looks_at_few_patterns_on_the_way(exact: bool) -> None:
-    # designed at capacity, which leaves much to look at
+    # A code designed at capacity needs many rank checks.
     code, stream = PolarCode(2000, 1500, "arikan", erasure=0.25), np.random.default_rng(0)
     decoder, looks = ArrivalTracker(code, modular=exact), 0
     for index in stream.permutation(2000).tolist():
@@ -141,7 +141,7 @@ def test_arrivals_one_by_one_say_what_a_fresh_look_says(n: int, k: int, kind: st
         assert said[-1]
 
 
-# --- what callers hand over is checked -----------------------------------------------------------
+# --- validation of arguments -----------------------------------------------------------
 
 
 def test_blocks_may_be_strided_read_only_listed_or_byte_swapped() -> None:

@@ -1,4 +1,4 @@
-"""The algebra of every code: weights G[arrived] = T[missing], equations G[arrived] = 0, for any arrivals."""
+"""Tests of the algebra of all codes: weights G[arrived] = T[missing] and checks G[arrived] = 0."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CODES: list[LinearCode] = [
     Uncoded(5),
 ]
 every_code = pytest.mark.parametrize("code", CODES, ids=repr)
-# Its recovered blocks are made of blocks and of their transposes, which no single weight describes.
+# SymmetricProductCode is excluded: it decodes from blocks and their transposes, not by one weight per block.
 plain = pytest.mark.parametrize(
     "code", [code for code in CODES if not isinstance(code, SymmetricProductCode)], ids=repr
 )

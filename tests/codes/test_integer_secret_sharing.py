@@ -1,4 +1,4 @@
-"""IntegerSecretSharingCode: what any t workers get is uniform, and results are exact modulo 2^64."""
+"""Tests that the blocks of any t workers of IntegerSecretSharingCode are uniform, and decoding is exact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from polarmap.errors import CodeError
 
 
 def noise_rows(n: int, t: int) -> np.ndarray:
-    """N modulo 2, a number of `count_noise_blocks` bits for each worker."""
+    """Return the rows of N modulo 2, each packed into an integer of `count_noise_blocks` bits."""
     rows = IntegerSecretSharingCode(n, 1, t).encoding_matrix[:, 1:] % 2
     return rows @ (1 << np.arange(rows.shape[1]))
 
@@ -40,7 +40,7 @@ def sizes(t: int) -> list[int]:
 
 @pytest.mark.parametrize("t", [1, 2, 3])
 def test_any_few_rows_of_the_noise_are_independent(t: int) -> None:
-    """Rank modulo 2 of every coalition, for every n up to 64: no set of t rows or fewer adds up to zero."""
+    # A coalition has full rank modulo 2 if no set of at most t rows adds up to zero.
     for n in sizes(t):
         rows = noise_rows(n, t)
         for count in range(1, t + 1):
@@ -48,7 +48,7 @@ def test_any_few_rows_of_the_noise_are_independent(t: int) -> None:
 
 
 def test_any_seven_rows_of_the_noise_are_independent() -> None:
-    """If at most seven of 64 rows added up to zero, a sum of at most three would be one of at most four."""
+    # If at most seven of 64 rows added up to zero, a sum of at most three would equal a sum of at most four.
     rows = noise_rows(64, 7)
     few = np.concatenate([[0], *(sums_of(rows, count) for count in (1, 2, 3))])
     assert len(np.unique(few)) == len(few) == sum(math.comb(64, count) for count in range(4))
@@ -56,7 +56,7 @@ def test_any_seven_rows_of_the_noise_are_independent() -> None:
 
 
 def test_with_fewer_workers_the_noise_is_that_of_more() -> None:
-    """So what holds of any t of 64 rows holds of any t of fewer."""
+    # Hence a property of any t of 64 rows also holds for any t of fewer rows.
     for n in sizes(7):
         if n > 32:
             few, all_of_them = (
@@ -68,7 +68,7 @@ def test_with_fewer_workers_the_noise_is_that_of_more() -> None:
 
 @pytest.mark.parametrize(("n", "k", "t"), [(8, 3, 3), (6, 2, 1), (8, 6, 1), (7, 2, 3)])
 def test_what_coalitions_get_is_uniform_whatever_the_data(n: int, k: int, t: int) -> None:
-    """Every bit of noise and data enumerated, modulo 2: an oracle that knows nothing of ranks."""
+    # The oracle enumerates all bits of noise and data modulo 2, without using ranks.
     code = IntegerSecretSharingCode(n, k, t)
     noises = np.array(list(product((0, 1), repeat=code.n_noise_blocks))).T
     for data in product((0, 1), repeat=k):
@@ -80,7 +80,8 @@ def test_what_coalitions_get_is_uniform_whatever_the_data(n: int, k: int, t: int
 
 
 def test_what_coalitions_get_is_uniform_modulo_every_power() -> None:
-    """Noise that explains any other data: solving for it is possible modulo 2^64, so all are as likely."""
+    # For any other data, a system modulo 2^64 has a solution for noise that gives the same blocks.
+    # Hence all data are equally likely.
     code = IntegerSecretSharingCode(16, 5, 3)
     stream = np.random.default_rng(0)
     for coalition in list(combinations(range(16), 3))[::17]:
@@ -144,7 +145,7 @@ def test_left_over_equations_hold_and_name_who_lies(lost: int) -> None:
 
 
 def test_few_results_beyond_the_unknowns_determine_all() -> None:
-    """About as many as an optimal decoder of random bits needs (1.6), and one or two more."""
+    # An optimal decoder of random bits needs about 1.6 further results. This code needs one or two more.
     stream = np.random.default_rng(0)
     for n, t in [(32, 1), (44, 3), (64, 7)]:
         code = IntegerSecretSharingCode(n, compute_max_data_blocks(n, t), t)

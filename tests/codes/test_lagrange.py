@@ -1,4 +1,4 @@
-"""LagrangeCode: every pattern of enough results decodes, as accurately as can be."""
+"""Tests that LagrangeCode decodes every pattern of enough results, as accurately as least squares."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: in
     assert found.median <= found.p90 <= found.max <= worst * (1 + 1e-6)
     if len(patterns) <= 64:
         assert found.max == pytest.approx(worst, rel=1e-6)
-    else:  # neighbours are the worst patterns there are, or nearly so
+    else:  # Losing neighbours is the worst pattern, or nearly the worst.
         assert found.max >= 0.5 * worst
 
 
@@ -95,7 +95,8 @@ def all_monomials(coded: np.ndarray, degree: int) -> np.ndarray:
 @pytest.mark.parametrize(("n", "k", "degree"), DEFAULT_SIZES)
 def test_any_degree_times_k_results_determine_all_of_the_default_sizes(n: int, k: int, degree: int) -> None:
     code = LagrangeCode(n, k, degree, "circle")
-    products = all_monomials(coded_blocks(code, np.eye(k)), degree)  # rows sum to one: lower degrees too
+    # Rows sum to one, so these include lower degrees.
+    products = all_monomials(coded_blocks(code, np.eye(k)), degree)
     left, values, _ = np.linalg.svd(products, full_matrices=False)
     rank = int((values > 1e-12 * values[0]).sum())
     assert rank == (degree + 1 if k == 2 else code.recovery_threshold)
@@ -171,7 +172,7 @@ def test_complex_blocks_and_float32_keep_their_dtype() -> None:
     data = (rng.standard_normal((4, 5)) + 1j * rng.standard_normal((4, 5))).astype("c8")
     coded = coded_blocks(code, data)
     assert coded.dtype == np.complex64
-    results = np.abs(coded) ** 2  # Degree 2 in real and imaginary parts, though not analytic
+    results = np.abs(coded) ** 2  # |z|^2 has degree 2 in real and imaginary parts.
     plan = code.make_decoder(np.arange(12) >= 3, False)
     decoded = plan.decode(dict(enumerate(results)), results.dtype)
     assert decoded.dtype == np.float32

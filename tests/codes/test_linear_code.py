@@ -1,4 +1,4 @@
-"""A new code is one class: its G, T and E are all that the decoder needs."""
+"""Tests that a new code is one class, whose matrices G, T and E are sufficient for the decoder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POLAR_FACTS = {"is_redundant", "can_estimate", "supports_sparse", "is_storable"}
 
 
 class Vandermonde(SystematicCode):
-    """Parity blocks with powers as weights, for a handful of blocks."""
+    """A systematic code for a few blocks whose parity weights are powers."""
 
     name, requirement = "Vandermonde", "linear in its block"
 
@@ -49,7 +49,7 @@ class Vandermonde(SystematicCode):
 
 
 class Differences(LinearCode):
-    """Results are u_i and u_i - u_0; wanted are the u_i."""
+    """A code whose results are u_i and u_i - u_0, and whose targets are the u_i."""
 
     name, requirement, k = "differences", "linear", 3
     n = 5
@@ -66,7 +66,7 @@ def test_a_new_systematic_code_carries_a_map() -> None:
 
 @pytest.mark.parametrize("executor", [None, ReplayExecutor()])
 def test_integers_are_not_mixed_by_real_numbers(executor: Any) -> None:
-    """Also where no task would need parity: it is said before anything starts."""
+    # The error is raised before any task starts, even if no parity would be needed.
     data = np.arange(24).reshape(12, 2)
     with pytest.raises(
         CodeError, match=r"does not support int64 data\. Convert the data with \.astype\(float\)"
@@ -111,7 +111,8 @@ def test_a_code_is_put_into_words_for_errors_alone(monkeypatch: pytest.MonkeyPat
     assert Vandermonde(6, 4).encode_parity(np.ones((4, 3))).shape == (2, 3)
 
 
-VALIDATING_MODULES = {"blocks/code_choice.py", "planning/decodability.py"}  # of arguments of callers
+# modules that check arguments of callers
+VALIDATING_MODULES = {"blocks/code_choice.py", "planning/decodability.py"}
 
 
 def test_code_outside_this_package_asks_for_facts_and_not_for_classes() -> None:
@@ -138,7 +139,7 @@ def test_code_outside_this_package_asks_for_facts_and_not_for_classes() -> None:
         (IntegerSecretSharingCode(8, 3, 1), {"supports_integers", "is_redundant", "adds_noise"}),
         (ProductCode(PolarCode(3, 2), PolarCode(4, 3)), {"is_redundant"}),
     ],
-    ids=lambda value: "" if isinstance(value, set) else repr(value),  # the order of a set varies
+    ids=lambda value: "" if isinstance(value, set) else repr(value),  # Sets have no fixed order.
 )
 def test_facts(code: LinearCode, facts: set[str]) -> None:
     assert {name for name in FACTS if getattr(code, name)} == facts

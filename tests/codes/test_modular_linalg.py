@@ -1,4 +1,4 @@
-"""Linear algebra modulo 2^64 and over GF(2), against Python integers and by its definition."""
+"""Tests of linear algebra modulo 2^64 and over GF(2). The oracles are Python integers and definitions."""
 
 from __future__ import annotations
 

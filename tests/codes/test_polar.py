@@ -80,7 +80,7 @@ def test_ten_thousand_workers(kernel: str) -> None:
 
 
 def test_coefficients_are_fixed_for_ever() -> None:
-    """Workers of one version and a driver of another must agree on the code, in every process."""
+    # Workers and a driver of different versions must agree on the code.
     assert PolarCode(6, 4, "arikan").encoding_matrix.tolist() == ARIKAN_6_4
     np.testing.assert_allclose(PolarCode(6, 4, seed=0).encoding_matrix, ROTATION_6_4, atol=1e-12)
     sums = PolarCode(200, 120, "arikan").encoding_matrix @ np.arange(120) ** 2

@@ -9,7 +9,7 @@ from polarmap.codes import polar_construction
 
 
 def polarized(depth: int, erasure: Fraction) -> list[Fraction]:
-    """z -> 2 z - z^2, z^2, depth times: the recursion of polarization, in rational numbers."""
+    """Return the erasure probabilities after `depth` polarization steps z -> (2 z - z^2, z^2)."""
     if depth == 0:
         return [erasure]
     return [

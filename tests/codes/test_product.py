@@ -1,4 +1,4 @@
-"""Grids against brute force: every pattern, line by line and by joint equations."""
+"""Tests of product codes against brute force: decoding line by line and by joint equations."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ def test_joint_equations_decode_where_line_by_line_stalls(kernel: str) -> None:
                 break
         assert rank(combinations[decoder.arrived_mask], exact) == code.k
         before = decoder.arrived_mask & (np.arange(code.n) != index)
-        assert rank(combinations[before], exact) < code.k  # the less so with even fewer
+        # Hence no smaller set of arrivals has full rank, either.
+        assert rank(combinations[before], exact) < code.k
         only_jointly += not by_lines.is_complete
         rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
         found = decoder.decoder.decode(rows, data.dtype)
@@ -145,7 +146,8 @@ def test_line_by_line_decoding_is_never_wrong_and_stalls_at_stopping_sets_only(k
         by_lines.add_arrivals(np.flatnonzero(arrived))
         if by_lines.is_complete:
             assert rank(combinations[arrived], exact) == code.k
-        if not exact:  # any k of a line decode it: what stays unknown has more than r in every line
+        # Any k blocks of a line decode it, so each line with unknown blocks lacks more than its redundancy.
+        if not exact:
             unknown = ~by_lines.known_mask
             assert all(count > 1 for count in unknown.sum(axis=0) if count)
             assert all(count > 1 for count in unknown.sum(axis=1) if count)

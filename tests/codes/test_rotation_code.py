@@ -1,4 +1,4 @@
-"""Rotation codes: rows of P, the best of the seeds, recovery of thousands of blocks by butterflies."""
+"""Tests of rotation codes: rows of P, the choice of the seed, and decoding of thousands of blocks."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_every_dtype_is_recovered(dtype: str, rtol: float) -> None:
         data += 1j * data[::-1]
     wide = data.astype("c16" if np.dtype(dtype).kind == "c" else "f8")
     coded = PolarCode(n, k).encode(wide)
-    # f made integers of floats: what it returns of parity is rounded, too
+    # This f rounds floats to integers, so its results for parity blocks are also rounded.
     rows = np.rint(coded) if dtype == "i8" else coded
     _, recovery = both(n, k, arrived)
     results = {int(index): rows[index].astype(dtype) for index in np.flatnonzero(arrived)}
@@ -186,4 +186,5 @@ def test_a_code_of_thousands_decodes_without_p() -> None:
     np.testing.assert_allclose(
         recovery.weights[:, len(recovery.arrived_data_indices) :], dense, rtol=1e-6, atol=1e-6
     )
-    np.testing.assert_allclose(code.encoding_matrix.sum(axis=1), 1.0, atol=1e-12)  # so that f may be affine
+    # An affine f needs these sums.
+    np.testing.assert_allclose(code.encoding_matrix.sum(axis=1), 1.0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""SecretSharingCode: every pattern decodes, and what colluding workers learn is bounded."""
+"""Tests of SecretSharingCode: decoding of every pattern, and the bound on leakage to colluding workers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_leakage_is_the_information_of_normal_data(n: int, k: int, t: int, corre
         masked = code.noise_std**2 * noise @ noise.T
         both = masked + data @ signal @ data.T
         worst = max(worst, 0.5 * np.log2(np.linalg.det(both) / np.linalg.det(masked)))
-    if correlated:  # blocks that are all equal are no worse than the bound for any correlation
+    if correlated:  # Equal blocks satisfy the bound for any correlation.
         assert worst <= code.leakage(correlated=True) * (1 + 1e-9)
     else:
         assert code.leakage() == pytest.approx(worst, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Successive cancellation against the paper's recursions (arXiv 1901.06811), P and algebra modulo 2^64."""
+"""Tests of successive cancellation against the recursions of arXiv 1901.06811 and algebra modulo 2^64."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ PARTIAL = [(4, 2, 1), (6, 4, 2), (7, 4, 2), (8, 6, 2), (9, 5, 2), (10, 5, 1), (9
 
 @pytest.mark.parametrize(("n", "k", "levels"), [*((n, k, None) for n, k in SIZES), *PARTIAL])
 def test_what_the_genie_gets_through_is_decoded(n: int, k: int, levels: int | None) -> None:
-    """And nothing else; all that an optimal decoder of the same code decodes, too, which is more."""
+    # Only these patterns are decoded. An optimal decoder of the same code decodes all of them, and more.
     code = PolarCode(n, k, "arikan", "sequential", levels=levels)
     optimal = PolarCode(n, k, "arikan", erasure=code.erasure, levels=levels)
     check = oracles.polar_check(optimal)
@@ -169,7 +169,7 @@ def test_patterns_that_get_stuck_are_decided_and_decoded_as_by_dense_algebra(
 
 
 def test_ten_thousand_results_are_decided_and_decoded_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P is never asked for, which would be 150 MB, and no equation solved but those of the variables."""
+    # P would take 150 MB and is never formed. Only the equations of inactivated variables are solved.
     code = PolarCode(10_000, 7_500, "arikan")
     monkeypatch.setattr(type(code), "encoding_matrix", property(lambda code: pytest.fail("P is formed")))
     data = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, (7_500, 2))

@@ -1,4 +1,4 @@
-"""The triangle of products against brute force: all unknowns of the whole grid, tied by symmetry."""
+"""Tests of the triangle of products. The oracle solves for all unknowns of the symmetric grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDE = 2
 
 
 def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.ndarray]:
-    """Flat blocks A_i' A_j of a random A."""
+    """Return the flattened blocks A_i' A_j of a random A, by task index."""
     stream = np.random.default_rng(0)
     data = stream.standard_normal((code.line_code.k, 5, SIDE))
     if dtype == "complex128":
@@ -31,7 +31,7 @@ def equations_of(code: SymmetricProductCode) -> np.ndarray:
     """Return each entry of each block as a sum of upper-triangle entries of A' A, (n, SIDE^2, unknowns)."""
     generator = np.concatenate([np.eye(code.line_code.k), code.line_code.encoding_matrix])
     k = code.line_code.k
-    # Unknowns: entry (p, q) of x_ab, (a, p) <= (b, q) in lexicographic order.
+    # The unknowns are the entries (p, q) of x_ab with (a, p) <= (b, q) in lexicographic order.
     number = {}
     for one in np.ndindex(k, SIDE):
         for other in np.ndindex(k, SIDE):

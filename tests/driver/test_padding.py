@@ -92,11 +92,8 @@ DECODABLE = [twice, total, gram]
         (mean, STREAM.integers(0, 9, (29, 2)), {"blocks": 10}),
         (mean, STREAM.standard_normal((29, 2)).astype("f4"), {"blocks": 10}),
         (several, DATA, SIZES),
-        (
-            lambda block: block.sum(axis=0),
-            np.arange(33.0).reshape(11, 3),
-            {"blocks": 4},
-        ),  # f returns as many numbers as a block has rows.
+        # f returns as many numbers as a block has rows.
+        (lambda block: block.sum(axis=0), np.arange(33.0).reshape(11, 3), {"blocks": 4}),
         (lambda block: block / block.sum(axis=1, keepdims=True), DATA, SIZES),  # NaN for rows of zeros
         (refusing_zeros, DATA, SIZES),
         (lambda block: block[block.any(axis=1)], DATA, SIZES),  # drops rows of zeros

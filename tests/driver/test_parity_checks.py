@@ -100,10 +100,8 @@ def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
         if result is not None and "failed" in states(result.report):
             what = "named"
             assert (wrong, states(result.report)["failed"]) == ([], order[:1])
-        elif result is not None and wrong not in (
-            [],
-            order[:1],
-        ):  # A plain map would return only its own block wrong.
+        # A plain map would return only its own block wrong.
+        elif result is not None and wrong not in ([], order[:1]):
             what = "passed"
             assert order[0] in result.report.unchecked
         fates[what] += 1
@@ -188,9 +186,8 @@ def test_a_lie_among_integers_is_found_or_its_worker_listed(
     data = np.random.default_rng(seed).integers(-99, 99, (2 * k, 3))
     f = lambda block: block @ np.array([1, 2, 3])  # noqa: E731
     result, liar = lied_to(f, data, (k + parity, k), min(late, parity), lie, seed)
-    if (
-        result is not None and result.report.verified != "not needed"
-    ):  # Otherwise the results equal a plain map.
+    # Otherwise the results equal a plain map.
+    if result is not None and result.report.verified != "not needed":
         right = [np.array_equal(block, other) for block, other in zip(result, plain_map(f, data, k))]
         assert all(right) or liar in result.report.unchecked
 

@@ -52,9 +52,8 @@ def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
     assert list(policy.choose_tasks_to_start(tasks, collector, 1.1)) == [3]
     tasks.start_attempts([3], 1.1)
     assert not policy.choose_tasks_to_start(tasks, collector, 9.0)  # The backup waits for a slot.
-    assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(
-        1.1
-    )  # The estimate assumes that a slot is free now.
+    # The estimate assumes that a slot is free now.
+    assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)
     note_began(tasks, [3], 9.0)
     assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)
     assert list(policy.choose_tasks_to_start(tasks, collector, 10.1)) == [3]

@@ -1,4 +1,4 @@
-"""When parity of the next of many products starts: learned from those before."""
+"""Tests of when the parity tasks of a product start, which is learned from earlier products."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polarmap.linalg.adaptive_parity import LATE_FACTOR, MAX_BACKOFF, MIN_BACKOF
 
 
 def seconds(start: AdaptiveParitySchedule) -> float:
-    """After which a task of the next product is late; 0.0: parity starts with the data."""
+    """Return the age at which a task of the next product is late, or 0.0 if parity starts with the data."""
     options = start.map_options
     if options.run_times is None:
         assert options.schedule == "upfront"
@@ -30,7 +30,7 @@ def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> 
 
 def test_where_it_is_needed_it_starts_with_the_data_and_is_tried_less_and_less_often() -> None:
     start = AdaptiveParitySchedule(MapOptions())
-    start.observe_product(1.0, needed_parity=True)  # all started at once: that says nothing
+    start.observe_product(1.0, needed_parity=True)  # Parity started with the data, so this shows nothing.
     for pause in (MIN_BACKOFF, 2 * MIN_BACKOFF, 4 * MIN_BACKOFF):
         assert seconds(start) == LATE_FACTOR
         start.observe_product(1.0, needed_parity=True)

@@ -1,4 +1,4 @@
-"""The rows and the columns of a matrix: coded once, kept between products, deleted with the operator."""
+"""Tests that rows and columns of a matrix are encoded once, kept between products, and finally deleted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_code_of_the_callers_own() -> None:
     code = PolarCode(18, 14, kernel="arikan")
     coded = CodedOperator(TALL, code=code, executor=ReplayExecutor())
     coded @ np.ones(13)
-    # 14 leave one empty
+    # With k = 14, one block would be empty.
     assert (coded.report.k, coded.report.n, coded.report.code) == (
         13,
         17,
@@ -93,7 +93,7 @@ def test_counts_that_contradict_the_callers_code_are_refused(counts: dict[str, i
         CodedOperator(np.ones((48, 10)), code=PolarCode(32, 24), executor=ReplayExecutor(), **counts)
 
 
-OBJECTS = N + 3  # of a coded array: its blocks, its manifest, and what says that it is one of Zarr
+OBJECTS = N + 3  # number of objects of a coded array: blocks, a manifest, and two Zarr metadata documents
 
 
 def stored() -> list[str]:
@@ -108,7 +108,7 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
         assert_close(coded.rmatvec(b), TALL.T @ b, 1e-9)
         assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-9)
         assert coded.report.tasks[0].arrived is None
-        assert len(stored()) == 2 * OBJECTS - 1  # both sides; 13 columns fill five blocks and not six
+        assert len(stored()) == 2 * OBJECTS - 1  # The 13 columns fill only five blocks.
     assert stored() == []
 
 

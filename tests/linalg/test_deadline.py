@@ -1,4 +1,4 @@
-"""The deadline of a series of products: who raises what, and that nothing runs once it has passed."""
+"""Tests of the deadline of a series of products: its errors, and that nothing runs after it."""
 
 from __future__ import annotations
 

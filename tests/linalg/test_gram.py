@@ -1,4 +1,4 @@
-"""coded_gram against numpy: plain and weighted, every dtype, with results lost."""
+"""Tests of coded_gram against NumPy: plain and weighted, for all dtypes, with lost results."""
 
 from __future__ import annotations
 

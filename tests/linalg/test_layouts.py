@@ -1,4 +1,4 @@
-"""Tests of which factor is cut, and into how many blocks: the cheapest by the formula, or as asked for."""
+"""Tests of the choice of the factor that is cut, and of the number of blocks: the cheapest or as given."""
 
 from __future__ import annotations
 

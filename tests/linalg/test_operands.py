@@ -1,4 +1,4 @@
-"""Tests of the allowed factors of a product, and how they are read and multiplied."""
+"""Tests of the allowed factors of a product, and of how they are read and multiplied."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def test_integers_are_exact_and_wrap_as_in_numpy(of_a: str, of_x: str) -> None:
     A = stream.integers(0, 2**62, (20, 8)).astype(of_a)
     x, y = stream.integers(0, 2**62, (8, 2)).astype(of_x), stream.integers(0, 2**62, 20).astype(of_x)
     with operator(A, blocks=4, tasks=8, executor=lossy({1: Fault("raise", attempts=9)})) as coded:
-        if np.result_type(A, x).kind == "f" and A.itemsize < 8:  # uint64 with a signed one
+        # NumPy gives float64 for uint64 with a signed dtype.
+        if np.result_type(A, x).kind == "f" and A.itemsize < 8:
             assert_close(coded @ x, A @ x, 1e-9)
             return
         if np.result_type(A, x).kind == "f":

@@ -1,4 +1,4 @@
-"""CodedOperator: numpy's products and scipy's solvers, with failures in every product."""
+"""Tests of CodedOperator against products of NumPy and solvers of SciPy, with failures in every product."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def random_matrix(shape: tuple[int, int], dtype: str) -> np.ndarray:
 
 
 def lossy(faults: Any = LOST) -> FaultyExecutor:
-    """Return a replay whose tasks 1, 4 and 7 fail in every product."""
+    """Return a replay executor with `faults` in every product. By default, tasks 1, 4 and 7 fail."""
     return FaultyExecutor(ReplayExecutor(), faults)
 
 
@@ -99,7 +99,7 @@ def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) 
         expected = np.einsum("ma,mw,mb->abw", A.conj(), several, A)
         assert_close(coded.gram(several), expected, 100 * ROOM[dtype])
         assert coded.n_products == 4 and coded.report.recovered == (1, 4, 7)
-        assert coded.report.n <= 36  # a task is a pair of at most 8 blocks
+        assert coded.report.n <= 36  # A task is a pair of at most 8 blocks.
 
 
 def test_gram_matrices_that_cannot_be() -> None:
@@ -185,7 +185,7 @@ def test_solvers_of_scipy_run_on_it(name: str) -> None:
         np.testing.assert_allclose(solve(coded), expected, rtol=1e-9 if name == "eigsh" else 1e-8)
 
 
-# --- what is kept between products -----------------------------------------------------------------
+# --- state between products ----------------------------------------------------------------------
 
 
 def test_report_is_of_the_last_product() -> None:
@@ -227,7 +227,7 @@ def test_closed_means_closed() -> None:
         coded @ np.ones(13)
 
 
-# --- misfortunes ---------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------
 
 
 def test_garbage_is_unmasked_by_left_over_results() -> None:
@@ -273,7 +273,7 @@ def test_too_many_dead_workers() -> None:
 
 
 def test_parity_takes_no_cores_from_data_that_is_not_late() -> None:
-    """It starts with the data once, and later where that takes longer than before or is lost."""
+    # Parity starts with the data only once. Later it starts when data tasks are late or lost.
     with Pool(workers=8) as pool, operator(TALL, pool) as coded:
 
         def started(operand: np.ndarray) -> int:
@@ -285,7 +285,7 @@ def test_parity_takes_no_cores_from_data_that_is_not_late() -> None:
         deadline = time.monotonic() + 60.0
         while started(np.ones(13)) > K:
             assert time.monotonic() < deadline
-        assert started(np.ones((13, 3))) == N  # another size takes its own time
+        assert started(np.ones((13, 3))) == N  # Run times are learned separately for each size.
 
 
 def test_a_worker_that_is_stopped_between_products_costs_little_time() -> None:
@@ -326,7 +326,7 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
         lithops, "FunctionExecutor", lambda **kwargs: made.append(build(**kwargs)) or made[-1]
     )
     killing = FaultyExecutor(str(config), {1: Fault("kill", attempts=1)})
-    for executor, killed in ((str(config), 0), (killing, 6)):  # by each product one at most
+    for executor, killed in ((str(config), 0), (killing, 6)):  # Each product kills at most one worker.
         others = len(made)
         started.clear()
         with operator(TALL, executor, timeout=100) as coded:
@@ -335,15 +335,16 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
                 assert_close(coded @ np.ones((13, 2)), TALL @ np.ones((13, 2)), 1e-10)
             assert coded.report is not None
             assert coded.report.executor == "persistent workers on lithops/localhost (TCP)"
-        assert N <= len(started) <= N + killed  # one for each task, and for each lost one
-        assert len(made) - others <= 2 + killed  # one that is asked, and one for each job of workers
+        assert N <= len(started) <= N + killed  # A worker starts for each task, and for each lost worker.
+        # One executor reads the configuration, and each job of workers has one.
+        assert len(made) - others <= 2 + killed
     storage = made[0].storage
     left = storage.list_keys(storage.bucket, "lithops.jobs")
     assert storage.list_keys(storage.bucket, "polarmap") == []
     assert not [key for one in made for key in left if key.startswith(f"lithops.jobs/{one.executor_id}")]
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- invalid arguments -----------------------------------------------------------------------------
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:

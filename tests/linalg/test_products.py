@@ -1,4 +1,4 @@
-"""coded_matmul against numpy: every shape, dtype, layout; stragglers, dead workers, garbage."""
+"""Tests of coded_matmul against NumPy: all shapes, dtypes and layouts, with stragglers and failures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 STREAM = np.random.default_rng(0)
 A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))
 DEAD = Fault("raise", attempts=9)
-# Lost tasks of a 5 x 5 grid with 4 x 4 data tasks: two data tasks in one row, one in another, and parity
-# tasks.
+# The lost tasks of a 5 x 5 grid with 4 x 4 data tasks. They include two data tasks in one row, one in another
+# row, and parity tasks.
 LOST = dict.fromkeys([0, 1, 6, 18, 22], DEAD)
 GRID = {"method": "grid", "tasks": (5, 5), "blocks": (4, 4)}
 
@@ -91,7 +91,8 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
     faults = {lost % (k[0] * k[1]): DEAD}
     array, report = matmul(left, right, faults, blocks=k, tasks=workers, rtol=1e-7)
     assert_close(array, left @ right, 1e-7)
-    filled = [-(-length // -(-length // count)) for length, count in zip((m, n), k)]  # no block is empty
+    # These counts leave no block empty.
+    filled = [-(-length // -(-length // count)) for length, count in zip((m, n), k)]
     assert (report.n, report.k) == (workers[0] * workers[1], filled[0] * filled[1])
     for method, side in (("rows", 0), ("columns", 1)):
         sizes = {"blocks": k[side], "tasks": workers[side]}
@@ -100,7 +101,7 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
 
 
 def test_a_grid_is_done_as_soon_as_lines_decode_each_other() -> None:
-    """In a 3 x 3 grid with 2 x 2 data blocks, four tasks in a chain determine all."""
+    # In a 3 x 3 grid with 2 x 2 data blocks, these four tasks determine all others.
     chain = [(0, 0), (0, 2), (2, 0), (1, 2)]
     places = ProductCode(PolarCode(3, 2), PolarCode(3, 2)).block_grid
     seconds = dict.fromkeys(range(9), math.inf) | {int(places[cell]): 1.0 for cell in chain}
@@ -142,7 +143,7 @@ def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
 def test_garbage_is_found_and_left_out(dtype: str) -> None:
     left, right = matrix((20, 8), dtype), matrix((8, 20), dtype, 2)
     faults = {2: DEAD, 1: Fault("garbage", attempts=9)}
-    seconds = {0: 2.0}  # late, so that there is something to decode when the surplus has arrived
+    seconds = {0: 2.0}  # This task is late, so decoding is needed even after the surplus has arrived.
     array, report = matmul(left, right, faults, seconds, blocks=(3, 3), tasks=(5, 5), verify=True)
     assert_close(array, left @ right, 1e-9)
     assert report.tasks_in_state("failed") == [1, 2]

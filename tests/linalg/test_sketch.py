@@ -1,4 +1,4 @@
-"""Least squares and Gram matrices from sketches, against numpy on all rows."""
+"""Tests of least squares and Gram matrices from sketches, against NumPy on all rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_the_last_estimate_is_that_of_numpy(columns: int, more: int, workers: in
 
 
 def test_a_badly_conditioned_matrix_loses_no_more_digits_than_in_numpy() -> None:
-    vandermonde = np.vander(np.linspace(0, 1, 400), 12)  # Condition 1e9; its Gram matrix has 1e18.
+    # Its condition number is 1e9, and that of its Gram matrix 1e18.
+    vandermonde = np.vander(np.linspace(0, 1, 400), 12)
     b = np.sin(9 * np.linspace(0, 1, 400))
     *_, last = sketched_lstsq(vandermonde, b, executor=ReplayExecutor())
     best = np.linalg.lstsq(vandermonde, b, rcond=None)[0]
@@ -72,7 +73,7 @@ def test_estimates_grow_with_what_arrives() -> None:
     assert found[-1].error_p90 == 0
 
 
-# --- the error that is said ----------------------------------------------------------------------
+# --- the reported error -------------------------------------------------------------------------
 
 
 def heavy_tails(stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +94,7 @@ def sorted_rows(stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cosines(stream: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return cosines of the transform: without signs each would be one row of the sketch."""
+    """Return columns that are cosines of the transform, which need random signs to spread over the rows."""
     return np.cos(np.pi * np.outer(np.arange(600) + 0.5, np.arange(8)) / 600), stream.standard_normal(600)
 
 
@@ -102,7 +103,7 @@ DATA = [heavy_tails, one_row_is_huge, one_residual_is_huge, sorted_rows, cosines
 
 @pytest.mark.parametrize("make", DATA, ids=lambda make: make.__name__)
 def test_nine_in_ten_estimates_are_within_the_error_that_is_said(make: Callable[..., Any]) -> None:
-    """Within 20 % of that: at least 72 in 100, of 200 random mixtures, in which each order is random."""
+    # The tolerance is 20 %: at least 72 % of 200 random mixtures, in which each order is random.
     matrix, b = make(np.random.default_rng(3))
     fitted = matrix @ np.linalg.lstsq(matrix, b, rcond=None)[0]
     exact, size, counts = matrix.T @ matrix, float(np.linalg.norm(b)), (1, 4, 23)

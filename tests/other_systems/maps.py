@@ -1,4 +1,4 @@
-"""Maps of each kind on the default executor, as a program of a user runs them."""
+"""A user program that runs each kind of map on the default executor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def first_to_come(name: str) -> bool:
 
 
 def sleeps_or_dies(block: np.ndarray) -> np.ndarray:
-    """Two sleep, one ends its process."""
+    """Return `product` of a block, but sleep in the first two calls and exit the process in the third."""
     if first_to_come("first") or first_to_come("second"):
         time.sleep(600)
     if first_to_come("third"):

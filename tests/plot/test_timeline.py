@@ -1,4 +1,4 @@
-"""Timelines, as figures and in HTML: every task and both moments, for ordinary and odd reports."""
+"""Tests of timelines as figures and in HTML: all tasks and both marked times, for all kinds of reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def invented(states: list[str], k: int, seconds: float = 2.0) -> Report:
 
 
 def bars(figure: Figure) -> dict[str, list[tuple[float, float, float]]]:
-    """Label -> (task, start, end) of every bar."""
+    """Return (task, start, end) of every bar, by the label of its container."""
     return {
         container.get_label(): [
             (bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_x() + bar.get_width())
@@ -111,7 +111,7 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all() -> None:
 
 
 def drawn(report: Report) -> ElementTree.Element:
-    """The picture; what is no well-formed markup raises."""
+    """Return the picture in the HTML of a report. Raises ParseError if the HTML is not well-formed."""
     found = ElementTree.fromstring(report._repr_html_()).find("svg")
     assert found is not None
     return found

@@ -27,7 +27,7 @@ def threads_now() -> set[int]:
 
 @pytest.fixture
 def limits() -> ThreadLimiter:
-    """Return a new limiter, because an abandoned task of another test may still use the limiter of the process."""
+    """Return a new limiter, as an abandoned task of another test may still use that of the process."""
     return ThreadLimiter()
 
 
@@ -124,7 +124,7 @@ print(json.dumps(endings))
 
 @pytest.fixture(scope="module")
 def endings() -> dict[str, int]:
-    """Run each scene in a process that is forked from an interpreter without SciPy, and return its exit code."""
+    """Return the exit code of each scene, run in a process forked from an interpreter without SciPy."""
     scenes = json.dumps({name: textwrap.dedent(scene) for name, scene in SCENES.items()})
     command = [sys.executable, "-c", PROGRAM, scenes]
     done = subprocess.run(command, check=True, timeout=PATIENCE, stdout=subprocess.PIPE)

@@ -42,7 +42,7 @@ class Blocks:
     def block(
         self, *arrays: np.ndarray, check: bool = True, of: Sequence[np.ndarray] = (), name: str = "x"
     ) -> BlockRef:
-        """Store `arrays` as segments and return a reference to a block of them, or of the arrays `of` if given."""
+        """Store `arrays` as segments and return a reference to a block of them, or of the arrays `of`."""
         parts = []
         for number, array in enumerate(arrays):
             part = Segment(f"{name}{number}", array.nbytes, None, 5)
@@ -56,7 +56,7 @@ class Blocks:
 
 
 def load(blocks: Blocks, block: BlockRef, is_private: bool = False, cache: BlockCache | None = None) -> Any:
-    """Return the array of a block, or the tuple of its arrays, loaded by `cache` or else the cache of `blocks`."""
+    """Return a block (an array or tuple of arrays), loaded by `cache` or by the cache of `blocks`."""
     count = len(block.layout)
     structure = ("array",) if count == 1 else (tuple, (), (("array",),) * count)
     own = blocks.cache if cache is None else cache

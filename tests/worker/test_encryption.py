@@ -1,4 +1,4 @@
-"""Tests of AES-256-GCM with derived keys, compared with RFC 5869 and with another interface of the library."""
+"""Tests of AES-256-GCM with derived keys, compared with RFC 5869 and another interface of the library."""
 
 from __future__ import annotations
 
@@ -286,6 +286,5 @@ def test_a_worker_without_the_key_says_so_and_nothing_else() -> None:
     assert (reply[1:], data) == (TaskReply(None, 0.0)[1:], b"")
     assert reply.error is not None
     assert reply.error.type == "KeyUnavailableError"
-    assert (
-        type(reply.error.exception) is KeyUnavailableError
-    )  # The driver recreates the exception from its text.
+    # The driver recreates the exception from its text.
+    assert type(reply.error.exception) is KeyUnavailableError

@@ -17,7 +17,7 @@ from polarmap.worker.finite_differences import (
 )
 
 X, SCALE = np.array([[1.0, -2.0, 0.5]]), np.array([[1.0, 10.0, 0.1]])
-GRADIENT = 2 * X * SCALE  # of the sum of squares, in units of the scale
+GRADIENT = 2 * X * SCALE  # gradient of the sum of squares, in units of SCALE
 H = 1e-4
 
 
@@ -55,9 +55,8 @@ def test_f_is_called_at_two_points_or_at_one_and_the_middle_and_not_for_filler()
     np.testing.assert_allclose(points, [X + sign * H * u / 5 * SCALE for sign in (1, -1, 1, -1)])
     points.clear()
     _, sizes = found([u, zero, u], "forward", f)
-    assert (
-        len(points) == 4
-    )  # the centre, one point for each nonzero direction, and one for the second difference
+    # the centre, one point for each nonzero direction, and one for the second difference
+    assert len(points) == 4
     assert sizes.second_difference == pytest.approx(2 * ((H * u / 5 * SCALE) ** 2).sum(), rel=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Tests that tasks in futures are cancelled by a flag in memory or by removing a folder, and share their blocks."""
+"""Tests of tasks in futures: cancelling them by a flag or by removing a folder, and their block cache."""
 
 from __future__ import annotations
 

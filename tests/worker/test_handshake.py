@@ -1,4 +1,4 @@
-"""Tests that a worker connects to an address of its driver, and that each proves to the other that it has the key."""
+"""Tests that a worker connects to its driver, and that each proves to the other that it has the key."""
 
 from __future__ import annotations
 
@@ -67,9 +67,8 @@ def test_a_process_with_many_open_files_connects_and_hears(listening: socket.soc
     most = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, before[0]), before[1]))
-    taken = [
-        os.open(os.devnull, os.O_RDONLY) for _ in range(1100)
-    ]  # select() supports descriptors below 1024.
+    # select() supports descriptors below 1024.
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         with ThreadPoolExecutor() as pool:
             found = pool.submit(admitted, listening)

@@ -140,7 +140,7 @@ def sharing(draw: Any) -> Any:
 
 
 def identities(value: Any) -> list[Any]:
-    """Return the parts of a value in traversal order, with each container or array numbered by first occurrence."""
+    """Return the parts of a value in traversal order, containers and arrays numbered by first occurrence."""
     first: dict[int, int] = {}
     order: list[Any] = []
     unseen = [value]

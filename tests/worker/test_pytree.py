@@ -111,7 +111,7 @@ def test_what_is_no_leaf_is_refused(leaf: Any, message: str) -> None:
 
 
 def test_leaves_are_let_go_with_the_tree() -> None:
-    # Reference counting frees the leaves, because mapped data stays in memory as long as it is referenced.
+    # Reference counting frees the leaves, because a referenced leaf keeps mapped data in memory.
     gc.disable()
     try:
         leaves = [np.zeros(3), np.ones(2)]

@@ -328,9 +328,8 @@ def test_the_system_notices_silence_within_the_timeout(timeout: float) -> None:
     for system in ("linux", "darwin", "win32"):
         options = list(socket_channel.get_tcp_options(timeout, system).values())
         idle, interval, count = options[:3]
-        assert abs(idle + interval * count - timeout) <= max(
-            4.0, 0.15 * timeout
-        )  # The options are whole seconds.
+        # The options are whole seconds.
+        assert abs(idle + interval * count - timeout) <= max(4.0, 0.15 * timeout)
     for name, number in {
         "TCP_KEEPIDLE": 4,
         "TCP_KEEPINTVL": 5,
@@ -366,9 +365,8 @@ def test_nothing_that_is_said_is_unpickled(
         end._connection.shutdown(socket.SHUT_WR)
     for end in pair:
         said, _ = end.receive(10.0)
-        is_heard = (
-            name == "a message" and end._authenticator is None
-        )  # With authentication, no message has a valid tag.
+        # With authentication, no message has a valid tag.
+        is_heard = name == "a message" and end._authenticator is None
         assert [type(one.header) for one in said] == is_heard * [bytearray]
     assert not (tmp_path / "unpickled").exists()
 

@@ -227,9 +227,8 @@ def test_it_asks_no_more_often_than_the_storage_answers(
     assert clock.pauses[0] == pytest.approx(min(max(seconds, first), slow))
     channel.receive(12.0)  # The poll interval grows to its maximum.
     often = [pause for pause in clock.pauses[:-1] if pause < 0.9 * storage_channel.MAX_POLL_INTERVAL]
-    assert (
-        seconds < slow or len(often) <= storage_channel.N_POLLS_PER_MESSAGE
-    )  # the number of polls that costs are computed with
+    # the number of polls that costs are computed with
+    assert seconds < slow or len(often) <= storage_channel.N_POLLS_PER_MESSAGE
     assert max(clock.pauses) == storage_channel.MAX_POLL_INTERVAL
 
 

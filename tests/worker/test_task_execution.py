@@ -144,7 +144,7 @@ def is_here(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create an interpreter that can import only Lithops, NumPy and their requirements, and return its path."""
+    """Create an interpreter with only Lithops, NumPy and their requirements, and return its path."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -159,9 +159,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_worker_with_lithops_and_numpy_only(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(
-        "PYTHONPATH", raising=False
-    )  # The variable would let the worker import packages of the client.
+    # The variable would let the worker import packages of the client.
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     config = tmp_path / "bare.yaml"
     config.write_text(
         "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"

@@ -1,4 +1,4 @@
-"""Tests of the functions that workers call: arguments of f, sparse rows, sums, batches and products of blocks."""
+"""Tests of the functions that workers call: arguments of f, sparse rows, sums, batches and products."""
 
 from __future__ import annotations
 

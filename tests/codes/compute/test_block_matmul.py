@@ -1,4 +1,4 @@
-"""Products of every size, and the compiled path for rows of any kind."""
+"""Tests of products of all sizes, and of the compiled path for rows of any memory layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations on rows against sums of Python integers, in numpy, compiled, and from rows of any kind."""
+"""Tests of row operations in NumPy and compiled code. The oracle is the sum of Python integers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from polarmap.codes.compute.row_program import RowOperationBatch, RowOperationPr
 from polarmap.codes.polar import PolarCode
 
 INTEGERS = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
-WIDTH = 1500  # more than WIDE, and no multiple of a tile
+WIDTH = 1500  # columns: more than WIDE, and not a multiple of the width of a tile
 
 
 def anything(seed: int, shape: tuple[int, ...], dtype: str) -> Any:
-    """Numbers of all sizes that `dtype` has."""
+    """Draw integers from the whole range of `dtype`."""
     limits = np.iinfo(dtype)
     return np.random.default_rng(seed).integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
 def exactly(matrix: Any, rows: Any, dtype: Any) -> Any:
-    """matrix @ rows in Python integers, then modulo 2^bits."""
+    """Return matrix @ rows, computed with Python integers and reduced modulo 2^bits."""
     bits, signed = 8 * np.dtype(dtype).itemsize, np.dtype(dtype).kind == "i"
     sums = matrix.astype(object) @ rows.astype(object) % 2**bits
     return np.array(
@@ -43,7 +43,7 @@ def test_butterflies_are_the_parity(n: int, draw: st.DataObject) -> None:
 
 
 def ran(program: RowOperationProgram, given: Any, wanted: int) -> Any:
-    """What a program makes of the given rows, by its operations; all at once, the same."""
+    """Return the rows that a program computes row by row, and check that batches give the same."""
     one, other = (np.full((wanted, given.shape[1]), 7, given.dtype) for _ in range(2))
     program._compute_row_by_row(given, one)
     program._compute_by_batches(given, other)
@@ -54,7 +54,7 @@ def ran(program: RowOperationProgram, given: Any, wanted: int) -> Any:
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 999), st.integers(1, 12))
 def test_programs_do_what_their_steps_do(seed: int, count: int) -> None:
-    """Of random steps those that nothing depends on are left out, and rows that are not used."""
+    # A program drops the random steps and rows that do not affect its result.
     stream = np.random.default_rng(seed)
     steps = [some_step(stream) for _ in range(count)]
     given, wanted = np.array([7, 3, 1]), np.array([9, 2])
@@ -77,7 +77,7 @@ def test_transposed_steps_are_the_transpose(seed: int, count: int) -> None:
 
 
 def some_step(stream: np.random.Generator) -> RowOperationBatch:
-    """Two operations on rows that differ, or that a target is the first of."""
+    """Draw two row operations. The first operand of each is another row or the target itself."""
     rows = stream.permutation(12)
     first = rows[:2] if stream.random() < 0.3 else rows[2:4]
     factors = [0, 1, -1, stream.integers(-(2**63), 2**63 - 1, 2)]
@@ -112,7 +112,7 @@ def test_interpreted_operations_are_compiled() -> None:
     operations = np.array([[0, 0, 1, 1], [2, 1, 0, -1], [3, 0, 0, 0], [3, 3, 2, 7]])
     compiled = table.copy()
     transforms_numba.execute_row_operations(compiled, operations)
-    with np.errstate(over="ignore"):  # it wraps, as it should
+    with np.errstate(over="ignore"):  # The overflow is intended.
         transforms_numba.execute_row_operations.py_func(table, operations)
     assert (table == compiled).all()
 

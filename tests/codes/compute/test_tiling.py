@@ -1,4 +1,4 @@
-"""Tiles: every column once."""
+"""Tests that tiles contain every column once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled kernel against numpy, and its own source interpreted."""
+"""Tests of the compiled kernel. The oracles are NumPy and the Python source of the kernel, interpreted."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def piece(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
-    """What transforms_numba._row_view reads at an address, in plain Python."""
+    """Return columns `left` to `right` of the row at an address, as `_row_view` does in compiled code."""
     doubles = ctypes.c_double * (right - left)
     return np.ctypeslib.as_array(doubles.from_address(int(addresses[row]) + 8 * left))
