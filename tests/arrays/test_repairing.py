@@ -313,7 +313,7 @@ import polarmap
 from array_data import MIB, damage, random_array
 from counting_store import CountingReads
 
-A = random_array((64, 40_000))  # 20 MB
+A = random_array((64, 40_000))  # The array has 20 MB.
 store = CountingReads(sys.argv[1])
 coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=16 * MIB)
 part = coded.block_segments(0)[0].size

@@ -153,8 +153,8 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
 
 @pytest.mark.parametrize("joins", [True, False])
 def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins):
-    # The padded pieces of an earlier run are longer than the manifest allows for parts outside the Zarr
-    # array.
+    # Each row consists of three pieces, and the last piece is shorter. When an earlier run has padded it, the
+    # piece is longer than the manifest allows for parts outside the Zarr array.
     A, folder = random_array((8, 16_003)), FolderStore(tmp_path)
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(folder, 40, fail), memory=MIB, **OPTIONS)

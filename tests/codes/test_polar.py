@@ -262,7 +262,7 @@ def test_a_class_of_one_kernel_makes_its_own(kind: type[PolarCode]) -> None:
 
 def test_a_kind_of_a_kernel_takes_its_place_nowhere_else() -> None:
     class Own(ArikanCode):
-        """An Arikan code of a user's."""
+        """A user-defined Arikan code."""
 
     assert type(Own(6, 4)) is Own
     assert type(copy.copy(Own(6, 4))) is Own

@@ -231,7 +231,7 @@ def test_results_that_contradict_each_other_are_looked_at_again_when_another_com
 # --- predicates have no side effects -----------------------------------------------------
 
 PREDICATES = ("is_", "has_", "can_", "must_", "would_")
-# Attributes that cache a value once it is computed, which is not visible from outside.
+# Attributes that hold cached values. Filling a cache does not count as a side effect.
 CACHED = {"_decoder", "_missing_indices", "_previous_decoder", "_trial_cache", "_effects"}
 AFTER_ARRIVAL = PaddedBlock
 WHEN_DETERMINED = AcceptancePolicy, LocalChecks, Verifier

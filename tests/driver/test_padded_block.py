@@ -46,7 +46,7 @@ def test_only_what_is_lost_is_decoded(f: Callable[[Any], Any], lost: tuple[int, 
 @pytest.mark.parametrize("shape", ["raises", "is odd"])
 def test_a_last_block_without_a_symbol_counts_as_lost_for_the_others(schedule: str, shape: str) -> None:
     def total_of_true_rows(block: np.ndarray) -> np.ndarray:
-        """Sum the rows; of a row of zeros return something else, or raise."""
+        """Return the sum of the rows. If a row is zero, raise ValueError or return another shape."""
         if not block.any(axis=1).all():
             if shape == "raises":
                 raise ValueError("no row may be zero")

@@ -140,7 +140,7 @@ def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FinishedRun(LocalEvaluation):
-        """Has ended before the map goes on, which would not wait for it."""
+        """An evaluation that ends before the map continues, since the map would not wait for it."""
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)

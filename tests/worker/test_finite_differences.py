@@ -1,4 +1,4 @@
-"""Slopes along a few directions, and the inputs of their error estimate."""
+"""Tests of slopes along a few directions, and of the inputs of their error estimate."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from polarmap.worker.socket_channel import SocketChannel
 PROGRAM = """
 import json, socket, sys
 from polarmap.worker import spawned_worker
-# As Windows has it: bytes that mean a socket.
+# On Windows, socket.fromshare restores a socket from bytes.
 socket.fromshare = lambda data: socket.socket(fileno=int(data))
 spawned_worker.main(json.loads(sys.argv[1]), [sys.argv[2]])
 """
