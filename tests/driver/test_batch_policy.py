@@ -123,7 +123,7 @@ def negative(number: int) -> Any:
     return threading.Lock() if number == 5 else -number
 
 
-def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_again_alone() -> None:
+def test_items_of_a_batch_end_separately_and_failed_items_are_retried_alone() -> None:
     served = Served(negative, NumberSequence(100))
     assert [len(batch) for batch in served.first()[:3]] == [20, 20, 15]  # a quarter of the queued items
     results = served.serve()
@@ -142,14 +142,14 @@ def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_agai
     assert table[25].worker_seconds == pytest.approx(SECONDS / 20)
 
 
-def test_items_go_alone_until_it_is_known_that_they_are_short() -> None:
+def test_items_are_sent_singly_until_they_are_known_to_be_short() -> None:
     for seconds in (None, TARGET_BATCH_SECONDS):
         served = Served(abs, NumberSequence(40), seconds=seconds)
         served.serve()
         assert served.handed == [[number] for number in range(40)]
 
 
-def test_only_items_of_a_kind_that_are_small_go_together() -> None:
+def test_only_small_items_of_the_same_class_share_a_batch() -> None:
     large = NumberSequence(40)
     large.blocks[4:6] = pickle_to_array(4), pickle_to_array(5)
     served = Served(abs, large)
@@ -160,7 +160,7 @@ def test_only_items_of_a_kind_that_are_small_go_together() -> None:
     assert served.first()[:20] == [[number] for number in range(N_INITIAL_BATCHES)]
 
 
-def test_how_long_items_take_is_learned_of_the_first_ones_unless_these_take_long() -> None:
+def test_run_times_are_learned_from_the_first_items_unless_these_are_long() -> None:
     served = Served(abs, NumberSequence(300), seconds=None)
     assert len(served.first()) == N_INITIAL_BATCHES
     served.step()
@@ -173,13 +173,13 @@ def test_how_long_items_take_is_learned_of_the_first_ones_unless_these_take_long
     assert len(quick.handed) < 30
 
 
-def test_where_much_waits_a_batch_is_worth_its_way() -> None:
+def test_batches_fill_their_target_time_when_many_items_are_queued() -> None:
     served = Served(abs, NumberSequence(1000), seconds=1e-5)
     assert [len(batch) for batch in served.first()] == [250, 200, 200, 200, 150]
 
 
 @pytest.mark.parametrize("ends_late", [False, True])
-def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themselves(ends_late: bool) -> None:
+def test_a_late_batch_is_cancelled_and_its_items_are_restarted_singly(ends_late: bool) -> None:
     served = Served(
         negative, NumberSequence(40), script={1: LATE_BATCH_SECONDS * (1.5 if ends_late else 1e6)}
     )
@@ -192,7 +192,7 @@ def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themsel
     assert [task.n_attempts for task in served.collector.make_report_table_builder()()][6:] == [1] * 34
 
 
-def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_that_a_worker_leaves_of_a_long_batch_are_queued_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # A task runs its first item only.
     monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", -1.0)
     served = Served(abs, NumberSequence(40))
@@ -203,7 +203,7 @@ def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch
     assert [task.n_attempts for task in served.collector.make_report_table_builder()()] == [1] * 40
 
 
-def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_each() -> None:
+def test_items_that_are_lost_together_are_retried_singly_and_reported_separately() -> None:
     served = Served(abs, NumberSequence(40), faults={0: Fault("kill")})
     lost = list(served.first()[0])
     assert served.serve() == {number: number for number in range(40)}
@@ -214,7 +214,7 @@ def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_eac
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
-def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int) -> None:
+def test_only_the_loss_of_a_single_item_uses_up_a_retry(retries: int) -> None:
     unlucky, doomed = 3, 5
     # The first fault strikes the batch that holds both items. All later ones strike an item that is alone.
     faults = {unlucky: Fault("kill", attempts=1 + retries), doomed: Fault("kill", attempts=99)}
@@ -231,14 +231,14 @@ def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int)
     assert attempts[unlucky] == attempts[doomed] == 2 + retries
 
 
-def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() -> None:
+def test_cancelled_items_do_not_start_and_the_rest_of_their_batch_continues() -> None:
     items = NumberSequence(40)
     items.unwanted = {2, *range(10, 25), *range(36, 40)}
     served = Served(abs, items)
     assert served.serve() == {number: number for number in set(range(40)) - items.unwanted}
 
 
-def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> None:
+def test_items_share_batches_on_local_processes_only_if_they_can_be_retried() -> None:
     with Pool(workers=1) as pool:
         assert can_batch_items(pool.resolve(), 1, 1)
         assert can_batch_items(resolve_executor(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
@@ -259,7 +259,7 @@ def test_a_fault_strikes_the_batch_of_its_item_once() -> None:
     assert served.handed.count([15]) == 1
 
 
-def test_a_batch_that_was_given_up_leaves_no_fault_for_its_items() -> None:
+def test_a_cancelled_batch_leaves_no_fault_for_its_items() -> None:
     faults = {15: Fault("sleep", 10 * LATE_BATCH_SECONDS)}
     served = Served(abs, NumberSequence(40), faults=faults)
     assert served.serve() == {number: number for number in range(40)}
@@ -268,7 +268,7 @@ def test_a_batch_that_was_given_up_leaves_no_fault_for_its_items() -> None:
 
 
 @pytest.mark.parametrize("kind", ["raise", "garbage"])
-def test_an_item_that_is_to_fail_by_itself_travels_alone(kind: str) -> None:
+def test_an_item_with_a_fault_of_its_own_is_sent_alone(kind: str) -> None:
     faults = {number: Fault(kind) for number in (0, 15, 16, 39)}
     batches = BatchPolicy(QueuedBatchBlocks(), True, MAX_BATCHES, 1, faults)
     batches._seconds_by_class["kind"] = 1e-3
@@ -279,7 +279,7 @@ def test_an_item_that_is_to_fail_by_itself_travels_alone(kind: str) -> None:
     assert max(map(len, sent)) > 1
 
 
-def test_a_part_of_a_task_was_started_as_often() -> None:
+def test_a_split_task_keeps_its_count_of_attempts() -> None:
     tasks = TaskTable(1)
     tasks.start_attempts([0], 1.0)
     tasks.split_off_task(

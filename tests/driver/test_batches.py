@@ -37,7 +37,7 @@ def test_each_task_gets_the_items_of_its_batch() -> None:
     assert [(index, unpickle_item(data)) for index, data in results] == [(1, 2), (2, 3)]
 
 
-def test_an_array_that_is_an_item_is_its_block_and_not_copied() -> None:
+def test_an_item_that_is_an_array_is_the_block_without_a_copy() -> None:
     array = np.arange(3.0)
     items = ItemSequence("class", blocks=[array])
     [leaf] = BatchBlocks([Batch(items, [0])]).block_leaves(0)
@@ -45,7 +45,7 @@ def test_an_array_that_is_an_item_is_its_block_and_not_copied() -> None:
     assert not leaf.flags.writeable
 
 
-def test_an_item_that_fails_leaves_the_others_their_results() -> None:
+def test_an_item_that_fails_does_not_affect_the_results_of_its_batch() -> None:
     items = make_items("1", "two", "3")
     batch = Batch(items, range(3))
     outcome = split_outcome_by_item(batch, run(BatchBlocks([batch]), 0, int))

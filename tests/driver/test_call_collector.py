@@ -94,7 +94,7 @@ def attempts(served: Served, task: int) -> int:
     return served.tasks[task].n_attempts
 
 
-def test_calls_end_as_the_run_says_in_their_order_and_nothing_of_them_is_kept() -> None:
+def test_calls_end_in_order_and_leave_no_state() -> None:
     served = Served()
     submitted = served.add(10)
     list(served.serve())
@@ -105,7 +105,7 @@ def test_calls_end_as_the_run_says_in_their_order_and_nothing_of_them_is_kept() 
     assert served.cancelled_attempts == []
 
 
-def test_a_late_call_is_started_once_more_and_what_is_left_of_it_is_cancelled() -> None:
+def test_a_late_call_gets_a_backup_and_its_other_attempt_is_cancelled() -> None:
     served = Served(faults={3: Fault("sleep", 1000.0)})
     submitted = served.add(4)
     list(served.serve())
@@ -126,7 +126,7 @@ def test_there_are_no_backups_while_other_calls_wait_for_a_worker() -> None:
     assert max_in_flight[True] == 1 < max_in_flight[False]
 
 
-def test_what_calls_of_a_function_took_is_remembered_from_run_to_run() -> None:
+def test_run_times_of_a_function_are_remembered_across_sessions() -> None:
     served = Served()
     served.add(20)
     list(served.serve())
@@ -141,7 +141,7 @@ def test_what_calls_of_a_function_took_is_remembered_from_run_to_run() -> None:
     assert attempts(served, 20) == 2
 
 
-def test_no_call_is_late_at_once() -> None:
+def test_no_call_is_late_immediately() -> None:
     served = Served(dict.fromkeys(range(20), 1e-6))
     served.add(20)
     list(served.serve())
@@ -152,7 +152,7 @@ def test_no_call_is_late_at_once() -> None:
     assert served.run.now() == pytest.approx(0.1)
 
 
-def test_no_more_is_remembered_than_tells_what_is_late() -> None:
+def test_only_as_many_run_times_are_kept_as_lateness_needs() -> None:
     served = Served()
     served.add(3 * RUN_TIME_HISTORY_SIZE)
     list(served.serve())
@@ -160,7 +160,7 @@ def test_no_more_is_remembered_than_tells_what_is_late() -> None:
     assert len(kind._run_times) <= RUN_TIME_HISTORY_SIZE
 
 
-def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_are_not() -> None:
+def test_functions_that_were_called_long_ago_are_evicted_unless_they_are_running() -> None:
     served = Served(faults={0: Fault("sleep", 1000.0)}, max_in_flight=2)
     kinds = served.policy._trackers_by_class
     served.calls.submit(SubmittedCall(Future(), "asleep", pickle_to_array((int, (), {}))), [0])
@@ -177,7 +177,7 @@ def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_a
     assert len(served.policy._backup_policy._late_trackers) <= MAX_ITEM_CLASSES + 1
 
 
-def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
+def test_a_call_that_raises_ends_regardless_of_its_other_attempt() -> None:
     # The first attempt raises late, while its backup sleeps. Neither attempt is replaced.
     faults = {3: Fault("raise", attempts=1)}
     served = Served({3: 50.0, 4: 200.0}, faults, max_in_flight=5, backups=1, retries=3)
@@ -191,7 +191,7 @@ def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
     assert set(served.cancelled_attempts) == {(3, 1), (4, 1)}
 
 
-def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
+def test_lost_calls_are_retried_up_to_the_limit() -> None:
     faults = {0: Fault("kill"), 1: Fault("kill", attempts=2), 2: Fault("raise"), 3: Fault("garbage")}
     served = Served(faults=faults)
     submitted = served.add(4)
@@ -208,7 +208,7 @@ LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyErro
 
 @pytest.mark.parametrize("first", [LOST, RAISED, None])
 @pytest.mark.parametrize("second", [LOST, RAISED, None])
-def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: Failure | None) -> None:
+def test_two_attempts_of_a_call_may_end_together(first: Failure | None, second: Failure | None) -> None:
     served = Served(backups=1)
     [call] = served.add(1)
     tasks, ends = served.tasks, []
@@ -233,7 +233,7 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     assert len(tasks) == 0
 
 
-def test_lost_calls_wait_for_a_delay_that_doubles_while_others_go_on() -> None:
+def test_lost_calls_are_retried_after_doubling_delays_while_other_calls_continue() -> None:
     served = Served(faults={0: Fault("kill", attempts=2)}, retries=2, retry_delay=10.0)
     submitted = served.add(9)
     for _ in served.serve():
@@ -251,7 +251,7 @@ def test_a_call_that_is_lost_for_the_last_time_fails_without_a_delay() -> None:
     assert served.run.now() == pytest.approx(1.0 + 10 + 1 + SESSION_IDLE_SECONDS)
 
 
-def test_questions_change_no_call() -> None:
+def test_predicates_do_not_change_calls() -> None:
     served = Served()
     served.add(9)
     served.take()

@@ -52,7 +52,7 @@ class Breaks(ReplayExecutor):
         return run
 
 
-def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next() -> None:
+def test_started_calls_fail_with_their_session_and_queued_calls_continue_in_the_next() -> None:
     served = Served()
     submitted, executor = served.add(9), Breaks()
     executor.blocks = served.blocks
@@ -64,7 +64,7 @@ def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next(
     assert [call.future.result(0) for call in submitted[2:]] == list(range(2, 9))
 
 
-def test_all_fail_where_none_is_opened() -> None:
+def test_all_calls_fail_if_no_session_can_be_opened() -> None:
     served = Served()
     submitted = served.add(3)
     assert submitted[2].future.cancel()
@@ -77,7 +77,7 @@ def test_all_fail_where_none_is_opened() -> None:
     assert len(wait([submitted[2].future], 0.0).done) == 1
 
 
-def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
+def test_calls_can_be_cancelled_until_they_are_sent_to_a_worker() -> None:
     served = Served()
     submitted = served.add(9)
     served.take()
@@ -93,7 +93,7 @@ def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
     assert [submitted[task].future.result(0) for task in (0, 2)] == [0, 2]
 
 
-def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it() -> None:
+def test_the_bytes_of_a_call_are_sent_with_its_ticket_unless_it_is_cancelled() -> None:
     served = Served()
     for size in (1, 2, 3):
         served.calls.submit(SubmittedCall(Future(), "f", np.full(size, size - 1, np.uint8)), [0])
@@ -114,7 +114,7 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
         stored.publish_block(blocks, 1)
 
 
-def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over() -> None:
+def test_queued_calls_of_a_map_end_when_they_are_cancelled() -> None:
     served, mapped = Served(), MappedCalls("f")
     mapped.blocks += [pickle_to_array((abs, (-number,), {})) for number in range(6)]
     served.calls.submit(mapped, range(6))
@@ -129,7 +129,7 @@ def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over
     assert (mapped._outcomes, mapped.select_claimed_items(range(6))) == ({0: (True, 0), 1: (True, 1)}, [0, 1])
 
 
-def test_a_call_may_come_while_a_run_ends() -> None:
+def test_a_call_may_be_submitted_while_a_session_ends() -> None:
     class Interrupted(deque[Any]):
         """A queue that lets another thread submit a call while it is iterated over."""
 
@@ -204,7 +204,7 @@ def closed() -> list[bool]:
     return []
 
 
-def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -> None:
+def test_a_session_is_open_only_while_there_are_calls(closed: list[bool]) -> None:
     executor = Counting()
     calls = calls_on(executor, lambda: closed.append(True))
     for turn in (1, 2):
@@ -222,7 +222,7 @@ def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -
     assert closed == [True]
 
 
-def test_a_thread_without_calls_ends_and_another_one_takes_the_next() -> None:
+def test_a_thread_without_calls_ends_and_the_next_call_starts_another() -> None:
     calls = calls_on(Counting())
     for _ in range(3):
         [future] = submit(calls, 1)
@@ -232,7 +232,7 @@ def test_a_thread_without_calls_ends_and_another_one_takes_the_next() -> None:
         assert until(lambda thread=thread: not thread.is_alive())
 
 
-def test_calls_fail_where_no_run_can_be_opened(closed: list[bool]) -> None:
+def test_submitted_calls_fail_if_opening_a_session_raises(closed: list[bool]) -> None:
     calls = calls_on(Counting(OSError("gone")), lambda: closed.append(True))
     assert [str(future.exception(PATIENCE)) for future in submit(calls, 10)] == ["gone"] * 10
     calls.shutdown()
@@ -240,7 +240,7 @@ def test_calls_fail_where_no_run_can_be_opened(closed: list[bool]) -> None:
     assert closed == [True]
 
 
-def test_calls_that_no_run_was_given_are_cancelled_and_those_under_way_end_first(closed: list[bool]) -> None:
+def test_shutdown_cancels_queued_calls_and_waits_for_running_calls(closed: list[bool]) -> None:
     executor = Counting()
     executor.may_open.clear()
     calls = calls_on(executor, lambda: closed.append(True))

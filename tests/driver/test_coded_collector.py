@@ -33,7 +33,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
+def test_an_unverified_map_stops_at_the_kth_arrival(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(N).tolist()
     result = coded(verify=False, executor=arriving(order, N))
     assert_right(result)
@@ -45,7 +45,9 @@ def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
     assert states(report) == {"arrived": sorted(order[:K]), "abandoned": sorted(order[K:])}
 
 
-def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_map_of_a_verified_f_is_neither_checked_nor_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     coded(executor=losing(0))  # f is verified from this map on.
     monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("made"))
     for checks, method in ((ParityChecks, "_measure_residuals"), (LocalChecks, "start")):
@@ -58,7 +60,7 @@ def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pyt
     assert states(report) == {"arrived": list(range(K)), "abandoned": list(range(K, N))}
 
 
-def test_the_last_data_result_spares_decoding_while_surplus_is_waited_for() -> None:
+def test_the_last_data_result_avoids_decoding_while_the_map_waits_for_surplus() -> None:
     result = coded(executor=ReplayExecutor({8: 0.5, 4: 1.1, 9: 1.2, 10: 1.2, 11: 1.2}))
     assert_same(result, plain_map(product, DATA, K))
     report = result.report
@@ -66,7 +68,7 @@ def test_the_last_data_result_spares_decoding_while_surplus_is_waited_for() -> N
     assert states(report) == {"arrived": list(range(K)), "surplus": [8], "abandoned": [9, 10, 11]}
 
 
-def test_results_that_arrived_are_the_bits_of_a_plain_map() -> None:
+def test_received_results_equal_a_plain_map_bit_for_bit() -> None:
     result = coded(np.cumsum, executor=ReplayExecutor({2: 2.0}))
     expected = plain_map(np.cumsum, DATA, K)
     assert result.report.recovered == (2,)
@@ -83,7 +85,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("surplus", [0, 1])
-def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surplus: int) -> None:
+def test_the_data_is_released_after_its_map_even_if_results_were_checked(surplus: int) -> None:
     data = DATA.copy()
     there = weakref.ref(data)
     lost = ReplayExecutor(dict.fromkeys(range(2 - surplus), math.inf))
@@ -99,7 +101,7 @@ def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surpl
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("row", "late"), [(4, 2.0), (4, 5.0), (0, 3.0)])  # Row 0 is in the lost block.
 @pytest.mark.filterwarnings("ignore:the data contains NaN")
-def test_nan_and_inf_are_not_decoded_from_but_waited_for(bad: float, row: int, late: float) -> None:
+def test_a_map_waits_for_nan_and_inf_instead_of_decoding_from_them(bad: float, row: int, late: float) -> None:
     data = DATA.copy()
     data[row, 2] = bad
     data[14, 2] = -bad
@@ -110,21 +112,21 @@ def test_nan_and_inf_are_not_decoded_from_but_waited_for(bad: float, row: int, l
 
 
 @pytest.mark.filterwarnings("ignore:the data contains NaN")
-def test_nan_and_inf_in_time_cost_no_wait() -> None:
+def test_nan_and_inf_that_arrive_in_time_cause_no_wait() -> None:
     data = np.where(DATA > 1, math.inf, np.where(DATA < -1, math.nan, DATA))
     result = coded(np.copy, data, executor=ReplayExecutor({11: math.inf}))
     assert_same(result, cut(data, K))
     assert result.report.seconds == 1.0
 
 
-def test_overflow_of_parity_blocks_is_waited_for() -> None:
+def test_a_map_waits_for_data_if_parity_blocks_overflow() -> None:
     data = np.full((3 * K, 2), 6e4, "f2") * np.where(np.arange(3 * K) % 2, 1, -1)[:, None].astype("f2")
     data[: 3 * K // 2] *= -1
     result = coded(np.copy, data, executor=ReplayExecutor({0: 3.0}))
     assert_same(result, cut(data, K), 0.05)
 
 
-def test_nan_is_named_when_it_is_encoded() -> None:
+def test_a_warning_names_nan_in_the_data_of_a_map() -> None:
     data = FLOATS.copy()
     data[17, 2] = data[30, 0] = np.nan
     with pytest.warns(RuntimeWarning, match=r"at 2 positions, the first in row 17, entry \(2,\)"):
@@ -151,7 +153,7 @@ def test_nan_with_a_lost_worker_ends_with_one_clear_error(verify: Any) -> None:
 
 @pytest.mark.parametrize("schedule", ["upfront", "on_demand"])
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_map_in_which_nothing_can_arrive_says_so(schedule: str, retries: int) -> None:
+def test_a_map_in_which_no_result_can_arrive_raises_a_clear_error(schedule: str, retries: int) -> None:
     faulty = FaultyExecutor(losing(1, 2, 4), {5: Fault("kill", attempts=9)})
     with pytest.raises(NotDecodableError, match=r"5 of 6 .*, and no more can come; failed 3 tasks: .*3600 s"):
         coded_map(np.negative, FLOATS, blocks=6, tasks=9, executor=faulty, retries=retries, schedule=schedule)
@@ -199,7 +201,7 @@ def test_different_failures_are_counted_separately() -> None:
     assert str(caught.value.__cause__) == "no such block"
 
 
-def test_timeout_tells_what_arrived_and_what_failed() -> None:
+def test_a_timeout_error_lists_arrivals_and_failures() -> None:
     seconds = {0: 1.0, 1: 1.1, 2: 1.2, 3: 1.3} | dict.fromkeys(range(4, N), math.inf)
     text = r"^3 of 8 needed results arrived within 2.5 s, 8 tasks still run; failed 1 task: WorkerLost"
     with pytest.raises(CodedTimeoutError, match=text) as caught:
@@ -207,13 +209,13 @@ def test_timeout_tells_what_arrived_and_what_failed() -> None:
     assert isinstance(caught.value, TimeoutError)
 
 
-def test_timeout_that_cuts_verification_short_says_so() -> None:
+def test_a_timeout_that_interrupts_verification_is_reported() -> None:
     order = arrivals(PolarCode(N, K), K, np.random.default_rng(3))
     with pytest.raises(CodedTimeoutError, match=r"8 of 8 .*could not be verified in time.*verify=False"):
         coded(executor=arriving(order, N, step=0.0), timeout=1.5)
 
 
-def test_results_that_contradict_each_other_are_looked_at_again_when_another_comes(
+def test_contradicting_results_are_checked_again_only_when_a_result_arrives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The loop polls every 5 s although the results contradict each other. It used to poll every 0.25 s.

@@ -115,18 +115,18 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_made_again_it_is_the_same_function(name: str) -> None:
+def test_an_equal_function_that_is_created_again_is_trusted(name: str) -> None:
     assert compute_function_fingerprint(SAME[name]()) == compute_function_fingerprint(SAME[name]())
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_what_may_make_it_non_linear_makes_another_function(name: str) -> None:
+def test_functions_that_differ_have_different_fingerprints(name: str) -> None:
     first, other = DIFFERENT[name]
     assert compute_function_fingerprint(first) != compute_function_fingerprint(other)
     assert compute_function_fingerprint(first) == compute_function_fingerprint(first)
 
 
-def test_a_class_defined_anew_under_its_name_counts() -> None:
+def test_redefining_a_class_changes_the_fingerprint() -> None:
     def define(exponent: int) -> Callable[[Any], Any]:
         class Local:
             def __call__(self, block: Any) -> Any:
@@ -137,14 +137,14 @@ def test_a_class_defined_anew_under_its_name_counts() -> None:
     assert compute_function_fingerprint(define(1)) != compute_function_fingerprint(define(2))
 
 
-def test_a_variable_without_a_value_yet_does_no_harm() -> None:
+def test_a_variable_that_is_assigned_later_changes_the_fingerprint() -> None:
     f = lambda block: block * later  # noqa: E731
     before = compute_function_fingerprint(f)
     later = 2
     assert compute_function_fingerprint(f) != before
 
 
-def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> None:
+def test_objects_are_compared_by_their_attributes_and_not_by_their_pickles() -> None:
     class Unpicklable(Power):
         def __reduce__(self) -> Any:
             raise TypeError("no")
@@ -156,7 +156,7 @@ def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> No
 @pytest.mark.parametrize(
     "inside", [threading.Lock(), (n for n in [1]), weakref.ref(Power), np.frompyfunc(abs, 1, 1)]
 )
-def test_what_cannot_be_compared_is_not_trusted(inside: Any) -> None:
+def test_a_function_that_cannot_be_fingerprinted_is_not_trusted(inside: Any) -> None:
     f = times(inside)
     assert compute_function_fingerprint(f) is None
     FunctionProperty(f, LINEAR_OR_AFFINE, []).remember_value()
@@ -530,7 +530,9 @@ def _() -> Any:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_f_reaches_has_changed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_an_object_that_f_refers_to_is_noticed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A version that trusted f here returned results off by 0.67, with an error bound of 1e-15.
     monkeypatch.setattr(Holder, "p", 1)
     monkeypatch.setitem(globals(), "EXPONENT", 1)

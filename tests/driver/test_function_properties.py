@@ -25,7 +25,7 @@ def power(exponent: Any) -> Callable[[Any], Any]:
     return lambda block: block**exponent
 
 
-def test_note_and_forget() -> None:
+def test_verified_properties_are_remembered_until_the_cache_is_cleared() -> None:
     f = times(np.ones(3))
     floats, integers = [np.dtype(float)], [np.dtype(int)]
     assert FunctionProperty(f, LINEAR_OR_AFFINE, floats).value is None
@@ -46,7 +46,7 @@ def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:
 
 
 @pytest.mark.parametrize(("surplus", "how"), [(True, "parity"), (False, "local")])
-def test_the_next_map_trusts_what_this_one_verified(surplus: bool, how: str) -> None:
+def test_the_next_map_trusts_a_verified_function(surplus: bool, how: str) -> None:
     assert how_verified(times(np.ones(5)), surplus) == how
     assert how_verified(times(np.ones(5)), surplus=False) == "earlier"
     assert how_verified(times(np.zeros(5)), surplus=False) == "local"
@@ -67,7 +67,7 @@ def test_a_function_that_failed_is_not_verified() -> None:
             how_verified(power(2), surplus=False)
 
 
-def test_what_changes_while_a_map_runs_is_not_trusted_as_what_it_was() -> None:
+def test_a_function_that_changes_during_a_map_is_not_trusted() -> None:
     # When the map starts, f is a square. Its tasks compute and verify the identity.
     inside = [2]
 

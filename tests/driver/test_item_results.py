@@ -29,7 +29,7 @@ class Arrivals(Observer):
         self.seen.append((event.index, event.get_result()))
 
 
-def test_each_item_gets_its_first_result_and_observers_see_it_at_once() -> None:
+def test_each_item_gets_its_first_result_and_observers_receive_it_immediately() -> None:
     arrivals = Arrivals()
     results = ItemResults(2, False, EventStream([arrivals]))
     results.add_results([(1, pickle.dumps("one"))])

@@ -26,7 +26,7 @@ def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
 
 
 @pytest.mark.parametrize("other", [0, 1])
-def test_equal_results_tell_nothing_of_lost_blocks(other: int) -> None:
+def test_equal_results_do_not_verify_lost_blocks(other: int) -> None:
     # Equal results satisfy the parity checks whatever f returns for a lost block. The driver evaluates each
     # one.
     data = np.arange(24.0).reshape(12, 2)
@@ -39,7 +39,7 @@ def test_equal_results_tell_nothing_of_lost_blocks(other: int) -> None:
 
 
 @pytest.mark.parametrize("lost", [(), (5,)])
-def test_a_structure_that_one_block_alone_has_is_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
+def test_a_unique_structure_of_one_block_does_not_count_as_garbage(lost: tuple[int, ...]) -> None:
     data = np.arange(24.0).reshape(12, 2)
 
     def f(block: np.ndarray) -> Any:

@@ -178,7 +178,7 @@ def test_a_job_that_is_cancelled_stops_and_closes_its_session(is_early: bool) ->
     assert [call[0] for call in recorder.calls] == ([] if is_early else ["open", "submit", "wait", "close"])
 
 
-def test_a_map_may_be_asked_for_its_report_at_any_time() -> None:
+def test_the_report_of_a_map_is_available_at_any_time() -> None:
     running = MapExecution(resolve_executor(ReplayExecutor()))
     running.set_code(polarmap.codes.PolarCode(4, 3), padding=2)
     blank = running.current_report()
@@ -260,14 +260,14 @@ class RecordedSession(ReplaySession):
         lambda executor: polarmap.hedged_map(np.sum, [np.ones(2)], blocks=3, executor=executor),
     ],
 )
-def test_nothing_is_opened_for_data_that_is_refused(use: Callable[[Any], Any]) -> None:
+def test_no_session_is_opened_for_invalid_data(use: Callable[[Any], Any]) -> None:
     recorder = Recorder()
     with pytest.raises(CodeError):
         use(recorder)
     assert recorder.calls == []
 
 
-def test_a_run_is_opened_once_and_closed_last() -> None:
+def test_a_session_is_opened_once_and_closed_last() -> None:
     recorder = Recorder(LOST_DATA)
     assert_right(coded(executor=recorder))
     assert recorder.calls[:2] == [("open",), ("submit", *range(N))]
@@ -277,7 +277,7 @@ def test_a_run_is_opened_once_and_closed_last() -> None:
     )
 
 
-def test_seconds_count_from_the_call_although_the_run_is_opened_later(
+def test_seconds_count_from_the_call_though_the_session_opens_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Late(ReplaySession):
@@ -302,7 +302,9 @@ def test_seconds_count_from_the_call_although_the_run_is_opened_later(
         (lambda block: block > 0, {}, CodeError),
     ],
 )
-def test_the_run_is_closed_after_an_error(f: Any, options: dict[str, Any], error: type[Exception]) -> None:
+def test_the_session_is_closed_after_an_error(
+    f: Any, options: dict[str, Any], error: type[Exception]
+) -> None:
     recorder = Recorder(LOST_DATA)
     with pytest.raises(error):
         coded(f, executor=recorder, **options)
@@ -312,7 +314,7 @@ def test_the_run_is_closed_after_an_error(f: Any, options: dict[str, Any], error
 
 @pytest.mark.parametrize("verb", ["submit", "wait"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
-def test_the_run_is_closed_when_interrupted(verb: str, error: type[BaseException]) -> None:
+def test_the_session_is_closed_when_interrupted(verb: str, error: type[BaseException]) -> None:
     recorder = Recorder(LOST_DATA, (verb, 1 if verb == "submit" else 4, error()))
     with pytest.raises(error):
         coded(executor=recorder)
@@ -323,7 +325,7 @@ def test_the_run_is_closed_when_interrupted(verb: str, error: type[BaseException
 # --- failures ----------------------------------------------------------------------------------
 
 
-def test_who_arrived_when_is_reported() -> None:
+def test_arrival_times_are_reported() -> None:
     seconds = {task: 1 + 0.1 * task for task in range(N)} | LOST_DATA
     report = coded(executor=ReplayExecutor(seconds)).report
     assert [task.index for task in report.tasks] == list(range(N))
@@ -337,7 +339,7 @@ def test_who_arrived_when_is_reported() -> None:
 
 
 @pytest.mark.parametrize("kind", ["raise", "kill", "exit"])
-def test_failures_that_parity_covers_are_not_tried_again(kind: str) -> None:
+def test_failures_that_parity_covers_are_not_retried(kind: str) -> None:
     seconds = {task: 1 + 0.1 * task for task in range(N)}
     recorder = Recorder(seconds)
     faults = {0: Fault(kind), 3: Fault(kind), 9: Fault(kind)}
@@ -353,7 +355,7 @@ def test_failures_that_parity_covers_are_not_tried_again(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["raise", "kill"])
-def test_failures_that_parity_does_not_cover_are_tried_again(kind: str) -> None:
+def test_failures_that_parity_does_not_cover_are_retried(kind: str) -> None:
     seconds = dict.fromkeys(range(6, 11), 0.5) | {11: math.inf}
     recorder = Recorder(seconds)
     result = coded(executor=FaultyExecutor(recorder, dict.fromkeys(range(6), Fault(kind))))
@@ -384,7 +386,7 @@ def test_failures_that_parity_does_not_cover_are_tried_again(kind: str) -> None:
     whole=True,
     schedule="upfront",
 )
-def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
+def test_any_mix_of_failures_gives_the_plain_map_or_an_error(
     kinds: list[str], strikes: int, retries: int, seed: int, whole: bool, schedule: str
 ) -> None:
     VERIFIED_PROPERTIES.clear()
@@ -413,7 +415,7 @@ def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
         assert_same(result, [block[1:] for block in cut(data, K)], 1e-9)
 
 
-def test_an_exception_that_would_not_travel_is_itself_where_it_need_not() -> None:
+def test_an_unpicklable_exception_is_raised_unchanged_within_one_process() -> None:
     class Local(Exception):  # noqa: N818
         def __reduce__(self) -> Any:
             raise TypeError("not picklable")
@@ -422,7 +424,7 @@ def test_an_exception_that_would_not_travel_is_itself_where_it_need_not() -> Non
         coded(failing_on(*range(8), error=Local("here")), executor=ReplayExecutor())
 
 
-def test_f_that_fails_everywhere_is_found_out_at_once() -> None:
+def test_f_that_fails_everywhere_ends_the_map_immediately() -> None:
     calls = []
 
     def f(block: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[s
     return [record.getMessage().partition(": ")[2] for record in records]
 
 
-def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_map_is_logged_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     faults = {1: Fault("kill", attempts=9)}
     executor = FaultyExecutor(ReplayExecutor({3: math.inf}), faults)
@@ -59,7 +59,7 @@ def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture)
     assert lines(caplog, logging.DEBUG) == []
 
 
-def test_a_result_that_is_rejected_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rejected_result_is_logged_as_lost(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     executor = FaultyExecutor(ReplayExecutor(), {1: Fault("garbage", attempts=9)})
     report = coded_map(np.negative, DATA, blocks=6, tasks=12, executor=executor, verify=True).report
@@ -68,7 +68,7 @@ def test_a_result_that_is_rejected_is_lost(caplog: pytest.LogCaptureFixture) -> 
     assert sum(line.startswith("lost") for line in lines(caplog)) == 1
 
 
-def test_each_task_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_task_is_logged_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "polarmap")
     executor = ReplayExecutor({index: 1.0 + index for index in range(6)})
     list(hedged_map(abs, [-1, 2, -3, 4, 5, 6], executor=executor, backups=0))
@@ -77,7 +77,7 @@ def test_each_task_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_parity_that_starts_for_late_tasks_is_told_when_it_starts(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_of_parity_for_late_tasks_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     executor = ReplayExecutor({5: 90.0})
     result = coded_map(
@@ -87,7 +87,7 @@ def test_parity_that_starts_for_late_tasks_is_told_when_it_starts(caplog: pytest
     assert f"late: 5 still out after {launched:.2f} s; started 8" in lines(caplog)
 
 
-def test_backups_are_told_as_starts(caplog: pytest.LogCaptureFixture) -> None:
+def test_backups_are_logged_as_starts(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     slow = FaultyExecutor(ReplayExecutor(), {2: Fault("sleep", seconds=60)})
     result = hedged_map(np.sort, DATA, blocks=4, executor=slow)
@@ -95,7 +95,7 @@ def test_backups_are_told_as_starts(caplog: pytest.LogCaptureFixture) -> None:
     assert any(line.startswith("started again after") and line.endswith(": 2") for line in lines(caplog))
 
 
-def test_what_a_map_raises_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_of_a_map_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     with pytest.raises(CodedTimeoutError) as raised:
@@ -103,7 +103,7 @@ def test_what_a_map_raises_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert lines(caplog)[-1] == f"ended without results: CodedTimeoutError: {raised.value}"
 
 
-def test_maps_are_told_apart_by_their_numbers(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_records_distinguish_maps_by_their_numbers(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     for _ in range(2):
         hedged_map(abs, [1], executor=ReplayExecutor())
@@ -207,7 +207,7 @@ def test_dollars_are_those_of_the_report(memory: Memory) -> None:
     assert memory.counted()["dollars"] == pytest.approx(report.cost.total)
 
 
-def test_a_map_that_raises_is_a_span_that_says_so(memory: Memory) -> None:
+def test_the_span_of_a_map_that_raises_has_an_error_status(memory: Memory) -> None:
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     with pytest.raises(CodedTimeoutError):
         coded_map(np.negative, DATA, blocks=3, tasks=4, executor=never, timeout=2.0)
@@ -243,7 +243,7 @@ def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -
     assert "3/4 stripes" in capsys.readouterr().err
 
 
-def test_maps_at_the_same_time_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_maps_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     with ThreadPoolExecutor(4) as pool:
         sizes = (4, 6), (8, 10), (5, 7)
         futures = [

@@ -102,7 +102,7 @@ DECODABLE = [twice, total, gram]
         (twice, DATA, SIZES),
     ],
 )
-def test_the_results_of_a_map_that_loses_nothing_are_those_of_a_plain_map(
+def test_a_map_without_losses_equals_a_plain_map(
     f: Callable[[Any], Any], data: np.ndarray, options: dict[str, Any]
 ) -> None:
     result = coded_map(f, data, executor=losing(), **options | {"verify": False})
@@ -163,7 +163,7 @@ def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known
         )
 
 
-def test_what_mixes_rows_is_evaluated_without_padding_every_time() -> None:
+def test_f_that_mixes_rows_is_evaluated_without_padding_every_time() -> None:
     for data in (np.zeros_like(DATA), DATA, DATA + 1):  # Zeros show nothing about f.
         result = coded_map(centred, data, **SIZES, executor=losing(), verify=False)
         assert_same(result, plain(centred, data, 15))
@@ -202,7 +202,7 @@ def test_stored_results_are_right_or_refused(tmp_path: Path, lost: tuple[int, ..
 
 
 @pytest.mark.parametrize("lost", [(), (0, LAST)])
-def test_a_stored_array_is_mapped_as_an_array_is(tmp_path: Path, lost: tuple[int, ...]) -> None:
+def test_a_stored_array_is_mapped_like_an_array_in_memory(tmp_path: Path, lost: tuple[int, ...]) -> None:
     array = polarmap.encode(DATA, blocks=15, tasks=20, name="a", storage=str(tmp_path))
     executor = faulty({task: Fault("kill") for task in lost})
     for f in (mean, twice):
@@ -210,7 +210,7 @@ def test_a_stored_array_is_mapped_as_an_array_is(tmp_path: Path, lost: tuple[int
 
 
 @pytest.mark.parametrize("lost", [(), (0,), (LAST,), (3, LAST)])
-def test_rows_that_fill_up_a_stored_result_need_not_be_zeros(tmp_path: Path, lost: tuple[int, ...]) -> None:
+def test_padding_rows_of_a_stored_result_need_not_be_zeros(tmp_path: Path, lost: tuple[int, ...]) -> None:
     stored = coded_map(
         lambda block: block + 7, DATA, **SIZES, out=Stored("y", str(tmp_path)), executor=losing()
     )
@@ -245,7 +245,7 @@ def test_sparse_rows(lost: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kind", ["default", "new interpreters", "threads", "processes", "key"])
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_on_every_kind_of_workers_here(kind: str, is_lost: bool) -> None:
+def test_padding_on_every_kind_of_local_workers(kind: str, is_lost: bool) -> None:
     faults = {LAST: Fault("raise" if kind == "threads" else "kill"), 2: Fault("raise")} if is_lost else {}
     options: dict[str, Any] = {"blocks": 15, "tasks": 20}
     pool: Any = None

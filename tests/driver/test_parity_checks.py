@@ -40,7 +40,7 @@ def assert_named(result: CodedResult, culprit: int) -> None:
     assert result.report.verified == "parity"
 
 
-def test_garbage_is_named_on_a_later_use_too_where_results_are_over() -> None:
+def test_garbage_is_reported_in_a_later_map_with_redundant_results() -> None:
     # Integers need as many arrivals as their pattern requires. The remaining few serve as checks.
     order = np.random.default_rng(0).permutation(64).tolist()
     whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "tasks": 64}
@@ -51,7 +51,7 @@ def test_garbage_is_named_on_a_later_use_too_where_results_are_over() -> None:
     assert_named(result, order[0])
 
 
-def test_garbage_among_all_data_is_named_when_the_equations_tell_it() -> None:
+def test_garbage_among_all_data_is_reported_if_the_checks_locate_it() -> None:
     seconds = dict.fromkeys(range(10, N), 1.15) | {3: 1.1}
     result = coded(np.copy, executor=faulty({0: Fault("garbage")}, seconds))
     assert_same(result, cut(DATA, K), 1e-11)
@@ -89,7 +89,7 @@ def wrong_blocks(result: CodedResult, expected: Sequence[np.ndarray]) -> list[in
     return [index for index, block in enumerate(result) if not np.array_equal(block, expected[index])]
 
 
-def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
+def test_garbage_integers_pass_only_if_the_report_lists_them_as_unchecked() -> None:
     # The equations of the Arikan kernel are sparse: some omit a result that was used for decoding.
     fates = Counter[str]()
     for seed in range(80):  # Garbage arrives first, then the correct results one by one.
@@ -180,7 +180,7 @@ def lied_to(
     lie=st.integers(1, 50),
     late=st.integers(0, 6),
 )
-def test_a_lie_among_integers_is_found_or_its_worker_listed(
+def test_an_altered_integer_result_is_detected_or_listed_as_unchecked(
     k: int, parity: int, seed: int, lie: int, late: int
 ) -> None:
     data = np.random.default_rng(seed).integers(-99, 99, (2 * k, 3))
@@ -201,7 +201,7 @@ def test_a_lie_among_integers_is_found_or_its_worker_listed(
     late=st.integers(0, 8),
     dtype=st.sampled_from(["f4", "f8"]),
 )
-def test_a_lie_among_floats_is_found_or_within_the_bound(
+def test_an_altered_float_result_is_detected_or_within_the_bound(
     k: int, parity: int, seed: int, size: float, late: int, dtype: str
 ) -> None:
     data = np.random.default_rng(seed).standard_normal((2 * k, 3)).astype(dtype)
@@ -214,7 +214,7 @@ def test_a_lie_among_floats_is_found_or_within_the_bound(
     assert off <= 1.01 * result.report.error_bound + 4 * np.finfo(dtype).eps
 
 
-def test_a_single_odd_block_of_integers_is_seen_wherever_a_check_involves_it() -> None:
+def test_a_single_nonlinear_block_of_integers_is_detected_if_a_check_involves_it() -> None:
     # f is linear except on one block that arrives, so decoding from this block would give wrong results.
     fates = Counter[str]()
     for seed in range(80):

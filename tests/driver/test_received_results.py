@@ -46,7 +46,7 @@ def odd_at(indices: Sequence[int], how: Callable[[Any], Any]) -> Callable[[Any],
     ids=["scalar", "longer", "tuple", "complex"],
 )
 @pytest.mark.parametrize("arrival", [0.5, 1.0, 1.1])
-def test_a_result_unlike_the_others_is_a_failure_whenever_it_comes(
+def test_a_result_of_a_different_shape_is_a_failure_in_any_order(
     how: Callable[[Any], Any], arrival: float
 ) -> None:
     result = coded(odd_at([2], how), executor=ReplayExecutor({2: arrival} | dict.fromkeys(range(7, N), 1.2)))
@@ -57,7 +57,7 @@ def test_a_result_unlike_the_others_is_a_failure_whenever_it_comes(
     assert "returned" in report.tasks[2].failures[0]
 
 
-def test_a_result_that_looked_odd_is_not_awaited_once_more() -> None:
+def test_a_result_that_seemed_different_is_not_awaited_again() -> None:
     # Task 1 differs from task 0 and is retried, before task 2 shows that task 1 was correct.
     seconds = {0: 0.5, 1: 1.0, 2: 2.9} | dict.fromkeys(range(3, N), math.inf)
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_a_result_that_looked_odd_is_not_awaited_once_more() -> None:
         coded(odd_at([0], np.sum), executor=ReplayExecutor(seconds), timeout=3.1, retries=1)
 
 
-def test_too_many_results_unlike_the_others_are_an_error_that_names_shape_and_dtype() -> None:
+def test_too_many_different_results_raise_an_error_with_shape_and_dtype() -> None:
     corners = DATA[3 * np.arange(5), 0]
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_dtypes_may_differ_in_width() -> None:
     assert_same(result, plain_map(lambda block: np.float32(2) * block, data, K), 1e-4)
 
 
-def test_results_of_parity_of_another_kind_overrule_no_data() -> None:
+def test_parity_results_of_another_dtype_kind_do_not_overrule_data_results() -> None:
     # In NumPy, int64 parity of uint32 data times uint64 is float64.
     data, x = np.arange(18, dtype="u4").reshape(6, 3), np.array([1, 2, 3], "u8")
     options = {"blocks": 3, "tasks": 7, "verify": False}
@@ -117,7 +117,7 @@ class Longer(AlteringReplay):
         return outcome._replace(leaves=[np.zeros(99, outcome.leaves[0].dtype)])
 
 
-def test_what_has_not_the_shape_of_a_product_is_no_part_of_it() -> None:
+def test_a_result_without_the_shape_of_a_product_is_a_failure() -> None:
     A, B = FLOATS[:8], np.random.default_rng(1).standard_normal((3, 5))
     product = coded_matmul(A, B, method="rows", blocks=2, tasks=5, executor=Longer({4: 9.0}))
     np.testing.assert_allclose(product.array, A @ B, atol=1e-10)

@@ -53,7 +53,7 @@ def test_the_result_is_a_sequence() -> None:
         result[6]
 
 
-def test_the_result_says_what_it_is() -> None:
+def test_the_repr_of_a_result_summarizes_it() -> None:
     late = ReplayExecutor({1: math.inf, 4: math.inf})
     assert (
         repr(doubled(blocks=6, tasks=9, executor=late, timeout=100)) == "<CodedResult of 6 blocks, 2 decoded>"
@@ -113,7 +113,7 @@ class Held:
     """An object that a local variable of f refers to when f raises."""
 
 
-def test_a_report_is_made_when_it_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_built_when_it_is_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
     final_report = map_execution.build_final_report
     monkeypatch.setattr(
@@ -128,7 +128,7 @@ def test_a_report_is_made_when_it_is_read_for_the_first_time(monkeypatch: pytest
     assert states(result.report)["surplus"] == [3]
 
 
-def test_a_report_that_nobody_has_read_keeps_nothing_of_what_f_raised() -> None:
+def test_an_unread_report_does_not_keep_exceptions_of_f_alive() -> None:
     held = []
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_a_report_that_nobody_has_read_keeps_nothing_of_what_f_raised() -> None:
     assert result.report.recovered == (0,)
 
 
-def test_results_travel_with_their_report_whether_or_not_it_was_read() -> None:
+def test_results_are_pickled_with_their_report_whether_or_not_it_was_read() -> None:
     late = ReplayExecutor({1: 7.0})
     result = polarmap.coded_map(np.negative, np.eye(6), blocks=3, tasks=4, executor=late)
     copy = pickle.loads(pickle.dumps(result))
@@ -207,7 +207,7 @@ class Diary:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_states_are_those_of_what_has_begun(place: str, tmp_path: Path) -> None:
+def test_task_states_match_the_tasks_that_have_started(place: str, tmp_path: Path) -> None:
     diary = Diary(tmp_path)
     options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "verify": False, "retries": 0}
     with PLACES[place]() as executor:
@@ -230,7 +230,7 @@ def test_states_are_those_of_what_has_begun(place: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["threads", "processes", "default", "pool"])
-def test_a_future_tells_which_tasks_wait_for_a_worker(place: str, tmp_path: Path) -> None:
+def test_a_future_reports_which_tasks_are_queued(place: str, tmp_path: Path) -> None:
     diary = Diary(tmp_path)
     options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "retries": 0}
     with PLACES[place]() as executor:

@@ -32,7 +32,7 @@ def raising(task: int, error: Exception) -> Outcome:
     return lost(task)._replace(failure=Failure("raised", type(error).__name__, str(error), error))
 
 
-def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
+def test_the_first_result_of_a_task_counts_regardless_of_other_attempts() -> None:
     collector, noted = wanting(2)
     collector.task_table.start_attempts([0], 0.5)
     take(collector, returned(0, 1))
@@ -45,7 +45,7 @@ def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
 
 
 @pytest.mark.parametrize(("error", "expected"), [(KeyError("x"), KeyError), (None, NotDecodableError)])
-def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Exception]) -> None:
+def test_the_first_permanent_failure_ends_the_map(error: Any, expected: type[Exception]) -> None:
     collector, _ = wanting(2)
     take(collector, returned(0))
     take(collector, lost(1) if error is None else raising(1, error))
@@ -56,7 +56,7 @@ def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Ex
     assert ("1 of 2 needed results arrived, and no more" if error is None else "item 1 raised") in message
 
 
-def test_failures_that_count_are_told_to_those_who_look_on() -> None:
+def test_kept_failures_are_reported_to_observers() -> None:
     class Counts(Observer):
         def on_event(self, event: JobEvent) -> None:
             if isinstance(event, JobPolled):

@@ -20,7 +20,7 @@ from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.testing import ReplayExecutor
 
 
-def test_one_block_that_is_not_linear_is_no_garbage() -> None:
+def test_one_nonlinear_block_does_not_count_as_garbage() -> None:
     # The worker returned f of its block, so the map blames f and not the worker.
     data = DATA.copy()
     data[6, 0] = 101
@@ -28,14 +28,14 @@ def test_one_block_that_is_not_linear_is_no_garbage() -> None:
         coded(lambda block: np.clip(block, -1e9, 100), data, executor=ReplayExecutor({3: math.inf}))
 
 
-def test_a_function_with_chance_in_it_is_refused() -> None:
+def test_a_random_function_is_refused() -> None:
     noise = np.random.default_rng(0)
     with pytest.raises(NotLinearError, match="or not deterministic"):
         coded(lambda block: block + noise.standard_normal(), executor=ReplayExecutor({3: math.inf}))
 
 
 @pytest.mark.parametrize("f", [np.abs, np.square, lambda block: block.clip(0, 1)])
-def test_equal_blocks_vouch_for_nothing(f: Callable[[Any], Any]) -> None:
+def test_equal_blocks_do_not_verify_a_function(f: Callable[[Any], Any]) -> None:
     options = {"blocks": 8, "tasks": 12, "timeout": 100}
     coded_map(f, np.ones((48, 3)), executor=losing(0), **options)
     with pytest.raises(NotLinearError):
@@ -51,7 +51,7 @@ def test_equal_results_do_not_make_f_linear() -> None:
         coded_map(np.sign, data, blocks=4, tasks=12, executor=arriving(arrived, 12), timeout=100)
 
 
-def test_copies_of_blocks_make_no_function_linear() -> None:
+def test_copies_of_blocks_do_not_make_f_linear() -> None:
     # Three parity blocks of the (8, 3) code are copies of a data block, so f agrees on both.
     data = np.random.default_rng(0).integers(-99, 99, (9, 2))
     for order in ([1, 5, 4, 2], [1, 4, 5, 2, 6], [3, 7, 0, 1, 2], range(8)):
@@ -63,14 +63,14 @@ def test_copies_of_blocks_make_no_function_linear() -> None:
 
 
 @pytest.mark.parametrize("lost", [(), (5,), (2,)])
-def test_ragged_results_are_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
+def test_ragged_results_do_not_count_as_garbage(lost: tuple[int, ...]) -> None:
     # A single result has another shape. This is caused by f and not by the worker.
     data = np.arange(24.0).reshape(12, 2)
     with pytest.raises((NotLinearError, NotDecodableError), match="hedged_map"):
         coded_map(lambda block: block[block > 5], data, blocks=4, tasks=6, executor=losing(*lost))
 
 
-def test_whether_checks_mix_blocks_is_asked_only_while_nothing_is_known_of_f(
+def test_mixing_of_checks_is_examined_only_until_f_is_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = list[object]()

@@ -54,7 +54,7 @@ def test_floats_of_wrapped_integers_are_refused(data: np.ndarray, lost: tuple[in
 @pytest.mark.parametrize("verify", [False, "auto"])
 @pytest.mark.parametrize("late", [(0,), (1, 2), (0, 1, 2)])
 @pytest.mark.parametrize("data", [LARGE, LARGE.astype("u8")], ids=["int64", "uint64"])
-def test_late_data_tasks_are_waited_for_where_wrapped_parity_cannot_replace_them(
+def test_a_map_waits_for_late_data_tasks_if_wrapped_parity_cannot_replace_them(
     data: np.ndarray, late: tuple[int, ...], verify: Any
 ) -> None:
     options = {"blocks": 3, "tasks": 7, "verify": verify}
@@ -73,12 +73,14 @@ def test_late_data_tasks_are_waited_for_where_wrapped_parity_cannot_replace_them
         (minus_the_sum, np.array([[-(2**62)], [5], [-(2**61)], [7]]), "f returns Python integers"),
     ],
 )
-def test_a_deadline_tells_why_a_late_data_task_was_waited_for(f: Any, data: np.ndarray, why: str) -> None:
+def test_a_timeout_error_explains_why_a_late_data_task_was_awaited(
+    f: Any, data: np.ndarray, why: str
+) -> None:
     with pytest.raises(CodeError, match=why):
         coded_map(f, data, blocks=len(data), tasks=2 * len(data), executor=losing(0), timeout=9)
 
 
-def test_floats_of_wrapped_integers_are_warned_of_while_nothing_is_lost() -> None:
+def test_floats_of_wrapped_integers_cause_a_warning_without_losses() -> None:
     f, options = (lambda block: block @ np.ones(3)), {"blocks": 3, "tasks": 7}
     with pytest.warns(RuntimeWarning, match=r"those of a plain map, but a lost one .*f turns int64"):
         result = coded_map(f, LARGE, executor=losing(), **options)
@@ -113,7 +115,7 @@ def drawn_integers(stream: np.random.Generator, shape: tuple[int, ...]) -> np.nd
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", INTO_PYTHON)
-def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -> None:
+def test_python_integers_and_floats_of_64_bits_are_correct_or_refused(name: str) -> None:
     f, exact = INTO_PYTHON[name], 0
     for seed in range(150):
         stream = np.random.default_rng(seed)
@@ -140,7 +142,7 @@ def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -
     assert exact > 20
 
 
-def test_why_a_python_integer_is_refused() -> None:
+def test_the_error_explains_why_a_python_integer_is_refused() -> None:
     data = np.array([[-(2**62)], [5], [-(2**61)], [7]])
     options = {"blocks": 4, "tasks": 8, "executor": losing(0)}
     with pytest.raises(CodeError, match=r"may be off by 2\^64, .* return numpy integers"):
