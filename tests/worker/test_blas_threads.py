@@ -37,7 +37,7 @@ def three() -> Iterator[None]:
         yield
 
 
-def test_the_lowest_limit_is_in_force_until_the_last_task_ends() -> None:
+def test_the_lowest_limit_applies_until_the_last_task_ends() -> None:
     both, one = ThreadLimiter(), ExitStack()
     with both.limit_process_threads(2):
         assert threads_now() == {2}
@@ -48,7 +48,7 @@ def test_the_lowest_limit_is_in_force_until_the_last_task_ends() -> None:
     assert threads_now() == {3}
 
 
-def test_a_thread_limits_openmp_for_itself(limits: ThreadLimiter) -> None:
+def test_openmp_limits_apply_only_to_their_thread(limits: ThreadLimiter) -> None:
     def of_openmp() -> set[int]:
         return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "openmp"}
 
@@ -60,7 +60,7 @@ def test_a_thread_limits_openmp_for_itself(limits: ThreadLimiter) -> None:
     assert of_openmp() == {3}
 
 
-def test_nothing_is_raised_to_a_limit_and_what_somebody_sets_meanwhile_stays(limits: ThreadLimiter) -> None:
+def test_limits_never_raise_a_number_and_keep_later_settings(limits: ThreadLimiter) -> None:
     with limits.limit_process_threads(5):
         assert threads_now() == {3}
     assert threads_now() == {3}
@@ -133,11 +133,11 @@ def endings() -> dict[str, int]:
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_limits_hold_for_what_comes_while_a_task_runs(scene: str, endings: dict[str, int]) -> None:
+def test_limits_apply_to_libraries_that_are_loaded_during_a_task(scene: str, endings: dict[str, int]) -> None:
     assert endings[scene] == 0
 
 
-def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimiter) -> None:
+def test_tasks_on_threads_restore_the_numbers_of_threads(limits: ThreadLimiter) -> None:
     barrier = threading.Barrier(8)
 
     def task() -> None:
@@ -154,7 +154,7 @@ def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimiter) -> None:
     assert threads_now() == {3}
 
 
-def test_any_thread_limits_what_another_one_has_set(limits: ThreadLimiter) -> None:
+def test_a_thread_can_limit_a_number_that_another_thread_has_set(limits: ThreadLimiter) -> None:
     # threadpoolctl sets OpenBLAS only from the first thread. From other threads it silently does nothing.
     threadpoolctl.threadpool_limits(3)  # This limit stays in place.
 

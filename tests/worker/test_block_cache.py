@@ -88,7 +88,7 @@ def numbers(seed: int = 0, rows: int = ROWS) -> np.ndarray:
 
 @pytest.mark.parametrize("rows", [ROWS, 10])  # Large files are mapped, small files are read.
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(
+def test_a_block_is_read_once_and_only_private_copies_are_writable(
     blocks: Blocks, count: int, rows: int
 ) -> None:
     arrays = [numbers(seed, rows) for seed in range(count)]
@@ -105,7 +105,7 @@ def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(
     assert (blocks.cache.n_reads, len(blocks.cache)) == (count, 1)
 
 
-def test_blocks_share_the_parts_that_no_array_crosses(blocks: Blocks) -> None:
+def test_blocks_share_cached_segments(blocks: Blocks) -> None:
     rows, columns = [numbers(1), numbers(2)], [numbers(3), numbers(4)]
     parts = {
         name: blocks.block(array, name=name).segments[0]
@@ -119,7 +119,7 @@ def test_blocks_share_the_parts_that_no_array_crosses(blocks: Blocks) -> None:
     assert blocks.cache.n_reads == len(blocks.cache) == 4
 
 
-def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
+def test_the_least_recently_used_block_is_evicted_beyond_the_budget(tmp_path: Path) -> None:
     for kind in ("folder", "bucket"):
         blocks = Blocks(place(kind, tmp_path), 2 * BYTES)
         stored = {name: blocks.block(numbers(seed), name=name) for seed, name in enumerate("abc")}
@@ -134,7 +134,7 @@ def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
         assert blocks.cache.n_reads == 5
 
 
-def test_room_that_is_taken_back_is_free_at_once(tmp_path: Path) -> None:
+def test_a_reduced_byte_budget_evicts_blocks_immediately(tmp_path: Path) -> None:
     blocks = Blocks(place("bucket", tmp_path), BYTES)
     with blocks.cache.extend_byte_budget(BYTES):
         for seed, name in enumerate("ab"):
@@ -143,7 +143,7 @@ def test_room_that_is_taken_back_is_free_at_once(tmp_path: Path) -> None:
     assert len(blocks.cache) == 1
 
 
-def test_blocks_that_are_gone_are_let_go_by_their_numbers(tmp_path: Path) -> None:
+def test_removed_block_sets_are_evicted_by_their_ids(tmp_path: Path) -> None:
     blocks = Blocks(place("bucket", tmp_path))
     stored = {number: blocks.block(numbers(), name=f"block {number}") for number in (None, 1, 2, 3, 5)}
     for number, block in stored.items():
@@ -165,7 +165,7 @@ def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> Non
     assert len(blocks.cache) == 2  # Two versions of "known" have different bytes.
 
 
-def test_a_block_in_a_message_is_of_its_own(files: Blocks) -> None:
+def test_an_inline_block_is_not_cached(files: Blocks) -> None:
     block = BlockRef(INLINE, (), (("<f8", (3,)),), np.arange(3.0).tobytes())
     for _ in range(2):
         found = load(files, block)
@@ -173,7 +173,7 @@ def test_a_block_in_a_message_is_of_its_own(files: Blocks) -> None:
         found[...] = 7.0
 
 
-def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
+def test_zeros_without_a_location_are_part_of_a_block(blocks: Blocks) -> None:
     data = numbers()
     block = blocks.block(data)
     zeros = (*block.segments, Segment("", BYTES))
@@ -183,7 +183,7 @@ def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
 
 @pytest.mark.parametrize("rows", [10, ROWS])
 @pytest.mark.parametrize("count", [1, 3])
-def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: int) -> None:
+def test_damage_is_detected_before_and_after_loading(blocks: Blocks, rows: int, count: int) -> None:
     arrays = [numbers(seed, rows) for seed in range(count)]
     block, whole, key = blocks.block(*arrays), np.concatenate(arrays), f"x{count - 1}"
     stored = bytes(blocks.place.read(Segment(key, 2 * whole.nbytes), TaskIO(blocks.storage)))
@@ -206,7 +206,9 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
 
 
 @pytest.mark.parametrize("at", [5, 5 + BYTES // 2, 5 + BYTES - 1])
-def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files: Blocks, at: int) -> None:
+def test_a_changed_byte_is_detected_although_the_modification_time_is_restored(
+    files: Blocks, at: int
+) -> None:
     block, path = files.block(numbers()), Path(files.place.root) / "x0"
     load(files, block)
     before, data = path.stat(), bytearray(path.read_bytes())
@@ -220,7 +222,7 @@ def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files:
         load(files, block)
 
 
-def test_f_that_writes_gets_copies_from_then_on() -> None:
+def test_f_that_writes_to_its_block_gets_private_copies() -> None:
     seen: list[bool] = []
 
     def f(block: Any) -> Any:
@@ -236,7 +238,7 @@ def test_f_that_writes_gets_copies_from_then_on() -> None:
     assert data["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_other_errors_of_f_are_its_own() -> None:
+def test_other_errors_of_f_are_raised_unchanged() -> None:
     calls = []
 
     def f(block: Any) -> Any:
@@ -248,7 +250,7 @@ def test_other_errors_of_f_are_its_own() -> None:
     assert len(calls) == 1
 
 
-def test_arrays_without_bytes_need_no_parts(files: Blocks) -> None:
+def test_empty_arrays_need_no_segments(files: Blocks) -> None:
     block = BlockRef(files.place, (), (("<f8", (0, 2)),))
     assert load(files, block).shape == (0, 2)
     parts, layout = (

@@ -78,7 +78,7 @@ def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.soc
     return found
 
 
-def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -> None:
+def test_the_exit_of_a_worker_is_reported_at_any_time(tmp_path: Path) -> None:
     process, control = served(tmp_path, program=LATE)
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
@@ -88,7 +88,7 @@ def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -
         control.close()
 
 
-def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_be_forked_is_reported_as_exited(tmp_path: Path) -> None:
     process, control = served(tmp_path, program=FULL)
     with process, control:
         for _ in range(2):
@@ -130,7 +130,7 @@ def daemon() -> int:
 
 
 @pytest.mark.parametrize("killed", ["by the driver", "by others", "at the end"])
-def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> None:
+def test_processes_started_by_a_worker_end_with_it(killed: str, tmp_path: Path) -> None:
     def start(block: Any) -> Any:
         return np.array([child(), leader(), daemon()])
 
@@ -157,7 +157,7 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("ending", ["end", "gone", "half a request"])
-def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, ending: str) -> None:
+def test_the_fork_server_and_its_workers_end_with_the_driver(tmp_path: Path, ending: str) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     process, control = served(folder)
@@ -192,7 +192,9 @@ def folder_of(process: int, place: Path, **changes: str) -> Path:
 
 
 @pytest.mark.parametrize("ending", ["worker", "server"])
-def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str, tmp_path: Path) -> None:
+def test_folders_of_a_worker_with_its_own_workers_are_removed_when_it_ends(
+    ending: str, tmp_path: Path
+) -> None:
     # The fork server of such a worker would remove the folders, but it is killed together with the worker.
     process, control = served(tmp_path / "polarmap-0-own")
     (number, first), (other, second) = workers_of(control, 2)
@@ -208,7 +210,7 @@ def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str,
     assert [folder.exists() for folder in folders] == [False, False, True]
 
 
-def test_folders_of_other_machines_stay_and_a_place_that_is_missing_is_no_error(tmp_path: Path) -> None:
+def test_folders_of_other_machines_are_kept_and_a_missing_folder_is_allowed(tmp_path: Path) -> None:
     # A process on another machine may have the same id as a worker of this machine that has exited.
     own = tmp_path / "polarmap-0-own"
     own.mkdir()

@@ -43,7 +43,7 @@ def admitted(listening: socket.socket) -> int:
         return authenticate_worker(connection, KEY)[0]
 
 
-def test_the_first_address_that_answers_is_taken(listening: socket.socket) -> None:
+def test_the_first_address_that_responds_is_used(listening: socket.socket) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         nobody = gone.getsockname()
     endpoints = [nobody, ("256.256.256.256", 1), listening.getsockname()]
@@ -56,13 +56,15 @@ def test_the_first_address_that_answers_is_taken(listening: socket.socket) -> No
     channel.close()
 
 
-def test_who_says_nothing_is_no_driver(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_peer_is_not_accepted_as_driver(
+    listening: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(handshake, "CONNECT_TIMEOUT", 0.2)
     assert connect_to_driver([listening.getsockname()], KEY, 5) is None
     listening.accept()[0].close()
 
 
-def test_a_process_with_many_open_files_connects_and_hears(listening: socket.socket) -> None:
+def test_a_process_with_many_open_files_connects_and_receives(listening: socket.socket) -> None:
     resource = pytest.importorskip("resource")
     most = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -99,7 +101,7 @@ def background() -> Iterator[Callable[..., Future[Any]]]:
         yield pool.submit
 
 
-def test_both_sides_prove_it_and_agree_on_their_seals(ends: Any, background: Any) -> None:
+def test_both_sides_prove_the_key_and_agree_on_session_keys(ends: Any, background: Any) -> None:
     found = background(authenticate_driver, ends[1], KEY, 123)
     number, seals = authenticate_worker(ends[0], KEY)
     assert number == 123
@@ -109,7 +111,7 @@ def test_both_sides_prove_it_and_agree_on_their_seals(ends: Any, background: Any
             assert heard.compute_tag(message) == sent.compute_tag(message)
 
 
-def test_no_two_connections_have_the_same_seals(background: Any) -> None:
+def test_no_two_connections_have_the_same_session_keys(background: Any) -> None:
     tags = set()
     for _ in range(3):
         ours, theirs = socket.socketpair()
@@ -160,7 +162,7 @@ def with_another_version(said: bytes) -> bytes:
         ),  # the best response without the key
     ],
 )
-def test_a_worker_is_who_it_says_and_answers_now_and_itself(
+def test_forged_or_replayed_responses_of_workers_are_refused(
     said: Callable[[bytes], bytes], ends: Any, background: Any
 ) -> None:
     found = background(authenticate_worker, ends[0], KEY)
@@ -171,7 +173,7 @@ def test_a_worker_is_who_it_says_and_answers_now_and_itself(
 
 @pytest.mark.parametrize("version", [PROTOCOL_VERSION, PROTOCOL_VERSION + 1])
 @pytest.mark.parametrize("proof", [lambda answer: os.urandom(MAC_BYTES), lambda answer: answer[-MAC_BYTES:]])
-def test_a_driver_that_makes_up_a_proof_or_sends_back_the_workers_is_refused(
+def test_forged_or_reflected_proofs_of_drivers_are_refused(
     proof: Callable[[bytes], bytes], version: int, ends: Any, background: Any
 ) -> None:
     found = background(authenticate_driver, ends[1], KEY, 1)
@@ -181,7 +183,7 @@ def test_a_driver_that_makes_up_a_proof_or_sends_back_the_workers_is_refused(
         found.result()
 
 
-def test_a_driver_that_says_it_a_byte_at_a_time_is_refused_after_a_while(
+def test_a_driver_that_sends_single_bytes_is_refused_after_the_timeout(
     ends: Any, background: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handshake, "CONNECT_TIMEOUT", 0.2)
@@ -225,7 +227,9 @@ def test_a_driver_names_the_worker_of_another_version(ends: Any, background: Any
     assert (error.value.worker_id, error.value.peer_version) == (7, PROTOCOL_VERSION + 1)
 
 
-def test_a_server_of_another_protocol_is_no_driver(listening: socket.socket, background: Any) -> None:
+def test_a_server_of_another_protocol_is_not_accepted_as_driver(
+    listening: socket.socket, background: Any
+) -> None:
     found = background(connect_to_driver, [listening.getsockname()], KEY, 5)
     connection, _ = listening.accept()
     with connection:

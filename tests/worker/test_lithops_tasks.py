@@ -62,7 +62,7 @@ def sent(
     return None if told is None else (TaskReply(*pickle.loads(told[0])), told[1])
 
 
-def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
+def test_results_of_cancelled_tasks_are_removed() -> None:
     storage = Storage()
 
     def f(block: Any) -> Any:
@@ -74,7 +74,7 @@ def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
     assert storage.results == set()
 
 
-def test_what_a_killed_driver_left_is_removed_and_nothing_else(
+def test_only_objects_and_folders_of_a_killed_driver_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The watcher removes the objects of the driver and of Lithops, or the folder that contains all of them.

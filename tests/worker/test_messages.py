@@ -31,7 +31,7 @@ SENT = [
 
 
 @pytest.mark.parametrize("is_sealed", [False, True])
-def test_messages_may_come_in_any_pieces_and_are_writable(is_sealed: bool) -> None:
+def test_messages_arrive_in_any_pieces_and_are_writable(is_sealed: bool) -> None:
     ours, theirs = (MessageAuthenticator(b"key") if is_sealed else None for _ in range(2))
     frames = FrameDecoder(theirs)
     for step in (1, 7, 10_000):
@@ -43,7 +43,7 @@ def test_messages_may_come_in_any_pieces_and_are_writable(is_sealed: bool) -> No
         found[-1].data[0] = 1  # type: ignore[index]
 
 
-def test_bytes_that_are_no_messages_are_refused() -> None:
+def test_invalid_bytes_are_refused() -> None:
     for sent in (
         struct.pack(FRAME_PREFIX, MessageKind.TASK_REPLY, False, 0, 0, 0, 2**40, 0),
         struct.pack(FRAME_PREFIX, MessageKind.TASK_REPLY, False, 0, 0, 0, 0, 2**60),
@@ -57,7 +57,7 @@ def test_bytes_that_are_no_messages_are_refused() -> None:
             list(FrameDecoder().feed(sent + bytes(2**16)))
 
 
-def test_messages_that_are_changed_repeated_swapped_or_left_out_are_refused() -> None:
+def test_changed_repeated_swapped_or_missing_messages_are_refused() -> None:
     seal = MessageAuthenticator(b"key")
     first, second = (encode_frame(message, seal) for message in SENT[3:5])
     wrong = [
@@ -77,7 +77,7 @@ def test_messages_that_are_changed_repeated_swapped_or_left_out_are_refused() ->
 
 
 @pytest.mark.parametrize("cut", [0, 1, 1 << 20, 1 << 23])
-def test_a_tag_is_of_all_bytes_however_they_are_cut_and_copies_none_of_many(cut: int) -> None:
+def test_a_tag_depends_on_all_bytes_in_any_pieces_and_is_computed_without_copies(cut: int) -> None:
     data = memoryview(bytes(range(256)) * (1 << 15))
     expected = MessageAuthenticator(b"key").compute_tag((data,))
     tracemalloc.start()
@@ -103,14 +103,14 @@ class Watched(MessageAuthenticator):
         return super().compute_tag(buffers)
 
 
-def test_messages_are_heard_while_somebody_looks_at_the_thread() -> None:
+def test_messages_are_received_while_a_profiler_inspects_the_thread() -> None:
     seal, frames = MessageAuthenticator(b"key"), FrameDecoder(Watched(b"key"))
     for message in SENT:
         assert list(frames.feed(encode_frame(message, seal))) == [message]
 
 
 @pytest.mark.parametrize("flags", [CONTINUATION_FLAG, CONTINUATION_FLAG | MORE_FRAMES_FLAG])
-def test_a_frame_that_continues_nothing_or_another_message_is_refused(flags: int) -> None:
+def test_a_frame_that_does_not_continue_its_message_is_refused(flags: int) -> None:
     rest = encode_frame(SENT[3], None, flags)
     for before in (b"", encode_frame(SENT[3]), encode_frame(SENT[4], None, MORE_FRAMES_FLAG)):
         frames = FrameDecoder()

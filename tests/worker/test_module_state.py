@@ -60,7 +60,7 @@ def items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
     return pickle.loads(pickle.dumps(found))
 
 
-def test_code_counts_by_what_it_does() -> None:
+def test_functions_are_compared_by_their_bytecode() -> None:
     one = compile("def f(x):\n    return x in {'a', 'b', 'c'}", "one.py", "exec")
     other = compile("\n\ndef f(x):\n    return x in {'c', 'b', 'a'}", "other.py", "exec")
     third = compile("def f(x):\n    return x in {'a', 'b', 'd'}", "one.py", "exec")
@@ -80,7 +80,7 @@ def test_code_counts_by_what_it_does() -> None:
         ("def b(): pass\na = b", "a", DATA),
     ],
 )
-def test_what_a_value_is(source: str, path: str, kind: str, make: Callable[[str], Any]) -> None:
+def test_kinds_of_values(source: str, path: str, kind: str, make: Callable[[str], Any]) -> None:
     assert describe_value(NAME, path, vars(make(source))[path]).kind == kind
 
 
@@ -109,14 +109,14 @@ def test_functions_keep_their_identity(make: Callable[[str], Any]) -> None:
     assert worker.cached() == 3
 
 
-def test_attributes_of_a_class_that_the_driver_has_not_are_removed(make: Callable[[str], Any]) -> None:
+def test_attributes_of_a_class_that_the_driver_lacks_are_removed(make: Callable[[str], Any]) -> None:
     told = items(make("class Kind:\n    a = 1"), "Kind", "Kind.a")
     worker = make("class Kind:\n    a = 1\n    def __len__(self): return 3")
     apply_module_state(DRIVER, told)
     assert not hasattr(worker.Kind, "__len__")
 
 
-def test_the_driver_itself_is_left_alone(make: Callable[[str], Any]) -> None:
+def test_the_driver_process_is_not_changed(make: Callable[[str], Any]) -> None:
     told = items(make("a = 3"), "a")
     module = make("a = 2")
     apply_module_state(get_process_token(), told)
@@ -126,7 +126,7 @@ def test_the_driver_itself_is_left_alone(make: Callable[[str], Any]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
-def test_a_process_that_was_forked_is_another_one() -> None:
+def test_a_forked_process_is_not_the_driver_process() -> None:
     mark = get_process_token()
     child = os.fork()
     if not child:
@@ -135,7 +135,9 @@ def test_a_process_that_was_forked_is_another_one() -> None:
     assert get_process_token() == mark
 
 
-def test_what_the_process_has_filled_in_stays_until_something_changes(make: Callable[[str], Any]) -> None:
+def test_state_that_the_process_has_filled_in_is_kept_until_the_driver_changes_it(
+    make: Callable[[str], Any],
+) -> None:
     cache, scale = items(make("cache, scale = {}, 2"), "cache", "scale")
     worker = make("cache, scale = {}, 2")
     cache = *cache[:-1], True
@@ -150,7 +152,7 @@ def test_what_the_process_has_filled_in_stays_until_something_changes(make: Call
 
 
 @pytest.mark.parametrize("value", [threading.Lock(), functools.partial(print, threading.Lock())])
-def test_what_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) -> None:
+def test_state_that_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) -> None:
     driver = make("a = None")
     driver.a = value
     told = items(driver, "a")
@@ -159,14 +161,14 @@ def test_what_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) 
         apply_module_state(DRIVER, told)
 
 
-def test_a_module_that_is_not_there_is_told_by_f_if_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_raises_only_if_f_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     payload = pickle.dumps(3)
     apply_module_state(
         DRIVER, [("no_such_module", "a", DATA, hashlib.sha256(payload).digest(), payload, False)]
     )
 
 
-def test_all_of_it_travels_to_workers_that_have_no_polarmap(tmp_path: Path) -> None:
+def test_module_state_is_restored_on_workers_without_polarmap(tmp_path: Path) -> None:
     (tmp_path / f"{NAME}.py").write_text("a, held = 2, [1]\ndef helper(b): return b * a\n")
     (tmp_path / "driver.py").write_text(f"""
 import sys

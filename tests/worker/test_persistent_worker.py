@@ -46,7 +46,7 @@ def change(block: Any) -> Any:
     return block
 
 
-def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_next(tmp_path: Path) -> None:
+def test_changes_of_the_environment_are_undone_for_the_next_task_on_a_foreign_thread(tmp_path: Path) -> None:
     seen.clear()
     around = ProcessEnvironment.capture()
     ours, theirs = socket.socketpair()
@@ -60,7 +60,7 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
     assert seen == 3 * [(around.working_directory, sorted(around.variables), list(around.sys_path))]
 
 
-def test_whether_a_map_is_cancelled_is_asked_without_reading_what_the_driver_has_sent() -> None:
+def test_polling_for_cancellation_does_not_consume_messages() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         worker = PersistentWorker(make_worker_channel(theirs), limit_threads=nullcontext)
@@ -77,7 +77,7 @@ def go_deeper(block: Any) -> Any:
     return block
 
 
-def test_what_f_has_changed_is_set_back_when_its_map_is_over(tmp_path: Path) -> None:
+def test_changes_of_f_are_undone_when_its_map_ends(tmp_path: Path) -> None:
     # The process is restored when the job ends, before any other job starts.
     before = sys.getrecursionlimit()
     ours, theirs = socket.socketpair()
@@ -93,7 +93,7 @@ def test_what_f_has_changed_is_set_back_when_its_map_is_over(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("has_key", [False, True])
-def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path, has_key: bool) -> None:
+def test_only_messages_of_a_sender_with_the_key_are_unpickled(tmp_path: Path, has_key: bool) -> None:
     ours, theirs = socket.socketpair()
     seals = ChannelAuthenticators(MessageAuthenticator(b"to driver"), MessageAuthenticator(b"to worker"))
     with ours, closing(make_worker_channel(theirs, seals)) as channel:
@@ -104,7 +104,7 @@ def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path,
     assert (tmp_path / "unpickled").exists() == has_key
 
 
-def test_a_large_result_for_which_no_folder_has_room_goes_over_the_channel(tmp_path: Path) -> None:
+def test_a_large_result_is_sent_over_the_channel_if_no_folder_can_store_it(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     result = np.arange(float(MAX_INLINE_BYTES))
     with ours, closing(make_worker_channel(theirs)) as channel, ThreadPoolExecutor() as other:
@@ -135,7 +135,7 @@ def be_left_and_return_much(block: Any) -> Any:
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path, is_gone: bool) -> None:
+def test_a_large_result_of_a_cancelled_task_leaves_no_files(tmp_path: Path, is_gone: bool) -> None:
     # The driver has removed the folders of the map and of its pool. The worker must not create them again.
     ours, theirs = socket.socketpair()
     with ours, closing(make_worker_channel(theirs)) as channel:
@@ -186,7 +186,7 @@ class Said:
         return said, bool(said) or timeout == 0.0
 
 
-def test_a_part_that_came_before_its_map_ended_is_kept_and_need_not_be_sent_again() -> None:
+def test_a_segment_that_arrived_before_its_map_ended_is_kept() -> None:
     # Otherwise a worker that is late because it waits for its block would be late in every map.
     order, part = (-1, -1, -1), Segment("x/7", 3, None, 5)
     cancel, sent = Message(MessageKind.CANCEL, order), Message(MessageKind.SEGMENT, order, b"5 3 x/7", b"abc")

@@ -120,7 +120,7 @@ VALUES = st.recursive(
 
 @settings(derandomize=True)
 @given(VALUES)
-def test_any_value_comes_back_as_it_was(value: Any) -> None:
+def test_any_value_is_restored_unchanged(value: Any) -> None:
     assert_same(travelled(value), value)
 
 
@@ -158,7 +158,7 @@ def identities(value: Any) -> list[Any]:
 
 @settings(derandomize=True, deadline=None)
 @given(sharing())
-def test_one_object_does_not_come_back_as_two(value: Any) -> None:
+def test_shared_objects_are_restored_as_one_object(value: Any) -> None:
     assert identities(travelled(value)) == identities(pickle.loads(pickle.dumps(value)))
 
 
@@ -211,11 +211,11 @@ FRAME = pd.DataFrame({"a": np.arange(5000.0), "b": [None, "x"] * 2500}, index=pd
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_objects_of_libraries_come_back_as_they_were(value: Any) -> None:
+def test_objects_of_libraries_are_restored_unchanged(value: Any) -> None:
     assert_same(travelled(value), value)
 
 
-def test_a_mapped_array_comes_back_as_one(tmp_path: Path) -> None:
+def test_a_memory_map_is_restored_as_a_memory_map(tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "a", np.float64, "w+", shape=(2000,))
     mapped[:] = np.arange(2000)
     found = travelled(mapped)
@@ -223,7 +223,7 @@ def test_a_mapped_array_comes_back_as_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, mapped)
 
 
-def test_classes_and_functions_that_no_module_has_come_back_as_themselves() -> None:
+def test_local_classes_and_functions_are_restored() -> None:
     local = collections.namedtuple("local", "a b")  # type: ignore[misc]
 
     class Inside:
@@ -237,7 +237,7 @@ def test_classes_and_functions_that_no_module_has_come_back_as_themselves() -> N
 
 
 @pytest.mark.parametrize("size", [1, 5000])
-def test_arrays_may_be_written_into_and_are_the_receivers_own(size: int) -> None:
+def test_restored_arrays_are_writable_and_not_shared(size: int) -> None:
     value = {"raw": np.zeros(size), "beside": (None, np.zeros(size), pd.Series(np.zeros(size)))}
     for found in (
         travelled(value),
@@ -251,19 +251,19 @@ def test_arrays_may_be_written_into_and_are_the_receivers_own(size: int) -> None
     assert not value["raw"].any() and not value["beside"][1].any()
 
 
-def test_a_block_that_may_be_written_into_is_not_copied() -> None:
+def test_a_writable_block_is_not_copied() -> None:
     block = pickle_to_array([None, np.zeros(10_000)])
     assert np.shares_memory(unpickle_array(block)[1], block)
 
 
-def test_a_block_is_one_array_of_bytes_whatever_it_holds() -> None:
+def test_a_block_is_one_array_of_bytes_for_any_value() -> None:
     for value in (None, [np.zeros(10_000)] * 3, FRAME):
         block = pickle_to_array(value)
         assert block.dtype == np.uint8 and block.ndim == 1
     assert len(pickle_to_array([np.zeros(10_000), np.ones(10_000)])) < 161_000
 
 
-def test_without_cloudpickle_importable_values_still_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importable_values_are_sent_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     spec = importlib.util.find_spec("polarmap.worker.pickled_values")
     anew = importlib.util.module_from_spec(spec)

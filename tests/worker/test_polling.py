@@ -24,7 +24,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.mark.parametrize("kind", [select.poll, SelectPoll])
-def test_what_can_be_read_or_is_closed_is_told_and_what_is_not_looked_at_is_not(
+def test_readable_and_closed_sockets_are_reported_if_registered(
     kind: Any, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     (ours, theirs), poll = pair, kind()
@@ -40,13 +40,13 @@ def test_what_can_be_read_or_is_closed_is_told_and_what_is_not_looked_at_is_not(
     assert poll.poll(0) == []
 
 
-def test_where_there_is_nothing_to_look_at_the_time_passes() -> None:
+def test_polling_without_sockets_waits_for_the_timeout() -> None:
     began = time.monotonic()
     assert SelectPoll().poll(20) == []
     assert time.monotonic() >= began + 0.02
 
 
-def test_a_stream_sees_its_other_end_closed_as_soon_as_all_is_read(
+def test_a_stream_detects_a_closed_peer_once_all_data_is_read(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket_channel, "POLL_HANGUP", POLLIN)

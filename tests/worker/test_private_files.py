@@ -23,7 +23,7 @@ def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("how", ["a link", "somebody else's", "open to others"])
-def test_nothing_is_read_below_a_folder_in_which_others_may_write(
+def test_files_below_a_folder_writable_by_others_are_not_read(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, part = tmp_path / "own", Segment("own/blocks/x", 8)
@@ -39,7 +39,7 @@ def test_nothing_is_read_below_a_folder_in_which_others_may_write(
         unpickle_data_or_file(f"{folder}/map/f")
 
 
-def test_a_file_system_that_keeps_nobody_out_has_no_such_folders(
+def test_a_file_system_without_permissions_has_no_private_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "own"

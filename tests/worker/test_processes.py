@@ -17,7 +17,7 @@ from polarmap.worker.processes import ProcessIdentity, _get_start_time, exit_pro
 SLEEP = "; import time; time.sleep(60)"
 
 
-def test_owners_know_who_is_dead() -> None:
+def test_identities_of_processes_tell_which_are_dead() -> None:
     here = ProcessIdentity.current()
     assert ProcessIdentity.parse(str(here)) == here
     assert here.is_on_this_machine()
@@ -43,7 +43,7 @@ def started(program: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", program + SLEEP], start_new_session=True)
 
 
-def test_nobody_looks_once_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watcher_stops_polling_once_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "LIVENESS_INTERVAL", 0.01)
     looks, others = list[int](), set(threading.enumerate())  # Other tests may have left such threads.
     stop = exit_process_when(lambda: bool(looks.append(1)), lambda: None)

@@ -61,7 +61,7 @@ def failing(times: int, error: Exception) -> Callable[[], str]:
     ],
     ids=repr,
 )
-def test_what_is_transient(error: Exception, passes: bool) -> None:
+def test_which_errors_are_transient(error: Exception, passes: bool) -> None:
     assert is_transient_error(error) == passes
 
 
@@ -70,13 +70,13 @@ def test_pauses_double_up_to_a_second(pauses: list[float]) -> None:
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
 
 
-def test_after_its_seconds_the_last_error_is_raised(pauses: list[float]) -> None:
+def test_the_last_error_is_raised_after_the_time_limit(pauses: list[float]) -> None:
     with pytest.raises(TimeoutError):
         retry_request(failing(99, TimeoutError()), timeout=1.0)
     assert sum(pauses) <= 1.0
 
 
-def test_what_does_not_pass_is_raised_at_once(pauses: list[float]) -> None:
+def test_permanent_errors_are_raised_immediately(pauses: list[float]) -> None:
     with pytest.raises(ClientError):
         retry_request(failing(1, ClientError("NoSuchBucket")), timeout=30.0)
     assert pauses == []

@@ -67,7 +67,7 @@ def readable(end: SocketChannel) -> bool:
     return bool(wait_until_ready([end], select.POLLIN, 0.0))
 
 
-def test_messages_go_both_ways_in_their_order(pair: tuple[SocketChannel, SocketChannel]) -> None:
+def test_messages_are_sent_in_order_in_both_directions(pair: tuple[SocketChannel, SocketChannel]) -> None:
     for one, other in (pair, pair[::-1]):
         assert not readable(other)
         assert other.receive() == ([], True)
@@ -100,7 +100,7 @@ class Counted(socket.socket):
         super().settimeout(*args)
 
 
-def test_a_small_message_is_sent_and_received_at_once() -> None:
+def test_a_small_message_takes_one_system_call_each_way() -> None:
     ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
     message = Message(MessageKind.TASK_REPLY, data=bytes(10_000))
     with (
@@ -112,7 +112,7 @@ def test_a_small_message_is_sent_and_received_at_once() -> None:
     assert (ours.calls, theirs.calls) == (1, 1)
 
 
-def test_a_large_message_comes_in_pieces(pair: tuple[SocketChannel, SocketChannel]) -> None:
+def test_a_large_message_is_received_in_pieces(pair: tuple[SocketChannel, SocketChannel]) -> None:
     message = Message(MessageKind.TASK_REPLY, (1, 2, 0), b"", os.urandom(5_000_000))
     for one, other in (pair, pair[::-1]):
         with ThreadPoolExecutor() as pool:
@@ -126,7 +126,7 @@ def test_a_large_message_comes_in_pieces(pair: tuple[SocketChannel, SocketChanne
         assert found == [message]
 
 
-def test_a_process_without_memory_hears_what_is_short() -> None:
+def test_a_process_without_memory_receives_short_messages() -> None:
     class Limited(socket.socket):
         def recv(self, size: int, flags: int = 0) -> bytes:
             if size > 1 << 16:
@@ -146,7 +146,7 @@ def test_a_process_without_memory_hears_what_is_short() -> None:
         ]
 
 
-def test_the_questions_about_a_connection_take_nothing_off_it(
+def test_predicates_of_a_connection_do_not_consume_messages(
     pair: tuple[SocketChannel, SocketChannel],
 ) -> None:
     link, channel = pair
@@ -157,7 +157,7 @@ def test_the_questions_about_a_connection_take_nothing_off_it(
     assert channel.receive(None)[0] == SENT[1:2]
 
 
-def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[SocketChannel, SocketChannel]) -> None:
+def test_a_closed_peer_is_detected_after_its_last_message(pair: tuple[SocketChannel, SocketChannel]) -> None:
     link, channel = pair
     assert not channel.is_peer_closed()
     link.send(SENT[1])
@@ -170,7 +170,7 @@ def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[SocketCha
     assert not channel.send(Message(MessageKind.TASK_REPLY, data=bytes(10**6)))
 
 
-def test_who_hangs_up_is_seen_by_both(pair: tuple[SocketChannel, SocketChannel]) -> None:
+def test_both_ends_detect_a_disconnect(pair: tuple[SocketChannel, SocketChannel]) -> None:
     link, channel = pair
     link.disconnect()
     assert link.fileno() >= 0
@@ -230,7 +230,7 @@ def test_messages_of_any_size_arrive_in_order_through_small_buffers(
     before=st.integers(0, 3), size=st.integers(0, 10**6), n_read=st.integers(0, 30), is_sealed=st.booleans()
 )
 @settings(deadline=None)
-def test_messages_that_are_dropped_never_arrive_and_later_ones_do(
+def test_dropped_messages_never_arrive_but_later_messages_do(
     before: int, size: int, n_read: int, is_sealed: bool
 ) -> None:
     ours, theirs = small_buffers()
@@ -268,7 +268,7 @@ def test_a_cancellation_is_not_dropped() -> None:
         assert received(other, link, 2)[-1] == cancel
 
 
-def test_what_waits_is_a_reference_to_the_data_of_the_sender() -> None:
+def test_unsent_data_is_not_copied() -> None:
     data = memoryview(bytes(10**7))
     pairs = [small_buffers() for _ in range(20)]
     links = [SocketChannel(ours, seals(b"1", b"2")) for ours, _ in pairs]
@@ -285,7 +285,7 @@ def test_what_waits_is_a_reference_to_the_data_of_the_sender() -> None:
     assert most < len(links) * 3 * MAX_CHUNK_BYTES
 
 
-def test_an_end_that_reads_nothing_is_stalled_after_the_timeout_and_no_other(
+def test_only_a_peer_that_reads_nothing_is_stalled_after_the_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
@@ -304,7 +304,7 @@ def test_an_end_that_reads_nothing_is_stalled_after_the_timeout_and_no_other(
         assert link.flush() and link.is_stalled()
 
 
-def test_a_worker_sends_all_of_a_message_before_it_goes_on() -> None:
+def test_a_worker_sends_a_message_completely_before_it_continues() -> None:
     ours, theirs = small_buffers()
     message = Message(MessageKind.TASK_REPLY, data=bytes(10**6))
     with (
@@ -341,7 +341,7 @@ def test_the_system_notices_silence_within_the_timeout(timeout: float) -> None:
             assert number in socket_channel.get_tcp_options(timeout, "linux")
 
 
-def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
+def test_an_invalid_message_and_all_later_bytes_are_ignored(
     pair: tuple[SocketChannel, SocketChannel],
 ) -> None:
     link, channel = pair
@@ -357,7 +357,7 @@ def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_nothing_that_is_said_is_unpickled(
+def test_received_headers_are_not_unpickled(
     pair: tuple[SocketChannel, SocketChannel], tmp_path: Path, name: str
 ) -> None:
     for end in pair:
@@ -372,7 +372,7 @@ def test_nothing_that_is_said_is_unpickled(
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # pytest has threads.
-def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
+def test_a_process_forked_from_a_worker_does_not_keep_its_socket_open() -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(30.0)
     channel = make_worker_channel(theirs)

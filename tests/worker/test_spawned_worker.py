@@ -28,7 +28,7 @@ spawned_worker.main(json.loads(sys.argv[1]), [sys.argv[2]])
 @pytest.mark.parametrize(
     ("is_shared", "hangs_up"), [(False, False), (True, False), (False, True)], ids=["", "shared", "hung up"]
 )
-def test_it_tells_its_process_and_ends_with_its_standard_input_and_the_folder(
+def test_a_worker_reports_its_process_and_removes_the_folder_when_stdin_closes(
     is_shared: bool, hangs_up: bool, tmp_path: Path
 ) -> None:
     # A driver that dies closes the connection and the standard input one after the other, in any order.

@@ -79,11 +79,11 @@ def heard(channel: StorageChannel) -> list[Message]:
 @pytest.mark.parametrize(
     "said", [ReplyKey(0, 9, 1, 0, 2, 0), ReplyKey(123, 2**32 - 1, 10**11, 45, 44, 10**9)]
 )
-def test_keys_tell_what_was_said(said: ReplyKey) -> None:
+def test_reply_keys_are_formatted_and_parsed(said: ReplyKey) -> None:
     assert KEYS.parse_reply_key(KEYS.format_reply_key(said)) == said
 
 
-def test_a_message_is_taken_once_and_looked_for_as_often_as_is_of_use(
+def test_a_message_is_received_once_and_polled_for_with_pauses(
     driver: Driver, channel: StorageChannel
 ) -> None:
     assert channel.receive(0.0) == NOTHING
@@ -95,7 +95,7 @@ def test_a_message_is_taken_once_and_looked_for_as_often_as_is_of_use(
     assert channel.receive(0.02) == NOTHING
 
 
-def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: StorageChannel) -> None:
+def test_messages_are_received_in_order_with_their_data(driver: Driver, channel: StorageChannel) -> None:
     calls = [Message(MessageKind.TASK, header=b"%d" % number) for number in range(3)]
     driver.storage.put_object("b", KEYS.make_payload_key(b"large"), b"an object of its own")
     driver.put({b"small": b"f"}, w7=list(zip((1, 2, 5), calls, (b"small", None, b"large"), strict=True)))
@@ -109,7 +109,7 @@ def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: S
     assert driver.heard() == []  # A message is acknowledged with the next reply, not earlier.
 
 
-def test_a_message_whose_data_are_gone_is_none(driver: Driver, channel: StorageChannel) -> None:
+def test_a_message_whose_payload_was_removed_is_dropped(driver: Driver, channel: StorageChannel) -> None:
     driver.put(w7=[(1, Message(MessageKind.TASK), b"digest")])
     assert channel.receive(0.0) == NOTHING
     assert not channel.is_peer_closed()
@@ -117,7 +117,7 @@ def test_a_message_whose_data_are_gone_is_none(driver: Driver, channel: StorageC
     assert heard(channel) == [Message(MessageKind.TASK, data=b"newer")]
 
 
-def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: StorageChannel) -> None:
+def test_a_driver_that_removes_its_mailbox_counts_as_closed(driver: Driver, channel: StorageChannel) -> None:
     assert not is_gone_at_next_heartbeat(channel)
     driver.storage.delete_object("b", KEYS.mailbox_key)
     assert channel.receive(1.0) == GONE
@@ -125,7 +125,7 @@ def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: St
 
 
 @pytest.mark.parametrize("notices", ["receive", "keep_alive"])
-def test_a_worker_whose_driver_is_gone_leaves_no_replies(
+def test_a_worker_removes_its_replies_after_its_driver_has_closed(
     driver: Driver, channel: StorageChannel, notices: str
 ) -> None:
     # A cloud does not kill a worker that runs a task when its pool is closed.
@@ -137,7 +137,9 @@ def test_a_worker_whose_driver_is_gone_leaves_no_replies(
     assert [said.worker_id for said, _ in driver.heard()] == [71]
 
 
-def test_a_worker_whose_driver_is_there_leaves_its_replies(driver: Driver, channel: StorageChannel) -> None:
+def test_a_worker_keeps_its_replies_while_its_driver_is_alive(
+    driver: Driver, channel: StorageChannel
+) -> None:
     channel.send(Message(MessageKind.TASK_REPLY))
     driver.put(w8=[])
     assert channel.receive(0.0) == NOTHING
@@ -145,7 +147,7 @@ def test_a_worker_whose_driver_is_there_leaves_its_replies(driver: Driver, chann
     assert [said.worker_id for said, _ in driver.heard()] == [7]
 
 
-def test_a_driver_whose_object_does_not_change_is_gone(
+def test_a_driver_whose_mailbox_does_not_change_counts_as_closed(
     driver: Driver, channel: StorageChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert channel.receive(0.0) == NOTHING
@@ -157,7 +159,7 @@ def test_a_driver_whose_object_does_not_change_is_gone(
     assert channel.receive(0.0) == GONE
 
 
-def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, channel: StorageChannel) -> None:
+def test_a_temporary_storage_failure_is_tolerated(driver: Driver, channel: StorageChannel) -> None:
     right = driver.storage.objects["b", KEYS.mailbox_key]
     driver.storage.objects["b", KEYS.mailbox_key] = right[:5]  # an incomplete object
     assert channel.receive(0.0) == NOTHING
@@ -168,7 +170,7 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, chann
 # --- heartbeats ----------------------------------------------------------------------
 
 
-def test_signs_of_life_tell_how_far_it_is_and_go_on_when_the_storage_was_away(
+def test_heartbeats_report_progress_and_continue_after_a_storage_failure(
     driver: Driver, channel: StorageChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel.keep_alive()
@@ -210,7 +212,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.005, 0.03])
-def test_it_asks_no_more_often_than_the_storage_answers(
+def test_the_poll_interval_adapts_to_the_latency_of_the_storage(
     driver: Driver, channel: StorageChannel, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, get = Clock(), driver.storage.get_object
@@ -249,9 +251,7 @@ def test_a_driver_names_the_version_of_a_worker(fields: str) -> None:
     assert (error.value.worker_id, error.value.peer_version) == (7, PROTOCOL_VERSION + 1)
 
 
-def test_whether_the_driver_is_gone_is_asked_without_any_effect(
-    driver: Driver, channel: StorageChannel
-) -> None:
+def test_checking_for_a_closed_driver_has_no_side_effect(driver: Driver, channel: StorageChannel) -> None:
     channel._next_heartbeat_at = 0.0
     driver.storage.get_object = driver.storage.put_object = None
     assert_only_asks(channel, channel.is_peer_closed)

@@ -84,7 +84,7 @@ def failure(message: Message | None, encryption: Encryption | None = None) -> st
     return str(meant(message, encryption).failure)
 
 
-def test_whatever_is_raised_is_told() -> None:
+def test_all_exceptions_are_reported() -> None:
     lock = threading.Lock()  # A dict with this key cannot be pickled.
     for io, kind in (
         (MemoryIO(np.negative, "text"), "UFuncTypeError: ufunc 'negative'"),
@@ -95,7 +95,7 @@ def test_whatever_is_raised_is_told() -> None:
     assert failure(run_task(TICKET._replace(fault=Fault("raise")), io)) == "RuntimeError: injected fault"
 
 
-def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
+def test_with_a_key_replies_are_encrypted() -> None:
     encryption = Encryption.create(bytes(range(32)))
     ticket = TICKET._replace(encryption=tuple(encryption))
     reply = run_task(ticket, MemoryIO(np.negative, np.arange(8.0)))
@@ -109,7 +109,7 @@ def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
 
 
 @pytest.mark.parametrize("question", [1, 2])
-def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
+def test_a_cancelled_task_leaves_no_objects(question: int) -> None:
     io = MemoryIO(np.negative, np.arange(6.0))
     io.cancelled_from = question
     assert run_task(STORING, io) is None
@@ -190,7 +190,7 @@ def test_a_worker_with_lithops_and_numpy_only(
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # pytest has threads.
 @pytest.mark.parametrize("end", ["returns", "raises", "exits"])
-def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) -> None:
+def test_a_child_forked_by_f_ends_when_it_leaves_f(end: str, tmp_path: Path) -> None:
     children: list[int] = []
 
     def f(block: Any) -> Any:
@@ -213,7 +213,7 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [str(before)]
 
 
-def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
+def test_a_pickled_task_imports_only_numpy(bare: Path, tmp_path: Path) -> None:
     # The pickled task includes its modules, and is loaded where polarmap is not installed.
     with pickle_worker_code_by_value():
         pickled = cloudpickle.dumps(make_lithops_task(abs, ("array",)))  # This f is pickled by name.
@@ -234,21 +234,21 @@ def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
 # --- faults ---
 
 
-def test_a_sleep_comes_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sleep_fault_delays_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     assert compute_result(abs, -1, Fault("sleep", 0.2)) == pack_tree(1)
     assert slept == [0.2]
 
 
-def test_an_exception_comes_in_the_place_of_the_result() -> None:
+def test_a_raise_fault_replaces_the_result() -> None:
     calls: list[object] = []
     with pytest.raises(RuntimeError, match="injected fault"):
         compute_result(calls.append, 1, Fault("raise"))
     assert calls == []
 
 
-def test_a_result_that_is_corrupted_keeps_its_layout() -> None:
+def test_a_corrupted_result_keeps_its_layout() -> None:
     wrong, right = compute_result(np.arange, 5, Fault("garbage")), pack_tree(np.arange(5))
     assert (wrong.structure, wrong.layout) == (right.structure, right.layout)
     assert all(one != other for one, other in zip(bytes(wrong.data), bytes(right.data)))
@@ -267,7 +267,7 @@ def stored(result: Any, output: OutputSpec = OUTPUT) -> tuple[Any, tuple[Segment
     return packed, parts, io.objects
 
 
-def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
+def test_a_stored_result_is_split_into_segments_and_a_sample_is_sent() -> None:
     result = np.arange(1000.0).reshape(10, 100)
     packed, parts, objects = stored(result)
     assert [(part.key, part.offset) for part in parts] == [
@@ -281,7 +281,7 @@ def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
     assert unpack_leaves(*packed[1:])[0].size == SAMPLE_SIZE
 
 
-def test_several_arrays_share_the_sample_and_no_part() -> None:
+def test_several_arrays_share_the_sample_but_no_segment() -> None:
     _, parts, objects = stored([np.zeros(3), np.zeros(400, "i4")], OUTPUT._replace(n_arrays=2))
     assert [part.size for part in parts] == [24, 1200, 400]
     assert {key: len(data) for key, data in objects.items()} == {"p/3-1/0": 24, "p/3-1/1": 1600}
@@ -295,6 +295,6 @@ def test_several_arrays_share_the_sample_and_no_part() -> None:
         (np.zeros((1, 1)).view(np.matrix), "return it as a numpy.ndarray"),
     ],
 )
-def test_what_is_not_one_array_is_refused(result: Any, message: str) -> None:
+def test_a_stored_result_that_is_not_an_array_is_refused(result: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         stored(result)

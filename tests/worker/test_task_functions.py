@@ -114,7 +114,7 @@ def test_truth_values_are_counted() -> None:
         ),
     ],
 )
-def test_what_cannot_be_added_up_is_said(f: Any, error: type[Exception], words: str) -> None:
+def test_results_that_cannot_be_added_raise_a_clear_error(f: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make_weighted_sum_task(f)((np.ones(2), PARTS))
 
@@ -128,7 +128,7 @@ def test_f_sees_the_matrix(kind: Any) -> None:
     assert (seen != matrix).nnz == 0
 
 
-def test_numbers_behind_an_odd_number_of_bytes_are_read() -> None:
+def test_numbers_at_unaligned_offsets_are_read() -> None:
     matrix = scipy.sparse.csr_array(np.array([[5, 0, 6], [0, 7, 0]], np.int8))
     arrays = (matrix.data, matrix.indices, matrix.indptr)
     raw, places = b"".join(one.tobytes() for one in arrays), np.cumsum([0, *(one.nbytes for one in arrays)])
@@ -139,7 +139,7 @@ def test_numbers_behind_an_odd_number_of_bytes_are_read() -> None:
     )
 
 
-def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_forked_by_f_does_not_continue_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     # Only the parent process continues the batch, so f runs once for each item.
     monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", 60.0)
     here, forked = os.getpid(), list[int]()
@@ -156,7 +156,7 @@ def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch(monkeypatch: p
     assert (len(ends), os.waitstatus_to_exitcode(status)) == (4, 2)
 
 
-def test_several_calls_go_as_pickles_and_one_of_them_alone_gives_what_it_would_in_a_block() -> None:
+def test_calls_in_a_batch_return_the_same_as_a_single_call_in_a_block() -> None:
     def block(head: Any, *values: Any) -> np.ndarray:
         return np.frombuffer(pickle.dumps((head, [pickle.dumps(value) for value in values])), np.int8)
 
@@ -184,7 +184,7 @@ LEFT, RIGHT = STREAM.integers(0, 9, (4, 6)), STREAM.integers(0, 9, (3, 6))
 
 @pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "float32", "complex64"])
-def test_a_product_has_the_dtype_that_it_is_told(dtype: str, is_sparse: bool) -> None:
+def test_a_product_has_the_given_dtype(dtype: str, is_sparse: bool) -> None:
     wanted, operand = np.dtype(dtype), RIGHT.T.astype(dtype)
     block = scipy.sparse.csr_array(LEFT) if is_sparse else LEFT
     found = multiply_block(operand, wanted, is_sparse, block)
@@ -193,7 +193,7 @@ def test_a_product_has_the_dtype_that_it_is_told(dtype: str, is_sparse: bool) ->
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_parity_of_uint64_is_what_it_was_before_it_wrapped(is_sparse: bool) -> None:
+def test_parity_of_uint64_is_unwrapped(is_sparse: bool) -> None:
     parity = (-LEFT).astype(np.uint64)
     block = scipy.sparse.csr_array(parity) if is_sparse else parity
     found = multiply_block(RIGHT.T.astype(float), np.dtype(float), is_sparse, block)

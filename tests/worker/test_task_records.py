@@ -50,12 +50,12 @@ TICKETS = [
 
 
 @pytest.mark.parametrize("ticket", TICKETS)
-def test_tickets_travel_as_plain_tuples(ticket: TaskRequest) -> None:
+def test_tickets_are_sent_as_plain_tuples(ticket: TaskRequest) -> None:
     assert classes_in(to_plain_tuple(ticket)) <= {tuple, str, int, float, bytes, type(None)}
     assert TaskRequest.from_tuple(pickle.loads(pickle.dumps(to_plain_tuple(ticket)))) == ticket
 
 
-def test_named_tuples_of_the_caller_stay_as_they_are() -> None:
+def test_named_tuples_of_the_caller_are_unchanged() -> None:
     [key] = travelled(TaskReply(None, 1.0, (dict, (Key(1, 2),), (("array",),)))).structure[1]
     assert key.second == 2
 
@@ -77,7 +77,7 @@ def travelled_error(error: BaseException) -> ErrorInfo:
     return came
 
 
-def test_any_exception_can_be_described_and_travels() -> None:
+def test_any_exception_can_be_described_and_sent() -> None:
     class HostileError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
@@ -95,7 +95,7 @@ def test_any_exception_can_be_described_and_travels() -> None:
     assert isinstance(pickle.loads(long.exception), ValueError)
 
 
-def test_one_that_would_come_back_as_another_does_not_travel() -> None:
+def test_an_exception_that_would_be_restored_differently_is_not_sent() -> None:
     class Disguised(Exception):  # noqa: N818
         def __reduce__(self) -> Any:
             return ValueError, ("other",)
@@ -133,7 +133,7 @@ def test_options_of_a_task_arrive_without_classes_of_polarmap(kind: str) -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"10.0.0.1", b"\nhost\nlabel\nof two lines", b"\xff\xfe\n"])
-def test_an_identity_is_read_whatever_a_worker_sends(data: bytes) -> None:
+def test_any_identity_that_a_worker_sends_is_parsed(data: bytes) -> None:
     assert len(WorkerIdentity.decode(data)) == 3
     identity = WorkerIdentity("10.0.0.1", "host", "place\nof two lines")
     assert WorkerIdentity.decode(identity.encode()) == identity

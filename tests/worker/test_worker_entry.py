@@ -85,7 +85,7 @@ def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.2, 600.0])
-def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_closed(
+def test_a_worker_on_a_thread_ends_at_its_time_limit_or_when_its_connection_closes(
     seconds: float, endpoints: Any, joined: Queue[Any]
 ) -> None:
     thread = threading.Thread(target=serve_driver_on_thread, args=[tuple(address(*endpoints)), 3, seconds])
@@ -98,7 +98,9 @@ def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_close
     link.close()
 
 
-def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any], tmp_path: Path) -> None:
+def test_the_task_runs_without_the_installed_package(
+    endpoints: Any, joined: Queue[Any], tmp_path: Path
+) -> None:
     # A cloud function has only the standard library, NumPy and Lithops.
     with pickle_worker_code_by_value():
         import cloudpickle
@@ -121,7 +123,7 @@ def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any]
         assert worker.wait(10.0) == 0
 
 
-def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
+def test_libraries_that_are_loaded_later_respect_the_thread_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     storage = DictStorage()
@@ -134,7 +136,7 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
     assert {os.environ[name] for name in THREAD_LIMIT_VARIABLES} == {"3"}
 
 
-def test_a_worker_opens_connections_of_its_own_to_the_storage(
+def test_a_worker_opens_new_connections_to_the_storage(
     monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
 ) -> None:
     # Since Lithops 3.8, the parent of a worker continues to use the connections that the worker inherits.
