@@ -26,7 +26,7 @@ from polarmap.testing import ReplayExecutor
     data=st.data(),
 )
 @settings(max_examples=40)
-def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
+def test_slices_match_numpy(tmp_path_factory, rows, inner, data):
     A = random_array((rows, *inner))
     k = compute_max_nonempty_blocks(rows, data.draw(st.integers(1, rows)))
     store = FolderStore(tmp_path_factory.mktemp("store"))
@@ -41,7 +41,7 @@ def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
         np.testing.assert_array_equal(coded[start:stop, ..., :2], A[start:stop, ..., :2])
 
 
-def test_rows_are_read_by_number_and_slice_only(store):
+def test_rows_are_read_only_by_integers_and_slices(store):
     coded = polarmap.encode(np.arange(8.0), name="a", storage=store)
     wrong = [
         *([1, 2], None, "a", slice(None, None, -1), slice(None, None, 0), slice(1.5), True, np.True_, 1.0),
@@ -56,7 +56,7 @@ def test_rows_are_read_by_number_and_slice_only(store):
     assert [float(row) for row in coded] == list(range(8))
 
 
-def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_was_used_for(store):
+def test_the_pickle_of_an_array_depends_on_neither_its_origin_nor_its_use(store):
     # The fingerprint of an f that refers to the array must not change, and no caches may be pickled.
     A = random_array((12, 3))
     before = pickle.dumps(polarmap.encode(A, blocks=3, tasks=4, name="a", storage=store))
@@ -72,7 +72,7 @@ def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_wa
 
 
 @pytest.mark.parametrize("shape", [(42,), (36, 3), (27, 2, 0), (90, 1_500), (8, 40_000)])
-def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, shape, monkeypatch):
+def test_iteration_reads_each_part_at_most_twice(store, shape, monkeypatch):
     A, reads, get = random_array(shape), [], type(store).get
     coded = polarmap.encode(A, name="a", storage=store, blocks=4, memory=1 << 20)
     parts = sum(len(coded.block_segments(block)) for block in range(4))
@@ -84,7 +84,7 @@ def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, sha
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
-def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
+def test_an_index_matches_numpy_or_raises_a_clear_error(store, shape):
     # An index that starts with all rows, an integer or a slice means the same as in NumPy.
     A = random_array(shape)
     coded = polarmap.encode(A, name="a", storage=store)
@@ -110,7 +110,7 @@ def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
 
 
 @pytest.mark.every_store
-def test_unknown_name_says_which_there_are(store, tmp_path):
+def test_the_error_for_an_unknown_name_lists_the_existing_arrays(store, tmp_path):
     with pytest.raises(
         MissingObjectError, match=r"the coded array 'b' does not exist in .*; existing arrays: none"
     ):

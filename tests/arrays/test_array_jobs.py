@@ -53,7 +53,7 @@ def doubled_with_note(blocks):
 
 
 @pytest.mark.parametrize("executor", [None, ReplayExecutor()], ids=["here", "workers"])
-def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
+def test_arrays_are_stored_and_notes_are_returned_completely(folder, executor):
     # A worker sends only a sample of such a long note, so the driver reads the whole note from storage.
     notes, where, observer = {}, {}, Counts()
 
@@ -78,7 +78,7 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
     assert observer.shown == ([] if executor else [(done, TASKS) for done in range(TASKS + 1)])
 
 
-def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
+def test_the_next_task_is_computed_while_a_result_is_stored(folder):
     computed = threading.Event()
 
     def f(blocks):
@@ -96,7 +96,7 @@ def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
     )
 
 
-def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
+def test_a_failing_storage_ends_the_tasks_without_reporting_the_failed_task(folder):
     told, computed, before = [], [], set(threading.enumerate())
 
     def f(blocks):
@@ -117,7 +117,7 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
     assert set(threading.enumerate()) <= before
 
 
-def test_a_part_that_is_gone_is_named(folder):
+def test_the_error_for_a_missing_part_names_it(folder):
     folder.delete(["in/3"])
     tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
     with pytest.raises(NotDecodableError, match=r"in/3 is missing\. It was intact when"):

@@ -12,7 +12,7 @@ from polarmap.testing import ReplayExecutor
 
 
 @pytest.mark.parametrize("is_listed", [True, False])
-def test_objects_that_are_not_of_the_array_are_asked_for_their_sizes(store, is_listed):
+def test_sizes_of_objects_outside_the_array_are_requested(store, is_listed):
     A = random_array((24, 10))
     coded = polarmap.encode(put_rows(store, A), blocks=4, tasks=6, name="a", storage=store)
     store.delete(["mine/5", coded.block_segments(5)[0].key])

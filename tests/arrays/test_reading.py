@@ -41,7 +41,7 @@ def undetermined(A, k, lost):
     rows=st.integers(1, 12), k=st.integers(1, 5), extra=st.integers(1, 4), columns=st.integers(1, 5),
     dtype=st.sampled_from(sorted(TOLERANCE)), data=st.data(),
 )  # fmt: skip
-def test_what_is_finite_is_decoded_and_the_rest_refused_by_name(
+def test_finite_entries_are_decoded_and_an_error_names_undecodable_entries(
     tmp_path_factory, rows, k, extra, columns, dtype, data
 ):
     store = FolderStore(tmp_path_factory.mktemp("store"))
@@ -101,7 +101,7 @@ def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
         np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
 
 
-def test_damaged_parity_comes_back_with_its_nan(store):
+def test_repaired_parity_contains_its_nan(store):
     A = spoilt((24, 50), "f8", [7, 300], [0, 1])
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     stored = [coded.coded_blocks().component_leaves(block)[0] for block in range(6)]
@@ -114,7 +114,7 @@ def test_damaged_parity_comes_back_with_its_nan(store):
         np.testing.assert_array_equal(coded.coded_blocks().component_leaves(block)[0], stored[block])
 
 
-def test_filler_is_no_entry_that_could_be_lost(store):
+def test_padding_does_not_count_as_lost(store):
     # The NaN is at the position of a padding row, so all rows of the array can be decoded.
     A = random_array((11, 3))
     A[2, 1] = np.nan  # Row 11 of the four blocks of 3 rows is padding.
@@ -136,7 +136,7 @@ def overflowing(dtype="f4"):
     return A, parity
 
 
-def test_parity_that_overflows_is_an_erasure_there(store):
+def test_overflowing_parity_counts_as_erased_at_its_position(store):
     A, _ = overflowing()
     coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     assert said == [
@@ -153,7 +153,7 @@ def test_parity_that_overflows_is_an_erasure_there(store):
     np.testing.assert_allclose(coded[:2], A[:2])
 
 
-def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
+def test_stripes_and_partial_reads_are_decoded_separately(store):
     A = random_array((8, 50_000))
     A[1, 40_000] = np.nan
     coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
@@ -174,7 +174,7 @@ def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
 
 
 @pytest.mark.parametrize(("shape", "block"), [((11, 3), (3, 3)), ((4,), (1,)), ((7, 0, 2), (2, 0, 2))])
-def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, block):
+def test_metadata_of_blocks_is_known_without_reading(store, monkeypatch, shape, block):
     coded = polarmap.encode(random_array(shape), blocks=4, tasks=6, name="a", storage=store)
     monkeypatch.delattr(type(store), "get")
     blocks = coded.coded_blocks()
@@ -193,7 +193,7 @@ def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, 
     ]
 
 
-def test_blocks_that_are_single_numbers_are_no_arrays(store):
+def test_blocks_of_single_numbers_are_scalars(store):
     A, out = np.arange(8.0), polarmap.arrays.Stored("sums", store)
     y = polarmap.coded_map(np.sum, A, blocks=4, out=out, executor=ReplayExecutor())
     blocks = y.array.coded_blocks()
@@ -206,7 +206,7 @@ def test_blocks_that_are_single_numbers_are_no_arrays(store):
     np.testing.assert_array_equal(blocks.data_blocks.block_leaves(1)[0], 5)
 
 
-def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
+def test_a_worker_receives_a_block_as_stored_or_an_error(store):
     A = random_array((8, 50_000))
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
     blocks = coded.coded_blocks()
@@ -220,7 +220,7 @@ def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
     assert block.flags.writeable
 
 
-def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
+def test_a_map_of_an_array_with_an_undecodable_block_raises(store):
     A = random_array((12, 3))
     A[1, 1] = np.nan
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
@@ -233,7 +233,7 @@ def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
 
 @pytest.mark.parametrize("store", ["s3", "redis"], indirect=True)
 @pytest.mark.parametrize("part", [3, 60_000], ids=["whole", "in stripes"])
-def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
+def test_parts_in_a_bucket_are_read_concurrently(store, monkeypatch, part):
     # At most one part of each block is read at a time, because the parts are held in memory.
     coded = polarmap.encode(random_array((8, part)), blocks=4, tasks=5, name="a", storage=store, memory=MIB)
     get, together, reading, most = type(store).get, threading.Barrier(2), [], []
@@ -264,7 +264,7 @@ def results(tmp_path):
     return y.array, polarmap.open_coded("y", tmp_path), A
 
 
-def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
+def test_an_array_opened_before_a_repair_can_still_be_read(results):
     # The repair turns results into a Zarr array, which moves all parts, including intact ones.
     ours, theirs, A = results
     before = [ours.block_segments(block) for block in range(4)]
@@ -276,7 +276,7 @@ def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
     assert not {part.key for parts in before for part in parts} & set(theirs.store.keys(""))
 
 
-def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, monkeypatch):
+def test_all_threads_can_read_an_array_while_it_is_repaired(results, monkeypatch):
     # This includes a thread that finds parts missing after another thread has found their new location.
     ours, theirs, A = results
     theirs.repair()
@@ -296,7 +296,7 @@ def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, mo
 
 
 @pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
-def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
+def test_an_open_array_can_be_read_after_all_its_parts_have_moved(store, key):
     # No part keeps its checksum, either.
     A, options = random_array((24, 5)), {"storage": store, "key": key}
     ours = polarmap.encode(A, blocks=4, tasks=6, name="a", **options)
@@ -318,7 +318,7 @@ def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
     ],
     ids=["rows", "block", "check"],
 )
-def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, monkeypatch, read):
+def test_an_array_that_is_repaired_again_during_a_refresh_can_be_read(store, monkeypatch, read):
     A, options = random_array((24, 5)), {"storage": store, "name": "a"}
     ours = polarmap.encode(A, blocks=4, tasks=6, **options)
     theirs, blocks = polarmap.open_coded(**options), ours.coded_blocks()
@@ -342,7 +342,7 @@ def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, m
     assert found is True or np.allclose(found, A[6:12], rtol=1e-9, atol=1e-9)
 
 
-def test_a_manifest_is_read_anew_once_and_no_more_while_it_stays_the_same(store, monkeypatch):
+def test_an_unchanged_manifest_is_refreshed_only_once(store, monkeypatch):
     # Otherwise every map of an array with a damaged part would read its manifest.
     coded = polarmap.encode(random_array((8, 3)), blocks=4, tasks=6, name="a", storage=store)
     damage(store, coded.block_segments(2)[0], "corrupt")
@@ -354,7 +354,7 @@ def test_a_manifest_is_read_anew_once_and_no_more_while_it_stays_the_same(store,
 
 
 @pytest.mark.parametrize("kind", ["replay", "localhost", "threads", "processes", "here"])
-def test_a_map_of_what_is_repaired_meanwhile_goes_on(results, kind):
+def test_a_map_continues_while_its_array_is_repaired(results, kind):
     ours, theirs, A = results
     made = {
         "replay": lambda: nullcontext(ReplayExecutor()),
@@ -370,7 +370,7 @@ def test_a_map_of_what_is_repaired_meanwhile_goes_on(results, kind):
 
 
 @pytest.mark.parametrize("change", [{}, {"tasks": 7}, {"blocks": 3}], ids=["numbers", "code", "cut"])
-def test_nothing_is_read_of_another_array_of_the_same_name(store, change):
+def test_no_part_of_another_array_with_the_same_name_is_read(store, change):
     # The parts of the other array would not match the parts that were read before.
     A, options = random_array((24, 5)), {"blocks": 4, "tasks": 6, "name": "a", "storage": store}
     ours = polarmap.encode(A, **options)

@@ -30,7 +30,7 @@ def test_damaged_parts_are_named_decoded_and_repaired(store):
 
 @pytest.mark.parametrize("executor", [None, ReplayExecutor()], ids=["here", "workers"])
 @pytest.mark.parametrize("dtype", ["f4", "c16", "u1", "i8"])
-def test_damaged_parts_of_other_numbers_are_too(store, dtype, executor):
+def test_damaged_parts_of_other_dtypes_are_repaired(store, dtype, executor):
     check_repair(store, dtype, executor)
 
 
@@ -103,7 +103,7 @@ def check_repair(store, dtype, executor):
 
 
 @pytest.mark.every_store
-def test_what_was_deleted_cannot_be_repaired(store):
+def test_a_deleted_array_cannot_be_repaired(store):
     coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
     coded.delete()
     coded.delete()
@@ -115,14 +115,14 @@ def test_what_was_deleted_cannot_be_repaired(store):
 
 
 @pytest.mark.every_store
-def test_repair_of_what_is_whole_changes_nothing(store):
+def test_repairing_an_intact_array_changes_nothing(store):
     coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
     before = objects(store)
     assert coded.repair().ok
     assert objects(store) == before
 
 
-def test_each_stripe_bears_its_own_losses(store):
+def test_each_stripe_tolerates_its_own_losses(store):
     A = random_array((8, 50_000))
     coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=MIB)
     assert len(coded.block_segments(0)) > 3
@@ -134,7 +134,7 @@ def test_each_stripe_bears_its_own_losses(store):
     assert coded.check().ok
 
 
-def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
+def test_too_much_damage_raises_a_clear_error_and_changes_nothing(store):
     coded = polarmap.encode(random_array((12, 7)), blocks=4, tasks=6, name="a", storage=store)
     for index in (0, 1, 5):
         damage(store, coded.block_segments(index)[0], "corrupt")
@@ -152,7 +152,7 @@ def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
 
 
 @pytest.mark.every_store
-def test_repair_does_not_bring_back_what_was_replaced(store):
+def test_a_repair_does_not_restore_a_replaced_array(store):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     store.delete([coded.block_segments(1)[2].key])
@@ -172,7 +172,7 @@ def test_repair_does_not_bring_back_what_was_replaced(store):
 
 
 @pytest.mark.every_store
-def test_a_repair_cut_short_changes_nothing(store):
+def test_an_interrupted_repair_changes_nothing(store):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     for stripe in range(3):
@@ -246,7 +246,7 @@ def test_late_and_failing_workers_are_replaced(store, executor):
     assert objects(store) == {}
 
 
-def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
+def test_a_failed_repair_neither_changes_nor_leaves_objects(store, threads):
     coded = polarmap.encode(random_array(SHAPE), storage=store, **OPTIONS)
     damage(store, coded.block_segments(1)[2], "corrupt")
     damage(store, coded.block_segments(3)[0], "missing")
@@ -260,7 +260,7 @@ def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
     assert coded.check().ok
 
 
-def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, monkeypatch):
+def test_damage_between_check_and_repair_raises_an_error(store, threads, monkeypatch):
     coded = polarmap.encode(random_array((20, 10)), storage=store, **OPTIONS)
     damage(store, coded.block_segments(1)[0], "missing")
     audit = coded.check()
@@ -272,7 +272,7 @@ def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, mo
     assert objects(store) == before
 
 
-def test_numbers_that_do_not_belong_together_are_refused(store, threads):
+def test_inconsistent_blocks_are_refused(store, threads):
     coded = polarmap.encode(random_array((20, 10), "i4"), storage=store, **OPTIONS)
     other = polarmap.encode(random_array((20, 10), "i4", 1), storage=store, **OPTIONS | {"name": "b"})
     made = coded.coded_blocks().manifest
@@ -286,7 +286,7 @@ def test_numbers_that_do_not_belong_together_are_refused(store, threads):
     assert objects(store) == before
 
 
-def test_stripes_with_nan_are_repaired_here_the_others_there(tmp_path, threads):
+def test_the_driver_repairs_stripes_with_nan_and_workers_repair_the_rest(tmp_path, threads):
     A = random_array(SHAPE)
     A[0, 5] = np.nan  # This entry is in the first stripe of block 0.
     store = CountingReads(tmp_path)
@@ -336,7 +336,7 @@ np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
 """
 
 
-def test_nothing_passes_through_the_driver(tmp_path):
+def test_repairs_on_workers_do_not_move_data_through_the_driver(tmp_path):
     # This runs in a separate process, where no abandoned task of another test can read at the same time.
     tests = Path(__file__).parent.parent
     command = [sys.executable, "-c", REPAIRS, str(tmp_path)]

@@ -113,7 +113,7 @@ def test_dtypes_survive(store, tmp_path, kind, dtype):
     np.testing.assert_array_equal(coded[:], A)
 
 
-def test_a_private_memmap_keeps_what_was_written_to_it(store, tmp_path):
+def test_a_private_memmap_keeps_its_changes(store, tmp_path):
     A = random_array((43, 3_000))
     mapped = as_private_memmap(A, tmp_path)
     mapped[17] = 5.0  # Only memory has this value, so its page must not be dropped.
@@ -126,7 +126,7 @@ def test_a_private_memmap_keeps_what_was_written_to_it(store, tmp_path):
     ("content", "message"),
     [(b"", "cannot be read as a .npy file"), (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read")],
 )
-def test_files_that_are_no_arrays(store, tmp_path, content, message):
+def test_files_without_arrays_are_refused(store, tmp_path, content, message):
     (tmp_path / "bad.npy").write_bytes(content)
     with pytest.raises(CodeError, match=message):
         polarmap.encode(tmp_path / "bad.npy", name="a", storage=store)
@@ -142,7 +142,7 @@ def test_files_that_are_no_arrays(store, tmp_path, content, message):
     ("name", "call"),
     [("a.csv", "pandas.read_csv('{}')"), ("a.H5", "h5py.File('{}')['name of the dataset']")],
 )
-def test_files_that_other_libraries_read_are_named_with_what_reads_them(store, tmp_path, name, call):
+def test_errors_for_files_of_other_formats_name_a_library_that_reads_them(store, tmp_path, name, call):
     (tmp_path / name).write_text("1,2\n3,4\n")
     with pytest.raises(CodeError) as caught:
         polarmap.encode(tmp_path / name, name="a", storage=store)
@@ -254,7 +254,7 @@ def objects_below(store, prefix):
 
 
 @pytest.mark.parametrize(("total", "rows"), [(23, 6), (22, 5), (24, 7), (21, 4)])
-def test_what_does_not_fit_is_copied(store, total, rows):
+def test_objects_that_do_not_fit_the_blocks_are_copied(store, total, rows):
     A = random_array((total, 2_000))  # The stripes have three rows.
     coded = polarmap.encode(put_rows(store, A, rows), storage=store, **FOUR_OF_SIX)
     assert 0 < len(copied(coded)) < sum(len(coded.block_segments(index)) for index in range(4))
@@ -262,7 +262,7 @@ def test_what_does_not_fit_is_copied(store, total, rows):
     assert coded.check().ok
 
 
-def test_rows_in_pieces(store):
+def test_raw_objects_with_pieces_of_rows_are_encoded(store):
     A = random_array((4, 3, 20_000), "f4")
     coded = polarmap.encode(put_rows(store, A, 2), storage=store, **FOUR_OF_SIX)
     assert len(coded.block_segments(0)) > 2
@@ -277,7 +277,7 @@ def test_the_other_byte_order_is_copied(store):
     np.testing.assert_array_equal(coded[:], A)
 
 
-def test_descriptions_that_do_not_fit(store):
+def test_descriptions_that_do_not_match_the_objects_are_refused(store):
     A = random_array((24, 50))
     source = put_rows(store, A, 6)
     with pytest.raises(CodeError, match=r"shape \(36, 50\) needs 6 objects of 6 rows, not 4"):
@@ -298,13 +298,13 @@ def test_descriptions_that_do_not_fit(store):
         *({"keys": "mine"}, {"offset": -8}),
     ],
 )
-def test_sizes_of_raw_objects_are_counts(store, change):
+def test_sizes_of_raw_objects_must_be_counts(store, change):
     fields = {"keys": ["mine/0"], "shape": (24, 50), "dtype": "f8", "rows": 24}
     with pytest.raises(CodeError, match=r"must be (a tuple|a sequence|an integer)"):
         polarmap.encode(RawObjects(**(fields | change)), storage=store, **FOUR_OF_SIX)
 
 
-def test_numbers_of_numpy_are_counts_too(store):
+def test_numpy_integers_are_valid_counts(store):
     A = random_array((24, 50))
     raw = put_rows(store, A, 6)
     raw = RawObjects(raw.keys, tuple(np.int64([24, 50])), raw.dtype, np.int32(6), np.int8(0))

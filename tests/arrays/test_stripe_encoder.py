@@ -24,11 +24,11 @@ def saved(folder, A):
     return folder / "A.npy"
 
 
-def test_workers_store_what_the_driver_would(tmp_path, store, executor):
+def test_workers_store_the_same_parity_as_the_driver(tmp_path, store, executor):
     check_workers(tmp_path, store, executor, "f8")
 
 
-def test_workers_store_integers_as_the_driver_would(tmp_path, store, threads):
+def test_workers_store_the_same_integers_as_the_driver(tmp_path, store, threads):
     check_workers(tmp_path, store, threads, "u1")
 
 
@@ -51,7 +51,7 @@ def check_workers(tmp_path, store, executor, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "c8", "i4", "u8"])
-def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
+def test_workers_encode_all_dtypes_and_views_of_memory_maps(tmp_path, store, dtype):
     A = np.arange(41 * 6 * 5).reshape(41, 6, 5).astype(dtype)
     view = np.load(saved(tmp_path, A), mmap_mode="r")[3:40]
     with ThreadPoolExecutor(2) as pool:
@@ -62,7 +62,7 @@ def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
     np.testing.assert_allclose(coded[:], A[3:40], rtol=1e-2 if dtype == "f2" else 1e-5)
 
 
-def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, store):
+def test_an_interrupted_encode_is_resumed_and_detects_changed_data(tmp_path, store):
     # The warning also covers NaN and inf in the stripes that the interrupted run had stored.
     A = np.random.default_rng(0).standard_normal((40_000, 10))
     A[5_000], A[9_999, 9] = np.nan, np.inf  # These are in the second and in the last stripe of block 0.
@@ -122,7 +122,7 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
 
 @pytest.mark.parametrize("how", ["here", "file", "raw"])
 @pytest.mark.parametrize("dtype", ["f4", "c16"])
-def test_encode_says_how_many_and_where(store, tmp_path, how, dtype):
+def test_the_warning_counts_nan_and_inf_and_gives_the_first_index(store, tmp_path, how, dtype):
     A = spoilt((24, 9_000), dtype, [5 * 9_000 + 8_500, 17 * 9_000, 17 * 9_000 + 1, 9_000 * 23], [0, 1, 2, 0])
     source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: put_rows(store, A)}[how]()
     options = {"blocks": 6, "tasks": 8, "storage": store, "memory": MIB}
@@ -144,14 +144,14 @@ def test_the_warning_points_at_the_caller(store):
 
 
 @pytest.mark.parametrize("dtype", ["f8", "i4", "u8"])
-def test_finite_data_are_no_reason_to_warn(store, dtype):
+def test_finite_data_do_not_cause_a_warning(store, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         polarmap.encode(random_array((24, 5), dtype), blocks=4, name="a", storage=store)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f8"])
-def test_to_look_for_nan_takes_hardly_more_memory_than_the_stripe(dtype):
+def test_searching_for_nan_takes_little_memory(dtype):
     # The size of stripes, which memory= determines, does not include this memory.
     stripe = np.ones((24, 50_000), dtype)
     stripe[3, 5] = np.nan

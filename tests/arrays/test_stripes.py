@@ -11,7 +11,7 @@ import polarmap
 pytestmark = pytest.mark.every_store
 
 
-def test_rows_longer_than_memory_are_cut_too(store):
+def test_rows_longer_than_memory_are_also_cut(store):
     A = random_array((6, 40_000), "f4")  # 1 MiB holds a third of a stripe of eight such rows.
     coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=store, memory=MIB)
     assert len(coded.block_segments(0)) > 1

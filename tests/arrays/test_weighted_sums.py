@@ -11,7 +11,7 @@ from polarmap.codes import PolarCode
 
 
 @pytest.mark.parametrize("n_k_kernel", [(9, 6, "rotation"), (12, 6, "arikan"), (2600, 2330, "rotation")])
-def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
+def test_lost_blocks_are_weighted_sums_of_the_remaining_blocks(n_k_kernel):
     # Decoding with the last and largest code does not form P.
     n, k, kernel = n_k_kernel
     code = PolarCode(n, k, kernel)
@@ -25,7 +25,7 @@ def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "c8", "c16", "u1", "i4", "u8"])
-def test_parity_is_what_is_lost_where_all_data_are_there(monkeypatch, dtype):
+def test_parity_is_recovered_from_complete_data(monkeypatch, dtype):
     # The sums are computed tile by tile with a narrower last tile. The oracle is the encoder of the code.
     monkeypatch.setattr("polarmap.arrays.weighted_sums.TILE_ELEMENTS", 1)
     code, data = PolarCode(7, 4, "arikan" if dtype[0] in "iu" else "rotation"), random_array((4, 150), dtype)

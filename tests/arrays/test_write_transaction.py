@@ -52,7 +52,7 @@ def puts_of_a_whole_run(store, source):
 
 
 @pytest.mark.parametrize("when", ["put", "move"])
-def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, source, when):
+def test_a_killed_encode_publishes_nothing_and_the_next_run_resumes(store, source, when):
     total = puts_of_a_whole_run(store, source)
     for at in (1, 2, 8, 15, total - 3, total):
         assert crash(store, source, at, when)
@@ -70,7 +70,7 @@ def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, sour
         coded.delete()
 
 
-def test_killed_after_the_manifest_it_opens_and_the_rest_is_swept(store, source):
+def test_an_encode_killed_after_its_manifest_can_be_opened_and_leftovers_are_removed(store, source):
     assert crash(store, source, 1, "delete")
     coded = polarmap.open_coded("a", store)
     assert coded.check().ok
@@ -78,7 +78,7 @@ def test_killed_after_the_manifest_it_opens_and_the_rest_is_swept(store, source)
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
-def test_killed_while_overwriting_the_old_one_stays(store, source):
+def test_an_encode_killed_while_overwriting_keeps_the_old_array(store, source):
     A = np.ones((8, 2))
     for is_deleted in (True, False):
         polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store)
@@ -100,7 +100,7 @@ def cut_short(A, store, at=25):
         polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
 
 
-def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(store):
+def test_a_failed_encrypted_run_leaves_nothing_and_the_next_starts_from_scratch(store):
     # No other run has the same salt, so its data could not be reused.
     A, key = random_array(SHAPE), bytes(range(32))
     with pytest.raises(BrokenError):
@@ -111,7 +111,7 @@ def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(sto
     assert len({part.key.split("/")[2] for block in range(6) for part in coded.block_segments(block)}) == 1
 
 
-def test_runs_of_another_plan_are_not_resumed_but_swept(store):
+def test_runs_with_other_options_are_removed_and_not_resumed(store):
     A = random_array(SHAPE)
     cut_short(A, store)
     for other, options in [
@@ -126,7 +126,7 @@ def test_runs_of_another_plan_are_not_resumed_but_swept(store):
         assert len(store.keys("polarmap/")) == DOCUMENTS + coded.n * len(coded.block_segments(0))
 
 
-def test_two_failures_in_a_row_keep_what_either_had_finished(store):
+def test_consecutive_failures_keep_all_finished_stripes(store):
     A = random_array(SHAPE)
     for at in (12, 12, 12):  # Each run puts a note, six parts, a record, and part of the next stripe.
         cut_short(A, store, at)
@@ -160,7 +160,7 @@ def work_of_a_resumed_run(root, count, monkeypatch):
     return len(seen), len(measured)
 
 
-def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(tmp_path, monkeypatch):
+def test_the_work_of_a_resumed_run_is_linear_in_the_number_of_stripes(tmp_path, monkeypatch):
     few = work_of_a_resumed_run(tmp_path / "few", 10, monkeypatch)
     many = work_of_a_resumed_run(tmp_path / "many", 40, monkeypatch)
     assert many[0] == few[0]
@@ -179,7 +179,7 @@ def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(t
         ("000001.json", '{"a": 1}'),
     ],
 )
-def test_notes_that_say_something_else_are_none(store, name, text):
+def test_invalid_notes_are_ignored(store, name, text):
     A = random_array(SHAPE)
     cut_short(A, store)
     (key,) = [key for key in store.keys("polarmap/") if key.endswith(name)]
@@ -190,7 +190,7 @@ def test_notes_that_say_something_else_are_none(store, name, text):
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
-def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
+def test_the_note_of_a_run_on_another_machine_is_valid_for_a_day(store):
     A = random_array(SHAPE)
     cut_short(A, store)
     (key,) = [key for key in store.keys("polarmap/") if key.endswith("running.json")]
@@ -209,7 +209,7 @@ def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
 
 
 @pytest.mark.every_store
-def test_what_could_not_be_opened_is_not_published(store):
+def test_an_array_that_could_not_be_opened_is_not_published(store):
     # A manifest that does not fit the parts would block the name.
     parts = tuple((Segment(f"mine/{block}", 48 - 8 * (block == 5), 0),) for block in range(6))
     made = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
@@ -226,7 +226,7 @@ def test_what_could_not_be_opened_is_not_published(store):
 
 
 @pytest.mark.every_store
-def test_the_first_to_finish_wins_and_the_other_says_so(store):
+def test_the_first_run_to_finish_wins_and_the_second_raises(store):
     A, B = random_array(SHAPE), random_array(SHAPE, seed=1)
     won = []
 
@@ -241,7 +241,7 @@ def test_the_first_to_finish_wins_and_the_other_says_so(store):
 
 
 @pytest.mark.every_store
-def test_an_array_deleted_meanwhile_is_not_brought_back(store):
+def test_an_array_deleted_during_an_encode_is_not_restored(store):
     A = random_array(SHAPE)
     before = polarmap.encode(A[:8], storage=store, **OPTIONS)
     with pytest.raises(StorageError, match=r"another process has written or deleted .* meanwhile"):
@@ -250,7 +250,7 @@ def test_an_array_deleted_meanwhile_is_not_brought_back(store):
 
 
 @pytest.mark.every_store
-def test_many_at_once_leave_one_whole_array(store):
+def test_many_concurrent_runs_leave_one_complete_array(store):
     arrays = [random_array((16, 500), seed=seed) for seed in range(6)]
     start = threading.Barrier(len(arrays))
     outcomes = []

@@ -48,7 +48,7 @@ def small_memory(monkeypatch):
     monkeypatch.setattr(importlib.import_module("polarmap.arrays.encoding"), "MIN_MEMORY_BYTES", 1)
 
 
-def test_it_opens_where_there_is_no_polarmap(tmp_path):
+def test_zarr_opens_an_array_without_polarmap(tmp_path):
     A = random_array((43, 5))
     coded = polarmap.encode(A, storage=tmp_path, **OPTIONS)
     np.save(tmp_path / "A.npy", A)
@@ -83,13 +83,13 @@ def test_any_shape_cut_in_any_way_is_read_by_zarr(tmp_path_factory, shape, k, me
     assert FolderStore(folder).keys("") == []
 
 
-def test_a_missing_chunk_is_no_number_to_zarr(tmp_path):
+def test_zarr_does_not_read_numbers_from_a_missing_chunk(tmp_path):
     coded = polarmap.encode(np.ones((8, 2)), storage=tmp_path, **OPTIONS)
     damage(coded.store, coded.block_segments(1)[0], "missing")
     assert np.isnan(zarr_data(coded)[2:4]).all()
 
 
-def test_what_zarr_appends_is_seen(tmp_path):
+def test_data_appended_by_zarr_is_detected(tmp_path):
     import zarr
 
     A = random_array((20, 3))
@@ -106,7 +106,7 @@ def test_what_zarr_appends_is_seen(tmp_path):
     assert coded.check().damaged_blocks == [1]
 
 
-def test_blocks_that_stripes_do_not_divide_are_joined(tmp_path, monkeypatch):
+def test_blocks_of_unequal_stripes_are_joined(tmp_path, monkeypatch):
     small_memory(monkeypatch)
     A = random_array((4 * 13, 3))
     coded = polarmap.encode(A, memory=3 * 6 * 8 * 3 * 8, storage=tmp_path, **OPTIONS)
@@ -121,7 +121,7 @@ def test_blocks_that_stripes_do_not_divide_are_joined(tmp_path, monkeypatch):
     np.testing.assert_allclose(zarr_data(coded)[:], A, rtol=1e-10)
 
 
-def test_blocks_that_a_store_cannot_join_are_no_zarr_array(tmp_path, monkeypatch):
+def test_blocks_that_a_store_cannot_join_do_not_become_a_zarr_array(tmp_path, monkeypatch):
     small_memory(monkeypatch)
     A = random_array((4 * 13, 3))
     store = Least(FolderStore(tmp_path))
@@ -133,7 +133,7 @@ def test_blocks_that_a_store_cannot_join_are_no_zarr_array(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("joins", [True, False])
-def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
+def test_stripes_of_an_earlier_run_are_part_of_the_zarr_array(tmp_path, joins):
     A, folder = random_array((20, 7_000)), FolderStore(tmp_path)
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(folder, 25, fail), memory=MIB, **OPTIONS)
@@ -152,7 +152,7 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
 
 
 @pytest.mark.parametrize("joins", [True, False])
-def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins):
+def test_pieces_that_were_padded_to_chunks_are_stored_again(tmp_path, joins):
     # Each row consists of three pieces, and the last piece is shorter. When an earlier run has padded it, the
     # piece is longer than the manifest allows for parts outside the Zarr array.
     A, folder = random_array((8, 16_003)), FolderStore(tmp_path)
@@ -167,7 +167,7 @@ def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins)
     np.testing.assert_array_equal(coded[:], A)
 
 
-def test_what_workers_encode_is_a_zarr_array(tmp_path):
+def test_an_array_encoded_by_workers_is_a_zarr_array(tmp_path):
     A = random_array((43, 3_000))
     np.save(tmp_path / "A.npy", A)
     options = {"storage": tmp_path / "store", "memory": MIB, "executor": ReplayExecutor(), **OPTIONS}
@@ -191,13 +191,13 @@ def test_results_are_a_zarr_array_as_soon_as_none_is_missing(tmp_path, shape):
     assert polarmap.arrays.list_coded(tmp_path) == ["y"]
 
 
-def test_numbers_are_a_vector(tmp_path):
+def test_stored_scalars_are_a_zarr_vector(tmp_path):
     options = {"blocks": 4, "tasks": 6, "executor": ReplayExecutor()}
     y = polarmap.coded_map(np.sum, random_array((20, 3)), out=Stored("y", tmp_path), **options)
     np.testing.assert_array_equal(zarr_data(y.array)[:], y.array[:])
 
 
-def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
+def test_data_that_was_not_copied_does_not_become_a_zarr_array(tmp_path):
     store, A = FolderStore(tmp_path), random_array((8, 3))
     coded = polarmap.encode(put_rows(store, A, 2), storage=store, **OPTIONS)
     damage(store, coded.block_segments(5)[0], "missing")
@@ -206,7 +206,7 @@ def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
     assert not [key for key in store.keys("") if "zarr" in key]
 
 
-def test_metadata_says_what_the_specification_asks_for(tmp_path):
+def test_metadata_follows_the_specification(tmp_path):
     coded = polarmap.encode(random_array((20, 3), "c8"), storage=tmp_path, **OPTIONS)
     group, array = (
         json.loads(coded.store.get(f"{coded.coded_blocks().manifest.zarr_view.path}/{name}"))
@@ -222,7 +222,7 @@ def test_metadata_says_what_the_specification_asks_for(tmp_path):
 # --- repair, in this process and on workers ---------------------------------------------------------------
 
 
-def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
+def test_rebuilt_parts_are_stored_twice_and_both_copies_are_checked(tmp_path):
     coded = polarmap.encode(random_array((20, 3)), storage=tmp_path, **OPTIONS)
     chunk = coded.block_segments(2)[0]
     damage(coded.store, chunk, "missing")
@@ -246,7 +246,7 @@ def not_joined(tmp_path):
     return polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options).array, A
 
 
-def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
+def test_results_on_a_store_that_cannot_join_become_a_zarr_array_after_repair(not_joined):
     # The repair copies the objects through the driver, which a map never does.
     array, A = not_joined
     assert array.check().damaged_blocks == [5]  # The map did not wait for this parity block.
@@ -257,7 +257,7 @@ def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt"])
-def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monkeypatch, kind):
+def test_damage_during_a_copy_raises_a_polarmap_error(not_joined, monkeypatch, kind):
     array, A = not_joined
     part, repair_zarr = array.block_segments(2)[0], repairing.repair_zarr_array
 
@@ -292,7 +292,7 @@ def check_repaired(coded, A, audit):
     np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)
 
 
-def test_results_that_stayed_become_whole_where_they_lie(results, threads):
+def test_stored_results_are_repaired_in_place_by_workers(results, threads):
     # Each result is a chunk of the Zarr array, because a worker joins its parts.
     coded, A = results
     check_repaired(coded, A, coded.repair(executor=threads))

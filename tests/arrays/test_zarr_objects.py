@@ -35,7 +35,7 @@ def test_zarr_chunks_are_not_copied(store, version, total, rows):
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_zarr_arrays_that_are_not_raw_rows(store, version):
+def test_zarr_arrays_that_are_not_raw_rows_are_refused(store, version):
     import zarr
 
     with pytest.raises(MissingObjectError, match="the Zarr array 'my/zarr' does not exist"):
@@ -87,7 +87,7 @@ def altered(document, at, value):
 
 
 @pytest.mark.parametrize(("file", "document"), [(".zarray", SECOND), ("zarr.json", THIRD)])
-def test_metadata_that_make_no_sense_are_an_error_that_names_them(store, file, document):
+def test_errors_for_invalid_metadata_name_the_array(store, file, document):
     # Some altered metadata are still valid and describe the same array.
     A = np.arange(24 * 5, dtype="<i4").reshape(24, 5)
     for number in range(4):

@@ -18,7 +18,7 @@ from polarmap.codes import PolarCode
     shape=st.lists(st.integers(1, 30), min_size=1, max_size=3), k=st.integers(1, 3),
     memory=st.integers(1, 8_000), chunk_rows=st.integers(1, 9),
 )  # fmt: skip
-def test_chunks_cut_blocks_as_zarr_cuts_the_array(shape, k, memory, chunk_rows):
+def test_chunks_of_blocks_are_chunks_of_the_zarr_array(shape, k, memory, chunk_rows):
     shape[0] = max(shape[0], k)
     plan = plan_stripes(PolarCode(k + 2, k), shape, np.dtype("f8"), memory, chunk_rows)
     assert plan.max_stripe_size <= max(1, memory // (3 * 8 * (k + 2)))

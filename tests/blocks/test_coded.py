@@ -13,7 +13,7 @@ from polarmap.codes import IntegerSecretSharingCode, SecretSharingCode
 from polarmap.executors.interface import TaskBlocks
 
 
-def test_a_block_is_one_piece_in_memory() -> None:
+def test_by_default_a_block_has_one_component_in_memory() -> None:
     class Numbers(TaskBlocks):
         def block_leaves(self, task: int) -> list[Any]:
             return [task + 1]
@@ -31,7 +31,7 @@ def what_workers_get(data: np.ndarray, code: SecretSharingCode | IntegerSecretSh
     return np.stack([coded.block_leaves(index)[0].ravel() for index in range(code.n)])
 
 
-def test_the_correlation_of_what_a_worker_sees_is_that_of_the_bound() -> None:
+def test_the_correlation_of_masked_blocks_with_data_is_within_the_bound() -> None:
     code = SecretSharingCode(8, 4, 1, noise=3)
     data = np.random.default_rng(5).standard_normal((4, 200_000))
     seen = what_workers_get(data, code)

@@ -95,7 +95,7 @@ def test_memmap_is_read_from_its_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
 
 
-def test_whatever_has_a_shape_a_dtype_and_slices_will_do() -> None:
+def test_any_object_with_shape_dtype_and_slices_is_accepted() -> None:
     data = Slices(MATRIX)
     result = halved(data, 6)
     np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
@@ -103,7 +103,7 @@ def test_whatever_has_a_shape_a_dtype_and_slices_will_do() -> None:
     assert len(data.read) == 6  # Each block is read once.
 
 
-def test_arrays_in_files(tmp_path: Path) -> None:
+def test_arrays_in_hdf5_files(tmp_path: Path) -> None:
     import h5py
     import zarr
 
@@ -149,7 +149,7 @@ SEQUENCES: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_blocks_of_a_sequence_reach_f_as_they_are(name: str) -> None:
+def test_f_receives_blocks_of_a_sequence_unchanged(name: str) -> None:
     data = SEQUENCES[name]
     native = data if name != "big-endian" else [block.astype("=f4") for block in data]
     result = coded_map(same, data, executor=ReplayExecutor({0: math.inf}), timeout=100)
@@ -159,13 +159,13 @@ def test_blocks_of_a_sequence_reach_f_as_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [tuple, deque])
-def test_any_sequence_will_do(make: Any) -> None:
+def test_any_sequence_is_accepted(make: Any) -> None:
     result = coded_map(same, make(MATRIX), executor=ReplayExecutor())
     assert_same(result, list(MATRIX))
     np.testing.assert_array_equal(result.concatenate().reshape(26, 5), MATRIX)
 
 
-def test_structure_may_change_on_the_way() -> None:
+def test_f_may_return_another_structure() -> None:
     data = [{"x": row, "y": (float(row[0]), i)} for i, row in enumerate(MATRIX)]
 
     def f(block: dict[str, Any]) -> Pair:
@@ -204,7 +204,7 @@ def test_structure_may_change_on_the_way() -> None:
     ],
     ids=printed,
 )
-def test_sequences_that_cannot_be_coded(data: Any, message: str) -> None:
+def test_invalid_sequences_are_refused(data: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         coded_map(same, data, executor=ReplayExecutor())
 
@@ -228,7 +228,7 @@ def test_blocks_must_be_the_length_of_a_sequence() -> None:
         (np.ma.masked_less(MATRIX, 0), "masked array"),
     ],
 )
-def test_arrays_that_cannot_be_coded(data: Any, message: str) -> None:
+def test_invalid_arrays_are_refused(data: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         halved(data)
 
@@ -280,7 +280,7 @@ def test_no_block_is_empty() -> None:
 
 
 @pytest.mark.parametrize(("total", "k"), [(25, 24), (10, 6), (4, 3)])
-def test_a_number_of_blocks_of_which_some_would_be_empty_is_refused(total: int, k: int) -> None:
+def test_a_number_of_blocks_that_leaves_empty_blocks_is_refused(total: int, k: int) -> None:
     code = PolarCode(k + 2, k)
     for options in ({"blocks": k}, {"blocks": k, "tasks": 2 * k}, {"code": code}):
         with pytest.raises(CodeError, match=f"blocks={k} does not fit {total} rows.* Use blocks="):
@@ -321,6 +321,6 @@ def test_concatenate_refuses_containers(f: Any) -> None:
         result.concatenate()
 
 
-def test_a_sequence_without_filler_is_never_cut() -> None:
+def test_a_sequence_without_padding_is_never_cut() -> None:
     data = [np.ones((3, 2))] * 4
     assert coded_map(same, data, executor=ReplayExecutor()).concatenate().shape == (12, 2)

@@ -56,7 +56,7 @@ def there(pieces: Any, total: int | None = None, **options: Any) -> ClusterCoded
         (float, {"tasks": 7}),
     ],
 )
-def test_blocks_are_those_of_data_that_are_coded_here(dtype: Any, options: dict[str, Any]) -> None:
+def test_blocks_on_a_cluster_equal_local_blocks(dtype: Any, options: dict[str, Any]) -> None:
     data = (100 * A).astype(dtype)[:22]
     cut = [[data[:4], data[4:6]], [data[6:12]], [data[12:18]], [data[18:]]]
     found, known = there(cut, 22, **options), encode_blocks(data, CodeOptions(blocks=4, **options), None)
@@ -69,7 +69,7 @@ def test_blocks_are_those_of_data_that_are_coded_here(dtype: Any, options: dict[
     np.testing.assert_array_equal(found.block_leaves(1)[0], found.cluster_reference(1))
 
 
-def test_blocks_that_are_arrays_stay_as_they_are_and_others_become_some() -> None:
+def test_only_noncontiguous_or_swapped_blocks_on_a_cluster_are_converted() -> None:
     whole, turned, swapped = A[:6].copy(), A[6:12].T.copy().T, A[12:18].astype(">f8")
     found = there([[whole], [turned], [swapped]])
     assert found.cluster_reference(0) is whole
@@ -79,12 +79,12 @@ def test_blocks_that_are_arrays_stay_as_they_are_and_others_become_some() -> Non
         assert found.cluster_reference(index).dtype.isnative
 
 
-def test_columns_of_a_table_stand_side_by_side() -> None:
+def test_columns_of_a_table_are_stacked() -> None:
     table = {"a": np.arange(3.0), "b": np.ones(3)}
     np.testing.assert_array_equal(there([[table], [table]], 6).cluster_reference(0), [[0, 1], [1, 1], [2, 1]])
 
 
-def test_blocks_that_cannot_be_coded_are_refused() -> None:
+def test_blocks_that_cannot_be_encoded_are_refused() -> None:
     with pytest.raises(CodeError, match=r"block 1 is float64\[5, 5\] and block 0 is float64\[6, 5\]"):
         there([[A[:6]], [A[:5]]])
     with pytest.raises(CodeError, match="dtype object"):
@@ -93,7 +93,7 @@ def test_blocks_that_cannot_be_coded_are_refused() -> None:
         there([[A[:6]], [A[:6]]], code=SecretSharing())
 
 
-def test_nan_among_the_data_is_told() -> None:
+def test_nan_in_the_data_causes_a_warning() -> None:
     odd = A[:6].copy()
     odd[2, 1] = np.nan
     told = there([[A[:6]], [odd]]).parity_warning

@@ -52,7 +52,7 @@ def dense(blocks: SparseCodedBlocks, index: int) -> np.ndarray:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 9),
 )
-def test_blocks_are_those_of_the_dense_code(
+def test_sparse_blocks_equal_those_of_the_dense_code(
     rows: int, columns: int, k: int, parity: int, density: float, dtype: str, seed: int
 ) -> None:
     k = min(k, rows)
@@ -75,7 +75,7 @@ def test_blocks_are_those_of_the_dense_code(
 
 
 @pytest.mark.parametrize("kernel", ["rotation", "arikan"])
-def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
+def test_nonzeros_of_parity_are_counted_before_encoding(kernel: str) -> None:
     matrix = abs(random_sparse(60, 40, 0.05, "f8"))  # Entries with signs could cancel in Arikan parity.
     code = PolarCode(16, 12, kernel)
     coded = SparseCodedBlocks(SparseDataBlocks(matrix, 12), code)
@@ -93,7 +93,7 @@ def test_indices_are_sorted_as_functions_may_expect() -> None:
         assert rows.has_canonical_format
 
 
-def test_data_is_not_copied_where_it_is_in_csr_form_already() -> None:
+def test_data_in_csr_form_is_not_copied() -> None:
     matrix = random_sparse(30, 20, 0.3, "f8")
     assert to_canonical_csr(matrix) is matrix
     blocks = SparseDataBlocks(matrix, 6)
@@ -118,7 +118,7 @@ def test_f_is_tried_on_rows_that_have_entries() -> None:
     assert filled.toarray().tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
 
 
-def test_what_costs_less_is_chosen_and_why_is_said() -> None:
+def test_the_cheaper_code_is_chosen_and_the_reason_is_reported() -> None:
     small = SparseDataBlocks(random_sparse(48, 40, 0.05, "f8"), 24)
     code, reason = choose_code_or_backups(small, PolarCode(32, 24))
     assert code.n == 32 and reason.startswith("coded: a parity block has ")

@@ -46,7 +46,7 @@ def test_rotation_is_accurate_at_exactly_k_random_arrivals() -> None:
     assert np.quantile(worst, 0.95) < 2000
 
 
-def test_arikan_needs_more_arrivals_one_by_one_than_at_once() -> None:
+def test_the_sequential_arikan_decoder_needs_more_arrivals_than_the_optimal_one() -> None:
     stream = np.random.default_rng(0)
     orders = [stream.permutation(64) for _ in range(100)]
 
@@ -110,7 +110,7 @@ def test_all_arrivals_are_accepted_at_any_amplification() -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_looks_at_few_patterns_on_the_way(exact: bool) -> None:
+def test_the_rank_is_checked_for_few_patterns(exact: bool) -> None:
     # A code designed at capacity needs many rank checks.
     code, stream = PolarCode(2000, 1500, "arikan", erasure=0.25), np.random.default_rng(0)
     decoder, looks = ArrivalTracker(code, modular=exact), 0
@@ -124,7 +124,7 @@ def test_looks_at_few_patterns_on_the_way(exact: bool) -> None:
 
 @by_size
 @pytest.mark.parametrize("kind", ["rotation", "arikan", "exact", "sequential"])
-def test_arrivals_one_by_one_say_what_a_fresh_look_says(n: int, k: int, kind: str) -> None:
+def test_incremental_arrivals_match_a_new_tracker(n: int, k: int, kind: str) -> None:
     code = rotation(n, k) if kind == "rotation" else arikan(n, k)
     if kind == "sequential":
         code = arikan(n, k, "sequential")
@@ -159,7 +159,7 @@ def test_blocks_may_be_strided_read_only_listed_or_byte_swapped() -> None:
         np.testing.assert_allclose(code.encode_parity(np.asfortranarray(data)), expected)
 
 
-def test_decode_refuses_what_does_not_fit() -> None:
+def test_decode_refuses_blocks_that_do_not_match() -> None:
     code = PolarCode(6, 4, "arikan")
     rows = {i: np.zeros(3, "i2") for i in range(4)}
     for index in (-1, 6, "a", 1.0):

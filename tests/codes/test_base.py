@@ -66,7 +66,7 @@ def test_sizes_agree(code: LinearCode) -> None:
 
 
 @plain
-def test_what_is_made_without_the_coefficients_is_made_of_them(code: LinearCode) -> None:
+def test_properties_computed_without_the_coefficients_match_them(code: LinearCode) -> None:
     stream = np.random.default_rng(0)
     count, blocks = code.encoding_matrix.shape
     some = stream.permutation(blocks)[: max(1, blocks // 2)]
@@ -81,7 +81,7 @@ def test_what_is_made_without_the_coefficients_is_made_of_them(code: LinearCode)
 
 @plain
 @pytest.mark.parametrize("seed", range(8))
-def test_weights_make_targets_of_the_generator(code: LinearCode, seed: int) -> None:
+def test_weights_map_the_generator_to_the_targets(code: LinearCode, seed: int) -> None:
     recovery = determined(code, False, seed).decoder
     found = recovery.weights @ code.generator_matrix[recovery.arrived_indices]
     np.testing.assert_allclose(found, code.target_matrix[recovery.missing_indices], atol=1e-9)
@@ -98,7 +98,7 @@ def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
 
 @pytest.mark.parametrize("code", [code for code in CODES if code.supports_integers], ids=repr)
 @pytest.mark.parametrize("seed", range(8))
-def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
+def test_weights_and_checks_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
     recovery = determined(code, True, seed).decoder
     weights, checks = recovery.weights, recovery.check_matrix
     assert recovery.modular and recovery.amplification == 0 and weights.dtype == checks.dtype == np.uint64
@@ -115,7 +115,7 @@ def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
 
 @pytest.mark.parametrize("code", [code for code in CODES if code.supports_integers], ids=repr)
 @pytest.mark.parametrize("seed", range(4))
-def test_each_arithmetic_has_a_decoder_of_its_own(code: LinearCode, seed: int) -> None:
+def test_real_and_modular_arithmetic_have_separate_decoders(code: LinearCode, seed: int) -> None:
     decoder = determined(code, True, seed).decoder
     integers, floats = decoder.over(np.dtype("i2")), decoder.over(np.dtype("c8"))
     assert integers is decoder and floats is decoder.over(np.dtype("f8")) is not decoder
@@ -133,7 +133,7 @@ def test_each_arithmetic_has_a_decoder_of_its_own(code: LinearCode, seed: int) -
 
 @every_code
 @pytest.mark.parametrize("seed", range(4))
-def test_magnitudes_are_those_of_weights(code: LinearCode, seed: int) -> None:
+def test_magnitudes_match_the_weights(code: LinearCode, seed: int) -> None:
     decoder = determined(code, False, seed).decoder
     magnitudes = decoder.weight_magnitudes
     assert magnitudes.shape == (len(decoder.missing_indices), len(decoder.arrived_indices))
@@ -149,7 +149,7 @@ def test_magnitudes_are_those_of_weights(code: LinearCode, seed: int) -> None:
 
 @every_code
 @pytest.mark.parametrize("seed", range(4))
-def test_too_few_results_say_how_many_more_it_takes_at_the_least(code: LinearCode, seed: int) -> None:
+def test_the_error_for_too_few_results_gives_the_minimum_number_missing(code: LinearCode, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(code.n)
     for count in range(code.n + 1):
         arrived = np.zeros(code.n, bool)
@@ -165,6 +165,6 @@ def test_too_few_results_say_how_many_more_it_takes_at_the_least(code: LinearCod
 
 
 @pytest.mark.parametrize("value", [None, "rotation", 3, PolarCode, np.zeros(3)])
-def test_other_things_are_no_codes(value: object) -> None:
+def test_objects_that_are_not_codes_are_refused(value: object) -> None:
     with pytest.raises(CodeError, match="code must be a LinearCode and max_amplification a number, not "):
         ArrivalTracker(value)  # type: ignore[arg-type]

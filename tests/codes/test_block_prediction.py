@@ -26,7 +26,7 @@ def test_what_is_determined_has_no_error(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_error_to_expect_is_the_one_that_comes(seed: int) -> None:
+def test_actual_errors_match_the_predicted_errors(seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrived = np.isin(np.arange(12), rng.permutation(12)[:6])
     how = make_missing_block_predictor(CODE, arrived, 1e-16)
@@ -58,7 +58,7 @@ ALIKE = list(RESULTS)[:5]  # results whose blocks have equal sizes
 
 @pytest.mark.parametrize("count", ARRIVAL_COUNTS)
 @pytest.mark.parametrize("kind", ALIKE)
-def test_nine_in_ten_random_orders_are_within_the_error_that_is_said(kind: str, count: int) -> None:
+def test_nine_in_ten_random_orders_are_within_the_reported_error(kind: str, count: int) -> None:
     # The tolerance is 20 %: at least 72 % of 200 random orders of the same data.
     ratios = sample_error_ratios(PolarCode(32, 24), RESULTS[kind], count, np.random.default_rng(3))
     assert len(ratios) == 200 and np.mean([ratio >= 1 for ratio in ratios]) >= 0.8 * 0.9

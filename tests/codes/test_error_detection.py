@@ -12,7 +12,7 @@ from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import PolarCode
 
 
-def test_left_over_equations_hold_and_name_garbage() -> None:
+def test_redundant_checks_hold_and_locate_garbage() -> None:
     code = grid((6, 4), (6, 4))
     data = blocks_of(code, "float64")
     arrived = np.ones(code.n, bool)
@@ -27,7 +27,7 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
     assert error_detection.locate_erroneous_blocks(decoder.decoder, rows, broken, data.dtype) == [7]
 
 
-def test_what_sums_of_large_terms_are_off_by_breaks_an_equation_only_beyond_their_rounding() -> None:
+def test_checks_allow_the_rounding_of_large_terms() -> None:
     code = PolarCode(9, 6)
     data = 1e-9 * np.random.default_rng(0).standard_normal((6, 3))
     mixed = np.concatenate([data, code.encode_parity(data)])
@@ -47,7 +47,9 @@ def test_what_sums_of_large_terms_are_off_by_breaks_an_equation_only_beyond_thei
 @pytest.mark.parametrize("code", [PolarCode(12, 8, "arikan"), IntegerSecretSharingCode(16, 6, 1)], ids=repr)
 @pytest.mark.parametrize("dtype", ["i8", "u2"])
 @pytest.mark.parametrize("deviation", [1, 6, 1 << 15])
-def test_integers_name_whoever_alone_explains_them(code: LinearCode, dtype: str, deviation: int) -> None:
+def test_all_blocks_that_could_be_erroneous_integers_are_located(
+    code: LinearCode, dtype: str, deviation: int
+) -> None:
     # A block is named if all remaining blocks determine the data and satisfy all checks.
     arrived = np.arange(code.n) > 0
     recovery = code.make_decoder(arrived, modular=True)

@@ -55,7 +55,7 @@ def test_any_seven_rows_of_the_noise_are_independent() -> None:
     assert not np.isin(sums_of(rows, 4), few).any()
 
 
-def test_with_fewer_workers_the_noise_is_that_of_more() -> None:
+def test_the_noise_of_fewer_workers_is_part_of_that_of_more_workers() -> None:
     # Hence a property of any t of 64 rows also holds for any t of fewer rows.
     for n in sizes(7):
         if n > 32:
@@ -67,7 +67,7 @@ def test_with_fewer_workers_the_noise_is_that_of_more() -> None:
 
 
 @pytest.mark.parametrize(("n", "k", "t"), [(8, 3, 3), (6, 2, 1), (8, 6, 1), (7, 2, 3)])
-def test_what_coalitions_get_is_uniform_whatever_the_data(n: int, k: int, t: int) -> None:
+def test_blocks_of_coalitions_are_uniform_for_all_data(n: int, k: int, t: int) -> None:
     # The oracle enumerates all bits of noise and data modulo 2, without using ranks.
     code = IntegerSecretSharingCode(n, k, t)
     noises = np.array(list(product((0, 1), repeat=code.n_noise_blocks))).T
@@ -79,7 +79,7 @@ def test_what_coalitions_get_is_uniform_whatever_the_data(n: int, k: int, t: int
             assert len(seen) == 2**t and (seen == seen[0]).all()
 
 
-def test_what_coalitions_get_is_uniform_modulo_every_power() -> None:
+def test_blocks_of_coalitions_are_uniform_modulo_every_power_of_two() -> None:
     # For any other data, a system modulo 2^64 has a solution for noise that gives the same blocks.
     # Hence all data are equally likely.
     code = IntegerSecretSharingCode(16, 5, 3)
@@ -130,7 +130,7 @@ def test_results_are_exact_modulo_two_to_the_64(
 
 
 @pytest.mark.parametrize("lost", [0, 3])
-def test_left_over_equations_hold_and_name_who_lies(lost: int) -> None:
+def test_redundant_checks_hold_and_locate_an_erroneous_worker(lost: int) -> None:
     code = IntegerSecretSharingCode(24, 10, 3)
     blocks = np.random.default_rng(lost).integers(-(2**63), 2**63, (code.recovery_threshold, 4))
     mixed = code.encode_parity(blocks)
@@ -179,7 +179,7 @@ def test_sizes_leave_a_quarter_spare() -> None:
         ((5000, 1, 1), "n must be at most 4096 for secret sharing of integers, not 5000"),
     ],
 )
-def test_sizes_that_cannot_be(sizes: tuple[int, int, int], words: str) -> None:
+def test_invalid_sizes_are_refused(sizes: tuple[int, int, int], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         IntegerSecretSharingCode(*sizes)
 

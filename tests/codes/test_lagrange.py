@@ -57,7 +57,7 @@ def test_every_pattern_of_enough_arrivals_gives_every_result(
 
 
 @pytest.mark.parametrize(("n", "k", "degree"), SMALL)
-def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: int) -> None:
+def test_amplification_matches_dense_least_squares(n: int, k: int, degree: int) -> None:
     code = LagrangeCode(n, k, degree)
     patterns = [*combinations(range(n), n - code.recovery_threshold)]
     worst = 0.0
@@ -108,7 +108,7 @@ def test_any_degree_times_k_results_determine_all_of_the_default_sizes(n: int, k
 
 @pytest.mark.parametrize("n", [7, 8, 33, 64, 96, 255, 512])
 @pytest.mark.parametrize(("k", "degree"), [(2, 3), (4, 1), (6, 2), (16, 3)])
-def test_no_sum_of_angles_is_near_that_of_a_singular_set(n: int, k: int, degree: int) -> None:
+def test_sums_of_angles_are_far_from_those_of_singular_sets(n: int, k: int, degree: int) -> None:
     if n <= degree * k:
         pytest.skip("n is too small for k and degree")
     code = LagrangeCode(n, k, degree, "circle")
@@ -143,12 +143,12 @@ def test_parity_sums_to_one_and_results_satisfy_the_equations(
 
 
 @given(results=st.integers(0, 40), degree=st.integers(1, 5), points=POINTS)
-def test_largest_k_is_the_largest(results: int, degree: int, points: str) -> None:
+def test_the_largest_k_cannot_be_exceeded(results: int, degree: int, points: str) -> None:
     fits = [k for k in range(1, 42) if compute_recovery_threshold(k, degree, points) <= results]
     assert compute_max_k(results, degree, points) == max(fits, default=0)
 
 
-def test_the_amplification_of_large_codes_is_that_of_their_decoder() -> None:
+def test_the_amplification_of_large_codes_matches_their_decoder() -> None:
     code = LagrangeCode(90, 30, 2)
     for seed in range(8):
         arrived = np.ones(90, bool)
@@ -159,7 +159,7 @@ def test_the_amplification_of_large_codes_is_that_of_their_decoder() -> None:
     assert code.make_decoder(np.arange(90) >= 31, modular=False).rank_deficit == 1
 
 
-def test_the_circle_beats_chebyshev_where_both_need_as_much() -> None:
+def test_the_circle_is_more_accurate_than_chebyshev_points_for_equal_thresholds() -> None:
     circle, chebyshev = (LagrangeCode(24, 9, 2, points) for points in ("circle", "chebyshev"))
     assert circle.recovery_threshold == chebyshev.recovery_threshold == 17
     for losses in range(2, 8):
@@ -192,6 +192,6 @@ def test_complex_blocks_and_float32_keep_their_dtype() -> None:
         ((4096, 3, 2), "at most 2048"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(arguments: tuple[Any, ...], words: str) -> None:
+def test_invalid_sizes_are_refused(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         LagrangeCode(*arguments)

@@ -22,7 +22,7 @@ from polarmap.errors import CodeError
     seed=st.integers(0, 1000),
     by_lines=st.booleans(),
 )
-def test_data_comes_back(
+def test_data_is_decoded(
     sizes: tuple[tuple[int, int], tuple[int, int]], dtype: str, seed: int, by_lines: bool
 ) -> None:
     exact = dtype.startswith("int")
@@ -51,7 +51,7 @@ def test_data_comes_back(
     )
 
 
-def test_grids_that_cannot_be() -> None:
+def test_invalid_grids_are_refused() -> None:
     with pytest.raises(CodeError, match="a grid of 65 x 64 has more than 4096 tasks"):
         grid((65, 64), (64, 60))
     with pytest.raises(CodeError, match="same kernel, not 'rotation' and 'arikan'"):

@@ -68,7 +68,7 @@ def test_left_inverse_is_infinite_when_the_rank_is_short() -> None:
     assert np.isinf(compute_left_inverse(np.ones((1, 2)))).all()
 
 
-def test_worst_amplification_is_the_decoders() -> None:
+def test_the_worst_amplification_matches_the_decoder() -> None:
     code = PolarCode(12, 8)
     for seed in range(20):
         arrived = np.sort(np.random.default_rng(seed).permutation(12)[:8])
@@ -78,7 +78,7 @@ def test_worst_amplification_is_the_decoders() -> None:
 
 
 @by_size
-def test_rotation_recovers_what_least_squares_does(n: int, k: int) -> None:
+def test_rotation_decoding_matches_least_squares(n: int, k: int) -> None:
     code = rotation(n, k)
     data = np.random.default_rng(n * k).standard_normal((k, 3))
     coded = code.encode(data)
@@ -104,7 +104,7 @@ def test_arikan_decodes_reals_iff_the_rank_is_full(n: int, k: int) -> None:
 @pytest.mark.parametrize(
     "code", [PolarCode(40, 30), PolarCode(40, 30, "arikan"), PolarCode(2304, 2048)], ids=repr
 )
-def test_a_recovery_follows_one_of_fewer_results_as_accurately_as_anew(
+def test_an_updated_decoder_is_as_accurate_as_a_new_one(
     code: PolarCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in range(3):
@@ -128,7 +128,7 @@ def test_a_recovery_follows_one_of_fewer_results_as_accurately_as_anew(
         assert decoder.decoder is not first
 
 
-def test_what_is_too_inaccurate_is_not_followed() -> None:
+def test_an_inaccurate_decoder_is_not_updated() -> None:
     code, decoder = PolarCode(40, 30), ArrivalTracker(PolarCode(40, 30))
     for index in range(39, 9, -1):
         decoder.add(index)

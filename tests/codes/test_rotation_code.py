@@ -62,7 +62,7 @@ def test_rows_of_large_codes_sum_to_one_and_deviate_by_about_one() -> None:
     ("n", "k"),
     [(MAX_DENSE_N, 1), (MAX_DENSE_N, 2), (MAX_DENSE_N, 9), (MAX_DENSE_N, MAX_DENSE_N - 3), (5000, 255)],
 )
-def test_large_codes_of_few_blocks_of_a_kind_are_as_accurate_as_small_ones(n: int, k: int) -> None:
+def test_large_codes_with_few_data_or_parity_blocks_are_as_accurate_as_small_ones(n: int, k: int) -> None:
     rows = PolarCode(n, k).encoding_matrix
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     if k > 2:
@@ -93,7 +93,7 @@ def patterns(n: int) -> st.SearchStrategy[np.ndarray]:
 
 @settings(max_examples=40)
 @given(st.data())
-def test_weights_equations_and_deficit_are_those_with_p(data: st.DataObject) -> None:
+def test_weights_checks_and_rank_deficit_match_those_with_p(data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 40))
     n = data.draw(st.integers(k + 1, 60))
     with_p, without = both(n, k, data.draw(patterns(n)))
@@ -139,7 +139,7 @@ def test_every_dtype_is_recovered(dtype: str, rtol: float) -> None:
     np.testing.assert_allclose(found, data[recovery.missing_indices], rtol=0, **allowed)
 
 
-def test_wide_blocks_go_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_blocks_are_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polarmap.codes.rotation_code.SYNDROME_BYTES", 1)
     n, k = 20, 12
     data = np.random.default_rng(1).standard_normal((k, 200))
@@ -150,7 +150,7 @@ def test_wide_blocks_go_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(found, data[:5], atol=1e-11)
 
 
-def test_a_result_that_is_not_finite_spoils_what_is_made_of_it_without_a_warning() -> None:
+def test_nonfinite_results_propagate_to_decoded_blocks_without_a_warning() -> None:
     n, k = 20, 12
     coded = PolarCode(n, k).encode(np.ones((k, 2)))
     coded[7, 0] = np.inf

@@ -82,7 +82,7 @@ def test_random_orders(dtype: str) -> None:
     assert np.mean(counts) < code.k + 4
 
 
-def test_amplification_is_that_of_independent_errors() -> None:
+def test_amplification_matches_independent_errors() -> None:
     code = SymmetricProductCode(PolarCode(6, 4))
     data, stream = squares(code), np.random.default_rng(1)
     arrived = stream.permutation(code.n) < 15
@@ -102,7 +102,7 @@ def test_amplification_is_that_of_independent_errors() -> None:
     np.testing.assert_allclose(found[off_diagonal].mean(axis=1), expected[off_diagonal], rtol=0.1)
 
 
-def test_left_over_equations_hold_and_name_garbage() -> None:
+def test_redundant_checks_hold_and_locate_garbage() -> None:
     code = SymmetricProductCode(PolarCode(6, 4))
     for dtype in ("float64", "complex128"):
         rows = squares(code, dtype)

@@ -125,7 +125,7 @@ class TestDeadlock(with_ours(test_deadlock.ExecutorDeadlockTest)):  # type: igno
     pass
 
 
-def test_all_that_is_left_out_is_there() -> None:
+def test_all_excluded_tests_exist() -> None:
     modules = (
         test_as_completed,
         test_deadlock,

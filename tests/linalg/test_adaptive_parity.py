@@ -20,7 +20,7 @@ def seconds(start: AdaptiveParitySchedule) -> float:
     return float(late)
 
 
-def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> None:
+def test_a_task_is_late_if_it_takes_slightly_longer_than_the_last_product() -> None:
     start = AdaptiveParitySchedule(MapOptions())
     assert seconds(start) == 0.0
     for took in (2.0, 0.5):
@@ -28,7 +28,7 @@ def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> 
         assert seconds(start) == LATE_FACTOR * took
 
 
-def test_where_it_is_needed_it_starts_with_the_data_and_is_tried_less_and_less_often() -> None:
+def test_needed_parity_starts_with_the_data_and_is_delayed_less_and_less_often() -> None:
     start = AdaptiveParitySchedule(MapOptions())
     start.observe_product(1.0, needed_parity=True)  # Parity started with the data, so this shows nothing.
     for pause in (MIN_BACKOFF, 2 * MIN_BACKOFF, 4 * MIN_BACKOFF):

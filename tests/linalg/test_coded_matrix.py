@@ -40,7 +40,7 @@ def test_small_sides_have_blocks_in_proportion() -> None:
     assert (coded.report.k, coded.report.n) == (6, 8)
 
 
-def test_code_of_the_callers_own() -> None:
+def test_a_code_of_the_caller() -> None:
     code = PolarCode(18, 14, kernel="arikan")
     coded = CodedOperator(TALL, code=code, executor=ReplayExecutor())
     coded @ np.ones(13)
@@ -112,7 +112,7 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
     assert stored() == []
 
 
-def test_what_is_stored_goes_with_the_operator(tmp_path: Any) -> None:
+def test_stored_arrays_are_deleted_with_the_operator(tmp_path: Any) -> None:
     np.save(tmp_path / "A.npy", TALL)
     coded = CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, tasks=N, timeout=60)
     coded @ np.ones(13)
@@ -122,7 +122,7 @@ def test_what_is_stored_goes_with_the_operator(tmp_path: Any) -> None:
     assert stored() == []
 
 
-def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp_path: Any) -> None:
+def test_persistent_workers_cache_blocks_and_files_are_not_loaded(tmp_path: Any) -> None:
     with operator(TALL, FaultyExecutor(None, {0: Fault("sleep", 60), 3: Fault("kill")}), timeout=60) as coded:
         for _ in range(3):
             assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
@@ -136,7 +136,7 @@ def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp
     assert stored() == []
 
 
-def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
+def test_coded_arrays_are_used_without_encoding(tmp_path: Any) -> None:
     options = {"blocks": 5, "tasks": 8, "storage": tmp_path, "progress": False}
     rows, columns = encode(TALL, name="rows", **options), encode(TALL.T, name="columns", **options)
     with operator(rows, transpose=columns) as coded:

@@ -8,7 +8,7 @@ from polarmap.linalg import layouts
 from polarmap.linalg.layouts import BlockCounts, ProductLayout
 
 
-def test_choice_is_the_cheapest_by_the_formula() -> None:
+def test_the_cheapest_layout_by_the_formula_is_chosen() -> None:
     def values(rows: float, columns: float, m: int, inner: int, n: int) -> float:
         m, n = m / rows, n / columns
         return 8 * (m * inner + inner * n + m * n) / 5e7 + m * inner * n / 1e10

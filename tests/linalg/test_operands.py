@@ -43,7 +43,7 @@ def test_integers_with_real_vectors() -> None:
         assert_close(coded @ x, A @ x, 1e-10)
 
 
-def test_mixed_precisions_have_numpys_dtype() -> None:
+def test_mixed_precisions_have_the_dtype_of_numpy() -> None:
     A = random_matrix((20, 12), "float32")
     with operator(A) as coded:
         assert_close(coded @ np.ones(12), A @ np.ones(12), 1e-4)
@@ -71,7 +71,7 @@ def test_mixed_precisions_have_numpys_dtype() -> None:
         (scipy.sparse.csr_array([[1.0, math.nan]]), "A has NaN or inf"),
     ],
 )
-def test_what_is_no_matrix_is_refused(A: Any, message: str) -> None:
+def test_operands_that_are_not_matrices_are_refused(A: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         CodedOperator(A)
 

@@ -57,7 +57,7 @@ def threads() -> Iterator[Executor]:
         yield pool
 
 
-def test_fault_injection_changes_no_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_injection_does_not_change_the_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polarmap.executors.persistent_executor.count_available_cores", lambda: 2)
     A = random_matrix((96, 4), "float64")
     with CodedOperator(A) as plain, CodedOperator(A, executor=FaultyExecutor(None)) as faulty:
@@ -71,7 +71,7 @@ def test_fault_injection_changes_no_number_of_blocks(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(50, 13), (13, 50), (6, 6), (7, 3), (1, 9)])
-def test_products_are_numpys(dtype: str, shape: tuple[int, int]) -> None:
+def test_products_match_numpy(dtype: str, shape: tuple[int, int]) -> None:
     A = random_matrix(shape, dtype)
     x, y = random_matrix((shape[1], 3), dtype), random_matrix((shape[0], 3), dtype)
     with operator(A) as coded:
@@ -90,7 +90,7 @@ def test_products_are_numpys(dtype: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cut", [{"blocks": 4, "tasks": 6}, {"blocks": 24}, {"blocks": 6, "code": "arikan"}])
-def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) -> None:
+def test_gram_matrices_match_numpy_and_count_as_products(dtype: str, cut: dict[str, Any]) -> None:
     A = random_matrix((50, 13), dtype)
     with CodedOperator(A, executor=lossy(), **cut) as coded:
         for weights in STREAM.standard_normal((3, 50)):
@@ -102,7 +102,7 @@ def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) 
         assert coded.report.n <= 36  # A task is a pair of at most 8 blocks.
 
 
-def test_gram_matrices_that_cannot_be() -> None:
+def test_invalid_gram_matrices_are_refused() -> None:
     with pytest.raises(
         CodeError, match=r"needs a dense matrix of real or complex numbers: use A.toarray\(\)"
     ):
@@ -179,7 +179,7 @@ for one in ("float64", "complex128"):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_solvers_of_scipy_run_on_it(name: str) -> None:
+def test_solvers_of_scipy_accept_an_operator(name: str) -> None:
     A, solve, expected = SOLVERS[name]
     with operator(A) as coded:
         np.testing.assert_allclose(solve(coded), expected, rtol=1e-9 if name == "eigsh" else 1e-8)
@@ -198,7 +198,7 @@ def test_report_is_of_the_last_product() -> None:
     assert (coded.report.k, coded.report.padding, coded.n_products) == (5, 2, 2)
 
 
-def test_a_report_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unread_report_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     final_report = map_execution.build_final_report
     monkeypatch.setattr(
@@ -219,7 +219,7 @@ def test_a_pool_stays_open(threads: Executor) -> None:
     assert threads.submit(int).result(timeout=9) == 0
 
 
-def test_closed_means_closed() -> None:
+def test_a_closed_operator_cannot_be_used() -> None:
     coded = operator(TALL)
     coded.close()
     coded.close()
@@ -230,7 +230,7 @@ def test_closed_means_closed() -> None:
 # --- failures -----------------------------------------------------------------------------------
 
 
-def test_garbage_is_unmasked_by_left_over_results() -> None:
+def test_garbage_is_located_by_redundant_results() -> None:
     executor = lossy({1: Fault("raise", attempts=9), 2: Fault("garbage", attempts=9)})
     coded = operator(TALL, executor, verify=True)
     assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
@@ -245,7 +245,7 @@ def test_garbage_is_unmasked_by_left_over_results() -> None:
     st.integers(0, 18),
     st.booleans(),
 )
-def test_sums_that_cancel_to_rounding_are_neither_lies_nor_warned_of(
+def test_sums_that_cancel_to_rounding_cause_neither_an_error_nor_a_warning(
     dtype: str, lost: set[int], power: int, is_sparse: bool
 ) -> None:
     A = matrix((2000, 13), dtype)
@@ -304,7 +304,7 @@ def test_a_worker_that_is_stopped_between_products_costs_little_time() -> None:
             os.kill(stopped[0], signal.SIGCONT)
 
 
-def test_workers_of_a_lithops_configuration_stay_for_all_products(
+def test_workers_of_a_lithops_configuration_persist_for_all_products(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lithops
@@ -347,7 +347,7 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
 # --- invalid arguments -----------------------------------------------------------------------------
 
 
-def test_sizes_that_cannot_be_are_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     with pytest.raises(CodeError, match="tasks=6 leaves no parity blocks for 6 blocks"):
         CodedOperator(TALL, blocks=6, tasks=6)
     with pytest.raises(CodeError, match="blocks must be a positive integer, not 0"):
@@ -356,7 +356,7 @@ def test_sizes_that_cannot_be_are_refused() -> None:
         operator(TALL, code="fountain") @ np.ones(13)
 
 
-def test_operands_that_do_not_fit() -> None:
+def test_operands_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"(?i)dimension mismatch"):
         operator(TALL) @ np.ones(12)
     with pytest.raises(ValueError, match=r"(?i)dimension mismatch"):

@@ -50,7 +50,7 @@ def assert_close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "complex128", "complex64"])
-def test_a_grid_gives_numpys_product(dtype: str) -> None:
+def test_a_grid_matches_the_product_of_numpy(dtype: str) -> None:
     left, right = matrix((23, 17), dtype), matrix((17, 19), dtype, 2)
     array, report = matmul(left, right, **GRID)
     assert_close(array, left @ right, 1e-9 if dtype in ("float64", "complex128") else 1e-3)
@@ -69,7 +69,7 @@ def test_integers_are_exact_and_wrap_as_in_numpy(left_dtype: str, right_dtype: s
     assert 1 in report.recovered
 
 
-def test_mixed_dtypes_are_as_precise_as_numpys() -> None:
+def test_mixed_dtypes_are_as_precise_as_in_numpy() -> None:
     pairs = [("int32", "float64"), ("float32", "float64"), ("complex64", "float64"), ("float64", "complex64")]
     for left_dtype, right_dtype in pairs:
         left, right = matrix((23, 17), left_dtype), matrix((17, 19), right_dtype, 2)
@@ -100,7 +100,7 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
         assert_close(found.array, left @ right, 1e-7)
 
 
-def test_a_grid_is_done_as_soon_as_lines_decode_each_other() -> None:
+def test_a_grid_ends_as_soon_as_its_lines_decode_each_other() -> None:
     # In a 3 x 3 grid with 2 x 2 data blocks, these four tasks determine all others.
     chain = [(0, 0), (0, 2), (2, 0), (1, 2)]
     places = ProductCode(PolarCode(3, 2), PolarCode(3, 2)).block_grid
@@ -140,7 +140,7 @@ def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int64"])
-def test_garbage_is_found_and_left_out(dtype: str) -> None:
+def test_garbage_is_detected_and_excluded(dtype: str) -> None:
     left, right = matrix((20, 8), dtype), matrix((8, 20), dtype, 2)
     faults = {2: DEAD, 1: Fault("garbage", attempts=9)}
     seconds = {0: 2.0}  # This task is late, so decoding is needed even after the surplus has arrived.
@@ -188,7 +188,7 @@ def test_stragglers_and_dead_processes_of_lithops_and_every_block_is_stored_once
         *[(A, np.full((17, 19), value), "B has NaN or inf") for value in (math.nan, math.inf)],
     ],
 )
-def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
+def test_invalid_factors_are_refused(left: Any, right: Any, message: str) -> None:
     for options in ({}, GRID, {"method": "rows"}, {"method": "columns"}):
         with pytest.raises(CodeError, match=message):
             coded_matmul(left, right, **options)
@@ -217,7 +217,7 @@ def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
         ({"method": "grid", "code": "fountain"}, "code must be"),
     ],
 )
-def test_options_that_cannot_be(options: Any, message: str) -> None:
+def test_invalid_options_are_refused(options: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         coded_matmul(A, B, **options)
 

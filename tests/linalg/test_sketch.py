@@ -25,7 +25,7 @@ BEST = np.linalg.lstsq(A, B, rcond=None)[0]
 
 @settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(2, 60), st.integers(1, 12), st.integers(0, 99))
-def test_the_last_estimate_is_that_of_numpy(columns: int, more: int, workers: int, seed: int) -> None:
+def test_the_last_estimate_matches_numpy(columns: int, more: int, workers: int, seed: int) -> None:
     stream = np.random.default_rng(seed)
     rows = columns + more
     some, b = stream.standard_normal((rows, columns)), stream.standard_normal(rows)
@@ -48,7 +48,7 @@ def test_a_badly_conditioned_matrix_loses_no_more_digits_than_in_numpy() -> None
     np.testing.assert_allclose(last.value, best, rtol=1e-5)
 
 
-def test_columns_that_depend_on_each_other_give_the_shortest_solution() -> None:
+def test_dependent_columns_give_the_minimum_norm_solution() -> None:
     doubled = np.column_stack([A, A[:, 0]])
     *_, last = sketched_lstsq(doubled, B, executor=ReplayExecutor())
     np.testing.assert_allclose(last.value, np.linalg.lstsq(doubled, B, rcond=None)[0], rtol=1e-8)
@@ -63,7 +63,7 @@ def test_integers_and_floats_of_any_precision(dtype: str) -> None:
     np.testing.assert_allclose(last.value, exact, rtol=1e-4, atol=1e-2)
 
 
-def test_estimates_grow_with_what_arrives() -> None:
+def test_estimates_use_more_rows_as_results_arrive() -> None:
     with ThreadPoolExecutor(1) as one_by_one:
         found = list(sketched_lstsq(A, B, executor=one_by_one, seed=1))
     arrived = [one.n_arrived for one in found]
@@ -102,7 +102,7 @@ DATA = [heavy_tails, one_row_is_huge, one_residual_is_huge, sorted_rows, cosines
 
 
 @pytest.mark.parametrize("make", DATA, ids=lambda make: make.__name__)
-def test_nine_in_ten_estimates_are_within_the_error_that_is_said(make: Callable[..., Any]) -> None:
+def test_nine_in_ten_estimates_are_within_the_reported_error(make: Callable[..., Any]) -> None:
     # The tolerance is 20 %: at least 72 % of 200 random mixtures, in which each order is random.
     matrix, b = make(np.random.default_rng(3))
     fitted = matrix @ np.linalg.lstsq(matrix, b, rcond=None)[0]
@@ -122,7 +122,7 @@ def test_nine_in_ten_estimates_are_within_the_error_that_is_said(make: Callable[
     assert min(within.values()) >= 0.8 * 0.9 * 200, within
 
 
-def test_of_nothing_but_zeros_the_error_is_none() -> None:
+def test_the_error_for_zeros_is_zero() -> None:
     zeros = np.zeros((60, 2))
     assert all(one.error_p90 == 0 for one in sketched_lstsq(zeros, np.zeros(60), executor=ReplayExecutor()))
     assert all(one.error_p90 == 0 for one in sketched_gram(zeros, executor=ReplayExecutor()))
@@ -131,7 +131,7 @@ def test_of_nothing_but_zeros_the_error_is_none() -> None:
 # --- workers that are late, die or fail ----------------------------------------------------------
 
 
-def test_workers_that_die_are_started_again_and_the_last_is_exact() -> None:
+def test_workers_that_die_are_restarted_and_the_last_estimate_is_exact() -> None:
     with polarmap.Pool(workers=2) as pool:
         faulty = FaultyExecutor(pool, {0: Fault("kill"), 5: Fault("raise")})
         *_, last = sketched_lstsq(A, B, tasks=6, executor=faulty)
@@ -139,7 +139,7 @@ def test_workers_that_die_are_started_again_and_the_last_is_exact() -> None:
     np.testing.assert_allclose(last.value, BEST, rtol=1e-9)
 
 
-def test_a_task_that_fails_for_good_is_an_error_after_the_estimates() -> None:
+def test_a_permanently_failing_task_raises_after_the_estimates() -> None:
     late = {task: 1.0 + task for task in range(24)}
     faulty = FaultyExecutor(ReplayExecutor(late), {20: Fault("raise", attempts=9)})
     found: list[polarmap.types.SketchEstimate] = []
@@ -152,7 +152,7 @@ def test_a_task_that_fails_for_good_is_an_error_after_the_estimates() -> None:
 @pytest.mark.parametrize(
     "verb", [lambda **how: sketched_lstsq(A, B, **how), lambda **how: sketched_gram(A, **how)]
 )
-def test_when_everything_fails_there_is_one_error_and_no_estimate(verb: Any) -> None:
+def test_if_all_tasks_fail_there_is_one_error_and_no_estimate(verb: Any) -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {task: Fault("raise", attempts=9) for task in range(24)})
     with pytest.raises(RuntimeError, match="injected fault\nf fails everywhere"):
         next(verb(executor=faulty))
@@ -188,6 +188,6 @@ def test_leaving_the_loop_ends_the_map() -> None:
         ((A, B), {"seed": -1}, "seed must be None or an integer"),
     ],
 )
-def test_bad_input_is_refused_at_once(arguments: Any, options: dict[str, Any], words: str) -> None:
+def test_invalid_input_is_refused_immediately(arguments: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         sketched_lstsq(*arguments, **options)

@@ -53,7 +53,7 @@ def test_parity_takes_the_compiled_path_for_any_rows(
     ("height", "length", "width"),
     [(8, 24, 100), (8, 24, 5000), (3, 7, 250_000), (300, 60, 40), (70, 2500, 90)],
 )
-def test_products_of_every_size_are_numpys(height: int, length: int, width: int, dtype: str) -> None:
+def test_products_of_all_sizes_match_numpy(height: int, length: int, width: int, dtype: str) -> None:
     stream = np.random.default_rng(0)
     matrix = stream.standard_normal((height, length)).astype(dtype)
     rows = stream.standard_normal((length, width)).astype(dtype)

@@ -34,7 +34,7 @@ def exactly(matrix: Any, rows: Any, dtype: Any) -> Any:
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(2, 70), st.data())
-def test_butterflies_are_the_parity(n: int, draw: st.DataObject) -> None:
+def test_butterflies_compute_the_parity(n: int, draw: st.DataObject) -> None:
     k = draw.draw(st.integers(1, n - 1))
     code = PolarCode(n, k, "arikan")
     program = code._encoding_program
@@ -53,7 +53,7 @@ def ran(program: RowOperationProgram, given: Any, wanted: int) -> Any:
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 999), st.integers(1, 12))
-def test_programs_do_what_their_steps_do(seed: int, count: int) -> None:
+def test_programs_match_their_steps(seed: int, count: int) -> None:
     # A program drops the random steps and rows that do not affect its result.
     stream = np.random.default_rng(seed)
     steps = [some_step(stream) for _ in range(count)]
@@ -85,7 +85,7 @@ def some_step(stream: np.random.Generator) -> RowOperationBatch:
 
 
 @pytest.mark.parametrize(("n", "k", "levels"), [(48, 36, 4), (64, 48, 3), (40, 30, 5)])
-def test_butterflies_side_by_side_are_the_parity(n: int, k: int, levels: int) -> None:
+def test_parallel_butterflies_compute_the_parity(n: int, k: int, levels: int) -> None:
     code = PolarCode(n, k, "arikan", levels=levels)
     data = anything(0, (k, WIDTH), "i8")
     assert (code.encode_parity(data)[:, -40:] == exactly(code.encoding_matrix, data[:, -40:], "i8")).all()
@@ -93,7 +93,7 @@ def test_butterflies_side_by_side_are_the_parity(n: int, k: int, levels: int) ->
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 999), st.sampled_from(["i1", "i2", "i4", "i8"]), st.integers(1, 600))
-def test_compiled_operations_are_numpys(seed: int, dtype: str, width: int) -> None:
+def test_compiled_operations_match_numpy(seed: int, dtype: str, width: int) -> None:
     stream = np.random.default_rng(seed)
     operations = stream.integers(0, 6, (30, 4))
     operations[:, 3] = stream.choice([1, -1, 0, 2, -3, 2**62 + 5, -(2**63)], 30)
@@ -107,7 +107,7 @@ def test_compiled_operations_are_numpys(seed: int, dtype: str, width: int) -> No
     assert (table == exactly(np.eye(6, dtype=int), expected, dtype)).all()
 
 
-def test_interpreted_operations_are_compiled() -> None:
+def test_interpreted_operations_match_compiled_ones() -> None:
     table = anything(0, (4, 300), "i8")
     operations = np.array([[0, 0, 1, 1], [2, 1, 0, -1], [3, 0, 0, 0], [3, 3, 2, 7]])
     compiled = table.copy()
@@ -119,7 +119,7 @@ def test_interpreted_operations_are_compiled() -> None:
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_wide_integers_are_coded_and_decoded_exactly(
+def test_wide_integers_are_encoded_and_decoded_exactly(
     dtype: str, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_program, "MIN_COMPILED_BYTES", 0 if is_compiled else 1 << 60)
@@ -134,7 +134,7 @@ def test_wide_integers_are_coded_and_decoded_exactly(
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 999), st.integers(6, 40), st.sampled_from(INTEGERS))
-def test_wide_integers_are_decoded_as_narrow_ones(seed: int, n: int, dtype: str) -> None:
+def test_wide_integers_are_decoded_like_narrow_ones(seed: int, n: int, dtype: str) -> None:
     stream = np.random.default_rng(seed)
     code = PolarCode(n, n * 2 // 3, "arikan")
     arrived = stream.random(n) > 0.2
@@ -150,7 +150,7 @@ def test_wide_integers_are_decoded_as_narrow_ones(seed: int, n: int, dtype: str)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16"])
-def test_wide_floats_are_summed_as_narrow_ones(dtype: str) -> None:
+def test_wide_floats_are_summed_like_narrow_ones(dtype: str) -> None:
     code = PolarCode(40, 30, "arikan")
     data = np.random.default_rng(0).standard_normal((30, WIDTH)).astype(dtype)
     data[3, :2], data[7, 1] = np.inf, -np.inf
