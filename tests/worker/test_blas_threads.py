@@ -20,7 +20,7 @@ from polarmap.worker.blas_threads import ThreadLimiter
 PATIENCE = 50.0
 
 
-def threads_now() -> set[int]:
+def get_blas_thread_counts() -> set[int]:
     """Return the numbers of threads that threadpoolctl reports for BLAS libraries."""
     return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
 
@@ -40,12 +40,12 @@ def three() -> Iterator[None]:
 def test_the_lowest_limit_applies_until_the_last_task_ends() -> None:
     both, one = ThreadLimiter(), ExitStack()
     with both.limit_process_threads(2):
-        assert threads_now() == {2}
+        assert get_blas_thread_counts() == {2}
         one.enter_context(both.limit_process_threads(1))
-        assert threads_now() == {1}
-    assert threads_now() == {1}
+        assert get_blas_thread_counts() == {1}
+    assert get_blas_thread_counts() == {1}
     one.close()
-    assert threads_now() == {3}
+    assert get_blas_thread_counts() == {3}
 
 
 def test_openmp_limits_apply_only_to_their_thread(limits: ThreadLimiter) -> None:
@@ -62,11 +62,11 @@ def test_openmp_limits_apply_only_to_their_thread(limits: ThreadLimiter) -> None
 
 def test_limits_never_raise_a_number_and_keep_later_settings(limits: ThreadLimiter) -> None:
     with limits.limit_process_threads(5):
-        assert threads_now() == {3}
-    assert threads_now() == {3}
+        assert get_blas_thread_counts() == {3}
+    assert get_blas_thread_counts() == {3}
     with limits.limit_process_threads(1):
         threadpoolctl.threadpool_limits(2)
-    assert threads_now() == {2}
+    assert get_blas_thread_counts() == {2}
 
 
 SCENES = {
@@ -123,18 +123,20 @@ print(json.dumps(endings))
 
 
 @pytest.fixture(scope="module")
-def endings() -> dict[str, int]:
+def exit_codes() -> dict[str, int]:
     """Return the exit code of each scene, run in a process forked from an interpreter without SciPy."""
     scenes = json.dumps({name: textwrap.dedent(scene) for name, scene in SCENES.items()})
     command = [sys.executable, "-c", PROGRAM, scenes]
     done = subprocess.run(command, check=True, timeout=PATIENCE, stdout=subprocess.PIPE)
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
+    codes: dict[str, int] = json.loads(done.stdout)
+    return codes
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_limits_apply_to_libraries_that_are_loaded_during_a_task(scene: str, endings: dict[str, int]) -> None:
-    assert endings[scene] == 0
+def test_limits_apply_to_libraries_that_are_loaded_during_a_task(
+    scene: str, exit_codes: dict[str, int]
+) -> None:
+    assert exit_codes[scene] == 0
 
 
 def test_tasks_on_threads_restore_the_numbers_of_threads(limits: ThreadLimiter) -> None:
@@ -151,7 +153,7 @@ def test_tasks_on_threads_restore_the_numbers_of_threads(limits: ThreadLimiter) 
         thread.start()
     for thread in running:
         thread.join(PATIENCE)
-    assert threads_now() == {3}
+    assert get_blas_thread_counts() == {3}
 
 
 def test_a_thread_can_limit_a_number_that_another_thread_has_set(limits: ThreadLimiter) -> None:
@@ -160,15 +162,15 @@ def test_a_thread_can_limit_a_number_that_another_thread_has_set(limits: ThreadL
 
     def task() -> None:
         with limits.limit_process_threads(1):
-            found.append(threads_now())
+            thread_counts.append(get_blas_thread_counts())
 
-    found: list[set[int]] = []
+    thread_counts: list[set[int]] = []
     thread = threading.Thread(target=task)
     thread.start()
     thread.join(PATIENCE)
-    assert (found, threads_now()) == ([{1}], {3})
+    assert (thread_counts, get_blas_thread_counts()) == ([{1}], {3})
     with threadpoolctl.threadpool_limits(2):  # Limits set on this thread still apply.
-        assert threads_now() == {2}
+        assert get_blas_thread_counts() == {2}
 
 
 def test_without_threadpoolctl_nothing_is_limited(
@@ -177,4 +179,4 @@ def test_without_threadpoolctl_nothing_is_limited(
     with monkeypatch.context() as context:
         context.setitem(sys.modules, "threadpoolctl", None)
         with limits.limit_process_threads(1), limits.limit_current_thread(1):
-            assert threads_now() == {3}
+            assert get_blas_thread_counts() == {3}

@@ -99,9 +99,9 @@ def test_a_block_is_read_once_and_only_private_copies_are_writable(
         own = load(blocks, block, is_private=True)
         np.testing.assert_array_equal(own, whole)
         own[...] = 0
-        found = load(blocks, block)
-        np.testing.assert_array_equal(found, whole)
-        assert np.shares_memory(first, found)
+        actual = load(blocks, block)
+        np.testing.assert_array_equal(actual, whole)
+        assert np.shares_memory(first, actual)
     assert (blocks.cache.n_reads, len(blocks.cache)) == (count, 1)
 
 
@@ -114,8 +114,8 @@ def test_blocks_share_cached_segments(blocks: Blocks) -> None:
     for one in range(2):
         for other in range(2):
             pair = blocks.block(of=[rows[one], columns[other]])
-            found = load(blocks, pair._replace(segments=(parts[f"r{one}"], parts[f"c{other}"])))
-            np.testing.assert_array_equal(found, (rows[one], columns[other]))
+            actual = load(blocks, pair._replace(segments=(parts[f"r{one}"], parts[f"c{other}"])))
+            np.testing.assert_array_equal(actual, (rows[one], columns[other]))
     assert blocks.cache.n_reads == len(blocks.cache) == 4
 
 
@@ -168,17 +168,17 @@ def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> Non
 def test_an_inline_block_is_not_cached(files: Blocks) -> None:
     block = BlockRef(INLINE, (), (("<f8", (3,)),), np.arange(3.0).tobytes())
     for _ in range(2):
-        found = load(files, block)
-        assert found.tolist() == [0.0, 1.0, 2.0]
-        found[...] = 7.0
+        actual = load(files, block)
+        assert actual.tolist() == [0.0, 1.0, 2.0]
+        actual[...] = 7.0
 
 
 def test_zeros_without_a_location_are_part_of_a_block(blocks: Blocks) -> None:
     data = numbers()
     block = blocks.block(data)
     zeros = (*block.segments, Segment("", BYTES))
-    found = load(blocks, block._replace(segments=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
-    np.testing.assert_array_equal(found, np.concatenate([data, np.zeros_like(data)]))
+    actual = load(blocks, block._replace(segments=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
+    np.testing.assert_array_equal(actual, np.concatenate([data, np.zeros_like(data)]))
 
 
 @pytest.mark.parametrize("rows", [10, ROWS])

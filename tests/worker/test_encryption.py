@@ -228,9 +228,9 @@ def test_the_checksum_distinguishes_corruption_from_forgery() -> None:
     objects = Objects(Encryption.create(KEY))
     [part] = objects.put_parts("x", DATA, len(DATA))
     objects["x"] = b"y" + objects["x"][1:]
-    for found, kind in ((part, "corrupt"), (part._replace(crc32=zlib.crc32(objects["x"])), "forged")):
+    for segment, kind in ((part, "corrupt"), (part._replace(crc32=zlib.crc32(objects["x"])), "forged")):
         with pytest.raises(DamagedError, match="x is not what was encrypted") as caught:
-            objects.get_part(found)
+            objects.get_part(segment)
         assert caught.value.kind == kind
 
 

@@ -25,7 +25,7 @@ def squares(x: Any) -> float:
     return float((x**2).sum())
 
 
-def found(
+def compute_test_slopes(
     directions: Any, scheme: str = "central", f: Callable[[Any], Any] = squares
 ) -> tuple[np.ndarray, SlopeErrorInputs]:
     along, sizes = compute_slopes(f, X, iter(np.asarray(directions, float)), SCALE, H, scheme)
@@ -35,7 +35,7 @@ def found(
 @pytest.mark.parametrize(("scheme", "error"), [("central", 1e-8), ("forward", 300 * H)])
 def test_slopes_along_directions_of_any_norm(scheme: str, error: float) -> None:
     directions = [[[1, 0, 0]], [[0, 1, 0]], [[1e3, -2e3, 5e2]], [[1e-6, 0, 1e-6]]]
-    along, sizes = found(directions, scheme)
+    along, sizes = compute_test_slopes(directions, scheme)
     for slope, u in zip(along, np.array(directions), strict=True):
         assert slope == pytest.approx((GRADIENT * u).sum(), abs=error * np.linalg.norm(u))
     assert sizes.max_direction_norm == pytest.approx(np.linalg.norm(directions[2]))
@@ -49,12 +49,12 @@ def test_numbers_of_calls_of_f_for_central_and_forward_differences_and_filler() 
         return squares(x)
 
     zero, u = np.zeros_like(X), np.array([[3.0, 0, 4.0]])
-    assert found([zero], f=f)[0].tolist() == [0.0]
+    assert compute_test_slopes([zero], f=f)[0].tolist() == [0.0]
     assert points == []
-    found([u, zero, u], f=f)
+    compute_test_slopes([u, zero, u], f=f)
     np.testing.assert_allclose(points, [X + sign * H * u / 5 * SCALE for sign in (1, -1, 1, -1)])
     points.clear()
-    _, sizes = found([u, zero, u], "forward", f)
+    _, sizes = compute_test_slopes([u, zero, u], "forward", f)
     # the centre, one point for each nonzero direction, and one for the second difference
     assert len(points) == 4
     assert sizes.second_difference == pytest.approx(2 * ((H * u / 5 * SCALE) ** 2).sum(), rel=1e-3)
@@ -62,14 +62,14 @@ def test_numbers_of_calls_of_f_for_central_and_forward_differences_and_filler() 
 
 def test_error_inputs_contain_the_values_of_f_and_their_rounding() -> None:
     values = iter([3.0, -1.0, 2.0, 7.0])
-    _, sizes = found([[[1, 0, 0]], [[0, 2, 0]]], f=lambda x: np.float32(next(values)))
+    _, sizes = compute_test_slopes([[[1, 0, 0]], [[0, 2, 0]]], f=lambda x: np.float32(next(values)))
     assert sizes == SlopeErrorInputs(-1.0, 7.0, 0.0, float(np.finfo(np.float32).eps), 2.0)
 
 
 @pytest.mark.parametrize("value", [np.zeros(2), "1", None, 1j])
 def test_f_that_does_not_return_a_real_number_raises_a_clear_error(value: Any) -> None:
     with pytest.raises(NotScalarError, match="f must return one real number, not "):
-        found([[[1, 0, 0]]], f=lambda x: value)
+        compute_test_slopes([[[1, 0, 0]]], f=lambda x: value)
 
 
 def test_a_block_contains_directions_or_coefficients_of_groups_of_coordinates() -> None:

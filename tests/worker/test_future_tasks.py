@@ -30,7 +30,7 @@ def folder_link(tmp_path: Path) -> FolderCancelToken:
     return FolderCancelToken.from_folder(str(folder))
 
 
-def told(f: Any, block: Any, ticket: TaskRequest = TICKET) -> TaskReply:
+def run_test_task(f: Any, block: Any, ticket: TaskRequest = TICKET) -> TaskReply:
     message = run_task_in_future(f, block, ticket, ThreadCancelToken(), 1)
     assert message is not None
     assert isinstance(message.header, TaskReply)
@@ -41,11 +41,11 @@ def told(f: Any, block: Any, ticket: TaskRequest = TICKET) -> TaskReply:
 @pytest.mark.parametrize("f", [np.negative, cloudpickle.dumps(np.negative)])
 @pytest.mark.parametrize("block", [np.arange(3), partial(np.arange, 3)])
 def test_tasks_accept_functions_and_blocks_in_two_forms(f: Any, block: Any) -> None:
-    assert told(f, block).layout == (("<i8", (3,)),)
+    assert run_test_task(f, block).layout == (("<i8", (3,)),)
 
 
 def test_invalid_function_bytes_are_an_error_of_the_task() -> None:
-    assert told(b"no pickle", 1).error is not None
+    assert run_test_task(b"no pickle", 1).error is not None
 
 
 def test_cancelled_tasks_do_not_start_and_sleeping_tasks_are_abandoned() -> None:

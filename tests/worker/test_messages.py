@@ -32,15 +32,15 @@ SENT = [
 
 @pytest.mark.parametrize("is_sealed", [False, True])
 def test_messages_arrive_in_any_pieces_and_are_writable(is_sealed: bool) -> None:
-    ours, theirs = (MessageAuthenticator(b"key") if is_sealed else None for _ in range(2))
-    frames = FrameDecoder(theirs)
+    sender, receiver = (MessageAuthenticator(b"key") if is_sealed else None for _ in range(2))
+    frames = FrameDecoder(receiver)
     for step in (1, 7, 10_000):
-        sent = b"".join(encode_frame(message, ours) for message in SENT)
-        found = [
+        sent = b"".join(encode_frame(message, sender) for message in SENT)
+        received = [
             one for start in range(0, len(sent), step) for one in frames.feed(sent[start : start + step])
         ]
-        assert found == SENT
-        found[-1].data[0] = 1  # type: ignore[index]
+        assert received == SENT
+        received[-1].data[0] = 1  # type: ignore[index]
 
 
 def test_invalid_bytes_are_refused() -> None:
@@ -83,10 +83,10 @@ def test_a_tag_depends_on_all_bytes_in_any_pieces_and_is_computed_without_copies
     tracemalloc.start()
     try:
         assert MessageAuthenticator(b"key").compute_tag((data[:cut], data[cut:])) == expected
-        _, most = tracemalloc.get_traced_memory()
+        _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 1 << 20
+    assert peak_bytes < 1 << 20
     few = data[: 1 << 10].tobytes()
     assert (
         expected

@@ -48,16 +48,16 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return make_module
 
 
-def items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
+def describe_items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
     """Return the items that a driver sends for the objects at `paths` in a module."""
-    found = []
+    state_items = []
     for path in paths:
         value: Any = module
         for name in path.split("."):
             value = vars(value)[name]
         kind, fingerprint, payload, *_ = describe_value(NAME, path, value)
-        found.append(tuple(ModuleStateItem(NAME, path, kind, fingerprint, payload, False)))
-    return pickle.loads(pickle.dumps(found))
+        state_items.append(tuple(ModuleStateItem(NAME, path, kind, fingerprint, payload, False)))
+    return pickle.loads(pickle.dumps(state_items))
 
 
 def test_functions_are_compared_by_their_bytecode() -> None:
@@ -99,29 +99,31 @@ def test_functions_keep_their_identity(make: Callable[[str], Any]) -> None:
     source = "import functools\ndef plain(b): return b * {0}\n@functools.cache\ndef cached(): return {0}"
     source += "\nclass Kind:\n    @staticmethod\n    def method(b): return b * {0}\n    rate = {0}\n"
     source += "held = [plain]"
-    told = items(make(source.format(3)), "held", "Kind", "Kind.method", "Kind.rate", "plain", "cached")
+    state_items = describe_items(
+        make(source.format(3)), "held", "Kind", "Kind.method", "Kind.rate", "plain", "cached"
+    )
     worker = make(source.format(2))
     before = dict(vars(worker))
     assert worker.cached() == 2
-    apply_module_state(DRIVER, told)
+    apply_module_state(DRIVER, state_items)
     assert all(vars(worker)[name] is before[name] for name in ("plain", "cached", "Kind", "held"))
     assert (worker.plain(1), worker.held[0](1), worker.Kind.method(1), worker.Kind.rate) == (3, 3, 3, 3)
     assert worker.cached() == 3
 
 
 def test_attributes_of_a_class_that_the_driver_lacks_are_removed(make: Callable[[str], Any]) -> None:
-    told = items(make("class Kind:\n    a = 1"), "Kind", "Kind.a")
+    state_items = describe_items(make("class Kind:\n    a = 1"), "Kind", "Kind.a")
     worker = make("class Kind:\n    a = 1\n    def __len__(self): return 3")
-    apply_module_state(DRIVER, told)
+    apply_module_state(DRIVER, state_items)
     assert not hasattr(worker.Kind, "__len__")
 
 
 def test_the_driver_process_is_not_changed(make: Callable[[str], Any]) -> None:
-    told = items(make("a = 3"), "a")
+    state_items = describe_items(make("a = 3"), "a")
     module = make("a = 2")
-    apply_module_state(get_process_token(), told)
+    apply_module_state(get_process_token(), state_items)
     assert module.a == 2
-    apply_module_state(DRIVER, told)
+    apply_module_state(DRIVER, state_items)
     assert module.a == 3
 
 
@@ -138,7 +140,7 @@ def test_a_forked_process_is_not_the_driver_process() -> None:
 def test_state_that_the_process_has_filled_in_is_kept_until_the_driver_changes_it(
     make: Callable[[str], Any],
 ) -> None:
-    cache, scale = items(make("cache, scale = {}, 2"), "cache", "scale")
+    cache, scale = describe_items(make("cache, scale = {}, 2"), "cache", "scale")
     worker = make("cache, scale = {}, 2")
     cache = *cache[:-1], True
     apply_module_state(DRIVER, [cache, scale])
@@ -146,7 +148,7 @@ def test_state_that_the_process_has_filled_in_is_kept_until_the_driver_changes_i
     worker.scale = 7
     apply_module_state(DRIVER, [cache, scale])
     assert (worker.cache, worker.scale) == ({"a": 1}, 2)
-    (other,) = items(types.SimpleNamespace(scale=3), "scale")
+    (other,) = describe_items(types.SimpleNamespace(scale=3), "scale")
     apply_module_state(DRIVER, [cache, other])
     assert (worker.cache, worker.scale) == ({}, 3)
 
@@ -155,10 +157,10 @@ def test_state_that_the_process_has_filled_in_is_kept_until_the_driver_changes_i
 def test_state_that_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) -> None:
     driver = make("a = None")
     driver.a = value
-    told = items(driver, "a")
+    state_items = describe_items(driver, "a")
     make("a = None")
     with pytest.raises(ModuleStateError, match=rf"{NAME}\.a, .*register_pickle_by_value\({NAME}\)"):
-        apply_module_state(DRIVER, told)
+        apply_module_state(DRIVER, state_items)
 
 
 def test_a_missing_module_raises_only_if_f_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +187,7 @@ sys.stdout.buffer.write(pickle_function(lambda: module.helper(), "there", by_val
     }
     program = [sys.executable, str(tmp_path / "driver.py")]
     data = subprocess.run(program, env=environment, capture_output=True, check=True, timeout=60).stdout
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", worker], env=environment, input=data, capture_output=True, timeout=60
     )
-    assert found.stdout.strip() == b"3.0", found.stderr.decode()
+    assert process.stdout.strip() == b"3.0", process.stderr.decode()

@@ -37,20 +37,20 @@ class Celsius(float):
     pass
 
 
-def received(packed: PackedTree) -> Any:
+def unpickle_result(packed: PackedTree) -> Any:
     """Return the value that the driver unpickles from a packed result."""
     return unpickle_array(unpack_leaves(packed.layout, packed.data)[0])
 
 
-def travelled(value: Any) -> Any:
+def round_trip(value: Any) -> Any:
     """Return a value after it was sent to a worker as a block and back as a result."""
     packed = pack_tree(
-        make_call_task(lambda same: same, unpickle_blocks=True)(frozen(pickle_to_array(value)))
+        make_call_task(lambda same: same, unpickle_blocks=True)(make_read_only_copy(pickle_to_array(value)))
     )
-    return received(packed)
+    return unpickle_result(packed)
 
 
-def frozen(block: np.ndarray) -> np.ndarray:
+def make_read_only_copy(block: np.ndarray) -> np.ndarray:
     """Return a read-only, unaligned copy of a block, like a block in the cache of a worker."""
     moved = np.empty(len(block) + 3, np.uint8)[3:]
     moved[:] = block
@@ -58,33 +58,33 @@ def frozen(block: np.ndarray) -> np.ndarray:
     return moved
 
 
-def assert_same(found: Any, value: Any) -> None:
-    assert type(found) is type(value)
+def assert_same(actual: Any, value: Any) -> None:
+    assert type(actual) is type(value)
     if isinstance(value, np.ma.MaskedArray):
-        np.testing.assert_array_equal(found.mask, value.mask)
-        found, value = np.asarray(found.filled(0)), np.asarray(value.filled(0))
+        np.testing.assert_array_equal(actual.mask, value.mask)
+        actual, value = np.asarray(actual.filled(0)), np.asarray(value.filled(0))
     if isinstance(value, dict):
-        assert [type(key) for key in found] == [type(key) for key in value]
-        assert list(found) == list(value)
-        assert_same(list(found.values()), list(value.values()))
+        assert [type(key) for key in actual] == [type(key) for key in value]
+        assert list(actual) == list(value)
+        assert_same(list(actual.values()), list(value.values()))
     elif isinstance(value, (list, tuple)):
-        assert len(found) == len(value)
-        for one, other in zip(found, value):
+        assert len(actual) == len(value)
+        for one, other in zip(actual, value):
             assert_same(one, other)
     elif isinstance(value, (np.ndarray, np.generic)):
-        assert (found.dtype, found.shape) == (value.dtype, value.shape)
+        assert (actual.dtype, actual.shape) == (value.dtype, value.shape)
         if value.dtype.hasobject or value.dtype.char in "gG":  # Long doubles contain six bytes of padding.
-            np.testing.assert_array_equal(found, value)
+            np.testing.assert_array_equal(actual, value)
         else:
-            assert found.tobytes() == value.tobytes()
+            assert actual.tobytes() == value.tobytes()
     elif isinstance(value, (pd.DataFrame, pd.Series)):
-        assert found.equals(value)
+        assert actual.equals(value)
     elif scipy.sparse.issparse(value):
-        assert found.dtype == value.dtype and (found != value).nnz == 0
+        assert actual.dtype == value.dtype and (actual != value).nnz == 0
     elif isinstance(value, BaseException):
-        assert found.args == value.args
+        assert actual.args == value.args
     else:
-        assert found == value or (found != found and value != value)
+        assert actual == value or (actual != actual and value != value)
 
 
 # NumPy itself loses the byte order of times in a pickle.
@@ -121,25 +121,25 @@ VALUES = st.recursive(
 @settings(derandomize=True)
 @given(VALUES)
 def test_any_value_is_restored_unchanged(value: Any) -> None:
-    assert_same(travelled(value), value)
+    assert_same(round_trip(value), value)
 
 
 @st.composite
-def sharing(draw: Any) -> Any:
+def shared_values(draw: Any) -> Any:
     """Draw a nested value in which objects can occur several times and which can contain itself."""
-    made: list[Any] = [1.5, "a", np.arange(3.0), [1], (2, [3]), {"b": [4]}]
+    objects: list[Any] = [1.5, "a", np.arange(3.0), [1], (2, [3]), {"b": [4]}]
     for _ in range(draw(st.integers(1, 6))):
-        parts = draw(st.lists(st.sampled_from(range(len(made))), max_size=3))
-        inside = [made[index] for index in parts]
+        parts = draw(st.lists(st.sampled_from(range(len(objects))), max_size=3))
+        inside = [objects[index] for index in parts]
         kinds: list[Any] = [list, tuple, lambda parts: dict(zip("abc", parts))]
-        made.append(draw(st.sampled_from(kinds))(inside))
-    value = made[-1]
+        objects.append(draw(st.sampled_from(kinds))(inside))
+    value = objects[-1]
     if draw(st.booleans()) and isinstance(value, list):
-        value.append(draw(st.sampled_from([value, made[3]])))
+        value.append(draw(st.sampled_from([value, objects[3]])))
     return value
 
 
-def identities(value: Any) -> list[Any]:
+def number_parts(value: Any) -> list[Any]:
     """Return the parts of a value in traversal order, containers and arrays numbered by first occurrence."""
     first: dict[int, int] = {}
     order: list[Any] = []
@@ -157,9 +157,9 @@ def identities(value: Any) -> list[Any]:
 
 
 @settings(derandomize=True, deadline=None)
-@given(sharing())
+@given(shared_values())
 def test_shared_objects_are_restored_as_one_object(value: Any) -> None:
-    assert identities(travelled(value)) == identities(pickle.loads(pickle.dumps(value)))
+    assert number_parts(round_trip(value)) == number_parts(pickle.loads(pickle.dumps(value)))
 
 
 def note(text: str) -> Named:
@@ -212,15 +212,15 @@ FRAME = pd.DataFrame({"a": np.arange(5000.0), "b": [None, "x"] * 2500}, index=pd
     ids=lambda value: type(value).__name__,
 )
 def test_objects_of_libraries_are_restored_unchanged(value: Any) -> None:
-    assert_same(travelled(value), value)
+    assert_same(round_trip(value), value)
 
 
 def test_a_memory_map_is_restored_as_a_memory_map(tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "a", np.float64, "w+", shape=(2000,))
     mapped[:] = np.arange(2000)
-    found = travelled(mapped)
-    assert type(found) is np.memmap
-    np.testing.assert_array_equal(found, mapped)
+    actual = round_trip(mapped)
+    assert type(actual) is np.memmap
+    np.testing.assert_array_equal(actual, mapped)
 
 
 def test_local_classes_and_functions_are_restored() -> None:
@@ -229,25 +229,25 @@ def test_local_classes_and_functions_are_restored() -> None:
     class Inside:
         pass
 
-    assert_same(travelled(local(1, None)), local(1, None))
-    assert type(travelled(Inside())) is Inside
+    assert_same(round_trip(local(1, None)), local(1, None))
+    assert type(round_trip(Inside())) is Inside
     factor = 3
-    assert travelled(lambda x: factor * x)(2) == 6
-    assert travelled(Own([1, None])) == Own([1, None])
+    assert round_trip(lambda x: factor * x)(2) == 6
+    assert round_trip(Own([1, None])) == Own([1, None])
 
 
 @pytest.mark.parametrize("size", [1, 5000])
 def test_restored_arrays_are_writable_and_not_shared(size: int) -> None:
     value = {"raw": np.zeros(size), "beside": (None, np.zeros(size), pd.Series(np.zeros(size)))}
-    for found in (
-        travelled(value),
+    for actual in (
+        round_trip(value),
         unpickle_array(pickle_to_array(value)),
-        unpickle_array(frozen(pickle_to_array(value))),
+        unpickle_array(make_read_only_copy(pickle_to_array(value))),
     ):
-        for array in (found["raw"], found["beside"][1]):
+        for array in (actual["raw"], actual["beside"][1]):
             assert array.flags.aligned
             array[:] = 1
-        found["beside"][2].iloc[0] = 1
+        actual["beside"][2].iloc[0] = 1
     assert not value["raw"].any() and not value["beside"][1].any()
 
 

@@ -18,25 +18,25 @@ from polarmap.worker.socket_channel import SocketChannel
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        yield ours, theirs
+    local, remote = socket.socketpair()
+    with local, remote:
+        yield local, remote
 
 
 @pytest.mark.parametrize("kind", [select.poll, SelectPoll])
 def test_readable_and_closed_sockets_are_reported_if_registered(
     kind: Any, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    (ours, theirs), poll = pair, kind()
-    poll.register(ours, POLLIN)
-    poll.register(theirs.fileno(), POLLIN)
+    (local, remote), poll = pair, kind()
+    poll.register(local, POLLIN)
+    poll.register(remote.fileno(), POLLIN)
     assert poll.poll(0) == []
-    theirs.send(b"news")
-    assert [one for one, _ in poll.poll(None)] == [ours.fileno()]
-    ours.recv(10)
-    ours.shutdown(socket.SHUT_WR)
-    assert [one for one, _ in poll.poll(1000)] == [theirs.fileno()]
-    poll.unregister(theirs.fileno())
+    remote.send(b"news")
+    assert [one for one, _ in poll.poll(None)] == [local.fileno()]
+    local.recv(10)
+    local.shutdown(socket.SHUT_WR)
+    assert [one for one, _ in poll.poll(1000)] == [remote.fileno()]
+    poll.unregister(remote.fileno())
     assert poll.poll(0) == []
 
 
@@ -51,11 +51,11 @@ def test_a_stream_detects_a_closed_peer_once_all_data_is_read(
 ) -> None:
     monkeypatch.setattr(socket_channel, "POLL_HANGUP", POLLIN)
     monkeypatch.setattr(polling, "Poll", SelectPoll)
-    ours, theirs = pair
-    channel = SocketChannel(ours)
+    local, remote = pair
+    channel = SocketChannel(local)
     assert not channel.is_peer_closed()
-    theirs.send(encode_frame(Message(MessageKind.CANCEL)))
-    theirs.close()
+    remote.send(encode_frame(Message(MessageKind.CANCEL)))
+    remote.close()
     assert not channel.is_peer_closed()
     assert channel.receive()[0] == [Message(MessageKind.CANCEL)]
     assert channel.is_peer_closed()

@@ -115,11 +115,11 @@ def test_leaves_are_freed_with_the_tree() -> None:
     gc.disable()
     try:
         leaves = [np.zeros(3), np.ones(2)]
-        held = [weakref.ref(leaf) for leaf in leaves]
+        references = [weakref.ref(leaf) for leaf in leaves]
         tree = unflatten(flatten({"a": leaves[0], "b": [leaves[1]]})[1], leaves)
         assert tree["a"] is leaves[0]
         del tree, leaves
-        assert [one() for one in held] == [None, None]
+        assert [reference() for reference in references] == [None, None]
     finally:
         gc.enable()
 

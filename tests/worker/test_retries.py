@@ -27,10 +27,10 @@ class ClientError(Exception):
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the list of pauses, recorded with a fake clock."""
-    made: list[float] = []
-    monkeypatch.setattr("polarmap.worker.retries.sleep", made.append)
-    monkeypatch.setattr("polarmap.worker.retries.monotonic", lambda: sum(made))
-    return made
+    recorded: list[float] = []
+    monkeypatch.setattr("polarmap.worker.retries.sleep", recorded.append)
+    monkeypatch.setattr("polarmap.worker.retries.monotonic", lambda: sum(recorded))
+    return recorded
 
 
 def failing(times: int, error: Exception) -> Callable[[], str]:

@@ -51,10 +51,10 @@ def test_large_segments_are_mapped_up_to_the_end_of_the_file(folder: str, size: 
     data = DATA * (size // len(DATA) + 2)
     write_file(folder, "large", data)
     for offset in (0, 7, mmap.ALLOCATIONGRANULARITY, len(data) - size):
-        for asked in (size, 2 * size):
-            found = read_file_segment(folder, Segment("large", asked, None, offset))
-            assert bytes(found) == data[offset : offset + asked]
-    assert isinstance(found, memoryview) == (size >= MIN_MAPPED_BYTES)
+        for size_read in (size, 2 * size):
+            actual = read_file_segment(folder, Segment("large", size_read, None, offset))
+            assert bytes(actual) == data[offset : offset + size_read]
+    assert isinstance(actual, memoryview) == (size >= MIN_MAPPED_BYTES)
 
 
 @pytest.mark.parametrize(

@@ -39,22 +39,26 @@ SENT = [
 ]
 
 
-def seals(*names: bytes) -> ChannelAuthenticators:
-    sent, heard = map(MessageAuthenticator, names)
-    return ChannelAuthenticators(sent, heard)
+def make_authenticators(*names: bytes) -> ChannelAuthenticators:
+    outgoing, incoming = map(MessageAuthenticator, names)
+    return ChannelAuthenticators(outgoing, incoming)
 
 
 @pytest.fixture(params=[False, True])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketChannel, SocketChannel]]:
     """Yield the driver's and the worker's end of a channel, with or without authentication."""
-    ours, theirs = socket.socketpair()
-    link = SocketChannel(ours, seals(b"to worker", b"to driver") if request.param else None)
-    channel = make_worker_channel(theirs, seals(b"to driver", b"to worker") if request.param else None)
+    driver_socket, worker_socket = socket.socketpair()
+    link = SocketChannel(
+        driver_socket, make_authenticators(b"to worker", b"to driver") if request.param else None
+    )
+    channel = make_worker_channel(
+        worker_socket, make_authenticators(b"to driver", b"to worker") if request.param else None
+    )
     with closing(link), closing(channel):
         yield link, channel
 
 
-def sent_whole(end: SocketChannel, *messages: Message) -> bool:
+def send_completely(end: SocketChannel, *messages: Message) -> bool:
     """Send messages, flush until all are written, and return False if the connection was lost."""
     is_there = end.send(*messages)
     while is_there and end.has_unsent:
@@ -78,7 +82,7 @@ def test_messages_are_sent_in_order_in_both_directions(pair: tuple[SocketChannel
         assert other.receive(0.0) == ([], True)
 
 
-class Counted(socket.socket):
+class CountingSocket(socket.socket):
     """A socket that counts its system calls."""
 
     calls = 0
@@ -101,29 +105,29 @@ class Counted(socket.socket):
 
 
 def test_a_small_message_takes_one_system_call_each_way() -> None:
-    ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
+    driver_socket, worker_socket = (CountingSocket(fileno=one.detach()) for one in socket.socketpair())
     message = Message(MessageKind.TASK_REPLY, data=bytes(10_000))
     with (
-        closing(SocketChannel(ours, seals(b"1", b"2"))) as link,
-        closing(SocketChannel(theirs, seals(b"2", b"1"))) as other,
+        closing(SocketChannel(driver_socket, make_authenticators(b"1", b"2"))) as link,
+        closing(SocketChannel(worker_socket, make_authenticators(b"2", b"1"))) as other,
     ):
         assert other.send(message)
         assert link.receive() == ([message], True)
-    assert (ours.calls, theirs.calls) == (1, 1)
+    assert (driver_socket.calls, worker_socket.calls) == (1, 1)
 
 
 def test_a_large_message_is_received_in_pieces(pair: tuple[SocketChannel, SocketChannel]) -> None:
     message = Message(MessageKind.TASK_REPLY, (1, 2, 0), b"", os.urandom(5_000_000))
     for one, other in (pair, pair[::-1]):
         with ThreadPoolExecutor() as pool:
-            is_told = pool.submit(sent_whole, one, message)
-            found: list[Message] = []
-            while not found:
-                said, is_there = other.receive(10.0)
+            sending = pool.submit(send_completely, one, message)
+            received: list[Message] = []
+            while not received:
+                messages, is_there = other.receive(10.0)
                 assert is_there
-                found += said
-            assert is_told.result()
-        assert found == [message]
+                received += messages
+            assert sending.result()
+        assert received == [message]
 
 
 def test_a_process_without_memory_receives_short_messages() -> None:
@@ -135,14 +139,14 @@ def test_a_process_without_memory_receives_short_messages() -> None:
 
     here, there = socket.socketpair()
     with Limited(fileno=here.detach()) as limited, there:
-        heard, teller = SocketChannel(limited), SocketChannel(there)
-        said = [
+        receiver, sender = SocketChannel(limited), SocketChannel(there)
+        messages = [
             Message(kind=MessageKind.TASK, attempt_key=(1, task, 0), header=bytes(3_000)) for task in range(3)
         ]
-        assert teller.send(*said)
-        found, is_there = heard.receive(5.0)
-        assert is_there and [(one.attempt_key, bytes(one.header)) for one in found] == [
-            (one.attempt_key, bytes(one.header)) for one in said
+        assert sender.send(*messages)
+        received, is_there = receiver.receive(5.0)
+        assert is_there and [(one.attempt_key, bytes(one.header)) for one in received] == [
+            (one.attempt_key, bytes(one.header)) for one in messages
         ]
 
 
@@ -163,8 +167,8 @@ def test_a_closed_peer_is_detected_after_its_last_message(pair: tuple[SocketChan
     link.send(SENT[1])
     link.close()
     assert channel.is_peer_closed()  # A message can still be read.
-    said, is_there = channel.receive(None)
-    assert said == SENT[1:2]
+    messages, is_there = channel.receive(None)
+    assert messages == SENT[1:2]
     assert not is_there or channel.receive(None) == ([], False)
     channel.send(Message(MessageKind.TASK_REPLY, data=bytes(10**6)))
     assert not channel.send(Message(MessageKind.TASK_REPLY, data=bytes(10**6)))
@@ -190,15 +194,15 @@ def small_buffers() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-def received(end: SocketChannel, other: SocketChannel, count: int) -> list[Message]:
+def receive_messages(end: SocketChannel, other: SocketChannel, count: int) -> list[Message]:
     """Receive `count` messages at `end`, while `other` flushes its unsent messages."""
-    found: list[Message] = []
-    while len(found) < count:
+    received: list[Message] = []
+    while len(received) < count:
         assert other.flush()
-        said, is_there = end.receive(0.0 if other.has_unsent else 10.0)
+        messages, is_there = end.receive(0.0 if other.has_unsent else 10.0)
         assert is_there
-        found += said
-    return found
+        received += messages
+    return received
 
 
 sizes = st.integers(0, 40).map(lambda size: 7 * size)
@@ -209,7 +213,7 @@ messages = st.lists(st.tuples(sizes, sizes, st.booleans()), min_size=1, max_size
 def test_messages_of_any_size_arrive_in_order_through_small_buffers(
     messages: list[tuple[int, int, bool]], is_sealed: bool, chunk: int
 ) -> None:
-    ours, theirs = small_buffers()
+    driver_socket, worker_socket = small_buffers()
     expected = [
         Message(MessageKind.TASK, (1, number, 0), os.urandom(header), memoryview(os.urandom(data)), is_file)
         for number, (header, data, is_file) in enumerate(messages)
@@ -218,11 +222,15 @@ def test_messages_of_any_size_arrive_in_order_through_small_buffers(
         for module in ("messages", "socket_channel"):
             patched.setattr(f"polarmap.worker.{module}.MAX_CHUNK_BYTES", chunk)
         with (
-            closing(SocketChannel(ours, seals(b"1", b"2") if is_sealed else None)) as link,
-            closing(SocketChannel(theirs, seals(b"2", b"1") if is_sealed else None)) as other,
+            closing(
+                SocketChannel(driver_socket, make_authenticators(b"1", b"2") if is_sealed else None)
+            ) as link,
+            closing(
+                SocketChannel(worker_socket, make_authenticators(b"2", b"1") if is_sealed else None)
+            ) as other,
         ):
             assert link.send(*expected[:1]) and link.send(*expected[1:])
-            assert received(other, link, len(expected)) == expected
+            assert receive_messages(other, link, len(expected)) == expected
             assert not link.has_unsent
 
 
@@ -233,56 +241,58 @@ def test_messages_of_any_size_arrive_in_order_through_small_buffers(
 def test_dropped_messages_never_arrive_but_later_messages_do(
     before: int, size: int, n_read: int, is_sealed: bool
 ) -> None:
-    ours, theirs = small_buffers()
+    driver_socket, worker_socket = small_buffers()
     with (
-        closing(SocketChannel(ours, seals(b"1", b"2") if is_sealed else None)) as link,
-        closing(SocketChannel(theirs, seals(b"2", b"1") if is_sealed else None)) as other,
+        closing(SocketChannel(driver_socket, make_authenticators(b"1", b"2") if is_sealed else None)) as link,
+        closing(
+            SocketChannel(worker_socket, make_authenticators(b"2", b"1") if is_sealed else None)
+        ) as other,
     ):
         sent = [
             Message(MessageKind.SEGMENT, (1, number, 0), b"key", bytes(size)) for number in range(before + 1)
         ]
         assert link.send(*sent)
-        found: list[Message] = []
+        received: list[Message] = []
         for _ in range(n_read):
-            found += other.receive(0.0)[0]
+            received += other.receive(0.0)[0]
             assert link.flush()
         dropped = link.drop_unsent()
         last = Message(MessageKind.CANCEL, (1, 0, 0))
         assert link.send(last)
-        while last not in found:
-            found += received(other, link, 1)
+        while last not in received:
+            received += receive_messages(other, link, 1)
         kept = [one for one in sent if one not in dropped]
-        assert found == [*kept, last]
+        assert received == [*kept, last]
         assert dropped == sent[len(kept) :]
 
 
 def test_a_cancellation_is_not_dropped() -> None:
-    ours, theirs = small_buffers()
-    with closing(SocketChannel(ours)) as link, closing(SocketChannel(theirs)) as other:
+    driver_socket, worker_socket = small_buffers()
+    with closing(SocketChannel(driver_socket)) as link, closing(SocketChannel(worker_socket)) as other:
         cancel, part = (
             Message(MessageKind.CANCEL, (1, 2, 0)),
             Message(MessageKind.SEGMENT, (2, 0, 0), data=bytes(10**6)),
         )
         assert link.send(Message(MessageKind.TASK, (1, 2, 0), bytes(10**5)), cancel, part)
         assert [one.kind for one in link.drop_unsent()] == [MessageKind.SEGMENT]
-        assert received(other, link, 2)[-1] == cancel
+        assert receive_messages(other, link, 2)[-1] == cancel
 
 
 def test_unsent_data_is_not_copied() -> None:
     data = memoryview(bytes(10**7))
     pairs = [small_buffers() for _ in range(20)]
-    links = [SocketChannel(ours, seals(b"1", b"2")) for ours, _ in pairs]
+    links = [SocketChannel(driver_socket, make_authenticators(b"1", b"2")) for driver_socket, _ in pairs]
     tracemalloc.start()
     try:
         assert all(link.send(Message(MessageKind.SEGMENT, data=data)) for link in links)
         assert all(link.flush() for link in links)
-        _, most = tracemalloc.get_traced_memory()
+        _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-        for link, (_, theirs) in zip(links, pairs):
+        for link, (_, worker_socket) in zip(links, pairs):
             link.close()
-            theirs.close()
-    assert most < len(links) * 3 * MAX_CHUNK_BYTES
+            worker_socket.close()
+    assert peak_bytes < len(links) * 3 * MAX_CHUNK_BYTES
 
 
 def test_only_a_peer_that_reads_nothing_is_stalled_after_the_timeout(
@@ -290,13 +300,13 @@ def test_only_a_peer_that_reads_nothing_is_stalled_after_the_timeout(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(socket_channel.time, "monotonic", lambda: now[0])
-    ours, theirs = small_buffers()
-    with theirs, closing(SocketChannel(ours, send_timeout=3.0)) as link:
+    driver_socket, worker_socket = small_buffers()
+    with worker_socket, closing(SocketChannel(driver_socket, send_timeout=3.0)) as link:
         assert not link.is_stalled()
         assert link.send(Message(MessageKind.TASK, data=bytes(10**6)))
         now[0] += 2.9
         assert not link.is_stalled()
-        theirs.recv(10**5)
+        worker_socket.recv(10**5)
         assert link.flush()  # The link writes some bytes.
         now[0] += 2.9
         assert link.flush() and not link.is_stalled()
@@ -305,16 +315,16 @@ def test_only_a_peer_that_reads_nothing_is_stalled_after_the_timeout(
 
 
 def test_a_worker_sends_a_message_completely_before_it_continues() -> None:
-    ours, theirs = small_buffers()
+    driver_socket, worker_socket = small_buffers()
     message = Message(MessageKind.TASK_REPLY, data=bytes(10**6))
     with (
         ThreadPoolExecutor() as pool,
-        closing(SocketChannel(ours)) as link,
-        closing(make_worker_channel(theirs)) as channel,
+        closing(SocketChannel(driver_socket)) as link,
+        closing(make_worker_channel(worker_socket)) as channel,
     ):
-        is_told = pool.submit(channel.send, message)
-        assert received(link, link, 1) == [message]
-        assert is_told.result(10.0)
+        sending = pool.submit(channel.send, message)
+        assert receive_messages(link, link, 1) == [message]
+        assert sending.result(10.0)
         assert not channel.has_unsent
 
 
@@ -364,18 +374,18 @@ def test_received_headers_are_not_unpickled(
         end._connection.sendall(nonsense(tmp_path / "unpickled")[name])
         end._connection.shutdown(socket.SHUT_WR)
     for end in pair:
-        said, _ = end.receive(10.0)
+        messages, _ = end.receive(10.0)
         # With authentication, no message has a valid tag.
         is_heard = name == "a message" and end._authenticator is None
-        assert [type(one.header) for one in said] == is_heard * [bytearray]
+        assert [type(one.header) for one in messages] == is_heard * [bytearray]
     assert not (tmp_path / "unpickled").exists()
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # pytest has threads.
 def test_a_process_forked_from_a_worker_does_not_keep_its_socket_open() -> None:
-    ours, theirs = socket.socketpair()
-    ours.settimeout(30.0)
-    channel = make_worker_channel(theirs)
+    driver_socket, worker_socket = socket.socketpair()
+    driver_socket.settimeout(30.0)
+    channel = make_worker_channel(worker_socket)
     waiting, go = os.pipe()
     child = os.fork()
     if not child:
@@ -383,8 +393,8 @@ def test_a_process_forked_from_a_worker_does_not_keep_its_socket_open() -> None:
         os.read(waiting, 1)
         os._exit(channel.send(Message(MessageKind.TASK_REPLY)))
     channel.close()
-    assert ours.recv(1) == b""  # The child is still alive.
+    assert driver_socket.recv(1) == b""  # The child is still alive.
     os.close(go)
     assert os.waitpid(child, 0)[1] == 0
     os.close(waiting)
-    ours.close()
+    driver_socket.close()

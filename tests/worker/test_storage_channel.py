@@ -37,31 +37,33 @@ class Driver:
     def put(self, data: Any = None, **messages: Any) -> None:
         """Write a mailbox with (number, message, digest of its payload) for each worker, such as w7 or w8."""
         self.beat += 1
-        told = {int(key[1:]): each for key, each in messages.items()}
+        messages_by_worker = {int(key[1:]): queued for key, queued in messages.items()}
         queues = {
-            key: [QueuedMessage(number, encode_frame(message), digest) for number, message, digest in each]
-            for key, each in told.items()
+            key: [QueuedMessage(number, encode_frame(message), digest) for number, message, digest in queued]
+            for key, queued in messages_by_worker.items()
         }
         self.storage.put_object("b", KEYS.mailbox_key, Mailbox(self.beat, data or {}, queues).encode())
 
-    def heard(self) -> list[tuple[ReplyKey, bytes]]:
+    def read_replies(self) -> list[tuple[ReplyKey, bytes]]:
         keys = self.storage.list_keys("b", KEYS.reply_prefix)
         return [
-            (found, self.storage.get_object("b", key)) for key in keys if (found := KEYS.parse_reply_key(key))
+            (reply_key, self.storage.get_object("b", key))
+            for key in keys
+            if (reply_key := KEYS.parse_reply_key(key))
         ]
 
 
 @pytest.fixture
 def driver() -> Driver:
-    one = Driver()
-    one.put()
-    return one
+    new_driver = Driver()
+    new_driver.put()
+    return new_driver
 
 
 @pytest.fixture
 def channel(driver: Driver) -> Iterator[StorageChannel]:
-    with closing(StorageChannel(driver.storage, "b", KEYS.prefix, 7)) as one:
-        yield one
+    with closing(StorageChannel(driver.storage, "b", KEYS.prefix, 7)) as new_channel:
+        yield new_channel
 
 
 def is_gone_at_next_heartbeat(channel: StorageChannel) -> bool:
@@ -70,17 +72,17 @@ def is_gone_at_next_heartbeat(channel: StorageChannel) -> bool:
     return channel.is_peer_closed()
 
 
-def heard(channel: StorageChannel) -> list[Message]:
-    said, is_there = channel.receive(1.0)
+def receive_messages(channel: StorageChannel) -> list[Message]:
+    messages, is_there = channel.receive(1.0)
     assert is_there
-    return said
+    return messages
 
 
 @pytest.mark.parametrize(
-    "said", [ReplyKey(0, 9, 1, 0, 2, 0), ReplyKey(123, 2**32 - 1, 10**11, 45, 44, 10**9)]
+    "reply_key", [ReplyKey(0, 9, 1, 0, 2, 0), ReplyKey(123, 2**32 - 1, 10**11, 45, 44, 10**9)]
 )
-def test_reply_keys_are_formatted_and_parsed(said: ReplyKey) -> None:
-    assert KEYS.parse_reply_key(KEYS.format_reply_key(said)) == said
+def test_reply_keys_are_formatted_and_parsed(reply_key: ReplyKey) -> None:
+    assert KEYS.parse_reply_key(KEYS.format_reply_key(reply_key)) == reply_key
 
 
 def test_a_message_is_received_once_and_polled_for_with_pauses(
@@ -99,14 +101,14 @@ def test_messages_are_received_in_order_with_their_data(driver: Driver, channel:
     calls = [Message(MessageKind.TASK, header=b"%d" % number) for number in range(3)]
     driver.storage.put_object("b", KEYS.make_payload_key(b"large"), b"an object of its own")
     driver.put({b"small": b"f"}, w7=list(zip((1, 2, 5), calls, (b"small", None, b"large"), strict=True)))
-    assert heard(channel) == [
+    assert receive_messages(channel) == [
         calls[0]._replace(data=b"f"),
         calls[1],
         calls[2]._replace(data=b"an object of its own"),
     ]
     driver.put(w7=[(6, Message(MessageKind.CANCEL), None)])
-    assert heard(channel) == [Message(MessageKind.CANCEL)]
-    assert driver.heard() == []  # A message is acknowledged with the next reply, not earlier.
+    assert receive_messages(channel) == [Message(MessageKind.CANCEL)]
+    assert driver.read_replies() == []  # A message is acknowledged with the next reply, not earlier.
 
 
 def test_a_message_whose_payload_was_removed_is_dropped(driver: Driver, channel: StorageChannel) -> None:
@@ -114,7 +116,7 @@ def test_a_message_whose_payload_was_removed_is_dropped(driver: Driver, channel:
     assert channel.receive(0.0) == NOTHING
     assert not channel.is_peer_closed()
     driver.put({b"other": b"newer"}, w7=[(2, Message(MessageKind.TASK), b"other")])
-    assert heard(channel) == [Message(MessageKind.TASK, data=b"newer")]
+    assert receive_messages(channel) == [Message(MessageKind.TASK, data=b"newer")]
 
 
 def test_a_driver_that_removes_its_mailbox_counts_as_closed(driver: Driver, channel: StorageChannel) -> None:
@@ -134,7 +136,7 @@ def test_a_worker_removes_its_replies_after_its_driver_has_closed(
     driver.storage.delete_object("b", KEYS.mailbox_key)
     channel.send(Message(MessageKind.TASK_REPLY))
     assert channel.receive(1.0) == GONE if notices == "receive" else is_gone_at_next_heartbeat(channel)
-    assert [said.worker_id for said, _ in driver.heard()] == [71]
+    assert [reply_key.worker_id for reply_key, _ in driver.read_replies()] == [71]
 
 
 def test_a_worker_keeps_its_replies_while_its_driver_is_alive(
@@ -144,7 +146,7 @@ def test_a_worker_keeps_its_replies_while_its_driver_is_alive(
     driver.put(w8=[])
     assert channel.receive(0.0) == NOTHING
     channel.close()
-    assert [said.worker_id for said, _ in driver.heard()] == [7]
+    assert [reply_key.worker_id for reply_key, _ in driver.read_replies()] == [7]
 
 
 def test_a_driver_whose_mailbox_does_not_change_counts_as_closed(
@@ -164,7 +166,7 @@ def test_a_temporary_storage_failure_is_tolerated(driver: Driver, channel: Stora
     driver.storage.objects["b", KEYS.mailbox_key] = right[:5]  # an incomplete object
     assert channel.receive(0.0) == NOTHING
     driver.put(w7=[(1, Message(MessageKind.CANCEL), None)])
-    assert heard(channel) == [Message(MessageKind.CANCEL)]
+    assert receive_messages(channel) == [Message(MessageKind.CANCEL)]
 
 
 # --- heartbeats ----------------------------------------------------------------------
@@ -174,23 +176,23 @@ def test_heartbeats_report_progress_and_continue_after_a_storage_failure(
     driver: Driver, channel: StorageChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel.keep_alive()
-    assert driver.heard() == []  # The next heartbeat is not due yet.
+    assert driver.read_replies() == []  # The next heartbeat is not due yet.
     monkeypatch.setattr(storage_channel, "HEARTBEAT_SECONDS", 0.0)
     channel._next_heartbeat_at, put = 0.0, driver.storage.put_object
 
-    def away(bucket: str, key: str, data: bytes) -> None:
+    def fail(bucket: str, key: str, data: bytes) -> None:
         raise OSError("away")
 
-    driver.storage.put_object = away
+    driver.storage.put_object = fail
     channel.keep_alive()
     driver.storage.put_object = put
     channel.keep_alive()
     driver.put(w7=[(1, Message(MessageKind.TASK), None)])
-    heard(channel)
+    receive_messages(channel)
     channel.send(Message(MessageKind.TASK_REPLY))
     channel.keep_alive()
-    found = [said for said, _ in driver.heard()]
-    assert [(one.sequence_number, one.last_received, one.last_sent, one.size > 0) for one in found] == [
+    reply_keys = [reply_key for reply_key, _ in driver.read_replies()]
+    assert [(key.sequence_number, key.last_received, key.last_sent, key.size > 0) for key in reply_keys] == [
         (2, 0, 0, False),
         (3, 1, 1, True),
         (4, 1, 1, False),
@@ -219,11 +221,11 @@ def test_the_poll_interval_adapts_to_the_latency_of_the_storage(
     monkeypatch.setattr(storage_channel, "time", clock)
     channel._mailbox_changed_at = 0.0
 
-    def slowly(*arguments: Any, **options: Any) -> bytes:
+    def get_slowly(*arguments: Any, **options: Any) -> bytes:
         clock.now += seconds
         return get(*arguments, **options)
 
-    driver.storage.get_object = slowly
+    driver.storage.get_object = get_slowly
     assert channel.receive(1.0) == NOTHING
     first, slow = storage_channel.MIN_POLL_INTERVAL, storage_channel.SLOW_STORAGE_POLL_INTERVAL
     assert clock.pauses[0] == pytest.approx(min(max(seconds, first), slow))

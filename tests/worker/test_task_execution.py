@@ -72,7 +72,7 @@ TICKET = TaskRequest(3, 1, None, None, None)
 STORING = TICKET._replace(output=OutputSpec(BucketLocation("b"), "p", max_segment_items=4))
 
 
-def meant(message: Message | None, encryption: Encryption | None = None) -> Outcome:
+def decode_outcome(message: Message | None, encryption: Encryption | None = None) -> Outcome:
     """Return the outcome that a driver derives from a reply."""
     assert message is not None
     assert (message.kind, message.attempt_key) == (MessageKind.TASK_REPLY, (-1, 3, 1))
@@ -81,7 +81,7 @@ def meant(message: Message | None, encryption: Encryption | None = None) -> Outc
 
 
 def failure(message: Message | None, encryption: Encryption | None = None) -> str:
-    return str(meant(message, encryption).failure)
+    return str(decode_outcome(message, encryption).failure)
 
 
 def test_all_exceptions_are_reported() -> None:
@@ -102,7 +102,7 @@ def test_with_a_key_replies_are_encrypted() -> None:
     assert reply is not None
     assert reply.header == b""
     assert not any(one.tobytes() in reply.data for one in -np.arange(1.0, 8.0))
-    np.testing.assert_array_equal(meant(reply, encryption).leaves[0], -np.arange(8.0))
+    np.testing.assert_array_equal(decode_outcome(reply, encryption).leaves[0], -np.arange(8.0))
     raised = run_task(ticket, MemoryIO(np.negative, OSError("a secret")))
     assert "secret" not in repr(raised)
     assert failure(raised, encryption) == "OSError: a secret"
@@ -119,22 +119,22 @@ def test_a_cancelled_task_leaves_no_objects(question: int) -> None:
 # --- on a bare interpreter ---------------------------------------------------------------------
 
 
-def needed_by(*names: str) -> set[str]:
+def find_requirements(*names: str) -> set[str]:
     """Return the names of distributions and of all their installed requirements, without extras."""
-    found: set[str] = set()
+    required: set[str] = set()
     todo = list(names)
     while todo:
         name = re.sub("[-_.]+", "-", todo.pop()).lower()
-        if name in found:
+        if name in required:
             continue
-        found.add(name)
+        required.add(name)
         for line in importlib.metadata.requires(name) or []:
-            if "extra ==" not in line and is_here(project := re.split(r"[^\w.-]", line)[0]):
+            if "extra ==" not in line and is_installed(project := re.split(r"[^\w.-]", line)[0]):
                 todo.append(project)
-    return found
+    return required
 
 
-def is_here(name: str) -> bool:
+def is_installed(name: str) -> bool:
     try:
         importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -143,12 +143,12 @@ def is_here(name: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare_interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create an interpreter with only Lithops, NumPy and their requirements, and return its path."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    for name in needed_by("lithops", "numpy"):
+    for name in find_requirements("lithops", "numpy"):
         distribution = importlib.metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "/")}:
             if top != "__pycache__" and not (packages / top).exists():
@@ -157,14 +157,14 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_worker_with_lithops_and_numpy_only(
-    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bare_interpreter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The variable would let the worker import packages of the client.
     monkeypatch.delenv("PYTHONPATH", raising=False)
     config = tmp_path / "bare.yaml"
     config.write_text(
         "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"
-        f"localhost: {{version: 1, runtime: {bare}, worker_processes: 4}}\n"
+        f"localhost: {{version: 1, runtime: {bare_interpreter}, worker_processes: 4}}\n"
     )
     A = np.random.default_rng(0).standard_normal((120, 40))
     X = np.random.default_rng(1).standard_normal((40, 30))
@@ -205,7 +205,7 @@ def test_a_child_forked_by_f_ends_when_it_leaves_f(end: str, tmp_path: Path) -> 
         return 3 * block
 
     before = os.getpid()
-    outcome = meant(run_task(TICKET, MemoryIO(f, np.ones(2))))
+    outcome = decode_outcome(run_task(TICKET, MemoryIO(f, np.ones(2))))
     (tmp_path / str(os.getpid())).touch()  # Each process that gets here has returned a reply.
     assert os.getpid() == before
     assert os.waitpid(children[0], 0)[1] == 0
@@ -213,7 +213,7 @@ def test_a_child_forked_by_f_ends_when_it_leaves_f(end: str, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == [str(before)]
 
 
-def test_a_pickled_task_imports_only_numpy(bare: Path, tmp_path: Path) -> None:
+def test_a_pickled_task_imports_only_numpy(bare_interpreter: Path, tmp_path: Path) -> None:
     # The pickled task includes its modules, and is loaded where polarmap is not installed.
     with pickle_worker_code_by_value():
         pickled = cloudpickle.dumps(make_lithops_task(abs, ("array",)))  # This f is pickled by name.
@@ -225,7 +225,7 @@ def test_a_pickled_task_imports_only_numpy(bare: Path, tmp_path: Path) -> None:
         f"task = pickle.load(open({str(tmp_path / 'task')!r}, 'rb'))\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))"
     )
-    run = subprocess.run([bare, "-I", "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([bare_interpreter, "-I", "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in json.loads(run.stdout) if name not in sys.stdlib_module_names}
     assert loaded <= {"numpy"}
     assert len(pickled) < 100_000  # The task is sent once per map.

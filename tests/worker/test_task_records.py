@@ -51,28 +51,28 @@ TICKETS = [
 
 @pytest.mark.parametrize("ticket", TICKETS)
 def test_tickets_are_sent_as_plain_tuples(ticket: TaskRequest) -> None:
-    assert classes_in(to_plain_tuple(ticket)) <= {tuple, str, int, float, bytes, type(None)}
+    assert collect_classes(to_plain_tuple(ticket)) <= {tuple, str, int, float, bytes, type(None)}
     assert TaskRequest.from_tuple(pickle.loads(pickle.dumps(to_plain_tuple(ticket)))) == ticket
 
 
 def test_named_tuples_of_the_caller_are_unchanged() -> None:
-    [key] = travelled(TaskReply(None, 1.0, (dict, (Key(1, 2),), (("array",),)))).structure[1]
+    [key] = round_trip(TaskReply(None, 1.0, (dict, (Key(1, 2),), (("array",),)))).structure[1]
     assert key.second == 2
 
 
-def classes_in(value: Any) -> set[type]:
+def collect_classes(value: Any) -> set[type]:
     """Return the classes of a nested tuple and of all values in it."""
-    inside = (classes_in(one) for one in value) if isinstance(value, tuple) else ()
+    inside = (collect_classes(one) for one in value) if isinstance(value, tuple) else ()
     return {type(value)}.union(*inside)
 
 
-def travelled(reply: TaskReply) -> TaskReply:
+def round_trip(reply: TaskReply) -> TaskReply:
     came = TaskReply(*pickle.loads(bytearray(pickle_value(to_plain_tuple(reply)))))
     return came if came.error is None else came._replace(error=ErrorInfo(*came.error))
 
 
-def travelled_error(error: BaseException) -> ErrorInfo:
-    came = travelled(TaskReply(describe_error(error), 1.0)).error
+def round_trip_error(error: BaseException) -> ErrorInfo:
+    came = round_trip(TaskReply(describe_error(error), 1.0)).error
     assert came is not None
     return came
 
@@ -86,10 +86,10 @@ def test_any_exception_can_be_described_and_sent() -> None:
             raise RuntimeError
 
     error = HostileError()
-    said = describe_error(error)
-    assert said == ErrorInfo("HostileError", "<its __str__ raised>", said.traceback, error)
-    assert travelled_error(error) == said._replace(exception=None)
-    long = travelled_error(ValueError("x" * (2 * MAX_ERROR_CHARACTERS)))
+    error_info = describe_error(error)
+    assert error_info == ErrorInfo("HostileError", "<its __str__ raised>", error_info.traceback, error)
+    assert round_trip_error(error) == error_info._replace(exception=None)
+    long = round_trip_error(ValueError("x" * (2 * MAX_ERROR_CHARACTERS)))
     assert len(long.message) == len(long.traceback) == MAX_ERROR_CHARACTERS
     assert isinstance(long.exception, bytes)
     assert isinstance(pickle.loads(long.exception), ValueError)
@@ -113,7 +113,7 @@ def test_an_exception_that_would_be_restored_differently_is_not_sent() -> None:
             raise KeyboardInterrupt
 
     for error in (Disguised("one"), Odd(1, 2), ValueError(threading.Lock()), Trap(), Interrupting()):
-        assert travelled_error(error).exception is None
+        assert round_trip_error(error).exception is None
 
 
 @pytest.mark.parametrize("output", [None, OutputSpec(BucketLocation("b"), "p", 4)])

@@ -48,19 +48,19 @@ def address(*endpoints: Any, bucket: str | None = None) -> DriverAddress:
 
 
 @pytest.fixture
-def joined() -> Queue[Any]:
+def connected_workers() -> Queue[Any]:
     """Return the queue of workers that have connected: id, link and channel of each."""
     return Queue()
 
 
 @pytest.fixture
-def endpoints(joined: Queue[Any]) -> Iterator[Any]:
+def endpoints(connected_workers: Queue[Any]) -> Iterator[Any]:
     """Start a listener that puts each connected worker into `joined`, and yield its endpoints."""
     lock, is_over = threading.Lock(), threading.Event()
 
     def join(number: int, link: Any, channel: str) -> None:
         with lock:
-            joined.put((number, link, channel))
+            connected_workers.put((number, link, channel))
             if is_over.is_set():  # The test has ended and cannot close this connection itself.
                 link.close()
 
@@ -69,8 +69,8 @@ def endpoints(joined: Queue[Any]) -> Iterator[Any]:
     listener.close()
     with lock:
         is_over.set()
-        while not joined.empty():
-            joined.get()[1].close()
+        while not connected_workers.empty():
+            connected_workers.get()[1].close()
 
 
 def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
@@ -86,11 +86,11 @@ def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
 
 @pytest.mark.parametrize("seconds", [0.2, 600.0])
 def test_a_worker_on_a_thread_ends_at_its_time_limit_or_when_its_connection_closes(
-    seconds: float, endpoints: Any, joined: Queue[Any]
+    seconds: float, endpoints: Any, connected_workers: Queue[Any]
 ) -> None:
     thread = threading.Thread(target=serve_driver_on_thread, args=[tuple(address(*endpoints)), 3, seconds])
     thread.start()
-    _, link, _ = joined.get(timeout=30.0)
+    _, link, _ = connected_workers.get(timeout=30.0)
     if seconds > 1.0:
         link.close()
     thread.join(30.0)
@@ -99,7 +99,7 @@ def test_a_worker_on_a_thread_ends_at_its_time_limit_or_when_its_connection_clos
 
 
 def test_the_task_runs_without_the_installed_package(
-    endpoints: Any, joined: Queue[Any], tmp_path: Path
+    endpoints: Any, connected_workers: Queue[Any], tmp_path: Path
 ) -> None:
     # A cloud function has only the standard library, NumPy and Lithops.
     with pickle_worker_code_by_value():
@@ -113,12 +113,12 @@ def test_the_task_runs_without_the_installed_package(
         "task((5, 60.0), None)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "task")]) as worker:
-        number, link, channel = joined.get(timeout=30.0)
+        number, link, channel = connected_workers.get(timeout=30.0)
         assert (number, channel) == (5, "TCP")
-        said, is_there = link.receive(30.0)
+        messages, is_there = link.receive(30.0)
         whereabouts = f"\n{socket.gethostname()}\n".encode()
-        told = Message(MessageKind.HELLO, header=str(worker.pid).encode(), data=whereabouts)
-        assert (said, is_there) == ([told], True)
+        hello = Message(MessageKind.HELLO, header=str(worker.pid).encode(), data=whereabouts)
+        assert (messages, is_there) == ([hello], True)
         link.close()
         assert worker.wait(10.0) == 0
 
@@ -144,10 +144,10 @@ def test_a_worker_opens_new_connections_to_the_storage(
     storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
     keys = ChannelKeys("polarmap/pool-1")
     storage.put_object(storage.bucket, keys.mailbox_key, Mailbox(1, {}, {}).encode())
-    inherited = ports_of(storage)
+    inherited = get_local_ports(storage)
     try:
         serve_driver(address(bucket=storage.bucket), 1, 0.01, storage)
-        used = ports_of(storage)
+        used = get_local_ports(storage)
         assert [
             keys.parse_reply_key(key).worker_id
             for key in storage.list_keys(storage.bucket, keys.reply_prefix)
@@ -157,7 +157,7 @@ def test_a_worker_opens_new_connections_to_the_storage(
     assert inherited and used and not inherited & used
 
 
-def ports_of(storage: Any) -> set[int]:
+def get_local_ports(storage: Any) -> set[int]:
     """Return the local ports of the connections that the S3 client of `storage` keeps open."""
     pools = storage.get_client()._endpoint.http_session._manager.pools
     connections = [one for key in list(pools.keys()) for one in pools[key].pool.queue]
