@@ -153,7 +153,7 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
     folder = Path(__file__).parent / "stored_by_earlier_versions"
     with zipfile.ZipFile(folder / f"{archive}.zip") as zipped:
         zipped.extractall(tmp_path)
-    theirs = [key for key in FolderStore(tmp_path).keys("") if key.startswith("mine/")]
+    user_keys = [key for key in FolderStore(tmp_path).keys("") if key.startswith("mine/")]
     assert polarmap.arrays.list_coded(tmp_path) == sorted(STORED[archive])
     for name, values in STORED[archive].items():
         coded = polarmap.open_coded(name, tmp_path, key=key)
@@ -168,9 +168,9 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
         if not coded.block_segments(2)[-1].key.startswith("mine/"):
             damage(coded.store, coded.block_segments(2)[-1], "appended")
             kinds.add("appended")
-        found = coded.check(executor=executor).damaged
-        assert {one.kind for one in found} >= kinds
-        assert len(found) > len(missing)
+        damaged = coded.check(executor=executor).damaged
+        assert {part.kind for part in damaged} >= kinds
+        assert len(damaged) > len(missing)
         np.testing.assert_allclose(coded[:], values, rtol=1e-12, atol=1e-12)
         coded.repair(executor=executor)
         again = polarmap.open_coded(name, tmp_path, key=key)
@@ -180,7 +180,7 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
             again.coded_blocks().component_leaves(again.n - 1)[0], parity(again, values)[-1]
         )
         coded.delete()
-    assert FolderStore(tmp_path).keys("") == theirs
+    assert FolderStore(tmp_path).keys("") == user_keys
 
 
 def parity(coded, values):

@@ -48,7 +48,7 @@ def output(folder):
     return OutputSpec(SegmentStore(folder).location, "out", 1_000)
 
 
-def doubled_with_note(blocks):
+def double_with_note(blocks):
     return [2 * blocks[0], np.arange(300) + blocks[0][0]]
 
 
@@ -66,7 +66,7 @@ def test_arrays_are_stored_and_notes_are_returned_completely(folder, executor):
 
     runner = ArrayJobRunner(SegmentStore(folder), executor, JobContext(EventStream([observer])))
     runner.run_tasks(
-        doubled_with_note,
+        double_with_note,
         SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS),
         take,
         output(folder),
@@ -97,7 +97,7 @@ def test_the_next_task_is_computed_while_a_result_is_stored(folder):
 
 
 def test_a_failing_storage_ends_the_tasks_without_reporting_the_failed_task(folder):
-    told, computed, before = [], [], set(threading.enumerate())
+    reported_tasks, computed, before = [], [], set(threading.enumerate())
 
     def f(blocks):
         computed.append(int(blocks[0][0]))
@@ -111,9 +111,9 @@ def test_a_failing_storage_ends_the_tasks_without_reporting_the_failed_task(fold
     tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
     with pytest.raises(OSError, match="full"):
         ArrayJobRunner(SegmentStore(folder), None, PLAIN_CONTEXT).run_tasks(
-            f, tasks, lambda task, *_: told.append(task), output(folder), put
+            f, tasks, lambda task, *_: reported_tasks.append(task), output(folder), put
         )
-    assert (computed, told) == ([0, 1, 2], [0])
+    assert (computed, reported_tasks) == ([0, 1, 2], [0])
     assert set(threading.enumerate()) <= before
 
 

@@ -27,7 +27,7 @@ from polarmap.worker.segments import DamagedError
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}
 
 
-def undetermined(A, k, lost):
+def find_undetermined_entries(A, k, lost):
     """Return a mask of the entries of lost data blocks at positions where some data block is not finite."""
     blocks = np.stack(cut(A, k))
     columns = ~np.isfinite(blocks).all(axis=0)
@@ -48,12 +48,12 @@ def test_finite_entries_are_decoded_and_an_error_names_undecodable_entries(
     total = max(k, k * rows - data.draw(st.integers(0, rows - 1), "padding"))
     places = data.draw(st.lists(st.integers(0, total * columns - 1), max_size=4, unique=True), "places")
     A = spoilt((total, columns), dtype, places, np.arange(len(places)) % 3)
-    coded, said = encode_with_warnings(A, blocks=k, tasks=k + extra, storage=store)
-    assert len(said) == bool(places)
+    coded, messages = encode_with_warnings(A, blocks=k, tasks=k + extra, storage=store)
+    assert len(messages) == bool(places)
     lost = data.draw(st.lists(st.integers(0, k + extra - 1), min_size=1, max_size=extra, unique=True), "lost")
     for block in lost:
         damage(store, coded.block_segments(block)[0], "missing")
-    before, unknown = objects(store), undetermined(A, k, lost)
+    before, unknown = objects(store), find_undetermined_entries(A, k, lost)
 
     for row in range(total):
         if unknown[row].any():
@@ -125,7 +125,7 @@ def test_padding_does_not_count_as_lost(store):
     np.testing.assert_allclose(coded.coded_blocks().component_leaves(3)[0][2], 0, atol=1e-9)
 
 
-def overflowing(dtype="f4"):
+def make_overflowing_data(dtype="f4"):
     """Return data for a (6, 4) code whose first parity block overflows in column 0, and the parity."""
     P = PolarCode(6, 4).encoding_matrix
     A = np.ones((4, 3), dtype)
@@ -137,9 +137,9 @@ def overflowing(dtype="f4"):
 
 
 def test_overflowing_parity_counts_as_erased_at_its_position(store):
-    A, _ = overflowing()
-    coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
-    assert said == [
+    A, _ = make_overflowing_data()
+    coded, messages = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
+    assert messages == [
         "the parity overflows float32 at 1 position of a block: if a block is lost, its entries at these "
         "positions cannot be decoded"
     ]
@@ -156,10 +156,10 @@ def test_overflowing_parity_counts_as_erased_at_its_position(store):
 def test_stripes_and_partial_reads_are_decoded_separately(store):
     A = random_array((8, 50_000))
     A[1, 40_000] = np.nan
-    coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
+    coded, messages = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
     assert len(coded.block_segments(0)) > 3
-    assert len(said) == 1
-    assert said[0].startswith("1 entry is NaN or inf, the first at index [1, 40000]:")
+    assert len(messages) == 1
+    assert messages[0].startswith("1 entry is NaN or inf, the first at index [1, 40000]:")
     for part in coded.block_segments(2):
         damage(store, part, "missing")
     np.testing.assert_allclose(coded[4], A[4], rtol=1e-9, atol=1e-9)
@@ -236,11 +236,11 @@ def test_a_map_of_an_array_with_an_undecodable_block_raises(store):
 def test_parts_in_a_bucket_are_read_concurrently(store, monkeypatch, part):
     # At most one part of each block is read at a time, because the parts are held in memory.
     coded = polarmap.encode(random_array((8, part)), blocks=4, tasks=5, name="a", storage=store, memory=MIB)
-    get, together, reading, most = type(store).get, threading.Barrier(2), [], []
+    get, together, reading, n_reading = type(store).get, threading.Barrier(2), [], []
 
     def slow(*arguments):
         reading.append(arguments)
-        most.append(len(reading))
+        n_reading.append(len(reading))
         try:
             together.wait(60)
             return get(*arguments)
@@ -249,7 +249,7 @@ def test_parts_in_a_bucket_are_read_concurrently(store, monkeypatch, part):
 
     monkeypatch.setattr(type(store), "get", slow)
     np.testing.assert_array_equal(coded[:], random_array((8, part)))
-    assert 2 <= max(most) <= 5
+    assert 2 <= max(n_reading) <= 5
 
 
 # --- while another process repairs the array, or encodes a new one of this name ----------------
@@ -266,46 +266,46 @@ def results(tmp_path):
 
 def test_an_array_opened_before_a_repair_can_still_be_read(results):
     # The repair turns results into a Zarr array, which moves all parts, including intact ones.
-    ours, theirs, A = results
-    before = [ours.block_segments(block) for block in range(4)]
-    theirs.repair()
-    np.testing.assert_allclose(ours[3:40, 7], 2 * A[3:40, 7], rtol=1e-10, atol=1e-10)
-    assert [ours.block_segments(block) for block in range(4)] == [
-        theirs.block_segments(block) for block in range(4)
+    opened, repaired, A = results
+    before = [opened.block_segments(block) for block in range(4)]
+    repaired.repair()
+    np.testing.assert_allclose(opened[3:40, 7], 2 * A[3:40, 7], rtol=1e-10, atol=1e-10)
+    assert [opened.block_segments(block) for block in range(4)] == [
+        repaired.block_segments(block) for block in range(4)
     ]
-    assert not {part.key for parts in before for part in parts} & set(theirs.store.keys(""))
+    assert not {part.key for parts in before for part in parts} & set(repaired.store.keys(""))
 
 
 def test_all_threads_can_read_an_array_while_it_is_repaired(results, monkeypatch):
     # This includes a thread that finds parts missing after another thread has found their new location.
-    ours, theirs, A = results
-    theirs.repair()
-    blocks, all_failed, last = ours.coded_blocks(), threading.Barrier(3), threading.Event()
-    look_again = blocks.refresh_manifest
+    opened, repaired, A = results
+    repaired.repair()
+    blocks, all_failed, last = opened.coded_blocks(), threading.Barrier(3), threading.Event()
+    refresh_manifest = blocks.refresh_manifest
 
-    def one_after_another(known):
+    def refresh_in_turn(known):
         is_last = all_failed.wait(60) == 0
-        found = last.wait(60) and look_again(known) if is_last else look_again(known)
+        is_refreshed = last.wait(60) and refresh_manifest(known) if is_last else refresh_manifest(known)
         last.set()
-        return found
+        return is_refreshed
 
-    monkeypatch.setattr(blocks, "refresh_manifest", one_after_another)
+    monkeypatch.setattr(blocks, "refresh_manifest", refresh_in_turn)
     with ThreadPoolExecutor(3) as pool:
-        for found in pool.map(lambda _: ours[:], range(3)):
-            np.testing.assert_allclose(found, 2 * A, rtol=1e-10, atol=1e-10)
+        for rows in pool.map(lambda _: opened[:], range(3)):
+            np.testing.assert_allclose(rows, 2 * A, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
 def test_an_open_array_can_be_read_after_all_its_parts_have_moved(store, key):
     # No part keeps its checksum, either.
     A, options = random_array((24, 5)), {"storage": store, "key": key}
-    ours = polarmap.encode(A, blocks=4, tasks=6, name="a", **options)
-    theirs = polarmap.open_coded("a", **options)
+    opened = polarmap.encode(A, blocks=4, tasks=6, name="a", **options)
+    repaired = polarmap.open_coded("a", **options)
     for block in range(6):
-        damage(store, theirs.block_segments(block)[0], "missing")
-        theirs.repair()
-    np.testing.assert_allclose(ours[:], A, rtol=1e-9, atol=1e-9)
-    y = polarmap.coded_map(np.negative, ours, executor=ReplayExecutor())
+        damage(store, repaired.block_segments(block)[0], "missing")
+        repaired.repair()
+    np.testing.assert_allclose(opened[:], A, rtol=1e-9, atol=1e-9)
+    y = polarmap.coded_map(np.negative, opened, executor=ReplayExecutor())
     np.testing.assert_allclose(y.concatenate(), -A, rtol=1e-9, atol=1e-9)
 
 
@@ -320,26 +320,26 @@ def test_an_open_array_can_be_read_after_all_its_parts_have_moved(store, key):
 )
 def test_an_array_that_is_repaired_again_during_a_refresh_can_be_read(store, monkeypatch, read):
     A, options = random_array((24, 5)), {"storage": store, "name": "a"}
-    ours = polarmap.encode(A, blocks=4, tasks=6, **options)
-    theirs, blocks = polarmap.open_coded(**options), ours.coded_blocks()
-    look_again, repairs = blocks.refresh_manifest, [None] * 2
+    opened = polarmap.encode(A, blocks=4, tasks=6, **options)
+    repaired, blocks = polarmap.open_coded(**options), opened.coded_blocks()
+    refresh_manifest, repairs = blocks.refresh_manifest, [None] * 2
 
     def move_all_parts():
         for block in range(6):
-            damage(store, theirs.block_segments(block)[0], "missing")
-            theirs.repair()
+            damage(store, repaired.block_segments(block)[0], "missing")
+            repaired.repair()
 
-    def look_and_be_late(known):
-        found = look_again(known)
+    def refresh_late(known):
+        is_refreshed = refresh_manifest(known)
         while repairs:
             repairs.pop()
             move_all_parts()
-        return found
+        return is_refreshed
 
     move_all_parts()
-    monkeypatch.setattr(blocks, "refresh_manifest", look_and_be_late)
-    found = read(ours)
-    assert found is True or np.allclose(found, A[6:12], rtol=1e-9, atol=1e-9)
+    monkeypatch.setattr(blocks, "refresh_manifest", refresh_late)
+    result = read(opened)
+    assert result is True or np.allclose(result, A[6:12], rtol=1e-9, atol=1e-9)
 
 
 def test_an_unchanged_manifest_is_refreshed_only_once(store, monkeypatch):
@@ -355,17 +355,17 @@ def test_an_unchanged_manifest_is_refreshed_only_once(store, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["replay", "localhost", "threads", "processes", "here"])
 def test_a_map_continues_while_its_array_is_repaired(results, kind):
-    ours, theirs, A = results
-    made = {
+    opened, repaired, A = results
+    open_executor = {
         "replay": lambda: nullcontext(ReplayExecutor()),
         "localhost": lambda: nullcontext("localhost"),
         "threads": lambda: ThreadPoolExecutor(2),
         "processes": lambda: process_pool(2),
         "here": nullcontext,
     }[kind]
-    theirs.repair()
-    with made() as executor:
-        y = polarmap.coded_map(np.negative, ours, executor=executor, timeout=60)
+    repaired.repair()
+    with open_executor() as executor:
+        y = polarmap.coded_map(np.negative, opened, executor=executor, timeout=60)
     np.testing.assert_allclose(y.concatenate(), -2 * A, rtol=1e-10, atol=1e-10)
 
 
@@ -373,9 +373,9 @@ def test_a_map_continues_while_its_array_is_repaired(results, kind):
 def test_no_part_of_another_array_with_the_same_name_is_read(store, change):
     # The parts of the other array would not match the parts that were read before.
     A, options = random_array((24, 5)), {"blocks": 4, "tasks": 6, "name": "a", "storage": store}
-    ours = polarmap.encode(A, **options)
+    opened = polarmap.encode(A, **options)
     polarmap.encode(A if change else 2 * A, overwrite=True, **(options | change))
     with pytest.raises(NotDecodableError, match="stripe 0 of the coded array 'a' cannot be decoded"):
-        ours[:]
+        opened[:]
     with pytest.raises(NotDecodableError, match="is missing"):
-        polarmap.coded_map(np.negative, ours, executor=ReplayExecutor())
+        polarmap.coded_map(np.negative, opened, executor=ReplayExecutor())

@@ -161,10 +161,10 @@ def test_a_repair_does_not_restore_a_replaced_array(store):
     np.testing.assert_array_equal(coded[:], A[:8])
     store.delete([other.block_segments(1)[0].key])
 
-    def overtake():
+    def replace_array():
         polarmap.encode(A[:4], storage=store, overwrite=True, **OPTIONS)
 
-    late = polarmap.open_coded("a", Counting(store, 2, overtake))
+    late = polarmap.open_coded("a", Counting(store, 2, replace_array))
     with pytest.raises(StorageError, match=r"another process has written or deleted .* meanwhile"):
         late.repair()
     np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], A[:4])
@@ -216,13 +216,13 @@ def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtyp
         return
     assert coded.repair(executor=ReplayExecutor()).damaged_blocks == sorted(lost)
     assert coded.check().ok
-    allowed = error_of_rounding(coded.code, sorted(lost), before)
+    allowed = compute_rounding_bound(coded.code, sorted(lost), before)
     for block in range(coded.n):
         now = coded.coded_blocks().component_leaves(block)[0]
         np.testing.assert_allclose(now, before[block], rtol=0, atol=allowed if block in lost else 0)
 
 
-def error_of_rounding(code, lost, blocks):
+def compute_rounding_bound(code, lost, blocks):
     """Return a bound on the rounding error of decoded blocks: of the blocks read and of the decoded sums."""
     if not lost or blocks[0].dtype.kind in "iu":
         return 0
@@ -275,9 +275,11 @@ def test_damage_between_check_and_repair_raises_an_error(store, threads, monkeyp
 def test_inconsistent_blocks_are_refused(store, threads):
     coded = polarmap.encode(random_array((20, 10), "i4"), storage=store, **OPTIONS)
     other = polarmap.encode(random_array((20, 10), "i4", 1), storage=store, **OPTIONS | {"name": "b"})
-    made = coded.coded_blocks().manifest
-    part = made.segments[5][0]._replace(crc32=other.block_segments(5)[0].crc32)
-    forged = made.with_replaced_segments({(5, 0): part, (0, 0): made.segments[0][0]._replace(crc32=7)})
+    manifest = coded.coded_blocks().manifest
+    part = manifest.segments[5][0]._replace(crc32=other.block_segments(5)[0].crc32)
+    forged = manifest.with_replaced_segments(
+        {(5, 0): part, (0, 0): manifest.segments[0][0]._replace(crc32=7)}
+    )
     store.put(part.key, store.get(other.block_segments(5)[0].key))
     store.put("polarmap/manifests/a.json", forged.to_bytes())
     before = objects(store)

@@ -75,14 +75,14 @@ def test_an_interrupted_encode_is_resumed_and_detects_changed_data(tmp_path, sto
         assert polarmap.arrays.list_coded(store) == []
         A[1] = 7  # This row is in the first stripe of block 0.
         np.save(path, A)
-        coded, said = encode_with_warnings(path, executor=pool, **options)
+        coded, messages = encode_with_warnings(path, executor=pool, **options)
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
     generations = [part.key.split("/")[3] for part in coded.block_segments(5)]
     assert len(set(generations)) == 2
     assert generations[0] == generations[2] != generations[1]
-    assert len(said) == 1
-    assert said[0].startswith("11 entries are NaN or inf, the first at index [5000, 0]")
+    assert len(messages) == 1
+    assert messages[0].startswith("11 entries are NaN or inf, the first at index [5000, 0]")
 
 
 def test_data_that_only_the_driver_can_read_is_refused(store):
@@ -127,8 +127,8 @@ def test_the_warning_counts_nan_and_inf_and_gives_the_first_index(store, tmp_pat
     source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: put_rows(store, A)}[how]()
     options = {"blocks": 6, "tasks": 8, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(2) as pool:
-        coded, said = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
-    assert said == [
+        coded, messages = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
+    assert messages == [
         "4 entries are NaN or inf, the first at index [5, 8500]: if a block is lost, its entries at these "
         "positions cannot be decoded"
     ]
@@ -162,7 +162,7 @@ def test_searching_for_nan_takes_little_memory(dtype):
     ):
         tracemalloc.start()
         note = encode(stripe)[-1]
-        taken = tracemalloc.get_traced_memory()[1]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert note[:2].tolist() == [1, 3 * 50_000 + 5]
-        assert taken < 6 * stripe.shape[1]  # The masks are of single rows.
+        assert peak_bytes < 6 * stripe.shape[1]  # The masks are of single rows.

@@ -27,7 +27,7 @@ OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
 SHAPE = (20, 7_000)  # With 1 MiB this gives five stripes of one row of each block.
 
 
-def crash(store, source, at, when="put"):
+def run_killed_encode(store, source, at, when="put"):
     """Run an encode that kills itself before call number `at` of a method, and return whether it did."""
     context = multiprocessing.get_context("forkserver")
     verb = {"put": "put", "move": "_rename_into_place", "delete": "delete"}[when]
@@ -44,7 +44,7 @@ def source(tmp_path):
     return tmp_path / "source.npy"
 
 
-def puts_of_a_whole_run(store, source):
+def count_puts_of_a_complete_run(store, source):
     counting = Counting(FolderStore(store.root.parent / "other"))
     coded = polarmap.encode(source, storage=counting, **OPTIONS)
     assert len(coded.block_segments(0)) == 5
@@ -53,9 +53,9 @@ def puts_of_a_whole_run(store, source):
 
 @pytest.mark.parametrize("when", ["put", "move"])
 def test_a_killed_encode_publishes_nothing_and_the_next_run_resumes(store, source, when):
-    total = puts_of_a_whole_run(store, source)
+    total = count_puts_of_a_complete_run(store, source)
     for at in (1, 2, 8, 15, total - 3, total):
-        assert crash(store, source, at, when)
+        assert run_killed_encode(store, source, at, when)
         with pytest.raises(MissingObjectError):
             polarmap.open_coded("a", store)
         assert polarmap.arrays.list_coded(store) == []
@@ -71,7 +71,7 @@ def test_a_killed_encode_publishes_nothing_and_the_next_run_resumes(store, sourc
 
 
 def test_an_encode_killed_after_its_manifest_can_be_opened_and_leftovers_are_removed(store, source):
-    assert crash(store, source, 1, "delete")
+    assert run_killed_encode(store, source, 1, "delete")
     coded = polarmap.open_coded("a", store)
     assert coded.check().ok
     polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
@@ -82,7 +82,7 @@ def test_an_encode_killed_while_overwriting_keeps_the_old_array(store, source):
     A = np.ones((8, 2))
     for is_deleted in (True, False):
         polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store)
-        assert crash(store, source, 20)
+        assert run_killed_encode(store, source, 20)
         coded = polarmap.open_coded("a", store)
         assert coded.check().ok
         np.testing.assert_array_equal(coded[:], A)
@@ -94,7 +94,7 @@ def test_an_encode_killed_while_overwriting_keeps_the_old_array(store, source):
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
-def cut_short(A, store, at=25):
+def run_failing_encode(A, store, at=25):
     """Run an encode that fails at put number `at`."""
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
@@ -113,7 +113,7 @@ def test_a_failed_encrypted_run_leaves_nothing_and_the_next_starts_from_scratch(
 
 def test_runs_with_other_options_are_removed_and_not_resumed(store):
     A = random_array(SHAPE)
-    cut_short(A, store)
+    run_failing_encode(A, store)
     for other, options in [
         (A.astype("f4"), OPTIONS),
         (A[:12], OPTIONS),
@@ -129,7 +129,7 @@ def test_runs_with_other_options_are_removed_and_not_resumed(store):
 def test_consecutive_failures_keep_all_finished_stripes(store):
     A = random_array(SHAPE)
     for at in (12, 12, 12):  # Each run puts a note, six parts, a record, and part of the next stripe.
-        cut_short(A, store, at)
+        run_failing_encode(A, store, at)
     counting = Counting(store)
     coded = polarmap.encode(A, storage=counting, **OPTIONS)
     assert len(counting.puts) < 1 + 6 * 3 + 5
@@ -137,7 +137,7 @@ def test_consecutive_failures_keep_all_finished_stripes(store):
     np.testing.assert_array_equal(coded[:], A)
 
 
-def work_of_a_resumed_run(root, count, monkeypatch):
+def count_work_of_a_resumed_run(root, count, monkeypatch):
     """Return how often a resumed run of `count` stripes iterates over all keys and measures stripes."""
     A, seen, measured = random_array((4 * count, 7_000)), [], []
     options = {**OPTIONS, "storage": FolderStore(root)}
@@ -161,8 +161,8 @@ def work_of_a_resumed_run(root, count, monkeypatch):
 
 
 def test_the_work_of_a_resumed_run_is_linear_in_the_number_of_stripes(tmp_path, monkeypatch):
-    few = work_of_a_resumed_run(tmp_path / "few", 10, monkeypatch)
-    many = work_of_a_resumed_run(tmp_path / "many", 40, monkeypatch)
+    few = count_work_of_a_resumed_run(tmp_path / "few", 10, monkeypatch)
+    many = count_work_of_a_resumed_run(tmp_path / "many", 40, monkeypatch)
     assert many[0] == few[0]
     assert many[1] <= 5 * few[1]  # There are four times as many stripes.
 
@@ -181,7 +181,7 @@ def test_the_work_of_a_resumed_run_is_linear_in_the_number_of_stripes(tmp_path, 
 )
 def test_invalid_notes_are_ignored(store, name, text):
     A = random_array(SHAPE)
-    cut_short(A, store)
+    run_failing_encode(A, store)
     (key,) = [key for key in store.keys("polarmap/") if key.endswith(name)]
     store.put(key, text.encode())
     coded = polarmap.encode(A, storage=store, **OPTIONS)
@@ -192,7 +192,7 @@ def test_invalid_notes_are_ignored(store, name, text):
 
 def test_the_note_of_a_run_on_another_machine_is_valid_for_a_day(store):
     A = random_array(SHAPE)
-    cut_short(A, store)
+    run_failing_encode(A, store)
     (key,) = [key for key in store.keys("polarmap/") if key.endswith("running.json")]
     note = json.loads(store.get(key))
     elsewhere = {**note, "owner": "another-machine+1+1"}
@@ -212,7 +212,7 @@ def test_the_note_of_a_run_on_another_machine_is_valid_for_a_day(store):
 def test_an_array_that_could_not_be_opened_is_not_published(store):
     # A manifest that does not fit the parts would block the name.
     parts = tuple((Segment(f"mine/{block}", 48 - 8 * (block == 5), 0),) for block in range(6))
-    made = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
+    manifest = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
     with (
         pytest.raises(
             StorageError,
@@ -220,7 +220,7 @@ def test_an_array_that_could_not_be_opened_is_not_published(store):
         ),
         WriteTransaction(SegmentStore(store), "a", {}) as generation,
     ):
-        generation.commit(made, None)
+        generation.commit(manifest, None)
     assert polarmap.arrays.list_coded(store) == []
     polarmap.encode(np.ones((8, 3)), name="a", storage=store)
 

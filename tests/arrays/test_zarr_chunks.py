@@ -238,7 +238,7 @@ def test_rebuilt_parts_are_stored_twice_and_both_copies_are_checked(tmp_path):
 
 
 @pytest.fixture
-def not_joined(tmp_path):
+def unjoined_results(tmp_path):
     """Return results -A with one missing block, in a store that cannot join objects, and A."""
     A, folder = random_array((20, 3)), FolderStore(tmp_path)
     folder.concatenate = lambda keys, key: False
@@ -246,9 +246,9 @@ def not_joined(tmp_path):
     return polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options).array, A
 
 
-def test_results_on_a_store_that_cannot_join_become_a_zarr_array_after_repair(not_joined):
+def test_results_on_a_store_that_cannot_join_become_a_zarr_array_after_repair(unjoined_results):
     # The repair copies the objects through the driver, which a map never does.
-    array, A = not_joined
+    array, A = unjoined_results
     assert array.check().damaged_blocks == [5]  # The map did not wait for this parity block.
     assert array.zarr_path is None
     array.repair()
@@ -257,8 +257,8 @@ def test_results_on_a_store_that_cannot_join_become_a_zarr_array_after_repair(no
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt"])
-def test_damage_during_a_copy_raises_a_polarmap_error(not_joined, monkeypatch, kind):
-    array, A = not_joined
+def test_damage_during_a_copy_raises_a_polarmap_error(unjoined_results, monkeypatch, kind):
+    array, A = unjoined_results
     part, repair_zarr = array.block_segments(2)[0], repairing.repair_zarr_array
 
     def damage_and_repair(*arguments):

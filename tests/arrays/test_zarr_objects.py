@@ -67,23 +67,23 @@ ODD = [
 ]
 
 
-def inner_places(value, at=()):
+def iterate_paths(value, at=()):
     """Yield the path of every value in a JSON document, as a tuple of keys and indices."""
     yield at
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, one in pairs:
-        yield from inner_places(one, (*at, key))
+        yield from iterate_paths(one, (*at, key))
 
 
-def altered(document, at, value):
+def replace_value(document, at, value):
     """Return a copy of a JSON document with `value` at the path `at`."""
     if not at:
         return value
-    found = inner = copy.deepcopy(document)
+    copied = inner = copy.deepcopy(document)
     for key in at[:-1]:
         inner = inner[key]
     inner[at[-1]] = value
-    return found
+    return copied
 
 
 @pytest.mark.parametrize(("file", "document"), [(".zarray", SECOND), ("zarr.json", THIRD)])
@@ -93,7 +93,7 @@ def test_errors_for_invalid_metadata_name_the_array(store, file, document):
     for number in range(4):
         for key in (f"{number}.0", f"c/{number}/0"):
             store.put(f"mine/{key}", A[6 * number : 6 * number + 6].tobytes())
-    documents = [altered(document, at, odd) for at in inner_places(document) for odd in ODD]
+    documents = [replace_value(document, at, odd) for at in iterate_paths(document) for odd in ODD]
     refused = []
     for text in [*map(json.dumps, documents), "", "{", "[" * 100_000, json.dumps(document)]:
         store.put(f"mine/{file}", text.encode())

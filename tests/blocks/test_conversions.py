@@ -67,8 +67,8 @@ def test_the_dtype_is_that_of_the_columns() -> None:
         for kind in (pd.DataFrame, pl.DataFrame):
             assert as_array_like(kind({"a": np.zeros(3, dtype), "b": np.ones(3, dtype)})).dtype == dtype
     assert as_array_like(pd.DataFrame({"a": pd.array([1, 2], "Int64"), "b": [1, 2]})).dtype == "i8"
-    held = pd.DataFrame(np.arange(6.0).reshape(3, 2))
-    assert np.shares_memory(as_array_like(held), held.to_numpy())
+    floats = pd.DataFrame(np.arange(6.0).reshape(3, 2))
+    assert np.shares_memory(as_array_like(floats), floats.to_numpy())
 
 
 @pytest.mark.parametrize("kind", [pd.Series, pl.Series])
@@ -127,13 +127,13 @@ def test_a_hedged_map_cuts_a_frame_into_frames(frame: Any) -> None:
 
 
 def test_tensors_are_read_without_a_copy() -> None:
-    held = np.arange(24.0).reshape(8, 3)
-    for tensor in (Tensor(held), array_api_strict.asarray(held, copy=False)):
-        assert np.shares_memory(as_array_like(tensor), held)
-        found = coded_map(lambda block: block + 1, tensor, blocks=4, executor=LOST)
-        np.testing.assert_allclose(found.concatenate(), held + 1)
+    array = np.arange(24.0).reshape(8, 3)
+    for tensor in (Tensor(array), array_api_strict.asarray(array, copy=False)):
+        assert np.shares_memory(as_array_like(tensor), array)
+        actual = coded_map(lambda block: block + 1, tensor, blocks=4, executor=LOST)
+        np.testing.assert_allclose(actual.concatenate(), array + 1)
         nested = coded_map(lambda block: block["x"], [{"x": tensor}] * 3, executor=ReplayExecutor())
-        np.testing.assert_array_equal(nested[2], held)
+        np.testing.assert_array_equal(nested[2], array)
         assert type(hedged_map(lambda rows: rows, tensor, executor=ReplayExecutor())[0]) is np.ndarray
 
 

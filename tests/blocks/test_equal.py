@@ -27,14 +27,14 @@ MATRIX = np.random.default_rng(0).standard_normal((26, 5))
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _f_here_ends_within_one_look() -> Iterator[None]:
+def _local_f_ends_within_one_poll() -> Iterator[None]:
     """Make f on the driver end within one poll, since the virtual clocks ignore a busy machine."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("polarmap.driver.local_evaluation.EVALUATION_POLL_SECONDS", 60.0)
         yield
 
 
-class Slices:
+class SliceableData:
     """An array with the minimal interface: shape, dtype, and slices of the first axis, which it records."""
 
     def __init__(self, data: np.ndarray) -> None:
@@ -51,7 +51,7 @@ def same(block: Any) -> Any:
     return block
 
 
-def halved(data: Any, k: int | None = None, lost: int = 1, **options: Any) -> CodedResult:
+def run_halving_map(data: Any, k: int | None = None, lost: int = 1, **options: Any) -> CodedResult:
     """Return the result of a map of block * 0.5 whose first `lost` tasks never return."""
     never = ReplayExecutor(dict.fromkeys(range(lost), math.inf))
     return coded_map(lambda block: block * 0.5, data, blocks=k, executor=never, timeout=100, **options)
@@ -90,14 +90,14 @@ def test_memmap_is_read_from_its_file(tmp_path: Path) -> None:
     stored[:] = MATRIX
     stored.flush()
     data = np.memmap(tmp_path / "matrix", np.float64, "r", shape=MATRIX.shape)
-    result = halved(data, 6)
+    result = run_halving_map(data, 6)
     assert type(result[3]) is np.ndarray
     np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
 
 
 def test_any_object_with_shape_dtype_and_slices_is_accepted() -> None:
-    data = Slices(MATRIX)
-    result = halved(data, 6)
+    data = SliceableData(MATRIX)
+    result = run_halving_map(data, 6)
     np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
     assert {(rows.start, rows.stop) for rows in data.read} == {(5 * i, 5 * i + 5) for i in range(6)}
     assert len(data.read) == 6  # Each block is read once.
@@ -111,7 +111,7 @@ def test_arrays_in_hdf5_files(tmp_path: Path) -> None:
     stored[:] = MATRIX
     with h5py.File(tmp_path / "matrix.h5", "w") as file:
         for data in (stored, file.create_dataset("matrix", data=MATRIX)):
-            np.testing.assert_allclose(halved(data, 6).concatenate(), MATRIX * 0.5)
+            np.testing.assert_allclose(run_halving_map(data, 6).concatenate(), MATRIX * 0.5)
 
 
 def test_data_is_neither_changed_nor_shared() -> None:
@@ -230,13 +230,13 @@ def test_blocks_must_be_the_length_of_a_sequence() -> None:
 )
 def test_invalid_arrays_are_refused(data: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
-        halved(data)
+        run_halving_map(data)
 
 
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant == 52, reason="long double is float64 here")
 def test_long_double_is_refused_by_name() -> None:
     with pytest.raises(CodeError, match=r"dtype float\d+: linear codes carry"):
-        halved(MATRIX.astype(np.longdouble))
+        run_halving_map(MATRIX.astype(np.longdouble))
 
 
 @settings(derandomize=True, max_examples=60)
@@ -252,7 +252,7 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
     k = min(k, rows)
     k = -(-rows // -(-rows // k))  # With this k, no block is empty.
     data = np.random.default_rng(rows).integers(0, 99, (rows, *tail)).astype(dtype)
-    result = halved(data, k, tasks=2 * k + 1)
+    result = run_halving_map(data, k, tasks=2 * k + 1)
     assert len(result) == k
     assert result.report.padding == -(-rows // k) * k - rows
     np.testing.assert_allclose(result.concatenate(), data * 0.5, rtol=1e-3, atol=1e-3)
@@ -261,11 +261,11 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
 
 def test_no_block_is_empty() -> None:
     for total in range(1, 201):
-        for wanted in (2, 3, 7, 24, 32):
-            for most in (None, wanted):
-                k = choose_default_n_blocks(total, wanted, most)
+        for target in (2, 3, 7, 24, 32):
+            for max_blocks in (None, target):
+                k = choose_default_n_blocks(total, target, max_blocks)
                 assert -(-total // -(-total // k)) == k
-                assert k <= (most or max(total, 2 * wanted))
+                assert k <= (max_blocks or max(total, 2 * target))
         for k in range(1, total + 1):
             if -(-total // -(-total // k)) == k:
                 check_no_empty_blocks(total, k)
@@ -297,14 +297,14 @@ def test_small_arrays_have_no_empty_blocks_by_default() -> None:
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_concatenate_joins_along_any_axis(axis: int) -> None:
     expected = np.concatenate([block * 0.5 for block in cut(MATRIX, 13)], axis=axis)
-    np.testing.assert_allclose(halved(MATRIX, 13).concatenate(axis), expected)
+    np.testing.assert_allclose(run_halving_map(MATRIX, 13).concatenate(axis), expected)
 
 
 def test_concatenate_refuses_shapes_that_do_not_fit() -> None:
     with pytest.raises(CodeError, match=r"shapes \(7, 5\) and \(5, 5\) cannot be joined along axis 1"):
-        halved(MATRIX, 4).concatenate(1)
+        run_halving_map(MATRIX, 4).concatenate(1)
     with pytest.raises(CodeError, match="cannot be joined along axis 9"):
-        halved(MATRIX, 4).concatenate(9)
+        run_halving_map(MATRIX, 4).concatenate(9)
 
 
 @pytest.mark.parametrize("scalar", [np.float64, float, np.asarray])

@@ -63,11 +63,14 @@ def test_any_sufficient_set_of_workers_has_every_part(parts: int, workers: int |
     shares = GradientCodedBlocks(
         *cut_data_into_parts(list(np.arange(float(parts))[:, None]), None), workers, tolerate
     )
-    held = [
+    parts_by_worker = [
         {number for number in shares.block_components(index) if number < parts} for index in range(shares.n)
     ]
-    assert {len(one) for one in held} == {(tolerate + 1) * parts // shares.n}
-    assert all(sum(number in one for one in held) == tolerate + 1 for number in range(parts))
+    assert {len(worker_parts) for worker_parts in parts_by_worker} == {(tolerate + 1) * parts // shares.n}
+    assert all(
+        sum(number in worker_parts for worker_parts in parts_by_worker) == tolerate + 1
+        for number in range(parts)
+    )
 
 
 def test_a_block_contains_its_parts_and_coefficients() -> None:

@@ -102,15 +102,15 @@ def test_with_unequal_workers_the_least_reliable_inputs_are_frozen(n: int, k: in
     assert polarized[unfrozen].max() - 1e-12 <= fails <= polarized[unfrozen].sum() + 1e-12
 
 
-def some_levels(size: tuple[int, int]) -> st.SearchStrategy[int]:
+def draw_levels(size: tuple[int, int]) -> st.SearchStrategy[int]:
     """Draw a number of levels that leaves each butterfly a data block and a parity block."""
     n, k = size
-    most = (n - 1).bit_length()
-    fewest = next(some for some in range(1, most + 1) if -(-n // 2**some) <= min(k, n - k))
-    return st.integers(fewest, most)
+    max_levels = (n - 1).bit_length()
+    min_levels = next(levels for levels in range(1, max_levels + 1) if -(-n // 2**levels) <= min(k, n - k))
+    return st.integers(min_levels, max_levels)
 
 
-partial = sizes.flatmap(lambda size: st.tuples(st.just(size), some_levels(size)))
+partial = sizes.flatmap(lambda size: st.tuples(st.just(size), draw_levels(size)))
 
 
 @settings(max_examples=60)

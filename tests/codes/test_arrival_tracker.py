@@ -131,14 +131,14 @@ def test_incremental_arrivals_match_a_new_tracker(n: int, k: int, kind: str) -> 
     exact = kind in ("exact", "sequential")
     stream = np.random.default_rng(n * k)
     for _ in range(10):
-        decoder, said = ArrivalTracker(code, modular=exact), []
+        decoder, readiness = ArrivalTracker(code, modular=exact), []
         arrived = np.zeros(n, bool)
         for index in stream.permutation(n).tolist():
             arrived[index] = True
-            said.append(decoder.add(index))
-            assert said[-1] == code.is_decodable(arrived, modular=exact)
-        assert said == sorted(said), "once ready, ready for ever"
-        assert said[-1]
+            readiness.append(decoder.add(index))
+            assert readiness[-1] == code.is_decodable(arrived, modular=exact)
+        assert readiness == sorted(readiness), "once ready, ready for ever"
+        assert readiness[-1]
 
 
 # --- validation of arguments -----------------------------------------------------------

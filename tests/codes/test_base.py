@@ -41,7 +41,7 @@ plain = pytest.mark.parametrize(
 )
 
 
-def determined(code: LinearCode, exact: bool, seed: int) -> ArrivalTracker:
+def make_ready_tracker(code: LinearCode, exact: bool, seed: int) -> ArrivalTracker:
     """Return a tracker after just enough random arrivals, or a few more."""
     rng = np.random.default_rng(seed)
     decoder = ArrivalTracker(code, modular=exact)
@@ -69,9 +69,9 @@ def test_sizes_agree(code: LinearCode) -> None:
 def test_properties_computed_without_the_coefficients_match_them(code: LinearCode) -> None:
     stream = np.random.default_rng(0)
     count, blocks = code.encoding_matrix.shape
-    some = stream.permutation(blocks)[: max(1, blocks // 2)]
+    columns = stream.permutation(blocks)[: max(1, blocks // 2)]
     np.testing.assert_allclose(
-        code.compute_encoding_matrix_columns(some), code.encoding_matrix[:, some], rtol=0, atol=1e-12
+        code.compute_encoding_matrix_columns(columns), code.encoding_matrix[:, columns], rtol=0, atol=1e-12
     )
     combinations = stream.standard_normal((3, count))
     np.testing.assert_allclose(
@@ -82,7 +82,7 @@ def test_properties_computed_without_the_coefficients_match_them(code: LinearCod
 @plain
 @pytest.mark.parametrize("seed", range(8))
 def test_weights_map_the_generator_to_the_targets(code: LinearCode, seed: int) -> None:
-    recovery = determined(code, False, seed).decoder
+    recovery = make_ready_tracker(code, False, seed).decoder
     found = recovery.weights @ code.generator_matrix[recovery.arrived_indices]
     np.testing.assert_allclose(found, code.target_matrix[recovery.missing_indices], atol=1e-9)
 
@@ -90,7 +90,7 @@ def test_weights_map_the_generator_to_the_targets(code: LinearCode, seed: int) -
 @every_code
 @pytest.mark.parametrize("seed", range(8))
 def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
-    recovery = determined(code, False, seed).decoder
+    recovery = make_ready_tracker(code, False, seed).decoder
     equations = recovery.check_matrix
     assert len(equations) == min(max(recovery.n_redundant_checks, 0), 8)
     np.testing.assert_allclose(equations @ code.generator_matrix[recovery.arrived_indices], 0, atol=1e-9)
@@ -99,7 +99,7 @@ def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
 @pytest.mark.parametrize("code", [code for code in CODES if code.supports_integers], ids=repr)
 @pytest.mark.parametrize("seed", range(8))
 def test_weights_and_checks_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
-    recovery = determined(code, True, seed).decoder
+    recovery = make_ready_tracker(code, True, seed).decoder
     weights, checks = recovery.weights, recovery.check_matrix
     assert recovery.modular and recovery.amplification == 0 and weights.dtype == checks.dtype == np.uint64
     generator = code.generator_matrix.astype(np.int64).view(np.uint64)[recovery.arrived_indices]
@@ -116,7 +116,7 @@ def test_weights_and_checks_modulo_two_to_the_64(code: LinearCode, seed: int) ->
 @pytest.mark.parametrize("code", [code for code in CODES if code.supports_integers], ids=repr)
 @pytest.mark.parametrize("seed", range(4))
 def test_real_and_modular_arithmetic_have_separate_decoders(code: LinearCode, seed: int) -> None:
-    decoder = determined(code, True, seed).decoder
+    decoder = make_ready_tracker(code, True, seed).decoder
     integers, floats = decoder.over(np.dtype("i2")), decoder.over(np.dtype("c8"))
     assert integers is decoder and floats is decoder.over(np.dtype("f8")) is not decoder
     assert not floats.modular and floats.over(np.dtype("i8")) is floats
@@ -134,7 +134,7 @@ def test_real_and_modular_arithmetic_have_separate_decoders(code: LinearCode, se
 @every_code
 @pytest.mark.parametrize("seed", range(4))
 def test_magnitudes_match_the_weights(code: LinearCode, seed: int) -> None:
-    decoder = determined(code, False, seed).decoder
+    decoder = make_ready_tracker(code, False, seed).decoder
     magnitudes = decoder.weight_magnitudes
     assert magnitudes.shape == (len(decoder.missing_indices), len(decoder.arrived_indices))
     np.testing.assert_array_equal(decoder.max_weight_magnitudes, magnitudes.max(axis=0, initial=0))

@@ -28,12 +28,12 @@ def noise_rows(n: int, t: int) -> np.ndarray:
     return rows @ (1 << np.arange(rows.shape[1]))
 
 
-def sums_of(rows: np.ndarray, count: int) -> np.ndarray:
+def compute_sums(rows: np.ndarray, count: int) -> np.ndarray:
     """Return the sum modulo 2 of every set of `count` rows."""
     return np.bitwise_xor.reduce(rows[np.array(list(combinations(range(len(rows)), count)))], axis=1)
 
 
-def sizes(t: int) -> list[int]:
+def list_sizes(t: int) -> list[int]:
     """Return all n up to 64 that have room for a data block."""
     return [n for n in range(2, 65) if n > 1 + count_noise_blocks(n, t)]
 
@@ -41,23 +41,23 @@ def sizes(t: int) -> list[int]:
 @pytest.mark.parametrize("t", [1, 2, 3])
 def test_any_few_rows_of_the_noise_are_independent(t: int) -> None:
     # A coalition has full rank modulo 2 if no set of at most t rows adds up to zero.
-    for n in sizes(t):
+    for n in list_sizes(t):
         rows = noise_rows(n, t)
         for count in range(1, t + 1):
-            assert sums_of(rows, count).all()
+            assert compute_sums(rows, count).all()
 
 
 def test_any_seven_rows_of_the_noise_are_independent() -> None:
     # If at most seven of 64 rows added up to zero, a sum of at most three would equal a sum of at most four.
     rows = noise_rows(64, 7)
-    few = np.concatenate([[0], *(sums_of(rows, count) for count in (1, 2, 3))])
+    few = np.concatenate([[0], *(compute_sums(rows, count) for count in (1, 2, 3))])
     assert len(np.unique(few)) == len(few) == sum(math.comb(64, count) for count in range(4))
-    assert not np.isin(sums_of(rows, 4), few).any()
+    assert not np.isin(compute_sums(rows, 4), few).any()
 
 
 def test_the_noise_of_fewer_workers_is_part_of_that_of_more_workers() -> None:
     # Hence a property of any t of 64 rows also holds for any t of fewer rows.
-    for n in sizes(7):
+    for n in list_sizes(7):
         if n > 32:
             few, all_of_them = (
                 IntegerSecretSharingCode(size, 1, 7).encoding_matrix[:, 1:] for size in (n, 64)

@@ -100,10 +100,10 @@ def test_a_new_nonsystematic_code_decodes() -> None:
 def test_nonsystematic_encoding_is_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
     code, rows = Differences(), np.random.default_rng(1).standard_normal((3, 5)).astype(dtype)
     code.encoding_matrix = np.random.default_rng(0).standard_normal((5, 3))
-    made = code.encode_parity(rows)
-    assert made.dtype == dtype
+    encoded = code.encode_parity(rows)
+    assert encoded.dtype == dtype
     expected = (code.encoding_matrix @ rows).astype(dtype)
-    np.testing.assert_allclose(made, expected, rtol=1e-2 if dtype == "f2" else 1e-5)
+    np.testing.assert_allclose(encoded, expected, rtol=1e-2 if dtype == "f2" else 1e-5)
 
 
 def test_a_code_is_described_only_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:

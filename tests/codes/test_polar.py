@@ -85,9 +85,9 @@ def test_coefficients_never_change() -> None:
     np.testing.assert_allclose(PolarCode(6, 4, seed=0).encoding_matrix, ROTATION_6_4, atol=1e-12)
     sums = PolarCode(200, 120, "arikan").encoding_matrix @ np.arange(120) ** 2
     assert sums[::16].tolist() == [-9267, 178, 3, 808, 631]
-    some = PolarCode(200, 120).encoding_matrix[::40, ::60]
+    coefficients = PolarCode(200, 120).encoding_matrix[::40, ::60]
     expected = [[0.042295973913, 0.058515074447], [-0.029640777922, 0.068773185703]]
-    np.testing.assert_allclose(some, expected, atol=1e-11)
+    np.testing.assert_allclose(coefficients, expected, atol=1e-11)
 
 
 @pytest.mark.parametrize(("n", "k"), [(4, 4), (4, 0), (4, -1), (1, 1), (0, 0), (1 << 17, 5)])

@@ -52,8 +52,10 @@ def test_rows_of_large_codes_sum_to_one_and_deviate_by_about_one() -> None:
     rows = code.encoding_matrix
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1, rtol=0.1)
-    some = np.array([3, 1, 1499])
-    np.testing.assert_allclose(code.compute_encoding_matrix_columns(some), rows[:, some], rtol=0, atol=1e-15)
+    columns = np.array([3, 1, 1499])
+    np.testing.assert_allclose(
+        code.compute_encoding_matrix_columns(columns), rows[:, columns], rtol=0, atol=1e-15
+    )
     mixed = np.random.default_rng(0).standard_normal((5, n - k))
     np.testing.assert_allclose(code.left_multiply_encoding_matrix(mixed), mixed @ rows, atol=1e-12)
 
@@ -129,14 +131,14 @@ def test_every_dtype_is_recovered(dtype: str, rtol: float) -> None:
     rows = np.rint(coded) if dtype == "i8" else coded
     _, recovery = both(n, k, arrived)
     results = {int(index): rows[index].astype(dtype) for index in np.flatnonzero(arrived)}
-    found = recovery.decode(results, np.dtype(dtype))
-    assert found.dtype == dtype
+    decoded = recovery.decode(results, np.dtype(dtype))
+    assert decoded.dtype == dtype
     allowed = (
         {"atol": 0.5 * np.abs(recovery.weights).sum(axis=1).max() + 0.5}
         if dtype == "i8"
         else {"atol": rtol * np.abs(data).max()}
     )
-    np.testing.assert_allclose(found, data[recovery.missing_indices], rtol=0, **allowed)
+    np.testing.assert_allclose(decoded, data[recovery.missing_indices], rtol=0, **allowed)
 
 
 def test_wide_blocks_are_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +148,8 @@ def test_wide_blocks_are_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch)
     coded = PolarCode(n, k).encode(data)
     arrived = np.arange(n) >= 5
     _, recovery = both(n, k, arrived)
-    found = recovery.decode({i: coded[i] for i in range(5, n)}, np.dtype("f8"))
-    np.testing.assert_allclose(found, data[:5], atol=1e-11)
+    decoded = recovery.decode({i: coded[i] for i in range(5, n)}, np.dtype("f8"))
+    np.testing.assert_allclose(decoded, data[:5], atol=1e-11)
 
 
 def test_nonfinite_results_propagate_to_decoded_blocks_without_a_warning() -> None:
@@ -156,9 +158,9 @@ def test_nonfinite_results_propagate_to_decoded_blocks_without_a_warning() -> No
     coded[7, 0] = np.inf
     arrived = np.arange(n) >= 3
     _, recovery = both(n, k, arrived)
-    found = recovery.decode({i: coded[i] for i in range(3, n)}, np.dtype("f8"))
-    assert not np.isfinite(found[:, 0]).any()
-    np.testing.assert_allclose(found[:, 1], 1.0)
+    decoded = recovery.decode({i: coded[i] for i in range(3, n)}, np.dtype("f8"))
+    assert not np.isfinite(decoded[:, 0]).any()
+    np.testing.assert_allclose(decoded[:, 1], 1.0)
 
 
 def test_a_code_of_thousands_decodes_without_p() -> None:
@@ -174,8 +176,8 @@ def test_a_code_of_thousands_decodes_without_p() -> None:
     recovery = decoder.decoder
     assert isinstance(recovery, SyndromeDecoder) and len(recovery.missing_indices)
     assert recovery.n_redundant_checks == 1
-    found = recovery.decode({int(i): coded[i] for i in recovery.arrived_indices}, np.dtype("f8"))
-    error = np.abs(found - data[recovery.missing_indices]).max()
+    decoded = recovery.decode({int(i): coded[i] for i in recovery.arrived_indices}, np.dtype("f8"))
+    error = np.abs(decoded - data[recovery.missing_indices]).max()
     assert error <= 10 * recovery.amplification * np.finfo(float).eps * np.abs(data).max()
     assert "coefficients" not in vars(code)
     dense = np.linalg.lstsq(

@@ -69,8 +69,8 @@ def test_schedule_is_n_log_n(levels: int) -> None:
 
 
 def with_fewer_levels(n: int, k: int, fewer: int) -> PolarCode:
-    most = oracles.power_of_two(n).bit_length() - 1
-    return PolarCode(n, k, "arikan", "sequential", levels=most - fewer)
+    max_levels = oracles.power_of_two(n).bit_length() - 1
+    return PolarCode(n, k, "arikan", "sequential", levels=max_levels - fewer)
 
 
 def frozen_and_unsent(code: PolarCode) -> np.ndarray:
@@ -142,8 +142,8 @@ def test_patterns_with_inactivations_match_dense_algebra(n: int, k: int, levels:
         order = stream.permutation(n)
         decoder = ArrivalTracker(code, modular=True)
         count = next(count for count, index in enumerate(order.tolist(), 1) if decoder.add(index))
-        for some in {k, (k + count) // 2, count - 1}:
-            arrived = np.isin(np.arange(n), order[:some])
+        for n_arrived in {k, (k + count) // 2, count - 1}:
+            arrived = np.isin(np.arange(n), order[:n_arrived])
             assert (
                 code.make_decoder(arrived, modular=True).rank_deficit
                 == ModularSystematicDecoder(code, arrived).rank_deficit

@@ -14,7 +14,7 @@ from polarmap.errors import CodeError
 SIDE = 2
 
 
-def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.ndarray]:
+def make_product_blocks(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.ndarray]:
     """Return the flattened blocks A_i' A_j of a random A, by task index."""
     stream = np.random.default_rng(0)
     data = stream.standard_normal((code.line_code.k, 5, SIDE))
@@ -27,7 +27,7 @@ def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.
     }
 
 
-def equations_of(code: SymmetricProductCode) -> np.ndarray:
+def build_equations(code: SymmetricProductCode) -> np.ndarray:
     """Return each entry of each block as a sum of upper-triangle entries of A' A, (n, SIDE^2, unknowns)."""
     generator = np.concatenate([np.eye(code.line_code.k), code.line_code.encoding_matrix])
     k = code.line_code.k
@@ -50,7 +50,7 @@ def equations_of(code: SymmetricProductCode) -> np.ndarray:
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 2)])
 def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
     code = SymmetricProductCode(PolarCode(*sizes))
-    data, sums = squares(code), equations_of(code)
+    data, sums = make_product_blocks(code), build_equations(code)
     for pattern in range(1 << code.n):
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
         if arrived.sum() < code.k:
@@ -68,7 +68,7 @@ def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_random_orders(dtype: str) -> None:
     code = SymmetricProductCode(PolarCode(8, 6))
-    data = squares(code, dtype)
+    data = make_product_blocks(code, dtype)
     counts = []
     for seed in range(20):
         decoder = ArrivalTracker(code, max_amplification=1e4)
@@ -84,7 +84,7 @@ def test_random_orders(dtype: str) -> None:
 
 def test_amplification_matches_independent_errors() -> None:
     code = SymmetricProductCode(PolarCode(6, 4))
-    data, stream = squares(code), np.random.default_rng(1)
+    data, stream = make_product_blocks(code), np.random.default_rng(1)
     arrived = stream.permutation(code.n) < 15
     plan = code.make_decoder(arrived, modular=False)
     assert plan.rank_deficit == 0 and len(plan.missing_indices)
@@ -105,7 +105,7 @@ def test_amplification_matches_independent_errors() -> None:
 def test_redundant_checks_hold_and_locate_garbage() -> None:
     code = SymmetricProductCode(PolarCode(6, 4))
     for dtype in ("float64", "complex128"):
-        rows = squares(code, dtype)
+        rows = make_product_blocks(code, dtype)
         for lost in (0, 2):
             del rows[lost]
         arrived = np.isin(np.arange(code.n), list(rows))

@@ -67,7 +67,7 @@ LEFT_OUT = {
 }
 
 
-class OfCPython(polarmap.Executor):
+class ProcessPoolLikeExecutor(polarmap.Executor):
     """A polarmap.Executor with the constructor of a standard process pool."""
 
     def __init__(self, max_workers: int | None = None, mp_context: Any = None) -> None:
@@ -75,53 +75,53 @@ class OfCPython(polarmap.Executor):
 
 
 class WithWorkers(ExecutorMixin):
-    executor_type = OfCPython
+    executor_type = ProcessPoolLikeExecutor
 
     def get_context(self) -> None:
         return None
 
 
 @pytest.fixture(autouse=True)
-def with_our_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def adapt_cpython_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make lost calls raise BrokenExecutor, and scripts of CPython create a polarmap.Executor."""
     monkeypatch.setattr(test_deadlock, "BrokenProcessPool", BrokenExecutor)
     run = test_shutdown.assert_python_ok
-    name = OfCPython.__name__
+    name = ProcessPoolLikeExecutor.__name__
 
-    def run_ours(option: str, script: str) -> Any:
-        ours = script.replace(
+    def run_adapted_script(option: str, script: str) -> Any:
+        adapted_script = script.replace(
             f"            from concurrent.futures import {name}\n", IMPORTS.format(name=name)
         )
-        assert ours != script
-        return run(option, ours, PYTHONPATH=":".join(sys.path), __isolated=False)
+        assert adapted_script != script
+        return run(option, adapted_script, PYTHONPATH=":".join(sys.path), __isolated=False)
 
-    monkeypatch.setattr(test_shutdown, "assert_python_ok", run_ours)
+    monkeypatch.setattr(test_shutdown, "assert_python_ok", run_adapted_script)
 
 
-def with_ours(*theirs: type) -> type:
+def make_test_class(*test_classes: type) -> type:
     """Return a test class with the inherited tests for polarmap.Executor, except for LEFT_OUT."""
-    inherited = {name for one in theirs for name in dir(one)}
+    inherited = {name for one in test_classes for name in dir(one)}
     dropped = dict.fromkeys(inherited & LEFT_OUT.keys())
-    return type("Tests", (WithWorkers, *theirs, BaseTestCase), dropped)
+    return type("Tests", (WithWorkers, *test_classes, BaseTestCase), dropped)
 
 
-class TestExecutor(with_ours(test_process_pool.ProcessPoolExecutorTest)):  # type: ignore[misc]
+class TestExecutor(make_test_class(test_process_pool.ProcessPoolExecutorTest)):  # type: ignore[misc]
     pass
 
 
-class TestWait(with_ours(test_wait.WaitTests)):  # type: ignore[misc]
+class TestWait(make_test_class(test_wait.WaitTests)):  # type: ignore[misc]
     pass
 
 
-class TestAsCompleted(with_ours(test_as_completed.AsCompletedTests)):  # type: ignore[misc]
+class TestAsCompleted(make_test_class(test_as_completed.AsCompletedTests)):  # type: ignore[misc]
     pass
 
 
-class TestShutdown(with_ours(test_shutdown.ExecutorShutdownTest)):  # type: ignore[misc]
+class TestShutdown(make_test_class(test_shutdown.ExecutorShutdownTest)):  # type: ignore[misc]
     pass
 
 
-class TestDeadlock(with_ours(test_deadlock.ExecutorDeadlockTest)):  # type: ignore[misc]
+class TestDeadlock(make_test_class(test_deadlock.ExecutorDeadlockTest)):  # type: ignore[misc]
     pass
 
 

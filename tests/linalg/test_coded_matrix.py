@@ -71,11 +71,11 @@ def test_a_small_side_keeps_all_options_of_the_callers_code(options: dict[str, A
         PolarCode(32, 24, **options),
     )
     expected = PolarCode(14, 10, **options)
-    found = sides.get_encoding("rows").code
-    assert isinstance(found, PolarCode)
-    assert (found.n, found.k, found.kernel, found.decoder) == (14, 10, expected.kernel, expected.decoder)
-    assert (found.erasure, found.seed, found.levels) == (expected.erasure, expected.seed, expected.levels)
-    assert np.array_equal(found.encoding_matrix, expected.encoding_matrix)
+    code = sides.get_encoding("rows").code
+    assert isinstance(code, PolarCode)
+    assert (code.n, code.k, code.kernel, code.decoder) == (14, 10, expected.kernel, expected.decoder)
+    assert (code.erasure, code.seed, code.levels) == (expected.erasure, expected.seed, expected.levels)
+    assert np.array_equal(code.encoding_matrix, expected.encoding_matrix)
     assert sides.get_encoding("columns").code.n == 32
 
 

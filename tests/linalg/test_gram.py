@@ -59,8 +59,8 @@ def test_integers_are_exact_and_wrap_as_in_numpy(dtype: str) -> None:
 def test_any_shape(rows: int, columns: int, blocks: int, extra: int, lost: int) -> None:
     A, blocks = matrix((rows, columns), "float64"), min(blocks, columns)
     faults = {lost % (blocks * (blocks + 1) // 2): DEAD}
-    found = gram(A, WEIGHTS[:rows], faults, blocks=blocks, tasks=blocks + extra, rtol=1e-7)
-    assert_close(found.array, A.T @ (WEIGHTS[:rows, None] * A), 1e-7)
+    actual = gram(A, WEIGHTS[:rows], faults, blocks=blocks, tasks=blocks + extra, rtol=1e-7)
+    assert_close(actual.array, A.T @ (WEIGHTS[:rows, None] * A), 1e-7)
 
 
 def test_sizes_left_open() -> None:

@@ -199,18 +199,18 @@ def test_report_is_of_the_last_product() -> None:
 
 
 def test_an_unread_report_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+    built: list[Any] = []
     final_report = map_execution.build_final_report
     monkeypatch.setattr(
-        map_execution, "build_final_report", lambda *args: made.append(args) or final_report(*args)
+        map_execution, "build_final_report", lambda *args: built.append(args) or final_report(*args)
     )
     monkeypatch.setattr(operators, "make_context", lambda progress: PLAIN_CONTEXT)
     with polarmap.CodedOperator(TALL, blocks=K) as coded:
         for _ in range(2):
             coded @ np.ones(13)
-        assert not made
+        assert not built
         assert coded.report is coded.report
-    assert len(made) == 1
+    assert len(built) == 1
 
 
 def test_a_pool_stays_open(threads: Executor) -> None:
@@ -253,10 +253,10 @@ def test_sums_that_cancel_to_rounding_cause_neither_an_error_nor_a_warning(
     b = matrix((2000,), dtype, 2)
     b = (b - basis @ (basis.conj().T @ b) + 10.0**-power * A[:, 0]).astype(dtype)
     with operator(csr_array(A) if is_sparse else A, losing(*lost), verify=True) as coded:
-        found = coded.H @ b
+        product = coded.H @ b
     roundings = 10 * (1 + coded.report.amplification)
     allowed = roundings * np.finfo(dtype).eps * np.abs(A).T @ np.abs(b)
-    assert (np.abs(found - A.conj().T @ b) <= allowed).all()
+    assert (np.abs(product - A.conj().T @ b) <= allowed).all()
 
 
 def test_no_result_is_awaited_only_to_verify_a_product() -> None:
@@ -314,7 +314,7 @@ def test_workers_of_a_lithops_configuration_persist_for_all_products(
         "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"
         "localhost: {version: 1, worker_processes: 3}\n"
     )
-    made, started = [], []
+    executors, started = [], []
     build, start = lithops.FunctionExecutor, lithops.FunctionExecutor.map
 
     def counting(functions: Any, task: Any, items: list[Any], **options: Any) -> Any:
@@ -323,11 +323,11 @@ def test_workers_of_a_lithops_configuration_persist_for_all_products(
 
     monkeypatch.setattr(build, "map", counting)
     monkeypatch.setattr(
-        lithops, "FunctionExecutor", lambda **kwargs: made.append(build(**kwargs)) or made[-1]
+        lithops, "FunctionExecutor", lambda **kwargs: executors.append(build(**kwargs)) or executors[-1]
     )
     killing = FaultyExecutor(str(config), {1: Fault("kill", attempts=1)})
     for executor, killed in ((str(config), 0), (killing, 6)):  # Each product kills at most one worker.
-        others = len(made)
+        n_earlier = len(executors)
         started.clear()
         with operator(TALL, executor, timeout=100) as coded:
             for _ in range(3):
@@ -337,11 +337,11 @@ def test_workers_of_a_lithops_configuration_persist_for_all_products(
             assert coded.report.executor == "persistent workers on lithops/localhost (TCP)"
         assert N <= len(started) <= N + killed  # A worker starts for each task, and for each lost worker.
         # One executor reads the configuration, and each job of workers has one.
-        assert len(made) - others <= 2 + killed
-    storage = made[0].storage
+        assert len(executors) - n_earlier <= 2 + killed
+    storage = executors[0].storage
     left = storage.list_keys(storage.bucket, "lithops.jobs")
     assert storage.list_keys(storage.bucket, "polarmap") == []
-    assert not [key for one in made for key in left if key.startswith(f"lithops.jobs/{one.executor_id}")]
+    assert not [key for one in executors for key in left if key.startswith(f"lithops.jobs/{one.executor_id}")]
 
 
 # --- invalid arguments -----------------------------------------------------------------------------

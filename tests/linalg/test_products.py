@@ -37,16 +37,16 @@ def matrix(shape: tuple[int, ...], dtype: str, seed: int = 1) -> np.ndarray:
     stream = np.random.default_rng(seed)
     if np.dtype(dtype).kind in "iu":
         return stream.integers(0, 2**63, shape, dtype=np.uint64).astype(dtype)
-    made = stream.standard_normal(shape)
-    return (made + 1j * stream.standard_normal(shape) if dtype.startswith("c") else made).astype(dtype)
+    normal = stream.standard_normal(shape)
+    return (normal + 1j * stream.standard_normal(shape) if dtype.startswith("c") else normal).astype(dtype)
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
-    assert found.dtype == expected.dtype and found.shape == expected.shape
+def assert_close(actual: np.ndarray, expected: np.ndarray, rtol: float) -> None:
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
     if expected.dtype.kind in "iu":
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(actual, expected)
         return
-    assert np.abs(found - expected).max(initial=0) <= rtol * np.abs(expected).max(initial=1e-300)
+    assert np.abs(actual - expected).max(initial=0) <= rtol * np.abs(expected).max(initial=1e-300)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "complex128", "complex64"])
@@ -96,8 +96,8 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
     assert (report.n, report.k) == (workers[0] * workers[1], filled[0] * filled[1])
     for method, side in (("rows", 0), ("columns", 1)):
         sizes = {"blocks": k[side], "tasks": workers[side]}
-        found = matmul(left, right, {lost % k[side]: DEAD}, method=method, rtol=1e-7, **sizes)
-        assert_close(found.array, left @ right, 1e-7)
+        actual = matmul(left, right, {lost % k[side]: DEAD}, method=method, rtol=1e-7, **sizes)
+        assert_close(actual.array, left @ right, 1e-7)
 
 
 def test_a_grid_ends_as_soon_as_its_lines_decode_each_other() -> None:

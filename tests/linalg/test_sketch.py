@@ -28,15 +28,15 @@ BEST = np.linalg.lstsq(A, B, rcond=None)[0]
 def test_the_last_estimate_matches_numpy(columns: int, more: int, workers: int, seed: int) -> None:
     stream = np.random.default_rng(seed)
     rows = columns + more
-    some, b = stream.standard_normal((rows, columns)), stream.standard_normal(rows)
+    matrix, b = stream.standard_normal((rows, columns)), stream.standard_normal(rows)
     workers = min(workers, rows)
     options = {"tasks": workers, "executor": ReplayExecutor(), "seed": seed}
-    *_, last = sketched_lstsq(some, b, **options)
+    *_, last = sketched_lstsq(matrix, b, **options)
     assert (last.error_p90, last.n_arrived, last.n_tasks) == (0.0, workers, workers)
-    np.testing.assert_allclose(last.value, np.linalg.lstsq(some, b, rcond=None)[0], rtol=1e-7, atol=1e-9)
-    *_, last = sketched_gram(some, **options)
+    np.testing.assert_allclose(last.value, np.linalg.lstsq(matrix, b, rcond=None)[0], rtol=1e-7, atol=1e-9)
+    *_, last = sketched_gram(matrix, **options)
     assert last.error_p90 == 0
-    np.testing.assert_allclose(last.value, some.T @ some, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(last.value, matrix.T @ matrix, rtol=1e-9, atol=1e-9)
 
 
 def test_a_badly_conditioned_matrix_loses_no_more_digits_than_in_numpy() -> None:
@@ -56,21 +56,21 @@ def test_dependent_columns_give_the_minimum_norm_solution() -> None:
 
 @pytest.mark.parametrize("dtype", ["i4", "f2", "f4", "f8"])
 def test_integers_and_floats_of_any_precision(dtype: str) -> None:
-    some = (4 * A).astype(dtype)
-    *_, last = sketched_gram(some, executor=ReplayExecutor())
+    matrix = (4 * A).astype(dtype)
+    *_, last = sketched_gram(matrix, executor=ReplayExecutor())
     assert last.value.dtype == (np.float32 if dtype in ("f2", "f4") else np.float64)
-    exact = some.astype(float).T @ some.astype(float)
+    exact = matrix.astype(float).T @ matrix.astype(float)
     np.testing.assert_allclose(last.value, exact, rtol=1e-4, atol=1e-2)
 
 
 def test_estimates_use_more_rows_as_results_arrive() -> None:
     with ThreadPoolExecutor(1) as one_by_one:
-        found = list(sketched_lstsq(A, B, executor=one_by_one, seed=1))
-    arrived = [one.n_arrived for one in found]
+        estimates = list(sketched_lstsq(A, B, executor=one_by_one, seed=1))
+    arrived = [estimate.n_arrived for estimate in estimates]
     assert arrived == sorted(set(arrived))
     assert arrived[-1] == 24
-    assert all(one.error_p90 > 0 for one in found[:-1])
-    assert found[-1].error_p90 == 0
+    assert all(estimate.error_p90 > 0 for estimate in estimates[:-1])
+    assert estimates[-1].error_p90 == 0
 
 
 # --- the reported error -------------------------------------------------------------------------
@@ -113,12 +113,12 @@ def test_nine_in_ten_estimates_are_within_the_reported_error(make: Callable[...,
         for blocks in counts:
             rows = 25 * blocks
             one = sketch._Sketch(np.linalg.qr(mixed[:rows], mode="r"), rows, 600, blocks, 24)
-            [found] = sketch._estimate_solutions((one for _ in range(1)), size)
-            error = np.linalg.norm(matrix @ found.value - fitted) / size
-            within["solution", blocks] += error <= found.error_p90
-            [found] = sketch._estimate_grams(one._replace(R=one.R[:, :-1]) for _ in range(1))
-            error = np.linalg.norm(found.value - exact) / np.linalg.norm(exact)
-            within["Gram", blocks] += error <= found.error_p90
+            [estimate] = sketch._estimate_solutions((one for _ in range(1)), size)
+            error = np.linalg.norm(matrix @ estimate.value - fitted) / size
+            within["solution", blocks] += error <= estimate.error_p90
+            [estimate] = sketch._estimate_grams(one._replace(R=one.R[:, :-1]) for _ in range(1))
+            error = np.linalg.norm(estimate.value - exact) / np.linalg.norm(exact)
+            within["Gram", blocks] += error <= estimate.error_p90
     assert min(within.values()) >= 0.8 * 0.9 * 200, within
 
 
@@ -142,11 +142,11 @@ def test_workers_that_die_are_restarted_and_the_last_estimate_is_exact() -> None
 def test_a_permanently_failing_task_raises_after_the_estimates() -> None:
     late = {task: 1.0 + task for task in range(24)}
     faulty = FaultyExecutor(ReplayExecutor(late), {20: Fault("raise", attempts=9)})
-    found: list[polarmap.types.SketchEstimate] = []
+    estimates: list[polarmap.types.SketchEstimate] = []
     with pytest.raises(RuntimeError, match="injected fault\nitem 20 of 24 raised this"):
-        found.extend(sketched_lstsq(A, B, executor=faulty))
-    assert found[-1].n_arrived <= 23
-    assert found[-1].error_p90 > 0
+        estimates.extend(sketched_lstsq(A, B, executor=faulty))
+    assert estimates[-1].n_arrived <= 23
+    assert estimates[-1].error_p90 > 0
 
 
 @pytest.mark.parametrize(

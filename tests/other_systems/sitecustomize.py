@@ -54,9 +54,9 @@ def _mkdir_elsewhere(path: Any, *arguments: Any, **options: Any) -> None:
 def _socketpair(*arguments: Any) -> tuple[socket.socket, socket.socket]:
     """Return a pair of sockets that are connected over loopback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        theirs, _ = server.accept()
-    return ours, theirs
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    return client, accepted
 
 
 builtins.open = io.open = _open_elsewhere  # type: ignore[assignment]

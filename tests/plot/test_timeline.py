@@ -55,7 +55,7 @@ def test_a_timeline_shows_every_task_and_both_marked_times(tmp_path: Path) -> No
     figure = report.plot(tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").stat().st_size > 5000
     drawn = bars(figure)
-    assert sorted(round(task) for some in drawn.values() for task, _, _ in some) == list(range(9))
+    assert sorted(round(task) for task_bars in drawn.values() for task, _, _ in task_bars) == list(range(9))
     assert [round(task) for task, _, _ in drawn["arrived, parity"]] == [6, 7, 8]
     assert [round(task) for task, _, _ in drawn["failed"]] == [2]
     assert {round(task): end for task, _, end in drawn["arrived"]}[1] == pytest.approx(1.5)
@@ -102,7 +102,7 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all() -> None:
     late = {index: time for index, time in launched.items() if time is not None}
     assert late
     assert min(late.values()) > 0
-    starts = {round(task): start for some in bars(figure).values() for task, start, _ in some}
+    starts = {round(task): start for task_bars in bars(figure).values() for task, start, _ in task_bars}
     assert {index: starts[index] for index in late} == pytest.approx(late)
     assert set(range(9)) - starts.keys() == launched.keys() - late.keys()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -112,9 +112,9 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all() -> None:
 
 def drawn(report: Report) -> ElementTree.Element:
     """Return the picture in the HTML of a report. Raises ParseError if the HTML is not well-formed."""
-    found = ElementTree.fromstring(report._repr_html_()).find("svg")
-    assert found is not None
-    return found
+    svg = ElementTree.fromstring(report._repr_html_()).find("svg")
+    assert svg is not None
+    return svg
 
 
 def test_every_task_has_a_bar_from_its_start_to_its_end() -> None:
@@ -181,7 +181,7 @@ def test_tasks_that_no_worker_has_started_have_a_hollow_mark_and_no_bar() -> Non
     assert "tasks cancelled before they started: 2" in str(report)
     figure = report.plot()
     rendered(figure)
-    assert sorted(round(task) for some in bars(figure).values() for task, _, _ in some) == [0, 1]
+    assert sorted(round(task) for task_bars in bars(figure).values() for task, _, _ in task_bars) == [0, 1]
     [mark] = [line for line in figure.axes[0].lines if line.get_label() == "cancelled before it started"]
     assert (mark.get_ydata()[0], mark.get_markerfacecolor()) == (2, "none")
     picture = drawn(report)

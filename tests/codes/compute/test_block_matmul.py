@@ -60,7 +60,7 @@ def test_products_of_all_sizes_match_numpy(height: int, length: int, width: int,
     out = np.full((height, width), np.nan, dtype)
     gathered = np.full((height, width), np.nan, dtype)
     block_matmul.dense_matmul(matrix, list(rows), gathered)
-    for made in (block_matmul.matmul(matrix, rows), gathered, block_matmul.matmul(matrix, rows, out)):
-        assert made.dtype == dtype
-        assert np.abs(made - matrix @ rows).max() < 100 * max(1, length // 100) * np.finfo(dtype).eps
-    assert out is made
+    for product in (block_matmul.matmul(matrix, rows), gathered, block_matmul.matmul(matrix, rows, out)):
+        assert product.dtype == dtype
+        assert np.abs(product - matrix @ rows).max() < 100 * max(1, length // 100) * np.finfo(dtype).eps
+    assert out is product

@@ -54,14 +54,14 @@ def test_the_interpreted_kernel_matches_the_compiled_one(monkeypatch: pytest.Mon
         "combine_rows",
     ):
         monkeypatch.setattr(transforms_numba, name, getattr(transforms_numba, name).py_func)
-    monkeypatch.setattr(transforms_numba, "_row_view", piece)
+    monkeypatch.setattr(transforms_numba, "_row_view", read_row_slice)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)
     monkeypatch.setattr(block_matmul, "MIN_COMPILED_BYTES", 0)
     block_matmul.combine_rows(weights, data, product)
     np.testing.assert_allclose(product, weights @ data, atol=1e-13)
 
 
-def piece(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
+def read_row_slice(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
     """Return columns `left` to `right` of the row at an address, as `_row_view` does in compiled code."""
     doubles = ctypes.c_double * (right - left)
     return np.ctypeslib.as_array(doubles.from_address(int(addresses[row]) + 8 * left))
