@@ -62,20 +62,20 @@ def check_repair(store, dtype, executor):
         others.add((part.key, DOCUMENT_DAMAGE[dtype]))
     before = objects(store)
 
-    found = coded.check(executor=executor)
-    assert {(one.block, one.stripe): one.kind for one in found.damaged} == hurt
-    assert set(found.zarr_damages) == others
-    assert found == coded.check()
-    assert not found.ok
-    assert found.undecodable_stripes == ()
-    assert "1 truncated" in repr(found)
-    assert "3 other objects of the Zarr array are wrong" in repr(found)
-    assert all(f"block {block}, part {part}: {kind}" in repr(found) for (block, part), kind in hurt.items())
+    audit = coded.check(executor=executor)
+    assert {(one.block, one.stripe): one.kind for one in audit.damaged} == hurt
+    assert set(audit.zarr_damages) == others
+    assert audit == coded.check()
+    assert not audit.ok
+    assert audit.undecodable_stripes == ()
+    assert "1 truncated" in repr(audit)
+    assert "3 other objects of the Zarr array are wrong" in repr(audit)
+    assert all(f"block {block}, part {part}: {kind}" in repr(audit) for (block, part), kind in hurt.items())
     np.testing.assert_allclose(coded[:], A, rtol=tolerance, atol=tolerance)
     assert objects(store) == before
 
     repaired = coded.repair(executor=executor)
-    assert repaired == found
+    assert repaired == audit
     assert coded.check().ok
     text = repr(repaired)
     assert "; rebuilt " in text

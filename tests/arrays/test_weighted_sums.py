@@ -20,8 +20,8 @@ def test_lost_blocks_are_weighted_sums_of_the_remaining_blocks(n_k_kernel):
     everything = code.encode(blocks)
     others = np.delete(everything, lost, axis=0)
     weights = compute_recovery_weights(code, blocks.dtype, lost)
-    found = weights @ (others.view(np.uint64) if kernel == "arikan" else others)
-    np.testing.assert_allclose(found.view(others.dtype), everything[lost], rtol=0, atol=1e-7)
+    recovered = weights @ (others.view(np.uint64) if kernel == "arikan" else others)
+    np.testing.assert_allclose(recovered.view(others.dtype), everything[lost], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "c8", "c16", "u1", "i4", "u8"])

@@ -31,7 +31,7 @@ def test_chunks_of_blocks_are_chunks_of_the_zarr_array(shape, k, memory, chunk_r
             chunk.key: chunk
             for chunk in view.list_chunks(shape, plan.rows_per_block, [0, *accumulate(sizes)])
         }
-        grid, found = whole.reshape(-1, *shape[1:]), set()
+        grid, keys = whole.reshape(-1, *shape[1:]), set()
         for block in range(k):
             for stripe, inside in enumerate(plan.hyperslabs):
                 slab = plan.get_data_slab(block, stripe)
@@ -40,8 +40,8 @@ def test_chunks_of_blocks_are_chunks_of_the_zarr_array(shape, k, memory, chunk_r
                     steps = [one.start // step for one, step in zip(slab, plan.chunk_shape)]
                     key = f"a/data/c/{'/'.join(map(str, steps))}"
                     assert chunks[key] == (view.get_chunk_key(slab), block, range(stripe, stripe + 1))
-                    found.add(key)
-        assert found == chunks.keys()
-        assert len(found) == int(np.prod([-(-size // step) for size, step in zip(shape, plan.chunk_shape)]))
+                    keys.add(key)
+        assert keys == chunks.keys()
+        assert len(keys) == int(np.prod([-(-size // step) for size, step in zip(shape, plan.chunk_shape)]))
     else:
         assert plan.chunk_shape == (plan.rows_per_block, *shape[1:])

@@ -28,8 +28,8 @@ class LocalCluster:
         self.n_fetched = 0
 
     def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
-        found = function(*arguments)
-        return [found] if n_outputs == 1 else list(found)
+        outputs = function(*arguments)
+        return [outputs] if n_outputs == 1 else list(outputs)
 
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
         self.n_fetched += sum(isinstance(one, np.ndarray) for one in references)
@@ -59,27 +59,27 @@ def encode_on_test_cluster(pieces: Any, total: int | None = None, **options: Any
 def test_blocks_on_a_cluster_equal_local_blocks(dtype: Any, options: dict[str, Any]) -> None:
     data = (100 * A).astype(dtype)[:22]
     cut = [[data[:4], data[4:6]], [data[6:12]], [data[12:18]], [data[18:]]]
-    found, known = (
+    coded, known = (
         encode_on_test_cluster(cut, 22, **options),
         encode_blocks(data, CodeOptions(blocks=4, **options), None),
     )
-    assert (found.n, found.code.k, found.data_blocks.n_padding_rows) == (known.n, 4, 2)
-    for index in range(found.n):
-        assert found.block_layout(index) == known.block_layout(index)
-        np.testing.assert_allclose(found.cluster_reference(index), known.block_leaves(index)[0], rtol=1e-6)
-        assert found.block_segments(index)[0].size == found.cluster_reference(index).nbytes
-    assert found.data_blocks.cluster.n_fetched == 0  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(found.block_leaves(1)[0], found.cluster_reference(1))
+    assert (coded.n, coded.code.k, coded.data_blocks.n_padding_rows) == (known.n, 4, 2)
+    for index in range(coded.n):
+        assert coded.block_layout(index) == known.block_layout(index)
+        np.testing.assert_allclose(coded.cluster_reference(index), known.block_leaves(index)[0], rtol=1e-6)
+        assert coded.block_segments(index)[0].size == coded.cluster_reference(index).nbytes
+    assert coded.data_blocks.cluster.n_fetched == 0  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(coded.block_leaves(1)[0], coded.cluster_reference(1))
 
 
 def test_only_noncontiguous_or_swapped_blocks_on_a_cluster_are_converted() -> None:
     whole, turned, swapped = A[:6].copy(), A[6:12].T.copy().T, A[12:18].astype(">f8")
-    found = encode_on_test_cluster([[whole], [turned], [swapped]])
-    assert found.cluster_reference(0) is whole
+    coded = encode_on_test_cluster([[whole], [turned], [swapped]])
+    assert coded.cluster_reference(0) is whole
     for index, one in enumerate((whole, turned, swapped)):
-        np.testing.assert_array_equal(found.cluster_reference(index), one)
-        assert found.cluster_reference(index).flags.c_contiguous
-        assert found.cluster_reference(index).dtype.isnative
+        np.testing.assert_array_equal(coded.cluster_reference(index), one)
+        assert coded.cluster_reference(index).flags.c_contiguous
+        assert coded.cluster_reference(index).dtype.isnative
 
 
 def test_columns_of_a_table_are_stacked() -> None:

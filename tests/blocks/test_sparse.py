@@ -36,10 +36,10 @@ def random_sparse(rows: int, columns: int, density: float, dtype: str, seed: int
 
 def dense(blocks: SparseCodedBlocks, index: int) -> np.ndarray:
     columns = blocks.data_blocks.matrix.shape[1]
-    found: np.ndarray = build_csr_matrix(
+    array: np.ndarray = build_csr_matrix(
         blocks.block_leaves(index), scipy.sparse.csr_array, columns
     ).toarray()
-    return found
+    return array
 
 
 @settings(max_examples=100)
@@ -63,15 +63,15 @@ def test_sparse_blocks_equal_those_of_the_dense_code(
     padded[:rows] = matrix.toarray()
     expected = code.encode(padded.reshape(k, -1))
     for index in range(coded.n):
-        found = dense(coded, index)
+        actual = dense(coded, index)
         layout = tuple((leaf.dtype.str, leaf.shape) for leaf in coded.block_leaves(index))
         assert coded.block_layout(index) == layout
-        assert found.dtype == (dtype if index < k else code.parity_dtype(dtype))
+        assert actual.dtype == (dtype if index < k else code.parity_dtype(dtype))
         if dtype[0] in "iu":
-            np.testing.assert_array_equal(found.ravel(), expected[index].astype(found.dtype))
+            np.testing.assert_array_equal(actual.ravel(), expected[index].astype(actual.dtype))
         else:
             room = 1e-5 if dtype in ("f4", "c8") else 1e-12
-            np.testing.assert_allclose(found.ravel(), expected[index], atol=400 * room, rtol=room)
+            np.testing.assert_allclose(actual.ravel(), expected[index], atol=400 * room, rtol=room)
 
 
 @pytest.mark.parametrize("kernel", ["rotation", "arikan"])
@@ -124,11 +124,11 @@ def test_the_cheaper_code_is_chosen_and_the_reason_is_reported() -> None:
     assert code.n == 32 and reason.startswith("coded: a parity block has ")
     wide = scipy.sparse.random_array((2_400, 60_000), density=0.01, format="csr", rng=0)
     blocks = SparseDataBlocks(wide, 24)
-    found, reason = choose_code_or_backups(blocks, PolarCode(32, 24))
+    code, reason = choose_code_or_backups(blocks, PolarCode(32, 24))
     work = compute_relative_work(
         blocks.nonzeros_per_block, count_parity_nonzeros(blocks, PolarCode(32, 24).encoding_matrix)
     )
-    assert work > MAX_RELATIVE_WORK and isinstance(found, Uncoded) and found.max_backups > 0
+    assert work > MAX_RELATIVE_WORK and isinstance(code, Uncoded) and code.max_backups > 0
     assert f"which multiplies the cost of all tasks by {work:.2f}" in reason and reason.startswith(
         "backups of late tasks"
     )

@@ -83,8 +83,8 @@ def test_properties_computed_without_the_coefficients_match_them(code: LinearCod
 @pytest.mark.parametrize("seed", range(8))
 def test_weights_map_the_generator_to_the_targets(code: LinearCode, seed: int) -> None:
     recovery = make_ready_tracker(code, False, seed).decoder
-    found = recovery.weights @ code.generator_matrix[recovery.arrived_indices]
-    np.testing.assert_allclose(found, code.target_matrix[recovery.missing_indices], atol=1e-9)
+    actual = recovery.weights @ code.generator_matrix[recovery.arrived_indices]
+    np.testing.assert_allclose(actual, code.target_matrix[recovery.missing_indices], atol=1e-9)
 
 
 @every_code
@@ -121,8 +121,8 @@ def test_real_and_modular_arithmetic_have_separate_decoders(code: LinearCode, se
     assert integers is decoder and floats is decoder.over(np.dtype("f8")) is not decoder
     assert not floats.modular and floats.over(np.dtype("i8")) is floats
     assert (floats.missing_indices == decoder.missing_indices).all() and not floats.rank_deficit
-    found = floats.weights @ code.generator_matrix[decoder.arrived_indices]
-    np.testing.assert_allclose(found, code.target_matrix[decoder.missing_indices], atol=1e-9)
+    actual = floats.weights @ code.generator_matrix[decoder.arrived_indices]
+    np.testing.assert_allclose(actual, code.target_matrix[decoder.missing_indices], atol=1e-9)
     results = code.generator_matrix[decoder.arrived_indices] @ np.arange(1.0, code.k + 1)[:, np.newaxis]
     received = dict(zip(decoder.arrived_indices.tolist(), results))
     for dtype in ("f8", "i8"):

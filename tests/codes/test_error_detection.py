@@ -37,11 +37,11 @@ def test_checks_allow_the_rounding_of_large_terms() -> None:
         rows = dict(enumerate(mixed.copy()))
         rows[2][1] += deviation
         assert len(error_detection.evaluate_parity_checks(recovery, rows, data.dtype).violations) == alone
-        found = error_detection.evaluate_parity_checks(
+        checks = error_detection.evaluate_parity_checks(
             recovery, rows, data.dtype, magnitude_before_cancellation=terms
         )
-        assert len(found.violations) == known
-        assert known or found.max_relative <= deviation / terms + 1e-24
+        assert len(checks.violations) == known
+        assert known or checks.max_relative <= deviation / terms + 1e-24
 
 
 @pytest.mark.parametrize("code", [PolarCode(12, 8, "arikan"), IntegerSecretSharingCode(16, 6, 1)], ids=repr)

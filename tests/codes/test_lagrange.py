@@ -70,12 +70,12 @@ def test_amplification_matches_dense_least_squares(n: int, k: int, degree: int) 
             dense, rel=1e-6
         )
         worst = max(worst, dense)
-    found = code.summarize_amplification(n - code.recovery_threshold)
-    assert found.median <= found.p90 <= found.max <= worst * (1 + 1e-6)
+    summary = code.summarize_amplification(n - code.recovery_threshold)
+    assert summary.median <= summary.p90 <= summary.max <= worst * (1 + 1e-6)
     if len(patterns) <= 64:
-        assert found.max == pytest.approx(worst, rel=1e-6)
+        assert summary.max == pytest.approx(worst, rel=1e-6)
     else:  # Losing neighbours is the worst pattern, or nearly the worst.
-        assert found.max >= 0.5 * worst
+        assert summary.max >= 0.5 * worst
 
 
 DEFAULT_SIZES = [

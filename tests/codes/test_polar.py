@@ -225,9 +225,9 @@ def test_is_decodable_refuses_invalid_masks() -> None:
 @pytest.mark.parametrize("kernel", ["rotation", "arikan"])
 def test_a_resized_code_has_the_same_options(kernel: str) -> None:
     given = {"kernel": kernel, "seed": 3, "erasure": 0.2}
-    found, expected = PolarCode(32, 24, **given).with_sizes(14, 10), PolarCode(14, 10, **given)
-    assert np.array_equal(found.encoding_matrix, expected.encoding_matrix)
-    assert found.erasure == 0.2
+    actual, expected = PolarCode(32, 24, **given).with_sizes(14, 10), PolarCode(14, 10, **given)
+    assert np.array_equal(actual.encoding_matrix, expected.encoding_matrix)
+    assert actual.erasure == 0.2
     assert PolarCode(32, 24, kernel).with_sizes(14, 10).erasure == PolarCode(14, 10, kernel).erasure
 
 

@@ -21,8 +21,8 @@ def polarize(depth: int, erasure: Fraction) -> list[Fraction]:
 @pytest.mark.parametrize("depth", [0, 1, 4, 7])
 def test_erasure_probabilities_polarize(depth: int) -> None:
     expected = [float(z) for z in polarize(depth, Fraction(1, 4))]
-    found = polar_construction.compute_input_erasure_probabilities(np.full(2**depth, 0.25))
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    actual = polar_construction.compute_input_erasure_probabilities(np.full(2**depth, 0.25))
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("depth", "k"), [(3, 4), (5, 20), (8, 192), (8, 1), (8, 255)])

@@ -38,16 +38,16 @@ def test_data_is_decoded(
     product.MAX_JOINT_WEIGHTS = 0 if by_lines else limit
     try:
         plan = code.make_decoder(decoder.arrived_mask, exact)
-        found = plan.decode(rows, data.dtype)
+        recovered = plan.decode(rows, data.dtype)
         if not exact and len(decoder.missing_indices):
             together = plan.weights @ data[decoder.arrived_mask].astype("complex128")
             np.testing.assert_allclose(together, data[decoder.missing_indices], rtol=1e-2, atol=1e-2)
     finally:
         product.MAX_JOINT_WEIGHTS = limit
-    assert found.dtype == data.dtype
+    assert recovered.dtype == data.dtype
     room = {"float64": 1e-9, "complex128": 1e-9, "float32": 1e-2}.get(dtype, 0)
     np.testing.assert_allclose(
-        found, data[decoder.missing_indices], rtol=0, atol=room * np.abs(data).max(initial=1)
+        recovered, data[decoder.missing_indices], rtol=0, atol=room * np.abs(data).max(initial=1)
     )
 
 
@@ -80,9 +80,9 @@ def test_every_pattern_of_a_small_grid(kernel: str, sizes: tuple[tuple[int, int]
         assert decoder.is_ready == is_determined, arrived
         if is_determined:
             rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
-            found = decoder.decoder.decode(rows, data.dtype)
+            recovered = decoder.decoder.decode(rows, data.dtype)
             np.testing.assert_allclose(
-                found, data[decoder.missing_indices], rtol=0 if exact else 1e-7, atol=1e-7
+                recovered, data[decoder.missing_indices], rtol=0 if exact else 1e-7, atol=1e-7
             )
 
 
@@ -105,8 +105,10 @@ def test_joint_equations_decode_where_line_by_line_stalls(kernel: str) -> None:
         assert rank(combinations[before], exact) < code.k
         only_jointly += not by_lines.is_complete
         rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
-        found = decoder.decoder.decode(rows, data.dtype)
-        np.testing.assert_allclose(found, data[decoder.missing_indices], rtol=0 if exact else 1e-6, atol=1e-6)
+        recovered = decoder.decoder.decode(rows, data.dtype)
+        np.testing.assert_allclose(
+            recovered, data[decoder.missing_indices], rtol=0 if exact else 1e-6, atol=1e-6
+        )
     assert only_jointly > 1
 
 
@@ -132,8 +134,8 @@ def test_large_grids_are_decoded_line_by_line(monkeypatch: pytest.MonkeyPatch) -
     assert decoder.is_ready and len(decoder.missing_indices) > 50
     assert decoder.decoder.line_decodings
     rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
-    found = decoder.decoder.decode(rows, data.dtype)
-    assert np.abs(found - data[decoder.missing_indices]).max() < 1e-8 * np.abs(data).max()
+    recovered = decoder.decoder.decode(rows, data.dtype)
+    assert np.abs(recovered - data[decoder.missing_indices]).max() < 1e-8 * np.abs(data).max()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

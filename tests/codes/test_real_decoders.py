@@ -121,10 +121,10 @@ def test_an_updated_decoder_is_as_accurate_as_a_new_one(
                 patched.setattr(
                     real_decoders, "compute_left_inverse", lambda _: pytest.fail("factorized again")
                 )
-                found = decoder.decoder.weights, decoder.decoder.compute_parity_check_matrix(8)
-            np.testing.assert_allclose(found[0], expected[0], atol=1e-10)
-            np.testing.assert_allclose(found[1] @ code.generator_matrix[anew.arrived_indices], 0, atol=1e-12)
-            assert found[1].shape == expected[1].shape
+                actual = decoder.decoder.weights, decoder.decoder.compute_parity_check_matrix(8)
+            np.testing.assert_allclose(actual[0], expected[0], atol=1e-10)
+            np.testing.assert_allclose(actual[1] @ code.generator_matrix[anew.arrived_indices], 0, atol=1e-12)
+            assert actual[1].shape == expected[1].shape
         assert decoder.decoder is not first
 
 

@@ -60,8 +60,8 @@ def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
         assert (plan.rank_deficit == 0 or not len(plan.missing_indices)) == (rank == sums.shape[-1]), arrived
         if plan.rank_deficit == 0:
             rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
-            found = plan.decode(rows, np.dtype(float))
-            for row, index in zip(found, plan.missing_indices.tolist()):
+            decoded = plan.decode(rows, np.dtype(float))
+            for row, index in zip(decoded, plan.missing_indices.tolist()):
                 np.testing.assert_allclose(row, data[index], rtol=1e-6, atol=1e-7)
 
 
@@ -77,8 +77,8 @@ def test_random_orders(dtype: str) -> None:
                 break
         counts.append(decoder.n_arrived)
         rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
-        found = decoder.decoder.decode(rows, np.dtype(dtype))
-        assert np.abs(found - [data[index] for index in decoder.missing_indices]).max(initial=0) < 1e-9
+        decoded = decoder.decoder.decode(rows, np.dtype(dtype))
+        assert np.abs(decoded - [data[index] for index in decoder.missing_indices]).max(initial=0) < 1e-9
     assert np.mean(counts) < code.k + 4
 
 
@@ -94,12 +94,12 @@ def test_amplification_matches_independent_errors() -> None:
     for _ in range(3000):
         noisy = {index: row + stream.standard_normal(row.size) for index, row in rows.items()}
         errors.append(plan.decode(noisy, np.dtype(float)) - exact)
-    found = np.std(errors, axis=0)
+    decoded = np.std(errors, axis=0)
     off_diagonal = [
         index for index, (a, b) in enumerate(code.grid_coordinates[plan.missing_indices].tolist()) if a != b
     ]
     expected = np.linalg.norm(plan.weight_magnitudes, axis=1)
-    np.testing.assert_allclose(found[off_diagonal].mean(axis=1), expected[off_diagonal], rtol=0.1)
+    np.testing.assert_allclose(decoded[off_diagonal].mean(axis=1), expected[off_diagonal], rtol=0.1)
 
 
 def test_redundant_checks_hold_and_locate_garbage() -> None:

@@ -247,25 +247,29 @@ def is_component(value: object) -> bool:
     return module.startswith("polarmap.driver.") or isinstance(value, ArrivalTracker)
 
 
-def components_of(value: object, found: dict[int, object]) -> dict[int, object]:
+def collect_components(value: object, components: dict[int, object]) -> dict[int, object]:
     """Return all objects of the driver that are reachable from `value`, by their id()."""
-    if is_component(value) and hasattr(value, "__dict__") and id(value) not in found:
-        found[id(value)] = value
+    if is_component(value) and hasattr(value, "__dict__") and id(value) not in components:
+        components[id(value)] = value
         for part in vars(value).values():
-            components_of(part, found)
-    return found
+            collect_components(part, components)
+    return components
 
 
-def state_of(component: object) -> dict[str, Any]:
+def get_state(component: object) -> dict[str, Any]:
     """Return a copy of an object's state, without cached values."""
     # A LocalEvaluation is changed by another thread at any time.
     if isinstance(component, local_evaluation.LocalEvaluation):
         return {}
     cached = {name for name, kind in vars(type(component)).items() if isinstance(kind, cached_property)}
-    return {name: copied(value) for name, value in vars(component).items() if name not in CACHED | cached}
+    return {
+        name: get_comparable_value(value)
+        for name, value in vars(component).items()
+        if name not in CACHED | cached
+    }
 
 
-def copied(value: object) -> object:
+def get_comparable_value(value: object) -> object:
     """Return a value that differs once `value` has been replaced or, for a collection, changed."""
     if isinstance(value, np.ndarray):
         return value.tobytes()
@@ -298,17 +302,17 @@ def ask_all_predicates(component: object) -> int:
 
 def ask_collector(collector: CodedCollector) -> int:
     """Call all predicates of a collector's parts twice, check that none changes, and return their number."""
-    n_asked, components = 0, components_of(collector, {})
+    n_asked, components = 0, collect_components(collector, {})
     for component in components.values():
         has_results, is_determined = collector.received.by_task, collector.decoder.ready_at is not None
         if isinstance(component, WHEN_DETERMINED) and not is_determined:
             continue
         if isinstance(component, AFTER_ARRIVAL) and not has_results:
             continue
-        before = {key: state_of(part) for key, part in components.items()}
+        before = {key: get_state(part) for key, part in components.items()}
         n_asked += ask_all_predicates(component)
         ask_all_predicates(component)
-        assert {key: state_of(part) for key, part in components.items()} == before, component
+        assert {key: get_state(part) for key, part in components.items()} == before, component
     return n_asked
 
 
@@ -359,9 +363,9 @@ def test_a_verdict_changes_no_results_and_no_tasks(scenario: str, monkeypatch: p
 
     def judge_and_compare(policy: AcceptancePolicy) -> Verdict:
         parts = policy._decoder.received, policy._task_table
-        before, properties = [state_of(part) for part in parts], dict(VERIFIED_PROPERTIES)
+        before, properties = [get_state(part) for part in parts], dict(VERIFIED_PROPERTIES)
         verdicts.append(judge(policy))
-        assert [state_of(part) for part in parts] == before
+        assert [get_state(part) for part in parts] == before
         assert properties == VERIFIED_PROPERTIES
         return verdicts[-1]
 

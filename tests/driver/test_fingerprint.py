@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver.test_function_properties import how_verified, power, times
+from driver.test_function_properties import get_verification, power, times
 
 from polarmap.driver.fingerprint import compute_function_fingerprint
 from polarmap.driver.function_properties import LINEAR_OR_AFFINE, FunctionProperty
@@ -221,14 +221,14 @@ def getattr_p(owner: Any) -> int:
         return 1
 
 
-def noted(array: Any) -> Any:
+def set_p(array: Any) -> Any:
     array.p = 1
     return array
 
 
 def memory_map() -> Any:
     with tempfile.TemporaryFile() as file:
-        return noted(np.memmap(file, float, "w+", shape=(5,)))
+        return set_p(np.memmap(file, float, "w+", shape=(5,)))
 
 
 def module_of_library(source: str) -> Any:
@@ -318,11 +318,11 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
         lambda obj: (lambda b: b ** getattr_p(obj), setter(obj, "p")),
     ),
     "attribute of a matrix": (
-        lambda: noted(np.ones((5, 5)).view(np.matrix)),
+        lambda: set_p(np.ones((5, 5)).view(np.matrix)),
         lambda obj: (lambda b: b**obj.p, setter(obj, "p")),
     ),
     "attribute of a record array": (
-        lambda: noted(np.ones(5).view(np.recarray)),
+        lambda: set_p(np.ones(5).view(np.recarray)),
         lambda obj: (lambda b: b**obj.p, setter(obj, "p")),
     ),
     "attribute of a memory map": (memory_map, lambda obj: (lambda b: b**obj.p, setter(obj, "p"))),
@@ -422,11 +422,11 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
 def change(name: str) -> Callable[[Any], Any]:
     """Return a decorator that registers a change that does not fit into an expression."""
 
-    def noted(make: Any) -> Any:
+    def register(make: Any) -> Any:
         CHANGES[name] = (int, lambda _: make())
         return make
 
-    return noted
+    return register
 
 
 @change("slot")
@@ -539,15 +539,15 @@ def test_a_change_of_an_object_that_f_refers_to_is_noticed(
     monkeypatch.setenv("POLARMAP_TEST", "1")
     owner, make = CHANGES[name]
     f, change_it = make(owner())
-    assert how_verified(f, surplus=False) == "local"
-    assert how_verified(f, surplus=False) == ("local" if name in NEVER_TRUSTED else "earlier")
+    assert get_verification(f, surplus=False) == "local"
+    assert get_verification(f, surplus=False) == ("local" if name in NEVER_TRUSTED else "earlier")
     try:
         change_it(2)
         with pytest.raises(NotLinearError):
-            how_verified(f, surplus=False)
+            get_verification(f, surplus=False)
         if name not in ONE_WAY:
             change_it(1)
-            assert how_verified(f, surplus=False) in ("local", "earlier")
+            assert get_verification(f, surplus=False) in ("local", "earlier")
     finally:
         while UNPATCHED:
             setattr(*UNPATCHED.pop())

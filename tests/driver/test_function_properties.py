@@ -38,7 +38,7 @@ def test_verified_properties_are_remembered_until_the_cache_is_cleared() -> None
     assert FunctionProperty(f, LINEAR_OR_AFFINE, floats).value is None
 
 
-def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:
+def get_verification(f: Callable[[Any], Any], surplus: bool) -> str:
     """Return report.verified of a map that loses two data tasks and, without `surplus`, one parity task."""
     seconds = dict.fromkeys([0, 1] if surplus else [0, 1, 6], math.inf)
     options = {"blocks": 4, "tasks": 7, "timeout": 100}
@@ -47,9 +47,9 @@ def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:
 
 @pytest.mark.parametrize(("surplus", "how"), [(True, "parity"), (False, "local")])
 def test_the_next_map_trusts_a_verified_function(surplus: bool, how: str) -> None:
-    assert how_verified(times(np.ones(5)), surplus) == how
-    assert how_verified(times(np.ones(5)), surplus=False) == "earlier"
-    assert how_verified(times(np.zeros(5)), surplus=False) == "local"
+    assert get_verification(times(np.ones(5)), surplus) == how
+    assert get_verification(times(np.ones(5)), surplus=False) == "earlier"
+    assert get_verification(times(np.zeros(5)), surplus=False) == "local"
 
 
 @pytest.mark.parametrize("seconds", [{}, dict.fromkeys([4, 5, 6], math.inf)], ids=["parity", "here"])
@@ -58,13 +58,13 @@ def test_a_function_is_verified_although_nothing_is_decoded(seconds: dict[int, f
     options = {"blocks": 4, "tasks": 7, "timeout": 100, "executor": ReplayExecutor(seconds)}
     report = coded_map(f, DATA, **options).report
     assert (report.verified, report.residual is not None) == ("not needed", True)
-    assert how_verified(f, surplus=False) == "earlier"
+    assert get_verification(f, surplus=False) == "earlier"
 
 
 def test_a_function_that_failed_is_not_verified() -> None:
     for _ in range(2):
         with pytest.raises(NotLinearError):
-            how_verified(power(2), surplus=False)
+            get_verification(power(2), surplus=False)
 
 
 def test_a_function_that_changes_during_a_map_is_not_trusted() -> None:
@@ -75,6 +75,6 @@ def test_a_function_that_changes_during_a_map_is_not_trusted() -> None:
         inside[0] = 1
         return block ** inside[0]
 
-    assert how_verified(f, surplus=False) == "local"
+    assert get_verification(f, surplus=False) == "local"
     inside[0] = 2
-    assert how_verified(f, surplus=False) == "local"
+    assert get_verification(f, surplus=False) == "local"

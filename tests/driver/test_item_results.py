@@ -17,7 +17,7 @@ from polarmap.worker.pickled_values import pickle_to_array
 BROKEN = b"no pickle"
 
 
-class Arrivals(Observer):
+class ArrivalRecorder(Observer):
     """An observer that records the value of each item as it arrives."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Arrivals(Observer):
 
 
 def test_each_item_gets_its_first_result_and_observers_receive_it_immediately() -> None:
-    arrivals = Arrivals()
+    arrivals = ArrivalRecorder()
     results = ItemResults(2, False, EventStream([arrivals]))
     results.add_results([(1, pickle.dumps("one"))])
     assert not results.is_complete

@@ -49,7 +49,7 @@ T = TypeVar("T")
 THREE = np.random.default_rng(0).standard_normal((24, 3))
 
 
-class Diary(Observer):
+class EventLog(Observer):
     """An observer that records the events of a map, and the states of its tasks whenever an attempt ends."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Diary(Observer):
         if isinstance(event, AttemptEnded):
             self.states.append([task.state for task in self.get_report().tasks])
 
-    def of(self, kind: type[T]) -> list[T]:
+    def events_of(self, kind: type[T]) -> list[T]:
         """Return the events of one class."""
         return [event for event in self.events if isinstance(event, kind)]
 
@@ -75,12 +75,12 @@ def observe(map_function: Any, *arguments: Any, observers: Sequence[Observer], *
 
 
 def test_events_are_emitted_as_they_happen() -> None:
-    diary = Diary()
+    event_log = EventLog()
     executor = FaultyExecutor(ReplayExecutor({0: 1.0, 1: 2.0, 2: 3.0, 3: math.inf}), {1: Fault("kill")})
     options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": executor, "verify": False}
-    result = observe(polarmap.coded_map, np.negative, THREE, observers=[diary], **options)
-    told = [event for event in diary.events if not isinstance(event, (JobPolled, EstimateReady))]
-    assert [type(event) for event in told] == [
+    result = observe(polarmap.coded_map, np.negative, THREE, observers=[event_log], **options)
+    events = [event for event in event_log.events if not isinstance(event, (JobPolled, EstimateReady))]
+    assert [type(event) for event in events] == [
         JobStarted,
         AttemptEnded,
         BlockReady,
@@ -93,52 +93,54 @@ def test_events_are_emitted_as_they_happen() -> None:
         *[BlockReady] * 3,
         JobFinished,
     ]
-    ended = [(event.outcome.task, event.elapsed_seconds) for event in diary.of(AttemptEnded)]
+    ended = [(event.outcome.task, event.elapsed_seconds) for event in event_log.events_of(AttemptEnded)]
     assert ended == [(0, 1.0), (1, 2.0), (2, 3.0), (1, 6.0)]
-    [started] = diary.of(AttemptsStarted)
+    [started] = event_log.events_of(AttemptsStarted)
     assert (list(started.attempts), set(started.pending_tasks)) == ([(1, 1)], {3})
-    ready = [(event.index, event.is_final) for event in diary.of(BlockReady)]
+    ready = [(event.index, event.is_final) for event in event_log.events_of(BlockReady)]
     assert ready == [(0, False), (2, False), (1, False), (0, True), (2, True), (1, True)]
-    for event in diary.of(BlockReady):
+    for event in event_log.events_of(BlockReady):
         np.testing.assert_array_equal(event.get_result(), result[event.index])
-    counts = [event.n_results for event in diary.of(JobPolled)]
+    counts = [event.n_results for event in event_log.events_of(JobPolled)]
     assert (counts[0], counts[1], counts[-1]) == (0, 1, 3)
-    assert counts == sorted(counts) == [event.n_results for event in diary.of(EstimateReady)]
-    assert diary.states[0] == ["arrived", "running", "running", "running"]
-    assert diary.states[1] == ["arrived", "failed", "running", "running"]
-    assert diary.states[-1] == ["arrived", "arrived", "arrived", "running"]
+    assert counts == sorted(counts) == [event.n_results for event in event_log.events_of(EstimateReady)]
+    assert event_log.states[0] == ["arrived", "running", "running", "running"]
+    assert event_log.states[1] == ["arrived", "failed", "running", "running"]
+    assert event_log.states[-1] == ["arrived", "arrived", "arrived", "running"]
     assert [task.state for task in result.report.tasks] == ["arrived", "arrived", "arrived", "abandoned"]
-    assert diary.of(JobFinished) == [JobFinished(result.report)]
+    assert event_log.events_of(JobFinished) == [JobFinished(result.report)]
 
 
 def test_results_of_any_function_are_final_one_by_one() -> None:
-    diary = Diary()
-    result = observe(polarmap.hedged_map, abs, [-1, 2], observers=[diary], executor=ReplayExecutor({0: 9.0}))
+    event_log = EventLog()
+    result = observe(
+        polarmap.hedged_map, abs, [-1, 2], observers=[event_log], executor=ReplayExecutor({0: 9.0})
+    )
     assert list(result) == [1, 2]
-    ready = [(event.index, event.get_result(), event.is_final) for event in diary.of(BlockReady)]
+    ready = [(event.index, event.get_result(), event.is_final) for event in event_log.events_of(BlockReady)]
     assert ready == [(1, 2, True), (0, 1, True)]
 
 
 def test_blocks_that_arrived_are_final_in_their_order_before_decoded_ones() -> None:
-    diary, executor = Diary(), ReplayExecutor({0: math.inf, 1: 3.0, 2: 2.0})
+    event_log, executor = EventLog(), ReplayExecutor({0: math.inf, 1: 3.0, 2: 2.0})
     options: dict[str, Any] = {"blocks": 3, "tasks": 5, "executor": executor}
-    result = observe(polarmap.coded_map, np.negative, THREE, observers=[diary], **options)
-    final = [event for event in diary.of(BlockReady) if event.is_final]
+    result = observe(polarmap.coded_map, np.negative, THREE, observers=[event_log], **options)
+    final = [event for event in event_log.events_of(BlockReady) if event.is_final]
     assert [event.index for event in final] == [2, 1, 0]
     assert all(event.get_result() is result[event.index] for event in final)
 
 
 def test_a_job_that_raises_has_finished_for_all_observers() -> None:
-    diaries = Diary(), Diary()
+    diaries = EventLog(), EventLog()
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": never, "timeout": 2.0}
     with pytest.raises(CodedTimeoutError) as raised:
         observe(polarmap.coded_map, np.negative, THREE, observers=diaries, **options)
-    for diary in diaries:
-        finished = diary.events[-1]
+    for event_log in diaries:
+        finished = event_log.events[-1]
         assert isinstance(finished, JobFinished) and finished.error is raised.value
         assert finished.report is not None and not finished.report.is_final
-        assert diary.of(BlockReady) == []
+        assert event_log.events_of(BlockReady) == []
 
 
 def test_a_job_of_an_observer_that_raises_ends_with_its_exception() -> None:
@@ -147,11 +149,11 @@ def test_a_job_of_an_observer_that_raises_ends_with_its_exception() -> None:
             if isinstance(event, AttemptEnded):
                 raise error
 
-    error, recorder, diary = ArithmeticError("no"), Recorder(), Diary()
+    error, recorder, event_log = ArithmeticError("no"), Recorder(), EventLog()
     with pytest.raises(ArithmeticError) as raised:
-        observe(polarmap.coded_map, np.negative, THREE, observers=[Refusal(), diary], executor=recorder)
+        observe(polarmap.coded_map, np.negative, THREE, observers=[Refusal(), event_log], executor=recorder)
     assert raised.value is error
-    assert diary.of(JobFinished)[0].error is error
+    assert event_log.events_of(JobFinished)[0].error is error
     assert recorder.calls[-1] == ("close",)
 
 
@@ -169,12 +171,12 @@ def test_a_job_that_is_cancelled_stops_and_closes_its_session(is_early: bool) ->
             if isinstance(event, JobStarted if is_early else AttemptEnded):
                 cancellation.cancel()
 
-    cancellation, recorder, diary = CancellationToken(), Recorder({2: 9.0}), Diary()
+    cancellation, recorder, event_log = CancellationToken(), Recorder({2: 9.0}), EventLog()
     prepared = polarmap.hedged_map.prepare(abs, [1, 2, 3], executor=recorder)  # type: ignore[attr-defined]
     with pytest.raises(JobCancelled):
-        prepared.execute(JobContext(EventStream([Canceller(), diary]), cancellation))
-    assert len(diary.of(AttemptEnded)) == (0 if is_early else 1)
-    assert isinstance(diary.events[-1].error, JobCancelled)  # type: ignore[union-attr]
+        prepared.execute(JobContext(EventStream([Canceller(), event_log]), cancellation))
+    assert len(event_log.events_of(AttemptEnded)) == (0 if is_early else 1)
+    assert isinstance(event_log.events[-1].error, JobCancelled)  # type: ignore[union-attr]
     assert [call[0] for call in recorder.calls] == ([] if is_early else ["open", "submit", "wait", "close"])
 
 

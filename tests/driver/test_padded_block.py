@@ -35,9 +35,9 @@ from polarmap.testing import Fault, ReplayExecutor
 @pytest.mark.parametrize("lost", [(0,), (3, 7), (5, 16), (15, 19), (0, 1, 2, 13)])
 @pytest.mark.parametrize("f", [*MIXING, *DECODABLE])
 def test_only_lost_blocks_are_decoded(f: Callable[[Any], Any], lost: tuple[int, ...]) -> None:
-    wanted, result = plain(f, DATA, 15), coded_map(f, DATA, **SIZES, executor=losing(*lost))
-    assert_same(result, wanted, 1e-11)
-    assert_same(result[LAST:], wanted[LAST:])
+    expected, result = plain(f, DATA, 15), coded_map(f, DATA, **SIZES, executor=losing(*lost))
+    assert_same(result, expected, 1e-11)
+    assert_same(result[LAST:], expected[LAST:])
     assert result.report.recovered == tuple(index for index in lost if index < 15)
     assert result.report.last_block == "own rows"
 

@@ -29,7 +29,7 @@ from polarmap.executors.interface import Outcome
 from polarmap.testing import ReplayExecutor
 
 
-def odd_at(indices: Sequence[int], how: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def alter_results_at(indices: Sequence[int], how: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return `product`, except that workers apply `how` instead to the blocks of DATA at `indices`."""
     corners, workers = DATA[3 * np.array(indices), 0], threading.current_thread()
 
@@ -49,7 +49,9 @@ def odd_at(indices: Sequence[int], how: Callable[[Any], Any]) -> Callable[[Any],
 def test_a_result_of_a_different_shape_is_a_failure_in_any_order(
     how: Callable[[Any], Any], arrival: float
 ) -> None:
-    result = coded(odd_at([2], how), executor=ReplayExecutor({2: arrival} | dict.fromkeys(range(7, N), 1.2)))
+    result = coded(
+        alter_results_at([2], how), executor=ReplayExecutor({2: arrival} | dict.fromkeys(range(7, N), 1.2))
+    )
     assert_right(result)
     report = result.report
     assert report.recovered == (2,)
@@ -63,7 +65,7 @@ def test_a_result_that_seemed_different_is_not_awaited_again() -> None:
     with pytest.raises(
         CodedTimeoutError, match=r"2 of 8 .* within 3\.1 s, 9 tasks still run; failed 1 task: W"
     ):
-        coded(odd_at([0], np.sum), executor=ReplayExecutor(seconds), timeout=3.1, retries=1)
+        coded(alter_results_at([0], np.sum), executor=ReplayExecutor(seconds), timeout=3.1, retries=1)
 
 
 def test_too_many_different_results_raise_an_error_with_shape_and_dtype() -> None:
@@ -81,7 +83,7 @@ def test_too_many_different_results_raise_an_error_with_shape_and_dtype() -> Non
 
 def test_the_shape_of_most_results_wins_however_late() -> None:
     # Three results of another shape come first. The correct results soon outnumber them.
-    result = coded(odd_at(range(3), lambda block: block[:, :2]), executor=arriving(range(N), N))
+    result = coded(alter_results_at(range(3), lambda block: block[:, :2]), executor=arriving(range(N), N))
     assert_right(result)
     assert states(result.report)["failed"] == [0, 1, 2]
     assert [task.failures for task in result.report.tasks[3:]] == [()] * (N - 3)
@@ -108,7 +110,7 @@ def test_parity_results_of_another_dtype_kind_do_not_overrule_data_results() -> 
         coded_map(lambda block: block @ x, data, executor=losing(0), **options)
 
 
-class Longer(AlteringReplay):
+class LongerResults(AlteringReplay):
     """A replay executor in which some workers return results of the same different shape."""
 
     def altered(self, outcome: Outcome) -> Outcome:
@@ -119,8 +121,8 @@ class Longer(AlteringReplay):
 
 def test_a_result_without_the_shape_of_a_product_is_a_failure() -> None:
     A, B = FLOATS[:8], np.random.default_rng(1).standard_normal((3, 5))
-    product = coded_matmul(A, B, method="rows", blocks=2, tasks=5, executor=Longer({4: 9.0}))
+    product = coded_matmul(A, B, method="rows", blocks=2, tasks=5, executor=LongerResults({4: 9.0}))
     np.testing.assert_allclose(product.array, A @ B, atol=1e-10)
     assert product.report.tasks_in_state("failed") == [0, 1]
-    with CodedOperator(A, blocks=2, tasks=5, executor=Longer()) as operator:
+    with CodedOperator(A, blocks=2, tasks=5, executor=LongerResults()) as operator:
         np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)

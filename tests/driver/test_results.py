@@ -129,19 +129,19 @@ def test_a_report_is_built_when_it_is_first_read(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unread_report_does_not_keep_exceptions_of_f_alive() -> None:
-    held = []
+    references = []
 
     def f(block: np.ndarray) -> np.ndarray:
         mine = Held()
         if block[0, 0] == 1:
-            held.append(weakref.ref(mine))
+            references.append(weakref.ref(mine))
             raise KeyError("lost")
         return block
 
     options: dict[str, Any] = {"executor": ReplayExecutor({0: 0.5}), "blocks": 3, "tasks": 4, "verify": False}
     result = polarmap.coded_map.prepare(f, np.eye(6), **options).execute(PLAIN_CONTEXT)
     gc.collect()
-    assert [reference() for reference in held] == [None]
+    assert [reference() for reference in references] == [None]
     assert result.report.tasks[0].failures == ("KeyError: 'lost'",)
     assert result.report.recovered == (0,)
 
@@ -172,7 +172,7 @@ PLACES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-class Diary:
+class LoggingFunction:
     """A function that appends its argument to a file when it starts, and never returns for parity blocks.
 
     It returns for block 0 once five tasks have started.
@@ -197,7 +197,7 @@ class Diary:
         with open(self._file, encoding="ascii") as file:
             return [float(line) for line in file.read().split()]
 
-    def begun(self) -> set[int]:
+    def find_started_tasks(self) -> set[int]:
         """Return the tasks that have started, identified by the values of their blocks."""
         values = np.concatenate([BLOCKS, CODE.encode(BLOCKS)[-(N - K) :]]).ravel()
         return {int(np.abs(values - value).argmin()) for value in self.lines()}
@@ -208,13 +208,15 @@ class Diary:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_task_states_match_the_tasks_that_have_started(place: str, tmp_path: Path) -> None:
-    diary = Diary(tmp_path)
+    logging_function = LoggingFunction(tmp_path)
     options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "verify": False, "retries": 0}
     with PLACES[place]() as executor:
-        report = polarmap.coded_map(diary, BLOCKS, executor=executor, timeout=PATIENCE, **options).report
+        report = polarmap.coded_map(
+            logging_function, BLOCKS, executor=executor, timeout=PATIENCE, **options
+        ).report
         time.sleep(0.3)  # A task wrongly reported as cancelled would begin in this time.
-        begun = diary.begun()
-        diary.open()
+        begun = logging_function.find_started_tasks()
+        logging_function.open()
     tasks_by_state = {state: set(indices) for state, indices in states(report).items()}
     assert tasks_by_state["arrived"] == set(range(K))
     assert tasks_by_state.keys() <= {"arrived", "abandoned", "cancelled"}
@@ -231,27 +233,29 @@ def test_task_states_match_the_tasks_that_have_started(place: str, tmp_path: Pat
 
 @pytest.mark.parametrize("place", ["threads", "processes", "default", "pool"])
 def test_a_future_reports_which_tasks_are_queued(place: str, tmp_path: Path) -> None:
-    diary = Diary(tmp_path)
+    logging_function = LoggingFunction(tmp_path)
     options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "retries": 0}
     with PLACES[place]() as executor:
-        future = polarmap.submit(polarmap.coded_map, diary, BLOCKS[::-1] * 3, executor=executor, **options)
+        future = polarmap.submit(
+            polarmap.coded_map, logging_function, BLOCKS[::-1] * 3, executor=executor, **options
+        )
         until, running = time.monotonic() + PATIENCE, set[int]()
-        while not running or running != written(diary):
+        while not running or running != find_started_tasks(logging_function):
             assert time.monotonic() < until
             time.sleep(0.01)
             report = future.report
             assert report is not None
             running = set(report.tasks_in_state("running"))
         assert set(report.tasks_in_state("queued")) == set(range(N)) - running
-        diary.open()
+        logging_function.open()
         future.exception(PATIENCE)  # The map ends before its executor is closed.
 
 
-def written(diary: Diary) -> set[int]:
+def find_started_tasks(logging_function: LoggingFunction) -> set[int]:
     """Return the tasks that have started in the map of other blocks, which never return."""
     blocks = BLOCKS[::-1] * 3
     values = np.concatenate([blocks, CODE.encode(blocks)[-(N - K) :]]).ravel()
     try:
-        return {int(np.abs(values - value).argmin()) for value in diary.lines()}
+        return {int(np.abs(values - value).argmin()) for value in logging_function.lines()}
     except FileNotFoundError:
         return set()

@@ -21,7 +21,7 @@ from polarmap.executors.interface import Event
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
-class Ticking:
+class TickingSession:
     """A session whose every poll takes `step` seconds and which must not be asked to wait forever."""
 
     def __init__(self, step: float) -> None:
@@ -59,7 +59,7 @@ class DelayedPolicy(SchedulingPolicy):
 
 def test_a_start_that_becomes_due_between_two_calls_is_not_missed() -> None:
     for step in range(1, 60):
-        run = Ticking(step / 100)
+        run = TickingSession(step / 100)
         tasks = TaskTable(3)
         collector, policy = CountingCollector(tasks, 2, JobTimer(run.now)), DelayedPolicy(range(2))
         for _ in schedule_tasks(run, policy, RetryRule(1), collector):

@@ -104,7 +104,7 @@ INTO_PYTHON = {
 }
 
 
-def drawn_integers(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def draw_integers(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Draw 64-bit integers: small, of the whole range, or near its upper end."""
     dtype = np.dtype(stream.choice(["i8", "u8"]))
     limits, bits = np.iinfo(dtype), int(stream.integers(3, 65))
@@ -120,7 +120,7 @@ def test_python_integers_and_floats_of_64_bits_are_correct_or_refused(name: str)
     for seed in range(150):
         stream = np.random.default_rng(seed)
         k, spare, rows = (int(stream.integers(1, top)) for top in (8, 6, 40))
-        data = drawn_integers(stream, (k * rows, 2))
+        data = draw_integers(stream, (k * rows, 2))
         seconds = dict(enumerate((1 + stream.random(k + spare)).tolist()))
         lost = dict.fromkeys(
             stream.permutation(k + spare)[: stream.integers(1, spare + 1)].tolist(), math.inf

@@ -146,9 +146,9 @@ def test_wide_integers_are_decoded_like_narrow_ones(seed: int, n: int, dtype: st
     recovery = code.make_decoder(arrived, modular=True)
     for rows in (coded, np.repeat(coded, 2, axis=1)[:, ::2]):
         received = {int(index): rows[index] for index in np.flatnonzero(arrived)}
-        found = recovery.decode(received, data.dtype)
-        assert found.dtype == dtype
-        assert (found == data[recovery.missing_indices]).all()
+        decoded = recovery.decode(received, data.dtype)
+        assert decoded.dtype == dtype
+        assert (decoded == data[recovery.missing_indices]).all()
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16"])

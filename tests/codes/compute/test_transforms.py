@@ -55,8 +55,8 @@ def test_rotation_parity_matches_its_network(n: int, k: int) -> None:
 def test_transposed_rotation_parity_matches_p(n: int, k: int) -> None:
     code = PolarCode(n, k)
     parity = np.random.default_rng(0).standard_normal((n - k, 3))
-    found = transforms.apply_rotation_parity_adjoint(parity, code.butterfly_network, k)
-    np.testing.assert_allclose(found, code.encoding_matrix.T @ parity, atol=1e-12)
+    actual = transforms.apply_rotation_parity_adjoint(parity, code.butterfly_network, k)
+    np.testing.assert_allclose(actual, code.encoding_matrix.T @ parity, atol=1e-12)
 
 
 def test_columns_are_transformed_independently() -> None:
