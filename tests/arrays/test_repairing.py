@@ -63,7 +63,7 @@ def check_repair(store, dtype, executor):
     before = objects(store)
 
     audit = coded.check(executor=executor)
-    assert {(one.block, one.stripe): one.kind for one in audit.damaged} == hurt
+    assert {(part.block, part.stripe): part.kind for part in audit.damaged} == hurt
     assert set(audit.zarr_damages) == others
     assert audit == coded.check()
     assert not audit.ok
@@ -92,8 +92,8 @@ def check_repair(store, dtype, executor):
     assert len(good) == 9 * stripes - len(hurt)
     assert all(after[part.key] == encoded[part.key] for part in view.metadata)
     for key in (key for (block, _), key in keys.items() if block < 6):  # the keys that Zarr reads
-        one, other = (np.frombuffer(data[key], dtype) for data in (after, encoded))
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+        repaired_part, encoded_part = (np.frombuffer(data[key], dtype) for data in (after, encoded))
+        np.testing.assert_allclose(repaired_part, encoded_part, rtol=tolerance, atol=tolerance)
     assert whole >= 6 or after[keys[whole, 0]] == encoded[keys[whole, 0]]
     # Rebuilt parts of data blocks are also stored in the Zarr array.
     copies = sum(block < 6 for block, _ in hurt)

@@ -42,9 +42,9 @@ def check_workers(tmp_path, store, executor, dtype):
     np.testing.assert_array_equal(there[:], A)
     assert there.check().ok
     for index in range(16):
-        one, two = (coded.coded_blocks().component_leaves(index)[0] for coded in (here, there))
-        assert one.dtype == two.dtype
-        np.testing.assert_allclose(one, two, rtol=0, atol=1e-12 if dtype == "f8" else 0)
+        local, remote = (coded.coded_blocks().component_leaves(index)[0] for coded in (here, there))
+        assert local.dtype == remote.dtype
+        np.testing.assert_allclose(local, remote, rtol=0, atol=1e-12 if dtype == "f8" else 0)
     there.delete()
     here.delete()
     assert objects(store) == {}
@@ -113,8 +113,8 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     assert {part.key.split("/")[0] for block in range(k) for part in there.block_segments(block)} <= {"mine"}
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 4 * np.finfo(dtype).eps
     for block in range(k, k + extra):
-        one, two = (coded.coded_blocks().component_leaves(block)[0] for coded in (here, there))
-        np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance * 97)
+        local, remote = (coded.coded_blocks().component_leaves(block)[0] for coded in (here, there))
+        np.testing.assert_allclose(local, remote, rtol=tolerance, atol=tolerance * 97)
 
 
 # --- NaN and inf -------------------------------------------------------------------------------

@@ -34,6 +34,6 @@ def test_parity_is_recovered_from_complete_data(monkeypatch, dtype):
         compute_recovery_weights(code, data.dtype, range(4, 7)), [expected.dtype] * 3
     )
     tolerance = 0 if dtype[0] in "iu" else 8 * np.finfo(dtype).eps
-    for one, other in zip(sums(list(data)), expected, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    for actual, parity in zip(sums(list(data)), expected, strict=True):
+        assert actual.dtype == parity.dtype
+        np.testing.assert_allclose(actual, parity, rtol=tolerance, atol=tolerance)

@@ -268,7 +268,7 @@ def test_many_concurrent_runs_leave_one_complete_array(store):
     for thread in threads:
         thread.join(60)
     assert len(outcomes) == len(arrays)
-    assert any(isinstance(one, polarmap.arrays.CodedArray) for one in outcomes)
+    assert any(isinstance(outcome, polarmap.arrays.CodedArray) for outcome in outcomes)
     coded = polarmap.open_coded("a", store)
     assert any(np.array_equal(coded[:], A) for A in arrays)
     assert coded.check().ok

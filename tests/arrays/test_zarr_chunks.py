@@ -115,7 +115,7 @@ def test_blocks_of_unequal_stripes_are_joined(tmp_path, monkeypatch):
     np.testing.assert_array_equal(zarr_data(coded)[:], A)
     damage(coded.store, coded.block_segments(1)[1], "corrupt")
     damage(coded.store, coded.block_segments(3)[0], "appended")
-    assert [(one.block, one.stripe) for one in coded.check().damaged] == [(1, 1), (3, 1)]
+    assert [(part.block, part.stripe) for part in coded.check().damaged] == [(1, 1), (3, 1)]
     coded.repair()
     assert coded.check().ok
     np.testing.assert_allclose(zarr_data(coded)[:], A, rtol=1e-10)

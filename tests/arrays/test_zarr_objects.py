@@ -71,8 +71,8 @@ def iterate_paths(value, at=()):
     """Yield the path of every value in a JSON document, as a tuple of keys and indices."""
     yield at
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in pairs:
-        yield from iterate_paths(one, (*at, key))
+    for key, child in pairs:
+        yield from iterate_paths(child, (*at, key))
 
 
 def replace_value(document, at, value):

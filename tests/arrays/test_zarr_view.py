@@ -37,7 +37,7 @@ def test_chunks_of_blocks_are_chunks_of_the_zarr_array(shape, k, memory, chunk_r
                 slab = plan.get_data_slab(block, stripe)
                 assert np.array_equal(grid[slab], blocks[block][inside])
                 if slab[0].start < shape[0]:
-                    steps = [one.start // step for one, step in zip(slab, plan.chunk_shape)]
+                    steps = [rows.start // step for rows, step in zip(slab, plan.chunk_shape)]
                     key = f"a/data/c/{'/'.join(map(str, steps))}"
                     assert chunks[key] == (view.get_chunk_key(slab), block, range(stripe, stripe + 1))
                     keys.add(key)

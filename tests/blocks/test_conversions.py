@@ -119,7 +119,7 @@ def test_missing_values_are_nan_and_errors_name_uncomputed_data() -> None:
 @pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
 def test_a_hedged_map_cuts_a_frame_into_frames(frame: Any) -> None:
     result = hedged_map(lambda rows: rows, frame, blocks=5, executor=ReplayExecutor())
-    assert all(type(one) is type(frame) for one in result)
+    assert all(type(part) is type(frame) for part in result)
     joined = pd.concat(list(result)) if isinstance(frame, pd.DataFrame) else pl.concat(list(result))
     assert joined.equals(frame)
     with pytest.raises(CodeError, match=r"star=True .* data is a table: use data.iter"):

@@ -274,7 +274,7 @@ def test_no_block_is_empty() -> None:
                 check_no_empty_blocks(total, k)
             below, above = map(int, re.findall(r"(?<=[er] blocks=)\d+", str(caught.value)))
             assert below < k < above <= total
-            assert not any(-(-total // -(-total // one)) == one for one in range(below + 1, above))
+            assert not any(-(-total // -(-total // k)) == k for k in range(below + 1, above))
             check_no_empty_blocks(total, below)
             check_no_empty_blocks(total, above)
 
@@ -290,7 +290,7 @@ def test_a_number_of_blocks_that_leaves_empty_blocks_is_refused(total: int, k: i
 def test_small_arrays_have_no_empty_blocks_by_default() -> None:
     for total in range(1, 27):
         result = coded_map(same, MATRIX[:total], executor=ReplayExecutor())
-        assert all(len(one) for one in result)
+        assert all(len(block) for block in result)
         np.testing.assert_array_equal(result.concatenate(), MATRIX[:total])
 
 

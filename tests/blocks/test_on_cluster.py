@@ -32,11 +32,11 @@ class LocalCluster:
         return [outputs] if n_outputs == 1 else list(outputs)
 
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
-        self.n_fetched += sum(isinstance(one, np.ndarray) for one in references)
+        self.n_fetched += sum(isinstance(reference, np.ndarray) for reference in references)
         return list(references)
 
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        return [id(one) for one in references]
+        return [id(reference) for reference in references]
 
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
         raise NotImplementedError
@@ -76,8 +76,8 @@ def test_only_noncontiguous_or_swapped_blocks_on_a_cluster_are_converted() -> No
     whole, turned, swapped = A[:6].copy(), A[6:12].T.copy().T, A[12:18].astype(">f8")
     coded = encode_on_test_cluster([[whole], [turned], [swapped]])
     assert coded.cluster_reference(0) is whole
-    for index, one in enumerate((whole, turned, swapped)):
-        np.testing.assert_array_equal(coded.cluster_reference(index), one)
+    for index, block in enumerate((whole, turned, swapped)):
+        np.testing.assert_array_equal(coded.cluster_reference(index), block)
         assert coded.cluster_reference(index).flags.c_contiguous
         assert coded.cluster_reference(index).dtype.isnative
 

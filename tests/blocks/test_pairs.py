@@ -34,12 +34,12 @@ def test_a_pair_consists_of_a_block_of_each_factor() -> None:
 
 @pytest.mark.parametrize("triangle", [False, True])
 def test_a_factor_paired_with_itself_is_stored_once(triangle: bool) -> None:
-    one = factor(5, 0)
-    pairs = CodedPairs(one, one, triangle)
+    single_factor = factor(5, 0)
+    pairs = CodedPairs(single_factor, single_factor, triangle)
     assert pairs.n == (10 if triangle else 16)
     assert {piece for index in range(pairs.n) for piece in pairs.block_components(index)} == set(range(4))
     assert pairs.data_blocks.dtypes == [np.dtype(float)] * 2 and pairs.data_blocks.k == (6 if triangle else 9)
-    assert pairs.encode_seconds == one.encode_seconds
+    assert pairs.encode_seconds == single_factor.encode_seconds
 
 
 def test_release_memory_drops_parity_that_can_be_recomputed() -> None:

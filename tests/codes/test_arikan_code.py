@@ -132,10 +132,10 @@ def test_codes_with_fewer_levels_decode(sized: tuple, decoder: str, draw) -> Non
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (30, 17), (64, 48), (100, 70)])
 def test_all_levels_are_the_default(n: int, k: int) -> None:
-    one, same = PolarCode(n, k, "arikan"), PolarCode(n, k, "arikan", levels=(n - 1).bit_length())
-    assert same.codeword_positions.tolist() == one.codeword_positions.tolist()
-    assert (same.encoding_matrix == one.encoding_matrix).all()
-    assert repr(same) == repr(one)
+    default, full = PolarCode(n, k, "arikan"), PolarCode(n, k, "arikan", levels=(n - 1).bit_length())
+    assert full.codeword_positions.tolist() == default.codeword_positions.tolist()
+    assert (full.encoding_matrix == default.encoding_matrix).all()
+    assert repr(full) == repr(default)
 
 
 def test_unequal_workers_with_fewer_levels() -> None:

@@ -41,9 +41,10 @@ def test_scatter_is_the_standard_deviation_of_a_block() -> None:
     data = 3 + 2 * np.random.default_rng(0).standard_normal((8, 20000))
     how = make_missing_block_predictor(CODE, np.arange(12) < 6, 1e-16)
     assert how.compute_block_std(CODE.encode(data)[how.arrived_indices]) == pytest.approx(2, rel=0.02)
-    one = make_missing_block_predictor(CODE, np.arange(12) == 0, 1e-16)
+    predictor = make_missing_block_predictor(CODE, np.arange(12) == 0, 1e-16)
     assert (
-        one.compute_block_std(np.full((1, 4), 3.0)) == 3.0 and one.compute_block_std(np.empty((1, 0))) == 0.0
+        predictor.compute_block_std(np.full((1, 4), 3.0)) == 3.0
+        and predictor.compute_block_std(np.empty((1, 0))) == 0.0
     )
 
 

@@ -60,7 +60,7 @@ def test_all_blocks_that_could_be_erroneous_integers_are_located(
         else np.concatenate([data, code.encode_parity(data)])
     )
     for index in recovery.arrived_indices.tolist():
-        received = {int(one): mixed[one].astype(dtype) for one in recovery.arrived_indices}
+        received = {int(task): mixed[task].astype(dtype) for task in recovery.arrived_indices}
         received[index][1:2] += np.array(deviation).astype(dtype)
         broken = error_detection.evaluate_parity_checks(recovery, received, np.dtype(dtype)).violations
         if not len(broken):

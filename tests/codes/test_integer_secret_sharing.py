@@ -90,9 +90,9 @@ def test_blocks_of_coalitions_are_uniform_modulo_every_power_of_two() -> None:
         noise = stream.integers(0, 2**63, code.n_noise_blocks, dtype=np.uint64)
         seen = rows @ np.concatenate([data, noise])
         columns = next(
-            one
-            for one in combinations(range(5, rows.shape[1]), 3)
-            if round(np.linalg.det(rows[:, list(one)].astype(float))) % 2
+            choice
+            for choice in combinations(range(5, rows.shape[1]), 3)
+            if round(np.linalg.det(rows[:, list(choice)].astype(float))) % 2
         )
         missing = seen - rows @ np.concatenate([other, noise])
         change = np.zeros(rows.shape[1], np.uint64)

@@ -139,11 +139,11 @@ def test_with_block_order_every_block_belongs_to_its_worker(sized: tuple, design
 def test_equal_workers_have_the_code_of_a_single_probability(
     n: int, k: int, kernel: str, decoder: str
 ) -> None:
-    one, each = (PolarCode(n, k, kernel, decoder, erasure) for erasure in (0.2, [0.2] * n))
-    assert each.worker_indices.tolist() == one.worker_indices.tolist() == list(range(n))
-    assert each.frozen_set.tolist() == one.frozen_set.tolist()
-    assert each.codeword_positions.tolist() == one.codeword_positions.tolist()
-    assert (each.encoding_matrix == one.encoding_matrix).all()
+    shared, separate = (PolarCode(n, k, kernel, decoder, erasure) for erasure in (0.2, [0.2] * n))
+    assert separate.worker_indices.tolist() == shared.worker_indices.tolist() == list(range(n))
+    assert separate.frozen_set.tolist() == shared.frozen_set.tolist()
+    assert separate.codeword_positions.tolist() == shared.codeword_positions.tolist()
+    assert (separate.encoding_matrix == shared.encoding_matrix).all()
 
 
 @pytest.mark.parametrize("value", [4.0, "4", True, None])

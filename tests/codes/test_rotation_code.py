@@ -75,8 +75,8 @@ def test_no_seed_loses_fewer_digits_than_the_best() -> None:
     patterns = sample_subsets(6, 4, max_subsets=64)
     worst = [
         max(
-            compute_max_amplification(PolarCode(6, 4, seed=seed).encoding_matrix, one[np.newaxis])
-            for one in patterns
+            compute_max_amplification(PolarCode(6, 4, seed=seed).encoding_matrix, pattern[np.newaxis])
+            for pattern in patterns
         )
         for seed in range(N_SEEDS)
     ]

@@ -33,9 +33,9 @@ def build_equations(code: SymmetricProductCode) -> np.ndarray:
     k = code.line_code.k
     # The unknowns are the entries (p, q) of x_ab with (a, p) <= (b, q) in lexicographic order.
     number = {}
-    for one in np.ndindex(k, SIDE):
-        for other in np.ndindex(k, SIDE):
-            number[one, other] = number.get((other, one), len(set(number.values())))
+    for first in np.ndindex(k, SIDE):
+        for second in np.ndindex(k, SIDE):
+            number[first, second] = number.get((second, first), len(set(number.values())))
     rows = []
     count = len(set(number.values()))
     for i, j in code.grid_coordinates.tolist():

@@ -100,7 +100,7 @@ def adapt_cpython_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_test_class(*test_classes: type) -> type:
     """Return a test class with the inherited tests for polarmap.Executor, except for LEFT_OUT."""
-    inherited = {name for one in test_classes for name in dir(one)}
+    inherited = {name for test_class in test_classes for name in dir(test_class)}
     dropped = dict.fromkeys(inherited & LEFT_OUT.keys())
     return type("Tests", (WithWorkers, *test_classes, BaseTestCase), dropped)
 
@@ -134,6 +134,6 @@ def test_all_excluded_tests_exist() -> None:
         test_thread_pool,
         test_wait,
     )
-    classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
-    names = {name for one in classes for name in dir(one)}
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    names = {name for test_class in classes for name in dir(test_class)}
     assert LEFT_OUT.keys() <= names

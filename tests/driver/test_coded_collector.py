@@ -290,7 +290,9 @@ def ask_all_predicates(component: object) -> int:
             getattr(component, name)
         elif inspect.isfunction(member):
             _, *parameters = inspect.signature(member).parameters.values()
-            required = [one.name for one in parameters if one.default is inspect.Parameter.empty]
+            required = [
+                parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty
+            ]
             if not ARGUMENTS.keys() >= set(required):
                 continue
             getattr(component, name)(*map(ARGUMENTS.__getitem__, required))

@@ -62,7 +62,7 @@ def test_fault_injection_does_not_change_the_number_of_blocks(monkeypatch: pytes
     A = random_matrix((96, 4), "float64")
     with CodedOperator(A) as plain, CodedOperator(A, executor=FaultyExecutor(None)) as faulty:
         assert plain @ np.ones(4) == pytest.approx(faulty @ np.ones(4))
-        counts = [(one.report.k, one.report.n) for one in (plain, faulty)]
+        counts = [(operator.report.k, operator.report.n) for operator in (plain, faulty)]
     assert counts == [(6, 8), (6, 8)]
 
 
@@ -341,7 +341,12 @@ def test_workers_of_a_lithops_configuration_persist_for_all_products(
     storage = executors[0].storage
     left = storage.list_keys(storage.bucket, "lithops.jobs")
     assert storage.list_keys(storage.bucket, "polarmap") == []
-    assert not [key for one in executors for key in left if key.startswith(f"lithops.jobs/{one.executor_id}")]
+    assert not [
+        key
+        for executor in executors
+        for key in left
+        if key.startswith(f"lithops.jobs/{executor.executor_id}")
+    ]
 
 
 # --- invalid arguments -----------------------------------------------------------------------------

@@ -112,11 +112,11 @@ def test_nine_in_ten_estimates_are_within_the_reported_error(make: Callable[...,
         mixed = sketch._randomize_rows(np.column_stack([matrix, b]), np.random.default_rng(seed))
         for blocks in counts:
             rows = 25 * blocks
-            one = sketch._Sketch(np.linalg.qr(mixed[:rows], mode="r"), rows, 600, blocks, 24)
-            [estimate] = sketch._estimate_solutions((one for _ in range(1)), size)
+            sketched = sketch._Sketch(np.linalg.qr(mixed[:rows], mode="r"), rows, 600, blocks, 24)
+            [estimate] = sketch._estimate_solutions((sketched for _ in range(1)), size)
             error = np.linalg.norm(matrix @ estimate.value - fitted) / size
             within["solution", blocks] += error <= estimate.error_p90
-            [estimate] = sketch._estimate_grams(one._replace(R=one.R[:, :-1]) for _ in range(1))
+            [estimate] = sketch._estimate_grams(sketched._replace(R=sketched.R[:, :-1]) for _ in range(1))
             error = np.linalg.norm(estimate.value - exact) / np.linalg.norm(exact)
             within["Gram", blocks] += error <= estimate.error_p90
     assert min(within.values()) >= 0.8 * 0.9 * 200, within
@@ -124,8 +124,10 @@ def test_nine_in_ten_estimates_are_within_the_reported_error(make: Callable[...,
 
 def test_the_error_for_zeros_is_zero() -> None:
     zeros = np.zeros((60, 2))
-    assert all(one.error_p90 == 0 for one in sketched_lstsq(zeros, np.zeros(60), executor=ReplayExecutor()))
-    assert all(one.error_p90 == 0 for one in sketched_gram(zeros, executor=ReplayExecutor()))
+    assert all(
+        estimate.error_p90 == 0 for estimate in sketched_lstsq(zeros, np.zeros(60), executor=ReplayExecutor())
+    )
+    assert all(estimate.error_p90 == 0 for estimate in sketched_gram(zeros, executor=ReplayExecutor()))
 
 
 # --- workers that are late, die or fail ----------------------------------------------------------

@@ -65,7 +65,7 @@ def main() -> None:
     workers = polarmap.executors.pool.default_executor._resources.worker_pool  # type: ignore[union-attr]
     server = workers._starter  # type: ignore[attr-defined]
     assert isinstance(server, ProcessSpawner)
-    print(*(one.pid for one in server._processes.values()), sep="\n")
+    print(*(process.pid for process in server._processes.values()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ PATIENCE = 50.0
 
 def get_blas_thread_counts() -> set[int]:
     """Return the numbers of threads that threadpoolctl reports for BLAS libraries."""
-    return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+    return {
+        library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"
+    }
 
 
 @pytest.fixture
@@ -50,7 +52,11 @@ def test_the_lowest_limit_applies_until_the_last_task_ends() -> None:
 
 def test_openmp_limits_apply_only_to_their_thread(limits: ThreadLimiter) -> None:
     def of_openmp() -> set[int]:
-        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "openmp"}
+        return {
+            library["num_threads"]
+            for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "openmp"
+        }
 
     with limits.limit_process_threads(1):
         assert of_openmp() == {3}

@@ -111,11 +111,11 @@ def test_blocks_share_cached_segments(blocks: Blocks) -> None:
         name: blocks.block(array, name=name).segments[0]
         for name, array in zip(("r0", "r1", "c0", "c1"), [*rows, *columns], strict=True)
     }
-    for one in range(2):
-        for other in range(2):
-            pair = blocks.block(of=[rows[one], columns[other]])
-            actual = load(blocks, pair._replace(segments=(parts[f"r{one}"], parts[f"c{other}"])))
-            np.testing.assert_array_equal(actual, (rows[one], columns[other]))
+    for row in range(2):
+        for column in range(2):
+            pair = blocks.block(of=[rows[row], columns[column]])
+            actual = load(blocks, pair._replace(segments=(parts[f"r{row}"], parts[f"c{column}"])))
+            np.testing.assert_array_equal(actual, (rows[row], columns[column]))
     assert blocks.cache.n_reads == len(blocks.cache) == 4
 
 

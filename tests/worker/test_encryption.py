@@ -54,7 +54,11 @@ class Objects(dict[str, bytes]):
         self._place = DriverLocation(encryption=encryption)
 
     def get_part(self, part: Segment) -> Any:
-        return read_segment(self._place, part, lambda one: self[one.key][one.offset : one.offset + one.size])
+        return read_segment(
+            self._place,
+            part,
+            lambda segment: self[segment.key][segment.offset : segment.offset + segment.size],
+        )
 
     def put_parts(self, key: str, data: Any, size: int) -> list[Segment]:
         return write_segments(self._place, key, data, size, self.__setitem__)
@@ -105,9 +109,11 @@ def test_keys_are_derived_by_the_standard() -> None:
 
 def test_keys_nonces_and_ciphertexts_never_repeat() -> None:
     encryptions = [Encryption.create(KEY) for _ in range(100)]
-    assert len({derive_keys(one)[0] for one in encryptions}) == 100
+    assert len({derive_keys(encryption)[0] for encryption in encryptions}) == 100
     stored = {encrypt(encryptions[0], "x", DATA) for _ in range(2_000)}
-    assert len({one[:NONCE_BYTES] for one in stored}) == len({one[NONCE_BYTES:] for one in stored}) == 2_000
+    assert (
+        len({data[:NONCE_BYTES] for data in stored}) == len({data[NONCE_BYTES:] for data in stored}) == 2_000
+    )
 
 
 def test_a_change_of_any_byte_is_detected() -> None:

@@ -198,7 +198,7 @@ def test_folders_of_a_worker_with_its_own_workers_are_removed_when_it_ends(
     # The fork server of such a worker would remove the folders, but it is killed together with the worker.
     process, control = start_fork_server(tmp_path / "polarmap-0-own")
     (number, first), (other, second) = fork_workers(control, 2)
-    folders = [make_folder_owned_by(one, tmp_path) for one in (number, other, os.getpid())]
+    folders = [make_folder_owned_by(pid, tmp_path) for pid in (number, other, os.getpid())]
     if ending == "worker":
         control.sendall(ForkServerRequest(ForkServerCommand.KILL, 0).encode())
         assert until(lambda: not folders[0].exists())

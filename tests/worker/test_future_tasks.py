@@ -97,9 +97,9 @@ def test_a_block_is_mapped_once_and_evicted_after_a_while(
                 lambda _: future_tasks.load_cached_block(stored, ("array",), writable=False), range(160)
             )
         )
-    for one in loaded:
-        np.testing.assert_array_equal(one, VALUES)
-        assert not one.flags.writeable
+    for block in loaded:
+        np.testing.assert_array_equal(block, VALUES)
+        assert not block.flags.writeable
     assert len(blocks) == 1
     reads = blocks.n_reads
     future_tasks.load_cached_block(stored, ("array",), writable=False)

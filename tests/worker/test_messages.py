@@ -37,7 +37,9 @@ def test_messages_arrive_in_any_pieces_and_are_writable(is_sealed: bool) -> None
     for step in (1, 7, 10_000):
         sent = b"".join(encode_frame(message, sender) for message in SENT)
         received = [
-            one for start in range(0, len(sent), step) for one in frames.feed(sent[start : start + step])
+            message
+            for start in range(0, len(sent), step)
+            for message in frames.feed(sent[start : start + step])
         ]
         assert received == SENT
         received[-1].data[0] = 1  # type: ignore[index]

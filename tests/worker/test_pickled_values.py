@@ -69,8 +69,8 @@ def assert_same(actual: Any, value: Any) -> None:
         assert_same(list(actual.values()), list(value.values()))
     elif isinstance(value, (list, tuple)):
         assert len(actual) == len(value)
-        for one, other in zip(actual, value):
-            assert_same(one, other)
+        for actual_item, item in zip(actual, value):
+            assert_same(actual_item, item)
     elif isinstance(value, (np.ndarray, np.generic)):
         assert (actual.dtype, actual.shape) == (value.dtype, value.shape)
         if value.dtype.hasobject or value.dtype.char in "gG":  # Long doubles contain six bytes of padding.
@@ -145,14 +145,14 @@ def number_parts(value: Any) -> list[Any]:
     order: list[Any] = []
     unseen = [value]
     while unseen:
-        one = unseen.pop()
-        if not isinstance(one, (list, tuple, dict, np.ndarray)) or (isinstance(one, tuple) and not one):
-            order.append(one)
+        part = unseen.pop()
+        if not isinstance(part, (list, tuple, dict, np.ndarray)) or (isinstance(part, tuple) and not part):
+            order.append(part)
             continue
-        is_new = id(one) not in first
-        order.append((type(one), first.setdefault(id(one), len(first)), len(one)))
-        if is_new and not isinstance(one, np.ndarray):
-            unseen.extend(one.values() if isinstance(one, dict) else one)
+        is_new = id(part) not in first
+        order.append((type(part), first.setdefault(id(part), len(first)), len(part)))
+        if is_new and not isinstance(part, np.ndarray):
+            unseen.extend(part.values() if isinstance(part, dict) else part)
     return order
 
 

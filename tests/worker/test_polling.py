@@ -32,10 +32,10 @@ def test_readable_and_closed_sockets_are_reported_if_registered(
     poll.register(remote.fileno(), POLLIN)
     assert poll.poll(0) == []
     remote.send(b"news")
-    assert [one for one, _ in poll.poll(None)] == [local.fileno()]
+    assert [descriptor for descriptor, _ in poll.poll(None)] == [local.fileno()]
     local.recv(10)
     local.shutdown(socket.SHUT_WR)
-    assert [one for one, _ in poll.poll(1000)] == [remote.fileno()]
+    assert [descriptor for descriptor, _ in poll.poll(1000)] == [remote.fileno()]
     poll.unregister(remote.fileno())
     assert poll.poll(0) == []
 

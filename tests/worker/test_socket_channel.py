@@ -72,14 +72,14 @@ def readable(end: SocketChannel) -> bool:
 
 
 def test_messages_are_sent_in_order_in_both_directions(pair: tuple[SocketChannel, SocketChannel]) -> None:
-    for one, other in (pair, pair[::-1]):
-        assert not readable(other)
-        assert other.receive() == ([], True)
+    for sender, receiver in (pair, pair[::-1]):
+        assert not readable(receiver)
+        assert receiver.receive() == ([], True)
         for message in SENT[:3]:
-            assert one.send(message)
-        assert readable(other)
-        assert other.receive(None) == (SENT[:3], True)
-        assert other.receive(0.0) == ([], True)
+            assert sender.send(message)
+        assert readable(receiver)
+        assert receiver.receive(None) == (SENT[:3], True)
+        assert receiver.receive(0.0) == ([], True)
 
 
 class CountingSocket(socket.socket):
@@ -105,7 +105,7 @@ class CountingSocket(socket.socket):
 
 
 def test_a_small_message_takes_one_system_call_each_way() -> None:
-    driver_socket, worker_socket = (CountingSocket(fileno=one.detach()) for one in socket.socketpair())
+    driver_socket, worker_socket = (CountingSocket(fileno=end.detach()) for end in socket.socketpair())
     message = Message(MessageKind.TASK_REPLY, data=bytes(10_000))
     with (
         closing(SocketChannel(driver_socket, make_authenticators(b"1", b"2"))) as link,
@@ -118,12 +118,12 @@ def test_a_small_message_takes_one_system_call_each_way() -> None:
 
 def test_a_large_message_is_received_in_pieces(pair: tuple[SocketChannel, SocketChannel]) -> None:
     message = Message(MessageKind.TASK_REPLY, (1, 2, 0), b"", os.urandom(5_000_000))
-    for one, other in (pair, pair[::-1]):
+    for sender, receiver in (pair, pair[::-1]):
         with ThreadPoolExecutor() as pool:
-            sending = pool.submit(send_completely, one, message)
+            sending = pool.submit(send_completely, sender, message)
             received: list[Message] = []
             while not received:
-                messages, is_there = other.receive(10.0)
+                messages, is_there = receiver.receive(10.0)
                 assert is_there
                 received += messages
             assert sending.result()
@@ -145,8 +145,8 @@ def test_a_process_without_memory_receives_short_messages() -> None:
         ]
         assert sender.send(*messages)
         received, is_there = receiver.receive(5.0)
-        assert is_there and [(one.attempt_key, bytes(one.header)) for one in received] == [
-            (one.attempt_key, bytes(one.header)) for one in messages
+        assert is_there and [(message.attempt_key, bytes(message.header)) for message in received] == [
+            (message.attempt_key, bytes(message.header)) for message in messages
         ]
 
 
@@ -261,7 +261,7 @@ def test_dropped_messages_never_arrive_but_later_messages_do(
         assert link.send(last)
         while last not in received:
             received += receive_messages(other, link, 1)
-        kept = [one for one in sent if one not in dropped]
+        kept = [message for message in sent if message not in dropped]
         assert received == [*kept, last]
         assert dropped == sent[len(kept) :]
 
@@ -274,7 +274,7 @@ def test_a_cancellation_is_not_dropped() -> None:
             Message(MessageKind.SEGMENT, (2, 0, 0), data=bytes(10**6)),
         )
         assert link.send(Message(MessageKind.TASK, (1, 2, 0), bytes(10**5)), cancel, part)
-        assert [one.kind for one in link.drop_unsent()] == [MessageKind.SEGMENT]
+        assert [message.kind for message in link.drop_unsent()] == [MessageKind.SEGMENT]
         assert receive_messages(other, link, 2)[-1] == cancel
 
 
@@ -377,7 +377,7 @@ def test_received_headers_are_not_unpickled(
         messages, _ = end.receive(10.0)
         # With authentication, no message has a valid tag.
         is_heard = name == "a message" and end._authenticator is None
-        assert [type(one.header) for one in messages] == is_heard * [bytearray]
+        assert [type(message.header) for message in messages] == is_heard * [bytearray]
     assert not (tmp_path / "unpickled").exists()
 
 

@@ -101,7 +101,7 @@ def test_with_a_key_replies_are_encrypted() -> None:
     reply = run_task(ticket, MemoryIO(np.negative, np.arange(8.0)))
     assert reply is not None
     assert reply.header == b""
-    assert not any(one.tobytes() in reply.data for one in -np.arange(1.0, 8.0))
+    assert not any(value.tobytes() in reply.data for value in -np.arange(1.0, 8.0))
     np.testing.assert_array_equal(decode_outcome(reply, encryption).leaves[0], -np.arange(8.0))
     raised = run_task(ticket, MemoryIO(np.negative, OSError("a secret")))
     assert "secret" not in repr(raised)
@@ -251,7 +251,9 @@ def test_a_raise_fault_replaces_the_result() -> None:
 def test_a_corrupted_result_keeps_its_layout() -> None:
     wrong, right = compute_result(np.arange, 5, Fault("garbage")), pack_tree(np.arange(5))
     assert (wrong.structure, wrong.layout) == (right.structure, right.layout)
-    assert all(one != other for one, other in zip(bytes(wrong.data), bytes(right.data)))
+    assert all(
+        wrong_byte != right_byte for wrong_byte, right_byte in zip(bytes(wrong.data), bytes(right.data))
+    )
     assert corrupt_result(corrupt_result(right)) == right
 
 

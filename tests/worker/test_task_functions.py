@@ -83,8 +83,8 @@ def test_a_worker_needs_numpy_and_cloudpickle_only() -> None:
         )
     run = subprocess.run([sys.executable, "-c", WORKER], input=sent, capture_output=True, timeout=60)
     assert run.returncode == 0, run.stderr.decode()
-    one, [same] = [unpickle_result(PackedTree(*packed)) for packed in pickle.loads(run.stdout)]
-    for actual in (one, same):
+    first, [second] = [unpickle_result(PackedTree(*packed)) for packed in pickle.loads(run.stdout)]
+    for actual in (first, second):
         assert type(actual) is Inside and (actual.x[0], actual.x[2]) == (Path("a"), None)
         np.testing.assert_array_equal(actual.x[1], np.arange(0, 6, 2), strict=True)
 
@@ -135,8 +135,11 @@ def test_f_sees_the_matrix(kind: Any) -> None:
 def test_numbers_at_unaligned_offsets_are_read() -> None:
     matrix = scipy.sparse.csr_array(np.array([[5, 0, 6], [0, 7, 0]], np.int8))
     arrays = (matrix.data, matrix.indices, matrix.indptr)
-    raw, places = b"".join(one.tobytes() for one in arrays), np.cumsum([0, *(one.nbytes for one in arrays)])
-    leaves = [np.frombuffer(raw, one.dtype, one.size, start) for one, start in zip(arrays, places)]
+    raw, places = (
+        b"".join(array.tobytes() for array in arrays),
+        np.cumsum([0, *(array.nbytes for array in arrays)]),
+    )
+    leaves = [np.frombuffer(raw, array.dtype, array.size, start) for array, start in zip(arrays, places)]
     assert not leaves[1].flags.aligned
     np.testing.assert_array_equal(
         build_csr_matrix(leaves, scipy.sparse.csr_array, 3).toarray(), matrix.toarray()
@@ -177,7 +180,7 @@ def test_calls_in_a_batch_return_the_same_as_a_single_call_in_a_block() -> None:
     assert "'type' object is not iterable" in errors[0][1]
     assert list(pickle.loads(actual)) == [1]
     _, errors = unpickle_result(execute_batch(lambda value: threading.Lock(), [pickle.dumps(1)] * 2))
-    assert all("cannot pickle '_thread.lock' object" in errors[one][1] for one in (0, 1))
+    assert all("cannot pickle '_thread.lock' object" in errors[item][1] for item in (0, 1))
 
 
 # --- products of blocks ---------------------------------------------------------------------------

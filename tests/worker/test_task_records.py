@@ -62,7 +62,7 @@ def test_named_tuples_of_the_caller_are_unchanged() -> None:
 
 def collect_classes(value: Any) -> set[type]:
     """Return the classes of a nested tuple and of all values in it."""
-    inside = (collect_classes(one) for one in value) if isinstance(value, tuple) else ()
+    inside = (collect_classes(item) for item in value) if isinstance(value, tuple) else ()
     return {type(value)}.union(*inside)
 
 

@@ -160,5 +160,9 @@ def test_a_worker_opens_new_connections_to_the_storage(
 def get_local_ports(storage: Any) -> set[int]:
     """Return the local ports of the connections that the S3 client of `storage` keeps open."""
     pools = storage.get_client()._endpoint.http_session._manager.pools
-    connections = [one for key in list(pools.keys()) for one in pools[key].pool.queue]
-    return {one.sock.getsockname()[1] for one in connections if one is not None and one.sock is not None}
+    connections = [connection for key in list(pools.keys()) for connection in pools[key].pool.queue]
+    return {
+        connection.sock.getsockname()[1]
+        for connection in connections
+        if connection is not None and connection.sock is not None
+    }
