@@ -1,3 +1,5 @@
+"""Tests of the Arikan kernel: exact integers, parity dtypes, unequal workers and fewer levels."""
+
 from __future__ import annotations
 
 import code_oracles as oracles

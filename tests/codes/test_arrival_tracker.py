@@ -1,3 +1,5 @@
+"""Tests of when arrivals can be decoded, and of the states and errors before that."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -137,7 +139,7 @@ def test_incremental_arrivals_match_a_new_tracker(n: int, k: int, kind: str) -> 
             arrived[index] = True
             readiness.append(decoder.add(index))
             assert readiness[-1] == code.is_decodable(arrived, modular=exact)
-        assert readiness == sorted(readiness), "once ready, ready for ever"
+        assert readiness == sorted(readiness), "a ready tracker stays ready"
         assert readiness[-1]
 
 

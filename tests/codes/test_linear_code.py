@@ -107,7 +107,7 @@ def test_nonsystematic_encoding_is_a_product_in_the_dtype_of_the_data(dtype: str
 
 
 def test_a_code_is_described_only_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Vandermonde, "__repr__", lambda _: pytest.fail("nobody asked"))
+    monkeypatch.setattr(Vandermonde, "__repr__", lambda _: pytest.fail("the code was described"))
     assert Vandermonde(6, 4).encode_parity(np.ones((4, 3))).shape == (2, 3)
 
 

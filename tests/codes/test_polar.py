@@ -1,3 +1,5 @@
+"""Tests of properties that polar codes of all kernels share: decoding, options, errors and copies."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""Tests of the frozen sets of polar codes. The oracle is the polarization recursion in fractions."""
+
 from __future__ import annotations
 
 from fractions import Fraction

@@ -1,3 +1,5 @@
+"""Tests of decoding floating-point results. The oracle is dense least squares."""
+
 from __future__ import annotations
 
 import code_oracles as oracles

@@ -49,9 +49,9 @@ def test_a_complete_map_of_a_verified_f_is_neither_checked_nor_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     coded(executor=losing(0))  # f is verified from this map on.
-    monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("a decoder was built"))
     for checks, method in ((ParityChecks, "_measure_residuals"), (LocalChecks, "start")):
-        monkeypatch.setattr(checks, method, lambda *_: pytest.fail("checked"))
+        monkeypatch.setattr(checks, method, lambda *_: pytest.fail("the results were checked"))
     result = coded(executor=ReplayExecutor(dict.fromkeys(range(K, N), 1.1)))
     assert_same(result, plain_map(product, DATA, K))
     report = result.report

@@ -133,7 +133,7 @@ def test_padding_is_cut_off_where_the_data_is_not_finite(bad: float) -> None:
     assert [len(block) for block in result] == [4] * 14 + [3]
 
 
-# --- knowledge about f ------------------------------------------------------------------------
+# --- evaluating f without padding --------------------------------------------------------------------
 
 
 def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known(

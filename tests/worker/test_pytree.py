@@ -1,3 +1,5 @@
+"""Tests that trees of arrays are flattened, packed into bytes and restored."""
+
 from __future__ import annotations
 
 import gc

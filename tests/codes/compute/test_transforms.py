@@ -1,3 +1,5 @@
+"""Tests of the butterfly transforms. The oracles are Kronecker powers and products with P."""
+
 from __future__ import annotations
 
 import code_oracles as oracles
