@@ -212,7 +212,7 @@ def test_two_attempts_of_a_call_may_end_together(first: Failure | None, second: 
     simulation = SimulatedCalls(backups=1)
     [call] = simulation.submit_calls(1)
     tasks, ends = simulation.tasks, []
-    simulation.take()
+    simulation.admit_calls()
     for attempt, failure in enumerate((first, second)):
         tasks.start_attempts([0], 0.0)
         result = ([pickle_to_array(7)], ("array",)) if failure is None else ([], ())
@@ -254,7 +254,7 @@ def test_a_call_that_is_lost_for_the_last_time_fails_without_a_delay() -> None:
 def test_predicates_do_not_change_calls() -> None:
     simulation = SimulatedCalls()
     simulation.submit_calls(9)
-    simulation.take()
+    simulation.admit_calls()
 
     def describe() -> tuple[object, ...]:
         policy, tasks = simulation.policy, simulation.tasks
