@@ -99,7 +99,7 @@ def make_rival_row(open_rival: Any, n_blocks: int = BLOCKS) -> RowFactory:
     def row(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
         with (
             make_fault_source(trouble, n_blocks) as faults,
-            open_rival(matmul, np.split(A, n_blocks), faults, deadline=STEP_TIMEOUT) as step,
+            open_rival(matmul, np.split(A, n_blocks), faults, timeout=STEP_TIMEOUT) as step,
         ):
             yield lambda: np.concatenate(step(x))
 
