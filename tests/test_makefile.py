@@ -59,17 +59,17 @@ def test_another_python_is_refused_with_the_command_that_changes_it(checkout: Pa
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == (
         f"make: .venv has Python {MINOR}, PYTHON=./other is 3.99; "
-        "to replace it: make clean && make venv PYTHON=./other"
+        "to replace .venv: make clean && make venv PYTHON=./other"
     )
     other.unlink()
-    assert "PYTHON=./other is none" in make(checkout, "venv", "PYTHON=./other").stderr
+    assert "PYTHON=./other is not a Python interpreter;" in make(checkout, "venv", "PYTHON=./other").stderr
 
 
 def test_a_python_that_went_away_is_said(checkout: Path) -> None:
     (checkout / ".venv" / "bin" / "python").unlink()
     done = make(checkout, "venv")
     assert done.returncode == 2
-    assert "the Python of .venv is gone; make a new one: make clean && make venv" in done.stderr
+    assert "the Python of .venv no longer exists; create a new environment: make clean && make venv" in done.stderr
 
 
 def test_an_old_python_is_refused(checkout: Path) -> None:
@@ -81,7 +81,7 @@ def test_an_old_python_is_refused(checkout: Path) -> None:
     (checkout / ".venv" / ".made").unlink()
     done = make(checkout, "venv", "PYTHON=.venv/bin/python")
     assert "needs Python 3.11 or later, but '.venv/bin/python' is older" in done.stderr
-    assert "there is no 'none'" in make(checkout, "venv", "PYTHON=none").stderr
+    assert "'none' was not found;" in make(checkout, "venv", "PYTHON=none").stderr
 
 
 def test_the_oldest_python_is_the_same_everywhere() -> None:
