@@ -1,4 +1,4 @@
-"""A FunctionExecutor of Lithops that runs nothing, with a storage that is a dict."""
+"""A FunctionExecutor of Lithops that runs nothing by itself, with a dict as its storage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 
 
 
 class Future:
-    """As Lithops has it, with what it will return."""
+    """A future with Lithops' interface, which computes its result on request."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.ready = self.success = self.done = self.error = self.running = False
@@ -34,11 +34,11 @@ class Future:
 
 
 class DefaultEnvironment:
-    """The Lithops backends that run on this machine without containers."""
+    """The environment of Lithops backends that run on this machine without containers."""
 
 
 class Functions:
-    """A FunctionExecutor that runs nothing until a future is asked for its result."""
+    """A FunctionExecutor that runs no task until its future is asked for the result."""
 
     internal_storage = None
 

@@ -1,4 +1,4 @@
-"""The packages that Python code needs, and the packages that a text says to install."""
+"""Find the packages that Python code needs, and the packages that a text says to install."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Distributions that are not named like their module, and modules that others depend on.
+# Distributions with a different name than their module.
 MODULES = {
     "opentelemetry-api": "opentelemetry",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
-BROUGHT_BY = {"sklearn": {"joblib"}, "distributed": {"dask"}, "xarray": {"pandas"}}  # what these depend on
+# Modules that come as dependencies of others.
+BROUGHT_BY = {"sklearn": {"joblib"}, "distributed": {"dask"}, "xarray": {"pandas"}}
 OWN = {"polarmap", "benchmarks"}
-# Public names that need packages at once, and a module that `require_extra` guards for each.
+# Public names that import packages immediately, and the module that guards each with `require_extra`.
 GUARDED = {
     "CodedOperator": "linalg/operators.py",
     "sketched_lstsq": "linalg/sketch.py",
@@ -59,7 +60,7 @@ def packages_of(extra: str | None) -> set[str]:
 
 
 def installed_by(text: str) -> set[str]:
-    """Return the modules that are there once everything is installed that a text names.
+    """Return the modules that are available once everything named in a text is installed.
 
     A text names extras as `.[one,two]` of a pip command or as "extra `one`", "extras `one` and `two`".
     """
@@ -72,7 +73,7 @@ def installed_by(text: str) -> set[str]:
 
 
 def needed_by_code(text: str) -> set[str]:
-    """Return the modules that a program needs: what it imports at once, and what polarmap's names import."""
+    """Return the modules that a program needs: its own imports, and those of the polarmap names it uses."""
     tree = ast.parse(text)
     imported = _imported(tree)
     used = imported | {ast.unparse(node) for node in _run_at_once(tree) if isinstance(node, ast.Attribute)}
@@ -82,7 +83,7 @@ def needed_by_code(text: str) -> set[str]:
 
 
 def needed_by_module(path: str) -> set[str]:
-    """Return the modules of the extra that a module of polarmap asks for when it is imported."""
+    """Return the modules of the extra that a polarmap module requires when it is imported."""
     text = (ROOT / "polarmap" / path).read_text(encoding="utf-8")
     found = re.search(r'^with require_extra\(f?"[^"]*", "([^"]*)", "[\w-]+"\)', text, re.MULTILINE)
     assert found is not None, f"{path} does not say what it needs"
@@ -91,7 +92,7 @@ def needed_by_module(path: str) -> set[str]:
 
 
 def needed_by_benchmark(name: str) -> set[str]:
-    """Return the modules that `python -m benchmarks...` imports, with those of the benchmarks it imports."""
+    """Return the modules that `python -m benchmarks...` imports, directly or through other benchmarks."""
     needed, seen, waiting = set[str](), set[str](), [name]
     while waiting:
         name = waiting.pop()
@@ -108,7 +109,7 @@ def needed_by_benchmark(name: str) -> set[str]:
 
 
 def needed_by_example(path: Path) -> set[str]:
-    """Return the modules that an example needs, with those of its folder if it is one."""
+    """Return the modules that an example imports, without the modules of its own folder."""
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     needed = set[str]().union(*(needed_by_code(file.read_text(encoding="utf-8")) for file in files))
     return needed - {file.stem for file in files}
@@ -125,7 +126,7 @@ def _run_at_once(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def _imported(tree: ast.Module) -> set[str]:
-    """Return the names that imports at the top of a module give, with their packages."""
+    """Return the names that imports at the top of a module bind, qualified by their packages."""
     found = set[str]()
     for node in _run_at_once(tree):
         if isinstance(node, ast.Import):

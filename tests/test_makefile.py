@@ -69,7 +69,10 @@ def test_a_python_that_went_away_is_said(checkout: Path) -> None:
     (checkout / ".venv" / "bin" / "python").unlink()
     done = make(checkout, "venv")
     assert done.returncode == 2
-    assert "the Python of .venv no longer exists; create a new environment: make clean && make venv" in done.stderr
+    assert (
+        "the Python of .venv no longer exists; create a new environment: make clean && make venv"
+        in done.stderr
+    )
 
 
 def test_an_old_python_is_refused(checkout: Path) -> None:
