@@ -1,8 +1,8 @@
-"""Give every session a temporary and a home directory of its own, and remove both afterwards.
+"""Give every session separate temporary and home directories, and remove both afterwards.
 
 Lithops keeps its storage in the temporary directory and its cache and configuration in the home directory. It
 reads both when it is imported, and removes an existing storage folder. Two sessions must therefore not share
-these directories, nor may a session use those of its user.
+these directories, nor may a session use the directories of its user.
 """
 
 from __future__ import annotations
@@ -127,26 +127,26 @@ def running(make: Callable[[], Server]) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """SeaweedFS on loopback. A test that kills the server starts it again."""
+    """Start SeaweedFS on loopback. A test that kills the server starts it again."""
     yield from running(lambda: S3Server(tmp_path_factory.mktemp("weed")))
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Redis on loopback. A test that kills the server starts it again."""
+    """Start Redis on loopback. A test that kills the server starts it again."""
     yield from running(lambda: RedisServer(tmp_path_factory.mktemp("redis")))
 
 
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[Interpreter]:
-    """The interpreter that runs the programs of pages and examples."""
+    """Start the interpreter that runs the programs of pages and examples."""
     with contextlib.closing(Interpreter()) as one:
         yield one
 
 
 @pytest.fixture(params=["threads", "processes", "localhost"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Each kind of workers on this machine."""
+    """Provide each kind of workers on this machine."""
     from plain import executor_of_kind
 
     with executor_of_kind(request.param) as one:
@@ -165,13 +165,13 @@ def nothing_is_known_of_functions() -> Iterator[None]:
 
 @pytest.fixture(params=["s3", "redis"])
 def server(request: pytest.FixtureRequest) -> Any:
-    """A server of each kind of object storage."""
+    """Provide a server of each kind of object storage."""
     return request.getfixturevalue(f"{request.param}_server")
 
 
 @pytest.fixture
 def config(server: Server, tmp_path: Path) -> Iterator[Path]:
-    """The path of a Lithops configuration with that storage, which is empty before and after the test."""
+    """Provide a Lithops configuration with that storage, which is empty before and after the test."""
     from polarmap.arrays.stores import open_store
 
     path = server.config(tmp_path / "lithops.yaml")
@@ -188,7 +188,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """An empty store: a folder, or the kind that a test parametrizes."""
+    """Provide an empty store: a folder, or the kind that a test parametrizes."""
     from polarmap.arrays.stores import open_store
     from polarmap.storage.folder import FolderStore
 

@@ -260,7 +260,7 @@ def pool_of(name: str) -> Iterator[dict[str, Any]]:
 
 
 def check(name: str, verbs: str, only: str) -> dict[str, Any]:
-    """Return, for each wrong case and verb, the factor and the wrong result or error; empty if all is right."""
+    """Return the factor and the wrong result or error of each wrong case; empty if all are right."""
     wrong = dict[str, Any]()
     with pool_of(name) as options:
         for case, (f, change) in cases().items():

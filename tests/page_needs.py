@@ -73,7 +73,7 @@ def installed_by(text: str) -> set[str]:
 
 
 def needed_by_code(text: str) -> set[str]:
-    """Return the modules that a program needs: its own imports, and those of the polarmap names it uses."""
+    """Return the modules that a program needs: its imports, and the imports behind polarmap's names."""
     tree = ast.parse(text)
     imported = _imported(tree)
     used = imported | {ast.unparse(node) for node in _run_at_once(tree) if isinstance(node, ast.Attribute)}
@@ -109,7 +109,7 @@ def needed_by_benchmark(name: str) -> set[str]:
 
 
 def needed_by_example(path: Path) -> set[str]:
-    """Return the modules that an example imports, without the modules of its own folder."""
+    """Return the modules that an example imports, without the modules of the example itself."""
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     needed = set[str]().union(*(needed_by_code(file.read_text(encoding="utf-8")) for file in files))
     return needed - {file.stem for file in files}

@@ -32,14 +32,14 @@ def frames_of_ours(error: BaseException) -> int:
 
 
 def cut(data: np.ndarray, k: int) -> list[np.ndarray]:
-    """Return k equal blocks of an array, the last padded with rows of zeros, as they are encoded."""
+    """Return k equal blocks of an array, the last padded with rows of zeros, ready for encoding."""
     rows = -(-len(data) // k)
     padding = np.zeros((rows * k - len(data), *data.shape[1:]), data.dtype)
     return list(np.concatenate([data, padding]).reshape(k, rows, *data.shape[1:]))
 
 
 def cut_rows(data: np.ndarray, k: int) -> list[np.ndarray]:
-    """Return blocks of ceil(rows / k) rows, the last of which may be shorter, as f receives them."""
+    """Return the blocks that f receives: ceil(rows / k) rows each, and the last may be shorter."""
     rows = -(-len(data) // k)
     return [data[start : start + rows] for start in range(0, len(data), rows)]
 

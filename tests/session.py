@@ -57,7 +57,7 @@ def wait_for_end() -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Kill the session's processes and remove its folders, including those of its parts next to it."""
+    """Kill the session's processes and remove its folders, including the folders next to it."""
     deadline = time.monotonic() + SECONDS
     while (found := started_by(folder)) and time.monotonic() < deadline:
         for process in found:

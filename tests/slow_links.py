@@ -78,7 +78,7 @@ class Pipe:
         self._transmit(now)
 
     def take(self, now: float) -> bytes:
-        """Return and remove the bytes that have arrived by now."""
+        """Return and remove the bytes that have arrived."""
         self._transmit(now)
         arrived = []
         while self._travelling and self._travelling[0][0] <= now:
@@ -185,9 +185,7 @@ class SlowLink:
         self.wake()
 
     def restore(self) -> None:
-        """End delay, throttling and cut. TCP resumes by itself, after a cut of s seconds within about s
-        seconds.
-        """
+        """End delay, throttling and cut. After a cut of s seconds, TCP resumes within about s seconds."""
         with self.lock:
             if self.is_cut and not self.is_closed:
                 for connection in self.sockets:

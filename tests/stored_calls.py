@@ -55,7 +55,7 @@ class Bomb:
 
 
 def nonsense(folder: Path) -> dict[str, bytes]:
-    """Return invalid messages, one of which is a complete frame; unpickling any of them creates a folder."""
+    """Return invalid messages, including a complete frame; unpickling any of them creates a folder."""
     bomb = pickle.dumps(Bomb(folder))
     whole = encode_frame(Message(MessageKind.TASK_REPLY, header=bomb))
     return {

@@ -1,14 +1,14 @@
-"""README.md and the like, docs/ and the backends' READMEs: code runs, commands exist, links lead somewhere.
+"""Check README.md, docs/ and the backends' READMEs: code runs, commands exist, links resolve.
 
-Every ```python block of a page runs by itself, without the names of those before it, in an empty folder
-that the blocks of a page share. A block that needs an account or a server says so behind the fence,
-```python notest="needs an AWS account", and is only compiled. With notest="starts a cluster of Ray", or of
-Dask, `make test-engines` runs it.
+Every ```python block of a page runs by itself, without the names of earlier blocks, in an initially empty
+folder that the blocks of a page share. A block that needs an account or a server states the reason after the
+fence, ```python notest="needs an AWS account", and is only compiled. With notest="starts a cluster of Ray"
+(or of Dask), `make test-engines` runs it.
 
-A block ```text title="Output" has what the Python block before it prints. It is compared word by word:
-numbers with a point or an exponent and times of day may differ, and ... stands for anything. What live
-workers decide, such as who was late, differs from run to run: of ```text title="Output of one run"
-the first line is compared, with any numbers.
+A block ```text title="Output" has the output of the Python block before it. The output is compared word by
+word: numbers with a point or an exponent and times of day may differ, and ... stands for any text. Decisions
+of live workers, such as which task was late, differ from run to run: of ```text title="Output of one run",
+only the first line is compared, with any numbers.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ PAGES = [*sorted(ROOT.glob("*.md")), *SITE, *sorted((ROOT / "backends").glob("*/
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
 SHELLS = {"", "sh", "bash", "shell", "console"}
 LANGUAGES = SHELLS | {"python", "text", "yaml", "json", "toml", "ini", "dockerfile", "mermaid", "diff"}
-SECONDS = 110  # that one page may take on a busy machine; a few on a quiet one
+SECONDS = 110  # Seconds that a page may take on a busy machine; on an idle one it takes a few.
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n`]*)$")
 NOTEST = re.compile(r'^ notest="[^"]{5,}"$')
 OUTPUT, ONE_RUN = ' title="Output"', ' title="Output of one run"'
-NOT_COMMANDS = {"task", "encryption"}  # words behind `polarmap` in names of Dask tasks and of a format
-END = "\N{END OF TRANSMISSION}"  # printed behind each block, with the line it ends on
+NOT_COMMANDS = {"task", "encryption"}  # Words after `polarmap` in the names of Dask tasks and of a format.
+END = "\N{END OF TRANSMISSION}"  # Printed after each block, with the line it ends on.
 FORGET = "[globals().pop(name) for name in [*globals()] if name[:2] != '__']"
 MEASURED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+")
 LINK = re.compile(r"(?<!\\)\[[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*\]\(<?(?P<to>[^)\s>]+)>?(?: \"[^\"]*\")?\)")
@@ -62,7 +62,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relativ
 
 
 class Block(NamedTuple):
-    """A fenced block: the line its text starts on (from 0), what the fence says, its lines."""
+    """A fenced block: the line its text starts on (from 0), the words after the fence, and its lines."""
 
     start: int
     language: str
@@ -84,9 +84,11 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def script(page: Path, *, notest: str = "nothing") -> str:
-    """The Python blocks, each on its lines of the page, where tracebacks point; its names end with it.
+    """Return the Python blocks as a program with the same line numbers, so that tracebacks point to the page.
 
-    notest : what the fences say of those that are there besides the others.
+    Each block forgets its names at its end.
+
+    notest : a part of the reason for which further blocks are included
     """
     lines: list[str] = []
     for block in blocks(page):
@@ -98,12 +100,12 @@ def script(page: Path, *, notest: str = "nothing") -> str:
 
 
 def end_of(block: Block) -> int:
-    """The line of the fence that ends a block, from 0."""
+    """Return the line of the fence that ends a block, from 0."""
     return block.start + len(block.lines)
 
 
 def prose(page: Path) -> str:
-    """The page without its blocks."""
+    """Return the page without its blocks."""
     lines = page.read_text(encoding="utf-8").splitlines()
     for block in blocks(page):
         lines[block.start : block.start + len(block.lines)] = [""] * len(block.lines)
@@ -120,7 +122,7 @@ def test_files_of_the_package_that_a_page_names_are_there() -> None:
 
 @pages
 def test_lists_go_on_behind_comments(page: Path) -> None:
-    """A comment at the beginning of a line, with words behind it, ends the list that it stands in."""
+    # A comment at the beginning of a line with more words after it ends the list that it is in.
     broken = [line for line in prose(page).splitlines() if re.match(r" +<!--.*-->\S", line)]
     assert broken == [], "let another word begin the line"
 
@@ -193,7 +195,7 @@ def test_a_program_that_never_ends_is_killed(tmp_path: Path, interpreter: Interp
 
 
 def wrong_outputs(page: Path, printed: str) -> list[str]:
-    """The outputs on a page that are not what was printed."""
+    """Return the outputs on a page that differ from the printed ones."""
     texts = iter(printed.split(END))
     outputs = {int(line): text for text, line in zip(texts, texts)}
     wrong, latest = [], 0
@@ -233,7 +235,7 @@ def test_outputs_may_differ_in_what_is_measured(shown: str, printed: str, exact:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words of every command line in a shell block or in `code`."""
+    """Yield the words of every command line in a shell block or in `code`."""
     spans = [match["code"] for match in INLINE_CODE.finditer(prose(page))]
     shells = [line for block in blocks(page) if block.language in SHELLS for line in block.lines]
     for line in spans + shells:
@@ -296,7 +298,6 @@ def test_pages_name_the_extras_that_their_commands_need(page: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_name_the_extras_that_they_need(example: Path) -> None:
-    """In their docstring, or those that are notebooks on the page of the gallery."""
     main = example / "__main__.py" if example.is_dir() else example
     text = main.read_text(encoding="utf-8")
     if text.startswith("# %%"):
@@ -334,7 +335,7 @@ def test_what_texts_say_to_install_is_found() -> None:
 
 
 def polarmap_commands(page: Path) -> Iterator[list[str]]:
-    """Yield the arguments of `polarmap` in each command line of a page that has no placeholders."""
+    """Yield the arguments of each `polarmap` command line of a page that has no placeholders."""
     for words in commands(page):
         is_module = words[1:3] == ["-m", "polarmap"]
         if words[0] == "polarmap" or is_module:
@@ -348,10 +349,10 @@ def polarmap_commands(page: Path) -> Iterator[list[str]]:
 def test_command_lines_of_polarmap_can_be_parsed(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them, with an empty file for each that it names: the command, its options and their values."""
     monkeypatch.chdir(tmp_path)
     wrong = {}
-    for words in polarmap_commands(page) if page.name != "CHANGELOG.md" else ():  # it names earlier options
+    # The changelog also names earlier options.
+    for words in polarmap_commands(page) if page.name != "CHANGELOG.md" else ():
         for name in words:
             if re.search(r"\.(yaml|json|npy)$", name):
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -364,18 +365,18 @@ def test_command_lines_of_polarmap_can_be_parsed(
 
 
 def parse(words: list[str]) -> None:
-    """Parse a command line of polarmap without running it; click.UsageError if it is wrong."""
+    """Parse a command line of polarmap without running it. Raise click.UsageError if it is wrong."""
     command: click.Command = cli.command_group
     name = "polarmap"
     while isinstance(command, click.Group):
         context = click.Context(command, info_name=name)
-        if not words or words[0].startswith("-"):  # such as --help
+        if not words or words[0].startswith("-"):  # An option of the group, such as --help.
             command.make_context(name, words or ["--help"], resilient_parsing=True)
             return
         found, inner, words = command.resolve_command(context, list(words))
         assert inner is not None
         name, command = str(found), inner
-    if words:  # else the page only names the command
+    if words:  # Otherwise the page only names the command.
         command.make_context(name, words)
 
 
@@ -395,12 +396,10 @@ def readme() -> str:
 
 
 def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
-    """The same tasks late, abandoned and dead; the times are of one run, and so is how a process dies."""
-
     def without_times(text: str) -> str:
         text = re.sub(r"\((?:processes here|replay),|: its worker .*", "", text)
         text = re.sub(r"[\d.]+ m?s\b", "TIME", text)
-        # On a virtual clock all tasks start at once; workers may not have come to some of them.
+        # On a virtual clock all tasks start immediately; real workers may not have started some of them.
         unneeded = re.compile(r"^(?:abandoned tasks, no|tasks cancelled before they) .*: (.*)\n", re.M)
         tasks = sorted(int(task) for found in unneeded.findall(text) for task in found.split(", "))
         return unneeded.sub("", text) + f"unneeded: {tasks}"
@@ -453,7 +452,8 @@ def words_of(name: str) -> str:
 
 
 def test_the_bound_of_the_theory_page_is_that_of_a_plain_recursion() -> None:
-    shares = np.array([np.exp(1 - 1.1 * (1 + np.log(2)))])  # late at 1.1 times the median of 1 + Exp(1)
+    # Probability of being later than 1.1 times the median of 1 + Exp(1).
+    shares = np.array([np.exp(1 - 1.1 * (1 + np.log(2)))])
     for _ in range(14):
         shares = np.concatenate([shares**2, 2 * shares - shares**2])
     bound = np.sort(shares)[: len(shares) // 2].sum()
@@ -523,7 +523,7 @@ def test_the_reference_shows_types_as_written_and_one_entry_for_one_description(
 
 
 def described() -> set[str]:
-    """What pages of the reference describe, with the module it is taken from."""
+    """Return the names that pages of the reference document, including their modules."""
     texts = [page.read_text(encoding="utf-8") for page in SITE if page.parent.name == "reference"]
     return set(re.findall(r"^::: ([\w.]+)$", "\n".join(texts), re.MULTILINE))
 
@@ -532,7 +532,8 @@ def described() -> set[str]:
     "module", ["polarmap", *[f"polarmap.{name}" for name in ("planning", "glm", "convex", "convexnn")]]
 )
 def test_the_reference_has_every_public_name(module: str) -> None:
-    elsewhere = {"polarmap.planning", "polarmap.planning.SCHEMES"}  # name by name; in a sentence
+    # documented name by name, and in a sentence
+    elsewhere = {"polarmap.planning", "polarmap.planning.SCHEMES"}
     public = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
     shown = {name.replace("polarmap.", "polarmap.planning.", 1) for name in described()} | described()
     assert public - shown - elsewhere == set(), "add `::: NAME` to a page of docs/reference"
@@ -549,7 +550,6 @@ def test_the_reference_lists_the_fields_of_records() -> None:
 
 
 def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
-    """Without the heading the site shows `>>>` as a quotation in a quotation in a quotation."""
     bare = []
     for name in described():
         module, _, last = name.rpartition(".")
@@ -567,7 +567,7 @@ def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
 
 
 def slugs(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and the site make them."""
+    """Return the anchors of a page's headings, as GitHub and the site generate them."""
     heads = re.findall(r"^#+ +(.+?)(?: *\{#[\w-]+\})?$", prose(page), re.MULTILINE)
     given = re.findall(r"\{#([\w-]+)\}", prose(page))
     bare = [re.sub(r"[^\w\- ]", "", head.replace("`", "").lower()).strip() for head in heads]

@@ -41,7 +41,8 @@ def test_default_rtol_leaves_room_for_a_hundredfold_amplification(name: str) -> 
 @pytest.mark.parametrize("norm_inf", [1, 3, 127, 128, 129, 2**20])
 def test_parity_dtype_holds_every_sum(name: str, norm_inf: int) -> None:
     limits, wide = np.iinfo(name), dtypes.choose_parity_dtype(np.dtype(name), norm_inf)
-    assert wide.kind == ("u" if name == "u8" else "i")  # which wraps, as its sums do
+    # Sums of 64-bit integers wrap, and so does the parity dtype.
+    assert wide.kind == ("u" if name == "u8" else "i")
     if wide.itemsize < 8:
         assert np.iinfo(wide).min <= norm_inf * limits.min
         assert norm_inf * max(limits.max, -limits.min) <= np.iinfo(wide).max

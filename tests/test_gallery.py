@@ -1,4 +1,4 @@
-"""The gallery: what examples are on it, and how a script becomes a notebook and a page."""
+"""Check which examples are in the gallery, and how a script becomes a notebook and a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ plt.show()
 
 @pytest.fixture(scope="module")
 def gallery() -> ModuleType:
-    """The hook of mkdocs that makes it."""
+    """Load the hook of mkdocs that builds the gallery."""
     spec = spec_from_file_location("gallery", ROOT / "docs" / "gallery.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -43,7 +43,7 @@ def gallery() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def titles(gallery: ModuleType) -> dict[str, str]:
-    """The notebooks among the examples, by name."""
+    """Return the first cell of each notebook among the examples, by name."""
     return {path.stem: gallery.notebook_of(text).cells[0].source for path, text in gallery.scripts().items()}
 
 

@@ -1,4 +1,4 @@
-"""joblib's Parallel on polarmap's workers: results, errors, lost workers, scikit-learn's searches."""
+"""Check joblib's Parallel on polarmap's workers: results, errors, lost workers, scikit-learn's searches."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_results_come_in_order(n_jobs: int | None) -> None:
 def test_calls_run_where_the_executor_is() -> None:
     with ThreadPoolExecutor(3) as pool, joblib.parallel_config(backend="polarmap", executor=pool, n_jobs=3):
         assert set(Parallel()(delayed(os.getpid)() for _ in range(5))) == {os.getpid()}
-        assert squares(5) == [0, 1, 4, 9, 16]  # the pool is still open
+        assert squares(5) == [0, 1, 4, 9, 16]  # The pool is still open.
     with joblib.parallel_config(backend="polarmap", n_jobs=2):
         assert os.getpid() not in Parallel()(delayed(os.getpid)() for _ in range(5))
 
@@ -61,7 +61,7 @@ def test_an_error_is_that_of_the_call_and_the_next_ones_work() -> None:
             Parallel()(delayed(fail)(number) for number in range(10))
         with Parallel(
             pre_dispatch="all", batch_size=1
-        ) as parallel:  # else joblib keeps some for the next call
+        ) as parallel:  # Otherwise joblib keeps calls for the next run.
             with pytest.raises(ZeroDivisionError, match="three"):
                 parallel(delayed(fail)(number) for number in range(10))
             assert parallel(delayed(abs)(-number) for number in range(4)) == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""Names of packages that are looked up when they are asked for."""
+"""Check the names of packages that are imported on first access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ LAZY = [polarmap, polarmap.arrays, polarmap.codes, polarmap.linalg, polarmap.typ
 
 @pytest.mark.parametrize("package", LAZY, ids=lambda package: package.__name__)
 def test_type_checkers_read_of_the_same_names(package: ModuleType) -> None:
-    """They see imports, and the package itself a table."""
     assert package.__file__ is not None
     tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
     [block] = [one for one in tree.body if isinstance(one, ast.If)]

@@ -1,4 +1,4 @@
-"""make and its .venv: which Python it has, is named, and is not mixed with another."""
+"""Check that make names the Python of .venv, and refuses to mix it with another Python."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a make around the tests hands down, PYTHON= of its command line among it.
+# Variables that a make around the tests passes down, including PYTHON= of its command line.
 OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "PYTHON")
 MINOR = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The Makefile beside a .venv in which, as its stamps say, polarmap is installed."""
+    """Provide a copy of the Makefile with a .venv that looks as if polarmap were installed."""
     for name in ("Makefile", "setup.cfg", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     venv.create(tmp_path / ".venv", with_pip=False, symlinks=True)
@@ -29,7 +29,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def python(path: Path, version: str) -> Path:
-    """A program that gives `version` when it is asked for Python's."""
+    """Create a program that prints `version` like a Python interpreter."""
     path.write_text(f"#!/bin/sh\necho {version}\n")
     path.chmod(0o755)
     return path

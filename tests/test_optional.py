@@ -1,4 +1,4 @@
-"""Commands that install what an extra needs, from polarmap's own metadata."""
+"""Check the commands that install the requirements of an extra, taken from polarmap's metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Windows and macOS meet, on Linux: whatever these lack is taken away from all interpreters."""
+"""Run maps on Linux without the functions that Windows and macOS lack, which all interpreters remove."""
 
 from __future__ import annotations
 

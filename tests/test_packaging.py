@@ -1,7 +1,7 @@
-"""The published files: the sdist, the wheel made from it, and both installed in a new environment.
+"""Check the published files: the sdist, the wheel made from it, and both installed in a new environment.
 
-Nothing is downloaded: builds use the setuptools that is installed, and the new environment sees the
-packages of this one, but not this checkout.
+Nothing is downloaded: builds use the installed setuptools, and the new environment sees the packages of this
+environment, but not this checkout.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout in a folder with a space, so that building leaves nothing in this one."""
+    """Copy the checkout to a folder with a space in its name, so that building leaves nothing in the
+    original.
+    """
     return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("with space") / "source", ignore=LEFT_OUT))
 
 
 @pytest.fixture(scope="module")
 def built(source: Path) -> Path:
-    """A folder with the sdist, and the wheel that was made from the sdist."""
+    """Build the sdist, and the wheel from the sdist; return their folder."""
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", source / "dist", cwd=source)
     return source / "dist"
 
@@ -58,14 +60,14 @@ def wheel(built: Path) -> Path:
 
 
 class Environment:
-    """A new virtual environment that borrows the packages of this one."""
+    """A new virtual environment that uses the packages of this environment."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False, symlinks=True)
         self.scripts, self.python = folder / "bin", folder / "bin" / "python"
         site = run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
-        # A path file only adds a folder to the search: path files inside it, as editable installs
-        # have them, stay without effect.
+        # A path file only adds a folder to the search path: path files inside that folder, as used by
+        # editable installs, are not read.
         (Path(site.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
         self.folder = folder
 
@@ -99,7 +101,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
 
 
 def shipped() -> set[str]:
-    """Every file of config/ and backends/."""
+    """Return the relative paths of all files of config/ and backends/."""
     paths = [path for folder in ("config", "backends") for path in (ROOT / folder).rglob("*")]
     return {str(path.relative_to(ROOT)) for path in paths if path.is_file()}
 
@@ -152,7 +154,7 @@ def test_an_installed_wheel_brings_its_configurations(installed: Environment, tm
 def test_an_installed_wheel_deploys_without_make(installed: Environment, tmp_path: Path) -> None:
     ready = installed.polarmap("deploy", "localhost")
     assert Path(ready["python"]).parent == installed.scripts
-    # As far as a machine without an account gets: the recipe is found, and Lithops lacks the cluster.
+    # Without an account, the recipe is found and Lithops reports the missing cluster.
     config = tmp_path / "k8s.yaml"
     config.write_text("lithops: {backend: k8s, storage: localhost}\nk8s: {runtime: here/worker}\n")
     command = [installed.scripts / "polarmap", "deploy", "k8s", config, "--json"]

@@ -1,4 +1,4 @@
-"""The public names of the package."""
+"""Check the public names of the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_all_has_what_a_reader_sees() -> None:
 
 @pytest.mark.parametrize("name", polarmap.__all__)
 def test_a_public_name_is_there_and_becomes_no_attribute(name: str) -> None:
-    """Else what a function reaches would seem to have changed."""
+    # A new attribute would look like a change of the state that a function reaches.
     assert getattr(polarmap, name) is getattr(polarmap, name)
     assert name not in vars(polarmap)
 

@@ -1,4 +1,4 @@
-"""Checks of config/ and backends/: templates Lithops accepts, pins, policies that grant what they name."""
+"""Check config/ and backends/: Lithops accepts the templates, versions are pinned, policies are minimal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def template(backend: str) -> dict[str, Any]:
 
 
 def filled(part: Any) -> Any:
-    """A template with every placeholder filled in."""
+    """Return a template with every placeholder filled in."""
     if isinstance(part, dict):
         return {key: filled(value) for key, value in part.items()}
     if isinstance(part, list):
@@ -57,7 +57,6 @@ def test_config_names_the_backend_or_storage_it_is_called_after(backend: str) ->
 
 
 def test_workers_pin_what_the_package_pins() -> None:
-    """What setup.cfg requires stands here in the same words; what a cloud needs beside them is not there."""
     lines = (ROOT / "backends" / "requirements.txt").read_text().splitlines()
     pins = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
     ours = {project(line): line for line in install_requires()}
@@ -106,7 +105,7 @@ def test_lithops_accepts_the_configuration_once_filled_in(
     for section in {
         backend,
         "standalone",
-    } & before.keys():  # Lithops neither clamps nor renames what stands there
+    } & before.keys():  # Lithops must neither clamp nor rename these settings.
         for key, value in before[section].items():
             assert config[section][key] == value or key == "runtime"
     assert config[storage]["storage_bucket"]
@@ -115,7 +114,7 @@ def test_lithops_accepts_the_configuration_once_filled_in(
 
 
 def lithops_reads(place: str, config: dict[str, Any]) -> None:
-    """Lithops' own check of a section, without the cloud's client library that its package imports."""
+    """Run Lithops' own check of a section, without the cloud's client library that its package imports."""
     import lithops
 
     runpy.run_path(str(Path(lithops.__file__).parent / place / "config.py"))["load_config"](config)
@@ -143,7 +142,7 @@ def test_every_cloud_says_what_it_costs_allows_and_leaves(backend: str) -> None:
     text = (ROOT / "backends" / backend / "README.md").read_text()
     titles = re.findall("^## (.+)$", text, flags=re.M)
     assert titles[:2] == ["Costs", "Limits that matter"] and titles[-2:] == ["Deploy and check", "Tear down"]
-    for command in ("deploy", "undeploy"):  # as they are from a wheel, too
+    for command in ("deploy", "undeploy"):  # The commands also work from a wheel.
         assert f"polarmap {command} {backend} my_" in text
     assert len(text.splitlines()) <= 60
     named = set(re.findall(r"\]\(([\w.-]+)\)", text))
@@ -185,7 +184,7 @@ def test_google_permissions_are_single_ones(backend: str) -> None:
     assert not [one for one in role["includedPermissions"] if one.startswith(("iam.", "storage."))]
 
 
-# What Lithops calls only for what no recipe asks for: images of machines, spot markets, ways that are shut.
+# Calls of Lithops for features that no recipe uses: machine images, spot markets, disabled options.
 NOT_ASKED_FOR = {
     "ec2:AllocateAddress", "ec2:CreateNatGateway", "ec2:DeleteNatGateway", "ec2:CreateImage",
     "ec2:DeregisterImage", "ec2:RequestSpotInstances", "ec2:CancelSpotInstanceRequests",

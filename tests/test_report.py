@@ -20,7 +20,7 @@ DATA = np.random.default_rng(0).standard_normal((40, 3))
 
 
 def report(**changes: Any) -> Report:
-    """Four data and two parity tasks: one was lost and decoded, one still runs."""
+    """Return a report of four data and two parity tasks: one was lost and decoded, one still runs."""
     used = [TaskReport(index, "arrived", 1.0 + index, 0.5, 1) for index in (0, 2, 3, 4)]
     failed = TaskReport(1, "failed", None, None, 2, ("OSError: disk", "WorkerLost: it was killed"))
     values: dict[str, Any] = {
@@ -70,7 +70,7 @@ def test_text_says_how_many_machines_there_are_and_if_one_has_too_many_tasks() -
     ]
     assert hash(one) == hash(dataclasses.replace(one))
     assert "only" not in str(dataclasses.replace(one, k=3))
-    assert "only" not in str(dataclasses.replace(one, k=6))  # without a code none may be missing anyway
+    assert "only" not in str(dataclasses.replace(one, k=6))  # Without a code, no task may be missing anyway.
     assert "1 worker runs on 1 machine" in str(report(workers_by_host={"a": 1}))
     failed = TaskReport(1, "failed", None, None, 1, ("WorkerLost: it was killed",), host="a")
     assert "  task 1 on a: WorkerLost: it was killed" in str(report(tasks=(failed,)))
@@ -180,7 +180,6 @@ def test_the_code_and_the_executor_are_named(code: Any, name: str) -> None:
 
 
 def test_the_bound_holds() -> None:
-    """In 64 blocks of float32, decoded at the k-th arrival."""
     data = np.random.default_rng(1).standard_normal((48, 1000)).astype("f4")
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(64) + 1.0

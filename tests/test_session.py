@@ -1,4 +1,4 @@
-"""The suite itself: what a session has started ends with it."""
+"""Check the test suite itself: everything a session has started ends with the session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_it(redis_server, s3_server, tmp_path):
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A short temporary directory of its own, for a session within this one."""
+    """Provide a short temporary directory for a session within this one."""
     folder = Path(os.environ["TMPDIR"]).parent / "s"
     folder.mkdir()
     yield folder
@@ -34,7 +34,7 @@ def place() -> Iterator[Path]:
 
 
 def session(place: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
-    """A session with this one test."""
+    """Start a session with this one test."""
     shutil.copy(TESTS / "conftest.py", place)
     (place / "test_it.py").write_text(text)
     (place / "tmp").mkdir()
@@ -51,7 +51,7 @@ def session(place: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-# By either signal, Python does nothing more.
+# Both signals end Python without exit handlers.
 @pytest.mark.parametrize(
     ("ending", "processes"),
     [("SIGKILL", ()), ("SIGTERM", ("-n", "1", "--maxfail", "1"))],

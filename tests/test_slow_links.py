@@ -1,4 +1,4 @@
-"""The proxy of the tests: it delays, throttles and cuts, and loses nothing."""
+"""Check the TCP proxy of the tests: it delays, throttles and cuts without losing bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker_sites import ThreadSite, pool_of
 
 
 class EchoServer:
-    """Sends back what it receives, as long as it may read."""
+    """A server that sends back the bytes it receives, while it may read."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -26,7 +26,7 @@ class EchoServer:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError):  # closed
+        with contextlib.suppress(OSError):  # The socket was closed.
             while True:
                 threading.Thread(target=self._echo, args=(self.socket.accept()[0],), daemon=True).start()
 
@@ -54,14 +54,14 @@ def links(server: EchoServer) -> Iterator[SlowLinks]:
 
 @pytest.fixture
 def caller(links: SlowLinks) -> Iterator[socket.socket]:
-    """Connected to the proxy, which has accepted it."""
+    """Connect to the proxy, and wait until it has accepted the connection."""
     with socket.create_connection(links.endpoint, 30.0) as one:
         assert exchange(one, b"hello") == b"hello"
         yield one
 
 
 def exchange(caller: socket.socket, data: bytes) -> bytes:
-    """Send data and read as many bytes."""
+    """Send data and read the same number of bytes."""
     sender = threading.Thread(target=caller.sendall, args=(data,))
     sender.start()
     found = bytearray()
@@ -93,7 +93,7 @@ def test_a_pipe_delays_each_byte() -> None:
 def test_a_pipe_passes_as_many_bytes_as_its_rate_allows() -> None:
     pipe = Pipe(0.0)
     pipe.rate = 1000.0
-    pipe.put(bytes(3000), 10.0)  # idle before, which saves up nothing
+    pipe.put(bytes(3000), 10.0)  # The idle time before saves up no bytes.
     assert [len(pipe.take(now)) for now in (10.0, 10.5, 11.0, 13.0)] == [0, 500, 500, 2000]
     assert pipe.sent_bytes == 3000
 
@@ -140,7 +140,7 @@ def test_a_sender_on_a_slow_link_has_to_wait(
     links[0].rate = 1.0
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
     caller.settimeout(0.2)
-    with pytest.raises(TimeoutError):  # buffers of the kernel and of the proxy are full
+    with pytest.raises(TimeoutError):  # The buffers of the kernel and of the proxy are full.
         caller.sendall(bytes(8_000_000))
     assert links[0].bytes_to_target < 1000
 

@@ -1,4 +1,4 @@
-"""A short run of the soak with fixed seeds, and that it would see what it is there for."""
+"""Run a short soak with fixed seeds, and check that the soak detects wrong results."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import polarmap
 from polarmap.errors import NotLinearError
 
 COUNT = {"replay": 110, "threads": 8, "pool": 8, "processes": 2}
-# Found with these seeds, and not mended yet: `python -m soak --case SEED` says what.
+# Seeds of open findings: `python -m soak --case SEED` shows each.
 FOUND: set[int] = set()
 
 
 def seeds(executor: str) -> Iterator[int]:
-    """Those whose case runs there."""
+    """Yield the seeds whose case runs on this executor, without open findings."""
     return (seed for seed in count() if Named(seed).executor == executor and seed not in FOUND)
 
 
 def a_map(executor: str = "replay") -> int:
-    """The first seed of a map there that is right."""
+    """Return the first seed of a map on this executor."""
     return next(seed for seed in seeds(executor) if Named(seed).kind == "map")
 
 
@@ -57,7 +57,7 @@ def test_a_case_is_run_again_by_its_number() -> None:
 
 
 def test_a_hang_is_found_and_the_next_cases_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(watch.LIMIT, "pool", 1e-6)  # whose workers take a while to start
+    monkeypatch.setitem(watch.LIMIT, "pool", 1e-6)  # The limit is shorter than the start of the workers.
     tally = watch.watch([a_map("threads"), a_map("pool"), a_map("threads")], keep_going=True)
     assert [found.kind for found in tally.findings] == ["hang"]
     assert sum(tally.counts.values()) == 3
@@ -65,7 +65,7 @@ def test_a_hang_is_found_and_the_next_cases_run_on(monkeypatch: pytest.MonkeyPat
 
 
 def run_changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> str:
-    """The verdict on a map without faults whose result is changed."""
+    """Return the verdict on a map without faults whose result is changed."""
     drawn = (draw_map(Draw(seed), "replay") for seed in count())
     case = next(one for one in drawn if one.f.name == "transpose" and one.dtypes == [np.dtype(float)])
     case.faults, right = Faults(), polarmap.coded_map

@@ -1,4 +1,4 @@
-"""Checks for text that must not be committed."""
+"""Check for text that must not be committed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 PRODUCTS = [".*", "__pycache__", "*.py[co]", "*.nb[ic]", "*.egg-info", "build", "dist", "site"]
-HIDDEN = [".ci", ".github", ".pre-commit-config.yaml"]  # and committed
+HIDDEN = [".ci", ".github", ".pre-commit-config.yaml"]  # Hidden names that are committed.
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users)/\w|/tmp/d[e]v\b")
 
 
@@ -26,7 +26,7 @@ def test_no_committed_text_names_a_path_of_some_machine() -> None:
 
 
 def committed() -> list[Path]:
-    """What git knows; where there is no git, or no checkout, all that lies here but products and caches."""
+    """Return the files that git tracks, or without git or a checkout all files but products and caches."""
     git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "ls-files", "-z"]
     try:
         run = subprocess.run(git, capture_output=True, text=True, check=True)
@@ -36,7 +36,7 @@ def committed() -> list[Path]:
 
 
 def written() -> list[Path]:
-    """All files here but products and caches."""
+    """Return all files here except products and caches."""
     found = []
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if not is_product(name)]

@@ -1,4 +1,4 @@
-"""A user's program: `make lint` has mypy and pyright read it, and the suite runs it."""
+"""Check the types of a user's program: `make lint` has mypy and pyright read it, and the suite runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""apply: what xarray itself gives, labels and all, with workers missing."""
+"""Check apply against xarray's own results, including labels, while workers are missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIX_OF_NINE: dict[str, Any] = {"blocks": 6, "tasks": 9, "executor": LOST}
 
 
 def mean(rows: np.ndarray) -> np.ndarray:
-    """Over all axes but that of the rows."""
+    """Return the mean over all axes but the first."""
     return rows.mean(axis=tuple(range(1, rows.ndim)))
 
 
@@ -36,7 +36,7 @@ def anomaly(rows: np.ndarray) -> np.ndarray:
 
 
 def field(*shape: int, seed: int = 0) -> xr.DataArray:
-    """Temperatures with a coordinate of each kind."""
+    """Return temperatures with a coordinate of each kind."""
     return xr.DataArray(
         280 + 10 * np.random.default_rng(seed).standard_normal(shape),
         {
@@ -57,7 +57,7 @@ def gappy(array: xr.DataArray, share: float = 0.2, seed: int = 1) -> xr.DataArra
 
 
 def assert_same(found: Any, wanted: Any, rtol: float = 1e-12) -> None:
-    """Dimensions, coordinates, names, attributes; values relative to the largest of their variable."""
+    """Check dimensions, coordinates, names and attributes; values relative to their variable's largest."""
     assert type(found) is type(wanted)
     xr.testing.assert_equal(found.coords.to_dataset(), wanted.coords.to_dataset())
     assert all(one.attrs == wanted.coords[name].attrs for name, one in found.coords.items())
@@ -73,7 +73,7 @@ def assert_same(found: Any, wanted: Any, rtol: float = 1e-12) -> None:
         np.testing.assert_allclose(one.values, other.values, rtol=0, atol=limit)
 
 
-# --- what comes back ---------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dim", ["time", "lat", "lon", ("lat", "lon"), ["time", "lon"]])
@@ -154,7 +154,7 @@ def test_without_other_dimensions_the_one_row_is_given_to_several_workers() -> N
 
 
 def weather(**further: Any) -> xr.Dataset:
-    """Variables of other dimensions, scales and dtypes."""
+    """Return a dataset of variables with different dimensions, scales and dtypes."""
     heat = field(12, 5, 7)
     rng = np.random.default_rng(3)
     humidity = (("time", "level", "lat", "lon"), 1e-6 * rng.random((12, 3, 5, 7)), {"units": "kg/kg"})
@@ -231,7 +231,7 @@ def test_any_gaps(sizes: tuple[int, int, int], dim: Any, share: float, seed: int
 
 
 def test_where_weights_meet_no_data_there_is_none() -> None:
-    """Results whose weight was decoded are not made of rounding."""
+    # Results whose weight was decoded must not consist of rounding errors.
     stream = np.random.default_rng(0)
     obj = gappy(field(24, 4, 10), 0.6)
     weights = stream.random((10, 5)) * (stream.random((10, 5)) < 0.3)
@@ -272,7 +272,7 @@ def test_gaps_in_any_dtype(dtype: str) -> None:
 def test_with_killed_and_sleeping_processes() -> None:
     faults = {0: Fault("kill"), 3: Fault("sleep", seconds=60)}
     found, report = apply(
-        lambda rows: rows.mean(axis=-1),  # by value: a worker need not import this file
+        lambda rows: rows.mean(axis=-1),  # Lambdas are pickled by value, so that no worker imports this file.
         weather(),
         "time",
         blocks=6,
@@ -352,7 +352,7 @@ def test_what_dask_holds_is_computed_once_for_all_variables() -> None:
     assert np.allclose(found.a, 2)
     assert np.allclose(found.b, 4)
     assert obj.a.chunks is not None
-    assert found.static.chunks is not None  # f does not work along its dimensions
+    assert found.static.chunks is not None  # f has no dimension in common with it.
 
 
 def test_what_a_file_holds_is_read_once(tmp_path: Any) -> None:
@@ -449,7 +449,7 @@ def test_what_is_not_linear_is_refused() -> None:
 
 def test_arrays_that_are_not_numpy_are_named() -> None:
     class Quantity(np.ndarray):
-        """An array class of somebody else, with a unit that f would not see."""
+        """An array class of another library, with a unit that f would not see."""
 
     obj = xr.DataArray(np.ones((4, 3)).view(Quantity), dims=("x", "y"))
     with pytest.raises(CodeError, match=r"is a Quantity, .*obj.as_numpy\(\)"):
@@ -473,7 +473,7 @@ def test_an_f_that_cannot_run_here_is_warned_of() -> None:
 
 
 def test_what_an_f_was_found_to_be_is_remembered() -> None:
-    seen = np.zeros(1)  # what an array holds does not make another function of it
+    seen = np.zeros(1)  # The contents of an array do not change the identity of the function.
 
     def counted(rows: np.ndarray) -> np.ndarray:
         seen[0] += len(rows) == 2

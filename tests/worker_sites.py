@@ -92,7 +92,7 @@ class ThreadSite(WorkerProvider):
     """A provider whose workers are threads.
 
     lives : worker number -> behaviour of that worker; other workers behave like `default` worker_spec,
-    max_worker_seconds, max_workers, storage : as those of other providers
+    max_worker_seconds, max_workers, storage : as in other providers
     """
 
     name = "threads"

@@ -1,4 +1,4 @@
-"""The virtual clock, the directions and the gradients of black boxes, on what they are said to be."""
+"""Check the virtual clock, directions and gradients of the black-box benchmark against closed forms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.blackbox import GradientSource, N, VirtualClock, sample_directio
 
 
 class Scripted(VirtualClock):
-    """One list of times after another: 1 s per query except for the named tasks."""
+    """A clock with a list of times for each call: 1 s per query except for the named tasks."""
 
     def __init__(self, *exceptions: dict[int, float]) -> None:
         super().__init__(seed=0)
@@ -32,8 +32,8 @@ class Scripted(VirtualClock):
         (False, [{}], 10, N),
         (False, [{3: 100.0}], 100, N),
         (True, [{}], 10, N),
-        (True, [{3: np.inf, 5: 40.0}, {}, {}], 25, N + 2),  # late from 15 on
-        (True, [{3: 100.0}, {3: 100.0}, {}], 40, N + 2),  # so is the copy: another at 30
+        (True, [{3: np.inf, 5: 40.0}, {}, {}], 25, N + 2),  # The copies start at 15 s.
+        (True, [{3: 100.0}, {3: 100.0}, {}], 40, N + 2),  # The copy is late, too: another one starts at 30 s.
         (True, [{3: 16.0}, {}], 16, N + 1),
     ],
 )
@@ -48,7 +48,7 @@ def test_directions_are_orthonormal_and_new_each_time() -> None:
     one, other = (sample_directions(50, 3072, stream) for _ in range(2))
     np.testing.assert_allclose(one @ one.T, np.eye(50), atol=1e-12)
     assert abs(one @ other.T).max() < 0.2
-    assert abs(one).max() < 0.2  # no pixel stands out
+    assert abs(one).max() < 0.2  # No coordinate dominates.
 
 
 @pytest.mark.parametrize("kind", ["coded", "differences", "backups", "orthogonal"])

@@ -1,4 +1,4 @@
-"""The comparison: its numbers against closed forms and brute force, its pages against its data."""
+"""Check the comparison's numbers against closed forms and brute force, and its pages against its data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from benchmarks.rivals import mds
 from polarmap.planning import Completion
 
 ROOT = Path(__file__).parents[2]
-SIZE, LARGER = Size(32, 24, 2000, 500, 5), Size(64, 48, 60, 30, 5)  # the first one is the first on the pages
+# The first size is the first on the pages.
+SIZE, LARGER = Size(32, 24, 2000, 500, 5), Size(64, 48, 60, 30, 5)
 N, K = SIZE.n, SIZE.k
 
 
@@ -69,13 +70,13 @@ def test_schemes_are_in_the_order_theory_says(table: dict[str, Completion]) -> N
 
 @pytest.mark.parametrize("name", jobs.DISTRIBUTIONS)
 def test_the_page_has_the_means_of_all_schemes(name: str, measured: list[CodeMeasurement]) -> None:
-    """Each scheme is simulated once more, event by event, in tests/planning; the codes in test_rivals."""
+    # tests/planning simulates each scheme independently, event by event; test_rivals checks the codes.
     page = (ROOT / "docs" / "comparison-jobs.md").read_text(encoding="utf-8").split("\n## ")[1]
     assert page.startswith(f"{K} blocks, {N} coded tasks\n")
     [rows] = parse_tables(page.partition(f"Arrivals alone: {name}")[2].partition("</details>")[0]).values()
     said = {scheme.strip("*"): float(mean) for scheme, mean, *_ in rows[1:]}
     found = {one.scheme: one.mean for one in table_of(name, measured).values() if "tuned" not in one.scheme}
-    [tuned] = said.keys() - found.keys()  # the best multiple is a matter of chance where several are good
+    [tuned] = said.keys() - found.keys()  # If several multiples are good, chance decides which is the best.
     slow = float(tuned.split()[-2])
     found[tuned] = jobs.complete_with_backups(slow, SIZE, jobs.DISTRIBUTIONS[name], 4000).mean
     assert len(found) >= 20
@@ -85,7 +86,8 @@ def test_the_page_has_the_means_of_all_schemes(name: str, measured: list[CodeMea
 def test_backups_are_tuned_for_their_distribution(table: dict[str, Completion]) -> None:
     [(scheme, tuned)] = [(scheme, job) for scheme, job in table.items() if "tuned" in scheme]
     assert 0.98 * tuned.p99 < table["backup tasks (cubed)"].p99
-    assert scheme != "backup tasks (tuned: 3 x)"  # a third of whose tasks are later than that
+    # A third of the tasks take longer than three times the median.
+    assert scheme != "backup tasks (tuned: 3 x)"
 
 
 def test_a_whole_job_is_coding_transfer_and_tasks(
@@ -134,7 +136,8 @@ def test_the_pages_hold_every_scheme_and_code(
     assert all(one.scheme in pages["comparison-elastic.md"] for one in crowd)
     rows = [line for text in pages.values() for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
-    assert pages["comparison-jobs.md"].count("<details") == 2  # arrivals alone
+    # One collapsed table of arrivals for each size.
+    assert pages["comparison-jobs.md"].count("<details") == 2
 
 
 def test_ratios_to_rotation_are_those_of_the_table(measured: list[CodeMeasurement]) -> None:

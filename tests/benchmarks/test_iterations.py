@@ -1,4 +1,4 @@
-"""Iterations that people know: each against what it converges to, by tasks and by operators; the page."""
+"""Check the familiar iterations against the points they converge to, by tasks and by operators."""
 
 from __future__ import annotations
 

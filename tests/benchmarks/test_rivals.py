@@ -1,4 +1,4 @@
-"""The rival codes of the comparison decode what dense linear algebra decodes, when it does."""
+"""Check that the rival codes decode exactly when, and what, dense linear algebra decodes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tuned_raptor(n: int, k: int) -> raptor.RaptorCode:
     return raptor.RaptorCode(*raptor.tune_raptor(n, k))
 
 
-# Made when a test wants them: tuning takes seconds.
+# Codes are constructed on demand, since tuning takes seconds.
 BY_INACTIVATION: dict[str, Callable[[], SparseCode]] = {
     "LT, inactivation": partial(fountain.LTCode, 40, K, 0.1, 0.5, uses_inactivation=True),
     "staircase, inactivation": partial(staircase.StaircaseCode, N, K, uses_inactivation=True),
@@ -108,7 +108,7 @@ def test_inactivation_needs_no_more_than_peeling_and_raptor_codes_hardly_more_th
 
 
 def test_local_product_codes_close_the_rows_and_columns_of_every_grid() -> None:
-    code = local_product.LocalProductCode(11, 2, 3)  # grids of 6 and of 5
+    code = local_product.LocalProductCode(11, 2, 3)  # two grids, of 6 and of 5 blocks
     data = np.random.default_rng(0).standard_normal((11, 2))
     parity = code.encode(data)[11:]
     whole, short = data[:6].reshape(2, 3, 2), np.concatenate([data[6:], np.zeros((1, 2))]).reshape(2, 3, 2)
@@ -116,7 +116,8 @@ def test_local_product_codes_close_the_rows_and_columns_of_every_grid() -> None:
         np.testing.assert_allclose(some[:2], grid.sum(axis=1))
         np.testing.assert_allclose(some[2:5], grid.sum(axis=0))
         np.testing.assert_allclose(some[5], grid.sum(axis=(0, 1)))
-    assert local_product.LocalProductCode(2, 2, 3).n == 2 + 2 + 2  # one row of two: its sum, each, the corner
+    # one row of two blocks: the row's parity, two column parities, and the corner
+    assert local_product.LocalProductCode(2, 2, 3).n == 2 + 2 + 2
 
 
 def test_embeddings_decode_any_k_and_commute_with_products() -> None:
@@ -125,7 +126,7 @@ def test_embeddings_decode_any_k_and_commute_with_products() -> None:
     halves = np.concatenate([data[:, :5] @ f, data[:, 5:] @ f], axis=1)
     coded = code.encode(data)
     results = np.concatenate([coded[:, :5] @ f, coded[:, 5:] @ f], axis=1)
-    turn = 2 * np.pi / 13 * 7 * np.arange(9)  # block 7 by rotations, as the paper writes them
+    turn = 2 * np.pi / 13 * 7 * np.arange(9)  # Block 7 by rotations, as in the paper.
     np.testing.assert_allclose(coded[7, :5], np.cos(turn) @ data[:, :5] + np.sin(turn) @ data[:, 5:])
     np.testing.assert_allclose(coded[7, 5:], -np.sin(turn) @ data[:, :5] + np.cos(turn) @ data[:, 5:])
     for order in orders(12):
@@ -135,7 +136,7 @@ def test_embeddings_decode_any_k_and_commute_with_products() -> None:
 
 
 def test_embeddings_of_256_blocks_keep_the_digits_that_the_page_names() -> None:
-    """Ten samples of 20 orders of arrival, decoded; digits are those of the relative error in the 2-norm."""
+    # Ten samples of 20 arrival orders each. Digits are those of the relative error in the 2-norm.
     code = embedding.EmbeddingCode(256, 192)
     data = np.random.default_rng(0).standard_normal((192, 16))
     coded = code.encode(data)
@@ -166,7 +167,7 @@ def test_peeling_stops_where_brute_force_stops(code: fountain.LTCode | staircase
 
 
 def done(equations: list[set[int]], known: set[int], wanted: int) -> bool:
-    """Whether blocks 0..wanted-1 follow, by going over all equations until nothing changes."""
+    """Return whether blocks 0..wanted-1 follow, by visiting all equations until nothing changes."""
     while True:
         single = [next(iter(members - known)) for members in equations if len(members - known) == 1]
         if not single:
@@ -191,7 +192,7 @@ def test_polynomial_weights_in_logarithms_equal_a_dense_solve() -> None:
     weights = np.linalg.solve(generator[arrived].T, generator[:5].T).T
     worst = np.linalg.norm(weights * np.linalg.norm(generator[arrived], axis=1), axis=1).max()
     assert mds.compute_log10_amplification(points, arrived) == pytest.approx(np.log10(worst), abs=1e-6)
-    assert mds.compute_log10_amplification(points, np.arange(9)) == 0  # all data is there
+    assert mds.compute_log10_amplification(points, np.arange(9)) == 0  # all data blocks have arrived
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (6, 4), (24, 16), (40, 33)])
@@ -203,7 +204,7 @@ def test_fermat_codes_decode_any_k_blocks_exactly(n: int, k: int) -> None:
     for _ in range(5):
         arrived = rng.permutation(n)[:k]
         assert (code.make_plan(arrived).decode(coded) == data).all()
-    # Values of one polynomial of degree below k: differences by exact interpolation vanish.
+    # The coded blocks are values of one polynomial of degree below k, as exact interpolation shows.
     lagrange = [
         interpolated(code.points[:k].tolist(), coded[:k, 0].tolist(), x) for x in code.points.tolist()
     ]
@@ -211,7 +212,7 @@ def test_fermat_codes_decode_any_k_blocks_exactly(n: int, k: int) -> None:
 
 
 def interpolated(xs: list[int], ys: list[int], x: int) -> int:
-    """Lagrange's formula in Python integers."""
+    """Return Lagrange's interpolation at x in Python integers."""
     total = 0
     for i, y in enumerate(ys):
         above = below = 1

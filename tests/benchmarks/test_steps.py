@@ -1,4 +1,4 @@
-"""The table of steps: what a row says, how actions take turns, and the floor that maps are compared with."""
+"""Check the table of steps: the cells of a row, actions in turns, and the bare-socket baseline."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_actions_take_turns_and_warm_up(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bare_sockets_map_coded_blocks() -> None:
     A = np.random.default_rng(0).standard_normal((6, 5, 4))
     with SocketPool(A, 8, 2) as sockets:
-        for x in np.eye(4):  # An earlier map's leftovers are not results of this map.
+        for x in np.eye(4):  # Late results of an earlier map must not count as results of this map.
             assert np.allclose(sockets.map(methodcaller("dot", x)), A @ x)
 
 

@@ -1,4 +1,4 @@
-"""Real jobs: what their tasks sleep, what workers are paid for, cubed's function, the page."""
+"""Check the jobs with real stragglers: sleep times, billed seconds, cubed's function, and the page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_worker_seconds_end_with_the_job(tmp_path: Path) -> None:
 
 
 def test_coded_maps_are_paid_until_their_results_are_determined() -> None:
-    """Three tasks of 1 to 3 s and one that sleeps: all is known after two."""
+    # Three tasks take 1 to 3 s and one sleeps: two results determine the rest.
     times = {task: Fault("sleep", seconds) for task, seconds in enumerate([1.0, 60.0, 2.0, 3.0])}
     slow = FaultyExecutor(ReplayExecutor(), times)
     report = polarmap.coded_map(abs, [np.ones(2), np.ones(2)], tasks=4, executor=slow, verify=False).report
@@ -77,23 +77,24 @@ def test_every_scheme_on_the_pool_runs_a_job(monkeypatch: pytest.MonkeyPatch) ->
         taken = {name: run(np.full((stragglers.ATTEMPTS, 4), 0.02)) for name, run in schemes.items()}
     assert len(taken) == 6
     for one in taken.values():
-        # Six of the eight tasks per worker are awaited.
+        # A job awaits six of the eight tasks per worker.
         assert one.seconds >= 0.015 and one.worker_seconds >= 0.06
 
 
 def test_workers_sleep_as_was_drawn_for_each(tmp_path: Path) -> None:
-    """Two workers of three tasks at a time, one of which hangs: the other one does all the rest."""
+    # One of two workers hangs, and the other one computes all the rest.
     slow = SlowWorkers(tmp_path)
     slow.set_sleep_seconds(np.array([0.0, 60.0]))
-    assert slow(2) == 4  # here at once
+    assert slow(2) == 4  # The driver does not sleep.
     maps = 0
     with polarmap.Pool(workers=2) as pool:
         blocks = [np.full(2, float(block)) for block in range(6)]
-        while not (tmp_path / "1").exists():  # one may do all before the other one has started
+        # The first worker may finish everything before the second has started.
+        while not (tmp_path / "1").exists():
             maps += 1
             results = polarmap.coded_map(slow, blocks, tasks=8, executor=pool, progress=False)
             assert np.allclose(list(results), np.multiply(2, blocks)) and results.report.seconds < 60
-    # A further map does not wait for the one that hangs in the map before: another one takes its place.
+    # A later map does not wait for a worker that still hangs in the map before: a new one replaces it.
     found = {path.name for path in tmp_path.iterdir()}
     assert found == {"seconds", *map(str, range(len(found) - 1))}
     assert 2 <= len(found) - 1 <= 1 + maps
