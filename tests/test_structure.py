@@ -145,7 +145,7 @@ PROJECT = {
 
 @cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file, for every module of the package."""
+    """Return the file of every module of the package, by dotted name."""
     return {dotted(path): path for path in sorted((ROOT / "polarmap").rglob("*.py"))}
 
 

@@ -1,4 +1,4 @@
-"""`polarmap encode`, `list`, `check`, `repair` and `delete`."""
+"""Check `polarmap encode`, `list`, `check`, `repair` and `delete`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polarmap import open_coded
 
 @pytest.fixture
 def stored(polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with one coded array of integers, "small"."""
+    """Create a store with one coded array of integers, "small"."""
     monkeypatch.setenv("POLARMAP_STORE", str(tmp_path / "store"))
     np.save(tmp_path / "small.npy", np.arange(60).reshape(12, 5))
     ran = polarmap("encode", tmp_path / "small.npy", "small", "--blocks", 4, "--tasks", 6)

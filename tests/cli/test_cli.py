@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and that a mistake never ends in a traceback."""
+"""Check the output and exit codes of the command line, and that errors never end in a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polarmap.cli import command_group
 
 
 def leaves(group: Any = command_group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Every command there is, as the words that name it."""
+    """Return every command as the words that name it."""
     found = []
     for name, command in group.commands.items():
         found += leaves(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
@@ -81,7 +81,7 @@ def test_wrong_usage_is_said_and_exits_with_2(polarmap: Run, arguments: list[str
 def test_ctrl_c_is_one_line_and_exits_with_130(tmp_path: Path) -> None:
     pipe = tmp_path / "times"
     os.mkfifo(pipe)
-    # opens when the command has
+    # Opening the pipe blocks until the command has opened it.
     with (
         subprocess.Popen(
             [*COMMAND, "plan", "--k", "3", "--times", str(pipe)],

@@ -1,4 +1,4 @@
-"""Deploying a runtime with the client's versions, and refusals before anything costs money."""
+"""Check that a runtime is deployed with the client's versions, and refused before anything costs money."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_workers_get_the_versions_installed_here() -> None:
 
 
 class Handler:
-    """Lithops' handler of a cloud, which only notes what it is asked for."""
+    """A fake of Lithops' compute handler that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -69,7 +69,7 @@ class Handler:
 
 @pytest.fixture
 def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
-    """What Lithops' executors of any configuration reach."""
+    """Provide the fake that Lithops' executors of any configuration use."""
     found = Handler()
 
     functions = SimpleNamespace(compute_handler=found, internal_storage=found)
@@ -93,7 +93,8 @@ def test_what_was_deployed_is_removed_and_nothing_else(
     version = importlib.metadata.version("lithops")
     said = deploy.remove_runtime(filled_in(tmp_path, backend), backend)
     assert said == "worker (1769 MB)"
-    everything = {"k8s": True, "aws_batch": True, "code_engine": False}  # there it would be the project, too
+    # For code_engine, it would delete the project, too.
+    everything = {"k8s": True, "aws_batch": True, "code_engine": False}
     jobs = [("clean", {"all": everything[backend]})] if backend in everything else []
     assert handler.calls == [
         ("delete_runtime", "worker", 1769, version),
@@ -106,7 +107,7 @@ def test_what_was_deployed_is_removed_and_nothing_else(
 def test_what_is_built_is_pinned_to_what_is_installed_here(
     handler: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lithops builds in the folder that it runs in, of requirements of its own."""
+    # Lithops builds in the current folder, from its own default requirements.
     lithops_own = aws.DEFAULT_REQUIREMENTS
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (3, 0))

@@ -1,4 +1,4 @@
-"""`polarmap doctor`: what it finds in order, what it names, and that nothing is left running."""
+"""Check the findings of `polarmap doctor` and their order, and that nothing is left running."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def states(ran: Ran) -> dict[str, str]:
 def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap: Run) -> None:
     before = {*threading.enumerate()}
     ran = polarmap("doctor", "--json")
-    # That of the pool may stay, which ends when nobody needs it.
+    # The pool's thread may remain, which ends once it is unused.
     assert until(lambda: len({*threading.enumerate()} - before) <= 1)
     assert ran.code == 0, ran.out
     assert ran.json["ok"]
@@ -40,12 +40,12 @@ def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap:
 @pytest.mark.parametrize(
     ("is_here", "first", "later", "busy", "advice"),
     [
-        (True, 0.5, 0.005, 99.0, ""),  # fast enough, however busy
+        (True, 0.5, 0.005, 99.0, ""),  # Fast enough, however busy the machine.
         (True, 0.5, 0.5, 99.0, "this machine is busy (99.0 processes"),
         (True, 9.0, 0.005, 99.0, "this machine is busy (99.0 processes"),
         (True, 0.5, 0.5, 0.1, "executor=ThreadPoolExecutor"),
         (True, 9.0, 0.005, 0.1, "Pool(idle_timeout=600)"),
-        (False, 90.0, 0.005, 0.1, ""),  # clouds deploy first
+        (False, 90.0, 0.005, 0.1, ""),  # The first map on a cloud also deploys.
         (False, 9.0, 0.5, 0.1, "reach this machine by TCP"),
     ],
 )
@@ -85,7 +85,7 @@ def test_doctor_examines_a_configuration(polarmap: Run) -> None:
 
 
 def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not what Lithops does before the first and after the last."""
+    # The time that Lithops takes before the first and after the last request does not count.
     clock, stored = SimpleNamespace(now=0.0), list[bytes]()
 
     def taking(seconds: float, answer: Callable[..., object] = lambda *_: None) -> Callable[..., object]:
@@ -146,7 +146,8 @@ def test_doctor_names_what_is_wrong_and_exits_with_1(
 def test_doctor_names_the_extra_of_the_backend_that_lacks_its_client(
     polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ibm_cloud_sdk_core", None)  # as if it were not installed
+    # The import fails as if the package were not installed.
+    monkeypatch.setitem(sys.modules, "ibm_cloud_sdk_core", None)
     file = tmp_path / "code_engine.yaml"
     keys = "ibm: {iam_api_key: a, resource_group_id: b, region: us-south}\n"
     file.write_text(f"lithops: {{backend: code_engine, storage: localhost}}\n{keys}")

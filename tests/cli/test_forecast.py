@@ -1,6 +1,4 @@
-"""`polarmap plan` and `polarmap simulate`: what the library says, of run times from files and
-names.
-"""
+"""Check `polarmap plan` and `polarmap simulate` against the library, for run times from files and names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`polarmap measure`: what the library measures, printed, written down, and read by `plan`."""
+"""Check that `polarmap measure` prints and stores the library's measurements, and that `plan` reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers: text or one JSON document, errors as one line, readers that go away."""
+"""Check text and JSON output, errors on one line, and readers that close the pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limits of a backend are checked before anything is stored or started."""
+"""Check that the limits of a backend are verified before anything is stored or started."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REDIS = WorkerSpec("aws_lambda", "redis", 10_240)
     memory=st.integers(256, 10_240),
 )
 def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> None:
-    """As many blocks as the message says do fit, one fewer row of memory would not have been asked for."""
+    # The advised number of blocks fits, and the refusal was necessary.
     worker = WorkerSpec("aws_lambda", "aws_s3", memory, max_workers=10**9)
     try:
         limits.check_map_fits(worker, MapSize(k + 1, k, rows * row_bytes, rows))
@@ -52,7 +52,8 @@ def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> Non
             assert limits.compute_min_memory_bytes(row_bytes) > memory * MB
             return
         wanted = int(advice.split("use blocks >= ")[1].split()[0])
-        fitting = -(-(rows * k) // wanted)  # rows per block when the same rows are cut into so many
+        # Rows per block when the same rows are cut into the advised number of blocks.
+        fitting = -(-(rows * k) // wanted)
         limits.check_map_fits(worker, MapSize(wanted + 1, wanted, fitting * row_bytes, fitting))
 
 
@@ -71,7 +72,8 @@ def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> Non
             MapSize(4, 3, 2000 * MB, 1),
             r"no number of blocks helps, as one row is too large or runtime_m",
         ),
-        (LAMBDA, MapSize(4, 3, 6000 * MB, 10), r"use blocks >= \d+$"),  # no Lambda is as large as that
+        # No Lambda function has enough memory.
+        (LAMBDA, MapSize(4, 3, 6000 * MB, 10), r"use blocks >= \d+$"),
         (AZURE, MapSize(8, 6, 1000 * MB, 9), r"a 2048 MB worker.*runtime_memory >= 4096$"),
         (GOOGLE, MapSize(8, 6, 1), r"runtime_timeout is 600 s, gcp_functions ends a call after 540 s"),
         (
@@ -115,7 +117,7 @@ def test_every_recipe_is_within_the_limits(name: str) -> None:
 
 
 def test_lithops_own_limits_are_ours() -> None:
-    """Lithops clamps what it knows of: a newer one may know better."""
+    # Lithops clamps settings to the limits it knows, which a newer version may correct.
     import runpy
 
     import lithops
@@ -161,8 +163,8 @@ def test_a_machine_runs_several_tasks_at_a_time() -> None:
     }
     worker = limits.parse_worker_spec(config)
     assert worker is not None and (worker.max_workers, worker.instance_type) == (32, "t3.large")
-    assert worker.timeout_seconds == 3600  # persistent workers are renewed before the machine ends
-    own |= {"worker_processes": "AUTO", "request_spot_instances": True}  # as many as it has processors
+    assert worker.timeout_seconds == 3600  # Persistent workers are renewed before the machine ends.
+    own |= {"worker_processes": "AUTO", "request_spot_instances": True}  # AUTO means one per processor.
     worker = limits.parse_worker_spec(config)
     assert worker is not None and (worker.max_workers, worker.instance_type) == (None, "spot t3.large")
 
@@ -181,7 +183,7 @@ def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkey
 
 
 class Small(ReplayExecutor):
-    """Workers that can hold blocks of 2.5 MB: 13 rows of a float64 array 25,000 wide."""
+    """An executor whose workers can hold blocks of 2.5 MB: 13 rows of a float64 array 25,000 wide."""
 
     worker_spec = WorkerSpec("aws_lambda", "aws_s3", memory_mb=155)
 

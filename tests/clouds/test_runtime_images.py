@@ -1,4 +1,4 @@
-"""What workers run in: that Lithops builds each image of what the recipe and Lithops itself bring."""
+"""Check that Lithops builds each worker image from the recipe's and Lithops' own requirements."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def built(tmp_path: Path) -> Iterator[Path]:
 
 
 def backend_of_lithops(name: str, folder: Path) -> Any:
-    """Lithops' own, as far as building goes: it has asked no cloud anything."""
+    """Return Lithops' backend, prepared for building only, without contacting a cloud."""
     module = import_module(f"lithops.serverless.backends.{name}")
     backend = object.__new__(module.ServerlessBackend)
     key = folder / "key.json"
@@ -49,7 +49,6 @@ def backend_of_lithops(name: str, folder: Path) -> Any:
 def test_an_image_has_lithops_code_and_our_packages(
     name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that the Dockerfile copies is there, wherever Lithops' module was imported."""
     monkeypatch.chdir(tmp_path)
     backend = backend_of_lithops(name, tmp_path)
     wanted = deploy.read_requirements(name)

@@ -1,4 +1,4 @@
-"""When numbers are those of a plain map: bit for bit what arrived, within the stated bound the rest."""
+"""Decide when numbers equal those of a plain map: arrived ones exactly, others within the stated bound."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from plain import leaves, shape_of
 
 from polarmap.errors import NotDecodableError, PolarmapError
 
-SHORT = ("NotDecodableError", "CodedTimeoutError")  # what too few results end in
-SLACK = 16  # times the error bound and the rounding of the largest entry
-TRUSTED_WRONG = "wrong, and trusted to be right"  # the verdict where nothing was promised to be checked
+SHORT = ("NotDecodableError", "CodedTimeoutError")  # Errors that too few results may end in.
+SLACK = 16  # Factor on the error bound and on the rounding of the largest entry.
+TRUSTED_WRONG = "wrong, and trusted to be right"  # The verdict if the report promised no check.
 
 
 class Finding(AssertionError):  # noqa: N818 - no error of the soak's
-    """Something that must not be, whatever the case."""
+    """A violation of an expectation, whatever the case."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
         self.kind, self.text = kind, text
 
 
-# --- what a call gives --------------------------------------------------------------------------
+# --- calls -------------------------------------------------------------------------------------
 
 
 def called(call: Callable[[], Any]) -> tuple[Any, PolarmapError | None, list[str]]:
-    """The result or exception of a call of the library, and its warnings."""
+    """Return the result or the error of a call of the library, and the texts of its warnings."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -41,7 +41,7 @@ def called(call: Callable[[], Any]) -> tuple[Any, PolarmapError | None, list[str
 
 
 def _judged(error: Exception) -> PolarmapError:
-    """An error of the library; what f or a fault raised everywhere counts as too few results."""
+    """Return an error of the library. An exception raised in every task counts as too few results."""
     if isinstance(error, PolarmapError):
         return error
     notes = [note for note in getattr(error, "__notes__", ()) if note.endswith(" raised this")]
@@ -51,9 +51,9 @@ def _judged(error: Exception) -> PolarmapError:
 
 
 def excused(error: PolarmapError, reasons: Iterable[tuple[bool, str, Sequence[str]]]) -> str:
-    """The verdict on an error that may come.
+    """Return the verdict on an error that a reason excuses. Raise Finding if none does.
 
-    reasons : whether each holds, its words, and the names of the errors that it excuses.
+    reasons : (whether it holds, its description, the names of the errors that it excuses)
     """
     name, holding = type(error).__name__, [reason for reason in reasons if reason[0]]
     for _, words, names in holding:
@@ -64,7 +64,7 @@ def excused(error: PolarmapError, reasons: Iterable[tuple[bool, str, Sequence[st
 
 
 def _check_warnings(told: list[warnings.WarningMessage]) -> None:
-    """Words of numpy or Python that were meant for us."""
+    """Raise Finding for a warning of numpy or Python that the library should have handled."""
     for one in told:
         file, text = str(one.filename), str(one.message)
         if "polarmap/" not in file:
@@ -89,7 +89,7 @@ def check_structure(found: Any, wanted: Any, what: str) -> None:
 
 
 def check_equal(found: Any, wanted: Any, what: str) -> None:
-    """Bit for bit, NaN being NaN."""
+    """Check for equality bit for bit, where NaN equals NaN."""
     check_structure(found, wanted, what)
     for one, other in zip(leaves(found), leaves(wanted)):
         if not np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind in "fc"):
@@ -97,7 +97,7 @@ def check_equal(found: Any, wanted: Any, what: str) -> None:
 
 
 def check_close(found: Any, wanted: Any, allowed: list[float], what: str) -> None:
-    """Integers exactly, every other leaf within what is allowed for it."""
+    """Check integers exactly, and every other leaf within its allowed error."""
     check_structure(found, wanted, what)
     for one, other, limit in zip(leaves(found), leaves(wanted), allowed):
         if np.asarray(one).dtype.kind not in "fc" and limit < 0.5 and not np.array_equal(one, other):
@@ -134,7 +134,7 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 
 def is_determined(code: Any, lost: Collection[int], exact: bool = True) -> bool:
-    """Whether the other blocks of a polar code determine those, with integers if `exact`."""
+    """Return whether the other blocks of a polar code determine the lost ones, over integers if `exact`."""
     arrived = np.array([block not in lost for block in range(code.n)])
     if code.kernel == "rotation":
         return int(arrived.sum()) >= code.k

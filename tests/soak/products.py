@@ -1,4 +1,4 @@
-"""coded_matmul, coded_gram and CodedOperator against numpy."""
+"""Compare coded_matmul, coded_gram and CodedOperator with numpy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from soak.oracle import SHORT, SLACK, Finding
 
 @dataclass
 class ProductCase:
-    """One product; `code` is that of the one factor that is coded, None where both are."""
+    """A product with its factors, options and faults.
+
+    code : the code of the factor that is coded, or None if both are
+    """
 
     seed: int
     executor: str
@@ -51,7 +54,7 @@ class ProductCase:
         return f"right ({report.verified})"
 
     def _is_trusted(self, report: Report) -> bool:
-        """Whether no check need have seen the results of these workers; equations of integers are sparse."""
+        """Return whether no check need have seen wrong results, since equations of integers are sparse."""
         if self.faults.outvotes(report.k):
             return True
         sparse = "arikan" in report.code
@@ -92,7 +95,7 @@ class ProductCase:
         oracle.check_close(found, wanted, [allowed], "the product")
 
     def _reasons(self, error: PolarmapError) -> list[tuple[bool, str, Sequence[str]]]:
-        """Why which errors may come."""
+        """Return which errors are excused, and why."""
         wide = any(one.dtype.kind in "iu" and one.dtype.itemsize == 8 for one in (self.left, self.right))
         mixed = np.result_type(self.left.dtype, self.right.dtype).kind not in "iu"
         misled = bool(self.faults.deceiving) or self.faults.outvotes(1)
@@ -107,20 +110,20 @@ class ProductCase:
         ]
 
     def _may_overflow(self) -> bool:
-        """Whether a product of parity blocks may be too large for half precision."""
+        """Return whether a product of parity blocks may exceed half precision."""
         return bool(self._wanted().dtype == np.float16 and oracle.largest(self._wanted()) > 2000)
 
     def _must_bear(self) -> bool:
         lost = self.faults.lost(self.options)
-        if self.code is None:  # of integers, a line of the grid may need the very one that is lost
+        if self.code is None:  # With integers, a line of the grid may need the lost block itself.
             return not lost or (len(lost) == 1 and self.left.dtype.kind not in "iu")
         return oracle.is_determined(self.code, lost)
 
 
 def _code_of(method: str, length: int, k: int, n: int, kernel: str) -> PolarCode:
-    """The code of a factor of this length, of whose blocks none is empty: fewer than k if need be."""
+    """Return the code of a factor of this length, with fewer than k blocks if some would be empty."""
     filled = max(count for count in range(1, k + 1) if math.ceil(length / math.ceil(length / count)) == count)
-    if method.startswith("operator"):  # with as large a share of parity
+    if method.startswith("operator"):  # The share of parity stays the same.
         n = filled + math.ceil((n - k) * filled / k)
     return PolarCode(n, filled, kernel=kernel)
 

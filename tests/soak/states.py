@@ -1,4 +1,4 @@
-"""Modules of a user's own whose state changes between maps, while workers die."""
+"""Modules of a user whose state changes between maps, while workers die."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERBS = ["coded", "hedged", "submitted", "called"]
 
 @cache
 def changes() -> dict[str, tuple[module_states.Function, module_states.Change]]:
-    """The functions of a package of this process, and how what they reach changes."""
+    """Return the functions of a user's modules, and the changes of the state that they reach."""
     folder = tempfile.TemporaryDirectory(prefix="modules")
     module_states.write_modules(Path(folder.name))
     changes.folder = folder  # type: ignore[attr-defined]  # which is removed with this process
@@ -34,9 +34,9 @@ def changes() -> dict[str, tuple[module_states.Function, module_states.Change]]:
 
 @dataclass
 class StateCase:
-    """Maps, each of an f that multiplies by a number which the program has set before.
+    """Maps of functions that multiply by a number which the program has set before.
 
-    steps : which f, the number, the kind of map, and whether a worker dies before.
+    steps : (index of f, the number, kind of map, whether a worker dies first)
     """
 
     steps: list[tuple[int, float, str, bool]]
@@ -63,7 +63,7 @@ class StateCase:
 
 
 def draw_state(draw: Draw, executor: str) -> StateCase:
-    """A case of 2 to 8 maps."""
+    """Draw a case of 2 to 8 maps."""
     return StateCase(
         [
             (draw.number(0, 999), draw.pick([2.0, 3.0]), draw.pick(VERBS), draw.chance(0.2))

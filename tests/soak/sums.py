@@ -1,4 +1,4 @@
-"""coded_sum and hedged_map, which take any function, against numpy."""
+"""Compare coded_sum and hedged_map, which accept any function, with numpy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from soak.oracle import SHORT, Finding
 
 @dataclass
 class SumCase:
-    """A sum of f over parts, or, with `tolerate` None, a hedged map."""
+    """A sum of f over parts, or a hedged map if the options have no `tolerate`."""
 
     seed: int
     executor: str
@@ -60,7 +60,7 @@ class SumCase:
         )
 
     def _judge_list(self, found: Any, expected: list[Any]) -> str:
-        """The order in which numbers are added depends on the position of a part."""
+        """Check the results of a hedged map; the order of additions depends on the position of a part."""
         for index, (one, wanted) in enumerate(zip(found, expected, strict=True)):
             if index not in self.faults.misleading:
                 allowed = [
@@ -83,7 +83,7 @@ class SumCase:
         return f"right ({report.verified})"
 
     def _reasons(self, error: PolarmapError, expected: list[Any]) -> list[tuple[bool, str, Sequence[str]]]:
-        """Why which errors may come."""
+        """Return which errors are excused, and why."""
         faults, tolerate = self.faults, self.tolerate or 0
         everywhere = faults.raises_everywhere(len(self.parts), tolerate) and "fails everywhere" in str(error)
         numbers = [leaf for one in expected for leaf in leaves(one)]

@@ -1,4 +1,4 @@
-"""A bucket as a store, on real servers: what only a server can do: refuse, hang, die."""
+"""Check a bucket as a store, on real servers that refuse requests, hang or die."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polarmap.arrays.manifest import get_manifest_key
 from polarmap.arrays.stores import open_store
 from polarmap.errors import MissingObjectError, StorageError
 
-SECONDS = 30  # an error must come within these, though the machine be busy
+SECONDS = 30  # Seconds within which an error must be raised, also on a busy machine.
 
 
 def test_s3_copies_a_single_object_and_no_other_storage_any(server, config):
@@ -48,7 +48,7 @@ def test_more_objects_than_one_request_lists_or_deletes(store):
 
 
 def test_another_client_sees_the_same_bytes(s3_server, tmp_path):
-    """The official client of MinIO."""
+    # The other client is MinIO's own.
     from minio import Minio
 
     client = Minio(
@@ -84,7 +84,7 @@ def read(client, key):
 
 
 def refused(action, message):
-    """The action must end in one clear error, soon, that tells no secret."""
+    """Check that the action fails with one clear error, soon, and without revealing a secret."""
     began = time.monotonic()
     with pytest.raises(StorageError, match=message) as caught:
         action()
@@ -94,7 +94,7 @@ def refused(action, message):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Shorter waits, so that the tests are."""
+    """Shorten the time limits for outages, so that tests are fast."""
     monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 2.0)
     monkeypatch.setattr("polarmap.storage.bucket.FIRST_REQUEST_OUTAGE_SECONDS", 1.0)
     monkeypatch.setattr("polarmap.executors.lithops_invocations.STORAGE_TIMEOUT", 2)
@@ -148,7 +148,7 @@ def test_storage_that_hangs(impatient, server, config):
 
 
 class Interrupting:
-    """A source during which something happens."""
+    """An array-like source that calls `happen` at the read number `at`."""
 
     def __init__(self, array, at, happen):
         self._array, self._at, self._happen, self._reads = array, at, happen, 0
@@ -162,7 +162,8 @@ class Interrupting:
 
 
 def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, config, monkeypatch):
-    monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 60.0)  # a busy machine starts it slowly
+    # A busy machine needs a while to restart the server.
+    monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 60.0)
     A = random_array((96, 4_000))
 
     def restart():
@@ -197,7 +198,8 @@ def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impa
     left = set(open_store(config).keys("polarmap/coded/a/"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=config, memory=MIB)
     kept = {part.key for index in range(8) for part in coded.block_segments(index)} & left
-    assert len(kept) >= (2 if server.storage == "minio" else 8)  # a stripe, whose data S3 copies
+    # At least one stripe is kept; S3 copies its data blocks.
+    assert len(kept) >= (2 if server.storage == "minio" else 8)
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
     assert (coded.zarr_path is not None) == (server.storage == "minio")

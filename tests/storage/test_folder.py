@@ -1,4 +1,4 @@
-"""A folder as a store, and what is unfinished in it."""
+"""Check a folder as a store, and its unfinished files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_it_travels(store):
 
 
 def test_writers_and_sweepers_of_one_folder_do_not_meet(store):
-    """Deleting the last object of a folder removes it, while others write there."""
+    # Deleting the last object of a folder removes the folder, while other threads write there.
     failures = []
 
     def churn(number):
@@ -111,7 +111,7 @@ def test_files_are_joined_whole_or_not_at_all(store, monkeypatch, has_links):
     store.put("a", b"abc")
     store.put("b/c", b"de")
     assert store.concatenate(["a"], "copy")
-    assert store.concatenate(["a"], "copy")  # a rename of a link to another of the same file does nothing
+    assert store.concatenate(["a"], "copy")  # Renaming a link to another link of the same file does nothing.
     assert store.concatenate(["a", "b/c"], "d/joined")
     store.put("a", b"new")
     assert (store.get("copy"), store.get("d/joined")) == (b"abc", b"abcde")

@@ -1,4 +1,4 @@
-"""The behavior of every store; keys cannot leave the store."""
+"""Check the behaviour that all stores share, and that keys cannot leave the store."""
 
 from __future__ import annotations
 

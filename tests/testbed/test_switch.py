@@ -1,4 +1,7 @@
-"""Machines are separate, and the switch delays, throttles and cuts. `make test-network` runs this."""
+"""Check that machines are separate, and that the switch delays, throttles and cuts.
+
+`make test-network` runs these tests.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,8 @@ def test_lost_packets_are_sent_again(net: Network) -> None:
 
 def test_a_cut_machine_is_not_reached_and_others_are(net: Network) -> None:
     net["b"].cable.configure(is_cut=True)
-    assert call(net) in ("TimeoutError", "OSError")  # no reply, or nobody knows its Ethernet address
+    # Either no reply arrives, or no machine answers for its Ethernet address.
+    assert call(net) in ("TimeoutError", "OSError")
     net["b"].cable.configure()
     net["c"].cable.configure(is_cut=True)
     assert float(call(net)) < 30.0
