@@ -95,7 +95,7 @@ class EngineNetwork:
         self.net = net
         # The latest process on each machine, by the machine's name.
         self.processes = dict[str, subprocess.Popen[str]]()
-        self.workers = [machine for name, machine in net.list_machines.items() if name.startswith("worker")]
+        self.workers = [machine for name, machine in net.machines.items() if name.startswith("worker")]
         self.start_head()
         for machine in self.workers:
             self.start_worker(machine)
@@ -188,7 +188,7 @@ class RayNetwork(EngineNetwork):
     patience = 120.0
 
     def start_head(self) -> None:
-        machines = [self.net.list_machines[name] for name in ("scheduler", "driver") if name in self.net.list_machines]
+        machines = [self.net.machines[name] for name in ("scheduler", "driver") if name in self.net.machines]
         self.address = f"{machines[0].address}:{RAY_PORT}"
         for machine in machines:
             is_head = machine is machines[0]
@@ -238,7 +238,7 @@ def engine_network(
             cluster.wait_for_workers(240.0)
             yield cluster
         finally:
-            for machine in net.list_machines.values():
+            for machine in net.machines.values():
                 machine.close()  # Machines are closed first, so that the driver does not wait for them.
             cluster.driver.close()
 

@@ -129,13 +129,13 @@ class Network:
     """
 
     def __init__(self, names: Iterable[str], folder: Path, in_two_networks: Collection[str] = ()) -> None:
-        self.switch, self.list_machines = Switch(), dict[str, Machine]()
+        self.switch, self.machines = Switch(), dict[str, Machine]()
         hosts, numbers = folder / "hosts", {name: number for number, name in enumerate(names, 1)}
         lines = [f"{address_of(number)} {name}" for name, number in numbers.items()]
         hosts.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         try:
             for name, number in numbers.items():
-                machine = self.list_machines[name] = Machine(name, number, folder / name, hosts)
+                machine = self.machines[name] = Machine(name, number, folder / name, hosts)
                 machine.cable = self.switch.plug_in(number, machine.process)
                 machine.run(CONFIGURE.format(number=number, address=machine.address))
                 if name in in_two_networks:
@@ -147,16 +147,16 @@ class Network:
             raise
 
     def __getitem__(self, name: str) -> Machine:
-        return self.list_machines[name]
+        return self.machines[name]
 
     def restore(self) -> None:
         """Make all cables perfect again."""
-        for machine in self.list_machines.values():
+        for machine in self.machines.values():
             machine.cable.configure()
 
     def close(self) -> None:
         """End all machines."""
-        for machine in self.list_machines.values():
+        for machine in self.machines.values():
             machine.close()
         self.switch.close()
 

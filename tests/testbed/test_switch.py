@@ -75,7 +75,7 @@ def call(net: Network, count: int = 1) -> str:
 
 def test_each_machine_has_a_name_an_address_and_files_of_its_own(net: Network) -> None:
     assert [output(net[name], "hostname") for name in "abc"] == ["a", "b", "c"]
-    assert len({machine.address for machine in net.list_machines.values()}) == 3
+    assert len({machine.address for machine in net.machines.values()}) == 3
     net["a"].run("echo 1 > /dev/shm/own; test $TMPDIR = " + str(net["a"].folder / "tmp"))
     assert output(net["b"], "ls", "/dev/shm") == ""
 
