@@ -44,10 +44,10 @@ def members_of(place: griffe.Module | griffe.Class, kind: type[griffe.Object]) -
 
 def value_of(name: griffe.ExprName, func: griffe.Function) -> griffe.Expr | str | None:
     """Return the value of a constant that a function uses as a default, or None for other names."""
-    found: Any = func.module.members.get(name.name)
-    if isinstance(found, griffe.Alias):
-        found = found.final_target if found.target_path.startswith("polarmap.") else None
-    return found.value if isinstance(found, griffe.Attribute) else None
+    member: Any = func.module.members.get(name.name)
+    if isinstance(member, griffe.Alias):
+        member = member.final_target if member.target_path.startswith("polarmap.") else None
+    return member.value if isinstance(member, griffe.Attribute) else None
 
 
 def as_written(section: griffe.DocstringSection, docstring: griffe.Docstring) -> griffe.DocstringSection:
@@ -62,12 +62,12 @@ def as_written(section: griffe.DocstringSection, docstring: griffe.Docstring) ->
     types = {name: words.removesuffix(", optional") for name, words in ENTRY.findall(docstring.value)}
     entries = list[Any]()
     for _, alike in groupby(section.value, key=lambda entry: entry.description or entry.name):
-        first, *others = alike
+        first, *following = alike
         words = types.get(first.name, "")
         if " " in words or "-" in words:  # A single word is a type, which gets a link.
             first.annotation = words
-        if others:
-            first.name = ", ".join([first.name, *(other.name for other in others)])
+        if following:
+            first.name = ", ".join([first.name, *(next_entry.name for next_entry in following)])
             first.value = None  # The names may have different values, and different types if none is written.
             first.annotation = first.annotation if words else None
         entries.append(first)

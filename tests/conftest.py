@@ -72,17 +72,17 @@ def say_when_ended() -> None:
     Without the report, code of workers that calls os._exit here would end the session with code 0, like a
     success.
     """
-    here, end = os.getpid(), os._exit
+    session_process, end = os.getpid(), os._exit
 
-    def told(code: int) -> None:
-        if os.getpid() == here and not code and "PYTEST_XDIST_WORKER" not in os.environ:
+    def exit_with_report(code: int) -> None:
+        if os.getpid() == session_process and not code and "PYTEST_XDIST_WORKER" not in os.environ:
             os.write(2, b"\nA test let code of workers end this process.\n")
             code = 70
         end(code)
 
     # The replacement is pickled by the name os._exit.
-    told.__module__, told.__qualname__ = os.__name__, "_exit"
-    os._exit = told
+    exit_with_report.__module__, exit_with_report.__qualname__ = os.__name__, "_exit"
+    os._exit = exit_with_report
 
 
 def keep_compiled_modules() -> None:
@@ -196,6 +196,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if kind == "folder":
         yield FolderStore(tmp_path / "store")
         return
-    found = open_store(request.getfixturevalue(f"{kind}_server").config(tmp_path / "lithops.yaml"))
-    yield found
-    found.delete(found.keys("polarmap/"))
+    bucket_store = open_store(request.getfixturevalue(f"{kind}_server").config(tmp_path / "lithops.yaml"))
+    yield bucket_store
+    bucket_store.delete(bucket_store.keys("polarmap/"))

@@ -31,7 +31,7 @@ def conic_minimum(
     G = sparse.csc_matrix(np.vstack([np.asarray(G, dtype=float) for G, _, _ in constraints]))
     h = np.concatenate([np.asarray(h, dtype=float) for _, h, _ in constraints])
     upper = sparse.csc_matrix(np.triu(P))
-    found = clarabel.DefaultSolver(upper, np.asarray(q, dtype=float), G, h, cones, settings).solve()
-    assert str(found.status) in ("Solved", "AlmostSolved"), found.status
-    assert abs(found.obj_val - found.obj_val_dual) <= 1e-8 * max(1.0, abs(found.obj_val))
-    return np.array(found.x), float(found.obj_val)
+    solution = clarabel.DefaultSolver(upper, np.asarray(q, dtype=float), G, h, cones, settings).solve()
+    assert str(solution.status) in ("Solved", "AlmostSolved"), solution.status
+    assert abs(solution.obj_val - solution.obj_val_dual) <= 1e-8 * max(1.0, abs(solution.obj_val))
+    return np.array(solution.x), float(solution.obj_val)

@@ -68,8 +68,8 @@ def blas_threads(_: Any = None) -> int:
     import threadpoolctl
 
     np.ones((2, 2)) @ np.ones(2)
-    found = threadpoolctl.threadpool_info()
-    return max(int(one["num_threads"]) for one in found if one["user_api"] == "blas")
+    libraries = threadpoolctl.threadpool_info()
+    return max(int(library["num_threads"]) for library in libraries if library["user_api"] == "blas")
 
 
 def tells_threads(gate: Path, corners: tuple[float, ...], block: Any) -> Any:

@@ -49,6 +49,6 @@ class Functions:
         self.job_monitor = SimpleNamespace(is_alive=lambda: True)
 
     def map(self, task: Any, items: Sequence[Any], **options: Any) -> list[Future]:
-        made = [Future(lambda one=one: task(*one.values(), self.storage)) for one in items]
-        self.futures += made
-        return made
+        new_futures = [Future(lambda item=item: task(*item.values(), self.storage)) for item in items]
+        self.futures += new_futures
+        return new_futures

@@ -271,9 +271,9 @@ def check(name: str, verbs: str, only: str) -> dict[str, Any]:
                     change(factor)
                     assert np.allclose(f(A), factor * A), f"{case} itself is wrong"
                     try:
-                        found = MAPS[verb](f, **options)
-                        if not np.allclose(found, factor * A):
-                            wrong[f"{case}: {verb}"] = [factor, float(np.ravel(found / A)[0])]
+                        result = MAPS[verb](f, **options)
+                        if not np.allclose(result, factor * A):
+                            wrong[f"{case}: {verb}"] = [factor, float(np.ravel(result / A)[0])]
                     except Exception as error:
                         wrong[f"{case}: {verb}"] = [factor, f"{type(error).__name__}: {error}"]
     return wrong

@@ -35,9 +35,9 @@ GUARDED = {
 @cache
 def setup() -> ConfigParser:
     """Return setup.cfg."""
-    found = ConfigParser(interpolation=None)
-    found.read(ROOT / "setup.cfg")
-    return found
+    settings = ConfigParser(interpolation=None)
+    settings.read(ROOT / "setup.cfg")
+    return settings
 
 
 def extras() -> set[str]:
@@ -48,15 +48,15 @@ def extras() -> set[str]:
 def packages_of(extra: str | None) -> set[str]:
     """Return the modules that an extra installs directly, or polarmap itself if `extra` is None."""
     section, key = ("options", "install_requires") if extra is None else ("options.extras_require", extra)
-    found = set[str]()
+    needed = set[str]()
     for line in setup()[section][key].split():
         name, _, inner = re.match(r"([\w-]+)(\[([\w,-]+)\])?", line).groups()  # type: ignore[union-attr]
         if name == "polarmap":
-            found = found.union(*map(packages_of, inner.split(",")))
+            needed = needed.union(*map(packages_of, inner.split(",")))
         else:
             module = MODULES.get(name.lower(), name.lower().replace("-", "_"))
-            found |= {module, *BROUGHT_BY.get(module, ())}
-    return found
+            needed |= {module, *BROUGHT_BY.get(module, ())}
+    return needed
 
 
 def installed_by(text: str) -> set[str]:
@@ -68,8 +68,8 @@ def installed_by(text: str) -> set[str]:
     for match in re.findall(r"\bextras?\s+((?:`[\w-]+`(?:,\s+|\s+and\s+|\s+or\s+)?)+)", text):
         named.update(re.findall(r"`([\w-]+)`", match))
     single = {word for line in re.findall(r"pip install ([\w -]+)", text) for word in line.split()}
-    found = packages_of(None) | {MODULES.get(word, word) for word in single}
-    return found.union(*(packages_of(extra) for extra in named & extras()))
+    installed = packages_of(None) | {MODULES.get(word, word) for word in single}
+    return installed.union(*(packages_of(extra) for extra in named & extras()))
 
 
 def needed_by_code(text: str) -> set[str]:
@@ -85,9 +85,9 @@ def needed_by_code(text: str) -> set[str]:
 def needed_by_module(path: str) -> set[str]:
     """Return the modules of the extra that a polarmap module requires when it is imported."""
     text = (ROOT / "polarmap" / path).read_text(encoding="utf-8")
-    found = re.search(r'^with require_extra\(f?"[^"]*", "([^"]*)", "[\w-]+"\)', text, re.MULTILINE)
-    assert found is not None, f"{path} does not say what it needs"
-    names = found[1].split(" and ")
+    guard = re.search(r'^with require_extra\(f?"[^"]*", "([^"]*)", "[\w-]+"\)', text, re.MULTILINE)
+    assert guard is not None, f"{path} does not say what it needs"
+    names = guard[1].split(" and ")
     return {MODULES.get(name, name) for name in names}
 
 
@@ -127,12 +127,12 @@ def _run_at_once(tree: ast.Module) -> Iterator[ast.AST]:
 
 def _imported(tree: ast.Module) -> set[str]:
     """Return the names that imports at the top of a module bind, qualified by their packages."""
-    found = set[str]()
+    bound_names = set[str]()
     for node in _run_at_once(tree):
         if isinstance(node, ast.Import):
-            found.update(name.name for name in node.names)
+            bound_names.update(name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found.update(f"{node.module}.{name.name}" for name in node.names)
+            bound_names.update(f"{node.module}.{name.name}" for name in node.names)
             if node.module.startswith("benchmarks"):
-                found.add(node.module)
-    return found
+                bound_names.add(node.module)
+    return bound_names

@@ -61,9 +61,9 @@ def assert_same(results: Iterable[Any], expected: Iterable[Any], rtol: float = 0
     for result, wanted in zip(results, expected):
         assert shape_of(result) == shape_of(wanted)
     for places in zip(*map(leaves, expected), *map(leaves, results)):
-        wanted, found = places[: len(expected)], places[len(expected) :]
+        wanted, actual = places[: len(expected)], places[len(expected) :]
         size = max(np.size(one) for one in wanted)  # The last blocks may be shorter.
-        assert_close(np.stack(padded(found, size)), np.stack(padded(wanted, size)), rtol)
+        assert_close(np.stack(padded(actual, size)), np.stack(padded(wanted, size)), rtol)
 
 
 def padded(arrays: Iterable[Any], size: int) -> list[np.ndarray]:
@@ -117,8 +117,8 @@ def arrivals(code: PolarCode, count: int, stream: np.random.Generator, exact: bo
 
 def states(report: Any) -> Mapping[str, list[int]]:
     """Return the tasks in every state that occurs."""
-    found = {state: report.tasks_in_state(state) for state in STATES}
-    return {state: indices for state, indices in found.items() if indices}
+    by_state = {state: report.tasks_in_state(state) for state in STATES}
+    return {state: indices for state, indices in by_state.items() if indices}
 
 
 def printed(value: Any) -> str:
@@ -165,12 +165,12 @@ def ends(events: Iterable[Event]) -> list[Outcome]:
 
 def first_ends(run: Session, count: int, seconds: float = 60.0) -> list[Outcome]:
     """Return the given number of outcomes as soon as a run has reported them."""
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     deadline = run.now() + seconds
-    while len(found) < count:
+    while len(outcomes) < count:
         assert run.now() < deadline
-        found += ends(run.wait(0.5))
-    return found
+        outcomes += ends(run.wait(0.5))
+    return outcomes
 
 
 class AlteringReplay(ReplayExecutor):
@@ -192,5 +192,5 @@ class AlteringRun(ReplaySession):
         self._altered = altered
 
     def wait(self, timeout: float) -> list[Event]:
-        told = super().wait(timeout)
-        return [self._altered(event) if isinstance(event, Outcome) else event for event in told]
+        events = super().wait(timeout)
+        return [self._altered(event) if isinstance(event, Outcome) else event for event in events]

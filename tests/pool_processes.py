@@ -87,7 +87,7 @@ starts_threads_at_exit = pytest.mark.skipif(
 )
 
 # Workers and folders that earlier tests of this process have left.
-_others: set[int | Path] = set()
+_earlier_leftovers: set[int | Path] = set()
 
 
 def python_in(folder: Path, lacks: str = "") -> Path:
@@ -104,16 +104,16 @@ def python_in(folder: Path, lacks: str = "") -> Path:
 def leave_out_others() -> None:
     """Ignore the existing processes and folders of this process from now on."""
     polarmap.shutdown()
-    _others.clear()
-    _others.update(descendants(), folders())
+    _earlier_leftovers.clear()
+    _earlier_leftovers.update(descendants(), folders())
 
 
 def folders(process: int | None = None) -> list[Path]:
     """Return the temporary folders that a process owns (default: this process)."""
     process = process or os.getpid()
     places = {Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}
-    found = [path for place in places for path in place.glob(f"polarmap-*_{process}_*_*")]
-    return [folder for folder in found if folder not in _others]
+    paths = [path for place in places for path in place.glob(f"polarmap-*_{process}_*_*")]
+    return [folder for folder in paths if folder not in _earlier_leftovers]
 
 
 def descendants(process: int | None = None) -> set[int]:
@@ -126,26 +126,26 @@ def descendants(process: int | None = None) -> set[int]:
         except OSError:
             continue
         parents[int(entry.parent.name)] = int(fields[1])
-    found = {process}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {one for one in found - {process} if one not in _others}
+    processes = {process}
+    while children := {child for child, parent in parents.items() if parent in processes} - processes:
+        processes |= children
+    return {one for one in processes - {process} if one not in _earlier_leftovers}
 
 
 def code_of_child(call: Callable[[], object], locks: Sequence[Any]) -> int:
     """Return the exit code of a child that is forked while another thread holds locks and runs `call`."""
-    held, go = threading.Event(), threading.Event()
-    with ThreadPoolExecutor(1) as other, ExitStack() as stack:
+    is_locked, go = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
 
         def hold() -> None:
             for lock in locks:
                 stack.enter_context(lock)
-            held.set()
+            is_locked.set()
             go.wait(20.0)
             stack.close()
 
-        done = other.submit(hold)
-        assert held.wait(20.0)
+        done = pool.submit(hold)
+        assert is_locked.wait(20.0)
         child = os.fork()
         if not child:
             try:
@@ -175,7 +175,7 @@ def program(text: str, *arguments: str) -> Driver:
     return Driver([sys.executable, "-c", lines, *arguments], stdout=subprocess.PIPE, text=True)
 
 
-def assert_nothing_is_left(driver: int, others: set[int]) -> None:
+def assert_nothing_is_left(driver: int, processes: set[int]) -> None:
     """Check that these processes and the folders of the driver disappear soon after its end."""
-    assert until(lambda: not any(map(runs, others)), 20.0)
+    assert until(lambda: not any(map(runs, processes)), 20.0)
     assert until(lambda: not folders(driver), 20.0)

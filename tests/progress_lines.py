@@ -10,7 +10,9 @@ def parsed_lines(text: str) -> list[dict[str, float]]:
     lines = []
     for line in text.splitlines():
         words = dict(re.findall(r"(iteration|objective|gradient) ([\d.e+-]+)", line))
-        found = re.search(r", ([\d.]+) s(,|$)", line)
-        assert found, line
-        lines.append({name: float(number) for name, number in words.items()} | {"seconds": float(found[1])})
+        seconds_match = re.search(r", ([\d.]+) s(,|$)", line)
+        assert seconds_match, line
+        lines.append(
+            {name: float(number) for name, number in words.items()} | {"seconds": float(seconds_match[1])}
+        )
     return lines

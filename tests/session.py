@@ -59,14 +59,14 @@ def wait_for_end() -> None:
 def sweep(folder: Path) -> None:
     """Kill the session's processes and remove its folders, including the folders next to it."""
     deadline = time.monotonic() + SECONDS
-    while (found := started_by(folder)) and time.monotonic() < deadline:
-        for process in found:
+    while (processes := started_by(folder)) and time.monotonic() < deadline:
+        for process in processes:
             remove_sockets(process)
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(0.05)
-    for one in folder.parent.glob(f"{folder.name}*"):
-        shutil.rmtree(one, ignore_errors=True)
+    for path in folder.parent.glob(f"{folder.name}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def started_by(folder: Path) -> list[int]:
@@ -75,13 +75,13 @@ def started_by(folder: Path) -> list[int]:
     The latter are needed since some processes overwrite their environment to change their name in listings.
     """
     mark = f"\0TMPDIR={folder}".encode()
-    found = []
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             is_in = os.readlink(process / "cwd").startswith(str(folder))
             if is_in or mark in b"\0" + (process / "environ").read_bytes():
-                found.append(int(process.name))
-    return found
+                processes.append(int(process.name))
+    return processes
 
 
 def remove_sockets(process: int) -> None:

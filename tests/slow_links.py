@@ -274,15 +274,15 @@ class SlowLinks:
                 selector.register(self._listener, selectors.EVENT_READ)
                 selector.register(self._woken, selectors.EVENT_READ)
                 pause = min((register(link, selector) for link in self), default=inf)
-                found = {
+                ready_events = {
                     key.fileobj: events for key, events in selector.select(None if pause == inf else pause)
                 }
-            if self._woken in found:
+            if self._woken in ready_events:
                 self._woken.recv(1 << 16)
-            if self._listener in found:
+            if self._listener in ready_events:
                 self._accept()
             for link in self:
-                move_bytes(link, found)
+                move_bytes(link, ready_events)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # The caller has already disconnected.
@@ -327,16 +327,16 @@ def register(link: SlowLink, selector: selectors.BaseSelector) -> float:
         return pause
 
 
-def move_bytes(link: SlowLink, found: dict[object, int]) -> None:
+def move_bytes(link: SlowLink, ready_events: dict[object, int]) -> None:
     """Read, forward and write everything that is possible without blocking."""
     with link.lock:
         if link.is_cut:
             return
         try:
             for side, connection in enumerate(link.sockets if not link.is_closed else ()):
-                pipe, outgoing, other = link.pipes[side], link.outgoing[side], link.sockets[1 - side]
+                pipe, outgoing, receiver = link.pipes[side], link.outgoing[side], link.sockets[1 - side]
                 now = time.monotonic()
-                if found.get(connection, 0) & selectors.EVENT_READ and (room := pipe.room()):
+                if ready_events.get(connection, 0) & selectors.EVENT_READ and (room := pipe.room()):
                     data = connection.recv(room)
                     link.has_ended[side] = not data
                     pipe.put(data, now)
@@ -344,7 +344,7 @@ def move_bytes(link: SlowLink, found: dict[object, int]) -> None:
                     outgoing += pipe.take(now)
                 if outgoing:
                     with contextlib.suppress(BlockingIOError):
-                        del outgoing[: other.send(outgoing)]
+                        del outgoing[: receiver.send(outgoing)]
                 if link.has_ended[side] and pipe.is_empty() and not outgoing:
                     link.close()
         except BlockingIOError:

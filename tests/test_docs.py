@@ -275,7 +275,7 @@ def test_python_commands_name_files_and_modules(page: Path) -> None:
 @pages
 def test_install_commands_name_extras(page: Path) -> None:
     named = re.findall(r"(?:polarmap|'\.|\s\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
-    assert {extra for some in named for extra in some.split(",")} <= page_needs.extras()
+    assert {extra for names in named for extra in names.split(",")} <= page_needs.extras()
 
 
 @pages
@@ -293,7 +293,7 @@ def test_pages_name_the_extras_that_their_commands_need(page: Path) -> None:
             missing[rest[1]] = page_needs.needed_by_benchmark(rest[1]) - installed
         elif first in ("python", "python3") and rest[0].startswith("examples/"):
             missing[rest[0]] = page_needs.needed_by_example(ROOT / rest[0]) - installed
-    assert {name: some for name, some in missing.items() if some} == {}
+    assert {name: modules for name, modules in missing.items() if modules} == {}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -373,9 +373,9 @@ def parse(words: list[str]) -> None:
         if not words or words[0].startswith("-"):  # An option of the group, such as --help.
             command.make_context(name, words or ["--help"], resilient_parsing=True)
             return
-        found, inner, words = command.resolve_command(context, list(words))
+        found_name, inner, words = command.resolve_command(context, list(words))
         assert inner is not None
-        name, command = str(found), inner
+        name, command = str(found_name), inner
     if words:  # Otherwise the page only names the command.
         command.make_context(name, words)
 
@@ -401,7 +401,7 @@ def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
         text = re.sub(r"[\d.]+ m?s\b", "TIME", text)
         # On a virtual clock all tasks start immediately; real workers may not have started some of them.
         unneeded = re.compile(r"^(?:abandoned tasks, no|tasks cancelled before they) .*: (.*)\n", re.M)
-        tasks = sorted(int(task) for found in unneeded.findall(text) for task in found.split(", "))
+        tasks = sorted(int(task) for numbers in unneeded.findall(text) for task in numbers.split(", "))
         return unneeded.sub("", text) + f"unneeded: {tasks}"
 
     printed = next(block for block in blocks(ROOT / "README.md") if block.rest == ONE_RUN)
@@ -426,22 +426,26 @@ def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     header, *rows = next(iter(parse_tables(page[page.index("benchmarks.accuracy") :]).values()))
     share = {name: float(cells[header.index("(32, 24)") - 1]) for name, *cells in rows}
-    found = re.search(
+    shares_match = re.search(
         r"\(32, 24\) one in ([\d,]+) with\s+float64, ([\d.]+) % with float32, ([\d.]+) % with float16",
         readme(),
     )
-    assert found is not None
-    assert 100 / float(found[1].replace(",", "")) == pytest.approx(share["float64"])
-    assert (float(found[2]), float(found[3])) == (share["float32"], share["float16"])
+    assert shares_match is not None
+    assert 100 / float(shares_match[1].replace(",", "")) == pytest.approx(share["float64"])
+    assert (float(shares_match[2]), float(shares_match[3])) == (share["float32"], share["float16"])
 
 
 def test_deviations_in_reliability_are_those_that_the_check_lets_pass() -> None:
     page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
-    found = re.search(r"about (\S+) of the largest value that .*?, plus (\S+) of the largest number", page)
-    assert found is not None
+    deviations_match = re.search(
+        r"about (\S+) of the largest value that .*?, plus (\S+) of the largest number", page
+    )
+    assert deviations_match is not None
     double = np.dtype(np.float64)
-    assert float(found[1]) == pytest.approx(error_detection.compute_parity_check_tolerance(double), rel=0.05)
-    assert float(found[2]) == pytest.approx(
+    assert float(deviations_match[1]) == pytest.approx(
+        error_detection.compute_parity_check_tolerance(double), rel=0.05
+    )
+    assert float(deviations_match[2]) == pytest.approx(
         error_detection.estimate_relative_rounding_error(double), rel=0.05
     )
 
@@ -467,13 +471,13 @@ def test_the_sketching_page_names_fields_of_estimates() -> None:
 
 
 def test_the_rule_of_thumb_for_workers_is_what_plan_recommends() -> None:
-    found = re.search(
+    rule_match = re.search(
         r"adds (\d+) to (\d+) tasks to 24 blocks and (\d+) to (\d+)", words_of("how-many-workers.md")
     )
-    assert found is not None
+    assert rule_match is not None
     runtimes = planning.with_stragglers(planning.ShiftedExponential(2.0, 0.3), fraction=0.02, factor=5.0)
     plans = [polarmap.plan(k, runtimes, objective) for k in (24, 768) for objective in ("cost", "p99")]
-    assert [plan.n - plan.k for plan in plans] == list(map(int, found.groups()))
+    assert [plan.n - plan.k for plan in plans] == list(map(int, rule_match.groups()))
 
 
 def test_the_figures_of_the_plan_page_are_drawn_from_its_data() -> None:
@@ -493,11 +497,11 @@ def nav_pages(entries: list[Any]) -> Iterator[str]:
 
 def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    there = [str(page.relative_to(ROOT / "docs")) for page in SITE]
-    there += [f"backends/{page.parent.name}.md" for page in ROOT.glob("backends/*/README.md")]
-    there += ["index.md", "changelog.md", "contributing.md"]
+    existing = [str(page.relative_to(ROOT / "docs")) for page in SITE]
+    existing += [f"backends/{page.parent.name}.md" for page in ROOT.glob("backends/*/README.md")]
+    existing += ["index.md", "changelog.md", "contributing.md"]
     named = [page for page in nav_pages(site["nav"]) if not page.startswith("gallery/")]
-    assert sorted(named) == sorted(there)
+    assert sorted(named) == sorted(existing)
     titles = re.findall(r"^ +- ([^:]+): \S+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert len(titles) == len(set(titles)) > 40
 
@@ -515,8 +519,8 @@ def test_the_reference_shows_types_as_written_and_one_entry_for_one_description(
         encoding="utf-8",
     )
     extensions = griffe.load_extensions("dataclasses", str(ROOT / "docs" / "reference_values.py"))
-    some = griffe.load("some", search_paths=[tmp_path], extensions=extensions, docstring_parser="numpy")
-    shown = [(one.name, str(one.annotation), one.value) for one in some["f"].docstring.parsed[1].value]
+    package = griffe.load("some", search_paths=[tmp_path], extensions=extensions, docstring_parser="numpy")
+    shown = [(one.name, str(one.annotation), one.value) for one in package["f"].docstring.parsed[1].value]
     assert shown[0] == ("A", "array-like (M, N)", None)
     assert shown[1][:2] == ("memory", "int") and str(shown[1][2]) == "256 << 20"
     assert shown[2] == ("retries, timeout", "None", None) and len(shown) == 3

@@ -52,5 +52,5 @@ def get_decorator_name(decorator: ast.expr) -> str:
 
 
 def test_docstrings_of_functions_begin_with_a_verb() -> None:
-    others = {place: word for place, word in iterate_first_words() if word not in VERBS}
-    assert others == {}
+    other_words = {place: word for place, word in iterate_first_words() if word not in VERBS}
+    assert other_words == {}

@@ -30,8 +30,8 @@ DATA = np.ones((6, 2))
 
 def public_errors() -> dict[str, type[Exception]]:
     members = inspect.getmembers(errors, inspect.isclass)
-    ours = {name: cls for name, cls in members if cls.__module__ == errors.__name__}
-    return {name: cls for name, cls in ours.items() if issubclass(cls, Exception)}
+    own_classes = {name: cls for name, cls in members if cls.__module__ == errors.__name__}
+    return {name: cls for name, cls in own_classes.items() if issubclass(cls, Exception)}
 
 
 def test_the_tree_is_what_its_module_draws() -> None:
@@ -56,9 +56,9 @@ def test_an_exit_is_replaced_whatever_its_words_do() -> None:
             raise ValueError("no words")
 
     error = MuteExit()
-    found = errors.annotate_exception("task 3 of 4", error)
-    assert str(found).startswith("task 3 of 4 raised MuteExit. This error replaces it")
-    assert found.__cause__ is error
+    annotated = errors.annotate_exception("task 3 of 4", error)
+    assert str(annotated).startswith("task 3 of 4 raised MuteExit. This error replaces it")
+    assert annotated.__cause__ is error
     ordinary = KeyError("x")
     assert errors.annotate_exception("task 3 of 4", ordinary) is ordinary
 

@@ -60,11 +60,11 @@ def trained(cnn: dict[str, ModuleType]) -> tuple[list[np.ndarray], np.ndarray, n
 
 def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image: np.ndarray, x: Any) -> Any:
     """Return the gradient by the network's own derivatives, which the black box does not show."""
-    found = cnn["network"].forward(kernels, np.array([image, x]))
-    second, first = found[-1][0].ravel().argsort()[-2:]
+    layer_outputs = cnn["network"].forward(kernels, np.array([image, x]))
+    second, first = layer_outputs[-1][0].ravel().argsort()[-2:]
     weights = np.zeros((2, 1, 1, 5))
     weights[1, ..., [second, first]] = [[[1.0]], [[-1.0]]]
-    _, slope = cnn["backpropagation"].backward(kernels, found, weights)
+    _, slope = cnn["backpropagation"].backward(kernels, layer_outputs, weights)
     return cnn["backpropagation"].input_gradient(kernels[0], slope[1:], (1, *x.shape))[0]
 
 
@@ -76,11 +76,11 @@ def test_the_closest_point_of_a_linear_margin_is_that_of_a_solver(cnn: dict[str,
         value = float(slope @ (x - inside))
         if value + slope @ (image - x) > 0:
             slope, value = -slope, -value
-        found = cnn["minimal_change"].project_on_margin(image, x, value, slope)
+        point = cnn["minimal_change"].project_on_margin(image, x, value, slope)
         plane = {"type": "eq", "fun": lambda z, x=x, value=value, slope=slope: value + slope @ (z - x)}
         options = {"bounds": [(0, 1)] * 7, "constraints": plane, "method": "SLSQP", "tol": 1e-12}
         solver = minimize(lambda z, image=image: np.sum((z - image) ** 2), image, **options)
-        np.testing.assert_allclose(found, solver.x, atol=1e-5)
+        np.testing.assert_allclose(point, solver.x, atol=1e-5)
 
 
 def test_the_attack_changes_the_class_and_little_else(

@@ -70,9 +70,9 @@ def test_the_gallery_shows_every_example(titles: dict[str, str]) -> None:
     assert {name: f"# {title}" for name, title in cards.items()} == {
         name: title.partition("\n")[0] for name, title in titles.items()
     }
-    others = set(re.findall(r"`(\w+(?:\.py)?)`", page))
-    there = {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"}
-    assert there == others | {f"{name}.py" for name in cards}
+    other_names = set(re.findall(r"`(\w+(?:\.py)?)`", page))
+    existing = {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"}
+    assert existing == other_names | {f"{name}.py" for name in cards}
 
 
 def test_every_notebook_is_in_the_navigation(titles: dict[str, str]) -> None:

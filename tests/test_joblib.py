@@ -26,8 +26,8 @@ from polarmap.errors import ExecutorError
 
 
 def squares(count: int, **options: Any) -> list[int]:
-    found: list[int] = Parallel(**options)(delayed(pow)(number, 2) for number in range(count))
-    return found
+    results: list[int] = Parallel(**options)(delayed(pow)(number, 2) for number in range(count))
+    return results
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 7, -1, None])
@@ -102,10 +102,10 @@ def test_parallel_inside_parallel() -> None:
 def test_scikit_learn_searches_on_it() -> None:
     X, y = load_iris(return_X_y=True)
     search = GridSearchCV(LogisticRegression(max_iter=500), {"C": [0.1, 1.0, 10.0]}, cv=3)
-    there = search.fit(X, y).cv_results_["mean_test_score"]
+    sequential_scores = search.fit(X, y).cv_results_["mean_test_score"]
     with joblib.parallel_config(backend="polarmap", n_jobs=2):
-        here = search.fit(X, y).cv_results_["mean_test_score"]
-    np.testing.assert_allclose(here, there)
+        parallel_scores = search.fit(X, y).cv_results_["mean_test_score"]
+    np.testing.assert_allclose(parallel_scores, sequential_scores)
 
 
 def test_no_thread_is_left() -> None:
@@ -118,7 +118,7 @@ def test_no_thread_is_left() -> None:
 
 
 def test_wrong_options_are_told() -> None:
-    def told(**options: Any) -> Callable[[], list[int]]:
+    def with_options(**options: Any) -> Callable[[], list[int]]:
         def call() -> list[int]:
             with joblib.parallel_config(backend="polarmap", n_jobs=2, **options):
                 return squares(3)
@@ -126,11 +126,11 @@ def test_wrong_options_are_told() -> None:
         return call
 
     with pytest.raises(ExecutorError, match="nowhere"):
-        told(executor="nowhere")()
+        with_options(executor="nowhere")()
     with pytest.raises(polarmap.errors.CodeError, match="backups must be 0 or more"):
-        told(backups=-1)()
+        with_options(backups=-1)()
     with pytest.raises(polarmap.errors.CodeError, match="retry_delay must be a finite number"):
-        told(retry_delay=-1)()
+        with_options(retry_delay=-1)()
     with (
         joblib.parallel_config(backend="polarmap", n_jobs=0),
         pytest.raises(ValueError, match="n_jobs == 0"),

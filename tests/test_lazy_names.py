@@ -20,11 +20,11 @@ LAZY = [polarmap, polarmap.arrays, polarmap.codes, polarmap.linalg, polarmap.typ
 def test_type_checkers_read_of_the_same_names(package: ModuleType) -> None:
     assert package.__file__ is not None
     tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
-    [block] = [one for one in tree.body if isinstance(one, ast.If)]
-    imports = [one for one in block.body if isinstance(one, ast.ImportFrom)]
-    told = {one.names[0].asname: f"{one.module}.{one.names[0].name}" for one in imports}
-    assert sorted(str(name) for name in told) == sorted(dir(package))
-    for name, where in told.items():
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    declared = {node.names[0].asname: f"{node.module}.{node.names[0].name}" for node in imports}
+    assert sorted(str(name) for name in declared) == sorted(dir(package))
+    for name, where in declared.items():
         module, _, attribute = where.rpartition(".")
         assert getattr(package, str(name)) is getattr(importlib.import_module(module), attribute)
 

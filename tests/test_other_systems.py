@@ -18,8 +18,8 @@ def test_maps_run_without_what_only_linux_has(tmp_path: Path) -> None:
     with subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
     ) as driver:
-        told, _ = driver.communicate()
-    lacks, *workers = told.splitlines()
+        output, _ = driver.communicate()
+    lacks, *workers = output.splitlines()
     assert lacks == "poll fork register_at_fork getuid killpg"
     assert workers
     assert driver.returncode == 0

@@ -55,8 +55,8 @@ def built(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(built: Path) -> Path:
-    (found,) = built.glob("*.whl")
-    return found
+    (path,) = built.glob("*.whl")
+    return path
 
 
 class Environment:
@@ -71,7 +71,7 @@ class Environment:
         (Path(site.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
         self.folder = folder
 
-    def install(self, *what: object) -> None:
+    def install(self, *arguments: object) -> None:
         pip = [sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check"]
         run(
             *pip,
@@ -80,7 +80,7 @@ class Environment:
             "--no-deps",
             "--no-index",
             "--ignore-installed",
-            *what,
+            *arguments,
             cwd=self.folder,
         )
 
@@ -143,8 +143,8 @@ def test_the_description_renders(built: Path) -> None:
 
 def test_an_installed_wheel_brings_its_configurations(installed: Environment, tmp_path: Path) -> None:
     assert installed.where().is_relative_to(installed.folder)
-    found = installed.polarmap("config", "list")["configurations"]
-    assert {one["name"] for one in found} == {path.stem for path in (ROOT / "config").glob("*.yaml")}
+    configurations = installed.polarmap("config", "list")["configurations"]
+    assert {one["name"] for one in configurations} == {path.stem for path in (ROOT / "config").glob("*.yaml")}
     shown = installed.polarmap("config", "show", "aws_lambda")
     assert installed.folder in Path(shown["config"]).parents
     assert shown["text"] == (ROOT / "config" / "aws_lambda.yaml").read_text()
@@ -187,8 +187,8 @@ def test_the_recipe_of_conda_needs_what_the_package_needs() -> None:
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     needed = {one for one in settings["options"]["install_requires"].lower().split("\n") if one}
-    told = {one.replace(" ", "") for one in recipe["requirements"]["run"]}
-    assert told == {*needed, "python" + settings["options"]["python_requires"]}
+    stated = {one.replace(" ", "") for one in recipe["requirements"]["run"]}
+    assert stated == {*needed, "python" + settings["options"]["python_requires"]}
     assert recipe["context"]["version"] == settings["metadata"]["version"]
     [command] = [one for one in settings["options.entry_points"]["console_scripts"].split("\n") if one]
     assert recipe["build"]["python"]["entry_points"] == [command]

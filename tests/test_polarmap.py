@@ -12,8 +12,8 @@ import polarmap
 
 def test_all_has_what_a_reader_sees() -> None:
     assert set(dir(polarmap)) == {*polarmap.__all__, *polarmap._SUBMODULES}
-    there = {name for name, value in vars(polarmap).items() if not isinstance(value, ModuleType)}
-    assert {name for name in there if not name.startswith("_")} <= {"annotations"}
+    defined = {name for name, value in vars(polarmap).items() if not isinstance(value, ModuleType)}
+    assert {name for name in defined if not name.startswith("_")} <= {"annotations"}
 
 
 @pytest.mark.parametrize("name", polarmap.__all__)

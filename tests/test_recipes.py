@@ -59,10 +59,10 @@ def test_config_names_the_backend_or_storage_it_is_called_after(backend: str) ->
 def test_workers_pin_what_the_package_pins() -> None:
     lines = (ROOT / "backends" / "requirements.txt").read_text().splitlines()
     pins = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
-    ours = {project(line): line for line in install_requires()}
-    assert {ours[project(pin)] for pin in pins} == pins
+    own_pins = {project(line): line for line in install_requires()}
+    assert {own_pins[project(pin)] for pin in pins} == pins
     assert {"lithops", "numpy", "cloudpickle"} <= {project(pin) for pin in pins}
-    assert ours.keys().isdisjoint(
+    assert own_pins.keys().isdisjoint(
         project(one) for runtime in RUNTIME_IMAGES.values() for one in runtime.extra_packages
     )
 

@@ -38,12 +38,12 @@ def session(place: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
     shutil.copy(TESTS / "conftest.py", place)
     (place / "test_it.py").write_text(text)
     (place / "tmp").mkdir()
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     without = [word for name in ("cacheprovider", "zarr", "valkey") for word in ("-p", f"no:{name}")]
     given = ["-q", *without, "--rootdir", str(place), str(place / "test_it.py"), *arguments]
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *given],
-        env={**others, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(TESTS)},
+        env={**environment, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(TESTS)},
         cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -58,10 +58,10 @@ def session(place: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
     ids=["alone", "xdist"],
 )
 def test_nothing_is_left_of_a_session_that_dies(place: Path, ending: str, processes: tuple[str, ...]) -> None:
-    noted = place / "numbers"
-    with session(place, DIES.format(noted=str(noted), signal=ending), *processes) as run:
+    numbers_file = place / "numbers"
+    with session(place, DIES.format(noted=str(numbers_file), signal=ending), *processes) as run:
         out, _ = run.communicate(timeout=100)
-    assert noted.exists(), out
-    numbers = [int(one) for one in noted.read_text().split()]
+    assert numbers_file.exists(), out
+    numbers = [int(number) for number in numbers_file.read_text().split()]
     assert until(lambda: not any(map(runs, numbers)), 60.0)
     assert until(lambda: os.listdir(place / "tmp") == [], 60.0)

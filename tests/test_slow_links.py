@@ -38,37 +38,37 @@ class EchoServer:
 
 @pytest.fixture
 def server() -> Iterator[EchoServer]:
-    one = EchoServer()
-    yield one
-    one.may_read.set()
-    one.socket.close()
+    echo_server = EchoServer()
+    yield echo_server
+    echo_server.may_read.set()
+    echo_server.socket.close()
 
 
 @pytest.fixture
 def links(server: EchoServer) -> Iterator[SlowLinks]:
-    one = SlowLinks(server.socket.getsockname())
-    yield one
-    one.close()
+    proxy = SlowLinks(server.socket.getsockname())
+    yield proxy
+    proxy.close()
     assert not any(thread.name == "slow-links" for thread in threading.enumerate())
 
 
 @pytest.fixture
 def caller(links: SlowLinks) -> Iterator[socket.socket]:
     """Connect to the proxy, and wait until it has accepted the connection."""
-    with socket.create_connection(links.endpoint, 30.0) as one:
-        assert exchange(one, b"hello") == b"hello"
-        yield one
+    with socket.create_connection(links.endpoint, 30.0) as connection:
+        assert exchange(connection, b"hello") == b"hello"
+        yield connection
 
 
 def exchange(caller: socket.socket, data: bytes) -> bytes:
     """Send data and read the same number of bytes."""
     sender = threading.Thread(target=caller.sendall, args=(data,))
     sender.start()
-    found = bytearray()
-    while len(found) < len(data) and (received := caller.recv(1 << 16)):
-        found += received
+    echoed = bytearray()
+    while len(echoed) < len(data) and (received := caller.recv(1 << 16)):
+        echoed += received
     sender.join()
-    return bytes(found)
+    return bytes(echoed)
 
 
 # --- a pipe, by a clock of the test --------------------------------------------------------------

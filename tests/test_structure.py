@@ -224,8 +224,8 @@ def test_some_modules_stand_alone(module: str) -> None:
 
 @pytest.mark.parametrize("package", WITHOUT_NUMPY)
 def test_some_packages_need_python_only(package: str) -> None:
-    found = {module: libraries(module) for module in modules() if is_within(module, [package])}
-    assert found and not any(found.values())
+    libraries_by_module = {module: libraries(module) for module in modules() if is_within(module, [package])}
+    assert libraries_by_module and not any(libraries_by_module.values())
 
 
 def test_every_library_has_its_importers_listed() -> None:
@@ -370,8 +370,10 @@ def impure_asserts(source: str) -> list[str]:
 
 
 def test_no_assert_has_a_side_effect() -> None:
-    found = {module: impure_asserts(path.read_text(encoding="utf-8")) for module, path in modules().items()}
-    assert {module: conditions for module, conditions in found.items() if conditions} == {}
+    conditions_by_module = {
+        module: impure_asserts(path.read_text(encoding="utf-8")) for module, path in modules().items()
+    }
+    assert {module: conditions for module, conditions in conditions_by_module.items() if conditions} == {}
 
 
 @pytest.mark.parametrize(
@@ -446,19 +448,21 @@ def defined_names(module: str) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("module", modules())
 def test_names_use_the_words_of_the_field(module: str) -> None:
-    found = [
+    violations = [
         f"line {line}: {name} contains {word!r}; say {PRIVATE_WORDS[word]}"
         for line, name in defined_names(module)
         for word in words_of(name)
         if word in PRIVATE_WORDS
     ]
-    assert found == []
+    assert violations == []
 
 
 @pytest.mark.parametrize("module", modules())
 def test_predicates_begin_with_is_has_or_can(module: str) -> None:
-    found = [f"line {line}: {name}" for line, name in defined_names(module) if words_of(name)[:1] == ["are"]]
-    assert found == []
+    violations = [
+        f"line {line}: {name}" for line, name in defined_names(module) if words_of(name)[:1] == ["are"]
+    ]
+    assert violations == []
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users)/\w|/tmp/d[e]v\
 
 
 def test_no_committed_text_names_a_path_of_some_machine() -> None:
-    found = [
+    violations = [
         f"{path}:{number}: {line.strip()}"
         for path in committed()
         for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1)
         if MACHINE_PATH.search(line)
     ]
-    assert found == []
+    assert violations == []
 
 
 def committed() -> list[Path]:
@@ -37,11 +37,11 @@ def committed() -> list[Path]:
 
 def written() -> list[Path]:
     """Return all files here except products and caches."""
-    found = []
+    paths = []
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if not is_product(name)]
-        found += [Path(folder, name) for name in names if not is_product(name)]
-    return found
+        paths += [Path(folder, name) for name in names if not is_product(name)]
+    return paths
 
 
 def is_product(name: str) -> bool:

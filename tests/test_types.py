@@ -54,6 +54,6 @@ def test_operators_plans_and_faults() -> None:
     unlucky: Any = FaultyExecutor(HERE, {1: Fault("kill", attempts=9)})
     with CodedOperator(A, blocks=4, tasks=6, executor=unlucky) as operator:
         np.testing.assert_allclose(operator @ np.ones(3), A.sum(axis=1))
-    made = polarmap.plan(24, ShiftedExponential(1.0, 1.0))
-    assert_type(made, polarmap.planning.Plan)
-    assert made.n >= 24
+    recommended = polarmap.plan(24, ShiftedExponential(1.0, 1.0))
+    assert_type(recommended, polarmap.planning.Plan)
+    assert recommended.n >= 24

@@ -148,8 +148,8 @@ class ThreadSite(WorkerProvider):
             self.told[number] = f"{type(error).__name__}: {error}"
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        told, self.told = self.told, {}
-        return told
+        exited, self.told = self.told, {}
+        return exited
 
     def close(self) -> None:
         self.is_closed = True

@@ -20,10 +20,10 @@ class Scripted(VirtualClock):
         self._script = iter(exceptions)
 
     def sample_answer_times(self, n_queries: int) -> Any:
-        found = np.full(N, float(n_queries))
+        times = np.full(N, float(n_queries))
         for task, seconds in next(self._script).items():
-            found[task] = seconds
-        return found
+            times[task] = seconds
+        return times
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_all_are_waited_for(
 
 def test_directions_are_orthonormal_and_new_each_time() -> None:
     stream = np.random.default_rng(0)
-    one, other = (sample_directions(50, 3072, stream) for _ in range(2))
-    np.testing.assert_allclose(one @ one.T, np.eye(50), atol=1e-12)
-    assert abs(one @ other.T).max() < 0.2
-    assert abs(one).max() < 0.2  # No coordinate dominates.
+    first, second = (sample_directions(50, 3072, stream) for _ in range(2))
+    np.testing.assert_allclose(first @ first.T, np.eye(50), atol=1e-12)
+    assert abs(first @ second.T).max() < 0.2
+    assert abs(first).max() < 0.2  # No coordinate dominates.
 
 
 @pytest.mark.parametrize("kind", ["coded", "differences", "backups", "orthogonal"])
@@ -59,10 +59,10 @@ def test_a_source_finds_the_gradient_or_its_projection_and_counts(
     monkeypatch.setattr(blackbox, "K", 3)
     slope = np.arange(1.0, 13.0)
     source = GradientSource(kind, lambda x: x @ slope, seed=0)
-    found = source(np.ones(12))
+    gradient = source(np.ones(12))
     if kind == "orthogonal":
-        assert np.vdot(found, found) == pytest.approx(np.vdot(found, slope), rel=1e-4)
+        assert np.vdot(gradient, gradient) == pytest.approx(np.vdot(gradient, slope), rel=1e-4)
     else:
-        np.testing.assert_allclose(found, slope, rtol=1e-4)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-4)
     queries = 2 * 12 // (3 if kind == "coded" else 4)
     assert source.n_calls == 1 and source.n_queries >= 4 * queries and source.elapsed_seconds >= queries

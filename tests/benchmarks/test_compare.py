@@ -35,8 +35,8 @@ def table(measured: list[CodeMeasurement]) -> dict[str, Completion]:
 
 
 def table_of(name: str, measured: list[CodeMeasurement]) -> dict[str, Completion]:
-    found = jobs.simulate_schemes(SIZE, jobs.DISTRIBUTIONS[name], measured, 4000)
-    return {job.scheme: job for job in found}
+    completions = jobs.simulate_schemes(SIZE, jobs.DISTRIBUTIONS[name], measured, 4000)
+    return {job.scheme: job for job in completions}
 
 
 def test_codes_need_what_they_are_known_to_need(measured: list[CodeMeasurement]) -> None:
@@ -74,13 +74,15 @@ def test_the_page_has_the_means_of_all_schemes(name: str, measured: list[CodeMea
     page = (ROOT / "docs" / "comparison-jobs.md").read_text(encoding="utf-8").split("\n## ")[1]
     assert page.startswith(f"{K} blocks, {N} coded tasks\n")
     [rows] = parse_tables(page.partition(f"Arrivals alone: {name}")[2].partition("</details>")[0]).values()
-    said = {scheme.strip("*"): float(mean) for scheme, mean, *_ in rows[1:]}
-    found = {one.scheme: one.mean for one in table_of(name, measured).values() if "tuned" not in one.scheme}
-    [tuned] = said.keys() - found.keys()  # If several multiples are good, chance decides which is the best.
+    page_means = {scheme.strip("*"): float(mean) for scheme, mean, *_ in rows[1:]}
+    means = {one.scheme: one.mean for one in table_of(name, measured).values() if "tuned" not in one.scheme}
+    [tuned] = (
+        page_means.keys() - means.keys()
+    )  # If several multiples are good, chance decides which is the best.
     slow = float(tuned.split()[-2])
-    found[tuned] = jobs.complete_with_backups(slow, SIZE, jobs.DISTRIBUTIONS[name], 4000).mean
-    assert len(found) >= 20
-    assert found == pytest.approx(said, rel=0.03)
+    means[tuned] = jobs.complete_with_backups(slow, SIZE, jobs.DISTRIBUTIONS[name], 4000).mean
+    assert len(means) >= 20
+    assert means == pytest.approx(page_means, rel=0.03)
 
 
 def test_backups_are_tuned_for_their_distribution(table: dict[str, Completion]) -> None:
@@ -129,7 +131,10 @@ def test_the_pages_hold_every_scheme_and_code(
     crowd = elastic.simulate_elastic_jobs(0.1, 5)
     jobs = {(SIZE, "distribution"): table, (LARGER, "distribution"): table}
     parts = page.make_page_parts({SIZE: measured, LARGER: measured}, {}, jobs, crowd, 1, 0.0)
-    pages = {name: replace_parts((ROOT / "docs" / name).read_text(), some) for name, some in parts.items()}
+    pages = {
+        name: replace_parts((ROOT / "docs" / name).read_text(), page_parts)
+        for name, page_parts in parts.items()
+    }
     assert "| 24 of 1 MB |" in pages["comparison.md"]
     assert all(name in pages["comparison-jobs.md"] for name in table)
     assert all(code.name in pages["comparison-codes.md"] for code in measured)
@@ -144,14 +149,15 @@ def test_ratios_to_rotation_are_those_of_the_table(measured: list[CodeMeasuremen
     by_name = {code.name: code for code in measured}
     [ldpc] = [code for name, code in by_name.items() if re.match("LDPC.*inactivation", name)]
     rotation, dense = by_name["rotation"], by_name["dense Gaussian"]
-    found = page.compare_with_rotation({SIZE: measured})
+    ratios = page.compare_with_rotation({SIZE: measured})
     assert rotation.amplification is not None and ldpc.amplification is not None
     ratio = 10 ** ldpc.amplification[0] / 10 ** rotation.amplification[0]
-    assert found["growth"] == f"{ratio:.2g} at n = 32"
+    assert ratios["growth"] == f"{ratio:.2g} at n = 32"
     encode, decode = (
-        getattr(dense, of) / getattr(rotation, of) for of in ("encode_seconds", "decode_seconds")
+        getattr(dense, attribute) / getattr(rotation, attribute)
+        for attribute in ("encode_seconds", "decode_seconds")
     )
-    assert found["dense"] == f"{encode:.2g} and {decode:.2g} at n = 32"
+    assert ratios["dense"] == f"{encode:.2g} and {decode:.2g} at n = 32"
 
 
 @pytest.mark.parametrize(

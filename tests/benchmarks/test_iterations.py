@@ -90,9 +90,9 @@ def test_all_rows_are_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = {name: iterations.ROWS[name] for name in ("numpy, no workers", "**polarmap**")}
     monkeypatch.setattr(iterations, "ROWS", rows | {"Ray": ("no_such_library", iterations.numpy_step)})
     size = Size(0.01, 2, 1, {})
-    found = {"a model": iterations.measure_steps(make_linear_regression(48, 4, 4), size)}
-    assert [list(one) for one in found["a model"]] == [list(rows)] * 2
-    text = iterations.format_tables(found)
+    medians = {"a model": iterations.measure_steps(make_linear_regression(48, 4, 4), size)}
+    assert [list(one) for one in medians["a model"]] == [list(rows)] * 2
+    text = iterations.format_tables(medians)
     assert "Ray is not installed, and left out." in text
     assert "## a model" in text and "| **polarmap** | " in text
 

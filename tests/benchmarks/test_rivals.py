@@ -57,7 +57,7 @@ FLOATING: dict[str, Callable[[], RivalCode]] = {
 
 
 @cache
-def made(name: str) -> Any:
+def get_code(name: str) -> Any:
     return FLOATING[name]()
 
 
@@ -67,7 +67,7 @@ def orders(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", FLOATING)
 def test_decodes_at_the_arrival_it_says_and_not_before(name: str) -> None:
-    code: RivalCode = made(name)
+    code: RivalCode = get_code(name)
     data = np.random.default_rng(0).standard_normal((code.k, 5))
     coded = code.encode(data)
     generator = code.encode(np.eye(code.k))
@@ -85,7 +85,7 @@ def test_decodes_at_the_arrival_it_says_and_not_before(name: str) -> None:
 
 @pytest.mark.parametrize("name", BY_INACTIVATION)
 def test_inactivation_decodes_as_soon_as_the_rank_is_full(name: str) -> None:
-    code: SparseCode = made(name)
+    code: SparseCode = get_code(name)
     generator = code.encode(np.eye(code.k))
     for order, needed in zip(orders(code.n), code.count_arrivals(orders(code.n))):
         assert needed > code.n or np.linalg.matrix_rank(generator[order[:needed]]) == code.k
@@ -101,7 +101,7 @@ def test_inactivation_needs_no_more_than_peeling_and_raptor_codes_hardly_more_th
                 <= solved.count_arrivals(make.coded_indices[order], K)
                 <= make.decoder.count_arrivals(make.coded_indices[order], K)
             )
-    code = made("long Raptor")
+    code = get_code("long Raptor")
     generator = code.encode(np.eye(120))
     np.testing.assert_allclose(generator[:120], np.eye(120), atol=1e-9)
     assert code.count_arrivals(orders(150)).mean() < 121
@@ -112,10 +112,10 @@ def test_local_product_codes_close_the_rows_and_columns_of_every_grid() -> None:
     data = np.random.default_rng(0).standard_normal((11, 2))
     parity = code.encode(data)[11:]
     whole, short = data[:6].reshape(2, 3, 2), np.concatenate([data[6:], np.zeros((1, 2))]).reshape(2, 3, 2)
-    for grid, some in ((whole, parity[:6]), (short, parity[6:])):
-        np.testing.assert_allclose(some[:2], grid.sum(axis=1))
-        np.testing.assert_allclose(some[2:5], grid.sum(axis=0))
-        np.testing.assert_allclose(some[5], grid.sum(axis=(0, 1)))
+    for grid, grid_parity in ((whole, parity[:6]), (short, parity[6:])):
+        np.testing.assert_allclose(grid_parity[:2], grid.sum(axis=1))
+        np.testing.assert_allclose(grid_parity[2:5], grid.sum(axis=0))
+        np.testing.assert_allclose(grid_parity[5], grid.sum(axis=(0, 1)))
     # one row of two blocks: the row's parity, two column parities, and the corner
     assert local_product.LocalProductCode(2, 2, 3).n == 2 + 2 + 2
 
@@ -142,25 +142,27 @@ def test_embeddings_of_256_blocks_keep_the_digits_that_the_page_names() -> None:
     coded = code.encode(data)
 
     def digits(order: np.ndarray) -> float:
-        found = code.make_plan(order[:192]).decode(coded)
-        return float(-np.log10(np.linalg.norm(found - data) / np.linalg.norm(data)))
+        decoded = code.make_plan(order[:192]).decode(coded)
+        return float(-np.log10(np.linalg.norm(decoded - data) / np.linalg.norm(data)))
 
     samples = [[digits(order) for order in sample_arrival_orders(256, 20, seed)] for seed in range(10)]
     page = " ".join((Path(__file__).parents[2] / "docs" / "comparison-codes.md").read_text().split())
-    said = re.search(
+    stated = re.search(
         r"256 blocks keep (\d) to (\d) digits in the median and (\d) to (\d) in the worst of 20", page
     )
-    assert said is not None
-    low, high, least, most = map(int, said.groups())
+    assert stated is not None
+    low, high, worst_low, worst_high = map(int, stated.groups())
     assert low <= np.median(samples) <= high + 1
-    assert least - 1 <= np.median(np.min(samples, axis=1)) <= most + 1
+    assert worst_low - 1 <= np.median(np.min(samples, axis=1)) <= worst_high + 1
 
 
 @pytest.mark.parametrize("code", [fountain.LTCode(40, K, 0.1, 0.5), staircase.StaircaseCode(N, K)])
 def test_peeling_stops_where_brute_force_stops(code: fountain.LTCode | staircase.StaircaseCode) -> None:
     sent = K if isinstance(code, fountain.LTCode) else 0
     graph = code.decoder.graph
-    equations = [set(some.tolist()) for some in np.split(graph.members, graph.starts[1:-1])]
+    equations = [
+        set(equation_members.tolist()) for equation_members in np.split(graph.members, graph.starts[1:-1])
+    ]
     for order, needed in zip(orders(code.n), code.count_arrivals(orders(code.n))):
         complete = [done(equations, set(sent + order[:m]), K) for m in range(code.n + 1)]
         assert (complete.index(True) if complete[-1] else code.n + 1) == needed
@@ -187,8 +189,8 @@ def test_polynomial_weights_in_logarithms_equal_a_dense_solve() -> None:
     placed = np.random.default_rng(0).permutation(points)
     basis = np.polynomial.chebyshev.chebvander(placed, 8)
     generator = basis @ np.linalg.inv(basis[:9])
-    found = np.exp(mds.log_lagrange_weights(placed[:9], placed[9:]))
-    np.testing.assert_allclose(found, np.abs(generator[9:]), rtol=1e-9, atol=1e-12)
+    lagrange_weights = np.exp(mds.log_lagrange_weights(placed[:9], placed[9:]))
+    np.testing.assert_allclose(lagrange_weights, np.abs(generator[9:]), rtol=1e-9, atol=1e-12)
     weights = np.linalg.solve(generator[arrived].T, generator[:5].T).T
     worst = np.linalg.norm(weights * np.linalg.norm(generator[arrived], axis=1), axis=1).max()
     assert mds.compute_log10_amplification(points, arrived) == pytest.approx(np.log10(worst), abs=1e-6)

@@ -95,17 +95,17 @@ def test_workers_sleep_as_was_drawn_for_each(tmp_path: Path) -> None:
             results = polarmap.coded_map(slow, blocks, tasks=8, executor=pool, progress=False)
             assert np.allclose(list(results), np.multiply(2, blocks)) and results.report.seconds < 60
     # A later map does not wait for a worker that still hangs in the map before: a new one replaces it.
-    found = {path.name for path in tmp_path.iterdir()}
-    assert found == {"seconds", *map(str, range(len(found) - 1))}
-    assert 2 <= len(found) - 1 <= 1 + maps
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"seconds", *map(str, range(len(names) - 1))}
+    assert 2 <= len(names) - 1 <= 1 + maps
 
 
 def test_the_page_has_ratios_of_the_same_jobs() -> None:
     def jobs(*seconds: float) -> np.ndarray:
         return np.array([(one, 10.0, 0.5) for one in seconds])
 
-    found = {"a law": {PLAIN: jobs(2, 4, 8), "Lithops": jobs(4, 4, 4), "coded": jobs(1, 1, 1)}}
-    parts = stragglers.make_page_parts(found, unit_seconds=0.2, load_average=1.25)
+    times = {"a law": {PLAIN: jobs(2, 4, 8), "Lithops": jobs(4, 4, 4), "coded": jobs(1, 1, 1)}}
+    parts = stragglers.make_page_parts(times, unit_seconds=0.2, load_average=1.25)
     assert (parts["jobs"], parts["load"], parts["began"]) == ("3", "1.2", "0.10")
     text = replace_parts((ROOT / "docs" / "real-jobs.md").read_text(), parts)
     assert "<!-- jobs -->3<!-- end --> jobs of each distribution" in text

@@ -42,9 +42,11 @@ def test_arrays_are_listed_checked_repaired_and_deleted(polarmap: Run, stored: P
     assert polarmap("repair", "small").out.startswith("repaired 1 part of 'small', in blocks [")
     victim = max(parts(stored), key=lambda path: path.stat().st_size)
     victim.unlink()
-    there = ("--executor", "localhost")
-    assert "1 missing" in polarmap("check", "small", *there).out
-    assert polarmap("repair", "small", *there).out.startswith("repaired 1 part of 'small', in blocks [")
+    on_localhost = ("--executor", "localhost")
+    assert "1 missing" in polarmap("check", "small", *on_localhost).out
+    assert polarmap("repair", "small", *on_localhost).out.startswith(
+        "repaired 1 part of 'small', in blocks ["
+    )
     nowhere = polarmap("repair", "small", "--executor", "no.yaml")
     assert (nowhere.code, "no.yaml" in nowhere.err) == (1, True)
     assert polarmap("repair", "small").out.startswith("nothing to repair")

@@ -16,10 +16,10 @@ from polarmap.cli import command_group
 
 def leaves(group: Any = command_group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Return every command as the words that name it."""
-    found = []
+    paths = []
     for name, command in group.commands.items():
-        found += leaves(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
-    return found
+        paths += leaves(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
+    return paths
 
 
 @pytest.mark.parametrize("words", leaves(), ids=" ".join)
@@ -31,9 +31,9 @@ def test_every_command_explains_itself_and_takes_json(polarmap: Run, words: tupl
 
 
 def test_help_cuts_no_description(polarmap: Run) -> None:
-    told = polarmap("--help").out
-    assert "..." not in told.replace("[ARGS]...", "")
-    assert all(name in told for name in command_group.commands)
+    output = polarmap("--help").out
+    assert "..." not in output.replace("[ARGS]...", "")
+    assert all(name in output for name in command_group.commands)
 
 
 @pytest.mark.parametrize(

@@ -49,16 +49,16 @@ class Handler:
     def get_runtime_key(self, name: str, memory: int, version: str) -> str:
         return f"{name}/{memory}/{version}"
 
-    def deploy_runtime(self, *what: Any) -> dict[str, Any]:
+    def deploy_runtime(self, *arguments: Any) -> dict[str, Any]:
         in_folder = Path("requirements.txt").read_text().split()
-        self.calls.append((("deploy_runtime", *what), in_folder, aws.DEFAULT_REQUIREMENTS))
+        self.calls.append((("deploy_runtime", *arguments), in_folder, aws.DEFAULT_REQUIREMENTS))
         return {}
 
-    def put_runtime_meta(self, *what: Any) -> None:
-        self.calls.append(("put_runtime_meta", *what))
+    def put_runtime_meta(self, *arguments: Any) -> None:
+        self.calls.append(("put_runtime_meta", *arguments))
 
-    def delete_runtime(self, *what: Any) -> None:
-        self.calls.append(("delete_runtime", *what))
+    def delete_runtime(self, *arguments: Any) -> None:
+        self.calls.append(("delete_runtime", *arguments))
 
     def clean(self, **options: Any) -> None:
         self.calls.append(("clean", options))
@@ -70,12 +70,12 @@ class Handler:
 @pytest.fixture
 def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
     """Provide the fake that Lithops' executors of any configuration use."""
-    found = Handler()
+    fake = Handler()
 
-    functions = SimpleNamespace(compute_handler=found, internal_storage=found)
+    functions = SimpleNamespace(compute_handler=fake, internal_storage=fake)
     monkeypatch.setattr(deploy, "open_function_executor", lambda file: functions)
-    monkeypatch.setattr(deploy, "close_function_executor", lambda functions: found.calls.append(("end",)))
-    return found
+    monkeypatch.setattr(deploy, "close_function_executor", lambda functions: fake.calls.append(("end",)))
+    return fake
 
 
 def filled_in(folder: Path, backend: str) -> Path:
@@ -91,8 +91,8 @@ def test_what_was_deployed_is_removed_and_nothing_else(
     handler: Handler, tmp_path: Path, backend: str
 ) -> None:
     version = importlib.metadata.version("lithops")
-    said = deploy.remove_runtime(filled_in(tmp_path, backend), backend)
-    assert said == "worker (1769 MB)"
+    description = deploy.remove_runtime(filled_in(tmp_path, backend), backend)
+    assert description == "worker (1769 MB)"
     # For code_engine, it would delete the project, too.
     everything = {"k8s": True, "aws_batch": True, "code_engine": False}
     jobs = [("clean", {"all": everything[backend]})] if backend in everything else []
@@ -112,8 +112,8 @@ def test_what_is_built_is_pinned_to_what_is_installed_here(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (3, 0))
     filled_in(tmp_path, "aws_lambda")
-    said = deploy.build_runtime(Path("cloud.yaml"), "aws_lambda")
-    assert said == "worker (1769 MB, 60 s)"
+    description = deploy.build_runtime(Path("cloud.yaml"), "aws_lambda")
+    assert description == "worker (1769 MB, 60 s)"
     begun, (built, in_folder, of_lithops), *rest = handler.calls
     assert begun == ("init",)
     assert built == ("deploy_runtime", "worker", 1769, 60)

@@ -30,8 +30,8 @@ def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap:
     assert until(lambda: len({*threading.enumerate()} - before) <= 1)
     assert ran.code == 0, ran.out
     assert ran.json["ok"]
-    found = states(ran)
-    assert found["lithops"] == found["numpy"] == found["coded map"] == "ok"
+    state_by_check = states(ran)
+    assert state_by_check["lithops"] == state_by_check["numpy"] == state_by_check["coded map"] == "ok"
     kept = ran.json["checks"][-1]
     assert kept["name"] == "persistent workers"
     assert re.fullmatch(rf"processes here: {LATER}", kept["detail"])
@@ -151,10 +151,10 @@ def test_doctor_names_the_extra_of_the_backend_that_lacks_its_client(
     file = tmp_path / "code_engine.yaml"
     keys = "ibm: {iam_api_key: a, resource_group_id: b, region: us-south}\n"
     file.write_text(f"lithops: {{backend: code_engine, storage: localhost}}\n{keys}")
-    told = polarmap("doctor", "--config", file)
-    assert told.code == 1
+    ran = polarmap("doctor", "--config", file)
+    assert ran.code == 1
     assert re.search(
-        r"bad   Lithops: .*ibm_cloud_sdk_core.*pip install 'lithops\[ibm\]<3\.9,>=3\.8'", told.out
+        r"bad   Lithops: .*ibm_cloud_sdk_core.*pip install 'lithops\[ibm\]<3\.9,>=3\.8'", ran.out
     )
 
 
@@ -166,12 +166,12 @@ def test_doctor_refuses_what_deploy_refuses(
 
     monkeypatch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (9, 0))
     monkeypatch.setattr(deploy, "MIN_NUMPY_NEEDING_NEW_LIBC", (1, 0))
-    told = polarmap("doctor", "--config", file)
-    assert told.code == 1
-    [said] = re.findall("bad   worker runtime: (.* has no wheel: .*)", told.out)
-    assert "coded map" not in told.out
+    ran = polarmap("doctor", "--config", file)
+    assert ran.code == 1
+    [message] = re.findall("bad   worker runtime: (.* has no wheel: .*)", ran.out)
+    assert "coded map" not in ran.out
     refused = polarmap("deploy", "aws_lambda", file)
-    assert (refused.code, refused.err) == (1, f"polarmap: {said}\n")
+    assert (refused.code, refused.err) == (1, f"polarmap: {message}\n")
 
 
 def test_doctor_sees_a_wrong_lithops(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +180,9 @@ def test_doctor_sees_a_wrong_lithops(polarmap: Run, monkeypatch: pytest.MonkeyPa
     )
     ran = polarmap("doctor", "--json")
     assert ran.code == 1
-    found = states(ran)
-    assert [found["lithops"], found["numpy"], found["none-such"]] == ["bad"] * 3
+    state_by_check = states(ran)
+    assert [state_by_check["lithops"], state_by_check["numpy"], state_by_check["none-such"]] == ["bad"] * 3
     advice = {check["name"]: check["advice"] for check in ran.json["checks"]}
     assert advice["lithops"] == "pip install 'lithops==1.0'"
     assert advice["none-such"] == "pip install 'none-such>=1'"
-    assert "coded map" not in found
+    assert "coded map" not in state_by_check

@@ -123,8 +123,8 @@ def deployed(cloud: str, config: Path) -> Iterator[Path]:
         patch.setattr(aws_lambda, "URLLib3Session", lambda: Redirected(session(), cloud))
         # This machine does not run Amazon Linux 2.
         patch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (3, 0))
-        said = deploy.build_runtime(config, "aws_lambda")
-        assert "(1769 MB, 180 s)" in said
+        description = deploy.build_runtime(config, "aws_lambda")
+        assert "(1769 MB, 180 s)" in description
         yield config
         assert len(runtimes(config)) == 1
         # After a slow response, boto3 repeats the deletion and fails.

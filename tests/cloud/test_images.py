@@ -48,14 +48,18 @@ def cloud_run(image: Image, patch: pytest.MonkeyPatch) -> None:
 def batch(image: Image, patch: pytest.MonkeyPatch) -> None:
     """Fake AWS Batch: a job is one process per index of its array."""
     module = import_module("lithops.serverless.backends.aws_batch.aws_batch")
-    made: dict[str, list[dict[str, Any]]] = {"computeEnvironments": [], "jobQueues": [], "jobDefinitions": []}
+    created: dict[str, list[dict[str, Any]]] = {
+        "computeEnvironments": [],
+        "jobQueues": [],
+        "jobDefinitions": [],
+    }
     fine = {"ResponseMetadata": {"HTTPStatusCode": 200}}
 
     def note(kind: str, key: str) -> Callable[..., Any]:
         def create(**asked: Any) -> Any:
-            made[kind].append({key: asked[key], "status": "VALID", "state": "ENABLED"})
+            created[kind].append({key: asked[key], "status": "VALID", "state": "ENABLED"})
             if kind == "jobDefinitions":
-                made[kind][-1] |= {"status": "ACTIVE", "jobDefinitionArn": asked[key]}
+                created[kind][-1] |= {"status": "ACTIVE", "jobDefinitionArn": asked[key]}
             return fine
 
         return create
@@ -70,15 +74,15 @@ def batch(image: Image, patch: pytest.MonkeyPatch) -> None:
 
     def deregister(jobDefinition: str) -> Any:
         image.removed.append("job definition")
-        made["jobDefinitions"].clear()
-        made["jobQueues"].clear()
-        made["computeEnvironments"].clear()
+        created["jobDefinitions"].clear()
+        created["jobQueues"].clear()
+        created["computeEnvironments"].clear()
         return fine
 
     client = SimpleNamespace(
-        describe_compute_environments=lambda: fine | made,
-        describe_job_queues=lambda: fine | made,
-        describe_job_definitions=lambda status: fine | made,
+        describe_compute_environments=lambda: fine | created,
+        describe_job_queues=lambda: fine | created,
+        describe_job_definitions=lambda status: fine | created,
         create_compute_environment=note("computeEnvironments", "computeEnvironmentName"),
         create_job_queue=note("jobQueues", "jobQueueName"),
         register_job_definition=note("jobDefinitions", "jobDefinitionName"),
@@ -104,8 +108,8 @@ def code_engine(image: Image, patch: pytest.MonkeyPatch) -> None:
         payloads[name] = utils.dict_to_b64str(payload)
         return name
 
-    def run(self: Any, jobrun_name: str, total_workers: int, action: str, **other: Any) -> None:
-        env = {"ACTION": action, "PAYLOAD": payloads[other["payload_config_map_name"]]}
+    def run(self: Any, jobrun_name: str, total_workers: int, action: str, **options: Any) -> None:
+        env = {"ACTION": action, "PAYLOAD": payloads[options["payload_config_map_name"]]}
         runs[jobrun_name] = [image.start(**env, JOB_INDEX=str(index)) for index in range(total_workers)]
 
     def delete(self: Any, name: str) -> None:

@@ -38,9 +38,9 @@ def linked_programs(folder: Path) -> tuple[Path, Path]:
     is_installed = shutil.which("rabbitmq-server", path=SYSTEM_PATH) is not None
     root = folder / "root"
     root.symlink_to("/" if is_installed else debian_folder("rabbitmq-server", r"(?:erlang|rabbitmq)-\S+"))
-    found = [*root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")]
+    program_folders = [*root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")]
     erlang = [*root.glob("usr/lib/erlang/erts-*/bin")]
-    if not found or not erlang:
+    if not program_folders or not erlang:
         pytest.skip("RabbitMQ is installed, but not in /usr/lib/rabbitmq, where Debian has its programs")
     erl = folder / "bin" / "erl"
     erl.parent.mkdir()
@@ -49,7 +49,7 @@ def linked_programs(folder: Path) -> tuple[Path, Path]:
         'exec "$BINDIR/erlexec" "$@"\n'
     )
     erl.chmod(0o755)
-    return erl.parent, found[0]
+    return erl.parent, program_folders[0]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def hosts(broker: str, tmp_path: Path) -> Iterator[list[Host]]:
     run = f"import os, runpy, sys; os.cpu_count = lambda: 1; sys.argv = ['w', {broker!r}]; "
     run += f"runpy.run_path({str(entry)!r}, run_name='__main__')"
     with ExitStack() as stack:
-        found = []
+        machines = []
         for number in range(WORKERS):
             folder = tmp_path / f"host{number}"
             (folder / "tmp").mkdir(parents=True)
@@ -127,8 +127,8 @@ def hosts(broker: str, tmp_path: Path) -> Iterator[list[Host]]:
             process = stack.enter_context(
                 running([sys.executable, "-c", run], folder / "log", env=env, cwd=folder)
             )
-            found.append(Host(process, folder))
-        yield found
+            machines.append(Host(process, folder))
+        yield machines
 
 
 @pytest.fixture
@@ -175,12 +175,12 @@ def test_a_host_that_dies_is_an_erasure(config: Path, hosts: list[Host], tmp_pat
 def kill_marked(marks: Path, hosts: list[Host], count: int) -> None:
     """Kill the machines whose process has left a mark."""
     deadline = time.monotonic() + 60
-    while len(found := {int(path.name) for path in marks.iterdir()}) < count:
+    while len(marked := {int(path.name) for path in marks.iterdir()}) < count:
         if time.monotonic() > deadline:
             return
         time.sleep(0.02)
     for host in hosts:
-        if host.process.pid in found:
+        if host.process.pid in marked:
             host.kill()
 
 

@@ -130,16 +130,22 @@ def test_lithops_own_limits_are_ours() -> None:
     apps = runpy.run_path(str(folder / "azure_containers" / "config.py"))
     engine = runpy.run_path(str(folder / "code_engine" / "config.py"))
     batch = runpy.run_path(str(folder / "aws_batch" / "config.py"))["AVAILABLE_CPU_MEM_FARGATE"]
-    ours = BACKENDS["aws_lambda"]
-    assert (ours.min_memory_mb, ours.max_memory_mb) == (aws["RUNTIME_MEMORY_MIN"], aws["RUNTIME_MEMORY_MAX"])
-    assert ours.max_seconds == aws["RUNTIME_TIMEOUT_MAX"]
+    own_limits = BACKENDS["aws_lambda"]
+    assert (own_limits.min_memory_mb, own_limits.max_memory_mb) == (
+        aws["RUNTIME_MEMORY_MIN"],
+        aws["RUNTIME_MEMORY_MAX"],
+    )
+    assert own_limits.max_seconds == aws["RUNTIME_TIMEOUT_MAX"]
     assert set(BACKENDS["gcp_functions"].memory_sizes_mb) == google["RUNTIME_MEMORY_OPTIONS"]
     assert set(BACKENDS["azure_functions"].memory_sizes_mb) == azure["FLEX_INSTANCE_MEMORY"]
-    ours = BACKENDS["gcp_cloudrun"]
-    assert (ours.max_memory_mb, ours.max_seconds) == (run["MAX_RUNTIME_MEMORY"], run["MAX_RUNTIME_TIMEOUT"])
+    own_limits = BACKENDS["gcp_cloudrun"]
+    assert (own_limits.max_memory_mb, own_limits.max_seconds) == (
+        run["MAX_RUNTIME_MEMORY"],
+        run["MAX_RUNTIME_TIMEOUT"],
+    )
     assert set(BACKENDS["azure_containers"].memory_sizes_mb) == set(apps["ALLOWED_MEM"])
     assert list(BACKENDS["code_engine"].memory_sizes_mb) == engine["VALID_MEMORY_VALUES"]
-    sizes = {size for some in batch.values() for size in some}
+    sizes = {size for memory_sizes in batch.values() for size in memory_sizes}
     assert (BACKENDS["aws_batch"].min_memory_mb, BACKENDS["aws_batch"].max_memory_mb) == (
         min(sizes),
         max(sizes),

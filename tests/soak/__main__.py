@@ -25,8 +25,8 @@ def main() -> int:
         print(f"Cases from {first} on, for {asked.minutes:g} minutes.", flush=True)
         tally = watch(count(first), began + 60 * asked.minutes, asked.keep_going)
     print(f"{tally.table()}\n\n{tally.summary()}")
-    for found in tally.findings:
-        print(f"\n{found}\n{found.traceback}")
+    for finding in tally.findings:
+        print(f"\n{finding}\n{finding.traceback}")
     return 1 if tally.findings else 0
 
 

@@ -102,10 +102,10 @@ class ArrayCase:
                 spoilt = _harm(store.root / part.key, part.offset, part.size, draw)
                 harmed |= {
                     (block, stripe)
-                    for stripe, one in parts.items()
-                    if one.key == part.key
-                    and one.offset < spoilt.stop
-                    and one.offset + one.size > spoilt.start
+                    for stripe, other_part in parts.items()
+                    if other_part.key == part.key
+                    and other_part.offset < spoilt.stop
+                    and other_part.offset + other_part.size > spoilt.start
                 }
         return harmed
 
@@ -118,15 +118,15 @@ class ArrayCase:
         for rows in (slice(None), slice(start, draw.number(start, len(self.A))), slice(start, None, 2)):
             self._compare(coded[rows], self.wanted[rows], self._bound(lost), f"rows {rows} of {coded!r}")
 
-    def _compare(self, found: np.ndarray, wanted: np.ndarray, allowed: float, what: str) -> None:
+    def _compare(self, actual: np.ndarray, expected: np.ndarray, allowed: float, subject: str) -> None:
         if not self.is_finite:
-            oracle.check_structure(found, wanted, what)
-            fine = np.isfinite(wanted)
-            found, wanted = found[fine], wanted[fine]
+            oracle.check_structure(actual, expected, subject)
+            fine = np.isfinite(expected)
+            actual, expected = actual[fine], expected[fine]
         if allowed == 0:
-            oracle.check_equal(found, wanted, what)
+            oracle.check_equal(actual, expected, subject)
         else:
-            oracle.check_close(found, wanted, [allowed], what)
+            oracle.check_close(actual, expected, [allowed], subject)
 
     def _bound(self, lost: set[int]) -> float:
         """Return the tolerance for numbers when these blocks have to be decoded."""
@@ -135,26 +135,26 @@ class ArrayCase:
         check = np.asarray(self.code.parity_check_matrix, float)
         arrived = [block for block in range(self.code.n) if block not in lost]
         weights = np.linalg.pinv(check[:, sorted(lost)]) @ check[:, arrived]
-        most = oracle.largest(self.wanted[np.isfinite(self.wanted)])
+        max_value = oracle.largest(self.wanted[np.isfinite(self.wanted)])
         amplification = 1 + float(np.linalg.norm(weights, axis=1).max())
         rtol = RTOL[self.wanted.real.dtype.itemsize]
-        return max(rtol, SLACK * oracle.epsilon(self.A.dtype) * amplification) * most
+        return max(rtol, SLACK * oracle.epsilon(self.A.dtype) * amplification) * max_value
 
     def _read_damaged(self, coded: CodedArray, draw: Draw, harmed: set[tuple[int, int]]) -> str:
         executor = ReplayExecutor() if draw.chance(0.5) else None
-        found = coded.check(executor=executor)
-        if {(one.block, one.stripe) for one in found.damaged} != harmed:
-            raise Finding("wrong audit", f"{found!r}, but harmed were {sorted(harmed)}")
+        audit = coded.check(executor=executor)
+        if {(one.block, one.stripe) for one in audit.damaged} != harmed:
+            raise Finding("wrong audit", f"{audit!r}, but harmed were {sorted(harmed)}")
         stripes = {stripe: {block for block, at in harmed if at == stripe} for _, stripe in harmed}
         dead = sorted(stripe for stripe, lost in stripes.items() if not self._is_decodable(lost))
-        if sorted(found.undecodable_stripes) != dead:
-            raise Finding("wrong audit", f"{found!r}, but lost are {dead}")
+        if sorted(audit.undecodable_stripes) != dead:
+            raise Finding("wrong audit", f"{audit!r}, but lost are {dead}")
         lost = {block for block, _ in harmed}
         try:
             self._check_read(coded, draw, lost)
             self._check_map(coded, lost)
-            theirs = polarmap.open_coded(NAME, coded.store) if draw.chance(0.5) else coded
-            repaired = theirs.repair(executor=executor)
+            opened = polarmap.open_coded(NAME, coded.store) if draw.chance(0.5) else coded
+            repaired = opened.repair(executor=executor)
         except NotDecodableError as error:
             if dead or not self.is_finite:
                 return "NotDecodableError: too many lost"

@@ -65,15 +65,15 @@ class DataCase:
     def _is_refused(self, future: Any, wanted: list[np.ndarray]) -> bool:
         """Return whether the map reports changed data. Raise Finding if it used the new data."""
         try:
-            found = list(future.result(TIMEOUT))
+            results = list(future.result(TIMEOUT))
         except PolarmapError as error:
             if self.moment == "after submit" and "chang" in str(error):
                 return True
             raise
         # A lost block is decoded from blocks of this size.
         allowed = [ROUNDING * max(map(oracle.largest, wanted))]
-        for one, other in zip(found, wanted, strict=True):
-            oracle.check_close(one, other, allowed, f"a map {self.moment}")
+        for one, expected in zip(results, wanted, strict=True):
+            oracle.check_close(one, expected, allowed, f"a map {self.moment}")
         return False
 
 

@@ -51,10 +51,10 @@ class DeathCase:
     def run(self, pools: Pools) -> str:
         with tempfile.TemporaryDirectory(prefix="soak-deaths-") as folder:
             f = partial(tripled_or_deadly, folder, self.n_deaths, self.how)
-            found = dict(enumerate(self._found(f, pools.pool("pool"))))
+            results = dict(enumerate(self._found(f, pools.pool("pool"))))
             for item in range(self.count):
-                self._check(item, found.get(item, "nothing"))
-                if item not in found or isinstance(found[item], WorkerLostError):
+                self._check(item, results.get(item, "nothing"))
+                if item not in results or isinstance(results[item], WorkerLostError):
                     break  # `Executor.map` ends with the first error.
             n_starts = {int(path.name): path.stat().st_size for path in Path(folder).iterdir()}
         limit = self.retries + 2 + BACKUPS
@@ -73,16 +73,16 @@ class DeathCase:
             futures = [executor.submit(f, item) for item in range(self.count)]
             return [one.exception(TIMEOUT) or one.result() for one in futures]
 
-    def _check(self, item: int, found: Any) -> None:
+    def _check(self, item: int, result: Any) -> None:
         if self.n_deaths.get(item) == EVERY_TIME:
-            if not isinstance(found, WorkerLostError):
-                raise Finding("no error", f"item {item} ends its worker every time, and gave {found!r:.100}")
-        elif isinstance(found, BaseException):
+            if not isinstance(result, WorkerLostError):
+                raise Finding("no error", f"item {item} ends its worker every time, and gave {result!r:.100}")
+        elif isinstance(result, BaseException):
             n_deaths = self.n_deaths.get(item, 0)
-            text = f"item {item} ends {n_deaths} workers with {self.retries} retries: {found}"
+            text = f"item {item} ends {n_deaths} workers with {self.retries} retries: {result}"
             raise Finding("innocent failure", text)
-        elif found != 3 * item:
-            raise Finding("wrong number", f"result {item} is {found!r:.100}, not {3 * item}")
+        elif result != 3 * item:
+            raise Finding("wrong number", f"result {item} is {result!r:.100}, not {3 * item}")
 
 
 def _with_error(results: Iterator[Any]) -> Iterator[Any]:

@@ -81,14 +81,14 @@ def draw_faults(draw: Draw, executor: str, n: int, spare: int) -> Faults:
     if executor == "replay":
         times = draw.stream.permutation(np.linspace(1, 2, n)) if draw.chance(0.8) else np.ones(n)
         seconds = {task: float(one) for task, one in enumerate(times)}
-    some, too_many = draw.number(0, spare), spare + draw.number(1, 2)
-    count = draw.pick([*[0] * 3, *[some] * 6, *[spare] * 3, too_many])
+    tolerated, too_many = draw.number(0, spare), spare + draw.number(1, 2)
+    count = draw.pick([*[0] * 3, *[tolerated] * 6, *[spare] * 3, too_many])
     usual = ["never"] if executor == "replay" else ["sleep"]
     kinds = usual if draw.chance(0.5) else KINDS[executor]
     struck = {task: draw.pick(kinds) for task in draw.some(range(n), min(n, count))}
     if executor != "replay":  # A pool whose workers are all blocked forever would run nothing more.
-        held = [task for task, kind in struck.items() if kind == "never"]
-        struck |= dict.fromkeys(held[2:], "raise")
+        blocked = [task for task, kind in struck.items() if kind == "never"]
+        struck |= dict.fromkeys(blocked[2:], "raise")
     return Faults(struck, draw.pick([1, 1, 9]), seconds)
 
 
@@ -130,12 +130,14 @@ class OddReplay(AlteringReplay):
         change = ODD.get(self._odd.get(outcome.task, ""))
         if outcome.failure is not None or change is None:
             return outcome
-        found = outcome._replace(leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves])
+        changed = outcome._replace(
+            leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves]
+        )
         own = outcome.unpadded_result
         if own is None or change is _longer:  # A result of another shape is recognized by the padded block.
-            return found
+            return changed
         leaves = [change(self._seed + outcome.task, leaf) for leaf in own.leaves]
-        return found._replace(unpadded_result=own._replace(leaves=leaves))
+        return changed._replace(unpadded_result=own._replace(leaves=leaves))
 
 
 # --- executors ----------------------------------------------------------------------------------

@@ -116,12 +116,18 @@ def draw_linear(draw: Draw, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Fun
 def _product(draw: Draw, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Function:
     """Draw the product of each row with a vector or a matrix."""
     columns = () if draw.chance(0.5) else (draw.number(1, 3),)
-    other = np.dtype(draw.pick(["f8", "i8"] if dtype.kind in "iu" else ["f8", dtype.str]))
-    if other.kind in "iu":
-        kind = dtype if draw.chance(0.5) and dtype.kind == "i" else "u8" if dtype == np.dtype("u8") else other
+    factor_dtype = np.dtype(draw.pick(["f8", "i8"] if dtype.kind in "iu" else ["f8", dtype.str]))
+    if factor_dtype.kind in "iu":
+        kind = (
+            dtype
+            if draw.chance(0.5) and dtype.kind == "i"
+            else "u8"
+            if dtype == np.dtype("u8")
+            else factor_dtype
+        )
         factor = draw.stream.integers(-9, 10, (shape[-1], *columns)).astype(kind)
     else:
-        factor = draw.stream.standard_normal((shape[-1], *columns)).astype(other)
+        factor = draw.stream.standard_normal((shape[-1], *columns)).astype(factor_dtype)
     gain = float(np.abs(factor.astype(np.complex128)).sum(axis=0).max(initial=0))
     name = f"x @ {factor.dtype}{list(factor.shape)}"
     return Function(name, partial(_times, factor), "linear", "each", gain)

@@ -46,8 +46,8 @@ class MapCase:
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         warm = "; after a map of the same f on small numbers" if self.is_warm else ""
-        what = f"map of {self.f.name} ({self.f.kind}) over {self.about}"
-        return f"{what}\n  {self.code!r}; {options}\n  {self.faults}{warm}"
+        subject = f"map of {self.f.name} ({self.f.kind}) over {self.about}"
+        return f"{subject}\n  {self.code!r}; {options}\n  {self.faults}{warm}"
 
     @property
     def is_estimated(self) -> bool:
@@ -82,12 +82,12 @@ class MapCase:
                 self._warm_up()
             return polarmap.coded_map(self.f.call, self.data, executor=executor, **self.options)
 
-        result, error, told = oracle.called(the_map)
+        result, error, messages = oracle.called(the_map)
         if error is not None:
             return "f raises" if raised is not None else oracle.excused(error, self._reasons(expected))
         if raised is not None:
             raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
-        return Judge(self, expected, result, told).verdict()
+        return Judge(self, expected, result, messages).verdict()
 
     def passes_all_checks(self, report: Report) -> bool:
         """Return whether f satisfies every equation between the arrived results of a polar code."""
@@ -122,11 +122,13 @@ class MapCase:
         block = np.where(self.blocks[-1] == 0, np.ones_like(self.blocks[-1]), self.blocks[-1])
         with np.errstate(all="ignore"):
             padded, unpadded = self.f.call(np.concatenate([block, zeros])), self.f.call(block)
-        for found, wanted in zip(leaves(padded), leaves(unpadded)):
-            found, wanted = np.asarray(found), np.asarray(wanted)
-            if (found.shape[:1], wanted.shape[:1]) == ((self.rows,), (count,)):
-                found = found[:count]
-            if found.shape != wanted.shape or not np.allclose(found, wanted, equal_nan=True):
+        for padded_leaf, unpadded_leaf in zip(leaves(padded), leaves(unpadded)):
+            padded_leaf, unpadded_leaf = np.asarray(padded_leaf), np.asarray(unpadded_leaf)
+            if (padded_leaf.shape[:1], unpadded_leaf.shape[:1]) == ((self.rows,), (count,)):
+                padded_leaf = padded_leaf[:count]
+            if padded_leaf.shape != unpadded_leaf.shape or not np.allclose(
+                padded_leaf, unpadded_leaf, equal_nan=True
+            ):
                 return True
         return False
 
@@ -232,8 +234,8 @@ class MapCase:
 class Judge:
     """Compares the results of a map with the results of a plain map."""
 
-    def __init__(self, case: MapCase, expected: list[Any], result: CodedResult, told: list[str]) -> None:
-        self.case, self.result, self.report, self.told = case, result, result.report, told
+    def __init__(self, case: MapCase, expected: list[Any], result: CodedResult, messages: list[str]) -> None:
+        self.case, self.result, self.report, self.messages = case, result, result.report, messages
         self.found = list(result)
         if len(self.found) != len(expected):
             raise Finding("wrong structure", f"{len(self.found)} results of {len(expected)} blocks")
@@ -253,22 +255,26 @@ class Judge:
         self._check_concatenated()
         if self.report.estimated_blocks:
             return "estimates, flagged"
-        return "right, with a warning" if self.told else f"right ({self.report.verified})"
+        return "right, with a warning" if self.messages else f"right ({self.report.verified})"
 
-    def _check(self, index: int, found: Any) -> None:
-        what, wanted, deceives = f"result {index}", self.expected[index], index in self.case.faults.deceiving
+    def _check(self, index: int, actual: Any) -> None:
+        subject, plain_result, deceives = (
+            f"result {index}",
+            self.expected[index],
+            index in self.case.faults.deceiving,
+        )
         if index in self.report.estimated_blocks:
             if self.case.is_short and index == len(self.found) - 1 and np.isinf(self.report.errors[index]):
                 return  # The estimate is for the block with its padding.
-            oracle.check_structure(found, wanted, what)
+            oracle.check_structure(actual, plain_result, subject)
         elif deceives and self._is_as_reported(index):
             return  # A plain map would return the wrong result, too.
         elif index in self.report.recovered or deceives:
-            oracle.check_close(found, wanted, self._allowed, what)
+            oracle.check_close(actual, plain_result, self._allowed, subject)
         elif self.case.f.adds_by_blas:
-            oracle.check_close(found, wanted, [one / 100 for one in self._allowed], what)
+            oracle.check_close(actual, plain_result, [one / 100 for one in self._allowed], subject)
         else:
-            oracle.check_equal(found, wanted, what)
+            oracle.check_equal(actual, plain_result, subject)
 
     def _is_as_reported(self, index: int) -> bool:
         """Return whether no equation that was checked need contain this result."""

@@ -30,14 +30,14 @@ class Finding(AssertionError):  # noqa: N818 - no error of the soak's
 
 def called(call: Callable[[], Any]) -> tuple[Any, PolarmapError | None, list[str]]:
     """Return the result or the error of a call of the library, and the texts of its warnings."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = call()
+            result = call()
         except Exception as error:
             return None, _judged(error), []
-    _check_warnings(told)
-    return found, None, [str(one.message) for one in told]
+    _check_warnings(caught)
+    return result, None, [str(one.message) for one in caught]
 
 
 def _judged(error: Exception) -> PolarmapError:
@@ -59,21 +59,21 @@ def excused(error: PolarmapError, reasons: Iterable[tuple[bool, str, Sequence[st
     for _, words, names in holding:
         if name in names:
             return f"{name}: {words}"
-    there = [words for _, words, _ in holding]
-    raise Finding("innocent failure", f"{name}: {error} [reasons seen: {there}]") from error
+    held_reasons = [words for _, words, _ in holding]
+    raise Finding("innocent failure", f"{name}: {error} [reasons seen: {held_reasons}]") from error
 
 
-def _check_warnings(told: list[warnings.WarningMessage]) -> None:
+def _check_warnings(caught: list[warnings.WarningMessage]) -> None:
     """Raise Finding for a warning of numpy or Python that the library should have handled."""
-    for one in told:
-        file, text = str(one.filename), str(one.message)
+    for warning in caught:
+        file, text = str(warning.filename), str(warning.message)
         if "polarmap/" not in file:
             continue
-        if not issubclass(one.category, RuntimeWarning):
-            raise Finding("foreign warning", f"{one.category.__name__}: {text}")
+        if not issubclass(warning.category, RuntimeWarning):
+            raise Finding("foreign warning", f"{warning.category.__name__}: {text}")
         of_f = any(part in file for part in ("linalg/gram", "linalg/products", "worker/task_execution"))
         if "encountered in" in text and "in scalar" not in text and not of_f:
-            raise Finding("foreign warning", f"{text} ({file}:{one.lineno})")
+            raise Finding("foreign warning", f"{text} ({file}:{warning.lineno})")
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -83,27 +83,44 @@ def epsilon(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(dtype).eps) if dtype.kind in "fc" else 0.0
 
 
-def check_structure(found: Any, wanted: Any, what: str) -> None:
-    if shape_of(found) != shape_of(wanted):
-        raise Finding("wrong structure", f"{what} is {shape_of(found)}, a plain map gives {shape_of(wanted)}")
+def check_structure(actual: Any, expected: Any, subject: str) -> None:
+    if shape_of(actual) != shape_of(expected):
+        raise Finding(
+            "wrong structure", f"{subject} is {shape_of(actual)}, a plain map gives {shape_of(expected)}"
+        )
 
 
-def check_equal(found: Any, wanted: Any, what: str) -> None:
+def check_equal(actual: Any, expected: Any, subject: str) -> None:
     """Check for equality bit for bit, where NaN equals NaN."""
-    check_structure(found, wanted, what)
-    for one, other in zip(leaves(found), leaves(wanted)):
-        if not np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind in "fc"):
-            raise Finding("wrong number", f"{what} is off by {_off(one, other)}; it had arrived")
+    check_structure(actual, expected, subject)
+    for actual_leaf, expected_leaf in zip(leaves(actual), leaves(expected)):
+        if not np.array_equal(
+            actual_leaf, expected_leaf, equal_nan=np.asarray(actual_leaf).dtype.kind in "fc"
+        ):
+            raise Finding(
+                "wrong number", f"{subject} is off by {_off(actual_leaf, expected_leaf)}; it had arrived"
+            )
 
 
-def check_close(found: Any, wanted: Any, allowed: list[float], what: str) -> None:
+def check_close(actual: Any, expected: Any, allowed: list[float], subject: str) -> None:
     """Check integers exactly, and every other leaf within its allowed error."""
-    check_structure(found, wanted, what)
-    for one, other, limit in zip(leaves(found), leaves(wanted), allowed):
-        if np.asarray(one).dtype.kind not in "fc" and limit < 0.5 and not np.array_equal(one, other):
-            raise Finding("wrong number", f"{what} is off by {_off(one, other)}; integers are exact")
-        if not _off(one, other) <= max(limit, 0.0) and not np.array_equal(one, other, equal_nan=True):
-            raise Finding("wrong number", f"{what} is off by {_off(one, other):.3g}, allowed {limit:.3g}")
+    check_structure(actual, expected, subject)
+    for actual_leaf, expected_leaf, limit in zip(leaves(actual), leaves(expected), allowed):
+        if (
+            np.asarray(actual_leaf).dtype.kind not in "fc"
+            and limit < 0.5
+            and not np.array_equal(actual_leaf, expected_leaf)
+        ):
+            raise Finding(
+                "wrong number", f"{subject} is off by {_off(actual_leaf, expected_leaf)}; integers are exact"
+            )
+        if not _off(actual_leaf, expected_leaf) <= max(limit, 0.0) and not np.array_equal(
+            actual_leaf, expected_leaf, equal_nan=True
+        ):
+            raise Finding(
+                "wrong number",
+                f"{subject} is off by {_off(actual_leaf, expected_leaf):.3g}, allowed {limit:.3g}",
+            )
 
 
 def largest(values: Any) -> float:
@@ -115,15 +132,15 @@ def is_finite(values: Any) -> bool:
     return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
 
 
-def _off(one: Any, other: Any) -> float:
-    one, other = np.asarray(one), np.asarray(other)
-    if one.dtype.kind in "iu":
-        gaps = [abs(int(a) - int(b)) for a, b in zip(one.ravel().tolist(), other.ravel().tolist())]
+def _off(actual: Any, expected: Any) -> float:
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if actual.dtype.kind in "iu":
+        gaps = [abs(int(a) - int(b)) for a, b in zip(actual.ravel().tolist(), expected.ravel().tolist())]
         return float(max(gaps, default=0))
     with np.errstate(all="ignore"):
-        apart = np.abs(_wide(one) - _wide(other))
-    both = np.isnan(_wide(one)) & np.isnan(_wide(other))
-    return float(np.where(both | (_wide(one) == _wide(other)), 0, apart).max(initial=0))
+        apart = np.abs(_wide(actual) - _wide(expected))
+    both = np.isnan(_wide(actual)) & np.isnan(_wide(expected))
+    return float(np.where(both | (_wide(actual) == _wide(expected)), 0, apart).max(initial=0))
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

@@ -44,9 +44,9 @@ class ProductCase:
         product, error, _ = oracle.called(lambda: self._product(executor))
         if error is not None:
             return oracle.excused(error, self._reasons(error))
-        found, report = product
+        result, report = product
         try:
-            self._compare(found, report)
+            self._compare(result, report)
         except Finding:
             if self._is_trusted(report):
                 return oracle.TRUSTED_WRONG
@@ -66,9 +66,9 @@ class ProductCase:
             return polarmap.coded_gram(self.left, self._weights, executor=executor, **self.options)
         if self.method.startswith("operator"):
             with polarmap.CodedOperator(self.left, executor=executor, **self.options) as operator:
-                found = operator.rmatmat(self.right) if self.method.endswith("'") else operator @ self.right
+                result = operator.rmatmat(self.right) if self.method.endswith("'") else operator @ self.right
                 assert operator.report is not None
-                return found, operator.report
+                return result, operator.report
         options = self.options | {"method": self.method, "executor": executor}
         return polarmap.coded_matmul(self.left, self.right, **options)
 
@@ -83,16 +83,16 @@ class ProductCase:
         with np.errstate(all="ignore"):
             return np.asarray((left.conj().T if self.method in ("gram", "operator'") else left) @ right)
 
-    def _compare(self, found: np.ndarray, report: Report) -> None:
-        wanted = self._wanted()
+    def _compare(self, result: np.ndarray, report: Report) -> None:
+        expected = self._wanted()
         length = self.left.shape[0 if self.method in ("gram", "operator'") else 1]
         sizes = oracle.largest(self.left) * oracle.largest(self.left if self.method == "gram" else self.right)
         if self._weights is not None:
             sizes *= oracle.largest(self._weights)
-        coarse = max(map(oracle.epsilon, (wanted.dtype, self.left.dtype, self.right.dtype)))
+        coarse = max(map(oracle.epsilon, (expected.dtype, self.left.dtype, self.right.dtype)))
         scale = coarse * length * sizes * max(1.0, report.amplification)
-        allowed = SLACK * (scale + report.error_bound * oracle.largest(wanted))
-        oracle.check_close(found, wanted, [allowed], "the product")
+        allowed = SLACK * (scale + report.error_bound * oracle.largest(expected))
+        oracle.check_close(result, expected, [allowed], "the product")
 
     def _reasons(self, error: PolarmapError) -> list[tuple[bool, str, Sequence[str]]]:
         """Return which errors are excused, and why."""
@@ -134,27 +134,27 @@ def draw_product(draw: Draw, executor: str) -> ProductCase:
         method = "rows"
     m, length, n = draw.number(4, 9), draw.number(2, 9), draw.number(4, 9)
     dtype = draw.dtype()
-    other = dtype if draw.chance(0.7) else draw.dtype()
+    other_dtype = dtype if draw.chance(0.7) else draw.dtype()
     left, _ = draw.laid_out(draw.values((m, length), dtype))
     code = None
     if method == "gram":
         k = draw.number(1, min(4, length))
         workers = k + draw.number(1, 2)
-        real = draw.values((m,), np.dtype("f8") if dtype.kind == "c" else other)
+        real = draw.values((m,), np.dtype("f8") if dtype.kind == "c" else other_dtype)
         right = real if draw.chance(0.5) and real.dtype.kind != "c" else np.empty((0, 0), dtype)
         exact = dtype.kind in "iu" and right.dtype.kind in "iu"
         tasks, spare = workers * workers if exact else workers * (workers + 1) // 2, 1
     elif method == "grid":
-        right, _ = draw.laid_out(draw.values((length, n), other))
+        right, _ = draw.laid_out(draw.values((length, n), other_dtype))
         k = draw.number(1, 4), draw.number(1, 4)
         workers = k[0] + draw.number(1, 2), k[1] + draw.number(1, 2)
         tasks, spare = workers[0] * workers[1], 1
     else:
-        right, _ = draw.laid_out(draw.values((m if method == "operator'" else length, n), other))
+        right, _ = draw.laid_out(draw.values((m if method == "operator'" else length, n), other_dtype))
         long = {"rows": m, "columns": n, "operator": m, "operator'": length}[method]
         k = draw.number(1, long)
         spare = draw.number(1, 4)
-        coded = other if method == "columns" else dtype
+        coded = other_dtype if method == "columns" else dtype
         workers = tasks = k + spare
         code = _code_of(method, long, k, tasks, "arikan" if coded.kind in "iu" else "rotation")
     options = {"timeout": PATIENCE[executor], "blocks": k, "tasks": workers}

@@ -76,20 +76,20 @@ class RowsCase:
     def _check(self, data: np.ndarray, k: int | None, f: Callable[[Any], Any], way: str) -> None:
         """Compare one map with f of the rows of each block; an empty block must be refused."""
         is_filled = k is None or len(cut_rows(data, k)) == k
-        result, error, told = oracle.called(lambda: self._map(data, k, f, way))
-        what = f"{self.total} rows, {k} blocks, {f.__name__}, {way}"
+        result, error, messages = oracle.called(lambda: self._map(data, k, f, way))
+        subject = f"{self.total} rows, {k} blocks, {f.__name__}, {way}"
         if not is_filled:
             if error is None or "empty" not in str(error):
-                raise Finding("no error", f"{what}: {result}")
+                raise Finding("no error", f"{subject}: {result}")
             return
         if error is not None:
             is_awaited = way == "last never" and LINEAR.get(f) == "zeros matter"
             if is_awaited and type(error).__name__ in oracle.SHORT:
                 return  # No case has evaluated f on these rows.
-            raise Finding("innocent failure", f"{what}: {type(error).__name__}: {error}") from error
-        if told:
-            raise Finding("foreign warning", f"{what}: {told}")
-        self._compare(data, f, result, what)
+            raise Finding("innocent failure", f"{subject}: {type(error).__name__}: {error}") from error
+        if messages:
+            raise Finding("foreign warning", f"{subject}: {messages}")
+        self._compare(data, f, result, subject)
 
     def _map(self, data: np.ndarray, k: int | None, f: Callable[[Any], Any], way: str) -> Any:
         """Run a map on a virtual clock on which tasks are lost in this way."""
@@ -110,16 +110,16 @@ class RowsCase:
         verify = "auto" if f in LINEAR else False
         return polarmap.coded_map(f, data, executor=executor, timeout=1000.0, verify=verify, **options)
 
-    def _compare(self, data: np.ndarray, f: Callable[[Any], Any], result: Any, what: str) -> None:
+    def _compare(self, data: np.ndarray, f: Callable[[Any], Any], result: Any, subject: str) -> None:
         expected = [f(block) for block in cut_rows(data, len(result))]
         if len(expected) != len(result):
-            raise Finding("wrong structure", f"{what}: {len(result)} results of {len(expected)} blocks")
+            raise Finding("wrong structure", f"{subject}: {len(result)} results of {len(expected)} blocks")
         limit = [ROUNDING * max(map(oracle.largest, [data, *expected]))]
-        for index, (found, wanted) in enumerate(zip(result, expected)):
+        for index, (actual, expected_result) in enumerate(zip(result, expected)):
             if index in result.report.recovered:
-                oracle.check_close(found, wanted, limit, f"{what}: result {index}")
+                oracle.check_close(actual, expected_result, limit, f"{subject}: result {index}")
             else:
-                oracle.check_equal(found, wanted, f"{what}: result {index}")
+                oracle.check_equal(actual, expected_result, f"{subject}: result {index}")
 
 
 def draw_rows(draw: Draw, executor: str) -> RowsCase:

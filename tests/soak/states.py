@@ -50,16 +50,16 @@ class StateCase:
                 if dies:
                     faulty = FaultyExecutor(pool, {0: Fault("kill")})
                     polarmap.hedged_map(os.path.basename, ["a", "b"], executor=faulty, progress=False)
-                found = module_states.MAPS[verb](f, executor=pool)
-                self._check(found, factor, f"{name} by {verb}")
+                result = module_states.MAPS[verb](f, executor=pool)
+                self._check(result, factor, f"{name} by {verb}")
             finally:
                 change(2.0)
         return "right (state of modules)"
 
-    def _check(self, found: Any, factor: float, what: str) -> None:
-        if not np.allclose(found, factor * module_states.A):
-            first = float(np.ravel(found / module_states.A)[0])
-            raise Finding("wrong state of a module", f"{what}: {first} in place of {factor}")
+    def _check(self, result: Any, factor: float, subject: str) -> None:
+        if not np.allclose(result, factor * module_states.A):
+            first = float(np.ravel(result / module_states.A)[0])
+            raise Finding("wrong state of a module", f"{subject}: {first} in place of {factor}")
 
 
 def draw_state(draw: Draw, executor: str) -> StateCase:

@@ -116,10 +116,10 @@ class NestedCase:
             if self.outer == "coded_map":
                 check_coded(f, self.data, of_rows, executor=pool, blocks=2, tasks=3)
             else:
-                found = hedged(f, self.data, pool, blocks=2)
+                results = hedged(f, self.data, pool, blocks=2)
                 expected = [of_rows(part) for part in np.split(self.data, 2)]
-                for one, wanted in zip(found, expected, strict=True):
-                    oracle.check_close(one, wanted, [ROUNDING * oracle.largest(self.data)], "a nested map")
+                for result, wanted in zip(results, expected, strict=True):
+                    oracle.check_close(result, wanted, [ROUNDING * oracle.largest(self.data)], "a nested map")
         return f"right ({self.inner} in {self.outer})"
 
 
@@ -146,11 +146,11 @@ class ManyCase:
     def run(self, pools: Pools) -> str:
         pool, items = pools.pool("pool"), range(self.count)
         if self.verb == "hedged_map":
-            found = hedged(squared, items, pool)
+            results = hedged(squared, items, pool)
         else:
             with polarmap.Executor(pool) as executor:
-                found = list(executor.map(squared, items, timeout=TIMEOUT))
-        check_all(found, map(squared, items), str(self))
+                results = list(executor.map(squared, items, timeout=TIMEOUT))
+        check_all(results, map(squared, items), str(self))
         return f"right ({self})"
 
 
@@ -165,14 +165,16 @@ def hedged(f: Callable[[Any], Any], items: Iterable[Any], pool: Any, **options: 
     return polarmap.hedged_map(f, items, executor=pool, timeout=TIMEOUT, progress=False, **options)
 
 
-def check_all(found: Iterable[Any], expected: Iterable[Any], what: str) -> None:
+def check_all(results: Iterable[Any], expected: Iterable[Any], subject: str) -> None:
     """Check that all results have arrived and equal the expected ones bit for bit."""
-    found, expected = list(found), list(expected)
-    if len(found) != len(expected):
-        raise Finding("wrong structure", f"{what} gave {len(found)} results, not {len(expected)}")
-    for index, (one, wanted) in enumerate(zip(found, expected)):
-        if one != wanted:
-            raise Finding("wrong number", f"result {index} of {what} is {one!r:.100}, not {wanted!r:.100}")
+    results, expected = list(results), list(expected)
+    if len(results) != len(expected):
+        raise Finding("wrong structure", f"{subject} gave {len(results)} results, not {len(expected)}")
+    for index, (result, wanted) in enumerate(zip(results, expected)):
+        if result != wanted:
+            raise Finding(
+                "wrong number", f"result {index} of {subject} is {result!r:.100}, not {wanted!r:.100}"
+            )
 
 
 def check_coded(
@@ -182,7 +184,7 @@ def check_coded(
     options = {"blocks": 4, "tasks": 6, "timeout": TIMEOUT, "progress": False} | options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = polarmap.coded_map(f, A, **options).concatenate()
+        result = polarmap.coded_map(f, A, **options).concatenate()
     wanted = oracle_of(A)
     allowed = ROUNDING * max(oracle.largest(A), oracle.largest(wanted))
-    oracle.check_close(np.asarray(found), wanted, [allowed], "a coded map")
+    oracle.check_close(np.asarray(result), wanted, [allowed], "a coded map")

@@ -58,7 +58,7 @@ class Tally:
 
     def summary(self) -> str:
         """Return the numbers of cases and findings of each kind."""
-        cases, findings = Counter[str](), Counter(Named(found.seed).kind for found in self.findings)
+        cases, findings = Counter[str](), Counter(Named(finding.seed).kind for finding in self.findings)
         for (kind, _, _), count in self.counts.items():
             cases[kind] += count
         rows = [("kind", "cases", "findings")]
@@ -114,7 +114,9 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.close()
         answer = self._answer()
-        left: list[str] = [f"the process did not end\n{self.said()}"] if answer is None else answer["left"]
+        left: list[str] = (
+            [f"the process did not end\n{self.read_stderr()}"] if answer is None else answer["left"]
+        )
         if self._process.wait() and answer is not None:
             left.append("the interpreter did not exit")
         left += [
@@ -123,7 +125,7 @@ class Worker:
         self.kill()
         return left
 
-    def said(self) -> str:
+    def read_stderr(self) -> str:
         """Return the end of the worker's standard error."""
         return (self.folder / "stderr").read_text(errors="replace")[-8000:]
 
@@ -159,10 +161,10 @@ def _watch_process(seeds: Iterable[int], deadline: float, keep_going: bool, tall
     worker, asked = Worker(), []
     for seed in seeds:
         asked.append(seed)
-        found = _run(worker, seed, tally)
-        if found is not None:
-            tally.findings.append(found)
-            if found.kind in ("hang", "death"):
+        finding = _run(worker, seed, tally)
+        if finding is not None:
+            tally.findings.append(finding)
+            if finding.kind in ("hang", "death"):
                 worker.kill()
                 worker = Worker()
             if not keep_going:
@@ -181,10 +183,10 @@ def _run(worker: Worker, seed: int, tally: Tally) -> Found | None:
     limit = LIMIT[named.executor]
     answer = worker.ask(seed, limit)
     if answer is None:
-        said = worker.said()
-        is_late = "Timeout (" in said  # faulthandler prints this word.
+        output = worker.read_stderr()
+        is_late = "Timeout (" in output  # faulthandler prints this word.
         kind, text = ("hang", f"no answer within {limit:g} s") if is_late else ("death", "the process died")
-        answer = {"finding": kind, "text": text, "traceback": said}
+        answer = {"finding": kind, "text": text, "traceback": output}
     verdict = answer.get("verdict") or f"FINDING: {answer['finding']}"
     tally.counts[named.kind, named.executor, verdict] += 1
     if "finding" not in answer:

@@ -34,9 +34,9 @@ def main() -> None:
     for line in sys.stdin:
         seed, seconds = line.split()
         faulthandler.dump_traceback_later(float(seconds), exit=True)
-        found = answer(int(seed), pools)
+        reply = answer(int(seed), pools)
         faulthandler.cancel_dump_traceback_later()
-        answers.write(json.dumps(found) + "\n")
+        answers.write(json.dumps(reply) + "\n")
     faulthandler.dump_traceback_later(FAREWELL, exit=True)
     pools.close()
     # The workers of the default executor would stay for a minute after a nested map.
@@ -63,9 +63,9 @@ def left_behind() -> list[str]:
 
 def _lasting(look: Callable[[], list[str]]) -> list[str]:
     deadline = time.monotonic() + LINGER
-    while (found := look()) and time.monotonic() < deadline:
+    while (names := look()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return found
+    return names
 
 
 def _threads() -> list[str]:

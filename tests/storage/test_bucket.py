@@ -67,8 +67,8 @@ def test_another_client_sees_the_same_bytes(s3_server, tmp_path):
     broken[5] ^= 1
     client.put_object(BUCKET, coded.block_segments(2)[0].key, io.BytesIO(broken), len(broken))
     client.remove_object(BUCKET, coded.block_segments(7)[0].key)
-    found = coded.repair()
-    assert [(one.block, one.kind) for one in found.damaged] == [(2, "corrupt"), (7, "missing")]
+    audit = coded.repair()
+    assert [(one.block, one.kind) for one in audit.damaged] == [(2, "corrupt"), (7, "missing")]
     np.testing.assert_allclose(polarmap.open_coded("a", config)[:], A, rtol=1e-10)
     coded.delete()
     assert list(client.list_objects(BUCKET, "polarmap/", recursive=True)) == []

@@ -94,20 +94,20 @@ class Machine:
 
     def processes(self, text: str = "") -> list[int]:
         """Return the processes on this machine whose command line contains `text`."""
-        namespace, found = os.readlink(f"/proc/{self.process}/ns/pid"), []
+        namespace, numbers = os.readlink(f"/proc/{self.process}/ns/pid"), []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if os.readlink(path / "ns/pid") == namespace and text.encode() in command_line(path):
-                    found.append(int(path.name))
-        return [one for one in found if one != self.process]
+                    numbers.append(int(path.name))
+        return [one for one in numbers if one != self.process]
 
     def kill(self, text: str) -> int:
         """Kill the processes whose command line contains `text`, and return their number."""
-        found = self.processes(text)
-        for process in found:
+        numbers = self.processes(text)
+        for process in numbers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        return len(found)
+        return len(numbers)
 
     def close(self) -> None:
         """End all processes of this machine."""

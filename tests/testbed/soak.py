@@ -83,14 +83,14 @@ class Tally:
 
     def table(self) -> str:
         """Return all counts as a Markdown table."""
-        found, count = sorted(self.seconds), len(self.seconds)
+        sorted_seconds, count = sorted(self.seconds), len(self.seconds)
         columns = {
             "maps": count,
             "faults": self.n_faults.total(),
             **{name: self.counts[name] for name in ("right", "error", "hang", "wrong")},
-            "median": f"{statistics.median(found):.2f} s",
-            "99 %": f"{found[int(0.99 * (count - 1))]:.1f} s",
-            "maximum": f"{found[-1]:.1f} s",
+            "median": f"{statistics.median(sorted_seconds):.2f} s",
+            "99 %": f"{sorted_seconds[int(0.99 * (count - 1))]:.1f} s",
+            "maximum": f"{sorted_seconds[-1]:.1f} s",
             "memory": f"{max(self.memory) / 1e6:.0f} MB",
         }
         heads, cells = " | ".join(columns), " | ".join(map(str, columns.values()))

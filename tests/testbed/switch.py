@@ -126,8 +126,8 @@ class Switch:
             pause = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
             # `poll` rounds up to a millisecond, so frames that are due earlier are polled for without
             # blocking.
-            found = poll.poll(None if pause is None else int(pause * 1000))
-            for tap, _ in found:
+            ready = poll.poll(None if pause is None else int(pause * 1000))
+            for tap, _ in ready:
                 if tap in owners:
                     self._read(owners[tap])
             self._deliver()
@@ -172,7 +172,7 @@ def write_frame(cable: Cable, frame: bytes) -> None:
 def open_tap(process: int, name: str) -> int:
     """Return the descriptor of a new TAP device in the network namespace of a process."""
     libc = ctypes.CDLL(None, use_errno=True)
-    found: list[int | OSError] = []
+    results: list[int | OSError] = []
 
     def open_there() -> None:  # Runs on a thread, since a thread's namespace ends with it.
         try:
@@ -183,13 +183,13 @@ def open_tap(process: int, name: str) -> int:
             flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
             fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
             fcntl.ioctl(tap, TUNSETOFFLOAD, CHECKSUM_LATER | SEGMENT_LATER)
-            found.append(tap)
+            results.append(tap)
         except OSError as error:
-            found.append(error)
+            results.append(error)
 
     thread = threading.Thread(target=open_there)
     thread.start()
     thread.join()
-    if isinstance(found[0], OSError):
-        raise found[0]
-    return found[0]
+    if isinstance(results[0], OSError):
+        raise results[0]
+    return results[0]

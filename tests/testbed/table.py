@@ -164,11 +164,11 @@ def ray_rows(options: dict[str, Any]) -> list[Row]:
     ]
 
 
-def print_table(found: list[Row]) -> None:
+def print_table(measured_rows: list[Row]) -> None:
     """Print all rows in Markdown."""
     print("| one machine of four | slow or cut: median (range), s | full speed, s | aim | |")
     print("|---|--:|--:|--:|---|")
-    for row in found:
+    for row in measured_rows:
         print(row.line())
 
 
@@ -189,8 +189,9 @@ def print_steps(start: Callable[[], AbstractContextManager[EngineNetwork]], coun
                 if reply.get("error"):
                     cells.append(reply["error"][:80])
                     continue
-                found = sorted(reply["seconds"])
-                cells.append(f"{1e3 * statistics.median(found):.0f}, {1e3 * found[int(0.9 * count)]:.0f}")
+                sorted_seconds = sorted(reply["seconds"])
+                middle, p90 = statistics.median(sorted_seconds), sorted_seconds[int(0.9 * count)]
+                cells.append(f"{1e3 * middle:.0f}, {1e3 * p90:.0f}")
             print(f"| {name} | {cells[0]} | {cells[1]} |", flush=True)
 
 
@@ -214,16 +215,16 @@ def main() -> None:
     if reason := missing_rights():
         raise SystemExit(reason)
     print(f"{BLOCKS} of {TASKS} tasks suffice; {MACHINES} machines; {asked.runs} runs per row.", flush=True)
-    found = [row for row in rows() if asked.runs and re.search(asked.only, row.name)]
-    for row in found:
+    selected_rows = [row for row in rows() if asked.runs and re.search(asked.only, row.name)]
+    for row in selected_rows:
         began = time.monotonic()
         with row.start() as cluster:
             for is_disturbed in [False] * asked.runs + [True] * asked.runs:
                 row.take(cluster, is_disturbed)
         print(row.line(), f"({time.monotonic() - began:.0f} s)", flush=True)
-    if found:
+    if selected_rows:
         print()
-        print_table(found)
+        print_table(selected_rows)
     for start in (dask_network, ray_network) if asked.steps and not asked.only else ():
         print_steps(start, asked.steps)
 
