@@ -121,7 +121,7 @@ def test_files_of_the_package_that_a_page_names_are_there() -> None:
 
 
 @pages
-def test_lists_go_on_behind_comments(page: Path) -> None:
+def test_comments_do_not_end_lists(page: Path) -> None:
     # A comment at the beginning of a line with more words after it ends the list that it is in.
     broken = [line for line in prose(page).splitlines() if re.match(r" +<!--.*-->\S", line)]
     assert broken == [], "let another word begin the line"
@@ -131,7 +131,7 @@ def test_lists_go_on_behind_comments(page: Path) -> None:
 
 
 @pages
-def test_fences_are_of_known_kinds(page: Path) -> None:
+def test_fences_have_known_languages_and_titles(page: Path) -> None:
     odd = [
         f"line {block.start}: ```{block.language}{block.rest}"
         for block in blocks(page)
@@ -159,7 +159,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter)
 
 
 @pytest.mark.engines
-def test_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
+def test_code_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
     page, program = ROOT / "docs" / "cluster.md", tmp_path / "cluster_md.py"
     program.write_text(script(page, notest="starts a cluster"), encoding="utf-8")
     with ray_clusters.ends_with_it(importlib.import_module("ray")):
@@ -179,7 +179,7 @@ def test_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
         "import os\n```\n\n```python\nos.getpid()",
     ],
 )
-def test_code_that_fails_leaves_something_open_or_needs_another_block_is_found(
+def test_failing_leaking_or_dependent_code_blocks_are_detected(
     text: str, tmp_path: Path, interpreter: Interpreter
 ) -> None:
     page = tmp_path / "page.md"
@@ -227,7 +227,7 @@ def is_output(shown: str, printed: str, exact: bool) -> bool:
         ("21 of 27 arrived", "21 of 27 came", False, False),
     ],
 )
-def test_outputs_may_differ_in_what_is_measured(shown: str, printed: str, exact: bool, same: bool) -> None:
+def test_outputs_may_differ_in_measured_values(shown: str, printed: str, exact: bool, same: bool) -> None:
     assert is_output(shown, printed, exact) is same
 
 
@@ -318,11 +318,11 @@ def test_examples_name_the_extras_that_they_need(example: Path) -> None:
         ("def f():\n    import scipy\ntry:\n    import numba\nexcept ImportError:\n    pass", set()),
     ],
 )
-def test_needs_of_code_are_found(text: str, missing: set[str]) -> None:
+def test_packages_needed_by_code_are_detected(text: str, missing: set[str]) -> None:
     assert page_needs.needed_by_code(text) - page_needs.installed_by("") == missing
 
 
-def test_what_texts_say_to_install_is_found() -> None:
+def test_packages_installed_by_a_text_are_detected() -> None:
     base = page_needs.installed_by("")
     assert base >= {"numpy", "lithops", "click"} and "scipy" not in base
     assert page_needs.installed_by("`pip install '.[glm,plot]'`") - base == {
@@ -383,7 +383,7 @@ def parse(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "words", ["nothing", "doctor --config there.yaml", "plan --k 2 --times", "list --all", "config shows"]
 )
-def test_command_lines_that_are_wrong_are_found(words: str) -> None:
+def test_wrong_command_lines_are_detected(words: str) -> None:
     with pytest.raises(click.UsageError):
         parse(words.split())
 
@@ -395,7 +395,7 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
+def test_readme_shows_the_report_of_its_map() -> None:
     def without_times(text: str) -> str:
         text = re.sub(r"\((?:processes here|replay),|: its worker .*", "", text)
         text = re.sub(r"[\d.]+ m?s\b", "TIME", text)
@@ -414,7 +414,7 @@ def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
     assert without_times("\n".join(printed.lines)) == without_times(str(y.report))
 
 
-def test_the_table_of_readme_is_that_of_the_page_it_names() -> None:
+def test_readme_repeats_the_table_of_the_iterations_page() -> None:
     assert iterations.update_readme_table(readme()) == readme(), f"run {iterations.COMMAND}"
     for text in (readme(), (ROOT / "docs" / iterations.PAGE).read_text(encoding="utf-8")):
         assert f"`{iterations.COMMAND}`" in text
@@ -422,7 +422,7 @@ def test_the_table_of_readme_is_that_of_the_page_it_names() -> None:
         iterations.update_readme_table("# polarmap\n")
 
 
-def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
+def test_readme_repeats_the_pattern_shares_of_the_reliability_page() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     header, *rows = next(iter(parse_tables(page[page.index("benchmarks.accuracy") :]).values()))
     share = {name: float(cells[header.index("(32, 24)") - 1]) for name, *cells in rows}
@@ -435,7 +435,7 @@ def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
     assert (float(shares_match[2]), float(shares_match[3])) == (share["float32"], share["float16"])
 
 
-def test_deviations_in_reliability_are_those_that_the_check_lets_pass() -> None:
+def test_reliability_page_states_the_tolerance_of_the_parity_check() -> None:
     page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
     deviations_match = re.search(
         r"about (\S+) of the largest value that .*?, plus (\S+) of the largest number", page
@@ -455,7 +455,7 @@ def words_of(name: str) -> str:
     return " ".join((ROOT / "docs" / name).read_text(encoding="utf-8").split())
 
 
-def test_the_bound_of_the_theory_page_is_that_of_a_plain_recursion() -> None:
+def test_theory_page_states_the_bound_of_a_plain_recursion() -> None:
     # Probability of being later than 1.1 times the median of 1 + Exp(1).
     shares = np.array([np.exp(1 - 1.1 * (1 + np.log(2)))])
     for _ in range(14):
@@ -470,7 +470,7 @@ def test_the_sketching_page_names_fields_of_estimates() -> None:
     assert set(named[1:]) == set(SketchEstimate.__dataclass_fields__)
 
 
-def test_the_rule_of_thumb_for_workers_is_what_plan_recommends() -> None:
+def test_rule_of_thumb_for_workers_agrees_with_plan() -> None:
     rule_match = re.search(
         r"adds (\d+) to (\d+) tasks to 24 blocks and (\d+) to (\d+)", words_of("how-many-workers.md")
     )
@@ -506,7 +506,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert len(titles) == len(set(titles)) > 40
 
 
-def test_the_reference_shows_types_as_written_and_one_entry_for_one_description(tmp_path: Path) -> None:
+def test_reference_shows_types_as_written_and_merges_entries_with_one_description(tmp_path: Path) -> None:
     griffe = pytest.importorskip("griffe", reason="comes with the extra dev")
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "__init__.py").write_text(
@@ -553,7 +553,7 @@ def test_the_reference_lists_the_fields_of_records() -> None:
     assert plain == [], "give fields a section of their own: Attributes"
 
 
-def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
+def test_reference_has_examples_in_a_separate_section() -> None:
     bare = []
     for name in described():
         module, _, last = name.rpartition(".")

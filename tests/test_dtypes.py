@@ -10,13 +10,13 @@ EVERY = ["f2", "f4", "f8", "c8", "c16", "i1", "i2", "i4", "i8", "u1", "u2", "u4"
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_accepts_every_byte_order(name: str) -> None:
+def test_every_byte_order_is_accepted(name: str) -> None:
     swapped = np.dtype(name).newbyteorder()
     assert dtypes.check_supported_dtype(swapped, "x") == np.dtype(name)
 
 
 @pytest.mark.parametrize("name", [bool, object, str, bytes, "M8[ns]", "m8[ns]", [("a", "f8")]])
-def test_refuses_the_rest_by_name(name: object) -> None:
+def test_unsupported_dtypes_are_rejected_by_name(name: object) -> None:
     with pytest.raises(CodeError) as error:
         dtypes.check_supported_dtype(name, "block 3")
     assert str(error.value).startswith(f"block 3 has dtype {np.dtype(name)}: ")

@@ -34,7 +34,7 @@ def public_errors() -> dict[str, type[Exception]]:
     return {name: cls for name, cls in own_classes.items() if issubclass(cls, Exception)}
 
 
-def test_the_tree_is_what_its_module_draws() -> None:
+def test_error_classes_match_the_tree_in_the_module_docstring() -> None:
     assert public_errors().keys() == {"PolarmapError", *BUILTINS}
     assert errors.__doc__ is not None
     for name, builtin in BUILTINS.items():
@@ -50,7 +50,7 @@ def test_every_error_is_a_polarmap_error_and_the_fitting_builtin(name: str) -> N
     assert error.__doc__
 
 
-def test_an_exit_is_replaced_whatever_its_words_do() -> None:
+def test_a_base_exception_is_replaced_even_if_str_raises() -> None:
     class MuteExit(BaseException):
         def __str__(self) -> str:
             raise ValueError("no words")
@@ -88,7 +88,7 @@ def test_an_exit_is_replaced_whatever_its_words_do() -> None:
         ({"blocks": 2, "tasks": 10**6}, "1000000"),
     ],
 )
-def test_a_bad_option_is_named_with_its_value(options: dict[str, Any], message: str) -> None:
+def test_error_messages_name_the_bad_option_and_its_value(options: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.CodeError) as caught:
         coded_map(np.sum, DATA, **{"executor": ReplayExecutor()} | options)
     assert message in str(caught.value)
@@ -100,13 +100,13 @@ def test_f_must_be_callable(f: Any) -> None:
         coded_map(f, DATA, executor=ReplayExecutor())
 
 
-def test_integers_do_not_go_with_the_rotation_kernel() -> None:
+def test_rotation_kernel_rejects_integers() -> None:
     with pytest.raises(errors.CodeError, match="rotation kernel does not support int64 blocks"):
         coded_map(np.sum, np.arange(6), code="rotation", executor=ReplayExecutor())
 
 
 @pytest.mark.parametrize("workers", [4, 8])
-def test_good_options_of_every_type_pass(workers: int) -> None:
+def test_numpy_scalars_are_accepted_as_options(workers: int) -> None:
     options = {"blocks": np.int64(3), "tasks": np.int32(workers), "retries": np.uint8(0)}
     numbers = {"timeout": np.float32(100), "rtol": np.float64(1e-9), "verify": np.True_}
     result = coded_map(np.sum, DATA, executor=ReplayExecutor(), **options, **numbers)

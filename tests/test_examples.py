@@ -68,7 +68,7 @@ def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image
     return cnn["backpropagation"].input_gradient(kernels[0], slope[1:], (1, *x.shape))[0]
 
 
-def test_the_closest_point_of_a_linear_margin_is_that_of_a_solver(cnn: dict[str, ModuleType]) -> None:
+def test_projection_on_a_linear_margin_equals_that_of_a_solver(cnn: dict[str, ModuleType]) -> None:
     stream = np.random.default_rng(5)
     for _ in range(20):
         image, x, slope = stream.random(7), stream.random(7), stream.standard_normal(7)
@@ -103,6 +103,6 @@ def test_the_attack_changes_the_class_and_little_else(
     assert np.linalg.norm(changed - image) < 0.1 * np.linalg.norm(image)
 
 
-def test_an_image_whose_margin_does_not_move_is_given_up(cnn: dict[str, ModuleType]) -> None:
+def test_an_image_with_a_constant_margin_is_given_up(cnn: dict[str, ModuleType]) -> None:
     image = np.full((4, 4), 0.5)
     assert cnn["minimal_change"].find_minimal_change(lambda x: np.float64(-1), np.ones_like, image) is None

@@ -42,14 +42,14 @@ def make(checkout: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_the_interpreter_is_named(checkout: Path) -> None:
+def test_make_prints_the_interpreter(checkout: Path) -> None:
     done = make(checkout, "venv")
     version = sys.version.split()[0]
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"Using Python {version} at {checkout}/.venv/bin/python\n"
 
 
-def test_the_same_python_may_be_named_again(checkout: Path) -> None:
+def test_python_may_be_given_again(checkout: Path) -> None:
     assert make(checkout, "venv", f"PYTHON={sys.executable}").returncode == 0
 
 
@@ -65,7 +65,7 @@ def test_another_python_is_refused_with_the_command_that_changes_it(checkout: Pa
     assert "PYTHON=./other is not a Python interpreter;" in make(checkout, "venv", "PYTHON=./other").stderr
 
 
-def test_a_python_that_went_away_is_said(checkout: Path) -> None:
+def test_a_removed_interpreter_is_reported(checkout: Path) -> None:
     (checkout / ".venv" / "bin" / "python").unlink()
     done = make(checkout, "venv")
     assert done.returncode == 2
@@ -87,7 +87,7 @@ def test_an_old_python_is_refused(checkout: Path) -> None:
     assert "'none' was not found;" in make(checkout, "venv", "PYTHON=none").stderr
 
 
-def test_the_oldest_python_is_the_same_everywhere() -> None:
+def test_the_oldest_supported_python_is_consistent() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert "sys.version_info >= (3, 11)" in makefile
     assert "python_requires = >=3.11" in (ROOT / "setup.cfg").read_text()

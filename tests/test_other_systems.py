@@ -12,7 +12,7 @@ from pool_processes import assert_nothing_is_left
 FOLDER = Path(__file__).parent / "other_systems"
 
 
-def test_maps_run_without_what_only_linux_has(tmp_path: Path) -> None:
+def test_maps_run_without_functions_that_only_linux_has(tmp_path: Path) -> None:
     path = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(FOLDER / "maps.py"), str(tmp_path)]
     with subprocess.Popen(

@@ -106,7 +106,7 @@ def shipped() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in paths if path.is_file()}
 
 
-def test_the_wheel_holds_the_package_and_the_templates_only(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package_and_templates(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = {name for name in names if ".dist-info/" not in name}
@@ -115,7 +115,7 @@ def test_the_wheel_holds_the_package_and_the_templates_only(wheel: Path) -> None
     assert package == modules | data | {f"polarmap/_templates/{name}" for name in shipped()}
 
 
-def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
+def test_the_sdist_contains_the_files_that_tests_need(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -164,7 +164,7 @@ def test_an_installed_wheel_deploys_without_make(installed: Environment, tmp_pat
     assert "Traceback" not in refused.stderr
 
 
-def test_an_installed_wheel_maps(installed: Environment) -> None:
+def test_an_installed_wheel_runs_maps(installed: Environment) -> None:
     report = installed.polarmap("doctor")
     assert report["ok"]
     assert str(installed.folder) in next(
@@ -182,7 +182,7 @@ def test_an_editable_install_finds_its_configurations(
     assert Path(shown["config"]) == source / "config" / "localhost.yaml"
 
 
-def test_the_recipe_of_conda_needs_what_the_package_needs() -> None:
+def test_conda_recipe_and_setup_cfg_have_the_same_requirements() -> None:
     recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
@@ -194,7 +194,7 @@ def test_the_recipe_of_conda_needs_what_the_package_needs() -> None:
     assert recipe["build"]["python"]["entry_points"] == [command]
 
 
-def test_one_version_everywhere() -> None:
+def test_the_version_is_the_same_in_all_files() -> None:
     version = polarmap.__version__
     assert f"version = {version}\n" in (ROOT / "setup.cfg").read_text()
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()

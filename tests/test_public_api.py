@@ -87,7 +87,7 @@ def api() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_public_api_changes_on_purpose_only() -> None:
+def test_public_api_equals_the_snapshot() -> None:
     assert api() == SNAPSHOT.read_text()
 
 

@@ -39,24 +39,24 @@ def filled(part: Any) -> Any:
 
 
 @pytest.mark.parametrize("folder", ["config", "backends"])
-def test_no_python_beside_the_package(folder: str) -> None:
+def test_config_and_backends_contain_no_python(folder: str) -> None:
     assert list((ROOT / folder).rglob("*.py")) == []
 
 
-def test_every_config_has_its_backend_and_every_backend_its_config() -> None:
+def test_configs_and_backends_correspond() -> None:
     assert (
         sorted(path.stem for path in (ROOT / "config").glob("*.yaml")) == BACKENDS == sorted(RUNTIME_IMAGES)
     )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_config_names_the_backend_or_storage_it_is_called_after(backend: str) -> None:
+def test_config_uses_the_backend_or_storage_in_its_name(backend: str) -> None:
     config = template(backend)
     assert backend in (config["lithops"]["backend"], config["lithops"]["storage"])
     assert backend in config
 
 
-def test_workers_pin_what_the_package_pins() -> None:
+def test_worker_requirements_equal_those_of_setup_cfg() -> None:
     lines = (ROOT / "backends" / "requirements.txt").read_text().splitlines()
     pins = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
     own_pins = {project(line): line for line in install_requires()}
@@ -71,7 +71,7 @@ def project(requirement: str) -> str:
     return re.split(r"[<>=!~\[]", requirement)[0]
 
 
-def test_installed_lithops_is_of_the_series_whose_inside_we_know() -> None:
+def test_installed_lithops_is_in_the_pinned_series() -> None:
     lowest, below = re.fullmatch(r"lithops>=(3\.\d+),<(3\.\d+)", lithops_pin()).groups()
     assert importlib.metadata.version("lithops").rpartition(".")[0] == lowest
     assert int(below[2:]) == int(lowest[2:]) + 1
@@ -138,7 +138,7 @@ def flat(config: dict[str, Any], above: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("backend", CLOUDS)
-def test_every_cloud_says_what_it_costs_allows_and_leaves(backend: str) -> None:
+def test_every_cloud_readme_has_costs_limits_deployment_and_removal(backend: str) -> None:
     text = (ROOT / "backends" / backend / "README.md").read_text()
     titles = re.findall("^## (.+)$", text, flags=re.M)
     assert titles[:2] == ["Costs", "Limits that matter"] and titles[-2:] == ["Deploy and check", "Tear down"]
@@ -164,7 +164,7 @@ def test_policies_parse_and_grant_no_more_than_named(path: Path) -> None:
     assert not {"*", "*/write", "*/read"} & set(policy.get("Actions", []))
 
 
-def test_kubernetes_rights_are_those_of_one_namespace() -> None:
+def test_kubernetes_permissions_are_limited_to_one_namespace() -> None:
     objects = list(yaml.safe_load_all((ROOT / "backends" / "k8s" / "rbac.yaml").read_text()))
     assert {one["kind"] for one in objects} == {"Namespace", "ServiceAccount", "Role", "RoleBinding"}
     (role,) = (one for one in objects if one["kind"] == "Role")
@@ -177,7 +177,7 @@ def test_kubernetes_rights_are_those_of_one_namespace() -> None:
 @pytest.mark.parametrize(
     "backend", [path.parent.name for path in sorted((ROOT / "backends").glob("*/role.yaml"))]
 )
-def test_google_permissions_are_single_ones(backend: str) -> None:
+def test_google_permissions_are_listed_one_by_one(backend: str) -> None:
     role = yaml.safe_load((ROOT / "backends" / backend / "role.yaml").read_text())
     assert role["includedPermissions"] == list(dict.fromkeys(role["includedPermissions"]))
     assert all(re.fullmatch(r"[a-z]+\.[a-zA-Z]+\.[a-zA-Z]+", one) for one in role["includedPermissions"])
@@ -193,7 +193,7 @@ NOT_ASKED_FOR = {
 
 
 @pytest.mark.parametrize("backend", ["aws_batch", "aws_ec2"])
-def test_what_lithops_calls_is_granted(backend: str) -> None:
+def test_policies_grant_the_calls_of_lithops(backend: str) -> None:
     import lithops
 
     (source,) = Path(lithops.__file__).parent.glob(f"*/backends/{backend}/{backend}.py")

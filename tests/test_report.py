@@ -106,7 +106,7 @@ def test_text_has_ten_lines_at_most() -> None:
 
 
 @pytest.mark.parametrize("record", [report(), report().tasks[0]])
-def test_a_report_is_a_record(record: Any) -> None:
+def test_reports_are_frozen_dataclasses(record: Any) -> None:
     assert dataclasses.replace(record) == record
     with pytest.raises(dataclasses.FrozenInstanceError):
         record.index = 3
@@ -131,7 +131,7 @@ def test_a_report_is_json_with_the_fields_that_it_has() -> None:
     assert parsed["cost"] == {"compute": 0.1, "calls": 0.02, "requests": 0.003}
 
 
-def test_indented_json_is_the_same_on_more_lines() -> None:
+def test_indented_json_has_the_same_content() -> None:
     example = report()
     assert "\n" not in example.to_json()
     assert len(example.to_json(indent=2).splitlines()) > 50
@@ -143,7 +143,7 @@ def test_numpy_numbers_and_paths_become_json() -> None:
     assert converted == {"1": [0.5, str(Path("a", "b"))], "rows": [0, 1]}
 
 
-def test_late_is_who_had_not_returned_when_the_results_were_determined() -> None:
+def test_late_tasks_had_not_returned_when_the_results_were_determined() -> None:
     assert report().late_tasks == (5,)
     late = TaskReport(5, "surplus", 5.5, 0.5, 1)
     backed = TaskReport(0, "arrived", 1.0, 0.5, 2)
@@ -181,7 +181,7 @@ def test_the_code_and_the_executor_are_named(code: Any, name: str) -> None:
     assert str(result.report).splitlines()[0].endswith(f"(replay, {name})")
 
 
-def test_the_bound_holds() -> None:
+def test_the_error_bound_holds_for_64_float32_blocks() -> None:
     data = np.random.default_rng(1).standard_normal((48, 1000)).astype("f4")
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(64) + 1.0

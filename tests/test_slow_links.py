@@ -74,7 +74,7 @@ def exchange(caller: socket.socket, data: bytes) -> bytes:
 # --- a pipe, by a clock of the test --------------------------------------------------------------
 
 
-def test_a_pipe_of_full_speed_passes_all_at_once() -> None:
+def test_a_pipe_at_full_speed_passes_all_bytes_immediately() -> None:
     pipe = Pipe(0.0)
     pipe.put(b"abc", 1.0)
     assert pipe.take(1.0) == b"abc"
@@ -208,7 +208,7 @@ def test_a_new_link_may_be_cut_from_the_beginning(links: SlowLinks) -> None:
             caller.recv(1)
 
 
-def test_a_target_that_is_gone_is_the_end_of_the_link(links: SlowLinks, server: EchoServer) -> None:
+def test_a_link_ends_if_the_target_is_unavailable(links: SlowLinks, server: EchoServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         links.target = gone.getsockname()
     with socket.create_connection(links.endpoint, 30.0) as caller:

@@ -48,7 +48,7 @@ def test_a_case_is_made_from_its_seed_alone() -> None:
         assert str(Named(seed).drawn()) == str(Named(seed).drawn())
 
 
-def test_a_case_is_run_again_by_its_number() -> None:
+def test_a_case_can_be_repeated_by_its_number() -> None:
     seed = a_map()
     command = [sys.executable, "-m", "soak", "--case", str(seed)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=watch.TESTS, timeout=100)
@@ -56,7 +56,7 @@ def test_a_case_is_run_again_by_its_number() -> None:
     assert run.returncode == 0
 
 
-def test_a_hang_is_found_and_the_next_cases_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hang_is_detected_and_later_cases_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(watch.LIMIT, "pool", 1e-6)  # The limit is shorter than the start of the workers.
     tally = watch.watch([a_map("threads"), a_map("pool"), a_map("threads")], keep_going=True)
     assert [found.kind for found in tally.findings] == ["hang"]
@@ -73,7 +73,7 @@ def run_changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -
     return case.run(Pools())
 
 
-def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_number_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def off_by_one(result: Any) -> Any:
         result._results[0] = result._results[0] + 1
         return result
@@ -82,7 +82,7 @@ def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         run_changed(monkeypatch, off_by_one)
 
 
-def test_an_error_without_a_reason_and_a_foreign_one_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexcused_and_foreign_errors_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(result: Any) -> Any:
         raise NotLinearError("not linear")
 
@@ -96,7 +96,7 @@ def test_an_error_without_a_reason_and_a_foreign_one_are_found(monkeypatch: pyte
         run_changed(monkeypatch, fail)
 
 
-def test_bounds_are_those_that_are_allowed() -> None:
+def test_numbers_are_compared_with_the_allowed_error() -> None:
     wanted = np.array([1.0, 2.0])
     oracle.check_close(wanted + 1e-12, wanted, [1e-11], "it")
     with pytest.raises(Finding, match="allowed 1e-13"):

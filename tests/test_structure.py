@@ -223,7 +223,7 @@ def test_some_modules_stand_alone(module: str) -> None:
 
 
 @pytest.mark.parametrize("package", WITHOUT_NUMPY)
-def test_some_packages_need_python_only(package: str) -> None:
+def test_some_packages_need_only_the_standard_library(package: str) -> None:
     libraries_by_module = {module: libraries(module) for module in modules() if is_within(module, [package])}
     assert libraries_by_module and not any(libraries_by_module.values())
 
@@ -239,7 +239,7 @@ def test_listed_modules_exist() -> None:
 
 
 @pytest.mark.parametrize("name", ONLY_FROM)
-def test_some_modules_are_imported_by_few(name: str) -> None:
+def test_restricted_imports_occur_only_in_listed_modules(name: str) -> None:
     importers = {module for module in modules() if any(is_within(one, [name]) for one in imports(module))}
     assert importers <= set(ONLY_FROM[name])
 
@@ -251,7 +251,7 @@ def test_mathematics_has_no_clock_thread_or_io(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", modules())
-def test_only_mathematics_runs_on_threads_that_a_program_waits_for_at_its_end(module: str) -> None:
+def test_only_mathematics_uses_threads_that_are_not_daemons(module: str) -> None:
     # A thread that waits for a storage or a socket, which may hang, must be a daemon.
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -295,7 +295,7 @@ def test_importing_polarmap_imports_nothing_else(loaded: list[set[str]]) -> None
     assert {"numpy", *HEAVY} & loaded[0] == set()
 
 
-def test_a_plain_map_imports_what_it_runs_on(loaded: list[set[str]]) -> None:
+def test_a_plain_map_imports_no_heavy_library(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[1] == set()
     internal = {name for name in loaded[1] if is_within(name, ["polarmap"])}
     above = {"__init__", "blocks", "clouds", "codes", "executors", "maps", "report", "driver"}
@@ -303,7 +303,7 @@ def test_a_plain_map_imports_what_it_runs_on(loaded: list[set[str]]) -> None:
     assert len(internal) <= 100
 
 
-def test_asking_what_an_executor_is_imports_nothing(loaded: list[set[str]]) -> None:
+def test_recognizing_an_executor_imports_no_library(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[2] == set()
 
 
@@ -311,7 +311,7 @@ def test_models_of_the_extra_glm_need_no_other_extra(loaded: list[set[str]]) -> 
     assert HEAVY & loaded[3] <= {"scipy", "sklearn"}
 
 
-def test_convex_models_import_no_more_than_what_has_a_penalty_of_it_asks_for(loaded: list[set[str]]) -> None:
+def test_convex_models_do_not_import_pyproximal(loaded: list[set[str]]) -> None:
     # Importing pyproximal takes as long as everything else together.
     assert HEAVY & loaded[4] <= {"scipy", "sklearn"}
 
@@ -380,7 +380,7 @@ def test_no_assert_has_a_side_effect() -> None:
     "condition",
     ["self.seed >= 0", "x.pop()", "(y := x)", "x[0]", "f(x)", "len(x.target_matrix)", "all(x)", "x + 1"],
 )
-def test_an_assert_with_a_call_or_a_property_is_found(condition: str) -> None:
+def test_asserts_with_calls_or_properties_are_detected(condition: str) -> None:
     assert impure_asserts(f"assert {condition}") == [ast.unparse(ast.parse(condition).body[0].value)]  # type: ignore[attr-defined]
     pure = "x is not None and isinstance(x, (A, b.C)) and not 1 < len(x.leaves_of_it)"
     assert impure_asserts(f"assert {pure}, {condition}") == []
@@ -502,7 +502,7 @@ def is_bare(function: ast.FunctionDef) -> bool:
     return all(isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) for one in function.body)
 
 
-def test_every_file_of_tests_is_called_like_a_module() -> None:
+def test_every_test_file_is_named_after_a_module() -> None:
     known = {own_tests(module) for module in modules()} | {Path(f"test_{name}.py") for name in PROJECT}
     assert {path for path in files_of_tests() - known if path.parts[0] not in WHOLE} == set()
 

@@ -15,7 +15,7 @@ HIDDEN = [".ci", ".github", ".pre-commit-config.yaml"]  # Hidden names that are 
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users)/\w|/tmp/d[e]v\b")
 
 
-def test_no_committed_text_names_a_path_of_some_machine() -> None:
+def test_committed_text_contains_no_path_of_a_machine() -> None:
     violations = [
         f"{path}:{number}: {line.strip()}"
         for path in committed()
@@ -48,5 +48,5 @@ def is_product(name: str) -> bool:
     return name not in HIDDEN and any(fnmatch(name, pattern) for pattern in PRODUCTS)
 
 
-def test_without_git_no_committed_text_is_overlooked() -> None:
+def test_committed_files_are_found_without_git() -> None:
     assert set(committed()) <= {*written(), ROOT / ".gitignore"}

@@ -82,7 +82,7 @@ def assert_same(actual: Any, expected: Any, rtol: float = 1e-12) -> None:
 
 @pytest.mark.parametrize("dim", ["time", "lat", "lon", ("lat", "lon"), ["time", "lon"]])
 @pytest.mark.parametrize("skipna", [False, True])
-def test_a_mean_is_that_of_xarray(dim: Any, skipna: bool) -> None:
+def test_a_mean_equals_that_of_xarray(dim: Any, skipna: bool) -> None:
     obj = gappy(field(12, 5, 7)) if skipna else field(12, 5, 7)
     wanted = obj.mean(dim, keep_attrs=True)
     options = SIX_OF_NINE | {"blocks": min(6, wanted.size)}
@@ -112,7 +112,7 @@ def test_several_dimensions_are_the_last_axes_in_their_order() -> None:
     assert {*shapes} == {(7, 12)}
 
 
-def test_coordinates_along_a_dimension_of_another_size_are_gone() -> None:
+def test_coordinates_of_a_resized_dimension_are_dropped() -> None:
     obj = field(12, 5, 7)
     result = apply(lambda rows: rows[:, ::2], obj, "time", **SIX_OF_NINE)
     assert_same(result, obj[::2].drop_vars(["time", "month"]))
@@ -142,13 +142,13 @@ def test_names_of_coordinates_need_not_be_strings() -> None:
     assert_same(apply(mean, obj, 0, blocks=3, tasks=5, executor=LOST), obj.mean(0))
 
 
-def test_a_coordinate_of_several_levels_stays() -> None:
+def test_a_multiindex_coordinate_is_kept() -> None:
     obj = field(12, 5, 7).drop_vars("area").stack(place=("lat", "lon"))
     result = apply(mean, obj, "time", **SIX_OF_NINE)
     assert_same(result.unstack(), obj.mean("time", keep_attrs=True).unstack())
 
 
-def test_without_other_dimensions_the_one_row_is_given_to_several_workers() -> None:
+def test_a_single_row_is_sent_to_several_workers() -> None:
     obj = field(12, 5, 7)[:, 0, 0]
     result = apply(mean, obj, "time", tasks=3, executor=ReplayExecutor({0: math.inf, 1: math.inf}))
     assert_same(result, obj.mean(keep_attrs=True))
@@ -177,7 +177,7 @@ def test_each_variable_has_the_accuracy_of_its_own_scale() -> None:
     assert result.land.identical(obj.land)
 
 
-def test_gaps_of_each_variable_are_its_own() -> None:
+def test_each_variable_has_separate_gaps() -> None:
     obj = weather()
     for seed, name in enumerate(["temperature", "humidity"]):
         obj[name] = gappy(obj[name], seed=seed)
@@ -224,7 +224,9 @@ def test_gaps_that_are_the_same_everywhere_cost_one_row() -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40)
-def test_any_gaps(sizes: tuple[int, int, int], dim: Any, share: float, seed: int) -> None:
+def test_random_gaps_are_skipped_like_in_xarray(
+    sizes: tuple[int, int, int], dim: Any, share: float, seed: int
+) -> None:
     obj = gappy(field(*sizes, seed=seed), share, seed)
     rows = math.prod(size for name, size in obj.sizes.items() if name not in dim)
     k = compute_max_nonempty_blocks(rows, min(rows, 3))
@@ -234,7 +236,7 @@ def test_any_gaps(sizes: tuple[int, int, int], dim: Any, share: float, seed: int
     assert_same(result, obj.mean(dim, skipna=True, keep_attrs=True))
 
 
-def test_where_weights_meet_no_data_there_is_none() -> None:
+def test_results_without_any_data_are_nan() -> None:
     # Results whose weight was decoded must not consist of rounding errors.
     stream = np.random.default_rng(0)
     obj = gappy(field(24, 4, 10), 0.6)
@@ -251,7 +253,7 @@ def test_where_weights_meet_no_data_there_is_none() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the data contains NaN or inf:RuntimeWarning")
-def test_gaps_that_are_not_skipped_stay_and_are_decoded_nowhere() -> None:
+def test_gaps_that_are_not_skipped_are_kept_and_never_decoded() -> None:
     obj = gappy(field(12, 5, 7), 0.02)
     result = apply(mean, obj, "time", blocks=5, tasks=7, executor=ReplayExecutor())
     assert_same(result, obj.mean("time", skipna=False, keep_attrs=True))
@@ -291,7 +293,7 @@ def test_with_killed_and_sleeping_processes() -> None:
     assert {0, 3} <= {*report.recovered}
 
 
-def test_nothing_failing_is_a_plain_call_bit_for_bit_and_everything_failing_an_error() -> None:
+def test_without_failures_results_are_exact_and_without_results_an_error_is_raised() -> None:
     obj = field(12, 5, 7)
     result = apply(anomaly, obj, "time", blocks=5, tasks=7, executor=ReplayExecutor())
     rows = np.ascontiguousarray(obj.values.reshape(12, 35).T)
@@ -312,7 +314,7 @@ def test_nothing_failing_is_a_plain_call_bit_for_bit_and_everything_failing_an_e
         {},
     ],
 )
-def test_options_are_those_of_coded_map(options: dict[str, Any]) -> None:
+def test_options_of_coded_map_are_accepted(options: dict[str, Any]) -> None:
     obj = field(12, 8, 7)
     result = apply(mean, obj, "time", executor=LOST, **options)
     assert_same(result, obj.mean("time", keep_attrs=True), 1e-9)
@@ -326,7 +328,7 @@ def test_a_polynomial_with_its_degree() -> None:
     assert_same(result, (obj**2).sum("time", keep_attrs=True).assign_attrs(obj.attrs), 1e-10)
 
 
-def test_a_plan_says_how_many_blocks() -> None:
+def test_a_plan_determines_the_number_of_blocks() -> None:
     plan = polarmap.plan(7, polarmap.planning.ShiftedExponential(1.0, 0.1))
     result, report = apply(
         mean, field(12, 5, 7), "time", schedule=plan, executor=ReplayExecutor(), return_report=True
@@ -335,7 +337,7 @@ def test_a_plan_says_how_many_blocks() -> None:
     assert_same(result, field(12, 5, 7).mean("time", keep_attrs=True))
 
 
-def test_as_a_future() -> None:
+def test_apply_can_be_submitted() -> None:
     future = polarmap.submit(apply, lambda rows: rows.mean(axis=-1), field(12, 5, 7), "time")
     assert_same(future.result(60), field(12, 5, 7).mean("time", keep_attrs=True))
 
@@ -343,7 +345,7 @@ def test_as_a_future() -> None:
 # --- lazy data ---------------------------------------------------------------------------------
 
 
-def test_what_dask_holds_is_computed_once_for_all_variables() -> None:
+def test_dask_data_is_computed_once_for_all_variables() -> None:
     computed = list[int]()
 
     def source(block: np.ndarray) -> np.ndarray:
@@ -361,7 +363,7 @@ def test_what_dask_holds_is_computed_once_for_all_variables() -> None:
     assert result.static.chunks is not None  # f has no dimension in common with it.
 
 
-def test_what_a_file_holds_is_read_once(tmp_path: Any) -> None:
+def test_data_of_a_file_is_read_once(tmp_path: Any) -> None:
     weather().drop_vars("time").to_zarr(tmp_path / "weather.zarr", consolidated=False)
     with xr.open_dataset(tmp_path / "weather.zarr", engine="zarr", consolidated=False, chunks=None) as obj:
         result = apply(mean, obj, "time", **SIX_OF_NINE)
@@ -419,7 +421,7 @@ def test_what_a_file_holds_is_read_once(tmp_path: Any) -> None:
         (field(4, 3, 2), "time", {"blocks": 7}, "blocks=7 is more than the 6 rows"),
     ],
 )
-def test_mistakes_are_named(obj: Any, dim: Any, options: dict[str, Any], message: str) -> None:
+def test_error_messages_of_wrong_arguments(obj: Any, dim: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(CodeError, match=message):
         apply(mean, obj, dim, executor=ReplayExecutor(), **options)
 
@@ -437,23 +439,25 @@ def test_mistakes_are_named(obj: Any, dim: Any, options: dict[str, Any], message
         (lambda rows: rows - rows.mean(), {"verify": True}, "f mixes rows"),
     ],
 )
-def test_functions_that_do_not_act_on_rows(f: Any, options: dict[str, Any], message: str) -> None:
+def test_functions_that_do_not_act_on_rows_are_rejected(
+    f: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(CodeError, match=message):
         apply(f, field(12, 5, 7), "time", blocks=5, executor=ReplayExecutor(), **options)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate dimension names:UserWarning")
-def test_a_dimension_that_occurs_twice_is_named() -> None:
+def test_a_duplicate_dimension_is_rejected() -> None:
     with pytest.raises(CodeError, match="obj has dimension 'x' twice"):
         apply(mean, xr.DataArray(np.ones((3, 3)), dims=("x", "x")), "x", executor=ReplayExecutor())
 
 
-def test_what_is_not_linear_is_refused() -> None:
+def test_a_nonlinear_function_is_rejected() -> None:
     with pytest.raises(NotLinearError):
         apply(lambda rows: np.abs(rows - 280).sum(axis=-1), field(12, 5, 7), "time", **SIX_OF_NINE)
 
 
-def test_arrays_that_are_not_numpy_are_named() -> None:
+def test_array_classes_other_than_numpy_are_rejected() -> None:
     class Quantity(np.ndarray):
         """An array class of another library, with a unit that f would not see."""
 
@@ -462,7 +466,7 @@ def test_arrays_that_are_not_numpy_are_named() -> None:
         apply(mean, obj, "x", executor=ReplayExecutor())
 
 
-def test_an_f_that_cannot_run_here_is_warned_of() -> None:
+def test_an_f_that_fails_on_the_driver_causes_a_warning() -> None:
     main = threading.current_thread()
 
     def elsewhere(rows: np.ndarray) -> np.ndarray:
@@ -478,7 +482,7 @@ def test_an_f_that_cannot_run_here_is_warned_of() -> None:
         apply(elsewhere, field(12, 5, 7), "time", blocks=5, executor=pool, verify=False)
 
 
-def test_what_an_f_was_found_to_be_is_remembered() -> None:
+def test_verified_properties_of_f_are_remembered() -> None:
     seen = np.zeros(1)  # The contents of an array do not change the identity of the function.
 
     def counted(rows: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ class Scripted(VirtualClock):
         (True, [{3: 16.0}, {}], 16, N + 1),
     ],
 )
-def test_all_are_waited_for(
+def test_waiting_for_all_workers_with_and_without_backups(
     backups: bool, exceptions: Sequence[dict[int, float]], seconds: float, started: int
 ) -> None:
     assert Scripted(*exceptions).wait_for_all(10, backups) == (seconds, started * 10)

@@ -39,7 +39,7 @@ def table_of(name: str, measured: list[CodeMeasurement]) -> dict[str, Completion
     return {job.scheme: job for job in completions}
 
 
-def test_codes_need_what_they_are_known_to_need(measured: list[CodeMeasurement]) -> None:
+def test_codes_need_the_known_numbers_of_arrivals(measured: list[CodeMeasurement]) -> None:
     beyond = {code.name: code.mean_extra_arrivals for code in measured}
     assert beyond["dense Gaussian"] == beyond["Fermat transform"] == beyond["rotation"] == 0
     assert 0 <= beyond["polar, optimal"] <= beyond["polar, sequential"]
@@ -57,7 +57,7 @@ def test_amplification_from_noise_is_the_norm_of_the_weights() -> None:
     assert 10 ** np.mean(estimates) == pytest.approx(exact, rel=0.1)
 
 
-def test_schemes_are_in_the_order_theory_says(table: dict[str, Completion]) -> None:
+def test_mean_completion_times_agree_with_theory(table: dict[str, Completion]) -> None:
     mean = {scheme: job.mean for scheme, job in table.items()}
     assert mean["uncoded"] == pytest.approx(1 + (1 / np.arange(1, K + 1)).sum())
     assert mean["dense Gaussian"] == pytest.approx(1 + (1 / np.arange(N - K + 1, N + 1)).sum())

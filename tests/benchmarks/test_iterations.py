@@ -42,13 +42,13 @@ def test_tasks_and_products_take_the_same_step(make: Callable[[], Iteration]) ->
     assert np.allclose(following, iteration.step_with_operator(iteration.matrix, x))
 
 
-def test_least_squares_arrive() -> None:
+def test_least_squares_converge_to_the_solution() -> None:
     iteration = make_linear_regression(64, 5, 4)
     table = np.concatenate(iteration.blocks)
     assert np.allclose(iterate(iteration, 200), np.linalg.lstsq(table[:, :-1], table[:, -1])[0])
 
 
-def test_logistic_regression_arrives_where_the_gradient_is_zero() -> None:
+def test_logistic_regression_converges_to_a_zero_gradient() -> None:
     iteration = make_logistic_regression(256, 5, 4)
     table = np.concatenate(iteration.blocks)
     A, y = table[:, :-1], table[:, -1]
@@ -97,5 +97,5 @@ def test_all_rows_are_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "## a model" in text and "| **polarmap** | " in text
 
 
-def test_cubed_has_no_sparse_matrices() -> None:
+def test_cubed_is_left_out_for_sparse_matrices() -> None:
     assert "cubed" not in iterations.available_rows(make_page_rank(64, 3, 4))

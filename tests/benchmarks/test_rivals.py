@@ -66,7 +66,7 @@ def orders(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", FLOATING)
-def test_decodes_at_the_arrival_it_says_and_not_before(name: str) -> None:
+def test_codes_decode_after_the_counted_arrivals(name: str) -> None:
     code: RivalCode = get_code(name)
     data = np.random.default_rng(0).standard_normal((code.k, 5))
     coded = code.encode(data)
@@ -177,7 +177,7 @@ def done(equations: list[set[int]], known: set[int], wanted: int) -> bool:
         known |= set(single)
 
 
-def test_the_robust_soliton_is_the_ideal_one_but_for_its_ripple() -> None:
+def test_the_robust_soliton_is_close_to_the_ideal_one() -> None:
     distribution = fountain.robust_soliton(1000, 1e-9, 0.5)
     assert distribution[0] == pytest.approx(1e-3, rel=1e-3)
     assert distribution[1:50] == pytest.approx(1 / (np.arange(2, 51) * np.arange(1, 50)), rel=1e-3)

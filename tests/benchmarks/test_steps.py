@@ -17,7 +17,7 @@ from benchmarks.steps import SUBJECTS, main
 from polarmap.glm import Ridge
 
 
-def test_a_row_is_compared_with_the_median_of_the_other() -> None:
+def test_a_row_is_compared_with_the_median_of_its_baseline() -> None:
     row = Row("a step", [1.0, 2.0, 9.0], "numpy", [4.0, 0.5, 8.0], "1.5")
     assert row.format_cells() == ("a step", "2.00 (9.00)", "numpy", "4.00 (8.00)", "0.500 (2.25)", "1.5")
 
@@ -40,7 +40,7 @@ def test_bare_sockets_map_coded_blocks() -> None:
             assert np.allclose(sockets.map(methodcaller("dot", x)), A @ x)
 
 
-def test_an_estimator_in_numpy_finds_the_same() -> None:
+def test_an_estimator_with_numpy_products_finds_the_same_solution() -> None:
     X, y = load_diabetes(return_X_y=True)
     plain = with_numpy_products(Ridge()).fit(X, y)
     assert np.allclose(plain.coef_, np.linalg.solve(*normal_equations(X, y)), rtol=1e-6)

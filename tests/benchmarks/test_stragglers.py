@@ -19,7 +19,7 @@ from benchmarks.stragglers import PLAIN
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
-def test_every_attempt_of_a_task_has_a_time_of_its_own(tmp_path: Path) -> None:
+def test_every_attempt_of_a_task_has_a_separate_run_time(tmp_path: Path) -> None:
     job = SleepingJob(tmp_path, np.array([[0.0, 0.0], [0.02, 0.0]]))
     assert [job(0), job(1), job(0)] == [0, 1, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0", "0-1", "1-0"]
@@ -36,7 +36,7 @@ def test_worker_seconds_end_with_the_job(tmp_path: Path) -> None:
     assert job.worker_seconds(end_at=4.0) == 1.0 + 3.0 + 1.0 + 0.0
 
 
-def test_coded_maps_are_paid_until_their_results_are_determined() -> None:
+def test_coded_maps_are_billed_until_their_results_are_determined() -> None:
     # Three tasks take 1 to 3 s and one sleeps: two results determine the rest.
     times = {task: Fault("sleep", seconds) for task, seconds in enumerate([1.0, 60.0, 2.0, 3.0])}
     slow = FaultyExecutor(ReplayExecutor(), times)
@@ -65,7 +65,7 @@ def test_a_straggler_gets_a_backup_by_cubed(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == ""
 
 
-def test_what_a_task_raises_is_raised_by_cubed() -> None:
+def test_cubed_raises_the_exception_of_a_task() -> None:
     with ThreadPoolExecutor(2) as pool, pytest.raises(ZeroDivisionError):
         map_with_backups(pool, lambda task: 1 // task, range(2))
 
@@ -81,7 +81,7 @@ def test_every_scheme_on_the_pool_runs_a_job(monkeypatch: pytest.MonkeyPatch) ->
         assert one.seconds >= 0.015 and one.worker_seconds >= 0.06
 
 
-def test_workers_sleep_as_was_drawn_for_each(tmp_path: Path) -> None:
+def test_each_worker_sleeps_for_its_drawn_time(tmp_path: Path) -> None:
     # One of two workers hangs, and the other one computes all the rest.
     slow = SlowWorkers(tmp_path)
     slow.set_sleep_seconds(np.array([0.0, 60.0]))

@@ -23,7 +23,7 @@ def test_the_page_has_the_figures_of_the_script() -> None:
     assert f"{slow[1]:.0f} and {fast[1]:.0f} s for a product, {slow[3]:.0f} and {fast[3]:.0f} s for" in words
 
 
-def test_a_product_by_hand() -> None:
+def test_a_coded_product_computed_by_hand() -> None:
     # (100, 75) with 10,000 workers and 100 parts of 2.1 MB each; the slow 5 % of the workers are not awaited.
     assert round(DATA_BYTES / 1e12, 2) == 1.58
     estimate, block = MatrixLayout(100, 75).product(operand_size=0), DATA_BYTES / 7500
@@ -35,7 +35,7 @@ def test_a_product_by_hand() -> None:
     assert estimate.dollars == pytest.approx(compute + 1e6 * 0.4e-6, rel=0.15)
 
 
-def test_a_product_without_a_code_by_hand() -> None:
+def test_a_plain_product_computed_by_hand() -> None:
     # All 10,000 workers hold data, and the slow ones take five times as long.
     estimate, block = MatrixLayout(100, 75).plain_product(with_backups=False), DATA_BYTES / 10_000
     seconds = LATENCY + (block + 4 * 196_608) / BANDWIDTH + block / 2e9
@@ -47,7 +47,7 @@ def test_a_product_without_a_code_by_hand() -> None:
     )
 
 
-def test_encoding_by_hand() -> None:
+def test_encoding_computed_by_hand() -> None:
     # (100, 75): every worker reads 75 parts and writes 25; slow workers get a backup copy.
     estimate = MatrixLayout(100, 75).encode()
     block = DATA_BYTES / 7500

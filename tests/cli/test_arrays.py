@@ -74,7 +74,7 @@ def test_an_array_that_cannot_be_opened_is_listed_with_the_reason(polarmap: Run,
         (["encode", "{folder}", "a"], "is not a Zarr array"),
     ],
 )
-def test_what_cannot_be_done_with_arrays_is_said(
+def test_errors_of_array_commands_are_one_line(
     polarmap: Run, stored: Path, arguments: list[str], message: str
 ) -> None:
     ran = polarmap(*(one.format(folder=stored.parent) for one in arguments))
@@ -100,7 +100,7 @@ def test_zarr_and_hdf5_are_sources(polarmap: Run, stored: Path) -> None:
 
 
 @pytest.mark.parametrize(("module", "source"), [("h5py", "data.h5::a"), ("zarr", "")])
-def test_what_is_not_installed_is_said_in_a_line(
+def test_a_missing_package_is_reported_in_one_line(
     polarmap: Run, stored: Path, monkeypatch: pytest.MonkeyPatch, module: str, source: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # The import fails as if the package were not installed.

@@ -30,7 +30,7 @@ def test_every_command_explains_itself_and_takes_json(polarmap: Run, words: tupl
     assert len(ran.out.splitlines()[2].strip()) > 10
 
 
-def test_help_cuts_no_description(polarmap: Run) -> None:
+def test_help_shows_whole_descriptions(polarmap: Run) -> None:
     output = polarmap("--help").out
     assert "..." not in output.replace("[ARGS]...", "")
     assert all(name in output for name in command_group.commands)
@@ -71,7 +71,7 @@ def test_help_cuts_no_description(polarmap: Run) -> None:
         (["config", "show"], "Missing argument 'NAME'"),
     ],
 )
-def test_wrong_usage_is_said_and_exits_with_2(polarmap: Run, arguments: list[str], message: str) -> None:
+def test_wrong_usage_is_reported_and_exits_with_2(polarmap: Run, arguments: list[str], message: str) -> None:
     ran = polarmap(*arguments)
     assert ran.code == 2
     assert message in ran.err

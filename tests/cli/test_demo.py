@@ -11,7 +11,7 @@ from command_lines import COMMAND, ENVIRONMENT, INTERRUPTED, Run
 from pool_processes import descendants, until
 
 
-def test_demo_multiplies_right_and_tells_both_times(polarmap: Run) -> None:
+def test_demo_is_right_and_prints_both_times(polarmap: Run) -> None:
     ran = polarmap("demo", "--rows", 480, "--columns", 16, "--sleep", 1, "--json")
     assert ran.code == 0
     assert ran.json["plain_seconds"] >= 1

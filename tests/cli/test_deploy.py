@@ -87,9 +87,7 @@ def filled_in(folder: Path, backend: str) -> Path:
 @pytest.mark.parametrize(
     "backend", [name for name in BACKENDS if not RUNTIME_IMAGES[name].is_virtual_machine]
 )
-def test_what_was_deployed_is_removed_and_nothing_else(
-    handler: Handler, tmp_path: Path, backend: str
-) -> None:
+def test_undeploy_removes_only_the_deployed_runtime(handler: Handler, tmp_path: Path, backend: str) -> None:
     version = importlib.metadata.version("lithops")
     description = deploy.remove_runtime(filled_in(tmp_path, backend), backend)
     assert description == "worker (1769 MB)"
@@ -104,7 +102,7 @@ def test_what_was_deployed_is_removed_and_nothing_else(
     ]
 
 
-def test_what_is_built_is_pinned_to_what_is_installed_here(
+def test_builds_pin_the_installed_versions(
     handler: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Lithops builds in the current folder, from its own default requirements.
@@ -137,7 +135,7 @@ def test_machines_are_removed_with_their_network(handler: Handler, tmp_path: Pat
     assert handler.calls == [("clean", {"all": True}), ("end",)]
 
 
-def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path) -> None:
+def test_an_error_of_the_cloud_is_one_line(handler: Handler, tmp_path: Path) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError("no lambda:DeleteFunction")
 
@@ -147,7 +145,7 @@ def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path
     assert handler.calls == [("end",)]
 
 
-def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undeployable_configurations_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"lithops": {"backend": "aws_lambda"}}
     monkeypatch.setattr(sys, "version_info", (3, 11, 0, "final", 0))
     monkeypatch.setattr(deploy, "version", lambda name: "2.4.6")
@@ -158,7 +156,7 @@ def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: py
     assert deploy.check_deployable_config({"lithops": {"backend": "k8s"}})["numpy"] == "2.4.6"
 
 
-def test_machines_install_what_is_installed_here(handler: Handler, tmp_path: Path) -> None:
+def test_machines_must_install_the_installed_versions(handler: Handler, tmp_path: Path) -> None:
     file = filled_in(tmp_path, "aws_ec2")
     with pytest.raises(ExecutorError, match=r"installed here: extra_python_packages: \[numpy==") as refused:
         deploy.build_runtime(file, "aws_ec2")
@@ -226,7 +224,7 @@ def test_undeploy_removes_what_was_deployed(
         ("minio", None, "is a template. Copy it, and fill in these settings: minio.endpoint"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_configurations_of_another_backend_are_rejected(
     polarmap: Run, config: Path, command: str, name: str, text: str | None, message: str
 ) -> None:
     ran = polarmap(command, name, *([] if text is None else [config]))

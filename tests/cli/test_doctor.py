@@ -23,7 +23,7 @@ def states(ran: Ran) -> dict[str, str]:
     return {check["name"]: check["state"] for check in ran.json["checks"]}
 
 
-def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap: Run) -> None:
+def test_doctor_passes_on_this_machine_and_leaves_nothing_running(polarmap: Run) -> None:
     before = {*threading.enumerate()}
     ran = polarmap("doctor", "--json")
     # The pool's thread may remain, which ends once it is unused.
@@ -58,7 +58,7 @@ def test_doctor_says_why_maps_are_slow(
     assert advice in check.advice
 
 
-def test_doctor_notes_little_room_and_a_configuration_that_is_not_used(
+def test_doctor_notes_little_space_and_an_unused_configuration(
     polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2e6))
@@ -84,7 +84,7 @@ def test_doctor_examines_a_configuration(polarmap: Run) -> None:
     )
 
 
-def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_times_only_the_requests_to_the_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     # The time that Lithops takes before the first and after the last request does not count.
     clock, stored = SimpleNamespace(now=0.0), list[bytes]()
 
@@ -128,7 +128,7 @@ def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPa
         ),
     ],
 )
-def test_doctor_names_what_is_wrong_and_exits_with_1(
+def test_doctor_names_the_failed_check_and_exits_with_1(
     polarmap: Run, tmp_path: Path, text: str, check: str, message: str
 ) -> None:
     file = tmp_path / "lithops.yaml"
@@ -174,7 +174,7 @@ def test_doctor_refuses_what_deploy_refuses(
     assert (refused.code, refused.err) == (1, f"polarmap: {message}\n")
 
 
-def test_doctor_sees_a_wrong_lithops(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_detects_wrong_versions(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "importlib.metadata.requires", lambda name: ["lithops==1.0", "numpy>=999", "none-such>=1"]
     )

@@ -11,7 +11,7 @@ from command_lines import DISTRIBUTION, ROOT, Run
 from polarmap.planning import ShiftedExponential, completion_time, plan, with_cold_starts, with_stragglers
 
 
-def test_plan_is_that_of_the_library(polarmap: Run) -> None:
+def test_plan_prints_the_plan_of_the_library(polarmap: Run) -> None:
     expected = plan(8, with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), "p99", max_workers=12)
     arguments = ["plan", "--k", 8, *DISTRIBUTION, "--max-workers", 12]
     assert polarmap(*arguments).out == f"{expected}\n"
@@ -21,7 +21,7 @@ def test_plan_is_that_of_the_library(polarmap: Run) -> None:
     assert len(printed_plan["frontier"]) == len(expected.frontier)
 
 
-def test_a_plan_is_drawn_where_it_is_told(polarmap: Run, tmp_path: Path) -> None:
+def test_a_plan_is_drawn_into_the_given_file(polarmap: Run, tmp_path: Path) -> None:
     file = tmp_path / "frontier.png"
     ran = polarmap("plan", "--k", 4, *DISTRIBUTION, "--plot", file, "--json")
     assert file.read_bytes().startswith(b"\x89PNG")
@@ -98,7 +98,7 @@ def test_run_times_come_from_files(polarmap: Run, tmp_path: Path, text: str, opt
         ("a,b\n1\n", ["--column", "b"], "could not convert string to float: ''"),
     ],
 )
-def test_odd_files_of_run_times(
+def test_invalid_files_of_run_times(
     polarmap: Run, tmp_path: Path, text: str, options: list[str], message: str
 ) -> None:
     file = tmp_path / "times.csv"

@@ -160,17 +160,17 @@ def test_the_layer_holds_the_versions_of_this_process(deployed: Path) -> None:
     assert metadata["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+def test_a_small_map_does_not_wait_for_sleeping_workers(deployed: Path) -> None:
     report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/aws_lambda" in report and "abandoned tasks" in report
     assert "cost at list prices: $" in report
 
 
-def test_run_times_are_measured_there(deployed: Path, tmp_path: Path) -> None:
+def test_run_times_are_measured_on_the_cloud(deployed: Path, tmp_path: Path) -> None:
     assert "4 tasks of 0.05 s on lithops/aws_lambda, in a first map" in measured_there(deployed, tmp_path)
 
 
-def test_sleepers_and_killed_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
+def test_sleeping_and_killed_workers_are_decoded(deployed: Path) -> None:
     faults = {1: Fault("sleep", 600), 4: Fault("kill", attempts=9)}  # The sleep is longer than the timeout.
     report = product_despite(faults, deployed, timeout=170)
     assert report.tasks[1].state == "abandoned"

@@ -179,14 +179,14 @@ def container_apps(azurite: Azurite, image: Image, patch: pytest.MonkeyPatch) ->
     patch.setattr(module.AzureContainerAppBackend, "_run_az_command", az)
 
 
-def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None:
+def test_the_build_has_the_versions_of_this_process(deployed: Path) -> None:
     packages = deployed.parent / "app" / ".python_packages" / "lib" / "site-packages"
     assert (packages / f"numpy-{version('numpy')}.dist-info").is_dir()
     assert (packages / "lithops" / "version.py").is_file()
     assert not (packages / "polarmap").exists()
 
 
-def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+def test_a_small_map_does_not_wait_for_sleeping_workers(deployed: Path) -> None:
     report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/azure_functions" in report and "abandoned tasks" in report
     assert "cost at list prices: $" in report
@@ -196,7 +196,7 @@ def test_a_worker_drops_the_connections_that_it_inherits(deployed: Path, azurite
     drops_its_connections(deployed, azurite.blob)
 
 
-def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path, azurite: Azurite) -> None:
+def test_dead_workers_are_decoded(deployed: Path, azurite: Azurite) -> None:
     from azure.storage.blob import ContainerClient
 
     product_despite({1: Fault("exit", attempts=9), 4: Fault("kill", attempts=9)}, deployed)

@@ -138,20 +138,20 @@ def keys() -> list[str]:
     return [blob.name for blob in storage.Client().list_blobs(BUCKET)]
 
 
-def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None:
+def test_the_build_has_the_versions_of_this_process(deployed: Path) -> None:
     requirements = (deployed.parent / "source" / "requirements.txt").read_text().split()
     assert f"numpy=={version('numpy')}" in requirements
     assert f"lithops=={version('lithops')}" in requirements
     assert "google-cloud-storage" in requirements
 
 
-def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+def test_a_small_map_does_not_wait_for_sleeping_workers(deployed: Path) -> None:
     report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/gcp_functions" in report
     assert "cost at list prices: $" in report
 
 
-def test_run_times_are_measured_there(deployed: Path, tmp_path: Path) -> None:
+def test_run_times_are_measured_on_the_cloud(deployed: Path, tmp_path: Path) -> None:
     assert "4 tasks of 0.05 s on lithops/gcp_functions, in a first map" in measured_there(deployed, tmp_path)
 
 
@@ -159,7 +159,7 @@ def test_a_worker_drops_the_connections_that_it_inherits(deployed: Path, storage
     drops_its_connections(deployed, int(storage.rpartition(":")[2]))
 
 
-def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
+def test_dead_workers_are_decoded(deployed: Path) -> None:
     faults = {1: Fault("exit", attempts=9), 4: Fault("kill", attempts=9)}
     product_despite(faults, deployed)
     assert [key for key in keys() if key.startswith("polarmap/")] == []

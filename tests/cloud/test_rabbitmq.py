@@ -184,7 +184,7 @@ def kill_marked(marks: Path, hosts: list[Host], count: int) -> None:
             host.kill()
 
 
-def test_no_host_left_is_a_timeout_that_says_so(config: Path, hosts: list[Host]) -> None:
+def test_a_map_without_any_host_left_times_out(config: Path, hosts: list[Host]) -> None:
     polarmap.coded_map(np.sum, A, blocks=6, tasks=8, executor=config, timeout=60)
     for host in hosts:
         host.kill()

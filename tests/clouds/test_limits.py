@@ -36,7 +36,7 @@ REDIS = WorkerSpec("aws_lambda", "redis", 10_240)
     k=st.integers(1, 100),
     memory=st.integers(256, 10_240),
 )
-def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> None:
+def test_the_advised_number_of_blocks_fits(rows: int, row_bytes: int, k: int, memory: int) -> None:
     # The advised number of blocks fits, and the refusal was necessary.
     worker = WorkerSpec("aws_lambda", "aws_s3", memory, max_workers=10**9)
     try:
@@ -83,7 +83,7 @@ def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> Non
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_to_change(
+def test_maps_that_do_not_fit_are_rejected_with_advice(
     worker: WorkerSpec, job: MapSize, message: str
 ) -> None:
     with pytest.raises(LimitError, match=message):
@@ -96,12 +96,12 @@ def test_google_functions_called_by_https_may_take_longer() -> None:
     )
 
 
-def test_more_workers_than_run_at_a_time_are_warned_of() -> None:
+def test_more_tasks_than_workers_cause_a_warning() -> None:
     with pytest.warns(RuntimeWarning, match="workers = 12, but k8s runs 10 at a time .max_workers.: 2 wait"):
         limits.check_map_fits(WorkerSpec("k8s", "minio", 512, max_workers=10), MapSize(12, 9, 100))
 
 
-def test_unknown_backends_are_not_judged() -> None:
+def test_unknown_backends_are_not_checked() -> None:
     limits.check_map_fits(WorkerSpec("singularity", "redis", 1), MapSize(10**6, 10**5, 10**12))
 
 
@@ -116,7 +116,7 @@ def test_every_recipe_is_within_the_limits(name: str) -> None:
         limits.check_map_fits(worker, MapSize(min(32, worker.max_workers or 32), 24, 50 * MB, 100))
 
 
-def test_lithops_own_limits_are_ours() -> None:
+def test_limits_equal_those_of_lithops() -> None:
     # Lithops clamps settings to the limits it knows, which a newer version may correct.
     import runpy
 
@@ -197,7 +197,7 @@ class Small(ReplayExecutor):
 @pytest.mark.parametrize(
     "options", [{}, {"code": SecretSharing()}, {"code": SecretSharing(3), "tasks": 30}, {"degree": 2}]
 )
-def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
+def test_the_advice_counts_data_blocks(options: dict[str, Any]) -> None:
     """Where every coded block is a mixture, n of them go out, but k is what the caller chooses."""
     data = np.zeros((160, 25_000))
     chosen: dict[str, Any] = {"blocks": 8, "tasks": 20, "verify": False} | options
@@ -207,12 +207,12 @@ def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
     assert len(polarmap.coded_map(np.copy, data, executor=Small(), **chosen)) == 13
 
 
-def test_the_largest_block_is_judged_wherever_it_stands() -> None:
+def test_the_largest_block_is_checked_at_any_position() -> None:
     with pytest.raises(LimitError, match=r"a 7\.6 MB block .* use blocks of at most 2\.5 MB or"):
         polarmap.hedged_map(len, [np.zeros(9), np.zeros(1_000_000), np.zeros(9)], executor=Small())
 
 
-def test_a_plan_refuses_tasks_that_are_ended_before_they_are_done() -> None:
+def test_a_plan_rejects_tasks_that_exceed_the_time_limit() -> None:
     with pytest.raises(
         LimitError, match=r"most tasks take 300 s, aws_lambda ends them after 180 s.*at most 900"
     ):

@@ -40,7 +40,7 @@ def test_coded_map_refuses_a_template_too() -> None:
         ),
     ],
 )
-def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
+def test_unusable_configurations(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
@@ -64,7 +64,9 @@ def test_a_configuration_that_names_no_backend_is_for_lambda(tmp_path: Path) -> 
         ("oracle_f", "aws_s3", []),  # polarmap does not know the client library of this backend.
     ],
 )
-def test_the_extra_is_that_of_backend_and_storage(backend: str, storage: str, wanted: list[str]) -> None:
+def test_the_hint_names_the_extras_of_backend_and_storage(
+    backend: str, storage: str, wanted: list[str]
+) -> None:
     config = {"lithops": {"backend": backend, "storage": storage}}
     hint = lithops_config.make_missing_client_hint(
         config, ModuleNotFoundError("No module named 'some_client'")

@@ -19,14 +19,14 @@ LAMBDA = WorkerSpec(
 )
 
 
-def test_figures_say_when_and_where_they_were_read() -> None:
+def test_prices_and_limits_have_a_date_and_a_source() -> None:
     for record in (*BACKENDS.values(), *prices.PRICE_LISTS.values()):
         assert date.fromisoformat(record.as_of) <= date(2100, 1, 1)
         assert record.source
     assert set(prices.PRICE_LISTS) <= set(BACKENDS)
 
 
-def test_a_bill_by_hand() -> None:
+def test_a_lambda_bill_computed_by_hand() -> None:
     # Three Lambda calls of 2 GB take 1, 1 and 4 s, and each is billed for one more second.
     bill = prices.estimate_map_cost(LAMBDA, [1.0, 1.0, 4.0], polling_seconds=6.0)
     assert bill is not None
@@ -37,7 +37,7 @@ def test_a_bill_by_hand() -> None:
     assert bill.total == pytest.approx(bill.compute + bill.calls + bill.requests)
 
 
-def test_looks_at_more_marks_than_one_request_lists() -> None:
+def test_polls_that_need_several_listing_requests() -> None:
     # 1,000 calls leave 2,000 marker objects, so that each poll takes two requests.
     few, many = (
         prices.estimate_map_cost(LAMBDA, [1.0] * calls, polling_seconds=30.0) for calls in (500, 1000)
@@ -61,7 +61,7 @@ def test_fargate_charges_a_minute_and_what_the_configuration_says() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "billed"), [(3.0, 60.0), (100.0, 101.0)])
-def test_a_worker_that_stays_pays_the_least_time_once(seconds: float, billed: float) -> None:
+def test_a_persistent_worker_is_billed_the_minimum_time_once(seconds: float, billed: float) -> None:
     worker = WorkerSpec("aws_batch", "aws_s3", 2048, cpus=1, instance_type="FARGATE")
     bill = prices.estimate_persistent_cost(worker, prices.PersistentUsage(4 * seconds, n_started=4))
     assert bill is not None
@@ -71,7 +71,7 @@ def test_a_worker_that_stays_pays_the_least_time_once(seconds: float, billed: fl
 @pytest.mark.parametrize(
     ("kind", "is_priced"), [("t3.large", True), ("spot t3.large", False), ("m5.large", False)]
 )
-def test_machines_are_priced_where_the_price_is_known(kind: str, is_priced: bool) -> None:
+def test_only_machines_with_a_known_price_are_priced(kind: str, is_priced: bool) -> None:
     bill = prices.estimate_map_cost(WorkerSpec("aws_ec2", "aws_s3", 4096, instance_type=kind), [3599.0], 0.0)
     assert (bill is not None) == is_priced
     if bill is not None:  # An hour on half a t3.large.

@@ -46,7 +46,7 @@ def backend_of_lithops(name: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_has_lithops_code_and_our_packages(
+def test_an_image_has_the_code_and_packages_it_needs(
     name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_an_image_has_lithops_code_and_our_packages(
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_what_an_entry_point_imports_is_in_its_image(name: str) -> None:
+def test_imports_of_an_entry_point_are_in_its_image(name: str) -> None:
     import lithops
 
     source = Path(lithops.__file__).parent / "serverless" / "backends" / name / "entry_point.py"
@@ -81,7 +81,7 @@ def test_what_an_entry_point_imports_is_in_its_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS))
-def test_lithops_calls_the_backend_as_the_table_does(name: str) -> None:
+def test_the_kind_of_each_backend_agrees_with_lithops(name: str) -> None:
     from lithops.constants import SERVERLESS_BACKENDS, STANDALONE_BACKENDS
 
     assert name in (STANDALONE_BACKENDS if RUNTIME_IMAGES[name].is_virtual_machine else SERVERLESS_BACKENDS)

@@ -21,7 +21,7 @@ from polarmap.errors import MissingObjectError, StorageError
 SECONDS = 30  # Seconds within which an error must be raised, also on a busy machine.
 
 
-def test_s3_copies_a_single_object_and_no_other_storage_any(server, config):
+def test_only_s3_copies_a_single_object(server, config):
     store = open_store(config)
     store.put("polarmap/x/1", b"abc")
     store.put("polarmap/x/2", b"de")
@@ -114,13 +114,13 @@ def test_wrong_credentials(server, tmp_path):
         refused(action, "rejects the configured credentials")
 
 
-def test_no_bucket(s3_server, tmp_path):
+def test_a_missing_bucket(s3_server, tmp_path):
     path = s3_server.config(tmp_path / "wrong.yaml", bucket="nobody-made-this")
     for action in actions(path)[:2]:
         refused(action, r"the minio bucket 'nobody-made-this' does not exist: create it")
 
 
-def test_no_such_configuration(tmp_path):
+def test_a_missing_configuration(tmp_path):
     for action in actions(tmp_path / "no.yaml"):
         refused(action, "the Lithops configuration .* does not exist")
     (tmp_path / "no.yaml").write_text("lithops: {backend: localhost, storage: minio}\n")
@@ -183,7 +183,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
     server.wait()
 
 
-def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impatient, server, config):
+def test_a_later_run_continues_after_the_storage_died(impatient, server, config):
     A = random_array((96, 4_000))
     try:
         refused(
