@@ -23,7 +23,7 @@ def parse_quick_flag(description: str | None) -> bool:
     """Return whether --quick was given on the command line, for smaller sizes and fewer repetitions."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=raw)
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
     return bool(parser.parse_args().quick)
 
 
@@ -129,7 +129,7 @@ def to_milliseconds(seconds: Sequence[float]) -> list[float]:
 
 def print_rows(rows: Iterable[Row]) -> None:
     """Print a table with one line for each row."""
-    header = ("milliseconds, median (90 %)", "polarmap", "beside", "its", "ratio", "target")
+    header = ("milliseconds: median (90 %)", "polarmap", "baseline", "its time", "ratio", "target")
     print_table(header, (row.format_cells() for row in rows), label_width=48)
 
 

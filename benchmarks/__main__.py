@@ -15,8 +15,8 @@ OTHER_BENCHMARKS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help=f"{', '.join(OTHER_BENCHMARKS)}, too")
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer")
+    parser.add_argument("--all", action="store_true", help=f"also run {', '.join(OTHER_BENCHMARKS)}")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
     arguments = parser.parse_args()
     # Each benchmark gets a new process: none inherits threads or memory.
     for benchmark in SPEED_BENCHMARKS + OTHER_BENCHMARKS * arguments.all:

@@ -49,6 +49,7 @@ def measure_beyond_rtol(n: int, k: int, n_patterns: int) -> Iterator[list[object
 
 def main() -> None:
     quick = parse_quick_flag(__doc__)
+    print("Patterns beyond the default rtol of each dtype, in per cent; median and worst error amplification")
     print_table(
         ["code", "results", "patterns", *(f"% {name}" for name in FLOAT_DTYPES), "median", "worst"],
         (

@@ -140,17 +140,20 @@ def _format_short(value: float) -> str:
 
 def main() -> None:
     quick = parse_quick_flag(__doc__)
-    header = ["degree", "k", "points", "n", "recovery threshold", "norm inf", "half, median", "half, worst"]
+    print("Polynomials: error amplification when half, and when all, of the spare results are missing;")
+    print("extra: mean number of results beyond the recovery threshold until ten digits are right")
+    header = ["degree", "k", "points", "n", "threshold", "norm inf", "half, median", "half, worst"]
     print_table(
-        [*header, "all, median", "all, worst", "beyond"], compare_polynomial_codes(5 if quick else 100)
+        [*header, "all, median", "all, worst", "extra"], compare_polynomial_codes(5 if quick else 100)
     )
-    print()
+    print("\nSums: results needed in random order when s workers may be late, and error amplification")
     print_table(
-        ["n", "s", "groups", "n - s", "needed, mean", "amplification"],
+        ["n", "s", "groups", "n - s", "mean needed", "amplification"],
         compare_gradient_codes(20 if quick else 1000),
     )
-    print()
-    header = ["n", "k", "t", "noise", "bits", "correlated", "seen", "digits lost"]
+    print("\nPrivate maps: bits per entry that t workers can learn, for uncorrelated and correlated entries;")
+    print("correlation: of one worker's block with the data")
+    header = ["n", "k", "t", "noise", "bits", "bits, corr.", "correlation", "digits lost"]
     print_table(header, compare_secret_sharing(10 if quick else 1000))
 
 

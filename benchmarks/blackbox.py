@@ -204,7 +204,7 @@ def draw_gaps(runs_by_method: dict[str, list[SearchRun]], path: Any) -> None:
         dashes = (4, 3) if name == "coded" else (None, None)
         line_style = {"color": METHODS[name][2], "label": name, "linewidth": 1.8, "dashes": dashes}
         axes.semilogy(time_grid, gaps.mean(axis=0), **line_style)
-    axes.set(xlabel="virtual seconds", ylabel="f - f*, of that at the start", ylim=(1e-8, 1.5))
+    axes.set(xlabel="virtual seconds", ylabel="f - f*, relative to the start", ylim=(1e-8, 1.5))
     axes.legend(frameon=False)
     figure.savefig(path)
 
@@ -216,9 +216,12 @@ def main() -> None:
         runs_by_method[name] = [
             search(problem, GradientSource(method, problem, seed)) for seed in range(2 if quick else 8)
         ]
-    print(f"f - f* after so many virtual seconds, mean of {len(runs_by_method['coded'])} runs; f(0) - f* = 1")
-    header = [*(f"{END_SECONDS / divisor:g} s" for divisor in (8, 4, 2, 1)), "s / step", "started / step"]
-    print_table(["", *header], [format_row(name, runs) for name, runs in runs_by_method.items()])
+    n_runs = len(runs_by_method["coded"])
+    print(
+        f"(f - f*) / (f(0) - f*) after virtual seconds, mean of {n_runs} runs; seconds and queries per step"
+    )
+    header = [*(f"{END_SECONDS / divisor:g} s" for divisor in (8, 4, 2, 1)), "s / step", "queries / step"]
+    print_table(["method", *header], [format_row(name, runs) for name, runs in runs_by_method.items()])
     draw_gaps(runs_by_method, pages.output_folder(quick) / "figures" / "black-box.svg")
 
 

@@ -92,9 +92,13 @@ def measure_case(case: Case, n_turns: int) -> Iterator[Row]:
         to_milliseconds, time_in_turns(actions, n_turns)
     )
     yield Row(f"encode {case}", encode_times, "copy", copy_n_times, case.encode_target)
-    yield Row("the same in new memory", new_memory_times, "copy", copy_n_times, case.new_memory_target)
+    yield Row("encode into new memory", new_memory_times, "copy", copy_n_times, case.new_memory_target)
     yield Row(
-        f"recover {len(missing_indices)} of them", recover_times, "copy", copy_k_times, case.recover_target
+        f"recover {len(missing_indices)} missing blocks",
+        recover_times,
+        "copy",
+        copy_k_times,
+        case.recover_target,
     )
     for label, times, copy_times in zip(
         ("encode by BLAS", "recover by BLAS"), blas_times, (copy_n_times, copy_k_times)
@@ -126,7 +130,7 @@ def measure_planning(n: int, k: int, kernel: str, decoder: str, target: str, n_r
         none_missing_seconds.append(time_planning(code, make_arrival_order(n, 0.0)))
     for plan_seconds, condition in (
         (few_missing_seconds, "5 % missing"),
-        (none_missing_seconds, "of the first arrivals"),
+        (none_missing_seconds, "first arrivals"),
     ):
         label = f"plan for ({n:,}, {k:,}) {code.name}, {condition}"
         yield Row(

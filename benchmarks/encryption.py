@@ -48,7 +48,7 @@ def make_actions(
 def main() -> None:
     n_rows, n_turns = (1_536, 3) if parse_quick_flag(__doc__) else (8_192, 7)
     A = np.random.default_rng(0).standard_normal((n_rows, 1_024))
-    print(f"{A.nbytes / MIB:.0f} MiB of float64, encrypted beside plain")
+    print(f"{A.nbytes / MIB:.0f} MiB of float64: encrypted compared with plain")
     with tempfile.TemporaryDirectory() as folder, polarmap.Pool() as pool:
         variants = [make_actions(A, folder, pool, n_turns, key) for key in (None, secrets.token_bytes(32))]
         timings = (

@@ -37,7 +37,7 @@ from polarmap import CodedOperator, Pool
 from polarmap.testing import Fault, FaultyExecutor
 
 SLEEP_SECONDS = 0.5
-CASES = ("nobody asleep", "two asleep", "one killed")
+CASES = ("no faults", "two sleep", "one killed")
 
 
 def make_product(block_rows: int, n_columns: int) -> Iteration:
@@ -61,7 +61,7 @@ class FaultSampler:
     def __call__(self, n_tasks: int) -> dict[int, step_rivals.Fault]:
         """Return each unlucky task's fault: seconds to sleep, or a file whose remover is killed."""
         unlucky_tasks = self._rng.permutation(n_tasks)[:N_SLOW].tolist()
-        if self.case == "two asleep":
+        if self.case == "two sleep":
             return dict.fromkeys(unlucky_tasks, SLEEP_SECONDS)
         if self.case == "one killed":
             file = self._folder / "kill"

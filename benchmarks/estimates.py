@@ -133,13 +133,14 @@ def last_estimate(estimates: Iterator[SketchEstimate]) -> SketchEstimate:
 
 def main() -> None:
     quick = parse_quick_flag(__doc__)
+    print("Share of orders with an error within error_p90, and median ratio of stated to actual error")
     print_table(
-        ["results of blocks", *(f"{count} of {K}" for count in ARRIVAL_COUNTS)],
+        ["results", *(f"{count} of {K}" for count in ARRIVAL_COUNTS)],
         measure_coverage(1 if quick else 10),
     )
-    print()
+    print("\nShare of mixtures within error_p90 for solution and Gram matrix; median error of the solution")
     print_table(
-        ["least squares, Gram", *(f"{count} of 24" for count in BLOCKS)],
+        ["problem", *(f"{count} of 24" for count in BLOCKS)],
         measure_sketches(4 if quick else 200),
     )
 

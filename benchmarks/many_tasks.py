@@ -30,7 +30,7 @@ def main() -> None:
     polarmap.coded_map(lambda block: block @ np.ones(16), list(np.ones((6, 4, 16))), tasks=8)
     library_mib = peak_mib()
     print(f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
-    header = ("tasks", "blocks", "s", "driver CPU s", "CPU ms a task", "MiB")
+    header = ("tasks", "blocks", "seconds", "driver CPU s", "CPU ms / task", "peak MiB")
     print_table(header, measure_maps(task_counts, library_mib))
 
 

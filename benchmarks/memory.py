@@ -71,7 +71,7 @@ def main() -> None:
             f"encode, {n_mebibytes:,} MiB": pool.apply(measure_encoding, (n_mebibytes,)),
         }
     print_table(
-        ("(32, 24), float64, MiB", "libraries", "peak above", "bound", "of it"),
+        ("(32, 24), float64, MiB", "libraries", "peak above", "bound", "peak / bound"),
         [(name, *mib_values, mib_values[1] / mib_values[2]) for name, mib_values in measurements.items()],
     )
 

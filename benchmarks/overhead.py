@@ -59,6 +59,6 @@ def measure_overhead(n_turns: int) -> Iterator[Row]:
         *(partial(map_with_polarmap, f, blocks, faults) for faults in ({}, SLEEPING_FAULTS)),
     ]
     lithops_times, healthy_times, sleeping_times = map(to_milliseconds, time_in_turns(actions, n_turns))
-    label = f"{K} tasks of {TASK_SECONDS} s on Lithops here"
+    label = f"{K} tasks of {TASK_SECONDS} s on local Lithops"
     yield Row(label, healthy_times, "Lithops' map", lithops_times, "1.15")
     yield Row(f"{label}, {len(SLEEPING_FAULTS)} of {N} sleep", sleeping_times, "Lithops' map", lithops_times)

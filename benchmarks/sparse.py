@@ -102,7 +102,7 @@ def main() -> None:
     shapes = [(24_000, 1_000, 0.001), (24_000, 1_000, 0.01)]
     if not quick:
         shapes += [(96_000, 10_000, 0.001), (48_000, 4_000, 0.01), (96_000, 10_000, 0.01)]
-    print(f"polarmap {polarmap.__version__}: A x, {K} blocks, {N} coded; seconds of a product")
+    print(f"polarmap {polarmap.__version__}: A x with {K} blocks and {N} tasks; seconds of a product")
     lines, solver_lines = [], []
     with Pool() as pool:
         for n_rows, n_columns, density in shapes:
@@ -112,9 +112,9 @@ def main() -> None:
             if (n_rows, density) in ((24_000, 0.01), (96_000, 0.001)):
                 solver_lines += [(name, *measurement) for measurement in measure_solvers(A, pool)]
     coding = ("parity/data", "work", "encode")
-    print_table(("", *coding, "scipy", "coded", "copies", "coded, 2 sleep", "copies, 2 sleep"), lines)
+    print_table(("matrix", *coding, "scipy", "coded", "copies", "coded, 2 sleep", "copies, 2 sleep"), lines)
     print(f"\nlsqr, {N_LSQR_STEPS} steps; svds, {N_SINGULAR_VALUES} values")
-    print_table(("", "", "", "seconds", "ms a product", "code"), solver_lines)
+    print_table(("matrix", "solver", "operand", "seconds", "ms / product", "code"), solver_lines)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def steps(effort: Effort) -> Iterator[Row]:
     for block_rows, target in ((4, "1.8, 2 ms"), (1_000, "")):
         A, label = rng.standard_normal((BLOCKS * block_rows, len(x))), f"24 blocks of {block_rows:,} x 1,000"
         with persistent_workers.open_steps(
-            A, x, "nobody", (POLARMAP_DEFAULT, BARE_SOCKETS, FEW_BLOCKS, NUMPY_ONLY)
+            A, x, "none", (POLARMAP_DEFAULT, BARE_SOCKETS, FEW_BLOCKS, NUMPY_ONLY)
         ) as open_actions:
             actions = list(open_actions.values())
             assert all(np.allclose(action(), A @ x) for action in actions)
@@ -115,7 +115,7 @@ def steps(effort: Effort) -> Iterator[Row]:
             call_counts = [[count_python_calls(action) for _ in range(20)] for action in actions[:2]]
         yield Row(f"{label}: Python calls", call_counts[0], BARE_SOCKETS, call_counts[1], "1,500 calls")
         yield Row(label, polarmap_times, BARE_SOCKETS, socket_times, target)
-        yield Row(f"the same, {CORES} blocks of {CORES + 1}", few_block_times, BARE_SOCKETS, socket_times)
+        yield Row(f"{label}, {CORES} of {CORES + 1} tasks", few_block_times, BARE_SOCKETS, socket_times)
     yield Row(label, polarmap_times, "numpy", numpy_times, "1.5 (2)")
 
 
@@ -142,9 +142,12 @@ def operators(effort: Effort) -> Iterator[Row]:
     x, b, columns = np.ones(1_000), np.ones(n_rows), np.ones((1_000, 64))
     products: dict[str, tuple[Callable[[Any], Any], str]] = {
         f"CodedOperator @ x, {n_rows:,} x 1,000": (lambda operand: operand @ x, "1.3"),
-        "its transpose": (lambda operand: operand.T @ b, "1.4"),
-        "64 columns at once": (lambda operand: operand @ columns, "1.2"),
-        "a gradient step": (lambda operand: x - 1e-5 * (operand.T @ (operand @ x - b)), "1.4"),
+        "CodedOperator.T @ y": (lambda operand: operand.T @ b, "1.4"),
+        "CodedOperator @ 64 columns": (lambda operand: operand @ columns, "1.2"),
+        "a gradient step with CodedOperator": (
+            lambda operand: x - 1e-5 * (operand.T @ (operand @ x - b)),
+            "1.4",
+        ),
     }
     with CodedOperator(A) as operator:
         for label, (step, target) in products.items():
@@ -164,9 +167,7 @@ def maps(effort: Effort) -> Iterator[Row]:
     with ThreadPoolExecutor(4) as pool:
         polarmap_map = partial(coded_map, blocks=BLOCKS, tasks=WORKERS, executor=pool)
         pool_map = partial(list_results, pool.map, f, np.split(small_matrix, BLOCKS))
-        yield effort.measure_row(
-            "thread pool, 24 of 32, tiny f", polarmap_map, "its own map", pool_map, "2 ms"
-        )
+        yield effort.measure_row("thread pool, 24 of 32, tiny f", polarmap_map, "pool.map", pool_map, "2 ms")
     first_map_process, import_process = (
         partial(subprocess.run, [sys.executable, "-c", program], check=True)
         for program in (FIRST_MAP_PROGRAM, IMPORT_PROGRAM)
@@ -220,13 +221,13 @@ def fits(effort: Effort) -> Iterator[Row]:
         first_seconds.append(time_call(fit_ridge))
         numpy_seconds.append(time_call(fit_in_numpy))
     yield Row(
-        "Ridge on diabetes, the first",
+        "Ridge on diabetes, first fit",
         to_milliseconds(first_seconds),
         "numpy",
         to_milliseconds(numpy_seconds),
         "200 ms",
     )
-    yield effort.measure_slow_row("later ones", fit_ridge, "numpy", fit_in_numpy, "20 ms")
+    yield effort.measure_slow_row("Ridge on diabetes, later fits", fit_ridge, "numpy", fit_in_numpy, "20 ms")
     X, y = load_breast_cancer(return_X_y=True)
     X = StandardScaler().fit_transform(X)
     for model, target in (
@@ -319,8 +320,10 @@ SUBJECTS: dict[str, Callable[[Effort], Iterator[Row]]] = {
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer")
-    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"of {', '.join(SUBJECTS)}; all")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
+    parser.add_argument(
+        "subjects", nargs="*", metavar="subject", help=f"any of {', '.join(SUBJECTS)}; default: all"
+    )
     arguments = parser.parse_args()
     unknown_subjects = set(arguments.subjects) - set(SUBJECTS)
     if unknown_subjects:

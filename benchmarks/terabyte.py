@@ -193,8 +193,8 @@ def main() -> None:
             f"{name} {estimate.seconds:.0f} s" for name, estimate in estimate_operations(100, 75, bandwidth)
         )
         print(f"(100, 75) at {bandwidth / 1e6:.0f} MB/s: {summary}")
-    print("\nMB per second and core: of data to encode, of parts to rebuild 5 % of the blocks from")
-    header = ("code", "encode", "taken as", "rebuild", "taken as")
+    print("\nMB per second and core: data to encode, and parts from which to rebuild 5 % of the blocks")
+    header = ("code", "encode", "assumed", "rebuild", "assumed")
     print_table(header, map(compare_speeds, codes))
 
 
