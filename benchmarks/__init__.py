@@ -82,7 +82,10 @@ def measure_cpu_seconds(
 ) -> tuple[float, Any]:
     """Return the summarized processor time of a few runs in seconds, and the result of the last run.
 
-    summarize : reduces the seconds of all runs to one number, e.g. `min` or `median`
+    Parameters
+    ----------
+    summarize : Callable[[list[float]], float]
+        Reduces the seconds of all runs to one number, e.g. `min` or `median`.
     """
     seconds, result = [], None
     with single_blas_thread():
@@ -105,7 +108,7 @@ def single_blas_thread() -> Iterator[None]:
 class Row(NamedTuple):
     """A row of a table: times in milliseconds (or counts), a baseline to divide them by, and a target.
 
-    A target that starts with a plain number is an upper bound of the median ratio.
+    The target is an upper bound of the median ratio, of the median time or count with its unit, or of both.
     """
 
     label: str

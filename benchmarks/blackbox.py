@@ -82,7 +82,10 @@ class VirtualClock:
 class GradientSource:
     """A source of gradients that counts its calls, queries and virtual seconds.
 
-    f : function of one point or of an array of points, one per row
+    Parameters
+    ----------
+    f : Callable[[Any], Any]
+        Function of one point or of an array of points, one per row.
     """
 
     def __init__(self, method: str, f: Callable[[Any], Any], seed: int) -> None:

@@ -52,7 +52,10 @@ def make_product(block_rows: int, n_columns: int) -> Iteration:
 class FaultSampler:
     """Draws the faults of the tasks of each step, the same for every row.
 
-    case : the current case, one of `CASES`
+    Attributes
+    ----------
+    case
+        The current case, one of `CASES`.
     """
 
     def __init__(self, folder: str) -> None:

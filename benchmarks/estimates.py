@@ -77,7 +77,7 @@ def sample_error_ratios(
     return ratios
 
 
-# BLOCKS are numbers of mixtures of 24 blocks of 25 rows that arrive.
+# BLOCKS has the numbers of mixtures that arrive, out of 24 blocks of 25 rows.
 ROWS, COLUMNS, BLOCKS = 600, 8, (1, 2, 6, 12, 23)
 Problem = tuple[np.ndarray, np.ndarray]
 

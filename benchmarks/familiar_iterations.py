@@ -19,10 +19,16 @@ Residual = Callable[[Array, Array], Array]  # takes A x and the right-hand side
 class Iteration(NamedTuple):
     """An iteration, by tasks of plain workers and by products of an operator.
 
-    blocks : data of each worker's task: its rows of `matrix` and of the right-hand side task : returns a
-    worker's result for its block and the iterate update : returns the next iterate from the current one and
-    the results of all tasks step_with_operator : returns the next iterate from an operator and the current
-    iterate
+    Attributes
+    ----------
+    blocks : Sequence[Any]
+        Data of each worker's task: its rows of `matrix` and of the right-hand side.
+    task : Callable[[Any, Array], Array]
+        Returns a worker's result for its block and the iterate.
+    update : Callable[[Array, Sequence[Array]], Array]
+        Returns the next iterate from the current one and the results of all tasks.
+    step_with_operator : Callable[[Any, Array], Array]
+        Returns the next iterate from an operator and the current iterate.
     """
 
     blocks: Sequence[Any]
@@ -51,7 +57,10 @@ def make_logistic_regression(n_rows: int, n_columns: int, n_workers: int) -> Ite
 def make_gradient_descent(table: Array, residual: Residual, curvature: float, n_workers: int) -> Iteration:
     """Return gradient descent on rows [A | b], with gradients A'residual(A x, b).
 
-    curvature : upper bound of the second derivative of the loss of a row
+    Parameters
+    ----------
+    curvature : float
+        Upper bound of the second derivative of the loss of a row.
     """
     A, b = table[:, :-1], table[:, -1]
     # The largest eigenvalue of A'A is close to (sqrt(rows) + sqrt(columns))^2, since its entries are normal.

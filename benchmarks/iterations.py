@@ -45,8 +45,16 @@ Step = Callable[[Array], Array]  # takes an iterate, returns the next one
 class Size(NamedTuple):
     """The size of a run.
 
-    sleep_seconds : seconds that slow tasks sleep n_turns : turns of each library n_steps : steps in a turn
-    make_iterations : title -> function that returns the iteration
+    Attributes
+    ----------
+    sleep_seconds : float
+        Seconds that slow tasks sleep.
+    n_turns : int
+        Turns of each library.
+    n_steps : int
+        Steps in a turn.
+    make_iterations : dict[str, Callable[[], Iteration]]
+        Title -> function that returns the iteration.
     """
 
     sleep_seconds: float
@@ -80,7 +88,10 @@ QUICK = Size(
 class SleepSampler:
     """Draws the seconds that each task of a step sleeps, in the same random order for every library.
 
-    n_slow : number of tasks that sleep in each step
+    Attributes
+    ----------
+    n_slow
+        Number of tasks that sleep in each step.
     """
 
     def __init__(self, sleep_seconds: float) -> None:

@@ -25,7 +25,10 @@ WORKER_NUMBERS: dict[str, int] = {}  # This worker's number in each folder.
 class SleepingJob:
     """A function of a task number that sleeps according to a table of run times (attempts, tasks).
 
-    folder : an empty folder for a file per attempt
+    Parameters
+    ----------
+    folder : Path
+        An empty folder for a file per attempt.
     """
 
     def __init__(self, folder: Path, run_times: np.ndarray) -> None:

@@ -121,9 +121,11 @@ class MatrixLayout:
     def _estimate(self, steps: list[WorkerStep], wait_factor: float, billed_factor: float) -> CostEstimate:
         """Estimate a sequence of maps.
 
-        wait_factor, billed_factor : how long a map takes, and how long each worker is billed on average, as
-        multiples
-            of the time of a worker that is not slow
+        Parameters
+        ----------
+        wait_factor, billed_factor : float
+            How long a map takes, and how long each worker is billed on average, as multiples of the time of a
+            worker that is not slow.
         """
         usd_per_write, usd_per_read = USD_PER_WRITE_AND_READ["aws_s3"]
         seconds = dollars = n_requests = 0.0

@@ -21,7 +21,10 @@ def conic_minimum(
 ) -> tuple[np.ndarray, float]:
     """Return the x that minimizes x'Px/2 + q'x, and the minimum.
 
-    constraints : (G, h, cone) for each constraint h - G x in the cone
+    Parameters
+    ----------
+    constraints : list[tuple[Any, Any, str]]
+        (G, h, cone) for each constraint h - G x in the cone.
     """
     settings = clarabel.DefaultSettings()
     settings.verbose = False

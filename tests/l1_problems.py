@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 class L1Problem(NamedTuple):
     """Minimize |b - A x|^2 / 2 + strength |x|_1.
 
-    share : strength relative to the smallest strength at which x is 0
+    Attributes
+    ----------
+    share : float
+        Strength relative to the smallest strength at which x is 0.
     """
 
     A: np.ndarray

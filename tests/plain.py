@@ -129,7 +129,10 @@ def printed(value: Any) -> str:
 def process_pool(workers: int, **environment: str | None) -> ProcessPoolExecutor:
     """Return a pool of processes that are not forked from this one, which would be unsafe with threads.
 
-    environment : variables to set, or to remove if None, in the processes
+    Parameters
+    ----------
+    environment : str or None
+        Variables to set, or to remove if None, in the processes.
     """
     context = multiprocessing.get_context("forkserver")
     return ProcessPoolExecutor(

@@ -32,7 +32,10 @@ def check(
 ) -> CodedResult:
     """Check a map on this pool and return its result.
 
-    f : function of a block, which must return factor * (block @ X); default: that product
+    Parameters
+    ----------
+    f : callable, optional
+        Function of a block, which must return factor * (block @ X); default: that product.
     """
     x = X
     # The lambda is pickled by value: for a function of this file, a new worker would import the file.

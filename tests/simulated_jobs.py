@@ -37,8 +37,14 @@ def late_moments(
 ) -> list[float]:
     """Return the times after which running tasks are late, if nothing else happens.
 
-    durations : run times of returned tasks that began with the job running : start times of the running tasks
-    later : run times of returned tasks that began after the job
+    Parameters
+    ----------
+    durations : Iterable[float]
+        Run times of returned tasks that began with the job.
+    running : Iterable[float]
+        Start times of the running tasks.
+    later : Iterable[float]
+        Run times of returned tasks that began after the job.
     """
     began, known = list(running), sorted(durations)
     if len(known) < rule.n_tasks / 2:

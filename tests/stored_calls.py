@@ -37,7 +37,10 @@ def job_reading(location: Location | None) -> JobSpec:
 def orders_of(f: Callable[[Any], Any], block: Path, *folders: Path, number: int = 0) -> list[Message]:
     """Return the messages of a map with one task, f of an array of one number.
 
-    folders : folders for large results
+    Parameters
+    ----------
+    folders
+        Folders for large results.
     """
     header = encode_record(JobHeader([*map(str, folders or [block])], None, None, b"", None, []))
     of_map = Message(MessageKind.JOB, (number, 0, 0), header, pickle_to_array((f, ("array",))).tobytes())

@@ -88,7 +88,10 @@ def script(page: Path, *, notest: str = "nothing") -> str:
 
     Each block forgets its names at its end.
 
-    notest : a part of the reason for which further blocks are included
+    Parameters
+    ----------
+    notest : str
+        A part of the reason for which further blocks are included.
     """
     lines: list[str] = []
     for block in blocks(page):

@@ -91,8 +91,12 @@ def sent_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 class ThreadSite(WorkerProvider):
     """A provider whose workers are threads.
 
-    lives : worker number -> behaviour of that worker; other workers behave like `default` worker_spec,
-    max_worker_seconds, max_workers, storage : as in other providers
+    Parameters
+    ----------
+    lives : Mapping[int, Life] | None
+        Worker number -> behaviour of that worker; other workers behave like `default`.
+    worker_spec, max_worker_seconds, max_workers, storage
+        As in other providers.
     """
 
     name = "threads"
@@ -160,8 +164,14 @@ class ThreadSite(WorkerProvider):
 class MachineSite(ThreadSite):
     """A provider whose threads claim to run on machines.
 
-    known : names of all machines reachable : machines on which workers start; on other machines, launched
-    workers never start withdrawn : workers whose launch was cancelled
+    Attributes
+    ----------
+    known
+        Names of all machines.
+    reachable
+        Machines on which workers start; on other machines, launched workers never start.
+    withdrawn
+        Workers whose launch was cancelled.
     """
 
     placement_timeout = 0.2

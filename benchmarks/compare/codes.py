@@ -40,9 +40,14 @@ WARM_UP_SIZE = (130, 98)  # Code whose use compiles the loops of the other sizes
 class Size(NamedTuple):
     """A code size and how thoroughly it is measured.
 
-    n_orders : random arrival orders for decoders that are quick to simulate n_slow_orders : random arrival
-    orders for decoders that solve a dense system for each n_patterns : arrival patterns whose error
-    amplification is estimated
+    Attributes
+    ----------
+    n_orders : int
+        Random arrival orders for decoders that are quick to simulate.
+    n_slow_orders : int
+        Random arrival orders for decoders that solve a dense system for each.
+    n_patterns : int
+        Arrival patterns whose error amplification is estimated.
     """
 
     n: int
@@ -55,13 +60,22 @@ class Size(NamedTuple):
 class CodeMeasurement(NamedTuple):
     """The measurements of one code at one size.
 
-    n : coded blocks; a local product code chooses its own number mean_extra_arrivals : mean number of
-    arrivals beyond k, over the orders that decode encode_operations, decode_operations : operations per
-    number of a block; decoding at the last arrival needed encode_seconds, decode_seconds : seconds per byte
-    of the data plan_seconds : seconds per arrival pattern, independent of the block size amplification :
-    log10 of the median and the largest error amplification; None for exact integers
-
     Seconds are processor time of all threads, which is what a map would wait for on one core.
+
+    Attributes
+    ----------
+    n : int
+        Coded blocks; a local product code chooses its own number.
+    mean_extra_arrivals : float
+        Mean number of arrivals beyond k, over the orders that decode.
+    encode_operations, decode_operations : float
+        Operations per number of a block; decoding at the last arrival needed.
+    encode_seconds, decode_seconds : float
+        Seconds per byte of the data.
+    plan_seconds : float
+        Seconds per arrival pattern, independent of the block size.
+    amplification : tuple[float, float] | None
+        log10 of the median and the largest error amplification; None for exact integers.
     """
 
     name: str

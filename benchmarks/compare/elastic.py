@@ -24,9 +24,14 @@ VANISHING_RATES = (0.0, 0.1, 0.2, 0.4, 0.8)  # Rates at which a worker vanishes,
 class ElasticJobs(NamedTuple):
     """Jobs of one cluster at one vanishing rate, with arrays of one entry per trial.
 
-    lost_fraction : mean share of the first workers that vanish before they return a result completion_times :
-    seconds until the results are complete worker_seconds : seconds of all workers together, from the time
-    each joins
+    Attributes
+    ----------
+    lost_fraction : float
+        Mean share of the first workers that vanish before they return a result.
+    completion_times : Array
+        Seconds until the results are complete.
+    worker_seconds : Array
+        Seconds of all workers together, from the time each joins.
     """
 
     scheme: str

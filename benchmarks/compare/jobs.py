@@ -98,8 +98,12 @@ BLOCK_SIZES = (1_000_000, 64_000_000)  # bytes
 class CodingSeconds(NamedTuple):
     """The seconds of a scheme in addition to its tasks.
 
-    encode, decode : on one core of the driver; decoding includes planning transfer : of blocks and results,
-    between driver and workers
+    Attributes
+    ----------
+    encode, decode : float
+        Seconds on one core of the driver; decoding includes planning.
+    transfer : float
+        Seconds to transfer blocks and results between driver and workers.
     """
 
     encode: float

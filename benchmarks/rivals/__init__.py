@@ -28,9 +28,13 @@ class DecodingPlan(Protocol):
 class RivalCode:
     """A code of n blocks that carry k data blocks, with the methods that are measured for every code.
 
-    norms : 2-norm of the coefficients of each coded block, (n,): the scale of its rounding errors if all data
-        blocks have unit size
-    encode_operations : additions and multiplications for one number of every coded block
+    Attributes
+    ----------
+    norms : Array
+        2-norm of the coefficients of each coded block, (n,): the scale of its rounding errors if all data
+        blocks have unit size.
+    encode_operations : float
+        Additions and multiplications for one number of every coded block.
     """
 
     name: str

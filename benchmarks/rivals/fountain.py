@@ -36,8 +36,12 @@ def robust_soliton(k: int, c: float, delta: float) -> Array:
 class LTCode(SparseCode):
     """An LT code of n coded blocks; no coded block is a data block.
 
-    c, delta : parameters of the robust soliton distribution uses_inactivation : whether it is decoded by
-    inactivation, or by peeling alone
+    Parameters
+    ----------
+    c, delta : float
+        Parameters of the robust soliton distribution.
+    uses_inactivation : bool
+        Whether it is decoded by inactivation, or by peeling alone.
     """
 
     def __init__(self, n: int, k: int, c: float, delta: float, uses_inactivation: bool = False) -> None:

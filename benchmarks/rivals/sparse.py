@@ -24,8 +24,14 @@ MAX_EXACT_NORMS = 1024
 class EquationGraph(NamedTuple):
     """Sparse equations: for each i, sum over its entries of coefficient * block[member] = 0.
 
-    starts : entries of equation i are starts[i] .. starts[i + 1] members, coefficients : block and
-    coefficient of each entry, for all equations n_blocks : number of blocks
+    Attributes
+    ----------
+    starts : Array
+        Entries of equation i are starts[i] .. starts[i + 1].
+    members, coefficients : Array
+        Block and coefficient of each entry, for all equations.
+    n_blocks : int
+        Number of blocks.
     """
 
     starts: Array
@@ -44,9 +50,12 @@ class EquationGraph(NamedTuple):
 class GraphDecoder:
     """A decoder for a graph of equations.
 
-    n_wanted : blocks 0 .. n_wanted - 1 must be recovered and may become inactive; all others follow from them
-    uses_inactivation : whether the decoder uses inactivation, or waits for more results until peeling
-    suffices
+    Parameters
+    ----------
+    n_wanted : int
+        Blocks 0 .. n_wanted - 1 must be recovered and may become inactive; all others follow from them.
+    uses_inactivation : bool
+        Whether the decoder uses inactivation, or waits for more results until peeling suffices.
     """
 
     def __init__(self, graph: EquationGraph, n_wanted: int, uses_inactivation: bool = False) -> None:
@@ -66,7 +75,10 @@ class GraphDecoder:
     def count_arrivals(self, arrival_order: Array, min_arrivals: int) -> int:
         """Return how many blocks in `arrival_order` must arrive; len(arrival_order) + 1 if all are too few.
 
-        min_arrivals : the smallest number that could suffice
+        Parameters
+        ----------
+        min_arrivals : int
+            The smallest number that could suffice.
         """
         undecodable, decodable = min_arrivals - 1, len(arrival_order) + 1  # too few, and enough
         while decodable - undecodable > 1:
@@ -100,8 +112,12 @@ class GraphDecoder:
     ) -> GraphPlan:
         """Return a plan for recovering `wanted_blocks` from the arrived blocks.
 
-        input_rows : rows in which the arrived blocks are given, by default 0, 1, ... wanted_blocks : by
-        default the wanted blocks of the decoder
+        Parameters
+        ----------
+        input_rows : Array | None
+            Rows in which the arrived blocks are given, by default 0, 1, ...
+        wanted_blocks : Array | None
+            By default the wanted blocks of the decoder.
         """
         graph, arrived_mask = self.graph, self._make_arrived_mask(arrived_blocks)
         # An equation cannot help to find other blocks if it has a missing block that is in no other equation.
@@ -127,8 +143,12 @@ class GraphDecoder:
 class GraphPlan:
     """A plan for recovering some blocks from others.
 
-    is_decodable : whether the arrived blocks determine the wanted ones operations : additions, and
-    multiplications of the dense part, for one number of every block
+    Attributes
+    ----------
+    is_decodable
+        Whether the arrived blocks determine the wanted ones.
+    operations
+        Additions, and multiplications of the dense part, for one number of every block.
     """
 
     def __init__(

@@ -23,8 +23,12 @@ CARRY_COEFFICIENT = 0.7
 class StaircaseCode(SparseCode):
     """A code of n blocks, the first k of them the data.
 
-    higher_fraction, higher_degree : a share of the data blocks is in `higher_degree` equations, the rest in
-    three uses_inactivation : whether it is decoded by inactivation, or by peeling alone
+    Parameters
+    ----------
+    higher_fraction, higher_degree : float, int
+        A share of the data blocks is in `higher_degree` equations, the rest in three.
+    uses_inactivation : bool
+        Whether it is decoded by inactivation, or by peeling alone.
     """
 
     def __init__(

@@ -11,7 +11,10 @@ def backward(
 ) -> tuple[Arrays, np.ndarray]:
     """Return the gradients by the kernels, and by the first layer's output, of a function of the scores.
 
-    output_gradient : gradient of that function by the scores
+    Parameters
+    ----------
+    output_gradient : np.ndarray
+        Gradient of that function by the scores.
     """
     gradients: Arrays = []
     for layer in reversed(range(len(kernels))):

@@ -80,7 +80,10 @@ def debian_folder(package: str, needed: str) -> Path:
     This needs apt, but no root rights and no package lists. Skip the test if the package cannot be
     downloaded.
 
-    needed : a pattern of the names of packages to unpack, among `package` and all its dependencies
+    Parameters
+    ----------
+    needed : str
+        A pattern of the names of packages to unpack, among `package` and all its dependencies.
     """
     folder = VENVS / package
     root, stamp, state = folder / "root", folder / "unpacked", folder / "apt"

@@ -24,8 +24,11 @@ def tripled(block: Any) -> Any:
 class DataCase:
     """Maps of one array that is modified after each map has begun, or freed and created again.
 
-    moment : "after submit", "between maps", or "freed", where another array may get the address and id of the
-    old one
+    Attributes
+    ----------
+    moment : str
+        "after submit", "between maps", or "freed", where another array may get the address and id of the old
+        one.
     """
 
     moment: str

@@ -39,7 +39,10 @@ def tripled_or_deadly(folder: str, n_deaths: dict[int, int], how: str, item: int
 class DeathCase:
     """A map of many short items.
 
-    n_deaths : item -> how often it kills its worker: at most `retries` times, or every time
+    Attributes
+    ----------
+    n_deaths : dict[int, int]
+        Item -> how often it kills its worker: at most `retries` times, or every time.
     """
 
     verb: str

@@ -37,8 +37,14 @@ SECONDS = 1.5  # Real seconds of a sleep.
 class Faults:
     """The faults of the tasks of a case.
 
-    struck : task -> kind of fault attempts : number of attempts that have the fault seconds : virtual run
-    times by task
+    Attributes
+    ----------
+    struck : dict[int, str]
+        Task -> kind of fault.
+    attempts : int
+        Number of attempts that have the fault.
+    seconds : dict[int, float]
+        Virtual run times by task.
     """
 
     struck: dict[int, str] = field(default_factory=dict)

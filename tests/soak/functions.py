@@ -16,11 +16,15 @@ from soak.draws import Draw
 class Function:
     """A function of a block and its properties.
 
-    kind : "linear", "affine", "quadratic", "other", or "rounded" (linear up to one in the last digit)
-    rows : "each" if it acts on each row separately, "as many" if it returns a row per row but not separately,
-    "some"
-        if one part of its container acts on each row, or "other"
-    gain : the largest intermediate number, in units of the largest number of the block
+    Attributes
+    ----------
+    kind : str
+        "linear", "affine", "quadratic", "other", or "rounded" (linear up to one in the last digit).
+    rows : str
+        "each" if it acts on each row separately, "as many" if it returns a row per row but not separately,
+        "some" if one part of its container acts on each row, or "other".
+    gain : float
+        The largest intermediate number, in units of the largest number of the block.
     """
 
     name: str

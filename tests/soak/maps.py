@@ -27,8 +27,14 @@ from soak.oracle import SHORT, Finding
 class MapCase:
     """A map with its data, code, options and faults.
 
-    data : an array, or a sequence of nested blocks blocks : the arguments of f, in native byte order rows :
-    rows of each block of an array; the last block may have fewer
+    Attributes
+    ----------
+    data
+        An array, or a sequence of nested blocks.
+    blocks : list[Any]
+        The arguments of f, in native byte order.
+    rows : int | None
+        Rows of each block of an array; the last block may have fewer.
     """
 
     seed: int

@@ -53,7 +53,10 @@ def _judged(error: Exception) -> PolarmapError:
 def excused(error: PolarmapError, reasons: Iterable[tuple[bool, str, Sequence[str]]]) -> str:
     """Return the verdict on an error that a reason excuses. Raise Finding if none does.
 
-    reasons : (whether it holds, its description, the names of the errors that it excuses)
+    Parameters
+    ----------
+    reasons : Iterable[tuple[bool, str, Sequence[str]]]
+        (whether it holds, its description, the names of the errors that it excuses).
     """
     name, holding = type(error).__name__, [reason for reason in reasons if reason[0]]
     for _, words, names in holding:

@@ -23,7 +23,10 @@ from soak.oracle import SHORT, SLACK, Finding
 class ProductCase:
     """A product with its factors, options and faults.
 
-    code : the code of the factor that is coded, or None if both are
+    Attributes
+    ----------
+    code : PolarCode | None
+        The code of the factor that is coded, or None if both are.
     """
 
     seed: int

@@ -36,7 +36,10 @@ def changes() -> dict[str, tuple[module_states.Function, module_states.Change]]:
 class StateCase:
     """Maps of functions that multiply by a number which the program has set before.
 
-    steps : (index of f, the number, kind of map, whether a worker dies first)
+    Attributes
+    ----------
+    steps : list[tuple[int, float, str, bool]]
+        (index of f, the number, kind of map, whether a worker dies first).
     """
 
     steps: list[tuple[int, float, str, bool]]

@@ -27,6 +27,8 @@ Event = tuple[float, Callable[[], object]]
 class Fault:
     """A fault of a machine while a map runs.
 
+    Attributes
+    ----------
     begin : float
         Seconds from the start of the map to the fault.
     seconds : float
