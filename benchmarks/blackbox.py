@@ -34,7 +34,7 @@ from polarmap.plot import figure_style
 from polarmap.testing import ReplayExecutor
 
 N, K, DIMENSION = 32, 24, 96
-END_SECONDS = 1600.0  # virtual seconds
+END_SECONDS = 1600.0  # Virtual seconds of a run.
 
 
 class LogisticProblem:

@@ -70,5 +70,5 @@ def run(named: Named, pools: Pools) -> str:
         faults = getattr(case, "faults", None)
         if faults is None or len(faults.misleading) < 2 or not finding.kind.startswith("wrong"):
             raise
-        return "wrong, where several workers mislead"  # nothing is promised of more than one
+        return "wrong, where several workers mislead"  # No result is promised if several workers mislead.
     return verdict
