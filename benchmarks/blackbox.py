@@ -207,7 +207,7 @@ def draw_gaps(runs_by_method: dict[str, list[SearchRun]], path: Any) -> None:
         dashes = (4, 3) if name == "coded" else (None, None)
         line_style = {"color": METHODS[name][2], "label": name, "linewidth": 1.8, "dashes": dashes}
         axes.semilogy(time_grid, gaps.mean(axis=0), **line_style)
-    axes.set(xlabel="virtual seconds", ylabel="f - f*, relative to the start", ylim=(1e-8, 1.5))
+    axes.set(xlabel="virtual seconds", ylabel="f - f*, of that at the start", ylim=(1e-8, 1.5))
     axes.legend(frameon=False)
     figure.savefig(path)
 
