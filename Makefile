@@ -1,16 +1,16 @@
-# Every target sets up what it needs in .venv; nothing else on the machine is touched.
-# Paths are relative, so a checkout may lie anywhere, also below a folder with spaces.
+# Every target installs its requirements into .venv and changes nothing else on the machine.
+# Paths are relative, so a checkout may be anywhere, also below a folder whose name has spaces.
 
 PYTHON  ?= python3
 BACKEND ?= localhost
 CONFIG  ?= config/$(BACKEND).yaml
 MINUTES ?= 10
 MAPS    ?= 1000
-# One more than there are cores: many tests wait for processes.
+# One more than the number of cores, since many tests wait for processes.
 JOBS    ?= $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 
 python := .venv/bin/python
-# As in an activated environment: Lithops looks for `python` on PATH.
+# PATH is set as in an activated environment, since Lithops looks for `python` on PATH.
 run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 
 .DEFAULT_GOAL := help
@@ -32,7 +32,7 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	test -n "$$files" || { echo "make: no file is called test_$*.py below tests/." >&2; exit 2; }; \
 	$(run) -m pytest $$files
 
-test-engines: .venv/.engines-test  ## run the tests that start clusters of Ray, which make test leaves out
+test-engines: .venv/.engines-test  ## run the tests that start Ray clusters, which make test leaves out
 	@$(run) -m pytest -m engines tests/executors tests/maps tests/test_docs.py
 
 test-network: .venv/.test  ## run tests/testbed on machines made of Linux namespaces, as root
@@ -41,7 +41,7 @@ test-network: .venv/.test  ## run tests/testbed on machines made of Linux namesp
 soak-engines: .venv/.test  ## run MAPS=1000 maps on ENGINE=dask or ray in such a network, with slow, cut and killed machines
 	@PYTHONPATH=tests $(run) -m testbed.soak --maps $(MAPS) $(SEED:%=--seed %) $(ENGINE:%=--engine %)
 
-soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=... on; CASE=... is one of them
+soak: .venv/.test  ## compare random cases with numpy for MINUTES=10, starting at SEED=...; CASE=... runs one case
 	@PYTHONPATH=tests $(run) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) $(CASE:%=--case %) \
 	$(KEEP_GOING:%=--keep-going)
 
@@ -57,7 +57,7 @@ lint: .venv/.dev  ## check style (ruff) and types (mypy, pyright)
 bench: .venv/.fast  ## measure speed and print the tables of ratios; python -m benchmarks --all has more
 	@$(run) -m benchmarks
 
-compare: .venv/.test  ## measure polarmap beside its rivals, write docs/comparison*.md, real-jobs.md, README's table
+compare: .venv/.test  ## measure polarmap against its rivals, write docs/comparison*.md, real-jobs.md and README's table
 	@$(run) -m benchmarks.compare
 	@$(run) -m benchmarks.stragglers
 	@$(run) -m benchmarks.iterations
@@ -83,8 +83,8 @@ clean:  ## remove .venv, caches and build products
 	@rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp per set of dependencies. Each set holds the ones named before it,
-# so installing `dev` also stamps `test`, `fast` and `base`.
+# One stamp per set of dependencies. Each set includes the sets listed before it, so installing `dev` also
+# stamps `test`, `fast` and `base`.
 stamped_base := base
 stamped_fast := base fast
 stamped_test := base fast test
@@ -97,28 +97,28 @@ stamped_cloud-test := base fast test cloud-test
 	@$(python) -m pip install --quiet --disable-pip-version-check --editable '.$(if $(filter-out base,$*),[$*])'
 	@touch $(stamped_$*:%=.venv/.%)
 
-# One .venv holds the packages of one Python: a PYTHON= that names another is refused.
+# .venv belongs to one Python version, so a PYTHON= with another version is refused.
 is_old := import sys; sys.exit(sys.version_info >= (3, 11))
 minor  := import sys; print(*sys.version_info[:2], sep=".")
 chosen := $(if $(filter command environment%,$(origin PYTHON)),$(PYTHON))
 
 interpreter: .venv/.made
 	@$(python) -c '' 2>/dev/null || \
-	{ echo "make: the Python of .venv is gone; make a new one: make clean && make $(MAKECMDGOALS)" >&2; exit 2; }
+	{ echo "make: the Python of .venv no longer exists; create a new environment: make clean && make $(MAKECMDGOALS)" >&2; exit 2; }
 	@! $(python) -c '$(is_old)' || \
 	{ echo "make: polarmap needs Python 3.11 or later, but .venv has $$($(python) -c '$(minor)');" \
-	"make a new one: make clean && make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	"create a new environment: make clean && make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
 	@has=$$($(python) -c '$(minor)'); wanted=$(if $(chosen),$$($(chosen) -c '$(minor)'),$$has); \
 	test "$$has" = "$$wanted" || \
-	{ echo "make: .venv has Python $$has, PYTHON=$(chosen) is $${wanted:-none};" \
-	"to replace it: make clean && make $(MAKECMDGOALS) PYTHON=$(chosen)" >&2; exit 2; }
+	{ echo "make: .venv has Python $$has, PYTHON=$(chosen) is $${wanted:-not a Python interpreter};" \
+	"to replace .venv: make clean && make $(MAKECMDGOALS) PYTHON=$(chosen)" >&2; exit 2; }
 	@$(python) -c 'import sys; print("Using Python", sys.version.split()[0], "at", sys.executable)'
 
 .venv/.made:
 	@command -v $(PYTHON) >/dev/null || \
-	{ echo "make: there is no '$(PYTHON)' here; install Python 3.11 or later, or name one with PYTHON=..." >&2; exit 2; }
+	{ echo "make: '$(PYTHON)' was not found; install Python 3.11 or later, or name an interpreter with PYTHON=..." >&2; exit 2; }
 	@! $(PYTHON) -c '$(is_old)' || \
-	{ echo "make: polarmap needs Python 3.11 or later, but '$(PYTHON)' is older; name another with PYTHON=..." >&2; exit 2; }
+	{ echo "make: polarmap needs Python 3.11 or later, but '$(PYTHON)' is older; name another interpreter with PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	{ echo "make: '$(PYTHON)' lacks the venv module; install it (Debian, Ubuntu: the package python3-venv)." >&2; exit 2; }
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || \

@@ -1,4 +1,4 @@
-"""Speed and accuracy as ratios measured in one run; each module prints its tables, or writes its page."""
+"""Measure speed and accuracy as ratios within one run; each module prints its tables or writes its page."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parents[1]
 N_REPEATS = 5
-PAUSE_SECONDS = 0.15  # seconds: the threads of BLAS spin for about 0.1 after a product, and take a core
+PAUSE_SECONDS = 0.15  # BLAS threads spin for about 0.1 s after a product and occupy a core.
 
 
 def parse_quick_flag(description: str | None) -> bool:
-    """Whether --quick was given: smaller sizes and fewer repetitions."""
+    """Return whether --quick was given on the command line, for smaller sizes and fewer repetitions."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=raw)
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
     return bool(parser.parse_args().quick)
 
 
 def format_median_and_p90(values: Sequence[float]) -> str:
-    """The median, and in brackets what nine in ten do not exceed.
+    """Return the median of the values, followed by their 90 % quantile in brackets.
 
     >>> format_median_and_p90([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
     '6.00 (10.0)'
@@ -38,7 +38,7 @@ def format_median_and_p90(values: Sequence[float]) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, without exponents where they are not needed."""
+    """Return the value with three significant digits, in exponent form only if it is tiny."""
     if not math.isfinite(value):
         return "never"
     if value == 0:
@@ -50,9 +50,10 @@ def format_number(value: float) -> str:
 def time_in_turns(
     actions: Sequence[Callable[[], object]], n_turns: int, n_steps: int = 1
 ) -> list[list[float]]:
-    """The seconds of each run of each action, so many in a turn: so a busy machine slows all alike.
+    """Return the seconds of every run of each action, measured in turns so that load slows all actions alike.
 
-    Those that warm up are not counted: a first turn, and the first two of a turn that has several steps.
+    Each action runs `n_steps` times in a turn. Warm-up runs are not counted: the whole first turn, and the
+    first two steps of a turn that has several steps.
     """
     seconds: list[list[float]] = [[] for _ in actions]
     for turn in range(n_turns + 1):
@@ -65,25 +66,31 @@ def time_in_turns(
 
 
 def time_call(action: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return how many seconds one call takes."""
     started_at = perf_counter()
     action()
     return perf_counter() - started_at
 
 
 def time_calls(action: Callable[[], object], n_calls: int, n_warmup_calls: int = 1) -> list[float]:
-    """How long each of some calls takes, after those that are not counted."""
+    """Return how many seconds each of `n_calls` calls takes, after warm-up calls that are not counted."""
     return [time_call(action) for _ in range(n_warmup_calls + n_calls)][n_warmup_calls:]
 
 
 def measure_cpu_seconds(
     action: Callable[[], Any], summarize: Callable[[list[float]], float]
 ) -> tuple[float, Any]:
-    """Seconds of processor time, the least or the median of a few runs, and the result of the last."""
+    """Return the summarized processor time of a few runs in seconds, and the result of the last run.
+
+    Parameters
+    ----------
+    summarize : Callable[[list[float]], float]
+        Reduces the seconds of all runs to one number, e.g. `min` or `median`.
+    """
     seconds, result = [], None
     with single_blas_thread():
         for _ in range(N_REPEATS):
-            result = None  # whose memory the next run may have
+            result = None  # Free the memory of the last result for the next run.
             started_at = process_time()
             result = action()
             seconds.append(process_time() - started_at)
@@ -92,14 +99,17 @@ def measure_cpu_seconds(
 
 @contextmanager
 def single_blas_thread() -> Iterator[None]:
-    """Threads of BLAS that wait for each other take processor time: nothing that a job needs."""
+    """Limit BLAS to one thread: threads that wait for each other would inflate the processor time."""
     with threadpool_limits(1):
         sleep(PAUSE_SECONDS)
         yield
 
 
 class Row(NamedTuple):
-    """What was measured, in milliseconds or counted, beside another; what it is to come to, a ratio first."""
+    """A row of a table: times in milliseconds (or counts), a baseline to divide them by, and a target.
+
+    The target is an upper bound of the median ratio, of the median time or count with its unit, or of both.
+    """
 
     label: str
     times: Sequence[float]
@@ -108,7 +118,7 @@ class Row(NamedTuple):
     target: str = ""
 
     def format_cells(self) -> tuple[object, ...]:
-        """A ratio is to the median of the other."""
+        """Return the cells of the row; ratios are relative to the median of the baseline."""
         ratios = [value / median(self.baseline_times) for value in self.times]
         times_text, baseline_text, ratio_text = map(
             format_median_and_p90, (self.times, self.baseline_times, ratios)
@@ -121,13 +131,13 @@ def to_milliseconds(seconds: Sequence[float]) -> list[float]:
 
 
 def print_rows(rows: Iterable[Row]) -> None:
-    """Print each with its ratio."""
-    header = ("milliseconds, median (90 %)", "polarmap", "beside", "its", "ratio", "target")
+    """Print a table with one line for each row."""
+    header = ("milliseconds: median (90 %)", "polarmap", "baseline", "its time", "ratio", "target")
     print_table(header, (row.format_cells() for row in rows), label_width=48)
 
 
 def print_table(header: Sequence[object], rows: Iterable[Sequence[object]], label_width: int = 28) -> None:
-    """Print a plain table, row by row as they are measured: names to the left, numbers to the right."""
+    """Print a plain table, each row once it is measured: first column to the left, the rest to the right."""
     for name, *cells in chain([header], rows):
         print(
             f"{name!s:<{label_width}}", *(f"{_format_cell(cell):>14}" for cell in cells), sep="  ", flush=True

@@ -1,4 +1,4 @@
-"""Benchmarks of speed, one table after another, or all: `python -m benchmarks [--all] [--quick]`."""
+"""Run the benchmarks of speed, or all, one after another: `python -m benchmarks [--all] [--quick]`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OTHER_BENCHMARKS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help=f"{', '.join(OTHER_BENCHMARKS)}, too")
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer")
+    parser.add_argument("--all", action="store_true", help=f"also run {', '.join(OTHER_BENCHMARKS)}")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
     arguments = parser.parse_args()
-    # each a process: none inherits another's threads or memory
+    # Each benchmark gets a new process: none inherits threads or memory.
     for benchmark in SPEED_BENCHMARKS + OTHER_BENCHMARKS * arguments.all:
         print(f"\n== {benchmark}", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", *["--quick"] * arguments.quick]

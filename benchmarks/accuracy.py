@@ -1,6 +1,7 @@
-"""Patterns of arrivals that would multiply rounding beyond the default rtol of a dtype, in per cent.
+"""Count the arrival patterns, in per cent, that would amplify rounding errors beyond the default rtol.
 
-Of exactly k results in random order, and of one and two more: a map awaits one result more.
+The patterns are the first k, k + 1 and k + 2 results in random order. A map waits for one extra result when
+the first k would amplify errors too much.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ FLOAT_DTYPES = ("float64", "float32", "float16")
 
 
 def sample_amplifications(code: PolarCode, n_arrivals: int, n_patterns: int) -> np.ndarray:
-    """Of random patterns of so many arrivals; inf where they do not determine the data."""
+    """Return the error amplification of random patterns of `n_arrivals` results; inf if undecodable."""
     rng = np.random.default_rng(0)
     factors = np.full(n_patterns, np.inf)
     for trial in range(n_patterns):
@@ -30,7 +31,7 @@ def sample_amplifications(code: PolarCode, n_arrivals: int, n_patterns: int) -> 
 
 
 def measure_beyond_rtol(n: int, k: int, n_patterns: int) -> Iterator[list[object]]:
-    """Per cent of patterns for each dtype, of k results and of one and two more."""
+    """Yield a row for k, k + 1 and k + 2 results: the percentage of bad patterns for each dtype."""
     code = PolarCode(n, k)
     limits = [get_default_rtol(np.dtype(name)) / machine_epsilon(np.dtype(name)) for name in FLOAT_DTYPES]
     for n_extra in range(3):
@@ -48,6 +49,7 @@ def measure_beyond_rtol(n: int, k: int, n_patterns: int) -> Iterator[list[object
 
 def main() -> None:
     quick = parse_quick_flag(__doc__)
+    print("Patterns beyond the default rtol of each dtype, in per cent; median and worst error amplification")
     print_table(
         ["code", "results", "patterns", *(f"% {name}" for name in FLOAT_DTYPES), "median", "worst"],
         (

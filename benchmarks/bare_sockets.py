@@ -1,7 +1,7 @@
-"""The least that a map of coded tasks can be: forked workers, a pair of sockets each, one order, one reply.
+"""The simplest possible map of coded tasks: forked workers, one pair of sockets each, one message per task.
 
-polarmap's own code decides which results are enough, and decodes. Blocks stay on workers, f goes once a map
-and worker, one order is told ahead. There are no failures, no retries, no reports: a floor, not a rival.
+polarmap decides which results suffice, and decodes. Workers keep their blocks, receive f once in a map, and
+have one task queued ahead. Failures, retries and reports are left out, so the times are a lower bound.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import numpy as np
 from benchmarks import single_blas_thread
 from polarmap.codes import ArrivalTracker, PolarCode
 
-MAX_ASSIGNED_TASKS = 2  # orders that a worker has at most: the one that it is at, and the next
+MAX_ASSIGNED_TASKS = 2  # Tasks assigned to a worker at a time: one that runs, and one queued.
 LENGTH_FORMAT = struct.Struct("<q")
 
 
 class Worker(NamedTuple):
-    """Process and socket, orders that have no reply yet, bytes of a reply that is not whole yet."""
+    """A worker process and its socket, its assigned tasks, and the bytes of an incomplete reply."""
 
     pid: int
     socket: socket.socket
@@ -37,13 +37,13 @@ class Worker(NamedTuple):
 
 
 class SocketPool:
-    """Processes that hold the n coded blocks of an array (k, ...)."""
+    """A pool of processes that hold the n coded blocks of an array (k, ...)."""
 
     def __init__(self, blocks: np.ndarray, n: int, n_workers: int) -> None:
         self._code = PolarCode(n, len(blocks))
         self._poller, self._n_maps, self._workers = select.poll(), 0, dict[int, Worker]()
         coded_blocks = list(self._code.encode(blocks))
-        with single_blas_thread():  # in workers, which are forked here
+        with single_blas_thread():  # The limit holds in the workers, which are forked here.
             for _ in range(n_workers):
                 driver_end, worker_end = socket.socketpair()
                 pid = os.fork()
@@ -55,7 +55,7 @@ class SocketPool:
                 self._poller.register(driver_end, select.POLLIN)
 
     def map(self, f: Callable[[Any], np.ndarray]) -> np.ndarray:
-        """The results of f, a linear function, of all blocks of data."""
+        """Return the results of the linear function f for all data blocks."""
         self._n_maps += 1
         pickled_f, tracker, results = (
             cloudpickle.dumps(f),
@@ -80,7 +80,7 @@ class SocketPool:
                 for map_index, task, result in receive_messages(worker.socket, worker.read_buffer):
                     worker.assigned_tasks.popleft()
                     assign_task(worker_fd)
-                    if map_index == self._n_maps:  # else of a map that is over
+                    if map_index == self._n_maps:  # Late results of an earlier map are dropped.
                         results[task] = result
                         tracker.add(task)
         return self._code.decode(results)
@@ -96,10 +96,10 @@ class SocketPool:
 
 
 def serve_tasks(driver_socket: socket.socket, blocks: Sequence[Any]) -> None:
-    """A worker's program, until it is killed."""
+    """Run the tasks that the driver sends, until the process is killed."""
     read_buffer, f = bytearray(), None
     with ExitStack() as stack:
-        stack.callback(os._exit, 0)  # nothing of the driver's ends here
+        stack.callback(os._exit, 0)  # Skip the exit handlers inherited from the driver.
         while True:
             for map_index, task, pickled_f in receive_messages(driver_socket, read_buffer):
                 if pickled_f is not None:
@@ -114,7 +114,7 @@ def send_message(connection: socket.socket, message: Any) -> None:
 
 
 def receive_messages(connection: socket.socket, read_buffer: bytearray) -> Iterator[Any]:
-    """The messages that are whole when some bytes more have come; EOFError if none will."""
+    """Read from the socket once and yield every complete message. Raise EOFError if it is closed."""
     chunk = connection.recv(1 << 20)
     if not chunk:
         raise EOFError

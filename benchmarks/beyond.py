@@ -1,4 +1,4 @@
-"""Codes beyond linear f: results needed and digits lost of polynomials, sums and private maps."""
+"""Measure codes for polynomials, sums and private maps: the results needed, and the digits lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polarmap.codes import LagrangeCode, SecretSharing, SecretSharingCode
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.testing import ReplayExecutor
 
-# A third more workers than results are needed, and larger ones.
+# Degrees and numbers of blocks. Each code has a third more workers than it needs results.
 POLYNOMIAL_CODES = [
     (2, 4),
     (2, 7),
@@ -28,13 +28,13 @@ POLYNOMIAL_CODES = [
     (4, 5),
 ]
 GRADIENT_CODES = [(12, 1), (12, 2), (12, 3), (10, 3), (24, 5), (23, 5), (23, 2)]
-# errors may be multiplied by, for ten digits to be left
+# The largest error amplification that leaves ten correct digits.
 TEN_DIGIT_AMPLIFICATION = 1e-10 / np.finfo(float).eps
 SECRET_SHARING_CODES = [(8, 5, 1), (12, 8, 1), (24, 16, 1), (12, 7, 2), (24, 15, 2), (24, 14, 3)]
 
 
 def compare_polynomial_codes(n_orders: int) -> Iterator[list[object]]:
-    """Errors by decoding when half, and when all, of the spare results are missing."""
+    """Yield each code's error amplification when half, and when all, of its spare results are missing."""
     for degree, k in POLYNOMIAL_CODES:
         for points in ("circle", "chebyshev"):
             n_needed = LagrangeCode(2000, k, degree, points).recovery_threshold
@@ -67,9 +67,7 @@ def compare_polynomial_codes(n_orders: int) -> Iterator[list[object]]:
 
 
 def count_arrivals(code: Any, seed: int, max_amplification: float = np.inf) -> tuple[int, Any]:
-    """Results of a random order until errors are multiplied by no more than `max_amplification`, and how they
-    decode.
-    """
+    """Return how many results in random order decode with at most `max_amplification`, and their decoder."""
     arrived_mask = np.zeros(code.n, bool)
     for index in np.random.default_rng(seed).permutation(code.n):
         arrived_mask[index] = True
@@ -80,7 +78,7 @@ def count_arrivals(code: Any, seed: int, max_amplification: float = np.inf) -> t
 
 
 def compare_gradient_codes(n_orders: int) -> Iterator[list[object]]:
-    """Results needed in a random order, and errors by decoding."""
+    """Yield the mean number of results that each code needs in random order, and its error amplification."""
     for n, tolerate in GRADIENT_CODES:
         code = GradientCode(n, tolerate)
         arrival_counts, decoders = zip(*(count_arrivals(code, seed) for seed in range(n_orders)))
@@ -99,7 +97,7 @@ def compare_gradient_codes(n_orders: int) -> Iterator[list[object]]:
 
 
 def compare_secret_sharing(n_rows: int) -> Iterator[list[object]]:
-    """What t workers learn at most, what one shows in fact, and the digits that decoding loses."""
+    """Yield what t workers can learn at most, what one worker learns, and the digits that decoding loses."""
     for n, k, t in SECRET_SHARING_CODES:
         for noise in (10.0, 100.0, 1000.0):
             code = SecretSharingCode(n, k, t, noise)
@@ -117,13 +115,13 @@ def compare_secret_sharing(n_rows: int) -> Iterator[list[object]]:
 
 
 def worst_correlation(code: SecretSharingCode) -> float:
-    """Of what the worst worker sees with the best linear guess at the data."""
+    """Return the correlation of the most informed worker's block with its best linear guess at the data."""
     signal = (code.encoding_matrix[:, : code.k] ** 2).sum(axis=1).max()
     return float(np.sqrt(signal / (signal + code.noise**2)))
 
 
 def measure_digits_lost(code: SecretSharingCode, block_rows: int) -> float:
-    """Decimal digits of a product with a matrix, the last workers missing, in float64."""
+    """Return the decimal digits that a float64 matrix product loses when the last workers are missing."""
     rng = np.random.default_rng(0)
     A, w = rng.standard_normal((code.k * block_rows, 20)), rng.standard_normal(20)
     arrival_times = dict.fromkeys(range(code.recovery_threshold + 1, code.n), 9.0)
@@ -142,17 +140,20 @@ def _format_short(value: float) -> str:
 
 def main() -> None:
     quick = parse_quick_flag(__doc__)
-    header = ["degree", "k", "points", "n", "recovery threshold", "norm inf", "half, median", "half, worst"]
+    print("Polynomials: error amplification when half, and when all, of the spare results are missing;")
+    print("extra: mean number of results beyond the recovery threshold until ten digits are right")
+    header = ["degree", "k", "points", "n", "threshold", "norm inf", "half, median", "half, worst"]
     print_table(
-        [*header, "all, median", "all, worst", "beyond"], compare_polynomial_codes(5 if quick else 100)
+        [*header, "all, median", "all, worst", "extra"], compare_polynomial_codes(5 if quick else 100)
     )
-    print()
+    print("\nSums: results needed in random order when s workers may be late, and error amplification")
     print_table(
-        ["n", "s", "groups", "n - s", "needed, mean", "amplification"],
+        ["n", "s", "groups", "n - s", "mean needed", "amplification"],
         compare_gradient_codes(20 if quick else 1000),
     )
-    print()
-    header = ["n", "k", "t", "noise", "bits", "correlated", "seen", "digits lost"]
+    print("\nPrivate maps: bits per entry that t workers can learn, for uncorrelated and correlated entries;")
+    print("correlation: of one worker's block with the data")
+    header = ["n", "k", "t", "noise", "bits", "bits, corr.", "correlation", "digits lost"]
     print_table(header, compare_secret_sharing(10 if quick else 1000))
 
 

@@ -1,18 +1,19 @@
-"""Black-box optimization under stragglers: coded gradients against what is done without a code.
+"""Compare coded gradients with uncoded ones in black-box optimization with stragglers.
 
-32 workers of a virtual clock minimize a logistic loss in 96 coordinates from function values only, at equal
-time. A query takes 1 s, a worker 1 + Exp(0.1) times that and, with probability 5 %, ten times more, by chance
-that is the same for all sources of gradients:
+32 workers with a virtual clock minimize a logistic loss in 96 coordinates from function values only, all
+methods for the same time. A query takes 1 s. A worker takes 1 + Exp(0.1) times as long and, with probability
+5 %, ten times longer. The random numbers are the same for all sources of gradients:
 
-* coded: coded_gradient, whose slopes are there at the k-th arrival;
-* differences: along all coordinates, waits for all workers;
-* backups: the same, but what takes 1.5 times the median gets a copy, late copies too, and the first counts;
-* orthogonal: new random orthonormal directions (Choromanski et al. 2018), those of the first k workers, which
-  give a projection of the gradient.
+* coded: coded_gradient, whose slopes are known at the k-th arrival;
+* differences: finite differences along all coordinates, which wait for all workers;
+* backups: finite differences, where a worker that takes 1.5 times the median gets a backup copy, repeatedly;
+  the first copy to finish counts;
+* orthogonal: new random orthonormal directions (Choromanski et al. 2018); those measured by the first k
+  workers give a projection of the gradient.
 
-All descend by steps of 1 / L along what their gradients are, but for L-BFGS, which uses coded ones as only
-exact ones can be. Queries are those started, on late workers too. Draws docs/figures/black-box.svg; with
---quick to build/comparison/.
+All methods take steps of length 1 / L along their gradients, except L-BFGS, which needs exact gradients and
+therefore uses coded ones. Queries are counted when they start, also on late workers. The program draws
+docs/figures/black-box.svg, or with --quick a figure in build/comparison/.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from polarmap.plot import figure_style
 from polarmap.testing import ReplayExecutor
 
 N, K, DIMENSION = 32, 24, 96
-END_SECONDS = 1600.0  # virtual seconds
+END_SECONDS = 1600.0  # Virtual seconds of a run.
 
 
 class LogisticProblem:
-    """A penalized logistic loss, its minimum and its smoothness."""
+    """A penalized logistic loss with its minimum and its smoothness constant."""
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -55,18 +56,18 @@ class LogisticProblem:
 
 
 class VirtualClock:
-    """Virtual seconds of the workers, by chance that does not depend on what they compute."""
+    """A clock that draws the virtual seconds of the workers, independently of what they compute."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
 
     def sample_answer_times(self, n_queries: int) -> Any:
-        """Until each worker has answered so many."""
+        """Return the seconds after which each worker has answered `n_queries` queries."""
         factors = np.where(self._rng.random(N) < 0.05, 10.0, 1.0)
         return n_queries * (1 + self._rng.exponential(0.1, N)) * factors
 
     def wait_for_all(self, n_queries: int, with_backups: bool) -> tuple[float, int]:
-        """Seconds until all have answered, with copies or without, and queries started."""
+        """Return the seconds until all workers have answered, and the number of queries started."""
         end_times, n_started = self.sample_answer_times(n_queries), N
         backup_interval = backup_at = 1.5 * float(np.median(end_times))
         while with_backups and (running_mask := end_times > backup_at).any():
@@ -79,7 +80,13 @@ class VirtualClock:
 
 
 class GradientSource:
-    """One of the sources, which counts its calls, queries and virtual seconds; f takes one x or many."""
+    """A source of gradients that counts its calls, queries and virtual seconds.
+
+    Parameters
+    ----------
+    f : Callable[[Any], Any]
+        Function of one point or of an array of points, one per row.
+    """
 
     def __init__(self, method: str, f: Callable[[Any], Any], seed: int) -> None:
         self.method, self._f = method, f
@@ -90,7 +97,7 @@ class GradientSource:
         self.n_calls += 1
         if self.method == "coded":
             return self._coded_gradient(x)
-        n_worker_queries = 2 * x.size // N  # of the queries, for each worker
+        n_worker_queries = 2 * x.size // N  # Each point of a central difference is a query.
         if self.method == "orthogonal":
             return self._projected_gradient(x, n_worker_queries)
         seconds, n_started = self._clock.wait_for_all(n_worker_queries, with_backups=self.method == "backups")
@@ -106,7 +113,7 @@ class GradientSource:
         return result.gradient
 
     def _projected_gradient(self, x: Any, n_worker_queries: int) -> Any:
-        """The gradient's projection on what the first workers have measured."""
+        """Return the projection of the gradient on the directions that the first k workers have measured."""
         self.elapsed_seconds += np.sort(self._clock.sample_answer_times(n_worker_queries))[K - 1]
         self.n_queries += N * n_worker_queries
         measured_directions = sample_directions(K * x.size // N, x.size, self._rng)
@@ -118,7 +125,7 @@ class GradientSource:
 
 
 def sample_directions(n_directions: int, dimension: int, rng: np.random.Generator) -> Any:
-    """Orthonormal rows (count, size) in random directions: of the cosine transform, twice, random signs."""
+    """Return orthonormal rows (count, size) in random directions, by cosine transforms and random signs."""
     rows = np.eye(dimension)[rng.permutation(dimension)[:n_directions]]
     for _ in range(2):
         rows = dct(rows, norm="ortho") * rng.choice([-1.0, 1.0], dimension)
@@ -126,19 +133,19 @@ def sample_directions(n_directions: int, dimension: int, rng: np.random.Generato
 
 
 class SearchRun(NamedTuple):
-    """Seconds and gaps f - f* after every step, and evaluations of f that were started."""
+    """A search: the seconds and gaps f - f* after every step, and the evaluations of f that were started."""
 
     seconds: list[float]
     gaps: list[float]
     n_evaluations: int
 
     def gap_after(self, elapsed_seconds: float) -> float:
-        """What had been reached by then."""
+        """Return the gap reached after `elapsed_seconds` virtual seconds."""
         return float(self.gaps[np.searchsorted(self.seconds, elapsed_seconds, side="right") - 1])
 
 
 def run_gradient_descent(problem: LogisticProblem, gradient_source: GradientSource) -> SearchRun:
-    """Steps of 1 / L."""
+    """Run gradient descent with steps of length 1 / L until END_SECONDS."""
     x = np.zeros(DIMENSION)
     seconds, gaps = [0.0], [problem(x) - problem.minimum]
     while seconds[-1] < END_SECONDS:
@@ -149,7 +156,7 @@ def run_gradient_descent(problem: LogisticProblem, gradient_source: GradientSour
 
 
 def run_lbfgs(problem: LogisticProblem, gradient_source: GradientSource) -> SearchRun:
-    """L-BFGS; a value of f counts as one evaluation of the driver."""
+    """Run L-BFGS until END_SECONDS; each value of f counts as one evaluation on the driver."""
     seconds, gaps = [0.0], [problem(np.zeros(DIMENSION)) - problem.minimum]
 
     def value_and_gradient(x: Any) -> tuple[float, Any]:
@@ -196,7 +203,8 @@ def draw_gaps(runs_by_method: dict[str, list[SearchRun]], path: Any) -> None:
             np.array([[run.gap_after(elapsed_seconds) for elapsed_seconds in time_grid] for run in runs])
             / runs[0].gaps[0]
         )
-        dashes = (4, 3) if name == "coded" else (None, None)  # it lies on the line of orthogonal search
+        # The coded line coincides with that of orthogonal search.
+        dashes = (4, 3) if name == "coded" else (None, None)
         line_style = {"color": METHODS[name][2], "label": name, "linewidth": 1.8, "dashes": dashes}
         axes.semilogy(time_grid, gaps.mean(axis=0), **line_style)
     axes.set(xlabel="virtual seconds", ylabel="f - f*, of that at the start", ylim=(1e-8, 1.5))
@@ -211,9 +219,12 @@ def main() -> None:
         runs_by_method[name] = [
             search(problem, GradientSource(method, problem, seed)) for seed in range(2 if quick else 8)
         ]
-    print(f"f - f* after so many virtual seconds, mean of {len(runs_by_method['coded'])} runs; f(0) - f* = 1")
-    header = [*(f"{END_SECONDS / divisor:g} s" for divisor in (8, 4, 2, 1)), "s / step", "started / step"]
-    print_table(["", *header], [format_row(name, runs) for name, runs in runs_by_method.items()])
+    n_runs = len(runs_by_method["coded"])
+    print(
+        f"(f - f*) / (f(0) - f*) after virtual seconds, mean of {n_runs} runs; seconds and queries per step"
+    )
+    header = [*(f"{END_SECONDS / divisor:g} s" for divisor in (8, 4, 2, 1)), "s / step", "queries / step"]
+    print_table(["method", *header], [format_row(name, runs) for name, runs in runs_by_method.items()])
     draw_gaps(runs_by_method, pages.output_folder(quick) / "figures" / "black-box.svg")
 
 

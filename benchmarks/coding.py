@@ -1,7 +1,8 @@
-"""Encoding and recovery as rows of `steps`: beside np.copyto of all n blocks, and of those of data.
+"""Time encoding and recovery against np.copyto of the same blocks, as rows of the table of `steps`.
 
-Results go to memory that is there already, or to new memory. "BLAS" is a dense product of the same size,
-which is arithmetic, and no longer memory, where blocks are many.
+Encoding is compared with a copy of all n blocks, recovery with a copy of the k data blocks. Results are
+written to existing memory, unless a row says "new memory". "BLAS" is a dense matrix product of the same size:
+with many blocks its time is spent on arithmetic, no longer on memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 class Case(NamedTuple):
-    """A code, blocks of so many bytes, the share that is missing; targets, as ratios to copies."""
+    """A code with its dtype, bytes of a block and missing share; targets are ratios to the time of a copy."""
 
     n: int
     k: int
@@ -42,11 +43,11 @@ CASES = [
     Case(64, 48, "int64", MIB, 0.05, "2", "", "8"),
     Case(256, 192, "int64", MIB, 0.05, "4", "", "8"),
     Case(64, 48, "int64", MIB, 0.15, "2", "", "8"),
-    Case(64, 48, "int64", 6 * MIB, 0.15, "2", "", "8"),  # large enough for the compiled loops
+    Case(64, 48, "int64", 6 * MIB, 0.15, "2", "", "8"),  # Blocks are large enough for the compiled loops.
     Case(64, 48, "int32", MIB, 0.15, "4", "", "8"),
     Case(64, 48, "uint8", MIB, 0.15, "4", "", "8"),
 ]
-PLANNING_CASES = [  # n, k, kernel and decoder, target
+PLANNING_CASES = [  # n, k, kernel, decoder, target
     (256, 192, "rotation", "optimal", ""),
     (1024, 768, "rotation", "optimal", "50 ms"),
     (10_000, 7_500, "rotation", "optimal", "500 ms"),
@@ -56,13 +57,13 @@ PLANNING_CASES = [  # n, k, kernel and decoder, target
 
 
 def make_arrival_order(n: int, missing_fraction: float = 0.05) -> list[int]:
-    """In random order, without a share that never arrives."""
+    """Return the indices of the blocks that arrive, in random order; a share of them never arrives."""
     order = np.random.default_rng(1).permutation(n)
     return [int(index) for index in order[int(missing_fraction * n) :]]
 
 
 def measure_case(case: Case, n_turns: int) -> Iterator[Row]:
-    """Encoding and recovery, of floats beside what BLAS takes, too."""
+    """Yield rows for encoding and recovery; for floats also the times of BLAS."""
     code = PolarCode(case.n, case.k, "rotation" if case.dtype == "float64" else "arikan")
     data = make_data(case.k, case.dtype, case.block_bytes)
     coded_blocks = np.concatenate([data, code.encode_parity(data)])
@@ -91,9 +92,13 @@ def measure_case(case: Case, n_turns: int) -> Iterator[Row]:
         to_milliseconds, time_in_turns(actions, n_turns)
     )
     yield Row(f"encode {case}", encode_times, "copy", copy_n_times, case.encode_target)
-    yield Row("the same in new memory", new_memory_times, "copy", copy_n_times, case.new_memory_target)
+    yield Row("encode into new memory", new_memory_times, "copy", copy_n_times, case.new_memory_target)
     yield Row(
-        f"recover {len(missing_indices)} of them", recover_times, "copy", copy_k_times, case.recover_target
+        f"recover {len(missing_indices)} missing blocks",
+        recover_times,
+        "copy",
+        copy_k_times,
+        case.recover_target,
     )
     for label, times, copy_times in zip(
         ("encode by BLAS", "recover by BLAS"), blas_times, (copy_n_times, copy_k_times)
@@ -102,7 +107,7 @@ def measure_case(case: Case, n_turns: int) -> Iterator[Row]:
 
 
 def make_data(k: int, dtype: str, block_bytes: int) -> np.ndarray:
-    """k blocks of so many bytes; integers of all sizes."""
+    """Return k random blocks of `block_bytes` bytes; integers span the full range of the dtype."""
     rng, shape = np.random.default_rng(0), (k, block_bytes // np.dtype(dtype).itemsize)
     if dtype == "float64":
         return rng.standard_normal(shape)
@@ -111,17 +116,21 @@ def make_data(k: int, dtype: str, block_bytes: int) -> np.ndarray:
 
 
 def measure_planning(n: int, k: int, kernel: str, decoder: str, target: str, n_repeats: int) -> Iterator[Row]:
-    """What decides and prepares recovery, beside what a code takes at its first use; arikan of integers."""
+    """Yield rows for planning a recovery, compared with the first encoding by a new code.
+
+    Codes with the Arikan kernel are measured on integers.
+    """
     encode_seconds, few_missing_seconds, none_missing_seconds = [], [], []
     for _ in range(n_repeats):
         code, started_at = PolarCode(n, k, kernel, decoder), perf_counter()
-        code.encode(make_zero_blocks(code, k))  # of few blocks P is formed, of many the angles
+        # Builds the parity matrix for few blocks, the rotation angles for many.
+        code.encode(make_zero_blocks(code, k))
         encode_seconds.append(perf_counter() - started_at)
         few_missing_seconds.append(time_planning(code, sorted(make_arrival_order(n))))
         none_missing_seconds.append(time_planning(code, make_arrival_order(n, 0.0)))
     for plan_seconds, condition in (
         (few_missing_seconds, "5 % missing"),
-        (none_missing_seconds, "of the first arrivals"),
+        (none_missing_seconds, "first arrivals"),
     ):
         label = f"plan for ({n:,}, {k:,}) {code.name}, {condition}"
         yield Row(
@@ -130,12 +139,12 @@ def measure_planning(n: int, k: int, kernel: str, decoder: str, target: str, n_r
 
 
 def make_zero_blocks(code: PolarCode, n_blocks: int) -> np.ndarray:
-    """Blocks of a single number each."""
+    """Return blocks of a single number each."""
     return np.zeros((n_blocks, 1), int if code.supports_integers else float)
 
 
 def time_planning(code: PolarCode, arrival_order: list[int]) -> float:
-    """Seconds from the first arrival to the decoded blocks of a single number, decision included."""
+    """Return the seconds from the first arrival to the decoded blocks, each of a single number."""
     started_at = perf_counter()
     tracker, zero_block = ArrivalTracker(code, modular=code.supports_integers), make_zero_blocks(code, 1)[0]
     assert any(tracker.add(index) for index in arrival_order)

@@ -1,10 +1,11 @@
-"""Convex networks beside scikit-learn's MLP and pyscnn: test score, objective of the training, seconds.
+"""Compare convex networks with scikit-learn's MLP and pyscnn: test score, training objective, seconds.
 
-Half of the samples train, half test; features are standardized. alpha is the weight decay of all. Of the
-MLP, five starts are trained by L-BFGS to their end, and the one of the least objective shown; its biases are
-not penalized, which favours it. Our workers are threads. pyscnn (module scnn; `pip install pyscnn torch`,
-left out where it is not installed) has squared losses only, and gets the gates of ours and a column of ones;
-for classes, 0 and 1 are its targets. Objectives are those of the networks returned, with the loss of ours.
+Half of the samples are for training, half for testing; features are standardized. All models have the same
+weight decay alpha. The MLP is trained by L-BFGS to convergence from five starts, and the start with the
+lowest objective is shown. Its biases are not penalized, which is to its advantage. polarmap's workers are
+threads. pyscnn (module scnn; `pip install pyscnn torch`, left out if it is not installed) supports squared
+losses only. It gets the gates of polarmap's model and a column of ones; for classification, its targets are 0
+and 1. Objectives are evaluated for the returned networks with the loss of polarmap's model.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ DATASETS: dict[str, tuple[Callable[..., Any], float]] = {
     "digits": (datasets.load_digits, 0.01),
 }
 N_STARTS = 5
-SplitData = tuple[Any, Any, Any, Any]  # training and test data, their targets
+SplitData = tuple[Any, Any, Any, Any]  # X_train, X_test, y_train, y_test
 
 
 def load_split(load: Callable[..., Any]) -> SplitData:
-    """Standardized training and test data; targets of a regression in units of their deviation."""
+    """Return standardized training and test data; regression targets have unit standard deviation."""
     X, y = load(return_X_y=True)
     if load is datasets.load_diabetes:
         y = (y - y.mean()) / y.std()
@@ -59,14 +60,14 @@ def fit_polarmap(
 
 
 def mean_loss(model: Any, X: Any, y: Any, is_regression: bool) -> float:
-    """Mean of the squared or logistic losses."""
+    """Return the mean of the squared or logistic losses."""
     if is_regression:
         return 0.5 * float(np.mean((y - model.predict(X)) ** 2))
     return float(log_loss(y, model.predict_proba(X)))
 
 
 def fit_mlp(dataset: str, data: SplitData, n_units: int) -> tuple[Any, float, float]:
-    """The best of some starts, its objective, and the seconds of all."""
+    """Return the model with the lowest objective of several starts, its objective, and the total seconds."""
     alpha, (X, _, y, _) = DATASETS[dataset][1], data
     estimator_class: Any = MLPRegressor if dataset == "diabetes" else MLPClassifier
     started_at, fits = time.perf_counter(), []
@@ -80,7 +81,7 @@ def fit_mlp(dataset: str, data: SplitData, n_units: int) -> tuple[Any, float, fl
 
 
 def fit_scnn(dataset: str, data: SplitData, activation: str, model: Any) -> tuple[float, Any, float]:
-    """Test score, objective where the loss is that of ours, seconds of pyscnn with the gates of `model`."""
+    """Return pyscnn's test score, objective ("-" for classifiers) and seconds, with the gates of `model`."""
     from scnn.metrics import Metrics
     from scnn.models import ConvexGatedReLU, ConvexReLU
     from scnn.optimize import optimize_model
@@ -96,7 +97,7 @@ def fit_scnn(dataset: str, data: SplitData, activation: str, model: Any) -> tupl
     model_class, solver = (ConvexGatedReLU, RFISTA) if activation == "gated_relu" else (ConvexReLU, AL)
     started_at = time.perf_counter()
     untrained = model_class(G, c=targets.shape[1])
-    # Its loss is the sum of squares over samples and outputs, divided by twice the samples.
+    # pyscnn's loss is the sum of squares over samples and outputs, divided by twice the number of samples.
     options = {"unitize_data": False, "dtype": "float64", "return_convex": False}
     fitted, _ = optimize_model(
         untrained,

@@ -1,7 +1,7 @@
-"""cubed's own `map_unordered`, with backup tasks, on any executor of `concurrent.futures`.
+"""Run cubed's own `map_unordered`, with backup tasks, on any executor of `concurrent.futures`.
 
-It asks a Lithops executor to map and to wait. On Lithops' localhost a backup would wait for the straggler,
-since jobs run one after another there; what stands in for it here starts every task at once.
+cubed calls a Lithops executor to map and to wait. On Lithops' localhost a backup would wait for the
+straggler, since jobs run one after another there. The substitute in this module starts every task at once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from cubed.runtime.executors import lithops as of_cubed
 
-POLL_INTERVAL = 0.005  # between two looks; a second by default
+POLL_INTERVAL = 0.005  # Seconds between two polls; cubed's default is 1.
 
 
 class CubedFuture:
-    """A task as cubed knows it: what `lithops.retries.RetryingFuture` is."""
+    """A task with the interface of `lithops.retries.RetryingFuture` that cubed uses."""
 
     def __init__(self, future: Future[Any], item: Any) -> None:
         self._future, self.input = future, item
@@ -36,7 +36,7 @@ class CubedFuture:
         return self._future.result()
 
     def status(self, throw_except: bool = True) -> None:
-        """Raise what the task raised."""
+        """Raise the exception of the task, if there is one."""
         self._future.result()
 
     def cancel(self) -> None:
@@ -44,7 +44,7 @@ class CubedFuture:
 
 
 class CubedExecutor:
-    """What `lithops.retries.RetryingFunctionExecutor` is to cubed."""
+    """An executor with the interface of `lithops.retries.RetryingFunctionExecutor` that cubed uses."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -55,7 +55,7 @@ class CubedExecutor:
     def wait(
         self, futures: Sequence[CubedFuture], **options: Any
     ) -> tuple[list[CubedFuture], list[CubedFuture]]:
-        """Those that are done, those that are not; cubed itself sleeps between two looks."""
+        """Return the futures that are done, and those that are not. cubed itself sleeps between two polls."""
         done_flags = [future.done for future in futures]
         return (
             [future for future, is_done in zip(futures, done_flags) if is_done],
@@ -64,9 +64,9 @@ class CubedExecutor:
 
 
 def map_with_backups(executor: Executor, f: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """The results as they come."""
+    """Return the results in order of completion."""
     logging.getLogger(of_cubed.__name__).setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints when it starts a backup
+    with contextlib.redirect_stdout(io.StringIO()):  # cubed prints a line when it starts a backup.
         return list(
             of_cubed.map_unordered(
                 CubedExecutor(executor),

@@ -1,6 +1,6 @@
-"""What key= costs: encode, read and map an array of 64 MiB, plain and encrypted.
+"""Measure the cost of key=: encode, read and map an array of 64 MiB, plain and encrypted.
 
-Arrays lie in a folder; workers are processes of this machine that stay. Runs in turns, medians.
+Arrays are stored in a folder, and persistent workers on this machine map them. Runs take turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MIB = 1 << 20
 def make_actions(
     A: Any, storage: str, pool: Any, n_turns: int, key: bytes | None
 ) -> dict[str, Callable[[], Any]]:
-    """What is done with the matrix, with the key or without."""
+    """Return the named operations on the matrix, with the key or without."""
     f: Callable[[Any], Any] = partial(np.sum, axis=1)
     options: dict[str, Any] = {"executor": pool, "verify": False}
     name = str(bool(key))
@@ -39,7 +39,7 @@ def make_actions(
         "read": lambda: open_stored()[:],
         "first map": lambda: polarmap.coded_map(
             f, next(fresh_arrays), **options
-        ),  # workers keep nothing of it
+        ),  # The workers' caches do not hold this array yet.
         "later map": lambda: polarmap.coded_map(f, open_stored(), **options),
         "map from memory": lambda: polarmap.coded_map(f, A, key=key, **options, **BLOCK_COUNTS),
     }
@@ -48,7 +48,7 @@ def make_actions(
 def main() -> None:
     n_rows, n_turns = (1_536, 3) if parse_quick_flag(__doc__) else (8_192, 7)
     A = np.random.default_rng(0).standard_normal((n_rows, 1_024))
-    print(f"{A.nbytes / MIB:.0f} MiB of float64, encrypted beside plain")
+    print(f"{A.nbytes / MIB:.0f} MiB of float64: encrypted compared with plain")
     with tempfile.TemporaryDirectory() as folder, polarmap.Pool() as pool:
         variants = [make_actions(A, folder, pool, n_turns, key) for key in (None, secrets.token_bytes(32))]
         timings = (

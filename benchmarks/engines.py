@@ -1,12 +1,13 @@
-"""A step on the cluster of an engine: by the engine alone, as its documentation writes it, and by polarmap.
+"""Time a step on the cluster of an engine, by the engine alone and by polarmap.
 
 python -m benchmarks.engines [--quick]
 
-Dask holds blocks as futures, Ray in actors, and both wait for all of their tasks; polarmap on the same
-cluster has persistent workers (`Pool(client)`, `Pool(ray)`) and needs 24 of 32. In every step nobody sleeps,
-two tasks do, or one is killed with its process, drawn at random and the same for all. One row after the
-other, each on a cluster of its own; medians, and what nine in ten steps do not exceed. Quiet machines only:
-Ray has a process for each block.
+The engine alone is used as its documentation recommends. Dask holds blocks as futures and Ray holds them in
+actors; both wait for all of their tasks. polarmap has persistent workers on the same cluster (`Pool(client)`,
+`Pool(ray)`) and needs 24 of 32 results. In every step no task sleeps, two tasks sleep, or one process is
+killed; the tasks are drawn at random, the same for all rows. Each row runs on a new cluster. Figures are
+medians, with the 90 % quantile in brackets. Ray starts a process for each block, so run this on an otherwise
+idle machine.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from polarmap import CodedOperator, Pool
 from polarmap.testing import Fault, FaultyExecutor
 
 SLEEP_SECONDS = 0.5
-CASES = ("nobody asleep", "two asleep", "one killed")
+CASES = ("no faults", "two sleep", "one killed")
 
 
 def make_product(block_rows: int, n_columns: int) -> Iteration:
-    """The same product in every step, of blocks with so many rows: 24 of them are all data."""
+    """Return an iteration with the same product in every step; 24 blocks of `block_rows` rows are data."""
     A = np.random.default_rng(3).standard_normal((BLOCKS * block_rows, n_columns))
     x = np.ones(n_columns)
     return Iteration(
@@ -49,18 +50,21 @@ def make_product(block_rows: int, n_columns: int) -> Iteration:
 
 
 class FaultSampler:
-    """What the tasks of a step suffer: of each step in turn other ones, the same for every row.
+    """Draws the faults of the tasks of each step, the same for every row.
 
-    case : which of `CASES` it is, from now on.
+    Attributes
+    ----------
+    case
+        The current case, one of `CASES`.
     """
 
     def __init__(self, folder: str) -> None:
         self._rng, self._folder, self.case = np.random.default_rng(7), Path(folder), CASES[0]
 
     def __call__(self, n_tasks: int) -> dict[int, step_rivals.Fault]:
-        """For how long tasks sleep, or the file of one that is killed, by their numbers."""
+        """Return each unlucky task's fault: seconds to sleep, or a file whose remover is killed."""
         unlucky_tasks = self._rng.permutation(n_tasks)[:N_SLOW].tolist()
-        if self.case == "two asleep":
+        if self.case == "two sleep":
             return dict.fromkeys(unlucky_tasks, SLEEP_SECONDS)
         if self.case == "one killed":
             file = self._folder / "kill"
@@ -74,7 +78,7 @@ RowFactory = Callable[[Iteration, FaultSampler], AbstractContextManager[Step]]
 
 @contextmanager
 def engine_step(open_engine: Any, iteration: Iteration, fault_sampler: FaultSampler) -> Iterator[Step]:
-    """By the engine, with a slot for every task."""
+    """Open the step of an engine, with a slot for every task."""
     n_tasks = len(iteration.blocks)
 
     def faults() -> list[step_rivals.Fault]:
@@ -87,7 +91,7 @@ def engine_step(open_engine: Any, iteration: Iteration, fault_sampler: FaultSamp
 
 @contextmanager
 def coded_step(open_cluster: Any, iteration: Iteration, fault_sampler: FaultSampler) -> Iterator[Step]:
-    """By products of an operator, on persistent workers on the cluster."""
+    """Open the step of an operator, on persistent workers on the cluster."""
     faults: dict[int, Fault] = {}
 
     def step(x: Array) -> Array:
@@ -106,12 +110,12 @@ def coded_step(open_cluster: Any, iteration: Iteration, fault_sampler: FaultSamp
         iteration.step_with_operator(operator, iteration.start)
         while (worker_pool := pool._executor._resources) is None or len(
             worker_pool.worker_pool
-        ) < operator.report.n:  # all have started
+        ) < operator.report.n:  # Repeat until all workers have started.
             iteration.step_with_operator(operator, iteration.start)
         yield step
 
 
-# Name -> library that it takes, row.
+# Maps the name of a row to the library it needs and its factory.
 ROWS: dict[str, tuple[str, RowFactory]] = {
     "Dask alone": ("distributed", partial(engine_step, step_rivals.dask_step)),
     "polarmap on Dask": ("distributed", partial(coded_step, partial(step_rivals.local_dask_client, WORKERS))),
@@ -121,13 +125,13 @@ ROWS: dict[str, tuple[str, RowFactory]] = {
 
 
 def measure_row(row: RowFactory, iteration: Iteration, size: Size) -> list[str]:
-    """Milliseconds of a step in each case; a killed process is there again before the next step."""
+    """Return the milliseconds of a step in each case. A killed process is restarted before the next step."""
     cells = []
     with tempfile.TemporaryDirectory() as folder:
         fault_sampler, iterates = FaultSampler(folder), [iteration.start]
         with row(iteration, fault_sampler) as step:
             for fault_sampler.case in CASES:
-                # Dask gives up what was killed too often.
+                # Dask gives up a task whose worker was killed too often.
                 n_steps = size.n_turns if fault_sampler.case == "one killed" else size.n_turns * size.n_steps
                 step_seconds = time_calls(lambda: iterates.append(step(iterates.pop())), n_steps)
                 cells.append(format_median_and_p90(to_milliseconds(step_seconds)))
@@ -135,12 +139,12 @@ def measure_row(row: RowFactory, iteration: Iteration, size: Size) -> list[str]:
 
 
 def main() -> None:
-    """Measure and print one table for each job."""
+    """Print one table for each job."""
     size = QUICK if parse_quick_flag(__doc__) else WHOLE
     jobs = {"24 of 32 blocks, 4 x 1,000": partial(make_product, 4, 1_000)}
     if size is WHOLE:
         jobs["24 of 32 blocks, 1,000 x 1,000"] = partial(make_product, 1_000, 1_000)
-    warnings.simplefilter("ignore")  # of engines whose processes are killed
+    warnings.simplefilter("ignore")  # Engines warn about killed processes.
     for title, make_iteration in (jobs | size.make_iterations).items():
         rows = [
             (name, *measure_row(row, make_iteration(), size))

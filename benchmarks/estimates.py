@@ -1,4 +1,4 @@
-"""Whether errors that are said of estimates are those that come, in random orders of arrival."""
+"""Check whether the stated errors of estimates match the actual errors, in random orders of arrival."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polarmap.linalg.sketch import SketchEstimate
 from polarmap.testing import ReplayExecutor
 
 N, K = 32, 24
-ARRIVAL_COUNTS = (3, 6, 14, 23)  # results that have arrived
+ARRIVAL_COUNTS = (3, 6, 14, 23)  # Numbers of results that have arrived.
 N_ORDERS = 200
 MakeResults = Callable[[np.random.Generator], np.ndarray]
 
@@ -27,7 +27,7 @@ def sample_gram_matrices(rng: np.random.Generator) -> np.ndarray:
     return np.einsum("kri,krj->kij", rows, rows).reshape(K, -1)
 
 
-RESULTS: dict[str, MakeResults] = {  # of the k blocks
+RESULTS: dict[str, MakeResults] = {  # Results of the k blocks.
     "500 normal numbers": lambda stream: 5 + stream.standard_normal((K, 500)),
     "one normal number": lambda stream: 2 + stream.standard_normal((K, 1)),
     "multiples of a vector": lambda stream: stream.standard_normal((K, 1)) * stream.standard_normal(40),
@@ -41,7 +41,7 @@ RESULTS: dict[str, MakeResults] = {  # of the k blocks
 
 
 def measure_coverage(n_data_sets: int) -> Iterator[list[object]]:
-    """In how many of 200 orders the error is within error_p90, and by how much that is too large."""
+    """Yield how often the error of each kind of results is within error_p90, and the median ratio."""
     code = PolarCode(N, K)
     for name, make_results in RESULTS.items():
         row: list[object] = [name]
@@ -58,7 +58,7 @@ def measure_coverage(n_data_sets: int) -> Iterator[list[object]]:
 def sample_error_ratios(
     code: PolarCode, make_results: MakeResults, n_arrivals: int, rng: np.random.Generator
 ) -> list[float]:
-    """The error that is said over the one that comes, in each of so many random orders."""
+    """Return the ratio of the stated to the actual error in each of `N_ORDERS` random orders."""
     data = make_results(rng)
     coded_results, ratios = code.encode(data), []
     for _ in range(N_ORDERS):
@@ -77,12 +77,13 @@ def sample_error_ratios(
     return ratios
 
 
-ROWS, COLUMNS, BLOCKS = 600, 8, (1, 2, 6, 12, 23)  # of 24 blocks of 25 rows
+# BLOCKS has the numbers of mixtures that arrive, out of 24 blocks of 25 rows.
+ROWS, COLUMNS, BLOCKS = 600, 8, (1, 2, 6, 12, 23)
 Problem = tuple[np.ndarray, np.ndarray]
 
 
 def make_problems(rng: np.random.Generator) -> dict[str, Problem]:
-    """Matrices and right-hand sides."""
+    """Return named matrices and right-hand sides."""
     A, noise = rng.standard_normal((ROWS, COLUMNS)), rng.standard_normal(ROWS)
     huge = A * np.where(np.arange(ROWS) == 5, 1000, 1)[:, None]
     t = np.linspace(0, 1, ROWS)
@@ -97,7 +98,7 @@ def make_problems(rng: np.random.Generator) -> dict[str, Problem]:
 
 
 def measure_sketches(n_seeds: int) -> Iterator[list[object]]:
-    """In how many mixtures the errors of solution and Gram matrix are within error_p90; the median error."""
+    """Yield how often the errors of solution and Gram matrix are within error_p90, and the median error."""
     for name, (A, b) in make_problems(np.random.default_rng(3)).items():
         fitted_values, gram = A @ np.linalg.lstsq(A, b, rcond=None)[0], A.T @ A
         errors_by_count: dict[int, list[tuple[float, float, float]]] = {blocks: [] for blocks in BLOCKS}
@@ -123,7 +124,7 @@ def measure_sketches(n_seeds: int) -> Iterator[list[object]]:
 
 
 def last_estimate(estimates: Iterator[SketchEstimate]) -> SketchEstimate:
-    """The estimate from all that arrive, of tasks of which others never do."""
+    """Return the last estimate of a sketch whose remaining tasks never arrive."""
     collected = []
     with suppress(NotDecodableError):
         collected += estimates
@@ -132,13 +133,14 @@ def last_estimate(estimates: Iterator[SketchEstimate]) -> SketchEstimate:
 
 def main() -> None:
     quick = parse_quick_flag(__doc__)
+    print("Share of orders with an error within error_p90, and median ratio of stated to actual error")
     print_table(
-        ["results of blocks", *(f"{count} of {K}" for count in ARRIVAL_COUNTS)],
+        ["results", *(f"{count} of {K}" for count in ARRIVAL_COUNTS)],
         measure_coverage(1 if quick else 10),
     )
-    print()
+    print("\nShare of mixtures within error_p90 for solution and Gram matrix; median error of the solution")
     print_table(
-        ["least squares, Gram", *(f"{count} of 24" for count in BLOCKS)],
+        ["problem", *(f"{count} of 24" for count in BLOCKS)],
         measure_sketches(4 if quick else 200),
     )
 

@@ -1,6 +1,6 @@
-"""Three iterations that people know: cut into a block for each worker, and on an operator.
+"""Define three familiar iterations, each by tasks of plain workers and by products of an operator.
 
-Workers import this module, so it imports no more than they need.
+Workers import this module, so it imports only what they need.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Array = np.ndarray
-Residual = Callable[[Array, Array], Array]  # of A x and of the right-hand side
+Residual = Callable[[Array, Array], Array]  # takes A x and the right-hand side
 
 
 class Iteration(NamedTuple):
-    """One of them.
+    """An iteration, by tasks of plain workers and by products of an operator.
 
-    blocks, task : what the task of each worker holds, rows of `matrix` and of the right-hand side, and what
-        it returns for them and the iterate.
-    update, step_with_operator : the next iterate from this one, with what all tasks returned, and with an
-        operator.
+    Attributes
+    ----------
+    blocks : Sequence[Any]
+        Data of each worker's task: its rows of `matrix` and of the right-hand side.
+    task : Callable[[Any, Array], Array]
+        Returns a worker's result for its block and the iterate.
+    update : Callable[[Array, Sequence[Array]], Array]
+        Returns the next iterate from the current one and the results of all tasks.
+    step_with_operator : Callable[[Any, Array], Array]
+        Returns the next iterate from an operator and the current iterate.
     """
 
     blocks: Sequence[Any]
@@ -34,13 +40,13 @@ class Iteration(NamedTuple):
 
 
 def make_linear_regression(n_rows: int, n_columns: int, n_workers: int) -> Iteration:
-    """Gradient descent on |A x - b|^2 / 2, A and b normal."""
+    """Return gradient descent on |A x - b|^2 / 2 for normal A and b."""
     table = np.random.default_rng(0).standard_normal((n_rows, n_columns + 1))
     return make_gradient_descent(table, np.subtract, 1.0, n_workers)
 
 
 def make_logistic_regression(n_rows: int, n_columns: int, n_workers: int) -> Iteration:
-    """Gradient descent on the logistic loss of normal data whose labels follow the model."""
+    """Return gradient descent on the logistic loss of normal data whose labels follow the model."""
     rng = np.random.default_rng(1)
     table = rng.standard_normal((n_rows, n_columns + 1))
     weights = rng.standard_normal(n_columns) / np.sqrt(n_columns)
@@ -49,9 +55,15 @@ def make_logistic_regression(n_rows: int, n_columns: int, n_workers: int) -> Ite
 
 
 def make_gradient_descent(table: Array, residual: Residual, curvature: float, n_workers: int) -> Iteration:
-    """Gradient descent on rows [A | b] by A'residual(A x, b), of a loss that is curved so much at most."""
+    """Return gradient descent on rows [A | b], with gradients A'residual(A x, b).
+
+    Parameters
+    ----------
+    curvature : float
+        Upper bound of the second derivative of the loss of a row.
+    """
     A, b = table[:, :-1], table[:, -1]
-    # 1 / the largest eigenvalue of A'A, whose entries are normal.
+    # The largest eigenvalue of A'A is close to (sqrt(rows) + sqrt(columns))^2, since its entries are normal.
     step_length = (np.sqrt(A.shape[0]) + np.sqrt(A.shape[1])) ** -2.0 / curvature
     return Iteration(
         np.split(table, n_workers),
@@ -64,28 +76,29 @@ def make_gradient_descent(table: Array, residual: Residual, curvature: float, n_
 
 
 def loss_gradient(residual: Residual, block: Array, x: Array) -> Array:
-    """Of the loss of the rows [A | b]."""
+    """Return the gradient of the loss of the rows [A | b]."""
     A, b = block[:, :-1], block[:, -1]
     return np.asarray(A.T @ residual(A @ x, b))
 
 
 def logistic_residual(predictor: Array, labels: Array) -> Array:
-    """What the loss of labels 0 and 1 grows by with A x."""
+    """Return the derivative of the logistic loss by A x, for labels 0 and 1."""
     return sigmoid(predictor) - labels
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)); of large negative numbers, too."""
+    """Return 1 / (1 + exp(-x)) without overflow."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
 
 def make_page_rank(n_pages: int, n_links: int, n_workers: int) -> Iteration:
-    """Power iteration at damping 0.85 over a random graph: each page has some links, most to few pages."""
+    """Return power iteration with damping 0.85 over a random graph with a few popular pages."""
     import scipy.sparse
 
     rng = np.random.default_rng(2)
     sources = np.tile(np.arange(n_pages), n_links)
-    targets = (n_pages * rng.random(len(sources)) ** 2).astype(np.int64)  # the first ones are popular
+    # Pages with small numbers are popular.
+    targets = (n_pages * rng.random(len(sources)) ** 2).astype(np.int64)
     link_weights = np.full(len(sources), 0.85 / n_links)
     P = scipy.sparse.csr_array((link_weights, (targets, sources)), shape=(n_pages, n_pages))
     teleport = 0.15 / n_pages

@@ -1,12 +1,13 @@
-"""Iterations that people know, with two of 32 workers slow in every step: seconds for a step of each library.
+"""Time the steps of familiar iterations in several libraries, with two of 32 workers slow in every step.
 
 python -m benchmarks.iterations [--quick]
 
-Data stays with the workers where a library lets it. In every step two tasks of 32, drawn at random and the
-same for every library, sleep before they compute. polarmap sends 32 tasks for 24 blocks, the others cut into
-32 and need all. Libraries take turns, a few steps each. Writes docs/comparison-iterations.md; with --quick
-small ones, to build/comparison/. What is not installed is left out, and the page says so. README's table is
-that of the page, its column with slow workers.
+Data stays on the workers if the library supports it. In every step two tasks of 32, drawn at random and the
+same for every library, sleep before they compute. polarmap sends 32 tasks for 24 blocks. The other libraries
+cut the data into 32 blocks and need all results. Libraries take turns, a few steps each. Tables are written
+to docs/comparison-iterations.md, or with --quick, which measures small iterations, to build/comparison/. A
+library that is not installed is left out, and the page says so. The table in README repeats the columns with
+slow workers.
 """
 
 from __future__ import annotations
@@ -36,13 +37,25 @@ from polarmap.testing import Fault, FaultyExecutor
 PAGE = "comparison-iterations.md"
 COMMAND = "python -m benchmarks.iterations"
 BLOCKS, WORKERS = 24, 32
-N_SLOW = 2  # workers in each step
-MEMORY_BYTES = 4 << 30  # bytes of coded blocks that stay in memory, as those of the others do
-Step = Callable[[Array], Array]  # from an iterate to the next one
+N_SLOW = 2  # Slow workers in each step.
+MEMORY_BYTES = 4 << 30  # Bytes of coded blocks that may stay in memory; the other libraries keep theirs, too.
+Step = Callable[[Array], Array]  # takes an iterate, returns the next one
 
 
 class Size(NamedTuple):
-    """Of a run: for how long slow tasks sleep, turns of the libraries, steps of a turn, the iterations."""
+    """The size of a run.
+
+    Attributes
+    ----------
+    sleep_seconds : float
+        Seconds that slow tasks sleep.
+    n_turns : int
+        Turns of each library.
+    n_steps : int
+        Steps in a turn.
+    make_iterations : dict[str, Callable[[], Iteration]]
+        Title -> function that returns the iteration.
+    """
 
     sleep_seconds: float
     n_turns: int
@@ -73,7 +86,13 @@ QUICK = Size(
 
 
 class SleepSampler:
-    """Of each step in turn: for how long each task sleeps, `n_slow` of them; every library gets the same."""
+    """Draws the seconds that each task of a step sleeps, in the same random order for every library.
+
+    Attributes
+    ----------
+    n_slow
+        Number of tasks that sleep in each step.
+    """
 
     def __init__(self, sleep_seconds: float) -> None:
         self._rng, self._sleep_seconds, self.n_slow = np.random.default_rng(7), sleep_seconds, 0
@@ -86,11 +105,11 @@ class SleepSampler:
 
 @contextmanager
 def polarmap_step(iteration: Iteration, sleep_sampler: SleepSampler) -> Iterator[Step]:
-    """By products of an operator, on persistent workers."""
+    """Open the step of an operator, on persistent workers."""
     faults: dict[int, Fault] = {}
 
     def step(x: Array) -> Array:
-        faults.clear()  # both products of a step meet the same slow workers
+        faults.clear()  # Both products of a step have the same slow workers.
         faults.update(
             (task, Fault("sleep", seconds)) for task, seconds in enumerate(sleep_sampler()) if seconds
         )
@@ -106,7 +125,7 @@ def polarmap_step(iteration: Iteration, sleep_sampler: SleepSampler) -> Iterator
 
 
 def numpy_step(iteration: Iteration, sleep_sampler: SleepSampler) -> AbstractContextManager[Step]:
-    """The same tasks one after another in this process, none of which sleeps."""
+    """Open a step that runs the same tasks one after another in this process, without sleep."""
     return nullcontext(
         lambda x: iteration.update(x, [iteration.task(block, x) for block in iteration.blocks])
     )
@@ -114,13 +133,13 @@ def numpy_step(iteration: Iteration, sleep_sampler: SleepSampler) -> AbstractCon
 
 @contextmanager
 def rival_step(open_rival: Any, iteration: Iteration, sleep_sampler: SleepSampler) -> Iterator[Step]:
-    """By another library, with a slot for every task."""
+    """Open the step of another library, with a slot for every task."""
     with open_rival(iteration.task, iteration.blocks, sleep_sampler, WORKERS) as step:
         yield lambda x: iteration.update(x, step(x))
 
 
 RowFactory = Callable[[Iteration, SleepSampler], AbstractContextManager[Step]]
-# Name -> library that it takes, row.
+# Maps the name of a row to the library it needs and its factory.
 ROWS: dict[str, tuple[str, RowFactory]] = {
     "numpy, no workers": ("numpy", numpy_step),
     "**polarmap**": ("numpy", polarmap_step),
@@ -132,7 +151,7 @@ ROWS: dict[str, tuple[str, RowFactory]] = {
 
 
 def available_rows(iteration: Iteration) -> dict[str, RowFactory]:
-    """Those that are installed and can do it: the arrays of cubed are dense."""
+    """Return the rows whose library is installed and supports the data: arrays of cubed are dense."""
     is_sparse = scipy.sparse.issparse(iteration.matrix)
     return {
         name: row
@@ -142,7 +161,10 @@ def available_rows(iteration: Iteration) -> dict[str, RowFactory]:
 
 
 def measure_steps(iteration: Iteration, size: Size) -> list[dict[str, float]]:
-    """Row -> median seconds of a step, with nobody slow and with some; all arrive at the same iterate."""
+    """Return the median seconds of a step by row, first without slow workers, then with them.
+
+    All rows must end with the same iterate.
+    """
     rows = available_rows(iteration)
     samplers = {name: SleepSampler(size.sleep_seconds) for name in rows}
     iterates = dict.fromkeys(rows, iteration.start)
@@ -166,10 +188,10 @@ def measure_steps(iteration: Iteration, size: Size) -> list[dict[str, float]]:
 
 
 def format_tables(medians_by_iteration: dict[str, list[dict[str, float]]]) -> str:
-    """Of each iteration, without and with slow workers."""
+    """Return the tables of all iterations, without and with slow workers."""
     missing_libraries = [name for name, (library, _) in ROWS.items() if not step_rivals.is_installed(library)]
     sections = [f"{name} is not installed, and left out." for name in missing_libraries]
-    header = ["seconds of a step", "nobody slow", "two slow", "two slow / polarmap"]
+    header = ["seconds of a step", "no slow workers", "two slow workers", "two slow / polarmap"]
     for title, (without_slow, with_slow) in medians_by_iteration.items():
         polarmap_seconds = with_slow["**polarmap**"]
         rows = [
@@ -186,7 +208,7 @@ def format_tables(medians_by_iteration: dict[str, list[dict[str, float]]]) -> st
 
 
 def update_readme_table(readme: str) -> str:
-    """README with its table as the page has it now: a column for each iteration, with slow workers."""
+    """Return the README with the columns with slow workers of the page's tables."""
     page = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
     tables_by_title = parse_tables(page)
     seconds_columns = [{row[0]: row[2] for row in rows} for rows in tables_by_title.values()]
@@ -201,7 +223,7 @@ def update_readme_table(readme: str) -> str:
 
 
 def main() -> None:
-    """Measure, print the tables, write them into the page and README."""
+    """Measure, print the tables, and write them into the page and README."""
     quick = parse_quick_flag(__doc__)
     size = QUICK if quick else WHOLE
     medians_by_iteration = {}

@@ -1,4 +1,4 @@
-"""What a driver spends on maps of many tasks on this machine."""
+"""Measure the time and memory of the driver for maps of many tasks on this machine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.memory import peak_mib
 
 
 def measure_maps(task_counts: tuple[int, ...], library_mib: float) -> Iterator[tuple[object, ...]]:
-    """One row per number of tasks, ascending: memory is the most that was held so far."""
+    """Yield a row for each number of tasks, in ascending order; memory is the peak so far."""
     for n in task_counts:
         k = 3 * n // 4
         A = np.ones((k, 4, 16))
-        for _ in range(2):  # the first has the code to make
+        for _ in range(2):  # The first map also constructs the code.
             started_at, cpu_seconds = time.perf_counter(), time.process_time()
             polarmap.coded_map(lambda block: block @ np.ones(16), list(A), tasks=n)
             seconds, cpu_seconds = time.perf_counter() - started_at, time.process_time() - cpu_seconds
@@ -30,7 +30,7 @@ def main() -> None:
     polarmap.coded_map(lambda block: block @ np.ones(16), list(np.ones((6, 4, 16))), tasks=8)
     library_mib = peak_mib()
     print(f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
-    header = ("tasks", "blocks", "s", "driver CPU s", "CPU ms a task", "MiB")
+    header = ("tasks", "blocks", "seconds", "driver CPU s", "CPU ms / task", "peak MiB")
     print_table(header, measure_maps(task_counts, library_mib))
 
 

@@ -1,4 +1,4 @@
-"""Estimators whose products are numpy's: the same iterations, without the cost of coded maps."""
+"""Estimators that multiply with numpy: the same iterations without the cost of coded maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.sparse.linalg import LinearOperator
 
 
 class PlainOperator(LinearOperator):  # type: ignore[misc]
-    """What estimators need of a CodedOperator; `n_products` are counted."""
+    """A linear operator with the interface of CodedOperator that estimators use; counts its `n_products`."""
 
     report = None
 
@@ -21,7 +21,7 @@ class PlainOperator(LinearOperator):  # type: ignore[misc]
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
     def _matmat(self, V: np.ndarray) -> Any:
         self.n_products += 1
@@ -39,7 +39,7 @@ class PlainOperator(LinearOperator):  # type: ignore[misc]
 
 
 def with_numpy_products(estimator: Any) -> Any:
-    """An estimator with the parameters of another; after a fit it has its `operator`."""
+    """Return an estimator with the same parameters; after a fit it has the attribute `operator`."""
 
     class NumpyEstimator(type(estimator)):  # type: ignore[misc]
         def _make_operator(self, A: Any) -> PlainOperator:

@@ -1,7 +1,7 @@
-"""coded_map beside Lithops' own map of the same k tasks, healthy and with stragglers, as rows of `steps`.
+"""Time coded_map against Lithops' own map of the same k tasks, without and with stragglers.
 
-A fresh executor for every run on both sides; both fork their workers (Lithops localhost, version 1), and
-Lithops has its default of one slot per core.
+Every run has a new executor on both sides. Both fork their workers (Lithops localhost, version 1), and
+Lithops has its default of one slot per core. The result is rows of the table of `steps`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks import Row, time_call, time_in_turns, to_milliseconds
 from polarmap.testing import Fault, FaultyExecutor
 
 K, N = 24, 32
-TASK_SECONDS = 0.2  # of computing
+TASK_SECONDS = 0.2  # Seconds that a task computes.
 SLEEPING_FAULTS = {task: Fault("sleep", 20.0) for task in (3, 9)}
 CONFIG = {
     "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
@@ -29,13 +29,13 @@ SPIN_VECTOR = np.arange(20_000.0)
 
 
 def spin(n_rounds: int) -> None:
-    """Compute in small steps."""
+    """Compute for `n_rounds` short rounds."""
     for _ in range(n_rounds):
         np.sqrt(SPIN_VECTOR).sum()
 
 
 def map_with_lithops(f: Callable[[Any], Any], blocks: list[Any]) -> None:
-    """Lithops' map, start of the executor included."""
+    """Map with Lithops, including the start of the executor."""
     with lithops.FunctionExecutor(config=CONFIG, log_level=None) as function_executor:
         futures = function_executor.map(lambda block: f(block), [{"block": block} for block in blocks])
         function_executor.get_result(futures, show_progressbar=False, wait_dur_sec=0.02)
@@ -46,7 +46,7 @@ def map_with_polarmap(f: Callable[[Any], Any], blocks: list[Any], faults: dict[i
 
 
 def measure_overhead(n_turns: int) -> Iterator[Row]:
-    """Both beside the same plain map."""
+    """Yield rows that compare coded maps with the same plain map of Lithops."""
     blocks = list(np.random.default_rng(0).standard_normal((K, 64, 64)))
     n_rounds = int(2_000 * TASK_SECONDS / time_call(partial(spin, 2_000)))
 
@@ -59,6 +59,6 @@ def measure_overhead(n_turns: int) -> Iterator[Row]:
         *(partial(map_with_polarmap, f, blocks, faults) for faults in ({}, SLEEPING_FAULTS)),
     ]
     lithops_times, healthy_times, sleeping_times = map(to_milliseconds, time_in_turns(actions, n_turns))
-    label = f"{K} tasks of {TASK_SECONDS} s on Lithops here"
+    label = f"{K} tasks of {TASK_SECONDS} s on local Lithops"
     yield Row(label, healthy_times, "Lithops' map", lithops_times, "1.15")
     yield Row(f"{label}, {len(SLEEPING_FAULTS)} of {N} sleep", sleeping_times, "Lithops' map", lithops_times)

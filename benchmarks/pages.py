@@ -1,6 +1,6 @@
-"""Pages with what benchmarks measure: the words stand on the page, what is measured between two comments.
+"""Update pages with measured values: the text is written by hand, values are put between two comments.
 
-`<!-- load -->8.6<!-- end -->` in a line, or on lines of their own around a table.
+A value looks like `<!-- load -->8.6<!-- end -->` within a line. A table has each comment on a separate line.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from pathlib import Path
 
 from benchmarks import ROOT
 
-Table = list[list[str]]  # cells of its rows, the header first
+Table = list[list[str]]  # Cells of its rows, header first.
 
 
 def output_folder(quick: bool) -> Path:
-    """Where pages are written: docs/, or of a quick run build/comparison/."""
+    """Return the folder for pages, docs/ or for a quick run build/comparison/, and create it if needed."""
     output_path = ROOT / "build" / "comparison" if quick else ROOT / "docs"
     (output_path / "figures").mkdir(parents=True, exist_ok=True)
     return output_path
 
 
 def write_page(page_name: str, parts: Mapping[str, str], quick: bool) -> None:
-    """Put what was measured into a page."""
+    """Insert measured values into a page and write it to the output folder."""
     text = replace_parts((ROOT / "docs" / page_name).read_text(encoding="utf-8"), parts)
     path = output_folder(quick) / page_name
     path.write_text(text, encoding="utf-8")
@@ -30,7 +30,7 @@ def write_page(page_name: str, parts: Mapping[str, str], quick: bool) -> None:
 
 
 def replace_parts(page: str, parts: Mapping[str, str]) -> str:
-    """The page with new parts; ValueError for one that has no place on it."""
+    """Return the page with new parts. Raise ValueError if the page lacks one of the parts."""
     for name, text in parts.items():
         part_match = _find_part(page, name)
         page = page[: part_match.start(1)] + text + page[part_match.end(1) :]
@@ -38,7 +38,7 @@ def replace_parts(page: str, parts: Mapping[str, str]) -> str:
 
 
 def extract_part(page: str, part_name: str) -> str:
-    """What stands on the page in the place of that name."""
+    """Return the text of the part with this name."""
     return _find_part(page, part_name)[1]
 
 
@@ -50,7 +50,7 @@ def _find_part(page: str, part_name: str) -> re.Match[str]:
 
 
 def parse_tables(page: str) -> dict[str, Table]:
-    """The tables of a page by what they stand under: a heading, or a line in bold."""
+    """Return the tables of a page by their titles: the heading or bold line above each."""
     tables: dict[str, Table] = {}
     title = ""
     for line in page.splitlines():
@@ -63,6 +63,6 @@ def parse_tables(page: str) -> dict[str, Table]:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; numbers to the right."""
+    """Return a Markdown table; all columns but the first are right-aligned."""
     lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

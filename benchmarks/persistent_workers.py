@@ -1,14 +1,15 @@
-"""A step of an iteration on persistent workers, beside numpy, joblib, Dask and Ray on the same data.
+"""Time a step of an iteration on persistent workers against numpy, joblib, Dask and Ray on the same data.
 
 python -m benchmarks.persistent_workers
 
-Every row does the same job: 24 blocks times a vector of 1,000 numbers. polarmap sends 32 and takes the
-first results that determine the rest; the others need all of theirs. "2 asleep": two tasks of every step
-sleep for good. "1 killed": in every step a worker is killed with SIGKILL. No environment variable is set:
-each library limits the threads of its workers as it does by itself. What is not installed says so.
+Every row does the same job: 24 blocks times a vector of 1,000 numbers. polarmap sends 32 tasks and takes the
+first results that determine the rest. The other libraries need the results of all their tasks. "2 sleep":
+two tasks of every step sleep for longer than the benchmark lasts. "1 killed": in every step a worker is
+killed with SIGKILL. No environment variable is set, so each library uses its own default for the threads of
+its workers. A library that is not installed is reported as such.
 
-Rows take turns, a few steps each. Each has the median of all its steps, and in brackets what nine in ten of
-them take at most.
+Rows take turns, a few steps each. The table shows the median of all steps, with the 90 % quantile in
+brackets.
 """
 
 from __future__ import annotations
@@ -39,24 +40,24 @@ from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Pool
 from polarmap.testing import Fault, FaultyExecutor
 
-Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
+FaultKind = Literal["none", "sleep", "killed"]  # What happens to workers in every step.
 Step = Callable[[], Any]
 
 BLOCKS, WORKERS, COLUMNS = 24, 32, 1_000
-SLEEPING_TASKS, KILLED_TASK = (3, 11), 5  # tasks
-SLEEP_SECONDS = 600.0  # of sleep
-FAULTS: dict[Trouble, dict[int, Fault]] = {
-    "nobody": {},
-    "asleep": {task: Fault("sleep", seconds=SLEEP_SECONDS, attempts=99) for task in SLEEPING_TASKS},
+SLEEPING_TASKS, KILLED_TASK = (3, 11), 5  # Numbers of tasks.
+SLEEP_SECONDS = 600.0  # Seconds: longer than the benchmark lasts.
+FAULTS: dict[FaultKind, dict[int, Fault]] = {
+    "none": {},
+    "sleep": {task: Fault("sleep", seconds=SLEEP_SECONDS, attempts=99) for task in SLEEPING_TASKS},
     "killed": {KILLED_TASK: Fault("kill")},
 }
-STEP_TIMEOUT = 10.0  # seconds, of a step of another library
+STEP_TIMEOUT = 10.0  # Seconds after which a step of another library is given up.
 
-RowFactory = Callable[[np.ndarray, np.ndarray, Trouble], AbstractContextManager[Step]]
+RowFactory = Callable[[np.ndarray, np.ndarray, FaultKind], AbstractContextManager[Step]]
 
 
 @contextmanager
-def numpy_step(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+def numpy_step(A: np.ndarray, x: np.ndarray, fault_kind: FaultKind) -> Iterator[Step]:
     yield lambda: A @ x
 
 
@@ -64,20 +65,20 @@ def numpy_step(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]
 def coded_step(
     A: np.ndarray,
     x: np.ndarray,
-    trouble: Trouble,
+    fault_kind: FaultKind,
     n_blocks: int = BLOCKS,
     n_tasks: int = WORKERS,
     executor: Any = None,
 ) -> Iterator[Step]:
-    """CodedOperator @ x."""
-    faulty_executor = FaultyExecutor(executor, FAULTS[trouble]) if FAULTS[trouble] else executor
+    """Open the step CodedOperator @ x."""
+    faulty_executor = FaultyExecutor(executor, FAULTS[fault_kind]) if FAULTS[fault_kind] else executor
     with CodedOperator(A, blocks=n_blocks, tasks=n_tasks, executor=faulty_executor) as operator:
         yield lambda: operator @ x
 
 
 @contextmanager
-def socket_step(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
-    """What CodedOperator @ x could take at the least."""
+def socket_step(A: np.ndarray, x: np.ndarray, fault_kind: FaultKind) -> Iterator[Step]:
+    """Open the same step on bare sockets, whose time is a lower bound."""
     with SocketPool(np.reshape(A, (BLOCKS, -1, A.shape[1])), WORKERS, CORES + 1) as sockets:
         yield lambda: np.ravel(sockets.map(methodcaller("dot", x)))
 
@@ -86,19 +87,19 @@ def socket_step(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step
 def coded_step_on(
     make_executor: Callable[[], AbstractContextManager[Any]], *coded_arguments: Any
 ) -> Iterator[Step]:
-    """The same on another executor."""
+    """Open the step CodedOperator @ x on another executor."""
     with make_executor() as executor, coded_step(*coded_arguments, executor=executor) as step:
         yield step
 
 
 def make_rival_row(open_rival: Any, n_blocks: int = BLOCKS) -> RowFactory:
-    """A row of another library."""
+    """Return the row of another library."""
 
     @contextmanager
-    def row(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    def row(A: np.ndarray, x: np.ndarray, fault_kind: FaultKind) -> Iterator[Step]:
         with (
-            make_fault_source(trouble, n_blocks) as faults,
-            open_rival(matmul, np.split(A, n_blocks), faults, deadline=STEP_TIMEOUT) as step,
+            make_fault_source(fault_kind, n_blocks) as faults,
+            open_rival(matmul, np.split(A, n_blocks), faults, timeout=STEP_TIMEOUT) as step,
         ):
             yield lambda: np.concatenate(step(x))
 
@@ -106,17 +107,17 @@ def make_rival_row(open_rival: Any, n_blocks: int = BLOCKS) -> RowFactory:
 
 
 @contextmanager
-def make_fault_source(trouble: Trouble, n_tasks: int) -> Iterator[step_rivals.GetFaults]:
-    """A function that gives the faults of all tasks of a new step."""
+def make_fault_source(fault_kind: FaultKind, n_tasks: int) -> Iterator[step_rivals.GetFaults]:
+    """Provide a function that returns the faults of all tasks of a new step."""
     with tempfile.TemporaryDirectory() as folder:
         kill_file = Path(folder) / "to be killed"
 
         def faults() -> Sequence[step_rivals.Fault]:
             task_faults: list[step_rivals.Fault] = [0.0] * n_tasks
-            if trouble == "asleep":
+            if fault_kind == "sleep":
                 for task in SLEEPING_TASKS:
                     task_faults[task] = SLEEP_SECONDS
-            elif trouble == "killed":
+            elif fault_kind == "killed":
                 kill_file.touch()
                 task_faults[KILLED_TASK] = str(kill_file)
             return task_faults
@@ -128,52 +129,52 @@ POLARMAP_DEFAULT, BARE_SOCKETS, FEW_BLOCKS, NUMPY_ONLY = (
     *("polarmap, default", "bare sockets"),
     *(f"polarmap, {CORES} blocks of {CORES + 1}", "numpy, no workers"),
 )
-# Name -> library that it takes, row, what may befall its workers.
-ROWS: dict[str, tuple[str, RowFactory, tuple[Trouble, ...]]] = {
-    NUMPY_ONLY: ("numpy", numpy_step, ("nobody",)),
-    BARE_SOCKETS: ("numpy", socket_step, ("nobody",)),
-    POLARMAP_DEFAULT: ("numpy", coded_step, get_args(Trouble)),
-    # The least tasks that survive one.
-    FEW_BLOCKS: ("numpy", partial(coded_step, n_blocks=CORES, n_tasks=CORES + 1), ("nobody",)),
+# Maps the name of a row to the library it needs, its factory, and the faults to measure it with.
+ROWS: dict[str, tuple[str, RowFactory, tuple[FaultKind, ...]]] = {
+    NUMPY_ONLY: ("numpy", numpy_step, ("none",)),
+    BARE_SOCKETS: ("numpy", socket_step, ("none",)),
+    POLARMAP_DEFAULT: ("numpy", coded_step, get_args(FaultKind)),
+    # The smallest number of tasks that tolerates one loss.
+    FEW_BLOCKS: ("numpy", partial(coded_step, n_blocks=CORES, n_tasks=CORES + 1), ("none",)),
     "polarmap, default without fork": (
         "numpy",
         partial(coded_step_on, partial(Pool, fork=False)),
-        get_args(Trouble),
+        get_args(FaultKind),
     ),
-    "polarmap, thread pool": ("numpy", partial(coded_step_on, partial(ThreadPoolExecutor, 4)), ("nobody",)),
-    "joblib (loky)": ("joblib", make_rival_row(step_rivals.joblib_step), get_args(Trouble)),
-    "Dask": ("distributed", make_rival_row(step_rivals.dask_step), get_args(Trouble)),
-    "Ray, an actor a block": ("ray", make_rival_row(step_rivals.ray_step), get_args(Trouble)),
-    f"Ray, {CORES} actors": ("ray", make_rival_row(step_rivals.ray_step, CORES), ("nobody",)),
+    "polarmap, thread pool": ("numpy", partial(coded_step_on, partial(ThreadPoolExecutor, 4)), ("none",)),
+    "joblib (loky)": ("joblib", make_rival_row(step_rivals.joblib_step), get_args(FaultKind)),
+    "Dask": ("distributed", make_rival_row(step_rivals.dask_step), get_args(FaultKind)),
+    "Ray, an actor a block": ("ray", make_rival_row(step_rivals.ray_step), get_args(FaultKind)),
+    f"Ray, {CORES} actors": ("ray", make_rival_row(step_rivals.ray_step, CORES), ("none",)),
 }
 
 
 @contextmanager
 def open_steps(
-    A: np.ndarray, x: np.ndarray, trouble: Trouble, row_names: Iterable[str] = tuple(ROWS)
+    A: np.ndarray, x: np.ndarray, fault_kind: FaultKind, row_names: Iterable[str] = tuple(ROWS)
 ) -> Iterator[dict[str, Step]]:
-    """The steps of those that are installed and meet such trouble."""
+    """Open the steps of the rows that are installed and measured with this kind of fault."""
     with ExitStack() as stack:
         steps = {}
         for name in row_names:
-            library, row, troubles = ROWS[name]
-            if trouble in troubles and step_rivals.is_installed(library):
-                steps[name] = stack.enter_context(row(A, x, trouble))
+            library, row, fault_kinds = ROWS[name]
+            if fault_kind in fault_kinds and step_rivals.is_installed(library):
+                steps[name] = stack.enter_context(row(A, x, fault_kind))
         yield steps
 
 
 def measure_column(
-    A: np.ndarray, x: np.ndarray, trouble: Trouble, n_turns: int, n_steps: int
+    A: np.ndarray, x: np.ndarray, fault_kind: FaultKind, n_turns: int, n_steps: int
 ) -> dict[str, str]:
-    """What each row takes, in milliseconds, or what becomes of it."""
+    """Return the time of each row in milliseconds, or how it failed."""
     failures: dict[str, str] = {}
     times_by_row: dict[str, list[float]] = defaultdict(list)
-    with open_steps(A, x, trouble) as steps_by_row:
+    with open_steps(A, x, fault_kind) as steps_by_row:
         for _ in range(n_turns):
             for name in [row_name for row_name in steps_by_row if row_name not in failures]:
                 try:
                     times = time_calls(steps_by_row[name], n_steps, n_warmup_calls=2)
-                except Exception as error:  # whatever a library says of a dead worker
+                except Exception as error:  # Libraries raise exceptions of all kinds for a dead worker.
                     error_name = type(error).__name__
                     is_timeout = error_name.endswith("TimeoutError")
                     failures[name] = f"> {1e3 * STEP_TIMEOUT:,.0f}" if is_timeout else f"fails: {error_name}"
@@ -183,7 +184,7 @@ def measure_column(
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print a table for large and a table for small blocks."""
     n_turns, n_steps = (2, 5) if parse_quick_flag(__doc__) else (8, 12)
     rng = np.random.default_rng(0)
     x = rng.standard_normal(COLUMNS)
@@ -191,9 +192,9 @@ def main() -> None:
         A = rng.standard_normal((BLOCKS * block_rows, COLUMNS))
         columns = [
             measure_column(
-                A, x, trouble, *((2, 5) if trouble == "killed" else (n_turns, n_steps))
-            )  # some take seconds
-            for trouble in get_args(Trouble)
+                A, x, fault_kind, *((2, 5) if fault_kind == "killed" else (n_turns, n_steps))
+            )  # Some rows need seconds to replace a killed worker.
+            for fault_kind in get_args(FaultKind)
         ]
         load = "/".join(f"{load_average:.1f}" for load_average in os.getloadavg())
         print(f"\n{BLOCKS} blocks of {block_rows:,} x {COLUMNS:,}, ms of a step, median (90 %); load {load}")
@@ -203,7 +204,7 @@ def main() -> None:
             else (name, "not installed")
             for name, (library, *_) in ROWS.items()
         ]
-        print_table(("", "nobody asleep", "2 asleep", "1 killed"), lines)
+        print_table(("row", "no faults", "2 sleep", "1 killed"), lines)
 
 
 if __name__ == "__main__":

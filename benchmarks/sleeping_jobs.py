@@ -1,8 +1,8 @@
-"""Jobs whose tasks sleep for run times drawn beforehand, and what their workers are paid for.
+"""Jobs whose tasks sleep for run times drawn in advance, and the worker-seconds they cost.
 
-Every attempt of a task leaves a file with the times of its begin and its end, wherever its worker is on
-this machine: the file tells which attempt it is, and so how long it sleeps. Workers import this module, so it
-imports no more than they need.
+Every attempt of a task writes its start and end times to a file, wherever its worker runs on this machine.
+The file's name contains the number of the attempt, which selects its run time. Workers import this module, so
+it imports only what they need.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
     from polarmap.types import Report
 
 
-WORKER_NUMBERS: dict[str, int] = {}  # of this worker, by the folder in which it took it
+WORKER_NUMBERS: dict[str, int] = {}  # This worker's number in each folder.
 
 
 class SleepingJob:
-    """A function of a task's number that sleeps as long as a table (attempts, tasks) says.
+    """A function of a task number that sleeps according to a table of run times (attempts, tasks).
 
-    folder : empty, for a file of each attempt
+    Parameters
+    ----------
+    folder : Path
+        An empty folder for a file per attempt.
     """
 
     def __init__(self, folder: Path, run_times: np.ndarray) -> None:
         self._folder, self._run_times = str(folder), run_times.tolist()
 
     def __call__(self, task: int) -> int:
-        """Sleep; the task is what is returned."""
+        """Sleep, then return the task number."""
         attempt, path = self._next_attempt(task)
         time.sleep(self._run_times[attempt][task])
         with open(path, "a", encoding="ascii") as file:
@@ -51,28 +54,28 @@ class SleepingJob:
         raise RuntimeError(f"task {task} was started more than {len(self._run_times)} times")
 
     def attempt_times(self) -> list[list[float]]:
-        """When each attempt began and, if it has, ended: on the monotonic clock of the machine."""
+        """Return the start and, if it has ended, end of each attempt on the machine's monotonic clock."""
         times_of_attempts = [
             [float(line) for line in path.read_text().split()] for path in Path(self._folder).iterdir()
         ]
-        return [times for times in times_of_attempts if times]  # a file is empty before its attempt begins
+        return [times for times in times_of_attempts if times]  # A file is empty before its attempt begins.
 
     def worker_seconds(self, end_at: float) -> float:
-        """What attempts took until the job was over; those that still ran were stopped then."""
+        """Return the total seconds of all attempts; attempts still running at `end_at` count up to then."""
         return sum(max(0.0, min([*end, end_at]) - started_at) for started_at, *end in self.attempt_times())
 
 
 class SlowWorkers:
-    """Doubles a block after as long as its worker is to sleep, which differs from job to job.
+    """A function that doubles a block after a delay, which depends on the worker and differs from job to job.
 
-    A worker takes a number with its first task, by a file of that name in an empty folder, and keeps it.
+    A worker claims a number with its first task, by creating a file of that name in an empty folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._driver = str(folder), os.getpid()
 
     def set_sleep_seconds(self, sleep_seconds: np.ndarray) -> None:
-        """What workers sleep from now on, each before every block."""
+        """Set how long each worker sleeps before every block from now on."""
         path = os.path.join(self._folder, "seconds")
         with open(path + ".new", "w", encoding="ascii") as file:
             file.write("\n".join(map(repr, sleep_seconds.tolist())))
@@ -96,12 +99,12 @@ class SlowWorkers:
 
 
 def double_block(block: Any) -> Any:
-    """f of the coded maps."""
+    """Return twice the block: the function of the coded maps."""
     return 2 * block
 
 
 def count_worker_seconds(report: Report) -> float:
-    """The same of a coded map: what its tasks took until the results were determined."""
+    """Return the seconds that the tasks of a coded map took until the results were determined."""
     started_tasks = [task for task in report.tasks if task.launched is not None]
     return sum(
         report.seconds - task.launched if task.arrived is None or task.seconds is None else task.seconds

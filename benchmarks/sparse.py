@@ -1,7 +1,8 @@
-"""CodedOperator on sparse matrices against scipy: products, lsqr and svds, with and without stragglers.
+"""Compare CodedOperator on sparse matrices with scipy: products, lsqr and svds, with and without stragglers.
 
-Of each matrix: what a product takes in scipy, and through an operator that is coded, has copies of late
-tasks, or chooses by itself; 24 blocks, 8 of parity. "2 sleep": two workers sleep in every product.
+For each matrix, a product is timed in scipy, and through operators of 24 blocks with 8 parity blocks or with
+backup copies of late tasks. Solvers use an operator that chooses by itself. "2 sleep": two workers sleep in
+every product.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from polarmap.worker.task_functions import multiply_block
 
 K, N = 24, 32
 SLEEPING_FAULTS = {3: Fault("sleep", 20.0), 9: Fault("sleep", 20.0)}
-N_LSQR_STEPS = 10  # of lsqr
-N_SINGULAR_VALUES = 2  # of svds
+N_LSQR_STEPS = 10  # Iterations of lsqr.
+N_SINGULAR_VALUES = 2  # Singular values that svds computes.
 
 
 def make_product(coded_blocks: Any, x: Any, executor: Any) -> Callable[[], Any]:
-    """A x by blocks of rows that are coded one way."""
+    """Return a function that computes A x from blocks of rows with the given coding."""
     run_product = make_product_runner(
         resolve_executor(executor), check_options("auto", None, None, 1), lambda: ()
     )
@@ -43,7 +44,10 @@ def make_product(coded_blocks: Any, x: Any, executor: Any) -> Callable[[], Any]:
 
 
 def measure_products(A: Any, pool: Any, n_turns: int) -> tuple[Any, ...]:
-    """What decides, and the seconds of a product: scipy's, coded, copies; the last two with sleepers."""
+    """Return the quantities that decide about coding, and the seconds of a product.
+
+    The times are scipy's, then coded and with copies, then the latter two again with sleeping workers.
+    """
     x, blocks = np.ones(A.shape[1]), SparseDataBlocks(A, K)
     coded_blocks = SparseCodedBlocks(blocks, PolarCode(N, K), keep_parity=True)
     uncoded_blocks = SparseCodedBlocks(blocks, Uncoded(K, DEFAULT_BACKUPS), keep_parity=True)
@@ -67,7 +71,7 @@ def measure_products(A: Any, pool: Any, n_turns: int) -> tuple[Any, ...]:
 
 
 def measure_solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:
-    """lsqr and svds on operators that choose, and in scipy: seconds, and milliseconds of a product."""
+    """Return the seconds, and milliseconds per product, of lsqr and svds on operators and in scipy."""
     b = np.random.default_rng(1).standard_normal(A.shape[0])
     solver_functions: dict[str, Callable[[Any], Any]] = {
         "lsqr": lambda operand: lsqr(operand, b, atol=0, btol=0, iter_lim=N_LSQR_STEPS)[0],
@@ -76,10 +80,10 @@ def measure_solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:
         ),
     }
     measurements = []
-    n_products_by_solver = dict.fromkeys(solver_functions, 0)  # of products, which are as many in scipy
+    n_products_by_solver = dict.fromkeys(solver_functions, 0)  # scipy computes the same number of products.
     for name, executor in (("operator", pool), ("2 sleep", FaultyExecutor(pool, SLEEPING_FAULTS))):
         with CodedOperator(A, blocks=K, tasks=N, executor=executor) as operator:
-            operator.rmatvec(operator.matvec(np.ones(A.shape[1])))  # encodes both sides
+            operator.rmatvec(operator.matvec(np.ones(A.shape[1])))  # Encodes both sides before the timing.
             for solver, solve in solver_functions.items():
                 n_products_before, seconds = operator.n_products, time_call(partial(solve, operator))
                 n_products_by_solver[solver] = operator.n_products - n_products_before
@@ -98,7 +102,7 @@ def main() -> None:
     shapes = [(24_000, 1_000, 0.001), (24_000, 1_000, 0.01)]
     if not quick:
         shapes += [(96_000, 10_000, 0.001), (48_000, 4_000, 0.01), (96_000, 10_000, 0.01)]
-    print(f"polarmap {polarmap.__version__}: A x, {K} blocks, {N} coded; seconds of a product")
+    print(f"polarmap {polarmap.__version__}: A x with {K} blocks and {N} tasks; seconds of a product")
     lines, solver_lines = [], []
     with Pool() as pool:
         for n_rows, n_columns, density in shapes:
@@ -108,9 +112,9 @@ def main() -> None:
             if (n_rows, density) in ((24_000, 0.01), (96_000, 0.001)):
                 solver_lines += [(name, *measurement) for measurement in measure_solvers(A, pool)]
     coding = ("parity/data", "work", "encode")
-    print_table(("", *coding, "scipy", "coded", "copies", "coded, 2 sleep", "copies, 2 sleep"), lines)
+    print_table(("matrix", *coding, "scipy", "coded", "copies", "coded, 2 sleep", "copies, 2 sleep"), lines)
     print(f"\nlsqr, {N_LSQR_STEPS} steps; svds, {N_SINGULAR_VALUES} values")
-    print_table(("", "", "", "seconds", "ms a product", "code"), solver_lines)
+    print_table(("matrix", "solver", "operand", "seconds", "ms / product", "code"), solver_lines)
 
 
 if __name__ == "__main__":

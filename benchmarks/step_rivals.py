@@ -1,8 +1,8 @@
-"""A step of an iteration by joblib, Dask, Ray and cubed: a task for each block that stays on workers.
+"""Run a step of an iteration with joblib, Dask, Ray and cubed: one task per block kept on the workers.
 
-Each is used as its documentation says, with the options that let it survive a dead worker where it has
-them. With `slots` that many tasks run at a time, by default one on each core; a step that takes longer than
-`deadline` seconds raises. Workers import this module, so it imports no more than they need.
+Each library is used as its documentation recommends, with the options that let it survive a dead worker if it
+has them. `n_slots` tasks run at a time, by default one per core. A step that takes longer than `timeout`
+seconds raises. Workers import this module, so it imports only what they need.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Any
 
 import numpy as np
 
-Fault = float | str  # seconds for which a task sleeps first, or a file: who removes it is killed
-GetFaults = Callable[[], Sequence[Fault]]  # of all tasks of a new step
-Task = Callable[[Any, np.ndarray], np.ndarray]  # of a block and the iterate
-Step = Callable[[np.ndarray], Sequence[np.ndarray]]  # from the iterate to what all tasks return
+Fault = float | str  # Seconds to sleep before the task, or a file: the worker that removes it is killed.
+GetFaults = Callable[[], Sequence[Fault]]  # returns the fault of each task of a new step
+Task = Callable[[Any, np.ndarray], np.ndarray]  # takes a block and the iterate
+Step = Callable[[np.ndarray], Sequence[np.ndarray]]  # takes the iterate, returns the results of all tasks
 CORES = os.cpu_count() or 1
 
 
 def run_task(task: Task, block: Any, x: np.ndarray, fault: Fault) -> np.ndarray:
-    """What the task returns, unless its worker dies."""
+    """Return the result of the task, after its fault."""
     apply_fault(fault)
     return task(block, x)
 
 
 def apply_fault(fault: Fault) -> None:
-    """Sleep, or die if nobody has for this file."""
+    """Sleep, or kill this process if it is the first to remove the file."""
     if not isinstance(fault, str):
         time.sleep(fault)
         return
@@ -55,16 +55,17 @@ def joblib_step(
     n_slots: int = CORES,
     timeout: float | None = None,
 ) -> Iterator[Step]:
-    """All blocks on loky's processes, which map large blocks."""
+    """Open a step on loky's processes, which memory-map large blocks."""
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
     batch = 1 if n_slots >= len(blocks) else "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # all have started
+        # Start all processes.
         Parallel(n_jobs=n_slots, batch_size=1)(delayed(apply_fault)(0.5) for _ in range(n_slots))
-        with Parallel(n_slots, batch_size=batch, timeout=timeout) as parallel:  # keeps what it has mapped
+        # Keeps its memory-mapped blocks.
+        with Parallel(n_slots, batch_size=batch, timeout=timeout) as parallel:
             yield lambda x: parallel(
                 delayed(run_task)(task, block, x, fault) for block, fault in zip(blocks, get_faults())
             )
@@ -79,7 +80,7 @@ def dask_step(
     n_slots: int = CORES,
     timeout: float | None = None,
 ) -> Iterator[Step]:
-    """All blocks held as futures by a process for each core, which reads them from files."""
+    """Open a step on blocks that Dask's processes, one per core, have read from files and hold as futures."""
     from distributed import wait
 
     def step(x: np.ndarray) -> Sequence[np.ndarray]:
@@ -102,13 +103,13 @@ def dask_step(
 
 @contextmanager
 def local_dask_client(n_slots: int) -> Iterator[Any]:
-    """A client of a process for each core, which have so many threads together."""
+    """Open a client of one process per core, with `n_slots` threads in total."""
     import dask.config
     from distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with (
-        # Else a process is given up that is away, for whatever time, 15 s after it was killed before.
+        # By default, Dask drops a worker that happens to be away 15 s after an earlier kill.
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
         LocalCluster(
             n_workers=CORES,
@@ -129,7 +130,7 @@ def ray_step(
     n_slots: int = CORES,
     timeout: float | None = None,
 ) -> Iterator[Step]:
-    """An actor for each block, which is made again when it dies."""
+    """Open a step on one actor per block, which Ray restarts when it dies."""
     import ray
 
     class Holder:
@@ -149,15 +150,17 @@ def ray_step(
 
     with local_ray_session():
         actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Holder)
-        block_refs = [ray.put(block) for block in blocks]  # from which an actor is made again
+        # A restarted actor gets its block from the object store.
+        block_refs = [ray.put(block) for block in blocks]
         actors = [actor.remote(part) for part in block_refs]
-        ray.get([block_actor.__ray_ready__.remote() for block_actor in actors])  # all have started
+        # Wait until all actors have started.
+        ray.get([block_actor.__ray_ready__.remote() for block_actor in actors])
         yield step
 
 
 @contextmanager
 def local_ray_session() -> Iterator[Any]:
-    """Ray on this machine, started unless it is there already."""
+    """Provide Ray on this machine, started here unless it is running already."""
     import ray
 
     is_started_here = not ray.is_initialized()
@@ -178,7 +181,7 @@ def cubed_step(
     n_slots: int = CORES,
     timeout: float | None = None,
 ) -> Iterator[Step]:
-    """A Zarr array of all rows, whose chunks threads read in every step: none is kept."""
+    """Open a step on a Zarr array of all rows, whose chunks are read by threads in every step."""
     import zarr
     from cubed import Spec, from_zarr, map_blocks
     from cubed.runtime.create import create_executor
@@ -207,5 +210,5 @@ def cubed_step(
 
 
 def is_installed(package: str) -> bool:
-    """Whether a rival can be imported."""
+    """Return whether a package can be imported."""
     return importlib.util.find_spec(package) is not None

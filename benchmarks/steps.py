@@ -1,11 +1,12 @@
-"""What steps, maps and whole fits take, each beside the least that it could take: one table.
+"""Time steps, maps and whole fits, each against a baseline that is hard to beat, in one table.
 
 python -m benchmarks.steps [--quick] [subject ...]
 
-All by default: no executor, no option that a user would not set, no environment variable. The two of a row
-take turns. Figures are medians of all runs, in brackets what nine in ten of them take at most; a ratio is to
-the median of the other. Steps are made in a loop, as iterations make them. "numpy" computes the same products
-in this process; "bare sockets" (`bare_sockets`) is polarmap's code on forked workers, with nothing around it.
+Everything runs with defaults: no executor, no option that a user would not set, no environment variable. The
+two actions of a row take turns. Figures are medians of all runs, with the 90 % quantile in brackets. Ratios
+are relative to the median of the baseline. Steps run in a loop, as in iterations. "numpy" computes the same
+products in this process. "bare sockets" (`bare_sockets`) is polarmap's coding on forked workers and sockets,
+with nothing else.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ from polarmap.glm import LogisticRegression, Ridge
 from polarmap.testing import Fault, FaultyExecutor
 
 Action = Callable[[], Any]
-N_STEPS = 12  # of a turn
-KILL_EVERY = 50  # steps
-ITERATION_TARGETS = {"logistic regression": "1.5", "PageRank": "2.5"}  # iterations, and their targets
+N_STEPS = 12  # Steps in a turn.
+KILL_EVERY = 50  # Steps from one killed worker to the next.
+# Targets of iterations, as ratios to numpy.
+ITERATION_TARGETS = {"logistic regression": "1.5", "PageRank": "2.5"}
 IMPORT_PROGRAM = "import numpy"
 FIRST_MAP_PROGRAM = """
 import numpy as np, polarmap
@@ -68,11 +70,11 @@ polarmap.coded_map(np.sum, np.arange(48.0), blocks=12, tasks=16, progress=False)
 
 
 class Effort(NamedTuple):
-    """How often everything is measured, and how large it is."""
+    """How often each action is measured, and a divisor of the sizes."""
 
     n_fast_turns: int
     n_slow_turns: int
-    size_divisor: int  # sizes by
+    size_divisor: int  # Divides all sizes.
 
     def measure_row(
         self,
@@ -83,7 +85,7 @@ class Effort(NamedTuple):
         target: str = "",
         n_steps: int = N_STEPS,
     ) -> Row:
-        """Two actions in turns, of so many steps each; what is no step is run once a turn."""
+        """Time two actions in turns of `n_steps` steps. With n_steps=1, each runs once in a slow turn."""
         n_turns = self.n_fast_turns if n_steps > 1 else self.n_slow_turns
         action_times, baseline_times = time_in_turns([action, baseline_action], n_turns, n_steps)
         return Row(label, to_milliseconds(action_times), baseline, to_milliseconds(baseline_times), target)
@@ -98,12 +100,12 @@ WHOLE, QUICK = Effort(8, 3, 1), Effort(1, 1, 10)
 
 
 def steps(effort: Effort) -> Iterator[Row]:
-    """Those of `persistent_workers`, nobody asleep."""
+    """Yield steps of `persistent_workers` without faults."""
     rng, x = np.random.default_rng(0), np.ones(persistent_workers.COLUMNS)
     for block_rows, target in ((4, "1.8, 2 ms"), (1_000, "")):
         A, label = rng.standard_normal((BLOCKS * block_rows, len(x))), f"24 blocks of {block_rows:,} x 1,000"
         with persistent_workers.open_steps(
-            A, x, "nobody", (POLARMAP_DEFAULT, BARE_SOCKETS, FEW_BLOCKS, NUMPY_ONLY)
+            A, x, "none", (POLARMAP_DEFAULT, BARE_SOCKETS, FEW_BLOCKS, NUMPY_ONLY)
         ) as open_actions:
             actions = list(open_actions.values())
             assert all(np.allclose(action(), A @ x) for action in actions)
@@ -113,12 +115,12 @@ def steps(effort: Effort) -> Iterator[Row]:
             call_counts = [[count_python_calls(action) for _ in range(20)] for action in actions[:2]]
         yield Row(f"{label}: Python calls", call_counts[0], BARE_SOCKETS, call_counts[1], "1,500 calls")
         yield Row(label, polarmap_times, BARE_SOCKETS, socket_times, target)
-        yield Row(f"the same, {CORES} blocks of {CORES + 1}", few_block_times, BARE_SOCKETS, socket_times)
+        yield Row(f"{label}, {CORES} of {CORES + 1} tasks", few_block_times, BARE_SOCKETS, socket_times)
     yield Row(label, polarmap_times, "numpy", numpy_times, "1.5 (2)")
 
 
 def count_python_calls(action: Action) -> int:
-    """How many functions the driver calls."""
+    """Return how many Python functions an action calls in this process, in all threads."""
     n_calls = 0
 
     def count_call(frame: Any, event: str, argument: Any) -> None:
@@ -134,15 +136,18 @@ def count_python_calls(action: Action) -> int:
 
 
 def operators(effort: Effort) -> Iterator[Row]:
-    """Products with a matrix, as a user makes them."""
+    """Yield products with a matrix, as a user writes them."""
     n_rows = 24_000 // effort.size_divisor
     A = np.random.default_rng(0).standard_normal((n_rows, 1_000))
     x, b, columns = np.ones(1_000), np.ones(n_rows), np.ones((1_000, 64))
     products: dict[str, tuple[Callable[[Any], Any], str]] = {
         f"CodedOperator @ x, {n_rows:,} x 1,000": (lambda operand: operand @ x, "1.3"),
-        "its transpose": (lambda operand: operand.T @ b, "1.4"),
-        "64 columns at once": (lambda operand: operand @ columns, "1.2"),
-        "a gradient step": (lambda operand: x - 1e-5 * (operand.T @ (operand @ x - b)), "1.4"),
+        "CodedOperator.T @ y": (lambda operand: operand.T @ b, "1.4"),
+        "CodedOperator @ 64 columns": (lambda operand: operand @ columns, "1.2"),
+        "a gradient step with CodedOperator": (
+            lambda operand: x - 1e-5 * (operand.T @ (operand @ x - b)),
+            "1.4",
+        ),
     }
     with CodedOperator(A) as operator:
         for label, (step, target) in products.items():
@@ -151,7 +156,7 @@ def operators(effort: Effort) -> Iterator[Row]:
 
 
 def maps(effort: Effort) -> Iterator[Row]:
-    """Small maps, the loop alone, and the first map of a process."""
+    """Yield small maps, the map of a thread pool, and the first map of a process."""
     small_matrix, f = np.random.default_rng(0).standard_normal((240, 4)), methodcaller("dot", np.ones(4))
     coded_map = partial(polarmap.coded_map, f, small_matrix, progress=False)
     with SocketPool(np.reshape(small_matrix, (6, 40, 4)), 8, CORES + 1) as socket_pool:
@@ -162,9 +167,7 @@ def maps(effort: Effort) -> Iterator[Row]:
     with ThreadPoolExecutor(4) as pool:
         polarmap_map = partial(coded_map, blocks=BLOCKS, tasks=WORKERS, executor=pool)
         pool_map = partial(list_results, pool.map, f, np.split(small_matrix, BLOCKS))
-        yield effort.measure_row(
-            "thread pool, 24 of 32, tiny f", polarmap_map, "its own map", pool_map, "2 ms"
-        )
+        yield effort.measure_row("thread pool, 24 of 32, tiny f", polarmap_map, "pool.map", pool_map, "2 ms")
     first_map_process, import_process = (
         partial(subprocess.run, [sys.executable, "-c", program], check=True)
         for program in (FIRST_MAP_PROGRAM, IMPORT_PROGRAM)
@@ -179,7 +182,7 @@ def list_results(function: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 
 def items(effort: Effort) -> Iterator[Row]:
-    """Many small items, and few with a large function."""
+    """Yield maps of many small items, and of few items with a large function."""
     n_items, table = 10_000 // effort.size_divisor, np.ones(9_000_000 // effort.size_divisor)
 
     def halve(item: int) -> float:
@@ -208,7 +211,7 @@ def map_with_joblib(parallel: Any, f: Callable[[Any], Any], inputs: Sequence[Any
 
 
 def fits(effort: Effort) -> Iterator[Row]:
-    """Estimators on small and on large data; of Ridge the first fit, which starts workers, too."""
+    """Yield fits of estimators on small and large data. Ridge's first fit also starts the workers."""
     X, y = load_diabetes(return_X_y=True)
     fit_ridge, fit_in_numpy = partial(Ridge().fit, X, y), partial(with_numpy_products(Ridge()).fit, X, y)
     fit_in_numpy()
@@ -218,13 +221,13 @@ def fits(effort: Effort) -> Iterator[Row]:
         first_seconds.append(time_call(fit_ridge))
         numpy_seconds.append(time_call(fit_in_numpy))
     yield Row(
-        "Ridge on diabetes, the first",
+        "Ridge on diabetes, first fit",
         to_milliseconds(first_seconds),
         "numpy",
         to_milliseconds(numpy_seconds),
         "200 ms",
     )
-    yield effort.measure_slow_row("later ones", fit_ridge, "numpy", fit_in_numpy, "20 ms")
+    yield effort.measure_slow_row("Ridge on diabetes, later fits", fit_ridge, "numpy", fit_in_numpy, "20 ms")
     X, y = load_breast_cancer(return_X_y=True)
     X = StandardScaler().fit_transform(X)
     for model, target in (
@@ -251,7 +254,7 @@ def measure_fit(effort: Effort, model: Any, X: np.ndarray, y: np.ndarray, target
 
 
 def solvers(effort: Effort) -> Iterator[Row]:
-    """svds, encoding included, and iterations that people know, nobody slow."""
+    """Yield svds, encoding included, and familiar iterations without slow workers."""
     A = np.random.default_rng(0).standard_normal((20_000 // effort.size_divisor, 500))
     options = {"k": 6, "return_singular_vectors": False, "random_state": 0}
 
@@ -276,7 +279,7 @@ def solvers(effort: Effort) -> Iterator[Row]:
 
 
 def codes(effort: Effort) -> Iterator[Row]:
-    """Encoding and recovery beside copies, and the plans of these."""
+    """Yield encoding and recovery against copies of the blocks, and the planning of recoveries."""
     for case in coding.CASES:
         yield from coding.measure_case(
             case._replace(block_bytes=case.block_bytes // effort.size_divisor), effort.n_fast_turns
@@ -286,12 +289,12 @@ def codes(effort: Effort) -> Iterator[Row]:
 
 
 def lithops(effort: Effort) -> Iterator[Row]:
-    """Tasks that compute, by new workers for each map."""
+    """Yield maps of tasks that compute, with new workers for each map."""
     return overhead.measure_overhead(effort.n_slow_turns)
 
 
 def killed_workers(effort: Effort) -> Iterator[Row]:
-    """The slowest of many steps."""
+    """Yield the slowest of many steps during which workers are killed."""
     A, x, n_steps = np.random.default_rng(0).standard_normal((2_400, 1_000)), np.ones(1_000), 1_000
     with (
         Pool() as pool,
@@ -317,8 +320,10 @@ SUBJECTS: dict[str, Callable[[Effort], Iterator[Row]]] = {
 def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer")
-    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"of {', '.join(SUBJECTS)}; all")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
+    parser.add_argument(
+        "subjects", nargs="*", metavar="subject", help=f"any of {', '.join(SUBJECTS)}; default: all"
+    )
     arguments = parser.parse_args()
     unknown_subjects = set(arguments.subjects) - set(SUBJECTS)
     if unknown_subjects:

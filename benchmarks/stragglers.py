@@ -1,10 +1,11 @@
-"""Real jobs whose tasks sleep for drawn run times: every scheme on workers of this machine that stay.
+"""Run real jobs whose tasks sleep for drawn run times, with every scheme on this machine's workers.
 
 python -m benchmarks.stragglers [--quick]
 
-Plain maps of polarmap's pool, Lithops, joblib and Dask, backup tasks by cubed's own function and by
-`hedged_map`, coded maps: the same draws for every scheme of a job, schemes in turns, a slot for every task as
-in a cloud. Writes docs/real-jobs.md; with --quick a few short jobs, to build/comparison/.
+The schemes are plain maps of polarmap's pool, Lithops, joblib and Dask, backup tasks by cubed's own function
+and by `hedged_map`, and coded maps. All schemes of a job use the same draws and take turns. Every task has a
+slot, as in a cloud. The program writes docs/real-jobs.md; with --quick it runs a few short jobs and writes to
+build/comparison/.
 """
 
 from __future__ import annotations
@@ -32,32 +33,36 @@ from polarmap.testing import Fault, FaultyExecutor
 from polarmap.types import Report
 
 K, N = 24, 32
-ATTEMPTS = 4  # of a task, at most
-OVERDECOMPOSITION = 8  # times as many blocks for workers that take one after another
-UNIT_SECONDS = 0.2  # seconds to the unit of the distribution
+ATTEMPTS = 4  # The largest number of attempts of a task.
+OVERDECOMPOSITION = 8  # Blocks per worker, for workers that process one after another.
+UNIT_SECONDS = 0.2  # Seconds per unit of the distribution.
 JOBS, QUICK_JOBS, QUICK_UNIT_SECONDS = 50, 2, 0.02
 BLOCKS = list(np.random.default_rng(0).standard_normal((K, 16)))
 PLAIN = "plain map"
 
 
 class JobTimes(NamedTuple):
-    """Of one job: seconds until its results were there, of workers, and until the first task began."""
+    """The times of a job: until its results, of all workers together, and until the first task began."""
 
     seconds: float
     worker_seconds: float
     start_delay: float
 
 
-Scheme = Callable[[np.ndarray], JobTimes]  # of the run times of all attempts, (ATTEMPTS, N), in seconds
+# takes the run times of all attempts in seconds, shape (ATTEMPTS, N)
+Scheme = Callable[[np.ndarray], JobTimes]
 
 
 def time_job(run_job: Callable[[SleepingJob], Any], run_times: np.ndarray) -> JobTimes:
-    """A job of K tasks; those that it leaves behind come to their end before the next one."""
+    """Run a job of K tasks and return its times.
+
+    Tasks that the job leaves behind end before this function returns.
+    """
     with tempfile.TemporaryDirectory() as folder:
         job, started_at = SleepingJob(Path(folder), run_times), time.monotonic()
         results = run_job(job)
         end_at = time.monotonic()
-        assert set(results) == set(range(K))  # cubed may hand out a task and its backup
+        assert set(results) == set(range(K))  # cubed may return both a task and its backup.
         first_start = min(times[0] for times in job.attempt_times())
         job_times = JobTimes(end_at - started_at, job.worker_seconds(end_at), first_start - started_at)
         while any(len(times) < 2 and end_at < times[0] + run_times.max() for times in job.attempt_times()):
@@ -67,7 +72,7 @@ def time_job(run_job: Callable[[SleepingJob], Any], run_times: np.ndarray) -> Jo
 
 
 def run_coded_job(pool: Pool, run_times: np.ndarray, schedule: Any = "upfront") -> JobTimes:
-    """A coded map of N tasks, each of which sleeps before it doubles its block."""
+    """Run a coded map of N tasks that each sleep before they double their block, and return its times."""
     faults = {task: Fault("sleep", float(sleep_seconds)) for task, sleep_seconds in enumerate(run_times[0])}
     seconds, report = time_coded_map(
         double_block, 1, executor=FaultyExecutor(pool, faults), schedule=schedule
@@ -76,14 +81,14 @@ def run_coded_job(pool: Pool, run_times: np.ndarray, schedule: Any = "upfront") 
 
 
 def run_overdecomposed_job(pool: Pool, slow_workers: SlowWorkers, run_times: np.ndarray) -> JobTimes:
-    """A coded map of more tasks than workers, all of which are busy until it is over."""
+    """Run a coded map of more tasks than workers, which are all busy until it ends, and return its times."""
     slow_workers.set_sleep_seconds(run_times[0] / OVERDECOMPOSITION)
     seconds, report = time_coded_map(slow_workers, OVERDECOMPOSITION, executor=pool)
     return JobTimes(seconds, N * report.seconds, 0.0)
 
 
 def time_coded_map(f: Any, overdecomposition: int, **options: Any) -> tuple[float, Report]:
-    """Seconds of a coded map of so many times as many blocks, and its report."""
+    """Return the seconds of a coded map of `overdecomposition` times as many blocks, and its report."""
     blocks, started_at = BLOCKS * overdecomposition, time.monotonic()
     results = polarmap.coded_map(f, blocks, tasks=overdecomposition * N, progress=False, **options)
     seconds = time.monotonic() - started_at
@@ -96,9 +101,9 @@ def time_coded_map(f: Any, overdecomposition: int, **options: Any) -> tuple[floa
 
 @contextmanager
 def pool_schemes() -> Iterator[dict[str, Scheme]]:
-    """polarmap's own, and cubed's function, on the workers of one pool."""
+    """Provide polarmap's schemes, and backup tasks by cubed, on the workers of pools."""
     with (
-        Pool(workers=ATTEMPTS * N) as pool,  # a slot for every attempt
+        Pool(workers=ATTEMPTS * N) as pool,  # A slot for every attempt.
         Pool(workers=N) as small_pool,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -131,7 +136,7 @@ def pool_schemes() -> Iterator[dict[str, Scheme]]:
 
 @contextmanager
 def lithops_schemes() -> Iterator[dict[str, Scheme]]:
-    """Its map on this machine, with the settings that polarmap has found best."""
+    """Provide Lithops' map on this machine, with the settings that polarmap uses."""
     function_executor = build_localhost_executor()
     function_executor.config["localhost"]["worker_processes"] = K
 
@@ -149,13 +154,13 @@ def lithops_schemes() -> Iterator[dict[str, Scheme]]:
 
 @contextmanager
 def rival_schemes(name: str, open_rival: Any) -> Iterator[dict[str, Scheme]]:
-    """Another library's map, with a slot for every task."""
+    """Provide the map of another library, with a slot for every task."""
     with open_rival(call_job, range(K), lambda: [0.0] * K, K) as step:
         yield {name: partial(time_job, step)}
 
 
 def call_job(task: int, job: SleepingJob) -> int:
-    """What a rival runs for each task."""
+    """Run the job's task in another library's worker."""
     return job(task)
 
 
@@ -170,7 +175,7 @@ SCHEME_SOURCES = (
 
 
 def measure_schemes(n_jobs: int, unit_seconds: float) -> dict[str, dict[str, np.ndarray]]:
-    """Distribution -> scheme -> what each job took, (jobs, 3), in units of the distribution."""
+    """Return the times of all jobs, (jobs, 3), by distribution and scheme, in units of the distribution."""
     times_by_distribution: dict[str, dict[str, np.ndarray]] = {}
     with ExitStack() as stack:
         schemes = {
@@ -179,7 +184,7 @@ def measure_schemes(n_jobs: int, unit_seconds: float) -> dict[str, dict[str, np.
             for name, run_scheme in stack.enter_context(open_schemes()).items()
         }
         for run_scheme in schemes.values():
-            run_scheme(np.full((ATTEMPTS, N), unit_seconds))  # starts workers
+            run_scheme(np.full((ATTEMPTS, N), unit_seconds))  # Starts the workers.
         for name, run_times in DISTRIBUTIONS.items():
             rng = np.random.default_rng(1)
             times_by_distribution[name] = {scheme: np.empty((n_jobs, 3)) for scheme in schemes}
@@ -197,7 +202,10 @@ HEADER = ["", "median", "quartiles", "99 %", "ratio", "worker-seconds"]
 
 
 def format_row(scheme: str, job_times: np.ndarray, plain_job_times: np.ndarray) -> list[str]:
-    """Of the table: times in units, ratios of the same job, all worker-seconds relative to a plain map's."""
+    """Return a row of the table.
+
+    Times are in units, ratios compare the same job, and worker-seconds are relative to the plain map's total.
+    """
     lower_quartile, median_time, upper_quartile, p99 = np.quantile(job_times[:, 0], [0.25, 0.5, 0.75, 0.99])
     return [
         scheme,
@@ -212,7 +220,7 @@ def format_row(scheme: str, job_times: np.ndarray, plain_job_times: np.ndarray) 
 def make_page_parts(
     times_by_distribution: dict[str, dict[str, np.ndarray]], unit_seconds: float, load_average: float
 ) -> dict[str, str]:
-    """What stands on docs/real-jobs.md."""
+    """Return the measured parts of docs/real-jobs.md by name."""
     start_delays = np.concatenate([schemes["Lithops"][:, 2] for schemes in times_by_distribution.values()])
     tables = []
     for name, schemes in times_by_distribution.items():
@@ -228,7 +236,7 @@ def make_page_parts(
 
 
 def main() -> None:
-    """Measure, print the tables, write them into the page."""
+    """Measure, print the tables, and write them into the page."""
     quick = parse_quick_flag(__doc__)
     unit_seconds = QUICK_UNIT_SECONDS if quick else UNIT_SECONDS
     page_parts = make_page_parts(

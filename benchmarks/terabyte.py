@@ -1,6 +1,6 @@
-"""Coding ImageNet's matrix of 1.58 TB, its products and repair on 10,000 Lambda functions, on paper.
+"""Estimate coding, products and repair of ImageNet's 1.58 TB matrix on 10,000 Lambda functions.
 
-Sizes, prices and the speed of coding are known, the rest is assumed: replace it by what you measure.
+Sizes, prices and coding speeds are known. The other constants are assumptions: replace them by measurements.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from polarmap.clouds.limits import WorkerSpec
 from polarmap.clouds.prices import CALL_OVERHEAD_SECONDS, USD_PER_WRITE_AND_READ, estimate_map_cost
 from polarmap.codes import PolarCode
 
-ROWS, COLUMNS, ITEMSIZE = 2_013_526, 196_608, 4  # of examples/imagenet_shape.py; float32
-DATA_BYTES = float(ROWS * COLUMNS * ITEMSIZE)  # bytes
+ROWS, COLUMNS, ITEMSIZE = 2_013_526, 196_608, 4  # Shape of examples/imagenet_shape.py, float32.
+DATA_BYTES = float(ROWS * COLUMNS * ITEMSIZE)
 WORKERS = 10_000
-BANDWIDTH = 70e6  # bytes per second from and to S3, of one function: 50 to 100 MB/s are seen
-LATENCY = 0.03  # seconds of a request, beside its bytes; a worker makes one after another
-SLOW_FRACTION = 0.05  # share of the workers that take several times as long
-SLOWDOWN = 5.0  # how many times
-LOST_FRACTION = 0.05  # share of the blocks that a repair finds lost
-MEMORY_BANDWIDTH = 2e9  # bytes per second of a checksum, or of a product with a vector
-LAMBDA_WORKER = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769, poll_seconds=1.0)  # one processor
+BANDWIDTH = 70e6  # Bytes per second between S3 and one function; 50 to 100 MB/s are typical.
+LATENCY = 0.03  # Seconds per request in addition to its transfer; a worker's requests are sequential.
+SLOW_FRACTION = 0.05  # Share of the workers that are slow.
+SLOWDOWN = 5.0  # Factor by which slow workers take longer.
+LOST_FRACTION = 0.05  # Share of the blocks that a repair finds lost.
+MEMORY_BANDWIDTH = 2e9  # Bytes per second of a checksum, or of a product with a vector.
+LAMBDA_WORKER = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769, poll_seconds=1.0)  # One processor.
 
-# Bytes per second of one core, of a loaded machine: of data that is encoded, and of parts that are read to
-# rebuild others (`main` measures them).
+# Bytes per second of one core of a loaded machine: of data to encode, and of parts to rebuild others from
+# (`main` measures both).
 CODING_SPEEDS = {(100, 75): (600e6, 1000e6), (1000, 750): (250e6, 250e6), (10_000, 7_500): (30e6, 60e6)}
 
 
 class WorkerStep(NamedTuple):
-    """What one worker does, and how long it takes: seconds of one that is not slow."""
+    """The requests, bytes and computation of one worker that is not slow."""
 
     n_gets: float
     bytes_read: float
@@ -48,7 +48,7 @@ class WorkerStep(NamedTuple):
 
 
 class CostEstimate(NamedTuple):
-    """Of one operation: seconds with all workers there, dollars, requests for data."""
+    """The estimate of an operation: seconds, dollars and requests for data, if all workers are available."""
 
     seconds: float
     dollars: float
@@ -56,17 +56,20 @@ class CostEstimate(NamedTuple):
 
 
 class MatrixLayout:
-    """The matrix as arrays of k blocks each, coded into n; each worker has one block."""
+    """The matrix as arrays of k blocks, each coded into n; each worker has one block."""
 
     def __init__(self, n: int, k: int, bandwidth: float = BANDWIDTH) -> None:
         self.n, self.k, self.bandwidth = n, k, bandwidth
         self.block_bytes = DATA_BYTES / (WORKERS * k / n)
-        self.part_bytes = self.block_bytes / n  # as many stripes as workers
+        self.part_bytes = self.block_bytes / n  # An array has as many stripes as workers.
         self.n_lost = round(LOST_FRACTION * n)
         self.encoding_speed, self.rebuilding_speed = CODING_SPEEDS[n, k]
 
     def encode(self) -> CostEstimate:
-        """Each worker takes a stripe: k parts in, n - k out; P comes with the function."""
+        """Estimate encoding: each worker reads k parts of a stripe and writes n - k.
+
+        The parity matrix P is sent along with the function.
+        """
         n, k = self.n, self.k
         data_bytes = k * self.part_bytes
         step = WorkerStep(
@@ -79,14 +82,17 @@ class MatrixLayout:
         return self._with_backups([step])
 
     def product(self, operand_size: float) -> CostEstimate:
-        """Each worker reads its block, and the operand of so many numbers; nobody waits for slow ones."""
+        """Estimate a coded product, which does not wait for slow workers.
+
+        Each worker reads its block and `operand_size` numbers.
+        """
         step = WorkerStep(
             self.n, self.block_bytes + ITEMSIZE * operand_size, 0, 0, self.block_bytes / MEMORY_BANDWIDTH
         )
         return self._estimate([step], 1.0, 1.0)
 
     def plain_product(self, with_backups: bool) -> CostEstimate:
-        """Estimate A x without a code: all workers hold data, each a smaller block in one object."""
+        """Estimate A x without a code: each worker reads a smaller block of data, stored in one object."""
         block_bytes = DATA_BYTES / WORKERS
         step = WorkerStep(1, block_bytes + ITEMSIZE * COLUMNS, 0, 0, block_bytes / MEMORY_BANDWIDTH)
         if with_backups:
@@ -94,7 +100,7 @@ class MatrixLayout:
         return self._estimate([step], SLOWDOWN, 1 - SLOW_FRACTION + SLOW_FRACTION * SLOWDOWN)
 
     def repair(self) -> CostEstimate:
-        """A map reads all parts and compares checksums, another reads them again and rebuilds lost ones."""
+        """Estimate a repair: a map checks all parts, and another reads them to rebuild the lost ones."""
         n_available = self.n - self.n_lost
         bytes_read = n_available * self.part_bytes
         check_step = WorkerStep(n_available, bytes_read, 0, 0, bytes_read / MEMORY_BANDWIDTH)
@@ -109,12 +115,17 @@ class MatrixLayout:
         return self._with_backups([check_step, rebuild_step])
 
     def _with_backups(self, steps: list[WorkerStep]) -> CostEstimate:
-        """Estimate maps without spare tasks: a slow task gets a copy once it takes longer than the others."""
+        """Estimate maps without spare tasks, where a task that takes longer than most gets a backup copy."""
         return self._estimate(steps, 2.0, 1 - SLOW_FRACTION + SLOW_FRACTION * 3)
 
     def _estimate(self, steps: list[WorkerStep], wait_factor: float, billed_factor: float) -> CostEstimate:
-        """`wait_factor`, `billed_factor`: what is waited for, and paid of each worker, in times of one that
-        is not slow.
+        """Estimate a sequence of maps.
+
+        Parameters
+        ----------
+        wait_factor, billed_factor : float
+            How long a map takes, and how long each worker is billed on average, as multiples of the time of a
+            worker that is not slow.
         """
         usd_per_write, usd_per_read = USD_PER_WRITE_AND_READ["aws_s3"]
         seconds = dollars = n_requests = 0.0
@@ -133,7 +144,7 @@ class MatrixLayout:
 
 
 def estimate_operations(n: int, k: int, bandwidth: float = BANDWIDTH) -> Iterator[tuple[str, CostEstimate]]:
-    """Each operation and its estimate."""
+    """Yield the name of each operation and its estimate."""
     layout = MatrixLayout(n, k, bandwidth)
     yield "encode", layout.encode()
     yield "A x", layout.product(COLUMNS)
@@ -142,7 +153,7 @@ def estimate_operations(n: int, k: int, bandwidth: float = BANDWIDTH) -> Iterato
 
 
 def measure_coding_speeds(n: int, k: int, width: int) -> tuple[float, float]:
-    """Bytes per second of a core, as in CODING, on this machine."""
+    """Return the speeds of CODING_SPEEDS on this machine: bytes per second of a core."""
     code, dtype = PolarCode(n, k), np.dtype(np.float32)
     rng = np.random.default_rng(0)
     data = rng.standard_normal((k, width)).astype(dtype)
@@ -161,7 +172,7 @@ def measure_coding_speeds(n: int, k: int, width: int) -> tuple[float, float]:
 
 
 def format_table() -> list[str]:
-    """As it stands in the documentation."""
+    """Return the lines of the table in the documentation."""
     lines = []
     for n, k in CODING_SPEEDS:
         n_arrays = WORKERS // n
@@ -184,13 +195,13 @@ def main() -> None:
             f"{name} {estimate.seconds:.0f} s" for name, estimate in estimate_operations(100, 75, bandwidth)
         )
         print(f"(100, 75) at {bandwidth / 1e6:.0f} MB/s: {summary}")
-    print("\nMB per second and core: of data to encode, of parts to rebuild 5 % of the blocks from")
-    header = ("code", "encode", "taken as", "rebuild", "taken as")
+    print("\nMB per second and core: data to encode, and parts from which to rebuild 5 % of the blocks")
+    header = ("code", "encode", "assumed", "rebuild", "assumed")
     print_table(header, map(compare_speeds, codes))
 
 
 def compare_speeds(code: tuple[int, int]) -> tuple[object, ...]:
-    """Measured, beside what the model takes."""
+    """Return measured and assumed speeds of a code, in MB/s."""
     measured_speeds, assumed_speeds = measure_coding_speeds(*code, 4_000_000 // code[0]), CODING_SPEEDS[code]
     return (
         code,

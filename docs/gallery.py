@@ -1,4 +1,4 @@
-"""The gallery of the site: scripts of examples/ that are cut into cells, each executed as a notebook."""
+"""Build the gallery of the site: scripts of examples/ are cut into cells and executed as notebooks."""
 
 import asyncio
 import base64
@@ -20,8 +20,8 @@ LOG = logging.getLogger("mkdocs.hooks.gallery")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Each notebook is a file of the site, with a page and pictures."""
-    from mkdocs.structure.files import File  # the tests of the rest of this file need no mkdocs
+    """Add every notebook to the files of the site, with a page and its pictures."""
+    from mkdocs.structure.files import File  # Imported here, since the tests of this file run without mkdocs.
 
     notebooks = {path.stem: notebook_of(text) for path, text in scripts().items()}
     LOG.info(f"Executing {len(notebooks)} notebooks")
@@ -35,20 +35,20 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The list of notebooks shows the first picture of each."""
+    """Show the first picture of each notebook in the list of notebooks."""
     if page.file.src_uri != "gallery.md":
         return markdown
     return CARD.sub(r"- [![\1](gallery/\2-1.png)](gallery/\2.md)[\1](gallery/\2.md)", markdown)
 
 
 def scripts() -> dict[Path, str]:
-    """The examples that are cut into cells, and their text."""
+    """Return the paths and texts of the examples that are cut into cells."""
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("examples/*.py"))}
     return {path: text for path, text in texts.items() if CELL.match(text)}
 
 
 def notebook_of(script: str) -> NotebookNode:
-    """The cells of a script that begin with `# %%`, of code or, in comments, of text."""
+    """Return a script as a notebook: a cell begins with `# %%` and has code or, in comments, text."""
     cells: list[NotebookNode] = []
     _, *parts = CELL.split(script)
     for kind, text in zip(parts[::2], parts[1::2]):
@@ -60,12 +60,12 @@ def notebook_of(script: str) -> NotebookNode:
 
 
 async def execute(notebooks: list[NotebookNode]) -> None:
-    """Fill in what the cells show; as many notebooks run at a time as there are cores."""
+    """Execute the notebooks and store their outputs; one notebook per core runs at a time."""
     at_once = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def execute_one(notebook: NotebookNode) -> None:
         async with at_once:
-            with tempfile.TemporaryDirectory() as folder:  # of its sockets
+            with tempfile.TemporaryDirectory() as folder:  # for the kernel's sockets
                 kernel = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
                 client = NotebookClient(notebook, config=kernel, timeout=120, coalesce_streams=True)
                 await client.async_execute()
@@ -74,7 +74,7 @@ async def execute(notebooks: list[NotebookNode]) -> None:
 
 
 def page_of(name: str, notebook: NotebookNode) -> tuple[str, dict[str, bytes]]:
-    """An executed notebook as a page in Markdown, and its pictures by the names of their files."""
+    """Return an executed notebook as a Markdown page, and its pictures by file name."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook.cells:

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: what is written for readers of the repository is made right for readers of the site."""
+"""Hooks of mkdocs that adapt pages written for readers of the repository to readers of the site."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -12,12 +12,12 @@ PROJECT = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
-}  # pages of the site, and files
+}  # Pages of the site, and the files they are made of.
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)*)([\w./-]+)(#[\w-]+)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """The README of every backend is a page of the site, and so are files of the project."""
+    """Add the README of every backend, and files of the project, as pages of the site."""
     pages = {f"backends/{file.parent.name}.md": file for file in sorted(ROOT.glob("backends/*/README.md"))}
     pages |= {name: ROOT / file for name, file in PROJECT.items()}
     for name, file in pages.items():
@@ -26,9 +26,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
-    """Say what a block needs that no test has; no links to files that the site does not have."""
+    """Show the requirements of untested code blocks, and remove links to files that are not on the site."""
     uri = PurePosixPath(page.file.src_uri)
-    # Where the page lies in the repository.
+    # The folder of the page in the repository.
     home = ROOT / uri.parent / uri.stem if uri.parts[0] == "backends" else ROOT / "docs" / uri.parent
     home = ROOT if str(uri) in PROJECT else home
 
@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
         text, up, path, anchor = match.groups()
         target = (home / (up + path)).resolve()
         if not target.exists():
-            return match[0]  # mkdocs knows what to say
+            return match[0]  # mkdocs reports broken links.
         inside = _uri(target)
         if inside is None or files.get_file_from_path(inside) is None:
             place = target.relative_to(ROOT)
@@ -48,12 +48,12 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
 
 
 def _title(fence: re.Match[str]) -> str:
-    """The fence of a block that no test runs, with what it needs as a title."""
+    """Return the fence of an untested code block with its requirement as a title."""
     return f'{fence[1]} title="{fence[2][0].upper()}{fence[2][1:]}"'
 
 
 def _uri(target: Path) -> str | None:
-    """The page or file of the site that shows a file of the repository."""
+    """Return the page or file of the site that shows a file of the repository, or None."""
     if target.is_relative_to(ROOT / "docs"):
         return target.relative_to(ROOT / "docs").as_posix()
     for name, file in PROJECT.items():

@@ -1,4 +1,4 @@
-"""An extension of mkdocstrings: the reference shows what is meant, where griffe has read what is written."""
+"""Extend mkdocstrings: show values, types and entries in the reference as a reader expects them."""
 
 import re
 from collections.abc import Iterator
@@ -7,14 +7,15 @@ from typing import Any
 
 import griffe
 
-# A name, or several of one description, and their type: the first line of a parameter in numpydoc.
+# The first line of a parameter in numpydoc: a name, or several names with one description, and their type.
 ENTRY = re.compile(r"^(\*{0,2}\w+)(?:, \*{0,2}\w+)* : (.+)$", re.MULTILINE)
 
 
 class Values(griffe.Extension):
-    """`memory: int = 256 << 20` for `memory: int = MEMORY`, `-> CodedSum` for what a verb prepares.
+    """An extension that makes griffe's output readable.
 
-    Also `array-like (M, N)` for `array - like(M, N)`, and one entry for names that have one
+    It shows `memory: int = 256 << 20` for `memory: int = MEMORY`, `-> CodedSum` for functions that return a
+    PreparedMap[CodedSum], `array-like (M, N)` for `array - like(M, N)`, and one entry for names that share a
     description.
     """
 
@@ -33,7 +34,7 @@ class Values(griffe.Extension):
 
 
 def members_of(place: griffe.Module | griffe.Class, kind: type[griffe.Object]) -> Iterator[Any]:
-    """Those of a kind that are written there, not imported."""
+    """Yield the members of a kind that are defined in a module or class, not imported."""
     for member in place.members.values():
         if isinstance(member, kind):
             yield member
@@ -42,32 +43,32 @@ def members_of(place: griffe.Module | griffe.Class, kind: type[griffe.Object]) -
 
 
 def value_of(name: griffe.ExprName, func: griffe.Function) -> griffe.Expr | str | None:
-    """What the constant of that name is set to, where a function sees it; None for other names."""
-    found: Any = func.module.members.get(name.name)
-    if isinstance(found, griffe.Alias):
-        found = found.final_target if found.target_path.startswith("polarmap.") else None
-    return found.value if isinstance(found, griffe.Attribute) else None
+    """Return the value of a constant that a function uses as a default, or None for other names."""
+    member: Any = func.module.members.get(name.name)
+    if isinstance(member, griffe.Alias):
+        member = member.final_target if member.target_path.startswith("polarmap.") else None
+    return member.value if isinstance(member, griffe.Attribute) else None
 
 
 def as_written(section: griffe.DocstringSection, docstring: griffe.Docstring) -> griffe.DocstringSection:
-    """A section with an entry for each description, and types as words where they are no expressions."""
+    """Return the section with one entry per description, and with types in words as they are written."""
     if isinstance(section, griffe.DocstringSectionRaises):
         for error in section.value:
             if isinstance(error.annotation, griffe.ExprTuple):
-                error.annotation.implicit = True  # without brackets
+                error.annotation.implicit = True  # Show the types without brackets.
         return section
     if not isinstance(section, griffe.DocstringSectionParameters | griffe.DocstringSectionAttributes):
         return section
     types = {name: words.removesuffix(", optional") for name, words in ENTRY.findall(docstring.value)}
     entries = list[Any]()
     for _, alike in groupby(section.value, key=lambda entry: entry.description or entry.name):
-        first, *others = alike
+        first, *following = alike
         words = types.get(first.name, "")
-        if " " in words or "-" in words:  # else a type that has a link
+        if " " in words or "-" in words:  # A single word is a type, which gets a link.
             first.annotation = words
-        if others:
-            first.name = ", ".join([first.name, *(other.name for other in others)])
-            first.value = None  # each has its own, as of types that are not written
+        if following:
+            first.name = ", ".join([first.name, *(next_entry.name for next_entry in following)])
+            first.value = None  # The names may have different values, and different types if none is written.
             first.annotation = first.annotation if words else None
         entries.append(first)
     section.value = entries

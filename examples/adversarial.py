@@ -1,8 +1,8 @@
 # %% [markdown]
 # # An attack on a classifier
 #
-# Which change of a digit, as small as can be, makes a network take it for another? The attack sees
-# probabilities only: `CodedGradient` finds gradients from values, on 16 workers, of which three are lost.
+# What is the smallest change that makes a network mistake a digit for another? The attack sees only
+# probabilities: `CodedGradient` computes gradients from values on 16 workers, and loses three workers.
 
 # %%
 import matplotlib.pyplot as plt
@@ -17,16 +17,16 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 X, y = load_digits(return_X_y=True)
 X /= 16
 network = MLPClassifier((32,), "tanh", max_iter=600, tol=1e-3, random_state=0).fit(X[:1400], y[:1400])
-print(f"right on {network.score(X[1400:], y[1400:]):.0%} of the digits that it has not seen")
+print(f"accuracy on unseen digits: {network.score(X[1400:], y[1400:]):.0%}")
 unlucky_executor = FaultyExecutor(ReplayExecutor({2: np.inf, 11: 3600.0}), {7: Fault("kill", attempts=9)})
 
 # %% [markdown]
-# scipy minimizes |x - x0|², such that another digit is more likely than the right one.
+# scipy minimizes |x - x0|², subject to another digit being more likely than the right one.
 
 # %%
 attacks = []
 for x0 in X[1400:1403]:
-    target, first = network.predict_log_proba(x0[None])[0].argsort()[-2:]  # the next likely digit
+    target, first = network.predict_log_proba(x0[None])[0].argsort()[-2:]  # the two most likely digits
 
     def margin(x, first=first, target=target):
         logs = network.predict_log_proba(np.reshape(x, (1, -1)))[0]

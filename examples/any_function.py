@@ -1,4 +1,4 @@
-"""Functions that no code commutes with: the sum of gradients of a network, and plain maps with backups."""
+"""Map functions that no linear code covers: sums of gradients, and plain maps with backup tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polarmap.testing import Fault, FaultyExecutor
 
 
 def make_loss_and_gradient(weights: list[np.ndarray]):
-    """The loss of a small network on a part of the data, and its gradient."""
+    """Return a function that computes a small network's loss and gradient on a batch of the data."""
 
     def loss_and_gradient(batch: dict[str, np.ndarray]) -> dict[str, object]:
         hidden = np.tanh(batch["x"] @ weights[0])
@@ -27,7 +27,7 @@ def main() -> None:
     x = rng.standard_normal((1_200, 6))
     parts = [{"x": rows, "y": np.sin(rows.sum(axis=1))} for rows in np.split(x, 12)]
     weights = [rng.standard_normal((6, 16)) / 3, rng.standard_normal(16) / 4]
-    for step in range(6):  # all on the same workers, which stay
+    for step in range(6):  # All steps run on the same persistent workers.
         sleeping_task, failing_task = rng.permutation(12)[:2].tolist()
         faults = {sleeping_task: Fault("sleep", seconds=30), failing_task: Fault("raise", attempts=9)}
         total = polarmap.coded_sum(
@@ -41,7 +41,7 @@ def main() -> None:
     print(f"{len(medians)} medians; task 4 was started {medians.report.tasks[4].attempts} times")
 
     lines = ["to be or not to be", "that is the question", "whether to suffer or to act"]
-    counts = polarmap.hedged_map(Counter, map(str.split, lines))  # anything in, anything out
+    counts = polarmap.hedged_map(Counter, map(str.split, lines))  # Items and results may be of any type.
     print("words:", sum(counts, Counter()).most_common(2))
 
 

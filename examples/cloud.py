@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A cloud, by configuration
 #
-# The same line runs on your machine and on a thousand functions: `executor=` names a Lithops configuration.
-# This one has Lithops start processes here. To go to a cloud, copy the recipe of one (`polarmap config
-# list`), fill in what is yours, and change the name of the file.
+# One line of code runs on your machine and on a thousand functions: `executor=` names a Lithops
+# configuration. This one lets Lithops start processes on your machine. For a cloud, copy its recipe
+# (`polarmap config list`), fill in your values, and pass the name of your file.
 
 # %%
 import sys
@@ -40,7 +40,7 @@ print(y.report)
 y.report.plot()
 
 # %% [markdown]
-# What would it cost on AWS Lambda? A plan says so beforehand, from list prices:
+# What would it cost on AWS Lambda? A plan estimates the cost in advance, from list prices:
 
 # %%
 lambda_worker = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)

@@ -1,4 +1,4 @@
-"""Convex problems whose workers die: sparse coefficients, a portfolio.
+"""Solve convex problems while workers fail: sparse coefficients, and a portfolio.
 
 python examples/constraints.py (needs the extra `convex`)"""
 
@@ -13,7 +13,7 @@ from polarmap.testing import Fault, FaultyExecutor
 
 
 def fit_portfolio(options: dict) -> None:
-    """Shares of 40 assets that follow an index most closely: each 0 or more, all together 1."""
+    """Find the shares of 40 assets that follow an index most closely: nonnegative, with sum 1."""
     rng = np.random.default_rng(0)
     returns = rng.standard_normal((500, 40)) * 0.01
     index = returns[:, :8] @ np.full(8, 1 / 8) + rng.standard_normal(500) * 1e-3
@@ -21,7 +21,7 @@ def fit_portfolio(options: dict) -> None:
         solution = fista(operator, SquaredLoss(index), simplex(40))
         n_products, report = operator.n_products, operator.report
     gradient = returns.T @ (returns @ solution.x - index)
-    slack = gradient - gradient @ solution.x  # 0 for each asset that is held, 0 or more for the others
+    slack = gradient - gradient @ solution.x  # 0 for assets in the portfolio, else >= 0
     residual = abs(np.where(solution.x > 0, slack, np.minimum(slack, 0))).max() / abs(gradient).max()
     print(f"portfolio: objective {solution.objective:.9f}, KKT residual {residual:.1e} of the largest slope")
     print(f"    sum {solution.x.sum():.12f}, smallest share {solution.x.min():.1g}")

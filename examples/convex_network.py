@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A neural network at its global optimum
 #
-# Training a network of two layers is a convex problem in disguise. `polarmap.convexnn` solves that, so the
-# network is the best one there is, and a duality gap proves it. One of six tasks fails in every product.
+# Training a network of two layers is equivalent to a convex problem. `polarmap.convexnn` solves it, so the
+# network is globally optimal, and a duality gap proves it. One of six tasks fails in every product.
 
 # %%
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ import numpy as np
 from polarmap.convexnn import ConvexMLPClassifier
 from polarmap.testing import Fault, FaultyExecutor
 
-rng = np.random.default_rng(0)  # points on two arms that wind about each other
+rng = np.random.default_rng(0)  # points on two spiral arms
 angle, arm = np.sqrt(rng.uniform(0.05, 1, 80)) * 1.5 * np.pi, np.arange(80) % 2
 X = np.stack([np.cos(angle + arm * np.pi), np.sin(angle + arm * np.pi)], axis=1) * angle[:, None] / 3
 X += 0.05 * rng.standard_normal(X.shape)
@@ -23,13 +23,13 @@ with ThreadPoolExecutor(8) as pool:
     unlucky = FaultyExecutor(pool, {1: Fault("raise", attempts=99)})
     options = {"blocks": 4, "tasks": 6, "executor": unlucky}
     model = ConvexMLPClassifier(1e-2, n_gates=20, tol=2e-2, **options).fit(X, arm)
-print(f"{model.score(X, arm):.1%} right, by {model.coefs_[0].shape[1]} units")
-print(f"objective {model.objective_:.5f}, at most {model.dual_gap_:.0e} above that of every such network")
+print(f"accuracy {model.score(X, arm):.1%} with {model.coefs_[0].shape[1]} units")
+print(f"objective {model.objective_:.5f}, at most {model.dual_gap_:.0e} above the optimum")
 print(f"{model.n_iter_} iterations; the last product:")
 print(model.report_)
 
 # %% [markdown]
-# To which arm the network takes each place of the plane to belong:
+# The network assigns each point of the plane to an arm:
 
 # %%
 grid = np.linspace(-1.9, 1.9, 200)

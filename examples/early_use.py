@@ -1,4 +1,4 @@
-"""Work on early blocks while late ones are still computed: the blocks of a future."""
+"""Process early blocks while late blocks are still being computed, with a future for each block."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ WEIGHTS = np.random.default_rng(0).standard_normal((300, 300)) / 300
 
 
 def smooth(fields: np.ndarray) -> np.ndarray:
-    """A linear map of rows, which takes a while."""
+    """Map rows linearly. The pause stands for more work."""
     time.sleep(0.3)
     return fields @ WEIGHTS
 
 
 def upload_block(block: np.ndarray) -> float:
-    """What is done with each block of results, and takes its time, too."""
+    """Process a block of results, which also takes time."""
     time.sleep(0.15)
     return float(block.sum())
 
@@ -28,7 +28,7 @@ def upload_block(block: np.ndarray) -> float:
 def main() -> None:
     fields = np.random.default_rng(1).standard_normal((12 * 300, 300))
     with polarmap.Pool(workers=6) as pool:
-        polarmap.coded_map(np.negative, fields, blocks=12, executor=pool)  # workers are there now
+        polarmap.coded_map(np.negative, fields, blocks=12, executor=pool)  # starts the workers
         executor = FaultyExecutor(pool, {task: Fault("sleep", seconds=60) for task in (3, 8)})
         started_at = time.perf_counter()
         late_uploads = [*map(upload_block, polarmap.coded_map(smooth, fields, blocks=12, executor=executor))]
@@ -41,8 +41,8 @@ def main() -> None:
         gain = seconds - (time.perf_counter() - started_at)
 
     assert np.allclose([uploads[index] for index in range(12)], late_uploads)
-    print(f"two of 16 workers asleep; decoded: {future.report.recovered}")
-    print(f"all blocks, then the work on them: {seconds:.2f} s; on each as it comes: {gain:.2f} s less")
+    print(f"two of 16 tasks sleep; decoded blocks: {future.report.recovered}")
+    print(f"uploads after the map: {seconds:.2f} s in total; uploads during the map: {gain:.2f} s less")
 
 
 if __name__ == "__main__":

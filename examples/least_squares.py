@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Least squares with two dead workers
 #
-# LSQR of scipy solves min |A x - b|. It asks for products with A and its transpose, and polarmap computes
-# them on the cores of this machine: 12 blocks of A and 4 parity blocks, a task each. In every product two
-# of the 16 tasks are killed.
+# scipy's LSQR solves min |A x - b| by products with A and its transpose, and polarmap computes these on the
+# cores of this machine: 12 blocks of A and 4 parity blocks, with a task for each. In every product two of
+# the 16 tasks are killed.
 
 # %%
 import numpy as np
@@ -19,7 +19,7 @@ unlucky_executor = FaultyExecutor(None, {3: Fault("kill", attempts=9), 8: Fault(
 operator = CodedOperator(A, blocks=12, tasks=16, executor=unlucky_executor)
 
 # %% [markdown]
-# scipy does not notice: the results that arrive determine those that are lost, to the last digits.
+# scipy does not notice: the lost results are decoded from the results that arrive, almost to full precision.
 
 # %%
 x, _, n_iterations = lsqr(operator, b, atol=1e-12, btol=1e-12)[:3]
@@ -28,11 +28,11 @@ print(operator.report)
 
 numpy_solution = np.linalg.lstsq(A, b)[0]
 error = np.linalg.norm(x - numpy_solution) / np.linalg.norm(numpy_solution)
-print(f"off numpy's solution by {error:.0e} (relative)")
+print(f"relative difference from numpy's solution: {error:.0e}")
 assert np.allclose(x, numpy_solution)
 
 # %% [markdown]
-# That product, task by task. Bars end where results arrived; a diamond marks what was decoded.
+# The tasks of this product: a bar ends when its result arrived; a diamond marks a decoded block.
 
 # %%
 operator.report.plot()

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Logistic regression that loses a worker
 #
-# `polarmap.glm.LogisticRegression` is scikit-learn's, with products on workers. Here it learns to read
-# digits of 8 x 8 pixels. One of eight tasks fails in every product.
+# `polarmap.glm.LogisticRegression` works like scikit-learn's, with products on workers. Here it learns to
+# read digits of 8 x 8 pixels. One of eight tasks fails in every product.
 
 # %%
 import matplotlib.pyplot as plt
@@ -21,18 +21,18 @@ unlucky_executor = FaultyExecutor(None, {1: Fault("raise", attempts=9)})
 model = LogisticRegression(C=0.1, blocks=6, tasks=8, executor=unlucky_executor).fit(
     X[train_mask], y[train_mask]
 )
-print(f"{model.score(X[~train_mask], y[~train_mask]):.1%} of the digits that it has not seen are read right")
+print(f"accuracy on unseen digits: {model.score(X[~train_mask], y[~train_mask]):.1%}")
 print(f"{model.n_iter_} iterations; the last product:")
 print(model.report_)
 
 # %% [markdown]
-# The coefficients are those of scikit-learn. A dark pixel speaks for the digit, a light one against it.
+# The coefficients equal scikit-learn's. A dark pixel is evidence for the digit, a light one against it.
 
 # %%
 sklearn_model = linear_model.LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(
     X[train_mask], y[train_mask]
 )
-print(f"largest difference of a coefficient: {np.abs(model.coef_ - sklearn_model.coef_).max():.0e}")
+print(f"largest difference between coefficients: {np.abs(model.coef_ - sklearn_model.coef_).max():.0e}")
 assert np.allclose(model.coef_, sklearn_model.coef_, atol=1e-3)
 
 figure, axes = plt.subplots(2, 5, figsize=(7, 3.2), layout="constrained")

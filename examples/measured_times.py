@@ -1,8 +1,8 @@
 # %% [markdown]
 # # How many workers, from measured times
 #
-# More workers make the slow ones matter less, and cost more. Measure how the run times of your tasks
-# spread, and ask polarmap how many are worth it.
+# With more workers, slow ones matter less, but the job costs more. Measure the run times of your tasks, and
+# let polarmap compute how many workers pay off.
 
 # %%
 import numpy as np
@@ -12,8 +12,8 @@ from polarmap import planning
 from polarmap.testing import Fault, FaultyExecutor
 
 # %% [markdown]
-# `planning.measure` runs tasks that compute for so long on an executor: processes of this machine, or a
-# cloud. It runs them twice, as the first map also starts workers. Two of the tasks are made late.
+# `planning.measure` runs tasks that compute for `task_seconds` on an executor: processes of this machine,
+# or a cloud. It runs them twice, since the first map also starts the workers. Two of the tasks sleep.
 
 # %%
 slow_executor = FaultyExecutor(None, {task: Fault("sleep", seconds=0.1 + 0.01 * task) for task in (3, 17)})
@@ -24,7 +24,7 @@ print(measurement)
 planning.plot_run_times(measurement.warm)
 
 # %% [markdown]
-# On a cloud that runs 24 tasks at once, with such times, in seconds:
+# This is the plan for 24 blocks with these run times, in seconds:
 
 # %%
 distribution = planning.Empirical(measurement.warm)
@@ -35,8 +35,8 @@ print(plan)
 plan.plot()
 
 # %% [markdown]
-# A plan is what a map runs by: it says how many blocks and tasks there are. The report of that map is
-# where the next plan gets its times from.
+# Pass the plan to a map: it determines the numbers of blocks and tasks. The report of the map provides the
+# run times for the next plan.
 
 # %%
 A = np.random.default_rng(0).standard_normal((240, 50))

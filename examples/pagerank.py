@@ -2,7 +2,7 @@
 # # PageRank with late workers
 #
 # The rank of a page is the share of time that a random surfer spends there. One step of the iteration is a
-# product with a sparse matrix, the links. In every step two of 16 tasks sleep for half a minute.
+# product with the sparse matrix of links. In every step two of 16 tasks sleep for half a minute.
 
 # %%
 import matplotlib.pyplot as plt
@@ -19,8 +19,8 @@ links = sparse.csr_array((np.ones(N_LINKS), (targets, sources)), (N_PAGES, N_PAG
 links = links @ sparse.diags_array(1 / np.maximum(links.sum(axis=0), 1))
 
 # %% [markdown]
-# `code="rotation"` asks for parity blocks. Without it, polarmap would run late tasks of a matrix as sparse
-# as this one a second time.
+# `code="rotation"` requests parity blocks. By default, polarmap runs backup copies of late tasks for a matrix
+# as sparse as this one.
 
 # %%
 ranks, changes = np.full(N_PAGES, 1 / N_PAGES), []
@@ -29,10 +29,10 @@ with CodedOperator(links, blocks=12, tasks=16, code="rotation", executor=slow_ex
     while not changes or changes[-1] > 1e-9:
         before = ranks
         ranks = DAMPING * (operator @ before)
-        ranks += (1 - ranks.sum()) / N_PAGES  # who meets a dead end, or is tired of links, starts anywhere
+        ranks += (1 - ranks.sum()) / N_PAGES  # surfers without a link restart anywhere
         changes.append(np.abs(ranks - before).sum())
     report = operator.report
-print(f"{len(changes)} steps; pages of the highest ranks: {ranks.argsort()[:-6:-1].tolist()}")
+print(f"{len(changes)} steps; pages with the highest ranks: {ranks.argsort()[:-6:-1].tolist()}")
 print(report)
 
 # %%
@@ -40,5 +40,5 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained
 left.semilogy(changes, ".-")
 left.set(xlabel="step", ylabel="change of the ranks")
 right.loglog(np.sort(ranks)[::-1])
-right.set(xlabel="page, by its rank", ylabel="rank")
+right.set(xlabel="pages, sorted by rank", ylabel="rank")
 plt.show()

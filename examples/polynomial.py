@@ -1,4 +1,4 @@
-"""A polynomial of every block: the energy and the third moments, with workers that sleep and die."""
+"""Map a polynomial of every block, its Gram matrix and third moments, with workers that sleep and fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polarmap.testing import Fault, FaultyExecutor
 
 
 def compute_moments(block: np.ndarray) -> dict[str, np.ndarray]:
-    """Of degree 3 in the block: its Gram matrix, and its third moments."""
+    """Return the Gram matrix and the third moments of a block, polynomials of degree 3."""
     return {"gram": block.T @ block, "third": (block**3).sum(axis=0) - block.sum(axis=0)}
 
 

@@ -1,6 +1,6 @@
-"""The largest singular value of a stored matrix: encoded once, mapped many times, two stragglers each time.
+"""Compute the largest singular value of a stored matrix, encoded once and mapped often with two stragglers.
 
-The matrix lies in a folder and workers are processes here; or `power_iteration.py my_lithops.yaml`."""
+The matrix is stored in a folder and mapped by local processes, or by `power_iteration.py my_cloud.yaml`."""
 
 import sys
 import tempfile
@@ -15,7 +15,7 @@ ROWS, COLUMNS, ITERATIONS = 4_000, 240, 3
 
 
 def multiply(coded_array: CodedArray, x: np.ndarray, executor: str | None, iteration: int) -> np.ndarray:
-    """stored @ x, which is linear whatever x is; each time two other workers sleep."""
+    """Return A @ x for the stored matrix A, while two workers sleep, different ones in each iteration."""
     faults = {(5 * iteration + offset) % coded_array.n: Fault("sleep", 30) for offset in (0, 7)}
     options = {"executor": FaultyExecutor(executor, faults), "retries": 5, "verify": False}
     return polarmap.coded_map(lambda block: block @ x, coded_array, **options).concatenate()
@@ -30,7 +30,7 @@ def main(config: str | None = None) -> None:
         by_rows = polarmap.encode(A, name="power-rows", **options)
         by_columns = polarmap.encode(A.T, name="power-columns", **options)
         print(by_rows, by_columns, sep="\n")
-        by_rows.store.delete([by_rows.block_segments(2)[0].key])  # a part that is gone: one more erasure
+        by_rows.store.delete([by_rows.block_segments(2)[0].key])  # a deleted part is one more erasure
         v = rng.standard_normal(COLUMNS)
         for iteration in range(ITERATIONS):
             u = multiply(by_rows, v / np.linalg.norm(v), config, iteration)

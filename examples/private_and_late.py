@@ -1,4 +1,4 @@
-"""Workers that should not see the data, and results that are wanted by a deadline, exact or not."""
+"""Hide data from workers, and get results by a deadline, exact or estimated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conservative regridding of daily fields from 2 x 2.5 to 3 x 4 degrees, with two dead workers.
+"""Regrid daily fields conservatively from 2 x 2.5 to 3 x 4 degrees, with two dead workers.
 
 python examples/regridding.py [days, 120] (needs the extra `xarray`)"""
 
@@ -12,7 +12,7 @@ from polarmap.testing import Fault, FaultyExecutor
 
 
 def overlap_fractions(source_edges, target_edges):
-    """What part of each target interval lies in each source interval, both given by their edges."""
+    """Return the share of each target interval that each source interval covers, both given by edges."""
     lower_edges = np.maximum(target_edges[:-1, None], source_edges[None, :-1])
     lengths = np.maximum(np.minimum(target_edges[1:, None], source_edges[None, 1:]) - lower_edges, 0)
     return lengths / np.diff(target_edges)[:, None]
@@ -21,7 +21,7 @@ def overlap_fractions(source_edges, target_edges):
 def main(n_days: int = 120) -> None:
     south, west = np.linspace(-90, 90, 91), np.linspace(0, 360, 145)  # edges of the source cells
     new_south, new_west = np.linspace(-90, 90, 61), np.linspace(0, 360, 91)
-    sine_edges = [np.sin(np.radians(edges)) for edges in (south, new_south)]  # areas in proportion
+    sine_edges = [np.sin(np.radians(edges)) for edges in (south, new_south)]  # proportional to areas
     by_lat, by_lon = overlap_fractions(*sine_edges), overlap_fractions(west, new_west)
     lat, lon = (south[1:] + south[:-1]) / 2, (west[1:] + west[:-1]) / 2
 
@@ -39,9 +39,9 @@ def main(n_days: int = 120) -> None:
     areas, new_areas = map(np.diff, sine_edges)
     before, after = (areas @ rain.mean("lon").values.T) / 2, (new_areas @ coarse.mean("lon").values.T) / 2
     error = abs(coarse.values - regrid(rain.values)).max()
-    print(f"off numpy's product by {error:.1e}, global means by {abs(after / before - 1).max():.1e}")
+    print(f"largest error {error:.1e}, relative change of global means {abs(after / before - 1).max():.1e}")
     assert error < 1e-12 and np.allclose(before, after, rtol=1e-12, atol=0)
-    masked = polarmap.xr.apply(regrid, rain.where(lat[:, None] < 60), skipna=True, **options)  # no data north
+    masked = polarmap.xr.apply(regrid, rain.where(lat[:, None] < 60), skipna=True, **options)  # north masked
     assert (masked.isnull() == (coarse.lat > 60)).all()
 
 

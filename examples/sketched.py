@@ -1,8 +1,8 @@
 # %% [markdown]
 # # An estimate that gets better
 #
-# `sketched_lstsq` solves least squares from whatever has arrived, says how far the answer may be off, and
-# ends with the exact one. Of 16 workers, 12 are late, one more than the other.
+# `sketched_lstsq` estimates the least-squares solution from the results that have arrived, bounds the error,
+# and ends with the exact solution. Of 16 workers, 12 are late, each more than the one before.
 
 # %%
 import time
@@ -28,17 +28,17 @@ with polarmap.Pool(workers=16) as pool:
     for estimate in polarmap.linalg.sketched_lstsq(A, b, tasks=16, executor=slow_executor):
         error = np.linalg.norm(A @ (estimate.value - exact_solution)) / np.linalg.norm(b)
         rows.append((time.perf_counter() - started_at, estimate.n_arrived, error, estimate.error_p90))
-        print("{:4.1f} s: {:2} of 16 results, error {:.1e}, said to be {:.1e} at most".format(*rows[-1]))
+        print("{:4.1f} s: {:2} of 16 results, error {:.1e}, stated bound {:.1e}".format(*rows[-1]))
 assert np.allclose(estimate.value, exact_solution)
 
 # %% [markdown]
-# The last estimate is numpy's solution. Leave the loop earlier, and the other workers are stopped.
+# The last estimate equals numpy's solution. If you leave the loop earlier, the remaining tasks are cancelled.
 
 # %%
 seconds, n_arrived, errors, error_bounds = np.array(rows[:-1]).T
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-axes.semilogy(seconds, error_bounds, ".--", label="error that it tells (in nine of ten cases)")
-axes.semilogy(seconds, errors, "o-", label="error that it has")
+axes.semilogy(seconds, error_bounds, ".--", label="stated error (90 % quantile)")
+axes.semilogy(seconds, errors, "o-", label="actual error")
 axes.set(xlabel="seconds", ylabel="relative error of the fitted values")
 axes.legend()
 plt.show()

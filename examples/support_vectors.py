@@ -2,7 +2,7 @@
 # # A support vector machine that is proved
 #
 # `polarmap.convex.LinearSVC` separates tumours by two features. Two of nine tasks fail or sleep in every
-# product, and the duality gap proves that the objective is at its minimum all the same.
+# product. The duality gap proves that the objective is minimal nevertheless.
 
 # %%
 import matplotlib.pyplot as plt
@@ -19,12 +19,12 @@ X, y = scale(data.data[:, [0, 1]]), data.target
 # %%
 unlucky_executor = FaultyExecutor(None, {1: Fault("raise", attempts=9), 4: Fault("sleep", seconds=30)})
 model = LinearSVC(0.1, blocks=6, tasks=9, executor=unlucky_executor).fit(X, y)
-print(f"{model.score(X, y):.1%} right")
+print(f"accuracy {model.score(X, y):.1%}")
 print(f"objective {model.objective_:.6f}, at most {model.dual_gap_:.0e} above its minimum")
 print(model.report_)
 
 # %% [markdown]
-# Only the support vectors, circled, decide where the line is.
+# Only the support vectors, drawn with circles, determine the line.
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")

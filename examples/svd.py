@@ -2,7 +2,7 @@
 # # Singular values while workers sleep
 #
 # scipy's `svds` finds the largest singular values of A by products with A and its transpose. In every
-# product, two of 16 tasks sleep for 20 seconds and one fails. Nobody waits for them.
+# product, two of 16 tasks sleep for 20 seconds and one fails. The results do not wait for these tasks.
 
 # %%
 import time
@@ -15,8 +15,8 @@ from polarmap import CodedOperator
 from polarmap.testing import Fault, FaultyExecutor
 
 rng = np.random.default_rng(0)
-A = rng.standard_normal((2_000, 5)) @ rng.standard_normal((5, 400))  # of rank 5
-A += 0.1 * rng.standard_normal(A.shape)  # and noise
+A = rng.standard_normal((2_000, 5)) @ rng.standard_normal((5, 400))  # rank 5
+A += 0.1 * rng.standard_normal(A.shape)  # plus noise
 
 # %%
 faults = {2: Fault("sleep", 20), 7: Fault("sleep", 20), 9: Fault("raise", attempts=9)}
@@ -27,7 +27,7 @@ with CodedOperator(A, blocks=12, tasks=16, executor=FaultyExecutor(None, faults)
     print(operator.report)
 
 # %% [markdown]
-# Five values stand out of the noise. They are those of numpy:
+# Five values exceed the noise. They agree with numpy's:
 
 # %%
 exact_values = np.linalg.svd(A, compute_uv=False)

@@ -1,4 +1,4 @@
-"""Arrays to encode, what is stored of them, and how it is damaged."""
+"""Provide arrays to encode, views of their stored objects, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8
 
 
 MIB = 1 << 20
-DOCUMENTS = 3  # objects of an array beside its parts: the manifest, and zarr.json of group and array
+DOCUMENTS = 3  # Objects of an array in addition to its parts: the manifest, and zarr.json of group and array.
 
 
 def random_array(shape, dtype="f8", seed=0):
@@ -61,7 +61,7 @@ def objects(store):
 
 
 def write_manifest(store, change, name="a"):
-    """Let `change` alter a manifest, and give it a checksum that fits."""
+    """Let `change` alter a manifest, and store it with a matching checksum."""
     document = json.loads(store.get(get_manifest_key(name)))
     change(document["array"])
     text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
@@ -70,12 +70,12 @@ def write_manifest(store, change, name="a"):
 
 
 def files(folder):
-    """Paths of all files below a folder."""
+    """Return the relative paths of all files below a folder."""
     return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def encode_with_warnings(A, **options):
-    """`encode` of data that may have NaN or inf; what it warned of."""
+    """Encode data that may contain NaN or inf; return the coded array and the texts of its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         coded = polarmap.encode(A, name="a", **options)
@@ -83,7 +83,7 @@ def encode_with_warnings(A, **options):
 
 
 def spoilt(shape, dtype, places, kinds):
-    """An array with NaN and inf at flat `places`."""
+    """Return an array with NaN and inf at flat `places`."""
     A = random_array(shape, dtype)
     with np.errstate(invalid="ignore"):
         A.reshape(-1)[places] = np.array([np.nan, np.inf, -np.inf])[kinds].astype(dtype)
@@ -99,7 +99,7 @@ def put_rows(store, A, rows=1, head=b""):
 
 
 def copied(coded):
-    """Return the data parts stored below the array's own folder."""
+    """Return the data parts that are stored below the array's own folder."""
     own = get_array_key_prefix(coded.name)
     return [
         part for index in range(coded.k) for part in coded.block_segments(index) if part.key.startswith(own)
@@ -107,7 +107,7 @@ def copied(coded):
 
 
 def zarr_data(coded):
-    """The data as zarr reads them."""
+    """Open the data with zarr."""
     import zarr
 
     return zarr.open_array(f"{coded.zarr_path}/data", mode="r")

@@ -1,4 +1,4 @@
-"""Slow, plain answers to what the code does fast, written from the definitions, sharing nothing."""
+"""Slow reference implementations of fast algorithms, written from the definitions without shared code."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def power_of_two(n: int) -> int:
 
 
 def patterns(n: int) -> Iterator[Array]:
-    """All 2^n arrival patterns."""
+    """Yield all 2^n arrival patterns."""
     for bits in product((False, True), repeat=n):
         yield np.array(bits)
 
 
 def real_rank_decodable(check: Array, arrived: Array) -> bool:
-    """Whether C x = 0 determines the lost coordinates over the reals."""
+    """Return whether C x = 0 determines the lost coordinates over the reals."""
     lost = check[:, ~arrived].astype(float)
     return lost.shape[1] == 0 or np.linalg.matrix_rank(lost, tol=1e-8) == lost.shape[1]
 
 
 def least_squares(check: Array, arrived: Array, coded: Array) -> Array:
-    """The data rows, from C[:, lost] x_lost = -C[:, arrived] x_arrived."""
+    """Return the data rows, by solving C[:, lost] x_lost = -C[:, arrived] x_arrived."""
     whole = coded.astype(float)
     right = -check[:, arrived] @ whole[arrived]
     whole[~arrived] = np.linalg.lstsq(check[:, ~arrived].astype(float), right, rcond=None)[0]
@@ -43,7 +43,7 @@ def least_squares(check: Array, arrived: Array, coded: Array) -> Array:
 
 
 def gf2_decodable(check: Array, arrived: Array) -> bool:
-    """Whether C x = 0 determines the lost coordinates modulo 2, by elimination on a 0/1 array."""
+    """Return whether C x = 0 determines the lost coordinates modulo 2, by elimination on a 0/1 array."""
     rows = check[:, ~arrived] % 2 != 0
     for step in range(rows.shape[1]):
         pivots = step + np.flatnonzero(rows[step:, step])
@@ -57,9 +57,9 @@ def gf2_decodable(check: Array, arrived: Array) -> bool:
 
 
 def polar_check(code: PolarCode) -> Array:
-    """Frozen rows of the inverse of the Kronecker power of [[1, 1], [0, 1]], on sent leaves.
+    """Return the frozen rows of the inverse of the Kronecker power of [[1, 1], [0, 1]], at the sent leaves.
 
-    Of fewer levels than all: of that many such factors, and the identity for the rest.
+    A code with fewer levels than all has that many factors, times the identity.
     """
     inverse = np.eye(math.ceil(code.n / 2**code.levels), dtype=int)
     for _ in range(code.levels):
@@ -79,7 +79,7 @@ def genie_determined(known: list[bool]) -> list[bool]:
 
 
 def sequential_decodable(code: PolarCode, arrived: Array) -> bool:
-    """Whether the genie determines every input that carries data, butterfly by butterfly."""
+    """Return whether the genie determines every input that carries data, butterfly by butterfly."""
     count = math.ceil(code.n / 2**code.levels)
     length = count * 2**code.levels
     known = [False] * length
@@ -93,14 +93,14 @@ def sequential_decodable(code: PolarCode, arrived: Array) -> bool:
 
 
 def dense_butterfly(turns: Array) -> Array:
-    """The matrix of an orthogonal butterfly, one plain 2x2 rotation at a time."""
+    """Return the matrix of an orthogonal butterfly, built from one 2 x 2 rotation at a time."""
     stages, size = len(turns), 2 * turns.shape[1]
     matrix = np.eye(size)
     for stage in range(stages):
         step, pair = np.eye(size), 0
         for low in range(size):
             high = low | 1 << stage
-            if high != low:  # node `pair` of the stage couples the two
+            if high != low:  # Node `pair` of the stage couples rows `low` and `high`.
                 cosine, sine = turns[stage, pair]
                 step[low, low] = step[high, high] = cosine
                 step[low, high], step[high, low] = sine, -sine

@@ -1,4 +1,4 @@
-"""Maps of coded blocks on a virtual clock, as the tests of a codeword need them."""
+"""Coded maps on a virtual clock, with the small problem that tests of a codeword share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
 WHOLE = np.random.default_rng(0).integers(-99, 99, (3 * K, 5))
 FLOATS = np.random.default_rng(0).standard_normal((48, 3))
 WEIGHTS = np.random.default_rng(1).standard_normal(5)
-VIRTUAL_SECONDS = 200.0  # a limit on the virtual clock, so that a missing arrival fails the test
+VIRTUAL_SECONDS = 200.0  # A time limit on the virtual clock, so that a missing arrival fails the test.
 LOST_DATA = dict.fromkeys([1, 4], math.inf)
 
 
@@ -27,7 +27,7 @@ def product(block: np.ndarray) -> np.ndarray:
 
 
 def failing_on(*indices: int, error: Exception | None = None) -> Callable[[Any], Any]:
-    """product, but an exception on these blocks of DATA."""
+    """Return `product`, except that it raises on these blocks of DATA."""
     corners = [DATA[3 * index, 0] for index in indices]
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -
 
 
 def losing(*lost: int) -> ReplayExecutor:
-    """These tasks never report; all other tasks do after a second."""
+    """Return an executor on which these tasks never report; all other tasks report after a second."""
     return ReplayExecutor(dict.fromkeys(lost, math.inf))
 
 

@@ -1,4 +1,4 @@
-"""Command lines, run in this process and as processes."""
+"""Commands to run in this process and as processes, and their results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ran(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """Standard output as one document of standard JSON."""
+        """Standard output, parsed as a single standard JSON document."""
         return json.loads(self.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 

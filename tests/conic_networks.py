@@ -1,4 +1,4 @@
-"""Convex networks with squared losses as cone programs, and networks trained by gradients: the oracles."""
+"""Oracles for convex networks: their problems as cone programs, and networks trained by gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from scipy.optimize import minimize
 
 
 def network_outputs_and_cones(model: Any, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-    """Of one output: what it is linear in (weights, their norms, intercept), the penalty, and constraints."""
+    """Return the matrix, penalty vector and cone constraints of a network with one output.
+
+    The variables are the weights of all pieces, their norms, and the intercept.
+    """
     has_intercept, samples = bool(model.fit_intercept), len(X)
     A = np.column_stack([X, np.ones(samples)]) if has_intercept else X
     patterns = X @ model.gates_ + model.gate_intercepts_ >= 0
@@ -36,36 +39,37 @@ def network_outputs_and_cones(model: Any, X: np.ndarray) -> tuple[np.ndarray, np
 
 
 def conic_network_objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
-    """The minimum of the problem of a regressor with its gates, by Clarabel."""
+    """Return the minimum of a regressor's problem with its gates, computed by Clarabel."""
     G, penalty, cones = network_outputs_and_cones(model, X)
     P, q = G.T @ G / len(X), penalty - G.T @ y / len(X)
     return conic_minimum(P, q, cones)[1] + float(y @ y) / (2 * len(X))
 
 
 def conic_classifier_objective(model: Any, X: np.ndarray, codes: np.ndarray) -> float:
-    """The minimum of the problem of a classifier with its gates, by Clarabel.
+    """Return the minimum of a classifier's problem with its gates, computed by Clarabel.
 
-    Losses are t - eta_y of each sample, where sum_k u_k <= 1 and exp(eta_k - t) <= u_k. Of two classes the
+    The loss of a sample is t - eta_y, where sum_k u_k <= 1 and exp(eta_k - t) <= u_k. With two classes, the
     first has eta = 0.
     """
     G, penalty, of_one = network_outputs_and_cones(model, X)
     samples, classes = len(X), len(model.classes_)
     outputs = 1 if classes == 2 else classes
     size = G.shape[1] * outputs
-    total = size + samples + samples * classes  # weights of each output, t, u
+    total = size + samples + samples * classes  # Variables: the weights of each output, t, and u.
     q = np.concatenate(
         [np.tile(penalty, outputs), np.full(samples, 1 / samples), np.zeros(samples * classes)]
     )
     cones: list[Any] = []
     if outputs > 1:
-        cones.append((np.eye(1, total, size - 1), np.zeros(1), "zero"))  # an intercept of a softmax is free
+        # A softmax leaves one intercept free.
+        cones.append((np.eye(1, total, size - 1), np.zeros(1), "zero"))
     for output in range(outputs):
         for cone, h, kind in of_one:
             wide = np.zeros((len(cone), total))
             wide[:, output * G.shape[1] : (output + 1) * G.shape[1]] = cone
             cones.append((wide, h, kind))
     for code in range(classes):
-        design = np.zeros((samples, total))  # eta of this class
+        design = np.zeros((samples, total))  # Coefficients of eta for this class.
         if (output := code - classes + outputs) >= 0:
             design[:, output * G.shape[1] : (output + 1) * G.shape[1]] = G
         q -= design[codes == code].sum(axis=0) / samples
@@ -80,7 +84,10 @@ def conic_classifier_objective(model: Any, X: np.ndarray, codes: np.ndarray) -> 
 
 
 def trained_network_objective(X: np.ndarray, y: np.ndarray, alpha: float, units: int, seed: int) -> float:
-    """Where L-BFGS leads from random weights of a ReLU network, whose output intercept is free."""
+    """Return the objective of a ReLU network that L-BFGS reaches from random weights.
+
+    The output intercept is not penalized.
+    """
     A, width = np.column_stack([X, np.ones(len(X))]), X.shape[1] + 1
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Quadratic programs over cones by Clarabel's interior point method: the oracle of convex problems."""
+"""Solve quadratic programs over cones with Clarabel's interior-point method, the oracle of convex fits."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ CONES = {
 def conic_minimum(
     P: np.ndarray, q: np.ndarray, constraints: list[tuple[Any, Any, str]]
 ) -> tuple[np.ndarray, float]:
-    """The x that minimizes x'Px/2 + q'x with h - G x in a cone for each (G, h, cone), and the minimum."""
+    """Return the x that minimizes x'Px/2 + q'x, and the minimum.
+
+    Parameters
+    ----------
+    constraints : list[tuple[Any, Any, str]]
+        (G, h, cone) for each constraint h - G x in the cone.
+    """
     settings = clarabel.DefaultSettings()
     settings.verbose = False
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-11
-    settings.max_step_fraction = 0.9  # with 0.99 it stalls at a gap of 1e-7 on some processors
+    settings.max_step_fraction = 0.9  # With 0.99, the solver stalls at a gap of 1e-7 on some processors.
     cones = [CONES[cone](len(h)) for _, h, cone in constraints]
     G = sparse.csc_matrix(np.vstack([np.asarray(G, dtype=float) for G, _, _ in constraints]))
     h = np.concatenate([np.asarray(h, dtype=float) for _, h, _ in constraints])
     upper = sparse.csc_matrix(np.triu(P))
-    found = clarabel.DefaultSolver(upper, np.asarray(q, dtype=float), G, h, cones, settings).solve()
-    assert str(found.status) in ("Solved", "AlmostSolved"), found.status
-    assert abs(found.obj_val - found.obj_val_dual) <= 1e-8 * max(1.0, abs(found.obj_val))
-    return np.array(found.x), float(found.obj_val)
+    solution = clarabel.DefaultSolver(upper, np.asarray(q, dtype=float), G, h, cones, settings).solve()
+    assert str(solution.status) in ("Solved", "AlmostSolved"), solution.status
+    assert abs(solution.obj_val - solution.obj_val_dual) <= 1e-8 * max(1.0, abs(solution.obj_val))
+    return np.array(solution.x), float(solution.obj_val)

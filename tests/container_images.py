@@ -1,4 +1,4 @@
-"""Images of workers without Docker: what Lithops would build of them is left in a folder."""
+"""Build worker images without Docker: a fake docker copies the build folder of Lithops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unittest.mock import MagicMock, patch
 
 import pytest
 
-# Modules of clients that need not be installed, as nothing here asks a cloud.
+# Client modules, which are replaced by mocks if not installed, since no test contacts a cloud.
 CLIENTS = (
     "kubernetes", "kubernetes.config", "kubernetes.client", "kubernetes.client.rest",
     "httplib2", "google", "google.auth", "google.oauth2", "google.oauth2.id_token",
@@ -27,7 +27,7 @@ DOCKER = '#!/bin/sh\nif [ "$1" = build ]; then cp -r . "$BUILT"; fi\n'
 
 @contextmanager
 def docker_that_copies(folder: Path) -> Iterator[Path]:
-    """Where a docker of ours leaves the folder that Docker would have built of."""
+    """Yield the folder to which a fake docker copies the files that Docker would build the image from."""
     docker = folder / "bin" / "docker"
     docker.parent.mkdir()
     docker.write_text(DOCKER)
@@ -42,7 +42,7 @@ def docker_that_copies(folder: Path) -> Iterator[Path]:
 
 
 def is_there(name: str) -> bool:
-    """Whether a module is installed; of `google` there may be a part only."""
+    """Return whether a module is installed. A namespace package such as `google` may be installed in part."""
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
@@ -50,7 +50,7 @@ def is_there(name: str) -> bool:
 
 
 def unpacked(built: Path) -> tuple[Path, str]:
-    """The folder of an image's programs, and the command that it runs."""
+    """Return the folder of an image's programs, and the command that it runs."""
     (archive,) = built.glob("lithops*.zip")
     shutil.unpack_archive(archive, built / "app", "zip")
     return built / "app", re.findall("^CMD (.+)$", (built / "Dockerfile").read_text(), flags=re.M)[-1]

@@ -1,4 +1,4 @@
-"""Stores that count what is put into them and let something happen meanwhile, or can do the least."""
+"""Stores that count operations or interrupt them, and a store with only the required methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polarmap.storage.folder import FolderStore
 
 
 class Counting:
-    """A store that counts what is put, and does something before the put number `at`."""
+    """A store that records each put, and calls `happen` before the put number `at`."""
 
     def __init__(self, store, at=-1, happen=None):
         self._store, self._at, self._happen = store, at, happen
@@ -31,7 +31,7 @@ class Counting:
 
 
 class CountingReads(FolderStore):
-    """Counts the bytes that this process reads, and the objects that it writes."""
+    """A folder store that counts the bytes read and records the objects written by this process."""
 
     read = 0
     puts: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ def fail():
 
 
 class Least:
-    """A store of somebody's own, with the methods only that it must have."""
+    """A user's store that has only the required methods."""
 
     def __init__(self, store):
         for verb in ("name", "put", "get", "size", "keys", "delete"):
@@ -63,7 +63,7 @@ class Least:
 
 
 def encode_until_killed(root, source, at, verb):
-    """Encode a file, in a process that dies before the call number `at` of this method of a folder."""
+    """Encode a file, in a process that kills itself before call number `at` of this method of a folder."""
     real, count = getattr(FolderStore, verb), 0
 
     def fatal(self, *arguments):

@@ -1,4 +1,4 @@
-"""What a Dask client gives of a cluster whose workers are threads of this process."""
+"""Provide the executor of a Dask client whose cluster runs its workers as threads of this process."""
 
 from __future__ import annotations
 

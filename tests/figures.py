@@ -15,7 +15,7 @@ from polarmap.types import Report
 
 
 def rendered(figure: Figure) -> None:
-    """It can be drawn, and something is seen; a file would have it drawn twice."""
+    """Check that a figure can be drawn and is not empty, without drawing it twice as saving would."""
     figure.set_dpi(50)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

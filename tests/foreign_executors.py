@@ -1,4 +1,4 @@
-"""Executors of other libraries and of a user's own."""
+"""Executors of another library and of a user."""
 
 from __future__ import annotations
 

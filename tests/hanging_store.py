@@ -1,7 +1,7 @@
-"""A store whose transfers never end, and programs that end nevertheless.
+"""Programs that end although the transfers of their store hang.
 
-Run as a program: `python hanging_store.py FOLDER WORK ENDING` starts some work on an array in that folder,
-and ends in some way once a transfer hangs.
+`python hanging_store.py FOLDER WORK ENDING` starts the given work on an array in the folder, and ends in the
+given way once a transfer hangs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ with contextlib.suppress(ImportError):
     from polarmap.executors import transfers
 
     transfers.GRACE_SECONDS = 0.1
-FOREVER = threading.Event()  # is never set
+FOREVER = threading.Event()  # This event is never set.
 
 
 class HangingStore:
-    """A store that is used through its required methods, whose transfers on other threads hang.
+    """A store with the required methods, whose transfers hang on all threads but the working one.
 
-    `hangs` is set once one does. If `fails` is set, all but the first raise an error instead.
+    `hangs` is set once a transfer hangs. If `fails` is set, all later transfers raise an error instead.
     """
 
     name = "hanging"

@@ -1,4 +1,4 @@
-"""Least squares with an L1 penalty, of any shape and unit, and what their minimum fulfils."""
+"""Least-squares problems with an L1 penalty, of any shape and scale, and their optimality conditions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 
 class L1Problem(NamedTuple):
-    """|b - A x|^2 / 2 + strength |x|_1; `share`: of the strength from which on x is 0."""
+    """Minimize |b - A x|^2 / 2 + strength |x|_1.
+
+    Attributes
+    ----------
+    share : float
+        Strength relative to the smallest strength at which x is 0.
+    """
 
     A: np.ndarray
     b: np.ndarray
@@ -17,7 +23,7 @@ class L1Problem(NamedTuple):
     share: float
 
     def check(self, x: np.ndarray, atol: float) -> None:
-        """The subgradient: A'(b - A x) is strength * sign(x) where x is not 0, and no larger elsewhere."""
+        """Check that A'(b - A x) is strength * sign(x) where x is not 0, and no larger elsewhere."""
         slope = self.A.T @ (self.b - self.A @ x) / self.strength
         assert np.abs(slope).max() <= 1 + atol
         np.testing.assert_allclose(slope[x != 0], np.sign(x[x != 0]), atol=atol)

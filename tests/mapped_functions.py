@@ -1,4 +1,4 @@
-"""Functions that workers import, and with them numpy alone: a test's own module takes each new one longer."""
+"""Functions for maps, in a module that imports only numpy, so that new workers load it quickly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def touch(folder: Path, name: str) -> None:
 
 
 def linger(folder: Path, name: str) -> str:
-    """Begin, and wait for the file that lets it end."""
+    """Report the start, then block until a file allows this call to end."""
     touch(folder, f"{name} began")
     while not (folder / f"{name} may end").exists():
         time.sleep(0.005)
@@ -57,7 +57,7 @@ def wait_for(gate: Path) -> None:
 
 
 def waits_at(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
-    """double, but blocks with these corners wait for the gate."""
+    """Return double(block), after waiting for the gate if the block has one of these corners."""
     if block[0, 0] in corners:
         wait_for(gate)
     return double(block)
@@ -68,12 +68,12 @@ def blas_threads(_: Any = None) -> int:
     import threadpoolctl
 
     np.ones((2, 2)) @ np.ones(2)
-    found = threadpoolctl.threadpool_info()
-    return max(int(one["num_threads"]) for one in found if one["user_api"] == "blas")
+    libraries = threadpoolctl.threadpool_info()
+    return max(int(library["num_threads"]) for library in libraries if library["user_api"] == "blas")
 
 
 def tells_threads(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
-    """waits_at, with the threads of BLAS as all numbers of the result."""
+    """Return waits_at(...) with all numbers replaced by the number of BLAS threads."""
     threads = blas_threads()
     return np.full_like(waits_at(gate, corners, block), threads)
 

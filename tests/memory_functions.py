@@ -1,4 +1,4 @@
-"""A FunctionExecutor of Lithops that runs nothing, with a storage that is a dict."""
+"""A FunctionExecutor of Lithops that runs nothing by itself, with a dict as its storage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 
 
 
 class Future:
-    """As Lithops has it, with what it will return."""
+    """A future with Lithops' interface, which computes its result on request."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.ready = self.success = self.done = self.error = self.running = False
@@ -34,11 +34,11 @@ class Future:
 
 
 class DefaultEnvironment:
-    """The Lithops backends that run on this machine without containers."""
+    """The environment of Lithops backends that run on this machine without containers."""
 
 
 class Functions:
-    """A FunctionExecutor that runs nothing until a future is asked for its result."""
+    """A FunctionExecutor that runs no task until its future is asked for the result."""
 
     internal_storage = None
 
@@ -49,6 +49,6 @@ class Functions:
         self.job_monitor = SimpleNamespace(is_alive=lambda: True)
 
     def map(self, task: Any, items: Sequence[Any], **options: Any) -> list[Future]:
-        made = [Future(lambda one=one: task(*one.values(), self.storage)) for one in items]
-        self.futures += made
-        return made
+        new_futures = [Future(lambda item=item: task(*item.values(), self.storage)) for item in items]
+        self.futures += new_futures
+        return new_futures

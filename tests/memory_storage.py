@@ -1,4 +1,4 @@
-"""A storage of Lithops that is a dict, as far as workers use it."""
+"""A Lithops storage kept in a dict, with the methods that workers use."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class StorageNoSuchKeyError(Exception):
-    """As Lithops calls it."""
+    """The exception of Lithops for a missing key."""
 
 
 class DictStorage:
-    """The methods of `lithops.Storage` that polarmap uses."""
+    """An in-memory storage with the methods of `lithops.Storage` that polarmap uses."""
 
     bucket, backend = "b", "memory"
 

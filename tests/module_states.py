@@ -1,6 +1,7 @@
-"""Modules of a user's own, what f reaches in them, and how a program changes that.
+"""Modules of a user, functions that reach their state, and changes of that state by the program.
 
-As a program it runs each case on one kind of pool: its driver imports the modules from a folder of their own.
+Run as a program, it maps each case on one kind of pool. Its driver imports the modules from a separate
+folder.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def times_three(b: Any, factor: float = 3.0) -> Any:
 
 
 def cases() -> dict[str, tuple[Function, Change]]:
-    """f, which multiplies by the number that a change was told last, and the change; by name."""
+    """Return functions that multiply by a number in module state, each with a setter of that number."""
     m: Any = importlib.import_module("mymodel")
     user: Any = importlib.import_module("myuser")
     inner: Any = importlib.import_module("mypackage.inner")
@@ -223,7 +224,7 @@ def called(f: Function, **options: Any) -> Any:
 
 def with_joblib(f: Function, executor: Any = None) -> Any:
     joblib = importlib.import_module("joblib")
-    importlib.import_module("polarmap.joblib")  # which registers the backend
+    importlib.import_module("polarmap.joblib")  # The import registers the backend.
     with joblib.parallel_config(backend="polarmap", n_jobs=2, executor=executor):
         return np.concatenate(joblib.Parallel()(joblib.delayed(f)(block) for block in (A[:5], A[5:])))
 
@@ -233,7 +234,7 @@ MAPS = {"coded": coded, "hedged": hedged, "submitted": submitted, "called": call
 
 @contextlib.contextmanager
 def pool_of(name: str) -> Iterator[dict[str, Any]]:
-    """The options of maps on a pool of this name."""
+    """Yield the options of maps on the pool of this name."""
     with contextlib.ExitStack() as stack:
         if name == "default":
             stack.callback(polarmap.shutdown)
@@ -259,7 +260,7 @@ def pool_of(name: str) -> Iterator[dict[str, Any]]:
 
 
 def check(name: str, verbs: str, only: str) -> dict[str, Any]:
-    """The first factor by which each case was wrong, by case and verb; nothing where all are right."""
+    """Return the factor and the wrong result or error of each wrong case; empty if all are right."""
     wrong = dict[str, Any]()
     with pool_of(name) as options:
         for case, (f, change) in cases().items():
@@ -270,9 +271,9 @@ def check(name: str, verbs: str, only: str) -> dict[str, Any]:
                     change(factor)
                     assert np.allclose(f(A), factor * A), f"{case} itself is wrong"
                     try:
-                        found = MAPS[verb](f, **options)
-                        if not np.allclose(found, factor * A):
-                            wrong[f"{case}: {verb}"] = [factor, float(np.ravel(found / A)[0])]
+                        result = MAPS[verb](f, **options)
+                        if not np.allclose(result, factor * A):
+                            wrong[f"{case}: {verb}"] = [factor, float(np.ravel(result / A)[0])]
                     except Exception as error:
                         wrong[f"{case}: {verb}"] = [factor, f"{type(error).__name__}: {error}"]
     return wrong

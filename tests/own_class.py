@@ -1,4 +1,4 @@
-"""Classes of the caller, in a file that workers soon have imported."""
+"""Classes of a caller, in a small module that workers import quickly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Own:
-    """Its instances are equal if their state is."""
+    """A class whose instances are equal if their states are equal."""
 
     def __init__(self, state: Any) -> None:
         self.state = state
@@ -18,7 +18,7 @@ class Own:
 
 
 class Mine(Exception):  # noqa: N818
-    """With an attribute, which travels, too."""
+    """An exception with an attribute that must be sent, too."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

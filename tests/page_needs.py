@@ -1,4 +1,4 @@
-"""The packages that Python code needs, and the packages that a text says to install."""
+"""Find the packages that Python code needs, and the packages that a text says to install."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Distributions that are not named like their module, and modules that others depend on.
+# Distributions with a different name than their module.
 MODULES = {
     "opentelemetry-api": "opentelemetry",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
-BROUGHT_BY = {"sklearn": {"joblib"}, "distributed": {"dask"}, "xarray": {"pandas"}}  # what these depend on
+# Modules that come as dependencies of others.
+BROUGHT_BY = {"sklearn": {"joblib"}, "distributed": {"dask"}, "xarray": {"pandas"}}
 OWN = {"polarmap", "benchmarks"}
-# Public names that need packages at once, and a module that `require_extra` guards for each.
+# Public names that import packages immediately, and the module that guards each with `require_extra`.
 GUARDED = {
     "CodedOperator": "linalg/operators.py",
     "sketched_lstsq": "linalg/sketch.py",
@@ -34,9 +35,9 @@ GUARDED = {
 @cache
 def setup() -> ConfigParser:
     """Return setup.cfg."""
-    found = ConfigParser(interpolation=None)
-    found.read(ROOT / "setup.cfg")
-    return found
+    settings = ConfigParser(interpolation=None)
+    settings.read(ROOT / "setup.cfg")
+    return settings
 
 
 def extras() -> set[str]:
@@ -47,19 +48,19 @@ def extras() -> set[str]:
 def packages_of(extra: str | None) -> set[str]:
     """Return the modules that an extra installs directly, or polarmap itself if `extra` is None."""
     section, key = ("options", "install_requires") if extra is None else ("options.extras_require", extra)
-    found = set[str]()
+    needed = set[str]()
     for line in setup()[section][key].split():
         name, _, inner = re.match(r"([\w-]+)(\[([\w,-]+)\])?", line).groups()  # type: ignore[union-attr]
         if name == "polarmap":
-            found = found.union(*map(packages_of, inner.split(",")))
+            needed = needed.union(*map(packages_of, inner.split(",")))
         else:
             module = MODULES.get(name.lower(), name.lower().replace("-", "_"))
-            found |= {module, *BROUGHT_BY.get(module, ())}
-    return found
+            needed |= {module, *BROUGHT_BY.get(module, ())}
+    return needed
 
 
 def installed_by(text: str) -> set[str]:
-    """Return the modules that are there once everything is installed that a text names.
+    """Return the modules that are available once everything named in a text is installed.
 
     A text names extras as `.[one,two]` of a pip command or as "extra `one`", "extras `one` and `two`".
     """
@@ -67,12 +68,12 @@ def installed_by(text: str) -> set[str]:
     for match in re.findall(r"\bextras?\s+((?:`[\w-]+`(?:,\s+|\s+and\s+|\s+or\s+)?)+)", text):
         named.update(re.findall(r"`([\w-]+)`", match))
     single = {word for line in re.findall(r"pip install ([\w -]+)", text) for word in line.split()}
-    found = packages_of(None) | {MODULES.get(word, word) for word in single}
-    return found.union(*(packages_of(extra) for extra in named & extras()))
+    installed = packages_of(None) | {MODULES.get(word, word) for word in single}
+    return installed.union(*(packages_of(extra) for extra in named & extras()))
 
 
 def needed_by_code(text: str) -> set[str]:
-    """Return the modules that a program needs: what it imports at once, and what polarmap's names import."""
+    """Return the modules that a program needs: its imports, and the imports behind polarmap's names."""
     tree = ast.parse(text)
     imported = _imported(tree)
     used = imported | {ast.unparse(node) for node in _run_at_once(tree) if isinstance(node, ast.Attribute)}
@@ -82,16 +83,16 @@ def needed_by_code(text: str) -> set[str]:
 
 
 def needed_by_module(path: str) -> set[str]:
-    """Return the modules of the extra that a module of polarmap asks for when it is imported."""
+    """Return the modules of the extra that a polarmap module requires when it is imported."""
     text = (ROOT / "polarmap" / path).read_text(encoding="utf-8")
-    found = re.search(r'^with require_extra\(f?"[^"]*", "([^"]*)", "[\w-]+"\)', text, re.MULTILINE)
-    assert found is not None, f"{path} does not say what it needs"
-    names = found[1].split(" and ")
+    guard = re.search(r'^with require_extra\(f?"[^"]*", "([^"]*)", "[\w-]+"\)', text, re.MULTILINE)
+    assert guard is not None, f"{path} does not say what it needs"
+    names = guard[1].split(" and ")
     return {MODULES.get(name, name) for name in names}
 
 
 def needed_by_benchmark(name: str) -> set[str]:
-    """Return the modules that `python -m benchmarks...` imports, with those of the benchmarks it imports."""
+    """Return the modules that `python -m benchmarks...` imports, directly or through other benchmarks."""
     needed, seen, waiting = set[str](), set[str](), [name]
     while waiting:
         name = waiting.pop()
@@ -108,7 +109,7 @@ def needed_by_benchmark(name: str) -> set[str]:
 
 
 def needed_by_example(path: Path) -> set[str]:
-    """Return the modules that an example needs, with those of its folder if it is one."""
+    """Return the modules that an example imports, without the modules of the example itself."""
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     needed = set[str]().union(*(needed_by_code(file.read_text(encoding="utf-8")) for file in files))
     return needed - {file.stem for file in files}
@@ -125,13 +126,13 @@ def _run_at_once(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def _imported(tree: ast.Module) -> set[str]:
-    """Return the names that imports at the top of a module give, with their packages."""
-    found = set[str]()
+    """Return the names that imports at the top of a module bind, qualified by their packages."""
+    bound_names = set[str]()
     for node in _run_at_once(tree):
         if isinstance(node, ast.Import):
-            found.update(name.name for name in node.names)
+            bound_names.update(name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found.update(f"{node.module}.{name.name}" for name in node.names)
+            bound_names.update(f"{node.module}.{name.name}" for name in node.names)
             if node.module.startswith("benchmarks"):
-                found.add(node.module)
-    return found
+                bound_names.add(node.module)
+    return bound_names

@@ -1,4 +1,4 @@
-"""What coded_map must equal, without any of its code: the plain map, and how close is equal."""
+"""Reference results for coded_map without its code: the plain map, and a comparison with tolerances."""
 
 from __future__ import annotations
 
@@ -23,51 +23,51 @@ from polarmap.executors.replay import ReplaySession
 from polarmap.testing import ReplayExecutor
 
 STATES = ("arrived", "surplus", "abandoned", "cancelled", "failed", "held back")
-ROUNDINGS = 1024  # of the largest number of a leaf that each of its entries may carry
+ROUNDINGS = 1024  # Rounding errors, in units of a leaf's largest number, that each of its entries may have.
 
 
 def frames_of_ours(error: BaseException) -> int:
-    """Lines of polarmap that a traceback shows, with those of its causes and of workers."""
+    """Count the lines of polarmap in a traceback, including its causes and the tracebacks of workers."""
     return "".join(traceback.format_exception(error)).count(f'File "{Path(polarmap.__file__).parent}')
 
 
 def cut(data: np.ndarray, k: int) -> list[np.ndarray]:
-    """k equal blocks of an array, the last filled up with rows of zeros: what is coded."""
+    """Return k equal blocks of an array, the last padded with rows of zeros, ready for encoding."""
     rows = -(-len(data) // k)
     padding = np.zeros((rows * k - len(data), *data.shape[1:]), data.dtype)
     return list(np.concatenate([data, padding]).reshape(k, rows, *data.shape[1:]))
 
 
 def cut_rows(data: np.ndarray, k: int) -> list[np.ndarray]:
-    """Blocks of ceil(rows / k) rows of an array, of which the last may be shorter: what f is applied to."""
+    """Return the blocks that f receives: ceil(rows / k) rows each, and the last may be shorter."""
     rows = -(-len(data) // k)
     return [data[start : start + rows] for start in range(0, len(data), rows)]
 
 
 def plain_map(f: Callable[[Any], Any], data: Any, k: int) -> list[Any]:
-    """[f(block) for block in blocks]."""
+    """Return [f(block) for block in blocks]."""
     blocks = cut_rows(data, k) if isinstance(data, np.ndarray) else data
     return [f(block) for block in blocks]
 
 
 def assert_same(results: Iterable[Any], expected: Iterable[Any], rtol: float = 0.0) -> None:
-    """Equal structure, types, shapes and dtypes; equal integers; numbers within `rtol`.
+    """Check for equal structure, types, shapes and dtypes, equal integers, and floats within `rtol`.
 
-    An error counts relative to the largest value any block has at that place, and entries that are
-    nothing but rounding of far larger ones beside them are not compared.
+    Errors are relative to the largest value that any block has at that position. Entries that are mere
+    rounding errors of much larger neighbours are not compared.
     """
     results, expected = list(results), list(expected)
     assert len(results) == len(expected)
     for result, wanted in zip(results, expected):
         assert shape_of(result) == shape_of(wanted)
     for places in zip(*map(leaves, expected), *map(leaves, results)):
-        wanted, found = places[: len(expected)], places[len(expected) :]
-        size = max(np.size(one) for one in wanted)  # the last blocks may be shorter
-        assert_close(np.stack(padded(found, size)), np.stack(padded(wanted, size)), rtol)
+        wanted, actual = places[: len(expected)], places[len(expected) :]
+        size = max(np.size(one) for one in wanted)  # The last blocks may be shorter.
+        assert_close(np.stack(padded(actual, size)), np.stack(padded(wanted, size)), rtol)
 
 
 def padded(arrays: Iterable[Any], size: int) -> list[np.ndarray]:
-    """Flat and of one size, with zeros."""
+    """Return flat arrays padded with zeros to a common size."""
     return [np.pad(np.ravel(one), (0, size - np.size(one))) for one in arrays]
 
 
@@ -89,7 +89,7 @@ def leaves(tree: Any) -> list[Any]:
 
 
 def shape_of(tree: Any) -> Any:
-    """A tree with each leaf replaced by its type, dtype and shape."""
+    """Return a tree with each leaf replaced by its type, dtype and shape."""
     if isinstance(tree, dict):
         return dict, {key: shape_of(child) for key, child in tree.items()}
     if isinstance(tree, (tuple, list)):
@@ -99,13 +99,13 @@ def shape_of(tree: Any) -> Any:
 
 
 def arriving(arrivals: Iterable[int], n: int, start: float = 1.0, step: float = 0.1) -> ReplayExecutor:
-    """Virtual arrivals in this order; tasks not named never report."""
+    """Return an executor on which tasks arrive in this order on a virtual clock; other tasks never report."""
     seconds = dict.fromkeys(range(n), math.inf)
     return ReplayExecutor(seconds | {task: start + step * turn for turn, task in enumerate(arrivals)})
 
 
 def arrivals(code: PolarCode, count: int, stream: np.random.Generator, exact: bool = False) -> list[int]:
-    """A random order of `count` tasks that decodes well, up to two data tasks being left out."""
+    """Return a random order of `count` tasks that decodes well, with up to two data tasks missing."""
     while True:
         order = stream.permutation(code.n)[:count].tolist()
         decoder = ArrivalTracker(code, modular=exact, max_amplification=50)
@@ -116,20 +116,23 @@ def arrivals(code: PolarCode, count: int, stream: np.random.Generator, exact: bo
 
 
 def states(report: Any) -> Mapping[str, list[int]]:
-    """The tasks in every state that occurs."""
-    found = {state: report.tasks_in_state(state) for state in STATES}
-    return {state: indices for state, indices in found.items() if indices}
+    """Return the tasks in every state that occurs."""
+    by_state = {state: report.tasks_in_state(state) for state in STATES}
+    return {state: indices for state, indices in by_state.items() if indices}
 
 
 def printed(value: Any) -> str:
-    """Its repr without the address: as a test's id, the same in every process."""
+    """Return the repr of a value without addresses, so that test ids are equal in all processes."""
     return re.sub(r" at 0x\w+", "", repr(value))
 
 
 def process_pool(workers: int, **environment: str | None) -> ProcessPoolExecutor:
-    """Processes that are not forked from this one, beside whose threads that is not safe.
+    """Return a pool of processes that are not forked from this one, which would be unsafe with threads.
 
-    environment : variables that they have, or lack.
+    Parameters
+    ----------
+    environment : str or None
+        Variables to set, or to remove if None, in the processes.
     """
     context = multiprocessing.get_context("forkserver")
     return ProcessPoolExecutor(
@@ -139,7 +142,7 @@ def process_pool(workers: int, **environment: str | None) -> ProcessPoolExecutor
 
 @contextmanager
 def executor_of_kind(kind: str, workers: int = 4) -> Iterator[Any]:
-    """Values of `coded_map(executor=)` for each kind of workers on this machine."""
+    """Yield the value of `coded_map(executor=)` for a kind of workers on this machine."""
     if kind == "dask":
         with dask_executor(workers) as one:
             yield one
@@ -151,7 +154,7 @@ def executor_of_kind(kind: str, workers: int = 4) -> Iterator[Any]:
 
 
 def set_environment(environment: Mapping[str, str | None]) -> None:
-    """Of this process."""
+    """Set or remove environment variables of this process."""
     for name, value in environment.items():
         os.environ.pop(name, None)
         if value is not None:
@@ -165,16 +168,16 @@ def ends(events: Iterable[Event]) -> list[Outcome]:
 
 def first_ends(run: Session, count: int, seconds: float = 60.0) -> list[Outcome]:
     """Return the given number of outcomes as soon as a run has reported them."""
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     deadline = run.now() + seconds
-    while len(found) < count:
+    while len(outcomes) < count:
         assert run.now() < deadline
-        found += ends(run.wait(0.5))
-    return found
+        outcomes += ends(run.wait(0.5))
+    return outcomes
 
 
 class AlteringReplay(ReplayExecutor):
-    """A replay whose outcomes are altered before anybody sees them."""
+    """A replay executor that alters each outcome before it is reported."""
 
     def altered(self, outcome: Outcome) -> Outcome:
         """Return the outcome that is reported instead."""
@@ -192,5 +195,5 @@ class AlteringRun(ReplaySession):
         self._altered = altered
 
     def wait(self, timeout: float) -> list[Event]:
-        told = super().wait(timeout)
-        return [self._altered(event) if isinstance(event, Outcome) else event for event in told]
+        events = super().wait(timeout)
+        return [self._altered(event) if isinstance(event, Outcome) else event for event in events]

@@ -1,4 +1,4 @@
-"""Convex networks whose products are numpy's: the same iterations, without the cost of coded maps."""
+"""Convex networks that multiply with numpy: the same iterations without the cost of coded maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Polar codes for tests, of which sizes, each made once, and what arrives of their blocks."""
+"""Small polar codes for tests, each constructed once, and helpers for arrivals of their blocks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from polarmap.codes import ArrivalTracker, PolarCode
 
 INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
-SIZES += [(9, 2), (9, 6), (10, 5), (10, 8)]  # most of twice as many leaves are not sent
-by_size = pytest.mark.parametrize(("n", "k"), SIZES)  # so small that all patterns of arrivals are tried
+SIZES += [(9, 2), (9, 6), (10, 5), (10, 8)]  # The mother code has 16 leaves, which are not all sent.
+# The sizes are so small that all arrival patterns are tried.
+by_size = pytest.mark.parametrize(("n", "k"), SIZES)
 sizes = st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
 shapes = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
@@ -34,7 +35,7 @@ def received(coded: np.ndarray, arrived: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def arrive(code: PolarCode, order: np.ndarray, **options: float) -> ArrivalTracker:
-    """A decoder that was told of arrivals in `order` until it was ready."""
+    """Return a tracker to which arrivals in `order` were added until it was ready."""
     decoder = ArrivalTracker(code, **options)
     for index in order.tolist():
         if decoder.add(index):

@@ -1,4 +1,4 @@
-"""Maps on persistent workers, and the processes and files of their driver as the machine sees them."""
+"""Run maps on persistent workers, and inspect the processes and files of a driver."""
 
 from __future__ import annotations
 
@@ -24,15 +24,21 @@ from polarmap.types import CodedResult
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
-PATIENCE = 90.0  # seconds until a test gives up; none should come near
+PATIENCE = 90.0  # Seconds after which a test gives up; no test should take nearly as long.
 
 
 def check(
     pool: Any = None, f: Any = None, data: np.ndarray = A, factor: float = 1.0, **options: Any
 ) -> CodedResult:
-    """A map on this pool is right; f: of a block, for which it gives factor * (block @ X)."""
+    """Check a map on this pool and return its result.
+
+    Parameters
+    ----------
+    f : callable, optional
+        Function of a block, which must return factor * (block @ X); default: that product.
+    """
     x = X
-    # By value: a worker that is new would import this file for a function of it.
+    # The lambda is pickled by value: for a function of this file, a new worker would import the file.
     f = f or (lambda block: factor * (block @ x))
     options = {"blocks": 6, "tasks": 8, "timeout": PATIENCE, **options}
     result = polarmap.coded_map(f, data, executor=pool, **options)
@@ -41,18 +47,18 @@ def check(
 
 
 def workers_of(pool: Any) -> set[int]:
-    """The processes that tasks of an uncoded map ran in."""
+    """Return the processes in which the tasks of an uncoded map ran."""
     f = lambda block: float(os.getpid())  # noqa: E731
     return {int(one) for one in polarmap.hedged_map(f, [X] * 8, executor=pool, timeout=PATIENCE)}
 
 
 def opened(table: WorkerPool) -> Allocation:
-    """Start one more run, which is never woken."""
+    """Open an allocation whose wake-up callback does nothing."""
     return table.open_allocation(lambda: None)
 
 
 def taken(table: WorkerPool, lease: Allocation, task: Any = None) -> WorkerHandle:
-    """Return a worker for a task of this run as soon as a worker is available."""
+    """Return a worker for a task of this allocation as soon as one is available."""
     deadline = time.monotonic() + PATIENCE
     while (worker := table.acquire_worker(lease, 1, lambda: [task])) is None:
         assert time.monotonic() < deadline
@@ -71,24 +77,24 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 
 def runs(process: int) -> bool:
-    """Whether it is there, and does not only wait to be reaped."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-# Threads cannot be started any more when the main module has ended, CPython's gh-113964.
+# CPython gh-113964: no threads can be started after the main module has ended.
 starts_threads_at_exit = pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 3), reason="this Python starts no threads while it exits"
 )
 
-# workers that earlier tests of this process have left, to be reused or to end later
-_others: set[int | Path] = set()
+# Workers and folders that earlier tests of this process have left.
+_earlier_leftovers: set[int | Path] = set()
 
 
 def python_in(folder: Path, lacks: str = "") -> Path:
-    """A script there that is this interpreter, or one that lacks a package."""
+    """Create a script in the folder that runs this interpreter, or one that lacks a package."""
     script = folder / "python"
     run = f'exec {sys.executable} "$@"'
     if lacks:
@@ -99,22 +105,22 @@ def python_in(folder: Path, lacks: str = "") -> Path:
 
 
 def leave_out_others() -> None:
-    """From now on count those processes and folders of this process only that are not there yet."""
+    """Ignore the existing processes and folders of this process from now on."""
     polarmap.shutdown()
-    _others.clear()
-    _others.update(descendants(), folders())
+    _earlier_leftovers.clear()
+    _earlier_leftovers.update(descendants(), folders())
 
 
 def folders(process: int | None = None) -> list[Path]:
     """Return the temporary folders that a process owns (default: this process)."""
     process = process or os.getpid()
     places = {Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}
-    found = [path for place in places for path in place.glob(f"polarmap-*_{process}_*_*")]
-    return [folder for folder in found if folder not in _others]
+    paths = [path for place in places for path in place.glob(f"polarmap-*_{process}_*_*")]
+    return [folder for folder in paths if folder not in _earlier_leftovers]
 
 
 def descendants(process: int | None = None) -> set[int]:
-    """All processes that one started, by default this one, or those did."""
+    """Return all direct and indirect children of a process (default: this process)."""
     process = process or os.getpid()
     parents = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
@@ -123,26 +129,26 @@ def descendants(process: int | None = None) -> set[int]:
         except OSError:
             continue
         parents[int(entry.parent.name)] = int(fields[1])
-    found = {process}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {one for one in found - {process} if one not in _others}
+    processes = {process}
+    while children := {child for child, parent in parents.items() if parent in processes} - processes:
+        processes |= children
+    return {one for one in processes - {process} if one not in _earlier_leftovers}
 
 
 def code_of_child(call: Callable[[], object], locks: Sequence[Any]) -> int:
-    """How a process ends that is forked while another thread has these locks, and does this alone."""
-    held, go = threading.Event(), threading.Event()
-    with ThreadPoolExecutor(1) as other, ExitStack() as stack:
+    """Return the exit code of a child that is forked while another thread holds locks and runs `call`."""
+    is_locked, go = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
 
         def hold() -> None:
             for lock in locks:
                 stack.enter_context(lock)
-            held.set()
+            is_locked.set()
             go.wait(20.0)
             stack.close()
 
-        done = other.submit(hold)
-        assert held.wait(20.0)
+        done = pool.submit(hold)
+        assert is_locked.wait(20.0)
         child = os.fork()
         if not child:
             try:
@@ -158,7 +164,7 @@ def code_of_child(call: Callable[[], object], locks: Sequence[Any]) -> int:
 
 
 class Driver(subprocess.Popen[str]):
-    """A process that a test which fails does not wait for: what has failed would be a timeout."""
+    """A process that is killed when its test fails, so that the failure is not reported as a timeout."""
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is not None:
@@ -167,12 +173,12 @@ class Driver(subprocess.Popen[str]):
 
 
 def program(text: str, *arguments: str) -> Driver:
-    """A driver of its own, which writes to its standard output."""
+    """Start a separate driver that runs the text as a program, with its standard output as a pipe."""
     lines = "import os, sys, time\nimport numpy as np\nimport polarmap\n" + textwrap.dedent(text)
     return Driver([sys.executable, "-c", lines, *arguments], stdout=subprocess.PIPE, text=True)
 
 
-def assert_nothing_is_left(driver: int, others: set[int]) -> None:
-    """Neither these processes nor a folder of the driver, soon after its end."""
-    assert until(lambda: not any(map(runs, others)), 20.0)
+def assert_nothing_is_left(driver: int, processes: set[int]) -> None:
+    """Check that these processes and the folders of the driver disappear soon after its end."""
+    assert until(lambda: not any(map(runs, processes)), 20.0)
     assert until(lambda: not folders(driver), 20.0)

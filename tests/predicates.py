@@ -1,4 +1,4 @@
-"""Questions that may be asked any number of times: they change nothing."""
+"""Check that predicates may be called any number of times, since they change nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def assert_only_asks(owner: Any, *predicates: Callable[[], bool]) -> None:
-    """Assert that each predicate answers the same twice, and changes no attribute of its owner."""
+    """Assert that each predicate returns the same value twice, and changes no attribute of its owner."""
     for predicate in predicates:
         before = _copy_attributes(owner)
         answers = predicate(), predicate()

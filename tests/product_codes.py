@@ -1,4 +1,4 @@
-"""Product codes for tests, and their blocks by Kronecker's product."""
+"""Product codes for tests, and their blocks by the Kronecker product."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def generator(code: PolarCode) -> np.ndarray:
 
 
 def combinations_of(code: ProductCode) -> np.ndarray:
-    """Every block as a sum of the data blocks, from Kronecker's product."""
+    """Return the coefficients of every block in the data blocks, from the Kronecker product."""
     whole = np.kron(generator(code.column_code), generator(code.row_code))
     rows, columns = code.grid_coordinates.T
     assert (code.grid_coordinates[: code.k] < [code.column_code.k, code.row_code.k]).all()
@@ -27,7 +27,7 @@ def combinations_of(code: ProductCode) -> np.ndarray:
 
 
 def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
-    """All blocks of a random grid."""
+    """Return all blocks of a random grid."""
     stream = np.random.default_rng(0)
     if dtype.startswith("int"):
         data = stream.integers(-(2**62), 2**62, (code.k, width))

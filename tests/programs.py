@@ -1,6 +1,6 @@
-"""Programs of pages and examples, each in a fork of one interpreter that has imported what they import.
+"""Run the programs of pages and examples in forks of one interpreter, which has done their imports.
 
-Most of the time of such a program goes into imports: scikit-learn alone takes two seconds.
+Such a program spends most of its time on imports: scikit-learn alone takes two seconds.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 
 from polarmap.worker.blas_threads import get_thread_limit_variables
 
-# What may be imported before a fork: it starts no thread, and reads nothing that a program sets.
+# Packages to import before a fork: they start no thread, and read nothing that a program sets.
 KEPT = ("numpy", "scipy", "sklearn", "pandas", "matplotlib", "xarray", "zarr", "polarmap")
 
 
 class Interpreter:
-    """A process, in which warnings are errors, that runs programs one after the other."""
+    """A process that runs programs one after the other, with warnings as errors."""
 
     def __init__(self) -> None:
         paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -39,13 +39,14 @@ class Interpreter:
             text=True,
             env=os.environ
             | get_thread_limit_variables(1)
-            | {"PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": "agg", "DISPLAY": ""},  # no windows
+            # No windows are opened.
+            | {"PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": "agg", "DISPLAY": ""},
         )
 
     def run(
         self, program: Path, arguments: Iterable[str], folder: Path, seconds: int, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """What a program, which is a file or a folder, said in that folder; killed after so many seconds."""
+        """Run a program, a file or a folder, in a working folder; kill it after `seconds` seconds."""
         with tempfile.TemporaryDirectory() as place:
             written = [f"{place}/stdout", f"{place}/stderr"]
             words = [str(program), *arguments]
@@ -59,11 +60,11 @@ class Interpreter:
 
 
 def run_programs() -> None:
-    """Run each program named by a line of standard input in a fork, which ends with it."""
+    """Run each program named by a line of standard input in a fork."""
     for line in sys.stdin:
         words, folder, environment, written, seconds = json.loads(line)
         import_for(Path(words[0]))
-        gc.freeze()  # else the first collection of each fork goes through all that was imported
+        gc.freeze()  # Without this, the first collection of each fork would visit all imported objects.
         child = os.fork()
         if not child:
             run_program(words, folder, environment, written, seconds)
@@ -86,7 +87,7 @@ def import_for(program: Path) -> None:
 def run_program(
     words: list[str], folder: str, environment: Mapping[str, str], written: list[str], seconds: int
 ) -> None:
-    """As `python PROGRAM ARGUMENTS` would."""
+    """Run a program in this process, like `python PROGRAM ARGUMENTS`."""
     signal.alarm(seconds)
     for descriptor, path in enumerate([os.devnull, *written]):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
@@ -99,7 +100,7 @@ def run_program(
 
 def end() -> None:
     """Do what an interpreter does at its end, without freeing imported modules."""
-    gc.collect()  # what the program left open is told
+    gc.collect()  # Makes resources that the program left open warn.
     threading._shutdown()
     atexit._run_exitfuncs()
     gc.collect()

@@ -1,4 +1,4 @@
-"""Lines of progress as numbers."""
+"""Parse lines of progress into numbers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import re
 
 
 def parsed_lines(text: str) -> list[dict[str, float]]:
-    """What each line says: "iteration", "objective", "gradient", "seconds"; the name before it is dropped."""
+    """Return "iteration", "objective", "gradient" and "seconds" of each line; the name before is dropped."""
     lines = []
     for line in text.splitlines():
         words = dict(re.findall(r"(iteration|objective|gradient) ([\d.e+-]+)", line))
-        found = re.search(r", ([\d.]+) s(,|$)", line)
-        assert found, line
-        lines.append({name: float(number) for name, number in words.items()} | {"seconds": float(found[1])})
+        seconds_match = re.search(r", ([\d.]+) s(,|$)", line)
+        assert seconds_match, line
+        lines.append(
+            {name: float(number) for name, number in words.items()} | {"seconds": float(seconds_match[1])}
+        )
     return lines

@@ -1,4 +1,4 @@
-"""Ray on this machine, as tests have it."""
+"""Start Ray on this machine with settings for tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 CPUS = 4
-STORE_BYTES = 128 << 20  # of memory, of which Ray takes a third else
-# Ray ends its daemon, and with it this process, if agents do not start or answer in time.
+STORE_BYTES = 128 << 20  # Bytes of the object store; by default, Ray takes a third of the memory.
+# Ray ends its daemon, and with it this process, if agents do not start or reply in time.
 PATIENCE = {
     "agent_register_timeout_ms": 300_000,
     "health_check_timeout_ms": 300_000,
@@ -26,11 +26,11 @@ PATIENCE = {
 
 
 def start(ray: Any) -> None:
-    """Let there be a cluster, whose workers find functions of tests."""
+    """Start a cluster whose workers can import functions of tests, unless Ray is initialized already."""
     if ray.is_initialized():
         return
     with pytest.MonkeyPatch.context() as patched:
-        # Not as their `runtime_env`, for which an agent makes every worker, the idle ones anew.
+        # A `runtime_env` would need an agent that starts every worker, and idle workers again.
         patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         options = {"num_cpus": CPUS, "object_store_memory": STORE_BYTES, "_system_config": PATIENCE}
         ray.init(include_dashboard=False, log_to_driver=False, **options)
@@ -38,19 +38,20 @@ def start(ray: Any) -> None:
 
 @contextmanager
 def ends_with_it(ray: Any) -> Iterator[None]:
-    """Whatever cluster there is ends, and nothing is sent to or kept from anybody.
+    """Shut down Ray at the end of the context, without usage reports and authentication.
 
-    Its logs lie outside the folder of the session, and with a short path, as sockets do: they stay if Ray
-    ends this process.
+    Ray's logs are in a separate folder with a short path, as its sockets require; they remain if Ray ends
+    this process.
     """
     with pytest.MonkeyPatch.context() as patched:
         folder = tempfile.mkdtemp(prefix="polarmap-ray-", dir="/tmp")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after Ray, which writes at its end
+        # Runs after Ray's exit handler, which writes into the folder.
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         patched.setenv("RAY_TMPDIR", folder)
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patched.setenv("RAY_AUTH_MODE", "disabled")
         yield
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of processes that Ray does not wait for
+            warnings.simplefilter("ignore")  # Ray leaves unreaped processes, which cause warnings.
             ray.shutdown()
             gc.collect()

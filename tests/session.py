@@ -1,7 +1,7 @@
-"""A session's folder, and the process that ends what the session has started when it is over or has died.
+"""A session's folder, and a keeper process that cleans up after the session, even if the session is killed.
 
-python session.py FOLDER: waits until its standard input ends or its parent does, then ends all processes
-that were started with a temporary directory of this session, and removes its folders.
+`python session.py FOLDER` waits until its standard input is closed or its parent ends. Then it kills all
+processes that were started with a temporary directory of the session, and removes the session's folders.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-SECONDS = 30.0  # Seconds that killed processes may take to end
+SECONDS = 30.0  # Seconds that killed processes may take to end.
 
 
 def keep(folder: Path) -> subprocess.Popen[bytes]:
-    """Start that process. It is in a session of its own: no interrupt of this one's reaches it."""
+    """Start the keeper in a new process session, which no interrupt of the tests reaches."""
     return subprocess.Popen(
         [sys.executable, __file__, str(folder)],
         stdin=subprocess.PIPE,
@@ -31,16 +31,16 @@ def keep(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def end(keeper: subprocess.Popen[bytes], session: int) -> None:
-    """Let it do its work, and wait; forked children of the session are not the session."""
+    """Let the keeper clean up, and wait for it. Forked children of the session do nothing."""
     if os.getpid() == session:
         keeper.communicate()
 
 
 def take_signals() -> None:
-    """As in a terminal, also under nohup or in the background, where these two are ignored.
+    """Handle SIGINT and SIGHUP as in a terminal if they are ignored, as under nohup or in the background.
 
-    Children that are started get the default, since a handler does not outlive exec. The session itself
-    goes on when its terminal is closed, if it was to ignore that.
+    Child processes get the default actions, since a handler does not outlive exec. If SIGHUP was ignored, the
+    session itself still continues when its terminal is closed.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,43 +49,43 @@ def take_signals() -> None:
 
 
 def wait_for_end() -> None:
-    """Block until the session closes our input or ends: its forked children may hold the input open."""
+    """Block until the session closes standard input or ends: its forked children may keep the input open."""
     watched = [sys.stdin.fileno()]
-    with contextlib.suppress(OSError, AttributeError):  # no such thing, or gone
+    with contextlib.suppress(OSError, AttributeError):  # The system has no pidfd, or the parent has ended.
         watched.append(os.pidfd_open(os.getppid()))
     select.select(watched, [], [])
 
 
 def sweep(folder: Path) -> None:
-    """End what runs and remove what lies in the folders of the session, and of its parts beside it."""
+    """Kill the session's processes and remove its folders, including the folders next to it."""
     deadline = time.monotonic() + SECONDS
-    while (found := started_by(folder)) and time.monotonic() < deadline:
-        for process in found:
+    while (processes := started_by(folder)) and time.monotonic() < deadline:
+        for process in processes:
             remove_sockets(process)
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(0.05)
-    for one in folder.parent.glob(f"{folder.name}*"):
-        shutil.rmtree(one, ignore_errors=True)
+    for path in folder.parent.glob(f"{folder.name}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def started_by(folder: Path) -> list[int]:
-    """Processes that were started with a temporary directory of the session's, or work in its folders.
+    """Return the processes with a temporary directory of the session, or that work in its folders.
 
-    Some write over what they were started with, to be listed by another name.
+    The latter are needed since some processes overwrite their environment to change their name in listings.
     """
     mark = f"\0TMPDIR={folder}".encode()
-    found = []
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             is_in = os.readlink(process / "cwd").startswith(str(folder))
             if is_in or mark in b"\0" + (process / "environ").read_bytes():
-                found.append(int(process.name))
-    return found
+                processes.append(int(process.name))
+    return processes
 
 
 def remove_sockets(process: int) -> None:
-    """Remove the sockets of SeaweedFS, which ignores TMPDIR."""
+    """Remove the sockets of a SeaweedFS process, which ignores TMPDIR."""
     with contextlib.suppress(OSError):
         command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
         for port in re.findall(r"\.port=([1-9]\d+)", command):

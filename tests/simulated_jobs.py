@@ -1,4 +1,4 @@
-"""Distributions of run times to judge completion times by, and jobs simulated straight from them."""
+"""Distributions of run times for tests of completion times, and statistics of simulated jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 
 
 def brute_force(finish: np.ndarray, arrivals: np.ndarray) -> tuple[float, float, float]:
-    """Mean time, mean cost and share of failures of jobs, straight from their run times."""
+    """Return the mean time, mean cost and share of failures of jobs, computed from their run times."""
     ended = np.isfinite(finish)
     paid = np.minimum(arrivals, finish).sum(axis=0)
     return finish[ended].mean(), paid[ended].mean(), 1 - ended.mean()
@@ -35,9 +35,16 @@ def brute_force(finish: np.ndarray, arrivals: np.ndarray) -> tuple[float, float,
 def late_moments(
     rule: LatenessRule, durations: Iterable[float], running: Iterable[float], later: Iterable[float] = ()
 ) -> list[float]:
-    """The moments from which tasks that began at some moments and run are late, if nothing happens before.
+    """Return the times after which running tasks are late, if nothing else happens.
 
-    durations, later : what those took that have returned, of the ones that began with the job and after it.
+    Parameters
+    ----------
+    durations : Iterable[float]
+        Run times of returned tasks that began with the job.
+    running : Iterable[float]
+        Start times of the running tasks.
+    later : Iterable[float]
+        Run times of returned tasks that began after the job.
     """
     began, known = list(running), sorted(durations)
     if len(known) < rule.n_tasks / 2:

@@ -1,8 +1,7 @@
 """A TCP proxy whose connections can be delayed, throttled and cut while a test runs.
 
-`SlowLinks` forwards each connection that it accepts to a target. Each connection is a `SlowLink` with
-settings of its own, which a test may change at any time. `slow_links()` puts a proxy between a pool and its
-workers::
+`SlowLinks` forwards each connection that it accepts to a target. Each connection is a `SlowLink` with its own
+settings, which a test may change at any time. `slow_links()` puts a proxy between a pool and its workers::
 
     with slow_links() as links, Pool(client, workers=32) as pool:
         coded_map(f, A, executor=pool)
@@ -40,26 +39,28 @@ import pytest
 
 from polarmap.executors import remote_workers
 
-BUFFER_BYTES = 64 << 10  # data waiting for transmission per direction; beyond it, the sender has to wait
-WINDOW_BYTES = 4 << 20  # data that may be on its way per direction
-SEGMENT_BYTES = 1448  # data in a packet of Ethernet
-CHUNK_BYTES = 16 << 10  # the most that is read at a time
+# Bytes that may wait for transmission in each direction; a sender blocks beyond this.
+BUFFER_BYTES = 64 << 10
+WINDOW_BYTES = 4 << 20  # Bytes that may be in flight in each direction.
+SEGMENT_BYTES = 1448  # Data bytes in an Ethernet packet.
+CHUNK_BYTES = 16 << 10  # The most bytes that are read at a time.
 # Linux: socket options, from asm-generic/socket.h, and the filter program `ret #0`, which drops each packet.
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0), 8)
 
 
 class Pipe:
-    """One direction of a link: bytes wait for transmission, then travel for `delay` seconds.
+    """One direction of a link: bytes wait for transmission, then are in flight for `delay` seconds.
 
     Parameters
     ----------
-    now : the time in seconds at which the pipe is created.
+    now : float
+        The time in seconds at which the pipe is created.
     """
 
     def __init__(self, now: float) -> None:
         self.delay, self.rate = 0.0, inf
-        self.sent_bytes = 0  # that have left the pipe
+        self.sent_bytes = 0  # Bytes that have left the pipe.
         self._waiting, self._travelling = bytearray(), deque[tuple[float, bytes]]()
         self._n_travelling = 0
         self._tokens, self._filled_at = 0.0, now
@@ -77,7 +78,7 @@ class Pipe:
         self._transmit(now)
 
     def take(self, now: float) -> bytes:
-        """Return and remove the bytes that have arrived by now."""
+        """Return and remove the bytes that have arrived."""
         self._transmit(now)
         arrived = []
         while self._travelling and self._travelling[0][0] <= now:
@@ -118,19 +119,22 @@ class Pipe:
 
 
 class SlowLink:
-    """One forwarded connection. The pipes lead from the caller to the target, and back.
+    """A forwarded connection. Its pipes lead from the caller to the target, and back.
 
     Attributes
     ----------
-    index : the place of this link among all links of its proxy.
-    is_cut, is_closed : whether `cut` or `close` was called, or the link has ended.
+    index : int
+        The position of this link among all links of its proxy.
+    is_cut, is_closed : bool
+        Whether `cut` or `close` was called, or the link has ended.
     """
 
     def __init__(self, index: int, caller: socket.socket, wake: Callable[[], None]) -> None:
         self.index, self.is_cut, self.is_closed = index, False, False
-        self.sockets = [caller]  # the target follows once it has been reached
+        self.sockets = [caller]  # The target is appended once it has been reached.
         self.pipes = Pipe(time.monotonic()), Pipe(time.monotonic())
-        self.outgoing = bytearray(), bytearray()  # that have arrived, for the target and for the caller
+        # Bytes that have arrived, for the target and for the caller.
+        self.outgoing = bytearray(), bytearray()
         self.has_ended = [False, False]  # whether the caller and the target will send no more
         self.wake, self.lock = wake, threading.RLock()
 
@@ -154,16 +158,16 @@ class SlowLink:
 
     @property
     def bytes_to_target(self) -> int:
-        """The number of bytes that were forwarded to the target, such as results of a worker."""
+        """The number of bytes forwarded to the target, such as results of a worker."""
         return self.pipes[0].sent_bytes
 
     @property
     def bytes_to_caller(self) -> int:
-        """The number of bytes that were forwarded to the caller, such as blocks for a worker."""
+        """The number of bytes forwarded to the caller, such as blocks for a worker."""
         return self.pipes[1].sent_bytes
 
     def cut(self) -> None:
-        """Let nothing pass any more, without informing either side."""
+        """Stop all traffic without informing either side."""
         with self.lock:
             if not self.is_closed:
                 self.is_cut = True
@@ -172,7 +176,7 @@ class SlowLink:
         self.wake()
 
     def close(self) -> None:
-        """Close both connections, which both sides notice at once unless the link is cut."""
+        """Close both connections, which both sides notice immediately unless the link is cut."""
         with self.lock:
             self.is_closed = True
             for connection in self.sockets:
@@ -181,7 +185,7 @@ class SlowLink:
         self.wake()
 
     def restore(self) -> None:
-        """End delay, throttling and cut. TCP resumes by itself, after a cut of s seconds within about s."""
+        """End delay, throttling and cut. After a cut of s seconds, TCP resumes within about s seconds."""
         with self.lock:
             if self.is_cut and not self.is_closed:
                 for connection in self.sockets:
@@ -197,12 +201,14 @@ class SlowLink:
 
 
 class SlowLinks:
-    """Listens on a port of this machine and forwards each connection to `target`.
+    """A proxy that listens on a port of this machine and forwards each connection to `target`.
 
     Parameters
     ----------
-    target : host and port; may be set later, before the first connection.
-    on_connect : called with each new `SlowLink`, on the thread that forwards.
+    target : (str, int), optional
+        Host and port; may be set later, before the first connection.
+    on_connect : callable, optional
+        Called with each new `SlowLink`, on the thread that forwards.
     """
 
     def __init__(
@@ -211,7 +217,7 @@ class SlowLinks:
         self.target, self.on_connect = target, on_connect
         self._links: list[SlowLink] = []
         self._listener = socket.socket()
-        limit_buffers(self._listener)  # which accepted sockets inherit
+        limit_buffers(self._listener)  # Accepted sockets inherit the limits.
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(256)
         self.endpoint: tuple[str, int] = self._listener.getsockname()
@@ -258,7 +264,8 @@ class SlowLinks:
             one.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full, so that the thread wakes up anyway, or closed
+        # The socket is closed, or full, so that the thread wakes up anyway.
+        with contextlib.suppress(OSError):
             self._waker.send(b"x")
 
     def _forward(self) -> None:
@@ -267,15 +274,15 @@ class SlowLinks:
                 selector.register(self._listener, selectors.EVENT_READ)
                 selector.register(self._woken, selectors.EVENT_READ)
                 pause = min((register(link, selector) for link in self), default=inf)
-                found = {
+                ready_events = {
                     key.fileobj: events for key, events in selector.select(None if pause == inf else pause)
                 }
-            if self._woken in found:
+            if self._woken in ready_events:
                 self._woken.recv(1 << 16)
-            if self._listener in found:
+            if self._listener in ready_events:
                 self._accept()
             for link in self:
-                move_bytes(link, found)
+                move_bytes(link, ready_events)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # The caller has already disconnected.
@@ -300,7 +307,7 @@ class SlowLinks:
 
 
 def register(link: SlowLink, selector: selectors.BaseSelector) -> float:
-    """Register the sockets of `link` for what it can do now; return the seconds until it has more to do."""
+    """Register the sockets of `link` for its possible operations; return the seconds until it can do more."""
     with link.lock:
         if link.is_cut or (link.is_closed and not link.sockets):
             return inf
@@ -309,7 +316,7 @@ def register(link: SlowLink, selector: selectors.BaseSelector) -> float:
         pause, now = inf, time.monotonic()
         for side, connection in enumerate(link.sockets):
             to_here, from_here = link.outgoing[1 - side], link.pipes[side]
-            # What arrives for a receiver that does not read stays in the pipe, so that its sender waits.
+            # Data for a receiver that does not read stays in the pipe, so that its sender blocks.
             events = selectors.EVENT_WRITE if to_here else 0
             if not link.has_ended[side] and from_here.room():
                 events |= selectors.EVENT_READ
@@ -320,16 +327,16 @@ def register(link: SlowLink, selector: selectors.BaseSelector) -> float:
         return pause
 
 
-def move_bytes(link: SlowLink, found: dict[object, int]) -> None:
-    """Read, pass on and write what is possible without waiting."""
+def move_bytes(link: SlowLink, ready_events: dict[object, int]) -> None:
+    """Read, forward and write everything that is possible without blocking."""
     with link.lock:
         if link.is_cut:
             return
         try:
             for side, connection in enumerate(link.sockets if not link.is_closed else ()):
-                pipe, outgoing, other = link.pipes[side], link.outgoing[side], link.sockets[1 - side]
+                pipe, outgoing, receiver = link.pipes[side], link.outgoing[side], link.sockets[1 - side]
                 now = time.monotonic()
-                if found.get(connection, 0) & selectors.EVENT_READ and (room := pipe.room()):
+                if ready_events.get(connection, 0) & selectors.EVENT_READ and (room := pipe.room()):
                     data = connection.recv(room)
                     link.has_ended[side] = not data
                     pipe.put(data, now)
@@ -337,7 +344,7 @@ def move_bytes(link: SlowLink, found: dict[object, int]) -> None:
                     outgoing += pipe.take(now)
                 if outgoing:
                     with contextlib.suppress(BlockingIOError):
-                        del outgoing[: other.send(outgoing)]
+                        del outgoing[: receiver.send(outgoing)]
                 if link.has_ended[side] and pipe.is_empty() and not outgoing:
                     link.close()
         except BlockingIOError:
@@ -351,14 +358,14 @@ def move_bytes(link: SlowLink, found: dict[object, int]) -> None:
 
 
 def limit_buffers(connection: socket.socket) -> None:
-    """Let the kernel buffer as little as on a network: loopback has larger packets, thus larger buffers."""
+    """Limit the kernel's buffers to a size as on a network, since loopback has larger packets and buffers."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
     if sys.platform == "linux":
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
 
 
 def drop_packets(connection: socket.socket, is_dropped: bool) -> None:
-    """Let the kernel drop all that arrives for a socket, or take it in again; nothing outside of Linux."""
+    """Make the kernel drop all packets for a socket, or accept them again. Do nothing if not on Linux."""
     if sys.platform == "linux" and connection.fileno() >= 0:
         with contextlib.suppress(OSError):  # no filter was attached
             if is_dropped:
@@ -372,11 +379,12 @@ def drop_packets(connection: socket.socket, is_dropped: bool) -> None:
 def slow_links(
     on_connect: Callable[[SlowLink], None] | None = None, is_near: bool = False
 ) -> Iterator[SlowLinks]:
-    """Let the workers of the next pool call a proxy, which forwards to where the pool listens.
+    """Make the workers of the next pool call a proxy, which forwards to where the pool listens.
 
     Parameters
     ----------
-    is_near : whether workers of Dask on this machine may map blocks from shared memory; else blocks are sent.
+    is_near : bool
+        Whether Dask workers on this machine may map blocks from shared memory; otherwise blocks are sent.
     """
     links = SlowLinks(on_connect=on_connect)
     with contextlib.closing(links), pytest.MonkeyPatch.context() as patched:
@@ -388,7 +396,7 @@ def slow_links(
 
 
 def _listen_behind(links: SlowLinks, listener_type: Callable[..., object], *args: object) -> object:
-    """Create a listener of a pool, and name the proxy's port as the one that workers must call."""
+    """Create a listener of a pool, and make workers call the proxy's port instead of its port."""
     listener: object = listener_type(*args)
     links.target = "127.0.0.1", listener.endpoints[0][1]  # type: ignore[attr-defined]
     listener.endpoints = (links.endpoint,)  # type: ignore[attr-defined]

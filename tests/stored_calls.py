@@ -1,4 +1,4 @@
-"""Blocks in files, as workers read them, and what workers are told of tasks on them."""
+"""Blocks in files as workers read them, and messages that workers receive for tasks on them."""
 
 from __future__ import annotations
 
@@ -21,28 +21,34 @@ from polarmap.worker.task_records import BlockRef, JobHeader, encode_record
 
 
 def stored(folder: Path, data: np.ndarray) -> BlockRef:
-    """An array in the file "block" of a folder."""
+    """Store an array in the file "block" of a folder and return its reference."""
     (folder / "block").write_bytes(data.tobytes())
     part = Segment("block", data.nbytes)
     return BlockRef(FolderLocation(str(folder)), (part,), get_layout([data]))
 
 
 def job_reading(location: Location | None) -> JobSpec:
-    """A job whose blocks are stored there."""
+    """Return a job whose blocks are stored at this location."""
     blocks = UncodedBlocks([[np.zeros(1)]], ("array",))
     blocks.location = location  # type: ignore[misc]
     return JobSpec(len, blocks)
 
 
 def orders_of(f: Callable[[Any], Any], block: Path, *folders: Path, number: int = 0) -> list[Message]:
-    """Of a map with one task, f of an array of one number; the folders are for large results."""
+    """Return the messages of a map with one task, f of an array of one number.
+
+    Parameters
+    ----------
+    folders
+        Folders for large results.
+    """
     header = encode_record(JobHeader([*map(str, folders or [block])], None, None, b"", None, []))
     of_map = Message(MessageKind.JOB, (number, 0, 0), header, pickle_to_array((f, ("array",))).tobytes())
     return [of_map, Message(MessageKind.TASK, (number, 0, 0), encode_record(stored(block, np.zeros(1))))]
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,7 +58,7 @@ class Bomb:
 
 
 def nonsense(folder: Path) -> dict[str, bytes]:
-    """What nobody of ours says, one of it a whole message; a folder is made if anything is unpickled."""
+    """Return invalid messages, including a complete frame; unpickling any of them creates a folder."""
     bomb = pickle.dumps(Bomb(folder))
     whole = encode_frame(Message(MessageKind.TASK_REPLY, header=bomb))
     return {

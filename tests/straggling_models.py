@@ -1,4 +1,4 @@
-"""Models of whose products a worker dead and another late are part, and how they are compared."""
+"""Models with a dead and a late worker in every product, and their comparison with an oracle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 class Straggling(ReplayExecutor):
-    """Task 1 never reports; can be copied and pickled at any time, as parameters of estimators are."""
+    """An executor whose task 1 never reports; estimators can copy and pickle it as a parameter."""
 
     def __init__(self) -> None:
         super().__init__({1: math.inf})
@@ -22,7 +22,7 @@ class Straggling(ReplayExecutor):
 
 
 def options(**more: Any) -> dict[str, Any]:
-    """4 of 7 workers suffice; of those with data one is dead and one late."""
+    """Return options with which 4 of 7 workers suffice; of the data workers, one is dead and one late."""
     faulty = FaultyExecutor(Straggling(), {0: Fault("kill", attempts=99)})
     return {"blocks": 4, "tasks": 7, "executor": faulty, **more}
 

@@ -1,14 +1,14 @@
-"""README.md and the like, docs/ and the backends' READMEs: code runs, commands exist, links lead somewhere.
+"""Check README.md, docs/ and the backends' READMEs: code runs, commands exist, links resolve.
 
-Every ```python block of a page runs by itself, without the names of those before it, in an empty folder
-that the blocks of a page share. A block that needs an account or a server says so behind the fence,
-```python notest="needs an AWS account", and is only compiled. With notest="starts a cluster of Ray", or of
-Dask, `make test-engines` runs it.
+Every ```python block of a page runs by itself, without the names of earlier blocks, in an initially empty
+folder that the blocks of a page share. A block that needs an account or a server states the reason after the
+fence, ```python notest="needs an AWS account", and is only compiled. With notest="starts a cluster of Ray"
+(or of Dask), `make test-engines` runs it.
 
-A block ```text title="Output" has what the Python block before it prints. It is compared word by word:
-numbers with a point or an exponent and times of day may differ, and ... stands for anything. What live
-workers decide, such as who was late, differs from run to run: of ```text title="Output of one run"
-the first line is compared, with any numbers.
+A block ```text title="Output" has the output of the Python block before it. The output is compared word by
+word: numbers with a point or an exponent and times of day may differ, and ... stands for any text. Decisions
+of live workers, such as which task was late, differ from run to run: of ```text title="Output of one run",
+only the first line is compared, with any numbers.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ PAGES = [*sorted(ROOT.glob("*.md")), *SITE, *sorted((ROOT / "backends").glob("*/
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
 SHELLS = {"", "sh", "bash", "shell", "console"}
 LANGUAGES = SHELLS | {"python", "text", "yaml", "json", "toml", "ini", "dockerfile", "mermaid", "diff"}
-SECONDS = 110  # that one page may take on a busy machine; a few on a quiet one
+SECONDS = 110  # Seconds that a page may take on a busy machine; on an idle one it takes a few.
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n`]*)$")
 NOTEST = re.compile(r'^ notest="[^"]{5,}"$')
 OUTPUT, ONE_RUN = ' title="Output"', ' title="Output of one run"'
-NOT_COMMANDS = {"task", "encryption"}  # words behind `polarmap` in names of Dask tasks and of a format
-END = "\N{END OF TRANSMISSION}"  # printed behind each block, with the line it ends on
+NOT_COMMANDS = {"task", "encryption"}  # Words after `polarmap` in the names of Dask tasks and of a format.
+END = "\N{END OF TRANSMISSION}"  # Printed after each block, with the line it ends on.
 FORGET = "[globals().pop(name) for name in [*globals()] if name[:2] != '__']"
 MEASURED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+")
 LINK = re.compile(r"(?<!\\)\[[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*\]\(<?(?P<to>[^)\s>]+)>?(?: \"[^\"]*\")?\)")
@@ -62,7 +62,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relativ
 
 
 class Block(NamedTuple):
-    """A fenced block: the line its text starts on (from 0), what the fence says, its lines."""
+    """A fenced block: the line its text starts on (from 0), the words after the fence, and its lines."""
 
     start: int
     language: str
@@ -84,9 +84,14 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def script(page: Path, *, notest: str = "nothing") -> str:
-    """The Python blocks, each on its lines of the page, where tracebacks point; its names end with it.
+    """Return the Python blocks as a program with the same line numbers, so that tracebacks point to the page.
 
-    notest : what the fences say of those that are there besides the others.
+    Each block forgets its names at its end.
+
+    Parameters
+    ----------
+    notest : str
+        A part of the reason for which further blocks are included.
     """
     lines: list[str] = []
     for block in blocks(page):
@@ -98,12 +103,12 @@ def script(page: Path, *, notest: str = "nothing") -> str:
 
 
 def end_of(block: Block) -> int:
-    """The line of the fence that ends a block, from 0."""
+    """Return the line of the fence that ends a block, from 0."""
     return block.start + len(block.lines)
 
 
 def prose(page: Path) -> str:
-    """The page without its blocks."""
+    """Return the page without its blocks."""
     lines = page.read_text(encoding="utf-8").splitlines()
     for block in blocks(page):
         lines[block.start : block.start + len(block.lines)] = [""] * len(block.lines)
@@ -119,8 +124,8 @@ def test_files_of_the_package_that_a_page_names_are_there() -> None:
 
 
 @pages
-def test_lists_go_on_behind_comments(page: Path) -> None:
-    """A comment at the beginning of a line, with words behind it, ends the list that it stands in."""
+def test_comments_do_not_end_lists(page: Path) -> None:
+    # A comment at the beginning of a line with more words after it ends the list that it is in.
     broken = [line for line in prose(page).splitlines() if re.match(r" +<!--.*-->\S", line)]
     assert broken == [], "let another word begin the line"
 
@@ -129,7 +134,7 @@ def test_lists_go_on_behind_comments(page: Path) -> None:
 
 
 @pages
-def test_fences_are_of_known_kinds(page: Path) -> None:
+def test_fences_have_known_languages_and_titles(page: Path) -> None:
     odd = [
         f"line {block.start}: ```{block.language}{block.rest}"
         for block in blocks(page)
@@ -157,7 +162,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter)
 
 
 @pytest.mark.engines
-def test_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
+def test_code_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
     page, program = ROOT / "docs" / "cluster.md", tmp_path / "cluster_md.py"
     program.write_text(script(page, notest="starts a cluster"), encoding="utf-8")
     with ray_clusters.ends_with_it(importlib.import_module("ray")):
@@ -177,7 +182,7 @@ def test_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
         "import os\n```\n\n```python\nos.getpid()",
     ],
 )
-def test_code_that_fails_leaves_something_open_or_needs_another_block_is_found(
+def test_failing_leaking_or_dependent_code_blocks_are_detected(
     text: str, tmp_path: Path, interpreter: Interpreter
 ) -> None:
     page = tmp_path / "page.md"
@@ -193,7 +198,7 @@ def test_a_program_that_never_ends_is_killed(tmp_path: Path, interpreter: Interp
 
 
 def wrong_outputs(page: Path, printed: str) -> list[str]:
-    """The outputs on a page that are not what was printed."""
+    """Return the outputs on a page that differ from the printed ones."""
     texts = iter(printed.split(END))
     outputs = {int(line): text for text, line in zip(texts, texts)}
     wrong, latest = [], 0
@@ -225,7 +230,7 @@ def is_output(shown: str, printed: str, exact: bool) -> bool:
         ("21 of 27 arrived", "21 of 27 came", False, False),
     ],
 )
-def test_outputs_may_differ_in_what_is_measured(shown: str, printed: str, exact: bool, same: bool) -> None:
+def test_outputs_may_differ_in_measured_values(shown: str, printed: str, exact: bool, same: bool) -> None:
     assert is_output(shown, printed, exact) is same
 
 
@@ -233,7 +238,7 @@ def test_outputs_may_differ_in_what_is_measured(shown: str, printed: str, exact:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words of every command line in a shell block or in `code`."""
+    """Yield the words of every command line in a shell block or in `code`."""
     spans = [match["code"] for match in INLINE_CODE.finditer(prose(page))]
     shells = [line for block in blocks(page) if block.language in SHELLS for line in block.lines]
     for line in spans + shells:
@@ -273,7 +278,7 @@ def test_python_commands_name_files_and_modules(page: Path) -> None:
 @pages
 def test_install_commands_name_extras(page: Path) -> None:
     named = re.findall(r"(?:polarmap|'\.|\s\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
-    assert {extra for some in named for extra in some.split(",")} <= page_needs.extras()
+    assert {extra for names in named for extra in names.split(",")} <= page_needs.extras()
 
 
 @pages
@@ -291,12 +296,11 @@ def test_pages_name_the_extras_that_their_commands_need(page: Path) -> None:
             missing[rest[1]] = page_needs.needed_by_benchmark(rest[1]) - installed
         elif first in ("python", "python3") and rest[0].startswith("examples/"):
             missing[rest[0]] = page_needs.needed_by_example(ROOT / rest[0]) - installed
-    assert {name: some for name, some in missing.items() if some} == {}
+    assert {name: modules for name, modules in missing.items() if modules} == {}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_name_the_extras_that_they_need(example: Path) -> None:
-    """In their docstring, or those that are notebooks on the page of the gallery."""
     main = example / "__main__.py" if example.is_dir() else example
     text = main.read_text(encoding="utf-8")
     if text.startswith("# %%"):
@@ -317,11 +321,11 @@ def test_examples_name_the_extras_that_they_need(example: Path) -> None:
         ("def f():\n    import scipy\ntry:\n    import numba\nexcept ImportError:\n    pass", set()),
     ],
 )
-def test_needs_of_code_are_found(text: str, missing: set[str]) -> None:
+def test_packages_needed_by_code_are_detected(text: str, missing: set[str]) -> None:
     assert page_needs.needed_by_code(text) - page_needs.installed_by("") == missing
 
 
-def test_what_texts_say_to_install_is_found() -> None:
+def test_packages_installed_by_a_text_are_detected() -> None:
     base = page_needs.installed_by("")
     assert base >= {"numpy", "lithops", "click"} and "scipy" not in base
     assert page_needs.installed_by("`pip install '.[glm,plot]'`") - base == {
@@ -334,7 +338,7 @@ def test_what_texts_say_to_install_is_found() -> None:
 
 
 def polarmap_commands(page: Path) -> Iterator[list[str]]:
-    """Yield the arguments of `polarmap` in each command line of a page that has no placeholders."""
+    """Yield the arguments of each `polarmap` command line of a page that has no placeholders."""
     for words in commands(page):
         is_module = words[1:3] == ["-m", "polarmap"]
         if words[0] == "polarmap" or is_module:
@@ -348,10 +352,10 @@ def polarmap_commands(page: Path) -> Iterator[list[str]]:
 def test_command_lines_of_polarmap_can_be_parsed(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them, with an empty file for each that it names: the command, its options and their values."""
     monkeypatch.chdir(tmp_path)
     wrong = {}
-    for words in polarmap_commands(page) if page.name != "CHANGELOG.md" else ():  # it names earlier options
+    # The changelog also names earlier options.
+    for words in polarmap_commands(page) if page.name != "CHANGELOG.md" else ():
         for name in words:
             if re.search(r"\.(yaml|json|npy)$", name):
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -364,25 +368,25 @@ def test_command_lines_of_polarmap_can_be_parsed(
 
 
 def parse(words: list[str]) -> None:
-    """Parse a command line of polarmap without running it; click.UsageError if it is wrong."""
+    """Parse a command line of polarmap without running it. Raise click.UsageError if it is wrong."""
     command: click.Command = cli.command_group
     name = "polarmap"
     while isinstance(command, click.Group):
         context = click.Context(command, info_name=name)
-        if not words or words[0].startswith("-"):  # such as --help
+        if not words or words[0].startswith("-"):  # An option of the group, such as --help.
             command.make_context(name, words or ["--help"], resilient_parsing=True)
             return
-        found, inner, words = command.resolve_command(context, list(words))
+        found_name, inner, words = command.resolve_command(context, list(words))
         assert inner is not None
-        name, command = str(found), inner
-    if words:  # else the page only names the command
+        name, command = str(found_name), inner
+    if words:  # Otherwise the page only names the command.
         command.make_context(name, words)
 
 
 @pytest.mark.parametrize(
     "words", ["nothing", "doctor --config there.yaml", "plan --k 2 --times", "list --all", "config shows"]
 )
-def test_command_lines_that_are_wrong_are_found(words: str) -> None:
+def test_wrong_command_lines_are_detected(words: str) -> None:
     with pytest.raises(click.UsageError):
         parse(words.split())
 
@@ -394,15 +398,13 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
-    """The same tasks late, abandoned and dead; the times are of one run, and so is how a process dies."""
-
+def test_readme_shows_the_report_of_its_map() -> None:
     def without_times(text: str) -> str:
         text = re.sub(r"\((?:processes here|replay),|: its worker .*", "", text)
         text = re.sub(r"[\d.]+ m?s\b", "TIME", text)
-        # On a virtual clock all tasks start at once; workers may not have come to some of them.
+        # On a virtual clock all tasks start immediately; real workers may not have started some of them.
         unneeded = re.compile(r"^(?:abandoned tasks, no|tasks cancelled before they) .*: (.*)\n", re.M)
-        tasks = sorted(int(task) for found in unneeded.findall(text) for task in found.split(", "))
+        tasks = sorted(int(task) for numbers in unneeded.findall(text) for task in numbers.split(", "))
         return unneeded.sub("", text) + f"unneeded: {tasks}"
 
     printed = next(block for block in blocks(ROOT / "README.md") if block.rest == ONE_RUN)
@@ -415,7 +417,7 @@ def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
     assert without_times("\n".join(printed.lines)) == without_times(str(y.report))
 
 
-def test_the_table_of_readme_is_that_of_the_page_it_names() -> None:
+def test_readme_repeats_the_table_of_the_iterations_page() -> None:
     assert iterations.update_readme_table(readme()) == readme(), f"run {iterations.COMMAND}"
     for text in (readme(), (ROOT / "docs" / iterations.PAGE).read_text(encoding="utf-8")):
         assert f"`{iterations.COMMAND}`" in text
@@ -423,26 +425,30 @@ def test_the_table_of_readme_is_that_of_the_page_it_names() -> None:
         iterations.update_readme_table("# polarmap\n")
 
 
-def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
+def test_readme_repeats_the_pattern_shares_of_the_reliability_page() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     header, *rows = next(iter(parse_tables(page[page.index("benchmarks.accuracy") :]).values()))
     share = {name: float(cells[header.index("(32, 24)") - 1]) for name, *cells in rows}
-    found = re.search(
+    shares_match = re.search(
         r"\(32, 24\) one in ([\d,]+) with\s+float64, ([\d.]+) % with float32, ([\d.]+) % with float16",
         readme(),
     )
-    assert found is not None
-    assert 100 / float(found[1].replace(",", "")) == pytest.approx(share["float64"])
-    assert (float(found[2]), float(found[3])) == (share["float32"], share["float16"])
+    assert shares_match is not None
+    assert 100 / float(shares_match[1].replace(",", "")) == pytest.approx(share["float64"])
+    assert (float(shares_match[2]), float(shares_match[3])) == (share["float32"], share["float16"])
 
 
-def test_deviations_in_reliability_are_those_that_the_check_lets_pass() -> None:
+def test_reliability_page_states_the_tolerance_of_the_parity_check() -> None:
     page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
-    found = re.search(r"about (\S+) of the largest value that .*?, plus (\S+) of the largest number", page)
-    assert found is not None
+    deviations_match = re.search(
+        r"about (\S+) of the largest value that .*?, plus (\S+) of the largest number", page
+    )
+    assert deviations_match is not None
     double = np.dtype(np.float64)
-    assert float(found[1]) == pytest.approx(error_detection.compute_parity_check_tolerance(double), rel=0.05)
-    assert float(found[2]) == pytest.approx(
+    assert float(deviations_match[1]) == pytest.approx(
+        error_detection.compute_parity_check_tolerance(double), rel=0.05
+    )
+    assert float(deviations_match[2]) == pytest.approx(
         error_detection.estimate_relative_rounding_error(double), rel=0.05
     )
 
@@ -452,8 +458,9 @@ def words_of(name: str) -> str:
     return " ".join((ROOT / "docs" / name).read_text(encoding="utf-8").split())
 
 
-def test_the_bound_of_the_theory_page_is_that_of_a_plain_recursion() -> None:
-    shares = np.array([np.exp(1 - 1.1 * (1 + np.log(2)))])  # late at 1.1 times the median of 1 + Exp(1)
+def test_theory_page_states_the_bound_of_a_plain_recursion() -> None:
+    # Probability of being later than 1.1 times the median of 1 + Exp(1).
+    shares = np.array([np.exp(1 - 1.1 * (1 + np.log(2)))])
     for _ in range(14):
         shares = np.concatenate([shares**2, 2 * shares - shares**2])
     bound = np.sort(shares)[: len(shares) // 2].sum()
@@ -466,14 +473,14 @@ def test_the_sketching_page_names_fields_of_estimates() -> None:
     assert set(named[1:]) == set(SketchEstimate.__dataclass_fields__)
 
 
-def test_the_rule_of_thumb_for_workers_is_what_plan_recommends() -> None:
-    found = re.search(
+def test_rule_of_thumb_for_workers_agrees_with_plan() -> None:
+    rule_match = re.search(
         r"adds (\d+) to (\d+) tasks to 24 blocks and (\d+) to (\d+)", words_of("how-many-workers.md")
     )
-    assert found is not None
+    assert rule_match is not None
     runtimes = planning.with_stragglers(planning.ShiftedExponential(2.0, 0.3), fraction=0.02, factor=5.0)
     plans = [polarmap.plan(k, runtimes, objective) for k in (24, 768) for objective in ("cost", "p99")]
-    assert [plan.n - plan.k for plan in plans] == list(map(int, found.groups()))
+    assert [plan.n - plan.k for plan in plans] == list(map(int, rule_match.groups()))
 
 
 def test_the_figures_of_the_plan_page_are_drawn_from_its_data() -> None:
@@ -493,16 +500,16 @@ def nav_pages(entries: list[Any]) -> Iterator[str]:
 
 def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    there = [str(page.relative_to(ROOT / "docs")) for page in SITE]
-    there += [f"backends/{page.parent.name}.md" for page in ROOT.glob("backends/*/README.md")]
-    there += ["index.md", "changelog.md", "contributing.md"]
+    existing = [str(page.relative_to(ROOT / "docs")) for page in SITE]
+    existing += [f"backends/{page.parent.name}.md" for page in ROOT.glob("backends/*/README.md")]
+    existing += ["index.md", "changelog.md", "contributing.md"]
     named = [page for page in nav_pages(site["nav"]) if not page.startswith("gallery/")]
-    assert sorted(named) == sorted(there)
+    assert sorted(named) == sorted(existing)
     titles = re.findall(r"^ +- ([^:]+): \S+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert len(titles) == len(set(titles)) > 40
 
 
-def test_the_reference_shows_types_as_written_and_one_entry_for_one_description(tmp_path: Path) -> None:
+def test_reference_shows_types_as_written_and_merges_entries_with_one_description(tmp_path: Path) -> None:
     griffe = pytest.importorskip("griffe", reason="comes with the extra dev")
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "__init__.py").write_text(
@@ -515,15 +522,15 @@ def test_the_reference_shows_types_as_written_and_one_entry_for_one_description(
         encoding="utf-8",
     )
     extensions = griffe.load_extensions("dataclasses", str(ROOT / "docs" / "reference_values.py"))
-    some = griffe.load("some", search_paths=[tmp_path], extensions=extensions, docstring_parser="numpy")
-    shown = [(one.name, str(one.annotation), one.value) for one in some["f"].docstring.parsed[1].value]
+    package = griffe.load("some", search_paths=[tmp_path], extensions=extensions, docstring_parser="numpy")
+    shown = [(one.name, str(one.annotation), one.value) for one in package["f"].docstring.parsed[1].value]
     assert shown[0] == ("A", "array-like (M, N)", None)
     assert shown[1][:2] == ("memory", "int") and str(shown[1][2]) == "256 << 20"
     assert shown[2] == ("retries, timeout", "None", None) and len(shown) == 3
 
 
 def described() -> set[str]:
-    """What pages of the reference describe, with the module it is taken from."""
+    """Return the names that pages of the reference document, including their modules."""
     texts = [page.read_text(encoding="utf-8") for page in SITE if page.parent.name == "reference"]
     return set(re.findall(r"^::: ([\w.]+)$", "\n".join(texts), re.MULTILINE))
 
@@ -532,7 +539,8 @@ def described() -> set[str]:
     "module", ["polarmap", *[f"polarmap.{name}" for name in ("planning", "glm", "convex", "convexnn")]]
 )
 def test_the_reference_has_every_public_name(module: str) -> None:
-    elsewhere = {"polarmap.planning", "polarmap.planning.SCHEMES"}  # name by name; in a sentence
+    # documented name by name, and in a sentence
+    elsewhere = {"polarmap.planning", "polarmap.planning.SCHEMES"}
     public = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
     shown = {name.replace("polarmap.", "polarmap.planning.", 1) for name in described()} | described()
     assert public - shown - elsewhere == set(), "add `::: NAME` to a page of docs/reference"
@@ -548,8 +556,7 @@ def test_the_reference_lists_the_fields_of_records() -> None:
     assert plain == [], "give fields a section of their own: Attributes"
 
 
-def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
-    """Without the heading the site shows `>>>` as a quotation in a quotation in a quotation."""
+def test_reference_has_examples_in_a_separate_section() -> None:
     bare = []
     for name in described():
         module, _, last = name.rpartition(".")
@@ -567,7 +574,7 @@ def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
 
 
 def slugs(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and the site make them."""
+    """Return the anchors of a page's headings, as GitHub and the site generate them."""
     heads = re.findall(r"^#+ +(.+?)(?: *\{#[\w-]+\})?$", prose(page), re.MULTILINE)
     given = re.findall(r"\{#([\w-]+)\}", prose(page))
     bare = [re.sub(r"[^\w\- ]", "", head.replace("`", "").lower()).strip() for head in heads]

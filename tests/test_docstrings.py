@@ -1,4 +1,4 @@
-"""The docstrings of the package: each function says with a verb what it does."""
+"""Check that the docstring of each function of the package begins with a verb."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "polarmap"
-PROPERTIES = {"property", "cached_property", "setter"}  # their docstrings are noun phrases
+PROPERTIES = {"property", "cached_property", "setter"}  # Their docstrings are noun phrases.
 
 # The first words of docstrings of functions, each a verb in the imperative. Add a verb if none of these fits.
 VERBS = set(
@@ -53,5 +53,5 @@ def get_decorator_name(decorator: ast.expr) -> str:
 
 
 def test_docstrings_of_functions_begin_with_a_verb() -> None:
-    others = {place: word for place, word in iterate_first_words() if word not in VERBS}
-    assert others == {}
+    other_words = {place: word for place, word in iterate_first_words() if word not in VERBS}
+    assert other_words == {}

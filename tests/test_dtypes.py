@@ -10,13 +10,13 @@ EVERY = ["f2", "f4", "f8", "c8", "c16", "i1", "i2", "i4", "i8", "u1", "u2", "u4"
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_accepts_every_byte_order(name: str) -> None:
+def test_every_byte_order_is_accepted(name: str) -> None:
     swapped = np.dtype(name).newbyteorder()
     assert dtypes.check_supported_dtype(swapped, "x") == np.dtype(name)
 
 
 @pytest.mark.parametrize("name", [bool, object, str, bytes, "M8[ns]", "m8[ns]", [("a", "f8")]])
-def test_refuses_the_rest_by_name(name: object) -> None:
+def test_unsupported_dtypes_are_rejected_by_name(name: object) -> None:
     with pytest.raises(CodeError) as error:
         dtypes.check_supported_dtype(name, "block 3")
     assert str(error.value).startswith(f"block 3 has dtype {np.dtype(name)}: ")
@@ -41,7 +41,8 @@ def test_default_rtol_leaves_room_for_a_hundredfold_amplification(name: str) -> 
 @pytest.mark.parametrize("norm_inf", [1, 3, 127, 128, 129, 2**20])
 def test_parity_dtype_holds_every_sum(name: str, norm_inf: int) -> None:
     limits, wide = np.iinfo(name), dtypes.choose_parity_dtype(np.dtype(name), norm_inf)
-    assert wide.kind == ("u" if name == "u8" else "i")  # which wraps, as its sums do
+    # Sums of 64-bit integers wrap, and so does the parity dtype.
+    assert wide.kind == ("u" if name == "u8" else "i")
     if wide.itemsize < 8:
         assert np.iinfo(wide).min <= norm_inf * limits.min
         assert norm_inf * max(limits.max, -limits.min) <= np.iinfo(wide).max

@@ -30,11 +30,11 @@ DATA = np.ones((6, 2))
 
 def public_errors() -> dict[str, type[Exception]]:
     members = inspect.getmembers(errors, inspect.isclass)
-    ours = {name: cls for name, cls in members if cls.__module__ == errors.__name__}
-    return {name: cls for name, cls in ours.items() if issubclass(cls, Exception)}
+    own_classes = {name: cls for name, cls in members if cls.__module__ == errors.__name__}
+    return {name: cls for name, cls in own_classes.items() if issubclass(cls, Exception)}
 
 
-def test_the_tree_is_what_its_module_draws() -> None:
+def test_error_classes_match_the_tree_in_the_module_docstring() -> None:
     assert public_errors().keys() == {"PolarmapError", *BUILTINS}
     assert errors.__doc__ is not None
     for name, builtin in BUILTINS.items():
@@ -50,15 +50,15 @@ def test_every_error_is_a_polarmap_error_and_the_fitting_builtin(name: str) -> N
     assert error.__doc__
 
 
-def test_an_exit_is_replaced_whatever_its_words_do() -> None:
+def test_a_base_exception_is_replaced_even_if_str_raises() -> None:
     class MuteExit(BaseException):
         def __str__(self) -> str:
             raise ValueError("no words")
 
     error = MuteExit()
-    found = errors.annotate_exception("task 3 of 4", error)
-    assert str(found).startswith("task 3 of 4 raised MuteExit. This error replaces it")
-    assert found.__cause__ is error
+    annotated = errors.annotate_exception("task 3 of 4", error)
+    assert str(annotated).startswith("task 3 of 4 raised MuteExit. This error replaces it")
+    assert annotated.__cause__ is error
     ordinary = KeyError("x")
     assert errors.annotate_exception("task 3 of 4", ordinary) is ordinary
 
@@ -88,7 +88,7 @@ def test_an_exit_is_replaced_whatever_its_words_do() -> None:
         ({"blocks": 2, "tasks": 10**6}, "1000000"),
     ],
 )
-def test_a_bad_option_is_named_with_its_value(options: dict[str, Any], message: str) -> None:
+def test_error_messages_name_the_bad_option_and_its_value(options: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.CodeError) as caught:
         coded_map(np.sum, DATA, **{"executor": ReplayExecutor()} | options)
     assert message in str(caught.value)
@@ -100,13 +100,13 @@ def test_f_must_be_callable(f: Any) -> None:
         coded_map(f, DATA, executor=ReplayExecutor())
 
 
-def test_integers_do_not_go_with_the_rotation_kernel() -> None:
+def test_rotation_kernel_rejects_integers() -> None:
     with pytest.raises(errors.CodeError, match="rotation kernel does not support int64 blocks"):
         coded_map(np.sum, np.arange(6), code="rotation", executor=ReplayExecutor())
 
 
 @pytest.mark.parametrize("workers", [4, 8])
-def test_good_options_of_every_type_pass(workers: int) -> None:
+def test_numpy_scalars_are_accepted_as_options(workers: int) -> None:
     options = {"blocks": np.int64(3), "tasks": np.int32(workers), "retries": np.uint8(0)}
     numbers = {"timeout": np.float32(100), "rtol": np.float64(1e-9), "verify": np.True_}
     result = coded_map(np.sum, DATA, executor=ReplayExecutor(), **options, **numbers)

@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""Check that the examples run, and that the attack on a network finds minimal changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name !=
 CNN = ROOT / "examples" / "adversarial_cnn"
 ARGUMENTS = {
     "imagenet_shape.py": ["--scale", "1e-5", "--steps", "3"],
-    "adversarial_cnn": ["1"],  # images, of four
+    "adversarial_cnn": ["1"],  # one image instead of four
 }
 
 
@@ -42,7 +42,7 @@ def test_example_runs_and_is_short(example: Path, interpreter: Interpreter) -> N
 
 @pytest.fixture(scope="module")
 def cnn() -> Iterator[dict[str, ModuleType]]:
-    """The modules of the example, by name."""
+    """Import the modules of the example, by name."""
     names = [path.stem for path in CNN.glob("*.py") if path.stem not in ("__main__", "picture")]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(CNN)
@@ -53,34 +53,34 @@ def cnn() -> Iterator[dict[str, ModuleType]]:
 
 @pytest.fixture(scope="module")
 def trained(cnn: dict[str, ModuleType]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Kernels after a short training, and images that they have not seen with what these show."""
+    """Train kernels briefly, and return them with unseen images and their labels."""
     images, labels = cnn["images"].draw_images(1000, seed=1)
     return cnn["training"].train_network(images[:900], labels[:900]), images[900:], labels[900:]
 
 
 def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image: np.ndarray, x: Any) -> Any:
-    """By the network's own derivatives, which the black box does not show."""
-    found = cnn["network"].forward(kernels, np.array([image, x]))
-    second, first = found[-1][0].ravel().argsort()[-2:]
+    """Return the gradient by the network's own derivatives, which the black box does not show."""
+    layer_outputs = cnn["network"].forward(kernels, np.array([image, x]))
+    second, first = layer_outputs[-1][0].ravel().argsort()[-2:]
     weights = np.zeros((2, 1, 1, 5))
     weights[1, ..., [second, first]] = [[[1.0]], [[-1.0]]]
-    _, slope = cnn["backpropagation"].backward(kernels, found, weights)
+    _, slope = cnn["backpropagation"].backward(kernels, layer_outputs, weights)
     return cnn["backpropagation"].input_gradient(kernels[0], slope[1:], (1, *x.shape))[0]
 
 
-def test_the_closest_point_of_a_linear_margin_is_that_of_a_solver(cnn: dict[str, ModuleType]) -> None:
+def test_projection_on_a_linear_margin_equals_that_of_a_solver(cnn: dict[str, ModuleType]) -> None:
     stream = np.random.default_rng(5)
     for _ in range(20):
         image, x, slope = stream.random(7), stream.random(7), stream.standard_normal(7)
-        inside = stream.random(7)  # the plane passes through it
+        inside = stream.random(7)  # a point on the plane
         value = float(slope @ (x - inside))
         if value + slope @ (image - x) > 0:
             slope, value = -slope, -value
-        found = cnn["minimal_change"].project_on_margin(image, x, value, slope)
+        point = cnn["minimal_change"].project_on_margin(image, x, value, slope)
         plane = {"type": "eq", "fun": lambda z, x=x, value=value, slope=slope: value + slope @ (z - x)}
         options = {"bounds": [(0, 1)] * 7, "constraints": plane, "method": "SLSQP", "tol": 1e-12}
         solver = minimize(lambda z, image=image: np.sum((z - image) ** 2), image, **options)
-        np.testing.assert_allclose(found, solver.x, atol=1e-5)
+        np.testing.assert_allclose(point, solver.x, atol=1e-5)
 
 
 def test_the_attack_changes_the_class_and_little_else(
@@ -103,6 +103,6 @@ def test_the_attack_changes_the_class_and_little_else(
     assert np.linalg.norm(changed - image) < 0.1 * np.linalg.norm(image)
 
 
-def test_an_image_whose_margin_does_not_move_is_given_up(cnn: dict[str, ModuleType]) -> None:
+def test_an_image_with_a_constant_margin_is_given_up(cnn: dict[str, ModuleType]) -> None:
     image = np.full((4, 4), 0.5)
     assert cnn["minimal_change"].find_minimal_change(lambda x: np.float64(-1), np.ones_like, image) is None

@@ -1,4 +1,4 @@
-"""The gallery: what examples are on it, and how a script becomes a notebook and a page."""
+"""Check which examples are in the gallery, and how a script becomes a notebook and a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ plt.show()
 
 @pytest.fixture(scope="module")
 def gallery() -> ModuleType:
-    """The hook of mkdocs that makes it."""
+    """Load the hook of mkdocs that builds the gallery."""
     spec = spec_from_file_location("gallery", ROOT / "docs" / "gallery.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -43,7 +43,7 @@ def gallery() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def titles(gallery: ModuleType) -> dict[str, str]:
-    """The notebooks among the examples, by name."""
+    """Return the first cell of each notebook among the examples, by name."""
     return {path.stem: gallery.notebook_of(text).cells[0].source for path, text in gallery.scripts().items()}
 
 
@@ -70,9 +70,9 @@ def test_the_gallery_shows_every_example(titles: dict[str, str]) -> None:
     assert {name: f"# {title}" for name, title in cards.items()} == {
         name: title.partition("\n")[0] for name, title in titles.items()
     }
-    others = set(re.findall(r"`(\w+(?:\.py)?)`", page))
-    there = {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"}
-    assert there == others | {f"{name}.py" for name in cards}
+    other_names = set(re.findall(r"`(\w+(?:\.py)?)`", page))
+    existing = {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"}
+    assert existing == other_names | {f"{name}.py" for name in cards}
 
 
 def test_every_notebook_is_in_the_navigation(titles: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""joblib's Parallel on polarmap's workers: results, errors, lost workers, scikit-learn's searches."""
+"""Check joblib's Parallel on polarmap's workers: results, errors, lost workers, scikit-learn's searches."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from polarmap.errors import ExecutorError
 
 
 def squares(count: int, **options: Any) -> list[int]:
-    found: list[int] = Parallel(**options)(delayed(pow)(number, 2) for number in range(count))
-    return found
+    results: list[int] = Parallel(**options)(delayed(pow)(number, 2) for number in range(count))
+    return results
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 7, -1, None])
@@ -36,21 +36,21 @@ def test_results_come_in_order(n_jobs: int | None) -> None:
         assert squares(100) == [number**2 for number in range(100)]
 
 
-def test_calls_run_where_the_executor_is() -> None:
+def test_calls_run_on_the_given_executor() -> None:
     with ThreadPoolExecutor(3) as pool, joblib.parallel_config(backend="polarmap", executor=pool, n_jobs=3):
         assert set(Parallel()(delayed(os.getpid)() for _ in range(5))) == {os.getpid()}
-        assert squares(5) == [0, 1, 4, 9, 16]  # the pool is still open
+        assert squares(5) == [0, 1, 4, 9, 16]  # The pool is still open.
     with joblib.parallel_config(backend="polarmap", n_jobs=2):
         assert os.getpid() not in Parallel()(delayed(os.getpid)() for _ in range(5))
 
 
-def test_results_may_be_taken_one_by_one() -> None:
+def test_results_can_be_returned_as_a_generator() -> None:
     with joblib.parallel_config(backend="polarmap", n_jobs=2):
         assert list(squares(20, return_as="generator")) == [number**2 for number in range(20)]
         assert sorted(squares(20, return_as="generator_unordered")) == [number**2 for number in range(20)]
 
 
-def test_an_error_is_that_of_the_call_and_the_next_ones_work() -> None:
+def test_an_error_of_a_call_is_raised_and_later_calls_work() -> None:
     def fail(number: int) -> int:
         if number == 3:
             raise ZeroDivisionError("three")
@@ -61,13 +61,13 @@ def test_an_error_is_that_of_the_call_and_the_next_ones_work() -> None:
             Parallel()(delayed(fail)(number) for number in range(10))
         with Parallel(
             pre_dispatch="all", batch_size=1
-        ) as parallel:  # else joblib keeps some for the next call
+        ) as parallel:  # Otherwise joblib keeps calls for the next run.
             with pytest.raises(ZeroDivisionError, match="three"):
                 parallel(delayed(fail)(number) for number in range(10))
             assert parallel(delayed(abs)(-number) for number in range(4)) == [0, 1, 2, 3]
 
 
-def test_a_call_whose_worker_dies_is_made_again(tmp_path: Path) -> None:
+def test_a_call_whose_worker_dies_is_retried(tmp_path: Path) -> None:
     def die_once(number: int) -> int:
         mark = tmp_path / "died"
         if number == 2 and not mark.exists():
@@ -79,7 +79,7 @@ def test_a_call_whose_worker_dies_is_made_again(tmp_path: Path) -> None:
         assert Parallel(batch_size=1)(delayed(die_once)(number) for number in range(5)) == [0, 1, 2, 3, 4]
 
 
-def test_a_call_whose_worker_dies_waits_for_the_delay(tmp_path: Path) -> None:
+def test_a_retry_waits_for_the_retry_delay(tmp_path: Path) -> None:
     def die_once() -> float:
         if not (tmp_path / "died").exists():
             (tmp_path / "died").write_text(str(time.time()))
@@ -99,16 +99,16 @@ def test_parallel_inside_parallel() -> None:
         assert Parallel()(delayed(inner)(number) for number in range(4)) == [0, 0, 1, 3]
 
 
-def test_scikit_learn_searches_on_it() -> None:
+def test_scikit_learn_grid_search_gives_the_same_scores() -> None:
     X, y = load_iris(return_X_y=True)
     search = GridSearchCV(LogisticRegression(max_iter=500), {"C": [0.1, 1.0, 10.0]}, cv=3)
-    there = search.fit(X, y).cv_results_["mean_test_score"]
+    sequential_scores = search.fit(X, y).cv_results_["mean_test_score"]
     with joblib.parallel_config(backend="polarmap", n_jobs=2):
-        here = search.fit(X, y).cv_results_["mean_test_score"]
-    np.testing.assert_allclose(here, there)
+        parallel_scores = search.fit(X, y).cv_results_["mean_test_score"]
+    np.testing.assert_allclose(parallel_scores, sequential_scores)
 
 
-def test_no_thread_is_left() -> None:
+def test_no_thread_is_left_behind() -> None:
     with joblib.parallel_config(backend="polarmap", n_jobs=2):
         squares(4)
         before = threading.active_count()
@@ -117,8 +117,8 @@ def test_no_thread_is_left() -> None:
     assert until(lambda: threading.active_count() <= before)
 
 
-def test_wrong_options_are_told() -> None:
-    def told(**options: Any) -> Callable[[], list[int]]:
+def test_wrong_options_are_rejected() -> None:
+    def with_options(**options: Any) -> Callable[[], list[int]]:
         def call() -> list[int]:
             with joblib.parallel_config(backend="polarmap", n_jobs=2, **options):
                 return squares(3)
@@ -126,11 +126,11 @@ def test_wrong_options_are_told() -> None:
         return call
 
     with pytest.raises(ExecutorError, match="nowhere"):
-        told(executor="nowhere")()
+        with_options(executor="nowhere")()
     with pytest.raises(polarmap.errors.CodeError, match="backups must be 0 or more"):
-        told(backups=-1)()
+        with_options(backups=-1)()
     with pytest.raises(polarmap.errors.CodeError, match="retry_delay must be a finite number"):
-        told(retry_delay=-1)()
+        with_options(retry_delay=-1)()
     with (
         joblib.parallel_config(backend="polarmap", n_jobs=0),
         pytest.raises(ValueError, match="n_jobs == 0"),

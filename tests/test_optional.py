@@ -1,4 +1,4 @@
-"""Commands that install what an extra needs, from polarmap's own metadata."""
+"""Check the commands that install the requirements of an extra, taken from polarmap's metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polarmap.optional import (
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_requirements_are_those_of_the_package() -> None:
+def test_requirements_of_extras_equal_setup_cfg() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     plain = setup["options.extras_require"]
@@ -27,13 +27,13 @@ def test_the_requirements_are_those_of_the_package() -> None:
     assert list_requirements("no such extra") == []
 
 
-def test_the_command_names_each_once() -> None:
+def test_the_install_command_lists_each_requirement_once() -> None:
     command = format_extras_install_command("glm", "linalg")
     assert command.count("scipy") == 1
     assert "polarmap" not in command
 
 
-def test_a_checkout_that_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_install_command_of_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -41,7 +41,7 @@ def test_a_checkout_that_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
     assert format_extras_install_command("aws", "k8s") == "pip install '.[aws,k8s]' in a checkout of polarmap"
 
 
-def test_who_needs_what_is_missing_is_said() -> None:
+def test_the_import_error_names_the_user_and_the_missing_package() -> None:
     says = pytest.raises(ImportError, match=r"^maps needs one thing: pip install 'scipy>=")
     with says as caught, require_extra("maps", "one thing", "linalg"):
         import no_such_package  # noqa: F401
@@ -53,7 +53,9 @@ def test_who_needs_what_is_missing_is_said() -> None:
 @pytest.mark.parametrize(
     ("there", "will_do"), [("3.7.9", False), ("3.8.0", True), ("3.8.10", True), ("3.9.0", False)]
 )
-def test_a_requirement_has_two_ends(there: str, will_do: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_versions_are_compared_with_both_bounds(
+    there: str, will_do: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: there)
     found = there if will_do else f"{there}, polarmap needs <3.9,>=3.8"
     assert compare_installed_version("lithops<3.9,>=3.8") == ("lithops", found, will_do)

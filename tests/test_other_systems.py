@@ -1,4 +1,4 @@
-"""What Windows and macOS meet, on Linux: whatever these lack is taken away from all interpreters."""
+"""Run maps on Linux without the functions that Windows and macOS lack, which all interpreters remove."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pool_processes import assert_nothing_is_left
 FOLDER = Path(__file__).parent / "other_systems"
 
 
-def test_maps_run_without_what_only_linux_has(tmp_path: Path) -> None:
+def test_maps_run_without_functions_that_only_linux_has(tmp_path: Path) -> None:
     path = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, str(FOLDER / "maps.py"), str(tmp_path)]
     with subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
     ) as driver:
-        told, _ = driver.communicate()
-    lacks, *workers = told.splitlines()
+        output, _ = driver.communicate()
+    lacks, *workers = output.splitlines()
     assert lacks == "poll fork register_at_fork getuid killpg"
     assert workers
     assert driver.returncode == 0

@@ -1,7 +1,7 @@
-"""The published files: the sdist, the wheel made from it, and both installed in a new environment.
+"""Check the published files: the sdist, the wheel made from it, and both installed in a new environment.
 
-Nothing is downloaded: builds use the setuptools that is installed, and the new environment sees the
-packages of this one, but not this checkout.
+Nothing is downloaded: builds use the installed setuptools, and the new environment sees the packages of this
+environment, but not this checkout.
 """
 
 from __future__ import annotations
@@ -40,36 +40,38 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout in a folder with a space, so that building leaves nothing in this one."""
+    """Copy the checkout to a folder with a space in its name, so that building leaves nothing in the
+    original.
+    """
     return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("with space") / "source", ignore=LEFT_OUT))
 
 
 @pytest.fixture(scope="module")
 def built(source: Path) -> Path:
-    """A folder with the sdist, and the wheel that was made from the sdist."""
+    """Build the sdist, and the wheel from the sdist; return their folder."""
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", source / "dist", cwd=source)
     return source / "dist"
 
 
 @pytest.fixture(scope="module")
 def wheel(built: Path) -> Path:
-    (found,) = built.glob("*.whl")
-    return found
+    (path,) = built.glob("*.whl")
+    return path
 
 
 class Environment:
-    """A new virtual environment that borrows the packages of this one."""
+    """A new virtual environment that uses the packages of this environment."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False, symlinks=True)
         self.scripts, self.python = folder / "bin", folder / "bin" / "python"
         site = run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
-        # A path file only adds a folder to the search: path files inside it, as editable installs
-        # have them, stay without effect.
+        # A path file only adds a folder to the search path: path files inside that folder, as used by
+        # editable installs, are not read.
         (Path(site.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
         self.folder = folder
 
-    def install(self, *what: object) -> None:
+    def install(self, *arguments: object) -> None:
         pip = [sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check"]
         run(
             *pip,
@@ -78,7 +80,7 @@ class Environment:
             "--no-deps",
             "--no-index",
             "--ignore-installed",
-            *what,
+            *arguments,
             cwd=self.folder,
         )
 
@@ -99,12 +101,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
 
 
 def shipped() -> set[str]:
-    """Every file of config/ and backends/."""
+    """Return the relative paths of all files of config/ and backends/."""
     paths = [path for folder in ("config", "backends") for path in (ROOT / folder).rglob("*")]
     return {str(path.relative_to(ROOT)) for path in paths if path.is_file()}
 
 
-def test_the_wheel_holds_the_package_and_the_templates_only(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package_and_templates(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = {name for name in names if ".dist-info/" not in name}
@@ -113,7 +115,7 @@ def test_the_wheel_holds_the_package_and_the_templates_only(wheel: Path) -> None
     assert package == modules | data | {f"polarmap/_templates/{name}" for name in shipped()}
 
 
-def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
+def test_the_sdist_contains_the_files_that_tests_need(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -141,8 +143,8 @@ def test_the_description_renders(built: Path) -> None:
 
 def test_an_installed_wheel_brings_its_configurations(installed: Environment, tmp_path: Path) -> None:
     assert installed.where().is_relative_to(installed.folder)
-    found = installed.polarmap("config", "list")["configurations"]
-    assert {one["name"] for one in found} == {path.stem for path in (ROOT / "config").glob("*.yaml")}
+    configurations = installed.polarmap("config", "list")["configurations"]
+    assert {one["name"] for one in configurations} == {path.stem for path in (ROOT / "config").glob("*.yaml")}
     shown = installed.polarmap("config", "show", "aws_lambda")
     assert installed.folder in Path(shown["config"]).parents
     assert shown["text"] == (ROOT / "config" / "aws_lambda.yaml").read_text()
@@ -152,7 +154,7 @@ def test_an_installed_wheel_brings_its_configurations(installed: Environment, tm
 def test_an_installed_wheel_deploys_without_make(installed: Environment, tmp_path: Path) -> None:
     ready = installed.polarmap("deploy", "localhost")
     assert Path(ready["python"]).parent == installed.scripts
-    # As far as a machine without an account gets: the recipe is found, and Lithops lacks the cluster.
+    # Without an account, the recipe is found and Lithops reports the missing cluster.
     config = tmp_path / "k8s.yaml"
     config.write_text("lithops: {backend: k8s, storage: localhost}\nk8s: {runtime: here/worker}\n")
     command = [installed.scripts / "polarmap", "deploy", "k8s", config, "--json"]
@@ -162,7 +164,7 @@ def test_an_installed_wheel_deploys_without_make(installed: Environment, tmp_pat
     assert "Traceback" not in refused.stderr
 
 
-def test_an_installed_wheel_maps(installed: Environment) -> None:
+def test_an_installed_wheel_runs_maps(installed: Environment) -> None:
     report = installed.polarmap("doctor")
     assert report["ok"]
     assert str(installed.folder) in next(
@@ -180,19 +182,19 @@ def test_an_editable_install_finds_its_configurations(
     assert Path(shown["config"]) == source / "config" / "localhost.yaml"
 
 
-def test_the_recipe_of_conda_needs_what_the_package_needs() -> None:
+def test_conda_recipe_and_setup_cfg_have_the_same_requirements() -> None:
     recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     needed = {one for one in settings["options"]["install_requires"].lower().split("\n") if one}
-    told = {one.replace(" ", "") for one in recipe["requirements"]["run"]}
-    assert told == {*needed, "python" + settings["options"]["python_requires"]}
+    stated = {one.replace(" ", "") for one in recipe["requirements"]["run"]}
+    assert stated == {*needed, "python" + settings["options"]["python_requires"]}
     assert recipe["context"]["version"] == settings["metadata"]["version"]
     [command] = [one for one in settings["options.entry_points"]["console_scripts"].split("\n") if one]
     assert recipe["build"]["python"]["entry_points"] == [command]
 
 
-def test_one_version_everywhere() -> None:
+def test_the_version_is_the_same_in_all_files() -> None:
     version = polarmap.__version__
     assert f"version = {version}\n" in (ROOT / "setup.cfg").read_text()
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()

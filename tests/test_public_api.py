@@ -1,4 +1,4 @@
-"""The public API, as `public_api.txt` has it: it changes on purpose only.
+"""Check the public API against the snapshot `public_api.txt`, so that it does not change by accident.
 
 After an intended change, write the file again: `python tests/test_public_api.py > tests/public_api.txt`.
 """
@@ -45,7 +45,7 @@ def parameters(function: Any) -> str:
     """Return the parameters of a function with their defaults, without annotations."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a built-in
+    except (TypeError, ValueError):  # Some built-ins have no signature.
         return "(...)"
     plain = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
     text = str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
@@ -53,7 +53,7 @@ def parameters(function: Any) -> str:
 
 
 def members(owner: type) -> Iterator[str]:
-    """Yield a line for each public attribute that a class of polarmap's, or a base of it, defines."""
+    """Yield a line for each public attribute that a class of polarmap or its bases define."""
     names = {
         name
         for base in owner.__mro__
@@ -87,7 +87,7 @@ def api() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_public_api_changes_on_purpose_only() -> None:
+def test_public_api_equals_the_snapshot() -> None:
     assert api() == SNAPSHOT.read_text()
 
 

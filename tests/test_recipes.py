@@ -1,4 +1,4 @@
-"""Checks of config/ and backends/: templates Lithops accepts, pins, policies that grant what they name."""
+"""Check config/ and backends/: Lithops accepts the templates, versions are pinned, policies are minimal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def template(backend: str) -> dict[str, Any]:
 
 
 def filled(part: Any) -> Any:
-    """A template with every placeholder filled in."""
+    """Return a template with every placeholder filled in."""
     if isinstance(part, dict):
         return {key: filled(value) for key, value in part.items()}
     if isinstance(part, list):
@@ -39,31 +39,30 @@ def filled(part: Any) -> Any:
 
 
 @pytest.mark.parametrize("folder", ["config", "backends"])
-def test_no_python_beside_the_package(folder: str) -> None:
+def test_config_and_backends_contain_no_python(folder: str) -> None:
     assert list((ROOT / folder).rglob("*.py")) == []
 
 
-def test_every_config_has_its_backend_and_every_backend_its_config() -> None:
+def test_configs_and_backends_correspond() -> None:
     assert (
         sorted(path.stem for path in (ROOT / "config").glob("*.yaml")) == BACKENDS == sorted(RUNTIME_IMAGES)
     )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_config_names_the_backend_or_storage_it_is_called_after(backend: str) -> None:
+def test_config_uses_the_backend_or_storage_in_its_name(backend: str) -> None:
     config = template(backend)
     assert backend in (config["lithops"]["backend"], config["lithops"]["storage"])
     assert backend in config
 
 
-def test_workers_pin_what_the_package_pins() -> None:
-    """What setup.cfg requires stands here in the same words; what a cloud needs beside them is not there."""
+def test_worker_requirements_equal_those_of_setup_cfg() -> None:
     lines = (ROOT / "backends" / "requirements.txt").read_text().splitlines()
     pins = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
-    ours = {project(line): line for line in install_requires()}
-    assert {ours[project(pin)] for pin in pins} == pins
+    own_pins = {project(line): line for line in install_requires()}
+    assert {own_pins[project(pin)] for pin in pins} == pins
     assert {"lithops", "numpy", "cloudpickle"} <= {project(pin) for pin in pins}
-    assert ours.keys().isdisjoint(
+    assert own_pins.keys().isdisjoint(
         project(one) for runtime in RUNTIME_IMAGES.values() for one in runtime.extra_packages
     )
 
@@ -72,7 +71,7 @@ def project(requirement: str) -> str:
     return re.split(r"[<>=!~\[]", requirement)[0]
 
 
-def test_installed_lithops_is_of_the_series_whose_inside_we_know() -> None:
+def test_installed_lithops_is_in_the_pinned_series() -> None:
     lowest, below = re.fullmatch(r"lithops>=(3\.\d+),<(3\.\d+)", lithops_pin()).groups()
     assert importlib.metadata.version("lithops").rpartition(".")[0] == lowest
     assert int(below[2:]) == int(lowest[2:]) + 1
@@ -106,7 +105,7 @@ def test_lithops_accepts_the_configuration_once_filled_in(
     for section in {
         backend,
         "standalone",
-    } & before.keys():  # Lithops neither clamps nor renames what stands there
+    } & before.keys():  # Lithops must neither clamp nor rename these settings.
         for key, value in before[section].items():
             assert config[section][key] == value or key == "runtime"
     assert config[storage]["storage_bucket"]
@@ -115,7 +114,7 @@ def test_lithops_accepts_the_configuration_once_filled_in(
 
 
 def lithops_reads(place: str, config: dict[str, Any]) -> None:
-    """Lithops' own check of a section, without the cloud's client library that its package imports."""
+    """Run Lithops' own check of a section, without the cloud's client library that its package imports."""
     import lithops
 
     runpy.run_path(str(Path(lithops.__file__).parent / place / "config.py"))["load_config"](config)
@@ -139,11 +138,11 @@ def flat(config: dict[str, Any], above: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("backend", CLOUDS)
-def test_every_cloud_says_what_it_costs_allows_and_leaves(backend: str) -> None:
+def test_every_cloud_readme_has_costs_limits_deployment_and_removal(backend: str) -> None:
     text = (ROOT / "backends" / backend / "README.md").read_text()
     titles = re.findall("^## (.+)$", text, flags=re.M)
     assert titles[:2] == ["Costs", "Limits that matter"] and titles[-2:] == ["Deploy and check", "Tear down"]
-    for command in ("deploy", "undeploy"):  # as they are from a wheel, too
+    for command in ("deploy", "undeploy"):  # The commands also work from a wheel.
         assert f"polarmap {command} {backend} my_" in text
     assert len(text.splitlines()) <= 60
     named = set(re.findall(r"\]\(([\w.-]+)\)", text))
@@ -165,7 +164,7 @@ def test_policies_parse_and_grant_no_more_than_named(path: Path) -> None:
     assert not {"*", "*/write", "*/read"} & set(policy.get("Actions", []))
 
 
-def test_kubernetes_rights_are_those_of_one_namespace() -> None:
+def test_kubernetes_permissions_are_limited_to_one_namespace() -> None:
     objects = list(yaml.safe_load_all((ROOT / "backends" / "k8s" / "rbac.yaml").read_text()))
     assert {one["kind"] for one in objects} == {"Namespace", "ServiceAccount", "Role", "RoleBinding"}
     (role,) = (one for one in objects if one["kind"] == "Role")
@@ -178,14 +177,14 @@ def test_kubernetes_rights_are_those_of_one_namespace() -> None:
 @pytest.mark.parametrize(
     "backend", [path.parent.name for path in sorted((ROOT / "backends").glob("*/role.yaml"))]
 )
-def test_google_permissions_are_single_ones(backend: str) -> None:
+def test_google_permissions_are_listed_one_by_one(backend: str) -> None:
     role = yaml.safe_load((ROOT / "backends" / backend / "role.yaml").read_text())
     assert role["includedPermissions"] == list(dict.fromkeys(role["includedPermissions"]))
     assert all(re.fullmatch(r"[a-z]+\.[a-zA-Z]+\.[a-zA-Z]+", one) for one in role["includedPermissions"])
     assert not [one for one in role["includedPermissions"] if one.startswith(("iam.", "storage."))]
 
 
-# What Lithops calls only for what no recipe asks for: images of machines, spot markets, ways that are shut.
+# Calls of Lithops for features that no recipe uses: machine images, spot markets, disabled options.
 NOT_ASKED_FOR = {
     "ec2:AllocateAddress", "ec2:CreateNatGateway", "ec2:DeleteNatGateway", "ec2:CreateImage",
     "ec2:DeregisterImage", "ec2:RequestSpotInstances", "ec2:CancelSpotInstanceRequests",
@@ -194,7 +193,7 @@ NOT_ASKED_FOR = {
 
 
 @pytest.mark.parametrize("backend", ["aws_batch", "aws_ec2"])
-def test_what_lithops_calls_is_granted(backend: str) -> None:
+def test_policies_grant_the_calls_of_lithops(backend: str) -> None:
     import lithops
 
     (source,) = Path(lithops.__file__).parent.glob(f"*/backends/{backend}/{backend}.py")

@@ -20,7 +20,7 @@ DATA = np.random.default_rng(0).standard_normal((40, 3))
 
 
 def report(**changes: Any) -> Report:
-    """Four data and two parity tasks: one was lost and decoded, one still runs."""
+    """Return a report of four data and two parity tasks: one was lost and decoded, one still runs."""
     used = [TaskReport(index, "arrived", 1.0 + index, 0.5, 1) for index in (0, 2, 3, 4)]
     failed = TaskReport(1, "failed", None, None, 2, ("OSError: disk", "WorkerLost: it was killed"))
     values: dict[str, Any] = {
@@ -63,14 +63,16 @@ def test_text_of_an_uneventful_map_is_short() -> None:
 def test_text_says_how_many_machines_there_are_and_if_one_has_too_many_tasks() -> None:
     hosts = ["a", "b", "a", "a", "c", None]
     tasks = [TaskReport(index, "arrived", 1.0, 0.5, 1, host=host) for index, host in enumerate(hosts)]
-    one = report(tasks=tuple(tasks), workers_by_host={"a": 2, "b": 2, "c": 1})
-    assert str(one).splitlines()[2:] == [
+    crowded = report(tasks=tuple(tasks), workers_by_host={"a": 2, "b": 2, "c": 1})
+    assert str(crowded).splitlines()[2:] == [
         "5 workers run on 3 machines",
         "one machine runs 3 of 6 tasks; only 2 may be missing (a)",
     ]
-    assert hash(one) == hash(dataclasses.replace(one))
-    assert "only" not in str(dataclasses.replace(one, k=3))
-    assert "only" not in str(dataclasses.replace(one, k=6))  # without a code none may be missing anyway
+    assert hash(crowded) == hash(dataclasses.replace(crowded))
+    assert "only" not in str(dataclasses.replace(crowded, k=3))
+    assert "only" not in str(
+        dataclasses.replace(crowded, k=6)
+    )  # Without a code, no task may be missing anyway.
     assert "1 worker runs on 1 machine" in str(report(workers_by_host={"a": 1}))
     failed = TaskReport(1, "failed", None, None, 1, ("WorkerLost: it was killed",), host="a")
     assert "  task 1 on a: WorkerLost: it was killed" in str(report(tasks=(failed,)))
@@ -104,7 +106,7 @@ def test_text_has_ten_lines_at_most() -> None:
 
 
 @pytest.mark.parametrize("record", [report(), report().tasks[0]])
-def test_a_report_is_a_record(record: Any) -> None:
+def test_reports_are_frozen_dataclasses(record: Any) -> None:
     assert dataclasses.replace(record) == record
     with pytest.raises(dataclasses.FrozenInstanceError):
         record.index = 3
@@ -112,9 +114,9 @@ def test_a_report_is_a_record(record: Any) -> None:
 
 def test_a_report_is_json_with_the_fields_that_it_has() -> None:
     cost = Cost(compute=0.1, calls=0.02, requests=0.003)
-    found = json.loads(report(errors=(0.0, math.inf), cost=cost).to_json())
-    assert found.keys() == {field.name for field in dataclasses.fields(Report)}
-    assert found["tasks"][1] == {
+    parsed = json.loads(report(errors=(0.0, math.inf), cost=cost).to_json())
+    assert parsed.keys() == {field.name for field in dataclasses.fields(Report)}
+    assert parsed["tasks"][1] == {
         "index": 1,
         "state": "failed",
         "arrived": None,
@@ -125,23 +127,23 @@ def test_a_report_is_json_with_the_fields_that_it_has() -> None:
         "started": None,
         "host": None,
     }
-    assert (found["n"], found["recovered"], found["errors"]) == (6, [1], [0.0, None])
-    assert found["cost"] == {"compute": 0.1, "calls": 0.02, "requests": 0.003}
+    assert (parsed["n"], parsed["recovered"], parsed["errors"]) == (6, [1], [0.0, None])
+    assert parsed["cost"] == {"compute": 0.1, "calls": 0.02, "requests": 0.003}
 
 
-def test_indented_json_is_the_same_on_more_lines() -> None:
-    one = report()
-    assert "\n" not in one.to_json()
-    assert len(one.to_json(indent=2).splitlines()) > 50
-    assert json.loads(one.to_json(indent=2)) == json.loads(one.to_json())
+def test_indented_json_has_the_same_content() -> None:
+    example = report()
+    assert "\n" not in example.to_json()
+    assert len(example.to_json(indent=2).splitlines()) > 50
+    assert json.loads(example.to_json(indent=2)) == json.loads(example.to_json())
 
 
 def test_numpy_numbers_and_paths_become_json() -> None:
-    found = to_json_value({1: (np.float32(0.5), Path("a", "b")), "rows": np.arange(2)})
-    assert found == {"1": [0.5, str(Path("a", "b"))], "rows": [0, 1]}
+    converted = to_json_value({1: (np.float32(0.5), Path("a", "b")), "rows": np.arange(2)})
+    assert converted == {"1": [0.5, str(Path("a", "b"))], "rows": [0, 1]}
 
 
-def test_late_is_who_had_not_returned_when_the_results_were_determined() -> None:
+def test_late_tasks_had_not_returned_when_the_results_were_determined() -> None:
     assert report().late_tasks == (5,)
     late = TaskReport(5, "surplus", 5.5, 0.5, 1)
     backed = TaskReport(0, "arrived", 1.0, 0.5, 2)
@@ -179,8 +181,7 @@ def test_the_code_and_the_executor_are_named(code: Any, name: str) -> None:
     assert str(result.report).splitlines()[0].endswith(f"(replay, {name})")
 
 
-def test_the_bound_holds() -> None:
-    """In 64 blocks of float32, decoded at the k-th arrival."""
+def test_the_error_bound_holds_for_64_float32_blocks() -> None:
     data = np.random.default_rng(1).standard_normal((48, 1000)).astype("f4")
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(64) + 1.0

@@ -1,4 +1,4 @@
-"""The suite itself: what a session has started ends with it."""
+"""Check the test suite itself: everything a session has started ends with the session."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_it(redis_server, s3_server, tmp_path):
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A short temporary directory of its own, for a session within this one."""
+    """Provide a short temporary directory for a session within this one."""
     folder = Path(os.environ["TMPDIR"]).parent / "s"
     folder.mkdir()
     yield folder
@@ -34,16 +34,16 @@ def place() -> Iterator[Path]:
 
 
 def session(place: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
-    """A session with this one test."""
+    """Start a session with this one test."""
     shutil.copy(TESTS / "conftest.py", place)
     (place / "test_it.py").write_text(text)
     (place / "tmp").mkdir()
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     without = [word for name in ("cacheprovider", "zarr", "valkey") for word in ("-p", f"no:{name}")]
     given = ["-q", *without, "--rootdir", str(place), str(place / "test_it.py"), *arguments]
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *given],
-        env={**others, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(TESTS)},
+        env={**environment, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(TESTS)},
         cwd=place,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -51,17 +51,17 @@ def session(place: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-# By either signal, Python does nothing more.
+# Both signals end Python without exit handlers.
 @pytest.mark.parametrize(
     ("ending", "processes"),
     [("SIGKILL", ()), ("SIGTERM", ("-n", "1", "--maxfail", "1"))],
     ids=["alone", "xdist"],
 )
 def test_nothing_is_left_of_a_session_that_dies(place: Path, ending: str, processes: tuple[str, ...]) -> None:
-    noted = place / "numbers"
-    with session(place, DIES.format(noted=str(noted), signal=ending), *processes) as run:
+    numbers_file = place / "numbers"
+    with session(place, DIES.format(noted=str(numbers_file), signal=ending), *processes) as run:
         out, _ = run.communicate(timeout=100)
-    assert noted.exists(), out
-    numbers = [int(one) for one in noted.read_text().split()]
+    assert numbers_file.exists(), out
+    numbers = [int(number) for number in numbers_file.read_text().split()]
     assert until(lambda: not any(map(runs, numbers)), 60.0)
     assert until(lambda: os.listdir(place / "tmp") == [], 60.0)

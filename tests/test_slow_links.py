@@ -1,4 +1,4 @@
-"""The proxy of the tests: it delays, throttles and cuts, and loses nothing."""
+"""Check the TCP proxy of the tests: it delays, throttles and cuts without losing bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker_sites import ThreadSite, pool_of
 
 
 class EchoServer:
-    """Sends back what it receives, as long as it may read."""
+    """A server that sends back the bytes it receives, while it may read."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -26,7 +26,7 @@ class EchoServer:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError):  # closed
+        with contextlib.suppress(OSError):  # The socket was closed.
             while True:
                 threading.Thread(target=self._echo, args=(self.socket.accept()[0],), daemon=True).start()
 
@@ -38,43 +38,43 @@ class EchoServer:
 
 @pytest.fixture
 def server() -> Iterator[EchoServer]:
-    one = EchoServer()
-    yield one
-    one.may_read.set()
-    one.socket.close()
+    echo_server = EchoServer()
+    yield echo_server
+    echo_server.may_read.set()
+    echo_server.socket.close()
 
 
 @pytest.fixture
 def links(server: EchoServer) -> Iterator[SlowLinks]:
-    one = SlowLinks(server.socket.getsockname())
-    yield one
-    one.close()
+    proxy = SlowLinks(server.socket.getsockname())
+    yield proxy
+    proxy.close()
     assert not any(thread.name == "slow-links" for thread in threading.enumerate())
 
 
 @pytest.fixture
 def caller(links: SlowLinks) -> Iterator[socket.socket]:
-    """Connected to the proxy, which has accepted it."""
-    with socket.create_connection(links.endpoint, 30.0) as one:
-        assert exchange(one, b"hello") == b"hello"
-        yield one
+    """Connect to the proxy, and wait until it has accepted the connection."""
+    with socket.create_connection(links.endpoint, 30.0) as connection:
+        assert exchange(connection, b"hello") == b"hello"
+        yield connection
 
 
 def exchange(caller: socket.socket, data: bytes) -> bytes:
-    """Send data and read as many bytes."""
+    """Send data and read the same number of bytes."""
     sender = threading.Thread(target=caller.sendall, args=(data,))
     sender.start()
-    found = bytearray()
-    while len(found) < len(data) and (received := caller.recv(1 << 16)):
-        found += received
+    echoed = bytearray()
+    while len(echoed) < len(data) and (received := caller.recv(1 << 16)):
+        echoed += received
     sender.join()
-    return bytes(found)
+    return bytes(echoed)
 
 
 # --- a pipe, by a clock of the test --------------------------------------------------------------
 
 
-def test_a_pipe_of_full_speed_passes_all_at_once() -> None:
+def test_a_pipe_at_full_speed_passes_all_bytes_immediately() -> None:
     pipe = Pipe(0.0)
     pipe.put(b"abc", 1.0)
     assert pipe.take(1.0) == b"abc"
@@ -93,7 +93,7 @@ def test_a_pipe_delays_each_byte() -> None:
 def test_a_pipe_passes_as_many_bytes_as_its_rate_allows() -> None:
     pipe = Pipe(0.0)
     pipe.rate = 1000.0
-    pipe.put(bytes(3000), 10.0)  # idle before, which saves up nothing
+    pipe.put(bytes(3000), 10.0)  # The idle time before saves up no bytes.
     assert [len(pipe.take(now)) for now in (10.0, 10.5, 11.0, 13.0)] == [0, 500, 500, 2000]
     assert pipe.sent_bytes == 3000
 
@@ -140,7 +140,7 @@ def test_a_sender_on_a_slow_link_has_to_wait(
     links[0].rate = 1.0
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
     caller.settimeout(0.2)
-    with pytest.raises(TimeoutError):  # buffers of the kernel and of the proxy are full
+    with pytest.raises(TimeoutError):  # The buffers of the kernel and of the proxy are full.
         caller.sendall(bytes(8_000_000))
     assert links[0].bytes_to_target < 1000
 
@@ -208,7 +208,7 @@ def test_a_new_link_may_be_cut_from_the_beginning(links: SlowLinks) -> None:
             caller.recv(1)
 
 
-def test_a_target_that_is_gone_is_the_end_of_the_link(links: SlowLinks, server: EchoServer) -> None:
+def test_a_link_ends_if_the_target_is_unavailable(links: SlowLinks, server: EchoServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         links.target = gone.getsockname()
     with socket.create_connection(links.endpoint, 30.0) as caller:

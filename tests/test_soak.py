@@ -1,4 +1,4 @@
-"""A short run of the soak with fixed seeds, and that it would see what it is there for."""
+"""Run a short soak with fixed seeds, and check that the soak detects wrong results."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import polarmap
 from polarmap.errors import NotLinearError
 
 COUNT = {"replay": 110, "threads": 8, "pool": 8, "processes": 2}
-# Found with these seeds, and not mended yet: `python -m soak --case SEED` says what.
+# Seeds of open findings: `python -m soak --case SEED` shows each.
 FOUND: set[int] = set()
 
 
 def seeds(executor: str) -> Iterator[int]:
-    """Those whose case runs there."""
+    """Yield the seeds whose case runs on this executor, without open findings."""
     return (seed for seed in count() if Named(seed).executor == executor and seed not in FOUND)
 
 
 def a_map(executor: str = "replay") -> int:
-    """The first seed of a map there that is right."""
+    """Return the first seed of a map on this executor."""
     return next(seed for seed in seeds(executor) if Named(seed).kind == "map")
 
 
@@ -48,7 +48,7 @@ def test_a_case_is_made_from_its_seed_alone() -> None:
         assert str(Named(seed).drawn()) == str(Named(seed).drawn())
 
 
-def test_a_case_is_run_again_by_its_number() -> None:
+def test_a_case_can_be_repeated_by_its_number() -> None:
     seed = a_map()
     command = [sys.executable, "-m", "soak", "--case", str(seed)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=watch.TESTS, timeout=100)
@@ -56,8 +56,8 @@ def test_a_case_is_run_again_by_its_number() -> None:
     assert run.returncode == 0
 
 
-def test_a_hang_is_found_and_the_next_cases_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(watch.LIMIT, "pool", 1e-6)  # whose workers take a while to start
+def test_a_hang_is_detected_and_later_cases_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(watch.LIMIT, "pool", 1e-6)  # The limit is shorter than the start of the workers.
     tally = watch.watch([a_map("threads"), a_map("pool"), a_map("threads")], keep_going=True)
     assert [found.kind for found in tally.findings] == ["hang"]
     assert sum(tally.counts.values()) == 3
@@ -65,7 +65,7 @@ def test_a_hang_is_found_and_the_next_cases_run_on(monkeypatch: pytest.MonkeyPat
 
 
 def run_changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> str:
-    """The verdict on a map without faults whose result is changed."""
+    """Return the verdict on a map without faults whose result is changed."""
     drawn = (draw_map(Draw(seed), "replay") for seed in count())
     case = next(one for one in drawn if one.f.name == "transpose" and one.dtypes == [np.dtype(float)])
     case.faults, right = Faults(), polarmap.coded_map
@@ -73,7 +73,7 @@ def run_changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -
     return case.run(Pools())
 
 
-def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_number_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def off_by_one(result: Any) -> Any:
         result._results[0] = result._results[0] + 1
         return result
@@ -82,7 +82,7 @@ def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         run_changed(monkeypatch, off_by_one)
 
 
-def test_an_error_without_a_reason_and_a_foreign_one_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexcused_and_foreign_errors_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(result: Any) -> Any:
         raise NotLinearError("not linear")
 
@@ -96,7 +96,7 @@ def test_an_error_without_a_reason_and_a_foreign_one_are_found(monkeypatch: pyte
         run_changed(monkeypatch, fail)
 
 
-def test_bounds_are_those_that_are_allowed() -> None:
+def test_numbers_are_compared_with_the_allowed_error() -> None:
     wanted = np.array([1.0, 2.0])
     oracle.check_close(wanted + 1e-12, wanted, [1e-11], "it")
     with pytest.raises(Finding, match="allowed 1e-13"):

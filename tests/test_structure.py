@@ -1,4 +1,4 @@
-"""The architecture: which module may import which, what names may be, and where a module's tests are."""
+"""Check the architecture: which module may import which, names, and where a module's tests are."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# From the top down. A component is a subpackage of polarmap or a module at its top. A module may import from
-# its own component and from the layers below. Imports inside functions and for type checkers count.
+# The layers from top to bottom. A component is a subpackage of polarmap or a module at its top. A module may
+# import from its own component and from the layers below. Imports inside functions and for type checkers
+# count.
 LAYERS = [
     ["__main__"],
     ["cli"],
@@ -33,7 +34,7 @@ LAYERS = [
     ["driver"],
     ["blocks"],
     ["executors", "report"],
-    # Of a report it knows only the attributes: Report.plot imports it.
+    # Uses only the attributes of a report, since Report.plot imports it.
     ["plot"],
     ["storage", "codes", "clouds"],
     ["validation"],
@@ -42,7 +43,7 @@ LAYERS = [
 ]
 
 SHARED = {"dtypes", "errors", "lazy_names", "optional", "validation", "worker"}
-# Modules that import nothing else of the package: they travel, or are read on their own.
+# Modules without imports from the package, since they are sent to workers or read on their own.
 OF_WORKERS = ("finite_differences", "segments", "processes", "environment", "blas_threads", "daemon_threads")
 STAND_ALONE = ["polarmap.errors", *[f"polarmap.worker.{name}" for name in OF_WORKERS]]
 # Components and modules that import only the package and the standard library.
@@ -78,7 +79,8 @@ ONLY_FROM = {
     "joblib": ["polarmap.joblib"],
     "opentelemetry": ["polarmap.driver.observers"],
     "tqdm": ["polarmap.driver.observers"],
-    "IPython": ["polarmap.driver.observers"],  # only in a notebook, which has it
+    # IPython is imported only in a notebook, where it is available.
+    "IPython": ["polarmap.driver.observers"],
     "xarray": ["polarmap.xr"],
     "numba": ["polarmap.codes.compute.transforms_numba"],
     "scipy": [
@@ -98,11 +100,11 @@ ONLY_FROM = {
     "matplotlib": [
         *(f"polarmap.plot.{name}" for name in ["figure_style", "notebook_figure", "timeline"]),
         "polarmap.planning.figures",
-        # These name the type of what they return.
+        # These modules name the type of their return value.
         *("polarmap.report", "polarmap.planning.planner"),
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
-    # Losses, operators and solvers know no estimators.
+    # Losses, operators and solvers do not use estimators.
     "polarmap.models.estimators": ["polarmap.convex", "polarmap.convexnn", "polarmap.glm", *ESTIMATORS],
     "polarmap.codes.compute.transforms_numba": ["polarmap.codes.compute.block_matmul"],
     "polarmap.maps.coded": [
@@ -111,7 +113,7 @@ ONLY_FROM = {
         "polarmap.maps.submission",
         "polarmap.xr",
     ],
-    # No other code asks what the argument `executor=` is.
+    # No other code inspects the argument `executor=`.
     "polarmap.executors.executor_specs": ["polarmap.executors.recognition", "polarmap.cli.output"],
     "polarmap.executors.recognition": ["polarmap.executors", "polarmap.executors.pool"],
     "polarmap.driver.coded_collector": ["polarmap.arrays.stored_result", "polarmap.driver.prepared_map"],
@@ -119,7 +121,7 @@ ONLY_FROM = {
         *["polarmap.arrays.array_jobs", "polarmap.driver.batch_collectors", "polarmap.planning.measurement"]
     ],
 }
-# Standard library that mathematics has no use for; encode spreads its sums over the cores.
+# Standard library that mathematics does not need; only encode spreads its sums over the cores.
 CLOCKS_AND_IO = {
     *["datetime", "sched", "signal", "time"],
     *["asyncio", "concurrent", "multiprocessing", "subprocess", "threading"],
@@ -130,9 +132,9 @@ SPREADS_OVER_CORES = {"polarmap.codes.compute.tiling": {"concurrent"}}
 
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 
-# Folders of tests/ whose files need not be called like a module.
+# Folders of tests/ whose files need not be named after a module.
 WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks", "testbed"}
-# Files at the top of tests/ that judge the project, not a module.
+# Files at the top of tests/ that test the project, not a module.
 PROJECT = {
     *["docs", "examples", "gallery", "makefile", "other_systems", "packaging", "recipes"],
     *["public_api", "session", "slow_links", "soak", "structure", "texts", "docstrings"],
@@ -143,7 +145,7 @@ PROJECT = {
 
 @cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file, for every module of the package."""
+    """Return the file of every module of the package, by dotted name."""
     return {dotted(path): path for path in sorted((ROOT / "polarmap").rglob("*.py"))}
 
 
@@ -154,7 +156,9 @@ def dotted(path: Path) -> str:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """The full names of the modules that `module` imports, wherever in the file, for type checkers too."""
+    """Return the full names of all modules that `module` imports, also inside functions and for type
+    checkers.
+    """
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     return frozenset(name for node in ast.walk(tree) for name in targets(node))
 
@@ -198,7 +202,7 @@ def test_every_component_is_in_one_layer() -> None:
 
 
 def test_no_layer_imports_from_one_above() -> None:
-    """Then there is no cycle of components, either."""
+    # This also excludes cycles of components.
     layer = {component: index for index, components in enumerate(LAYERS) for component in components}
     upward = [
         (importer, imported)
@@ -210,7 +214,7 @@ def test_no_layer_imports_from_one_above() -> None:
 
 def test_no_import_cycle() -> None:
     graph = {module: imports(module) & modules().keys() - {module} for module in modules()}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+    TopologicalSorter(graph).prepare()  # Raises CycleError, which names the cycle.
 
 
 @pytest.mark.parametrize("module", STAND_ALONE)
@@ -219,9 +223,9 @@ def test_some_modules_stand_alone(module: str) -> None:
 
 
 @pytest.mark.parametrize("package", WITHOUT_NUMPY)
-def test_some_packages_need_python_only(package: str) -> None:
-    found = {module: libraries(module) for module in modules() if is_within(module, [package])}
-    assert found and not any(found.values())
+def test_some_packages_need_only_the_standard_library(package: str) -> None:
+    libraries_by_module = {module: libraries(module) for module in modules() if is_within(module, [package])}
+    assert libraries_by_module and not any(libraries_by_module.values())
 
 
 def test_every_library_has_its_importers_listed() -> None:
@@ -235,7 +239,7 @@ def test_listed_modules_exist() -> None:
 
 
 @pytest.mark.parametrize("name", ONLY_FROM)
-def test_some_modules_are_imported_by_few(name: str) -> None:
+def test_restricted_imports_occur_only_in_listed_modules(name: str) -> None:
     importers = {module for module in modules() if any(is_within(one, [name]) for one in imports(module))}
     assert importers <= set(ONLY_FROM[name])
 
@@ -247,8 +251,8 @@ def test_mathematics_has_no_clock_thread_or_io(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", modules())
-def test_only_mathematics_runs_on_threads_that_a_program_waits_for_at_its_end(module: str) -> None:
-    """A thread that waits for a storage or a socket, which may hang, must be a daemon."""
+def test_only_mathematics_uses_threads_that_are_not_daemons(module: str) -> None:
+    # A thread that waits for a storage or a socket, which may hang, must be a daemon.
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     created = {"Thread": list[ast.Call](), "ThreadPoolExecutor": list[ast.Call]()}
@@ -276,7 +280,7 @@ STEPS = [
 
 @pytest.fixture(scope="module")
 def loaded() -> list[set[str]]:
-    """The modules that a process of Python has loaded after each step."""
+    """Return the modules that a Python process has loaded after each step."""
     print_modules = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))\n"
     command = [sys.executable, "-c", print_modules.join([*STEPS, ""])]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -291,7 +295,7 @@ def test_importing_polarmap_imports_nothing_else(loaded: list[set[str]]) -> None
     assert {"numpy", *HEAVY} & loaded[0] == set()
 
 
-def test_a_plain_map_imports_what_it_runs_on(loaded: list[set[str]]) -> None:
+def test_a_plain_map_imports_no_heavy_library(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[1] == set()
     internal = {name for name in loaded[1] if is_within(name, ["polarmap"])}
     above = {"__init__", "blocks", "clouds", "codes", "executors", "maps", "report", "driver"}
@@ -299,7 +303,7 @@ def test_a_plain_map_imports_what_it_runs_on(loaded: list[set[str]]) -> None:
     assert len(internal) <= 100
 
 
-def test_asking_what_an_executor_is_imports_nothing(loaded: list[set[str]]) -> None:
+def test_recognizing_an_executor_imports_no_library(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[2] == set()
 
 
@@ -307,14 +311,14 @@ def test_models_of_the_extra_glm_need_no_other_extra(loaded: list[set[str]]) -> 
     assert HEAVY & loaded[3] <= {"scipy", "sklearn"}
 
 
-def test_convex_models_import_no_more_than_what_has_a_penalty_of_it_asks_for(loaded: list[set[str]]) -> None:
-    """pyproximal takes as long to import as all else."""
+def test_convex_models_do_not_import_pyproximal(loaded: list[set[str]]) -> None:
+    # Importing pyproximal takes as long as everything else together.
     assert HEAVY & loaded[4] <= {"scipy", "sklearn"}
 
 
 @pytest.mark.parametrize("package", [name for name, path in modules().items() if path.stem == "__init__"])
 def test_no_package_has_a_function_with_the_name_of_its_module(package: str) -> None:
-    """Which of the two a name means depended on what had been imported: f found the module in workers."""
+    # Otherwise the meaning of the name depends on earlier imports: f once got the module in workers.
     attributes = vars(importlib.import_module(package))
     names = [name.rpartition(".")[2] for name in modules() if name.rpartition(".")[0] == package]
     assert [name for name in names if not inspect.ismodule(attributes.get(name, inspect))] == []
@@ -366,15 +370,17 @@ def impure_asserts(source: str) -> list[str]:
 
 
 def test_no_assert_has_a_side_effect() -> None:
-    found = {module: impure_asserts(path.read_text(encoding="utf-8")) for module, path in modules().items()}
-    assert {module: conditions for module, conditions in found.items() if conditions} == {}
+    conditions_by_module = {
+        module: impure_asserts(path.read_text(encoding="utf-8")) for module, path in modules().items()
+    }
+    assert {module: conditions for module, conditions in conditions_by_module.items() if conditions} == {}
 
 
 @pytest.mark.parametrize(
     "condition",
     ["self.seed >= 0", "x.pop()", "(y := x)", "x[0]", "f(x)", "len(x.target_matrix)", "all(x)", "x + 1"],
 )
-def test_an_assert_with_a_call_or_a_property_is_found(condition: str) -> None:
+def test_asserts_with_calls_or_properties_are_detected(condition: str) -> None:
     assert impure_asserts(f"assert {condition}") == [ast.unparse(ast.parse(condition).body[0].value)]  # type: ignore[attr-defined]
     pure = "x is not None and isinstance(x, (A, b.C)) and not 1 < len(x.leaves_of_it)"
     assert impure_asserts(f"assert {pure}, {condition}") == []
@@ -382,7 +388,7 @@ def test_an_assert_with_a_call_or_a_property_is_found(condition: str) -> None:
 
 # --- names --------------------------------------------------------------------------------------
 
-# Words that only this project would use in names, and the usual words for them:
+# Words that only this project would use in names, and the usual words for them.
 PRIVATE_WORDS = {
     "afresh": "again or new",
     "alike": "equal, or same_x",
@@ -442,19 +448,21 @@ def defined_names(module: str) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("module", modules())
 def test_names_use_the_words_of_the_field(module: str) -> None:
-    found = [
+    violations = [
         f"line {line}: {name} contains {word!r}; say {PRIVATE_WORDS[word]}"
         for line, name in defined_names(module)
         for word in words_of(name)
         if word in PRIVATE_WORDS
     ]
-    assert found == []
+    assert violations == []
 
 
 @pytest.mark.parametrize("module", modules())
 def test_predicates_begin_with_is_has_or_can(module: str) -> None:
-    found = [f"line {line}: {name}" for line, name in defined_names(module) if words_of(name)[:1] == ["are"]]
-    assert found == []
+    violations = [
+        f"line {line}: {name}" for line, name in defined_names(module) if words_of(name)[:1] == ["are"]
+    ]
+    assert violations == []
 
 
 @pytest.mark.parametrize(
@@ -479,22 +487,22 @@ def own_tests(module: str) -> Path:
 
 
 def files_of_tests() -> set[Path]:
-    """All, relative to tests/."""
+    """Return the paths of all test files, relative to tests/."""
     return {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
 
 
 def has_behaviour(module: str) -> bool:
-    """Whether a module defines a function or a method with more to it than a docstring."""
+    """Return whether a module defines a function or method whose body is more than a docstring."""
     defined = ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8")))
     return any(isinstance(one, ast.FunctionDef) and not is_bare(one) for one in defined)
 
 
 def is_bare(function: ast.FunctionDef) -> bool:
-    """Whether nothing is done: a member of a protocol."""
+    """Return whether a function does nothing, like a member of a protocol."""
     return all(isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) for one in function.body)
 
 
-def test_every_file_of_tests_is_called_like_a_module() -> None:
+def test_every_test_file_is_named_after_a_module() -> None:
     known = {own_tests(module) for module in modules()} | {Path(f"test_{name}.py") for name in PROJECT}
     assert {path for path in files_of_tests() - known if path.parts[0] not in WHOLE} == set()
 

@@ -1,4 +1,4 @@
-"""Checks for text that must not be committed."""
+"""Check for text that must not be committed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 PRODUCTS = [".*", "__pycache__", "*.py[co]", "*.nb[ic]", "*.egg-info", "build", "dist", "site"]
-HIDDEN = [".ci", ".github", ".pre-commit-config.yaml"]  # and committed
+HIDDEN = [".ci", ".github", ".pre-commit-config.yaml"]  # Hidden names that are committed.
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users)/\w|/tmp/d[e]v\b")
 
 
-def test_no_committed_text_names_a_path_of_some_machine() -> None:
-    found = [
+def test_committed_text_contains_no_path_of_a_machine() -> None:
+    violations = [
         f"{path}:{number}: {line.strip()}"
         for path in committed()
         for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1)
         if MACHINE_PATH.search(line)
     ]
-    assert found == []
+    assert violations == []
 
 
 def committed() -> list[Path]:
-    """What git knows; where there is no git, or no checkout, all that lies here but products and caches."""
+    """Return the files that git tracks, or without git or a checkout all files but products and caches."""
     git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "ls-files", "-z"]
     try:
         run = subprocess.run(git, capture_output=True, text=True, check=True)
@@ -36,17 +36,17 @@ def committed() -> list[Path]:
 
 
 def written() -> list[Path]:
-    """All files here but products and caches."""
-    found = []
+    """Return all files here except products and caches."""
+    paths = []
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if not is_product(name)]
-        found += [Path(folder, name) for name in names if not is_product(name)]
-    return found
+        paths += [Path(folder, name) for name in names if not is_product(name)]
+    return paths
 
 
 def is_product(name: str) -> bool:
     return name not in HIDDEN and any(fnmatch(name, pattern) for pattern in PRODUCTS)
 
 
-def test_without_git_no_committed_text_is_overlooked() -> None:
+def test_committed_files_are_found_without_git() -> None:
     assert set(committed()) <= {*written(), ROOT / ".gitignore"}

@@ -1,4 +1,4 @@
-"""A user's program: `make lint` has mypy and pyright read it, and the suite runs it."""
+"""Check the types of a user's program: `make lint` has mypy and pyright read it, and the suite runs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def count(word: str) -> int:
     return len(word)
 
 
-def test_maps_tell_what_they_return(tmp_path: Path) -> None:
+def test_types_of_map_results(tmp_path: Path) -> None:
     y = coded_map(rows, A, blocks=4, tasks=6, code=PolarCode(6, 4), executor=HERE)
     assert_type(y, CodedResult[npt.NDArray[np.float64]])
     assert_type(y.report, Report)
@@ -41,7 +41,7 @@ def test_maps_tell_what_they_return(tmp_path: Path) -> None:
     assert_type(coded_sum(rows, A, tasks=4, executor=HERE), CodedSum)
 
 
-def test_a_future_is_of_what_its_map_returns() -> None:
+def test_types_of_futures() -> None:
     future = submit(coded_map, rows, A, blocks=4, executor=HERE)
     assert_type(future, CodedFuture[CodedResult[npt.NDArray[np.float64]]])
     hedged = submit(hedged_map, count, ["a", "bc"], executor=HERE)
@@ -50,10 +50,10 @@ def test_a_future_is_of_what_its_map_returns() -> None:
     assert list(hedged.result(50)) == [1, 2]
 
 
-def test_operators_plans_and_faults() -> None:
+def test_types_of_operators_plans_and_faults() -> None:
     unlucky: Any = FaultyExecutor(HERE, {1: Fault("kill", attempts=9)})
     with CodedOperator(A, blocks=4, tasks=6, executor=unlucky) as operator:
         np.testing.assert_allclose(operator @ np.ones(3), A.sum(axis=1))
-    made = polarmap.plan(24, ShiftedExponential(1.0, 1.0))
-    assert_type(made, polarmap.planning.Plan)
-    assert made.n >= 24
+    recommended = polarmap.plan(24, ShiftedExponential(1.0, 1.0))
+    assert_type(recommended, polarmap.planning.Plan)
+    assert recommended.n >= 24

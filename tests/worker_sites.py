@@ -1,4 +1,4 @@
-"""A place for persistent workers: threads of this process, which do what a test says."""
+"""A provider of persistent workers that are threads of this process, with behaviour chosen by a test."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ Life = Callable[[DriverAddress, int, float], None]
 
 
 def honest(address: DriverAddress, number: int, seconds: float) -> None:
-    """What workers of Dask do."""
+    """Serve the driver like a worker of Dask."""
     serve_driver_on_thread(tuple(address), number, seconds)
 
 
 def called(address: DriverAddress, number: int) -> SocketChannel:
-    """A connection to the driver, as one has that knows the key."""
+    """Return a connection to the driver that was made with the right key."""
     channel = connect_to_driver(address.endpoints, address.key, number)
     assert channel is not None
     return channel
 
 
 def serving_by_storage(storage: Any) -> Life:
-    """A worker that talks by way of a storage, if no socket is listened on."""
+    """Return the life of a worker that communicates through a storage if no socket is available."""
 
     def life(address: DriverAddress, number: int, seconds: float) -> None:
         with closing(open_channel(address, number, storage)) as channel:
@@ -53,7 +53,7 @@ def serving_by_storage(storage: Any) -> Life:
 
 
 class HostOf(WorkerHost):
-    """An executor whose persistent workers are those of a site."""
+    """An executor whose persistent workers come from a given provider."""
 
     name = ""
 
@@ -69,7 +69,7 @@ class HostOf(WorkerHost):
 
 @contextmanager
 def pool_of(site: WorkerProvider, **options: Any) -> Iterator[Pool]:
-    """A pool whose workers are those of a site."""
+    """Yield a pool whose workers come from a given provider."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("polarmap.executors.recognition.recognize_executor", lambda spec: HostOf(site))
         pool = Pool(Path("threads.yaml"), **options)
@@ -78,7 +78,7 @@ def pool_of(site: WorkerProvider, **options: Any) -> Iterator[Pool]:
 
 
 def sent_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of the parts that a driver sends to its workers from now on."""
+    """Return a list that collects the keys of the parts that a driver sends to its workers from now on."""
     sent, part = list[str](), PublishedBlocks.read_component
     monkeypatch.setattr(
         PublishedBlocks,
@@ -89,9 +89,14 @@ def sent_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 class ThreadSite(WorkerProvider):
-    """Each worker is a thread; lives: what those of these numbers do, others are honest.
+    """A provider whose workers are threads.
 
-    worker_spec, max_worker_seconds, max_workers, storage : as those of other sites.
+    Parameters
+    ----------
+    lives : Mapping[int, Life] | None
+        Worker number -> behaviour of that worker; other workers behave like `default`.
+    worker_spec, max_worker_seconds, max_workers, storage
+        As in other providers.
     """
 
     name = "threads"
@@ -147,8 +152,8 @@ class ThreadSite(WorkerProvider):
             self.told[number] = f"{type(error).__name__}: {error}"
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        told, self.told = self.told, {}
-        return told
+        exited, self.told = self.told, {}
+        return exited
 
     def close(self) -> None:
         self.is_closed = True
@@ -157,10 +162,16 @@ class ThreadSite(WorkerProvider):
 
 
 class MachineSite(ThreadSite):
-    """Threads that claim to run on machines.
+    """A provider whose threads claim to run on machines.
 
-    reachable : those of the `known` machines on which workers start; elsewhere they wait for ever.
-    withdrawn : workers of which the start was cancelled.
+    Attributes
+    ----------
+    known
+        Names of all machines.
+    reachable
+        Machines on which workers start; on other machines, launched workers never start.
+    withdrawn
+        Workers whose launch was cancelled.
     """
 
     placement_timeout = 0.2
@@ -199,13 +210,13 @@ class MachineSite(ThreadSite):
         super().live(lambda *of: self.serve(*of, machine), address, number, seconds)
 
     def serve(self, address: DriverAddress, number: int, seconds: float, machine: str) -> None:
-        """What workers of Dask do, on a connection that `lose` cuts."""
+        """Serve like a worker of Dask, on a connection that `lose` cuts."""
         with closing(called(address, number)) as channel:
             self.links[number] = channel
             PersistentWorker(channel, None, BlockCache(0), contextlib.nullcontext, "place", machine).serve()
 
     def lose(self, machine: str) -> None:
-        """Cut a machine off: its workers are gone, and none starts there."""
+        """Cut a machine off: its workers disconnect, and no worker starts there any more."""
         self.reachable.discard(machine)
         for number, where in self.placed.items():
             if where == machine and number in self.links:

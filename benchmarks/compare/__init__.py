@@ -1,1 +1,1 @@
-"""Every way not to wait for stragglers, side by side: `python -m benchmarks.compare [--quick]`."""
+"""Compare all ways to avoid waiting for stragglers: `python -m benchmarks.compare [--quick]`."""

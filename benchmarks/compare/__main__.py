@@ -1,6 +1,6 @@
 """Compare every scheme, write docs/comparison*.md and their figures: `python -m benchmarks.compare`.
 
-With --quick everything is smaller and goes to build/comparison/.
+With --quick, sizes and numbers of trials are smaller, and the output goes to build/comparison/.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SIZES = [
     Size(10_000, 7_500, 500, 3, 1),
 ]
 QUICK = [Size(32, 24, 500, 200, 20), Size(256, 192, 100, 20, 5)]
-N_TUNING_ARRIVALS = 100_000  # arrivals simulated to choose parameters of a sparse code
+N_TUNING_ARRIVALS = 100_000  # Arrivals simulated to choose the parameters of a sparse code.
 N_PATTERNS = 20
-N_RUN_TIMES = 200_000  # run times simulated for p99 of a scheme without a formula
+N_RUN_TIMES = 200_000  # Run times simulated for the p99 of a scheme without a formula.
 MAX_DENSE_N = 1024
 
 
@@ -70,7 +70,7 @@ def choose_trials(size: Size, quick: bool) -> int:
 
 
 def measure_other_codes(size: Size) -> Iterator[list[str]]:
-    """Rows of codes of which only some columns are measured."""
+    """Yield rows of codes for which only some columns are measured."""
     for code in codes.measure_partly_polarized(size):
         yield page.format_row_without_seconds(code)
     for name, factors in codes.measure_polynomial_codes(size, N_PATTERNS):

@@ -1,4 +1,4 @@
-"""What each code needs and costs at one size: arrivals, operations, seconds, error amplification."""
+"""Measure what each code needs and costs at one size: arrivals, operations, seconds, error amplification."""
 
 from __future__ import annotations
 
@@ -27,21 +27,27 @@ from polarmap.codes import PolarCode
 from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.planning import ArrivalsNeeded
 
-N_NOISE_COLUMNS = 128  # columns of unit noise from which amplifications are estimated
-MAX_BLOCK_BYTES = 1_000_000  # of the blocks that are coded, or less where all of them would be too much
-MIN_LEVELS = 8  # of codes that are measured with fewer, too
-MAX_EMBEDDED_N = 64  # blocks: beyond, hardly a digit is left at the k-th arrival
-MAX_ERROR = 1e-4  # of unit data: what is decoded worse is decoded wrongly
-MAX_RAPTOR_N = 1024  # blocks: at 10,000 one seed of twenty is systematic, and decodes to one digit
-WARM_UP_SIZE = (130, 98)  # blocks of the codes that compile what the others use
+N_NOISE_COLUMNS = 128  # Columns of unit noise for estimating amplifications.
+# Bytes of a block at most; blocks are smaller if all together would be too large.
+MAX_BLOCK_BYTES = 1_000_000
+MIN_LEVELS = 8  # Smaller codes are measured with all levels only.
+MAX_EMBEDDED_N = 64  # Blocks: larger codes keep hardly a digit at the k-th arrival.
+MAX_ERROR = 1e-4  # The largest error of decoded data of unit size that counts as correct.
+MAX_RAPTOR_N = 1024  # Blocks: at 10,000, one seed in twenty is systematic, and decodes to one digit.
+WARM_UP_SIZE = (130, 98)  # Code whose use compiles the loops of the other sizes.
 
 
 class Size(NamedTuple):
-    """One size and how thoroughly it is measured.
+    """A code size and how thoroughly it is measured.
 
-    n_orders : random orders of arrival for what is quick to simulate.
-    n_slow_orders : for decoders that solve a dense system for each.
-    n_patterns : arrival patterns whose amplification is estimated.
+    Attributes
+    ----------
+    n_orders : int
+        Random arrival orders for decoders that are quick to simulate.
+    n_slow_orders : int
+        Random arrival orders for decoders that solve a dense system for each.
+    n_patterns : int
+        Arrival patterns whose error amplification is estimated.
     """
 
     n: int
@@ -52,17 +58,24 @@ class Size(NamedTuple):
 
 
 class CodeMeasurement(NamedTuple):
-    """One code at one size.
+    """The measurements of one code at one size.
 
-    mean_extra_arrivals : mean arrivals needed beyond k, of the orders that decode at all.
-    n : coded blocks; a local product code has its own number.
-    encode_operations, decode_operations : operations for one number of every block; decoding at the last
-        arrival needed.
-    encode_seconds, decode_seconds : for a byte of the data.
-    plan_seconds : for a pattern of arrivals, whatever the size of the blocks.
-    amplification : median and worst, log10; None where integers are exact.
+    Seconds are processor time of all threads, which is what a map would wait for on one core.
 
-    Seconds are processor time of all threads: on one core, a map would wait for them.
+    Attributes
+    ----------
+    n : int
+        Coded blocks; a local product code chooses its own number.
+    mean_extra_arrivals : float
+        Mean number of arrivals beyond k, over the orders that decode.
+    encode_operations, decode_operations : float
+        Operations per number of a block; decoding at the last arrival needed.
+    encode_seconds, decode_seconds : float
+        Seconds per byte of the data.
+    plan_seconds : float
+        Seconds per arrival pattern, independent of the block size.
+    amplification : tuple[float, float] | None
+        log10 of the median and the largest error amplification; None for exact integers.
     """
 
     name: str
@@ -78,7 +91,7 @@ class CodeMeasurement(NamedTuple):
 
 
 def list_contestants(size: Size, n_tuning_trials: int) -> Iterator[tuple[Callable[[], RivalCode], int, bool]]:
-    """(code, orders, whether blocks are integers), the papers' and ours last."""
+    """Yield (make_code, number of orders, whether blocks are integers), polarmap's codes last."""
     n, k, n_orders, n_slow_orders, _ = size
     yield partial(mds.GaussianMDSCode, n, k), n_orders, False
     if n <= MAX_EMBEDDED_N:
@@ -117,7 +130,7 @@ def measure_codes(size: Size, n_tuning_trials: int, megabytes: int) -> Iterator[
 
 
 def compile_loops() -> None:
-    """Use every code once, so that none of those measured has to compile its loops."""
+    """Use every code once, so that none has to compile its loops while it is measured."""
     for make_code, _, is_integer in list_contestants(Size(*WARM_UP_SIZE, 1, 1, 1), 2):
         code = make_code()
         [arrival_order] = sample_arrival_orders(code.n, 1)
@@ -170,7 +183,7 @@ def make_data(code: RivalCode, width: int, is_integer: bool) -> Array:
 
 
 def summarize_arrivals(arrivals: Array, n: int) -> ArrivalsNeeded:
-    """The distribution of what was simulated; orders that never decode are left out of its weights."""
+    """Return the distribution of simulated arrivals; orders that never decode have no weight."""
     arrival_counts, occurrences = np.unique(arrivals, return_counts=True)
     decodable_mask = arrival_counts <= n
     return ArrivalsNeeded(
@@ -181,7 +194,7 @@ def summarize_arrivals(arrivals: Array, n: int) -> ArrivalsNeeded:
 
 
 def estimate_amplification(code: RivalCode, arrived_indices: Array, rng: np.random.Generator) -> float:
-    """log10 of the largest error of a data block, one per unit of relative error of what arrived."""
+    """Return log10 of the largest error of a data block per unit of relative error of the received blocks."""
     noise = rng.standard_normal((code.n, N_NOISE_COLUMNS)) * code.norms[:, None]
     errors = code.make_plan(arrived_indices).decode(noise)
     return float(np.log10(np.sqrt((errors**2).mean(axis=1)).max()))
@@ -192,9 +205,10 @@ def median_and_max(values: list[float]) -> tuple[float, float]:
 
 
 def measure_partly_polarized(size: Size) -> Iterator[CodeMeasurement]:
-    """Polar codes of fewer levels than all: two less, and half of them; measured but for their seconds.
+    """Yield polar codes with two levels fewer than all, and with half of the levels.
 
-    None of small codes, whose butterflies would hardly be more than a parity check.
+    Their seconds are not meaningful. Small codes are left out, since their few butterflies hardly differ from
+    a parity check.
     """
     max_levels = round_up_to_power_of_two(size.n).bit_length() - 1
     for levels in (max_levels - 2, max_levels // 2) if max_levels >= MIN_LEVELS else ():
@@ -204,7 +218,7 @@ def measure_partly_polarized(size: Size) -> Iterator[CodeMeasurement]:
 
 
 def measure_polynomial_codes(size: Size, n_patterns: int) -> Iterator[tuple[str, tuple[float, float]]]:
-    """The amplification of MDS codes of polynomials at k arrivals: median and worst, log10."""
+    """Yield the error amplification of polynomial MDS codes at k arrivals: log10 of median and maximum."""
     orders = sample_arrival_orders(size.n, n_patterns)[:, : size.k]
     for name, points in mds.EVALUATION_POINTS.items():
         yield (

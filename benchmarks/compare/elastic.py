@@ -1,9 +1,8 @@
-"""Workers that join late and vanish: 500 uncoded workers against 1,500 coded ones, as in Pilanci's talk.
+"""Simulate workers that join late and vanish: 500 uncoded against 1,500 coded ones, as in Pilanci's talk.
 
-The same 500 blocks in both. Every worker joins after a start-up time, computes, and may be taken
-away at any moment (spot capacity). An uncoded task that is lost is started again on a new worker;
-of the coded ones nobody asks. What the talk's model was in detail is not published: the distributions
-are ours.
+Both compute the same 500 blocks. Every worker joins after a start-up time, computes, and may be taken away at
+any moment (spot capacity). An uncoded task that is lost starts again on a new worker; lost coded tasks are
+not replaced. The talk does not publish its model in detail, so the distributions are our choice.
 """
 
 from __future__ import annotations
@@ -19,14 +18,20 @@ from polarmap.planning import Distribution, ShiftedExponential, sequential_decod
 BLOCKS, WORKERS = 500, 1500
 RUN_TIMES: Distribution = ShiftedExponential(1.0, 1.0)
 JOIN_TIMES: Distribution = ShiftedExponential(0.2, 0.3)
-VANISHING_RATES = (0.0, 0.1, 0.2, 0.4, 0.8)  # of vanishing, per worker and second
+VANISHING_RATES = (0.0, 0.1, 0.2, 0.4, 0.8)  # Rates at which a worker vanishes, per second.
 
 
 class ElasticJobs(NamedTuple):
-    """Jobs of one cluster at one rate of vanishing; arrays (trials,).
+    """Jobs of one cluster at one vanishing rate, with arrays of one entry per trial.
 
-    lost_fraction : mean share of the workers started first that vanish before they return.
-    completion_times, worker_seconds : seconds, worker-seconds from joining on.
+    Attributes
+    ----------
+    lost_fraction : float
+        Mean share of the first workers that vanish before they return a result.
+    completion_times : Array
+        Seconds until the results are complete.
+    worker_seconds : Array
+        Seconds of all workers together, from the time each joins.
     """
 
     scheme: str
@@ -37,7 +42,7 @@ class ElasticJobs(NamedTuple):
 
 
 def simulate_elastic_jobs(vanishing_rate: float, n_trials: int) -> list[ElasticJobs]:
-    """Uncoded with restarts, coded by rotation (any 500), coded and decoded sequentially."""
+    """Return uncoded jobs with restarts, and coded jobs that decode by rotation and sequentially."""
     rng = np.random.default_rng(0)
     join_times, end_times, returned_mask = sample_attempts(vanishing_rate, (n_trials, WORKERS), rng)
     lost_fraction = float(1 - returned_mask.mean())
@@ -73,14 +78,14 @@ def simulate_elastic_jobs(vanishing_rate: float, n_trials: int) -> list[ElasticJ
 def sample_attempts(
     vanishing_rate: float, shape: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[Array, Array, Array]:
-    """When workers join, when they return or vanish, and whether they return."""
+    """Return when workers join, when they return or vanish, and which of them return."""
     join_times, run_times = JOIN_TIMES.sample(rng, shape), RUN_TIMES.sample(rng, shape)
     times_to_vanish = rng.exponential(1 / vanishing_rate, shape) if vanishing_rate else np.full(shape, np.inf)
     return join_times, join_times + np.minimum(run_times, times_to_vanish), run_times <= times_to_vanish
 
 
 def simulate_restarts(vanishing_rate: float, n_trials: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Ends and costs of tasks, (trials, tasks), that start again as soon as their worker has vanished."""
+    """Return end times and costs, (trials, tasks), of tasks that restart as soon as their worker vanishes."""
     end_times_of_tasks, worker_seconds = np.zeros((n_trials, BLOCKS)), np.zeros((n_trials, BLOCKS))
     missing_mask = np.ones((n_trials, BLOCKS), bool)
     while missing_mask.any():
@@ -94,12 +99,12 @@ def simulate_restarts(vanishing_rate: float, n_trials: int, rng: np.random.Gener
 
 
 def worker_seconds_until(join_times: Array, end_times: Array, completion_times: Array) -> Array:
-    """Worker-seconds of each job when whatever runs at its completion is stopped."""
+    """Return the worker-seconds of each job if all attempts still running at its completion are stopped."""
     return np.maximum(np.minimum(end_times, completion_times[:, None]) - join_times, 0.0).sum(axis=1)
 
 
 def sample_one_job(vanishing_rate: float) -> dict[str, Array]:
-    """The moments of the results of one job, ascending: 500 uncoded workers, 1,500 coded ones."""
+    """Return the sorted arrival times of one job's results, for 500 uncoded and 1,500 coded workers."""
     rng = np.random.default_rng(0)
     _, end_times, returned_mask = sample_attempts(vanishing_rate, (WORKERS,), rng)
     end_times_of_tasks, _ = simulate_restarts(vanishing_rate, 1, rng)

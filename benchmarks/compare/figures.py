@@ -1,4 +1,4 @@
-"""The figures of the comparison."""
+"""Draw the figures of the comparison."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from polarmap.planning import (
 )
 from polarmap.plot import figure_style
 
-# Label -> what schemes of that name match, marker, colour, whether it is filled: no code grey, rival codes
-# open, ours filled.
+# Maps a label to a pattern of scheme names, a marker, a colour, and whether the marker is filled. Schemes
+# without a code are grey, rival codes have open markers, polarmap's have filled ones.
 JOB_STYLES = {
     "uncoded": (r"uncoded$", "s", figure_style.TEXT_COLOR, True),
     "2x replication": (r"2x", "P", figure_style.GREY, True),
@@ -39,7 +39,7 @@ JOB_STYLES = {
     "upfront, rest on demand": (r"\d+ upfront", "p", figure_style.BLUE, True),
     "16x as many blocks": (r"16x as", "d", figure_style.SKY_BLUE, True),
 }
-# Label -> what codes of that name match, line, colour.
+# Maps a label to a pattern of code names, a line style and a colour.
 CODE_STYLES = {
     "LT": (r"LT .*\)$", "o-", figure_style.GREEN),
     "LDPC": (r"LDPC.*[e)]$", "D--", figure_style.GREY),
@@ -62,7 +62,7 @@ def draw_figures(
     jobs: dict[tuple[Size, str], dict[str, Completion]],
     elastic_jobs: list[elastic.ElasticJobs],
 ) -> None:
-    """All of them; jobs are those of the smallest size."""
+    """Draw all figures into a folder; jobs are drawn for the smallest size only."""
     draw_jobs(jobs, next(iter(measurements)), folder / "compare-jobs.png")
     draw_arrivals(measurements, folder / "compare-arrivals.png")
     draw_elastic(elastic_jobs, folder / "elastic.png")
@@ -85,7 +85,7 @@ def draw_example_plan(folder: Path) -> None:
 
 
 def draw_jobs(jobs: dict[tuple[Size, str], dict[str, Completion]], size: Size, path: Path) -> None:
-    """The 99 % quantile against cost, a panel for each distribution."""
+    """Draw the 99 % quantile against cost, in a panel for each distribution."""
     figure, axes = figure_style.new_figure(10.5, 7.6, n_columns=2, n_rows=2)
     names = [name for job_size, name in jobs if job_size == size]
     for subplot, name in zip(axes.flat, names):
@@ -116,7 +116,7 @@ def draw_jobs(jobs: dict[tuple[Size, str], dict[str, Completion]], size: Size, p
 
 
 def draw_arrivals(measurements: dict[Size, list[CodeMeasurement]], path: Path) -> None:
-    """Results needed beyond k, as a share of k, by the size of the code."""
+    """Draw the results needed beyond k, as a share of k, by the size of the code."""
     figure, ((axes,),) = figure_style.new_figure(7.5, 4.4)
     for label, (pattern, style, color) in CODE_STYLES.items():
         points = [
@@ -135,7 +135,7 @@ def draw_arrivals(measurements: dict[Size, list[CodeMeasurement]], path: Path) -
 
 
 def draw_elastic(results: list[elastic.ElasticJobs], path: Path) -> None:
-    """One run under vanishing workers; completion times as more of them vanish."""
+    """Draw one run with vanishing workers, and completion times by the share of workers that vanish."""
     figure, axes = figure_style.new_figure(10.5, 4.2, n_columns=2)
     left, right = axes[0]
     n_needed = elastic.BLOCKS

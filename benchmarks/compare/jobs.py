@@ -1,7 +1,7 @@
-"""Completion and cost of every scheme under a distribution of run times: exact where a formula exists.
+"""Compute completion times and costs of every scheme, by formulas if they exist, else by simulation.
 
-With everything in it, one driver holds the data, codes, sends and receives; every worker fetches its block
-and leaves its result, which is as large as a block. The steps follow each other: nothing overlaps.
+For total times, one driver holds the data, encodes, sends, receives and decodes. Every worker fetches its
+block and returns a result of the same size. The phases follow one another without overlap.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "heavy tail, Pareto(2.5)": Pareto(1.0, 2.5),
     "real trace of a training job": load_training_trace(),
 }
-OVERDECOMPOSITION_FACTORS = (4, 16)  # times as many blocks on persistent workers
-TASK_OVERHEAD = 0.001  # seconds, of each of their tasks
-SLOWDOWNS = (1.0, 1.05, 1.1, 1.15, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the time of half, from which a task is late
+OVERDECOMPOSITION_FACTORS = (4, 16)  # Blocks per worker of persistent workers.
+TASK_OVERHEAD = 0.001  # Seconds of overhead for each task of a persistent worker.
+# Multiples of the median time after which a task is late.
+SLOWDOWNS = (1.0, 1.05, 1.1, 1.15, 1.25, 1.5, 2.0, 2.5, 3.0)
 
 
 def simulate_schemes(
     size: Size, run_times: Distribution, codes: list[CodeMeasurement], n_trials: int
 ) -> Iterator[Completion]:
-    """Every scheme at one size under one distribution, with a third more tasks where it codes."""
+    """Yield every scheme at one size under one distribution; coded schemes have a third more tasks."""
     n, k = size.n, size.k
 
     def complete(name: str, scheme: str, n_tasks: int = n, **options: float) -> Completion:
@@ -68,7 +69,7 @@ def simulate_schemes(
 
 
 def tune_backups(size: Size, run_times: Distribution, n_trials: int) -> Completion:
-    """Backup tasks by cubed's rule with the multiple that gives the least 99 % quantile."""
+    """Return backup tasks by cubed's rule with the multiple that minimizes the 99 % quantile."""
     n_tuning_trials = max(200, n_trials // 5)
     slowdown = min(
         SLOWDOWNS, key=lambda slowdown: complete_with_backups(slowdown, size, run_times, n_tuning_trials).p99
@@ -77,7 +78,7 @@ def tune_backups(size: Size, run_times: Distribution, n_trials: int) -> Completi
 
 
 def complete_with_backups(slowdown: float, size: Size, run_times: Distribution, n_trials: int) -> Completion:
-    """Backup tasks by cubed's rule with another multiple."""
+    """Return backup tasks by cubed's rule with the multiple `slowdown`."""
     rng, k = np.random.default_rng(0), size.k
     jobs = simulate_backups(
         run_times.sample(rng, (n_trials, k)),
@@ -89,16 +90,20 @@ def complete_with_backups(slowdown: float, size: Size, run_times: Distribution, 
 
 # --- coding and transfer -------------------------------------------------------------------------
 
-DRIVER_BANDWIDTH = 1.25e9  # bytes per second of the driver, 10 Gbit/s
-WORKER_BANDWIDTH = 75e6  # bytes per second of a worker, 0.6 Gbit/s
+DRIVER_BANDWIDTH = 1.25e9  # Bytes per second of the driver: 10 Gbit/s.
+WORKER_BANDWIDTH = 75e6  # Bytes per second of a worker: 0.6 Gbit/s.
 BLOCK_SIZES = (1_000_000, 64_000_000)  # bytes
 
 
 class CodingSeconds(NamedTuple):
-    """Seconds of one scheme beside its tasks.
+    """The seconds of a scheme in addition to its tasks.
 
-    encode, decode : on one core of the driver; decoding with its plan.
-    transfer : blocks and results, to and from driver and workers.
+    Attributes
+    ----------
+    encode, decode : float
+        Seconds on one core of the driver; decoding includes planning.
+    transfer : float
+        Seconds to transfer blocks and results between driver and workers.
     """
 
     encode: float
@@ -107,16 +112,17 @@ class CodingSeconds(NamedTuple):
 
     @property
     def total_seconds(self) -> float:
-        """Together."""
+        """The sum of all parts."""
         return sum(self)
 
 
 def estimate_coding_seconds(
     job: Completion, codes: dict[str, CodeMeasurement], block_bytes: int
 ) -> CodingSeconds:
-    """What a scheme takes beside its tasks, with blocks of so many bytes.
+    """Return the seconds of a scheme in addition to its tasks, for blocks of `block_bytes` bytes.
 
-    On demand is charged all the coding of rotation, and sends the parity blocks that are started.
+    The on-demand scheme is charged the full coding time of rotation, and sends only the parity blocks it
+    starts.
     """
     is_on_demand = "on demand" in job.scheme
     code = codes["rotation"] if is_on_demand else codes.get(job.scheme)

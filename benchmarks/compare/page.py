@@ -1,4 +1,4 @@
-"""What stands on the pages that begin with docs/comparison of what was measured."""
+"""Format the measured parts of the pages whose names begin with docs/comparison."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from benchmarks.rivals.fermat import measure_quantization_error
 from polarmap.planning import Completion
 
 Jobs = dict[tuple[Size, str], dict[str, Completion]]
-QUANTIZED_TERMS = (100, 1000)  # of the sums whose quantization is measured
-MAX_RELATIVE_COST = 1.4  # times the worker-seconds of a plain map: twice and thrice of everything is not
+QUANTIZED_TERMS = (100, 1000)  # Numbers of terms of the sums whose quantization error is measured.
+# Multiple of a plain map's worker-seconds: two or three copies of each task exceed it.
+MAX_RELATIVE_COST = 1.4
 POLARMAP_SCHEMES = ("rotation", "on demand", "upfront", "as many blocks", "polar, optimal")
 
 
@@ -29,7 +30,7 @@ def make_page_parts(
     megabytes: int,
     load_average: float,
 ) -> dict[str, dict[str, str]]:
-    """The names of pages and the parts to write into them."""
+    """Return the parts of each page, by page name and part name."""
     return {
         "comparison.md": {
             "fastest": make_fastest_table(measurements, jobs),
@@ -56,7 +57,7 @@ def make_page_parts(
 
 
 def make_fastest_table(measurements: dict[Size, list[CodeMeasurement]], jobs: Jobs) -> str:
-    """The fastest rival and the fastest of polarmap's schemes, with coding and transfer, by the mean."""
+    """Return a table of the fastest rival and the fastest polarmap scheme, by the mean total time."""
     distributions, rows = list(dict.fromkeys(distribution for _, distribution in jobs)), []
     for size, size_measurements in measurements.items():
         for block_bytes in BLOCK_SIZES:
@@ -80,14 +81,14 @@ def make_fastest_table(measurements: dict[Size, list[CodeMeasurement]], jobs: Jo
 
 
 def shorten_scheme(scheme: str) -> str:
-    """Its name, without how much was tuned or starts at once."""
+    """Return the name of a scheme without its tuned multiple or number of upfront tasks."""
     return re.sub(r" \(tuned.*\)|[\d,]+ upfront, rest ", "", scheme)
 
 
 def affordable_mean_seconds(
     measurements: list[CodeMeasurement], jobs: dict[str, Completion], block_bytes: int
 ) -> dict[str, float]:
-    """Mean seconds with coding and transfer, of what is affordable; of k blocks only."""
+    """Return the mean seconds, coding and transfer included, of the affordable schemes with k blocks."""
     by_name, max_worker_seconds = (
         {code.name: code for code in measurements},
         MAX_RELATIVE_COST * jobs["uncoded"].worker_seconds,
@@ -106,7 +107,7 @@ def is_polarmap_scheme(scheme: str) -> bool:
 
 
 def compare_with_rotation(measurements: dict[Size, list[CodeMeasurement]]) -> dict[str, str]:
-    """Ratios to rotation size by size: coding of two rivals, the median amplification of one."""
+    """Return ratios to rotation for each size: coding times of two rivals, median amplification of one."""
     ratios_by_topic: dict[str, list[str]] = {"dense": [], "sparse": [], "growth": []}
     for size, size_measurements in measurements.items():
         size_text = f"at n = {size.n:,}"
@@ -127,7 +128,7 @@ def compare_with_rotation(measurements: dict[Size, list[CodeMeasurement]]) -> di
 
 
 def make_job_tables(size: Size, measurements: list[CodeMeasurement], jobs: Jobs) -> str:
-    """With coding and transfer, then arrivals alone, a table for each distribution, to be unfolded."""
+    """Return a table of total times, then a collapsed table of arrivals for each distribution."""
     distributions = [distribution for job_size, distribution in jobs if job_size == size]
     sections = [f"## {size.k:,} blocks, {size.n:,} coded tasks"]
     for block_bytes in BLOCK_SIZES:
@@ -157,7 +158,10 @@ def make_job_tables(size: Size, measurements: list[CodeMeasurement], jobs: Jobs)
 def make_total_rows(
     measurements: list[CodeMeasurement], tables: list[dict[str, Completion]], block_bytes: int
 ) -> list[list[str]]:
-    """Encode, transfer and decode under the first distribution, the mean of all under each."""
+    """Return rows of encode, transfer and decode times, and of the mean total under each distribution.
+
+    The coding times are those under the first distribution.
+    """
     by_name, rows = {code.name: code for code in measurements}, []
     for schemes in zip(*(jobs.values() for jobs in tables)):
         if schemes[0].tasks_per_worker > 1:
@@ -167,7 +171,8 @@ def make_total_rows(
             format_number(job.mean + job_coding_seconds.total_seconds)
             for job, job_coding_seconds in zip(schemes, coding_seconds)
         ]
-        is_tuned = schemes[0].scheme.startswith("backup tasks (tuned")  # by each distribution
+        # The multiple differs between distributions.
+        is_tuned = schemes[0].scheme.startswith("backup tasks (tuned")
         name = "backup tasks (tuned)" if is_tuned else bold_if_polarmap(schemes[0].scheme)
         rows.append([name, *map(format_number, coding_seconds[0]), *means])
     return rows
@@ -216,12 +221,12 @@ def format_code_row(measurement: CodeMeasurement) -> list[str]:
 
 
 def format_row_without_seconds(measurement: CodeMeasurement) -> list[str]:
-    """What does not depend on the machine."""
+    """Return a row without the columns that depend on the machine."""
     return ["" if column in (3, 5) else cell for column, cell in enumerate(format_code_row(measurement))]
 
 
 def format_amplification_row(name: str, amplifications: tuple[float, float]) -> list[str]:
-    """Of a code any k blocks of which decode, of which nothing else is known."""
+    """Return the row of an MDS code for which only the error amplification is known."""
     return [name, "0.0", *[""] * 4, *map(format_power, amplifications)]
 
 
@@ -245,5 +250,5 @@ def format_elastic_row(job: elastic.ElasticJobs) -> list[str]:
 
 
 def format_power(exponent: float) -> str:
-    """10^exponent, readable at any size."""
+    """Return 10^exponent, in a form that is readable at any size."""
     return format_number(10**exponent) if exponent < 4 else f"1e{exponent:.0f}"

@@ -1,9 +1,9 @@
 """Rotation matrix embeddings: real MDS codes from points on the unit circle.
 
 Ramamoorthy and Tang, Numerically stable coded matrix computations via circulant and rotation matrix
-embeddings (arXiv 1910.06515): the two halves of every block are turned by multiples of 2 pi / q for an
-odd q >= n, which is the Fourier transform of length q of one half plus i times the other. Any k blocks
-decode; none is a data block.
+embeddings (arXiv 1910.06515): the two halves of every block are rotated by multiples of 2 pi / q for an odd q
+>= n, which is the Fourier transform of length q of one half plus i times the other. Any k blocks decode, and
+no coded block is a data block.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from benchmarks.rivals import Array, RivalCode
 from polarmap.codes.compute.tiling import iter_column_tiles, parallel_for
 
-MAX_CONDITION = 1e6  # of a check that is inverted
+MAX_CONDITION = 1e6  # The largest condition number of a check matrix that is inverted.
 
 
 class EmbeddingCode(RivalCode):
-    """Values at n of q points on the circle of the polynomial whose coefficients are data of even width."""
+    """Values of a polynomial at n of q points on the unit circle; its coefficients are data of even width."""
 
     name = "rotation matrix embedding"
 
     def __init__(self, n: int, k: int) -> None:
         self.n, self.k, self.q = n, k, n + 1 - n % 2
         self.norms = np.full(n, np.sqrt(k))
-        # Of a complex transform: 5 q log2 q real operations, for two numbers of every block.
+        # A complex transform takes 5 q log2 q real operations, for two numbers of every block.
         self.encode_operations = 2.5 * self.q * float(np.log2(self.q))
 
     def encode(self, data: Array) -> Array:
@@ -39,7 +39,7 @@ class EmbeddingCode(RivalCode):
 
 
 class EmbeddingPlan:
-    """The missing values from those that arrived: the last q - k coefficients are zero."""
+    """A plan for the missing values, which follow since the last q - k coefficients are zero."""
 
     def __init__(self, code: EmbeddingCode, arrived_indices: Array) -> None:
         self._code, self._arrived_indices = code, arrived_indices
@@ -47,7 +47,7 @@ class EmbeddingPlan:
         zero_indices = np.arange(code.k, code.q)
         check_matrix = np.exp(2j * np.pi / code.q * (np.outer(zero_indices, self._missing_indices) % code.q))
         self._check_matrix = check_matrix / code.q
-        # An inverse is quicker, but loses two or three digits more where the check is ill-conditioned.
+        # An inverse is faster, but loses two or three digits more if the check matrix is ill-conditioned.
         self._check_inverse = (
             np.linalg.inv(self._check_matrix) if np.linalg.cond(check_matrix) < MAX_CONDITION else None
         )
@@ -73,8 +73,9 @@ class EmbeddingPlan:
 
 
 def apply_to_halves(rows: Array, out: Array, transform: Callable[[Array], Array]) -> None:
-    """Apply `transform` to one half of every row, of an even number of columns, plus i times the other
-    half.
+    """Apply `transform` to one half of every row plus i times the other half.
+
+    Rows have an even number of columns.
     """
     half_width = rows.shape[1] // 2
 

@@ -1,8 +1,8 @@
 """Reed-Solomon codes modulo the Fermat prime 65537, by fast transforms (Soro and Lacan 2010).
 
-Any k of n blocks decode, exactly, in O(n log n) once a pattern of arrivals is planned (its locator is
-multiplied out here in O(k^2)). The price: everything, results too, must be
-integers modulo 65537, so real data are quantized until no result of f overflows.
+Any k of n blocks decode exactly, in O(n log n) once an arrival pattern is planned (its locator polynomial is
+multiplied out here in O(k^2)). Everything, results included, must be integers modulo 65537, so real data are
+quantized until no result of f overflows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PRIMITIVE_ROOT = 3
 
 
 class FermatCode(RivalCode):
-    """The values at n powers of a root of unity of a polynomial of degree below k.
+    """The values of a polynomial of degree below k at n powers of a root of unity.
 
     Blocks are int64 with entries 0..65536; the first k are the data.
     """
@@ -31,8 +31,8 @@ class FermatCode(RivalCode):
             pow(PRIMITIVE_ROOT, (PRIME - 1) // self.transform_size, PRIME), self.transform_size
         )[:n]
         self.norms = np.ones(n)
-        # Interpolation: transforms of 1, 2 and 2 times the size; evaluation: one. Each has log2 of its size
-        # levels of half as many pairs, with a product, a sum and a difference for a pair.
+        # Interpolation takes transforms of 1, 2 and 2 times the size; evaluation takes one. A transform has
+        # log2(size) levels of size / 2 pairs, with a product, a sum and a difference for each pair.
         n_levels = self.transform_size.bit_length() - 1
         self.encode_operations = 3.0 * self.transform_size * n_levels + 6.0 * self.transform_size * (
             n_levels + 1
@@ -46,11 +46,11 @@ class FermatCode(RivalCode):
 
 
 class InterpolationPlan:
-    """The polynomial through the blocks that arrived.
+    """A plan for interpolating the polynomial through the blocks that arrived.
 
-    p(x) / A(x) = sum of y_i / (A'(x_i) (x - x_i)) with A the product of (x - x_i): as a power series
-    the sum has coefficients -sum y_i / A'(x_i) x_i^(-j-1), one transform, and p is the series times
-    A, cut off after k terms.
+    p(x) / A(x) = sum of y_i / (A'(x_i) (x - x_i)) with A the product of (x - x_i). As a power series, the sum
+    has coefficients -sum y_i / A'(x_i) x_i^(-j-1), which is one transform. p is the series times A, cut off
+    after k terms.
     """
 
     def __init__(self, code: FermatCode, arrived_indices: Array) -> None:
@@ -59,7 +59,7 @@ class InterpolationPlan:
         self.locator_parts = self._compute_locator()
 
     def _compute_locator(self) -> tuple[Array, Array]:
-        """A transformed, and 1 / (A'(x_i) x_i)."""
+        """Return the transform of A, and 1 / (A'(x_i) x_i)."""
         code, points = self.code, self.code.points[self.arrived_indices]
         A = polynomial_from_roots(points)
         derivative = np.zeros((code.transform_size, 1), np.int64)
@@ -74,7 +74,7 @@ class InterpolationPlan:
         )
 
     def evaluate(self, received: Array) -> Array:
-        """All n coded blocks from the k received ones, in the order of `arrived_indices`."""
+        """Return all n coded blocks from the k received ones, given in the order of `arrived_indices`."""
         code = self.code
         out = np.empty((code.n, received.shape[1]), np.int64)
 
@@ -92,7 +92,7 @@ class InterpolationPlan:
         scaled_values = np.zeros((code.transform_size, received.shape[1]), np.int64)
         scaled_values[self.arrived_indices] = received * scale[:, None] % PRIME
         series = np.zeros((2 * code.transform_size, received.shape[1]), np.int64)
-        # sum over i of s_i x_i^(-j): the transform with the inverse root.
+        # The transform with the inverse root yields the sums over i of s_i x_i^(-j).
         series[: code.k] = number_theoretic_transform(scaled_values, code.transform_size, inverse=True)[
             : code.k
         ]
@@ -107,7 +107,7 @@ class InterpolationPlan:
 
 
 def number_theoretic_transform(values: Array, size: int, inverse: bool = False) -> Array:
-    """sum over j of values_j w^(i j) for i = 0..size-1 along the first axis, modulo 65537."""
+    """Return sum over j of values_j w^(i j) for i = 0..size-1 along the first axis, modulo 65537."""
     root = pow(PRIMITIVE_ROOT, (PRIME - 1) // size, PRIME)
     twiddles = modular_powers(pow(root, -1, PRIME) if inverse else root, max(1, size // 2))
     out = np.ascontiguousarray(values[_bit_reversed_indices(size)])
@@ -117,7 +117,10 @@ def number_theoretic_transform(values: Array, size: int, inverse: bool = False) 
 
 @compile_if_possible
 def _transform_in_place(values, twiddles):  # type: ignore[no-untyped-def]
-    """Cooley and Tukey, in place on rows in bit-reversed order. 2^16 = -1 replaces the division."""
+    """Apply the Cooley-Tukey transform in place to rows in bit-reversed order.
+
+    Since 2^16 = -1, the reduction modulo 65537 needs no division.
+    """
     size, width = values.shape
     half_size = 1
     while half_size < size:
@@ -139,10 +142,10 @@ def _transform_in_place(values, twiddles):  # type: ignore[no-untyped-def]
 
 
 def modular_powers(base: int, n_powers: int) -> Array:
-    """base^0 .. base^(count - 1)."""
+    """Return base^0 .. base^(n_powers - 1) modulo 65537."""
     out = np.ones(n_powers, np.int64)
     n_known = 1
-    while n_known < n_powers:  # by doubling
+    while n_known < n_powers:  # Each pass doubles the number of known powers.
         n_new = min(n_known, n_powers - n_known)
         out[n_known : n_known + n_new] = out[:n_new] * pow(base, n_known, PRIME) % PRIME
         n_known += n_new
@@ -150,7 +153,7 @@ def modular_powers(base: int, n_powers: int) -> Array:
 
 
 def polynomial_from_roots(points: Array) -> Array:
-    """The coefficients, lowest first, of the product of (x - point)."""
+    """Return the coefficients, lowest first, of the product of (x - point)."""
     coefficients = np.zeros(len(points) + 1, np.int64)
     coefficients[0] = 1
     for degree, point in enumerate(points.tolist(), 1):
@@ -162,7 +165,7 @@ def polynomial_from_roots(points: Array) -> Array:
 
 
 def modular_inverses(values: Array) -> Array:
-    """1 / values, as values^(P - 2): all 16 bits of that are set."""
+    """Return 1 / values, as values^(P - 2): the exponent P - 2 has all 16 bits set."""
     out, base = np.ones_like(values), values % PRIME
     for _ in range(16):
         out, base = out * base % PRIME, base * base % PRIME
@@ -170,10 +173,11 @@ def modular_inverses(values: Array) -> Array:
 
 
 def measure_quantization_error(n_terms: int, n_rows: int = 1000) -> float:
-    """Relative 2-norm error of A @ x for normal A and x as integers so small that no entry passes 65537 / 2.
+    """Return the relative 2-norm error of A @ x for normal A and x that are quantized to integers.
 
-    Bits are shared evenly. The sums are known only once they are computed; a user must know a
-    bound beforehand, here that of sums which are six times their standard deviation.
+    The integers are so small that sums stay below 65537 / 2. Bits are shared evenly between A and x. In
+    practice the sums are not known in advance and a bound is needed; here it is six times their standard
+    deviation.
     """
     rng = np.random.default_rng(0)
     A, x = rng.standard_normal((n_rows, n_terms)), rng.standard_normal(n_terms)

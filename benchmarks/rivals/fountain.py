@@ -1,7 +1,7 @@
 """LT codes over the reals (Luby 2002; rateless coded computing: Mallick et al., arXiv 1804.10331).
 
-Each coded block is a sum, with random signs, of randomly many data blocks: as many as the robust
-soliton distribution says.
+Each coded block is a sum, with random signs, of a random number of data blocks, drawn from the robust soliton
+distribution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NEAR_BEST_FRACTION = 0.005
 
 
 def robust_soliton(k: int, c: float, delta: float) -> Array:
-    """P(degree d), d = 1..k (Luby 2002, definition 11).
+    """Return the probabilities of degrees 1..k (Luby 2002, definition 11).
 
     >>> robust_soliton(4, 0.1, 0.5).sum().round(12)
     np.float64(1.0)
@@ -34,10 +34,14 @@ def robust_soliton(k: int, c: float, delta: float) -> Array:
 
 
 class LTCode(SparseCode):
-    """n coded blocks, none of which is a data block.
+    """An LT code of n coded blocks; no coded block is a data block.
 
-    c, delta : of the robust soliton distribution.
-    uses_inactivation : decoded by inactivation, not by peeling alone.
+    Parameters
+    ----------
+    c, delta : float
+        Parameters of the robust soliton distribution.
+    uses_inactivation : bool
+        Whether it is decoded by inactivation, or by peeling alone.
     """
 
     def __init__(self, n: int, k: int, c: float, delta: float, uses_inactivation: bool = False) -> None:
@@ -62,10 +66,10 @@ class LTCode(SparseCode):
 def tune_lt(
     n: int, k: int, n_trials: int, uses_inactivation: bool = False
 ) -> tuple[int, int, float, float, bool]:
-    """Arguments of the LT code that needs the fewest arrivals in the mean.
+    """Return the arguments of the LT code that needs the fewest arrivals on average.
 
-    Inactivation needs hardly more than k with most parameters: of those within half a per cent of the
-    best, the ones that encode with the fewest operations.
+    With inactivation, most parameters need hardly more than k arrivals. Of those within half a per cent of
+    the best, the code with the fewest encoding operations is chosen.
     """
     candidates = [
         (c, delta, uses_inactivation) for c, delta in product(C, DELTA[2:3] if uses_inactivation else DELTA)

@@ -1,7 +1,7 @@
-"""MDS codes over the reals: any k of n blocks decode, by a dense k x k solve at the worst.
+"""MDS codes over the reals: any k of n blocks decode, in the worst case by solving a dense k x k system.
 
-Gaussian coefficients are the best conditioned known. Of polynomial codes, the classical ones, only how large
-errors get is computed: their coefficients grow beyond what floats hold.
+Gaussian coefficients are the best conditioned known. For the classical polynomial codes, only the error
+amplification is computed, since their coefficients exceed the range of floats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from polarmap.codes.linear_code import SystematicCode
 
 
 class DenseSystematicCode(SystematicCode):
-    """[I; P] for any P, whose missing data are the least-squares solution of the parity that arrived."""
+    """A code [I; P] for any P, which finds missing data by least squares from the parity that arrived."""
 
     name, requirement = "dense", "linear"
     encoding_matrix = np.empty((0, 0))
@@ -27,7 +27,7 @@ class DenseSystematicCode(SystematicCode):
 
 
 class GaussianMDSCode(RivalCode):
-    """[I; P] with P of independent normal coefficients, scaled so that its rows have unit norm."""
+    """A code [I; P] with P of independent normal coefficients, scaled to rows of unit norm."""
 
     name = "dense Gaussian"
 
@@ -47,8 +47,8 @@ class GaussianMDSCode(RivalCode):
         return PolarmapPlan(DenseSystematicCode(self.parity_matrix), arrived_indices, modular=False)
 
 
-# Of codes whose data and parity are the values of one polynomial of degree below k: equally spaced, and the
-# zeros of a Chebyshev polynomial, which are optimal while all of them are there.
+# Evaluation points of codes whose data and parity are the values of one polynomial of degree below k: equally
+# spaced, and the zeros of a Chebyshev polynomial, which are optimal if all values are available.
 EVALUATION_POINTS: dict[str, Callable[[int], Array]] = {
     "Vandermonde": lambda n: np.linspace(-1, 1, n),
     "Chebyshev": lambda n: np.cos((2 * np.arange(n) + 1) * np.pi / (2 * n)),
@@ -56,13 +56,14 @@ EVALUATION_POINTS: dict[str, Callable[[int], Array]] = {
 
 
 def compute_log10_amplification(points: Array, arrived_indices: Array) -> float:
-    """log10 of the largest relative error of a data block, one per rounding unit, of k blocks that arrived.
+    """Return log10 of the largest relative error of a data block, in rounding units, for k arrived blocks.
 
-    Data lies at random among the points: what is missing is then spread out, whichever it is.
+    Data blocks are at random positions among the points, so that missing points are spread out for every
+    pattern.
     """
     k, points = len(arrived_indices), np.random.default_rng(0).permutation(points)
     parity = log_lagrange_weights(points[:k], points[k:])
-    log_norms = np.append(np.zeros(k), log_norm(parity))  # of the coefficients of each coded block
+    log_norms = np.append(np.zeros(k), log_norm(parity))  # Norms of the coefficients of each coded block.
     missing_indices = np.setdiff1d(np.arange(k), arrived_indices)
     if not len(missing_indices):
         return 0.0
@@ -73,9 +74,10 @@ def compute_log10_amplification(points: Array, arrived_indices: Array) -> float:
 
 
 def log_lagrange_weights(known_points: Array, evaluation_points: Array) -> Array:
-    """log|w| of the weights of values at x in the values at y by Lagrange, beyond floats: (y, x).
+    """Return log|w| of the Lagrange weights of values at x in the values at y, shape (y, x).
 
-    w_ij = A(y_i) / (A'(x_j) (y_i - x_j)) with A(y) = product of (y - x_j).
+    The weights themselves would exceed the range of floats: w_ij = A(y_i) / (A'(x_j) (y_i - x_j)) with A(y) =
+    product of (y - x_j).
     """
     gaps = np.subtract.outer(known_points, known_points)
     np.fill_diagonal(gaps, 1.0)
@@ -84,6 +86,6 @@ def log_lagrange_weights(known_points: Array, evaluation_points: Array) -> Array
 
 
 def log_norm(logarithms: Array) -> Array:
-    """log of the 2-norm of each row of numbers given by their logarithms."""
+    """Return the log of the 2-norm of each row of numbers given by their logarithms."""
     row_max = logarithms.max(axis=1)
     return row_max + np.log(np.exp(2 * (logarithms - row_max[:, None])).sum(axis=1)) / 2

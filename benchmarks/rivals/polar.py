@@ -1,4 +1,4 @@
-"""The codes of polarmap, seen as one more rival: the same measurements for all."""
+"""The codes of polarmap behind the interface of rival codes, so that all are measured alike."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from polarmap.planning.decodability import count_arrivals_needed, sequential_dec
 
 
 class PolarRival(RivalCode):
-    """A PolarCode with floating blocks.
+    """A PolarCode with floating-point blocks, or with integers.
 
-    rotation: the real decoder decides, with its own threshold of what is singular. arikan: the
-    optimal decoder by rank, the sequential one by one sweep over all orders at once.
+    With the rotation kernel, the real decoder decides whether blocks suffice, by its own threshold for
+    singular systems. With the arikan kernel, the optimal decoder decides by rank, and the sequential decoder
+    by one sweep over all orders.
     """
 
     def __init__(self, code: PolarCode, is_integer: bool = False) -> None:
@@ -55,7 +56,7 @@ class PolarRival(RivalCode):
 
 
 class PolarmapPlan:
-    """polarmap's own plan of one pattern, of any systematic code."""
+    """polarmap's own plan for one arrival pattern, of any systematic code."""
 
     def __init__(self, code: Any, arrived_indices: Array, modular: bool) -> None:
         arrived_mask = np.zeros(code.n, bool)
@@ -71,7 +72,7 @@ class PolarmapPlan:
                 )
             )
         elif isinstance(decoder, SyndromeDecoder):
-            assert not decoder.rank_deficit  # which solves for the missing blocks
+            assert not decoder.rank_deficit  # The decoder solves for the missing blocks.
             self.operations = _count_encode_operations(code) + 2.0 * len(decoder.missing_indices) * len(
                 decoder.arrived_parity_indices
             )
@@ -99,10 +100,11 @@ def _format_levels(code: PolarCode) -> str:
 
 def _count_encode_operations(code: PolarCode) -> float:
     k, r = code.k, code.n - code.k
-    if code.kernel == "arikan":  # two butterflies of additions
+    if code.kernel == "arikan":  # Encoding takes two butterflies of additions.
         return float(code.mother_code_length * code.levels)
     if min(k, r) <= MAX_DENSE_ROWS:
         return 2.0 * k * r
     size = max(16, round_up_to_power_of_two(min(k, r)))
     groups = -(-k // size) + -(-r // size)
-    return groups * 3.0 * size * (size.bit_length() - 1) + k + 2 * r  # four products, two sums a pair
+    # A pair takes four products and two sums.
+    return groups * 3.0 * size * (size.bit_length() - 1) + k + 2 * r

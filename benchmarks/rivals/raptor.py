@@ -1,8 +1,8 @@
 """A code like Raptor codes (Shokrollahi 2006; RFC 5053), over the reals.
 
-Hidden blocks obey a few equations of their own, sparse ones and dense ones; a coded block is a sum, with
-random signs, of a few hidden blocks: as many as the distribution of degrees of RFC 5053 says. The first
-k coded blocks are the data: encoding solves for the hidden blocks, as decoding does, by inactivation.
+Hidden blocks satisfy a few sparse and dense equations. A coded block is a sum, with random signs, of a few
+hidden blocks; their number has the degree distribution of RFC 5053. The first k coded blocks are the data.
+Encoding solves for the hidden blocks by inactivation, as decoding does.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import numpy as np
 
 from benchmarks.rivals.sparse import EquationGraph, GraphDecoder, SparseCode
 
-# RFC 5053, 5.4.4.2: degrees, and shares of 2^20.
+# Degrees and their cumulative probabilities in units of 2^-20 (RFC 5053, 5.4.4.2).
 DEGREES = (1, 2, 3, 4, 10, 11, 40)
 DEGREE_PROBABILITIES = np.diff([0, 10241, 491582, 712794, 831695, 948446, 1032189, 1048576]) / (1 << 20)
-N_SEEDS = 20  # tried for the smallest parity blocks; as the RFC chooses a systematic index for each k
+# Seeds tried to find the smallest parity blocks, as the RFC chooses a systematic index for each k.
+N_SEEDS = 20
 
 
 class RaptorCode(SparseCode):
-    """n coded blocks, the first k of them the data."""
+    """A systematic code of n coded blocks, the first k of them the data."""
 
     name = "Raptor"
 
@@ -28,7 +29,7 @@ class RaptorCode(SparseCode):
         self.n, self.k, self.seed = n, k, seed
         rng = np.random.default_rng(seed)
         n_sparse, n_dense = count_precode_equations(k)
-        first_dense = k + n_sparse  # of the hidden blocks that the dense equations give
+        first_dense = k + n_sparse  # The first hidden block that a dense equation defines.
         n_hidden = first_dense + n_dense
         equations: list[list[int]] = [[k + i] for i in range(n_sparse)]
         for block in range(k):
@@ -58,7 +59,7 @@ class RaptorCode(SparseCode):
 
 
 def count_precode_equations(k: int) -> tuple[int, int]:
-    """How many sparse and dense equations hold among the hidden blocks (RFC 5053, 5.4.2.3).
+    """Return the numbers of sparse and dense equations of the hidden blocks (RFC 5053, 5.4.2.3).
 
     >>> count_precode_equations(24), count_precode_equations(768)
     ((11, 7), (53, 12))
@@ -73,7 +74,7 @@ def is_prime(p: int) -> bool:
 
 
 def tune_raptor(n: int, k: int) -> tuple[int, int, int]:
-    """Arguments of the code whose largest parity block is the smallest."""
+    """Return the arguments of the code whose largest parity block is the smallest."""
     noise = np.random.default_rng(0).standard_normal((k, 64))
     codes = (code for seed in range(N_SEEDS) if (code := RaptorCode(n, k, seed)).is_systematic)
     best_code = min(codes, key=lambda code: float(np.linalg.norm(code.encode(noise), axis=1).max()))

@@ -1,10 +1,10 @@
-"""Sparse codes: peeling, and inactivation where peeling stops.
+"""Sparse codes, decoded by peeling, and by inactivation once peeling stops.
 
-Peeling finds a block wherever one equation has a single unknown left. Where it stops, inactivation
-(as decoders of Raptor codes do it, RFC 5053) sets an unknown block aside and goes on as if it were
-known; a small dense system finds those set aside in the end. The equations bind the coded blocks
-(LDPC, product codes) or say which hidden blocks a coded block is the sum of (LT, Raptor). What is
-found from what depends on bits only and is planned first; blocks are touched when a plan is followed.
+Peeling recovers a block whenever an equation has a single unknown left. When it stops, inactivation (as in
+decoders of Raptor codes, RFC 5053) marks an unknown block as inactive and continues as if it were known; a
+small dense system yields the inactive blocks at the end. The equations either relate the coded blocks (LDPC,
+product codes) or define each coded block as a sum of hidden blocks (LT, Raptor). A plan depends only on which
+blocks have arrived, and is made first. Following it processes the blocks.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ MAX_EXACT_NORMS = 1024
 class EquationGraph(NamedTuple):
     """Sparse equations: for each i, sum over its entries of coefficient * block[member] = 0.
 
-    starts : entries of equation i are starts[i] .. starts[i + 1].
-    members, coefficients : of all entries.
-    n_blocks : how many there are.
+    Attributes
+    ----------
+    starts : Array
+        Entries of equation i are starts[i] .. starts[i + 1].
+    members, coefficients : Array
+        Block and coefficient of each entry, for all equations.
+    n_blocks : int
+        Number of blocks.
     """
 
     starts: Array
@@ -43,11 +48,14 @@ class EquationGraph(NamedTuple):
 
 
 class GraphDecoder:
-    """The decoder of a graph.
+    """A decoder for a graph of equations.
 
-    n_wanted : blocks 0..wanted-1 are to be found, and may be set aside: all others follow from them.
-    uses_inactivation : whether results are awaited until inactivation decodes, or longer, until peeling alone
-        does.
+    Parameters
+    ----------
+    n_wanted : int
+        Blocks 0 .. n_wanted - 1 must be recovered and may become inactive; all others follow from them.
+    uses_inactivation : bool
+        Whether the decoder uses inactivation, or waits for more results until peeling suffices.
     """
 
     def __init__(self, graph: EquationGraph, n_wanted: int, uses_inactivation: bool = False) -> None:
@@ -55,7 +63,7 @@ class GraphDecoder:
 
     @cached_property
     def _equations_by_block(self) -> tuple[Array, Array]:
-        """For each block the equations it stands in: starts, equations."""
+        """The equations of each block, as starts and a flat array of equations."""
         equations = np.repeat(np.arange(len(self.graph.starts) - 1), np.diff(self.graph.starts))
         by_block = np.argsort(self.graph.members, kind="stable")
         return np.append(0, np.cumsum(self._occurrences)), equations[by_block]
@@ -65,11 +73,14 @@ class GraphDecoder:
         return np.bincount(self.graph.members, minlength=self.graph.n_blocks)
 
     def count_arrivals(self, arrival_order: Array, min_arrivals: int) -> int:
-        """How many of the blocks in `arrival_order` must arrive; len(order) + 1 if all are too few.
+        """Return how many blocks in `arrival_order` must arrive; len(arrival_order) + 1 if all are too few.
 
-        min_arrivals : that can be enough.
+        Parameters
+        ----------
+        min_arrivals : int
+            The smallest number that could suffice.
         """
-        undecodable, decodable = min_arrivals - 1, len(arrival_order) + 1  # too few, enough
+        undecodable, decodable = min_arrivals - 1, len(arrival_order) + 1  # too few, and enough
         while decodable - undecodable > 1:
             middle = (undecodable + decodable) // 2
             undecodable, decodable = (
@@ -80,7 +91,7 @@ class GraphDecoder:
     def _is_decodable(self, arrived_blocks: Array) -> bool:
         if self.uses_inactivation:
             return self.make_plan(arrived_blocks).is_decodable
-        useful_mask = np.zeros(len(self.graph.starts) - 1, bool)  # nothing is set aside
+        useful_mask = np.zeros(len(self.graph.starts) - 1, bool)  # No block becomes inactive.
         *_, is_complete = _peel_and_inactivate(
             *self.graph[:2],
             *self._equations_by_block,
@@ -99,12 +110,17 @@ class GraphDecoder:
     def make_plan(
         self, arrived_blocks: Array, input_rows: Array | None = None, wanted_blocks: Array | None = None
     ) -> GraphPlan:
-        """How to find the blocks `wanted_blocks` (by default those of the code) from those that arrived.
+        """Return a plan for recovering `wanted_blocks` from the arrived blocks.
 
-        input_rows : the rows in which these are given, by default 0, 1, ...
+        Parameters
+        ----------
+        input_rows : Array | None
+            Rows in which the arrived blocks are given, by default 0, 1, ...
+        wanted_blocks : Array | None
+            By default the wanted blocks of the decoder.
         """
         graph, arrived_mask = self.graph, self._make_arrived_mask(arrived_blocks)
-        # What stands in one equation only and is missing makes that equation say nothing of others.
+        # An equation cannot help to find other blocks if it has a missing block that is in no other equation.
         unrecoverable_mask = ~arrived_mask & (self._occurrences == 1)
         unrecoverable_mask[: self.n_wanted] = False
         useful_mask = np.ones(len(graph.starts) - 1, bool)
@@ -125,10 +141,14 @@ class GraphDecoder:
 
 
 class GraphPlan:
-    """How to find some blocks from others.
+    """A plan for recovering some blocks from others.
 
-    is_decodable : whether that determines them.
-    operations : additions, and multiplications of the dense part, for one number of every block.
+    Attributes
+    ----------
+    is_decodable
+        Whether the arrived blocks determine the wanted ones.
+    operations
+        Additions, and multiplications of the dense part, for one number of every block.
     """
 
     def __init__(
@@ -148,7 +168,7 @@ class GraphPlan:
         if not self.is_decodable:
             return
         unused_equations = unused_equations if len(inactivated) else unused_equations[:0]
-        # The equations that found nothing are left to find what was set aside; each gets a row of its own.
+        # Unused equations determine the inactive blocks. Each gets an extra row for its sum.
         self._unused_rows = np.arange(graph.n_blocks, graph.n_blocks + len(unused_equations))
         needed_mask = _find_needed_steps(
             *graph[:2], targets, sources, unused_equations, wanted_blocks, graph.n_blocks
@@ -175,7 +195,7 @@ class GraphPlan:
         )
 
     def decode(self, blocks: Array) -> Array:
-        """The blocks wanted, (wanted, b)."""
+        """Return the wanted blocks, (wanted, b)."""
         decoded = np.empty((len(self._wanted_blocks), blocks.shape[1]))
         n_rows = self._graph.n_blocks + len(self._unused_rows)
 
@@ -194,9 +214,7 @@ class GraphPlan:
 
 
 class SparseCode(RivalCode):
-    """A code by its graph: `coded_indices` and `data_indices` are which of its blocks are the coded and the
-    data blocks.
-    """
+    """A code defined by a graph; `coded_indices` and `data_indices` select its coded and data blocks."""
 
     decoder: GraphDecoder
     coded_indices: Array
@@ -212,7 +230,7 @@ class SparseCode(RivalCode):
 
     @cached_property
     def norms(self) -> Array:  # type: ignore[override]
-        """Exact, or for large k by the law of large numbers."""
+        """The norms: exact, or for large k an estimate by random signs."""
         if self.k <= MAX_EXACT_NORMS:
             return np.linalg.norm(self.encode(np.eye(self.k)), axis=1)
         data = np.random.default_rng(0).choice([-1.0, 1.0], (self.k, MAX_EXACT_NORMS))
@@ -231,9 +249,9 @@ class SparseCode(RivalCode):
 
 
 def mean_arrivals(code: SparseCode, n_trials: int) -> float:
-    """The mean arrivals needed, never counting as 2 n, by which parameters are chosen."""
+    """Return the mean number of arrivals needed, for choosing parameters; never decoding counts as 2 n."""
     n_orders = max(2, n_trials // 10) if code.decoder.uses_inactivation else n_trials
-    # others than those that codes are measured by
+    # The seed differs from that of the orders by which codes are measured.
     n_arrivals = code.count_arrivals(sample_arrival_orders(code.n, n_orders, seed=1))
     return float(np.where(n_arrivals > code.n, 2 * code.n, n_arrivals).mean())
 
@@ -242,14 +260,14 @@ def mean_arrivals(code: SparseCode, n_trials: int) -> float:
 def _peel_and_inactivate(
     starts, members, block_starts, block_equations, arrived_mask, useful_mask, n_wanted, with_inactivation
 ):  # type: ignore[no-untyped-def]
-    """Blocks found, the equations that gave them, blocks set aside, equations left over, if all are known.
+    """Return targets and equations of all steps, inactive blocks, unused equations, and whether all is known.
 
-    Peeling alone, unless it `with_inactivation` where that stops, by setting blocks aside.
+    Blocks are made inactive only if `with_inactivation`.
     """
     equations, blocks = len(starts) - 1, len(arrived_mask)
     n_unknown = starts[1:] - starts[:-1]
     unknown_xor = np.zeros(equations, np.int64)
-    # useful equations with two unknowns or more that a block is in
+    # The number of useful equations of each block with at least two unknowns.
     n_waiting_equations = np.zeros(blocks, np.int64)
     for equation in range(equations):
         for entry in range(starts[equation], starts[equation + 1]):
@@ -290,7 +308,7 @@ def _peel_and_inactivate(
                         queue[tail] = last_unknown
                         tail += 1
         best_block = -1
-        for block in range(n_wanted):  # the one that most equations wait for
+        for block in range(n_wanted):  # Choose the unknown block of the most waiting equations.
             if not known_mask[block] and (
                 best_block < 0 or n_waiting_equations[block] > n_waiting_equations[best_block]
             ):
@@ -308,7 +326,7 @@ def _peel_and_inactivate(
 
 @compile_if_possible
 def _find_needed_steps(starts, members, targets, sources, unused_equations, wanted_blocks, n_blocks):  # type: ignore[no-untyped-def]
-    """Which steps give a block that is wanted or that a later step or a spare equation uses."""
+    """Return a mask of the steps whose block is wanted or used by a later step or an unused equation."""
     used_mask, needed_mask = np.zeros(n_blocks, np.bool_), np.zeros(len(targets), np.bool_)
     for block in wanted_blocks:
         used_mask[block] = True
@@ -325,7 +343,10 @@ def _find_needed_steps(starts, members, targets, sources, unused_equations, want
 
 @compile_if_possible
 def _execute_steps(targets, sources, starts, members, coefficients, values):  # type: ignore[no-untyped-def]
-    """Fill in the targets, in place on values (blocks, b); one that is no member gets the equation's sum."""
+    """Compute the target of each step in place on values (blocks, b).
+
+    A target that is no member of its equation receives the sum of the equation.
+    """
     for step in range(len(targets)):
         target, equation = targets[step], sources[step]
         row = values[target]

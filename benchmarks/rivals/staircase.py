@@ -1,9 +1,8 @@
 """LDPC staircase codes over the reals: the standard for large erasure codes (RFC 5170, RFC 6816).
 
-Every parity block is a combination of some data blocks and of the parity block before it, so
-encoding takes as many additions as the graph has edges. RFC 5170 gives all data blocks three
-equations; a share of data blocks with more (an irregular repeat-accumulate code) does better when
-there are many.
+Every parity block is a combination of some data blocks and the previous parity block, so encoding takes as
+many additions as the graph has edges. RFC 5170 puts every data block into three equations. A share of data
+blocks with more equations (an irregular repeat-accumulate code) performs better if there are many blocks.
 """
 
 from __future__ import annotations
@@ -15,17 +14,21 @@ import numpy as np
 from benchmarks.rivals import Array
 from benchmarks.rivals.sparse import EquationGraph, GraphDecoder, SparseCode, mean_arrivals
 
-HIGHER_FRACTIONS = (0.0, 0.1, 0.2, 0.3)  # of data blocks of higher degree
+HIGHER_FRACTIONS = (0.0, 0.1, 0.2, 0.3)  # Shares of data blocks with a higher degree.
 HIGHER_DEGREES = (8, 16, 30)
-CARRY_COEFFICIENT = 0.7  # of one parity block into the next: with 1 they grow as a random walk does
+# Coefficient of the previous parity block: with 1, parity would grow like a random walk.
+CARRY_COEFFICIENT = 0.7
 
 
 class StaircaseCode(SparseCode):
-    """n blocks, the first k of them the data.
+    """A code of n blocks, the first k of them the data.
 
-    higher_fraction, higher_degree : a share of the data blocks stands in `higher_degree` equations, the
-        others in three.
-    uses_inactivation : decoded by inactivation, not by peeling alone.
+    Parameters
+    ----------
+    higher_fraction, higher_degree : float, int
+        A share of the data blocks is in `higher_degree` equations, the rest in three.
+    uses_inactivation : bool
+        Whether it is decoded by inactivation, or by peeling alone.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class StaircaseCode(SparseCode):
 
 
 def _spread_over_equations(degrees: Array, n_equations: int, rng: np.random.Generator) -> list[Array]:
-    """The data blocks of each equation: blocks in `degrees` distinct ones, evenly over them."""
+    """Return the data blocks of each equation; block i is in degrees[i] equations, evenly spread."""
     members: list[list[int]] = [[] for _ in range(n_equations)]
     free_slots = rng.permutation(np.arange(int(degrees.sum())) % n_equations).tolist()
     for block, degree in enumerate(degrees.tolist()):
@@ -61,7 +64,7 @@ def _spread_over_equations(degrees: Array, n_equations: int, rng: np.random.Gene
             slot = next(
                 (i for i in range(len(free_slots) - 1, -1, -1) if free_slots[i] not in chosen_equations), None
             )
-            if slot is None:  # only its own equations are left over
+            if slot is None:  # Only equations that already contain the block are left.
                 chosen_equations.append(
                     int(rng.choice(np.setdiff1d(np.arange(n_equations), chosen_equations)))
                 )
@@ -75,7 +78,7 @@ def _spread_over_equations(degrees: Array, n_equations: int, rng: np.random.Gene
 def tune_staircase(
     n: int, k: int, n_trials: int, uses_inactivation: bool = False
 ) -> tuple[int, int, float, int, bool]:
-    """Arguments of the mixture of degrees that needs the fewest arrivals in the mean."""
+    """Return the arguments of the mixture of degrees that needs the fewest arrivals on average."""
     mixtures = [(0.0, 8), *product(HIGHER_FRACTIONS[1:], HIGHER_DEGREES)]
     best_mixture = min(
         mixtures,

@@ -1,4 +1,4 @@
-"""Draws the figures of the documentation: python docs/figures/draw.py"""
+"""Draw the figures of the documentation: python docs/figures/draw.py"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from polarmap.planning import ShiftedExponential, completion_time, polarize, virtual_medians, with_stragglers
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "polarmap"  # the same file from every run
+matplotlib.rcParams["svg.hashsalt"] = "polarmap"  # Makes every run write the same file.
 matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot as plt  # noqa: E402
 
@@ -43,7 +43,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], *, d
 
 
 def pipeline() -> None:
-    """Six data blocks, two parity blocks, two workers that never answer."""
+    """Draw six data blocks, two parity blocks, and two workers that never reply."""
     figure, axes = plt.subplots(figsize=(8.4, 4.6))
     heads = {0.75: "data", 4.25: "coded blocks", 7.75: "workers", 11.25: "results"}
     for x, head in heads.items():
@@ -69,7 +69,7 @@ def pipeline() -> None:
 
 
 def completion() -> None:
-    """The distribution of the completion time, by scheme."""
+    """Draw the distribution of the completion time for each scheme."""
     distribution = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     rng = np.random.default_rng(0)
     times = np.sort(distribution.sample(rng, (5_000, 32)), axis=1)
@@ -91,7 +91,7 @@ def completion() -> None:
 
 
 def four_workers() -> None:
-    """The 4 x 4 construction: later and earlier of pairs of workers, and again of these."""
+    """Draw the 4 x 4 construction: the later and earlier of pairs of workers, applied twice."""
     figure, axes = plt.subplots(figsize=(8.4, 3.4))
     real = [f"worker {index}" for index in range(4)]
     pairs = ["later of 0, 2", "later of 1, 3", "earlier of 0, 2", "earlier of 1, 3"]
@@ -119,7 +119,7 @@ def four_workers() -> None:
 
 
 def polarization_rate() -> None:
-    """Mean squared increments by depth below their bound, and where the steps lie."""
+    """Draw mean squared increments by depth with their bound, and the run times of virtual workers."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
     depths = np.arange(17)
     rows = [polarize([0.5], depth) for depth in depths]

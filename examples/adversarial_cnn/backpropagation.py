@@ -1,4 +1,4 @@
-"""Derivatives of the network, for its training; the attack does without."""
+"""Derivatives of the network for its training; the attack does not use them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from network import Arrays, layer_input, strided_windows
 def backward(
     kernels: Arrays, layer_outputs: Arrays, output_gradient: np.ndarray
 ) -> tuple[Arrays, np.ndarray]:
-    """The gradients by kernels, and by what the first layer makes, of what has these slopes by the scores."""
+    """Return the gradients by the kernels, and by the first layer's output, of a function of the scores.
+
+    Parameters
+    ----------
+    output_gradient : np.ndarray
+        Gradient of that function by the scores.
+    """
     gradients: Arrays = []
     for layer in reversed(range(len(kernels))):
         features = layer_input(layer_outputs[: layer + 1])
@@ -24,7 +30,7 @@ def backward(
 def input_gradient(
     kernel: np.ndarray, output_gradient: np.ndarray, input_shape: tuple[int, ...]
 ) -> np.ndarray:
-    """The slope by what enters a layer, of this shape, from that by what it makes."""
+    """Return the gradient by the input of a layer, from the gradient by its output."""
     spread = np.tensordot(output_gradient, kernel, (3, 3))
     gradient = np.zeros(input_shape, output_gradient.dtype)
     for i, j in np.ndindex(5, 5):

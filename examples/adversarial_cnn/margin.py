@@ -1,4 +1,4 @@
-"""What a black box tells of an image: by how much another class wins."""
+"""The margin of a black box: by how much another class wins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from network import Arrays, forward
 
 
 def make_margin(kernels: Arrays, image: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """By how much the class that is second at `image` beats the first, at x or at many x."""
+    """Return a function of one or many x: the score of the second class at `image` minus the first's."""
     second, first = forward(kernels, image[None])[-1].ravel().argsort()[-2:]
 
     def margin(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The least change of an image that makes its margin positive, from values and gradients of that alone."""
+"""Find the smallest change of an image that makes its margin positive, from margins and gradients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def find_minimal_change(
     image: np.ndarray,
     max_steps: int = 12,
 ) -> np.ndarray | None:
-    """min |x - image| such that margin(x) = 0.05 and 0 <= x <= 1; None if not found in `max_steps` steps.
+    """Minimize |x - image| such that margin(x) = 0.05 and 0 <= x <= 1; return None if no step succeeds.
 
-    Each goes to the solution for a linear margin, but half way after the second, lest they go back and forth.
+    Each step goes to the solution for a linearized margin; after the second, half way, to prevent
+    oscillation.
     """
     x, value, best = image, margin(image), None
     for step in range(max_steps):
@@ -32,7 +33,7 @@ def find_minimal_change(
 def project_on_margin(
     image: np.ndarray, x: np.ndarray, value: np.ndarray, gradient: np.ndarray
 ) -> np.ndarray:
-    """The point of [0, 1] closest to `image` at which value + slope . (point - x) = 0, or short of that."""
+    """Return the point of [0, 1] closest to `image` with value + gradient . (point - x) = 0, if possible."""
 
     def point_at(t: float) -> np.ndarray:
         return np.clip(image + t * gradient, 0, 1)
@@ -40,7 +41,7 @@ def project_on_margin(
     def linear_margin(t: float) -> float:
         return value + float(np.vdot(gradient, point_at(t) - x))
 
-    t_max = 100 / abs(gradient).max()  # there, almost every pixel is 0 or 1
+    t_max = 100 / abs(gradient).max()  # almost every pixel is 0 or 1 there
     return (
         point_at(brentq(linear_margin, 0, t_max))
         if linear_margin(0) < 0 < linear_margin(t_max)

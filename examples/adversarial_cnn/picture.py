@@ -1,4 +1,4 @@
-"""Images, their changes and what has become of them, one below the other."""
+"""Draw images, their changes and the changed images below one another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ AMPLIFICATION = 10
 
 
 def save_figure(changes: list[tuple[np.ndarray, np.ndarray, str]], path: str) -> None:
-    """Draw (image, changed image, title), changes amplified around grey."""
+    """Draw (image, changed image, title) in columns, with changes amplified around grey."""
     figure = Figure((1.6 * len(changes), 4.6), layout="tight")
     for (image, changed, title), axes in zip(changes, figure.subplots(3, len(changes), squeeze=False).T):
         axes[0].set_title(title, fontsize=10)

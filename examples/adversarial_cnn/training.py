@@ -1,4 +1,4 @@
-"""Training of the network: Adam on the cross-entropy, in batches of 64."""
+"""Train the network with Adam on the cross-entropy, in batches of 64."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 
-@threadpool_limits.wrap(limits=1)  # for products this small, threads of BLAS wait more than they work
+@threadpool_limits.wrap(limits=1)  # BLAS threads slow such small products down.
 def train_network(images: np.ndarray, labels: np.ndarray, n_epochs: int = 8, seed: int = 0) -> Arrays:
-    """The kernels, after every image was seen `n_epochs` times."""
+    """Return the kernels after `n_epochs` passes over the images."""
     rng = np.random.default_rng(seed)
     images, targets = images.astype("f"), np.eye(labels.max() + 1)[labels]
     kernels = [
@@ -39,5 +39,5 @@ def train_network(images: np.ndarray, labels: np.ndarray, n_epochs: int = 8, see
 
 
 def accuracy(kernels: Arrays, images: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images that get the highest score where they should."""
+    """Return the share of images whose label has the highest score."""
     return float(np.mean(forward(kernels, images)[-1].reshape(len(images), -1).argmax(axis=1) == labels))

@@ -1,4 +1,4 @@
-"""A coded array as its callers hold it: its rows read by number and slice."""
+"""Tests of CodedArray objects: indexing, pickling, and opening arrays that earlier versions have stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from polarmap.testing import ReplayExecutor
     data=st.data(),
 )
 @settings(max_examples=40)
-def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
+def test_slices_match_numpy(tmp_path_factory, rows, inner, data):
     A = random_array((rows, *inner))
     k = compute_max_nonempty_blocks(rows, data.draw(st.integers(1, rows)))
     store = FolderStore(tmp_path_factory.mktemp("store"))
@@ -41,7 +41,7 @@ def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
         np.testing.assert_array_equal(coded[start:stop, ..., :2], A[start:stop, ..., :2])
 
 
-def test_rows_are_read_by_number_and_slice_only(store):
+def test_rows_are_read_only_by_integers_and_slices(store):
     coded = polarmap.encode(np.arange(8.0), name="a", storage=store)
     wrong = [
         *([1, 2], None, "a", slice(None, None, -1), slice(None, None, 0), slice(1.5), True, np.True_, 1.0),
@@ -56,8 +56,8 @@ def test_rows_are_read_by_number_and_slice_only(store):
     assert [float(row) for row in coded] == list(range(8))
 
 
-def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_was_used_for(store):
-    """So f that closes over it stays the same f; and nothing is pickled that other threads fill meanwhile."""
+def test_the_pickle_of_an_array_depends_on_neither_its_origin_nor_its_use(store):
+    # The fingerprint of an f that refers to the array must not change, and no caches may be pickled.
     A = random_array((12, 3))
     before = pickle.dumps(polarmap.encode(A, blocks=3, tasks=4, name="a", storage=store))
     coded = polarmap.open_coded("a", store)
@@ -72,7 +72,7 @@ def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_wa
 
 
 @pytest.mark.parametrize("shape", [(42,), (36, 3), (27, 2, 0), (90, 1_500), (8, 40_000)])
-def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, shape, monkeypatch):
+def test_iteration_reads_each_part_at_most_twice(store, shape, monkeypatch):
     A, reads, get = random_array(shape), [], type(store).get
     coded = polarmap.encode(A, name="a", storage=store, blocks=4, memory=1 << 20)
     parts = sum(len(coded.block_segments(block)) for block in range(4))
@@ -84,8 +84,8 @@ def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, sha
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
-def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
-    """An index that begins with all rows, a number or a slice means the same as in numpy."""
+def test_an_index_matches_numpy_or_raises_a_clear_error(store, shape):
+    # An index that starts with all rows, an integer or a slice means the same as in NumPy.
     A = random_array(shape)
     coded = polarmap.encode(A, name="a", storage=store)
     heads = [(...,), (slice(2, 7, 2),), (slice(-(2**70), 2**70),), (3,), (np.array(-2),), (np.uint8(1),)]
@@ -106,11 +106,11 @@ def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
         coded[0, slice("a", None)]
 
 
-# --- opened by name, also what earlier versions have stored ------------------------------------
+# --- opening arrays by name, including those of earlier versions ------------------------------------
 
 
 @pytest.mark.every_store
-def test_unknown_name_says_which_there_are(store, tmp_path):
+def test_the_error_for_an_unknown_name_lists_the_existing_arrays(store, tmp_path):
     with pytest.raises(
         MissingObjectError, match=r"the coded array 'b' does not exist in .*; existing arrays: none"
     ):
@@ -126,11 +126,12 @@ def test_unknown_name_says_which_there_are(store, tmp_path):
 
 A, B = np.arange(55).reshape(11, 5), np.arange(60).reshape(12, 5) / 7
 FLOATS_INTEGERS_RESULTS = {"floats": A / 7, "integers": (A % 13).astype("i2"), "results": -A / 7}
-# Archive of a folder -> the arrays in it. Of "results" block 1 had not arrived, nor, of those that are
-# encrypted, block 5; all else is whole.
+# The arrays in each archive of a folder. Block 1 of "results" had not arrived, nor had block 5 of the
+# encrypted "results". All other blocks are complete.
 STORED = {
     "before_zarr": FLOATS_INTEGERS_RESULTS,
-    # Stripes that are chunks, two that are joined to one, those that workers wrote, rebuilt ones.
+    # This archive contains stripes that are chunks, joined stripes, stripes written by workers, and rebuilt
+    # ones.
     "plain": {
         **FLOATS_INTEGERS_RESULTS,
         "joined": np.arange(52 * 3).reshape(52, 3) / 7,
@@ -138,7 +139,7 @@ STORED = {
         "repaired": A / 7,
     },
     "encrypted": {**FLOATS_INTEGERS_RESULTS, "by-workers": A / 7},
-    # Of RawObjects, once in parts that cross two of them; of ZarrObjects.
+    # These arrays were encoded from RawObjects, once with parts that span two objects, and from ZarrObjects.
     "objects": {"raw": B, "copied-in-part": B, "zarr": B},
 }
 KEY = "POLARMAP_STORED_KEY"
@@ -152,7 +153,7 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
     folder = Path(__file__).parent / "stored_by_earlier_versions"
     with zipfile.ZipFile(folder / f"{archive}.zip") as zipped:
         zipped.extractall(tmp_path)
-    theirs = [key for key in FolderStore(tmp_path).keys("") if key.startswith("mine/")]
+    user_keys = [key for key in FolderStore(tmp_path).keys("") if key.startswith("mine/")]
     assert polarmap.arrays.list_coded(tmp_path) == sorted(STORED[archive])
     for name, values in STORED[archive].items():
         coded = polarmap.open_coded(name, tmp_path, key=key)
@@ -167,9 +168,9 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
         if not coded.block_segments(2)[-1].key.startswith("mine/"):
             damage(coded.store, coded.block_segments(2)[-1], "appended")
             kinds.add("appended")
-        found = coded.check(executor=executor).damaged
-        assert {one.kind for one in found} >= kinds
-        assert len(found) > len(missing)
+        damaged = coded.check(executor=executor).damaged
+        assert {part.kind for part in damaged} >= kinds
+        assert len(damaged) > len(missing)
         np.testing.assert_allclose(coded[:], values, rtol=1e-12, atol=1e-12)
         coded.repair(executor=executor)
         again = polarmap.open_coded(name, tmp_path, key=key)
@@ -179,11 +180,11 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
             again.coded_blocks().component_leaves(again.n - 1)[0], parity(again, values)[-1]
         )
         coded.delete()
-    assert FolderStore(tmp_path).keys("") == theirs
+    assert FolderStore(tmp_path).keys("") == user_keys
 
 
 def parity(coded, values):
-    """The parity blocks of an array, from the code alone."""
+    """Return the parity blocks of an array, computed by its code alone."""
     whole = np.zeros((coded.k * coded.rows_per_block, *values.shape[1:]), values.dtype)
     whole[: len(values)] = values
     return coded.code.encode_parity(whole.reshape(coded.k, -1)).reshape(

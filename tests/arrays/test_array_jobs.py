@@ -1,4 +1,4 @@
-"""Tasks that read and store parts, done here and by workers alike."""
+"""Tests of tasks that read and store parts, in this process and on workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOATS = [np.dtype("f8")]
 
 
 class Counts(Observer):
-    """The progress that is shown for tasks done in this process."""
+    """An observer that records the progress of tasks in this process."""
 
     def __init__(self):
         self.shown = []
@@ -33,7 +33,7 @@ class Counts(Observer):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A store with the numbers 0, 1, 2, ... in one object each, 1,000 times."""
+    """Return a store whose objects 0, 1, 2, ... each contain their number 1,000 times."""
     store = FolderStore(tmp_path)
     for task in range(TASKS):
         store.put(f"in/{task}", np.full(1_000, float(task)).tobytes())
@@ -48,13 +48,13 @@ def output(folder):
     return OutputSpec(SegmentStore(folder).location, "out", 1_000)
 
 
-def doubled_with_note(blocks):
+def double_with_note(blocks):
     return [2 * blocks[0], np.arange(300) + blocks[0][0]]
 
 
 @pytest.mark.parametrize("executor", [None, ReplayExecutor()], ids=["here", "workers"])
-def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
-    """Also notes of which only a sample travels."""
+def test_arrays_are_stored_and_notes_are_returned_completely(folder, executor):
+    # A worker sends only a sample of such a long note, so the driver reads the whole note from storage.
     notes, where, observer = {}, {}, Counts()
 
     def put(task, number, array):
@@ -66,7 +66,7 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
 
     runner = ArrayJobRunner(SegmentStore(folder), executor, JobContext(EventStream([observer])))
     runner.run_tasks(
-        doubled_with_note,
+        double_with_note,
         SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS),
         take,
         output(folder),
@@ -78,7 +78,7 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
     assert observer.shown == ([] if executor else [(done, TASKS) for done in range(TASKS + 1)])
 
 
-def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
+def test_the_next_task_is_computed_while_a_result_is_stored(folder):
     computed = threading.Event()
 
     def f(blocks):
@@ -96,8 +96,8 @@ def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
     )
 
 
-def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
-    told, computed, before = [], [], set(threading.enumerate())
+def test_a_failing_storage_ends_the_tasks_without_reporting_the_failed_task(folder):
+    reported_tasks, computed, before = [], [], set(threading.enumerate())
 
     def f(blocks):
         computed.append(int(blocks[0][0]))
@@ -111,13 +111,13 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
     tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
     with pytest.raises(OSError, match="full"):
         ArrayJobRunner(SegmentStore(folder), None, PLAIN_CONTEXT).run_tasks(
-            f, tasks, lambda task, *_: told.append(task), output(folder), put
+            f, tasks, lambda task, *_: reported_tasks.append(task), output(folder), put
         )
-    assert (computed, told) == ([0, 1, 2], [0])
+    assert (computed, reported_tasks) == ([0, 1, 2], [0])
     assert set(threading.enumerate()) <= before
 
 
-def test_a_part_that_is_gone_is_named(folder):
+def test_the_error_for_a_missing_part_names_it(folder):
     folder.delete(["in/3"])
     tasks = SegmentTaskBlocks(SegmentStore(folder), parts(), FLOATS)
     with pytest.raises(NotDecodableError, match=r"in/3 is missing\. It was intact when"):

@@ -1,4 +1,4 @@
-"""Encoding: what is read back, what is stored, what is chosen, what is refused."""
+"""Tests of encoding: stored objects, values that are read back, default options and refused arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polarmap.errors import CodeError, StorageError
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_read_back_is_what_was_encoded(store, dtype):
+def test_an_encoded_array_is_read_back_unchanged(store, dtype):
     A = random_array((23, 5), dtype)
     polarmap.encode(A, blocks=4, tasks=7, name="a", storage=store)
     coded = polarmap.open_coded("a", store)
@@ -23,7 +23,7 @@ def test_what_is_read_back_is_what_was_encoded(store, dtype):
 
 
 @pytest.mark.every_store
-def test_parity_in_storage_is_that_of_the_code(store):
+def test_stored_parity_matches_the_code(store):
     A = random_array((24, 5))
     coded = polarmap.encode(A, blocks=4, tasks=7, name="a", storage=store)
     expected = PolarCode(7, 4).encode(A.reshape(4, 6, 5))
@@ -51,7 +51,7 @@ def test_integers_choose_the_exact_code(store):
 
 
 @pytest.mark.every_store
-def test_overwrite_replaces_and_leaves_nothing_of_the_old(store):
+def test_overwrite_removes_all_objects_of_the_old_array(store):
     polarmap.encode(np.zeros((8, 2)), blocks=4, name="a", storage=store)
     with pytest.raises(StorageError, match="already"):
         polarmap.encode(np.ones((8, 2)), blocks=4, name="a", storage=store)
@@ -88,13 +88,13 @@ def test_only_data_and_parity_are_stored(store):
         (None, "must be an array"),
     ],
 )
-def test_data_that_cannot_be_coded(store, data, message):
+def test_invalid_data_is_refused(store, data, message):
     with pytest.raises(CodeError, match=message):
         polarmap.encode(data, name="a", storage=store)
     assert store.keys("polarmap/") == []
 
 
-def test_sizes_that_cannot_be(store):
+def test_invalid_sizes_are_refused(store):
     for options, message in [
         ({"blocks": 9}, "more than the 8 rows"),
         ({"blocks": 4, "tasks": 4}, "no parity"),

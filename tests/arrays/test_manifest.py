@@ -1,4 +1,4 @@
-"""The format is what its page says, to a reader that has never seen polarmap."""
+"""Tests of the manifest format. The oracle is the reader on its page, which does not use polarmap."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def reader():
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "c16", "u1", "i8"])
-def test_the_reader_of_the_page_reads(tmp_path, dtype):
+def test_the_reader_on_the_page_reads_arrays(tmp_path, dtype):
     A = random_array((43, 9_000), dtype)
     polarmap.encode(A, blocks=6, tasks=8, name="a", storage=tmp_path, memory=MIB)
     np.testing.assert_array_equal(reader()(tmp_path, "a"), A)
 
 
-def test_the_reader_of_the_page_reads_numbers(tmp_path):
+def test_the_reader_on_the_page_reads_arrays_of_scalars(tmp_path):
     options = {"blocks": 6, "executor": polarmap.testing.ReplayExecutor()}
     A = random_array((42, 5))
     y = polarmap.coded_map(np.sum, A, out=polarmap.arrays.Stored("a", tmp_path), **options)
@@ -47,7 +47,7 @@ def test_the_reader_of_the_page_reads_numbers(tmp_path):
     assert "| `scalars` |" in PAGE.read_text()
 
 
-def test_the_fields_are_those_of_the_page(tmp_path):
+def test_the_fields_match_the_page(tmp_path):
     polarmap.encode(random_array((43, 5)), name="a", storage=tmp_path)
     (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
     shown, real = json.loads(example), json.loads((tmp_path / "polarmap/manifests/a.json").read_text())
@@ -59,14 +59,14 @@ def test_the_fields_are_those_of_the_page(tmp_path):
     assert zlib.crc32(text.encode()) == real["crc32"]
 
 
-def test_the_probe_is_what_the_page_says(tmp_path):
+def test_the_probe_matches_the_page(tmp_path):
     coded = polarmap.encode(random_array((48, 5)), name="a", storage=tmp_path)
     array = json.loads((tmp_path / "polarmap/manifests/a.json").read_text())["array"]
     expected = coded.code.encoding_matrix @ (np.arange(24) % 7)
     np.testing.assert_allclose(array["code"]["probe"], [*expected[:4], *expected[-4:]])
 
 
-def test_no_object_holds_a_secret_or_a_pickle(tmp_path):
+def test_no_object_contains_a_secret_or_a_pickle(tmp_path):
     store = FolderStore(tmp_path)
     polarmap.encode(np.full((24, 50), 7.0), name="a", storage=store)
     for key in store.keys("polarmap/"):
@@ -121,7 +121,7 @@ def test_damaged_manifests_are_refused(store, change, message):
     ],
 )
 def test_inconsistent_manifests_are_refused(store, change):
-    """Even with a checksum that fits, as somebody else's program may write it."""
+    # The checksum of these manifests is correct, because another program may have written them.
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     write_manifest(store, lambda array: array.update(change))
     with pytest.raises(StorageError):
@@ -131,8 +131,8 @@ def test_inconsistent_manifests_are_refused(store, change):
 @pytest.mark.parametrize("value", [None, "1", [1], -1, 1.0])
 @pytest.mark.parametrize("field", ["size", "offset"])
 @pytest.mark.parametrize("of_zarr", [False, True])
-def test_parts_without_a_place_are_refused_when_they_are_opened(store, field, value, of_zarr):
-    """Data and metadata of Zarr; else what is asked of the array later would raise errors of Python's own."""
+def test_parts_without_a_valid_range_are_refused_when_an_array_is_opened(store, field, value, of_zarr):
+    # Without this check of data and Zarr metadata, later operations would raise built-in errors of Python.
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     write_manifest(
         store,
@@ -145,7 +145,7 @@ def test_parts_without_a_place_are_refused_when_they_are_opened(store, field, va
 
 
 def test_more_chunks_than_stripes_are_refused_before_they_are_listed(store):
-    """No memory would hold them."""
+    # A list of all chunks would not fit into memory.
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
 
     def change(array):
@@ -176,7 +176,7 @@ def test_keys_that_leave_the_store_are_refused(store, key):
     ],
     ids=["numbers of numpy", "unequal workers", "fewer levels"],
 )
-def test_codes_are_described_whole(store, code):
+def test_manifests_describe_codes_completely(store, code):
     A = np.arange(16.0) if code.kernel == "rotation" else np.arange(16)
     polarmap.encode(A, code=code, name="a", storage=store)
     coded = polarmap.open_coded("a", store)
@@ -188,14 +188,14 @@ def test_codes_are_described_whole(store, code):
     np.testing.assert_allclose(coded[:], A, rtol=1e-12, atol=1e-12 * (A.dtype.kind == "f"))
 
 
-def test_a_code_that_comes_out_otherwise_is_refused(store):
+def test_a_code_with_other_coefficients_is_refused(store):
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     write_manifest(store, lambda array: array["code"].update(seed=array["code"]["seed"] + 1))
     with pytest.raises(StorageError, match="computes different parity blocks"):
         polarmap.open_coded("a", store)
 
 
-def test_a_manifest_of_brackets_alone_is_damaged(tmp_path):
+def test_a_manifest_of_nested_brackets_counts_as_damaged(tmp_path):
     polarmap.encode(random_array((24, 5)), name="a", storage=tmp_path)
     (tmp_path / "polarmap/manifests/a.json").write_text("[" * 100_000)
     with pytest.raises(StorageError, match="is damaged: it is not valid JSON"):
@@ -208,7 +208,7 @@ def test_a_manifest_of_brackets_alone_is_damaged(tmp_path):
 @pytest.mark.parametrize(
     "name", ["", "\0", "a\0", "..", "a/b", "../a", "a b", "-a", ".a", "a\n", "a" * 129, 7, None, "a..b"]
 )
-def test_bad_names_are_refused(store, name):
+def test_invalid_names_are_refused(store, name):
     for use in (lambda: polarmap.encode(np.arange(8.0), name=name, storage=store),
                 lambda: polarmap.open_coded(name, store)):  # fmt: skip
         with pytest.raises(StorageError, match="cannot name a coded array"):
@@ -216,6 +216,6 @@ def test_bad_names_are_refused(store, name):
     assert store.keys("polarmap/") == []
 
 
-def test_names_that_may_be():
+def test_valid_names_are_accepted():
     for name in ("a", "A.b-c_9", "9", "x" * 128):
         assert check_array_name(name) == name

@@ -1,4 +1,4 @@
-"""Reading: damaged parts are decoded; with NaN and inf what is finite is, the rest is refused by name."""
+"""Tests of reading: damaged parts are decoded, except for entries that NaN and inf make undecodable."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from polarmap.worker.segments import DamagedError
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}
 
 
-def undetermined(A, k, lost):
-    """By plain numpy: entries of lost data blocks where some data block, lost or not, is not finite."""
+def find_undetermined_entries(A, k, lost):
+    """Return a mask of the entries of lost data blocks at positions where some data block is not finite."""
     blocks = np.stack(cut(A, k))
     columns = ~np.isfinite(blocks).all(axis=0)
     mask = np.zeros(blocks.shape, bool)
@@ -41,19 +41,19 @@ def undetermined(A, k, lost):
     rows=st.integers(1, 12), k=st.integers(1, 5), extra=st.integers(1, 4), columns=st.integers(1, 5),
     dtype=st.sampled_from(sorted(TOLERANCE)), data=st.data(),
 )  # fmt: skip
-def test_what_is_finite_is_decoded_and_the_rest_refused_by_name(
+def test_finite_entries_are_decoded_and_an_error_names_undecodable_entries(
     tmp_path_factory, rows, k, extra, columns, dtype, data
 ):
     store = FolderStore(tmp_path_factory.mktemp("store"))
     total = max(k, k * rows - data.draw(st.integers(0, rows - 1), "padding"))
     places = data.draw(st.lists(st.integers(0, total * columns - 1), max_size=4, unique=True), "places")
     A = spoilt((total, columns), dtype, places, np.arange(len(places)) % 3)
-    coded, said = encode_with_warnings(A, blocks=k, tasks=k + extra, storage=store)
-    assert len(said) == bool(places)
+    coded, messages = encode_with_warnings(A, blocks=k, tasks=k + extra, storage=store)
+    assert len(messages) == bool(places)
     lost = data.draw(st.lists(st.integers(0, k + extra - 1), min_size=1, max_size=extra, unique=True), "lost")
     for block in lost:
         damage(store, coded.block_segments(block)[0], "missing")
-    before, unknown = objects(store), undetermined(A, k, lost)
+    before, unknown = objects(store), find_undetermined_entries(A, k, lost)
 
     for row in range(total):
         if unknown[row].any():
@@ -84,7 +84,7 @@ def entries(unknown):
 @settings(max_examples=60)
 @given(data=st.data())
 def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
-    """Floats with the arikan kernel: more may be decoded there, and nothing wrongly."""
+    # With the Arikan kernel, more floats can be decoded than with dense parity, but never wrongly.
     store = FolderStore(tmp_path_factory.mktemp("store"))
     decoder = data.draw(st.sampled_from(["optimal", "sequential"]))
     places = data.draw(st.lists(st.integers(0, 59), max_size=4, unique=True))
@@ -101,7 +101,7 @@ def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
         np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
 
 
-def test_damaged_parity_comes_back_with_its_nan(store):
+def test_repaired_parity_contains_its_nan(store):
     A = spoilt((24, 50), "f8", [7, 300], [0, 1])
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     stored = [coded.coded_blocks().component_leaves(block)[0] for block in range(6)]
@@ -114,10 +114,10 @@ def test_damaged_parity_comes_back_with_its_nan(store):
         np.testing.assert_array_equal(coded.coded_blocks().component_leaves(block)[0], stored[block])
 
 
-def test_filler_is_no_entry_that_could_be_lost(store):
-    """NaN instead of a padding row: all rows of the array are there to be decoded."""
+def test_padding_does_not_count_as_lost(store):
+    # The NaN is at the position of a padding row, so all rows of the array can be decoded.
     A = random_array((11, 3))
-    A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is padding
+    A[2, 1] = np.nan  # Row 11 of the four blocks of 3 rows is padding.
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     damage(store, coded.block_segments(3)[0], "missing")
     coded.repair()
@@ -125,8 +125,8 @@ def test_filler_is_no_entry_that_could_be_lost(store):
     np.testing.assert_allclose(coded.coded_blocks().component_leaves(3)[0][2], 0, atol=1e-9)
 
 
-def overflowing(dtype="f4"):
-    """Data of a (6, 4) code whose first parity block overflows in column 0, and that parity."""
+def make_overflowing_data(dtype="f4"):
+    """Return data for a (6, 4) code whose first parity block overflows in column 0, and the parity."""
     P = PolarCode(6, 4).encoding_matrix
     A = np.ones((4, 3), dtype)
     A[:, 0] = 0.6 * np.finfo(dtype).max * np.sign(P[0])
@@ -136,15 +136,15 @@ def overflowing(dtype="f4"):
     return A, parity
 
 
-def test_parity_that_overflows_is_an_erasure_there(store):
-    A, _ = overflowing()
-    coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
-    assert said == [
+def test_overflowing_parity_counts_as_erased_at_its_position(store):
+    A, _ = make_overflowing_data()
+    coded, messages = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
+    assert messages == [
         "the parity overflows float32 at 1 position of a block: if a block is lost, its entries at these "
         "positions cannot be decoded"
     ]
     damage(store, coded.block_segments(2)[0], "missing")
-    np.testing.assert_allclose(coded[:], A, rtol=1e-4)  # by the other parity block
+    np.testing.assert_allclose(coded[:], A, rtol=1e-4)  # Reading uses the other parity block.
     damage(store, coded.block_segments(3)[0], "missing")
     with pytest.raises(
         NotDecodableError, match=r"2 entries of blocks \[2, 3\] .* the first at index \[2, 0\]"
@@ -153,13 +153,13 @@ def test_parity_that_overflows_is_an_erasure_there(store):
     np.testing.assert_allclose(coded[:2], A[:2])
 
 
-def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
+def test_stripes_and_partial_reads_are_decoded_separately(store):
     A = random_array((8, 50_000))
     A[1, 40_000] = np.nan
-    coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
+    coded, messages = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
     assert len(coded.block_segments(0)) > 3
-    assert len(said) == 1
-    assert said[0].startswith("1 entry is NaN or inf, the first at index [1, 40000]:")
+    assert len(messages) == 1
+    assert messages[0].startswith("1 entry is NaN or inf, the first at index [1, 40000]:")
     for part in coded.block_segments(2):
         damage(store, part, "missing")
     np.testing.assert_allclose(coded[4], A[4], rtol=1e-9, atol=1e-9)
@@ -174,7 +174,7 @@ def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
 
 
 @pytest.mark.parametrize(("shape", "block"), [((11, 3), (3, 3)), ((4,), (1,)), ((7, 0, 2), (2, 0, 2))])
-def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, block):
+def test_metadata_of_blocks_is_known_without_reading(store, monkeypatch, shape, block):
     coded = polarmap.encode(random_array(shape), blocks=4, tasks=6, name="a", storage=store)
     monkeypatch.delattr(type(store), "get")
     blocks = coded.coded_blocks()
@@ -193,7 +193,7 @@ def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, 
     ]
 
 
-def test_blocks_that_are_single_numbers_are_no_arrays(store):
+def test_blocks_of_single_numbers_are_scalars(store):
     A, out = np.arange(8.0), polarmap.arrays.Stored("sums", store)
     y = polarmap.coded_map(np.sum, A, blocks=4, out=out, executor=ReplayExecutor())
     blocks = y.array.coded_blocks()
@@ -206,7 +206,7 @@ def test_blocks_that_are_single_numbers_are_no_arrays(store):
     np.testing.assert_array_equal(blocks.data_blocks.block_leaves(1)[0], 5)
 
 
-def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
+def test_a_worker_receives_a_block_as_stored_or_an_error(store):
     A = random_array((8, 50_000))
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
     blocks = coded.coded_blocks()
@@ -220,7 +220,7 @@ def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
     assert block.flags.writeable
 
 
-def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
+def test_a_map_of_an_array_with_an_undecodable_block_raises(store):
     A = random_array((12, 3))
     A[1, 1] = np.nan
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
@@ -233,14 +233,14 @@ def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
 
 @pytest.mark.parametrize("store", ["s3", "redis"], indirect=True)
 @pytest.mark.parametrize("part", [3, 60_000], ids=["whole", "in stripes"])
-def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
-    """But not more at once than there are blocks: they are held in memory."""
+def test_parts_in_a_bucket_are_read_concurrently(store, monkeypatch, part):
+    # At most one part of each block is read at a time, because the parts are held in memory.
     coded = polarmap.encode(random_array((8, part)), blocks=4, tasks=5, name="a", storage=store, memory=MIB)
-    get, together, reading, most = type(store).get, threading.Barrier(2), [], []
+    get, together, reading, n_reading = type(store).get, threading.Barrier(2), [], []
 
     def slow(*arguments):
         reading.append(arguments)
-        most.append(len(reading))
+        n_reading.append(len(reading))
         try:
             together.wait(60)
             return get(*arguments)
@@ -249,63 +249,63 @@ def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
 
     monkeypatch.setattr(type(store), "get", slow)
     np.testing.assert_array_equal(coded[:], random_array((8, part)))
-    assert 2 <= max(most) <= 5
+    assert 2 <= max(n_reading) <= 5
 
 
-# --- while somebody else repairs the array, or encodes another one of this name ----------------
+# --- while another process repairs the array, or encodes a new one of this name ----------------
 
 
 @pytest.fixture
 def results(tmp_path):
-    """2 A as three ask for it: of two who repair it, and of one who does not know; and A."""
+    """Return 2 A as an array, the same array opened a second time, and A."""
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
     options = {"blocks": 4, "tasks": 6, "executor": late}
     y = polarmap.coded_map(lambda block: 2 * block, A, out=Stored("y", tmp_path), **options)
     return y.array, polarmap.open_coded("y", tmp_path), A
 
 
-def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
-    """Results become a Zarr array then: all parts move, good ones too."""
-    ours, theirs, A = results
-    before = [ours.block_segments(block) for block in range(4)]
-    theirs.repair()
-    np.testing.assert_allclose(ours[3:40, 7], 2 * A[3:40, 7], rtol=1e-10, atol=1e-10)
-    assert [ours.block_segments(block) for block in range(4)] == [
-        theirs.block_segments(block) for block in range(4)
+def test_an_array_opened_before_a_repair_can_still_be_read(results):
+    # The repair turns results into a Zarr array, which moves all parts, including intact ones.
+    opened, repaired, A = results
+    before = [opened.block_segments(block) for block in range(4)]
+    repaired.repair()
+    np.testing.assert_allclose(opened[3:40, 7], 2 * A[3:40, 7], rtol=1e-10, atol=1e-10)
+    assert [opened.block_segments(block) for block in range(4)] == [
+        repaired.block_segments(block) for block in range(4)
     ]
-    assert not {part.key for parts in before for part in parts} & set(theirs.store.keys(""))
+    assert not {part.key for parts in before for part in parts} & set(repaired.store.keys(""))
 
 
-def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, monkeypatch):
-    """Also one that comes to see that parts are gone when another knows already where they are."""
-    ours, theirs, A = results
-    theirs.repair()
-    blocks, all_failed, last = ours.coded_blocks(), threading.Barrier(3), threading.Event()
-    look_again = blocks.refresh_manifest
+def test_all_threads_can_read_an_array_while_it_is_repaired(results, monkeypatch):
+    # This includes a thread that finds parts missing after another thread has found their new location.
+    opened, repaired, A = results
+    repaired.repair()
+    blocks, all_failed, last = opened.coded_blocks(), threading.Barrier(3), threading.Event()
+    refresh_manifest = blocks.refresh_manifest
 
-    def one_after_another(known):
+    def refresh_in_turn(known):
         is_last = all_failed.wait(60) == 0
-        found = last.wait(60) and look_again(known) if is_last else look_again(known)
+        is_refreshed = last.wait(60) and refresh_manifest(known) if is_last else refresh_manifest(known)
         last.set()
-        return found
+        return is_refreshed
 
-    monkeypatch.setattr(blocks, "refresh_manifest", one_after_another)
+    monkeypatch.setattr(blocks, "refresh_manifest", refresh_in_turn)
     with ThreadPoolExecutor(3) as pool:
-        for found in pool.map(lambda _: ours[:], range(3)):
-            np.testing.assert_allclose(found, 2 * A, rtol=1e-10, atol=1e-10)
+        for rows in pool.map(lambda _: opened[:], range(3)):
+            np.testing.assert_allclose(rows, 2 * A, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
-def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
-    """And none has the checksum that it had."""
+def test_an_open_array_can_be_read_after_all_its_parts_have_moved(store, key):
+    # No part keeps its checksum, either.
     A, options = random_array((24, 5)), {"storage": store, "key": key}
-    ours = polarmap.encode(A, blocks=4, tasks=6, name="a", **options)
-    theirs = polarmap.open_coded("a", **options)
+    opened = polarmap.encode(A, blocks=4, tasks=6, name="a", **options)
+    repaired = polarmap.open_coded("a", **options)
     for block in range(6):
-        damage(store, theirs.block_segments(block)[0], "missing")
-        theirs.repair()
-    np.testing.assert_allclose(ours[:], A, rtol=1e-9, atol=1e-9)
-    y = polarmap.coded_map(np.negative, ours, executor=ReplayExecutor())
+        damage(store, repaired.block_segments(block)[0], "missing")
+        repaired.repair()
+    np.testing.assert_allclose(opened[:], A, rtol=1e-9, atol=1e-9)
+    y = polarmap.coded_map(np.negative, opened, executor=ReplayExecutor())
     np.testing.assert_allclose(y.concatenate(), -A, rtol=1e-9, atol=1e-9)
 
 
@@ -318,32 +318,32 @@ def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
     ],
     ids=["rows", "block", "check"],
 )
-def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, monkeypatch, read):
+def test_an_array_that_is_repaired_again_during_a_refresh_can_be_read(store, monkeypatch, read):
     A, options = random_array((24, 5)), {"storage": store, "name": "a"}
-    ours = polarmap.encode(A, blocks=4, tasks=6, **options)
-    theirs, blocks = polarmap.open_coded(**options), ours.coded_blocks()
-    look_again, repairs = blocks.refresh_manifest, [None] * 2
+    opened = polarmap.encode(A, blocks=4, tasks=6, **options)
+    repaired, blocks = polarmap.open_coded(**options), opened.coded_blocks()
+    refresh_manifest, repairs = blocks.refresh_manifest, [None] * 2
 
     def move_all_parts():
         for block in range(6):
-            damage(store, theirs.block_segments(block)[0], "missing")
-            theirs.repair()
+            damage(store, repaired.block_segments(block)[0], "missing")
+            repaired.repair()
 
-    def look_and_be_late(known):
-        found = look_again(known)
+    def refresh_late(known):
+        is_refreshed = refresh_manifest(known)
         while repairs:
             repairs.pop()
             move_all_parts()
-        return found
+        return is_refreshed
 
     move_all_parts()
-    monkeypatch.setattr(blocks, "refresh_manifest", look_and_be_late)
-    found = read(ours)
-    assert found is True or np.allclose(found, A[6:12], rtol=1e-9, atol=1e-9)
+    monkeypatch.setattr(blocks, "refresh_manifest", refresh_late)
+    result = read(opened)
+    assert result is True or np.allclose(result, A[6:12], rtol=1e-9, atol=1e-9)
 
 
-def test_a_manifest_is_read_anew_once_and_no_more_while_it_stays_the_same(store, monkeypatch):
-    """Else every map of an array with a damaged part would do that."""
+def test_an_unchanged_manifest_is_refreshed_only_once(store, monkeypatch):
+    # Otherwise every map of an array with a damaged part would read its manifest.
     coded = polarmap.encode(random_array((8, 3)), blocks=4, tasks=6, name="a", storage=store)
     damage(store, coded.block_segments(2)[0], "corrupt")
     read, parse = [], Manifest.from_bytes
@@ -354,28 +354,28 @@ def test_a_manifest_is_read_anew_once_and_no_more_while_it_stays_the_same(store,
 
 
 @pytest.mark.parametrize("kind", ["replay", "localhost", "threads", "processes", "here"])
-def test_a_map_of_what_is_repaired_meanwhile_goes_on(results, kind):
-    ours, theirs, A = results
-    made = {
+def test_a_map_continues_while_its_array_is_repaired(results, kind):
+    opened, repaired, A = results
+    open_executor = {
         "replay": lambda: nullcontext(ReplayExecutor()),
         "localhost": lambda: nullcontext("localhost"),
         "threads": lambda: ThreadPoolExecutor(2),
         "processes": lambda: process_pool(2),
         "here": nullcontext,
     }[kind]
-    theirs.repair()
-    with made() as executor:
-        y = polarmap.coded_map(np.negative, ours, executor=executor, timeout=60)
+    repaired.repair()
+    with open_executor() as executor:
+        y = polarmap.coded_map(np.negative, opened, executor=executor, timeout=60)
     np.testing.assert_allclose(y.concatenate(), -2 * A, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("change", [{}, {"tasks": 7}, {"blocks": 3}], ids=["numbers", "code", "cut"])
-def test_nothing_is_read_of_another_array_of_the_same_name(store, change):
-    """Its parts would not match the parts that were read before."""
+def test_no_part_of_another_array_with_the_same_name_is_read(store, change):
+    # The parts of the other array would not match the parts that were read before.
     A, options = random_array((24, 5)), {"blocks": 4, "tasks": 6, "name": "a", "storage": store}
-    ours = polarmap.encode(A, **options)
+    opened = polarmap.encode(A, **options)
     polarmap.encode(A if change else 2 * A, overwrite=True, **(options | change))
     with pytest.raises(NotDecodableError, match="stripe 0 of the coded array 'a' cannot be decoded"):
-        ours[:]
+        opened[:]
     with pytest.raises(NotDecodableError, match="is missing"):
-        polarmap.coded_map(np.negative, ours, executor=ReplayExecutor())
+        polarmap.coded_map(np.negative, opened, executor=ReplayExecutor())

@@ -1,4 +1,4 @@
-"""Damage of every kind: found, decoded on the way, repaired or refused, here and by workers."""
+"""Tests of finding, decoding and repairing every kind of damage, in this process and on workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
-SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
+SHAPE = (20, 7_000)  # With 1 MiB this gives five stripes of one row of each block.
 
 
 @pytest.mark.every_store
@@ -30,7 +30,7 @@ def test_damaged_parts_are_named_decoded_and_repaired(store):
 
 @pytest.mark.parametrize("executor", [None, ReplayExecutor()], ids=["here", "workers"])
 @pytest.mark.parametrize("dtype", ["f4", "c16", "u1", "i8"])
-def test_damaged_parts_of_other_numbers_are_too(store, dtype, executor):
+def test_damaged_parts_of_other_dtypes_are_repaired(store, dtype, executor):
     check_repair(store, dtype, executor)
 
 
@@ -62,20 +62,20 @@ def check_repair(store, dtype, executor):
         others.add((part.key, DOCUMENT_DAMAGE[dtype]))
     before = objects(store)
 
-    found = coded.check(executor=executor)
-    assert {(one.block, one.stripe): one.kind for one in found.damaged} == hurt
-    assert set(found.zarr_damages) == others
-    assert found == coded.check()
-    assert not found.ok
-    assert found.undecodable_stripes == ()
-    assert "1 truncated" in repr(found)
-    assert "3 other objects of the Zarr array are wrong" in repr(found)
-    assert all(f"block {block}, part {part}: {kind}" in repr(found) for (block, part), kind in hurt.items())
+    audit = coded.check(executor=executor)
+    assert {(part.block, part.stripe): part.kind for part in audit.damaged} == hurt
+    assert set(audit.zarr_damages) == others
+    assert audit == coded.check()
+    assert not audit.ok
+    assert audit.undecodable_stripes == ()
+    assert "1 truncated" in repr(audit)
+    assert "3 other objects of the Zarr array are wrong" in repr(audit)
+    assert all(f"block {block}, part {part}: {kind}" in repr(audit) for (block, part), kind in hurt.items())
     np.testing.assert_allclose(coded[:], A, rtol=tolerance, atol=tolerance)
     assert objects(store) == before
 
     repaired = coded.repair(executor=executor)
-    assert repaired == found
+    assert repaired == audit
     assert coded.check().ok
     text = repr(repaired)
     assert "; rebuilt " in text
@@ -91,18 +91,19 @@ def check_repair(store, dtype, executor):
     assert all(after[key] == before[key] for key in good)
     assert len(good) == 9 * stripes - len(hurt)
     assert all(after[part.key] == encoded[part.key] for part in view.metadata)
-    for key in (key for (block, _), key in keys.items() if block < 6):  # where Zarr looks for it
-        one, other = (np.frombuffer(data[key], dtype) for data in (after, encoded))
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    for key in (key for (block, _), key in keys.items() if block < 6):  # the keys that Zarr reads
+        repaired_part, encoded_part = (np.frombuffer(data[key], dtype) for data in (after, encoded))
+        np.testing.assert_allclose(repaired_part, encoded_part, rtol=tolerance, atol=tolerance)
     assert whole >= 6 or after[keys[whole, 0]] == encoded[keys[whole, 0]]
-    copies = sum(block < 6 for block, _ in hurt)  # rebuilt parts of data are stored in the Zarr array too
+    # Rebuilt parts of data blocks are also stored in the Zarr array.
+    copies = sum(block < 6 for block, _ in hurt)
     assert len(after) == 9 * stripes + DOCUMENTS + copies
     again.delete()
     assert store.keys("polarmap/") == []
 
 
 @pytest.mark.every_store
-def test_what_was_deleted_cannot_be_repaired(store):
+def test_a_deleted_array_cannot_be_repaired(store):
     coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
     coded.delete()
     coded.delete()
@@ -114,14 +115,14 @@ def test_what_was_deleted_cannot_be_repaired(store):
 
 
 @pytest.mark.every_store
-def test_repair_of_what_is_whole_changes_nothing(store):
+def test_repairing_an_intact_array_changes_nothing(store):
     coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
     before = objects(store)
     assert coded.repair().ok
     assert objects(store) == before
 
 
-def test_each_stripe_bears_its_own_losses(store):
+def test_each_stripe_tolerates_its_own_losses(store):
     A = random_array((8, 50_000))
     coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=MIB)
     assert len(coded.block_segments(0)) > 3
@@ -133,7 +134,7 @@ def test_each_stripe_bears_its_own_losses(store):
     assert coded.check().ok
 
 
-def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
+def test_too_much_damage_raises_a_clear_error_and_changes_nothing(store):
     coded = polarmap.encode(random_array((12, 7)), blocks=4, tasks=6, name="a", storage=store)
     for index in (0, 1, 5):
         damage(store, coded.block_segments(index)[0], "corrupt")
@@ -146,12 +147,12 @@ def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
         coded.repair()
     with pytest.raises(NotDecodableError, match="stripe 0 of the coded array 'a' cannot be decoded"):
         coded[:]
-    np.testing.assert_array_equal(coded[6:9].shape, (3, 7))  # block 2 is good
+    np.testing.assert_array_equal(coded[6:9].shape, (3, 7))  # Block 2 is intact.
     assert objects(store) == before
 
 
 @pytest.mark.every_store
-def test_repair_does_not_bring_back_what_was_replaced(store):
+def test_a_repair_does_not_restore_a_replaced_array(store):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     store.delete([coded.block_segments(1)[2].key])
@@ -160,10 +161,10 @@ def test_repair_does_not_bring_back_what_was_replaced(store):
     np.testing.assert_array_equal(coded[:], A[:8])
     store.delete([other.block_segments(1)[0].key])
 
-    def overtake():
+    def replace_array():
         polarmap.encode(A[:4], storage=store, overwrite=True, **OPTIONS)
 
-    late = polarmap.open_coded("a", Counting(store, 2, overtake))
+    late = polarmap.open_coded("a", Counting(store, 2, replace_array))
     with pytest.raises(StorageError, match=r"another process has written or deleted .* meanwhile"):
         late.repair()
     np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], A[:4])
@@ -171,7 +172,7 @@ def test_repair_does_not_bring_back_what_was_replaced(store):
 
 
 @pytest.mark.every_store
-def test_a_repair_cut_short_changes_nothing(store):
+def test_an_interrupted_repair_changes_nothing(store):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     for stripe in range(3):
@@ -185,10 +186,11 @@ def test_a_repair_cut_short_changes_nothing(store):
     assert get_manifest_key("a") in now
     coded.repair()
     assert coded.check().ok
-    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5 + 3  # rebuilt data lies in the Zarr array too
+    # Rebuilt data is also stored in the Zarr array.
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5 + 3
 
 
-# --- by workers, which read what they examine and decode where it lies -------------------------
+# --- on workers, which read and decode in place -------------------------
 
 
 @settings(deadline=None, max_examples=50)
@@ -208,20 +210,20 @@ def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtyp
     for block in lost:
         kind = data.draw(st.sampled_from(["missing", "corrupt", "truncated"]))
         damage(coded.store, coded.block_segments(block)[0], kind)
-    if coded.check().undecodable_stripes:  # integers may need more than k
+    if coded.check().undecodable_stripes:  # Integers may need more than k blocks.
         with pytest.raises(NotDecodableError, match="cannot rebuild all stripes"):
             coded.repair(executor=ReplayExecutor())
         return
     assert coded.repair(executor=ReplayExecutor()).damaged_blocks == sorted(lost)
     assert coded.check().ok
-    allowed = error_of_rounding(coded.code, sorted(lost), before)
+    allowed = compute_rounding_bound(coded.code, sorted(lost), before)
     for block in range(coded.n):
         now = coded.coded_blocks().component_leaves(block)[0]
         np.testing.assert_allclose(now, before[block], rtol=0, atol=allowed if block in lost else 0)
 
 
-def error_of_rounding(code, lost, blocks):
-    """How far decoded numbers may be off: that much for each of those read, and for what is made of them."""
+def compute_rounding_bound(code, lost, blocks):
+    """Return a bound on the rounding error of decoded blocks: of the blocks read and of the decoded sums."""
     if not lost or blocks[0].dtype.kind in "iu":
         return 0
     check = np.asarray(code.parity_check_matrix, float)
@@ -244,12 +246,12 @@ def test_late_and_failing_workers_are_replaced(store, executor):
     assert objects(store) == {}
 
 
-def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
+def test_a_failed_repair_neither_changes_nor_leaves_objects(store, threads):
     coded = polarmap.encode(random_array(SHAPE), storage=store, **OPTIONS)
     damage(store, coded.block_segments(1)[2], "corrupt")
     damage(store, coded.block_segments(3)[0], "missing")
     before = objects(store)
-    for task in (0, 1):  # of the check; and of the first stripe that is rebuilt
+    for task in (0, 1):  # Task 0 fails in the check, task 1 in the first rebuilt stripe.
         broken = FaultyExecutor(threads, {task: Fault("raise", attempts=99)})
         with pytest.raises(RuntimeError, match="injected fault"):
             coded.repair(executor=broken)
@@ -258,7 +260,7 @@ def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
     assert coded.check().ok
 
 
-def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, monkeypatch):
+def test_damage_between_check_and_repair_raises_an_error(store, threads, monkeypatch):
     coded = polarmap.encode(random_array((20, 10)), storage=store, **OPTIONS)
     damage(store, coded.block_segments(1)[0], "missing")
     audit = coded.check()
@@ -270,12 +272,14 @@ def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, mo
     assert objects(store) == before
 
 
-def test_numbers_that_do_not_belong_together_are_refused(store, threads):
+def test_inconsistent_blocks_are_refused(store, threads):
     coded = polarmap.encode(random_array((20, 10), "i4"), storage=store, **OPTIONS)
     other = polarmap.encode(random_array((20, 10), "i4", 1), storage=store, **OPTIONS | {"name": "b"})
-    made = coded.coded_blocks().manifest
-    part = made.segments[5][0]._replace(crc32=other.block_segments(5)[0].crc32)
-    forged = made.with_replaced_segments({(5, 0): part, (0, 0): made.segments[0][0]._replace(crc32=7)})
+    manifest = coded.coded_blocks().manifest
+    part = manifest.segments[5][0]._replace(crc32=other.block_segments(5)[0].crc32)
+    forged = manifest.with_replaced_segments(
+        {(5, 0): part, (0, 0): manifest.segments[0][0]._replace(crc32=7)}
+    )
     store.put(part.key, store.get(other.block_segments(5)[0].key))
     store.put("polarmap/manifests/a.json", forged.to_bytes())
     before = objects(store)
@@ -284,17 +288,18 @@ def test_numbers_that_do_not_belong_together_are_refused(store, threads):
     assert objects(store) == before
 
 
-def test_stripes_with_nan_are_repaired_here_the_others_there(tmp_path, threads):
+def test_the_driver_repairs_stripes_with_nan_and_workers_repair_the_rest(tmp_path, threads):
     A = random_array(SHAPE)
-    A[0, 5] = np.nan  # in the first stripe of block 0
+    A[0, 5] = np.nan  # This entry is in the first stripe of block 0.
     store = CountingReads(tmp_path)
     with pytest.warns(RuntimeWarning, match="1 entry is NaN or inf"):
         coded = polarmap.encode(A, storage=store, **OPTIONS)
     for stripe in range(5):
-        store.delete([coded.block_segments(4)[stripe].key])  # parity, which is NaN there, too
+        store.delete([coded.block_segments(4)[stripe].key])  # The parity also contains NaN there.
     part, store.read = coded.block_segments(0)[0].size, 0
     coded.repair(executor=threads)
-    assert 5 * part < store.read < 6 * part  # the good parts of the first stripe, and manifests
+    # The driver reads the intact parts of the first stripe, and manifests.
+    assert 5 * part < store.read < 6 * part
     assert coded.check().ok
     store.delete([coded.block_segments(1)[0].key, coded.block_segments(1)[2].key])
     before = objects(store)
@@ -310,7 +315,7 @@ import polarmap
 from array_data import MIB, damage, random_array
 from counting_store import CountingReads
 
-A = random_array((64, 40_000))  # 20 MB
+A = random_array((64, 40_000))  # The array has 20 MB.
 store = CountingReads(sys.argv[1])
 coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=16 * MIB)
 part = coded.block_segments(0)[0].size
@@ -333,14 +338,14 @@ np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
 """
 
 
-def test_nothing_passes_through_the_driver(tmp_path):
-    """In a process of its own: here a sleeper that another test left on a thread may wake, and read."""
+def test_repairs_on_workers_do_not_move_data_through_the_driver(tmp_path):
+    # This runs in a separate process, where no abandoned task of another test can read at the same time.
     tests = Path(__file__).parent.parent
     command = [sys.executable, "-c", REPAIRS, str(tmp_path)]
     run = subprocess.run(command, cwd=tests, stdout=subprocess.PIPE, text=True, timeout=100, check=True)
     peaks = list(map(float, run.stdout.split()))
     assert len(peaks) == 2
-    assert max(peaks) < 4  # parts, of which a stripe of all blocks has six
+    assert max(peaks) < 4  # The unit is parts. A stripe of all blocks has six.
 
 
 def test_workers_that_cannot_reach_the_storage_are_refused(store, threads):

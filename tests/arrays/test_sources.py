@@ -1,4 +1,4 @@
-"""Tests of the sources that encode reads: every kind of array, in bounded memory, chunks once or twice."""
+"""Tests of the sources of encode: all kinds of arrays, read in bounded memory, each chunk once or twice."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_every_kind_of_array_gives_the_same_blocks(store, tmp_path, kind):
         (kind, dtype)
         for kind in ("npy", "zarr 2", "zarr 3", "hdf5")
         for dtype in (">f8", "<i2", "c8", "f2")
-        if kind != "zarr 3" or dtype[0] != ">"  # it has no big-endian dtypes of its own
+        if kind != "zarr 3" or dtype[0] != ">"  # Zarr 3 has no big-endian dtypes.
     ],
 )
 def test_dtypes_survive(store, tmp_path, kind, dtype):
@@ -113,10 +113,10 @@ def test_dtypes_survive(store, tmp_path, kind, dtype):
     np.testing.assert_array_equal(coded[:], A)
 
 
-def test_a_private_memmap_keeps_what_was_written_to_it(store, tmp_path):
+def test_a_private_memmap_keeps_its_changes(store, tmp_path):
     A = random_array((43, 3_000))
     mapped = as_private_memmap(A, tmp_path)
-    mapped[17] = 5.0  # in memory only: pages of it must not be dropped
+    mapped[17] = 5.0  # Only memory has this value, so its page must not be dropped.
     coded = polarmap.encode(mapped, storage=store, **OPTIONS)
     np.testing.assert_array_equal(coded[17], 5.0)
     np.testing.assert_array_equal(mapped[17], 5.0)
@@ -126,7 +126,7 @@ def test_a_private_memmap_keeps_what_was_written_to_it(store, tmp_path):
     ("content", "message"),
     [(b"", "cannot be read as a .npy file"), (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read")],
 )
-def test_files_that_are_no_arrays(store, tmp_path, content, message):
+def test_files_without_arrays_are_refused(store, tmp_path, content, message):
     (tmp_path / "bad.npy").write_bytes(content)
     with pytest.raises(CodeError, match=message):
         polarmap.encode(tmp_path / "bad.npy", name="a", storage=store)
@@ -142,7 +142,7 @@ def test_files_that_are_no_arrays(store, tmp_path, content, message):
     ("name", "call"),
     [("a.csv", "pandas.read_csv('{}')"), ("a.H5", "h5py.File('{}')['name of the dataset']")],
 )
-def test_files_that_other_libraries_read_are_named_with_what_reads_them(store, tmp_path, name, call):
+def test_errors_for_files_of_other_formats_name_a_library_that_reads_them(store, tmp_path, name, call):
     (tmp_path / name).write_text("1,2\n3,4\n")
     with pytest.raises(CodeError) as caught:
         polarmap.encode(tmp_path / name, name="a", storage=store)
@@ -150,7 +150,7 @@ def test_files_that_other_libraries_read_are_named_with_what_reads_them(store, t
 
 
 class Chunked:
-    """An array whose chunks are counted as they are read."""
+    """A chunked array that counts the reads of each chunk."""
 
     def __init__(self, A, rows):
         self._A, self.chunks = A, (rows, A.shape[1])
@@ -165,7 +165,8 @@ class Chunked:
 
 @pytest.mark.parametrize(("rows", "chunk"), [(200, 10), (200, 40), (203, 10), (217, 13)])
 def test_chunks_that_fit_are_read_once_or_on_average_twice(store, rows, chunk):
-    """Once where blocks begin with chunks; a chunk across two blocks and two stripes thrice."""
+    # Chunks are read once if blocks start with chunks. One across two blocks and two stripes is read three
+    # times.
     source = Chunked(random_array((rows, 1_000)), chunk)
     coded = polarmap.encode(source, storage=store, **{**OPTIONS, "memory": 3 * 7 * 8 * 1_000 * chunk})
     np.testing.assert_array_equal(coded[:], source._A)
@@ -207,7 +208,7 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path):
     assert above < 1
 
 
-# --- data that lies in the store already: only parity is added, and it is left alone -----------
+# --- data that is already in the store: only parity is written -----------
 
 
 FOUR_OF_SIX = OPTIONS | {"blocks": 4, "tasks": 6}
@@ -253,15 +254,15 @@ def objects_below(store, prefix):
 
 
 @pytest.mark.parametrize(("total", "rows"), [(23, 6), (22, 5), (24, 7), (21, 4)])
-def test_what_does_not_fit_is_copied(store, total, rows):
-    A = random_array((total, 2_000))  # stripes of three rows
+def test_objects_that_do_not_fit_the_blocks_are_copied(store, total, rows):
+    A = random_array((total, 2_000))  # The stripes have three rows.
     coded = polarmap.encode(put_rows(store, A, rows), storage=store, **FOUR_OF_SIX)
     assert 0 < len(copied(coded)) < sum(len(coded.block_segments(index)) for index in range(4))
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
 
 
-def test_rows_in_pieces(store):
+def test_raw_objects_with_pieces_of_rows_are_encoded(store):
     A = random_array((4, 3, 20_000), "f4")
     coded = polarmap.encode(put_rows(store, A, 2), storage=store, **FOUR_OF_SIX)
     assert len(coded.block_segments(0)) > 2
@@ -276,7 +277,7 @@ def test_the_other_byte_order_is_copied(store):
     np.testing.assert_array_equal(coded[:], A)
 
 
-def test_descriptions_that_do_not_fit(store):
+def test_descriptions_that_do_not_match_the_objects_are_refused(store):
     A = random_array((24, 50))
     source = put_rows(store, A, 6)
     with pytest.raises(CodeError, match=r"shape \(36, 50\) needs 6 objects of 6 rows, not 4"):
@@ -297,13 +298,13 @@ def test_descriptions_that_do_not_fit(store):
         *({"keys": "mine"}, {"offset": -8}),
     ],
 )
-def test_sizes_of_raw_objects_are_counts(store, change):
+def test_sizes_of_raw_objects_must_be_counts(store, change):
     fields = {"keys": ["mine/0"], "shape": (24, 50), "dtype": "f8", "rows": 24}
     with pytest.raises(CodeError, match=r"must be (a tuple|a sequence|an integer)"):
         polarmap.encode(RawObjects(**(fields | change)), storage=store, **FOUR_OF_SIX)
 
 
-def test_numbers_of_numpy_are_counts_too(store):
+def test_numpy_integers_are_valid_counts(store):
     A = random_array((24, 50))
     raw = put_rows(store, A, 6)
     raw = RawObjects(raw.keys, tuple(np.int64([24, 50])), raw.dtype, np.int32(6), np.int8(0))

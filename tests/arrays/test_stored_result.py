@@ -1,4 +1,4 @@
-"""coded_map(out=Stored(...)): results that stay in storage, and maps of these."""
+"""Tests of coded_map(out=Stored(...)): results are left in storage, and can be the data of other maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def A():
     return np.random.default_rng(0).standard_normal((59, 7))
 
 
-def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):
+def test_chained_maps_leave_all_data_in_storage(A, tmp_path, executor):
     B = np.random.default_rng(1).standard_normal((7, 5))
     faulty = FaultyExecutor(executor, {1: Fault("sleep", 60)})
     first = polarmap.coded_map(
@@ -47,7 +47,7 @@ def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):
     rows=st.integers(1, 40), k=st.integers(1, 6), extra=st.integers(1, 3), columns=st.integers(0, 3),
     dtype=st.sampled_from(["f8", "f4", "c16", "i4", "u1", "i8"]), data=st.data(),
 )  # fmt: skip
-def test_any_shape_comes_back(tmp_path_factory, rows, k, extra, columns, dtype, data):
+def test_results_of_any_shape_are_restored(tmp_path_factory, rows, k, extra, columns, dtype, data):
     folder = tmp_path_factory.mktemp("store")
     k = compute_max_nonempty_blocks(rows, min(k, rows))
     n = k + extra
@@ -75,8 +75,8 @@ SCALARS = {
 
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
 @pytest.mark.parametrize("name", SCALARS)
-def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
-    """Decoded, arrived or repaired, and after the array was opened again."""
+def test_stored_scalars_equal_those_of_a_map_without_storage(A, tmp_path, name):
+    # The numbers are compared when decoded, received and repaired, and after the array was opened again.
     data = (100 * A).astype("i2") if name == "integer" else A
     f = SCALARS[name]
     options = {"blocks": 6, "tasks": 9, "verify": False}
@@ -98,7 +98,7 @@ def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
 @pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
-def test_numbers_stay_and_are_mapped_by_any_workers(A, tmp_path, executor):
+def test_stored_scalars_are_mapped_by_all_kinds_of_workers(A, tmp_path, executor):
     y = polarmap.coded_map(
         np.sum, A, blocks=6, tasks=8, out=Stored("y", tmp_path), executor=executor, timeout=60
     )
@@ -116,7 +116,7 @@ def test_an_array_in_a_container_is_refused(A, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
-def test_results_that_cannot_stay_are_refused(A, tmp_path):
+def test_results_that_cannot_be_stored_are_refused(A, tmp_path):
     options = {"blocks": 6, "tasks": 8, "executor": ReplayExecutor()}
     with pytest.raises(TypeError, match="one array; f returned 2"):
         polarmap.coded_map(lambda block: (block, block), A, out=Stored("y", tmp_path), **options)
@@ -129,7 +129,7 @@ def test_results_that_cannot_stay_are_refused(A, tmp_path):
         polarmap.coded_map(np.sum, A, out=Stored("y", tmp_path), **(options | {"executor": ReplayExecutor()}))
 
 
-# --- leaves a whole array there, or nothing ----------------------------------------
+# --- a map stores a complete array or nothing ----------------------------------------
 
 
 def test_a_map_that_fails_leaves_nothing(A, tmp_path):

@@ -1,4 +1,4 @@
-"""A choice of storage selects the right store, and an invalid choice is an error."""
+"""Tests that a choice of storage selects the right store, and that an invalid choice is an error."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ NAMELESS = SimpleNamespace(put=0, get=0, size=0, keys=0, delete=0)
     ],
     ids=repr,
 )
-def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):
+def test_invalid_storages_are_refused(tmp_path, monkeypatch, choice):
     monkeypatch.chdir(tmp_path)
     A = np.arange(8.0)
     for use in (lambda: polarmap.encode(A, name="a", storage=choice),
@@ -76,7 +76,7 @@ def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_where_a_folder_should_be(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/polarmap").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Workers encode what they read themselves; what encode says of NaN and inf."""
+"""Tests of encoding on workers that read the data themselves, and of the warnings about NaN and inf."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def saved(folder, A):
     return folder / "A.npy"
 
 
-def test_workers_store_what_the_driver_would(tmp_path, store, executor):
+def test_workers_store_the_same_parity_as_the_driver(tmp_path, store, executor):
     check_workers(tmp_path, store, executor, "f8")
 
 
-def test_workers_store_integers_as_the_driver_would(tmp_path, store, threads):
+def test_workers_store_the_same_integers_as_the_driver(tmp_path, store, threads):
     check_workers(tmp_path, store, threads, "u1")
 
 
@@ -42,16 +42,16 @@ def check_workers(tmp_path, store, executor, dtype):
     np.testing.assert_array_equal(there[:], A)
     assert there.check().ok
     for index in range(16):
-        one, two = (coded.coded_blocks().component_leaves(index)[0] for coded in (here, there))
-        assert one.dtype == two.dtype
-        np.testing.assert_allclose(one, two, rtol=0, atol=1e-12 if dtype == "f8" else 0)
+        local, remote = (coded.coded_blocks().component_leaves(index)[0] for coded in (here, there))
+        assert local.dtype == remote.dtype
+        np.testing.assert_allclose(local, remote, rtol=0, atol=1e-12 if dtype == "f8" else 0)
     there.delete()
     here.delete()
     assert objects(store) == {}
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "c8", "i4", "u8"])
-def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
+def test_workers_encode_all_dtypes_and_views_of_memory_maps(tmp_path, store, dtype):
     A = np.arange(41 * 6 * 5).reshape(41, 6, 5).astype(dtype)
     view = np.load(saved(tmp_path, A), mmap_mode="r")[3:40]
     with ThreadPoolExecutor(2) as pool:
@@ -62,10 +62,10 @@ def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
     np.testing.assert_allclose(coded[:], A[3:40], rtol=1e-2 if dtype == "f2" else 1e-5)
 
 
-def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, store):
-    """And tells of NaN and inf in what it had stored, too."""
+def test_an_interrupted_encode_is_resumed_and_detects_changed_data(tmp_path, store):
+    # The warning also covers NaN and inf in the stripes that the interrupted run had stored.
     A = np.random.default_rng(0).standard_normal((40_000, 10))
-    A[5_000], A[9_999, 9] = np.nan, np.inf  # in the second and in the last stripe of block 0
+    A[5_000], A[9_999, 9] = np.nan, np.inf  # These are in the second and in the last stripe of block 0.
     path = saved(tmp_path, A)
     options = {"blocks": 4, "tasks": 6, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(4) as pool:
@@ -73,16 +73,16 @@ def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, stor
         with pytest.raises(RuntimeError, match="injected fault"):
             encode_with_warnings(path, executor=broken, **options)
         assert polarmap.arrays.list_coded(store) == []
-        A[1] = 7  # in the first stripe of block 0
+        A[1] = 7  # This row is in the first stripe of block 0.
         np.save(path, A)
-        coded, said = encode_with_warnings(path, executor=pool, **options)
+        coded, messages = encode_with_warnings(path, executor=pool, **options)
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
     generations = [part.key.split("/")[3] for part in coded.block_segments(5)]
     assert len(set(generations)) == 2
     assert generations[0] == generations[2] != generations[1]
-    assert len(said) == 1
-    assert said[0].startswith("11 entries are NaN or inf, the first at index [5000, 0]")
+    assert len(messages) == 1
+    assert messages[0].startswith("11 entries are NaN or inf, the first at index [5000, 0]")
 
 
 def test_data_that_only_the_driver_can_read_is_refused(store):
@@ -99,7 +99,7 @@ def test_data_that_only_the_driver_can_read_is_refused(store):
 def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     tmp_path_factory, rows, k, extra, columns, in_object, dtype
 ):
-    """Also where a stripe has fewer numbers than there are data blocks."""
+    # The examples include stripes that have fewer numbers than there are data blocks.
     store = FolderStore(tmp_path_factory.mktemp("store"))
     A = (np.arange(rows * k * columns).reshape(rows * k, columns) % 97).astype(dtype)
     in_object = max(number for number in range(1, in_object + 1) if rows % number == 0)
@@ -113,8 +113,8 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     assert {part.key.split("/")[0] for block in range(k) for part in there.block_segments(block)} <= {"mine"}
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 4 * np.finfo(dtype).eps
     for block in range(k, k + extra):
-        one, two = (coded.coded_blocks().component_leaves(block)[0] for coded in (here, there))
-        np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance * 97)
+        local, remote = (coded.coded_blocks().component_leaves(block)[0] for coded in (here, there))
+        np.testing.assert_allclose(local, remote, rtol=tolerance, atol=tolerance * 97)
 
 
 # --- NaN and inf -------------------------------------------------------------------------------
@@ -122,13 +122,13 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
 
 @pytest.mark.parametrize("how", ["here", "file", "raw"])
 @pytest.mark.parametrize("dtype", ["f4", "c16"])
-def test_encode_says_how_many_and_where(store, tmp_path, how, dtype):
+def test_the_warning_counts_nan_and_inf_and_gives_the_first_index(store, tmp_path, how, dtype):
     A = spoilt((24, 9_000), dtype, [5 * 9_000 + 8_500, 17 * 9_000, 17 * 9_000 + 1, 9_000 * 23], [0, 1, 2, 0])
     source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: put_rows(store, A)}[how]()
     options = {"blocks": 6, "tasks": 8, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(2) as pool:
-        coded, said = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
-    assert said == [
+        coded, messages = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
+    assert messages == [
         "4 entries are NaN or inf, the first at index [5, 8500]: if a block is lost, its entries at these "
         "positions cannot be decoded"
     ]
@@ -144,15 +144,15 @@ def test_the_warning_points_at_the_caller(store):
 
 
 @pytest.mark.parametrize("dtype", ["f8", "i4", "u8"])
-def test_finite_data_are_no_reason_to_warn(store, dtype):
+def test_finite_data_do_not_cause_a_warning(store, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         polarmap.encode(random_array((24, 5), dtype), blocks=4, name="a", storage=store)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f8"])
-def test_to_look_for_nan_takes_hardly_more_memory_than_the_stripe(dtype):
-    """It is not in the memory= that stripes are cut for."""
+def test_searching_for_nan_takes_little_memory(dtype):
+    # The size of stripes, which memory= determines, does not include this memory.
     stripe = np.ones((24, 50_000), dtype)
     stripe[3, 5] = np.nan
     parity = np.full((8, 50_000), np.inf, dtype)
@@ -162,7 +162,7 @@ def test_to_look_for_nan_takes_hardly_more_memory_than_the_stripe(dtype):
     ):
         tracemalloc.start()
         note = encode(stripe)[-1]
-        taken = tracemalloc.get_traced_memory()[1]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert note[:2].tolist() == [1, 3 * 50_000 + 5]
-        assert taken < 6 * stripe.shape[1]  # masks of single rows
+        assert peak_bytes < 6 * stripe.shape[1]  # The masks are of single rows.

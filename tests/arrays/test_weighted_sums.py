@@ -1,4 +1,4 @@
-"""Lost blocks are weighted sums of the available blocks."""
+"""Tests that lost blocks are weighted sums of the available blocks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from polarmap.codes import PolarCode
 
 
 @pytest.mark.parametrize("n_k_kernel", [(9, 6, "rotation"), (12, 6, "arikan"), (2600, 2330, "rotation")])
-def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
-    """Also of so many blocks that P is not formed for decoding."""
+def test_lost_blocks_are_weighted_sums_of_the_remaining_blocks(n_k_kernel):
+    # Decoding with the last and largest code does not form P.
     n, k, kernel = n_k_kernel
     code = PolarCode(n, k, kernel)
     blocks = random_array((k, 3), "i8" if kernel == "arikan" else "f8")
@@ -20,13 +20,13 @@ def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
     everything = code.encode(blocks)
     others = np.delete(everything, lost, axis=0)
     weights = compute_recovery_weights(code, blocks.dtype, lost)
-    found = weights @ (others.view(np.uint64) if kernel == "arikan" else others)
-    np.testing.assert_allclose(found.view(others.dtype), everything[lost], rtol=0, atol=1e-7)
+    recovered = weights @ (others.view(np.uint64) if kernel == "arikan" else others)
+    np.testing.assert_allclose(recovered.view(others.dtype), everything[lost], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "c8", "c16", "u1", "i4", "u8"])
-def test_parity_is_what_is_lost_where_all_data_are_there(monkeypatch, dtype):
-    """Tile by tile, the last one narrower; as the code itself encodes."""
+def test_parity_is_recovered_from_complete_data(monkeypatch, dtype):
+    # The sums are computed tile by tile with a narrower last tile. The oracle is the encoder of the code.
     monkeypatch.setattr("polarmap.arrays.weighted_sums.TILE_ELEMENTS", 1)
     code, data = PolarCode(7, 4, "arikan" if dtype[0] in "iu" else "rotation"), random_array((4, 150), dtype)
     expected = code.encode_parity(data)
@@ -34,6 +34,6 @@ def test_parity_is_what_is_lost_where_all_data_are_there(monkeypatch, dtype):
         compute_recovery_weights(code, data.dtype, range(4, 7)), [expected.dtype] * 3
     )
     tolerance = 0 if dtype[0] in "iu" else 8 * np.finfo(dtype).eps
-    for one, other in zip(sums(list(data)), expected, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    for actual, parity in zip(sums(list(data)), expected, strict=True):
+        assert actual.dtype == parity.dtype
+        np.testing.assert_allclose(actual, parity, rtol=tolerance, atol=tolerance)

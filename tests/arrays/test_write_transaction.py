@@ -1,4 +1,4 @@
-"""Encoding cut short, resumed and done twice at once: nothing opens before all of it is there."""
+"""Tests of encoding that is interrupted, resumed or done twice at once: only complete arrays open."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from polarmap.storage.folder import FolderStore
 from polarmap.worker.segments import Segment
 
 OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
-SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
+SHAPE = (20, 7_000)  # With 1 MiB this gives five stripes of one row of each block.
 
 
-def crash(store, source, at, when="put"):
-    """Whether an encode that is killed before the call number `at` of this method was."""
+def run_killed_encode(store, source, at, when="put"):
+    """Run an encode that kills itself before call number `at` of a method, and return whether it did."""
     context = multiprocessing.get_context("forkserver")
     verb = {"put": "put", "move": "_rename_into_place", "delete": "delete"}[when]
     process = context.Process(target=encode_until_killed, args=(store.root, source, at, verb))
@@ -44,7 +44,7 @@ def source(tmp_path):
     return tmp_path / "source.npy"
 
 
-def puts_of_a_whole_run(store, source):
+def count_puts_of_a_complete_run(store, source):
     counting = Counting(FolderStore(store.root.parent / "other"))
     coded = polarmap.encode(source, storage=counting, **OPTIONS)
     assert len(coded.block_segments(0)) == 5
@@ -52,17 +52,17 @@ def puts_of_a_whole_run(store, source):
 
 
 @pytest.mark.parametrize("when", ["put", "move"])
-def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, source, when):
-    total = puts_of_a_whole_run(store, source)
+def test_a_killed_encode_publishes_nothing_and_the_next_run_resumes(store, source, when):
+    total = count_puts_of_a_complete_run(store, source)
     for at in (1, 2, 8, 15, total - 3, total):
-        assert crash(store, source, at, when)
+        assert run_killed_encode(store, source, at, when)
         with pytest.raises(MissingObjectError):
             polarmap.open_coded("a", store)
         assert polarmap.arrays.list_coded(store) == []
         counting = Counting(store)
         coded = polarmap.encode(source, storage=counting, **OPTIONS)
         if at > 15:
-            assert len(counting.puts) < total - 7  # the first stripe, or more, was kept
+            assert len(counting.puts) < total - 7  # At least the first stripe was kept.
         np.testing.assert_array_equal(coded[:], np.load(source))
         assert coded.check().ok
         assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
@@ -70,19 +70,19 @@ def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, sour
         coded.delete()
 
 
-def test_killed_after_the_manifest_it_opens_and_the_rest_is_swept(store, source):
-    assert crash(store, source, 1, "delete")
+def test_an_encode_killed_after_its_manifest_can_be_opened_and_leftovers_are_removed(store, source):
+    assert run_killed_encode(store, source, 1, "delete")
     coded = polarmap.open_coded("a", store)
     assert coded.check().ok
     polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
-def test_killed_while_overwriting_the_old_one_stays(store, source):
+def test_an_encode_killed_while_overwriting_keeps_the_old_array(store, source):
     A = np.ones((8, 2))
     for is_deleted in (True, False):
         polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store)
-        assert crash(store, source, 20)
+        assert run_killed_encode(store, source, 20)
         coded = polarmap.open_coded("a", store)
         assert coded.check().ok
         np.testing.assert_array_equal(coded[:], A)
@@ -94,14 +94,14 @@ def test_killed_while_overwriting_the_old_one_stays(store, source):
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
-def cut_short(A, store, at=25):
-    """An encode that ends when so many objects were put."""
+def run_failing_encode(A, store, at=25):
+    """Run an encode that fails at put number `at`."""
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
 
 
-def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(store):
-    """No other run has its salt, so none of its data could be reused."""
+def test_a_failed_encrypted_run_leaves_nothing_and_the_next_starts_from_scratch(store):
+    # No other run has the same salt, so its data could not be reused.
     A, key = random_array(SHAPE), bytes(range(32))
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(store, 25, fail), key=key, **OPTIONS)
@@ -111,9 +111,9 @@ def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(sto
     assert len({part.key.split("/")[2] for block in range(6) for part in coded.block_segments(block)}) == 1
 
 
-def test_runs_of_another_plan_are_not_resumed_but_swept(store):
+def test_runs_with_other_options_are_removed_and_not_resumed(store):
     A = random_array(SHAPE)
-    cut_short(A, store)
+    run_failing_encode(A, store)
     for other, options in [
         (A.astype("f4"), OPTIONS),
         (A[:12], OPTIONS),
@@ -126,10 +126,10 @@ def test_runs_of_another_plan_are_not_resumed_but_swept(store):
         assert len(store.keys("polarmap/")) == DOCUMENTS + coded.n * len(coded.block_segments(0))
 
 
-def test_two_failures_in_a_row_keep_what_either_had_finished(store):
+def test_consecutive_failures_keep_all_finished_stripes(store):
     A = random_array(SHAPE)
-    for at in (12, 12, 12):  # a note, six parts, a record and some more each time
-        cut_short(A, store, at)
+    for at in (12, 12, 12):  # Each run puts a note, six parts, a record, and part of the next stripe.
+        run_failing_encode(A, store, at)
     counting = Counting(store)
     coded = polarmap.encode(A, storage=counting, **OPTIONS)
     assert len(counting.puts) < 1 + 6 * 3 + 5
@@ -137,8 +137,8 @@ def test_two_failures_in_a_row_keep_what_either_had_finished(store):
     np.testing.assert_array_equal(coded[:], A)
 
 
-def work_of_a_resumed_run(root, count, monkeypatch):
-    """How often all keys are gone through, and stripes measured, when so many stripes have to be encoded."""
+def count_work_of_a_resumed_run(root, count, monkeypatch):
+    """Return how often a resumed run of `count` stripes iterates over all keys and measures stripes."""
     A, seen, measured = random_array((4 * count, 7_000)), [], []
     options = {**OPTIONS, "storage": FolderStore(root)}
     with pytest.raises(BrokenError):
@@ -155,15 +155,16 @@ def work_of_a_resumed_run(root, count, monkeypatch):
         patch.setattr(stripes, "count_elements", lambda slab: measured.append(slab) or real_measure(slab))
         coded = polarmap.encode(A, **options)
     assert len(coded.block_segments(0)) == count
-    assert len({part.key.split("/")[3] for part in coded.block_segments(5)}) == 2  # some of either run
+    # The array contains stripes of both runs.
+    assert len({part.key.split("/")[3] for part in coded.block_segments(5)}) == 2
     return len(seen), len(measured)
 
 
-def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(tmp_path, monkeypatch):
-    few = work_of_a_resumed_run(tmp_path / "few", 10, monkeypatch)
-    many = work_of_a_resumed_run(tmp_path / "many", 40, monkeypatch)
+def test_the_work_of_a_resumed_run_is_linear_in_the_number_of_stripes(tmp_path, monkeypatch):
+    few = count_work_of_a_resumed_run(tmp_path / "few", 10, monkeypatch)
+    many = count_work_of_a_resumed_run(tmp_path / "many", 40, monkeypatch)
     assert many[0] == few[0]
-    assert many[1] <= 5 * few[1]  # four times as many, and fewer of them are encoded anew
+    assert many[1] <= 5 * few[1]  # There are four times as many stripes.
 
 
 @pytest.mark.parametrize(
@@ -178,9 +179,9 @@ def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(t
         ("000001.json", '{"a": 1}'),
     ],
 )
-def test_notes_that_say_something_else_are_none(store, name, text):
+def test_invalid_notes_are_ignored(store, name, text):
     A = random_array(SHAPE)
-    cut_short(A, store)
+    run_failing_encode(A, store)
     (key,) = [key for key in store.keys("polarmap/") if key.endswith(name)]
     store.put(key, text.encode())
     coded = polarmap.encode(A, storage=store, **OPTIONS)
@@ -189,9 +190,9 @@ def test_notes_that_say_something_else_are_none(store, name, text):
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
-def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
+def test_the_note_of_a_run_on_another_machine_is_valid_for_a_day(store):
     A = random_array(SHAPE)
-    cut_short(A, store)
+    run_failing_encode(A, store)
     (key,) = [key for key in store.keys("polarmap/") if key.endswith("running.json")]
     note = json.loads(store.get(key))
     elsewhere = {**note, "owner": "another-machine+1+1"}
@@ -204,14 +205,14 @@ def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
     assert key not in store.keys("polarmap/")
 
 
-# --- what becomes an array that can be opened --------------------------------------------------
+# --- publishing an array --------------------------------------------------
 
 
 @pytest.mark.every_store
-def test_what_could_not_be_opened_is_not_published(store):
-    """Whoever wrote the parts: a manifest that does not fit them would occupy the name."""
+def test_an_array_that_could_not_be_opened_is_not_published(store):
+    # A manifest that does not fit the parts would block the name.
     parts = tuple((Segment(f"mine/{block}", 48 - 8 * (block == 5), 0),) for block in range(6))
-    made = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
+    manifest = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
     with (
         pytest.raises(
             StorageError,
@@ -219,13 +220,13 @@ def test_what_could_not_be_opened_is_not_published(store):
         ),
         WriteTransaction(SegmentStore(store), "a", {}) as generation,
     ):
-        generation.commit(made, None)
+        generation.commit(manifest, None)
     assert polarmap.arrays.list_coded(store) == []
     polarmap.encode(np.ones((8, 3)), name="a", storage=store)
 
 
 @pytest.mark.every_store
-def test_the_first_to_finish_wins_and_the_other_says_so(store):
+def test_the_first_run_to_finish_wins_and_the_second_raises(store):
     A, B = random_array(SHAPE), random_array(SHAPE, seed=1)
     won = []
 
@@ -240,7 +241,7 @@ def test_the_first_to_finish_wins_and_the_other_says_so(store):
 
 
 @pytest.mark.every_store
-def test_an_array_deleted_meanwhile_is_not_brought_back(store):
+def test_an_array_deleted_during_an_encode_is_not_restored(store):
     A = random_array(SHAPE)
     before = polarmap.encode(A[:8], storage=store, **OPTIONS)
     with pytest.raises(StorageError, match=r"another process has written or deleted .* meanwhile"):
@@ -249,7 +250,7 @@ def test_an_array_deleted_meanwhile_is_not_brought_back(store):
 
 
 @pytest.mark.every_store
-def test_many_at_once_leave_one_whole_array(store):
+def test_many_concurrent_runs_leave_one_complete_array(store):
     arrays = [random_array((16, 500), seed=seed) for seed in range(6)]
     start = threading.Barrier(len(arrays))
     outcomes = []
@@ -267,7 +268,7 @@ def test_many_at_once_leave_one_whole_array(store):
     for thread in threads:
         thread.join(60)
     assert len(outcomes) == len(arrays)
-    assert any(isinstance(one, polarmap.arrays.CodedArray) for one in outcomes)
+    assert any(isinstance(outcome, polarmap.arrays.CodedArray) for outcome in outcomes)
     coded = polarmap.open_coded("a", store)
     assert any(np.array_equal(coded[:], A) for A in arrays)
     assert coded.check().ok

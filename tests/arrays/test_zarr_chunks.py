@@ -1,4 +1,4 @@
-"""Coded arrays are Zarr arrays: read without polarmap, checked, repaired."""
+"""Tests that coded arrays are Zarr arrays, which can be read without polarmap, checked and repaired."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def small_memory(monkeypatch):
     monkeypatch.setattr(importlib.import_module("polarmap.arrays.encoding"), "MIN_MEMORY_BYTES", 1)
 
 
-def test_it_opens_where_there_is_no_polarmap(tmp_path):
+def test_zarr_opens_an_array_without_polarmap(tmp_path):
     A = random_array((43, 5))
     coded = polarmap.encode(A, storage=tmp_path, **OPTIONS)
     np.save(tmp_path / "A.npy", A)
@@ -85,13 +85,13 @@ def test_any_shape_cut_in_any_way_is_read_by_zarr(tmp_path_factory, shape, k, me
     assert FolderStore(folder).keys("") == []
 
 
-def test_a_missing_chunk_is_no_number_to_zarr(tmp_path):
+def test_zarr_does_not_read_numbers_from_a_missing_chunk(tmp_path):
     coded = polarmap.encode(np.ones((8, 2)), storage=tmp_path, **OPTIONS)
     damage(coded.store, coded.block_segments(1)[0], "missing")
     assert np.isnan(zarr_data(coded)[2:4]).all()
 
 
-def test_what_zarr_appends_is_seen(tmp_path):
+def test_data_appended_by_zarr_is_detected(tmp_path):
     import zarr
 
     A = random_array((20, 3))
@@ -108,7 +108,7 @@ def test_what_zarr_appends_is_seen(tmp_path):
     assert coded.check().damaged_blocks == [1]
 
 
-def test_blocks_that_stripes_do_not_divide_are_joined(tmp_path, monkeypatch):
+def test_blocks_of_unequal_stripes_are_joined(tmp_path, monkeypatch):
     small_memory(monkeypatch)
     A = random_array((4 * 13, 3))
     coded = polarmap.encode(A, memory=3 * 6 * 8 * 3 * 8, storage=tmp_path, **OPTIONS)
@@ -117,13 +117,13 @@ def test_blocks_that_stripes_do_not_divide_are_joined(tmp_path, monkeypatch):
     np.testing.assert_array_equal(zarr_data(coded)[:], A)
     damage(coded.store, coded.block_segments(1)[1], "corrupt")
     damage(coded.store, coded.block_segments(3)[0], "appended")
-    assert [(one.block, one.stripe) for one in coded.check().damaged] == [(1, 1), (3, 1)]
+    assert [(part.block, part.stripe) for part in coded.check().damaged] == [(1, 1), (3, 1)]
     coded.repair()
     assert coded.check().ok
     np.testing.assert_allclose(zarr_data(coded)[:], A, rtol=1e-10)
 
 
-def test_blocks_that_a_store_cannot_join_are_no_zarr_array(tmp_path, monkeypatch):
+def test_blocks_that_a_store_cannot_join_do_not_become_a_zarr_array(tmp_path, monkeypatch):
     small_memory(monkeypatch)
     A = random_array((4 * 13, 3))
     store = Least(FolderStore(tmp_path))
@@ -135,14 +135,14 @@ def test_blocks_that_a_store_cannot_join_are_no_zarr_array(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("joins", [True, False])
-def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
+def test_stripes_of_an_earlier_run_are_part_of_the_zarr_array(tmp_path, joins):
     A, folder = random_array((20, 7_000)), FolderStore(tmp_path)
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(folder, 25, fail), memory=MIB, **OPTIONS)
     if joins:
         coded = polarmap.encode(A, storage=folder, memory=MIB, **OPTIONS)
         generations = {key.split("/")[3] for key in folder.keys("polarmap/coded/a/")}
-        assert len(generations) == 2  # parity is not moved
+        assert len(generations) == 2  # Parity is not moved.
     else:
         polarmap.encode(A, storage=Least(folder), memory=MIB, **OPTIONS)
         coded = polarmap.open_coded("a", folder)
@@ -154,9 +154,10 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
 
 
 @pytest.mark.parametrize("joins", [True, False])
-def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins):
-    """What an earlier run had filled up is longer than what the manifest says of parts that lie elsewhere."""
-    A, folder = random_array((8, 16_003)), FolderStore(tmp_path)  # rows in three pieces, the last one shorter
+def test_pieces_that_were_padded_to_chunks_are_stored_again(tmp_path, joins):
+    # Each row consists of three pieces, and the last piece is shorter. When an earlier run has padded it, the
+    # piece is longer than the manifest allows for parts outside the Zarr array.
+    A, folder = random_array((8, 16_003)), FolderStore(tmp_path)
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(folder, 40, fail), memory=MIB, **OPTIONS)
     coded = polarmap.encode(A, storage=folder if joins else Least(folder), memory=MIB, **OPTIONS)
@@ -168,7 +169,7 @@ def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins)
     np.testing.assert_array_equal(coded[:], A)
 
 
-def test_what_workers_encode_is_a_zarr_array(tmp_path):
+def test_an_array_encoded_by_workers_is_a_zarr_array(tmp_path):
     A = random_array((43, 3_000))
     np.save(tmp_path / "A.npy", A)
     options = {"storage": tmp_path / "store", "memory": MIB, "executor": ReplayExecutor(), **OPTIONS}
@@ -192,13 +193,13 @@ def test_results_are_a_zarr_array_as_soon_as_none_is_missing(tmp_path, shape):
     assert polarmap.arrays.list_coded(tmp_path) == ["y"]
 
 
-def test_numbers_are_a_vector(tmp_path):
+def test_stored_scalars_are_a_zarr_vector(tmp_path):
     options = {"blocks": 4, "tasks": 6, "executor": ReplayExecutor()}
     y = polarmap.coded_map(np.sum, random_array((20, 3)), out=Stored("y", tmp_path), **options)
     np.testing.assert_array_equal(zarr_data(y.array)[:], y.array[:])
 
 
-def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
+def test_data_that_was_not_copied_does_not_become_a_zarr_array(tmp_path):
     store, A = FolderStore(tmp_path), random_array((8, 3))
     coded = polarmap.encode(put_rows(store, A, 2), storage=store, **OPTIONS)
     damage(store, coded.block_segments(5)[0], "missing")
@@ -207,7 +208,7 @@ def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
     assert not [key for key in store.keys("") if "zarr" in key]
 
 
-def test_metadata_says_what_the_specification_asks_for(tmp_path):
+def test_metadata_follows_the_specification(tmp_path):
     coded = polarmap.encode(random_array((20, 3), "c8"), storage=tmp_path, **OPTIONS)
     group, array = (
         json.loads(coded.store.get(f"{coded.coded_blocks().manifest.zarr_view.path}/{name}"))
@@ -220,10 +221,10 @@ def test_metadata_says_what_the_specification_asks_for(tmp_path):
     assert array["codecs"] == [{"name": "bytes", "configuration": {"endian": sys.byteorder}}]
 
 
-# --- repair, here and by workers ---------------------------------------------------------------
+# --- repair, in this process and on workers ---------------------------------------------------------------
 
 
-def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
+def test_rebuilt_parts_are_stored_twice_and_both_copies_are_checked(tmp_path):
     coded = polarmap.encode(random_array((20, 3)), storage=tmp_path, **OPTIONS)
     chunk = coded.block_segments(2)[0]
     damage(coded.store, chunk, "missing")
@@ -239,18 +240,18 @@ def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
 
 
 @pytest.fixture
-def not_joined(tmp_path):
-    """-A, of which one result had not arrived, on a store that cannot join objects; and A."""
+def unjoined_results(tmp_path):
+    """Return results -A with one missing block, in a store that cannot join objects, and A."""
     A, folder = random_array((20, 3)), FolderStore(tmp_path)
     folder.concatenate = lambda keys, key: False
     options = {"blocks": 4, "tasks": 6, "executor": ReplayExecutor()}
     return polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options).array, A
 
 
-def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
-    """Through the driver: nothing does that while a map runs."""
-    array, A = not_joined
-    assert array.check().damaged_blocks == [5]  # parity that no caller waited for
+def test_results_on_a_store_that_cannot_join_become_a_zarr_array_after_repair(unjoined_results):
+    # The repair copies the objects through the driver, which a map never does.
+    array, A = unjoined_results
+    assert array.check().damaged_blocks == [5]  # The map did not wait for this parity block.
     assert array.zarr_path is None
     array.repair()
     np.testing.assert_array_equal(zarr_data(array)[:], -A)
@@ -258,8 +259,8 @@ def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt"])
-def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monkeypatch, kind):
-    array, A = not_joined
+def test_damage_during_a_copy_raises_a_polarmap_error(unjoined_results, monkeypatch, kind):
+    array, A = unjoined_results
     part, repair_zarr = array.block_segments(2)[0], repairing.repair_zarr_array
 
     def damage_and_repair(*arguments):
@@ -270,13 +271,13 @@ def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monk
         patch.setattr(repairing, "repair_zarr_array", damage_and_repair)
         with pytest.raises(NotDecodableError, match=f"{part.key} (is|has) .*. It was intact when"):
             array.repair()
-    assert array.repair().damaged_blocks == [2, 5]  # and the next call rebuilds it
+    assert array.repair().damaged_blocks == [2, 5]  # The next repair rebuilds both.
     np.testing.assert_allclose(zarr_data(array)[:], -A, rtol=1e-12, atol=1e-12)
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """2 A, in three parts each, of which two results had not arrived; and A."""
+    """Return results 2 A in three parts each, with two missing blocks, and A."""
     monkeypatch.setattr("polarmap.arrays.stored_result.MAX_STRIPE_BYTES", 8 * 6 * 120)
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
     out = Stored("y", tmp_path / "results")
@@ -293,12 +294,12 @@ def check_repaired(coded, A, audit):
     np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)
 
 
-def test_results_that_stayed_become_whole_where_they_lie(results, threads):
-    """Each is a chunk of the Zarr array: a worker joins its parts."""
+def test_stored_results_are_repaired_in_place_by_workers(results, threads):
+    # Each result is a chunk of the Zarr array, because a worker joins its parts.
     coded, A = results
     check_repaired(coded, A, coded.repair(executor=threads))
     assert len({part.key for part in coded.block_segments(1)}) == 1
-    damage(coded.store, coded.block_segments(2)[1], "corrupt")  # its object has good parts, too, which move
+    damage(coded.store, coded.block_segments(2)[1], "corrupt")  # The intact parts of this object move.
     assert len(coded.repair(executor=threads).damaged) == 1
     assert coded.check().ok
     np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)

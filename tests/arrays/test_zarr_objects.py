@@ -1,4 +1,4 @@
-"""Zarr arrays that lie in the store already: their chunks are left where they are."""
+"""Tests of encoding Zarr arrays that are already in the store, whose chunks are not copied."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_zarr_chunks_are_not_copied(store, version, total, rows):
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_zarr_arrays_that_are_not_raw_rows(store, version):
+def test_zarr_arrays_that_are_not_raw_rows_are_refused(store, version):
     import zarr
 
     with pytest.raises(MissingObjectError, match="the Zarr array 'my/zarr' does not exist"):
@@ -67,33 +67,33 @@ ODD = [
 ]
 
 
-def inner_places(value, at=()):
-    """Where a JSON document has values: the keys on the way to each."""
+def iterate_paths(value, at=()):
+    """Yield the path of every value in a JSON document, as a tuple of keys and indices."""
     yield at
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in pairs:
-        yield from inner_places(one, (*at, key))
+    for key, child in pairs:
+        yield from iterate_paths(child, (*at, key))
 
 
-def altered(document, at, value):
-    """The document with another value at a place."""
+def replace_value(document, at, value):
+    """Return a copy of a JSON document with `value` at the path `at`."""
     if not at:
         return value
-    found = inner = copy.deepcopy(document)
+    copied = inner = copy.deepcopy(document)
     for key in at[:-1]:
         inner = inner[key]
     inner[at[-1]] = value
-    return found
+    return copied
 
 
 @pytest.mark.parametrize(("file", "document"), [(".zarray", SECOND), ("zarr.json", THIRD)])
-def test_metadata_that_make_no_sense_are_an_error_that_names_them(store, file, document):
-    """The metadata may also express the same in another way, such as a filter that does not exist."""
+def test_errors_for_invalid_metadata_name_the_array(store, file, document):
+    # Some altered metadata are still valid and describe the same array.
     A = np.arange(24 * 5, dtype="<i4").reshape(24, 5)
     for number in range(4):
         for key in (f"{number}.0", f"c/{number}/0"):
             store.put(f"mine/{key}", A[6 * number : 6 * number + 6].tobytes())
-    documents = [altered(document, at, odd) for at in inner_places(document) for odd in ODD]
+    documents = [replace_value(document, at, odd) for at in iterate_paths(document) for odd in ODD]
     refused = []
     for text in [*map(json.dumps, documents), "", "{", "[" * 100_000, json.dumps(document)]:
         store.put(f"mine/{file}", text.encode())

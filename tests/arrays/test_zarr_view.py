@@ -1,4 +1,4 @@
-"""Where the chunks of the Zarr array are, and that each holds numbers of one block."""
+"""Tests of the keys of the chunks of the Zarr array, and that each chunk holds numbers of one block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polarmap.codes import PolarCode
     shape=st.lists(st.integers(1, 30), min_size=1, max_size=3), k=st.integers(1, 3),
     memory=st.integers(1, 8_000), chunk_rows=st.integers(1, 9),
 )  # fmt: skip
-def test_chunks_cut_blocks_as_zarr_cuts_the_array(shape, k, memory, chunk_rows):
+def test_chunks_of_blocks_are_chunks_of_the_zarr_array(shape, k, memory, chunk_rows):
     shape[0] = max(shape[0], k)
     plan = plan_stripes(PolarCode(k + 2, k), shape, np.dtype("f8"), memory, chunk_rows)
     assert plan.max_stripe_size <= max(1, memory // (3 * 8 * (k + 2)))
@@ -31,17 +31,17 @@ def test_chunks_cut_blocks_as_zarr_cuts_the_array(shape, k, memory, chunk_rows):
             chunk.key: chunk
             for chunk in view.list_chunks(shape, plan.rows_per_block, [0, *accumulate(sizes)])
         }
-        grid, found = whole.reshape(-1, *shape[1:]), set()
+        grid, keys = whole.reshape(-1, *shape[1:]), set()
         for block in range(k):
             for stripe, inside in enumerate(plan.hyperslabs):
                 slab = plan.get_data_slab(block, stripe)
                 assert np.array_equal(grid[slab], blocks[block][inside])
                 if slab[0].start < shape[0]:
-                    steps = [one.start // step for one, step in zip(slab, plan.chunk_shape)]
+                    steps = [rows.start // step for rows, step in zip(slab, plan.chunk_shape)]
                     key = f"a/data/c/{'/'.join(map(str, steps))}"
                     assert chunks[key] == (view.get_chunk_key(slab), block, range(stripe, stripe + 1))
-                    found.add(key)
-        assert found == chunks.keys()
-        assert len(found) == int(np.prod([-(-size // step) for size, step in zip(shape, plan.chunk_shape)]))
+                    keys.add(key)
+        assert keys == chunks.keys()
+        assert len(keys) == int(np.prod([-(-size // step) for size, step in zip(shape, plan.chunk_shape)]))
     else:
         assert plan.chunk_shape == (plan.rows_per_block, *shape[1:])

@@ -1,4 +1,4 @@
-"""The virtual clock, the directions and the gradients of black boxes, on what they are said to be."""
+"""Check the virtual clock, directions and gradients of the black-box benchmark against closed forms."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from benchmarks.blackbox import GradientSource, N, VirtualClock, sample_directio
 
 
 class Scripted(VirtualClock):
-    """One list of times after another: 1 s per query except for the named tasks."""
+    """A clock with a list of times for each call: 1 s per query except for the named tasks."""
 
     def __init__(self, *exceptions: dict[int, float]) -> None:
         super().__init__(seed=0)
         self._script = iter(exceptions)
 
     def sample_answer_times(self, n_queries: int) -> Any:
-        found = np.full(N, float(n_queries))
+        times = np.full(N, float(n_queries))
         for task, seconds in next(self._script).items():
-            found[task] = seconds
-        return found
+            times[task] = seconds
+        return times
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ class Scripted(VirtualClock):
         (False, [{}], 10, N),
         (False, [{3: 100.0}], 100, N),
         (True, [{}], 10, N),
-        (True, [{3: np.inf, 5: 40.0}, {}, {}], 25, N + 2),  # late from 15 on
-        (True, [{3: 100.0}, {3: 100.0}, {}], 40, N + 2),  # so is the copy: another at 30
+        (True, [{3: np.inf, 5: 40.0}, {}, {}], 25, N + 2),  # The copies start at 15 s.
+        (True, [{3: 100.0}, {3: 100.0}, {}], 40, N + 2),  # The copy is late, too: another one starts at 30 s.
         (True, [{3: 16.0}, {}], 16, N + 1),
     ],
 )
-def test_all_are_waited_for(
+def test_waiting_for_all_workers_with_and_without_backups(
     backups: bool, exceptions: Sequence[dict[int, float]], seconds: float, started: int
 ) -> None:
     assert Scripted(*exceptions).wait_for_all(10, backups) == (seconds, started * 10)
@@ -45,10 +45,10 @@ def test_all_are_waited_for(
 
 def test_directions_are_orthonormal_and_new_each_time() -> None:
     stream = np.random.default_rng(0)
-    one, other = (sample_directions(50, 3072, stream) for _ in range(2))
-    np.testing.assert_allclose(one @ one.T, np.eye(50), atol=1e-12)
-    assert abs(one @ other.T).max() < 0.2
-    assert abs(one).max() < 0.2  # no pixel stands out
+    first, second = (sample_directions(50, 3072, stream) for _ in range(2))
+    np.testing.assert_allclose(first @ first.T, np.eye(50), atol=1e-12)
+    assert abs(first @ second.T).max() < 0.2
+    assert abs(first).max() < 0.2  # No coordinate dominates.
 
 
 @pytest.mark.parametrize("kind", ["coded", "differences", "backups", "orthogonal"])
@@ -59,10 +59,10 @@ def test_a_source_finds_the_gradient_or_its_projection_and_counts(
     monkeypatch.setattr(blackbox, "K", 3)
     slope = np.arange(1.0, 13.0)
     source = GradientSource(kind, lambda x: x @ slope, seed=0)
-    found = source(np.ones(12))
+    gradient = source(np.ones(12))
     if kind == "orthogonal":
-        assert np.vdot(found, found) == pytest.approx(np.vdot(found, slope), rel=1e-4)
+        assert np.vdot(gradient, gradient) == pytest.approx(np.vdot(gradient, slope), rel=1e-4)
     else:
-        np.testing.assert_allclose(found, slope, rtol=1e-4)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-4)
     queries = 2 * 12 // (3 if kind == "coded" else 4)
     assert source.n_calls == 1 and source.n_queries >= 4 * queries and source.elapsed_seconds >= queries

@@ -1,4 +1,4 @@
-"""The comparison: its numbers against closed forms and brute force, its pages against its data."""
+"""Check the comparison's numbers against closed forms and brute force, and its pages against its data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from benchmarks.rivals import mds
 from polarmap.planning import Completion
 
 ROOT = Path(__file__).parents[2]
-SIZE, LARGER = Size(32, 24, 2000, 500, 5), Size(64, 48, 60, 30, 5)  # the first one is the first on the pages
+# The first size is the first on the pages.
+SIZE, LARGER = Size(32, 24, 2000, 500, 5), Size(64, 48, 60, 30, 5)
 N, K = SIZE.n, SIZE.k
 
 
@@ -34,11 +35,11 @@ def table(measured: list[CodeMeasurement]) -> dict[str, Completion]:
 
 
 def table_of(name: str, measured: list[CodeMeasurement]) -> dict[str, Completion]:
-    found = jobs.simulate_schemes(SIZE, jobs.DISTRIBUTIONS[name], measured, 4000)
-    return {job.scheme: job for job in found}
+    completions = jobs.simulate_schemes(SIZE, jobs.DISTRIBUTIONS[name], measured, 4000)
+    return {job.scheme: job for job in completions}
 
 
-def test_codes_need_what_they_are_known_to_need(measured: list[CodeMeasurement]) -> None:
+def test_codes_need_the_known_numbers_of_arrivals(measured: list[CodeMeasurement]) -> None:
     beyond = {code.name: code.mean_extra_arrivals for code in measured}
     assert beyond["dense Gaussian"] == beyond["Fermat transform"] == beyond["rotation"] == 0
     assert 0 <= beyond["polar, optimal"] <= beyond["polar, sequential"]
@@ -56,7 +57,7 @@ def test_amplification_from_noise_is_the_norm_of_the_weights() -> None:
     assert 10 ** np.mean(estimates) == pytest.approx(exact, rel=0.1)
 
 
-def test_schemes_are_in_the_order_theory_says(table: dict[str, Completion]) -> None:
+def test_mean_completion_times_agree_with_theory(table: dict[str, Completion]) -> None:
     mean = {scheme: job.mean for scheme, job in table.items()}
     assert mean["uncoded"] == pytest.approx(1 + (1 / np.arange(1, K + 1)).sum())
     assert mean["dense Gaussian"] == pytest.approx(1 + (1 / np.arange(N - K + 1, N + 1)).sum())
@@ -69,23 +70,26 @@ def test_schemes_are_in_the_order_theory_says(table: dict[str, Completion]) -> N
 
 @pytest.mark.parametrize("name", jobs.DISTRIBUTIONS)
 def test_the_page_has_the_means_of_all_schemes(name: str, measured: list[CodeMeasurement]) -> None:
-    """Each scheme is simulated once more, event by event, in tests/planning; the codes in test_rivals."""
+    # tests/planning simulates each scheme independently, event by event; test_rivals checks the codes.
     page = (ROOT / "docs" / "comparison-jobs.md").read_text(encoding="utf-8").split("\n## ")[1]
     assert page.startswith(f"{K} blocks, {N} coded tasks\n")
     [rows] = parse_tables(page.partition(f"Arrivals alone: {name}")[2].partition("</details>")[0]).values()
-    said = {scheme.strip("*"): float(mean) for scheme, mean, *_ in rows[1:]}
-    found = {one.scheme: one.mean for one in table_of(name, measured).values() if "tuned" not in one.scheme}
-    [tuned] = said.keys() - found.keys()  # the best multiple is a matter of chance where several are good
+    page_means = {scheme.strip("*"): float(mean) for scheme, mean, *_ in rows[1:]}
+    means = {one.scheme: one.mean for one in table_of(name, measured).values() if "tuned" not in one.scheme}
+    [tuned] = (
+        page_means.keys() - means.keys()
+    )  # If several multiples are good, chance decides which is the best.
     slow = float(tuned.split()[-2])
-    found[tuned] = jobs.complete_with_backups(slow, SIZE, jobs.DISTRIBUTIONS[name], 4000).mean
-    assert len(found) >= 20
-    assert found == pytest.approx(said, rel=0.03)
+    means[tuned] = jobs.complete_with_backups(slow, SIZE, jobs.DISTRIBUTIONS[name], 4000).mean
+    assert len(means) >= 20
+    assert means == pytest.approx(page_means, rel=0.03)
 
 
 def test_backups_are_tuned_for_their_distribution(table: dict[str, Completion]) -> None:
     [(scheme, tuned)] = [(scheme, job) for scheme, job in table.items() if "tuned" in scheme]
     assert 0.98 * tuned.p99 < table["backup tasks (cubed)"].p99
-    assert scheme != "backup tasks (tuned: 3 x)"  # a third of whose tasks are later than that
+    # A third of the tasks take longer than three times the median.
+    assert scheme != "backup tasks (tuned: 3 x)"
 
 
 def test_a_whole_job_is_coding_transfer_and_tasks(
@@ -127,28 +131,33 @@ def test_the_pages_hold_every_scheme_and_code(
     crowd = elastic.simulate_elastic_jobs(0.1, 5)
     jobs = {(SIZE, "distribution"): table, (LARGER, "distribution"): table}
     parts = page.make_page_parts({SIZE: measured, LARGER: measured}, {}, jobs, crowd, 1, 0.0)
-    pages = {name: replace_parts((ROOT / "docs" / name).read_text(), some) for name, some in parts.items()}
+    pages = {
+        name: replace_parts((ROOT / "docs" / name).read_text(), page_parts)
+        for name, page_parts in parts.items()
+    }
     assert "| 24 of 1 MB |" in pages["comparison.md"]
     assert all(name in pages["comparison-jobs.md"] for name in table)
     assert all(code.name in pages["comparison-codes.md"] for code in measured)
     assert all(one.scheme in pages["comparison-elastic.md"] for one in crowd)
     rows = [line for text in pages.values() for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
-    assert pages["comparison-jobs.md"].count("<details") == 2  # arrivals alone
+    # One collapsed table of arrivals for each size.
+    assert pages["comparison-jobs.md"].count("<details") == 2
 
 
 def test_ratios_to_rotation_are_those_of_the_table(measured: list[CodeMeasurement]) -> None:
     by_name = {code.name: code for code in measured}
     [ldpc] = [code for name, code in by_name.items() if re.match("LDPC.*inactivation", name)]
     rotation, dense = by_name["rotation"], by_name["dense Gaussian"]
-    found = page.compare_with_rotation({SIZE: measured})
+    ratios = page.compare_with_rotation({SIZE: measured})
     assert rotation.amplification is not None and ldpc.amplification is not None
     ratio = 10 ** ldpc.amplification[0] / 10 ** rotation.amplification[0]
-    assert found["growth"] == f"{ratio:.2g} at n = 32"
+    assert ratios["growth"] == f"{ratio:.2g} at n = 32"
     encode, decode = (
-        getattr(dense, of) / getattr(rotation, of) for of in ("encode_seconds", "decode_seconds")
+        getattr(dense, attribute) / getattr(rotation, attribute)
+        for attribute in ("encode_seconds", "decode_seconds")
     )
-    assert found["dense"] == f"{encode:.2g} and {decode:.2g} at n = 32"
+    assert ratios["dense"] == f"{encode:.2g} and {decode:.2g} at n = 32"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Iterations that people know: each against what it converges to, by tasks and by operators; the page."""
+"""Check the familiar iterations against the points they converge to, by tasks and by operators."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_tasks_and_products_take_the_same_step(make: Callable[[], Iteration]) ->
     assert np.allclose(following, iteration.step_with_operator(iteration.matrix, x))
 
 
-def test_least_squares_arrive() -> None:
+def test_least_squares_converge_to_the_solution() -> None:
     iteration = make_linear_regression(64, 5, 4)
     table = np.concatenate(iteration.blocks)
     assert np.allclose(iterate(iteration, 200), np.linalg.lstsq(table[:, :-1], table[:, -1])[0])
 
 
-def test_logistic_regression_arrives_where_the_gradient_is_zero() -> None:
+def test_logistic_regression_converges_to_a_zero_gradient() -> None:
     iteration = make_logistic_regression(256, 5, 4)
     table = np.concatenate(iteration.blocks)
     A, y = table[:, :-1], table[:, -1]
@@ -90,12 +90,12 @@ def test_all_rows_are_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = {name: iterations.ROWS[name] for name in ("numpy, no workers", "**polarmap**")}
     monkeypatch.setattr(iterations, "ROWS", rows | {"Ray": ("no_such_library", iterations.numpy_step)})
     size = Size(0.01, 2, 1, {})
-    found = {"a model": iterations.measure_steps(make_linear_regression(48, 4, 4), size)}
-    assert [list(one) for one in found["a model"]] == [list(rows)] * 2
-    text = iterations.format_tables(found)
+    medians = {"a model": iterations.measure_steps(make_linear_regression(48, 4, 4), size)}
+    assert [list(one) for one in medians["a model"]] == [list(rows)] * 2
+    text = iterations.format_tables(medians)
     assert "Ray is not installed, and left out." in text
     assert "## a model" in text and "| **polarmap** | " in text
 
 
-def test_cubed_has_no_sparse_matrices() -> None:
+def test_cubed_is_left_out_for_sparse_matrices() -> None:
     assert "cubed" not in iterations.available_rows(make_page_rank(64, 3, 4))

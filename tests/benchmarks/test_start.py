@@ -1,4 +1,4 @@
-"""Every benchmark starts from a checkout, with nothing on its path that pytest puts there."""
+"""Check that every benchmark starts from a checkout, without the paths that pytest adds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of steps: what a row says, how actions take turns, and the floor that maps are compared with."""
+"""Check the table of steps: the cells of a row, actions in turns, and the bare-socket baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.steps import SUBJECTS, main
 from polarmap.glm import Ridge
 
 
-def test_a_row_is_compared_with_the_median_of_the_other() -> None:
+def test_a_row_is_compared_with_the_median_of_its_baseline() -> None:
     row = Row("a step", [1.0, 2.0, 9.0], "numpy", [4.0, 0.5, 8.0], "1.5")
     assert row.format_cells() == ("a step", "2.00 (9.00)", "numpy", "4.00 (8.00)", "0.500 (2.25)", "1.5")
 
@@ -36,11 +36,11 @@ def test_actions_take_turns_and_warm_up(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bare_sockets_map_coded_blocks() -> None:
     A = np.random.default_rng(0).standard_normal((6, 5, 4))
     with SocketPool(A, 8, 2) as sockets:
-        for x in np.eye(4):  # An earlier map's leftovers are not results of this map.
+        for x in np.eye(4):  # Late results of an earlier map must not count as results of this map.
             assert np.allclose(sockets.map(methodcaller("dot", x)), A @ x)
 
 
-def test_an_estimator_in_numpy_finds_the_same() -> None:
+def test_an_estimator_with_numpy_products_finds_the_same_solution() -> None:
     X, y = load_diabetes(return_X_y=True)
     plain = with_numpy_products(Ridge()).fit(X, y)
     assert np.allclose(plain.coef_, np.linalg.solve(*normal_equations(X, y)), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Paths as data."""
+"""Tests of paths as data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOST = FaultyExecutor(ReplayExecutor(), {1: Fault("raise", attempts=9)})
 MATRIX = np.arange(36.0).reshape(12, 3)
 
 
-def test_a_path_is_mapped_wherever_encode_takes_one(tmp_path: Path) -> None:
+def test_maps_accept_all_paths_that_encode_accepts(tmp_path: Path) -> None:
     np.save(tmp_path / "A.npy", MATRIX)
     for path in (tmp_path / "A.npy", str(tmp_path / "A.npy")):
         assert isinstance(load_array_like(path), np.memmap)

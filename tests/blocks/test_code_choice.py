@@ -1,4 +1,4 @@
-"""The choice of the number of blocks and of their code, by default and on request."""
+"""Tests of the choice of the number of blocks and their code, by default and on request."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (MATRIX.astype(int), CodeOptions(6, code=SecretSharing()), "IntegerSecretSharingCode(10, 6, 1)"),
     ],
 )
-def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptions, expected: str) -> None:
+def test_the_code_follows_from_the_options(data: np.ndarray, options: CodeOptions, expected: str) -> None:
     assert repr(cut_blocks_and_choose_code(data, options)[1]) == expected
 
 
@@ -53,15 +53,16 @@ def test_any_one_block_may_be_lost_by_default(dtype: type) -> None:
     for k in [*range(1, 65), 200, 768]:
         _, code = cut_blocks_and_choose_code(np.ones((k, 1), dtype), CodeOptions(blocks=k))
         checks = np.asarray(code.parity_check_matrix)[:, :k]
-        has_unit = checks % 2 != 0 if code.supports_integers else checks != 0  # only odd ones have an inverse
+        # Only odd coefficients have an inverse.
+        has_unit = checks % 2 != 0 if code.supports_integers else checks != 0
         assert has_unit.any(axis=0).all(), (k, code)
 
 
-def test_masked_data_is_masked() -> None:
+def test_secret_sharing_masks_the_data() -> None:
     assert isinstance(encode_blocks(MATRIX, CodeOptions(6, code=SecretSharing()), None), SecretSharingBlocks)
 
 
-def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> None:
+def test_sizes_of_stored_blocks_are_those_of_their_encoding(tmp_path) -> None:
     stored = encode(MATRIX, blocks=6, tasks=8, name="rows", storage=tmp_path, progress=False)
     for same in (CodeOptions(), CodeOptions(6), CodeOptions(6, 8, "rotation")):
         assert encode_blocks(stored, same, None).code.k == 6
@@ -70,7 +71,7 @@ def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> No
             encode_blocks(stored, wrong, None)
 
 
-def test_no_nonzeros_at_all() -> None:
+def test_a_sparse_matrix_without_nonzeros() -> None:
     coded = encode_sparse(scipy.sparse.csr_array((12, 5)), CodeOptions(blocks=4, tasks=6))
     assert coded.code_reason.startswith("coded: a parity block has up to 0 nonzeros, which")
     assert all(dense(coded, index).any() == 0 for index in range(6))
@@ -84,6 +85,6 @@ def test_no_nonzeros_at_all() -> None:
         (CodeOptions(4), "coded: a parity block"),
     ],
 )
-def test_what_the_caller_asks_for_is_done(options: CodeOptions, reason: str) -> None:
+def test_an_explicit_code_is_used_for_sparse_data(options: CodeOptions, reason: str) -> None:
     coded = encode_sparse(random_sparse(12, 5, 0.4, "f8"), options)
     assert coded.n == 6 and coded.code_reason.startswith(reason)

@@ -1,4 +1,4 @@
-"""Tables, tensors and paths as data, with numpy's and pandas' own conversions as the oracle."""
+"""Tests of tables, tensors and paths as data. The oracles are the conversions of NumPy and pandas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMES = [pd.DataFrame(COLUMNS, index=np.arange(12)[::-1]), pl.DataFrame(COLUMNS
 
 
 class Tensor:
-    """What DLPack asks for, with a device and dtype of its own."""
+    """A tensor that supports only DLPack, with a given device and dtype."""
 
     def __init__(
         self, array: Any, device: int = 1, dtype: str = "torch.float64", requires_grad: bool = False
@@ -47,7 +47,7 @@ class Tensor:
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
-def test_frames_go_wherever_arrays_do(frame: Any, tmp_path: Path) -> None:
+def test_frames_are_accepted_like_arrays(frame: Any, tmp_path: Path) -> None:
     doubled = coded_map(lambda block: 2 * block, frame, blocks=4, executor=LOST)
     np.testing.assert_allclose(doubled.concatenate(), 2 * MATRIX)
     assert doubled[0].dtype == np.float64
@@ -67,8 +67,8 @@ def test_the_dtype_is_that_of_the_columns() -> None:
         for kind in (pd.DataFrame, pl.DataFrame):
             assert as_array_like(kind({"a": np.zeros(3, dtype), "b": np.ones(3, dtype)})).dtype == dtype
     assert as_array_like(pd.DataFrame({"a": pd.array([1, 2], "Int64"), "b": [1, 2]})).dtype == "i8"
-    held = pd.DataFrame(np.arange(6.0).reshape(3, 2))
-    assert np.shares_memory(as_array_like(held), held.to_numpy())
+    floats = pd.DataFrame(np.arange(6.0).reshape(3, 2))
+    assert np.shares_memory(as_array_like(floats), floats.to_numpy())
 
 
 @pytest.mark.parametrize("kind", [pd.Series, pl.Series])
@@ -89,7 +89,7 @@ def test_a_series_is_a_vector(kind: Any) -> None:
         (np.zeros(2, "M8[ms]"), r"column 'bad' of data has dtype (datetime64|Datetime)"),
     ],
 )
-def test_columns_that_hold_no_numbers_are_named(kind: Any, values: Any, words: str) -> None:
+def test_the_error_for_non_numeric_columns_names_them(kind: Any, values: Any, words: str) -> None:
     for run in (coded_map, coded_sum):
         with pytest.raises(CodeError, match=words):
             run(np.sum, kind({"good": [1, 2], "bad": values}), executor=ReplayExecutor())
@@ -97,7 +97,7 @@ def test_columns_that_hold_no_numbers_are_named(kind: Any, values: Any, words: s
 
 @pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
 @pytest.mark.parametrize("f", [lambda block: block["b"], lambda block: block.b])
-def test_who_looks_for_a_column_is_told_that_blocks_have_none(frame: Any, f: Any) -> None:
+def test_accessing_a_column_of_a_block_raises_an_explanation(frame: Any, f: Any) -> None:
     with pytest.raises((AttributeError, IndexError)) as caught:
         coded_map(f, frame, blocks=4, executor=ReplayExecutor())
     assert "f receives blocks of a DataFrame as numpy arrays" in caught.value.__notes__[-1]
@@ -107,7 +107,7 @@ def test_who_looks_for_a_column_is_told_that_blocks_have_none(frame: Any, f: Any
     assert not [note for note in caught.value.__notes__ if "blocks of a" in note]
 
 
-def test_missing_values_are_nan_and_what_is_not_computed_is_named() -> None:
+def test_missing_values_are_nan_and_errors_name_uncomputed_data() -> None:
     for frame in (pd.DataFrame({"b": pd.array([1, None], "Int64")}), pl.DataFrame({"b": [1, None]})):
         np.testing.assert_array_equal(as_array_like(frame), [[1.0], [np.nan]])
     with pytest.raises(CodeError, match=r"not computed yet: use A.collect\(\)"):
@@ -119,21 +119,21 @@ def test_missing_values_are_nan_and_what_is_not_computed_is_named() -> None:
 @pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
 def test_a_hedged_map_cuts_a_frame_into_frames(frame: Any) -> None:
     result = hedged_map(lambda rows: rows, frame, blocks=5, executor=ReplayExecutor())
-    assert all(type(one) is type(frame) for one in result)
+    assert all(type(part) is type(frame) for part in result)
     joined = pd.concat(list(result)) if isinstance(frame, pd.DataFrame) else pl.concat(list(result))
     assert joined.equals(frame)
     with pytest.raises(CodeError, match=r"star=True .* data is a table: use data.iter"):
         hedged_map(max, frame, star=True, executor=ReplayExecutor())
 
 
-def test_tensors_are_read_where_they_lie() -> None:
-    held = np.arange(24.0).reshape(8, 3)
-    for tensor in (Tensor(held), array_api_strict.asarray(held, copy=False)):
-        assert np.shares_memory(as_array_like(tensor), held)
-        found = coded_map(lambda block: block + 1, tensor, blocks=4, executor=LOST)
-        np.testing.assert_allclose(found.concatenate(), held + 1)
+def test_tensors_are_read_without_a_copy() -> None:
+    array = np.arange(24.0).reshape(8, 3)
+    for tensor in (Tensor(array), array_api_strict.asarray(array, copy=False)):
+        assert np.shares_memory(as_array_like(tensor), array)
+        actual = coded_map(lambda block: block + 1, tensor, blocks=4, executor=LOST)
+        np.testing.assert_allclose(actual.concatenate(), array + 1)
         nested = coded_map(lambda block: block["x"], [{"x": tensor}] * 3, executor=ReplayExecutor())
-        np.testing.assert_array_equal(nested[2], held)
+        np.testing.assert_array_equal(nested[2], array)
         assert type(hedged_map(lambda rows: rows, tensor, executor=ReplayExecutor())[0]) is np.ndarray
 
 
@@ -145,7 +145,7 @@ def test_tensors_are_read_where_they_lie() -> None:
         (Tensor(np.ones(4), requires_grad=True), r"requires gradients.*: use data.detach\(\)"),
     ],
 )
-def test_tensors_that_cannot_be_coded_are_named(tensor: Any, words: str) -> None:
+def test_errors_name_tensors_that_cannot_be_encoded(tensor: Any, words: str) -> None:
     for run in (coded_map, hedged_map, coded_sum):
         with pytest.raises(CodeError, match=words):
             run(np.sum, tensor, executor=ReplayExecutor())

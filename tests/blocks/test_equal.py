@@ -1,4 +1,4 @@
-"""Arrays of every kind and sequences of every structure as equal blocks."""
+"""Tests of equal blocks of all kinds of arrays and of sequences of all structures."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ MATRIX = np.random.default_rng(0).standard_normal((26, 5))
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _f_here_ends_within_one_look() -> Iterator[None]:
-    """Clocks are virtual: what a busy machine takes for f of a few rows is not to be seen on them."""
+def _local_f_ends_within_one_poll() -> Iterator[None]:
+    """Make f on the driver end within one poll, since the virtual clocks ignore a busy machine."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("polarmap.driver.local_evaluation.EVALUATION_POLL_SECONDS", 60.0)
         yield
 
 
-class Slices:
-    """As little as a file format offers: shape, dtype, and slices of the first axis."""
+class SliceableData:
+    """An array with the minimal interface: shape, dtype, and slices of the first axis, which it records."""
 
     def __init__(self, data: np.ndarray) -> None:
         self._data, self.shape, self.dtype = data, data.shape, data.dtype
@@ -51,8 +51,8 @@ def same(block: Any) -> Any:
     return block
 
 
-def halved(data: Any, k: int | None = None, lost: int = 1, **options: Any) -> CodedResult:
-    """0.5 * block for all blocks, the first of which never arrive."""
+def run_halving_map(data: Any, k: int | None = None, lost: int = 1, **options: Any) -> CodedResult:
+    """Return the result of a map of block * 0.5 whose first `lost` tasks never return."""
     never = ReplayExecutor(dict.fromkeys(range(lost), math.inf))
     return coded_map(lambda block: block * 0.5, data, blocks=k, executor=never, timeout=100, **options)
 
@@ -90,20 +90,20 @@ def test_memmap_is_read_from_its_file(tmp_path: Path) -> None:
     stored[:] = MATRIX
     stored.flush()
     data = np.memmap(tmp_path / "matrix", np.float64, "r", shape=MATRIX.shape)
-    result = halved(data, 6)
+    result = run_halving_map(data, 6)
     assert type(result[3]) is np.ndarray
     np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
 
 
-def test_whatever_has_a_shape_a_dtype_and_slices_will_do() -> None:
-    data = Slices(MATRIX)
-    result = halved(data, 6)
+def test_any_object_with_shape_dtype_and_slices_is_accepted() -> None:
+    data = SliceableData(MATRIX)
+    result = run_halving_map(data, 6)
     np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
     assert {(rows.start, rows.stop) for rows in data.read} == {(5 * i, 5 * i + 5) for i in range(6)}
-    assert len(data.read) == 6  # each block once
+    assert len(data.read) == 6  # Each block is read once.
 
 
-def test_arrays_in_files(tmp_path: Path) -> None:
+def test_arrays_in_hdf5_files(tmp_path: Path) -> None:
     import h5py
     import zarr
 
@@ -111,7 +111,7 @@ def test_arrays_in_files(tmp_path: Path) -> None:
     stored[:] = MATRIX
     with h5py.File(tmp_path / "matrix.h5", "w") as file:
         for data in (stored, file.create_dataset("matrix", data=MATRIX)):
-            np.testing.assert_allclose(halved(data, 6).concatenate(), MATRIX * 0.5)
+            np.testing.assert_allclose(run_halving_map(data, 6).concatenate(), MATRIX * 0.5)
 
 
 def test_data_is_neither_changed_nor_shared() -> None:
@@ -149,7 +149,7 @@ SEQUENCES: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_blocks_of_a_sequence_reach_f_as_they_are(name: str) -> None:
+def test_f_receives_blocks_of_a_sequence_unchanged(name: str) -> None:
     data = SEQUENCES[name]
     native = data if name != "big-endian" else [block.astype("=f4") for block in data]
     result = coded_map(same, data, executor=ReplayExecutor({0: math.inf}), timeout=100)
@@ -159,13 +159,13 @@ def test_blocks_of_a_sequence_reach_f_as_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [tuple, deque])
-def test_any_sequence_will_do(make: Any) -> None:
+def test_any_sequence_is_accepted(make: Any) -> None:
     result = coded_map(same, make(MATRIX), executor=ReplayExecutor())
     assert_same(result, list(MATRIX))
     np.testing.assert_array_equal(result.concatenate().reshape(26, 5), MATRIX)
 
 
-def test_structure_may_change_on_the_way() -> None:
+def test_f_may_return_another_structure() -> None:
     data = [{"x": row, "y": (float(row[0]), i)} for i, row in enumerate(MATRIX)]
 
     def f(block: dict[str, Any]) -> Pair:
@@ -204,7 +204,7 @@ def test_structure_may_change_on_the_way() -> None:
     ],
     ids=printed,
 )
-def test_sequences_that_cannot_be_coded(data: Any, message: str) -> None:
+def test_invalid_sequences_are_refused(data: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         coded_map(same, data, executor=ReplayExecutor())
 
@@ -228,15 +228,15 @@ def test_blocks_must_be_the_length_of_a_sequence() -> None:
         (np.ma.masked_less(MATRIX, 0), "masked array"),
     ],
 )
-def test_arrays_that_cannot_be_coded(data: Any, message: str) -> None:
+def test_invalid_arrays_are_refused(data: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
-        halved(data)
+        run_halving_map(data)
 
 
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant == 52, reason="long double is float64 here")
 def test_long_double_is_refused_by_name() -> None:
     with pytest.raises(CodeError, match=r"dtype float\d+: linear codes carry"):
-        halved(MATRIX.astype(np.longdouble))
+        run_halving_map(MATRIX.astype(np.longdouble))
 
 
 @settings(derandomize=True, max_examples=60)
@@ -250,9 +250,9 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
     rows: int, k: int, tail: tuple[int, ...], dtype: str
 ) -> None:
     k = min(k, rows)
-    k = -(-rows // -(-rows // k))  # no block is empty
+    k = -(-rows // -(-rows // k))  # With this k, no block is empty.
     data = np.random.default_rng(rows).integers(0, 99, (rows, *tail)).astype(dtype)
-    result = halved(data, k, tasks=2 * k + 1)
+    result = run_halving_map(data, k, tasks=2 * k + 1)
     assert len(result) == k
     assert result.report.padding == -(-rows // k) * k - rows
     np.testing.assert_allclose(result.concatenate(), data * 0.5, rtol=1e-3, atol=1e-3)
@@ -261,11 +261,11 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
 
 def test_no_block_is_empty() -> None:
     for total in range(1, 201):
-        for wanted in (2, 3, 7, 24, 32):
-            for most in (None, wanted):
-                k = choose_default_n_blocks(total, wanted, most)
+        for target in (2, 3, 7, 24, 32):
+            for max_blocks in (None, target):
+                k = choose_default_n_blocks(total, target, max_blocks)
                 assert -(-total // -(-total // k)) == k
-                assert k <= (most or max(total, 2 * wanted))
+                assert k <= (max_blocks or max(total, 2 * target))
         for k in range(1, total + 1):
             if -(-total // -(-total // k)) == k:
                 check_no_empty_blocks(total, k)
@@ -274,13 +274,13 @@ def test_no_block_is_empty() -> None:
                 check_no_empty_blocks(total, k)
             below, above = map(int, re.findall(r"(?<=[er] blocks=)\d+", str(caught.value)))
             assert below < k < above <= total
-            assert not any(-(-total // -(-total // one)) == one for one in range(below + 1, above))
+            assert not any(-(-total // -(-total // k)) == k for k in range(below + 1, above))
             check_no_empty_blocks(total, below)
             check_no_empty_blocks(total, above)
 
 
 @pytest.mark.parametrize(("total", "k"), [(25, 24), (10, 6), (4, 3)])
-def test_a_number_of_blocks_of_which_some_would_be_empty_is_refused(total: int, k: int) -> None:
+def test_a_number_of_blocks_that_leaves_empty_blocks_is_refused(total: int, k: int) -> None:
     code = PolarCode(k + 2, k)
     for options in ({"blocks": k}, {"blocks": k, "tasks": 2 * k}, {"code": code}):
         with pytest.raises(CodeError, match=f"blocks={k} does not fit {total} rows.* Use blocks="):
@@ -290,21 +290,21 @@ def test_a_number_of_blocks_of_which_some_would_be_empty_is_refused(total: int, 
 def test_small_arrays_have_no_empty_blocks_by_default() -> None:
     for total in range(1, 27):
         result = coded_map(same, MATRIX[:total], executor=ReplayExecutor())
-        assert all(len(one) for one in result)
+        assert all(len(block) for block in result)
         np.testing.assert_array_equal(result.concatenate(), MATRIX[:total])
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_concatenate_joins_along_any_axis(axis: int) -> None:
     expected = np.concatenate([block * 0.5 for block in cut(MATRIX, 13)], axis=axis)
-    np.testing.assert_allclose(halved(MATRIX, 13).concatenate(axis), expected)
+    np.testing.assert_allclose(run_halving_map(MATRIX, 13).concatenate(axis), expected)
 
 
 def test_concatenate_refuses_shapes_that_do_not_fit() -> None:
     with pytest.raises(CodeError, match=r"shapes \(7, 5\) and \(5, 5\) cannot be joined along axis 1"):
-        halved(MATRIX, 4).concatenate(1)
+        run_halving_map(MATRIX, 4).concatenate(1)
     with pytest.raises(CodeError, match="cannot be joined along axis 9"):
-        halved(MATRIX, 4).concatenate(9)
+        run_halving_map(MATRIX, 4).concatenate(9)
 
 
 @pytest.mark.parametrize("scalar", [np.float64, float, np.asarray])
@@ -321,6 +321,6 @@ def test_concatenate_refuses_containers(f: Any) -> None:
         result.concatenate()
 
 
-def test_a_sequence_without_filler_is_never_cut() -> None:
+def test_a_sequence_without_padding_is_never_cut() -> None:
     data = [np.ones((3, 2))] * 4
     assert coded_map(same, data, executor=ReplayExecutor()).concatenate().shape == (12, 2)

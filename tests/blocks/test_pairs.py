@@ -1,4 +1,4 @@
-"""Pairs of blocks: each block is one piece, whatever pairs it stands in."""
+"""Tests of pairs of blocks, in which each block is stored once for all its pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def factor(columns: int, seed: int) -> CodedBlocks:
     return encode_for_reuse(np.random.default_rng(seed).standard_normal((6, columns)), 3, 4, "rotation")
 
 
-def test_a_pair_is_a_block_of_each_factor() -> None:
+def test_a_pair_consists_of_a_block_of_each_factor() -> None:
     left, right = factor(5, 0), factor(7, 1)
     pairs = CodedPairs(left, right)
     assert (pairs.n, pairs.code.k) == (16, 9)
@@ -33,25 +33,26 @@ def test_a_pair_is_a_block_of_each_factor() -> None:
 
 
 @pytest.mark.parametrize("triangle", [False, True])
-def test_a_factor_with_itself_has_its_pieces_once(triangle: bool) -> None:
-    one = factor(5, 0)
-    pairs = CodedPairs(one, one, triangle)
+def test_a_factor_paired_with_itself_is_stored_once(triangle: bool) -> None:
+    single_factor = factor(5, 0)
+    pairs = CodedPairs(single_factor, single_factor, triangle)
     assert pairs.n == (10 if triangle else 16)
     assert {piece for index in range(pairs.n) for piece in pairs.block_components(index)} == set(range(4))
     assert pairs.data_blocks.dtypes == [np.dtype(float)] * 2 and pairs.data_blocks.k == (6 if triangle else 9)
-    assert pairs.encode_seconds == one.encode_seconds
+    assert pairs.encode_seconds == single_factor.encode_seconds
 
 
-def test_parity_of_both_factors_is_let_go_of() -> None:
+def test_release_memory_drops_parity_that_can_be_recomputed() -> None:
     pairs = CodedPairs(CodedBlocks(factor(5, 0).data_blocks, factor(5, 0).code), factor(7, 1))
     before = pairs.block_leaves(15)
     pairs.release_memory()
-    assert pairs.left._parity is None and pairs.right._parity is not None  # which is to be kept
+    # The parity of the right factor must be kept.
+    assert pairs.left._parity is None and pairs.right._parity is not None
     np.testing.assert_array_equal(pairs.block_leaves(15)[0], before[0])
 
 
-def test_a_product_of_an_array_that_was_repaired_meanwhile(tmp_path: Path) -> None:
-    """All parts of results move where they become a Zarr array."""
+def test_a_product_of_an_array_that_was_repaired_after_opening(tmp_path: Path) -> None:
+    # The repair turns the results into a Zarr array, which moves all parts.
     A, late = np.random.default_rng(0).standard_normal((24, 8)), polarmap.testing.ReplayExecutor({1: 5.0})
     options: dict[str, Any] = {"blocks": 4, "tasks": 6, "executor": late}
     results = polarmap.coded_map(

@@ -1,4 +1,4 @@
-"""Sparse matrices as coded blocks: scipy and the dense code are the oracles."""
+"""Tests of sparse matrices as coded blocks. The oracles are SciPy and the same code on dense blocks."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def random_sparse(rows: int, columns: int, density: float, dtype: str, seed: int
 
 def dense(blocks: SparseCodedBlocks, index: int) -> np.ndarray:
     columns = blocks.data_blocks.matrix.shape[1]
-    found: np.ndarray = build_csr_matrix(
+    array: np.ndarray = build_csr_matrix(
         blocks.block_leaves(index), scipy.sparse.csr_array, columns
     ).toarray()
-    return found
+    return array
 
 
 @settings(max_examples=100)
@@ -52,7 +52,7 @@ def dense(blocks: SparseCodedBlocks, index: int) -> np.ndarray:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 9),
 )
-def test_blocks_are_those_of_the_dense_code(
+def test_sparse_blocks_equal_those_of_the_dense_code(
     rows: int, columns: int, k: int, parity: int, density: float, dtype: str, seed: int
 ) -> None:
     k = min(k, rows)
@@ -63,20 +63,20 @@ def test_blocks_are_those_of_the_dense_code(
     padded[:rows] = matrix.toarray()
     expected = code.encode(padded.reshape(k, -1))
     for index in range(coded.n):
-        found = dense(coded, index)
+        actual = dense(coded, index)
         layout = tuple((leaf.dtype.str, leaf.shape) for leaf in coded.block_leaves(index))
         assert coded.block_layout(index) == layout
-        assert found.dtype == (dtype if index < k else code.parity_dtype(dtype))
+        assert actual.dtype == (dtype if index < k else code.parity_dtype(dtype))
         if dtype[0] in "iu":
-            np.testing.assert_array_equal(found.ravel(), expected[index].astype(found.dtype))
+            np.testing.assert_array_equal(actual.ravel(), expected[index].astype(actual.dtype))
         else:
             room = 1e-5 if dtype in ("f4", "c8") else 1e-12
-            np.testing.assert_allclose(found.ravel(), expected[index], atol=400 * room, rtol=room)
+            np.testing.assert_allclose(actual.ravel(), expected[index], atol=400 * room, rtol=room)
 
 
 @pytest.mark.parametrize("kernel", ["rotation", "arikan"])
-def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
-    matrix = abs(random_sparse(60, 40, 0.05, "f8"))  # arikan's coefficients might cancel
+def test_nonzeros_of_parity_are_counted_before_encoding(kernel: str) -> None:
+    matrix = abs(random_sparse(60, 40, 0.05, "f8"))  # Entries with signs could cancel in Arikan parity.
     code = PolarCode(16, 12, kernel)
     coded = SparseCodedBlocks(SparseDataBlocks(matrix, 12), code)
     counted = count_parity_nonzeros(coded.data_blocks, code.encoding_matrix)
@@ -93,7 +93,7 @@ def test_indices_are_sorted_as_functions_may_expect() -> None:
         assert rows.has_canonical_format
 
 
-def test_data_is_not_copied_where_it_is_in_csr_form_already() -> None:
+def test_data_in_csr_form_is_not_copied() -> None:
     matrix = random_sparse(30, 20, 0.3, "f8")
     assert to_canonical_csr(matrix) is matrix
     blocks = SparseDataBlocks(matrix, 6)
@@ -102,7 +102,7 @@ def test_data_is_not_copied_where_it_is_in_csr_form_already() -> None:
     assert to_canonical_csr(twice).toarray().tolist() == [[0.0, 3.0], [0.0, 0.0]]
     unsorted = scipy.sparse.csr_array(([1.0, 2.0, 3.0], [1, 0, 0], [0, 3, 3]), shape=(2, 2))
     assert to_canonical_csr(unsorted).toarray().tolist() == [[5.0, 1.0], [0.0, 0.0]]
-    assert len(unsorted.data) == 3  # the caller's
+    assert len(unsorted.data) == 3  # The array of the caller is unchanged.
 
 
 def test_f_is_tried_on_rows_that_have_entries() -> None:
@@ -118,17 +118,17 @@ def test_f_is_tried_on_rows_that_have_entries() -> None:
     assert filled.toarray().tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
 
 
-def test_what_costs_less_is_chosen_and_why_is_said() -> None:
+def test_the_cheaper_code_is_chosen_and_the_reason_is_reported() -> None:
     small = SparseDataBlocks(random_sparse(48, 40, 0.05, "f8"), 24)
     code, reason = choose_code_or_backups(small, PolarCode(32, 24))
     assert code.n == 32 and reason.startswith("coded: a parity block has ")
     wide = scipy.sparse.random_array((2_400, 60_000), density=0.01, format="csr", rng=0)
     blocks = SparseDataBlocks(wide, 24)
-    found, reason = choose_code_or_backups(blocks, PolarCode(32, 24))
+    code, reason = choose_code_or_backups(blocks, PolarCode(32, 24))
     work = compute_relative_work(
         blocks.nonzeros_per_block, count_parity_nonzeros(blocks, PolarCode(32, 24).encoding_matrix)
     )
-    assert work > MAX_RELATIVE_WORK and isinstance(found, Uncoded) and found.max_backups > 0
+    assert work > MAX_RELATIVE_WORK and isinstance(code, Uncoded) and code.max_backups > 0
     assert f"which multiplies the cost of all tasks by {work:.2f}" in reason and reason.startswith(
         "backups of late tasks"
     )

@@ -1,4 +1,4 @@
-"""Parts of data for maps without a code: nearly equal, none filled up."""
+"""Tests of the parts of data in maps without a code: nearly equal sizes, without padding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_by_default_an_array_is_cut_into_a_few_parts() -> None:
     assert len(cut_data_into_parts(np.zeros(5), None)[0]) == 5
 
 
-def test_parts_of_a_sequence_are_as_they_are() -> None:
+def test_parts_of_a_sequence_are_unchanged() -> None:
     data = [{"a": np.arange(3), "b": 1.0}, {"a": np.arange(5.0), "b": 2.0}]
     parts, structure = cut_data_into_parts(data, None)
     blocks = UncodedBlocks(parts, structure)
@@ -51,7 +51,7 @@ def test_parts_of_a_sequence_are_as_they_are() -> None:
         ([np.array([None])], None, "Python objects"),
     ],
 )
-def test_data_that_cannot_be_cut(data: Any, count: int | None, message: str) -> None:
+def test_data_that_cannot_be_partitioned_is_refused(data: Any, count: int | None, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         cut_data_into_parts(data, count)
 
@@ -59,20 +59,21 @@ def test_data_that_cannot_be_cut(data: Any, count: int | None, message: str) -> 
 @pytest.mark.parametrize(
     ("parts", "workers", "tolerate"), [(6, None, 1), (6, None, 2), (12, 6, 3), (5, 5, 0)]
 )
-def test_any_workers_but_as_many_as_may_be_missing_have_every_part(
-    parts: int, workers: int | None, tolerate: int
-) -> None:
+def test_any_sufficient_set_of_workers_has_every_part(parts: int, workers: int | None, tolerate: int) -> None:
     shares = GradientCodedBlocks(
         *cut_data_into_parts(list(np.arange(float(parts))[:, None]), None), workers, tolerate
     )
-    held = [
+    parts_by_worker = [
         {number for number in shares.block_components(index) if number < parts} for index in range(shares.n)
     ]
-    assert {len(one) for one in held} == {(tolerate + 1) * parts // shares.n}
-    assert all(sum(number in one for one in held) == tolerate + 1 for number in range(parts))
+    assert {len(worker_parts) for worker_parts in parts_by_worker} == {(tolerate + 1) * parts // shares.n}
+    assert all(
+        sum(number in worker_parts for worker_parts in parts_by_worker) == tolerate + 1
+        for number in range(parts)
+    )
 
 
-def test_each_part_and_each_worker_s_coefficients_are_one_piece() -> None:
+def test_a_block_contains_its_parts_and_coefficients() -> None:
     shares = GradientCodedBlocks(*cut_data_into_parts(list(np.arange(6.0)[:, None]), None), None, 1)
     coefficients, *parts = shares.block_leaves(2)
     assert coefficients.tolist() == [1, 1]

@@ -1,4 +1,4 @@
-"""The command line as a function."""
+"""Provide the command line as a function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polarmap.cli import main
 
 @pytest.fixture
 def polarmap(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process."""
+    """Return a function that runs a command line in this process."""
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["polarmap", *map(str, arguments)])
@@ -21,5 +21,5 @@ def polarmap(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         captured = capsys.readouterr()
         return Ran(code, captured.out, captured.err)
 
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main() sets its own
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main() replaces this function.
     return run

@@ -1,4 +1,4 @@
-"""`polarmap encode`, `list`, `check`, `repair` and `delete`."""
+"""Check `polarmap encode`, `list`, `check`, `repair` and `delete`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polarmap import open_coded
 
 @pytest.fixture
 def stored(polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with one coded array of integers, "small"."""
+    """Create a store with one coded array of integers, "small"."""
     monkeypatch.setenv("POLARMAP_STORE", str(tmp_path / "store"))
     np.save(tmp_path / "small.npy", np.arange(60).reshape(12, 5))
     ran = polarmap("encode", tmp_path / "small.npy", "small", "--blocks", 4, "--tasks", 6)
@@ -42,9 +42,11 @@ def test_arrays_are_listed_checked_repaired_and_deleted(polarmap: Run, stored: P
     assert polarmap("repair", "small").out.startswith("repaired 1 part of 'small', in blocks [")
     victim = max(parts(stored), key=lambda path: path.stat().st_size)
     victim.unlink()
-    there = ("--executor", "localhost")
-    assert "1 missing" in polarmap("check", "small", *there).out
-    assert polarmap("repair", "small", *there).out.startswith("repaired 1 part of 'small', in blocks [")
+    on_localhost = ("--executor", "localhost")
+    assert "1 missing" in polarmap("check", "small", *on_localhost).out
+    assert polarmap("repair", "small", *on_localhost).out.startswith(
+        "repaired 1 part of 'small', in blocks ["
+    )
     nowhere = polarmap("repair", "small", "--executor", "no.yaml")
     assert (nowhere.code, "no.yaml" in nowhere.err) == (1, True)
     assert polarmap("repair", "small").out.startswith("nothing to repair")
@@ -72,7 +74,7 @@ def test_an_array_that_cannot_be_opened_is_listed_with_the_reason(polarmap: Run,
         (["encode", "{folder}", "a"], "is not a Zarr array"),
     ],
 )
-def test_what_cannot_be_done_with_arrays_is_said(
+def test_errors_of_array_commands_are_one_line(
     polarmap: Run, stored: Path, arguments: list[str], message: str
 ) -> None:
     ran = polarmap(*(one.format(folder=stored.parent) for one in arguments))
@@ -98,7 +100,7 @@ def test_zarr_and_hdf5_are_sources(polarmap: Run, stored: Path) -> None:
 
 
 @pytest.mark.parametrize(("module", "source"), [("h5py", "data.h5::a"), ("zarr", "")])
-def test_what_is_not_installed_is_said_in_a_line(
+def test_a_missing_package_is_reported_in_one_line(
     polarmap: Run, stored: Path, monkeypatch: pytest.MonkeyPatch, module: str, source: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # The import fails as if the package were not installed.

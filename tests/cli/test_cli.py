@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and that a mistake never ends in a traceback."""
+"""Check the output and exit codes of the command line, and that errors never end in a traceback."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from polarmap.cli import command_group
 
 
 def leaves(group: Any = command_group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Every command there is, as the words that name it."""
-    found = []
+    """Return every command as the words that name it."""
+    paths = []
     for name, command in group.commands.items():
-        found += leaves(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
-    return found
+        paths += leaves(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
+    return paths
 
 
 @pytest.mark.parametrize("words", leaves(), ids=" ".join)
@@ -30,10 +30,10 @@ def test_every_command_explains_itself_and_takes_json(polarmap: Run, words: tupl
     assert len(ran.out.splitlines()[2].strip()) > 10
 
 
-def test_help_cuts_no_description(polarmap: Run) -> None:
-    told = polarmap("--help").out
-    assert "..." not in told.replace("[ARGS]...", "")
-    assert all(name in told for name in command_group.commands)
+def test_help_shows_whole_descriptions(polarmap: Run) -> None:
+    output = polarmap("--help").out
+    assert "..." not in output.replace("[ARGS]...", "")
+    assert all(name in output for name in command_group.commands)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_help_cuts_no_description(polarmap: Run) -> None:
         (["config", "show"], "Missing argument 'NAME'"),
     ],
 )
-def test_wrong_usage_is_said_and_exits_with_2(polarmap: Run, arguments: list[str], message: str) -> None:
+def test_wrong_usage_is_reported_and_exits_with_2(polarmap: Run, arguments: list[str], message: str) -> None:
     ran = polarmap(*arguments)
     assert ran.code == 2
     assert message in ran.err
@@ -81,7 +81,7 @@ def test_wrong_usage_is_said_and_exits_with_2(polarmap: Run, arguments: list[str
 def test_ctrl_c_is_one_line_and_exits_with_130(tmp_path: Path) -> None:
     pipe = tmp_path / "times"
     os.mkfifo(pipe)
-    # opens when the command has
+    # Opening the pipe blocks until the command has opened it.
     with (
         subprocess.Popen(
             [*COMMAND, "plan", "--k", "3", "--times", str(pipe)],

@@ -1,4 +1,4 @@
-"""`polarmap config`: lists, shows and copies the configurations."""
+"""Check that `polarmap config` lists, shows and copies the configurations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ CONFIGURATIONS = sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
 
 
 def test_list_names_every_configuration(polarmap: Run) -> None:
-    found = polarmap("config", "list", "--json").json["configurations"]
-    assert [one["name"] for one in found] == CONFIGURATIONS
-    for one in found:  # a sentence of the file, whole
+    configurations = polarmap("config", "list", "--json").json["configurations"]
+    assert [one["name"] for one in configurations] == CONFIGURATIONS
+    for one in configurations:  # The purpose is the first sentence of the file.
         text = (ROOT / "config" / f"{one['name']}.yaml").read_text()
         first = " ".join(line.strip("# ") for line in text.splitlines()[:3])
         assert len(one["purpose"]) > 10
         assert first.startswith(f"{one['purpose']}.") or first.partition("  ")[0] == one["purpose"]
-    assert {one["name"]: one["purpose"] for one in found}["minio"].endswith("MinIO, SeaweedFS, Ceph, ...")
+    assert {one["name"]: one["purpose"] for one in configurations}["minio"].endswith(
+        "MinIO, SeaweedFS, Ceph, ..."
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -1,4 +1,4 @@
-"""`polarmap demo`: both products, and that an interrupt leaves nothing running."""
+"""Check both products of `polarmap demo`, and that an interrupt leaves nothing running."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from command_lines import COMMAND, ENVIRONMENT, INTERRUPTED, Run
 from pool_processes import descendants, until
 
 
-def test_demo_multiplies_right_and_tells_both_times(polarmap: Run) -> None:
+def test_demo_is_right_and_prints_both_times(polarmap: Run) -> None:
     ran = polarmap("demo", "--rows", 480, "--columns", 16, "--sleep", 1, "--json")
     assert ran.code == 0
     assert ran.json["plain_seconds"] >= 1
@@ -20,7 +20,7 @@ def test_demo_multiplies_right_and_tells_both_times(polarmap: Run) -> None:
 
 
 def test_ctrl_c_ends_the_workers_too() -> None:
-    """It says that nothing was left running: nothing of its process group may be."""
+    # The message promises that nothing was left running, so no process of the group may be.
     with subprocess.Popen(
         [*COMMAND, "demo", "--sleep", "60"],
         stdout=subprocess.PIPE,
@@ -33,7 +33,7 @@ def test_ctrl_c_ends_the_workers_too() -> None:
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error.strip()) == (130, b"", INTERRUPTED)
-    # What forks workers ends when it sees that this process has ended.
+    # The process that forks workers ends when it notices that the command has ended.
     assert until(lambda: not has_group(process.pid), 10.0)
 
 

@@ -1,4 +1,4 @@
-"""Deploying a runtime with the client's versions, and refusals before anything costs money."""
+"""Check that a runtime is deployed with the client's versions, and refused before anything costs money."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_workers_get_the_versions_installed_here() -> None:
 
 
 class Handler:
-    """Lithops' handler of a cloud, which only notes what it is asked for."""
+    """A fake of Lithops' compute handler that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -49,16 +49,16 @@ class Handler:
     def get_runtime_key(self, name: str, memory: int, version: str) -> str:
         return f"{name}/{memory}/{version}"
 
-    def deploy_runtime(self, *what: Any) -> dict[str, Any]:
+    def deploy_runtime(self, *arguments: Any) -> dict[str, Any]:
         in_folder = Path("requirements.txt").read_text().split()
-        self.calls.append((("deploy_runtime", *what), in_folder, aws.DEFAULT_REQUIREMENTS))
+        self.calls.append((("deploy_runtime", *arguments), in_folder, aws.DEFAULT_REQUIREMENTS))
         return {}
 
-    def put_runtime_meta(self, *what: Any) -> None:
-        self.calls.append(("put_runtime_meta", *what))
+    def put_runtime_meta(self, *arguments: Any) -> None:
+        self.calls.append(("put_runtime_meta", *arguments))
 
-    def delete_runtime(self, *what: Any) -> None:
-        self.calls.append(("delete_runtime", *what))
+    def delete_runtime(self, *arguments: Any) -> None:
+        self.calls.append(("delete_runtime", *arguments))
 
     def clean(self, **options: Any) -> None:
         self.calls.append(("clean", options))
@@ -69,13 +69,13 @@ class Handler:
 
 @pytest.fixture
 def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
-    """What Lithops' executors of any configuration reach."""
-    found = Handler()
+    """Provide the fake that Lithops' executors of any configuration use."""
+    fake = Handler()
 
-    functions = SimpleNamespace(compute_handler=found, internal_storage=found)
+    functions = SimpleNamespace(compute_handler=fake, internal_storage=fake)
     monkeypatch.setattr(deploy, "open_function_executor", lambda file: functions)
-    monkeypatch.setattr(deploy, "close_function_executor", lambda functions: found.calls.append(("end",)))
-    return found
+    monkeypatch.setattr(deploy, "close_function_executor", lambda functions: fake.calls.append(("end",)))
+    return fake
 
 
 def filled_in(folder: Path, backend: str) -> Path:
@@ -87,13 +87,12 @@ def filled_in(folder: Path, backend: str) -> Path:
 @pytest.mark.parametrize(
     "backend", [name for name in BACKENDS if not RUNTIME_IMAGES[name].is_virtual_machine]
 )
-def test_what_was_deployed_is_removed_and_nothing_else(
-    handler: Handler, tmp_path: Path, backend: str
-) -> None:
+def test_undeploy_removes_only_the_deployed_runtime(handler: Handler, tmp_path: Path, backend: str) -> None:
     version = importlib.metadata.version("lithops")
-    said = deploy.remove_runtime(filled_in(tmp_path, backend), backend)
-    assert said == "worker (1769 MB)"
-    everything = {"k8s": True, "aws_batch": True, "code_engine": False}  # there it would be the project, too
+    description = deploy.remove_runtime(filled_in(tmp_path, backend), backend)
+    assert description == "worker (1769 MB)"
+    # For code_engine, it would delete the project, too.
+    everything = {"k8s": True, "aws_batch": True, "code_engine": False}
     jobs = [("clean", {"all": everything[backend]})] if backend in everything else []
     assert handler.calls == [
         ("delete_runtime", "worker", 1769, version),
@@ -103,16 +102,16 @@ def test_what_was_deployed_is_removed_and_nothing_else(
     ]
 
 
-def test_what_is_built_is_pinned_to_what_is_installed_here(
+def test_builds_pin_the_installed_versions(
     handler: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lithops builds in the folder that it runs in, of requirements of its own."""
+    # Lithops builds in the current folder, from its own default requirements.
     lithops_own = aws.DEFAULT_REQUIREMENTS
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (3, 0))
     filled_in(tmp_path, "aws_lambda")
-    said = deploy.build_runtime(Path("cloud.yaml"), "aws_lambda")
-    assert said == "worker (1769 MB, 60 s)"
+    description = deploy.build_runtime(Path("cloud.yaml"), "aws_lambda")
+    assert description == "worker (1769 MB, 60 s)"
     begun, (built, in_folder, of_lithops), *rest = handler.calls
     assert begun == ("init",)
     assert built == ("deploy_runtime", "worker", 1769, 60)
@@ -136,7 +135,7 @@ def test_machines_are_removed_with_their_network(handler: Handler, tmp_path: Pat
     assert handler.calls == [("clean", {"all": True}), ("end",)]
 
 
-def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path) -> None:
+def test_an_error_of_the_cloud_is_one_line(handler: Handler, tmp_path: Path) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError("no lambda:DeleteFunction")
 
@@ -146,7 +145,7 @@ def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path
     assert handler.calls == [("end",)]
 
 
-def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undeployable_configurations_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"lithops": {"backend": "aws_lambda"}}
     monkeypatch.setattr(sys, "version_info", (3, 11, 0, "final", 0))
     monkeypatch.setattr(deploy, "version", lambda name: "2.4.6")
@@ -157,7 +156,7 @@ def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: py
     assert deploy.check_deployable_config({"lithops": {"backend": "k8s"}})["numpy"] == "2.4.6"
 
 
-def test_machines_install_what_is_installed_here(handler: Handler, tmp_path: Path) -> None:
+def test_machines_must_install_the_installed_versions(handler: Handler, tmp_path: Path) -> None:
     file = filled_in(tmp_path, "aws_ec2")
     with pytest.raises(ExecutorError, match=r"installed here: extra_python_packages: \[numpy==") as refused:
         deploy.build_runtime(file, "aws_ec2")
@@ -225,7 +224,7 @@ def test_undeploy_removes_what_was_deployed(
         ("minio", None, "is a template. Copy it, and fill in these settings: minio.endpoint"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_configurations_of_another_backend_are_rejected(
     polarmap: Run, config: Path, command: str, name: str, text: str | None, message: str
 ) -> None:
     ran = polarmap(command, name, *([] if text is None else [config]))

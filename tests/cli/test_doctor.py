@@ -1,4 +1,4 @@
-"""`polarmap doctor`: what it finds in order, what it names, and that nothing is left running."""
+"""Check the findings of `polarmap doctor` and their order, and that nothing is left running."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def states(ran: Ran) -> dict[str, str]:
     return {check["name"]: check["state"] for check in ran.json["checks"]}
 
 
-def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap: Run) -> None:
+def test_doctor_passes_on_this_machine_and_leaves_nothing_running(polarmap: Run) -> None:
     before = {*threading.enumerate()}
     ran = polarmap("doctor", "--json")
-    # That of the pool may stay, which ends when nobody needs it.
+    # The pool's thread may remain, which ends once it is unused.
     assert until(lambda: len({*threading.enumerate()} - before) <= 1)
     assert ran.code == 0, ran.out
     assert ran.json["ok"]
-    found = states(ran)
-    assert found["lithops"] == found["numpy"] == found["coded map"] == "ok"
+    state_by_check = states(ran)
+    assert state_by_check["lithops"] == state_by_check["numpy"] == state_by_check["coded map"] == "ok"
     kept = ran.json["checks"][-1]
     assert kept["name"] == "persistent workers"
     assert re.fullmatch(rf"processes here: {LATER}", kept["detail"])
@@ -40,12 +40,12 @@ def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap:
 @pytest.mark.parametrize(
     ("is_here", "first", "later", "busy", "advice"),
     [
-        (True, 0.5, 0.005, 99.0, ""),  # fast enough, however busy
+        (True, 0.5, 0.005, 99.0, ""),  # Fast enough, however busy the machine.
         (True, 0.5, 0.5, 99.0, "this machine is busy (99.0 processes"),
         (True, 9.0, 0.005, 99.0, "this machine is busy (99.0 processes"),
         (True, 0.5, 0.5, 0.1, "executor=ThreadPoolExecutor"),
         (True, 9.0, 0.005, 0.1, "Pool(idle_timeout=600)"),
-        (False, 90.0, 0.005, 0.1, ""),  # clouds deploy first
+        (False, 90.0, 0.005, 0.1, ""),  # The first map on a cloud also deploys.
         (False, 9.0, 0.5, 0.1, "reach this machine by TCP"),
     ],
 )
@@ -58,7 +58,7 @@ def test_doctor_says_why_maps_are_slow(
     assert advice in check.advice
 
 
-def test_doctor_notes_little_room_and_a_configuration_that_is_not_used(
+def test_doctor_notes_little_space_and_an_unused_configuration(
     polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2e6))
@@ -84,8 +84,8 @@ def test_doctor_examines_a_configuration(polarmap: Run) -> None:
     )
 
 
-def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not what Lithops does before the first and after the last."""
+def test_doctor_times_only_the_requests_to_the_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The time that Lithops takes before the first and after the last request does not count.
     clock, stored = SimpleNamespace(now=0.0), list[bytes]()
 
     def taking(seconds: float, answer: Callable[..., object] = lambda *_: None) -> Callable[..., object]:
@@ -128,7 +128,7 @@ def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPa
         ),
     ],
 )
-def test_doctor_names_what_is_wrong_and_exits_with_1(
+def test_doctor_names_the_failed_check_and_exits_with_1(
     polarmap: Run, tmp_path: Path, text: str, check: str, message: str
 ) -> None:
     file = tmp_path / "lithops.yaml"
@@ -146,14 +146,15 @@ def test_doctor_names_what_is_wrong_and_exits_with_1(
 def test_doctor_names_the_extra_of_the_backend_that_lacks_its_client(
     polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ibm_cloud_sdk_core", None)  # as if it were not installed
+    # The import fails as if the package were not installed.
+    monkeypatch.setitem(sys.modules, "ibm_cloud_sdk_core", None)
     file = tmp_path / "code_engine.yaml"
     keys = "ibm: {iam_api_key: a, resource_group_id: b, region: us-south}\n"
     file.write_text(f"lithops: {{backend: code_engine, storage: localhost}}\n{keys}")
-    told = polarmap("doctor", "--config", file)
-    assert told.code == 1
+    ran = polarmap("doctor", "--config", file)
+    assert ran.code == 1
     assert re.search(
-        r"bad   Lithops: .*ibm_cloud_sdk_core.*pip install 'lithops\[ibm\]<3\.9,>=3\.8'", told.out
+        r"bad   Lithops: .*ibm_cloud_sdk_core.*pip install 'lithops\[ibm\]<3\.9,>=3\.8'", ran.out
     )
 
 
@@ -165,23 +166,23 @@ def test_doctor_refuses_what_deploy_refuses(
 
     monkeypatch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (9, 0))
     monkeypatch.setattr(deploy, "MIN_NUMPY_NEEDING_NEW_LIBC", (1, 0))
-    told = polarmap("doctor", "--config", file)
-    assert told.code == 1
-    [said] = re.findall("bad   worker runtime: (.* has no wheel: .*)", told.out)
-    assert "coded map" not in told.out
+    ran = polarmap("doctor", "--config", file)
+    assert ran.code == 1
+    [message] = re.findall("bad   worker runtime: (.* has no wheel: .*)", ran.out)
+    assert "coded map" not in ran.out
     refused = polarmap("deploy", "aws_lambda", file)
-    assert (refused.code, refused.err) == (1, f"polarmap: {said}\n")
+    assert (refused.code, refused.err) == (1, f"polarmap: {message}\n")
 
 
-def test_doctor_sees_a_wrong_lithops(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_detects_wrong_versions(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "importlib.metadata.requires", lambda name: ["lithops==1.0", "numpy>=999", "none-such>=1"]
     )
     ran = polarmap("doctor", "--json")
     assert ran.code == 1
-    found = states(ran)
-    assert [found["lithops"], found["numpy"], found["none-such"]] == ["bad"] * 3
+    state_by_check = states(ran)
+    assert [state_by_check["lithops"], state_by_check["numpy"], state_by_check["none-such"]] == ["bad"] * 3
     advice = {check["name"]: check["advice"] for check in ran.json["checks"]}
     assert advice["lithops"] == "pip install 'lithops==1.0'"
     assert advice["none-such"] == "pip install 'none-such>=1'"
-    assert "coded map" not in found
+    assert "coded map" not in state_by_check

@@ -1,6 +1,4 @@
-"""`polarmap plan` and `polarmap simulate`: what the library says, of run times from files and
-names.
-"""
+"""Check `polarmap plan` and `polarmap simulate` against the library, for run times from files and names."""
 
 from __future__ import annotations
 
@@ -13,23 +11,23 @@ from command_lines import DISTRIBUTION, ROOT, Run
 from polarmap.planning import ShiftedExponential, completion_time, plan, with_cold_starts, with_stragglers
 
 
-def test_plan_is_that_of_the_library(polarmap: Run) -> None:
+def test_plan_prints_the_plan_of_the_library(polarmap: Run) -> None:
     expected = plan(8, with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), "p99", max_workers=12)
     arguments = ["plan", "--k", 8, *DISTRIBUTION, "--max-workers", 12]
     assert polarmap(*arguments).out == f"{expected}\n"
-    found = polarmap(*arguments, "--json").json["plan"]
-    assert (found["n"], found["k"], found["objective"]) == (expected.n, 8, "p99")
-    assert found["expected"]["p99"] == expected.expected.p99
-    assert len(found["frontier"]) == len(expected.frontier)
+    printed_plan = polarmap(*arguments, "--json").json["plan"]
+    assert (printed_plan["n"], printed_plan["k"], printed_plan["objective"]) == (expected.n, 8, "p99")
+    assert printed_plan["expected"]["p99"] == expected.expected.p99
+    assert len(printed_plan["frontier"]) == len(expected.frontier)
 
 
-def test_a_plan_is_drawn_where_it_is_told(polarmap: Run, tmp_path: Path) -> None:
+def test_a_plan_is_drawn_into_the_given_file(polarmap: Run, tmp_path: Path) -> None:
     file = tmp_path / "frontier.png"
     ran = polarmap("plan", "--k", 4, *DISTRIBUTION, "--plot", file, "--json")
     assert file.read_bytes().startswith(b"\x89PNG")
     assert ran.json["plan"]["run_times"].startswith("Mixture(")
-    other = polarmap("plan", "--k", 4, *DISTRIBUTION, "--plot", tmp_path / "frontier.xyz")
-    assert (other.code, "frontier.xyz" in other.err) == (1, True)
+    refused = polarmap("plan", "--k", 4, *DISTRIBUTION, "--plot", tmp_path / "frontier.xyz")
+    assert (refused.code, "frontier.xyz" in refused.err) == (1, True)
 
 
 def test_a_plan_keeps_to_the_limits_of_a_configuration_and_names_its_cost(
@@ -46,8 +44,8 @@ def test_a_plan_keeps_to_the_limits_of_a_configuration_and_names_its_cost(
     assert ran.json["cost"] is not None
     slow = polarmap("plan", "--k", 24, "--distribution", "exponential:1000,1", "--config", file)
     assert (slow.code, "180" in slow.err) == (1, True)
-    here = polarmap("plan", "--k", 24, *DISTRIBUTION, "--config", ROOT / "config" / "localhost.yaml")
-    assert (here.code, "no runtime_memory" in here.err) == (1, True)
+    local = polarmap("plan", "--k", 24, *DISTRIBUTION, "--config", ROOT / "config" / "localhost.yaml")
+    assert (local.code, "no runtime_memory" in local.err) == (1, True)
 
 
 def test_a_plan_may_start_parity_when_tasks_are_late(polarmap: Run) -> None:
@@ -100,7 +98,7 @@ def test_run_times_come_from_files(polarmap: Run, tmp_path: Path, text: str, opt
         ("a,b\n1\n", ["--column", "b"], "could not convert string to float: ''"),
     ],
 )
-def test_odd_files_of_run_times(
+def test_invalid_files_of_run_times(
     polarmap: Run, tmp_path: Path, text: str, options: list[str], message: str
 ) -> None:
     file = tmp_path / "times.csv"

@@ -1,4 +1,4 @@
-"""Answers: text or one JSON document, errors as one line, readers that go away."""
+"""Check text and JSON output, errors on one line, and readers that close the pipe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from command_lines import COMMAND, DISTRIBUTION, ENVIRONMENT, Run
         (["plan", "--k", 4, "--distribution", "exponential:-1,1"], "CodeError", "-1,1: shift must be"),
     ],
 )
-def test_a_refusal_is_one_line_and_exits_with_1(
+def test_an_error_is_one_line_and_exits_with_1(
     polarmap: Run, arguments: list[object], kind: str, message: str
 ) -> None:
     ran = polarmap(*arguments)
@@ -46,7 +46,7 @@ def test_a_refusal_is_one_line_and_exits_with_1(
     }
 
 
-def test_what_never_ends_is_null_in_json(polarmap: Run) -> None:
+def test_infinite_times_are_null_in_json(polarmap: Run) -> None:
     ran = polarmap("simulate", "--k", 8, *DISTRIBUTION, "--failing", 0.5, "--scheme", "uncoded", "--json")
     assert ran.json["completions"][0]["p99"] is None
 
@@ -59,7 +59,7 @@ def test_the_module_runs_and_stdout_is_one_document() -> None:
     assert run.stderr == ""
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_closed_pipe_causes_no_message() -> None:
     with subprocess.Popen(
         [*COMMAND, "config", "show", "localhost"],
         stdout=subprocess.PIPE,

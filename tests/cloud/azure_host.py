@@ -1,7 +1,7 @@
 """Azure's side of a function app with a queue trigger: `python azure_host.py APP CONNECTION`.
 
-Does what the Functions host and its Python worker do: read function.json, take a message from the
-input queue, call the entry point with it, put what it sets on the output queue, delete the message.
+It does the work of the Functions host and its Python worker: read function.json, take a message from the
+input queue, call the entry point with it, put the value that it sets on the output queue, delete the message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything below this folder needs servers or packages of its own: `make cloud-test` runs it."""
+"""Mark all tests below this folder, which need their own servers or packages: `make cloud-test` runs them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# What the clouds' client libraries do: sockets left open, calls that will go away.
+# Warnings of the clouds' client libraries about open sockets and deprecated calls.
 OF_OTHERS = (
     "ResourceWarning",
     "DeprecationWarning",
@@ -17,7 +17,7 @@ OF_OTHERS = (
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not skip tests for missing packages when no test of this folder is selected."""
+    """Ignore this folder unless its tests are selected, so that missing packages cause no skips."""
     return (config.option.markexpr == "not cloud" and collection_path.name.startswith("test_")) or None
 
 

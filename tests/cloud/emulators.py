@@ -1,6 +1,6 @@
-"""Servers and tools the cloud tests need: installed apart, started on loopback, stopped by process id.
+"""Servers and tools of the cloud tests: installed separately, started on loopback, stopped by process id.
 
-And what is asked of every cloud: a configuration as a user fills it in, and a product with dead workers.
+The checks that all clouds share are here, too: a filled-in configuration, and a product with dead workers.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from polarmap.worker.segments import drop_inherited_connections
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path(os.environ.get("POLARMAP_CLOUD_VENVS", ROOT / ".venv" / "cloud"))
 PATIENCE = 90.0
-INSTANCES = 4  # of an image
+INSTANCES = 4  # Processes of an image.
 
 A = np.random.default_rng(0).standard_normal((720, 300))
 WIDE = np.random.default_rng(1).standard_normal((300, 120))
 
 
 def tool_venv(name: str, *requirements: str) -> Path:
-    """The bin folder of a virtual environment with just these packages, made once and kept.
+    """Return the bin folder of a virtual environment with these packages, created once and kept.
 
-    Emulators pin what the client may not have. Skips where packages cannot be installed.
+    Emulators pin versions that would conflict with the client. Skip the test if packages cannot be installed.
     """
     folder = VENVS / name
     stamp = folder / "requirements"
@@ -67,7 +67,7 @@ def tool_venv(name: str, *requirements: str) -> Path:
 
 
 def system_tool(name: str, package: str) -> str:
-    """The path of a program of this system; skips where its Debian package is not installed."""
+    """Return the path of a program of this system. Skip the test if its Debian package is not installed."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
         pytest.skip(f"{name} is not installed (Debian: apt-get install --no-install-recommends {package})")
@@ -75,12 +75,15 @@ def system_tool(name: str, package: str) -> str:
 
 
 def debian_folder(package: str, needed: str) -> Path:
-    """The folder into which a Debian package has been unpacked, once, without being installed.
+    """Return the folder into which a Debian package was unpacked, without being installed.
 
-    Needs apt, but no root rights, and no list of packages that somebody has fetched. Skips where the
-    package cannot be had.
+    This needs apt, but no root rights and no package lists. Skip the test if the package cannot be
+    downloaded.
 
-    needed : a pattern of the names of packages to unpack, among `package` and all that it depends on.
+    Parameters
+    ----------
+    needed : str
+        A pattern of the names of packages to unpack, among `package` and all its dependencies.
     """
     folder = VENVS / package
     root, stamp, state = folder / "root", folder / "unpacked", folder / "apt"
@@ -108,7 +111,7 @@ def debian_folder(package: str, needed: str) -> Path:
 
 
 def _output(command: Sequence[str], folder: Path) -> str:
-    """Return the output of a command run in a folder. Raises CalledProcessError if it fails."""
+    """Return the output of a command run in a folder. Raise CalledProcessError if it fails."""
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
@@ -120,7 +123,7 @@ def running(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, once `ready()`; the whole group is killed at the end."""
+    """Start a process in a new process group and yield it once `ready()`; kill the group at the end."""
     with open(log, "ab") as output:
         process = subprocess.Popen(
             [str(part) for part in command], stdout=output, stderr=output, stdin=subprocess.DEVNULL,
@@ -136,7 +139,7 @@ def running(
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Ask until the answer is yes; the end of the process or of patience fails the test."""
+    """Poll until `ready()` is true. Fail the test if the process ends or PATIENCE seconds pass."""
     deadline = time.monotonic() + PATIENCE
     while not ready():
         assert process.poll() is None, log.read_text(errors="replace")[-3000:]
@@ -145,14 +148,14 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
 
 
 def listens(port: int) -> bool:
-    """Whether something takes connections there."""
+    """Return whether a server accepts connections on this port."""
     with socket.socket() as one:
         one.settimeout(0.5)
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def filled_in(name: str, folder: Path, **sections: dict[str, Any]) -> Path:
-    """A copy of a configuration of config/ in which a user has written these values."""
+    """Copy a configuration of config/ with these values, as a user would fill it in."""
     settings = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     for section, values in sections.items():
         settings[section] |= values
@@ -163,10 +166,10 @@ def filled_in(name: str, folder: Path, **sections: dict[str, Any]) -> Path:
 
 
 def product_despite(faults: Mapping[int, Fault], config: Path, **options: Any) -> Report:
-    """Of a coded product there, which is right and decodes what these workers owe, the report.
+    """Check a coded product with these faults, which decodes the faulty tasks; return its report.
 
-    As many workers are at fault as there is parity: of more parity, a block that is merely late, as on a busy
-    machine, might take a share.
+    There are as many faulty workers as parity blocks: with more parity, a block that is merely late, as on a
+    busy machine, might be decoded instead.
     """
     options = {"blocks": 6, "tasks": 8, "timeout": 300, "verify": False} | options
     assert options["tasks"] - options["blocks"] == len(faults)
@@ -177,7 +180,7 @@ def product_despite(faults: Mapping[int, Fault], config: Path, **options: Any) -
 
 
 def drops_its_connections(config: Path, port: int) -> None:
-    """Assert that the storage of a configuration, which has this port here, closes what a worker inherits."""
+    """Assert that a worker closes the connections it inherits to the storage on this port."""
     own = psutil.Process().net_connections
     earlier = {one.laddr for one in own("tcp")}
 
@@ -193,9 +196,7 @@ def drops_its_connections(config: Path, port: int) -> None:
 
 
 def measured_there(config: Path, folder: Path) -> str:
-    """What `polarmap measure_command` prints of tasks none of which is lost; `plan` takes what it has
-    written.
-    """
+    """Run `polarmap measure`, check that `polarmap plan` accepts its file, and return its output."""
     file = folder / "times.json"
     options = ["--tasks", "4", "--seconds", "0.05", "--timeout", "120", "--out", str(file)]
     ran = CliRunner().invoke(measure_command, [str(config), *options])
@@ -207,7 +208,7 @@ def measured_there(config: Path, folder: Path) -> str:
 
 
 class Image:
-    """What was built, and the processes that run it."""
+    """A built image, and the processes that run it."""
 
     def __init__(self, name: str, folder: Path, stack: contextlib.ExitStack) -> None:
         self.name, self.folder, self._stack = name, folder, stack
@@ -230,7 +231,7 @@ class Image:
 
 
 def filled_in_for_image(name: str, folder: Path, server: S3Server) -> Path:
-    """The recipe's configuration with a storage that is here."""
+    """Return the recipe's configuration with a storage on this machine."""
     key = folder / "key.json"
     key.write_text("{}")
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
@@ -258,7 +259,7 @@ def deployed_mapped_and_removed(
     folder: Path,
     patch: pytest.MonkeyPatch,
 ) -> None:
-    """What `polarmap deploy` builds runs a map with a worker that is killed, and goes."""
+    """Deploy an image, run a map with a killed worker on it, and remove the image again."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(docker_that_copies(folder))
         image = Image(name, folder, stack)

@@ -1,8 +1,9 @@
-"""Lithops' own aws_lambda backend against ministack: deploy, run, lose workers, delete.
+"""Check Lithops' own aws_lambda backend on ministack: deploy, run, lose workers, delete.
 
-Two things of Lithops are replaced. `AWSLambdaBackend.invoke` posts to lambda.<region>.amazonaws.com whatever
-AWS_ENDPOINT_URL says. The function that builds a layer may take 120 s, and boto3 calls it again after 60 s:
-on a busy machine, several would write to one folder, as the emulator's functions share their file system.
+Two parts of Lithops are replaced. `AWSLambdaBackend.invoke` posts to lambda.<region>.amazonaws.com and
+ignores AWS_ENDPOINT_URL. The function that builds a layer may take 120 s, and boto3 calls it again after 60
+s: on a busy machine, several calls would write to one folder, since the emulator's functions share a file
+system.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from polarmap.testing import Fault
 
 MINISTACK = "ministack==1.5.33"
 BUCKET = "polarmap-test"
-BUILD_SECONDS = 500  # that pip may take for the layer
+BUILD_SECONDS = 500  # Seconds that pip may take for the layer.
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -40,8 +41,8 @@ CREDENTIALS = {
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """ministack's address, in this process's environment too."""
-    tools = tool_venv("ministack", MINISTACK, "boto3")  # as in every Lambda
+    """Start ministack, set the environment for it, and provide its address."""
+    tools = tool_venv("ministack", MINISTACK, "boto3")  # Every Lambda runtime has boto3.
     folder = tmp_path_factory.mktemp("ministack")
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
@@ -73,7 +74,7 @@ def answers(address: str) -> bool:
 
 @pytest.fixture(scope="module")
 def config(cloud: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """config/aws_lambda.yaml as a user fills it in."""
+    """Provide config/aws_lambda.yaml with values as from a user."""
     import boto3
 
     boto3.client("s3").create_bucket(Bucket=BUCKET)
@@ -87,7 +88,7 @@ def config(cloud: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Redirected:
-    """A botocore session that sends what is meant for Lambda to another address."""
+    """A botocore session that sends requests for Lambda to another address."""
 
     def __init__(self, session: Any, address: str) -> None:
         self._session, self._address = session, address
@@ -98,7 +99,7 @@ class Redirected:
 
 
 def patiently(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `BaseClient._make_api_call` that gives the function which builds a layer more time."""
+    """Return a `BaseClient._make_api_call` that gives the layer-building function more time."""
 
     def patient(client: Any, operation: str, parameters: dict[str, Any]) -> Any:
         if operation == "CreateFunction" and "layer_builder" in parameters["FunctionName"]:
@@ -110,7 +111,7 @@ def patiently(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def deployed(cloud: str, config: Path) -> Iterator[Path]:
-    """The configuration, its runtime deployed as `polarmap deploy` does and removed as `undeploy` does."""
+    """Deploy the runtime like `polarmap deploy`, provide the configuration, and undeploy at the end."""
     from botocore.client import BaseClient
     from botocore.config import Config
     from lithops.serverless.backends.aws_lambda import aws_lambda
@@ -120,19 +121,20 @@ def deployed(cloud: str, config: Path) -> Iterator[Path]:
         patch.setattr(BaseClient, "_make_api_call", patiently(BaseClient._make_api_call))
         session = aws_lambda.URLLib3Session
         patch.setattr(aws_lambda, "URLLib3Session", lambda: Redirected(session(), cloud))
-        patch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (3, 0))  # this machine is no Amazon Linux 2
-        said = deploy.build_runtime(config, "aws_lambda")
-        assert "(1769 MB, 180 s)" in said
+        # This machine does not run Amazon Linux 2.
+        patch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (3, 0))
+        description = deploy.build_runtime(config, "aws_lambda")
+        assert "(1769 MB, 180 s)" in description
         yield config
         assert len(runtimes(config)) == 1
-        # A slow answer makes boto3 delete again what it has deleted.
+        # After a slow response, boto3 repeats the deletion and fails.
         with contextlib.suppress(ExecutorError):
             deploy.remove_runtime(config, "aws_lambda")
         assert runtimes(config) == []
 
 
 def runtimes(config: Path) -> list[Any]:
-    """The functions of Lithops that are there."""
+    """Return Lithops' deployed functions."""
     with lithops.FunctionExecutor(config_file=str(config), log_level=None) as executor:
         return list(executor.compute_handler.list_runtimes())
 
@@ -158,18 +160,18 @@ def test_the_layer_holds_the_versions_of_this_process(deployed: Path) -> None:
     assert metadata["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+def test_a_small_map_does_not_wait_for_sleeping_workers(deployed: Path) -> None:
     report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/aws_lambda" in report and "abandoned tasks" in report
     assert "cost at list prices: $" in report
 
 
-def test_run_times_are_measured_there(deployed: Path, tmp_path: Path) -> None:
+def test_run_times_are_measured_on_the_cloud(deployed: Path, tmp_path: Path) -> None:
     assert "4 tasks of 0.05 s on lithops/aws_lambda, in a first map" in measured_there(deployed, tmp_path)
 
 
-def test_sleepers_and_killed_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
-    faults = {1: Fault("sleep", 600), 4: Fault("kill", attempts=9)}  # longer than the timeout
+def test_sleeping_and_killed_workers_are_decoded(deployed: Path) -> None:
+    faults = {1: Fault("sleep", 600), 4: Fault("kill", attempts=9)}  # The sleep is longer than the timeout.
     report = product_despite(faults, deployed, timeout=170)
     assert report.tasks[1].state == "abandoned"
     assert [key for key in keys() if key.startswith("polarmap/")] == []

@@ -1,7 +1,7 @@
-"""Lithops' azure_functions and azure_storage on azurite, the handler called as Azure's host calls it.
+"""Check Lithops' azure_functions and azure_storage on azurite, with the handler called as by Azure's host.
 
-Azure's command line does not install here, so the one method that shells out to it is replaced:
-creating the app. Lithops hard-codes Azure's addresses; both sides rewrite them to azurite's.
+Azure's command line cannot be installed here, so the method that calls it to create the app is replaced.
+Lithops hard-codes Azure's addresses, which both sides rewrite to azurite's.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ pytest.importorskip("azure.storage.queue", reason="the cloud-test extra installs
 
 AZURITE = "azurite@3.35.0"
 ACCOUNT, CONTAINER, HOSTS = "devstoreaccount1", "polarmap-test", 8
-# The account and key that azurite documents for everybody.
+# The key of azurite's documented default account.
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
-# Run at the start of every process: Azure's addresses become azurite's.
+# Run at the start of every process, to replace Azure's addresses by azurite's.
 REWRITE = """
 def rewrite():
     from azure.storage.blob import BlobServiceClient
@@ -89,14 +89,14 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 
 
 class App:
-    """What `az functionapp` would make: the published folder, run by so many instances."""
+    """The app that `az functionapp` would create: the published folder, run by several instances."""
 
     def __init__(self, azurite: Azurite, folder: Path, stack: ExitStack) -> None:
         self.azurite, self.folder, self._stack = azurite, folder, stack
         self.source = folder / "app"
 
     def create(self, backend: Any, runtime_name: str, memory: int, timeout: int) -> None:
-        """In place of AzureFunctionAppBackend._create_function."""
+        """Replace AzureFunctionAppBackend._create_function."""
         from lithops.serverless.backends.azure_functions import config
 
         name = backend._format_function_name(runtime_name)
@@ -111,14 +111,14 @@ class App:
             home = self.folder / f"instance{number}"
             home.mkdir()
             env = {"TMPDIR": str(home), "HOME": str(home), "PYTHONPATH": ""}
-            # -S: the app's own packages, without what the client has.
+            # -S excludes the client's packages, so that only the app's own are used.
             command = [sys.executable, "-S", "-c", begin, self.source, self.azurite.connection]
             self._stack.enter_context(running(command, home / "log", env=env, cwd=home))
 
 
 @pytest.fixture(scope="module")
 def deployed(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """config/azure_functions.yaml as a user fills it in, its runtime built as `make runtime` does."""
+    """Build the runtime like `make runtime`, and provide config/azure_functions.yaml with values."""
     from azure.storage.blob import BlobServiceClient
     from azure.storage.queue import QueueServiceClient
     from lithops.serverless.backends.azure_functions.azure_functions import AzureFunctionAppBackend
@@ -139,7 +139,7 @@ def deployed(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iter
     exec(text, space)
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         for client in (BlobServiceClient, QueueServiceClient):
-            patch.setattr(client, "__init__", client.__init__)  # put back at the end
+            patch.setattr(client, "__init__", client.__init__)  # Restored at the end.
         space["rewrite"]()
         app = App(azurite, folder, stack)
         patch.setattr(AzureFunctionAppBackend, "_create_function", lambda *rest: app.create(*rest))
@@ -150,7 +150,7 @@ def deployed(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_container_apps_take_messages_from_a_queue(
     azurite: Azurite, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An app is what Lithops writes for `az`: replicas of the image, with the queue in their environment."""
+    # The app is what Lithops requests from `az`: replicas of the image with the queue in the environment.
     deployed_mapped_and_removed(
         "azure_containers", partial(container_apps, azurite), s3_server, tmp_path, monkeypatch
     )
@@ -179,14 +179,14 @@ def container_apps(azurite: Azurite, image: Image, patch: pytest.MonkeyPatch) ->
     patch.setattr(module.AzureContainerAppBackend, "_run_az_command", az)
 
 
-def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None:
+def test_the_build_has_the_versions_of_this_process(deployed: Path) -> None:
     packages = deployed.parent / "app" / ".python_packages" / "lib" / "site-packages"
     assert (packages / f"numpy-{version('numpy')}.dist-info").is_dir()
     assert (packages / "lithops" / "version.py").is_file()
     assert not (packages / "polarmap").exists()
 
 
-def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+def test_a_small_map_does_not_wait_for_sleeping_workers(deployed: Path) -> None:
     report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/azure_functions" in report and "abandoned tasks" in report
     assert "cost at list prices: $" in report
@@ -196,7 +196,7 @@ def test_a_worker_drops_the_connections_that_it_inherits(deployed: Path, azurite
     drops_its_connections(deployed, azurite.blob)
 
 
-def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path, azurite: Azurite) -> None:
+def test_dead_workers_are_decoded(deployed: Path, azurite: Azurite) -> None:
     from azure.storage.blob import ContainerClient
 
     product_despite({1: Fault("exit", attempts=9), 4: Fault("kill", attempts=9)}, deployed)

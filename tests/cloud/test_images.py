@@ -1,8 +1,8 @@
-"""Images of containers, run as processes: their own programs, started as each cloud starts them.
+"""Run container images as processes, with the commands by which each cloud starts them.
 
-Deploy, maps with a worker that is killed, and undeploy, by Lithops' own backends. In place of Docker the
-packages of the image lie in a virtual environment; in place of the cloud stand a few functions, which start
-processes of that image. Storage is SeaweedFS.
+Lithops' own backends deploy, run maps with a killed worker, and undeploy. Instead of Docker, a virtual
+environment has the packages of the image. Instead of the cloud, a few functions start processes of the image.
+Storage is SeaweedFS.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import pytest
 from emulators import INSTANCES, Image, deployed_mapped_and_removed, listens
 from servers import S3Server, free_ports
 
-# --- in place of the clouds ---------------------------------------------------------------------
+# --- fakes of the clouds ----------------------------------------------------------------------
 
 
 def cloud_run(image: Image, patch: pytest.MonkeyPatch) -> None:
-    """A service is so many instances, each of which answers one call at a time."""
+    """Fake Cloud Run: a service has several instances, each of which serves one call at a time."""
     service = import_module("lithops.serverless.backends.gcp_cloudrun").ServerlessBackend
     urls: list[Iterator[str]] = []
 
@@ -46,16 +46,20 @@ def cloud_run(image: Image, patch: pytest.MonkeyPatch) -> None:
 
 
 def batch(image: Image, patch: pytest.MonkeyPatch) -> None:
-    """A job is a process for each index of its array."""
+    """Fake AWS Batch: a job is one process per index of its array."""
     module = import_module("lithops.serverless.backends.aws_batch.aws_batch")
-    made: dict[str, list[dict[str, Any]]] = {"computeEnvironments": [], "jobQueues": [], "jobDefinitions": []}
+    created: dict[str, list[dict[str, Any]]] = {
+        "computeEnvironments": [],
+        "jobQueues": [],
+        "jobDefinitions": [],
+    }
     fine = {"ResponseMetadata": {"HTTPStatusCode": 200}}
 
     def note(kind: str, key: str) -> Callable[..., Any]:
         def create(**asked: Any) -> Any:
-            made[kind].append({key: asked[key], "status": "VALID", "state": "ENABLED"})
+            created[kind].append({key: asked[key], "status": "VALID", "state": "ENABLED"})
             if kind == "jobDefinitions":
-                made[kind][-1] |= {"status": "ACTIVE", "jobDefinitionArn": asked[key]}
+                created[kind][-1] |= {"status": "ACTIVE", "jobDefinitionArn": asked[key]}
             return fine
 
         return create
@@ -70,15 +74,15 @@ def batch(image: Image, patch: pytest.MonkeyPatch) -> None:
 
     def deregister(jobDefinition: str) -> Any:
         image.removed.append("job definition")
-        made["jobDefinitions"].clear()
-        made["jobQueues"].clear()
-        made["computeEnvironments"].clear()
+        created["jobDefinitions"].clear()
+        created["jobQueues"].clear()
+        created["computeEnvironments"].clear()
         return fine
 
     client = SimpleNamespace(
-        describe_compute_environments=lambda: fine | made,
-        describe_job_queues=lambda: fine | made,
-        describe_job_definitions=lambda status: fine | made,
+        describe_compute_environments=lambda: fine | created,
+        describe_job_queues=lambda: fine | created,
+        describe_job_definitions=lambda status: fine | created,
         create_compute_environment=note("computeEnvironments", "computeEnvironmentName"),
         create_job_queue=note("jobQueues", "jobQueueName"),
         register_job_definition=note("jobDefinitions", "jobDefinitionName"),
@@ -94,7 +98,7 @@ def batch(image: Image, patch: pytest.MonkeyPatch) -> None:
 
 
 def code_engine(image: Image, patch: pytest.MonkeyPatch) -> None:
-    """A run of a job is a process for each index of its array; deleting it kills them."""
+    """Fake Code Engine: a job run is one process per index of its array; deleting the run kills them."""
     backend = import_module("lithops.serverless.backends.code_engine").ServerlessBackend
     utils = import_module("lithops.utils")
     payloads: dict[str, str] = {}
@@ -104,8 +108,8 @@ def code_engine(image: Image, patch: pytest.MonkeyPatch) -> None:
         payloads[name] = utils.dict_to_b64str(payload)
         return name
 
-    def run(self: Any, jobrun_name: str, total_workers: int, action: str, **other: Any) -> None:
-        env = {"ACTION": action, "PAYLOAD": payloads[other["payload_config_map_name"]]}
+    def run(self: Any, jobrun_name: str, total_workers: int, action: str, **options: Any) -> None:
+        env = {"ACTION": action, "PAYLOAD": payloads[options["payload_config_map_name"]]}
         runs[jobrun_name] = [image.start(**env, JOB_INDEX=str(index)) for index in range(total_workers)]
 
     def delete(self: Any, name: str) -> None:
@@ -136,6 +140,5 @@ CLOUDS = {"gcp_cloudrun": cloud_run, "aws_batch": batch, "code_engine": code_eng
 def test_an_image_is_deployed_runs_maps_and_is_removed(
     name: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The configuration of the recipe, except for the storage."""
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     deployed_mapped_and_removed(name, CLOUDS[name], s3_server, tmp_path, monkeypatch)

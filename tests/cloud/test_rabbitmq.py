@@ -1,7 +1,7 @@
-"""Several hosts: Lithops' singularity backend behind RabbitMQ, its workers plain processes here.
+"""Check several hosts: Lithops' singularity backend behind RabbitMQ, with plain processes as workers.
 
-A worker that is killed takes its task with it and nobody ever says so: for Lithops the call lasts
-for ever, for a coded map it is an erasure.
+A killed worker loses its task without any report: for Lithops the call never ends, for a coded map it is an
+erasure.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ SYSTEM_PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/usr/local/sbin
 
 
 def linked_programs(folder: Path) -> tuple[Path, Path]:
-    """The folders with the programs of Erlang and with those of RabbitMQ, installed or else downloaded.
+    """Return the folders with the programs of Erlang and of RabbitMQ, installed or downloaded.
 
-    Both are reached by way of a link, as neither can be started where a name has a space, and Debian's `erl`
-    only where it was installed.
+    Both are reached through a link, since they cannot start from a path with a space, and since Debian's
+    `erl` works only in its installed place.
     """
     is_installed = shutil.which("rabbitmq-server", path=SYSTEM_PATH) is not None
     root = folder / "root"
     root.symlink_to("/" if is_installed else debian_folder("rabbitmq-server", r"(?:erlang|rabbitmq)-\S+"))
-    found = [*root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")]
+    program_folders = [*root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")]
     erlang = [*root.glob("usr/lib/erlang/erts-*/bin")]
-    if not found or not erlang:
+    if not program_folders or not erlang:
         pytest.skip("RabbitMQ is installed, but not in /usr/lib/rabbitmq, where Debian has its programs")
     erl = folder / "bin" / "erl"
     erl.parent.mkdir()
@@ -49,12 +49,12 @@ def linked_programs(folder: Path) -> tuple[Path, Path]:
         'exec "$BINDIR/erlexec" "$@"\n'
     )
     erl.chmod(0o755)
-    return erl.parent, found[0]
+    return erl.parent, program_folders[0]
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """RabbitMQ on loopback, everything it writes in a folder of ours."""
+    """Start RabbitMQ on loopback, with all its files in a temporary folder."""
     folder = tmp_path_factory.mktemp("rabbit")
     erlang, programs = linked_programs(folder)
     port, mapper, distribution = free_ports(3)
@@ -105,21 +105,21 @@ class Host:
         self.process, self.folder = process, folder
 
     def kill(self) -> None:
-        """With everything it started."""
+        """Kill the process with all its children."""
         os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
 def hosts(broker: str, tmp_path: Path) -> Iterator[list[Host]]:
-    """Machines with separate home and temporary folders, which share only the storage."""
+    """Start machines with separate home and temporary folders, which share only the storage."""
     import lithops
 
     entry = Path(lithops.__file__).parent / "serverless" / "backends" / "singularity" / "entry_point.py"
-    # One task at a time, whatever the number of processors: entry_point takes cpu_count().
+    # The entry point runs cpu_count() tasks at a time; with 1, a worker has a single task.
     run = f"import os, runpy, sys; os.cpu_count = lambda: 1; sys.argv = ['w', {broker!r}]; "
     run += f"runpy.run_path({str(entry)!r}, run_name='__main__')"
     with ExitStack() as stack:
-        found = []
+        machines = []
         for number in range(WORKERS):
             folder = tmp_path / f"host{number}"
             (folder / "tmp").mkdir(parents=True)
@@ -127,8 +127,8 @@ def hosts(broker: str, tmp_path: Path) -> Iterator[list[Host]]:
             process = stack.enter_context(
                 running([sys.executable, "-c", run], folder / "log", env=env, cwd=folder)
             )
-            found.append(Host(process, folder))
-        yield found
+            machines.append(Host(process, folder))
+        yield machines
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_the_work_is_spread_over_the_hosts(config: Path, hosts: list[Host]) -> N
 
 
 def test_a_host_that_dies_is_an_erasure(config: Path, hosts: list[Host], tmp_path: Path) -> None:
-    """Tasks 1 and 4 say where they run, and that machine is killed: the tasks never report again."""
+    # Two tasks reveal the machine they run on, which is then killed, so that they never report again.
     marks = tmp_path / "marks"
     marks.mkdir()
 
@@ -173,18 +173,18 @@ def test_a_host_that_dies_is_an_erasure(config: Path, hosts: list[Host], tmp_pat
 
 
 def kill_marked(marks: Path, hosts: list[Host], count: int) -> None:
-    """Kill the machines whose process has left its number."""
+    """Kill the machines whose process has left a mark."""
     deadline = time.monotonic() + 60
-    while len(found := {int(path.name) for path in marks.iterdir()}) < count:
+    while len(marked := {int(path.name) for path in marks.iterdir()}) < count:
         if time.monotonic() > deadline:
             return
         time.sleep(0.02)
     for host in hosts:
-        if host.process.pid in found:
+        if host.process.pid in marked:
             host.kill()
 
 
-def test_no_host_left_is_a_timeout_that_says_so(config: Path, hosts: list[Host]) -> None:
+def test_a_map_without_any_host_left_times_out(config: Path, hosts: list[Host]) -> None:
     polarmap.coded_map(np.sum, A, blocks=6, tasks=8, executor=config, timeout=60)
     for host in hosts:
         host.kill()

@@ -1,8 +1,8 @@
-"""The zip that Lithops uploads, under Amazon's own Lambda runtime: aws-lambda-rie and awslambdaric.
+"""Run the zip that Lithops uploads under Amazon's own Lambda runtime: aws-lambda-rie and awslambdaric.
 
-The runtime interface emulator is the program AWS ships to try functions locally; it answers one call
-at a time and only synchronously, so calls wait in a queue here and are acknowledged at once. Storage
-is SeaweedFS, spoken to by unmodified aws_s3.
+AWS ships the runtime interface emulator for trying functions locally. It serves one call at a time and only
+synchronously, so calls wait in a queue here and are acknowledged immediately. Storage is SeaweedFS, used by
+unmodified aws_s3.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from servers import BUCKET, KEY, SECRET, S3Server, free_ports
 from polarmap.cli import deploy
 from polarmap.testing import Fault
 
-SAM = "aws-sam-cli==1.170.0"  # whose wheel holds aws-lambda-rie
+SAM = "aws-sam-cli==1.170.0"  # The wheel contains aws-lambda-rie.
 RUNTIME = "awslambdaric==4.2.2"
 
 
 class Function:
-    """One Lambda function: its answers, and a queue of asynchronous calls."""
+    """A Lambda function with its answers and a queue of asynchronous calls."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
@@ -45,7 +45,7 @@ class Function:
             return json.loads(answer.read())
 
     def send(self, request: Any) -> Any:
-        """In place of Lithops' session: an asynchronous call."""
+        """Replace the send method of Lithops' session: queue an asynchronous call."""
         self._calls.put(request.body if isinstance(request.body, bytes) else request.body.encode())
         return SimpleNamespace(status_code=202, headers={"x-amzn-RequestId": "1"}, text="")
 
@@ -60,7 +60,7 @@ class Function:
 
 @pytest.fixture(scope="module")
 def function(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Function]:
-    """Lithops' handler in a folder of its own, with a layer of what the recipe requires."""
+    """Start Lithops' handler from a folder, with a layer of the recipe's requirements."""
     from lithops.serverless.backends.aws_lambda.aws_lambda import AWSLambdaBackend
 
     sam = tool_venv("aws-sam-cli", "--no-deps", SAM).parent
@@ -103,7 +103,7 @@ def credentials(server: S3Server) -> dict[str, str]:
 
 @pytest.fixture
 def config(function: Function, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """config/aws_lambda.yaml; its function is deployed already."""
+    """Provide config/aws_lambda.yaml for the function, which counts as deployed."""
     from lithops.serverless.backends.aws_lambda import aws_lambda
 
     for name, value in credentials(s3_server).items():

@@ -1,4 +1,4 @@
-"""The limits of a backend are checked before anything is stored or started."""
+"""Check that the limits of a backend are verified before anything is stored or started."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ REDIS = WorkerSpec("aws_lambda", "redis", 10_240)
     k=st.integers(1, 100),
     memory=st.integers(256, 10_240),
 )
-def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> None:
-    """As many blocks as the message says do fit, one fewer row of memory would not have been asked for."""
+def test_the_advised_number_of_blocks_fits(rows: int, row_bytes: int, k: int, memory: int) -> None:
+    # The advised number of blocks fits, and the refusal was necessary.
     worker = WorkerSpec("aws_lambda", "aws_s3", memory, max_workers=10**9)
     try:
         limits.check_map_fits(worker, MapSize(k + 1, k, rows * row_bytes, rows))
@@ -52,7 +52,8 @@ def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> Non
             assert limits.compute_min_memory_bytes(row_bytes) > memory * MB
             return
         wanted = int(advice.split("use blocks >= ")[1].split()[0])
-        fitting = -(-(rows * k) // wanted)  # rows per block when the same rows are cut into so many
+        # Rows per block when the same rows are cut into the advised number of blocks.
+        fitting = -(-(rows * k) // wanted)
         limits.check_map_fits(worker, MapSize(wanted + 1, wanted, fitting * row_bytes, fitting))
 
 
@@ -71,7 +72,8 @@ def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> Non
             MapSize(4, 3, 2000 * MB, 1),
             r"no number of blocks helps, as one row is too large or runtime_m",
         ),
-        (LAMBDA, MapSize(4, 3, 6000 * MB, 10), r"use blocks >= \d+$"),  # no Lambda is as large as that
+        # No Lambda function has enough memory.
+        (LAMBDA, MapSize(4, 3, 6000 * MB, 10), r"use blocks >= \d+$"),
         (AZURE, MapSize(8, 6, 1000 * MB, 9), r"a 2048 MB worker.*runtime_memory >= 4096$"),
         (GOOGLE, MapSize(8, 6, 1), r"runtime_timeout is 600 s, gcp_functions ends a call after 540 s"),
         (
@@ -81,7 +83,7 @@ def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> Non
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_to_change(
+def test_maps_that_do_not_fit_are_rejected_with_advice(
     worker: WorkerSpec, job: MapSize, message: str
 ) -> None:
     with pytest.raises(LimitError, match=message):
@@ -94,12 +96,12 @@ def test_google_functions_called_by_https_may_take_longer() -> None:
     )
 
 
-def test_more_workers_than_run_at_a_time_are_warned_of() -> None:
+def test_more_tasks_than_workers_cause_a_warning() -> None:
     with pytest.warns(RuntimeWarning, match="workers = 12, but k8s runs 10 at a time .max_workers.: 2 wait"):
         limits.check_map_fits(WorkerSpec("k8s", "minio", 512, max_workers=10), MapSize(12, 9, 100))
 
 
-def test_unknown_backends_are_not_judged() -> None:
+def test_unknown_backends_are_not_checked() -> None:
     limits.check_map_fits(WorkerSpec("singularity", "redis", 1), MapSize(10**6, 10**5, 10**12))
 
 
@@ -114,8 +116,8 @@ def test_every_recipe_is_within_the_limits(name: str) -> None:
         limits.check_map_fits(worker, MapSize(min(32, worker.max_workers or 32), 24, 50 * MB, 100))
 
 
-def test_lithops_own_limits_are_ours() -> None:
-    """Lithops clamps what it knows of: a newer one may know better."""
+def test_limits_equal_those_of_lithops() -> None:
+    # Lithops clamps settings to the limits it knows, which a newer version may correct.
     import runpy
 
     import lithops
@@ -128,16 +130,22 @@ def test_lithops_own_limits_are_ours() -> None:
     apps = runpy.run_path(str(folder / "azure_containers" / "config.py"))
     engine = runpy.run_path(str(folder / "code_engine" / "config.py"))
     batch = runpy.run_path(str(folder / "aws_batch" / "config.py"))["AVAILABLE_CPU_MEM_FARGATE"]
-    ours = BACKENDS["aws_lambda"]
-    assert (ours.min_memory_mb, ours.max_memory_mb) == (aws["RUNTIME_MEMORY_MIN"], aws["RUNTIME_MEMORY_MAX"])
-    assert ours.max_seconds == aws["RUNTIME_TIMEOUT_MAX"]
+    own_limits = BACKENDS["aws_lambda"]
+    assert (own_limits.min_memory_mb, own_limits.max_memory_mb) == (
+        aws["RUNTIME_MEMORY_MIN"],
+        aws["RUNTIME_MEMORY_MAX"],
+    )
+    assert own_limits.max_seconds == aws["RUNTIME_TIMEOUT_MAX"]
     assert set(BACKENDS["gcp_functions"].memory_sizes_mb) == google["RUNTIME_MEMORY_OPTIONS"]
     assert set(BACKENDS["azure_functions"].memory_sizes_mb) == azure["FLEX_INSTANCE_MEMORY"]
-    ours = BACKENDS["gcp_cloudrun"]
-    assert (ours.max_memory_mb, ours.max_seconds) == (run["MAX_RUNTIME_MEMORY"], run["MAX_RUNTIME_TIMEOUT"])
+    own_limits = BACKENDS["gcp_cloudrun"]
+    assert (own_limits.max_memory_mb, own_limits.max_seconds) == (
+        run["MAX_RUNTIME_MEMORY"],
+        run["MAX_RUNTIME_TIMEOUT"],
+    )
     assert set(BACKENDS["azure_containers"].memory_sizes_mb) == set(apps["ALLOWED_MEM"])
     assert list(BACKENDS["code_engine"].memory_sizes_mb) == engine["VALID_MEMORY_VALUES"]
-    sizes = {size for some in batch.values() for size in some}
+    sizes = {size for memory_sizes in batch.values() for size in memory_sizes}
     assert (BACKENDS["aws_batch"].min_memory_mb, BACKENDS["aws_batch"].max_memory_mb) == (
         min(sizes),
         max(sizes),
@@ -161,8 +169,8 @@ def test_a_machine_runs_several_tasks_at_a_time() -> None:
     }
     worker = limits.parse_worker_spec(config)
     assert worker is not None and (worker.max_workers, worker.instance_type) == (32, "t3.large")
-    assert worker.timeout_seconds == 3600  # persistent workers are renewed before the machine ends
-    own |= {"worker_processes": "AUTO", "request_spot_instances": True}  # as many as it has processors
+    assert worker.timeout_seconds == 3600  # Persistent workers are renewed before the machine ends.
+    own |= {"worker_processes": "AUTO", "request_spot_instances": True}  # AUTO means one per processor.
     worker = limits.parse_worker_spec(config)
     assert worker is not None and (worker.max_workers, worker.instance_type) == (None, "spot t3.large")
 
@@ -181,7 +189,7 @@ def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkey
 
 
 class Small(ReplayExecutor):
-    """Workers that can hold blocks of 2.5 MB: 13 rows of a float64 array 25,000 wide."""
+    """An executor whose workers can hold blocks of 2.5 MB: 13 rows of a float64 array 25,000 wide."""
 
     worker_spec = WorkerSpec("aws_lambda", "aws_s3", memory_mb=155)
 
@@ -189,7 +197,7 @@ class Small(ReplayExecutor):
 @pytest.mark.parametrize(
     "options", [{}, {"code": SecretSharing()}, {"code": SecretSharing(3), "tasks": 30}, {"degree": 2}]
 )
-def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
+def test_the_advice_counts_data_blocks(options: dict[str, Any]) -> None:
     """Where every coded block is a mixture, n of them go out, but k is what the caller chooses."""
     data = np.zeros((160, 25_000))
     chosen: dict[str, Any] = {"blocks": 8, "tasks": 20, "verify": False} | options
@@ -199,12 +207,12 @@ def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
     assert len(polarmap.coded_map(np.copy, data, executor=Small(), **chosen)) == 13
 
 
-def test_the_largest_block_is_judged_wherever_it_stands() -> None:
+def test_the_largest_block_is_checked_at_any_position() -> None:
     with pytest.raises(LimitError, match=r"a 7\.6 MB block .* use blocks of at most 2\.5 MB or"):
         polarmap.hedged_map(len, [np.zeros(9), np.zeros(1_000_000), np.zeros(9)], executor=Small())
 
 
-def test_a_plan_refuses_tasks_that_are_ended_before_they_are_done() -> None:
+def test_a_plan_rejects_tasks_that_exceed_the_time_limit() -> None:
     with pytest.raises(
         LimitError, match=r"most tasks take 300 s, aws_lambda ends them after 180 s.*at most 900"
     ):

@@ -1,4 +1,4 @@
-"""Lithops configurations that are templates, broken, or in need of a library."""
+"""Check Lithops configurations that are templates, invalid, or need a missing library."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_coded_map_refuses_a_template_too() -> None:
         ),
     ],
 )
-def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
+def test_unusable_configurations(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
@@ -61,10 +61,12 @@ def test_a_configuration_that_names_no_backend_is_for_lambda(tmp_path: Path) -> 
         ("gcp_cloudrun", "gcp_storage", ["gcp"]),
         ("azure_vms", "azure_storage", ["azure"]),
         ("localhost", "aws_s3", ["aws"]),
-        ("oracle_f", "aws_s3", []),  # whose client that is, polarmap does not know
+        ("oracle_f", "aws_s3", []),  # polarmap does not know the client library of this backend.
     ],
 )
-def test_the_extra_is_that_of_backend_and_storage(backend: str, storage: str, wanted: list[str]) -> None:
+def test_the_hint_names_the_extras_of_backend_and_storage(
+    backend: str, storage: str, wanted: list[str]
+) -> None:
     config = {"lithops": {"backend": backend, "storage": storage}}
     hint = lithops_config.make_missing_client_hint(
         config, ModuleNotFoundError("No module named 'some_client'")
@@ -75,7 +77,8 @@ def test_the_extra_is_that_of_backend_and_storage(backend: str, storage: str, wa
 def test_a_missing_client_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "k8s.yaml"
     path.write_text("lithops: {backend: k8s, storage: localhost}\nk8s: {runtime: a/b/c}\n")
-    monkeypatch.setitem(sys.modules, "kubernetes", None)  # as if it were not installed
+    # The import fails as if the package were not installed.
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
     with pytest.raises(ExecutorError, match=r"kubernetes.*pip install .*'lithops\[kubernetes\]<3\.9,>=3\.8'"):
         polarmap.coded_map(len, [[1.0], [2.0]], executor=path)
     with pytest.raises(ExecutorError, match=r"kubernetes.*pip install .*'lithops\[kubernetes\]<3\.9,>=3\.8'"):

@@ -1,4 +1,4 @@
-"""The price of a map, compared with bills computed by hand, and the sources of the figures."""
+"""Check the price of a map against bills computed by hand, and the sources of the prices."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LAMBDA = WorkerSpec(
 )
 
 
-def test_figures_say_when_and_where_they_were_read() -> None:
+def test_prices_and_limits_have_a_date_and_a_source() -> None:
     for record in (*BACKENDS.values(), *prices.PRICE_LISTS.values()):
         assert date.fromisoformat(record.as_of) <= date(2100, 1, 1)
         assert record.source
     assert set(prices.PRICE_LISTS) <= set(BACKENDS)
 
 
-def test_a_bill_by_hand() -> None:
-    """Three Lambda calls of 2 GB: two of 1 s and one of 4 s, and a second around each."""
+def test_a_lambda_bill_computed_by_hand() -> None:
+    # Three Lambda calls of 2 GB take 1, 1 and 4 s, and each is billed for one more second.
     bill = prices.estimate_map_cost(LAMBDA, [1.0, 1.0, 4.0], polling_seconds=6.0)
     assert bill is not None
     assert bill.compute == pytest.approx((2 + 2 + 5) * 2 * 1.66667e-5)
@@ -37,8 +37,8 @@ def test_a_bill_by_hand() -> None:
     assert bill.total == pytest.approx(bill.compute + bill.calls + bill.requests)
 
 
-def test_looks_at_more_marks_than_one_request_lists() -> None:
-    """1,000 calls leave 2,000 marks, which are two requests a look."""
+def test_polls_that_need_several_listing_requests() -> None:
+    # 1,000 calls leave 2,000 marker objects, so that each poll takes two requests.
     few, many = (
         prices.estimate_map_cost(LAMBDA, [1.0] * calls, polling_seconds=30.0) for calls in (500, 1000)
     )
@@ -53,7 +53,7 @@ def test_google_rounds_up_and_charges_processors() -> None:
 
 
 def test_fargate_charges_a_minute_and_what_the_configuration_says() -> None:
-    """Two processors and 4 GB for a minute, however short the task."""
+    # Two processors and 4 GB are billed for a minute, however short the task.
     worker = WorkerSpec("aws_batch", "aws_s3", 4096, cpus=2, instance_type="FARGATE")
     bill = prices.estimate_map_cost(worker, [1.0], 0.0)
     assert bill is not None
@@ -61,7 +61,7 @@ def test_fargate_charges_a_minute_and_what_the_configuration_says() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "billed"), [(3.0, 60.0), (100.0, 101.0)])
-def test_a_worker_that_stays_pays_the_least_time_once(seconds: float, billed: float) -> None:
+def test_a_persistent_worker_is_billed_the_minimum_time_once(seconds: float, billed: float) -> None:
     worker = WorkerSpec("aws_batch", "aws_s3", 2048, cpus=1, instance_type="FARGATE")
     bill = prices.estimate_persistent_cost(worker, prices.PersistentUsage(4 * seconds, n_started=4))
     assert bill is not None
@@ -71,10 +71,10 @@ def test_a_worker_that_stays_pays_the_least_time_once(seconds: float, billed: fl
 @pytest.mark.parametrize(
     ("kind", "is_priced"), [("t3.large", True), ("spot t3.large", False), ("m5.large", False)]
 )
-def test_machines_are_priced_where_the_price_is_known(kind: str, is_priced: bool) -> None:
+def test_only_machines_with_a_known_price_are_priced(kind: str, is_priced: bool) -> None:
     bill = prices.estimate_map_cost(WorkerSpec("aws_ec2", "aws_s3", 4096, instance_type=kind), [3599.0], 0.0)
     assert (bill is not None) == is_priced
-    if bill is not None:  # an hour of half a t3.large
+    if bill is not None:  # An hour on half a t3.large.
         assert bill.compute == pytest.approx(0.0832 / 2)
 
 
@@ -90,7 +90,8 @@ def test_a_report_carries_its_cost() -> None:
     free = polarmap.coded_map(np.sum, np.ones((8, 3)), blocks=4, tasks=6, executor=ReplayExecutor())
     assert free.report.cost is None
     hedged = polarmap.hedged_map(np.sum, np.ones((8, 3)), blocks=4, executor=Priced({3: 9.0})).report
-    assert hedged.cost is not None and hedged.cost.calls == pytest.approx((4 + 2) * 2e-7)  # two backups
+    # Two tasks got a backup.
+    assert hedged.cost is not None and hedged.cost.calls == pytest.approx((4 + 2) * 2e-7)
 
 
 def test_a_plan_says_what_it_costs_and_keeps_to_the_limits() -> None:

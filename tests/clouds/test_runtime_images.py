@@ -1,4 +1,4 @@
-"""What workers run in: that Lithops builds each image of what the recipe and Lithops itself bring."""
+"""Check that Lithops builds each worker image from the recipe's and Lithops' own requirements."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def built(tmp_path: Path) -> Iterator[Path]:
 
 
 def backend_of_lithops(name: str, folder: Path) -> Any:
-    """Lithops' own, as far as building goes: it has asked no cloud anything."""
+    """Return Lithops' backend, prepared for building only, without contacting a cloud."""
     module = import_module(f"lithops.serverless.backends.{name}")
     backend = object.__new__(module.ServerlessBackend)
     key = folder / "key.json"
@@ -46,10 +46,9 @@ def backend_of_lithops(name: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_has_lithops_code_and_our_packages(
+def test_an_image_has_the_code_and_packages_it_needs(
     name: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that the Dockerfile copies is there, wherever Lithops' module was imported."""
     monkeypatch.chdir(tmp_path)
     backend = backend_of_lithops(name, tmp_path)
     wanted = deploy.read_requirements(name)
@@ -71,7 +70,7 @@ def test_an_image_has_lithops_code_and_our_packages(
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_what_an_entry_point_imports_is_in_its_image(name: str) -> None:
+def test_imports_of_an_entry_point_are_in_its_image(name: str) -> None:
     import lithops
 
     source = Path(lithops.__file__).parent / "serverless" / "backends" / name / "entry_point.py"
@@ -82,7 +81,7 @@ def test_what_an_entry_point_imports_is_in_its_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS))
-def test_lithops_calls_the_backend_as_the_table_does(name: str) -> None:
+def test_the_kind_of_each_backend_agrees_with_lithops(name: str) -> None:
     from lithops.constants import SERVERLESS_BACKENDS, STANDALONE_BACKENDS
 
     assert name in (STANDALONE_BACKENDS if RUNTIME_IMAGES[name].is_virtual_machine else SERVERLESS_BACKENDS)

@@ -1,3 +1,5 @@
+"""Tests of the Arikan kernel: exact integers, parity dtypes, unequal workers and fewer levels."""
+
 from __future__ import annotations
 
 import code_oracles as oracles
@@ -15,7 +17,7 @@ from polarmap.errors import CodeError
 
 @settings(max_examples=100)
 @given(sizes, shapes, st.sampled_from(INTEGERS), st.sampled_from(["optimal", "sequential"]), st.data())
-def test_integers_come_back_exactly(size, shape, dtype, decoder, draw) -> None:
+def test_integers_are_decoded_exactly(size, shape, dtype, decoder, draw) -> None:
     code = PolarCode(*size, "arikan", decoder)
     limits = np.iinfo(dtype)
     stream = np.random.default_rng(draw.draw(st.integers(0, 999)))
@@ -32,7 +34,7 @@ def test_integers_come_back_exactly(size, shape, dtype, decoder, draw) -> None:
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize(("n", "k"), [(8, 5), (64, 48), (20, 3)])
-def test_parity_of_integers_is_that_of_python_integers(dtype: str, n: int, k: int) -> None:
+def test_parity_of_integers_matches_python_integers(dtype: str, n: int, k: int) -> None:
     code, limits = PolarCode(n, k, "arikan"), np.iinfo(dtype)
     data = np.random.default_rng(n).integers(limits.min, limits.max, (k, 5), dtype, endpoint=True)
     data[:, 0], data[:, 1] = limits.min, limits.max
@@ -53,22 +55,22 @@ def test_parity_dtype_widens_integers_and_keeps_the_rest() -> None:
 
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4"])
 @pytest.mark.parametrize(("n", "k", "decoder"), [(2048, 1792, "optimal"), (2100, 300, "sequential")])
-def test_parity_is_no_wider_where_p_is_not_formed(n: int, k: int, decoder: str, dtype: str) -> None:
-    """Else arrays of so many blocks that earlier versions have stored could not be opened."""
+def test_the_parity_dtype_is_the_same_if_p_is_not_formed(n: int, k: int, decoder: str, dtype: str) -> None:
+    # Otherwise large arrays that earlier versions have stored could not be opened.
     code = PolarCode(n, k, "arikan", decoder)
     exact = int(np.abs(code.encoding_matrix).sum(axis=1).max())
     assert code.parity_dtype(dtype) == dtypes.choose_parity_dtype(np.dtype(dtype), exact)
 
 
 @pytest.mark.parametrize(("n", "k"), [(2048, 1536), (2100, 300)])
-def test_growth_is_what_it_is_where_p_is_not_formed(n: int, k: int) -> None:
+def test_growth_is_correct_if_p_is_not_formed(n: int, k: int) -> None:
     for code in (PolarCode(n, k, "arikan"), PolarCode(n, k, "arikan", "sequential", levels=5)):
         assert code.norm_inf == np.abs(code.encoding_matrix).sum(axis=1).max()
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-def test_wrapped_sums_come_back_exactly(dtype: str) -> None:
-    """f sums up in the blocks' own dtype and overflows; its results are still linear in them."""
+def test_wrapped_sums_are_decoded_exactly(dtype: str) -> None:
+    # f sums in the dtype of the blocks and overflows, but its results are still linear in the blocks.
     code, limits = PolarCode(16, 9, "arikan"), np.iinfo(dtype)
     stream = np.random.default_rng(1)
     data = stream.integers(limits.min, limits.max, (9, 50), dtype, endpoint=True)
@@ -80,14 +82,14 @@ def test_wrapped_sums_come_back_exactly(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(4, 2), (7, 4), (8, 5), (10, 6)])
-def test_unequal_workers_freeze_what_is_lost_most_often(n: int, k: int) -> None:
-    """All 2^n patterns of workers with probabilities of their own, through the genie's recursion."""
+def test_with_unequal_workers_the_least_reliable_inputs_are_frozen(n: int, k: int) -> None:
+    # The oracle applies the recursion of the genie to all 2^n patterns of workers with unequal probabilities.
     erasure = np.random.default_rng(n).uniform(0.01, 0.6, n)
     code = PolarCode(n, k, "arikan", "sequential", erasure)
     length = oracles.power_of_two(n)
     lost, fails = np.zeros(length), 0.0
     unfrozen = np.setdiff1d(np.arange(length - n, length), code.frozen_set)
-    for back in oracles.patterns(n):  # by worker
+    for back in oracles.patterns(n):
         probability = np.where(back, 1 - erasure, erasure).prod()
         known = np.zeros(length, bool)
         known[code.codeword_positions] = back[code.worker_indices]
@@ -102,26 +104,26 @@ def test_unequal_workers_freeze_what_is_lost_most_often(n: int, k: int) -> None:
     assert polarized[unfrozen].max() - 1e-12 <= fails <= polarized[unfrozen].sum() + 1e-12
 
 
-def some_levels(size: tuple[int, int]) -> st.SearchStrategy[int]:
-    """Numbers of levels that leave each butterfly a data block and a parity block."""
+def draw_levels(size: tuple[int, int]) -> st.SearchStrategy[int]:
+    """Draw a number of levels that leaves each butterfly a data block and a parity block."""
     n, k = size
-    most = (n - 1).bit_length()
-    fewest = next(some for some in range(1, most + 1) if -(-n // 2**some) <= min(k, n - k))
-    return st.integers(fewest, most)
+    max_levels = (n - 1).bit_length()
+    min_levels = next(levels for levels in range(1, max_levels + 1) if -(-n // 2**levels) <= min(k, n - k))
+    return st.integers(min_levels, max_levels)
 
 
-partial = sizes.flatmap(lambda size: st.tuples(st.just(size), some_levels(size)))
+partial = sizes.flatmap(lambda size: st.tuples(st.just(size), draw_levels(size)))
 
 
 @settings(max_examples=60)
 @given(partial, st.sampled_from(["optimal", "sequential"]), st.data())
-def test_codes_of_fewer_levels_are_codes(sized: tuple, decoder: str, draw) -> None:
+def test_codes_with_fewer_levels_decode(sized: tuple, decoder: str, draw) -> None:
     (n, k), levels = sized
     code = PolarCode(n, k, "arikan", decoder, levels=levels)
     count = -(-n // 2**levels)
-    # parity in each
+    # Each butterfly contains parity.
     assert sorted({index % count for index in code.frozen_set.tolist()}) == list(range(count))
-    # data in each
+    # Each butterfly contains data.
     assert sorted({leaf % count for leaf in code.codeword_positions[:k].tolist()}) == list(range(count))
     assert not code.parity_check_matrix.sum(axis=1).any()
     lost = draw.draw(st.integers(0, n - 1))
@@ -132,19 +134,19 @@ def test_codes_of_fewer_levels_are_codes(sized: tuple, decoder: str, draw) -> No
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (30, 17), (64, 48), (100, 70)])
 def test_all_levels_are_the_default(n: int, k: int) -> None:
-    one, same = PolarCode(n, k, "arikan"), PolarCode(n, k, "arikan", levels=(n - 1).bit_length())
-    assert same.codeword_positions.tolist() == one.codeword_positions.tolist()
-    assert (same.encoding_matrix == one.encoding_matrix).all()
-    assert repr(same) == repr(one)
+    default, full = PolarCode(n, k, "arikan"), PolarCode(n, k, "arikan", levels=(n - 1).bit_length())
+    assert full.codeword_positions.tolist() == default.codeword_positions.tolist()
+    assert (full.encoding_matrix == default.encoding_matrix).all()
+    assert repr(full) == repr(default)
 
 
-def test_unequal_workers_and_fewer_levels_go_together() -> None:
+def test_unequal_workers_with_fewer_levels() -> None:
     erasure = np.random.default_rng(0).uniform(0, 0.5, 48)
     code = PolarCode(48, 32, "arikan", "sequential", erasure, levels=4)
     leaves = np.empty(48)
     leaves[code.codeword_positions] = erasure[code.worker_indices]
     z = compute_input_erasure_probabilities(leaves.reshape(16, 3)).ravel()
-    # of the last, every butterfly keeps one
+    # Every butterfly keeps one of the last inputs.
     free = np.setdiff1d(np.arange(48), [*code.frozen_set, 45, 46, 47])
     inside = np.setdiff1d(code.frozen_set, [0, 1, 2])
     assert z[inside].min() >= z[free].max() - 1e-12
@@ -152,7 +154,7 @@ def test_unequal_workers_and_fewer_levels_go_together() -> None:
     np.testing.assert_allclose(code.decode({i: coded[i] for i in range(1, 48)}), coded[:32])
 
 
-def test_too_few_levels_are_refused_with_the_number_that_will_do() -> None:
+def test_the_error_for_too_few_levels_gives_the_minimum() -> None:
     says = (
         r"levels=2 makes 10 butterflies of 4 blocks.* only 35 data blocks and 5 parity blocks\. "
         r"Use levels=3 or more"
@@ -162,8 +164,8 @@ def test_too_few_levels_are_refused_with_the_number_that_will_do() -> None:
     assert PolarCode(40, 35, "arikan", levels=3).transform_shape == (8, 5)
 
 
-def test_p_is_made_by_its_rows_where_they_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 10,000 blocks with 100 of parity that takes a hundredth of the time."""
+def test_p_is_computed_by_rows_if_there_are_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # For 10,000 blocks with 100 parity blocks, this takes a hundredth of the time.
     code = PolarCode(100, 70, "arikan")
     expected = code.compute_encoding_matrix_columns(np.arange(70))
     monkeypatch.setattr(

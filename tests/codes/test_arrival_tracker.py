@@ -1,3 +1,5 @@
+"""Tests of when arrivals can be decoded, and of the states and errors before that."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -46,7 +48,7 @@ def test_rotation_is_accurate_at_exactly_k_random_arrivals() -> None:
     assert np.quantile(worst, 0.95) < 2000
 
 
-def test_arikan_needs_more_arrivals_one_by_one_than_at_once() -> None:
+def test_the_sequential_arikan_decoder_needs_more_arrivals_than_the_optimal_one() -> None:
     stream = np.random.default_rng(0)
     orders = [stream.permutation(64) for _ in range(100)]
 
@@ -110,8 +112,8 @@ def test_all_arrivals_are_accepted_at_any_amplification() -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_looks_at_few_patterns_on_the_way(exact: bool) -> None:
-    # designed at capacity, which leaves much to look at
+def test_the_rank_is_checked_for_few_patterns(exact: bool) -> None:
+    # A code designed at capacity needs many rank checks.
     code, stream = PolarCode(2000, 1500, "arikan", erasure=0.25), np.random.default_rng(0)
     decoder, looks = ArrivalTracker(code, modular=exact), 0
     for index in stream.permutation(2000).tolist():
@@ -124,24 +126,24 @@ def test_looks_at_few_patterns_on_the_way(exact: bool) -> None:
 
 @by_size
 @pytest.mark.parametrize("kind", ["rotation", "arikan", "exact", "sequential"])
-def test_arrivals_one_by_one_say_what_a_fresh_look_says(n: int, k: int, kind: str) -> None:
+def test_incremental_arrivals_match_a_new_tracker(n: int, k: int, kind: str) -> None:
     code = rotation(n, k) if kind == "rotation" else arikan(n, k)
     if kind == "sequential":
         code = arikan(n, k, "sequential")
     exact = kind in ("exact", "sequential")
     stream = np.random.default_rng(n * k)
     for _ in range(10):
-        decoder, said = ArrivalTracker(code, modular=exact), []
+        decoder, readiness = ArrivalTracker(code, modular=exact), []
         arrived = np.zeros(n, bool)
         for index in stream.permutation(n).tolist():
             arrived[index] = True
-            said.append(decoder.add(index))
-            assert said[-1] == code.is_decodable(arrived, modular=exact)
-        assert said == sorted(said), "once ready, ready for ever"
-        assert said[-1]
+            readiness.append(decoder.add(index))
+            assert readiness[-1] == code.is_decodable(arrived, modular=exact)
+        assert readiness == sorted(readiness), "a ready tracker stays ready"
+        assert readiness[-1]
 
 
-# --- what callers hand over is checked -----------------------------------------------------------
+# --- validation of arguments -----------------------------------------------------------
 
 
 def test_blocks_may_be_strided_read_only_listed_or_byte_swapped() -> None:
@@ -159,7 +161,7 @@ def test_blocks_may_be_strided_read_only_listed_or_byte_swapped() -> None:
         np.testing.assert_allclose(code.encode_parity(np.asfortranarray(data)), expected)
 
 
-def test_decode_refuses_what_does_not_fit() -> None:
+def test_decode_refuses_blocks_that_do_not_match() -> None:
     code = PolarCode(6, 4, "arikan")
     rows = {i: np.zeros(3, "i2") for i in range(4)}
     for index in (-1, 6, "a", 1.0):

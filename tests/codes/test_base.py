@@ -1,4 +1,4 @@
-"""The algebra of every code: weights G[arrived] = T[missing], equations G[arrived] = 0, for any arrivals."""
+"""Tests of the algebra of all codes: weights G[arrived] = T[missing] and checks G[arrived] = 0."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ CODES: list[LinearCode] = [
     Uncoded(5),
 ]
 every_code = pytest.mark.parametrize("code", CODES, ids=repr)
-# Its recovered blocks are made of blocks and of their transposes, which no single weight describes.
+# SymmetricProductCode is excluded: it decodes from blocks and their transposes, not by one weight per block.
 plain = pytest.mark.parametrize(
     "code", [code for code in CODES if not isinstance(code, SymmetricProductCode)], ids=repr
 )
 
 
-def determined(code: LinearCode, exact: bool, seed: int) -> ArrivalTracker:
+def make_ready_tracker(code: LinearCode, exact: bool, seed: int) -> ArrivalTracker:
     """Return a tracker after just enough random arrivals, or a few more."""
     rng = np.random.default_rng(seed)
     decoder = ArrivalTracker(code, modular=exact)
@@ -66,12 +66,12 @@ def test_sizes_agree(code: LinearCode) -> None:
 
 
 @plain
-def test_what_is_made_without_the_coefficients_is_made_of_them(code: LinearCode) -> None:
+def test_properties_computed_without_the_coefficients_match_them(code: LinearCode) -> None:
     stream = np.random.default_rng(0)
     count, blocks = code.encoding_matrix.shape
-    some = stream.permutation(blocks)[: max(1, blocks // 2)]
+    columns = stream.permutation(blocks)[: max(1, blocks // 2)]
     np.testing.assert_allclose(
-        code.compute_encoding_matrix_columns(some), code.encoding_matrix[:, some], rtol=0, atol=1e-12
+        code.compute_encoding_matrix_columns(columns), code.encoding_matrix[:, columns], rtol=0, atol=1e-12
     )
     combinations = stream.standard_normal((3, count))
     np.testing.assert_allclose(
@@ -81,16 +81,16 @@ def test_what_is_made_without_the_coefficients_is_made_of_them(code: LinearCode)
 
 @plain
 @pytest.mark.parametrize("seed", range(8))
-def test_weights_make_targets_of_the_generator(code: LinearCode, seed: int) -> None:
-    recovery = determined(code, False, seed).decoder
-    found = recovery.weights @ code.generator_matrix[recovery.arrived_indices]
-    np.testing.assert_allclose(found, code.target_matrix[recovery.missing_indices], atol=1e-9)
+def test_weights_map_the_generator_to_the_targets(code: LinearCode, seed: int) -> None:
+    recovery = make_ready_tracker(code, False, seed).decoder
+    actual = recovery.weights @ code.generator_matrix[recovery.arrived_indices]
+    np.testing.assert_allclose(actual, code.target_matrix[recovery.missing_indices], atol=1e-9)
 
 
 @every_code
 @pytest.mark.parametrize("seed", range(8))
 def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
-    recovery = determined(code, False, seed).decoder
+    recovery = make_ready_tracker(code, False, seed).decoder
     equations = recovery.check_matrix
     assert len(equations) == min(max(recovery.n_redundant_checks, 0), 8)
     np.testing.assert_allclose(equations @ code.generator_matrix[recovery.arrived_indices], 0, atol=1e-9)
@@ -98,8 +98,8 @@ def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
 
 @pytest.mark.parametrize("code", [code for code in CODES if code.supports_integers], ids=repr)
 @pytest.mark.parametrize("seed", range(8))
-def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
-    recovery = determined(code, True, seed).decoder
+def test_weights_and_checks_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
+    recovery = make_ready_tracker(code, True, seed).decoder
     weights, checks = recovery.weights, recovery.check_matrix
     assert recovery.modular and recovery.amplification == 0 and weights.dtype == checks.dtype == np.uint64
     generator = code.generator_matrix.astype(np.int64).view(np.uint64)[recovery.arrived_indices]
@@ -115,14 +115,14 @@ def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
 
 @pytest.mark.parametrize("code", [code for code in CODES if code.supports_integers], ids=repr)
 @pytest.mark.parametrize("seed", range(4))
-def test_each_arithmetic_has_a_decoder_of_its_own(code: LinearCode, seed: int) -> None:
-    decoder = determined(code, True, seed).decoder
+def test_real_and_modular_arithmetic_have_separate_decoders(code: LinearCode, seed: int) -> None:
+    decoder = make_ready_tracker(code, True, seed).decoder
     integers, floats = decoder.over(np.dtype("i2")), decoder.over(np.dtype("c8"))
     assert integers is decoder and floats is decoder.over(np.dtype("f8")) is not decoder
     assert not floats.modular and floats.over(np.dtype("i8")) is floats
     assert (floats.missing_indices == decoder.missing_indices).all() and not floats.rank_deficit
-    found = floats.weights @ code.generator_matrix[decoder.arrived_indices]
-    np.testing.assert_allclose(found, code.target_matrix[decoder.missing_indices], atol=1e-9)
+    actual = floats.weights @ code.generator_matrix[decoder.arrived_indices]
+    np.testing.assert_allclose(actual, code.target_matrix[decoder.missing_indices], atol=1e-9)
     results = code.generator_matrix[decoder.arrived_indices] @ np.arange(1.0, code.k + 1)[:, np.newaxis]
     received = dict(zip(decoder.arrived_indices.tolist(), results))
     for dtype in ("f8", "i8"):
@@ -133,8 +133,8 @@ def test_each_arithmetic_has_a_decoder_of_its_own(code: LinearCode, seed: int) -
 
 @every_code
 @pytest.mark.parametrize("seed", range(4))
-def test_magnitudes_are_those_of_weights(code: LinearCode, seed: int) -> None:
-    decoder = determined(code, False, seed).decoder
+def test_magnitudes_match_the_weights(code: LinearCode, seed: int) -> None:
+    decoder = make_ready_tracker(code, False, seed).decoder
     magnitudes = decoder.weight_magnitudes
     assert magnitudes.shape == (len(decoder.missing_indices), len(decoder.arrived_indices))
     np.testing.assert_array_equal(decoder.max_weight_magnitudes, magnitudes.max(axis=0, initial=0))
@@ -149,7 +149,7 @@ def test_magnitudes_are_those_of_weights(code: LinearCode, seed: int) -> None:
 
 @every_code
 @pytest.mark.parametrize("seed", range(4))
-def test_too_few_results_say_how_many_more_it_takes_at_the_least(code: LinearCode, seed: int) -> None:
+def test_the_error_for_too_few_results_gives_the_minimum_number_missing(code: LinearCode, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(code.n)
     for count in range(code.n + 1):
         arrived = np.zeros(code.n, bool)
@@ -165,6 +165,6 @@ def test_too_few_results_say_how_many_more_it_takes_at_the_least(code: LinearCod
 
 
 @pytest.mark.parametrize("value", [None, "rotation", 3, PolarCode, np.zeros(3)])
-def test_other_things_are_no_codes(value: object) -> None:
+def test_objects_that_are_not_codes_are_refused(value: object) -> None:
     with pytest.raises(CodeError, match="code must be a LinearCode and max_amplification a number, not "):
         ArrivalTracker(value)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Estimates of blocks that too few results determine; their errors are those to expect."""
+"""Tests of estimates of undetermined blocks: their actual errors match the predicted errors."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_what_is_determined_has_no_error(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_error_to_expect_is_the_one_that_comes(seed: int) -> None:
+def test_actual_errors_match_the_predicted_errors(seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrived = np.isin(np.arange(12), rng.permutation(12)[:6])
     how = make_missing_block_predictor(CODE, arrived, 1e-16)
     np.testing.assert_allclose(how.weights.sum(axis=1), 1)
     data = 5 + rng.standard_normal((8, 20000))
     missed = how.weights @ CODE.encode(data)[how.arrived_indices] - data[how.missing_indices]
-    # parity counts for the mean as if it were independent of the data: right to a tenth
+    # The prediction treats parity as independent of the data, which is accurate to 10 %.
     np.testing.assert_allclose(np.sqrt((missed**2).mean(axis=1)), how.error_stds, rtol=0.1)
 
 
@@ -41,9 +41,10 @@ def test_scatter_is_the_standard_deviation_of_a_block() -> None:
     data = 3 + 2 * np.random.default_rng(0).standard_normal((8, 20000))
     how = make_missing_block_predictor(CODE, np.arange(12) < 6, 1e-16)
     assert how.compute_block_std(CODE.encode(data)[how.arrived_indices]) == pytest.approx(2, rel=0.02)
-    one = make_missing_block_predictor(CODE, np.arange(12) == 0, 1e-16)
+    predictor = make_missing_block_predictor(CODE, np.arange(12) == 0, 1e-16)
     assert (
-        one.compute_block_std(np.full((1, 4), 3.0)) == 3.0 and one.compute_block_std(np.empty((1, 0))) == 0.0
+        predictor.compute_block_std(np.full((1, 4), 3.0)) == 3.0
+        and predictor.compute_block_std(np.empty((1, 0))) == 0.0
     )
 
 
@@ -53,13 +54,13 @@ def test_the_quantile_of_f_is_that_of_scipy(above: float, below: float) -> None:
     assert compute_f_distribution_p90(above, below) == pytest.approx(stats.f.ppf(0.9, above, below), rel=0.1)
 
 
-ALIKE = list(RESULTS)[:5]  # Results whose blocks have equal sizes.
+ALIKE = list(RESULTS)[:5]  # results whose blocks have equal sizes
 
 
 @pytest.mark.parametrize("count", ARRIVAL_COUNTS)
 @pytest.mark.parametrize("kind", ALIKE)
-def test_nine_in_ten_random_orders_are_within_the_error_that_is_said(kind: str, count: int) -> None:
-    """Within 20 % of that: in at least 72 of 100, over 200 orders of the same data."""
+def test_nine_in_ten_random_orders_are_within_the_reported_error(kind: str, count: int) -> None:
+    # The tolerance is 20 %: at least 72 % of 200 random orders of the same data.
     ratios = sample_error_ratios(PolarCode(32, 24), RESULTS[kind], count, np.random.default_rng(3))
     assert len(ratios) == 200 and np.mean([ratio >= 1 for ratio in ratios]) >= 0.8 * 0.9
 

@@ -1,4 +1,4 @@
-"""GradientCode: which losses leave the sum, for every pattern of small codes."""
+"""Tests of the losses that GradientCode tolerates, for every pattern of small codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Hadamard kernel against dense algebra: Kronecker powers of [[1, 1], [1, -1]]."""
+"""Tests of the Hadamard kernel. The oracle is dense algebra with Kronecker powers of [[1, 1], [1, -1]]."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def hadamard(n: int, k: int, **options: int) -> PolarCode:
 def test_codewords_are_transforms_of_free_inputs(n: int, k: int) -> None:
     code = hadamard(n, k)
     transform = hadamard_power(n)
-    free_inputs = np.setdiff1d(np.arange(n), code.frozen_set)  # inputs from n on are zero, too
+    free_inputs = np.setdiff1d(np.arange(n), code.frozen_set)  # Inputs from n on are also zero.
     assert len(free_inputs) == k and free_inputs[0] == 0
-    generator = transform[:, free_inputs][code.codeword_positions]  # leaves from n on are not sent
+    generator = transform[:, free_inputs][code.codeword_positions]  # Leaves from n on are not transmitted.
     assert sorted(code.codeword_positions) == list(range(n))
     expected = generator[k:] @ np.linalg.inv(generator[:k])
     np.testing.assert_allclose(code.encoding_matrix, expected, atol=1e-9)
@@ -72,7 +72,7 @@ def test_some_patterns_of_k_results_do_not_decode() -> None:
 def test_needs_as_many_results_beyond_k_as_the_page_says(n: int, k: int, mean_excess: float) -> None:
     rng, code = np.random.default_rng(1), hadamard(n, k)
     excess = [arrive(code, rng.permutation(n)).n_arrived - k for _ in range(200)]
-    assert abs(np.mean(excess) - mean_excess) < 0.4  # 4 standard errors or more
+    assert abs(np.mean(excess) - mean_excess) < 0.4  # The bound is at least 4 standard errors.
 
 
 def test_parity_blocks_are_of_the_size_of_data_blocks() -> None:
@@ -98,7 +98,7 @@ def test_the_default_seed_decodes_more_patterns_than_the_first() -> None:
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c16"])
 def test_coded_map_decodes_floats(dtype: str) -> None:
     A = np.random.default_rng(0).standard_normal((60, 4)).astype(dtype)
-    late = ReplayExecutor({0: 9.0, 5: 9.0})  # seconds
+    late = ReplayExecutor({0: 9.0, 5: 9.0})  # Tasks 0 and 5 take 9 s.
     result = coded_map(lambda block: 2 * block + 1, A, code=hadamard(16, 12), executor=late)
     np.testing.assert_allclose(result.concatenate(), 2 * A + 1, rtol=1e-4, atol=1e-4)
     assert result.report.recovered == (0, 5)

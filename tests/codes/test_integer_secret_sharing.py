@@ -1,4 +1,4 @@
-"""IntegerSecretSharingCode: what any t workers get is uniform, and results are exact modulo 2^64."""
+"""Tests that the blocks of any t workers of IntegerSecretSharingCode are uniform, and decoding is exact."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from polarmap.errors import CodeError
 
 
 def noise_rows(n: int, t: int) -> np.ndarray:
-    """N modulo 2, a number of `count_noise_blocks` bits for each worker."""
+    """Return the rows of N modulo 2, each packed into an integer of `count_noise_blocks` bits."""
     rows = IntegerSecretSharingCode(n, 1, t).encoding_matrix[:, 1:] % 2
     return rows @ (1 << np.arange(rows.shape[1]))
 
 
-def sums_of(rows: np.ndarray, count: int) -> np.ndarray:
+def compute_sums(rows: np.ndarray, count: int) -> np.ndarray:
     """Return the sum modulo 2 of every set of `count` rows."""
     return np.bitwise_xor.reduce(rows[np.array(list(combinations(range(len(rows)), count)))], axis=1)
 
 
-def sizes(t: int) -> list[int]:
+def list_sizes(t: int) -> list[int]:
     """Return all n up to 64 that have room for a data block."""
     return [n for n in range(2, 65) if n > 1 + count_noise_blocks(n, t)]
 
 
 @pytest.mark.parametrize("t", [1, 2, 3])
 def test_any_few_rows_of_the_noise_are_independent(t: int) -> None:
-    """Rank modulo 2 of every coalition, for every n up to 64: no set of t rows or fewer adds up to zero."""
-    for n in sizes(t):
+    # A coalition has full rank modulo 2 if no set of at most t rows adds up to zero.
+    for n in list_sizes(t):
         rows = noise_rows(n, t)
         for count in range(1, t + 1):
-            assert sums_of(rows, count).all()
+            assert compute_sums(rows, count).all()
 
 
 def test_any_seven_rows_of_the_noise_are_independent() -> None:
-    """If at most seven of 64 rows added up to zero, a sum of at most three would be one of at most four."""
+    # If at most seven of 64 rows added up to zero, a sum of at most three would equal a sum of at most four.
     rows = noise_rows(64, 7)
-    few = np.concatenate([[0], *(sums_of(rows, count) for count in (1, 2, 3))])
+    few = np.concatenate([[0], *(compute_sums(rows, count) for count in (1, 2, 3))])
     assert len(np.unique(few)) == len(few) == sum(math.comb(64, count) for count in range(4))
-    assert not np.isin(sums_of(rows, 4), few).any()
+    assert not np.isin(compute_sums(rows, 4), few).any()
 
 
-def test_with_fewer_workers_the_noise_is_that_of_more() -> None:
-    """So what holds of any t of 64 rows holds of any t of fewer."""
-    for n in sizes(7):
+def test_the_noise_of_fewer_workers_is_part_of_that_of_more_workers() -> None:
+    # Hence a property of any t of 64 rows also holds for any t of fewer rows.
+    for n in list_sizes(7):
         if n > 32:
             few, all_of_them = (
                 IntegerSecretSharingCode(size, 1, 7).encoding_matrix[:, 1:] for size in (n, 64)
@@ -67,8 +67,8 @@ def test_with_fewer_workers_the_noise_is_that_of_more() -> None:
 
 
 @pytest.mark.parametrize(("n", "k", "t"), [(8, 3, 3), (6, 2, 1), (8, 6, 1), (7, 2, 3)])
-def test_what_coalitions_get_is_uniform_whatever_the_data(n: int, k: int, t: int) -> None:
-    """Every bit of noise and data enumerated, modulo 2: an oracle that knows nothing of ranks."""
+def test_blocks_of_coalitions_are_uniform_for_all_data(n: int, k: int, t: int) -> None:
+    # The oracle enumerates all bits of noise and data modulo 2, without using ranks.
     code = IntegerSecretSharingCode(n, k, t)
     noises = np.array(list(product((0, 1), repeat=code.n_noise_blocks))).T
     for data in product((0, 1), repeat=k):
@@ -79,8 +79,9 @@ def test_what_coalitions_get_is_uniform_whatever_the_data(n: int, k: int, t: int
             assert len(seen) == 2**t and (seen == seen[0]).all()
 
 
-def test_what_coalitions_get_is_uniform_modulo_every_power() -> None:
-    """Noise that explains any other data: solving for it is possible modulo 2^64, so all are as likely."""
+def test_blocks_of_coalitions_are_uniform_modulo_every_power_of_two() -> None:
+    # For any other data, a system modulo 2^64 has a solution for noise that gives the same blocks.
+    # Hence all data are equally likely.
     code = IntegerSecretSharingCode(16, 5, 3)
     stream = np.random.default_rng(0)
     for coalition in list(combinations(range(16), 3))[::17]:
@@ -89,9 +90,9 @@ def test_what_coalitions_get_is_uniform_modulo_every_power() -> None:
         noise = stream.integers(0, 2**63, code.n_noise_blocks, dtype=np.uint64)
         seen = rows @ np.concatenate([data, noise])
         columns = next(
-            one
-            for one in combinations(range(5, rows.shape[1]), 3)
-            if round(np.linalg.det(rows[:, list(one)].astype(float))) % 2
+            choice
+            for choice in combinations(range(5, rows.shape[1]), 3)
+            if round(np.linalg.det(rows[:, list(choice)].astype(float))) % 2
         )
         missing = seen - rows @ np.concatenate([other, noise])
         change = np.zeros(rows.shape[1], np.uint64)
@@ -129,7 +130,7 @@ def test_results_are_exact_modulo_two_to_the_64(
 
 
 @pytest.mark.parametrize("lost", [0, 3])
-def test_left_over_equations_hold_and_name_who_lies(lost: int) -> None:
+def test_redundant_checks_hold_and_locate_an_erroneous_worker(lost: int) -> None:
     code = IntegerSecretSharingCode(24, 10, 3)
     blocks = np.random.default_rng(lost).integers(-(2**63), 2**63, (code.recovery_threshold, 4))
     mixed = code.encode_parity(blocks)
@@ -144,7 +145,7 @@ def test_left_over_equations_hold_and_name_who_lies(lost: int) -> None:
 
 
 def test_few_results_beyond_the_unknowns_determine_all() -> None:
-    """About as many as an optimal decoder of random bits needs (1.6), and one or two more."""
+    # An optimal decoder of random bits needs about 1.6 further results. This code needs one or two more.
     stream = np.random.default_rng(0)
     for n, t in [(32, 1), (44, 3), (64, 7)]:
         code = IntegerSecretSharingCode(n, compute_max_data_blocks(n, t), t)
@@ -178,7 +179,7 @@ def test_sizes_leave_a_quarter_spare() -> None:
         ((5000, 1, 1), "n must be at most 4096 for secret sharing of integers, not 5000"),
     ],
 )
-def test_sizes_that_cannot_be(sizes: tuple[int, int, int], words: str) -> None:
+def test_invalid_sizes_are_refused(sizes: tuple[int, int, int], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         IntegerSecretSharingCode(*sizes)
 

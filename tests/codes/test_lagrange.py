@@ -1,4 +1,4 @@
-"""LagrangeCode: every pattern of enough results decodes, as accurately as can be."""
+"""Tests that LagrangeCode decodes every pattern of enough results, as accurately as least squares."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_pattern_of_enough_arrivals_gives_every_result(
 
 
 @pytest.mark.parametrize(("n", "k", "degree"), SMALL)
-def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: int) -> None:
+def test_amplification_matches_dense_least_squares(n: int, k: int, degree: int) -> None:
     code = LagrangeCode(n, k, degree)
     patterns = [*combinations(range(n), n - code.recovery_threshold)]
     worst = 0.0
@@ -70,12 +70,12 @@ def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: in
             dense, rel=1e-6
         )
         worst = max(worst, dense)
-    found = code.summarize_amplification(n - code.recovery_threshold)
-    assert found.median <= found.p90 <= found.max <= worst * (1 + 1e-6)
+    summary = code.summarize_amplification(n - code.recovery_threshold)
+    assert summary.median <= summary.p90 <= summary.max <= worst * (1 + 1e-6)
     if len(patterns) <= 64:
-        assert found.max == pytest.approx(worst, rel=1e-6)
-    else:  # neighbours are the worst patterns there are, or nearly so
-        assert found.max >= 0.5 * worst
+        assert summary.max == pytest.approx(worst, rel=1e-6)
+    else:  # Losing neighbours is the worst pattern, or nearly the worst.
+        assert summary.max >= 0.5 * worst
 
 
 DEFAULT_SIZES = [
@@ -95,7 +95,8 @@ def all_monomials(coded: np.ndarray, degree: int) -> np.ndarray:
 @pytest.mark.parametrize(("n", "k", "degree"), DEFAULT_SIZES)
 def test_any_degree_times_k_results_determine_all_of_the_default_sizes(n: int, k: int, degree: int) -> None:
     code = LagrangeCode(n, k, degree, "circle")
-    products = all_monomials(coded_blocks(code, np.eye(k)), degree)  # rows sum to one: lower degrees too
+    # Rows sum to one, so these include lower degrees.
+    products = all_monomials(coded_blocks(code, np.eye(k)), degree)
     left, values, _ = np.linalg.svd(products, full_matrices=False)
     rank = int((values > 1e-12 * values[0]).sum())
     assert rank == (degree + 1 if k == 2 else code.recovery_threshold)
@@ -107,7 +108,7 @@ def test_any_degree_times_k_results_determine_all_of_the_default_sizes(n: int, k
 
 @pytest.mark.parametrize("n", [7, 8, 33, 64, 96, 255, 512])
 @pytest.mark.parametrize(("k", "degree"), [(2, 3), (4, 1), (6, 2), (16, 3)])
-def test_no_sum_of_angles_is_near_that_of_a_singular_set(n: int, k: int, degree: int) -> None:
+def test_sums_of_angles_are_far_from_those_of_singular_sets(n: int, k: int, degree: int) -> None:
     if n <= degree * k:
         pytest.skip("n is too small for k and degree")
     code = LagrangeCode(n, k, degree, "circle")
@@ -142,12 +143,12 @@ def test_parity_sums_to_one_and_results_satisfy_the_equations(
 
 
 @given(results=st.integers(0, 40), degree=st.integers(1, 5), points=POINTS)
-def test_largest_k_is_the_largest(results: int, degree: int, points: str) -> None:
+def test_the_largest_k_cannot_be_exceeded(results: int, degree: int, points: str) -> None:
     fits = [k for k in range(1, 42) if compute_recovery_threshold(k, degree, points) <= results]
     assert compute_max_k(results, degree, points) == max(fits, default=0)
 
 
-def test_the_amplification_of_large_codes_is_that_of_their_decoder() -> None:
+def test_the_amplification_of_large_codes_matches_their_decoder() -> None:
     code = LagrangeCode(90, 30, 2)
     for seed in range(8):
         arrived = np.ones(90, bool)
@@ -158,7 +159,7 @@ def test_the_amplification_of_large_codes_is_that_of_their_decoder() -> None:
     assert code.make_decoder(np.arange(90) >= 31, modular=False).rank_deficit == 1
 
 
-def test_the_circle_beats_chebyshev_where_both_need_as_much() -> None:
+def test_the_circle_is_more_accurate_than_chebyshev_points_for_equal_thresholds() -> None:
     circle, chebyshev = (LagrangeCode(24, 9, 2, points) for points in ("circle", "chebyshev"))
     assert circle.recovery_threshold == chebyshev.recovery_threshold == 17
     for losses in range(2, 8):
@@ -171,7 +172,7 @@ def test_complex_blocks_and_float32_keep_their_dtype() -> None:
     data = (rng.standard_normal((4, 5)) + 1j * rng.standard_normal((4, 5))).astype("c8")
     coded = coded_blocks(code, data)
     assert coded.dtype == np.complex64
-    results = np.abs(coded) ** 2  # Degree 2 in real and imaginary parts, though not analytic
+    results = np.abs(coded) ** 2  # |z|^2 has degree 2 in real and imaginary parts.
     plan = code.make_decoder(np.arange(12) >= 3, False)
     decoded = plan.decode(dict(enumerate(results)), results.dtype)
     assert decoded.dtype == np.float32
@@ -191,6 +192,6 @@ def test_complex_blocks_and_float32_keep_their_dtype() -> None:
         ((4096, 3, 2), "at most 2048"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(arguments: tuple[Any, ...], words: str) -> None:
+def test_invalid_sizes_are_refused(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         LagrangeCode(*arguments)

@@ -1,4 +1,4 @@
-"""A new code is one class: its G, T and E are all that the decoder needs."""
+"""Tests that a new code is one class, whose matrices G, T and E are sufficient for the decoder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POLAR_FACTS = {"is_redundant", "can_estimate", "supports_sparse", "is_storable"}
 
 
 class Vandermonde(SystematicCode):
-    """Parity blocks with powers as weights, for a handful of blocks."""
+    """A systematic code for a few blocks whose parity weights are powers."""
 
     name, requirement = "Vandermonde", "linear in its block"
 
@@ -49,7 +49,7 @@ class Vandermonde(SystematicCode):
 
 
 class Differences(LinearCode):
-    """Results are u_i and u_i - u_0; wanted are the u_i."""
+    """A code whose results are u_i and u_i - u_0, and whose targets are the u_i."""
 
     name, requirement, k = "differences", "linear", 3
     n = 5
@@ -58,15 +58,15 @@ class Differences(LinearCode):
     encoding_matrix = generator_matrix
 
 
-def test_a_new_systematic_code_carries_a_map() -> None:
+def test_a_new_systematic_code_works_in_a_map() -> None:
     A = np.arange(24.0).reshape(12, 2)
     y = coded_map(lambda block: block @ np.array([2.0, 1.0]), A, code=Vandermonde(6, 4))
     np.testing.assert_allclose(y.concatenate(), A @ [2.0, 1.0])
 
 
 @pytest.mark.parametrize("executor", [None, ReplayExecutor()])
-def test_integers_are_not_mixed_by_real_numbers(executor: Any) -> None:
-    """Also where no task would need parity: it is said before anything starts."""
+def test_codes_with_real_coefficients_refuse_integers(executor: Any) -> None:
+    # The error is raised before any task starts, even if no parity would be needed.
     data = np.arange(24).reshape(12, 2)
     with pytest.raises(
         CodeError, match=r"does not support int64 data\. Convert the data with \.astype\(float\)"
@@ -78,7 +78,7 @@ def test_integers_are_not_mixed_by_real_numbers(executor: Any) -> None:
         coded_map(lambda block: block, data, code=PolarCode(6, 4), executor=executor)
 
 
-def test_a_new_code_of_mixtures_decodes() -> None:
+def test_a_new_nonsystematic_code_decodes() -> None:
     code = Differences()
     assert (code.recovery_threshold, code.n_targets, code.norm_inf, len(code.systematic_indices)) == (
         3,
@@ -97,24 +97,25 @@ def test_a_new_code_of_mixtures_decodes() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "c16"])
-def test_mixtures_are_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
+def test_nonsystematic_encoding_is_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
     code, rows = Differences(), np.random.default_rng(1).standard_normal((3, 5)).astype(dtype)
     code.encoding_matrix = np.random.default_rng(0).standard_normal((5, 3))
-    made = code.encode_parity(rows)
-    assert made.dtype == dtype
+    encoded = code.encode_parity(rows)
+    assert encoded.dtype == dtype
     expected = (code.encoding_matrix @ rows).astype(dtype)
-    np.testing.assert_allclose(made, expected, rtol=1e-2 if dtype == "f2" else 1e-5)
+    np.testing.assert_allclose(encoded, expected, rtol=1e-2 if dtype == "f2" else 1e-5)
 
 
-def test_a_code_is_put_into_words_for_errors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Vandermonde, "__repr__", lambda _: pytest.fail("nobody asked"))
+def test_a_code_is_described_only_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Vandermonde, "__repr__", lambda _: pytest.fail("the code was described"))
     assert Vandermonde(6, 4).encode_parity(np.ones((4, 3))).shape == (2, 3)
 
 
-VALIDATING_MODULES = {"blocks/code_choice.py", "planning/decodability.py"}  # of arguments of callers
+# modules that check arguments of callers
+VALIDATING_MODULES = {"blocks/code_choice.py", "planning/decodability.py"}
 
 
-def test_code_outside_this_package_asks_for_facts_and_not_for_classes() -> None:
+def test_other_packages_use_properties_of_codes_and_not_classes() -> None:
     package = Path(polarmap.__file__).parent
     class_check = re.compile(r"isinstance\([^)]*\b(Uncoded|PolarCode|ProductCode|\w+Code)\b")
     modules = {path for path in package.rglob("*.py") if (package / "codes") not in path.parents}
@@ -138,7 +139,7 @@ def test_code_outside_this_package_asks_for_facts_and_not_for_classes() -> None:
         (IntegerSecretSharingCode(8, 3, 1), {"supports_integers", "is_redundant", "adds_noise"}),
         (ProductCode(PolarCode(3, 2), PolarCode(4, 3)), {"is_redundant"}),
     ],
-    ids=lambda value: "" if isinstance(value, set) else repr(value),  # the order of a set varies
+    ids=lambda value: "" if isinstance(value, set) else repr(value),  # Sets have no fixed order.
 )
-def test_facts(code: LinearCode, facts: set[str]) -> None:
+def test_properties_of_each_code(code: LinearCode, facts: set[str]) -> None:
     assert {name for name in FACTS if getattr(code, name)} == facts

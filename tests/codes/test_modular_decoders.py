@@ -1,3 +1,5 @@
+"""Tests of decoding integers exactly. The oracle is the rank of the parity checks modulo 2."""
+
 from __future__ import annotations
 
 import code_oracles as oracles

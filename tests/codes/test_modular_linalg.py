@@ -1,4 +1,4 @@
-"""Linear algebra modulo 2^64 and over GF(2), against Python integers and by its definition."""
+"""Tests of linear algebra modulo 2^64 and over GF(2). The oracles are Python integers and definitions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def unimodular(stream: np.random.Generator, size: int) -> np.ndarray:
 
 @settings(max_examples=50)
 @given(seeds, st.integers(1, 30), st.integers(1, 30), st.integers(0, 5))
-def test_matmul_is_that_of_python_integers(seed: int, rows: int, columns: int, width: int) -> None:
+def test_matmul_matches_python_integers(seed: int, rows: int, columns: int, width: int) -> None:
     stream = np.random.default_rng(seed)
     bits = int(stream.integers(1, 63))
     left = stream.integers(-(2**bits), 2**bits, (rows, columns))
@@ -33,7 +33,7 @@ def test_matmul_is_that_of_python_integers(seed: int, rows: int, columns: int, w
     assert product.tolist() == [[value % 2**64 for value in row] for row in exact]
 
 
-def test_matmul_at_the_extremes() -> None:
+def test_matmul_of_extreme_values() -> None:
     corners = np.array([-(2**63), 2**63 - 1, -1, 0, 1, 2**15, -(2**15), 2**47 + 2**31 + 2**15])
     product = modular_linalg.matmul_mod64(corners[:, None], corners[None, :])
     assert product.tolist() == [[int(a) * int(b) % 2**64 for b in corners] for a in corners]

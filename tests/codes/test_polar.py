@@ -1,3 +1,5 @@
+"""Tests of properties that polar codes of all kernels share: decoding, options, errors and copies."""
+
 from __future__ import annotations
 
 import copy
@@ -22,7 +24,7 @@ TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-10, "c8": 1e-3, "c16": 1e-10}
 
 @settings(max_examples=60)
 @given(sizes, shapes, st.sampled_from(FLOATS), st.sampled_from(["rotation", "arikan"]), st.data())
-def test_floats_of_any_shape_survive(size, shape, dtype, kernel, draw) -> None:
+def test_floats_of_any_shape_are_decoded(size, shape, dtype, kernel, draw) -> None:
     code = PolarCode(*size, kernel, seed=0)
     stream = np.random.default_rng(draw.draw(st.integers(0, 999)))
     data = (stream.standard_normal((code.k, *shape)) * (1 + 1j if dtype[0] == "c" else 1)).astype(dtype)
@@ -37,7 +39,7 @@ def test_floats_of_any_shape_survive(size, shape, dtype, kernel, draw) -> None:
 
 @settings(max_examples=60)
 @given(sizes, shapes, st.sampled_from(["f4", "f8", "c8", "c16"]), st.data())
-def test_lost_floats_come_back(size, shape, dtype, draw) -> None:
+def test_lost_floats_are_decoded(size, shape, dtype, draw) -> None:
     code = PolarCode(*size, seed=0)
     lost = draw.draw(st.sets(st.integers(0, code.n - 1), max_size=max(1, (code.n - code.k) // 2)))
     data = np.random.default_rng(len(lost)).standard_normal((code.k, *shape)).astype(dtype)
@@ -79,17 +81,17 @@ def test_ten_thousand_workers(kernel: str) -> None:
     np.testing.assert_allclose(decoded, data, atol=1e-7)
 
 
-def test_coefficients_are_fixed_for_ever() -> None:
-    """Workers of one version and a driver of another must agree on the code, in every process."""
+def test_coefficients_never_change() -> None:
+    # Workers and a driver of different versions must agree on the code.
     assert PolarCode(6, 4, "arikan").encoding_matrix.tolist() == ARIKAN_6_4
     np.testing.assert_allclose(PolarCode(6, 4, seed=0).encoding_matrix, ROTATION_6_4, atol=1e-12)
     sums = PolarCode(200, 120, "arikan").encoding_matrix @ np.arange(120) ** 2
     assert sums[::16].tolist() == [619, 3725, 1169, 1300, 121]
     sums = PolarCode(200, 120, "arikan", erasure=0.1).encoding_matrix @ np.arange(120) ** 2
     assert sums[::16].tolist() == [-9267, 178, 3, 808, 631]
-    some = PolarCode(200, 120).encoding_matrix[::40, ::60]
+    coefficients = PolarCode(200, 120).encoding_matrix[::40, ::60]
     expected = [[0.042295973913, 0.058515074447], [-0.029640777922, 0.068773185703]]
-    np.testing.assert_allclose(some, expected, atol=1e-11)
+    np.testing.assert_allclose(coefficients, expected, atol=1e-11)
 
 
 @pytest.mark.parametrize(("n", "k"), [(4, 4), (4, 0), (4, -1), (1, 1), (0, 0), (1 << 17, 5)])
@@ -109,7 +111,7 @@ designs = st.sampled_from(
 
 @settings(max_examples=60)
 @given(unequal, designs)
-def test_codes_for_unequal_workers_are_codes(sized: tuple, design: tuple[str, str]) -> None:
+def test_codes_for_unequal_workers_decode(sized: tuple, design: tuple[str, str]) -> None:
     (n, k), erasure = sized
     code = PolarCode(n, k, *design, erasure=erasure, seed=0)
     assert sorted(code.worker_indices.tolist()) == list(range(n))
@@ -125,7 +127,7 @@ def test_codes_for_unequal_workers_are_codes(sized: tuple, design: tuple[str, st
 
 @settings(max_examples=30)
 @given(unequal, designs)
-def test_in_the_order_of_blocks_every_block_is_for_its_own_worker(sized: tuple, design: tuple) -> None:
+def test_with_block_order_every_block_belongs_to_its_worker(sized: tuple, design: tuple) -> None:
     (n, k), erasure = sized
     code = PolarCode(n, k, *design, erasure=erasure, seed=0)
     again = PolarCode(n, k, *design, erasure=np.array(erasure)[code.worker_indices], seed=0)
@@ -138,18 +140,18 @@ def test_in_the_order_of_blocks_every_block_is_for_its_own_worker(sized: tuple, 
     [("arikan", "sequential"), ("arikan", "optimal"), ("rotation", "optimal"), ("hadamard", "optimal")],
 )
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (23, 17), (64, 48), (100, 30)])
-def test_workers_that_are_alike_have_the_code_of_one_probability(
+def test_equal_workers_have_the_code_of_a_single_probability(
     n: int, k: int, kernel: str, decoder: str
 ) -> None:
-    one, each = (PolarCode(n, k, kernel, decoder, erasure) for erasure in (0.2, [0.2] * n))
-    assert each.worker_indices.tolist() == one.worker_indices.tolist() == list(range(n))
-    assert each.frozen_set.tolist() == one.frozen_set.tolist()
-    assert each.codeword_positions.tolist() == one.codeword_positions.tolist()
-    assert (each.encoding_matrix == one.encoding_matrix).all()
+    shared, separate = (PolarCode(n, k, kernel, decoder, erasure) for erasure in (0.2, [0.2] * n))
+    assert separate.worker_indices.tolist() == shared.worker_indices.tolist() == list(range(n))
+    assert separate.frozen_set.tolist() == shared.frozen_set.tolist()
+    assert separate.codeword_positions.tolist() == shared.codeword_positions.tolist()
+    assert (separate.encoding_matrix == shared.encoding_matrix).all()
 
 
 @pytest.mark.parametrize("value", [4.0, "4", True, None])
-def test_refuses_sizes_that_are_no_integers(value: object) -> None:
+def test_refuses_sizes_that_are_not_integers(value: object) -> None:
     with pytest.raises(CodeError, match=f"k must be an integer, not {value!r}"):
         PolarCode(8, value)
 
@@ -208,7 +210,7 @@ def test_refuses_shapes() -> None:
         code.encode_parity([np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2, "f4")])
 
 
-def test_parity_goes_where_it_is_told() -> None:
+def test_parity_is_written_to_the_given_output() -> None:
     code, data = PolarCode(6, 4), np.arange(8.0).reshape(4, 2)
     out = np.empty((2, 2))
     assert code.encode_parity(data, out=out) is out
@@ -218,7 +220,7 @@ def test_parity_goes_where_it_is_told() -> None:
             code.encode_parity(data, out=wrong)
 
 
-def test_decodable_refuses_what_is_no_mask() -> None:
+def test_is_decodable_refuses_invalid_masks() -> None:
     for arrived in ([True] * 5, [1] * 6, [[True] * 6]):
         with pytest.raises(CodeError, match="boolean mask of length 6"):
             PolarCode(6, 4).is_decodable(arrived)
@@ -227,9 +229,9 @@ def test_decodable_refuses_what_is_no_mask() -> None:
 @pytest.mark.parametrize("kernel", ["rotation", "arikan"])
 def test_a_resized_code_has_the_same_options(kernel: str) -> None:
     given = {"kernel": kernel, "seed": 3, "erasure": 0.2}
-    found, expected = PolarCode(32, 24, **given).with_sizes(14, 10), PolarCode(14, 10, **given)
-    assert np.array_equal(found.encoding_matrix, expected.encoding_matrix)
-    assert found.erasure == 0.2
+    actual, expected = PolarCode(32, 24, **given).with_sizes(14, 10), PolarCode(14, 10, **given)
+    assert np.array_equal(actual.encoding_matrix, expected.encoding_matrix)
+    assert actual.erasure == 0.2
     assert PolarCode(32, 24, kernel).with_sizes(14, 10).erasure == PolarCode(14, 10, kernel).erasure
 
 
@@ -253,7 +255,7 @@ def test_copies_are_the_same_code(kernel: str, decoder: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [RotationCode, ArikanCode])
-def test_a_class_of_one_kernel_makes_its_own(kind: type[PolarCode]) -> None:
+def test_a_class_for_one_kernel_creates_codes_of_this_kernel(kind: type[PolarCode]) -> None:
     for code in (kind(6, 4), kind(6, 4, kind.kernel), PolarCode(6, 4, kernel=kind.kernel)):
         assert (type(code), repr(code)) == (kind, repr(PolarCode(6, 4, kind.kernel)))
         assert (code.encoding_matrix == PolarCode(6, 4, kind.kernel).encoding_matrix).all()
@@ -262,9 +264,9 @@ def test_a_class_of_one_kernel_makes_its_own(kind: type[PolarCode]) -> None:
         kind(6, 4, other)
 
 
-def test_a_kind_of_a_kernel_takes_its_place_nowhere_else() -> None:
+def test_a_subclass_of_a_kernel_does_not_replace_it() -> None:
     class Own(ArikanCode):
-        """An Arikan code of a user's."""
+        """A user-defined Arikan code."""
 
     assert type(Own(6, 4)) is Own
     assert type(copy.copy(Own(6, 4))) is Own

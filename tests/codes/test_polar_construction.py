@@ -1,3 +1,5 @@
+"""Tests of the frozen sets of polar codes. The oracle is the polarization recursion in fractions."""
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -8,27 +10,27 @@ import pytest
 from polarmap.codes import polar_construction
 
 
-def polarized(depth: int, erasure: Fraction) -> list[Fraction]:
-    """z -> 2 z - z^2, z^2, depth times: the recursion of polarization, in rational numbers."""
+def polarize(depth: int, erasure: Fraction) -> list[Fraction]:
+    """Return the erasure probabilities after `depth` polarization steps z -> (2 z - z^2, z^2)."""
     if depth == 0:
         return [erasure]
     return [
-        *polarized(depth - 1, 2 * erasure - erasure**2),
-        *polarized(depth - 1, erasure**2),
+        *polarize(depth - 1, 2 * erasure - erasure**2),
+        *polarize(depth - 1, erasure**2),
     ]
 
 
 @pytest.mark.parametrize("depth", [0, 1, 4, 7])
 def test_erasure_probabilities_polarize(depth: int) -> None:
-    expected = [float(z) for z in polarized(depth, Fraction(1, 4))]
-    found = polar_construction.compute_input_erasure_probabilities(np.full(2**depth, 0.25))
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    expected = [float(z) for z in polarize(depth, Fraction(1, 4))]
+    actual = polar_construction.compute_input_erasure_probabilities(np.full(2**depth, 0.25))
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("depth", "k"), [(3, 4), (5, 20), (8, 192), (8, 1), (8, 255)])
 def test_frozen_inputs_are_the_worst(depth: int, k: int) -> None:
     n = 2**depth
-    z = np.array([float(value) for value in polarized(depth, Fraction(n - k, n))])
+    z = np.array([float(value) for value in polarize(depth, Fraction(n - k, n))])
     frozen = np.isin(np.arange(n), polar_construction.choose_frozen_set(n, k, (n - k) / n))
     assert frozen.sum() == n - k
     assert z[frozen].min() >= z[~frozen].max() - 1e-12

@@ -1,4 +1,4 @@
-"""Grids against brute force: every pattern, line by line and by joint equations."""
+"""Tests of product codes against brute force: decoding line by line and by joint equations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polarmap.errors import CodeError
     seed=st.integers(0, 1000),
     by_lines=st.booleans(),
 )
-def test_data_comes_back(
+def test_data_is_decoded(
     sizes: tuple[tuple[int, int], tuple[int, int]], dtype: str, seed: int, by_lines: bool
 ) -> None:
     exact = dtype.startswith("int")
@@ -38,20 +38,20 @@ def test_data_comes_back(
     product.MAX_JOINT_WEIGHTS = 0 if by_lines else limit
     try:
         plan = code.make_decoder(decoder.arrived_mask, exact)
-        found = plan.decode(rows, data.dtype)
+        recovered = plan.decode(rows, data.dtype)
         if not exact and len(decoder.missing_indices):
             together = plan.weights @ data[decoder.arrived_mask].astype("complex128")
             np.testing.assert_allclose(together, data[decoder.missing_indices], rtol=1e-2, atol=1e-2)
     finally:
         product.MAX_JOINT_WEIGHTS = limit
-    assert found.dtype == data.dtype
+    assert recovered.dtype == data.dtype
     room = {"float64": 1e-9, "complex128": 1e-9, "float32": 1e-2}.get(dtype, 0)
     np.testing.assert_allclose(
-        found, data[decoder.missing_indices], rtol=0, atol=room * np.abs(data).max(initial=1)
+        recovered, data[decoder.missing_indices], rtol=0, atol=room * np.abs(data).max(initial=1)
     )
 
 
-def test_grids_that_cannot_be() -> None:
+def test_invalid_grids_are_refused() -> None:
     with pytest.raises(CodeError, match="a grid of 65 x 64 has more than 4096 tasks"):
         grid((65, 64), (64, 60))
     with pytest.raises(CodeError, match="same kernel, not 'rotation' and 'arikan'"):
@@ -80,9 +80,9 @@ def test_every_pattern_of_a_small_grid(kernel: str, sizes: tuple[tuple[int, int]
         assert decoder.is_ready == is_determined, arrived
         if is_determined:
             rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
-            found = decoder.decoder.decode(rows, data.dtype)
+            recovered = decoder.decoder.decode(rows, data.dtype)
             np.testing.assert_allclose(
-                found, data[decoder.missing_indices], rtol=0 if exact else 1e-7, atol=1e-7
+                recovered, data[decoder.missing_indices], rtol=0 if exact else 1e-7, atol=1e-7
             )
 
 
@@ -101,11 +101,14 @@ def test_joint_equations_decode_where_line_by_line_stalls(kernel: str) -> None:
                 break
         assert rank(combinations[decoder.arrived_mask], exact) == code.k
         before = decoder.arrived_mask & (np.arange(code.n) != index)
-        assert rank(combinations[before], exact) < code.k  # the less so with even fewer
+        # Hence no smaller set of arrivals has full rank, either.
+        assert rank(combinations[before], exact) < code.k
         only_jointly += not by_lines.is_complete
         rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
-        found = decoder.decoder.decode(rows, data.dtype)
-        np.testing.assert_allclose(found, data[decoder.missing_indices], rtol=0 if exact else 1e-6, atol=1e-6)
+        recovered = decoder.decoder.decode(rows, data.dtype)
+        np.testing.assert_allclose(
+            recovered, data[decoder.missing_indices], rtol=0 if exact else 1e-6, atol=1e-6
+        )
     assert only_jointly > 1
 
 
@@ -131,8 +134,8 @@ def test_large_grids_are_decoded_line_by_line(monkeypatch: pytest.MonkeyPatch) -
     assert decoder.is_ready and len(decoder.missing_indices) > 50
     assert decoder.decoder.line_decodings
     rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
-    found = decoder.decoder.decode(rows, data.dtype)
-    assert np.abs(found - data[decoder.missing_indices]).max() < 1e-8 * np.abs(data).max()
+    recovered = decoder.decoder.decode(rows, data.dtype)
+    assert np.abs(recovered - data[decoder.missing_indices]).max() < 1e-8 * np.abs(data).max()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -145,7 +148,8 @@ def test_line_by_line_decoding_is_never_wrong_and_stalls_at_stopping_sets_only(k
         by_lines.add_arrivals(np.flatnonzero(arrived))
         if by_lines.is_complete:
             assert rank(combinations[arrived], exact) == code.k
-        if not exact:  # any k of a line decode it: what stays unknown has more than r in every line
+        # Any k blocks of a line decode it, so each line with unknown blocks lacks more than its redundancy.
+        if not exact:
             unknown = ~by_lines.known_mask
             assert all(count > 1 for count in unknown.sum(axis=0) if count)
             assert all(count > 1 for count in unknown.sum(axis=1) if count)

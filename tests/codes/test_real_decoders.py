@@ -1,3 +1,5 @@
+"""Tests of decoding floating-point results. The oracle is dense least squares."""
+
 from __future__ import annotations
 
 import code_oracles as oracles
@@ -68,7 +70,7 @@ def test_left_inverse_is_infinite_when_the_rank_is_short() -> None:
     assert np.isinf(compute_left_inverse(np.ones((1, 2)))).all()
 
 
-def test_worst_amplification_is_the_decoders() -> None:
+def test_the_worst_amplification_matches_the_decoder() -> None:
     code = PolarCode(12, 8)
     for seed in range(20):
         arrived = np.sort(np.random.default_rng(seed).permutation(12)[:8])
@@ -78,7 +80,7 @@ def test_worst_amplification_is_the_decoders() -> None:
 
 
 @by_size
-def test_rotation_recovers_what_least_squares_does(n: int, k: int) -> None:
+def test_rotation_decoding_matches_least_squares(n: int, k: int) -> None:
     code = rotation(n, k)
     data = np.random.default_rng(n * k).standard_normal((k, 3))
     coded = code.encode(data)
@@ -104,7 +106,7 @@ def test_arikan_decodes_reals_iff_the_rank_is_full(n: int, k: int) -> None:
 @pytest.mark.parametrize(
     "code", [PolarCode(40, 30), PolarCode(40, 30, "arikan"), PolarCode(2304, 2048)], ids=repr
 )
-def test_a_recovery_follows_one_of_fewer_results_as_accurately_as_anew(
+def test_an_updated_decoder_is_as_accurate_as_a_new_one(
     code: PolarCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in range(3):
@@ -121,14 +123,14 @@ def test_a_recovery_follows_one_of_fewer_results_as_accurately_as_anew(
                 patched.setattr(
                     real_decoders, "compute_left_inverse", lambda _: pytest.fail("factorized again")
                 )
-                found = decoder.decoder.weights, decoder.decoder.compute_parity_check_matrix(8)
-            np.testing.assert_allclose(found[0], expected[0], atol=1e-10)
-            np.testing.assert_allclose(found[1] @ code.generator_matrix[anew.arrived_indices], 0, atol=1e-12)
-            assert found[1].shape == expected[1].shape
+                actual = decoder.decoder.weights, decoder.decoder.compute_parity_check_matrix(8)
+            np.testing.assert_allclose(actual[0], expected[0], atol=1e-10)
+            np.testing.assert_allclose(actual[1] @ code.generator_matrix[anew.arrived_indices], 0, atol=1e-12)
+            assert actual[1].shape == expected[1].shape
         assert decoder.decoder is not first
 
 
-def test_what_is_too_inaccurate_is_not_followed() -> None:
+def test_an_inaccurate_decoder_is_not_updated() -> None:
     code, decoder = PolarCode(40, 30), ArrivalTracker(PolarCode(40, 30))
     for index in range(39, 9, -1):
         decoder.add(index)

@@ -1,4 +1,4 @@
-"""Rotation codes: rows of P, the best of the seeds, recovery of thousands of blocks by butterflies."""
+"""Tests of rotation codes: rows of P, the choice of the seed, and decoding of thousands of blocks."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ def test_rows_of_large_codes_sum_to_one_and_deviate_by_about_one() -> None:
     rows = code.encoding_matrix
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1, rtol=0.1)
-    some = np.array([3, 1, 1499])
-    np.testing.assert_allclose(code.compute_encoding_matrix_columns(some), rows[:, some], rtol=0, atol=1e-15)
+    columns = np.array([3, 1, 1499])
+    np.testing.assert_allclose(
+        code.compute_encoding_matrix_columns(columns), rows[:, columns], rtol=0, atol=1e-15
+    )
     mixed = np.random.default_rng(0).standard_normal((5, n - k))
     np.testing.assert_allclose(code.left_multiply_encoding_matrix(mixed), mixed @ rows, atol=1e-12)
 
@@ -62,7 +64,7 @@ def test_rows_of_large_codes_sum_to_one_and_deviate_by_about_one() -> None:
     ("n", "k"),
     [(MAX_DENSE_N, 1), (MAX_DENSE_N, 2), (MAX_DENSE_N, 9), (MAX_DENSE_N, MAX_DENSE_N - 3), (5000, 255)],
 )
-def test_large_codes_of_few_blocks_of_a_kind_are_as_accurate_as_small_ones(n: int, k: int) -> None:
+def test_large_codes_with_few_data_or_parity_blocks_are_as_accurate_as_small_ones(n: int, k: int) -> None:
     rows = PolarCode(n, k).encoding_matrix
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     if k > 2:
@@ -73,8 +75,8 @@ def test_no_seed_loses_fewer_digits_than_the_best() -> None:
     patterns = sample_subsets(6, 4, max_subsets=64)
     worst = [
         max(
-            compute_max_amplification(PolarCode(6, 4, seed=seed).encoding_matrix, one[np.newaxis])
-            for one in patterns
+            compute_max_amplification(PolarCode(6, 4, seed=seed).encoding_matrix, pattern[np.newaxis])
+            for pattern in patterns
         )
         for seed in range(N_SEEDS)
     ]
@@ -93,7 +95,7 @@ def patterns(n: int) -> st.SearchStrategy[np.ndarray]:
 
 @settings(max_examples=40)
 @given(st.data())
-def test_weights_equations_and_deficit_are_those_with_p(data: st.DataObject) -> None:
+def test_weights_checks_and_rank_deficit_match_those_with_p(data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 40))
     n = data.draw(st.integers(k + 1, 60))
     with_p, without = both(n, k, data.draw(patterns(n)))
@@ -125,40 +127,40 @@ def test_every_dtype_is_recovered(dtype: str, rtol: float) -> None:
         data += 1j * data[::-1]
     wide = data.astype("c16" if np.dtype(dtype).kind == "c" else "f8")
     coded = PolarCode(n, k).encode(wide)
-    # f made integers of floats: what it returns of parity is rounded, too
+    # This f rounds floats to integers, so its results for parity blocks are also rounded.
     rows = np.rint(coded) if dtype == "i8" else coded
     _, recovery = both(n, k, arrived)
     results = {int(index): rows[index].astype(dtype) for index in np.flatnonzero(arrived)}
-    found = recovery.decode(results, np.dtype(dtype))
-    assert found.dtype == dtype
+    decoded = recovery.decode(results, np.dtype(dtype))
+    assert decoded.dtype == dtype
     allowed = (
         {"atol": 0.5 * np.abs(recovery.weights).sum(axis=1).max() + 0.5}
         if dtype == "i8"
         else {"atol": rtol * np.abs(data).max()}
     )
-    np.testing.assert_allclose(found, data[recovery.missing_indices], rtol=0, **allowed)
+    np.testing.assert_allclose(decoded, data[recovery.missing_indices], rtol=0, **allowed)
 
 
-def test_wide_blocks_go_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_blocks_are_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polarmap.codes.rotation_code.SYNDROME_BYTES", 1)
     n, k = 20, 12
     data = np.random.default_rng(1).standard_normal((k, 200))
     coded = PolarCode(n, k).encode(data)
     arrived = np.arange(n) >= 5
     _, recovery = both(n, k, arrived)
-    found = recovery.decode({i: coded[i] for i in range(5, n)}, np.dtype("f8"))
-    np.testing.assert_allclose(found, data[:5], atol=1e-11)
+    decoded = recovery.decode({i: coded[i] for i in range(5, n)}, np.dtype("f8"))
+    np.testing.assert_allclose(decoded, data[:5], atol=1e-11)
 
 
-def test_a_result_that_is_not_finite_spoils_what_is_made_of_it_without_a_warning() -> None:
+def test_nonfinite_results_propagate_to_decoded_blocks_without_a_warning() -> None:
     n, k = 20, 12
     coded = PolarCode(n, k).encode(np.ones((k, 2)))
     coded[7, 0] = np.inf
     arrived = np.arange(n) >= 3
     _, recovery = both(n, k, arrived)
-    found = recovery.decode({i: coded[i] for i in range(3, n)}, np.dtype("f8"))
-    assert not np.isfinite(found[:, 0]).any()
-    np.testing.assert_allclose(found[:, 1], 1.0)
+    decoded = recovery.decode({i: coded[i] for i in range(3, n)}, np.dtype("f8"))
+    assert not np.isfinite(decoded[:, 0]).any()
+    np.testing.assert_allclose(decoded[:, 1], 1.0)
 
 
 def test_a_code_of_thousands_decodes_without_p() -> None:
@@ -174,8 +176,8 @@ def test_a_code_of_thousands_decodes_without_p() -> None:
     recovery = decoder.decoder
     assert isinstance(recovery, SyndromeDecoder) and len(recovery.missing_indices)
     assert recovery.n_redundant_checks == 1
-    found = recovery.decode({int(i): coded[i] for i in recovery.arrived_indices}, np.dtype("f8"))
-    error = np.abs(found - data[recovery.missing_indices]).max()
+    decoded = recovery.decode({int(i): coded[i] for i in recovery.arrived_indices}, np.dtype("f8"))
+    error = np.abs(decoded - data[recovery.missing_indices]).max()
     assert error <= 10 * recovery.amplification * np.finfo(float).eps * np.abs(data).max()
     assert "coefficients" not in vars(code)
     dense = np.linalg.lstsq(
@@ -186,4 +188,5 @@ def test_a_code_of_thousands_decodes_without_p() -> None:
     np.testing.assert_allclose(
         recovery.weights[:, len(recovery.arrived_data_indices) :], dense, rtol=1e-6, atol=1e-6
     )
-    np.testing.assert_allclose(code.encoding_matrix.sum(axis=1), 1.0, atol=1e-12)  # so that f may be affine
+    # An affine f needs these sums.
+    np.testing.assert_allclose(code.encoding_matrix.sum(axis=1), 1.0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The butterflies of rotation codes against products of plain rotations."""
+"""Tests of the butterflies of rotation codes. The oracle is a product of plain rotations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SecretSharingCode: every pattern decodes, and what colluding workers learn is bounded."""
+"""Tests of SecretSharingCode: decoding of every pattern, and the bound on leakage to colluding workers."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_every_pattern_of_k_plus_t_results_decodes(n: int, k: int, t: int) -> No
 def test_any_t_rows_of_noise_are_independent(n: int, t: int) -> None:
     noise = make_noise_matrix(n, t)
     np.testing.assert_allclose(np.linalg.norm(noise, axis=1), 1)
-    for some in combinations(range(n), t):
-        assert np.linalg.svd(noise[list(some)], compute_uv=False)[-1] > 1e-4
+    for coalition in combinations(range(n), t):
+        assert np.linalg.svd(noise[list(coalition)], compute_uv=False)[-1] > 1e-4
 
 
 @pytest.mark.parametrize(("n", "k", "t"), SMALL)
@@ -43,12 +43,12 @@ def test_leakage_is_the_information_of_normal_data(n: int, k: int, t: int, corre
     code = SecretSharingCode(n, k, t, noise=7)
     signal = np.full((k, k), 1.0) if correlated else np.eye(k)
     worst = 0.0
-    for some in combinations(range(n), t):
-        data, noise = np.split(code.encoding_matrix[list(some)], [k], axis=1)
+    for coalition in combinations(range(n), t):
+        data, noise = np.split(code.encoding_matrix[list(coalition)], [k], axis=1)
         masked = code.noise_std**2 * noise @ noise.T
         both = masked + data @ signal @ data.T
         worst = max(worst, 0.5 * np.log2(np.linalg.det(both) / np.linalg.det(masked)))
-    if correlated:  # blocks that are all equal are no worse than the bound for any correlation
+    if correlated:  # Equal blocks satisfy the bound for any correlation.
         assert worst <= code.leakage(correlated=True) * (1 + 1e-9)
     else:
         assert code.leakage() == pytest.approx(worst, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Random numbers: fixed, uniform, and in one sequence whatever the sizes in which they are drawn."""
+"""Tests of random numbers: fixed values, uniformity, and one sequence for any sizes of the draws."""
 
 from __future__ import annotations
 

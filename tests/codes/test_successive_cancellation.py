@@ -1,4 +1,4 @@
-"""Successive cancellation against the paper's recursions (arXiv 1901.06811), P and algebra modulo 2^64."""
+"""Tests of successive cancellation against the recursions of arXiv 1901.06811 and algebra modulo 2^64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from polarmap.codes.successive_cancellation import (
 @pytest.mark.parametrize(
     ("n", "k", "fewer"), [(16, 12, 0), (30, 17, 0), (64, 48, 0), (100, 70, 0), (30, 17, 2), (50, 35, 3)]
 )
-def test_progress_is_the_genies(n: int, k: int, fewer: int) -> None:
+def test_progress_matches_the_genie(n: int, k: int, fewer: int) -> None:
     code, stream = with_fewer_levels(n, k, fewer), np.random.default_rng(n)
     for _ in range(20):
         order, progress = stream.permutation(n), CancellationTracker(frozen_and_unsent(code))
@@ -69,8 +69,8 @@ def test_schedule_is_n_log_n(levels: int) -> None:
 
 
 def with_fewer_levels(n: int, k: int, fewer: int) -> PolarCode:
-    most = oracles.power_of_two(n).bit_length() - 1
-    return PolarCode(n, k, "arikan", "sequential", levels=most - fewer)
+    max_levels = oracles.power_of_two(n).bit_length() - 1
+    return PolarCode(n, k, "arikan", "sequential", levels=max_levels - fewer)
 
 
 def frozen_and_unsent(code: PolarCode) -> np.ndarray:
@@ -85,8 +85,8 @@ PARTIAL = [(4, 2, 1), (6, 4, 2), (7, 4, 2), (8, 6, 2), (9, 5, 2), (10, 5, 1), (9
 
 
 @pytest.mark.parametrize(("n", "k", "levels"), [*((n, k, None) for n, k in SIZES), *PARTIAL])
-def test_what_the_genie_gets_through_is_decoded(n: int, k: int, levels: int | None) -> None:
-    """And nothing else; all that an optimal decoder of the same code decodes, too, which is more."""
+def test_exactly_the_patterns_that_the_genie_decodes_are_decoded(n: int, k: int, levels: int | None) -> None:
+    # Only these patterns are decoded. An optimal decoder of the same code decodes all of them, and more.
     code = PolarCode(n, k, "arikan", "sequential", levels=levels)
     optimal = PolarCode(n, k, "arikan", erasure=code.erasure, levels=levels)
     check = oracles.polar_check(optimal)
@@ -109,7 +109,7 @@ def test_what_the_genie_gets_through_is_decoded(n: int, k: int, levels: int | No
 
 @pytest.mark.parametrize("levels", [None, 2])
 @pytest.mark.parametrize(("n", "k"), [(16, 12), (30, 17), (64, 48)])
-def test_weights_and_equations_are_those_of_the_steps_and_of_p(n: int, k: int, levels: int | None) -> None:
+def test_weights_and_checks_match_the_steps_and_p(n: int, k: int, levels: int | None) -> None:
     code, stream = PolarCode(n, k, "arikan", "sequential", levels=levels), np.random.default_rng(n)
     for _ in range(20):
         arrived = stream.random(n) < 0.95
@@ -139,9 +139,7 @@ def make_inactivation_decoder(code: PolarCode, arrived_mask: np.ndarray) -> Inac
 @pytest.mark.parametrize(
     ("n", "k", "levels"), [(16, 12, None), (64, 48, 5), (100, 70, None), (256, 192, None), (300, 200, None)]
 )
-def test_patterns_that_get_stuck_are_decided_and_decoded_as_by_dense_algebra(
-    n: int, k: int, levels: int | None
-) -> None:
+def test_patterns_with_inactivations_match_dense_algebra(n: int, k: int, levels: int | None) -> None:
     code, stream = PolarCode(n, k, "arikan", levels=levels), np.random.default_rng(n)
     coded = code.encode(stream.integers(-(2**63), 2**63 - 1, (k, 3)))
     stuck = 0
@@ -149,8 +147,8 @@ def test_patterns_that_get_stuck_are_decided_and_decoded_as_by_dense_algebra(
         order = stream.permutation(n)
         decoder = ArrivalTracker(code, modular=True)
         count = next(count for count, index in enumerate(order.tolist(), 1) if decoder.add(index))
-        for some in {k, (k + count) // 2, count - 1}:
-            arrived = np.isin(np.arange(n), order[:some])
+        for n_arrived in {k, (k + count) // 2, count - 1}:
+            arrived = np.isin(np.arange(n), order[:n_arrived])
             assert (
                 make_inactivation_decoder(code, arrived).rank_deficit
                 == ModularSystematicDecoder(code, arrived).rank_deficit
@@ -171,8 +169,8 @@ def test_patterns_that_get_stuck_are_decided_and_decoded_as_by_dense_algebra(
     assert stuck or n == 16
 
 
-def test_ten_thousand_results_are_decided_and_decoded_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P is never asked for, which would be 150 MB, and no equation solved but those of the variables."""
+def test_ten_thousand_results_are_decoded_without_forming_p(monkeypatch: pytest.MonkeyPatch) -> None:
+    # P would take 150 MB and is never formed. Only the equations of inactivated variables are solved.
     code = PolarCode(10_000, 7_500, "arikan")
     monkeypatch.setattr(type(code), "encoding_matrix", property(lambda code: pytest.fail("P is formed")))
     data = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, (7_500, 2))

@@ -1,4 +1,4 @@
-"""The triangle of products against brute force: all unknowns of the whole grid, tied by symmetry."""
+"""Tests of the triangle of products. The oracle solves for all unknowns of the symmetric grid."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from polarmap.errors import CodeError
 SIDE = 2
 
 
-def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.ndarray]:
-    """Flat blocks A_i' A_j of a random A."""
+def make_product_blocks(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.ndarray]:
+    """Return the flattened blocks A_i' A_j of a random A, by task index."""
     stream = np.random.default_rng(0)
     data = stream.standard_normal((code.line_code.k, 5, SIDE))
     if dtype == "complex128":
@@ -27,15 +27,15 @@ def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.
     }
 
 
-def equations_of(code: SymmetricProductCode) -> np.ndarray:
+def build_equations(code: SymmetricProductCode) -> np.ndarray:
     """Return each entry of each block as a sum of upper-triangle entries of A' A, (n, SIDE^2, unknowns)."""
     generator = np.concatenate([np.eye(code.line_code.k), code.line_code.encoding_matrix])
     k = code.line_code.k
-    # Unknowns: entry (p, q) of x_ab, (a, p) <= (b, q) in lexicographic order.
+    # The unknowns are the entries (p, q) of x_ab with (a, p) <= (b, q) in lexicographic order.
     number = {}
-    for one in np.ndindex(k, SIDE):
-        for other in np.ndindex(k, SIDE):
-            number[one, other] = number.get((other, one), len(set(number.values())))
+    for first in np.ndindex(k, SIDE):
+        for second in np.ndindex(k, SIDE):
+            number[first, second] = number.get((second, first), len(set(number.values())))
     rows = []
     count = len(set(number.values()))
     for i, j in code.grid_coordinates.tolist():
@@ -50,7 +50,7 @@ def equations_of(code: SymmetricProductCode) -> np.ndarray:
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 2)])
 def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
     code = SymmetricProductCode(PolarCode(*sizes))
-    data, sums = squares(code), equations_of(code)
+    data, sums = make_product_blocks(code), build_equations(code)
     for pattern in range(1 << code.n):
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
         if arrived.sum() < code.k:
@@ -60,15 +60,15 @@ def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
         assert (plan.rank_deficit == 0 or not len(plan.missing_indices)) == (rank == sums.shape[-1]), arrived
         if plan.rank_deficit == 0:
             rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
-            found = plan.decode(rows, np.dtype(float))
-            for row, index in zip(found, plan.missing_indices.tolist()):
+            decoded = plan.decode(rows, np.dtype(float))
+            for row, index in zip(decoded, plan.missing_indices.tolist()):
                 np.testing.assert_allclose(row, data[index], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_random_orders(dtype: str) -> None:
     code = SymmetricProductCode(PolarCode(8, 6))
-    data = squares(code, dtype)
+    data = make_product_blocks(code, dtype)
     counts = []
     for seed in range(20):
         decoder = ArrivalTracker(code, max_amplification=1e4)
@@ -77,14 +77,14 @@ def test_random_orders(dtype: str) -> None:
                 break
         counts.append(decoder.n_arrived)
         rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
-        found = decoder.decoder.decode(rows, np.dtype(dtype))
-        assert np.abs(found - [data[index] for index in decoder.missing_indices]).max(initial=0) < 1e-9
+        decoded = decoder.decoder.decode(rows, np.dtype(dtype))
+        assert np.abs(decoded - [data[index] for index in decoder.missing_indices]).max(initial=0) < 1e-9
     assert np.mean(counts) < code.k + 4
 
 
-def test_amplification_is_that_of_independent_errors() -> None:
+def test_amplification_matches_independent_errors() -> None:
     code = SymmetricProductCode(PolarCode(6, 4))
-    data, stream = squares(code), np.random.default_rng(1)
+    data, stream = make_product_blocks(code), np.random.default_rng(1)
     arrived = stream.permutation(code.n) < 15
     plan = code.make_decoder(arrived, modular=False)
     assert plan.rank_deficit == 0 and len(plan.missing_indices)
@@ -94,18 +94,18 @@ def test_amplification_is_that_of_independent_errors() -> None:
     for _ in range(3000):
         noisy = {index: row + stream.standard_normal(row.size) for index, row in rows.items()}
         errors.append(plan.decode(noisy, np.dtype(float)) - exact)
-    found = np.std(errors, axis=0)
+    decoded = np.std(errors, axis=0)
     off_diagonal = [
         index for index, (a, b) in enumerate(code.grid_coordinates[plan.missing_indices].tolist()) if a != b
     ]
     expected = np.linalg.norm(plan.weight_magnitudes, axis=1)
-    np.testing.assert_allclose(found[off_diagonal].mean(axis=1), expected[off_diagonal], rtol=0.1)
+    np.testing.assert_allclose(decoded[off_diagonal].mean(axis=1), expected[off_diagonal], rtol=0.1)
 
 
-def test_left_over_equations_hold_and_name_garbage() -> None:
+def test_redundant_checks_hold_and_locate_garbage() -> None:
     code = SymmetricProductCode(PolarCode(6, 4))
     for dtype in ("float64", "complex128"):
-        rows = squares(code, dtype)
+        rows = make_product_blocks(code, dtype)
         for lost in (0, 2):
             del rows[lost]
         arrived = np.isin(np.arange(code.n), list(rows))

@@ -1,3 +1,5 @@
+"""Tests that the code without parity needs every block."""
+
 from __future__ import annotations
 
 import numpy as np

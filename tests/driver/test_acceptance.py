@@ -1,4 +1,4 @@
-"""Tests of how long a map waits for a check of linearity, and of what it reports about f."""
+"""Tests of how long a map waits for results that verify that f is linear, and of the errors if it is not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 def test_the_wait_for_surplus_is_one_median_task_time_within_limits(
     usual: float, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # f here ends within one look, however busy this is
+    # f on the driver ends within one poll, even on a busy machine.
     monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
     order = arrivals(PolarCode(N, K), K, np.random.default_rng(3))
     result = coded(executor=arriving(order, N, start=usual, step=0.0))
@@ -49,7 +49,7 @@ def test_surplus_ends_the_wait() -> None:
     assert 0 < report.error_bound < 1e-10
 
 
-def test_nobody_to_wait_for_ends_the_wait_for_surplus() -> None:
+def test_wait_for_surplus_ends_when_no_task_is_running() -> None:
     faults = dict.fromkeys([1, 4, 8, 9], Fault("kill"))
     report = coded(executor=faulty(faults), retries=0).report
     assert (report.verified, report.seconds) == ("local", pytest.approx(1.0, abs=0.1))
@@ -72,7 +72,7 @@ def test_verify_true_waits_every_time() -> None:
 
 
 @pytest.mark.parametrize("trust", [False, 0 == 1, np.False_])
-def test_verify_false_takes_the_users_word(trust: Any) -> None:
+def test_verify_false_skips_verification(trust: Any) -> None:
     result = coded(np.abs, executor=ReplayExecutor(LOST_DATA | {8: 1.5}), verify=trust)
     assert result.report.verified == "no"
     assert result.report.residual is None
@@ -88,7 +88,7 @@ def test_a_badly_conditioned_function_is_refused_unless_rtol_admits_it() -> None
     assert 1e-8 < result.report.error_bound < 1e-4
 
 
-def test_the_size_of_the_residual_is_said() -> None:
+def test_the_size_of_the_residual_is_reported() -> None:
     with pytest.raises(NotLinearError, match=r"(?s)off by 0\.\d+ \(relative\).*verify=False skips"):
         coded(np.abs, executor=ReplayExecutor(LOST_DATA))
 
@@ -133,10 +133,9 @@ def test_a_function_the_driver_cannot_evaluate_waits_for_surplus() -> None:
     ("trouble", "usual", "bound"),
     [("raises", 0.1, 20.0), ("raises", 30.0, 120.0), ("does not end", 1.0, 20.0)],
 )
-def test_what_neither_surplus_nor_the_driver_can_verify_is_returned_in_bounded_time(
-    trouble: str, usual: float, bound: float
-) -> None:
-    """Tasks hang and f cannot be evaluated here: after 20 s, or four task times, there is a warning."""
+def test_an_unverifiable_result_is_returned_in_bounded_time(trouble: str, usual: float, bound: float) -> None:
+    # The other tasks hang and f cannot be evaluated on the driver: the map warns after 20 s or four task
+    # times.
     calls, over = [], threading.Event()
 
     def only_on_workers(block: np.ndarray) -> np.ndarray:
@@ -158,10 +157,10 @@ def test_what_neither_surplus_nor_the_driver_can_verify_is_returned_in_bounded_t
     assert usual + bound <= result.report.seconds < usual + bound + 1
 
 
-def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for(
+def test_f_that_cannot_be_checked_delays_a_map_only_with_verify_true(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # f here ends within one look, however busy this is
+    # f on the driver ends within one poll, even on a busy machine.
     monkeypatch.setattr(local_evaluation, "EVALUATION_POLL_SECONDS", 60.0)
     here = threading.main_thread()
 
@@ -184,7 +183,7 @@ def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for(
 def test_with_all_data_any_function_gives_the_bits_of_a_plain_map(
     f: Callable[[Any], Any], arrival: float
 ) -> None:
-    """With a warning, as the first straggler would be an error."""
+    # The map warns, because the first straggler would make it fail.
     words = r"(?s)those of a plain map, but f is not linear.* off by [0-9.]+ "
     with pytest.warns(RuntimeWarning, match=words):
         late = coded(f, executor=ReplayExecutor(dict.fromkeys(range(K, N), arrival)))
@@ -197,7 +196,7 @@ def test_with_all_data_any_function_gives_the_bits_of_a_plain_map(
 
 @pytest.mark.parametrize("options", [{}, {"timeout": 100}, {"schedule": "on_demand"}])
 @pytest.mark.parametrize("code", ["rotation", "arikan"])
-def test_whatever_arrives_first_f_that_is_not_linear_is_warned_of(code: str, options: dict[str, Any]) -> None:
+def test_a_nonlinear_f_causes_a_warning_in_any_order_of_arrivals(code: str, options: dict[str, Any]) -> None:
     for seed in range(12):
         order = np.random.default_rng(seed).permutation(12).tolist()
         with pytest.warns(RuntimeWarning, match="those of a plain map, but f is not linear") as warned:
@@ -212,7 +211,7 @@ def test_whatever_arrives_first_f_that_is_not_linear_is_warned_of(code: str, opt
 
 @pytest.mark.parametrize("options", [{}, {"timeout": 100}, {"schedule": "on_demand"}])
 @pytest.mark.parametrize("verify", ["auto", True])
-def test_whatever_arrives_first_it_is_refused_where_a_result_is_lost(
+def test_a_nonlinear_f_is_refused_if_a_result_is_lost_in_any_order_of_arrivals(
     verify: Any, options: dict[str, Any]
 ) -> None:
     for seed in range(8):
@@ -223,16 +222,15 @@ def test_whatever_arrives_first_it_is_refused_where_a_result_is_lost(
             )
 
 
-def test_a_failed_task_of_it_is_tried_again() -> None:
+def test_a_failed_task_of_a_nonlinear_f_is_retried() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("raise")})
     with pytest.warns(RuntimeWarning, match="those of a plain map"):
         result = coded_map(np.exp, FLOATS, blocks=8, tasks=12, executor=faulty)
     assert_same(result, plain_map(np.exp, FLOATS, 8))
 
 
-def test_f_that_fails_on_parity_is_said_although_nothing_fails() -> None:
-    """Parity of positive numbers may be negative."""
-
+def test_f_that_fails_on_parity_blocks_causes_a_warning_though_no_data_is_lost() -> None:
+    # The parity blocks of positive numbers can be negative.
     def f(block: np.ndarray) -> np.ndarray:
         if (block < 0).any():
             raise ValueError("negative")
@@ -246,7 +244,7 @@ def test_f_that_fails_on_parity_is_said_although_nothing_fails() -> None:
     assert_same(result, plain_map(f, np.exp(FLOATS), 4))
 
 
-def test_on_demand_a_parity_block_is_evaluated_here() -> None:
+def test_on_demand_a_parity_block_is_evaluated_on_the_driver() -> None:
     with pytest.warns(RuntimeWarning, match="f of a parity block is off by"):
         coded_map(np.exp, FLOATS, blocks=24, tasks=32, executor=losing(), schedule="on_demand")
     assert coded_map(np.negative, FLOATS, blocks=24, executor=losing(), schedule="on_demand").report.k == 24

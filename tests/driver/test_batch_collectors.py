@@ -1,4 +1,4 @@
-"""Batches that stay as they are: items keep their first result, and what failed is tried again."""
+"""Tests of batches of fixed items: each item keeps its first result, and failed items are retried."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from polarmap.worker.task_functions import make_call_task
 
 
 class FailingOnce:
-    """f that fails the first times that it is called with certain items."""
+    """A function that fails in its first calls with certain items."""
 
     def __init__(self, n_failures: dict[int, int]) -> None:
         self.n_failures, self.called = dict(n_failures), list[int]()
@@ -36,7 +36,7 @@ class FailingOnce:
         return -item
 
 
-def test_an_item_that_fails_is_tried_again_with_its_batch() -> None:
+def test_an_item_that_fails_is_retried_with_its_batch() -> None:
     for keep_exceptions in (False, True):
         f = FailingOnce({4: 1})
         options: dict[str, Any] = {"executor": ReplayExecutor(), "return_exceptions": keep_exceptions}
@@ -47,7 +47,7 @@ def test_an_item_that_fails_is_tried_again_with_its_batch() -> None:
         assert results.report.tasks[1].failures == ("LookupError: no 4",)
 
 
-def test_items_of_a_batch_that_fail_each_time_have_failures_of_their_own() -> None:
+def test_items_of_a_batch_that_always_fail_have_separate_failures() -> None:
     f = FailingOnce({3: 9, 5: 9})
     results: list[Any] = list(
         hedged_map(f, range(6), blocks=2, executor=ReplayExecutor(), return_exceptions=True)
@@ -74,7 +74,7 @@ def test_f_that_fails_on_one_item_of_every_batch_does_not_fail_everywhere() -> N
     assert list(hedged_map(fail_once, range(12), blocks=4, executor=executor)) == [-n for n in range(12)]
 
 
-def test_a_batch_that_is_lost_is_started_again_as_it_is() -> None:
+def test_a_lost_batch_is_restarted_with_the_same_items() -> None:
     executor = FaultyExecutor(ReplayExecutor(), {1: Fault("kill")})
     results = hedged_map(abs, range(-6, 0), blocks=3, executor=executor)
     assert list(results) == [6, 5, 4, 3, 2, 1]
@@ -88,7 +88,7 @@ def test_a_batch_that_is_lost_is_started_again_as_it_is() -> None:
     assert kept[2].__notes__ == ["one of items 2 to 3 of 6 raised this"]
 
 
-def test_a_batch_that_the_caller_asked_for_is_never_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_a_given_number_of_blocks_are_never_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", -1.0)
     results = hedged_map(abs, range(9), blocks=2, executor=ReplayExecutor())
     assert list(results) == list(range(9))
@@ -122,7 +122,7 @@ def make_collector(
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_two_attempts_that_end_at_once_complete_each_other(is_lost: bool) -> None:
+def test_outcomes_of_two_attempts_that_end_together_are_merged(is_lost: bool) -> None:
     collector, run = make_collector(FailingOnce({1: 1}), 3)
     tasks = collector.task_table
     for _ in range(2):

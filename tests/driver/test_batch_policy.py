@@ -1,4 +1,4 @@
-"""Short items are sent to workers in batches, and each item succeeds or fails separately."""
+"""Tests of short items that are sent to workers in batches: each item succeeds or fails separately."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class NumberSequence(ItemSequence):
-    """A sequence of numbers, a few of which are no longer needed."""
+    """A sequence of numbers. Those in `unwanted` are no longer needed."""
 
     def __init__(self, count: int, kind: str = "kind") -> None:
         super().__init__(kind, blocks=pickle_each(range(count)))  # type: ignore[arg-type]
@@ -50,8 +50,8 @@ class NumberSequence(ItemSequence):
         return [number for number in item_indices if number not in self.unwanted]
 
 
-class NotedResults(ItemResults):
-    """Records the result of each item, or the text of its failure."""
+class RecordedResults(ItemResults):
+    """The results of items, which records each value or the text of each failure."""
 
     def _add_value(self, item_index: int, value: Any) -> None:
         assert item_index not in self.values
@@ -61,10 +61,13 @@ class NotedResults(ItemResults):
         self.values |= dict.fromkeys(item_indices, str(failure))
 
 
-class Served:
+class SimulatedMap:
     """A map of f over numbers whose run times are known.
 
-    handed : the numbers of each task, in the order in which a run was given them.
+    Attributes
+    ----------
+    submitted : list of list of int
+        The numbers of each submitted task, in the order of submission.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Served:
         faults: dict[int, Fault] | None = None,
         retries: int = 1,
     ) -> None:
-        self.blocks, self.handed = QueuedBatchBlocks(), list[list[int]]()
+        self.blocks, self.submitted = QueuedBatchBlocks(), list[list[int]]()
         self.policy = BatchPolicy(self.blocks, True, MAX_BATCHES, 1, faults or {})
         if seconds is not None:
             self.policy._seconds_by_class["kind"] = seconds
@@ -88,30 +91,30 @@ class Served:
         self.run = executor.open(JobSpec(make_call_task(f, unpickle_blocks=True), self.blocks, self.faults))
         self.run.submit, self.run.cancel = self._submit, self.cancelled_attempts.extend  # type: ignore[method-assign, assignment]
         count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in sequences)
-        self.results = NotedResults(count, True, None)
+        self.results = RecordedResults(count, True, None)
         timer = JobTimer(self.run.now)
         self.collector = QueuedBatchCollector(self.policy, self.blocks, self.results, TaskTable(0), timer)
         self._steps = schedule_tasks(self.run, self.policy, RetryRule(retries), self.collector)
         self.step()
 
     def _submit(self, attempts: list[AttemptId]) -> None:
-        self.handed += [list(self.blocks.batches[task].indices) for task, _ in attempts]
+        self.submitted += [list(self.blocks.batches[task].indices) for task, _ in attempts]
         ReplaySession.submit(self.run, attempts)
 
     def step(self) -> None:
         for outcome in next(self._steps):
             self.collector.add_outcome(outcome)
 
-    def serve(self) -> dict[int, Any]:
+    def run_to_end(self) -> dict[int, Any]:
         """Run the map to its end and return the outcome of every item."""
         while not self.collector.has_sufficient_results:
             self.step()
         return self.results.values
 
-    def first(self) -> list[list[int]]:
+    def start_batches(self) -> list[list[int]]:
         """Return the batches submitted before any task has ended."""
         self.step()
-        return self.handed
+        return self.submitted
 
 
 def negative(number: int) -> Any:
@@ -120,121 +123,128 @@ def negative(number: int) -> Any:
     return threading.Lock() if number == 5 else -number
 
 
-def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_again_alone() -> None:
-    served = Served(negative, NumberSequence(100))
-    assert [len(batch) for batch in served.first()[:3]] == [20, 20, 15]  # a quarter of what waits
-    results = served.serve()
+def test_items_of_a_batch_end_separately_and_failed_items_are_retried_alone() -> None:
+    simulation = SimulatedMap(negative, NumberSequence(100))
+    # Each batch contains a quarter of the queued items, up to 20.
+    assert [len(batch) for batch in simulation.start_batches()[:3]] == [20, 20, 15]
+    results = simulation.run_to_end()
     again = [[3], [5]]
-    assert [number for batch in served.handed if batch not in again for number in batch] == list(range(100))
-    assert [batch for batch in served.handed if batch in again] == again
+    assert [number for batch in simulation.submitted if batch not in again for number in batch] == list(
+        range(100)
+    )
+    assert [batch for batch in simulation.submitted if batch in again] == again
     assert results[3] == "ValueError: unlucky"
     assert (
         results[5]
         == "TypeError: f returned a _thread.lock that cannot be pickled: cannot pickle '_thread.lock' object"
     )
     assert [results[number] for number in range(6, 100)] == [-number for number in range(6, 100)]
-    table = served.collector.make_report_table_builder()()
+    table = simulation.collector.make_report_table_builder()()
     assert [task.n_attempts for task in table] == [2 if number in (3, 5) else 1 for number in range(100)]
     assert table.arrived.keys() == set(range(100)) - {3, 5}
     assert table[25].worker_seconds == pytest.approx(SECONDS / 20)
 
 
-def test_items_go_alone_until_it_is_known_that_they_are_short() -> None:
+def test_items_are_sent_singly_until_they_are_known_to_be_short() -> None:
     for seconds in (None, TARGET_BATCH_SECONDS):
-        served = Served(abs, NumberSequence(40), seconds=seconds)
-        served.serve()
-        assert served.handed == [[number] for number in range(40)]
+        simulation = SimulatedMap(abs, NumberSequence(40), seconds=seconds)
+        simulation.run_to_end()
+        assert simulation.submitted == [[number] for number in range(40)]
 
 
-def test_only_items_of_a_kind_that_are_small_go_together() -> None:
+def test_only_small_items_of_the_same_class_share_a_batch() -> None:
     large = NumberSequence(40)
     large.blocks[4:6] = pickle_to_array(4), pickle_to_array(5)
-    served = Served(abs, large)
-    first = served.first()
+    simulation = SimulatedMap(abs, large)
+    first = simulation.start_batches()
     assert first[:4] == [[0, 1], [2, 3], [4], [5]]
-    assert served.serve() == {number: number for number in range(40)}
-    served = Served(abs, NumberSequence(20, "other"), NumberSequence(20))
-    assert served.first()[:20] == [[number] for number in range(N_INITIAL_BATCHES)]
+    assert simulation.run_to_end() == {number: number for number in range(40)}
+    simulation = SimulatedMap(abs, NumberSequence(20, "other"), NumberSequence(20))
+    assert simulation.start_batches()[:20] == [[number] for number in range(N_INITIAL_BATCHES)]
 
 
-def test_how_long_items_take_is_learned_of_the_first_ones_unless_these_take_long() -> None:
-    served = Served(abs, NumberSequence(300), seconds=None)
-    assert len(served.first()) == N_INITIAL_BATCHES
-    served.step()
-    assert len(served.handed) == 1 + MAX_BATCHES  # one has ended, and taken long
-    served.serve()
-    assert served.policy._seconds_by_class["kind"] == pytest.approx(SECONDS)  # as the script says
-    assert served.handed == [[number] for number in range(300)]
-    quick = Served(abs, NumberSequence(300), seconds=None, script=dict.fromkeys(range(1000), 1e-4))
-    assert list(quick.serve()) == list(range(300))
-    assert len(quick.handed) < 30
+def test_run_times_are_learned_from_the_first_items_unless_these_are_long() -> None:
+    simulation = SimulatedMap(abs, NumberSequence(300), seconds=None)
+    assert len(simulation.start_batches()) == N_INITIAL_BATCHES
+    simulation.step()
+    assert len(simulation.submitted) == 1 + MAX_BATCHES  # The first batch has ended, and took long.
+    simulation.run_to_end()
+    assert simulation.policy._seconds_by_class["kind"] == pytest.approx(SECONDS)
+    assert simulation.submitted == [[number] for number in range(300)]
+    quick = SimulatedMap(abs, NumberSequence(300), seconds=None, script=dict.fromkeys(range(1000), 1e-4))
+    assert list(quick.run_to_end()) == list(range(300))
+    assert len(quick.submitted) < 30
 
 
-def test_where_much_waits_a_batch_is_worth_its_way() -> None:
-    served = Served(abs, NumberSequence(1000), seconds=1e-5)
-    assert [len(batch) for batch in served.first()] == [250, 200, 200, 200, 150]
+def test_batches_fill_their_target_time_when_many_items_are_queued() -> None:
+    simulation = SimulatedMap(abs, NumberSequence(1000), seconds=1e-5)
+    assert [len(batch) for batch in simulation.start_batches()] == [250, 200, 200, 200, 150]
 
 
 @pytest.mark.parametrize("ends_late", [False, True])
-def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themselves(ends_late: bool) -> None:
-    served = Served(
+def test_a_late_batch_is_cancelled_and_its_items_are_restarted_singly(ends_late: bool) -> None:
+    simulation = SimulatedMap(
         negative, NumberSequence(40), script={1: LATE_BATCH_SECONDS * (1.5 if ends_late else 1e6)}
     )
-    late, last = served.first()[1], len(served.handed)
-    results = served.serve()
-    assert served.cancelled_attempts == [(1, 0)]
-    alone = [batch for batch in served.handed[last:] if batch[0] in late]
+    late, last = simulation.start_batches()[1], len(simulation.submitted)
+    results = simulation.run_to_end()
+    assert simulation.cancelled_attempts == [(1, 0)]
+    alone = [batch for batch in simulation.submitted[last:] if batch[0] in late]
     assert alone == [[number] for number in late]
     assert sorted(results) == list(range(40))
-    assert [task.n_attempts for task in served.collector.make_report_table_builder()()][6:] == [1] * 34
+    assert [task.n_attempts for task in simulation.collector.make_report_table_builder()()][6:] == [1] * 34
 
 
-def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", -1.0)  # each does the first only
-    served = Served(abs, NumberSequence(40))
-    left = served.first()[0][1:]
-    first = len(served.handed)
-    assert served.serve() == {number: number for number in range(40)}
-    assert set(left) <= {number for batch in served.handed[first:] for number in batch}
-    assert [task.n_attempts for task in served.collector.make_report_table_builder()()] == [1] * 40
+def test_items_that_a_worker_leaves_of_a_long_batch_are_queued_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A task runs its first item only.
+    monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", -1.0)
+    simulation = SimulatedMap(abs, NumberSequence(40))
+    left = simulation.start_batches()[0][1:]
+    first = len(simulation.submitted)
+    assert simulation.run_to_end() == {number: number for number in range(40)}
+    assert set(left) <= {number for batch in simulation.submitted[first:] for number in batch}
+    assert [task.n_attempts for task in simulation.collector.make_report_table_builder()()] == [1] * 40
 
 
-def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_each() -> None:
-    served = Served(abs, NumberSequence(40), faults={0: Fault("kill")})
-    lost = list(served.first()[0])
-    assert served.serve() == {number: number for number in range(40)}
-    assert [batch for batch in served.handed if batch[0] in lost][1:] == [[number] for number in lost]
-    assert [task.n_attempts for task in served.collector.make_report_table_builder()()] == [
+def test_items_that_are_lost_together_are_retried_singly_and_reported_separately() -> None:
+    simulation = SimulatedMap(abs, NumberSequence(40), faults={0: Fault("kill")})
+    lost = list(simulation.start_batches()[0])
+    assert simulation.run_to_end() == {number: number for number in range(40)}
+    assert [batch for batch in simulation.submitted if batch[0] in lost][1:] == [[number] for number in lost]
+    assert [task.n_attempts for task in simulation.collector.make_report_table_builder()()] == [
         2 if n in lost else 1 for n in range(40)
     ]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
-def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int) -> None:
+def test_only_the_loss_of_a_single_item_uses_up_a_retry(retries: int) -> None:
     unlucky, doomed = 3, 5
     # The first fault strikes the batch that holds both items. All later ones strike an item that is alone.
     faults = {unlucky: Fault("kill", attempts=1 + retries), doomed: Fault("kill", attempts=99)}
-    served = Served(abs, NumberSequence(40), faults=faults, retries=retries)
-    results = served.serve()
+    simulation = SimulatedMap(abs, NumberSequence(40), faults=faults, retries=retries)
+    results = simulation.run_to_end()
     assert {number for number, end in results.items() if end != number} == {doomed}
     assert "injected fault 'kill'" in results[doomed]
-    [batch, *later_batches] = [numbers for numbers in served.handed if {unlucky, doomed} & set(numbers)]
+    [batch, *later_batches] = [
+        numbers for numbers in simulation.submitted if {unlucky, doomed} & set(numbers)
+    ]
     assert {unlucky, doomed} < set(batch)
     assert sorted(later_batches) == [[unlucky]] * (retries + 1) + [[doomed]] * (retries + 1)
     attempts = {
-        number: task.n_attempts for number, task in enumerate(served.collector.make_report_table_builder()())
+        number: task.n_attempts
+        for number, task in enumerate(simulation.collector.make_report_table_builder()())
     }
     assert attempts[unlucky] == attempts[doomed] == 2 + retries
 
 
-def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() -> None:
+def test_cancelled_items_do_not_start_and_the_rest_of_their_batch_continues() -> None:
     items = NumberSequence(40)
     items.unwanted = {2, *range(10, 25), *range(36, 40)}
-    served = Served(abs, items)
-    assert served.serve() == {number: number for number in set(range(40)) - items.unwanted}
+    simulation = SimulatedMap(abs, items)
+    assert simulation.run_to_end() == {number: number for number in set(range(40)) - items.unwanted}
 
 
-def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> None:
+def test_items_share_batches_on_local_processes_only_if_they_can_be_retried() -> None:
     with Pool(workers=1) as pool:
         assert can_batch_items(pool.resolve(), 1, 1)
         assert can_batch_items(resolve_executor(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
@@ -245,26 +255,26 @@ def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> 
 
 
 def test_a_fault_strikes_the_batch_of_its_item_once() -> None:
-    served = Served(abs, NumberSequence(40), faults={15: Fault("kill")})
-    batch = next(batch for batch in served.first() if 15 in batch)
+    simulation = SimulatedMap(abs, NumberSequence(40), faults={15: Fault("kill")})
+    batch = next(batch for batch in simulation.start_batches() if 15 in batch)
     assert len(batch) > 1
-    assert served.serve() == {number: number for number in range(40)}
-    table = served.collector.make_report_table_builder()()
+    assert simulation.run_to_end() == {number: number for number in range(40)}
+    table = simulation.collector.make_report_table_builder()()
     struck = [number for number, task in enumerate(table) if task.failures]
     assert struck == batch
-    assert served.handed.count([15]) == 1
+    assert simulation.submitted.count([15]) == 1
 
 
-def test_a_batch_that_was_given_up_leaves_no_fault_for_its_items() -> None:
+def test_a_cancelled_batch_leaves_no_fault_for_its_items() -> None:
     faults = {15: Fault("sleep", 10 * LATE_BATCH_SECONDS)}
-    served = Served(abs, NumberSequence(40), faults=faults)
-    assert served.serve() == {number: number for number in range(40)}
-    assert served.run.now() < 5 * LATE_BATCH_SECONDS
-    assert served.handed.count([15]) == 1
+    simulation = SimulatedMap(abs, NumberSequence(40), faults=faults)
+    assert simulation.run_to_end() == {number: number for number in range(40)}
+    assert simulation.run.now() < 5 * LATE_BATCH_SECONDS
+    assert simulation.submitted.count([15]) == 1
 
 
 @pytest.mark.parametrize("kind", ["raise", "garbage"])
-def test_an_item_that_is_to_fail_by_itself_travels_alone(kind: str) -> None:
+def test_an_item_with_a_fault_of_its_own_is_sent_alone(kind: str) -> None:
     faults = {number: Fault(kind) for number in (0, 15, 16, 39)}
     batches = BatchPolicy(QueuedBatchBlocks(), True, MAX_BATCHES, 1, faults)
     batches._seconds_by_class["kind"] = 1e-3
@@ -275,7 +285,7 @@ def test_an_item_that_is_to_fail_by_itself_travels_alone(kind: str) -> None:
     assert max(map(len, sent)) > 1
 
 
-def test_a_part_of_a_task_was_started_as_often() -> None:
+def test_a_split_task_keeps_its_count_of_attempts() -> None:
     tasks = TaskTable(1)
     tasks.start_attempts([0], 1.0)
     tasks.split_off_task(

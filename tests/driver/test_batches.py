@@ -1,4 +1,4 @@
-"""Blocks of tasks that consist of batches of items, and the outcome of each item."""
+"""Tests of tasks whose blocks are batches of items, and of the outcome of each item."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(blocks: BatchBlocks, task: int, f: Any) -> Outcome:
 
 def test_each_task_gets_the_items_of_its_batch() -> None:
     items = make_items("a", "bc", "def")
-    items.blocks[2] = pickle_to_array("def")  # may travel with others
+    items.blocks[2] = pickle_to_array("def")  # A pickle that is stored as an array can share a batch.
     batches = [Batch(items, [0]), Batch(items, [1, 2])]
     blocks = BatchBlocks(batches)
     assert (blocks.n, blocks.location) == (2, None)
@@ -37,7 +37,7 @@ def test_each_task_gets_the_items_of_its_batch() -> None:
     assert [(index, unpickle_item(data)) for index, data in results] == [(1, 2), (2, 3)]
 
 
-def test_an_array_that_is_an_item_is_its_block_and_not_copied() -> None:
+def test_an_item_that_is_an_array_is_the_block_without_a_copy() -> None:
     array = np.arange(3.0)
     items = ItemSequence("class", blocks=[array])
     [leaf] = BatchBlocks([Batch(items, [0])]).block_leaves(0)
@@ -45,7 +45,7 @@ def test_an_array_that_is_an_item_is_its_block_and_not_copied() -> None:
     assert not leaf.flags.writeable
 
 
-def test_an_item_that_fails_leaves_the_others_their_results() -> None:
+def test_an_item_that_fails_does_not_affect_the_results_of_its_batch() -> None:
     items = make_items("1", "two", "3")
     batch = Batch(items, range(3))
     outcome = split_outcome_by_item(batch, run(BatchBlocks([batch]), 0, int))
@@ -79,7 +79,7 @@ def test_faults_count_items_in_the_order_of_submission() -> None:
     policy.enqueue_items(first, range(3))
     policy.enqueue_items(second, [0])
     policy.enqueue_items(first, [3])
-    policy.enqueue_items(first, [5])  # the item before does not travel
+    policy.enqueue_items(first, [5])  # Item 4 is never submitted.
     policy.enqueue_items(second, [1])
     assert [first.get_submission_index(number) for number in (0, 1, 2, 3, 5)] == [0, 1, 2, 4, 5]
     assert [second.get_submission_index(number) for number in (0, 1)] == [3, 6]

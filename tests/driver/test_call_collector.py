@@ -1,4 +1,4 @@
-"""A call ends with the first attempt that returns or raises, on a session with a script of run times."""
+"""Tests that a call ends with its first attempt that returns or raises, on a session with scripted times."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from polarmap.worker.pickled_values import pickle_to_array
 from polarmap.worker.task_functions import execute_pickled_call
 
 
-class Served:
-    """Calls, and a run that does them."""
+class SimulatedCalls:
+    """A queue of calls and a replayed session that runs them."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class Served:
         retries: int = 1,
         retry_delay: float = 0.0,
     ) -> None:
-        self.max_open_calls = 0  # calls that were under way at a time
+        self.max_open_calls = 0  # the largest number of calls that were in flight together
         self.calls = CallQueue(
             Mock(can_batch=False, faults={}), print, max_in_flight, backups, RetryRule(retries, retry_delay)
         )
-        self.calls._is_thread_running = True  # by hand
+        self.calls._is_thread_running = True  # The test advances the session itself.
         self.cancelled_attempts: list[tuple[int, int]] = []
         self.open(seconds, faults)
 
@@ -59,7 +59,7 @@ class Served:
         self.collector = CallCollector(self.policy, calls._retry_rule, self.tasks, JobTimer(self.run.now))
         self._steps = schedule_tasks(self.run, self.policy, calls._retry_rule, self.collector)
 
-    def add(self, count: int) -> list[SubmittedCall]:
+    def submit_calls(self, count: int) -> list[SubmittedCall]:
         """Queue `count` calls and return them."""
         new_calls = [
             SubmittedCall(Future(), "f", pickle_to_array((abs, (-number,), {}))) for number in range(count)
@@ -75,11 +75,11 @@ class Served:
             self.collector.add_outcome(outcome)
         self.collector.try_finish()
 
-    def take(self) -> None:
-        """Let the run have as many as it may, and start none."""
+    def admit_calls(self) -> None:
+        """Move queued calls to the session, up to its limit, without starting them."""
         self.policy.choose_tasks_to_start(self.tasks, self.collector, 0.0)
 
-    def serve(self) -> Iterator[int]:
+    def run_steps(self) -> Iterator[int]:
         """Run until no call is queued or running."""
         for number in range(2000):
             if not self.policy.has_items:
@@ -87,115 +87,115 @@ class Served:
                 return
             self.step()
             yield number
-        pytest.fail("it has no end")
+        pytest.fail("the calls have not ended after 2000 steps")
 
 
-def attempts(served: Served, task: int) -> int:
-    return served.tasks[task].n_attempts
+def attempts(simulation: SimulatedCalls, task: int) -> int:
+    return simulation.tasks[task].n_attempts
 
 
-def test_calls_end_as_the_run_says_in_their_order_and_nothing_of_them_is_kept() -> None:
-    served = Served()
-    submitted = served.add(10)
-    list(served.serve())
-    assert served.max_open_calls == 4
+def test_calls_end_in_order_and_leave_no_state() -> None:
+    simulation = SimulatedCalls()
+    submitted = simulation.submit_calls(10)
+    list(simulation.run_steps())
+    assert simulation.max_open_calls == 4
     assert [call.future.result(0) for call in submitted] == list(range(10))
-    assert len(served.tasks) == 0
-    assert not any(kind._running for kind in served.policy._trackers_by_class.values())
-    assert served.cancelled_attempts == []
+    assert len(simulation.tasks) == 0
+    assert not any(kind._running for kind in simulation.policy._trackers_by_class.values())
+    assert simulation.cancelled_attempts == []
 
 
-def test_a_late_call_is_started_once_more_and_what_is_left_of_it_is_cancelled() -> None:
-    served = Served(faults={3: Fault("sleep", 1000.0)})
-    submitted = served.add(4)
-    list(served.serve())
+def test_a_late_call_gets_a_backup_and_its_other_attempt_is_cancelled() -> None:
+    simulation = SimulatedCalls(faults={3: Fault("sleep", 1000.0)})
+    submitted = simulation.submit_calls(4)
+    list(simulation.run_steps())
     assert submitted[3].future.result(0) == 3
-    assert 2.0 < served.run.now() < 100.0
-    assert served.cancelled_attempts == [(3, 0)]
-    assert len(served.tasks) == 0
+    assert 2.0 < simulation.run.now() < 100.0
+    assert simulation.cancelled_attempts == [(3, 0)]
+    assert len(simulation.tasks) == 0
 
 
 def test_there_are_no_backups_while_other_calls_wait_for_a_worker() -> None:
-    served = Served({task: 50.0 if task in (3, 4, 5) else 1.0 for task in range(20)})
-    served.add(20)
+    simulation = SimulatedCalls({task: 50.0 if task in (3, 4, 5) else 1.0 for task in range(20)})
+    simulation.submit_calls(20)
     max_in_flight = {True: 1, False: 1}
-    for _ in served.serve():
-        count = max((task.n_attempts for task in served.tasks), default=1)
-        has_queued_calls = bool(served.policy._queue)
+    for _ in simulation.run_steps():
+        count = max((task.n_attempts for task in simulation.tasks), default=1)
+        has_queued_calls = bool(simulation.policy._queue)
         max_in_flight[has_queued_calls] = max(count, max_in_flight[has_queued_calls])
     assert max_in_flight[True] == 1 < max_in_flight[False]
 
 
-def test_what_calls_of_a_function_took_is_remembered_from_run_to_run() -> None:
-    served = Served()
-    served.add(20)
-    list(served.serve())
-    served.open({20: 50.0})
-    served.add(1)
-    served.step()
-    served.step()  # In this step the collector learns that the call has started.
-    served.step()  # it waits for the moment in which that is late, and no longer
-    assert 1.0 < served.run.now() < 1.2
-    assert attempts(served, 20) == 1
-    served.step()
-    assert attempts(served, 20) == 2
+def test_run_times_of_a_function_are_remembered_across_sessions() -> None:
+    simulation = SimulatedCalls()
+    simulation.submit_calls(20)
+    list(simulation.run_steps())
+    simulation.open({20: 50.0})
+    simulation.submit_calls(1)
+    simulation.step()
+    simulation.step()  # In this step the collector learns that the call has started.
+    simulation.step()  # The loop waits exactly until the call becomes late.
+    assert 1.0 < simulation.run.now() < 1.2
+    assert attempts(simulation, 20) == 1
+    simulation.step()
+    assert attempts(simulation, 20) == 2
 
 
-def test_no_call_is_late_at_once() -> None:
-    served = Served(dict.fromkeys(range(20), 1e-6))
-    served.add(20)
-    list(served.serve())
-    served.open({20: 50.0})
-    served.add(1)
-    served.step()
-    served.step()
-    assert served.run.now() == pytest.approx(0.1)
+def test_no_call_is_late_immediately() -> None:
+    simulation = SimulatedCalls(dict.fromkeys(range(20), 1e-6))
+    simulation.submit_calls(20)
+    list(simulation.run_steps())
+    simulation.open({20: 50.0})
+    simulation.submit_calls(1)
+    simulation.step()
+    simulation.step()
+    assert simulation.run.now() == pytest.approx(0.1)
 
 
-def test_no_more_is_remembered_than_tells_what_is_late() -> None:
-    served = Served()
-    served.add(3 * RUN_TIME_HISTORY_SIZE)
-    list(served.serve())
-    [kind] = served.policy._trackers_by_class.values()
+def test_only_as_many_run_times_are_kept_as_lateness_needs() -> None:
+    simulation = SimulatedCalls()
+    simulation.submit_calls(3 * RUN_TIME_HISTORY_SIZE)
+    list(simulation.run_steps())
+    [kind] = simulation.policy._trackers_by_class.values()
     assert len(kind._run_times) <= RUN_TIME_HISTORY_SIZE
 
 
-def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_are_not() -> None:
-    served = Served(faults={0: Fault("sleep", 1000.0)}, max_in_flight=2)
-    kinds = served.policy._trackers_by_class
-    served.calls.submit(SubmittedCall(Future(), "asleep", pickle_to_array((int, (), {}))), [0])
+def test_functions_that_were_called_long_ago_are_evicted_unless_they_are_running() -> None:
+    simulation = SimulatedCalls(faults={0: Fault("sleep", 1000.0)}, max_in_flight=2)
+    kinds = simulation.policy._trackers_by_class
+    simulation.calls.submit(SubmittedCall(Future(), "asleep", pickle_to_array((int, (), {}))), [0])
     for number in range(3 * MAX_ITEM_CLASSES):
-        served.calls.submit(
+        simulation.calls.submit(
             SubmittedCall(Future(), number % 2 or number, pickle_to_array((int, (), {}))), [0]
         )
-    while len(served.policy.collect_sequences()) > 1:
-        served.step()
+    while len(simulation.policy.collect_sequences()) > 1:
+        simulation.step()
     assert {"asleep", 1} < set(kinds.keys())
     assert len(kinds) <= MAX_ITEM_CLASSES + 1
-    list(served.serve())
+    list(simulation.run_steps())
     assert "asleep" not in kinds
-    assert len(served.policy._backup_policy._late_trackers) <= MAX_ITEM_CLASSES + 1
+    assert len(simulation.policy._backup_policy._late_trackers) <= MAX_ITEM_CLASSES + 1
 
 
-def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
-    """The first attempt raises late, while its backup sleeps; neither attempt is replaced."""
+def test_a_call_that_raises_ends_regardless_of_its_other_attempt() -> None:
+    # The first attempt raises late, while its backup sleeps. Neither attempt is replaced.
     faults = {3: Fault("raise", attempts=1)}
-    served = Served({3: 50.0, 4: 200.0}, faults, max_in_flight=5, backups=1, retries=3)
-    submitted = served.add(5)
+    simulation = SimulatedCalls({3: 50.0, 4: 200.0}, faults, max_in_flight=5, backups=1, retries=3)
+    submitted = simulation.submit_calls(5)
     counts = {}
-    for _ in served.serve():
-        counts |= {task: attempts(served, task) for task in served.tasks.task_indices()}
+    for _ in simulation.run_steps():
+        counts |= {task: attempts(simulation, task) for task in simulation.tasks.task_indices()}
     assert submitted[3].future.exception(0) is not None
     assert [call.future.result(0) for call in (*submitted[:3], submitted[4])] == [0, 1, 2, 4]
     assert counts == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2}
-    assert set(served.cancelled_attempts) == {(3, 1), (4, 1)}
+    assert set(simulation.cancelled_attempts) == {(3, 1), (4, 1)}
 
 
-def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
+def test_lost_calls_are_retried_up_to_the_limit() -> None:
     faults = {0: Fault("kill"), 1: Fault("kill", attempts=2), 2: Fault("raise"), 3: Fault("garbage")}
-    served = Served(faults=faults)
-    submitted = served.add(4)
-    list(served.serve())
+    simulation = SimulatedCalls(faults=faults)
+    submitted = simulation.submit_calls(4)
+    list(simulation.run_steps())
     errors = [call.future.exception(0) for call in submitted]
     assert errors[0] is None
     assert isinstance(errors[1], WorkerLostError)
@@ -208,11 +208,11 @@ LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyErro
 
 @pytest.mark.parametrize("first", [LOST, RAISED, None])
 @pytest.mark.parametrize("second", [LOST, RAISED, None])
-def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: Failure | None) -> None:
-    served = Served(backups=1)
-    [call] = served.add(1)
-    tasks, ends = served.tasks, []
-    served.take()
+def test_two_attempts_of_a_call_may_end_together(first: Failure | None, second: Failure | None) -> None:
+    simulation = SimulatedCalls(backups=1)
+    [call] = simulation.submit_calls(1)
+    tasks, ends = simulation.tasks, []
+    simulation.admit_calls()
     for attempt, failure in enumerate((first, second)):
         tasks.start_attempts([0], 0.0)
         result = ([pickle_to_array(7)], ("array",)) if failure is None else ([], ())
@@ -220,8 +220,8 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     for outcome in ends:
         tasks.record_outcome(outcome, 1.0)
     for outcome in ends:
-        served.collector.add_outcome(outcome)
-    assert served.collector.try_finish()
+        simulation.collector.add_outcome(outcome)
+    assert simulation.collector.try_finish()
     failures = [failure for failure in (first, second) if failure is not LOST]
     error = call.future.exception(0)
     if not failures:
@@ -233,41 +233,41 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     assert len(tasks) == 0
 
 
-def test_lost_calls_wait_for_a_delay_that_doubles_while_others_go_on() -> None:
-    served = Served(faults={0: Fault("kill", attempts=2)}, retries=2, retry_delay=10.0)
-    submitted = served.add(9)
-    for _ in served.serve():
-        if served.run.now() > 5.0 and not submitted[0].future.done():
+def test_lost_calls_are_retried_after_doubling_delays_while_other_calls_continue() -> None:
+    simulation = SimulatedCalls(faults={0: Fault("kill", attempts=2)}, retries=2, retry_delay=10.0)
+    submitted = simulation.submit_calls(9)
+    for _ in simulation.run_steps():
+        if simulation.run.now() > 5.0 and not submitted[0].future.done():
             assert all(call.future.done() for call in submitted[1:])
     assert submitted[0].future.result(0) == 0
-    assert served.run.now() == pytest.approx(1.0 + 10 + 1 + 20 + 1 + SESSION_IDLE_SECONDS)
+    assert simulation.run.now() == pytest.approx(1.0 + 10 + 1 + 20 + 1 + SESSION_IDLE_SECONDS)
 
 
 def test_a_call_that_is_lost_for_the_last_time_fails_without_a_delay() -> None:
-    served = Served(faults={0: Fault("kill", attempts=2)}, retry_delay=10.0)
-    [call] = served.add(1)
-    list(served.serve())
+    simulation = SimulatedCalls(faults={0: Fault("kill", attempts=2)}, retry_delay=10.0)
+    [call] = simulation.submit_calls(1)
+    list(simulation.run_steps())
     assert isinstance(call.future.exception(0), WorkerLostError)
-    assert served.run.now() == pytest.approx(1.0 + 10 + 1 + SESSION_IDLE_SECONDS)
+    assert simulation.run.now() == pytest.approx(1.0 + 10 + 1 + SESSION_IDLE_SECONDS)
 
 
-def test_questions_change_no_call() -> None:
-    served = Served()
-    served.add(9)
-    served.take()
+def test_predicates_do_not_change_calls() -> None:
+    simulation = SimulatedCalls()
+    simulation.submit_calls(9)
+    simulation.admit_calls()
 
     def describe() -> tuple[object, ...]:
-        policy, tasks = served.policy, served.tasks
-        queued, in_tasks = list(policy._queue), dict(served.blocks.batches)
+        policy, tasks = simulation.policy, simulation.tasks
+        queued, in_tasks = list(policy._queue), dict(simulation.blocks.batches)
         return queued, in_tasks, sorted(tasks.held_back), sorted(tasks.failed), tasks.task_indices()
 
     before = describe()
     answers = [
         (
-            served.policy.has_items,
-            served.policy.has_queued_items,
-            served.collector.has_sufficient_results,
-            served.collector.poll_interval(),
+            simulation.policy.has_items,
+            simulation.policy.has_queued_items,
+            simulation.collector.has_sufficient_results,
+            simulation.collector.poll_interval(),
         )
         for _ in range(2)
     ]

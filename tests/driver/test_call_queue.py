@@ -1,4 +1,4 @@
-"""The thread that runs calls on sessions; calls that are cancelled, or fail with their session."""
+"""Tests of the thread that runs calls on sessions, and of calls that are cancelled or fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from driver.test_call_collector import Served
+from driver.test_call_collector import SimulatedCalls
 from pool_processes import until
 
 from polarmap.driver.batches import QueuedBatchBlocks
@@ -33,8 +33,8 @@ from polarmap.worker.pytree import count_layout_bytes
 PATIENCE = 30.0
 
 
-class Breaks(ReplayExecutor):
-    """Its first run breaks when two calls have begun."""
+class BreakingExecutor(ReplayExecutor):
+    """An executor whose first session breaks after two calls have started."""
 
     blocks: QueuedBatchBlocks | None
 
@@ -52,53 +52,53 @@ class Breaks(ReplayExecutor):
         return run
 
 
-def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next() -> None:
-    served = Served()
-    submitted, executor = served.add(9), Breaks()
-    executor.blocks = served.blocks
-    served.calls._executor = executor
-    served.calls._run_session()
+def test_started_calls_fail_with_their_session_and_queued_calls_continue_in_the_next() -> None:
+    simulation = SimulatedCalls()
+    submitted, executor = simulation.submit_calls(9), BreakingExecutor()
+    executor.blocks = simulation.blocks
+    simulation.calls._executor = executor
+    simulation.calls._run_session()
     assert [str(call.future.exception(0)) for call in submitted[:2]] == ["gone"] * 2
-    assert served.policy.has_items
-    served.calls._run_session()
+    assert simulation.policy.has_items
+    simulation.calls._run_session()
     assert [call.future.result(0) for call in submitted[2:]] == list(range(2, 9))
 
 
-def test_all_fail_where_none_is_opened() -> None:
-    served = Served()
-    submitted = served.add(3)
+def test_all_calls_fail_if_no_session_can_be_opened() -> None:
+    simulation = SimulatedCalls()
+    submitted = simulation.submit_calls(3)
     assert submitted[2].future.cancel()
-    served.calls._executor = Mock(open=Mock(side_effect=OSError("gone")))
-    served.calls._run_session()
+    simulation.calls._executor = Mock(open=Mock(side_effect=OSError("gone")))
+    simulation.calls._run_session()
     assert submitted[0].future.done()  # The queue was empty when this call arrived.
-    served.calls._run_session()
-    assert not served.policy.has_items
+    simulation.calls._run_session()
+    assert not simulation.policy.has_items
     assert [str(call.future.exception(0)) for call in submitted[:2]] == ["gone"] * 2
     assert len(wait([submitted[2].future], 0.0).done) == 1
 
 
-def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
-    served = Served()
-    submitted = served.add(9)
-    served.take()
+def test_calls_can_be_cancelled_until_they_are_sent_to_a_worker() -> None:
+    simulation = SimulatedCalls()
+    submitted = simulation.submit_calls(9)
+    simulation.admit_calls()
     assert [call.future.running() for call in submitted] == [True] + [False] * 8  # The queue was empty.
-    assert build_block(served.blocks, 2) is not None
+    assert build_block(simulation.blocks, 2) is not None
     assert submitted[3].future.cancel()
     with pytest.raises(CancelledError):
-        build_block(served.blocks, 3)
-    served.calls.shutdown(cancel_futures=True)
+        build_block(simulation.blocks, 3)
+    simulation.calls.shutdown(cancel_futures=True)
     assert len(wait([call.future for call in submitted], 0.0).done) == 7  # Waiting callers are notified.
     assert [call.future.cancelled() for call in submitted] == [False, True, False] + [True] * 6
-    list(served.serve())
+    list(simulation.run_steps())
     assert [submitted[task].future.result(0) for task in (0, 2)] == [0, 2]
 
 
-def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it() -> None:
-    served = Served()
+def test_the_bytes_of_a_call_are_sent_with_its_ticket_unless_it_is_cancelled() -> None:
+    simulation = SimulatedCalls()
     for size in (1, 2, 3):
-        served.calls.submit(SubmittedCall(Future(), "f", np.full(size, size - 1, np.uint8)), [0])
-    served.take()
-    blocks: TaskBlocks = served.blocks
+        simulation.calls.submit(SubmittedCall(Future(), "f", np.full(size, size - 1, np.uint8)), [0])
+    simulation.admit_calls()
+    blocks: TaskBlocks = simulation.blocks
     assert blocks.n == 3
     assert blocks.location is not None
     assert blocks.location.is_inline
@@ -109,35 +109,35 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
         block = stored.publish_block(blocks, task)
         assert np.frombuffer(block.data, np.uint8).tolist() == [task] * (task + 1)
         assert block.location == blocks.location
-    served.policy.discard_task(served.tasks, 1)
+    simulation.policy.discard_task(simulation.tasks, 1)
     with pytest.raises(CancelledError):
         stored.publish_block(blocks, 1)
 
 
-def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over() -> None:
-    served, mapped = Served(), MappedCalls("f")
+def test_queued_calls_of_a_map_end_when_they_are_cancelled() -> None:
+    simulation, mapped = SimulatedCalls(), MappedCalls("f")
     mapped.blocks += [pickle_to_array((abs, (-number,), {})) for number in range(6)]
-    served.calls.submit(mapped, range(6))
-    served.take()
-    for _ in range(2):  # The run polls twice.
-        assert build_block(served.blocks, 1) is not None
-    served.calls.cancel_calls([mapped])
+    simulation.calls.submit(mapped, range(6))
+    simulation.admit_calls()
+    for _ in range(2):  # The session can request a block twice.
+        assert build_block(simulation.blocks, 1) is not None
+    simulation.calls.cancel_calls([mapped])
     for _ in range(2):
         with pytest.raises(CancelledError):
-            build_block(served.blocks, 2)
-    list(served.serve())
+            build_block(simulation.blocks, 2)
+    list(simulation.run_steps())
     assert (mapped._outcomes, mapped.select_claimed_items(range(6))) == ({0: (True, 0), 1: (True, 1)}, [0, 1])
 
 
-def test_a_call_may_come_while_a_run_ends() -> None:
-    class Interrupted(deque[Any]):
-        """Another thread comes while what waits is looked through."""
+def test_a_call_may_be_submitted_while_a_session_ends() -> None:
+    class InterruptedQueue(deque[Any]):
+        """A queue that lets another thread submit a call while it is iterated over."""
 
         def __iter__(self) -> Iterator[Any]:
             if not threads:
                 threads.append(threading.Thread(target=calls.submit, args=(late, [0]), daemon=True))
                 threads[0].start()
-                threads[0].join(0.1)  # it may have to wait
+                threads[0].join(0.1)  # The thread may be blocked by a lock.
             return super().__iter__()
 
     first, late = (SubmittedCall(Future(), "f", pickle_to_array((abs, (-1,), {}))) for _ in range(2))
@@ -145,7 +145,7 @@ def test_a_call_may_come_while_a_run_ends() -> None:
     threads, calls = list[threading.Thread](), CallQueue(refusing, print, 4, 2, RetryRule(1))
     calls._is_thread_running = True
     calls.submit(first, [0])
-    calls._policy._queue = Interrupted(calls._policy._queue)
+    calls._policy._queue = InterruptedQueue(calls._policy._queue)
     calls._run_session()
     threads[0].join(60.0)
     assert not threads[0].is_alive()
@@ -153,11 +153,11 @@ def test_a_call_may_come_while_a_run_ends() -> None:
     assert (list(calls._policy._queue), calls._policy.collect_sequences()) == ([(late, [0])], [late])
 
 
-# --- the thread that drives them -----------------------------------------------------------------
+# --- the thread that runs the calls --------------------------------------------------------------
 
 
-class Counting:
-    """An executor that counts the runs that are open; it may have none to give."""
+class CountingExecutor:
+    """An executor that counts its open sessions, or raises `error` instead of opening one."""
 
     name, worker_spec = "counting", None
 
@@ -184,7 +184,7 @@ class Counting:
         return run
 
 
-def calls_on(executor: Counting, close: Callable[[], None] = lambda: None) -> CallQueue:
+def make_call_queue(executor: CountingExecutor, close: Callable[[], None] = lambda: None) -> CallQueue:
     return CallQueue(resolve_executor(executor), close, 4, 0, RetryRule(0))
 
 
@@ -204,9 +204,9 @@ def closed() -> list[bool]:
     return []
 
 
-def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -> None:
-    executor = Counting()
-    calls = calls_on(executor, lambda: closed.append(True))
+def test_a_session_is_open_only_while_there_are_calls(closed: list[bool]) -> None:
+    executor = CountingExecutor()
+    calls = make_call_queue(executor, lambda: closed.append(True))
     for turn in (1, 2):
         executor.may_open.clear()
         futures = submit(calls, 10)
@@ -222,8 +222,8 @@ def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -
     assert closed == [True]
 
 
-def test_a_thread_without_calls_ends_and_another_one_takes_the_next() -> None:
-    calls = calls_on(Counting())
+def test_a_thread_without_calls_ends_and_the_next_call_starts_another() -> None:
+    calls = make_call_queue(CountingExecutor())
     for _ in range(3):
         [future] = submit(calls, 1)
         assert future.result(PATIENCE) == 0
@@ -232,18 +232,18 @@ def test_a_thread_without_calls_ends_and_another_one_takes_the_next() -> None:
         assert until(lambda thread=thread: not thread.is_alive())
 
 
-def test_calls_fail_where_no_run_can_be_opened(closed: list[bool]) -> None:
-    calls = calls_on(Counting(OSError("gone")), lambda: closed.append(True))
+def test_submitted_calls_fail_if_opening_a_session_raises(closed: list[bool]) -> None:
+    calls = make_call_queue(CountingExecutor(OSError("gone")), lambda: closed.append(True))
     assert [str(future.exception(PATIENCE)) for future in submit(calls, 10)] == ["gone"] * 10
     calls.shutdown()
     calls.wait_for_all_calls()
     assert closed == [True]
 
 
-def test_calls_that_no_run_was_given_are_cancelled_and_those_under_way_end_first(closed: list[bool]) -> None:
-    executor = Counting()
+def test_shutdown_cancels_queued_calls_and_waits_for_running_calls(closed: list[bool]) -> None:
+    executor = CountingExecutor()
     executor.may_open.clear()
-    calls = calls_on(executor, lambda: closed.append(True))
+    calls = make_call_queue(executor, lambda: closed.append(True))
     futures = submit(calls, 20)
     calls.shutdown(cancel_futures=True)
     assert [future for future in futures if future.running()] == futures[:1]

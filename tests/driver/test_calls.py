@@ -1,4 +1,4 @@
-"""A call and its future; the calls of a map; what tells calls of one function from others."""
+"""Tests of calls and their futures, of the calls of a map, and of the key that groups calls by function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from polarmap.driver.calls import SubmittedCall, get_function_key
 
 
-def test_a_call_is_told_once() -> None:
+def test_a_call_is_resolved_once() -> None:
     call = SubmittedCall(Future(), "f", np.zeros(3, np.uint8))
     call.set_exception(0, ValueError("first"))
     call.set_exception(0, ValueError("second"))
@@ -24,7 +24,7 @@ class Thing:
     def __call__(self) -> None: ...
 
 
-def test_a_function_is_the_same_whoever_calls_it() -> None:
+def test_function_keys_are_equal_for_equal_functions_only() -> None:
     functions: list[Any] = [
         lambda: 1,
         lambda: 2,
@@ -33,7 +33,7 @@ def test_a_function_is_the_same_whoever_calls_it() -> None:
         min,
         np.sum,
         "".join,
-        test_a_call_is_told_once,
+        test_a_call_is_resolved_once,
     ]
     assert len({get_function_key(function) for function in functions}) == len(functions)
     assert get_function_key(Thing().method) == get_function_key(Thing.method)

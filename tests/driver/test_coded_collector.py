@@ -29,11 +29,11 @@ from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.replay import ReplaySession
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-# --- when it is over ---------------------------------------------------------------------------
+# --- when a map is complete ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
+def test_an_unverified_map_stops_at_the_kth_arrival(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(N).tolist()
     result = coded(verify=False, executor=arriving(order, N))
     assert_right(result)
@@ -45,11 +45,13 @@ def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
     assert states(report) == {"arrived": sorted(order[:K]), "abandoned": sorted(order[K:])}
 
 
-def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    coded(executor=losing(0))  # f is known from here
-    monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("made"))
+def test_a_complete_map_of_a_verified_f_is_neither_checked_nor_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    coded(executor=losing(0))  # f is verified from this map on.
+    monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("a decoder was built"))
     for checks, method in ((ParityChecks, "_measure_residuals"), (LocalChecks, "start")):
-        monkeypatch.setattr(checks, method, lambda *_: pytest.fail("checked"))
+        monkeypatch.setattr(checks, method, lambda *_: pytest.fail("the results were checked"))
     result = coded(executor=ReplayExecutor(dict.fromkeys(range(K, N), 1.1)))
     assert_same(result, plain_map(product, DATA, K))
     report = result.report
@@ -58,7 +60,7 @@ def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pyt
     assert states(report) == {"arrived": list(range(K)), "abandoned": list(range(K, N))}
 
 
-def test_the_last_data_result_spares_decoding_while_surplus_is_waited_for() -> None:
+def test_the_last_data_result_avoids_decoding_while_the_map_waits_for_surplus() -> None:
     result = coded(executor=ReplayExecutor({8: 0.5, 4: 1.1, 9: 1.2, 10: 1.2, 11: 1.2}))
     assert_same(result, plain_map(product, DATA, K))
     report = result.report
@@ -66,7 +68,7 @@ def test_the_last_data_result_spares_decoding_while_surplus_is_waited_for() -> N
     assert states(report) == {"arrived": list(range(K)), "surplus": [8], "abandoned": [9, 10, 11]}
 
 
-def test_results_that_arrived_are_the_bits_of_a_plain_map() -> None:
+def test_received_results_equal_a_plain_map_bit_for_bit() -> None:
     result = coded(np.cumsum, executor=ReplayExecutor({2: 2.0}))
     expected = plain_map(np.cumsum, DATA, K)
     assert result.report.recovered == (2,)
@@ -83,7 +85,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("surplus", [0, 1])
-def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surplus: int) -> None:
+def test_the_data_is_released_after_its_map_even_if_results_were_checked(surplus: int) -> None:
     data = DATA.copy()
     there = weakref.ref(data)
     lost = ReplayExecutor(dict.fromkeys(range(2 - surplus), math.inf))
@@ -97,9 +99,9 @@ def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surpl
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(("row", "late"), [(4, 2.0), (4, 5.0), (0, 3.0)])  # 0: of the lost block
+@pytest.mark.parametrize(("row", "late"), [(4, 2.0), (4, 5.0), (0, 3.0)])  # Row 0 is in the lost block.
 @pytest.mark.filterwarnings("ignore:the data contains NaN")
-def test_nan_and_inf_are_not_decoded_from_but_waited_for(bad: float, row: int, late: float) -> None:
+def test_a_map_waits_for_nan_and_inf_instead_of_decoding_from_them(bad: float, row: int, late: float) -> None:
     data = DATA.copy()
     data[row, 2] = bad
     data[14, 2] = -bad
@@ -110,21 +112,21 @@ def test_nan_and_inf_are_not_decoded_from_but_waited_for(bad: float, row: int, l
 
 
 @pytest.mark.filterwarnings("ignore:the data contains NaN")
-def test_nan_and_inf_in_time_cost_no_wait() -> None:
+def test_nan_and_inf_that_arrive_in_time_cause_no_wait() -> None:
     data = np.where(DATA > 1, math.inf, np.where(DATA < -1, math.nan, DATA))
     result = coded(np.copy, data, executor=ReplayExecutor({11: math.inf}))
     assert_same(result, cut(data, K))
     assert result.report.seconds == 1.0
 
 
-def test_overflow_of_parity_blocks_is_waited_for() -> None:
+def test_a_map_waits_for_data_if_parity_blocks_overflow() -> None:
     data = np.full((3 * K, 2), 6e4, "f2") * np.where(np.arange(3 * K) % 2, 1, -1)[:, None].astype("f2")
     data[: 3 * K // 2] *= -1
     result = coded(np.copy, data, executor=ReplayExecutor({0: 3.0}))
     assert_same(result, cut(data, K), 0.05)
 
 
-def test_nan_is_named_when_it_is_encoded() -> None:
+def test_a_warning_names_nan_in_the_data_of_a_map() -> None:
     data = FLOATS.copy()
     data[17, 2] = data[30, 0] = np.nan
     with pytest.warns(RuntimeWarning, match=r"at 2 positions, the first in row 17, entry \(2,\)"):
@@ -146,12 +148,12 @@ def test_nan_with_a_lost_worker_ends_with_one_clear_error(verify: Any) -> None:
         coded_map(np.negative, data, executor=losing(3), timeout=50, **options)
 
 
-# --- what never ends, what is not accurate -----------------------------------------------------
+# --- tasks that never end, inaccurate patterns -----------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ["upfront", "on_demand"])
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_map_in_which_nothing_can_arrive_says_so(schedule: str, retries: int) -> None:
+def test_a_map_in_which_no_result_can_arrive_raises_a_clear_error(schedule: str, retries: int) -> None:
     faulty = FaultyExecutor(losing(1, 2, 4), {5: Fault("kill", attempts=9)})
     with pytest.raises(NotDecodableError, match=r"5 of 6 .*, and no more can come; failed 3 tasks: .*3600 s"):
         coded_map(np.negative, FLOATS, blocks=6, tasks=9, executor=faulty, retries=retries, schedule=schedule)
@@ -178,7 +180,7 @@ def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) 
         truth = -data.astype(float)
         off = np.abs(result.concatenate().astype(float) - truth).max() / np.abs(truth).max()
         assert off <= result.report.error_bound
-        assert result.report.seconds < 30.0  # no result that would help is waited for any longer
+        assert result.report.seconds < 30.0  # The map does not wait for results that cannot help.
         if n_rejected == 3:
             break
     assert n_rejected >= 2
@@ -199,7 +201,7 @@ def test_different_failures_are_counted_separately() -> None:
     assert str(caught.value.__cause__) == "no such block"
 
 
-def test_timeout_tells_what_arrived_and_what_failed() -> None:
+def test_a_timeout_error_lists_arrivals_and_failures() -> None:
     seconds = {0: 1.0, 1: 1.1, 2: 1.2, 3: 1.3} | dict.fromkeys(range(4, N), math.inf)
     text = r"^3 of 8 needed results arrived within 2.5 s, 8 tasks still run; failed 1 task: WorkerLost"
     with pytest.raises(CodedTimeoutError, match=text) as caught:
@@ -207,16 +209,16 @@ def test_timeout_tells_what_arrived_and_what_failed() -> None:
     assert isinstance(caught.value, TimeoutError)
 
 
-def test_timeout_that_cuts_verification_short_says_so() -> None:
+def test_a_timeout_that_interrupts_verification_is_reported() -> None:
     order = arrivals(PolarCode(N, K), K, np.random.default_rng(3))
     with pytest.raises(CodedTimeoutError, match=r"8 of 8 .*could not be verified in time.*verify=False"):
         coded(executor=arriving(order, N, step=0.0), timeout=1.5)
 
 
-def test_results_that_contradict_each_other_are_looked_at_again_when_another_comes(
+def test_contradicting_results_are_checked_again_only_when_a_result_arrives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The loop looks every 5 s, whatever happens; it did every quarter of a second."""
+    # The loop polls every 5 s although the results contradict each other. It used to poll every 0.25 s.
     looks = list[float]()
     wait = ReplaySession.wait
     monkeypatch.setattr(
@@ -228,10 +230,10 @@ def test_results_that_contradict_each_other_are_looked_at_again_when_another_com
     assert len(looks) < 150
 
 
-# --- predicates answer and do nothing else -----------------------------------------------------
+# --- predicates have no side effects -----------------------------------------------------
 
 PREDICATES = ("is_", "has_", "can_", "must_", "would_")
-# Computed when they are first asked for, and kept; they do not show outside.
+# Attributes that hold cached values. Filling a cache does not count as a side effect.
 CACHED = {
     "_decoder",
     "_missing_indices",
@@ -243,7 +245,8 @@ CACHED = {
 }
 AFTER_ARRIVAL = PaddedBlock
 WHEN_DETERMINED = AcceptancePolicy, LocalChecks, Verifier
-MAX_POLLS = 20  # at which predicates are called: f on the driver is polled for much more often
+# Number of polls after which predicates are called. The driver polls its own evaluation of f far more often.
+MAX_POLLS = 20
 ARGUMENTS = {"task_indices": range(K - 1), "now": 2.0, "max_wait_seconds": 1.0}
 
 
@@ -252,28 +255,30 @@ def is_component(value: object) -> bool:
     return module.startswith("polarmap.driver.") or isinstance(value, ArrivalTracker)
 
 
-def components_of(value: object, found: dict[int, object]) -> dict[int, object]:
-    """Return all objects of the driver that a collector consists of, by identity."""
-    if is_component(value) and hasattr(value, "__dict__") and id(value) not in found:
-        found[id(value)] = value
+def collect_components(value: object, components: dict[int, object]) -> dict[int, object]:
+    """Return all objects of the driver that are reachable from `value`, by their id()."""
+    if is_component(value) and hasattr(value, "__dict__") and id(value) not in components:
+        components[id(value)] = value
         for part in vars(value).values():
-            components_of(part, found)
-    return found
+            collect_components(part, components)
+    return components
 
 
-def state_of(component: object) -> dict[str, Any]:
-    """Return a copy of an object's state, without cached answers.
-
-    A thread of its own changes a LocalEvaluation, at any time.
-    """
+def get_state(component: object) -> dict[str, Any]:
+    """Return a copy of an object's state, without cached values."""
+    # A LocalEvaluation is changed by another thread at any time.
     if isinstance(component, local_evaluation.LocalEvaluation):
         return {}
     cached = {name for name, kind in vars(type(component)).items() if isinstance(kind, cached_property)}
-    return {name: copied(value) for name, value in vars(component).items() if name not in CACHED | cached}
+    return {
+        name: get_comparable_value(value)
+        for name, value in vars(component).items()
+        if name not in CACHED | cached
+    }
 
 
-def copied(value: object) -> object:
-    """Return what tells whether a value has been replaced, or a collection has been changed."""
+def get_comparable_value(value: object) -> object:
+    """Return a value that differs once `value` has been replaced or, for a collection, changed."""
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, dict):
@@ -284,7 +289,7 @@ def copied(value: object) -> object:
 
 
 def ask_all_predicates(component: object) -> int:
-    """Call all predicates of an object whose arguments are known, and return how many these are."""
+    """Call all predicates of an object that need only arguments in ARGUMENTS, and return their number."""
     n_asked = 0
     for name, member in inspect.getmembers_static(type(component)):
         if not name.lstrip("_").startswith(PREDICATES):
@@ -293,7 +298,9 @@ def ask_all_predicates(component: object) -> int:
             getattr(component, name)
         elif inspect.isfunction(member):
             _, *parameters = inspect.signature(member).parameters.values()
-            required = [one.name for one in parameters if one.default is inspect.Parameter.empty]
+            required = [
+                parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty
+            ]
             if not ARGUMENTS.keys() >= set(required):
                 continue
             getattr(component, name)(*map(ARGUMENTS.__getitem__, required))
@@ -304,18 +311,18 @@ def ask_all_predicates(component: object) -> int:
 
 
 def ask_collector(collector: CodedCollector) -> int:
-    """Call all predicates of all parts of a collector twice, and check that none changes any part."""
-    n_asked, components = 0, components_of(collector, {})
+    """Call all predicates of a collector's parts twice, check that none changes, and return their number."""
+    n_asked, components = 0, collect_components(collector, {})
     for component in components.values():
         has_results, is_determined = collector.received.by_task, collector.decoder.ready_at is not None
         if isinstance(component, WHEN_DETERMINED) and not is_determined:
             continue
         if isinstance(component, AFTER_ARRIVAL) and not has_results:
             continue
-        before = {key: state_of(part) for key, part in components.items()}
+        before = {key: get_state(part) for key, part in components.items()}
         n_asked += ask_all_predicates(component)
         ask_all_predicates(component)
-        assert {key: state_of(part) for key, part in components.items()} == before, component
+        assert {key: get_state(part) for key, part in components.items()} == before, component
     return n_asked
 
 
@@ -366,9 +373,9 @@ def test_a_verdict_changes_no_results_and_no_tasks(scenario: str, monkeypatch: p
 
     def judge_and_compare(policy: AcceptancePolicy) -> Verdict:
         parts = policy._decoder.received, policy._task_table
-        before, properties = [state_of(part) for part in parts], dict(VERIFIED_PROPERTIES)
+        before, properties = [get_state(part) for part in parts], dict(VERIFIED_PROPERTIES)
         verdicts.append(judge(policy))
-        assert [state_of(part) for part in parts] == before
+        assert [get_state(part) for part in parts] == before
         assert properties == VERIFIED_PROPERTIES
         return verdicts[-1]
 

@@ -1,4 +1,4 @@
-"""The state of a map that belongs to a future, with maps that are made of events."""
+"""Tests of the state of a map that belongs to a future, with maps that consist of threading events."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ScriptedMap:
             self.ended.set()
 
 
-def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
+def test_an_error_is_set_on_all_blocks_without_a_result() -> None:
     error = RuntimeError("no")
     scripted = ScriptedMap(error=error)
     future = scripted.start()
@@ -72,8 +72,8 @@ def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
     assert future.blocks[1].result(0) == "early"
 
 
-def test_a_wait_within_another_of_the_same_thread_ends_that_one_for_nobody() -> None:
-    """As that of a signal handler, which interrupts its thread while it waits."""
+def test_a_nested_wait_of_the_same_thread_does_not_end_the_outer_wait() -> None:
+    # A signal handler can wait like this, because it interrupts its thread while that waits.
     scripted = ScriptedMap()
     future = scripted.start()
     with future._background_map.keep_running_while_waiting(future):
@@ -104,7 +104,7 @@ def test_cancelling_wakes_the_map_and_ends_it() -> None:
         future.result(0)
 
 
-def test_a_map_that_is_called_off_while_it_is_cut_does_not_begin() -> None:
+def test_a_map_that_is_cancelled_while_its_data_is_partitioned_does_not_start() -> None:
     scripted = ScriptedMap()
     map_ = BackgroundMap(scripted.prepared, ())
     map_.cancel()
@@ -135,7 +135,7 @@ def test_a_block_may_be_cancelled_by_itself() -> None:
 
 
 @pytest.mark.parametrize("what", ["future", "block", "callback", "lasting"])
-def test_a_map_goes_on_while_it_is_of_use(what: str) -> None:
+def test_a_map_runs_while_one_of_its_futures_is_referenced(what: str) -> None:
     scripted, results, notified = ScriptedMap(is_stored=what == "lasting"), list[Any](), threading.Event()
     future = scripted.start()
     assert scripted.began.wait(SECONDS)
@@ -159,16 +159,16 @@ def test_a_map_goes_on_while_it_is_of_use(what: str) -> None:
     del keep
 
 
-def test_a_map_that_is_of_no_use_any_more_ends() -> None:
+def test_a_map_ends_when_its_futures_are_unreferenced() -> None:
     scripted = ScriptedMap()
     future = scripted.start()
     assert scripted.began.wait(SECONDS)
-    del future  # by its count of references: no collection is needed
+    del future  # Reference counting frees the future, without garbage collection.
     assert scripted.woken.is_set()
     assert scripted.ended.wait(SECONDS)
 
 
-def test_a_callback_is_called_once_also_where_it_comes_late() -> None:
+def test_a_callback_is_called_once_even_if_it_is_added_late() -> None:
     scripted, calls = ScriptedMap(), list[Any]()
     future = scripted.start()
     scripted.go.set()
@@ -177,10 +177,10 @@ def test_a_callback_is_called_once_also_where_it_comes_late() -> None:
     assert calls == [future]
 
 
-def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off(
+def test_exit_waits_for_stored_maps_and_cancels_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(coded_future, "_has_other_threads", lambda: False)  # those of pytest do
+    monkeypatch.setattr(coded_future, "_has_other_threads", lambda: False)  # pytest has other threads.
     in_memory, lasting = ScriptedMap(), ScriptedMap(is_stored=True)
     futures = in_memory.start(), lasting.start()
     assert in_memory.began.wait(SECONDS)
@@ -196,7 +196,7 @@ def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off(
         futures[0].result(SECONDS)
 
 
-def test_a_future_prints_its_state_and_how_many_results_are_there() -> None:
+def test_the_repr_of_a_future_shows_its_state_and_number_of_results() -> None:
     options: dict[str, Any] = {"blocks": 3, "tasks": 4}
     future = polarmap.submit(polarmap.coded_map, np.negative, np.eye(6), executor=ReplayExecutor(), **options)
     future.result(SECONDS)

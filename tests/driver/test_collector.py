@@ -1,4 +1,4 @@
-"""The timer of a job, and what a collector does if it overrides nothing."""
+"""Tests of the timer of a job, and of the default behaviour of a collector."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_timer_measures_from_its_creation() -> None:
     assert timer.elapsed_seconds == 2.0
     assert timer.remaining_seconds == -0.5
     assert timer.seconds_since(8.0) == 6.0
-    assert timer.seconds_since(11.0) == 4.0  # not later than the timer itself
+    assert timer.seconds_since(11.0) == 4.0  # The count starts no later than the timer itself.
 
 
 def test_a_timer_without_a_timeout_never_expires() -> None:
@@ -66,7 +66,7 @@ def test_a_timer_without_a_timeout_never_expires() -> None:
 def test_pending_tasks_suffice_while_those_in_flight_and_held_back_are_enough() -> None:
     task_table = TaskTable(4)
     collector = CountingCollector(task_table, 3)
-    task_table.start_attempts([0, 1], 0.0)  # 2 and 3 are held back
+    task_table.start_attempts([0, 1], 0.0)  # Tasks 2 and 3 are held back.
     task_table.record_outcome(returned(0), 1.0)
     task_table.record_outcome(lost(1), 1.0)
     assert collector.can_pending_tasks_suffice()

@@ -1,4 +1,4 @@
-"""Tests of the threads of maps: they are few, are reused, and end when idle."""
+"""Tests of the pool of threads that run maps: it reuses few threads, which end when idle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polarmap.driver.daemon_pool import DaemonThreadPool
 SECONDS = 30.0
 
 
-def test_calls_begin_in_order_and_no_more_run_at_a_time_than_allowed() -> None:
+def test_calls_start_in_order_and_at_most_max_workers_run_together() -> None:
     threads, go, begun, done = DaemonThreadPool(3), threading.Event(), list[int](), threading.Semaphore(0)
     lock, at_once, started = threading.Lock(), [0], threading.Semaphore(0)
     used, peak = set[threading.Thread](), [0]
@@ -61,7 +61,7 @@ def test_threads_without_a_call_end_and_others_are_started() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_has_threads_of_its_own() -> None:
+def test_a_forked_process_starts_new_threads() -> None:
     threads, done = DaemonThreadPool(1), threading.Event()
     threads.submit(done.set)
     assert done.wait(SECONDS)

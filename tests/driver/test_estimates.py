@@ -1,4 +1,4 @@
-"""Waiting for an estimate returns the latest one; estimates are computed only when awaited."""
+"""Tests of streams of estimates: estimates are computed only while a caller waits for the latest one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polarmap.driver.estimates import EstimateSnapshot, EstimateStream
 SECONDS = 30.0
 
 
-def test_an_estimate_is_made_for_whoever_waits_and_only_then() -> None:
+def test_an_estimate_is_computed_only_while_a_caller_waits() -> None:
     stream, asked, built = EstimateStream(), threading.Event(), list[int]()
 
     def make() -> str:
@@ -31,7 +31,7 @@ def test_an_estimate_is_made_for_whoever_waits_and_only_then() -> None:
     assert built == [1]
 
 
-def test_who_has_seen_the_latest_waits_for_the_next_or_the_end() -> None:
+def test_a_caller_with_the_latest_estimate_waits_for_the_next_or_the_end() -> None:
     stream, asked = EstimateStream(), threading.Semaphore(0)
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(stream.wait_for_next_estimate, 5, asked.release) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""A stream passes events to its observers, a token cancels a job, and stripes are counted for both."""
+"""Tests of event streams and their observers, of cancellation tokens, and of counts of stripes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from polarmap.driver.events import (
 )
 
 
-class Notebook(Observer):
-    """Writes down events in a list that it may share with others."""
+class RecordingObserver(Observer):
+    """An observer that appends events to a list, which several observers may share."""
 
     def __init__(self, notes: list[tuple[int, JobEvent]], number: int, poll_interval: float) -> None:
         self.notes, self.number, self.poll_interval = notes, number, poll_interval
@@ -33,7 +33,13 @@ class Notebook(Observer):
 
 def test_observers_get_each_event_in_their_order_and_the_last_one_in_reverse() -> None:
     notes: list[tuple[int, JobEvent]] = []
-    events = EventStream([Notebook(notes, 0, math.inf), Notebook(notes, 1, 0.5), Notebook(notes, 2, 2.0)])
+    events = EventStream(
+        [
+            RecordingObserver(notes, 0, math.inf),
+            RecordingObserver(notes, 1, 0.5),
+            RecordingObserver(notes, 2, 2.0),
+        ]
+    )
     polled, finished = JobPolled(3), JobFinished(None)
     events.emit(polled)
     events.emit_last(finished)
@@ -72,7 +78,7 @@ def test_a_token_wakes_the_job_while_it_is_open_and_cancels_it_at_any_time() -> 
 def test_stripes_are_counted_from_none_to_the_end() -> None:
     notes: list[tuple[int, JobEvent]] = []
     token = CancellationToken()
-    context = JobContext(EventStream([Notebook(notes, 0, math.inf)]), token)
+    context = JobContext(EventStream([RecordingObserver(notes, 0, math.inf)]), token)
     with context.count_stripes(3) as show:
         show(2)
         token.cancel()

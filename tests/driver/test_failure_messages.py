@@ -33,7 +33,7 @@ def make_collector(count: int, n: int) -> CountingCollector:
     return CountingCollector(tasks, count)
 
 
-def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None:
+def test_an_error_counts_arrived_and_running_tasks_and_lists_failures() -> None:
     tasks = make_collector(4, 4).task_table
     tasks.record_outcome(returned(0), 1.0)
     tasks.record_outcome(lost(1), 1.0)
@@ -69,7 +69,7 @@ def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None
     assert format_nonfinite_message(tasks, 4, 1).endswith(f"not all data tasks reported: 1 of 4{failed}")
 
 
-def test_the_machines_of_failed_tasks_are_named_five_at_most() -> None:
+def test_at_most_five_machines_of_failed_tasks_are_named() -> None:
     tasks = make_collector(12, 12).task_table
     for index in range(8):
         tasks.record_outcome(lost(index)._replace(host=f"node{index // 2}"), 1.0)
@@ -85,7 +85,7 @@ def test_the_machines_of_failed_tasks_are_named_five_at_most() -> None:
 @pytest.mark.parametrize(
     ("spare", "returns", "raises"), [(2, False, True), (3, False, False), (2, True, False)]
 )
-def test_what_f_raises_everywhere_is_raised_before_all_have_said_so(
+def test_an_exception_of_every_task_is_raised_before_all_tasks_have_failed(
     spare: int, returns: bool, raises: bool
 ) -> None:
     collector, error = make_collector(8 - spare, 8), KeyError("x")
@@ -101,7 +101,7 @@ def test_what_f_raises_everywhere_is_raised_before_all_have_said_so(
     assert raises == (raised is not None and raised.value is error)
 
 
-def test_lost_workers_do_not_hide_what_f_raises_everywhere() -> None:
+def test_lost_workers_do_not_hide_an_exception_of_every_task() -> None:
     collector, error = make_collector(6, 8), KeyError("x")
     for index in (0, 1):
         collector.task_table.record_outcome(lost(index), 1.0)
@@ -128,10 +128,7 @@ def raise_key_error_of_block(block: Any) -> Any:
 
 @pytest.mark.parametrize("f", [raise_key_error, raise_key_error_of_block])
 @pytest.mark.parametrize(("k", "n"), [(2, 3), (4, 6), (24, 32)])
-def test_what_f_raises_is_raised_whichever_worker_is_lost_and_whichever_sleeps(
-    f: Any, k: int, n: int
-) -> None:
-    """The message does not depend on the order in which tasks end."""
+def test_the_exception_of_f_does_not_depend_on_which_worker_is_lost_or_sleeps(f: Any, k: int, n: int) -> None:
     pairs = list(itertools.permutations(range(n), 2))
     for turn, (killed, sleeper) in enumerate(pairs[:: max(1, len(pairs) // 40)]):
         fault = KILLED_ALWAYS if turn % 2 else KILLED_ONCE
@@ -143,7 +140,7 @@ def test_what_f_raises_is_raised_whichever_worker_is_lost_and_whichever_sleeps(
             assert any(note.endswith(" raised this") for note in raised.value.__notes__)
 
 
-def test_the_note_of_what_f_raises_counts_what_else_failed() -> None:
+def test_the_note_on_an_exception_of_f_counts_the_other_failures() -> None:
     faults = {0: Fault("raise", attempts=99)} | dict.fromkeys(range(8, 12), KILLED_ALWAYS)
     with pytest.raises(ValueError, match="no such block") as raised:
         coded_map(failing_on(*range(1, 8)), DATA, blocks=8, tasks=12, executor=faulty(faults))
@@ -155,20 +152,20 @@ def test_the_note_of_what_f_raises_counts_what_else_failed() -> None:
     assert "1 task: RuntimeError: injected fault" in second
 
 
-def test_what_f_raises_is_the_cause_where_some_tasks_have_returned() -> None:
+def test_an_exception_of_f_is_the_cause_of_the_error_if_some_tasks_have_returned() -> None:
     with pytest.raises(NotDecodableError, match="5 tasks: ValueError: no such block") as raised:
         coded_map(failing_on(1, 2, 3, 4, 5), DATA, blocks=8, tasks=12, executor=faulty({}), retries=0)
     assert isinstance(raised.value.__cause__, ValueError)
 
 
-def test_what_only_lost_workers_explain_is_not_blamed_on_f() -> None:
+def test_f_is_not_blamed_for_failures_of_lost_workers_alone() -> None:
     lost_for_good = dict.fromkeys(range(6, 11), KILLED_ALWAYS)
     with pytest.raises(NotDecodableError, match="5 tasks: WorkerLost") as raised:
         coded_map(failing_on(1, 2), DATA, blocks=8, tasks=12, executor=faulty(lost_for_good))
     assert isinstance(raised.value.__cause__, ValueError)
 
 
-def test_a_lost_worker_does_not_hide_what_f_has_raised_on_the_same_item() -> None:
+def test_a_lost_worker_does_not_hide_an_exception_of_f_on_the_same_item() -> None:
     class SecondAttemptsLost(AlteringReplay):
         def altered(self, outcome: Outcome) -> Outcome:
             return lost(outcome.task, 1) if outcome.attempt == 1 else outcome
@@ -182,7 +179,7 @@ def test_a_lost_worker_does_not_hide_what_f_has_raised_on_the_same_item() -> Non
     assert [results[0], results[1], results[3]] == [6, 3, 2]
 
 
-def test_tasks_that_no_worker_has_begun_are_queued() -> None:
+def test_tasks_that_no_worker_has_started_are_queued() -> None:
     tasks = make_collector(3, 3).task_table
     tasks.record_start(0, 0, 1.0)
     tasks.record_outcome(returned(0), 1.0)

@@ -1,4 +1,4 @@
-"""Tests of when functions count as equal: a change of any object that f reaches changes its fingerprint."""
+"""Tests of fingerprints: a change of any object that f refers to changes the fingerprint of f."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver.test_function_properties import how_verified, power, times
+from driver.test_function_properties import get_verification, power, times
 
 from polarmap.driver.fingerprint import compute_function_fingerprint
 from polarmap.driver.function_properties import LINEAR_OR_AFFINE, FunctionProperty
@@ -115,18 +115,18 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_made_again_it_is_the_same_function(name: str) -> None:
+def test_an_equal_function_that_is_created_again_is_trusted(name: str) -> None:
     assert compute_function_fingerprint(SAME[name]()) == compute_function_fingerprint(SAME[name]())
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_what_may_make_it_non_linear_makes_another_function(name: str) -> None:
+def test_functions_that_differ_have_different_fingerprints(name: str) -> None:
     first, other = DIFFERENT[name]
     assert compute_function_fingerprint(first) != compute_function_fingerprint(other)
     assert compute_function_fingerprint(first) == compute_function_fingerprint(first)
 
 
-def test_a_class_defined_anew_under_its_name_counts() -> None:
+def test_redefining_a_class_changes_the_fingerprint() -> None:
     def define(exponent: int) -> Callable[[Any], Any]:
         class Local:
             def __call__(self, block: Any) -> Any:
@@ -137,14 +137,14 @@ def test_a_class_defined_anew_under_its_name_counts() -> None:
     assert compute_function_fingerprint(define(1)) != compute_function_fingerprint(define(2))
 
 
-def test_a_variable_without_a_value_yet_does_no_harm() -> None:
+def test_a_variable_that_is_assigned_later_changes_the_fingerprint() -> None:
     f = lambda block: block * later  # noqa: E731
     before = compute_function_fingerprint(f)
     later = 2
     assert compute_function_fingerprint(f) != before
 
 
-def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> None:
+def test_objects_are_compared_by_their_attributes_and_not_by_their_pickles() -> None:
     class Unpicklable(Power):
         def __reduce__(self) -> Any:
             raise TypeError("no")
@@ -156,20 +156,20 @@ def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> No
 @pytest.mark.parametrize(
     "inside", [threading.Lock(), (n for n in [1]), weakref.ref(Power), np.frompyfunc(abs, 1, 1)]
 )
-def test_what_cannot_be_compared_is_not_trusted(inside: Any) -> None:
+def test_a_function_that_cannot_be_fingerprinted_is_not_trusted(inside: Any) -> None:
     f = times(inside)
     assert compute_function_fingerprint(f) is None
     FunctionProperty(f, LINEAR_OR_AFFINE, []).remember_value()
     assert FunctionProperty(f, LINEAR_OR_AFFINE, []).value is None
 
 
-# --- whatever f reaches changes between two maps ------------------------------------------------
+# --- objects that f refers to change between two maps ------------------------------------------------
 
-Change = Callable[[int], Any]  # makes the exponent 1 or 2
+Change = Callable[[int], Any]  # sets the exponent to 1 or 2
 NEVER_TRUSTED = {"attribute by name", "globals by name", "exec", "module's dictionary", "sys.modules"} | {
     *("numbers of a generator", "generic function", "weak reference")
 }
-# Changes that are not undone by 1.
+# Changes that setting the exponent to 1 again does not undo.
 ONE_WAY = {"code replaced", "set", "generic function"} | {
     *("function of numpy", "function of a module of numpy")
 }
@@ -185,7 +185,7 @@ def item(owner: Any, key: Any) -> Change:
 
 
 def module_of(source: str, name: str = "reached") -> Any:
-    """Create a module that belongs to the caller."""
+    """Create and import a module of user code from its source."""
     module = types.ModuleType(name)
     sys.modules[name] = module
     exec(source, module.__dict__)
@@ -221,18 +221,18 @@ def getattr_p(owner: Any) -> int:
         return 1
 
 
-def noted(array: Any) -> Any:
+def set_p(array: Any) -> Any:
     array.p = 1
     return array
 
 
 def memory_map() -> Any:
     with tempfile.TemporaryFile() as file:
-        return noted(np.memmap(file, float, "w+", shape=(5,)))
+        return set_p(np.memmap(file, float, "w+", shape=(5,)))
 
 
 def module_of_library(source: str) -> Any:
-    """Create a module whose file is in the folder of installed libraries."""
+    """Create and import a module whose file is in the folder of installed libraries."""
     module = module_of("")
     module.__file__ = f"{os.path.dirname(np.__file__)}/../reached.py"
     exec(compile(source, module.__file__, "exec"), module.__dict__)
@@ -247,7 +247,8 @@ def patched(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-# For each kind of object that f reaches: a value, and a function that builds f and a change of it.
+# For each kind of object that f can refer to: the type of a value, and a function that builds f and its
+# change.
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any], Any], Change]]]] = {
     "global": (int, lambda _: (lambda b: b**EXPONENT, item(globals(), "EXPONENT"))),
     "attribute of a class": (int, lambda _: (lambda b: b**Holder.p, setter(Holder, "p"))),
@@ -317,11 +318,11 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
         lambda obj: (lambda b: b ** getattr_p(obj), setter(obj, "p")),
     ),
     "attribute of a matrix": (
-        lambda: noted(np.ones((5, 5)).view(np.matrix)),
+        lambda: set_p(np.ones((5, 5)).view(np.matrix)),
         lambda obj: (lambda b: b**obj.p, setter(obj, "p")),
     ),
     "attribute of a record array": (
-        lambda: noted(np.ones(5).view(np.recarray)),
+        lambda: set_p(np.ones(5).view(np.recarray)),
         lambda obj: (lambda b: b**obj.p, setter(obj, "p")),
     ),
     "attribute of a memory map": (memory_map, lambda obj: (lambda b: b**obj.p, setter(obj, "p"))),
@@ -419,13 +420,13 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
 
 
 def change(name: str) -> Callable[[Any], Any]:
-    """Register a change that takes more than an expression."""
+    """Return a decorator that registers a change that does not fit into an expression."""
 
-    def noted(make: Any) -> Any:
+    def register(make: Any) -> Any:
         CHANGES[name] = (int, lambda _: make())
         return make
 
-    return noted
+    return register
 
 
 @change("slot")
@@ -529,22 +530,24 @@ def _() -> Any:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_f_reaches_has_changed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off by 0.67 with a bound of 1e-15, it was trusted."""
+def test_a_change_of_an_object_that_f_refers_to_is_noticed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A version that trusted f here returned results off by 0.67, with an error bound of 1e-15.
     monkeypatch.setattr(Holder, "p", 1)
     monkeypatch.setitem(globals(), "EXPONENT", 1)
     monkeypatch.setenv("POLARMAP_TEST", "1")
     owner, make = CHANGES[name]
     f, change_it = make(owner())
-    assert how_verified(f, surplus=False) == "local"
-    assert how_verified(f, surplus=False) == ("local" if name in NEVER_TRUSTED else "earlier")
+    assert get_verification(f, surplus=False) == "local"
+    assert get_verification(f, surplus=False) == ("local" if name in NEVER_TRUSTED else "earlier")
     try:
         change_it(2)
         with pytest.raises(NotLinearError):
-            how_verified(f, surplus=False)
+            get_verification(f, surplus=False)
         if name not in ONE_WAY:
             change_it(1)
-            assert how_verified(f, surplus=False) in ("local", "earlier")
+            assert get_verification(f, surplus=False) in ("local", "earlier")
     finally:
         while UNPATCHED:
             setattr(*UNPATCHED.pop())

@@ -1,4 +1,4 @@
-"""Only the first use of each function waits to be verified, as long as it stays the same."""
+"""Tests that only the first map of a function waits until f is verified, as long as f does not change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def power(exponent: Any) -> Callable[[Any], Any]:
     return lambda block: block**exponent
 
 
-def test_note_and_forget() -> None:
+def test_verified_properties_are_remembered_until_the_cache_is_cleared() -> None:
     f = times(np.ones(3))
     floats, integers = [np.dtype(float)], [np.dtype(int)]
     assert FunctionProperty(f, LINEAR_OR_AFFINE, floats).value is None
@@ -38,18 +38,18 @@ def test_note_and_forget() -> None:
     assert FunctionProperty(f, LINEAR_OR_AFFINE, floats).value is None
 
 
-def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:
-    """Run a map that loses two of four blocks and, without surplus, all spare parity."""
+def get_verification(f: Callable[[Any], Any], surplus: bool) -> str:
+    """Return report.verified of a map that loses two data tasks and, without `surplus`, one parity task."""
     seconds = dict.fromkeys([0, 1] if surplus else [0, 1, 6], math.inf)
     options = {"blocks": 4, "tasks": 7, "timeout": 100}
     return coded_map(f, DATA, executor=ReplayExecutor(seconds), **options).report.verified
 
 
 @pytest.mark.parametrize(("surplus", "how"), [(True, "parity"), (False, "local")])
-def test_the_next_map_trusts_what_this_one_verified(surplus: bool, how: str) -> None:
-    assert how_verified(times(np.ones(5)), surplus) == how
-    assert how_verified(times(np.ones(5)), surplus=False) == "earlier"
-    assert how_verified(times(np.zeros(5)), surplus=False) == "local"
+def test_the_next_map_trusts_a_verified_function(surplus: bool, how: str) -> None:
+    assert get_verification(times(np.ones(5)), surplus) == how
+    assert get_verification(times(np.ones(5)), surplus=False) == "earlier"
+    assert get_verification(times(np.zeros(5)), surplus=False) == "local"
 
 
 @pytest.mark.parametrize("seconds", [{}, dict.fromkeys([4, 5, 6], math.inf)], ids=["parity", "here"])
@@ -58,23 +58,23 @@ def test_a_function_is_verified_although_nothing_is_decoded(seconds: dict[int, f
     options = {"blocks": 4, "tasks": 7, "timeout": 100, "executor": ReplayExecutor(seconds)}
     report = coded_map(f, DATA, **options).report
     assert (report.verified, report.residual is not None) == ("not needed", True)
-    assert how_verified(f, surplus=False) == "earlier"
+    assert get_verification(f, surplus=False) == "earlier"
 
 
 def test_a_function_that_failed_is_not_verified() -> None:
     for _ in range(2):
         with pytest.raises(NotLinearError):
-            how_verified(power(2), surplus=False)
+            get_verification(power(2), surplus=False)
 
 
-def test_what_changes_while_a_map_runs_is_not_trusted_as_what_it_was() -> None:
-    """The map that began with a square has seen, and verified, the identity."""
+def test_a_function_that_changes_during_a_map_is_not_trusted() -> None:
+    # When the map starts, f is a square. Its tasks compute and verify the identity.
     inside = [2]
 
     def f(block: Any) -> Any:
         inside[0] = 1
         return block ** inside[0]
 
-    assert how_verified(f, surplus=False) == "local"
+    assert get_verification(f, surplus=False) == "local"
     inside[0] = 2
-    assert how_verified(f, surplus=False) == "local"
+    assert get_verification(f, surplus=False) == "local"

@@ -1,4 +1,4 @@
-"""Results of items are decoded as they arrive; exceptions may stand in their place."""
+"""Tests of the results of items, which are decoded as they arrive and may be exceptions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from polarmap.worker.pickled_values import pickle_to_array
 BROKEN = b"no pickle"
 
 
-class Arrivals(Observer):
-    """Notes the value of each item as it arrives."""
+class ArrivalRecorder(Observer):
+    """An observer that records the value of each item as it arrives."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, Any]] = []
@@ -29,8 +29,8 @@ class Arrivals(Observer):
         self.seen.append((event.index, event.get_result()))
 
 
-def test_each_item_gets_its_first_result_and_observers_see_it_at_once() -> None:
-    arrivals = Arrivals()
+def test_each_item_gets_its_first_result_and_observers_receive_it_immediately() -> None:
+    arrivals = ArrivalRecorder()
     results = ItemResults(2, False, EventStream([arrivals]))
     results.add_results([(1, pickle.dumps("one"))])
     assert not results.is_complete

@@ -1,4 +1,4 @@
-"""When a task is late: the rule on run times that are given, and the attempts that it is asked of."""
+"""Tests of when a task is late: the rule for given run times, and the tracker of attempts that applies it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMES = st.lists(st.floats(0, 1e6), max_size=30)
 
 
 @given(durations=TIMES, more=st.integers(1, 30), least=st.sampled_from([0.0, 0.1]))
-def test_once_half_are_back_nothing_is_late_before_the_median(
+def test_with_half_of_the_results_no_task_is_late_before_the_median(
     durations: list[float], more: int, least: float
 ) -> None:
     tasks = max(1, len(durations) + more)
@@ -29,8 +29,8 @@ def test_once_half_are_back_nothing_is_late_before_the_median(
 
 
 @pytest.mark.parametrize("tasks", [24, 100, 8])
-def test_of_exponential_run_times_as_many_are_late_as_is_said(tasks: int) -> None:
-    """One in twelve, or two of eight, whether the distribution is known or not."""
+def test_the_share_of_late_tasks_for_exponential_run_times(tasks: int) -> None:
+    # The share is one in twelve, but at least two tasks, whether the distribution is known or estimated.
     distribution = ShiftedExponential(1.0, 0.3)
     jobs = np.sort(distribution.sample(np.random.default_rng(0), (2000, tasks)), axis=1)
     share = max(1 / 12, 2 / tasks)
@@ -42,13 +42,13 @@ def test_of_exponential_run_times_as_many_are_late_as_is_said(tasks: int) -> Non
     np.testing.assert_allclose(learned, compute_lateness_thresholds(jobs, rule))
 
 
-def test_equal_tasks_are_late_at_a_tenth_more() -> None:
+def test_equal_tasks_are_late_after_ten_percent_more_time() -> None:
     assert LatenessRule(24).late_after_seconds([2.0] * 12) == pytest.approx(2.2)
     assert LatenessRule(24, Empirical([2.0])).late_after_seconds(()) == pytest.approx(2.2)
     assert LatenessRule(24, min_seconds=5.0).late_after_seconds([2.0] * 12) == 5.0
 
 
-def test_fewer_than_half_tell_with_caution_and_nothing_after_a_minute() -> None:
+def test_the_threshold_is_cautious_with_fewer_than_half_of_the_results_and_at_most_a_minute() -> None:
     rule = LatenessRule(24)
     assert rule.late_after_seconds([1.0, 2.0]) == 3 * 12 / 2 * 2.0
     assert rule.late_after_seconds([0.001]) == 0.1
@@ -60,7 +60,7 @@ def test_fewer_than_half_tell_with_caution_and_nothing_after_a_minute() -> None:
     ("durations", "began", "later", "moment"),
     [([], 0.0, [1.0], 6.0), ([1.0], 0.0, [1.0], 1.1), ([1.0, 1.0], 5.0, [0.01], 6.1), ([1.0], 0.5, [], 6.5)],
 )
-def test_tasks_started_later_tell_until_half_of_the_others_are_back(
+def test_tasks_started_later_count_until_half_of_the_first_tasks_have_returned(
     durations: list[float], began: float, later: list[float], moment: float
 ) -> None:
     attempts: LateTracker[str] = LateTracker(LatenessRule(4))
@@ -72,7 +72,7 @@ def test_tasks_started_later_tell_until_half_of_the_others_are_back(
     assert late_moments(LatenessRule(4), durations, [began], later) == [pytest.approx(moment)]
 
 
-def test_parity_goes_by_the_same_rule() -> None:
+def test_parity_tasks_follow_the_same_rule() -> None:
     assert ParityRule(24).lateness_rule == LatenessRule(24)
     distribution = Empirical([1.0, 2.0])
     assert ParityRule(24, distribution).lateness_rule == LatenessRule(24, distribution)
@@ -82,7 +82,7 @@ def test_parity_goes_by_the_same_rule() -> None:
     began=st.lists(st.floats(0, 10), min_size=1, max_size=8),
     ends=st.lists(st.tuples(st.integers(0, 7), st.floats(0, 20), st.booleans()), max_size=8),
 )
-def test_attempts_are_late_from_the_moments_that_the_rule_gives(
+def test_attempts_become_late_at_the_times_of_the_rule(
     began: list[float], ends: list[tuple[int, float, bool]]
 ) -> None:
     rule = LatenessRule(len(began))
@@ -105,7 +105,7 @@ def test_attempts_are_late_from_the_moments_that_the_rule_gives(
     }
 
 
-def test_what_was_late_stays_late_until_it_ends() -> None:
+def test_a_late_attempt_stays_late_until_it_ends() -> None:
     attempts: LateTracker[str] = LateTracker(LatenessRule(3))
     for name in "abc":
         attempts.on_start(name, 0.0)
@@ -119,7 +119,7 @@ def test_what_was_late_stays_late_until_it_ends() -> None:
     assert attempts.find_next_late_time() == inf
 
 
-def test_a_job_without_an_end_has_the_tasks_that_are_known_and_run() -> None:
+def test_an_open_ended_job_counts_finished_and_running_tasks() -> None:
     attempts: LateTracker[int] = LateTracker(LatenessRule(1, min_seconds=0.1), is_open_ended=True)
     assert attempts.find_next_late_time() == inf
     took = [1.0 + number / 100 for number in range(40)]

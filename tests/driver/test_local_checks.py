@@ -1,4 +1,4 @@
-"""Decoded results are compared with f evaluated on the driver where parity checks tell nothing."""
+"""Tests of comparing decoded results with f evaluated on the driver, where parity checks show nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from polarmap.errors import NotLinearError
 
 @pytest.mark.parametrize("verify", ["auto", True])
 def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
-    """Under noise f is as good as constant, which is affine: only f of data itself tells."""
+    # With the noise of secret sharing, f is almost constant and hence affine. Only f of the data shows its
+    # kind.
     clip = lambda block: np.clip(block, -1, 1)  # noqa: E731
     options = {"blocks": 8, "tasks": 12, "code": SecretSharing(), "timeout": 100, "verify": verify}
     with pytest.raises(NotLinearError):
@@ -25,8 +26,9 @@ def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
 
 
 @pytest.mark.parametrize("other", [0, 1])
-def test_equal_results_tell_nothing_of_lost_blocks(other: int) -> None:
-    """Equations of equal results hold, whatever f gives of a block that is lost: each is evaluated here."""
+def test_equal_results_do_not_verify_lost_blocks(other: int) -> None:
+    # Equal results satisfy the parity checks whatever f returns for a lost block. The driver evaluates each
+    # one.
     data = np.arange(24.0).reshape(12, 2)
 
     def f(block: np.ndarray) -> np.ndarray:
@@ -37,7 +39,7 @@ def test_equal_results_tell_nothing_of_lost_blocks(other: int) -> None:
 
 
 @pytest.mark.parametrize("lost", [(), (5,)])
-def test_a_structure_that_one_block_alone_has_is_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
+def test_a_unique_structure_of_one_block_does_not_count_as_garbage(lost: tuple[int, ...]) -> None:
     data = np.arange(24.0).reshape(12, 2)
 
     def f(block: np.ndarray) -> Any:

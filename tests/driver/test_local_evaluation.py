@@ -7,7 +7,7 @@ import threading
 from polarmap.driver.local_evaluation import LocalEvaluation
 
 
-def test_a_result_is_waited_for_as_long_as_is_said() -> None:
+def test_waiting_for_an_evaluation_ends_after_its_timeout() -> None:
     gate = threading.Event()
 
     def f(block: int) -> tuple[float, int]:
@@ -29,7 +29,7 @@ class SilentError(Exception):
         raise RuntimeError("no words")
 
 
-def test_what_f_raises_is_no_result() -> None:
+def test_an_exception_of_f_is_not_a_result() -> None:
     def f(block: int) -> None:
         raise SilentError
 

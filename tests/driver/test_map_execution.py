@@ -1,4 +1,4 @@
-"""A map from its opening to its report: notifications, retries and closing."""
+"""Tests of a map from opening its executor to its report: events, retries and closing."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ T = TypeVar("T")
 THREE = np.random.default_rng(0).standard_normal((24, 3))
 
 
-class Diary(Observer):
-    """Writes down the events of a map, and the states of its tasks whenever an attempt has ended."""
+class EventLog(Observer):
+    """An observer that records the events of a map, and the states of its tasks whenever an attempt ends."""
 
     def __init__(self) -> None:
         self.events: list[JobEvent] = []
@@ -64,81 +64,83 @@ class Diary(Observer):
         if isinstance(event, AttemptEnded):
             self.states.append([task.state for task in self.get_report().tasks])
 
-    def of(self, kind: type[T]) -> list[T]:
+    def events_of(self, kind: type[T]) -> list[T]:
         """Return the events of one class."""
         return [event for event in self.events if isinstance(event, kind)]
 
 
 def observe(map_function: Any, *arguments: Any, observers: Sequence[Observer], **options: Any) -> Any:
-    """Run a map with these observers."""
+    """Run a map with `observers` and return its result."""
     return map_function.prepare(*arguments, **options).execute(JobContext(EventStream(observers)))
 
 
 def test_events_are_emitted_as_they_happen() -> None:
-    diary = Diary()
+    event_log = EventLog()
     executor = FaultyExecutor(ReplayExecutor({0: 1.0, 1: 2.0, 2: 3.0, 3: math.inf}), {1: Fault("kill")})
     options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": executor, "verify": False}
-    result = observe(polarmap.coded_map, np.negative, THREE, observers=[diary], **options)
-    told = [event for event in diary.events if not isinstance(event, (JobPolled, EstimateReady))]
-    assert [type(event) for event in told] == [
+    result = observe(polarmap.coded_map, np.negative, THREE, observers=[event_log], **options)
+    events = [event for event in event_log.events if not isinstance(event, (JobPolled, EstimateReady))]
+    assert [type(event) for event in events] == [
         JobStarted,
         AttemptEnded,
         BlockReady,
         AttemptEnded,
         AttemptEnded,
         BlockReady,
-        AttemptsStarted,  # a second without events after the loss
+        AttemptsStarted,  # The retry starts a second after the loss.
         AttemptEnded,
         BlockReady,
         *[BlockReady] * 3,
         JobFinished,
     ]
-    ended = [(event.outcome.task, event.elapsed_seconds) for event in diary.of(AttemptEnded)]
+    ended = [(event.outcome.task, event.elapsed_seconds) for event in event_log.events_of(AttemptEnded)]
     assert ended == [(0, 1.0), (1, 2.0), (2, 3.0), (1, 6.0)]
-    [started] = diary.of(AttemptsStarted)
+    [started] = event_log.events_of(AttemptsStarted)
     assert (list(started.attempts), set(started.pending_tasks)) == ([(1, 1)], {3})
-    ready = [(event.index, event.is_final) for event in diary.of(BlockReady)]
+    ready = [(event.index, event.is_final) for event in event_log.events_of(BlockReady)]
     assert ready == [(0, False), (2, False), (1, False), (0, True), (2, True), (1, True)]
-    for event in diary.of(BlockReady):
+    for event in event_log.events_of(BlockReady):
         np.testing.assert_array_equal(event.get_result(), result[event.index])
-    counts = [event.n_results for event in diary.of(JobPolled)]
+    counts = [event.n_results for event in event_log.events_of(JobPolled)]
     assert (counts[0], counts[1], counts[-1]) == (0, 1, 3)
-    assert counts == sorted(counts) == [event.n_results for event in diary.of(EstimateReady)]
-    assert diary.states[0] == ["arrived", "running", "running", "running"]
-    assert diary.states[1] == ["arrived", "failed", "running", "running"]
-    assert diary.states[-1] == ["arrived", "arrived", "arrived", "running"]
+    assert counts == sorted(counts) == [event.n_results for event in event_log.events_of(EstimateReady)]
+    assert event_log.states[0] == ["arrived", "running", "running", "running"]
+    assert event_log.states[1] == ["arrived", "failed", "running", "running"]
+    assert event_log.states[-1] == ["arrived", "arrived", "arrived", "running"]
     assert [task.state for task in result.report.tasks] == ["arrived", "arrived", "arrived", "abandoned"]
-    assert diary.of(JobFinished) == [JobFinished(result.report)]
+    assert event_log.events_of(JobFinished) == [JobFinished(result.report)]
 
 
 def test_results_of_any_function_are_final_one_by_one() -> None:
-    diary = Diary()
-    result = observe(polarmap.hedged_map, abs, [-1, 2], observers=[diary], executor=ReplayExecutor({0: 9.0}))
+    event_log = EventLog()
+    result = observe(
+        polarmap.hedged_map, abs, [-1, 2], observers=[event_log], executor=ReplayExecutor({0: 9.0})
+    )
     assert list(result) == [1, 2]
-    ready = [(event.index, event.get_result(), event.is_final) for event in diary.of(BlockReady)]
+    ready = [(event.index, event.get_result(), event.is_final) for event in event_log.events_of(BlockReady)]
     assert ready == [(1, 2, True), (0, 1, True)]
 
 
 def test_blocks_that_arrived_are_final_in_their_order_before_decoded_ones() -> None:
-    diary, executor = Diary(), ReplayExecutor({0: math.inf, 1: 3.0, 2: 2.0})
+    event_log, executor = EventLog(), ReplayExecutor({0: math.inf, 1: 3.0, 2: 2.0})
     options: dict[str, Any] = {"blocks": 3, "tasks": 5, "executor": executor}
-    result = observe(polarmap.coded_map, np.negative, THREE, observers=[diary], **options)
-    final = [event for event in diary.of(BlockReady) if event.is_final]
+    result = observe(polarmap.coded_map, np.negative, THREE, observers=[event_log], **options)
+    final = [event for event in event_log.events_of(BlockReady) if event.is_final]
     assert [event.index for event in final] == [2, 1, 0]
     assert all(event.get_result() is result[event.index] for event in final)
 
 
 def test_a_job_that_raises_has_finished_for_all_observers() -> None:
-    diaries = Diary(), Diary()
+    diaries = EventLog(), EventLog()
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": never, "timeout": 2.0}
     with pytest.raises(CodedTimeoutError) as raised:
         observe(polarmap.coded_map, np.negative, THREE, observers=diaries, **options)
-    for diary in diaries:
-        finished = diary.events[-1]
+    for event_log in diaries:
+        finished = event_log.events[-1]
         assert isinstance(finished, JobFinished) and finished.error is raised.value
         assert finished.report is not None and not finished.report.is_final
-        assert diary.of(BlockReady) == []
+        assert event_log.events_of(BlockReady) == []
 
 
 def test_a_job_of_an_observer_that_raises_ends_with_its_exception() -> None:
@@ -147,11 +149,11 @@ def test_a_job_of_an_observer_that_raises_ends_with_its_exception() -> None:
             if isinstance(event, AttemptEnded):
                 raise error
 
-    error, recorder, diary = ArithmeticError("no"), Recorder(), Diary()
+    error, recorder, event_log = ArithmeticError("no"), Recorder(), EventLog()
     with pytest.raises(ArithmeticError) as raised:
-        observe(polarmap.coded_map, np.negative, THREE, observers=[Refusal(), diary], executor=recorder)
+        observe(polarmap.coded_map, np.negative, THREE, observers=[Refusal(), event_log], executor=recorder)
     assert raised.value is error
-    assert diary.of(JobFinished)[0].error is error
+    assert event_log.events_of(JobFinished)[0].error is error
     assert recorder.calls[-1] == ("close",)
 
 
@@ -169,16 +171,16 @@ def test_a_job_that_is_cancelled_stops_and_closes_its_session(is_early: bool) ->
             if isinstance(event, JobStarted if is_early else AttemptEnded):
                 cancellation.cancel()
 
-    cancellation, recorder, diary = CancellationToken(), Recorder({2: 9.0}), Diary()
+    cancellation, recorder, event_log = CancellationToken(), Recorder({2: 9.0}), EventLog()
     prepared = polarmap.hedged_map.prepare(abs, [1, 2, 3], executor=recorder)  # type: ignore[attr-defined]
     with pytest.raises(JobCancelled):
-        prepared.execute(JobContext(EventStream([Canceller(), diary]), cancellation))
-    assert len(diary.of(AttemptEnded)) == (0 if is_early else 1)
-    assert isinstance(diary.events[-1].error, JobCancelled)  # type: ignore[union-attr]
+        prepared.execute(JobContext(EventStream([Canceller(), event_log]), cancellation))
+    assert len(event_log.events_of(AttemptEnded)) == (0 if is_early else 1)
+    assert isinstance(event_log.events[-1].error, JobCancelled)  # type: ignore[union-attr]
     assert [call[0] for call in recorder.calls] == ([] if is_early else ["open", "submit", "wait", "close"])
 
 
-def test_a_map_may_be_asked_for_its_report_at_any_time() -> None:
+def test_the_report_of_a_map_is_available_at_any_time() -> None:
     running = MapExecution(resolve_executor(ReplayExecutor()))
     running.set_code(polarmap.codes.PolarCode(4, 3), padding=2)
     blank = running.current_report()
@@ -196,7 +198,7 @@ def test_a_map_may_be_asked_for_its_report_at_any_time() -> None:
 
 
 class Recorder(ReplayExecutor):
-    """A replay that notes what is done to it and to its run, and can be interrupted."""
+    """A replay executor that records the calls to it and to its session, and can raise KeyboardInterrupt."""
 
     def __init__(
         self,
@@ -260,14 +262,14 @@ class RecordedSession(ReplaySession):
         lambda executor: polarmap.hedged_map(np.sum, [np.ones(2)], blocks=3, executor=executor),
     ],
 )
-def test_nothing_is_opened_for_data_that_is_refused(use: Callable[[Any], Any]) -> None:
+def test_no_session_is_opened_for_invalid_data(use: Callable[[Any], Any]) -> None:
     recorder = Recorder()
     with pytest.raises(CodeError):
         use(recorder)
     assert recorder.calls == []
 
 
-def test_a_run_is_opened_once_and_closed_last() -> None:
+def test_a_session_is_opened_once_and_closed_last() -> None:
     recorder = Recorder(LOST_DATA)
     assert_right(coded(executor=recorder))
     assert recorder.calls[:2] == [("open",), ("submit", *range(N))]
@@ -277,7 +279,7 @@ def test_a_run_is_opened_once_and_closed_last() -> None:
     )
 
 
-def test_seconds_count_from_the_call_although_the_run_is_opened_later(
+def test_seconds_count_from_the_call_though_the_session_opens_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Late(ReplaySession):
@@ -302,7 +304,9 @@ def test_seconds_count_from_the_call_although_the_run_is_opened_later(
         (lambda block: block > 0, {}, CodeError),
     ],
 )
-def test_the_run_is_closed_after_an_error(f: Any, options: dict[str, Any], error: type[Exception]) -> None:
+def test_the_session_is_closed_after_an_error(
+    f: Any, options: dict[str, Any], error: type[Exception]
+) -> None:
     recorder = Recorder(LOST_DATA)
     with pytest.raises(error):
         coded(f, executor=recorder, **options)
@@ -312,7 +316,7 @@ def test_the_run_is_closed_after_an_error(f: Any, options: dict[str, Any], error
 
 @pytest.mark.parametrize("verb", ["submit", "wait"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
-def test_the_run_is_closed_when_interrupted(verb: str, error: type[BaseException]) -> None:
+def test_the_session_is_closed_when_interrupted(verb: str, error: type[BaseException]) -> None:
     recorder = Recorder(LOST_DATA, (verb, 1 if verb == "submit" else 4, error()))
     with pytest.raises(error):
         coded(executor=recorder)
@@ -323,7 +327,7 @@ def test_the_run_is_closed_when_interrupted(verb: str, error: type[BaseException
 # --- failures ----------------------------------------------------------------------------------
 
 
-def test_who_arrived_when_is_reported() -> None:
+def test_arrival_times_are_reported() -> None:
     seconds = {task: 1 + 0.1 * task for task in range(N)} | LOST_DATA
     report = coded(executor=ReplayExecutor(seconds)).report
     assert [task.index for task in report.tasks] == list(range(N))
@@ -337,7 +341,7 @@ def test_who_arrived_when_is_reported() -> None:
 
 
 @pytest.mark.parametrize("kind", ["raise", "kill", "exit"])
-def test_failures_that_parity_covers_are_not_tried_again(kind: str) -> None:
+def test_failures_that_parity_covers_are_not_retried(kind: str) -> None:
     seconds = {task: 1 + 0.1 * task for task in range(N)}
     recorder = Recorder(seconds)
     faults = {0: Fault(kind), 3: Fault(kind), 9: Fault(kind)}
@@ -353,7 +357,7 @@ def test_failures_that_parity_covers_are_not_tried_again(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["raise", "kill"])
-def test_failures_that_parity_does_not_cover_are_tried_again(kind: str) -> None:
+def test_failures_that_parity_does_not_cover_are_retried(kind: str) -> None:
     seconds = dict.fromkeys(range(6, 11), 0.5) | {11: math.inf}
     recorder = Recorder(seconds)
     result = coded(executor=FaultyExecutor(recorder, dict.fromkeys(range(6), Fault(kind))))
@@ -384,7 +388,7 @@ def test_failures_that_parity_does_not_cover_are_tried_again(kind: str) -> None:
     whole=True,
     schedule="upfront",
 )
-def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
+def test_any_mix_of_failures_gives_the_plain_map_or_an_error(
     kinds: list[str], strikes: int, retries: int, seed: int, whole: bool, schedule: str
 ) -> None:
     VERIFIED_PROPERTIES.clear()
@@ -405,7 +409,7 @@ def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
     try:
         result = coded(f, data, executor=faulty(faults, seconds), retries=retries, schedule=schedule)
     except NotLinearError:
-        assert odd  # and evaluated here, with the same odd result
+        assert odd  # The driver evaluated f of this block, with the same odd result.
     except (RuntimeError, CodedTimeoutError) as error:
         few = not hasattr(error, "__notes__")
         assert not few or not PolarCode(N, K, "arikan" if whole else "rotation").is_decodable(comes)
@@ -413,7 +417,7 @@ def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
         assert_same(result, [block[1:] for block in cut(data, K)], 1e-9)
 
 
-def test_an_exception_that_would_not_travel_is_itself_where_it_need_not() -> None:
+def test_an_unpicklable_exception_is_raised_unchanged_within_one_process() -> None:
     class Local(Exception):  # noqa: N818
         def __reduce__(self) -> Any:
             raise TypeError("not picklable")
@@ -422,7 +426,7 @@ def test_an_exception_that_would_not_travel_is_itself_where_it_need_not() -> Non
         coded(failing_on(*range(8), error=Local("here")), executor=ReplayExecutor())
 
 
-def test_f_that_fails_everywhere_is_found_out_at_once() -> None:
+def test_f_that_fails_everywhere_ends_the_map_immediately() -> None:
     calls = []
 
     def f(block: np.ndarray) -> np.ndarray:

@@ -33,18 +33,18 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 DATA = np.random.default_rng(0).standard_normal((24, 3))
 
 
-def lines(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
-    """Return the text of the records of one level, without the number of the map."""
+def get_log_lines(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
+    """Return the messages that polarmap logged at `level`, without the number of the map."""
     records = [record for record in caplog.records if record.name == "polarmap" and record.levelno == level]
     return [record.getMessage().partition(": ")[2] for record in records]
 
 
-def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_map_is_logged_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     faults = {1: Fault("kill", attempts=9)}
     executor = FaultyExecutor(ReplayExecutor({3: math.inf}), faults)
     report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor, verify=True).report
-    logged = lines(caplog)
+    logged = get_log_lines(caplog)
     assert logged[0] == "start: 8 tasks for 6 blocks, 6 results needed (replay, rotation code)"
     assert logged[1].startswith("lost: task 1 after ")
     assert report.tasks[1].failures[0] in logged[1]
@@ -56,54 +56,56 @@ def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture)
     ]
     assert logged[5] == f"ended after {report.seconds:.2f} s"
     assert len(logged) == 6
-    assert lines(caplog, logging.DEBUG) == []
+    assert get_log_lines(caplog, logging.DEBUG) == []
 
 
-def test_a_result_that_is_rejected_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rejected_result_is_logged_as_lost(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     executor = FaultyExecutor(ReplayExecutor(), {1: Fault("garbage", attempts=9)})
     report = coded_map(np.negative, DATA, blocks=6, tasks=12, executor=executor, verify=True).report
     assert report.tasks[1].state == "failed"
-    assert f"lost: task 1: {report.tasks[1].failures[-1]}" in lines(caplog)
-    assert sum(line.startswith("lost") for line in lines(caplog)) == 1
+    assert f"lost: task 1: {report.tasks[1].failures[-1]}" in get_log_lines(caplog)
+    assert sum(line.startswith("lost") for line in get_log_lines(caplog)) == 1
 
 
-def test_each_task_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_task_is_logged_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "polarmap")
     executor = ReplayExecutor({index: 1.0 + index for index in range(6)})
     list(hedged_map(abs, [-1, 2, -3, 4, 5, 6], executor=executor, backups=0))
-    assert lines(caplog, logging.DEBUG) == [
+    assert get_log_lines(caplog, logging.DEBUG) == [
         f"task {index} returned after {1.0 + index:.3f} s, {1.0 + index:.3f} s of work" for index in range(6)
     ]
 
 
-def test_parity_that_starts_for_late_tasks_is_told_when_it_starts(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_of_parity_for_late_tasks_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     executor = ReplayExecutor({5: 90.0})
     result = coded_map(
         np.negative, DATA, blocks=8, tasks=12, executor=executor, schedule="on_demand", verify=False
     )
     launched = result.report.tasks[8].launched
-    assert f"late: 5 still out after {launched:.2f} s; started 8" in lines(caplog)
+    assert f"late: 5 still out after {launched:.2f} s; started 8" in get_log_lines(caplog)
 
 
-def test_backups_are_told_as_starts(caplog: pytest.LogCaptureFixture) -> None:
+def test_backups_are_logged_as_starts(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     slow = FaultyExecutor(ReplayExecutor(), {2: Fault("sleep", seconds=60)})
     result = hedged_map(np.sort, DATA, blocks=4, executor=slow)
     assert result.report.late_tasks == (2,)
-    assert any(line.startswith("started again after") and line.endswith(": 2") for line in lines(caplog))
+    assert any(
+        line.startswith("started again after") and line.endswith(": 2") for line in get_log_lines(caplog)
+    )
 
 
-def test_what_a_map_raises_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_of_a_map_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     with pytest.raises(CodedTimeoutError) as raised:
         coded_map(np.negative, DATA, blocks=3, tasks=4, executor=never, timeout=2.0)
-    assert lines(caplog)[-1] == f"ended without results: CodedTimeoutError: {raised.value}"
+    assert get_log_lines(caplog)[-1] == f"ended without results: CodedTimeoutError: {raised.value}"
 
 
-def test_maps_are_told_apart_by_their_numbers(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_records_distinguish_maps_by_their_numbers(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     for _ in range(2):
         hedged_map(abs, [1], executor=ReplayExecutor())
@@ -127,7 +129,7 @@ def test_nothing_is_printed_unless_logging_is_configured() -> None:
 
 
 class Memory:
-    """A program whose spans and counters stay in memory."""
+    """OpenTelemetry providers that keep spans and counters in memory."""
 
     def __init__(self) -> None:
         self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -139,7 +141,7 @@ class Memory:
     def spans(self) -> tuple[Any, ...]:
         return self.exporter.get_finished_spans()
 
-    def counted(self) -> dict[str, float]:
+    def get_counters(self) -> dict[str, float]:
         """Return the sum of each counter."""
         metrics = self.reader.get_metrics_data()
         [scope] = metrics.resource_metrics[0].scope_metrics
@@ -188,7 +190,7 @@ def test_counters_add_up_over_maps(memory: Memory) -> None:
         coded_map(np.negative, DATA, blocks=6, tasks=8, executor=ReplayExecutor({0: math.inf})).report,
         hedged_map(np.sort, DATA, blocks=4, executor=slow).report,
     ]
-    assert memory.counted() == {
+    assert memory.get_counters() == {
         "tasks": 12,
         "late": 2,
         "decoded": 1,
@@ -204,10 +206,10 @@ def test_dollars_are_those_of_the_report(memory: Memory) -> None:
     executor.worker_spec = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769, timeout_seconds=900)
     report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor).report
     assert report.cost is not None
-    assert memory.counted()["dollars"] == pytest.approx(report.cost.total)
+    assert memory.get_counters()["dollars"] == pytest.approx(report.cost.total)
 
 
-def test_a_map_that_raises_is_a_span_that_says_so(memory: Memory) -> None:
+def test_the_span_of_a_map_that_raises_has_an_error_status(memory: Memory) -> None:
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     with pytest.raises(CodedTimeoutError):
         coded_map(np.negative, DATA, blocks=3, tasks=4, executor=never, timeout=2.0)
@@ -237,13 +239,13 @@ def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().err
     assert "0/8 arrived, 6 needed" in text
     assert "5/8 arrived, 6 needed" in text
-    assert text.endswith("\r")  # the line is taken away
+    assert text.endswith("\r")  # The bar is erased.
     with JobContext(EventStream([bar])).count_stripes(4) as show:
         show(3)
     assert "3/4 stripes" in capsys.readouterr().err
 
 
-def test_maps_at_the_same_time_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_maps_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     with ThreadPoolExecutor(4) as pool:
         sizes = (4, 6), (8, 10), (5, 7)
         futures = [

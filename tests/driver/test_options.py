@@ -1,4 +1,4 @@
-"""Options of maps: refused in clear words, and spelled alike in every verb."""
+"""Tests of the options of maps: clear errors, and the same spelling in all functions that take them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_maps_spell_their_options_alike(verb: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("name", GONE)
-def test_a_name_that_is_gone_is_python_s_own_error(name: str) -> None:
+def test_a_removed_option_raises_type_error_of_python(name: str) -> None:
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
         coded_map(np.copy, np.ones((8, 2)), executor=ReplayExecutor(), **{name: None})
 
@@ -64,7 +64,7 @@ def test_a_name_that_is_gone_is_python_s_own_error(name: str) -> None:
         ({"on_timeout": "estimate"}, "on_timeout='estimate' needs timeout="),
     ],
 )
-def test_a_value_that_cannot_be_names_what_can(options: dict[str, Any], words: str) -> None:
+def test_an_invalid_value_is_reported_with_the_valid_values(options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError) as caught:
         coded_map(np.copy, np.ones((8, 2)), **{"executor": ReplayExecutor()} | options)
     assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""The last block of a map that loses tasks: its result is awaited, decoded or estimated."""
+"""Tests of the padded last block of a map that loses tasks: its result is awaited, decoded or estimated."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from polarmap.testing import Fault, ReplayExecutor
 
 @pytest.mark.parametrize("lost", [(0,), (3, 7), (5, 16), (15, 19), (0, 1, 2, 13)])
 @pytest.mark.parametrize("f", [*MIXING, *DECODABLE])
-def test_only_what_is_lost_is_decoded(f: Callable[[Any], Any], lost: tuple[int, ...]) -> None:
-    wanted, result = plain(f, DATA, 15), coded_map(f, DATA, **SIZES, executor=losing(*lost))
-    assert_same(result, wanted, 1e-11)
-    assert_same(result[LAST:], wanted[LAST:])
+def test_only_lost_blocks_are_decoded(f: Callable[[Any], Any], lost: tuple[int, ...]) -> None:
+    expected, result = plain(f, DATA, 15), coded_map(f, DATA, **SIZES, executor=losing(*lost))
+    assert_same(result, expected, 1e-11)
+    assert_same(result[LAST:], expected[LAST:])
     assert result.report.recovered == tuple(index for index in lost if index < 15)
     assert result.report.last_block == "own rows"
 
 
 @pytest.mark.parametrize("schedule", ["upfront", "on_demand"])
 @pytest.mark.parametrize("shape", ["raises", "is odd"])
-def test_a_last_block_without_a_symbol_counts_as_lost_for_the_others(schedule: str, shape: str) -> None:
+def test_a_last_block_without_a_symbol_counts_as_lost_when_decoding(schedule: str, shape: str) -> None:
     def total_of_true_rows(block: np.ndarray) -> np.ndarray:
-        """Sum the rows; of a row of zeros return something else, or raise."""
+        """Return the sum of the rows. If a row is zero, raise ValueError or return another shape."""
         if not block.any(axis=1).all():
             if shape == "raises":
                 raise ValueError("no row may be zero")
@@ -71,7 +71,7 @@ def test_the_last_block_is_decoded_where_zeros_do_not_matter(f: Callable[[Any], 
 
 @pytest.mark.parametrize("kind", ["kill", "exit", "raise"])
 @pytest.mark.parametrize("f", MIXING)
-def test_what_cannot_be_decoded_gets_further_attempts(f: Callable[[Any], Any], kind: str) -> None:
+def test_a_last_block_that_cannot_be_decoded_is_retried(f: Callable[[Any], Any], kind: str) -> None:
     result = coded_map(f, DATA, **SIZES, executor=faulty({2: Fault("kill"), LAST: Fault(kind)}))
     assert_same(result, plain(f, DATA, 15), 1e-11)
     assert_same(result[LAST:], plain(f, DATA, 15)[LAST:])
@@ -86,7 +86,7 @@ def test_what_cannot_be_decoded_gets_further_attempts(f: Callable[[Any], Any], k
 
 
 @pytest.mark.parametrize("options", [{}, {"schedule": "on_demand"}])
-def test_what_cannot_be_decoded_and_is_late_gets_a_backup(
+def test_a_late_last_block_that_cannot_be_decoded_gets_a_backup(
     options: dict[str, Any],
 ) -> None:
     executor = faulty({LAST: Fault("sleep", 900.0), 17: Fault("sleep", 900.0)})
@@ -97,7 +97,7 @@ def test_what_cannot_be_decoded_and_is_late_gets_a_backup(
     assert report.tasks[LAST].arrived is not None and report.tasks[LAST].arrived < 100
 
 
-def test_a_last_block_that_cannot_be_had_is_a_clear_error() -> None:
+def test_a_last_block_that_never_arrives_raises_a_clear_error() -> None:
     with pytest.raises(
         NotDecodableError, match=r"task 14 of 20: 59 rows do not divide into 15 blocks.*retries="
     ):
@@ -106,7 +106,7 @@ def test_a_last_block_that_cannot_be_had_is_a_clear_error() -> None:
         coded_map(mean, DATA, **SIZES, retries=2, executor=faulty({LAST: Fault("kill", attempts=9)}))
 
 
-def test_what_f_raises_of_the_last_rows_is_raised() -> None:
+def test_an_exception_of_f_on_the_last_rows_is_raised() -> None:
     def f(block: np.ndarray) -> np.ndarray:
         return np.ones((2, 4)) @ block
 
@@ -116,13 +116,13 @@ def test_what_f_raises_of_the_last_rows_is_raised() -> None:
     assert_same(coded_map(f, DATA[:56], blocks=14, executor=losing()), plain(f, DATA[:56], 14), 1e-11)
 
 
-def test_the_time_may_be_over_while_the_last_block_is_awaited() -> None:
+def test_the_timeout_may_expire_while_the_last_block_is_awaited() -> None:
     executor = faulty({LAST: Fault("sleep", 900.0, attempts=9)})
     with pytest.raises(CodedTimeoutError, match="task 14 has to return, as 59 rows do not divide"):
         coded_map(mean, DATA, **SIZES | {"timeout": 30.0}, executor=executor)
 
 
-def test_garbage_from_the_last_worker_is_not_handed_out() -> None:
+def test_garbage_from_the_last_worker_is_not_returned() -> None:
     for f in (mean, twice):
         result = coded_map(
             f, DATA, **SIZES, verify=True, executor=faulty({LAST: Fault("garbage"), 4: Fault("kill")})
@@ -131,7 +131,7 @@ def test_garbage_from_the_last_worker_is_not_handed_out() -> None:
         assert "garbage" in " ".join(result.report.tasks[LAST].failures).lower()
 
 
-def test_a_deadline_leaves_a_right_last_block_or_says_that_it_is_not() -> None:
+def test_at_a_deadline_the_last_block_is_exact_or_reported_as_an_estimate() -> None:
     options = {**SIZES, "on_timeout": "estimate", "timeout": 10.0}
     slow = dict.fromkeys([0, 1, 2, 3, 4, 5], math.inf)
     result = coded_map(mean, DATA, **options, executor=ReplayExecutor(slow))
@@ -144,7 +144,7 @@ def test_a_deadline_leaves_a_right_last_block_or_says_that_it_is_not() -> None:
     assert [len(block) for block in result] == [4] * 14 + [3]
 
 
-def test_a_deadline_while_the_last_block_is_awaited_keeps_the_others_exact() -> None:
+def test_a_deadline_while_the_last_block_is_awaited_keeps_all_other_blocks_exact() -> None:
     executor = faulty({LAST: Fault("sleep", 900.0, attempts=9)})
     with pytest.warns(RuntimeWarning, match="estimate may be far off"):
         result = coded_map(
@@ -154,7 +154,7 @@ def test_a_deadline_while_the_last_block_is_awaited_keeps_the_others_exact() -> 
     assert result.report.estimated_blocks == (LAST,)
 
 
-def test_futures_of_blocks_tell_the_last_one_as_it_is() -> None:
+def test_the_future_of_the_last_block_has_its_true_result() -> None:
     release = threading.Event()
 
     def f(block: np.ndarray) -> np.ndarray:

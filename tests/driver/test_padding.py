@@ -1,4 +1,4 @@
-"""The last block of an array that does not divide: its result is f of exactly its rows, for every f."""
+"""Tests of the last block of an array whose rows do not divide evenly: its result is f of its rows alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from polarmap.errors import CodeError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 STREAM = np.random.default_rng(0)
-DATA = STREAM.standard_normal((59, 3)) + 5  # does not divide into 15 blocks: the last has 3 of 4 rows
-SIZES = {"blocks": 15, "tasks": 20, "timeout": 1000.0}  # of virtual seconds
+DATA = STREAM.standard_normal((59, 3)) + 5  # 15 blocks of 4 rows, except that the last has 3
+SIZES = {"blocks": 15, "tasks": 20, "timeout": 1000.0}  # The timeout is in virtual seconds.
 LAST = 14
 
 
@@ -79,7 +79,7 @@ MIXING = [mean, centred, transposed, several]
 DECODABLE = [twice, total, gram]
 
 
-# --- nothing is lost: a plain map, bit for bit -------------------------------------------------
+# --- without a loss, results equal a plain map bit for bit -------------------------------------------------
 
 
 @pytest.mark.filterwarnings("error:.*padding", "error:.*rows of zeros")
@@ -92,8 +92,9 @@ DECODABLE = [twice, total, gram]
         (mean, STREAM.integers(0, 9, (29, 2)), {"blocks": 10}),
         (mean, STREAM.standard_normal((29, 2)).astype("f4"), {"blocks": 10}),
         (several, DATA, SIZES),
-        (lambda block: block.sum(axis=0), np.arange(33.0).reshape(11, 3), {"blocks": 4}),  # as many by chance
-        (lambda block: block / block.sum(axis=1, keepdims=True), DATA, SIZES),  # NaN of zeros
+        # f returns as many numbers as a block has rows.
+        (lambda block: block.sum(axis=0), np.arange(33.0).reshape(11, 3), {"blocks": 4}),
+        (lambda block: block / block.sum(axis=1, keepdims=True), DATA, SIZES),  # NaN for rows of zeros
         (refusing_zeros, DATA, SIZES),
         (lambda block: block[block.any(axis=1)], DATA, SIZES),  # drops rows of zeros
         (lambda block: len(block), DATA, SIZES),
@@ -101,7 +102,7 @@ DECODABLE = [twice, total, gram]
         (twice, DATA, SIZES),
     ],
 )
-def test_the_results_of_a_map_that_loses_nothing_are_those_of_a_plain_map(
+def test_a_map_without_losses_equals_a_plain_map(
     f: Callable[[Any], Any], data: np.ndarray, options: dict[str, Any]
 ) -> None:
     result = coded_map(f, data, executor=losing(), **options | {"verify": False})
@@ -126,20 +127,20 @@ def test_nested_results_may_have_another_structure_without_padding() -> None:
 @pytest.mark.filterwarnings("ignore:.*NaN or inf")
 def test_padding_is_cut_off_where_the_data_is_not_finite(bad: float) -> None:
     data = DATA.copy()
-    data[:4] = bad  # in the rows that f is tried on
+    data[:4] = bad  # These are the rows on which the driver tries f.
     result = coded_map(lambda block: 5 - 2 * block, data, **SIZES, executor=ReplayExecutor())
     np.testing.assert_array_equal(result.concatenate(), 5 - 2 * data)
     assert [len(block) for block in result] == [4] * 14 + [3]
 
 
-# --- what is known of f ------------------------------------------------------------------------
+# --- evaluating f without padding --------------------------------------------------------------------
 
 
 def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FinishedRun(LocalEvaluation):
-        """Has ended before the map goes on, which would not wait for it."""
+        """An evaluation that ends before the map continues, since the map would not wait for it."""
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
@@ -162,7 +163,7 @@ def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known
         )
 
 
-def test_what_mixes_rows_is_evaluated_without_padding_every_time() -> None:
+def test_f_that_mixes_rows_is_evaluated_without_padding_every_time() -> None:
     for data in (np.zeros_like(DATA), DATA, DATA + 1):  # Zeros show nothing about f.
         result = coded_map(centred, data, **SIZES, executor=losing(), verify=False)
         assert_same(result, plain(centred, data, 15))
@@ -201,7 +202,7 @@ def test_stored_results_are_right_or_refused(tmp_path: Path, lost: tuple[int, ..
 
 
 @pytest.mark.parametrize("lost", [(), (0, LAST)])
-def test_a_stored_array_is_mapped_as_an_array_is(tmp_path: Path, lost: tuple[int, ...]) -> None:
+def test_a_stored_array_is_mapped_like_an_array_in_memory(tmp_path: Path, lost: tuple[int, ...]) -> None:
     array = polarmap.encode(DATA, blocks=15, tasks=20, name="a", storage=str(tmp_path))
     executor = faulty({task: Fault("kill") for task in lost})
     for f in (mean, twice):
@@ -209,7 +210,7 @@ def test_a_stored_array_is_mapped_as_an_array_is(tmp_path: Path, lost: tuple[int
 
 
 @pytest.mark.parametrize("lost", [(), (0,), (LAST,), (3, LAST)])
-def test_rows_that_fill_up_a_stored_result_need_not_be_zeros(tmp_path: Path, lost: tuple[int, ...]) -> None:
+def test_padding_rows_of_a_stored_result_need_not_be_zeros(tmp_path: Path, lost: tuple[int, ...]) -> None:
     stored = coded_map(
         lambda block: block + 7, DATA, **SIZES, out=Stored("y", str(tmp_path)), executor=losing()
     )
@@ -244,7 +245,7 @@ def test_sparse_rows(lost: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kind", ["default", "new interpreters", "threads", "processes", "key"])
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_on_every_kind_of_workers_here(kind: str, is_lost: bool) -> None:
+def test_padding_on_every_kind_of_local_workers(kind: str, is_lost: bool) -> None:
     faults = {LAST: Fault("raise" if kind == "threads" else "kill"), 2: Fault("raise")} if is_lost else {}
     options: dict[str, Any] = {"blocks": 15, "tasks": 20}
     pool: Any = None

@@ -1,4 +1,4 @@
-"""Policies decide on clocks and counts that are passed in: late tasks, parity on demand."""
+"""Tests of scheduling policies with given times and counts: backups of late tasks, and parity on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polarmap.driver.policies import (
 from polarmap.driver.task_table import TaskTable
 
 
-def test_upfront_starts_everything_and_then_nothing() -> None:
+def test_upfront_starts_all_tasks_once() -> None:
     policy, tasks = UpfrontPolicy(5), TaskTable(5)
     assert list(policy.initial_tasks) == [0, 1, 2, 3, 4]
     assert not policy.choose_tasks_to_start(tasks, CountingCollector(tasks, 5), 1e9)
@@ -51,8 +51,9 @@ def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
     assert not policy.choose_tasks_to_start(tasks, collector, 1.05)
     assert list(policy.choose_tasks_to_start(tasks, collector, 1.1)) == [3]
     tasks.start_attempts([3], 1.1)
-    assert not policy.choose_tasks_to_start(tasks, collector, 9.0)  # it waits for a slot
-    assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)  # unless it is given one now
+    assert not policy.choose_tasks_to_start(tasks, collector, 9.0)  # The backup waits for a slot.
+    # The estimate assumes that a slot is free now.
+    assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)
     note_began(tasks, [3], 9.0)
     assert policy.seconds_until_next_start(tasks, 9.0) == pytest.approx(1.1)
     assert list(policy.choose_tasks_to_start(tasks, collector, 10.1)) == [3]
@@ -88,7 +89,7 @@ def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
 
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
 def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], max_backups: int) -> None:
-    """Against a look at every attempt, at the moments at which something happens; backups never return."""
+    # The oracle examines every attempt whenever a task ends. Backups never return.
     n, rule = len(times), LatenessRule(len(times), min_seconds=0.1)
     policy, tasks, collector = backed_up(n, max_backups)
     note_began(tasks, range(n), 0.0)
@@ -119,7 +120,7 @@ def on_demand(n: int, k: int) -> tuple[OnDemandParityPolicy, TaskTable, Counting
     return policy, tasks, CountingCollector(tasks, k)
 
 
-def test_nothing_more_starts_once_the_need_is_met_or_parity_is_of_no_use() -> None:
+def test_no_task_starts_once_results_suffice_or_parity_cannot_help() -> None:
     policy, tasks, collector = on_demand(4, 2)
     collector.can_use_parity = False
     assert not policy.choose_tasks_to_start(tasks, collector, 1e6)
@@ -129,12 +130,12 @@ def test_nothing_more_starts_once_the_need_is_met_or_parity_is_of_no_use() -> No
     assert not policy.choose_tasks_to_start(tasks, collector, 1e6)
 
 
-def test_what_is_late_already_is_not_waited_for_though_nobody_asked_what_is_due() -> None:
+def test_the_policy_does_not_wait_for_a_task_that_is_already_late() -> None:
     policy, tasks, collector = on_demand(8, 4)
     note_began(tasks, range(4), 0.0)
     for task in range(3):
         tasks.record_outcome(returned(task), 1.0)
-    collector.can_use_parity = False  # so nothing is due, and no task is looked at
+    collector.can_use_parity = False  # Parity cannot start, so the policy does not examine any task.
     assert not policy.choose_tasks_to_start(tasks, collector, 50.0)
     assert policy.seconds_until_next_start(tasks, 50.0) == inf
 
@@ -146,7 +147,7 @@ def test_thousands_of_silent_tasks_become_late_one_after_another() -> None:
     assert list(policy.choose_tasks_to_start(tasks, collector, 60.0)) == [1800]
 
 
-def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
+def test_the_collector_decides_if_counts_do_not() -> None:
     policy = OnDemandParityPolicy(8, ParityRule(4), is_mds=False)
     tasks = TaskTable(8, policy.late_tracker)
     tasks.start_attempts(policy.initial_tasks, 0.0)
@@ -156,7 +157,7 @@ def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
     assert list(policy.choose_tasks_to_start(tasks, collector, 1.0)) == [4, 5]
 
 
-def test_nobody_looks_for_late_tasks_that_get_no_backup() -> None:
+def test_late_tasks_are_not_tracked_without_backups() -> None:
     assert make_backup_policy(4, 0).late_tracker is None
     assert isinstance(make_backup_policy(4, 2), BackupPolicy)
 
@@ -172,7 +173,7 @@ def test_a_retry_rule_counts_attempts_and_doubles_the_delay_up_to_a_minute() -> 
     assert RetryRule(10**6, 1e-3).compute_delay(10**6) == MAX_RETRY_DELAY
 
 
-def test_an_item_that_was_lost_with_others_waits_for_the_delay_once() -> None:
+def test_an_item_that_was_lost_in_a_batch_waits_for_the_delay_once() -> None:
     tasks = TaskTable(1)
     tasks.start_attempts([0], 0.0)
     tasks.record_outcome(lost(0, 0), 3.0)

@@ -1,4 +1,4 @@
-"""Functions that prepare a map: a call runs it, and they look like what is called."""
+"""Tests of functions that prepare a map: calling one runs the map, and its signature is that of the map."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ VERBS = [
 
 @map_function
 def doubled(number: int, *, progress: Any = None) -> PreparedMap[int]:
-    """Twice a number."""
+    """Return a map whose result is twice a number."""
     if number < 0:
         raise CodeError("below 0")
     return PreparedMap(lambda context: 2 * number + isinstance(context, JobContext))
 
 
-def test_a_call_runs_what_is_prepared() -> None:
+def test_a_call_runs_the_prepared_map() -> None:
     assert doubled(3, progress=False) == 7
     prepared = doubled.prepare(3)  # type: ignore[attr-defined]
     assert prepared.execute(None) == 6
@@ -49,7 +49,7 @@ def test_a_call_runs_what_is_prepared() -> None:
 
 
 @pytest.mark.parametrize("function", [*VERBS, doubled])
-def test_its_signature_and_text_are_those_that_are_written(function: Any) -> None:
+def test_a_map_function_has_the_signature_and_docstring_of_its_definition(function: Any) -> None:
     signature, written = inspect.signature(function), inspect.signature(function.prepare)
     assert signature.parameters == written.parameters
     assert written.return_annotation == f"PreparedMap[{signature.return_annotation}]"
@@ -62,7 +62,7 @@ def test_its_signature_and_text_are_those_that_are_written(function: Any) -> Non
 DATA = np.arange(24.0).reshape(12, 2)
 
 
-def test_what_is_prepared_may_be_run_again() -> None:
+def test_a_prepared_map_can_be_executed_repeatedly() -> None:
     prepared = prepare_coded_map(
         np.negative, DATA, CodeOptions(4, 5), resolve_executor(ReplayExecutor()), MapOptions()
     )
@@ -70,10 +70,10 @@ def test_what_is_prepared_may_be_run_again() -> None:
         np.testing.assert_array_equal(prepared.execute(PLAIN_CONTEXT).concatenate(), -DATA)
 
 
-# --- who looks on ---
+# --- observers of a map ---
 
 
-def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_selects_the_observers(monkeypatch: pytest.MonkeyPatch) -> None:
     python = SimpleNamespace(modules={}, stderr=None)  # This process has not imported OpenTelemetry.
     monkeypatch.setattr(prepared_map, "sys", python)
     assert make_observers(False) == make_observers(None) == ()

@@ -1,4 +1,4 @@
-"""Tests of when results determine the missing ones, and how accurately these are decoded."""
+"""Tests of when the received results determine the missing ones, and of the accuracy of decoding."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_decoding_waits_until_the_amplification_of_errors_is_small_enough(
     assert report.error_bound == pytest.approx(report.amplification * np.finfo(dtype).eps)
 
 
-def test_what_is_accurate_enough_stays_so() -> None:
-    """One more equation may raise the amplification a little, above the limit again."""
+def test_a_pattern_that_was_accurate_enough_stays_accepted() -> None:
+    # One more equation can raise the amplification slightly, here above the limit again.
     code, (order, first, second) = PolarCode(6, 4), rising_amplification()
     assert first < second
     options = {"blocks": 4, "tasks": 6, "code": code, "executor": arriving(order, 6)}
@@ -152,7 +152,7 @@ def needed_by(decoder: ArrivalTracker, order: list[int]) -> int:
     return next(turn for turn, index in enumerate(order, 1) if decoder.add(index))
 
 
-def test_floats_beside_integers_have_an_error() -> None:
+def test_floats_in_results_with_integers_have_an_error_bound() -> None:
     data = [(block, float(block[0])) for block in WHOLE[:K]]
     order = arrivals(PolarCode(N, K, "arikan"), N - 2, np.random.default_rng(0), exact=True)
     result = coded(lambda pair: (pair[0], pair[1] / 7), data, executor=arriving(order, N))

@@ -1,4 +1,4 @@
-"""Results are a sequence; their report is built when it is read."""
+"""Tests of results as a sequence, and of their report, which is built when it is first read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_result_is_a_sequence() -> None:
         result[6]
 
 
-def test_the_result_says_what_it_is() -> None:
+def test_the_repr_of_a_result_summarizes_it() -> None:
     late = ReplayExecutor({1: math.inf, 4: math.inf})
     assert (
         repr(doubled(blocks=6, tasks=9, executor=late, timeout=100)) == "<CodedResult of 6 blocks, 2 decoded>"
@@ -84,10 +84,11 @@ def test_type_checkers_know_what_f_returns_and_find_misspelt_options(
         "coded_map(f, [1], deadline=3)\n"
         "polarmap.coded_mop\n"
     )
-    config = tmp_path / "mypy.ini"  # what polarmap stands on is of no interest, and takes the most time
+    # The dependencies of polarmap do not matter here and would take most of the time, so imports are skipped.
+    config = tmp_path / "mypy.ini"
     config.write_text("[mypy]\nfollow_imports = skip\n[mypy-polarmap.*]\nfollow_imports = silent\n")
-    # Seen from there polarmap is installed: its functions are not checked. In a separate process, as
-    # the objects of mypy would stay in this one, and take as long to be freed as to be made.
+    # With this path polarmap counts as installed, so mypy does not check its functions. mypy runs in a
+    # separate process, because freeing its objects in this process would take as long as the check.
     command = [sys.executable, "-m", "mypy", str(source), "--config-file", str(config)]
     path = {"PYTHONPATH": str(Path(polarmap.__file__).parents[1])}
     output = subprocess.run(
@@ -105,14 +106,14 @@ def test_type_checkers_know_what_f_returns_and_find_misspelt_options(
     assert {line.split(":")[1] for line in output.splitlines() if ": error:" in line} == {"6", "7", "8"}
 
 
-# --- reports are built when they are read, and hold words and numbers alone ------------------------
+# --- reports are built when they are read, and contain only strings and numbers ------------------------
 
 
 class Held:
-    """An object that f holds when it raises."""
+    """An object that a local variable of f refers to when f raises."""
 
 
-def test_a_report_is_made_when_it_is_read_for_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_built_when_it_is_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
     final_report = map_execution.build_final_report
     monkeypatch.setattr(
@@ -127,25 +128,25 @@ def test_a_report_is_made_when_it_is_read_for_the_first_time(monkeypatch: pytest
     assert states(result.report)["surplus"] == [3]
 
 
-def test_a_report_that_nobody_has_read_keeps_nothing_of_what_f_raised() -> None:
-    held = []
+def test_an_unread_report_does_not_keep_exceptions_of_f_alive() -> None:
+    references = []
 
     def f(block: np.ndarray) -> np.ndarray:
         mine = Held()
         if block[0, 0] == 1:
-            held.append(weakref.ref(mine))
+            references.append(weakref.ref(mine))
             raise KeyError("lost")
         return block
 
     options: dict[str, Any] = {"executor": ReplayExecutor({0: 0.5}), "blocks": 3, "tasks": 4, "verify": False}
     result = polarmap.coded_map.prepare(f, np.eye(6), **options).execute(PLAIN_CONTEXT)
     gc.collect()
-    assert [reference() for reference in held] == [None]
+    assert [reference() for reference in references] == [None]
     assert result.report.tasks[0].failures == ("KeyError: 'lost'",)
     assert result.report.recovered == (0,)
 
 
-def test_results_travel_with_their_report_whether_or_not_it_was_read() -> None:
+def test_results_are_pickled_with_their_report_whether_or_not_it_was_read() -> None:
     late = ReplayExecutor({1: 7.0})
     result = polarmap.coded_map(np.negative, np.eye(6), blocks=3, tasks=4, executor=late)
     copy = pickle.loads(pickle.dumps(result))
@@ -153,13 +154,13 @@ def test_results_travel_with_their_report_whether_or_not_it_was_read() -> None:
     assert (pickle.loads(pickle.dumps(result)).report, list(map(len, copy))) == (copy.report, [2, 2, 2])
 
 
-# --- states, compared with what f itself has written down -----------------------------------------
+# --- states, compared with the log that f itself writes -----------------------------------------
 
 K, N = 4, 12
 BLOCKS = 1.0 + np.random.default_rng(0).random((K, 1))
 CODE = PolarCode(N, K)
 PATIENCE = 60.0
-FREE_WORKERS = 3  # at the end of a map, at most
+FREE_WORKERS = 3  # the largest number of idle workers at the end of a map
 PLACES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "threads": lambda: ThreadPoolExecutor(2),
     "processes": lambda: process_pool(2),
@@ -171,10 +172,10 @@ PLACES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-class Diary:
-    """A function that writes its argument to a file when it begins; a result of parity never comes.
+class LoggingFunction:
+    """A function that appends its argument to a file when it starts, and never returns for parity blocks.
 
-    That of block 0 comes once five tasks have begun.
+    It returns for block 0 once five tasks have started.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -196,8 +197,8 @@ class Diary:
         with open(self._file, encoding="ascii") as file:
             return [float(line) for line in file.read().split()]
 
-    def begun(self) -> set[int]:
-        """Return the tasks that have begun, identified by the values of their blocks."""
+    def find_started_tasks(self) -> set[int]:
+        """Return the tasks that have started, identified by the values of their blocks."""
         values = np.concatenate([BLOCKS, CODE.encode(BLOCKS)[-(N - K) :]]).ravel()
         return {int(np.abs(values - value).argmin()) for value in self.lines()}
 
@@ -206,50 +207,55 @@ class Diary:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_states_are_those_of_what_has_begun(place: str, tmp_path: Path) -> None:
-    diary = Diary(tmp_path)
+def test_task_states_match_the_tasks_that_have_started(place: str, tmp_path: Path) -> None:
+    logging_function = LoggingFunction(tmp_path)
     options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "verify": False, "retries": 0}
     with PLACES[place]() as executor:
-        report = polarmap.coded_map(diary, BLOCKS, executor=executor, timeout=PATIENCE, **options).report
+        report = polarmap.coded_map(
+            logging_function, BLOCKS, executor=executor, timeout=PATIENCE, **options
+        ).report
         time.sleep(0.3)  # A task wrongly reported as cancelled would begin in this time.
-        begun = diary.begun()
-        diary.open()
+        begun = logging_function.find_started_tasks()
+        logging_function.open()
     tasks_by_state = {state: set(indices) for state, indices in states(report).items()}
     assert tasks_by_state["arrived"] == set(range(K))
     assert tasks_by_state.keys() <= {"arrived", "abandoned", "cancelled"}
     assert not begun & tasks_by_state.get("cancelled", set())
-    # A free worker counts as beginning what it is handed: one that is slow may be stopped before it does.
+    # A task counts as started when an idle worker receives it, but a slow worker may be stopped before it
+    # runs f.
     assert len(tasks_by_state["abandoned"] - begun) <= {"threads": 0, "dask": N, "localhost": N}.get(
         place, FREE_WORKERS
     )
     assert begun - set(range(K)) <= tasks_by_state["abandoned"]
-    if place != "localhost":  # which has a process for each task
+    if place != "localhost":  # Lithops on localhost starts a process for each task.
         assert tasks_by_state["cancelled"]
 
 
 @pytest.mark.parametrize("place", ["threads", "processes", "default", "pool"])
-def test_a_future_tells_which_tasks_wait_for_a_worker(place: str, tmp_path: Path) -> None:
-    diary = Diary(tmp_path)
+def test_a_future_reports_which_tasks_are_queued(place: str, tmp_path: Path) -> None:
+    logging_function = LoggingFunction(tmp_path)
     options: dict[str, Any] = {"blocks": K, "tasks": N, "code": CODE, "retries": 0}
     with PLACES[place]() as executor:
-        future = polarmap.submit(polarmap.coded_map, diary, BLOCKS[::-1] * 3, executor=executor, **options)
+        future = polarmap.submit(
+            polarmap.coded_map, logging_function, BLOCKS[::-1] * 3, executor=executor, **options
+        )
         until, running = time.monotonic() + PATIENCE, set[int]()
-        while not running or running != written(diary):
+        while not running or running != find_started_tasks(logging_function):
             assert time.monotonic() < until
             time.sleep(0.01)
             report = future.report
             assert report is not None
             running = set(report.tasks_in_state("running"))
         assert set(report.tasks_in_state("queued")) == set(range(N)) - running
-        diary.open()
-        future.exception(PATIENCE)  # whatever it is: the map has ended before its executor is closed
+        logging_function.open()
+        future.exception(PATIENCE)  # The map ends before its executor is closed.
 
 
-def written(diary: Diary) -> set[int]:
-    """Return the tasks that have begun in a map of different blocks that never return."""
+def find_started_tasks(logging_function: LoggingFunction) -> set[int]:
+    """Return the tasks that have started in the map of other blocks, which never return."""
     blocks = BLOCKS[::-1] * 3
     values = np.concatenate([blocks, CODE.encode(blocks)[-(N - K) :]]).ravel()
     try:
-        return {int(np.abs(values - value).argmin()) for value in diary.lines()}
+        return {int(np.abs(values - value).argmin()) for value in logging_function.lines()}
     except FileNotFoundError:
         return set()

@@ -1,4 +1,4 @@
-"""The loop alone, on a clock that goes on while it looks; what it tries again is in `test_map_execution`."""
+"""Tests of the scheduling loop on a virtual clock that advances with each poll."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from polarmap.executors.interface import Event
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
-class Ticking:
-    """A run whose every poll takes `step` seconds; an endless wait is a mistake."""
+class TickingSession:
+    """A session whose every poll takes `step` seconds and which must not be asked to wait forever."""
 
     def __init__(self, step: float) -> None:
         self._step, self._now = step, 0.0
@@ -37,7 +37,7 @@ class Ticking:
 
     def wait(self, timeout: float) -> list[Event]:
         assert timeout < math.inf or len(self.submitted) == 2
-        self._now += min(timeout, 7 * self._step)  # woken
+        self._now += min(timeout, 7 * self._step)  # A wait can end early, when `wake` is called.
         return []
 
     def wake(self) -> None: ...
@@ -46,7 +46,7 @@ class Ticking:
 
 
 class DelayedPolicy(SchedulingPolicy):
-    """A third task starts after a second."""
+    """A policy that starts a third task after one second."""
 
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
@@ -57,9 +57,9 @@ class DelayedPolicy(SchedulingPolicy):
         return max(1e-9, 1.0 - elapsed_seconds) if elapsed_seconds < 1.0 else math.inf
 
 
-def test_what_becomes_due_between_two_questions_is_not_waited_for_for_ever() -> None:
+def test_a_start_that_becomes_due_between_two_calls_is_not_missed() -> None:
     for step in range(1, 60):
-        run = Ticking(step / 100)
+        run = TickingSession(step / 100)
         tasks = TaskTable(3)
         collector, policy = CountingCollector(tasks, 2, JobTimer(run.now)), DelayedPolicy(range(2))
         for _ in schedule_tasks(run, policy, RetryRule(1), collector):
@@ -72,7 +72,7 @@ def test_what_becomes_due_between_two_questions_is_not_waited_for_for_ever() -> 
 
 
 def run_with_failures(n_failures: int, delay: float, **options: Any) -> float:
-    """Return the seconds of a map of two tasks whose first is lost `n_failures` times."""
+    """Return the duration of a map of two tasks whose first task fails `n_failures` times."""
     faults = {0: Fault("kill", attempts=n_failures)}
     result = polarmap.hedged_map(
         abs,
@@ -103,13 +103,13 @@ def test_a_failed_task_waits_for_a_delay_that_doubles_up_to_a_minute(
     assert run_with_failures(n_failures, delay, backups=0) == pytest.approx(seconds)
 
 
-def test_each_failed_task_waits_for_itself() -> None:
+def test_each_failed_task_has_a_separate_delay() -> None:
     faults = FaultyExecutor(ReplayExecutor({0: 1.0, 1: 4.0, 2: 2.0}), dict.fromkeys((0, 1), Fault("kill")))
     result = polarmap.hedged_map(abs, [-1, -2, -3], executor=faults, backups=0, retry_delay=10.0)
     assert [task.arrived for task in result.report.tasks] == [1.0 + 10 + 1, 4.0 + 10 + 4, 2.0]
 
 
-def test_a_coded_map_waits_for_no_delay_of_what_it_does_not_need() -> None:
+def test_a_coded_map_does_not_wait_for_retries_that_it_does_not_need() -> None:
     executor = FaultyExecutor(ReplayExecutor(), {0: Fault("kill")})
     options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": executor, "verify": False}
     assert polarmap.coded_map(abs, np.eye(3), retry_delay=50.0, **options).report.seconds == 1.0
@@ -121,7 +121,7 @@ def test_a_map_with_a_failed_task_that_waits_ends_at_its_timeout() -> None:
         polarmap.hedged_map(abs, [-1, 2], executor=executor, retry_delay=30.0, timeout=20.0)
 
 
-def test_a_delay_is_no_longer_than_the_schedule_looks_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delay_is_not_extended_by_the_poll_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "MAX_POLL_INTERVAL", 0.3)
     assert run_with_failures(2, 1.0, backups=0) == pytest.approx(3.0 + 1 + 2)
 

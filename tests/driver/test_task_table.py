@@ -1,4 +1,4 @@
-"""The table of tasks: what runs, what failed and what was reported, in any order of events."""
+"""Tests of the table of tasks: states, failures and results, for any order of events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape"
 
 
 class RecordingTracker(LateTracker[tuple[int, int]]):
-    """Records its notifications and never reports a late task."""
+    """A tracker that records its notifications and never reports a late task."""
 
     def __init__(self) -> None:
         super().__init__(LatenessRule(1), n_initial_attempts=1)
@@ -51,7 +51,7 @@ def test_a_task_runs_until_all_its_attempts_have_ended() -> None:
     assert [str(failure) for failure in tasks[0].failures] == ["WorkerLost: gone"] * 2
 
 
-def test_what_fails_after_a_result_is_not_told() -> None:
+def test_a_failure_after_a_result_is_not_reported() -> None:
     tasks, tracker = make_table_and_tracker(1)
     tasks.start_attempts([0], 0.0)
     tasks.start_attempts([0], 1.0)
@@ -62,14 +62,14 @@ def test_what_fails_after_a_result_is_not_told() -> None:
     assert not tasks.failed
 
 
-def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
+def test_the_duration_of_an_attempt_counts_from_its_own_start() -> None:
     tasks, tracker = make_table_and_tracker(2)
     tasks.start_attempts([0, 1], 0.0)
     assert tasks.queued == {0, 1}
     tasks.record_start(0, 0, 0.5)
     assert (tasks.queued, tasks[0].dispatched_at) == ({1}, {0: 0.5})
     tasks.start_attempts([0], 2.0)
-    tasks.record_start(0, 0, 0.7)  # told again; the second attempt waits for a slot
+    tasks.record_start(0, 0, 0.7)  # This start is reported again. The second attempt waits for a slot.
     assert (tasks.queued, tasks[0].dispatched_at) == ({0, 1}, {0: 0.5})
     tasks.record_start(0, 1, 3.0)
     assert (tasks.queued, tasks[0].dispatched_at) == ({1}, {0: 0.5, 1: 3.0})
@@ -87,7 +87,7 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     assert tracker.durations == [(1.0, True)]
 
 
-def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
+def test_a_rejected_result_is_restored_when_it_turns_out_to_be_correct() -> None:
     tasks = TaskTable(1)
     tasks.start_attempts([0], 0.0)
     tasks.record_outcome(ended(0, 0), 1.0)
@@ -98,7 +98,7 @@ def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
     assert tasks[0].failures == []
 
 
-def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
+def test_a_result_counts_regardless_of_later_attempts() -> None:
     tasks, tracker = make_table_and_tracker(1)
     tasks.start_attempts([0], 0.0)
     tasks.start_attempts([0], 1.0)
@@ -109,7 +109,7 @@ def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
     assert (tasks.in_flight.keys(), tasks.failed) == (set(), set())
 
 
-def test_tasks_may_be_added_and_forgotten_whatever_is_told_of_them_later() -> None:
+def test_events_of_discarded_tasks_are_ignored() -> None:
     tasks, tracker = make_table_and_tracker(0)
     tasks.add_task(0, tracker)
     tasks.add_task(1, tracker)
@@ -128,7 +128,7 @@ def test_tasks_may_be_added_and_forgotten_whatever_is_told_of_them_later() -> No
     assert (tasks.task_indices(), tracker.durations) == ([1], [])
 
 
-def test_what_workers_spent_on_results_is_known_of_the_latest_of_each_task() -> None:
+def test_worker_seconds_are_those_of_the_latest_result_of_each_task() -> None:
     tasks = TaskTable(3)
     tasks.start_attempts([0, 1], 0.0)
     assert tasks.worker_seconds == []
@@ -141,7 +141,7 @@ def test_what_workers_spent_on_results_is_known_of_the_latest_of_each_task() -> 
     assert tasks.worker_seconds == [5.0]
 
 
-def test_who_looks_for_late_attempts_is_told_of_those_whose_results_are_wanted() -> None:
+def test_the_late_tracker_is_notified_only_of_attempts_with_needed_results() -> None:
     tasks, tracker = make_table_and_tracker(1)
     for attempt in range(2):
         tasks.start_attempts([0], float(attempt))
@@ -165,7 +165,7 @@ def test_each_task_has_the_state_of_its_result_or_of_its_attempts() -> None:
     assert states_of(tasks) == ["queued"] * 5 + ["held back"]
     for index in range(4):
         tasks.record_start(index, 0, 0.5)
-    tasks.record_start(4, 0, 0.6, is_confirmed=False)  # no worker has confirmed it
+    tasks.record_start(4, 0, 0.6, is_confirmed=False)  # No worker has confirmed this start.
     assert states_of(tasks) == ["running"] * 4 + ["queued", "held back"]
     tasks.record_outcome(ended(0, 0), 1.0)
     tasks.record_outcome(ended(1, 0), 1.0)
@@ -199,7 +199,7 @@ def test_of_two_attempts_the_result_of_the_first_to_end_counts() -> None:
     )
 
 
-def test_a_task_starts_when_its_worker_did_even_if_that_was_told_late() -> None:
+def test_the_start_of_a_task_is_that_of_its_worker_even_if_reported_late() -> None:
     tasks = TaskTable(4)
     tasks.start_attempts(range(4), 0.0)
     for index, when in ((0, 1.0), (1, 4.5)):

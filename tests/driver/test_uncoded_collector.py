@@ -1,4 +1,4 @@
-"""The first result of each task counts; a failure does if failures are kept, else it ends the map."""
+"""Tests that the first result of a task counts, and that a failure ends the map unless failures are kept."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from polarmap.executors.interface import Failure, Outcome
 from polarmap.testing import ReplayExecutor
 
 
-def wanting(n: int) -> tuple[UncodedCollector, list[Outcome]]:
-    tasks, noted = TaskTable(n), list[Outcome]()
+def make_collector(n: int) -> tuple[UncodedCollector, list[Outcome]]:
+    tasks, recorded = TaskTable(n), list[Outcome]()
     tasks.start_attempts(range(n), 0.0)
-    return UncodedCollector(noted.append, "item {}".format, False, tasks, JobTimer(lambda: 0.0)), noted
+    return UncodedCollector(recorded.append, "item {}".format, False, tasks, JobTimer(lambda: 0.0)), recorded
 
 
 def take(collector: UncodedCollector, outcome: Outcome) -> None:
@@ -32,12 +32,12 @@ def raising(task: int, error: Exception) -> Outcome:
     return lost(task)._replace(failure=Failure("raised", type(error).__name__, str(error), error))
 
 
-def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
-    collector, noted = wanting(2)
+def test_the_first_result_of_a_task_counts_regardless_of_other_attempts() -> None:
+    collector, recorded = make_collector(2)
     collector.task_table.start_attempts([0], 0.5)
     take(collector, returned(0, 1))
     take(collector, returned(0, 0))
-    assert [(outcome.task, outcome.attempt) for outcome in noted] == [(0, 1)]
+    assert [(outcome.task, outcome.attempt) for outcome in recorded] == [(0, 1)]
     assert not collector.has_sufficient_results
     take(collector, returned(1))
     assert collector.has_sufficient_results
@@ -45,8 +45,8 @@ def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
 
 
 @pytest.mark.parametrize(("error", "expected"), [(KeyError("x"), KeyError), (None, NotDecodableError)])
-def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Exception]) -> None:
-    collector, _ = wanting(2)
+def test_the_first_permanent_failure_ends_the_map(error: Any, expected: type[Exception]) -> None:
+    collector, _ = make_collector(2)
     take(collector, returned(0))
     take(collector, lost(1) if error is None else raising(1, error))
     assert not collector.can_pending_tasks_suffice()
@@ -56,7 +56,7 @@ def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Ex
     assert ("1 of 2 needed results arrived, and no more" if error is None else "item 1 raised") in message
 
 
-def test_failures_that_count_are_told_to_those_who_look_on() -> None:
+def test_kept_failures_are_reported_to_observers() -> None:
     class Counts(Observer):
         def on_event(self, event: JobEvent) -> None:
             if isinstance(event, JobPolled):
@@ -66,6 +66,6 @@ def test_failures_that_count_are_told_to_those_who_look_on() -> None:
     prepared = hedged_map.prepare(  # type: ignore[attr-defined]
         lambda x: 1 / x, [0, 1, 2], return_exceptions=True, executor=ReplayExecutor()
     )
-    found = prepared.execute(JobContext(EventStream([Counts()])))
-    assert isinstance(found[0], ZeroDivisionError)
+    results = prepared.execute(JobContext(EventStream([Counts()])))
+    assert isinstance(results[0], ZeroDivisionError)
     assert seen[-1] == 3

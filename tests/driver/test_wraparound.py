@@ -1,4 +1,4 @@
-"""Tests of f that turns 64-bit integers into Python integers or floats: correct, or a clear refusal."""
+"""Tests of f that turns 64-bit integers into Python integers or floats: a correct result or a clear error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_python_integers_come_back_with_their_sign(lost: tuple[int, ...], sign: 
     unsigned = np.array([[2**63 + 5], [2**61], [2**61], [2**61]], "u8")
     total = lambda block: int(block.sum())  # noqa: E731
     options = {"blocks": 4, "tasks": 8, "timeout": 100}
-    with contextlib.suppress(CodeError):  # where parity has wrapped
+    with contextlib.suppress(CodeError):  # raised if parity has wrapped around
         assert list(coded_map(total, unsigned, executor=losing(*lost), **options)) == unsigned[:, 0].tolist()
 
 
@@ -44,7 +44,7 @@ def test_floats_of_wrapped_integers_are_refused(data: np.ndarray, lost: tuple[in
     with pytest.raises(CodeError, match=r"missing and cannot be decoded: f turns u?int64 .*astype\(float\)"):
         coded_map(f, data, executor=losing(*lost), **options)
     small = data % 1000
-    if data.dtype == np.int64:  # which passes for small numbers, and is not trusted with large ones
+    if data.dtype == np.int64:  # f is accepted for small numbers, and later refused for large ones.
         assert_same(coded_map(f, small, executor=losing(*lost), **options), plain_map(f, small, 3), 1e-9)
         with pytest.raises(CodeError, match="modulo 2"):
             coded_map(f, data, executor=losing(*lost), **options)
@@ -54,12 +54,12 @@ def test_floats_of_wrapped_integers_are_refused(data: np.ndarray, lost: tuple[in
 @pytest.mark.parametrize("verify", [False, "auto"])
 @pytest.mark.parametrize("late", [(0,), (1, 2), (0, 1, 2)])
 @pytest.mark.parametrize("data", [LARGE, LARGE.astype("u8")], ids=["int64", "uint64"])
-def test_late_data_tasks_are_waited_for_where_wrapped_parity_cannot_replace_them(
+def test_a_map_waits_for_late_data_tasks_if_wrapped_parity_cannot_replace_them(
     data: np.ndarray, late: tuple[int, ...], verify: Any
 ) -> None:
     options = {"blocks": 3, "tasks": 7, "verify": verify}
     seconds = {task: 5.0 + task for task in late}
-    for faults in ({}, {late[0]: Fault("kill")}):  # a task whose worker was lost gets its further attempt
+    for faults in ({}, {late[0]: Fault("kill")}):  # A task whose worker was lost is retried.
         executor = FaultyExecutor(ReplayExecutor(seconds), faults)
         for f, blocks in ((lambda block: block @ np.ones(3), data), (minus_the_sum, data // 16)):
             result = coded_map(f, blocks, executor=executor, **options)
@@ -73,12 +73,14 @@ def test_late_data_tasks_are_waited_for_where_wrapped_parity_cannot_replace_them
         (minus_the_sum, np.array([[-(2**62)], [5], [-(2**61)], [7]]), "f returns Python integers"),
     ],
 )
-def test_a_deadline_tells_why_a_late_data_task_was_waited_for(f: Any, data: np.ndarray, why: str) -> None:
+def test_a_timeout_error_explains_why_a_late_data_task_was_awaited(
+    f: Any, data: np.ndarray, why: str
+) -> None:
     with pytest.raises(CodeError, match=why):
         coded_map(f, data, blocks=len(data), tasks=2 * len(data), executor=losing(0), timeout=9)
 
 
-def test_floats_of_wrapped_integers_are_warned_of_while_nothing_is_lost() -> None:
+def test_floats_of_wrapped_integers_cause_a_warning_without_losses() -> None:
     f, options = (lambda block: block @ np.ones(3)), {"blocks": 3, "tasks": 7}
     with pytest.warns(RuntimeWarning, match=r"those of a plain map, but a lost one .*f turns int64"):
         result = coded_map(f, LARGE, executor=losing(), **options)
@@ -102,7 +104,7 @@ INTO_PYTHON = {
 }
 
 
-def drawn_integers(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def draw_integers(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Draw 64-bit integers: small, of the whole range, or near its upper end."""
     dtype = np.dtype(stream.choice(["i8", "u8"]))
     limits, bits = np.iinfo(dtype), int(stream.integers(3, 65))
@@ -113,24 +115,24 @@ def drawn_integers(stream: np.random.Generator, shape: tuple[int, ...]) -> np.nd
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", INTO_PYTHON)
-def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -> None:
+def test_python_integers_and_floats_of_64_bits_are_correct_or_refused(name: str) -> None:
     f, exact = INTO_PYTHON[name], 0
     for seed in range(150):
         stream = np.random.default_rng(seed)
         k, spare, rows = (int(stream.integers(1, top)) for top in (8, 6, 40))
-        data = drawn_integers(stream, (k * rows, 2))
+        data = draw_integers(stream, (k * rows, 2))
         seconds = dict(enumerate((1 + stream.random(k + spare)).tolist()))
         lost = dict.fromkeys(
             stream.permutation(k + spare)[: stream.integers(1, spare + 1)].tolist(), math.inf
         )
-        # A minute and no more: of a lost task, nothing is heard for hours of looks.
+        # The timeout bounds the number of polls, because lost tasks never report anything.
         options = {"blocks": k, "tasks": k + spare, "timeout": 60}
         options["verify"] = stream.choice([True, False]).item()
         try:
             result = coded_map(f, data, executor=ReplayExecutor(seconds | lost), **options)
         except (CodeError, CodedTimeoutError, NotDecodableError, NotLinearError):
             continue
-        except TypeError as error:  # of data tasks, too: of more than may be missing
+        except TypeError as error:  # More tasks than may be missing can fail, including data tasks.
             fit = all(-(2**63) <= value < 2**64 for value in plain_map(f, data, k))
             if fit or "numpy's have 64" not in str(error):
                 raise
@@ -140,7 +142,7 @@ def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -
     assert exact > 20
 
 
-def test_why_a_python_integer_is_refused() -> None:
+def test_the_error_explains_why_a_python_integer_is_refused() -> None:
     data = np.array([[-(2**62)], [5], [-(2**61)], [7]])
     options = {"blocks": 4, "tasks": 8, "executor": losing(0)}
     with pytest.raises(CodeError, match=r"may be off by 2\^64, .* return numpy integers"):

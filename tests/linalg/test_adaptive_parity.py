@@ -1,4 +1,4 @@
-"""When parity of the next of many products starts: learned from those before."""
+"""Tests of when the parity tasks of a product start, which is learned from earlier products."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from polarmap.driver.options import MapOptions
 from polarmap.linalg.adaptive_parity import LATE_FACTOR, MAX_BACKOFF, MIN_BACKOFF, AdaptiveParitySchedule
 
 
-def seconds(start: AdaptiveParitySchedule) -> float:
-    """After which a task of the next product is late; 0.0: parity starts with the data."""
+def get_late_seconds(start: AdaptiveParitySchedule) -> float:
+    """Return the age at which a task of the next product is late, or 0.0 if parity starts with the data."""
     options = start.map_options
     if options.run_times is None:
         assert options.schedule == "upfront"
@@ -20,35 +20,35 @@ def seconds(start: AdaptiveParitySchedule) -> float:
     return float(late)
 
 
-def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> None:
+def test_a_task_is_late_if_it_takes_slightly_longer_than_the_last_product() -> None:
     start = AdaptiveParitySchedule(MapOptions())
-    assert seconds(start) == 0.0
+    assert get_late_seconds(start) == 0.0
     for took in (2.0, 0.5):
         start.observe_product(took, needed_parity=False)
-        assert seconds(start) == LATE_FACTOR * took
+        assert get_late_seconds(start) == LATE_FACTOR * took
 
 
-def test_where_it_is_needed_it_starts_with_the_data_and_is_tried_less_and_less_often() -> None:
+def test_needed_parity_starts_with_the_data_and_is_delayed_less_and_less_often() -> None:
     start = AdaptiveParitySchedule(MapOptions())
-    start.observe_product(1.0, needed_parity=True)  # all started at once: that says nothing
+    start.observe_product(1.0, needed_parity=True)  # Parity started with the data, so this shows nothing.
     for pause in (MIN_BACKOFF, 2 * MIN_BACKOFF, 4 * MIN_BACKOFF):
-        assert seconds(start) == LATE_FACTOR
+        assert get_late_seconds(start) == LATE_FACTOR
         start.observe_product(1.0, needed_parity=True)
         for _ in range(pause):
-            assert seconds(start) == 0.0
+            assert get_late_seconds(start) == 0.0
             start.observe_product(1.0, needed_parity=True)
     for _ in range(10_000):
         start.observe_product(1.0, needed_parity=True)
     pauses = 0
-    while seconds(start):
+    while get_late_seconds(start):
         start.observe_product(1.0, needed_parity=True)
-    while not seconds(start):
+    while not get_late_seconds(start):
         pauses += 1
         start.observe_product(1.0, needed_parity=False)
     assert pauses <= MAX_BACKOFF
     start.observe_product(1.0, needed_parity=False)
     start.observe_product(1.0, needed_parity=True)
     for _ in range(MIN_BACKOFF):
-        assert seconds(start) == 0.0
+        assert get_late_seconds(start) == 0.0
         start.observe_product(1.0, needed_parity=False)
-    assert seconds(start) == LATE_FACTOR
+    assert get_late_seconds(start) == LATE_FACTOR

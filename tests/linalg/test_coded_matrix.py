@@ -1,4 +1,4 @@
-"""The rows and the columns of a matrix: coded once, kept between products, deleted with the operator."""
+"""Tests that rows and columns of a matrix are encoded once, kept between products, and finally deleted."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_small_sides_have_blocks_in_proportion() -> None:
     assert (coded.report.k, coded.report.n) == (6, 8)
 
 
-def test_code_of_the_callers_own() -> None:
+def test_a_code_of_the_caller() -> None:
     code = PolarCode(18, 14, kernel="arikan")
     coded = CodedOperator(TALL, code=code, executor=ReplayExecutor())
     coded @ np.ones(13)
-    # 14 leave one empty
+    # With k = 14, one block would be empty.
     assert (coded.report.k, coded.report.n, coded.report.code) == (
         13,
         17,
@@ -71,11 +71,11 @@ def test_a_small_side_keeps_all_options_of_the_callers_code(options: dict[str, A
         PolarCode(32, 24, **options),
     )
     expected = PolarCode(14, 10, **options)
-    found = sides.get_encoding("rows").code
-    assert isinstance(found, PolarCode)
-    assert (found.n, found.k, found.kernel, found.decoder) == (14, 10, expected.kernel, expected.decoder)
-    assert (found.erasure, found.seed, found.levels) == (expected.erasure, expected.seed, expected.levels)
-    assert np.array_equal(found.encoding_matrix, expected.encoding_matrix)
+    code = sides.get_encoding("rows").code
+    assert isinstance(code, PolarCode)
+    assert (code.n, code.k, code.kernel, code.decoder) == (14, 10, expected.kernel, expected.decoder)
+    assert (code.erasure, code.seed, code.levels) == (expected.erasure, expected.seed, expected.levels)
+    assert np.array_equal(code.encoding_matrix, expected.encoding_matrix)
     assert sides.get_encoding("columns").code.n == 32
 
 
@@ -93,7 +93,7 @@ def test_counts_that_contradict_the_callers_code_are_refused(counts: dict[str, i
         CodedOperator(np.ones((48, 10)), code=PolarCode(32, 24), executor=ReplayExecutor(), **counts)
 
 
-OBJECTS = N + 3  # of a coded array: its blocks, its manifest, and what says that it is one of Zarr
+OBJECTS = N + 3  # number of objects of a coded array: blocks, a manifest, and two Zarr metadata documents
 
 
 def stored() -> list[str]:
@@ -108,11 +108,11 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
         assert_close(coded.rmatvec(b), TALL.T @ b, 1e-9)
         assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-9)
         assert coded.report.tasks[0].arrived is None
-        assert len(stored()) == 2 * OBJECTS - 1  # both sides; 13 columns fill five blocks and not six
+        assert len(stored()) == 2 * OBJECTS - 1  # The 13 columns fill only five blocks.
     assert stored() == []
 
 
-def test_what_is_stored_goes_with_the_operator(tmp_path: Any) -> None:
+def test_stored_arrays_are_deleted_with_the_operator(tmp_path: Any) -> None:
     np.save(tmp_path / "A.npy", TALL)
     coded = CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, tasks=N, timeout=60)
     coded @ np.ones(13)
@@ -122,7 +122,7 @@ def test_what_is_stored_goes_with_the_operator(tmp_path: Any) -> None:
     assert stored() == []
 
 
-def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp_path: Any) -> None:
+def test_persistent_workers_cache_blocks_and_files_are_not_loaded(tmp_path: Any) -> None:
     with operator(TALL, FaultyExecutor(None, {0: Fault("sleep", 60), 3: Fault("kill")}), timeout=60) as coded:
         for _ in range(3):
             assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
@@ -136,7 +136,7 @@ def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp
     assert stored() == []
 
 
-def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
+def test_coded_arrays_are_used_without_encoding(tmp_path: Any) -> None:
     options = {"blocks": 5, "tasks": 8, "storage": tmp_path, "progress": False}
     rows, columns = encode(TALL, name="rows", **options), encode(TALL.T, name="columns", **options)
     with operator(rows, transpose=columns) as coded:

@@ -1,4 +1,4 @@
-"""The deadline of a series of products: who raises what, and that nothing runs once it has passed."""
+"""Tests of the deadline of a series of products: its errors, and that nothing runs after it."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def test_a_product_that_hangs_is_ended_by_the_deadline_or_its_own_timeout() -> N
 
 
 @pytest.mark.parametrize("seconds", [-1.0, np.nan, "soon"])
-def test_deadlines_that_cannot_be(seconds: object) -> None:
+def test_invalid_deadlines_are_refused(seconds: object) -> None:
     with pytest.raises(CodeError, match="seconds must be a number, 0 or more, or None, got"):
         Deadline().set(seconds)

@@ -1,4 +1,4 @@
-"""coded_gram against numpy: plain and weighted, every dtype, with results lost."""
+"""Tests of coded_gram against NumPy: plain and weighted, for all dtypes, with lost results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gram(A: Any, weights: Any = None, faults: Any = LOST, seconds: Any = None, *
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "complex128", "complex64"])
-def test_gram_is_numpys(dtype: str) -> None:
+def test_gram_matches_numpy(dtype: str) -> None:
     A = matrix((40, 17), dtype)
     for weights in (None, WEIGHTS, WEIGHTS.astype("float32"), np.arange(40)):
         expected = A.conj().T @ (A if weights is None else weights[:, None] * A)
@@ -59,8 +59,8 @@ def test_integers_are_exact_and_wrap_as_in_numpy(dtype: str) -> None:
 def test_any_shape(rows: int, columns: int, blocks: int, extra: int, lost: int) -> None:
     A, blocks = matrix((rows, columns), "float64"), min(blocks, columns)
     faults = {lost % (blocks * (blocks + 1) // 2): DEAD}
-    found = gram(A, WEIGHTS[:rows], faults, blocks=blocks, tasks=blocks + extra, rtol=1e-7)
-    assert_close(found.array, A.T @ (WEIGHTS[:rows, None] * A), 1e-7)
+    actual = gram(A, WEIGHTS[:rows], faults, blocks=blocks, tasks=blocks + extra, rtol=1e-7)
+    assert_close(actual.array, A.T @ (WEIGHTS[:rows, None] * A), 1e-7)
 
 
 def test_sizes_left_open() -> None:
@@ -68,7 +68,7 @@ def test_sizes_left_open() -> None:
     assert gram(TALL[:, :3], None, {}, blocks=None, tasks=None).report.n == 10
 
 
-def test_garbage_is_found_and_left_out() -> None:
+def test_garbage_is_detected_and_excluded() -> None:
     faults = {1: DEAD, 2: Fault("garbage", attempts=9)}
     array, report = gram(TALL, WEIGHTS, faults, {0: 2.0}, verify=True)
     assert_close(array, TALL.T @ (WEIGHTS[:, None] * TALL), 1e-9)
@@ -96,6 +96,6 @@ def test_stragglers_and_dead_processes() -> None:
         (TALL, None, {"blocks": 0}, "blocks must be a positive integer, not 0"),
     ],
 )
-def test_what_cannot_be_is_refused(A: Any, weights: Any, options: Any, message: str) -> None:
+def test_invalid_arguments_are_refused(A: Any, weights: Any, options: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         gram(A, weights, **options)

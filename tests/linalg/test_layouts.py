@@ -1,4 +1,4 @@
-"""Tests of which factor is cut, and into how many blocks: the cheapest by the formula, or as asked for."""
+"""Tests of the choice of the factor that is cut, and of the number of blocks: the cheapest or as given."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from polarmap.linalg import layouts
 from polarmap.linalg.layouts import BlockCounts, ProductLayout
 
 
-def test_choice_is_the_cheapest_by_the_formula() -> None:
+def test_the_cheapest_layout_by_the_formula_is_chosen() -> None:
     def values(rows: float, columns: float, m: int, inner: int, n: int) -> float:
         m, n = m / rows, n / columns
         return 8 * (m * inner + inner * n + m * n) / 5e7 + m * inner * n / 1e10
 
     for shape in [(10_000, 10_000, 10_000), (100_000, 500, 20), (20, 500, 100_000), (50, 10**6, 50)]:
         chosen = layouts.choose_product_layout("auto", shape, None, 32, 8)
-        found = layouts.estimate_task_seconds(chosen, shape, 8)
+        seconds = layouts.estimate_task_seconds(chosen, shape, 8)
         sides = (
             chosen.row_counts.k if chosen.row_counts else 1,
             chosen.column_counts.k if chosen.column_counts else 1,
         )
-        assert math.isclose(found, values(*sides, *shape))
-        assert found <= min(values(min(24, shape[0]), 1, *shape), values(1, min(24, shape[2]), *shape))
-        assert found <= layouts.estimate_task_seconds(
+        assert math.isclose(seconds, values(*sides, *shape))
+        assert seconds <= min(values(min(24, shape[0]), 1, *shape), values(1, min(24, shape[2]), *shape))
+        assert seconds <= layouts.estimate_task_seconds(
             layouts.choose_product_layout("grid", shape, None, 32, 8), shape, 8
         )
     assert layouts.choose_product_layout("auto", (100_000, 500, 20), None, 32, 8) == ProductLayout(

@@ -1,4 +1,4 @@
-"""Tests of the allowed factors of a product, and how they are read and multiplied."""
+"""Tests of the allowed factors of a product, and of how they are read and multiplied."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def test_integers_are_exact_and_wrap_as_in_numpy(of_a: str, of_x: str) -> None:
     A = stream.integers(0, 2**62, (20, 8)).astype(of_a)
     x, y = stream.integers(0, 2**62, (8, 2)).astype(of_x), stream.integers(0, 2**62, 20).astype(of_x)
     with operator(A, blocks=4, tasks=8, executor=lossy({1: Fault("raise", attempts=9)})) as coded:
-        if np.result_type(A, x).kind == "f" and A.itemsize < 8:  # uint64 with a signed one
+        # NumPy gives float64 for uint64 with a signed dtype.
+        if np.result_type(A, x).kind == "f" and A.itemsize < 8:
             assert_close(coded @ x, A @ x, 1e-9)
             return
         if np.result_type(A, x).kind == "f":
@@ -42,7 +43,7 @@ def test_integers_with_real_vectors() -> None:
         assert_close(coded @ x, A @ x, 1e-10)
 
 
-def test_mixed_precisions_have_numpys_dtype() -> None:
+def test_mixed_precisions_have_the_dtype_of_numpy() -> None:
     A = random_matrix((20, 12), "float32")
     with operator(A) as coded:
         assert_close(coded @ np.ones(12), A @ np.ones(12), 1e-4)
@@ -70,7 +71,7 @@ def test_mixed_precisions_have_numpys_dtype() -> None:
         (scipy.sparse.csr_array([[1.0, math.nan]]), "A has NaN or inf"),
     ],
 )
-def test_what_is_no_matrix_is_refused(A: Any, message: str) -> None:
+def test_operands_that_are_not_matrices_are_refused(A: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         CodedOperator(A)
 

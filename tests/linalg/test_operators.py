@@ -1,4 +1,4 @@
-"""CodedOperator: numpy's products and scipy's solvers, with failures in every product."""
+"""Tests of CodedOperator against products of NumPy and solvers of SciPy, with failures in every product."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def random_matrix(shape: tuple[int, int], dtype: str) -> np.ndarray:
 
 
 def lossy(faults: Any = LOST) -> FaultyExecutor:
-    """Return a replay whose tasks 1, 4 and 7 fail in every product."""
+    """Return a replay executor with `faults` in every product. By default, tasks 1, 4 and 7 fail."""
     return FaultyExecutor(ReplayExecutor(), faults)
 
 
@@ -57,12 +57,12 @@ def threads() -> Iterator[Executor]:
         yield pool
 
 
-def test_fault_injection_changes_no_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_injection_does_not_change_the_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polarmap.executors.persistent_executor.count_available_cores", lambda: 2)
     A = random_matrix((96, 4), "float64")
     with CodedOperator(A) as plain, CodedOperator(A, executor=FaultyExecutor(None)) as faulty:
         assert plain @ np.ones(4) == pytest.approx(faulty @ np.ones(4))
-        counts = [(one.report.k, one.report.n) for one in (plain, faulty)]
+        counts = [(operator.report.k, operator.report.n) for operator in (plain, faulty)]
     assert counts == [(6, 8), (6, 8)]
 
 
@@ -71,7 +71,7 @@ def test_fault_injection_changes_no_number_of_blocks(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(50, 13), (13, 50), (6, 6), (7, 3), (1, 9)])
-def test_products_are_numpys(dtype: str, shape: tuple[int, int]) -> None:
+def test_products_match_numpy(dtype: str, shape: tuple[int, int]) -> None:
     A = random_matrix(shape, dtype)
     x, y = random_matrix((shape[1], 3), dtype), random_matrix((shape[0], 3), dtype)
     with operator(A) as coded:
@@ -90,7 +90,7 @@ def test_products_are_numpys(dtype: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cut", [{"blocks": 4, "tasks": 6}, {"blocks": 24}, {"blocks": 6, "code": "arikan"}])
-def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) -> None:
+def test_gram_matrices_match_numpy_and_count_as_products(dtype: str, cut: dict[str, Any]) -> None:
     A = random_matrix((50, 13), dtype)
     with CodedOperator(A, executor=lossy(), **cut) as coded:
         for weights in STREAM.standard_normal((3, 50)):
@@ -99,10 +99,10 @@ def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) 
         expected = np.einsum("ma,mw,mb->abw", A.conj(), several, A)
         assert_close(coded.gram(several), expected, 100 * ROOM[dtype])
         assert coded.n_products == 4 and coded.report.recovered == (1, 4, 7)
-        assert coded.report.n <= 36  # a task is a pair of at most 8 blocks
+        assert coded.report.n <= 36  # A task is a pair of at most 8 blocks.
 
 
-def test_gram_matrices_that_cannot_be() -> None:
+def test_invalid_gram_matrices_are_refused() -> None:
     with pytest.raises(
         CodeError, match=r"needs a dense matrix of real or complex numbers: use A.toarray\(\)"
     ):
@@ -179,13 +179,13 @@ for one in ("float64", "complex128"):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_solvers_of_scipy_run_on_it(name: str) -> None:
+def test_solvers_of_scipy_accept_an_operator(name: str) -> None:
     A, solve, expected = SOLVERS[name]
     with operator(A) as coded:
         np.testing.assert_allclose(solve(coded), expected, rtol=1e-9 if name == "eigsh" else 1e-8)
 
 
-# --- what is kept between products -----------------------------------------------------------------
+# --- state between products ----------------------------------------------------------------------
 
 
 def test_report_is_of_the_last_product() -> None:
@@ -198,19 +198,19 @@ def test_report_is_of_the_last_product() -> None:
     assert (coded.report.k, coded.report.padding, coded.n_products) == (5, 2, 2)
 
 
-def test_a_report_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+def test_an_unread_report_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Any] = []
     final_report = map_execution.build_final_report
     monkeypatch.setattr(
-        map_execution, "build_final_report", lambda *args: made.append(args) or final_report(*args)
+        map_execution, "build_final_report", lambda *args: built.append(args) or final_report(*args)
     )
     monkeypatch.setattr(operators, "make_context", lambda progress: PLAIN_CONTEXT)
     with polarmap.CodedOperator(TALL, blocks=K) as coded:
         for _ in range(2):
             coded @ np.ones(13)
-        assert not made
+        assert not built
         assert coded.report is coded.report
-    assert len(made) == 1
+    assert len(built) == 1
 
 
 def test_a_pool_stays_open(threads: Executor) -> None:
@@ -219,7 +219,7 @@ def test_a_pool_stays_open(threads: Executor) -> None:
     assert threads.submit(int).result(timeout=9) == 0
 
 
-def test_closed_means_closed() -> None:
+def test_a_closed_operator_cannot_be_used() -> None:
     coded = operator(TALL)
     coded.close()
     coded.close()
@@ -227,10 +227,10 @@ def test_closed_means_closed() -> None:
         coded @ np.ones(13)
 
 
-# --- misfortunes ---------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------
 
 
-def test_garbage_is_unmasked_by_left_over_results() -> None:
+def test_garbage_is_located_by_redundant_results() -> None:
     executor = lossy({1: Fault("raise", attempts=9), 2: Fault("garbage", attempts=9)})
     coded = operator(TALL, executor, verify=True)
     assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
@@ -245,7 +245,7 @@ def test_garbage_is_unmasked_by_left_over_results() -> None:
     st.integers(0, 18),
     st.booleans(),
 )
-def test_sums_that_cancel_to_rounding_are_neither_lies_nor_warned_of(
+def test_sums_that_cancel_to_rounding_cause_neither_an_error_nor_a_warning(
     dtype: str, lost: set[int], power: int, is_sparse: bool
 ) -> None:
     A = matrix((2000, 13), dtype)
@@ -253,10 +253,10 @@ def test_sums_that_cancel_to_rounding_are_neither_lies_nor_warned_of(
     b = matrix((2000,), dtype, 2)
     b = (b - basis @ (basis.conj().T @ b) + 10.0**-power * A[:, 0]).astype(dtype)
     with operator(csr_array(A) if is_sparse else A, losing(*lost), verify=True) as coded:
-        found = coded.H @ b
+        product = coded.H @ b
     roundings = 10 * (1 + coded.report.amplification)
     allowed = roundings * np.finfo(dtype).eps * np.abs(A).T @ np.abs(b)
-    assert (np.abs(found - A.conj().T @ b) <= allowed).all()
+    assert (np.abs(product - A.conj().T @ b) <= allowed).all()
 
 
 def test_no_result_is_awaited_only_to_verify_a_product() -> None:
@@ -273,7 +273,7 @@ def test_too_many_dead_workers() -> None:
 
 
 def test_parity_takes_no_cores_from_data_that_is_not_late() -> None:
-    """It starts with the data once, and later where that takes longer than before or is lost."""
+    # Parity starts with the data only once. Later it starts when data tasks are late or lost.
     with Pool(workers=8) as pool, operator(TALL, pool) as coded:
 
         def started(operand: np.ndarray) -> int:
@@ -285,7 +285,7 @@ def test_parity_takes_no_cores_from_data_that_is_not_late() -> None:
         deadline = time.monotonic() + 60.0
         while started(np.ones(13)) > K:
             assert time.monotonic() < deadline
-        assert started(np.ones((13, 3))) == N  # another size takes its own time
+        assert started(np.ones((13, 3))) == N  # Run times are learned separately for each size.
 
 
 def test_a_worker_that_is_stopped_between_products_costs_little_time() -> None:
@@ -304,7 +304,7 @@ def test_a_worker_that_is_stopped_between_products_costs_little_time() -> None:
             os.kill(stopped[0], signal.SIGCONT)
 
 
-def test_workers_of_a_lithops_configuration_stay_for_all_products(
+def test_workers_of_a_lithops_configuration_persist_for_all_products(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lithops
@@ -314,7 +314,7 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
         "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"
         "localhost: {version: 1, worker_processes: 3}\n"
     )
-    made, started = [], []
+    executors, started = [], []
     build, start = lithops.FunctionExecutor, lithops.FunctionExecutor.map
 
     def counting(functions: Any, task: Any, items: list[Any], **options: Any) -> Any:
@@ -323,11 +323,11 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
 
     monkeypatch.setattr(build, "map", counting)
     monkeypatch.setattr(
-        lithops, "FunctionExecutor", lambda **kwargs: made.append(build(**kwargs)) or made[-1]
+        lithops, "FunctionExecutor", lambda **kwargs: executors.append(build(**kwargs)) or executors[-1]
     )
     killing = FaultyExecutor(str(config), {1: Fault("kill", attempts=1)})
-    for executor, killed in ((str(config), 0), (killing, 6)):  # by each product one at most
-        others = len(made)
+    for executor, killed in ((str(config), 0), (killing, 6)):  # Each product kills at most one worker.
+        n_earlier = len(executors)
         started.clear()
         with operator(TALL, executor, timeout=100) as coded:
             for _ in range(3):
@@ -335,18 +335,24 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
                 assert_close(coded @ np.ones((13, 2)), TALL @ np.ones((13, 2)), 1e-10)
             assert coded.report is not None
             assert coded.report.executor == "persistent workers on lithops/localhost (TCP)"
-        assert N <= len(started) <= N + killed  # one for each task, and for each lost one
-        assert len(made) - others <= 2 + killed  # one that is asked, and one for each job of workers
-    storage = made[0].storage
+        assert N <= len(started) <= N + killed  # A worker starts for each task, and for each lost worker.
+        # One executor reads the configuration, and each job of workers has one.
+        assert len(executors) - n_earlier <= 2 + killed
+    storage = executors[0].storage
     left = storage.list_keys(storage.bucket, "lithops.jobs")
     assert storage.list_keys(storage.bucket, "polarmap") == []
-    assert not [key for one in made for key in left if key.startswith(f"lithops.jobs/{one.executor_id}")]
+    assert not [
+        key
+        for executor in executors
+        for key in left
+        if key.startswith(f"lithops.jobs/{executor.executor_id}")
+    ]
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- invalid arguments -----------------------------------------------------------------------------
 
 
-def test_sizes_that_cannot_be_are_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     with pytest.raises(CodeError, match="tasks=6 leaves no parity blocks for 6 blocks"):
         CodedOperator(TALL, blocks=6, tasks=6)
     with pytest.raises(CodeError, match="blocks must be a positive integer, not 0"):
@@ -355,7 +361,7 @@ def test_sizes_that_cannot_be_are_refused() -> None:
         operator(TALL, code="fountain") @ np.ones(13)
 
 
-def test_operands_that_do_not_fit() -> None:
+def test_operands_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"(?i)dimension mismatch"):
         operator(TALL) @ np.ones(12)
     with pytest.raises(ValueError, match=r"(?i)dimension mismatch"):

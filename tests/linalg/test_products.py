@@ -1,4 +1,4 @@
-"""coded_matmul against numpy: every shape, dtype, layout; stragglers, dead workers, garbage."""
+"""Tests of coded_matmul against NumPy: all shapes, dtypes and layouts, with stragglers and failures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 STREAM = np.random.default_rng(0)
 A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))
 DEAD = Fault("raise", attempts=9)
-# Lost tasks of a 5 x 5 grid with 4 x 4 data tasks: two data tasks in one row, one in another, and parity
-# tasks.
+# The lost tasks of a 5 x 5 grid with 4 x 4 data tasks. They include two data tasks in one row, one in another
+# row, and parity tasks.
 LOST = dict.fromkeys([0, 1, 6, 18, 22], DEAD)
 GRID = {"method": "grid", "tasks": (5, 5), "blocks": (4, 4)}
 
@@ -37,20 +37,20 @@ def matrix(shape: tuple[int, ...], dtype: str, seed: int = 1) -> np.ndarray:
     stream = np.random.default_rng(seed)
     if np.dtype(dtype).kind in "iu":
         return stream.integers(0, 2**63, shape, dtype=np.uint64).astype(dtype)
-    made = stream.standard_normal(shape)
-    return (made + 1j * stream.standard_normal(shape) if dtype.startswith("c") else made).astype(dtype)
+    normal = stream.standard_normal(shape)
+    return (normal + 1j * stream.standard_normal(shape) if dtype.startswith("c") else normal).astype(dtype)
 
 
-def assert_close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
-    assert found.dtype == expected.dtype and found.shape == expected.shape
+def assert_close(actual: np.ndarray, expected: np.ndarray, rtol: float) -> None:
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
     if expected.dtype.kind in "iu":
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(actual, expected)
         return
-    assert np.abs(found - expected).max(initial=0) <= rtol * np.abs(expected).max(initial=1e-300)
+    assert np.abs(actual - expected).max(initial=0) <= rtol * np.abs(expected).max(initial=1e-300)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "complex128", "complex64"])
-def test_a_grid_gives_numpys_product(dtype: str) -> None:
+def test_a_grid_matches_the_product_of_numpy(dtype: str) -> None:
     left, right = matrix((23, 17), dtype), matrix((17, 19), dtype, 2)
     array, report = matmul(left, right, **GRID)
     assert_close(array, left @ right, 1e-9 if dtype in ("float64", "complex128") else 1e-3)
@@ -69,7 +69,7 @@ def test_integers_are_exact_and_wrap_as_in_numpy(left_dtype: str, right_dtype: s
     assert 1 in report.recovered
 
 
-def test_mixed_dtypes_are_as_precise_as_numpys() -> None:
+def test_mixed_dtypes_are_as_precise_as_in_numpy() -> None:
     pairs = [("int32", "float64"), ("float32", "float64"), ("complex64", "float64"), ("float64", "complex64")]
     for left_dtype, right_dtype in pairs:
         left, right = matrix((23, 17), left_dtype), matrix((17, 19), right_dtype, 2)
@@ -91,16 +91,17 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
     faults = {lost % (k[0] * k[1]): DEAD}
     array, report = matmul(left, right, faults, blocks=k, tasks=workers, rtol=1e-7)
     assert_close(array, left @ right, 1e-7)
-    filled = [-(-length // -(-length // count)) for length, count in zip((m, n), k)]  # no block is empty
+    # These counts leave no block empty.
+    filled = [-(-length // -(-length // count)) for length, count in zip((m, n), k)]
     assert (report.n, report.k) == (workers[0] * workers[1], filled[0] * filled[1])
     for method, side in (("rows", 0), ("columns", 1)):
         sizes = {"blocks": k[side], "tasks": workers[side]}
-        found = matmul(left, right, {lost % k[side]: DEAD}, method=method, rtol=1e-7, **sizes)
-        assert_close(found.array, left @ right, 1e-7)
+        actual = matmul(left, right, {lost % k[side]: DEAD}, method=method, rtol=1e-7, **sizes)
+        assert_close(actual.array, left @ right, 1e-7)
 
 
-def test_a_grid_is_done_as_soon_as_lines_decode_each_other() -> None:
-    """In a 3 x 3 grid with 2 x 2 data blocks, four tasks in a chain determine all."""
+def test_a_grid_ends_as_soon_as_its_lines_decode_each_other() -> None:
+    # In a 3 x 3 grid with 2 x 2 data blocks, these four tasks determine all others.
     chain = [(0, 0), (0, 2), (2, 0), (1, 2)]
     places = ProductCode(PolarCode(3, 2), PolarCode(3, 2)).block_grid
     seconds = dict.fromkeys(range(9), math.inf) | {int(places[cell]): 1.0 for cell in chain}
@@ -139,10 +140,10 @@ def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int64"])
-def test_garbage_is_found_and_left_out(dtype: str) -> None:
+def test_garbage_is_detected_and_excluded(dtype: str) -> None:
     left, right = matrix((20, 8), dtype), matrix((8, 20), dtype, 2)
     faults = {2: DEAD, 1: Fault("garbage", attempts=9)}
-    seconds = {0: 2.0}  # late, so that there is something to decode when the surplus has arrived
+    seconds = {0: 2.0}  # This task is late, so decoding is needed even after the surplus has arrived.
     array, report = matmul(left, right, faults, seconds, blocks=(3, 3), tasks=(5, 5), verify=True)
     assert_close(array, left @ right, 1e-9)
     assert report.tasks_in_state("failed") == [1, 2]
@@ -187,7 +188,7 @@ def test_stragglers_and_dead_processes_of_lithops_and_every_block_is_stored_once
         *[(A, np.full((17, 19), value), "B has NaN or inf") for value in (math.nan, math.inf)],
     ],
 )
-def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
+def test_invalid_factors_are_refused(left: Any, right: Any, message: str) -> None:
     for options in ({}, GRID, {"method": "rows"}, {"method": "columns"}):
         with pytest.raises(CodeError, match=message):
             coded_matmul(left, right, **options)
@@ -216,7 +217,7 @@ def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
         ({"method": "grid", "code": "fountain"}, "code must be"),
     ],
 )
-def test_options_that_cannot_be(options: Any, message: str) -> None:
+def test_invalid_options_are_refused(options: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         coded_matmul(A, B, **options)
 

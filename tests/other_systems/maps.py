@@ -1,4 +1,4 @@
-"""Maps of each kind on the default executor, as a program of a user runs them."""
+"""A user program that runs each kind of map on the default executor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def product(block: np.ndarray) -> np.ndarray:
     return block @ X
 
 
-def first_to_come(name: str) -> bool:
+def claim_name(name: str) -> bool:
     try:
         (ONCE / name).touch(exist_ok=False)
     except FileExistsError:
@@ -30,11 +30,11 @@ def first_to_come(name: str) -> bool:
     return True
 
 
-def sleeps_or_dies(block: np.ndarray) -> np.ndarray:
-    """Two sleep, one ends its process."""
-    if first_to_come("first") or first_to_come("second"):
+def sleep_or_exit(block: np.ndarray) -> np.ndarray:
+    """Return `product` of a block, but sleep in the first two calls and exit the process in the third."""
+    if claim_name("first") or claim_name("second"):
         time.sleep(600)
-    if first_to_come("third"):
+    if claim_name("third"):
         os._exit(9)
     return block @ X
 
@@ -45,7 +45,7 @@ def main() -> None:
     for _ in range(3):
         y = polarmap.coded_map(product, A, blocks=6, tasks=8)
         np.testing.assert_allclose(y.concatenate(), A @ X)
-    y = polarmap.coded_map(sleeps_or_dies, A, blocks=6, tasks=10, verify=False)
+    y = polarmap.coded_map(sleep_or_exit, A, blocks=6, tasks=10, verify=False)
     np.testing.assert_allclose(y.concatenate(), A @ X)
     with polarmap.CodedOperator(A, blocks=4, tasks=6) as operator:
         for _ in range(3):
@@ -65,7 +65,7 @@ def main() -> None:
     workers = polarmap.executors.pool.default_executor._resources.worker_pool  # type: ignore[union-attr]
     server = workers._starter  # type: ignore[attr-defined]
     assert isinstance(server, ProcessSpawner)
-    print(*(one.pid for one in server._processes.values()), sep="\n")
+    print(*(process.pid for process in server._processes.values()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Takes away, from every interpreter that finds this on its path, what only Linux, or only POSIX, has.
+"""Remove the functions and files that only Linux or POSIX has, from each interpreter that imports this.
 
-What is left is what Windows has, but for its paths, and what ends its processes.
+The remaining interface is that of Windows, except for paths and for functions that end processes.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def _mkdir_elsewhere(path: Any, *arguments: Any, **options: Any) -> None:
 
 
 def _socketpair(*arguments: Any) -> tuple[socket.socket, socket.socket]:
-    """Over loopback."""
+    """Return a pair of sockets that are connected over loopback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        ours = socket.create_connection(server.getsockname())
-        theirs, _ = server.accept()
-    return ours, theirs
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    return client, accepted
 
 
 builtins.open = io.open = _open_elsewhere  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Properties that all figures share: their formats, and that no global state is changed."""
+"""Tests of properties that all figures share: their formats, and that they change no global state."""
 
 from __future__ import annotations
 

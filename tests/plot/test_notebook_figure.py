@@ -1,4 +1,4 @@
-"""Figures that show themselves."""
+"""Tests of figures that display themselves in a notebook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timelines, as figures and in HTML: every task and both moments, for ordinary and odd reports."""
+"""Tests of timelines as figures and in HTML: all tasks and both marked times, for all kinds of reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def invented(states: list[str], k: int, seconds: float = 2.0) -> Report:
 
 
 def bars(figure: Figure) -> dict[str, list[tuple[float, float, float]]]:
-    """Label -> (task, start, end) of every bar."""
+    """Return (task, start, end) of every bar, by the label of its container."""
     return {
         container.get_label(): [
             (bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_x() + bar.get_width())
@@ -50,12 +50,12 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_a_timeline_shows_every_task_and_both_moments(tmp_path: Path) -> None:
+def test_a_timeline_shows_every_task_and_both_marked_times(tmp_path: Path) -> None:
     report = report_of({0: math.inf, 1: 1.5, 7: 1.2}, KILLED)
     figure = report.plot(tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").stat().st_size > 5000
     drawn = bars(figure)
-    assert sorted(round(task) for some in drawn.values() for task, _, _ in some) == list(range(9))
+    assert sorted(round(task) for task_bars in drawn.values() for task, _, _ in task_bars) == list(range(9))
     assert [round(task) for task, _, _ in drawn["arrived, parity"]] == [6, 7, 8]
     assert [round(task) for task, _, _ in drawn["failed"]] == [2]
     assert {round(task): end for task, _, end in drawn["arrived"]}[1] == pytest.approx(1.5)
@@ -79,7 +79,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_reports_render(name: str) -> None:
+def test_unusual_reports_are_rendered(name: str) -> None:
     figure = ODD[name].plot()
     rendered(figure)
     assert figure.get_size_inches()[1] <= 9
@@ -102,7 +102,7 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all() -> None:
     late = {index: time for index, time in launched.items() if time is not None}
     assert late
     assert min(late.values()) > 0
-    starts = {round(task): start for some in bars(figure).values() for task, start, _ in some}
+    starts = {round(task): start for task_bars in bars(figure).values() for task, start, _ in task_bars}
     assert {index: starts[index] for index in late} == pytest.approx(late)
     assert set(range(9)) - starts.keys() == launched.keys() - late.keys()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -111,10 +111,10 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all() -> None:
 
 
 def drawn(report: Report) -> ElementTree.Element:
-    """The picture; what is no well-formed markup raises."""
-    found = ElementTree.fromstring(report._repr_html_()).find("svg")
-    assert found is not None
-    return found
+    """Return the picture in the HTML of a report. Raises ParseError if the HTML is not well-formed."""
+    svg = ElementTree.fromstring(report._repr_html_()).find("svg")
+    assert svg is not None
+    return svg
 
 
 def test_every_task_has_a_bar_from_its_start_to_its_end() -> None:
@@ -130,7 +130,7 @@ def test_every_task_has_a_bar_from_its_start_to_its_end() -> None:
         assert float(bar.get("y", "")) == MAX_ROW_HEIGHT * task.index
 
 
-def test_colours_say_what_became_of_tasks() -> None:
+def test_colours_show_the_states_of_tasks() -> None:
     report = report_of({0: math.inf}, KILLED)
     faces = [bar.get("fill") for bar in drawn(report).iter("rect")]
     assert faces[0].startswith(figure_style.GREY)
@@ -141,7 +141,7 @@ def test_colours_say_what_became_of_tasks() -> None:
     assert marks == ["task 0: decoded from others", "task 2: decoded from others"]
 
 
-def test_a_state_that_is_not_known_here_has_a_colour_and_a_name_of_its_own() -> None:
+def test_an_unknown_state_has_a_separate_colour_and_label() -> None:
     report = invented(["arrived", "surplus", "later"], 2)
     faces = [bar.get("fill") for bar in drawn(report).iter("rect")]
     assert faces == [figure_style.BLUE, figure_style.SKY_BLUE, figure_style.GREY]
@@ -149,7 +149,7 @@ def test_a_state_that_is_not_known_here_has_a_colour_and_a_name_of_its_own() -> 
     assert "arrived" in legend and "surplus" in legend and "later" in legend
 
 
-def test_the_text_of_the_report_stands_above_it() -> None:
+def test_the_text_of_the_report_is_above_the_timeline() -> None:
     report = report_of({0: math.inf}, KILLED)
     assert ElementTree.fromstring(report._repr_html_()).findtext("pre") == str(report)
     assert ElementTree.fromstring(render_timeline_html(report, "a < b & c")).findtext("pre") == "a < b & c"
@@ -168,7 +168,7 @@ def test_tasks_that_were_not_started_have_no_bar() -> None:
     assert len(list(drawn(report).iter("rect"))) == len(started) < 9
 
 
-def test_an_empty_map_and_one_that_goes_on_are_shown_too() -> None:
+def test_empty_and_running_maps_are_shown() -> None:
     assert len(list(drawn(hedged_map(abs, [], executor=ReplayExecutor()).report).iter("rect"))) == 0
     future = submit(coded_map, np.negative, np.eye(6), blocks=3, tasks=4, executor=ReplayExecutor())
     future.result(60)
@@ -181,7 +181,7 @@ def test_tasks_that_no_worker_has_started_have_a_hollow_mark_and_no_bar() -> Non
     assert "tasks cancelled before they started: 2" in str(report)
     figure = report.plot()
     rendered(figure)
-    assert sorted(round(task) for some in bars(figure).values() for task, _, _ in some) == [0, 1]
+    assert sorted(round(task) for task_bars in bars(figure).values() for task, _, _ in task_bars) == [0, 1]
     [mark] = [line for line in figure.axes[0].lines if line.get_label() == "cancelled before it started"]
     assert (mark.get_ydata()[0], mark.get_markerfacecolor()) == (2, "none")
     picture = drawn(report)
@@ -191,7 +191,7 @@ def test_tasks_that_no_worker_has_started_have_a_hollow_mark_and_no_bar() -> Non
     assert (circle.get("fill"), circle.find("title").text) == ("none", "task 2: cancelled")
 
 
-def test_the_bar_of_a_task_that_was_queued_begins_when_its_worker_did() -> None:
+def test_the_bar_of_a_queued_task_starts_when_its_worker_starts() -> None:
     task = TaskReport(0, "abandoned", None, None, 1, started=1.5)
     report = Report(1, 1, "rotation", "replay", (task,), 1, seconds=2.0)
     [(_, start, end)] = bars(report.plot())["abandoned"]

@@ -1,6 +1,6 @@
-"""Random maps, arrays, products and sums with random faults, judged against numpy.
+"""Run random maps, arrays, products and sums with random faults, and compare them with numpy.
 
-Every case is made from one integer: `python -m soak --case 17` (with tests/ on the path) runs case 17
-again and says what it is. A case runs in a process of its own kind (`worker`), which is watched
-(`watch`), so that what hangs is found too.
+A case is generated from one integer: `python -m soak --case 17` (with tests/ on the path) describes case 17
+and runs it again. Cases run in a separate process (`worker`) under supervision (`watch`), so that hangs are
+found, too.
 """

@@ -1,4 +1,4 @@
-"""python -m soak: random cases until the time is over, or one of them again."""
+"""python -m soak: run random cases for a number of minutes, or run one case again."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def main() -> int:
         print(f"Cases from {first} on, for {asked.minutes:g} minutes.", flush=True)
         tally = watch(count(first), began + 60 * asked.minutes, asked.keep_going)
     print(f"{tally.table()}\n\n{tally.summary()}")
-    for found in tally.findings:
-        print(f"\n{found}\n{found.traceback}")
+    for finding in tally.findings:
+        print(f"\n{finding}\n{finding.traceback}")
     return 1 if tally.findings else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="how long (10)")
-    parser.add_argument("--seed", type=int, help="of the first case; the next have the numbers after it")
-    parser.add_argument("--case", type=int, help="run this one case and say what it is")
-    parser.add_argument("--keep-going", action="store_true", help="do not end at the first finding")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes to run (10)")
+    parser.add_argument("--seed", type=int, help="seed of the first case; later cases count up")
+    parser.add_argument("--case", type=int, help="describe and run this case only")
+    parser.add_argument("--keep-going", action="store_true", help="do not stop at the first finding")
     return parser.parse_args()
 
 

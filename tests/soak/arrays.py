@@ -1,4 +1,4 @@
-"""A coded array from encoding to deletion: read, damaged, checked, mapped, repaired."""
+"""Coded arrays from encoding to deletion: read, damaged, checked, mapped and repaired."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from soak.faults import Faults, Pools
 from soak.oracle import SLACK, Finding
 
 NAME = "soaked"
-RTOL = {2: 0.1, 4: 1e-4, 8: 1e-10}  # bytes of a number -> for more than that reading asks for more blocks
+# Bytes of a real number -> error beyond which reading asks for more blocks.
+RTOL = {2: 0.1, 4: 1e-4, 8: 1e-10}
 
 
 @dataclass
@@ -90,24 +91,25 @@ class ArrayCase:
         return polarmap.encode(source, code=self.code, **options)
 
     def _damage(self, coded: CodedArray, store: FolderStore, draw: Draw) -> set[tuple[int, int]]:
-        """Harm a part, or all parts, of the chosen blocks; which they are."""
+        """Damage one part, or all parts, of the chosen blocks; return the damaged (block, stripe) pairs."""
         harmed: set[tuple[int, int]] = set()
         for block in self.damaged:
             parts = {stripe: part for stripe, part in enumerate(coded.block_segments(block)) if part.size}
-            shared = len({part.key for part in parts.values()}) < len(parts)  # one object of the caller's
+            # All parts are in one object of the caller.
+            shared = len({part.key for part in parts.values()}) < len(parts)
             chosen = draw.some(list(parts), 1 if shared or draw.chance(0.5) else len(parts))
             for part in map(parts.__getitem__, chosen):
                 spoilt = _harm(store.root / part.key, part.offset, part.size, draw)
                 harmed |= {
                     (block, stripe)
-                    for stripe, one in parts.items()
-                    if one.key == part.key
-                    and one.offset < spoilt.stop
-                    and one.offset + one.size > spoilt.start
+                    for stripe, other_part in parts.items()
+                    if other_part.key == part.key
+                    and other_part.offset < spoilt.stop
+                    and other_part.offset + other_part.size > spoilt.start
                 }
         return harmed
 
-    # -- what must be -----------------------------------------------------------------------
+    # -- checks --------------------------------------------------------------------------------
 
     def _check_read(self, coded: CodedArray, draw: Draw, lost: set[int]) -> None:
         if (coded.shape, coded.dtype) != (self.A.shape, self.wanted.dtype):
@@ -116,15 +118,15 @@ class ArrayCase:
         for rows in (slice(None), slice(start, draw.number(start, len(self.A))), slice(start, None, 2)):
             self._compare(coded[rows], self.wanted[rows], self._bound(lost), f"rows {rows} of {coded!r}")
 
-    def _compare(self, found: np.ndarray, wanted: np.ndarray, allowed: float, what: str) -> None:
+    def _compare(self, actual: np.ndarray, expected: np.ndarray, allowed: float, subject: str) -> None:
         if not self.is_finite:
-            oracle.check_structure(found, wanted, what)
-            fine = np.isfinite(wanted)
-            found, wanted = found[fine], wanted[fine]
+            oracle.check_structure(actual, expected, subject)
+            fine = np.isfinite(expected)
+            actual, expected = actual[fine], expected[fine]
         if allowed == 0:
-            oracle.check_equal(found, wanted, what)
+            oracle.check_equal(actual, expected, subject)
         else:
-            oracle.check_close(found, wanted, [allowed], what)
+            oracle.check_close(actual, expected, [allowed], subject)
 
     def _bound(self, lost: set[int]) -> float:
         """Return the tolerance for numbers when these blocks have to be decoded."""
@@ -133,26 +135,26 @@ class ArrayCase:
         check = np.asarray(self.code.parity_check_matrix, float)
         arrived = [block for block in range(self.code.n) if block not in lost]
         weights = np.linalg.pinv(check[:, sorted(lost)]) @ check[:, arrived]
-        most = oracle.largest(self.wanted[np.isfinite(self.wanted)])
+        max_value = oracle.largest(self.wanted[np.isfinite(self.wanted)])
         amplification = 1 + float(np.linalg.norm(weights, axis=1).max())
         rtol = RTOL[self.wanted.real.dtype.itemsize]
-        return max(rtol, SLACK * oracle.epsilon(self.A.dtype) * amplification) * most
+        return max(rtol, SLACK * oracle.epsilon(self.A.dtype) * amplification) * max_value
 
     def _read_damaged(self, coded: CodedArray, draw: Draw, harmed: set[tuple[int, int]]) -> str:
         executor = ReplayExecutor() if draw.chance(0.5) else None
-        found = coded.check(executor=executor)
-        if {(one.block, one.stripe) for one in found.damaged} != harmed:
-            raise Finding("wrong audit", f"{found!r}, but harmed were {sorted(harmed)}")
+        audit = coded.check(executor=executor)
+        if {(one.block, one.stripe) for one in audit.damaged} != harmed:
+            raise Finding("wrong audit", f"{audit!r}, but harmed were {sorted(harmed)}")
         stripes = {stripe: {block for block, at in harmed if at == stripe} for _, stripe in harmed}
         dead = sorted(stripe for stripe, lost in stripes.items() if not self._is_decodable(lost))
-        if sorted(found.undecodable_stripes) != dead:
-            raise Finding("wrong audit", f"{found!r}, but lost are {dead}")
+        if sorted(audit.undecodable_stripes) != dead:
+            raise Finding("wrong audit", f"{audit!r}, but lost are {dead}")
         lost = {block for block, _ in harmed}
         try:
             self._check_read(coded, draw, lost)
             self._check_map(coded, lost)
-            theirs = polarmap.open_coded(NAME, coded.store) if draw.chance(0.5) else coded
-            repaired = theirs.repair(executor=executor)
+            opened = polarmap.open_coded(NAME, coded.store) if draw.chance(0.5) else coded
+            repaired = opened.repair(executor=executor)
         except NotDecodableError as error:
             if dead or not self.is_finite:
                 return "NotDecodableError: too many lost"
@@ -170,7 +172,7 @@ class ArrayCase:
         return oracle.is_determined(self.code, lost, exact=self.A.dtype.kind in "iu")
 
     def _check_map(self, coded: CodedArray, lost: set[int]) -> None:
-        """A map of it must not mind the damage."""
+        """Check that a map of the array is right despite the damage, if it can be decoded."""
         if coded.n - coded.k < len(lost) or not self._is_decodable(lost) or not self.is_finite:
             return
         result = polarmap.coded_map(
@@ -202,7 +204,7 @@ def _files(folder: Path) -> set[Path]:
 
 
 def _harm(path: Path, offset: int, size: int, draw: Draw) -> range:
-    """Harm a part of a file; the bytes of the file that are not what they were."""
+    """Damage a part of a file; return the range of bytes that differ from before."""
     kind = draw.pick(["missing", "truncated", "corrupt"])
     if kind == "missing":
         path.unlink()
@@ -217,11 +219,11 @@ def _harm(path: Path, offset: int, size: int, draw: Draw) -> range:
 
 
 def draw_array(draw: Draw, executor: str) -> ArrayCase:
-    """Arrays are stored in a folder, whatever the executor."""
+    """Draw an array, which is stored in a folder for every executor."""
     dtype = draw.dtype()
     k, spare = draw.number(1, 9), draw.number(1, 5)
     rows = k * draw.number(1, 4) + draw.number(0, k - 1)
-    k = -(-rows // -(-rows // k))  # no block is empty
+    k = -(-rows // -(-rows // k))  # Use as many blocks as hold rows.
     wide = 700 if draw.chance(0.1) else draw.number(1, 5)
     A, layout = draw.laid_out(draw.values((rows, wide), dtype))
     if dtype.kind in "fc" and layout != "read-only" and draw.chance(0.05):

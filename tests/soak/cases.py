@@ -1,4 +1,4 @@
-"""Seed -> case: which kind, on which executor, and all that it consists of."""
+"""Map a seed to a case: its kind, its executor, and everything it consists of."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from soak.sums import draw_hedged, draw_sum
 from soak.unruly import draw_forks, draw_many, draw_nested
 
 KINDS = {"map": 70, "array": 8, "product": 10, "sum": 6, "hedged": 6}
-KINDS_OF_REPLAY = KINDS | {"rows": 2}  # on a virtual clock, as one case is several hundred maps
-# On persistent workers, on this machine.
+KINDS_OF_REPLAY = KINDS | {"rows": 2}  # On a virtual clock only, since one case is several hundred maps.
+# Kinds of cases on persistent workers on this machine.
 KINDS_OF_POOL = {
     "map": 30,
     "fork": 20,
@@ -47,7 +47,7 @@ DRAW = {
 
 
 class Named:
-    """A case and what it is called in a table."""
+    """A case that has a kind and an executor, for a table."""
 
     def __init__(self, seed: int) -> None:
         self._draw = Draw(seed)
@@ -56,13 +56,13 @@ class Named:
         self.kind: str = self._draw.pick(kinds)
 
     def drawn(self) -> Any:
-        """The case itself: prints what it is, and runs."""
+        """Draw the case itself, which can be printed and run."""
         return DRAW[self.kind](self._draw, self.executor)
 
 
 def run(named: Named, pools: Pools) -> str:
-    """The verdict on a case; Finding for what must not be."""
-    VERIFIED_PROPERTIES.clear()  # what other cases have found of an f
+    """Return the verdict on a case. Raise Finding if it violates an expectation."""
+    VERIFIED_PROPERTIES.clear()  # Other cases may have verified the same function.
     case = named.drawn()
     try:
         verdict: str = case.run(pools)
@@ -70,5 +70,5 @@ def run(named: Named, pools: Pools) -> str:
         faults = getattr(case, "faults", None)
         if faults is None or len(faults.misleading) < 2 or not finding.kind.startswith("wrong"):
             raise
-        return "wrong, where several workers mislead"  # nothing is promised of more than one
+        return "wrong, where several workers mislead"  # No result is promised if several workers mislead.
     return verdict

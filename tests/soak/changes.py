@@ -1,4 +1,4 @@
-"""Data that changes after `submit` returned or between maps."""
+"""Data that changes after `submit` has returned, or between maps."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ def tripled(block: Any) -> Any:
 
 @dataclass
 class DataCase:
-    """Maps of one array, which is written into after each began, or freed and made again.
+    """Maps of one array that is modified after each map has begun, or freed and created again.
 
-    moment : "after submit", "between maps" or "freed": another array may get its address and its id.
+    Attributes
+    ----------
+    moment : str
+        "after submit", "between maps", or "freed", where another array may get the address and id of the old
+        one.
     """
 
     moment: str
@@ -62,16 +66,17 @@ class DataCase:
         return polarmap.submit(verb, tripled, data, executor=pool, timeout=TIMEOUT, progress=False, **options)
 
     def _is_refused(self, future: Any, wanted: list[np.ndarray]) -> bool:
-        """Whether the map says that its data was changed; a Finding if its results are not the old data's."""
+        """Return whether the map reports changed data. Raise Finding if it used the new data."""
         try:
-            found = list(future.result(TIMEOUT))
+            results = list(future.result(TIMEOUT))
         except PolarmapError as error:
             if self.moment == "after submit" and "chang" in str(error):
                 return True
             raise
-        allowed = [ROUNDING * max(map(oracle.largest, wanted))]  # of what a lost block is decoded from
-        for one, other in zip(found, wanted, strict=True):
-            oracle.check_close(one, other, allowed, f"a map {self.moment}")
+        # A lost block is decoded from blocks of this size.
+        allowed = [ROUNDING * max(map(oracle.largest, wanted))]
+        for one, expected in zip(results, wanted, strict=True):
+            oracle.check_close(one, expected, allowed, f"a map {self.moment}")
         return False
 
 

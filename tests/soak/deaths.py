@@ -1,4 +1,4 @@
-"""Short items that travel together, of which some end their worker once, a few times or every time."""
+"""Short items that are sent in batches; some kill their worker once, a few times or every time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from soak.faults import Pools
 from soak.oracle import Finding
 from soak.unruly import TIMEOUT, hedged
 
-BACKUPS = 2  # that hedged_map and Executor give to a late item
+BACKUPS = 2  # Backups that hedged_map and Executor start for a late item.
 EVERY_TIME = 99
-N_WARM_UP_ITEMS = 40  # by which an Executor learns that calls of the function are short
+N_WARM_UP_ITEMS = 40  # Calls after which an Executor knows that the function is fast.
 
 
 def tripled_or_deadly(folder: str, n_deaths: dict[int, int], how: str, item: int) -> int:
@@ -39,7 +39,10 @@ def tripled_or_deadly(folder: str, n_deaths: dict[int, int], how: str, item: int
 class DeathCase:
     """A map of many short items.
 
-    n_deaths : item -> how often it ends its worker: at most `retries` times, or every time.
+    Attributes
+    ----------
+    n_deaths : dict[int, int]
+        Item -> how often it kills its worker: at most `retries` times, or every time.
     """
 
     verb: str
@@ -51,11 +54,11 @@ class DeathCase:
     def run(self, pools: Pools) -> str:
         with tempfile.TemporaryDirectory(prefix="soak-deaths-") as folder:
             f = partial(tripled_or_deadly, folder, self.n_deaths, self.how)
-            found = dict(enumerate(self._found(f, pools.pool("pool"))))
+            results = dict(enumerate(self._found(f, pools.pool("pool"))))
             for item in range(self.count):
-                self._check(item, found.get(item, "nothing"))
-                if item not in found or isinstance(found[item], WorkerLostError):
-                    break  # of `Executor.map`, which ends with the first error
+                self._check(item, results.get(item, "nothing"))
+                if item not in results or isinstance(results[item], WorkerLostError):
+                    break  # `Executor.map` ends with the first error.
             n_starts = {int(path.name): path.stat().st_size for path in Path(folder).iterdir()}
         limit = self.retries + 2 + BACKUPS
         if max(n_starts.values(), default=0) > limit:
@@ -63,7 +66,7 @@ class DeathCase:
         return f"right ({self.verb})"
 
     def _found(self, f: Any, pool: Any) -> Iterable[Any]:
-        """What each item gives; of `Executor.map` nothing behind the first error."""
+        """Return the result of each item; for `Executor.map`, only those up to the first error."""
         if self.verb == "hedged_map":
             return hedged(f, range(self.count), pool, retries=self.retries, return_exceptions=True)
         with polarmap.Executor(pool, retries=self.retries) as executor:
@@ -73,20 +76,20 @@ class DeathCase:
             futures = [executor.submit(f, item) for item in range(self.count)]
             return [one.exception(TIMEOUT) or one.result() for one in futures]
 
-    def _check(self, item: int, found: Any) -> None:
+    def _check(self, item: int, result: Any) -> None:
         if self.n_deaths.get(item) == EVERY_TIME:
-            if not isinstance(found, WorkerLostError):
-                raise Finding("no error", f"item {item} ends its worker every time, and gave {found!r:.100}")
-        elif isinstance(found, BaseException):
+            if not isinstance(result, WorkerLostError):
+                raise Finding("no error", f"item {item} ends its worker every time, and gave {result!r:.100}")
+        elif isinstance(result, BaseException):
             n_deaths = self.n_deaths.get(item, 0)
-            text = f"item {item} ends {n_deaths} workers with {self.retries} retries: {found}"
+            text = f"item {item} ends {n_deaths} workers with {self.retries} retries: {result}"
             raise Finding("innocent failure", text)
-        elif found != 3 * item:
-            raise Finding("wrong number", f"result {item} is {found!r:.100}, not {3 * item}")
+        elif result != 3 * item:
+            raise Finding("wrong number", f"result {item} is {result!r:.100}, not {3 * item}")
 
 
 def _with_error(results: Iterator[Any]) -> Iterator[Any]:
-    """Results as they come, and the WorkerLostError that ends them."""
+    """Yield results as they arrive, then the WorkerLostError that ends them."""
     try:
         yield from results
     except WorkerLostError as error:
@@ -97,7 +100,8 @@ def draw_deaths(draw: Draw, executor: str) -> DeathCase:
     verb = draw.pick({"hedged_map": 3, "Executor.map": 3, "Executor.submit": 1})
     count = draw.number(150, 400) if verb == "hedged_map" else draw.number(10, 200)
     retries, first = draw.number(1, 2), draw.number(0, count - 1)
-    near = [item for item in range(first, first + 12) if item < count]  # of one batch, probably
+    # These items are probably in one batch.
+    near = [item for item in range(first, first + 12) if item < count]
     n_deaths = {item: draw.number(1, retries) for item in draw.some(near, draw.number(1, 4))}
     if draw.chance(0.4):
         n_deaths[draw.pick(near)] = EVERY_TIME

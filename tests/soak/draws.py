@@ -1,4 +1,4 @@
-"""The random parts of a case, drawn from its seed: numbers, arrays and their layouts."""
+"""Random parts of a case, drawn from its seed: numbers, arrays and their memory layouts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Draw:
         return bool(self.stream.random() < share)
 
     def number(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
+        """Draw an integer between low and high, inclusive."""
         return int(self.stream.integers(low, high + 1))
 
     def pick(self, options: Sequence[Any] | Mapping[Any, float]) -> Any:
@@ -39,7 +39,7 @@ class Draw:
         return np.dtype(self.pick(INTEGERS if self.chance(integers) else FLOATS))
 
     def values(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """Numbers of a dtype, small or of its whole range, scaled up and down."""
+        """Draw numbers of a dtype, small or from its full range, scaled up or down."""
         if dtype.kind in "iu":
             return self._integers(shape, dtype)
         numbers = self.stream.standard_normal(shape)
@@ -48,7 +48,7 @@ class Draw:
         if dtype.itemsize > 2 and self.chance(0.3):
             numbers = numbers * 10.0 ** self.number(-4, 4)
         if self.chance(0.1):
-            numbers = numbers * (self.stream.random(shape) < 0.3)  # mostly zeros
+            numbers = numbers * (self.stream.random(shape) < 0.3)  # Most entries are zero.
         return numbers.astype(dtype)
 
     def _integers(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
@@ -60,7 +60,7 @@ class Draw:
         return self.stream.integers(low, high, shape, dtype=dtype, endpoint=True)
 
     def laid_out(self, array: np.ndarray) -> tuple[np.ndarray, str]:
-        """The same numbers, lying in memory in some way; and how."""
+        """Return the array in a random memory layout, and the name of the layout."""
         layout = self.pick(LAYOUTS)
         if layout == "fortran":
             array = np.asfortranarray(array)

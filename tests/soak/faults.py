@@ -1,4 +1,4 @@
-"""Executors on which tasks fare as a case says."""
+"""Executors on which tasks have the faults of a case."""
 
 from __future__ import annotations
 
@@ -25,20 +25,26 @@ KINDS = {
     "replay": ["never", "raise", "exit", "kill", "garbage", "lie", "shape", "nan"],
     "threads": ["sleep", "raise", "garbage"],
     "pool": ["sleep", "raise", "exit", "kill", "garbage", "never"],
-    "processes": ["sleep", "raise", "garbage", "never"],  # one that dies takes all tasks with it
+    # A process that dies would fail all tasks of the pool.
+    "processes": ["sleep", "raise", "garbage", "never"],
     "localhost": ["sleep", "raise", "exit", "kill", "garbage", "never"],
 }
-DECEIVING = {"garbage", "lie", "nan"}  # reports a result, which is wrong
+DECEIVING = {"garbage", "lie", "nan"}  # Faults with which a task reports a wrong result.
 SECONDS = 1.5  # Real seconds of a sleep.
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What befalls the tasks of a case.
+    """The faults of the tasks of a case.
 
-    struck : task -> kind of fault.
-    attempts : how many of its attempts a fault strikes.
-    seconds : virtual run times.
+    Attributes
+    ----------
+    struck : dict[int, str]
+        Task -> kind of fault.
+    attempts : int
+        Number of attempts that have the fault.
+    seconds : dict[int, float]
+        Virtual run times by task.
     """
 
     struck: dict[int, str] = field(default_factory=dict)
@@ -49,25 +55,25 @@ class Faults:
         return f"{self.struck} for {self.attempts} attempts" if self.struck else "no faults"
 
     def of(self, *kinds: str) -> set[int]:
-        """The tasks that a fault of these kinds strikes."""
+        """Return the tasks with a fault of these kinds."""
         return {task for task, kind in self.struck.items() if kind in kinds}
 
     def lost(self, options: dict[str, Any]) -> set[int]:
-        """The tasks that never give a right result in a map of these options."""
+        """Return the tasks that never return a right result in a map with these options."""
         is_for_good = self.attempts > options.get("retries", 1)
         return self.misleading | self.of("never", *["raise", "exit", "kill"] * is_for_good)
 
     def raises_everywhere(self, n: int, spare: int) -> bool:
-        """Whether the first tasks to end may all raise, and are more than may be missing."""
+        """Return whether the first tasks to end may all raise, and exceed the number that may be missing."""
         return len(self.of("raise")) > max(spare, n // 4, 1)
 
     def outvotes(self, needed: int) -> bool:
-        """Whether results of another shape may be the most that have arrived when so many are needed."""
+        """Return whether results of another shape may be the majority when `needed` results have arrived."""
         return len(self.of("shape")) >= needed
 
     @property
     def misleading(self) -> set[int]:
-        """Workers that report something else than f gives."""
+        """The tasks that report something other than the result of f."""
         return self.deceiving | self.of("shape")
 
     @property
@@ -76,27 +82,27 @@ class Faults:
 
 
 def draw_faults(draw: Draw, executor: str, n: int, spare: int) -> Faults:
-    """No faults, as many as the code bears, or more."""
+    """Draw no faults, as many as the code tolerates, or more."""
     seconds = {}
     if executor == "replay":
         times = draw.stream.permutation(np.linspace(1, 2, n)) if draw.chance(0.8) else np.ones(n)
         seconds = {task: float(one) for task, one in enumerate(times)}
-    some, too_many = draw.number(0, spare), spare + draw.number(1, 2)
-    count = draw.pick([*[0] * 3, *[some] * 6, *[spare] * 3, too_many])
+    tolerated, too_many = draw.number(0, spare), spare + draw.number(1, 2)
+    count = draw.pick([*[0] * 3, *[tolerated] * 6, *[spare] * 3, too_many])
     usual = ["never"] if executor == "replay" else ["sleep"]
     kinds = usual if draw.chance(0.5) else KINDS[executor]
     struck = {task: draw.pick(kinds) for task in draw.some(range(n), min(n, count))}
-    if executor != "replay":  # a pool all of whose workers are held for ever runs nothing more
-        held = [task for task, kind in struck.items() if kind == "never"]
-        struck |= dict.fromkeys(held[2:], "raise")
+    if executor != "replay":  # A pool whose workers are all blocked forever would run nothing more.
+        blocked = [task for task, kind in struck.items() if kind == "never"]
+        struck |= dict.fromkeys(blocked[2:], "raise")
     return Faults(struck, draw.pick([1, 1, 9]), seconds)
 
 
-# --- workers whose results are wrong in ways that no Fault is ------------------------------------
+# --- workers with wrong results that no Fault provides ------------------------------------------
 
 
 def _with_lie(seed: int, leaf: np.ndarray) -> np.ndarray:
-    """One entry is off: integers by one, others by a tenth of the largest or more."""
+    """Return a leaf with one wrong entry: an integer is off by one bit, a float by a tenth of the largest."""
     flat = leaf.reshape(-1).copy()
     if leaf.size and leaf.dtype.kind in "iu":
         flat[seed % leaf.size] ^= 1
@@ -120,7 +126,7 @@ ODD = {"lie": _with_lie, "shape": _longer, "nan": _with_nan}
 
 
 class OddReplay(AlteringReplay):
-    """Replay of tasks that never report, and of workers whose results are odd."""
+    """A replay executor with tasks that never report, and with workers that return wrong results."""
 
     def __init__(self, faults: Faults, seed: int) -> None:
         super().__init__(faults.seconds | dict.fromkeys(faults.of("never"), math.inf))
@@ -130,12 +136,14 @@ class OddReplay(AlteringReplay):
         change = ODD.get(self._odd.get(outcome.task, ""))
         if outcome.failure is not None or change is None:
             return outcome
-        found = outcome._replace(leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves])
+        changed = outcome._replace(
+            leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves]
+        )
         own = outcome.unpadded_result
-        if own is None or change is _longer:  # what has another shape is told by the block with its padding
-            return found
+        if own is None or change is _longer:  # A result of another shape is recognized by the padded block.
+            return changed
         leaves = [change(self._seed + outcome.task, leaf) for leaf in own.leaves]
-        return found._replace(unpadded_result=own._replace(leaves=leaves))
+        return changed._replace(unpadded_result=own._replace(leaves=leaves))
 
 
 # --- executors ----------------------------------------------------------------------------------
@@ -148,7 +156,7 @@ OPEN: dict[str, Callable[[], Any]] = {
 
 
 class Pools:
-    """The pools of a worker process: opened when needed."""
+    """The pools of a worker process, opened on demand."""
 
     def __init__(self) -> None:
         self._open: dict[str, Any] = {}
@@ -161,7 +169,7 @@ class Pools:
         return self._open[kind]
 
     def executor(self, kind: str, faults: Faults, seed: int) -> FaultyExecutor:
-        """An executor of this kind on which tasks fare so."""
+        """Return an executor of this kind on which tasks have these faults."""
         if kind == "replay":
             struck = {task: one for task, one in faults.struck.items() if one not in (*ODD, "never")}
             inner: Any = OddReplay(faults, seed)

@@ -1,4 +1,4 @@
-"""Functions of a block whose properties are known, for a block of any shape and dtype."""
+"""Functions with known properties, for blocks of any shape and dtype."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from soak.draws import Draw
 
 @dataclass(frozen=True)
 class Function:
-    """A function of a block and what is true of it.
+    """A function of a block and its properties.
 
-    kind : "linear", "affine", "quadratic", "other", or "rounded": linear up to one in the last digit.
-    rows : "each": acts on each row by itself; "as many": gives a row for each, but not from it alone;
-        "some": a container of which one part acts on each row; "other".
-    gain : the largest number it passes through on the way, in largest numbers of the block.
+    Attributes
+    ----------
+    kind : str
+        "linear", "affine", "quadratic", "other", or "rounded" (linear up to one in the last digit).
+    rows : str
+        "each" if it acts on each row separately, "as many" if it returns a row per row but not separately,
+        "some" if one part of its container acts on each row, or "other".
+    gain : float
+        The largest intermediate number, in units of the largest number of the block.
     """
 
     name: str
@@ -30,7 +35,7 @@ class Function:
 
     @property
     def adds_by_blas(self) -> bool:
-        """Whether the order of its additions depends on where a block lies."""
+        """Whether the order of its additions depends on the position of a block in memory."""
         return "@" in self.name or self.name == "x' x"
 
 
@@ -69,7 +74,7 @@ ROUNDED = Function(
 
 
 def draw_function(draw: Draw, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Function:
-    """A function of blocks of this shape: linear ones mostly."""
+    """Draw a function of blocks of this shape, linear in most cases."""
     kind = draw.pick({"linear": 80, "quadratic": 3, "other": 14, "rounded": 3})
     if kind == "linear":
         return draw_linear(draw, shape, dtype)
@@ -113,14 +118,20 @@ def draw_linear(draw: Draw, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Fun
 
 
 def _product(draw: Draw, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Function:
-    """The product of each row with a vector or a matrix."""
+    """Draw the product of each row with a vector or a matrix."""
     columns = () if draw.chance(0.5) else (draw.number(1, 3),)
-    other = np.dtype(draw.pick(["f8", "i8"] if dtype.kind in "iu" else ["f8", dtype.str]))
-    if other.kind in "iu":
-        kind = dtype if draw.chance(0.5) and dtype.kind == "i" else "u8" if dtype == np.dtype("u8") else other
+    factor_dtype = np.dtype(draw.pick(["f8", "i8"] if dtype.kind in "iu" else ["f8", dtype.str]))
+    if factor_dtype.kind in "iu":
+        kind = (
+            dtype
+            if draw.chance(0.5) and dtype.kind == "i"
+            else "u8"
+            if dtype == np.dtype("u8")
+            else factor_dtype
+        )
         factor = draw.stream.integers(-9, 10, (shape[-1], *columns)).astype(kind)
     else:
-        factor = draw.stream.standard_normal((shape[-1], *columns)).astype(other)
+        factor = draw.stream.standard_normal((shape[-1], *columns)).astype(factor_dtype)
     gain = float(np.abs(factor.astype(np.complex128)).sum(axis=0).max(initial=0))
     name = f"x @ {factor.dtype}{list(factor.shape)}"
     return Function(name, partial(_times, factor), "linear", "each", gain)
@@ -130,7 +141,7 @@ def _times(factor: Any, block: Any) -> Any:
     return block @ factor
 
 
-# Of nested blocks.
+# Functions of nested blocks.
 NESTED = [
     Function(
         "mix of parts",

@@ -1,4 +1,4 @@
-"""coded_map of one function over one piece of data, with faults: drawn, run and judged."""
+"""Draw, run and judge coded_map of one function over one piece of data, with faults."""
 
 from __future__ import annotations
 
@@ -25,10 +25,16 @@ from soak.oracle import SHORT, Finding
 
 @dataclass
 class MapCase:
-    """One map.
+    """A map with its data, code, options and faults.
 
-    data : an array or a sequence of nested blocks; blocks: what f is applied to, in native byte order.
-    rows : those of each block but the last one, which may be shorter, where the data is an array.
+    Attributes
+    ----------
+    data
+        An array, or a sequence of nested blocks.
+    blocks : list[Any]
+        The arguments of f, in native byte order.
+    rows : int | None
+        Rows of each block of an array; the last block may have fewer.
     """
 
     seed: int
@@ -46,8 +52,8 @@ class MapCase:
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         warm = "; after a map of the same f on small numbers" if self.is_warm else ""
-        what = f"map of {self.f.name} ({self.f.kind}) over {self.about}"
-        return f"{what}\n  {self.code!r}; {options}\n  {self.faults}{warm}"
+        subject = f"map of {self.f.name} ({self.f.kind}) over {self.about}"
+        return f"{subject}\n  {self.code!r}; {options}\n  {self.faults}{warm}"
 
     @property
     def is_estimated(self) -> bool:
@@ -63,17 +69,17 @@ class MapCase:
 
     @property
     def largest(self) -> float:
-        """Of the numbers of all blocks."""
+        """The largest number of all blocks."""
         return max(oracle.largest(leaf) for block in self.blocks for leaf in leaves(block))
 
     @property
     def f_fits(self) -> bool:
-        """Whether f is what the code needs: uniform noise modulo 2^64 takes no constant."""
+        """Whether f has the form that the code needs: uniform noise modulo 2^64 allows no constant."""
         kinds = {"linear"} if isinstance(self.code, IntegerSecretSharingCode) else {"linear", "affine"}
         return self.f.kind in kinds or (self.f.kind == "quadratic" and getattr(self.code, "degree", 1) == 2)
 
     def run(self, pools: Pools) -> str:
-        """The verdict in a word; a Finding for what must not be."""
+        """Run the map and return the verdict. Raise Finding if it violates an expectation."""
         expected, raised = self._expected()
         executor = pools.executor(self.executor, self.faults, self.seed)
 
@@ -82,15 +88,15 @@ class MapCase:
                 self._warm_up()
             return polarmap.coded_map(self.f.call, self.data, executor=executor, **self.options)
 
-        result, error, told = oracle.called(the_map)
+        result, error, messages = oracle.called(the_map)
         if error is not None:
             return "f raises" if raised is not None else oracle.excused(error, self._reasons(expected))
         if raised is not None:
             raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
-        return Judge(self, expected, result, told).verdict()
+        return Judge(self, expected, result, messages).verdict()
 
     def passes_all_checks(self, report: Report) -> bool:
-        """Whether f satisfies every equation between the results of a polar code that arrived."""
+        """Return whether f satisfies every equation between the arrived results of a polar code."""
         if not isinstance(self.code, PolarCode) or self.rows is None:
             return False
         arrived = sorted(report.tasks_in_state("arrived") + report.tasks_in_state("surplus"))
@@ -109,7 +115,7 @@ class MapCase:
 
     @property
     def is_short(self) -> bool:
-        """Return whether the last block is shorter than all other blocks and is padded with zeros."""
+        """Whether the last block is shorter than all other blocks and is padded with zeros."""
         return self.rows is not None and len(self.blocks[-1]) < self.rows
 
     def _zeros_matter(self, expected: list[Any]) -> bool:
@@ -118,15 +124,17 @@ class MapCase:
             return False
         count = len(self.blocks[-1])
         zeros = np.zeros((self.rows - count, *self.data.shape[1:]), self.dtypes[0])
-        # Where the data is zero, too, this block would not tell: the library tries f on other rows.
+        # Data that is zero itself would hide the effect: the library tries f on other rows.
         block = np.where(self.blocks[-1] == 0, np.ones_like(self.blocks[-1]), self.blocks[-1])
         with np.errstate(all="ignore"):
             padded, unpadded = self.f.call(np.concatenate([block, zeros])), self.f.call(block)
-        for found, wanted in zip(leaves(padded), leaves(unpadded)):
-            found, wanted = np.asarray(found), np.asarray(wanted)
-            if (found.shape[:1], wanted.shape[:1]) == ((self.rows,), (count,)):
-                found = found[:count]
-            if found.shape != wanted.shape or not np.allclose(found, wanted, equal_nan=True):
+        for padded_leaf, unpadded_leaf in zip(leaves(padded), leaves(unpadded)):
+            padded_leaf, unpadded_leaf = np.asarray(padded_leaf), np.asarray(unpadded_leaf)
+            if (padded_leaf.shape[:1], unpadded_leaf.shape[:1]) == ((self.rows,), (count,)):
+                padded_leaf = padded_leaf[:count]
+            if padded_leaf.shape != unpadded_leaf.shape or not np.allclose(
+                padded_leaf, unpadded_leaf, equal_nan=True
+            ):
                 return True
         return False
 
@@ -139,7 +147,7 @@ class MapCase:
             return [], error
 
     def _warm_up(self) -> None:
-        """A map of small numbers that decodes, if it can: what f is found to be is remembered."""
+        """Run a map of small numbers that decodes if possible, so that the properties of f are remembered."""
         small = (np.arange(self.data.size).reshape(self.data.shape) % 7).astype(self.data.dtype)
         kept = {name: self.options[name] for name in ("blocks", "tasks", "code") if name in self.options}
         executor = polarmap.testing.ReplayExecutor({0: float("inf")})
@@ -149,7 +157,7 @@ class MapCase:
     # -- errors -----------------------------------------------------------------------------
 
     def _reasons(self, expected: list[Any]) -> list[tuple[bool, str, Sequence[str]]]:
-        """Why which errors may come."""
+        """Return which errors are excused, and why."""
         faults, needed = self.faults, self.code.recovery_threshold
         numbers = [leaf for one in [*expected, *self.blocks] for leaf in leaves(one)]
         silent = faults.of("never") >= set(range(needed))
@@ -185,7 +193,7 @@ class MapCase:
             (not self.f_fits, "f is not linear", [*SHORT, "NotLinearError"]),
             (not self._is_decodable, "too many lost", SHORT),
             (faults.raises_everywhere(self.code.n, self.code.n - needed), "raised everywhere", SHORT[:1]),
-            # Parity starts after 60 s, 120 s, 240 s ...
+            # Parity tasks start after 60 s, 120 s, 240 s and so on.
             (silent and "schedule" in self.options, "on demand, and nothing is heard", SHORT),
             (self.executor == "replay" and self._may_be_inaccurate, "too inaccurate", SHORT),
             (self.is_estimated and not self._come_by(self.options["timeout"]), "deadline", SHORT),
@@ -195,14 +203,14 @@ class MapCase:
         return any(np.asarray(leaf).dtype.kind not in "iu" for one in expected[:1] for leaf in leaves(one))
 
     def _wraps(self) -> bool:
-        """Whether parity of these integers may."""
+        """Return whether parity of these 64-bit integers may wrap around."""
         wide = [one for one in self.dtypes if one.kind in "iu" and one.itemsize == 8]
         is_large = self.largest * float(self.code.norm_inf) >= 2.0**62
         return bool(wide) and (is_large or any(one.kind == "u" for one in wide))
 
     @property
     def _is_decodable(self) -> bool:
-        """Whether what is not lost determines the results, over the integers if there are any."""
+        """Whether the tasks that are not lost determine the results, over the integers if there are any."""
         if isinstance(self.code, IntegerSecretSharingCode):
             arrived = [task for task in range(self.code.n) if task not in self.lost]
             none_known = np.zeros(self.code.recovery_threshold, bool)
@@ -215,22 +223,25 @@ class MapCase:
 
     @property
     def _may_be_inaccurate(self) -> bool:
-        """Half the spare results of these codes are what their users are told to count on."""
+        """Whether more than half the spare results are lost, so that accuracy is not promised.
+
+        Codes without this limit are excluded.
+        """
         if isinstance(self.code, PolarCode | IntegerSecretSharingCode):
             return False
         return len(self.lost) > (self.code.n - self.code.recovery_threshold + 1) // 2
 
     def _come_by(self, deadline: float) -> bool:
-        """Whether a result comes before the deadline."""
+        """Return whether a result arrives before the deadline."""
         healthy = set(range(self.code.n)) - set(self.faults.struck)
         return any(self.faults.seconds.get(task, 1.0) <= deadline for task in healthy)
 
 
 class Judge:
-    """Compares what a map returned with what a plain map returns."""
+    """Compares the results of a map with the results of a plain map."""
 
-    def __init__(self, case: MapCase, expected: list[Any], result: CodedResult, told: list[str]) -> None:
-        self.case, self.result, self.report, self.told = case, result, result.report, told
+    def __init__(self, case: MapCase, expected: list[Any], result: CodedResult, messages: list[str]) -> None:
+        self.case, self.result, self.report, self.messages = case, result, result.report, messages
         self.found = list(result)
         if len(self.found) != len(expected):
             raise Finding("wrong structure", f"{len(self.found)} results of {len(expected)} blocks")
@@ -250,49 +261,54 @@ class Judge:
         self._check_concatenated()
         if self.report.estimated_blocks:
             return "estimates, flagged"
-        return "right, with a warning" if self.told else f"right ({self.report.verified})"
+        return "right, with a warning" if self.messages else f"right ({self.report.verified})"
 
-    def _check(self, index: int, found: Any) -> None:
-        what, wanted, deceives = f"result {index}", self.expected[index], index in self.case.faults.deceiving
+    def _check(self, index: int, actual: Any) -> None:
+        subject, plain_result, deceives = (
+            f"result {index}",
+            self.expected[index],
+            index in self.case.faults.deceiving,
+        )
         if index in self.report.estimated_blocks:
             if self.case.is_short and index == len(self.found) - 1 and np.isinf(self.report.errors[index]):
-                return  # f of the block with its rows of zeros
-            oracle.check_structure(found, wanted, what)
+                return  # The estimate is for the block with its padding.
+            oracle.check_structure(actual, plain_result, subject)
         elif deceives and self._is_as_reported(index):
-            return  # a plain map would return it, too
+            return  # A plain map would return the wrong result, too.
         elif index in self.report.recovered or deceives:
-            oracle.check_close(found, wanted, self._allowed, what)
+            oracle.check_close(actual, plain_result, self._allowed, subject)
         elif self.case.f.adds_by_blas:
-            oracle.check_close(found, wanted, [one / 100 for one in self._allowed], what)
+            oracle.check_close(actual, plain_result, [one / 100 for one in self._allowed], subject)
         else:
-            oracle.check_equal(found, wanted, what)
+            oracle.check_equal(actual, plain_result, subject)
 
     def _is_as_reported(self, index: int) -> bool:
-        """Whether no equation that was looked at need have this result in it."""
+        """Return whether no equation that was checked need contain this result."""
         if self.report.verified in ("not needed", "no", "earlier"):
             return True
         return index not in self.report.recovered and self.case.code.option_name != "rotation"
 
     @property
     def _is_trusted(self) -> bool:
-        """Whether the report says that these workers, or any, were not checked."""
+        """Whether the report says that results of these workers were not checked."""
         case, faults, unverified = self.case, self.case.faults, self.report.verified in ("no", "earlier")
         if not case.f_fits and (unverified or case.is_warm or self.report.verified == "local"):
-            return True  # also one that has passed before, by chance: a lost block alone is in no check
+            # Includes an f that has passed earlier by chance: no check contains a single lost block.
+            return True
         if case.f.name in ("abs", "clipped"):
-            return True  # linear, but for numbers that may all lie in a block that is lost
+            return True  # f is linear except for numbers that may all be in a lost block.
         if not case.f_fits and self.report.verified == "parity" and case.passes_all_checks(self.report):
-            return True  # it is linear on all coded blocks that arrived: it deviates only on what was lost
+            return True  # f is linear on all coded blocks that arrived and deviates only on lost blocks.
         if case.f.name == "sorted" and isinstance(case.code, IntegerSecretSharingCode):
-            return True  # of two rows of noise, which lie as those of the data do, by chance
+            return True  # Two rows of noise may have the order of the data rows by chance.
         if unverified and faults.misleading:
             return True
         if faults.outvotes(case.code.recovery_threshold) or (case.code.k == 1 and len(faults.deceiving) > 1):
-            return True  # as many say the same as it takes
+            return True  # Enough workers agree on a wrong result.
         if not faults.deceiving:
             return False
         if np.dtype(np.float16) in case.dtypes or self.report.estimated_blocks:
-            return True  # a tenth is not found out
+            return True  # An error of a tenth is below the tolerance.
         return bool(faults.deceiving & set(self.report.unchecked))
 
     def _bounds(self) -> list[float]:
@@ -311,7 +327,8 @@ class Judge:
         if any(isinstance(one, (dict, list, tuple)) for one in self.expected):
             return
         arrays = [np.asarray(one) for one in self.found]
-        if len({one.shape[1:] for one in arrays}) > 1:  # of a short block, which numpy does not join either
+        # numpy does not join the result of a short block either.
+        if len({one.shape[1:] for one in arrays}) > 1:
             return
         if self.case.is_short and self.report.errors and np.isinf(self.report.errors[-1]):
             return
@@ -358,7 +375,7 @@ def _over_array(draw: Draw, executor: str) -> MapCase:
 
 
 def _settled(k: int, total: int) -> tuple[int, int]:
-    """Rows of a block and of k of them which all hold a row at least."""
+    """Return the rows per block and in total, so that each of the k blocks has at least one row."""
     rows = -(-total // k)
     return rows, max(total, rows * (k - 1) + 1)
 
@@ -392,7 +409,7 @@ def _sizes(draw: Draw, executor: str) -> tuple[int, int]:
 
 
 def _code(draw: Draw, kind: str, k: int, spare: int, dtype: np.dtype[Any]) -> tuple[Any, dict[str, Any]]:
-    """The code, and the options that ask for it."""
+    """Return a code and the options that select it."""
     exact = dtype.kind in "iu"
     if kind == "evaluation":
         needed = LagrangeCode(4 * k + 64, k, 2, "circle").recovery_threshold

@@ -1,4 +1,4 @@
-"""When numbers are those of a plain map: bit for bit what arrived, within the stated bound the rest."""
+"""Decide when numbers equal those of a plain map: arrived ones exactly, others within the stated bound."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from plain import leaves, shape_of
 
 from polarmap.errors import NotDecodableError, PolarmapError
 
-SHORT = ("NotDecodableError", "CodedTimeoutError")  # what too few results end in
-SLACK = 16  # times the error bound and the rounding of the largest entry
-TRUSTED_WRONG = "wrong, and trusted to be right"  # the verdict where nothing was promised to be checked
+SHORT = ("NotDecodableError", "CodedTimeoutError")  # Errors that too few results may end in.
+SLACK = 16  # Factor on the error bound and on the rounding of the largest entry.
+TRUSTED_WRONG = "wrong, and trusted to be right"  # The verdict if the report promised no check.
 
 
 class Finding(AssertionError):  # noqa: N818 - no error of the soak's
-    """Something that must not be, whatever the case."""
+    """A violation of an expectation, whatever the case."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
         self.kind, self.text = kind, text
 
 
-# --- what a call gives --------------------------------------------------------------------------
+# --- calls -------------------------------------------------------------------------------------
 
 
 def called(call: Callable[[], Any]) -> tuple[Any, PolarmapError | None, list[str]]:
-    """The result or exception of a call of the library, and its warnings."""
-    with warnings.catch_warnings(record=True) as told:
+    """Return the result or the error of a call of the library, and the texts of its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found = call()
+            result = call()
         except Exception as error:
             return None, _judged(error), []
-    _check_warnings(told)
-    return found, None, [str(one.message) for one in told]
+    _check_warnings(caught)
+    return result, None, [str(one.message) for one in caught]
 
 
 def _judged(error: Exception) -> PolarmapError:
-    """An error of the library; what f or a fault raised everywhere counts as too few results."""
+    """Return an error of the library. An exception raised in every task counts as too few results."""
     if isinstance(error, PolarmapError):
         return error
     notes = [note for note in getattr(error, "__notes__", ()) if note.endswith(" raised this")]
@@ -51,29 +51,32 @@ def _judged(error: Exception) -> PolarmapError:
 
 
 def excused(error: PolarmapError, reasons: Iterable[tuple[bool, str, Sequence[str]]]) -> str:
-    """The verdict on an error that may come.
+    """Return the verdict on an error that a reason excuses. Raise Finding if none does.
 
-    reasons : whether each holds, its words, and the names of the errors that it excuses.
+    Parameters
+    ----------
+    reasons : Iterable[tuple[bool, str, Sequence[str]]]
+        (whether it holds, its description, the names of the errors that it excuses).
     """
     name, holding = type(error).__name__, [reason for reason in reasons if reason[0]]
     for _, words, names in holding:
         if name in names:
             return f"{name}: {words}"
-    there = [words for _, words, _ in holding]
-    raise Finding("innocent failure", f"{name}: {error} [reasons seen: {there}]") from error
+    held_reasons = [words for _, words, _ in holding]
+    raise Finding("innocent failure", f"{name}: {error} [reasons seen: {held_reasons}]") from error
 
 
-def _check_warnings(told: list[warnings.WarningMessage]) -> None:
-    """Words of numpy or Python that were meant for us."""
-    for one in told:
-        file, text = str(one.filename), str(one.message)
+def _check_warnings(caught: list[warnings.WarningMessage]) -> None:
+    """Raise Finding for a warning of numpy or Python that the library should have handled."""
+    for warning in caught:
+        file, text = str(warning.filename), str(warning.message)
         if "polarmap/" not in file:
             continue
-        if not issubclass(one.category, RuntimeWarning):
-            raise Finding("foreign warning", f"{one.category.__name__}: {text}")
+        if not issubclass(warning.category, RuntimeWarning):
+            raise Finding("foreign warning", f"{warning.category.__name__}: {text}")
         of_f = any(part in file for part in ("linalg/gram", "linalg/products", "worker/task_execution"))
         if "encountered in" in text and "in scalar" not in text and not of_f:
-            raise Finding("foreign warning", f"{text} ({file}:{one.lineno})")
+            raise Finding("foreign warning", f"{text} ({file}:{warning.lineno})")
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -83,27 +86,44 @@ def epsilon(dtype: np.dtype[Any]) -> float:
     return float(np.finfo(dtype).eps) if dtype.kind in "fc" else 0.0
 
 
-def check_structure(found: Any, wanted: Any, what: str) -> None:
-    if shape_of(found) != shape_of(wanted):
-        raise Finding("wrong structure", f"{what} is {shape_of(found)}, a plain map gives {shape_of(wanted)}")
+def check_structure(actual: Any, expected: Any, subject: str) -> None:
+    if shape_of(actual) != shape_of(expected):
+        raise Finding(
+            "wrong structure", f"{subject} is {shape_of(actual)}, a plain map gives {shape_of(expected)}"
+        )
 
 
-def check_equal(found: Any, wanted: Any, what: str) -> None:
-    """Bit for bit, NaN being NaN."""
-    check_structure(found, wanted, what)
-    for one, other in zip(leaves(found), leaves(wanted)):
-        if not np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind in "fc"):
-            raise Finding("wrong number", f"{what} is off by {_off(one, other)}; it had arrived")
+def check_equal(actual: Any, expected: Any, subject: str) -> None:
+    """Check for equality bit for bit, where NaN equals NaN."""
+    check_structure(actual, expected, subject)
+    for actual_leaf, expected_leaf in zip(leaves(actual), leaves(expected)):
+        if not np.array_equal(
+            actual_leaf, expected_leaf, equal_nan=np.asarray(actual_leaf).dtype.kind in "fc"
+        ):
+            raise Finding(
+                "wrong number", f"{subject} is off by {_off(actual_leaf, expected_leaf)}; it had arrived"
+            )
 
 
-def check_close(found: Any, wanted: Any, allowed: list[float], what: str) -> None:
-    """Integers exactly, every other leaf within what is allowed for it."""
-    check_structure(found, wanted, what)
-    for one, other, limit in zip(leaves(found), leaves(wanted), allowed):
-        if np.asarray(one).dtype.kind not in "fc" and limit < 0.5 and not np.array_equal(one, other):
-            raise Finding("wrong number", f"{what} is off by {_off(one, other)}; integers are exact")
-        if not _off(one, other) <= max(limit, 0.0) and not np.array_equal(one, other, equal_nan=True):
-            raise Finding("wrong number", f"{what} is off by {_off(one, other):.3g}, allowed {limit:.3g}")
+def check_close(actual: Any, expected: Any, allowed: list[float], subject: str) -> None:
+    """Check integers exactly, and every other leaf within its allowed error."""
+    check_structure(actual, expected, subject)
+    for actual_leaf, expected_leaf, limit in zip(leaves(actual), leaves(expected), allowed):
+        if (
+            np.asarray(actual_leaf).dtype.kind not in "fc"
+            and limit < 0.5
+            and not np.array_equal(actual_leaf, expected_leaf)
+        ):
+            raise Finding(
+                "wrong number", f"{subject} is off by {_off(actual_leaf, expected_leaf)}; integers are exact"
+            )
+        if not _off(actual_leaf, expected_leaf) <= max(limit, 0.0) and not np.array_equal(
+            actual_leaf, expected_leaf, equal_nan=True
+        ):
+            raise Finding(
+                "wrong number",
+                f"{subject} is off by {_off(actual_leaf, expected_leaf):.3g}, allowed {limit:.3g}",
+            )
 
 
 def largest(values: Any) -> float:
@@ -115,15 +135,15 @@ def is_finite(values: Any) -> bool:
     return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
 
 
-def _off(one: Any, other: Any) -> float:
-    one, other = np.asarray(one), np.asarray(other)
-    if one.dtype.kind in "iu":
-        gaps = [abs(int(a) - int(b)) for a, b in zip(one.ravel().tolist(), other.ravel().tolist())]
+def _off(actual: Any, expected: Any) -> float:
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if actual.dtype.kind in "iu":
+        gaps = [abs(int(a) - int(b)) for a, b in zip(actual.ravel().tolist(), expected.ravel().tolist())]
         return float(max(gaps, default=0))
     with np.errstate(all="ignore"):
-        apart = np.abs(_wide(one) - _wide(other))
-    both = np.isnan(_wide(one)) & np.isnan(_wide(other))
-    return float(np.where(both | (_wide(one) == _wide(other)), 0, apart).max(initial=0))
+        apart = np.abs(_wide(actual) - _wide(expected))
+    both = np.isnan(_wide(actual)) & np.isnan(_wide(expected))
+    return float(np.where(both | (_wide(actual) == _wide(expected)), 0, apart).max(initial=0))
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
@@ -134,7 +154,7 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 
 def is_determined(code: Any, lost: Collection[int], exact: bool = True) -> bool:
-    """Whether the other blocks of a polar code determine those, with integers if `exact`."""
+    """Return whether the other blocks of a polar code determine the lost ones, over integers if `exact`."""
     arrived = np.array([block not in lost for block in range(code.n)])
     if code.kernel == "rotation":
         return int(arrived.sum()) >= code.k

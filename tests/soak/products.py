@@ -1,4 +1,4 @@
-"""coded_matmul, coded_gram and CodedOperator against numpy."""
+"""Compare coded_matmul, coded_gram and CodedOperator with numpy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from soak.oracle import SHORT, SLACK, Finding
 
 @dataclass
 class ProductCase:
-    """One product; `code` is that of the one factor that is coded, None where both are."""
+    """A product with its factors, options and faults.
+
+    Attributes
+    ----------
+    code : PolarCode | None
+        The code of the factor that is coded, or None if both are.
+    """
 
     seed: int
     executor: str
@@ -41,9 +47,9 @@ class ProductCase:
         product, error, _ = oracle.called(lambda: self._product(executor))
         if error is not None:
             return oracle.excused(error, self._reasons(error))
-        found, report = product
+        result, report = product
         try:
-            self._compare(found, report)
+            self._compare(result, report)
         except Finding:
             if self._is_trusted(report):
                 return oracle.TRUSTED_WRONG
@@ -51,7 +57,7 @@ class ProductCase:
         return f"right ({report.verified})"
 
     def _is_trusted(self, report: Report) -> bool:
-        """Whether no check need have seen the results of these workers; equations of integers are sparse."""
+        """Return whether no check need have seen wrong results, since equations of integers are sparse."""
         if self.faults.outvotes(report.k):
             return True
         sparse = "arikan" in report.code
@@ -63,9 +69,9 @@ class ProductCase:
             return polarmap.coded_gram(self.left, self._weights, executor=executor, **self.options)
         if self.method.startswith("operator"):
             with polarmap.CodedOperator(self.left, executor=executor, **self.options) as operator:
-                found = operator.rmatmat(self.right) if self.method.endswith("'") else operator @ self.right
+                result = operator.rmatmat(self.right) if self.method.endswith("'") else operator @ self.right
                 assert operator.report is not None
-                return found, operator.report
+                return result, operator.report
         options = self.options | {"method": self.method, "executor": executor}
         return polarmap.coded_matmul(self.left, self.right, **options)
 
@@ -80,19 +86,19 @@ class ProductCase:
         with np.errstate(all="ignore"):
             return np.asarray((left.conj().T if self.method in ("gram", "operator'") else left) @ right)
 
-    def _compare(self, found: np.ndarray, report: Report) -> None:
-        wanted = self._wanted()
+    def _compare(self, result: np.ndarray, report: Report) -> None:
+        expected = self._wanted()
         length = self.left.shape[0 if self.method in ("gram", "operator'") else 1]
         sizes = oracle.largest(self.left) * oracle.largest(self.left if self.method == "gram" else self.right)
         if self._weights is not None:
             sizes *= oracle.largest(self._weights)
-        coarse = max(map(oracle.epsilon, (wanted.dtype, self.left.dtype, self.right.dtype)))
+        coarse = max(map(oracle.epsilon, (expected.dtype, self.left.dtype, self.right.dtype)))
         scale = coarse * length * sizes * max(1.0, report.amplification)
-        allowed = SLACK * (scale + report.error_bound * oracle.largest(wanted))
-        oracle.check_close(found, wanted, [allowed], "the product")
+        allowed = SLACK * (scale + report.error_bound * oracle.largest(expected))
+        oracle.check_close(result, expected, [allowed], "the product")
 
     def _reasons(self, error: PolarmapError) -> list[tuple[bool, str, Sequence[str]]]:
-        """Why which errors may come."""
+        """Return which errors are excused, and why."""
         wide = any(one.dtype.kind in "iu" and one.dtype.itemsize == 8 for one in (self.left, self.right))
         mixed = np.result_type(self.left.dtype, self.right.dtype).kind not in "iu"
         misled = bool(self.faults.deceiving) or self.faults.outvotes(1)
@@ -107,20 +113,20 @@ class ProductCase:
         ]
 
     def _may_overflow(self) -> bool:
-        """Whether a product of parity blocks may be too large for half precision."""
+        """Return whether a product of parity blocks may exceed half precision."""
         return bool(self._wanted().dtype == np.float16 and oracle.largest(self._wanted()) > 2000)
 
     def _must_bear(self) -> bool:
         lost = self.faults.lost(self.options)
-        if self.code is None:  # of integers, a line of the grid may need the very one that is lost
+        if self.code is None:  # With integers, a line of the grid may need the lost block itself.
             return not lost or (len(lost) == 1 and self.left.dtype.kind not in "iu")
         return oracle.is_determined(self.code, lost)
 
 
 def _code_of(method: str, length: int, k: int, n: int, kernel: str) -> PolarCode:
-    """The code of a factor of this length, of whose blocks none is empty: fewer than k if need be."""
+    """Return the code of a factor of this length, with fewer than k blocks if some would be empty."""
     filled = max(count for count in range(1, k + 1) if math.ceil(length / math.ceil(length / count)) == count)
-    if method.startswith("operator"):  # with as large a share of parity
+    if method.startswith("operator"):  # The share of parity stays the same.
         n = filled + math.ceil((n - k) * filled / k)
     return PolarCode(n, filled, kernel=kernel)
 
@@ -131,27 +137,27 @@ def draw_product(draw: Draw, executor: str) -> ProductCase:
         method = "rows"
     m, length, n = draw.number(4, 9), draw.number(2, 9), draw.number(4, 9)
     dtype = draw.dtype()
-    other = dtype if draw.chance(0.7) else draw.dtype()
+    other_dtype = dtype if draw.chance(0.7) else draw.dtype()
     left, _ = draw.laid_out(draw.values((m, length), dtype))
     code = None
     if method == "gram":
         k = draw.number(1, min(4, length))
         workers = k + draw.number(1, 2)
-        real = draw.values((m,), np.dtype("f8") if dtype.kind == "c" else other)
+        real = draw.values((m,), np.dtype("f8") if dtype.kind == "c" else other_dtype)
         right = real if draw.chance(0.5) and real.dtype.kind != "c" else np.empty((0, 0), dtype)
         exact = dtype.kind in "iu" and right.dtype.kind in "iu"
         tasks, spare = workers * workers if exact else workers * (workers + 1) // 2, 1
     elif method == "grid":
-        right, _ = draw.laid_out(draw.values((length, n), other))
+        right, _ = draw.laid_out(draw.values((length, n), other_dtype))
         k = draw.number(1, 4), draw.number(1, 4)
         workers = k[0] + draw.number(1, 2), k[1] + draw.number(1, 2)
         tasks, spare = workers[0] * workers[1], 1
     else:
-        right, _ = draw.laid_out(draw.values((m if method == "operator'" else length, n), other))
+        right, _ = draw.laid_out(draw.values((m if method == "operator'" else length, n), other_dtype))
         long = {"rows": m, "columns": n, "operator": m, "operator'": length}[method]
         k = draw.number(1, long)
         spare = draw.number(1, 4)
-        coded = other if method == "columns" else dtype
+        coded = other_dtype if method == "columns" else dtype
         workers = tasks = k + spare
         code = _code_of(method, long, k, tasks, "arikan" if coded.kind in "iu" else "rotation")
     options = {"timeout": PATIENCE[executor], "blocks": k, "tasks": workers}

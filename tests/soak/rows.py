@@ -1,4 +1,4 @@
-"""Arrays of 1 to 200 rows, most of which do not divide into blocks, against f of their rows."""
+"""Compare maps of 1 to 200 rows with f of the rows; most do not divide evenly into blocks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from soak.faults import Pools
 from soak.oracle import Finding
 
 MOST_ROWS = 200
-ROUNDING = 1e-10  # times the largest number: of what is decoded
-COUNTS = (None, 2, 3, 6, 7, 13, 24, 32)  # of blocks
+ROUNDING = 1e-10  # Error of decoded results relative to the largest number.
+COUNTS = (None, 2, 3, 6, 7, 13, 24, 32)  # Numbers of blocks.
 WAYS = ("nothing lost", "first lost", "last lost once", "last late", "first and parity lost", "last never")
 
 
@@ -50,7 +50,7 @@ FUNCTIONS: tuple[Callable[[Any], Any], ...] = (*LINEAR, medians)
 
 @dataclass
 class RowsCase:
-    """One number of rows: maps of all functions over some numbers of blocks, with and without losses."""
+    """One number of rows: maps of all functions over several numbers of blocks, with and without losses."""
 
     seed: int
     total: int
@@ -61,7 +61,7 @@ class RowsCase:
         return f"{self.total} rows of {self.dtype}, {len(FUNCTIONS)} functions, blocks {self.counts}, {WAYS}"
 
     def run(self, pools: Pools) -> str:
-        """The verdict in a word; a Finding for what must not be."""
+        """Run all maps and return the verdict. Raise Finding for a wrong map."""
         stream = np.random.default_rng(self.seed)
         data = (10 * stream.standard_normal((self.total, 2)) + 30).astype(self.dtype)
         for k, f, way in self._maps():
@@ -74,25 +74,25 @@ class RowsCase:
                 yield k, f, way
 
     def _check(self, data: np.ndarray, k: int | None, f: Callable[[Any], Any], way: str) -> None:
-        """Compare one map with f of the rows of each block; refused numbers of blocks leave one empty."""
+        """Compare one map with f of the rows of each block; an empty block must be refused."""
         is_filled = k is None or len(cut_rows(data, k)) == k
-        result, error, told = oracle.called(lambda: self._map(data, k, f, way))
-        what = f"{self.total} rows, {k} blocks, {f.__name__}, {way}"
+        result, error, messages = oracle.called(lambda: self._map(data, k, f, way))
+        subject = f"{self.total} rows, {k} blocks, {f.__name__}, {way}"
         if not is_filled:
             if error is None or "empty" not in str(error):
-                raise Finding("no error", f"{what}: {result}")
+                raise Finding("no error", f"{subject}: {result}")
             return
         if error is not None:
             is_awaited = way == "last never" and LINEAR.get(f) == "zeros matter"
             if is_awaited and type(error).__name__ in oracle.SHORT:
                 return  # No case has evaluated f on these rows.
-            raise Finding("innocent failure", f"{what}: {type(error).__name__}: {error}") from error
-        if told:
-            raise Finding("foreign warning", f"{what}: {told}")
-        self._compare(data, f, result, what)
+            raise Finding("innocent failure", f"{subject}: {type(error).__name__}: {error}") from error
+        if messages:
+            raise Finding("foreign warning", f"{subject}: {messages}")
+        self._compare(data, f, result, subject)
 
     def _map(self, data: np.ndarray, k: int | None, f: Callable[[Any], Any], way: str) -> Any:
-        """A map on a virtual clock, in which tasks fare in this way."""
+        """Run a map on a virtual clock on which tasks are lost in this way."""
         count = k or len(polarmap.coded_map(each_row, data, executor=ReplayExecutor(), verify=False))
         last, seconds, faults = count - 1, {}, {}
         if way.startswith("first"):
@@ -110,16 +110,16 @@ class RowsCase:
         verify = "auto" if f in LINEAR else False
         return polarmap.coded_map(f, data, executor=executor, timeout=1000.0, verify=verify, **options)
 
-    def _compare(self, data: np.ndarray, f: Callable[[Any], Any], result: Any, what: str) -> None:
+    def _compare(self, data: np.ndarray, f: Callable[[Any], Any], result: Any, subject: str) -> None:
         expected = [f(block) for block in cut_rows(data, len(result))]
         if len(expected) != len(result):
-            raise Finding("wrong structure", f"{what}: {len(result)} results of {len(expected)} blocks")
+            raise Finding("wrong structure", f"{subject}: {len(result)} results of {len(expected)} blocks")
         limit = [ROUNDING * max(map(oracle.largest, [data, *expected]))]
-        for index, (found, wanted) in enumerate(zip(result, expected)):
+        for index, (actual, expected_result) in enumerate(zip(result, expected)):
             if index in result.report.recovered:
-                oracle.check_close(found, wanted, limit, f"{what}: result {index}")
+                oracle.check_close(actual, expected_result, limit, f"{subject}: result {index}")
             else:
-                oracle.check_equal(found, wanted, f"{what}: result {index}")
+                oracle.check_equal(actual, expected_result, f"{subject}: result {index}")
 
 
 def draw_rows(draw: Draw, executor: str) -> RowsCase:

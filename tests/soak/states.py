@@ -1,4 +1,4 @@
-"""Modules of a user's own whose state changes between maps, while workers die."""
+"""Modules of a user whose state changes between maps, while workers die."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERBS = ["coded", "hedged", "submitted", "called"]
 
 @cache
 def changes() -> dict[str, tuple[module_states.Function, module_states.Change]]:
-    """The functions of a package of this process, and how what they reach changes."""
+    """Return the functions of a user's modules, and the changes of the state that they reach."""
     folder = tempfile.TemporaryDirectory(prefix="modules")
     module_states.write_modules(Path(folder.name))
     changes.folder = folder  # type: ignore[attr-defined]  # which is removed with this process
@@ -34,9 +34,12 @@ def changes() -> dict[str, tuple[module_states.Function, module_states.Change]]:
 
 @dataclass
 class StateCase:
-    """Maps, each of an f that multiplies by a number which the program has set before.
+    """Maps of functions that multiply by a number which the program has set before.
 
-    steps : which f, the number, the kind of map, and whether a worker dies before.
+    Attributes
+    ----------
+    steps : list[tuple[int, float, str, bool]]
+        (index of f, the number, kind of map, whether a worker dies first).
     """
 
     steps: list[tuple[int, float, str, bool]]
@@ -50,20 +53,20 @@ class StateCase:
                 if dies:
                     faulty = FaultyExecutor(pool, {0: Fault("kill")})
                     polarmap.hedged_map(os.path.basename, ["a", "b"], executor=faulty, progress=False)
-                found = module_states.MAPS[verb](f, executor=pool)
-                self._check(found, factor, f"{name} by {verb}")
+                result = module_states.MAPS[verb](f, executor=pool)
+                self._check(result, factor, f"{name} by {verb}")
             finally:
                 change(2.0)
         return "right (state of modules)"
 
-    def _check(self, found: Any, factor: float, what: str) -> None:
-        if not np.allclose(found, factor * module_states.A):
-            first = float(np.ravel(found / module_states.A)[0])
-            raise Finding("wrong state of a module", f"{what}: {first} in place of {factor}")
+    def _check(self, result: Any, factor: float, subject: str) -> None:
+        if not np.allclose(result, factor * module_states.A):
+            first = float(np.ravel(result / module_states.A)[0])
+            raise Finding("wrong state of a module", f"{subject}: {first} in place of {factor}")
 
 
 def draw_state(draw: Draw, executor: str) -> StateCase:
-    """A case of 2 to 8 maps."""
+    """Draw a case of 2 to 8 maps."""
     return StateCase(
         [
             (draw.number(0, 999), draw.pick([2.0, 3.0]), draw.pick(VERBS), draw.chance(0.2))

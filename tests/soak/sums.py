@@ -1,4 +1,4 @@
-"""coded_sum and hedged_map, which take any function, against numpy."""
+"""Compare coded_sum and hedged_map, which accept any function, with numpy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from soak.oracle import SHORT, Finding
 
 @dataclass
 class SumCase:
-    """A sum of f over parts, or, with `tolerate` None, a hedged map."""
+    """A sum of f over parts, or a hedged map if the options have no `tolerate`."""
 
     seed: int
     executor: str
@@ -32,11 +32,10 @@ class SumCase:
     faults: Faults
 
     def __str__(self) -> str:
-        what = "hedged map" if self.tolerate is None else "sum"
+        subject = "hedged map" if self.tolerate is None else "sum"
         part = f"{self.parts[0].dtype.str}{list(self.parts[0].shape)}"
-        return (
-            f"{what} of {self.f.name} over {len(self.parts)} parts, {part}\n  {self.options}\n  {self.faults}"
-        )
+        parts = f"{len(self.parts)} parts, {part}"
+        return f"{subject} of {self.f.name} over {parts}\n  {self.options}\n  {self.faults}"
 
     @property
     def tolerate(self) -> int | None:
@@ -50,30 +49,30 @@ class SumCase:
         except ValueError:
             return "f raises"
         verb = polarmap.hedged_map if self.tolerate is None else polarmap.coded_sum
-        found, error, _ = oracle.called(
+        result, error, _ = oracle.called(
             lambda: verb(self.f.call, self.data, executor=executor, **self.options)
         )
         if error is not None:
             return oracle.excused(error, self._reasons(error, expected))
         return (
-            self._judge_list(found, expected) if self.tolerate is None else self._judge_sum(found, expected)
+            self._judge_list(result, expected) if self.tolerate is None else self._judge_sum(result, expected)
         )
 
-    def _judge_list(self, found: Any, expected: list[Any]) -> str:
-        """The order in which numbers are added depends on the position of a part."""
-        for index, (one, wanted) in enumerate(zip(found, expected, strict=True)):
+    def _judge_list(self, results: Any, expected: list[Any]) -> str:
+        """Check the results of a hedged map; the order of additions depends on the position of a part."""
+        for index, (result, wanted) in enumerate(zip(results, expected, strict=True)):
             if index not in self.faults.misleading:
                 allowed = [
                     100 * oracle.epsilon(np.asarray(leaf).dtype) * oracle.largest(leaf)
                     for leaf in leaves(wanted)
                 ]
-                oracle.check_close(one, wanted, allowed, f"result {index}")
+                oracle.check_close(result, wanted, allowed, f"result {index}")
         return "right"
 
-    def _judge_sum(self, found: Any, expected: list[Any]) -> str:
-        report, faults = found.report, self.faults
+    def _judge_sum(self, result: Any, expected: list[Any]) -> str:
+        report, faults = result.report, self.faults
         is_unchecked = report.verified == "no" or bool(report.unchecked) or report.residual is not None
-        for place, number in zip(zip(*map(leaves, expected)), leaves(found.value), strict=True):
+        for place, number in zip(zip(*map(leaves, expected)), leaves(result.value), strict=True):
             try:
                 _check_sum(np.asarray(number), list(place), report.amplification, report.error_bound)
             except Finding:
@@ -83,7 +82,7 @@ class SumCase:
         return f"right ({report.verified})"
 
     def _reasons(self, error: PolarmapError, expected: list[Any]) -> list[tuple[bool, str, Sequence[str]]]:
-        """Why which errors may come."""
+        """Return which errors are excused, and why."""
         faults, tolerate = self.faults, self.tolerate or 0
         everywhere = faults.raises_everywhere(len(self.parts), tolerate) and "fails everywhere" in str(error)
         numbers = [leaf for one in expected for leaf in leaves(one)]
@@ -95,20 +94,20 @@ class SumCase:
         ]
 
 
-def _check_sum(found: np.ndarray, terms: list[Any], amplification: float, bound: float) -> None:
+def _check_sum(result: np.ndarray, terms: list[Any], amplification: float, bound: float) -> None:
     terms = [np.asarray(term) for term in terms]
-    exact = found.dtype.kind in "iu"
+    exact = result.dtype.kind in "iu"
     with np.errstate(all="ignore"):
         whole = sum(terms[1:], terms[0]) if exact else sum(term.astype(np.clongdouble) for term in terms)
-    if found.shape != np.shape(whole):
-        raise Finding("wrong structure", f"a sum of shape {found.shape}, not {np.shape(whole)}")
+    if result.shape != np.shape(whole):
+        raise Finding("wrong structure", f"a sum of shape {result.shape}, not {np.shape(whole)}")
     if exact:
-        oracle.check_equal(found, np.asarray(whole).astype(found.dtype), "the sum")
+        oracle.check_equal(result, np.asarray(whole).astype(result.dtype), "the sum")
         return
     coarse = max(oracle.epsilon(term.dtype) for term in terms) or float(np.finfo(float).eps)
     scale = sum(map(oracle.largest, terms))
     allowed = oracle.SLACK * (coarse * max(1.0, amplification) + bound) * scale
-    off = float(np.abs(found.astype(np.clongdouble) - whole).max(initial=0))
+    off = float(np.abs(result.astype(np.clongdouble) - whole).max(initial=0))
     if off > allowed:
         raise Finding("wrong number", f"the sum is off by {off:.3g}, allowed {allowed:.3g}")
 

@@ -1,4 +1,4 @@
-"""Functions that fork or map, maps of thousands of items, and what maps must give."""
+"""Functions that fork or map, maps of thousands of items, and checks of their results."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from soak.faults import Pools
 from soak.oracle import Finding
 
 TIMEOUT = 100.0
-ROUNDING = 1e-12  # times the largest number: decoding six blocks of eight multiplies errors little
+# Error relative to the largest number: decoding six blocks of eight amplifies errors little.
+ROUNDING = 1e-12
 CHILD_SECONDS = 0.3
 
-# --- forks: a child that f leaves goes on as if it were the worker ------------------------------
+# --- forks: a child that f leaves behind continues as if it were the worker ---------------------
 
 
 def forked_then(child: str, number: int, item: Any) -> Any:
-    """A number of this call and its item; what a child of the worker does later is nobody's result."""
+    """Return `number * item`, and leave a child of the worker behind whose later replies must be ignored."""
     if os.fork() == 0:
         time.sleep(CHILD_SECONDS)
         if child == "exits":
@@ -39,7 +40,7 @@ def forked_then(child: str, number: int, item: Any) -> Any:
 
 @dataclass
 class ForkCase:
-    """Calls one after another, each by a worker that the one before may have forked."""
+    """Successive calls on workers that an earlier call may have forked."""
 
     verb: str
     child: str
@@ -83,7 +84,7 @@ def draw_forks(draw: Draw, executor: str) -> ForkCase:
 
 
 def inner_map(verb: str, block: Any) -> Any:
-    """The sums of the block's rows, by a map of this worker's own."""
+    """Return the sums of the block's rows, computed by a map that this worker starts."""
     options: dict[str, Any] = {"progress": False, "timeout": TIMEOUT}
     if verb == "coded_map":
         result = polarmap.coded_map(of_rows, block, blocks=2, tasks=3, **options)
@@ -103,7 +104,7 @@ def of_rows(block: Any) -> Any:
 
 @dataclass
 class NestedCase:
-    """A map on workers of this process whose f maps again."""
+    """A map on workers of this process whose f starts another map."""
 
     outer: str
     inner: str
@@ -115,10 +116,10 @@ class NestedCase:
             if self.outer == "coded_map":
                 check_coded(f, self.data, of_rows, executor=pool, blocks=2, tasks=3)
             else:
-                found = hedged(f, self.data, pool, blocks=2)
+                results = hedged(f, self.data, pool, blocks=2)
                 expected = [of_rows(part) for part in np.split(self.data, 2)]
-                for one, wanted in zip(found, expected, strict=True):
-                    oracle.check_close(one, wanted, [ROUNDING * oracle.largest(self.data)], "a nested map")
+                for result, wanted in zip(results, expected, strict=True):
+                    oracle.check_close(result, wanted, [ROUNDING * oracle.largest(self.data)], "a nested map")
         return f"right ({self.inner} in {self.outer})"
 
 
@@ -145,11 +146,11 @@ class ManyCase:
     def run(self, pools: Pools) -> str:
         pool, items = pools.pool("pool"), range(self.count)
         if self.verb == "hedged_map":
-            found = hedged(squared, items, pool)
+            results = hedged(squared, items, pool)
         else:
             with polarmap.Executor(pool) as executor:
-                found = list(executor.map(squared, items, timeout=TIMEOUT))
-        check_all(found, map(squared, items), str(self))
+                results = list(executor.map(squared, items, timeout=TIMEOUT))
+        check_all(results, map(squared, items), str(self))
         return f"right ({self})"
 
 
@@ -157,31 +158,33 @@ def draw_many(draw: Draw, executor: str) -> ManyCase:
     return ManyCase(draw.pick(["hedged_map", "Executor.map"]), draw.pick({300: 10, 1_000: 4, 10_000: 1}))
 
 
-# --- maps and what they must give ---------------------------------------------------------------
+# --- maps and checks of their results -----------------------------------------------------------
 
 
 def hedged(f: Callable[[Any], Any], items: Iterable[Any], pool: Any, **options: Any) -> Iterable[Any]:
     return polarmap.hedged_map(f, items, executor=pool, timeout=TIMEOUT, progress=False, **options)
 
 
-def check_all(found: Iterable[Any], expected: Iterable[Any], what: str) -> None:
-    """Each result, which has arrived, is its item's: bit for bit."""
-    found, expected = list(found), list(expected)
-    if len(found) != len(expected):
-        raise Finding("wrong structure", f"{what} gave {len(found)} results, not {len(expected)}")
-    for index, (one, wanted) in enumerate(zip(found, expected)):
-        if one != wanted:
-            raise Finding("wrong number", f"result {index} of {what} is {one!r:.100}, not {wanted!r:.100}")
+def check_all(results: Iterable[Any], expected: Iterable[Any], subject: str) -> None:
+    """Check that all results have arrived and equal the expected ones bit for bit."""
+    results, expected = list(results), list(expected)
+    if len(results) != len(expected):
+        raise Finding("wrong structure", f"{subject} gave {len(results)} results, not {len(expected)}")
+    for index, (result, wanted) in enumerate(zip(results, expected)):
+        if result != wanted:
+            raise Finding(
+                "wrong number", f"result {index} of {subject} is {result!r:.100}, not {wanted!r:.100}"
+            )
 
 
 def check_coded(
     f: Callable[[Any], Any], A: np.ndarray, oracle_of: Callable[[Any], Any], **options: Any
 ) -> None:
-    """A coded map of A gives what numpy does, within the rounding of a decode."""
+    """Check a coded map of A against numpy, within the rounding of a decode."""
     options = {"blocks": 4, "tasks": 6, "timeout": TIMEOUT, "progress": False} | options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = polarmap.coded_map(f, A, **options).concatenate()
+        result = polarmap.coded_map(f, A, **options).concatenate()
     wanted = oracle_of(A)
     allowed = ROUNDING * max(oracle.largest(A), oracle.largest(wanted))
-    oracle.check_close(np.asarray(found), wanted, [allowed], "a coded map")
+    oracle.check_close(np.asarray(result), wanted, [allowed], "a coded map")

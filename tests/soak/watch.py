@@ -1,4 +1,4 @@
-"""Runs cases in processes: what hangs says where and ends, and another process goes on."""
+"""Run cases in processes; a hang is reported with its stacks, and a new process continues."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from typing import Any
 from soak.cases import Named
 
 LIMIT = {"replay": 20.0, "threads": 90.0, "pool": 250.0, "processes": 150.0, "localhost": 200.0}
-BATCH = 400  # cases of one process
+BATCH = 400  # Cases per process.
 TESTS = Path(__file__).resolve().parents[1]
 
 
 @dataclass
 class Found:
-    """Something that must not be."""
+    """A finding: a violated expectation and the case that shows it."""
 
     seed: int
     kind: str
@@ -50,15 +50,15 @@ class Tally:
     findings: list[Found] = field(default_factory=list)
 
     def table(self) -> str:
-        """Counts by kind, executor and verdict."""
+        """Return the counts by kind, executor and verdict."""
         rows = [("kind", "executor", "verdict", "cases")]
         rows += [(*key, str(count)) for key, count in sorted(self.counts.items())]
         rows.append(("all", "", "", str(sum(self.counts.values()))))
         return _aligned(rows, names=3)
 
     def summary(self) -> str:
-        """Cases and findings of each kind."""
-        cases, findings = Counter[str](), Counter(Named(found.seed).kind for found in self.findings)
+        """Return the numbers of cases and findings of each kind."""
+        cases, findings = Counter[str](), Counter(Named(finding.seed).kind for finding in self.findings)
         for (kind, _, _), count in self.counts.items():
             cases[kind] += count
         rows = [("kind", "cases", "findings")]
@@ -68,7 +68,7 @@ class Tally:
 
 
 def _aligned(rows: list[tuple[str, ...]], names: int) -> str:
-    """A table whose first columns, so many, are words and the others numbers."""
+    """Return a table whose first `names` columns are left-aligned and the rest right-aligned."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     cells = [
         [
@@ -103,18 +103,20 @@ class Worker:
         return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
     def ask(self, seed: int, seconds: float) -> dict[str, Any] | None:
-        """The answer to a case; None if the process has ended, as it does when a case takes longer."""
+        """Return the answer to a case, or None if the process ends, as it does after `seconds` seconds."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{seed} {seconds}\n".encode())
         self._process.stdin.flush()
         return self._answer()
 
     def end(self) -> list[str]:
-        """What it left behind once it has ended in peace."""
+        """Close the worker's input, wait for its end, and return what it left behind."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         answer = self._answer()
-        left: list[str] = [f"the process did not end\n{self.said()}"] if answer is None else answer["left"]
+        left: list[str] = (
+            [f"the process did not end\n{self.read_stderr()}"] if answer is None else answer["left"]
+        )
         if self._process.wait() and answer is not None:
             left.append("the interpreter did not exit")
         left += [
@@ -123,12 +125,12 @@ class Worker:
         self.kill()
         return left
 
-    def said(self) -> str:
-        """The end of what it wrote to its standard error."""
+    def read_stderr(self) -> str:
+        """Return the end of the worker's standard error."""
         return (self.folder / "stderr").read_text(errors="replace")[-8000:]
 
     def kill(self) -> None:
-        """It, its processes and its folders."""
+        """Kill the worker and its child processes, and remove its folders."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -145,7 +147,7 @@ class Worker:
 
 
 def watch(seeds: Iterable[int], deadline: float = float("inf"), keep_going: bool = False) -> Tally:
-    """Run cases until the seeds or the time are over, or at the first finding."""
+    """Run cases until the seeds or the time run out, or until the first finding."""
     tally, source = Tally(), iter(seeds)
     while (keep_going or not tally.findings) and (first := next(source, None)) is not None:
         _watch_process(chain([first], islice(source, BATCH - 1)), deadline, keep_going, tally)
@@ -155,14 +157,14 @@ def watch(seeds: Iterable[int], deadline: float = float("inf"), keep_going: bool
 
 
 def _watch_process(seeds: Iterable[int], deadline: float, keep_going: bool, tally: Tally) -> None:
-    """Run cases in one process, and another after each that hung or died."""
+    """Run cases in one process, and in a new one after a hang or death."""
     worker, asked = Worker(), []
     for seed in seeds:
         asked.append(seed)
-        found = _run(worker, seed, tally)
-        if found is not None:
-            tally.findings.append(found)
-            if found.kind in ("hang", "death"):
+        finding = _run(worker, seed, tally)
+        if finding is not None:
+            tally.findings.append(finding)
+            if finding.kind in ("hang", "death"):
                 worker.kill()
                 worker = Worker()
             if not keep_going:
@@ -176,15 +178,15 @@ def _watch_process(seeds: Iterable[int], deadline: float, keep_going: bool, tall
 
 
 def _run(worker: Worker, seed: int, tally: Tally) -> Found | None:
-    """Note what came of a case; what must not be."""
+    """Run a case, count its verdict, and return a finding or None."""
     named = Named(seed)
     limit = LIMIT[named.executor]
     answer = worker.ask(seed, limit)
     if answer is None:
-        said = worker.said()
-        is_late = "Timeout (" in said  # the word of faulthandler
+        output = worker.read_stderr()
+        is_late = "Timeout (" in output  # faulthandler prints this word.
         kind, text = ("hang", f"no answer within {limit:g} s") if is_late else ("death", "the process died")
-        answer = {"finding": kind, "text": text, "traceback": said}
+        answer = {"finding": kind, "text": text, "traceback": output}
     verdict = answer.get("verdict") or f"FINDING: {answer['finding']}"
     tally.counts[named.kind, named.executor, verdict] += 1
     if "finding" not in answer:

@@ -1,7 +1,7 @@
-"""A process that runs cases: reads a seed and seconds from each line, answers with a line of JSON.
+"""A process that runs cases: it reads a seed and seconds from each line and answers with a line of JSON.
 
-What takes longer ends it, with the stacks of all threads on its standard error. When its input ends it closes
-its pools and says what is left behind.
+A case that takes longer ends the process, with the stacks of all threads on standard error. When its input
+ends, the process closes its pools and reports what is left behind.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from soak import cases
 from soak.faults import SECONDS, Pools
 from soak.oracle import Finding
 
-FAREWELL = 60.0  # seconds that it may take to end
-LINGER = 5 * SECONDS  # that threads and processes may take to notice that nobody waits for them
+FAREWELL = 60.0  # Seconds that the process may take to end.
+LINGER = 5 * SECONDS  # Seconds that threads and processes may take to end once they are unused.
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else is printed is no answer
+    os.dup2(2, 1)  # Other output must not be read as an answer.
     pools = Pools()
     for line in sys.stdin:
         seed, seconds = line.split()
         faulthandler.dump_traceback_later(float(seconds), exit=True)
-        found = answer(int(seed), pools)
+        reply = answer(int(seed), pools)
         faulthandler.cancel_dump_traceback_later()
-        answers.write(json.dumps(found) + "\n")
+        answers.write(json.dumps(reply) + "\n")
     faulthandler.dump_traceback_later(FAREWELL, exit=True)
     pools.close()
-    default_executor.stop_workers()  # it stays for a minute after a map in an f that the driver has tried
+    # The workers of the default executor would stay for a minute after a nested map.
+    default_executor.stop_workers()
     answers.write(json.dumps({"left": left_behind()}) + "\n")
 
 
 def answer(seed: int, pools: Pools) -> dict[str, Any]:
-    """What became of a case."""
+    """Run a case and return its verdict or its finding."""
     began = time.monotonic()
     try:
         return {"verdict": cases.run(cases.Named(seed), pools), "seconds": time.monotonic() - began}
@@ -56,15 +57,15 @@ def answer(seed: int, pools: Pools) -> dict[str, Any]:
 
 
 def left_behind() -> list[str]:
-    """Threads and processes that outlive the cases; those that only need a moment are given it."""
+    """Return threads and processes that outlive the cases, after giving them a moment to end."""
     return _lasting(_threads) + _lasting(_processes)
 
 
 def _lasting(look: Callable[[], list[str]]) -> list[str]:
     deadline = time.monotonic() + LINGER
-    while (found := look()) and time.monotonic() < deadline:
+    while (names := look()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return found
+    return names
 
 
 def _threads() -> list[str]:
@@ -72,7 +73,7 @@ def _threads() -> list[str]:
 
 
 def _processes() -> list[str]:
-    """Children of ours, but for those that the standard library keeps until its end."""
+    """Return the child processes, except helpers that the standard library keeps until the end."""
     lines = {one.pid: _command(one) for one in psutil.Process().children(recursive=True)}
     kept = ("resource_tracker", "forkserver")
     return [
@@ -81,7 +82,7 @@ def _processes() -> list[str]:
 
 
 def _command(process: psutil.Process) -> str:
-    """The command line of a process; empty once it has ended."""
+    """Return the command line of a process, or an empty string once it has ended."""
     try:
         return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):

@@ -1,4 +1,4 @@
-"""A bucket as a store, on real servers: what only a server can do: refuse, hang, die."""
+"""Check a bucket as a store, on real servers that refuse requests, hang or die."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from polarmap.arrays.manifest import get_manifest_key
 from polarmap.arrays.stores import open_store
 from polarmap.errors import MissingObjectError, StorageError
 
-SECONDS = 30  # an error must come within these, though the machine be busy
+SECONDS = 30  # Seconds within which an error must be raised, also on a busy machine.
 
 
-def test_s3_copies_a_single_object_and_no_other_storage_any(server, config):
+def test_only_s3_copies_a_single_object(server, config):
     store = open_store(config)
     store.put("polarmap/x/1", b"abc")
     store.put("polarmap/x/2", b"de")
@@ -48,7 +48,7 @@ def test_more_objects_than_one_request_lists_or_deletes(store):
 
 
 def test_another_client_sees_the_same_bytes(s3_server, tmp_path):
-    """The official client of MinIO."""
+    # The other client is MinIO's own.
     from minio import Minio
 
     client = Minio(
@@ -67,8 +67,8 @@ def test_another_client_sees_the_same_bytes(s3_server, tmp_path):
     broken[5] ^= 1
     client.put_object(BUCKET, coded.block_segments(2)[0].key, io.BytesIO(broken), len(broken))
     client.remove_object(BUCKET, coded.block_segments(7)[0].key)
-    found = coded.repair()
-    assert [(one.block, one.kind) for one in found.damaged] == [(2, "corrupt"), (7, "missing")]
+    audit = coded.repair()
+    assert [(one.block, one.kind) for one in audit.damaged] == [(2, "corrupt"), (7, "missing")]
     np.testing.assert_allclose(polarmap.open_coded("a", config)[:], A, rtol=1e-10)
     coded.delete()
     assert list(client.list_objects(BUCKET, "polarmap/", recursive=True)) == []
@@ -84,7 +84,7 @@ def read(client, key):
 
 
 def refused(action, message):
-    """The action must end in one clear error, soon, that tells no secret."""
+    """Check that the action fails with one clear error, soon, and without revealing a secret."""
     began = time.monotonic()
     with pytest.raises(StorageError, match=message) as caught:
         action()
@@ -94,7 +94,7 @@ def refused(action, message):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Shorter waits, so that the tests are."""
+    """Shorten the time limits for outages, so that tests are fast."""
     monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 2.0)
     monkeypatch.setattr("polarmap.storage.bucket.FIRST_REQUEST_OUTAGE_SECONDS", 1.0)
     monkeypatch.setattr("polarmap.executors.lithops_invocations.STORAGE_TIMEOUT", 2)
@@ -114,13 +114,13 @@ def test_wrong_credentials(server, tmp_path):
         refused(action, "rejects the configured credentials")
 
 
-def test_no_bucket(s3_server, tmp_path):
+def test_a_missing_bucket(s3_server, tmp_path):
     path = s3_server.config(tmp_path / "wrong.yaml", bucket="nobody-made-this")
     for action in actions(path)[:2]:
         refused(action, r"the minio bucket 'nobody-made-this' does not exist: create it")
 
 
-def test_no_such_configuration(tmp_path):
+def test_a_missing_configuration(tmp_path):
     for action in actions(tmp_path / "no.yaml"):
         refused(action, "the Lithops configuration .* does not exist")
     (tmp_path / "no.yaml").write_text("lithops: {backend: localhost, storage: minio}\n")
@@ -148,7 +148,7 @@ def test_storage_that_hangs(impatient, server, config):
 
 
 class Interrupting:
-    """A source during which something happens."""
+    """An array-like source that calls `happen` at the read number `at`."""
 
     def __init__(self, array, at, happen):
         self._array, self._at, self._happen, self._reads = array, at, happen, 0
@@ -162,7 +162,8 @@ class Interrupting:
 
 
 def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, config, monkeypatch):
-    monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 60.0)  # a busy machine starts it slowly
+    # A busy machine needs a while to restart the server.
+    monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 60.0)
     A = random_array((96, 4_000))
 
     def restart():
@@ -182,7 +183,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
     server.wait()
 
 
-def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impatient, server, config):
+def test_a_later_run_continues_after_the_storage_died(impatient, server, config):
     A = random_array((96, 4_000))
     try:
         refused(
@@ -197,7 +198,8 @@ def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impa
     left = set(open_store(config).keys("polarmap/coded/a/"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=config, memory=MIB)
     kept = {part.key for index in range(8) for part in coded.block_segments(index)} & left
-    assert len(kept) >= (2 if server.storage == "minio" else 8)  # a stripe, whose data S3 copies
+    # At least one stripe is kept; S3 copies its data blocks.
+    assert len(kept) >= (2 if server.storage == "minio" else 8)
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
     assert (coded.zarr_path is not None) == (server.storage == "minio")

@@ -1,4 +1,4 @@
-"""A folder as a store, and what is unfinished in it."""
+"""Check a folder as a store, and its unfinished files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polarmap.errors import MissingObjectError, StorageError
 from polarmap.worker.processes import ProcessIdentity
 
 
-def test_a_folder_of_objects_is_no_object(store):
+def test_a_folder_of_objects_is_not_an_object(store):
     store.put("a/1", b"abcdef")
     store.put("ab", b"")
     assert [store.size(key) for key in ("a", "ab")] == [None, 0]
@@ -30,13 +30,13 @@ def test_a_folder_of_objects_is_no_object(store):
     assert not (store.root / "a").exists()
 
 
-def test_it_travels(store):
+def test_a_folder_store_can_be_pickled(store):
     store.put("a", b"1")
     assert pickle.loads(pickle.dumps(store)).get("a") == b"1"
 
 
-def test_writers_and_sweepers_of_one_folder_do_not_meet(store):
-    """Deleting the last object of a folder removes it, while others write there."""
+def test_concurrent_writes_and_deletions_do_not_interfere(store):
+    # Deleting the last object of a folder removes the folder, while other threads write there.
     failures = []
 
     def churn(number):
@@ -57,7 +57,7 @@ def test_writers_and_sweepers_of_one_folder_do_not_meet(store):
     assert store.keys("") == []
 
 
-def test_readers_see_an_object_whole_or_not_at_all(store):
+def test_objects_are_replaced_atomically(store):
     big = [bytes([number]) * 300_000 for number in range(2)]
     store.put("a", big[0])
     over = threading.Event()
@@ -76,7 +76,7 @@ def test_readers_see_an_object_whole_or_not_at_all(store):
         thread.join()
 
 
-def test_unfinished_files_of_the_dead_are_swept(store):
+def test_unfinished_files_of_dead_processes_are_removed(store):
     store.put("a", b"1")
     folder = store.root / ".unfinished"
     module = ProcessIdentity.__module__
@@ -101,7 +101,7 @@ def test_unfinished_files_of_the_dead_are_swept(store):
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_files_are_joined_whole_or_not_at_all(store, monkeypatch, has_links):
+def test_files_are_concatenated_atomically(store, monkeypatch, has_links):
     if not has_links:
 
         def refuse(*paths):
@@ -111,7 +111,7 @@ def test_files_are_joined_whole_or_not_at_all(store, monkeypatch, has_links):
     store.put("a", b"abc")
     store.put("b/c", b"de")
     assert store.concatenate(["a"], "copy")
-    assert store.concatenate(["a"], "copy")  # a rename of a link to another of the same file does nothing
+    assert store.concatenate(["a"], "copy")  # Renaming a link to another link of the same file does nothing.
     assert store.concatenate(["a", "b/c"], "d/joined")
     store.put("a", b"new")
     assert (store.get("copy"), store.get("d/joined")) == (b"abc", b"abcde")

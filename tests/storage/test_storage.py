@@ -1,4 +1,4 @@
-"""The behavior of every store; keys cannot leave the store."""
+"""Check the behaviour that all stores share, and that keys cannot leave the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polarmap.storage import check_object_key
 
 
 @pytest.mark.every_store
-def test_a_store_does_what_it_should(store):
+def test_behaviour_of_every_store(store):
     store.put("polarmap/x/1", b"abcdef")
     store.put("polarmap/x/2", memoryview(np.arange(4, dtype="u1")))
     assert store.get("polarmap/x/1") == b"abcdef"
@@ -33,13 +33,13 @@ def test_a_store_does_what_it_should(store):
 
 
 @pytest.mark.parametrize("key", ["a", "a/b.json", "0/é", "a" * 1000])
-def test_keys_that_may_be(key: str) -> None:
+def test_valid_keys(key: str) -> None:
     assert check_object_key(key) == key
 
 
 @pytest.mark.parametrize(
     "key", ["", "/a", "a/", "a//b", ".", "../a", "./a", "a/../b", "a\\b", "a\0", "a\n", "a" * 1001, 3, None]
 )
-def test_keys_that_may_not(key: object) -> None:
+def test_invalid_keys(key: object) -> None:
     with pytest.raises(StorageError, match="is not a valid object key"):
         check_object_key(key)

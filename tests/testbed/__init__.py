@@ -1,5 +1,5 @@
-"""Machines of a network, made of namespaces and a switch in user space, for tests and measurements.
+"""A network of machines, made of namespaces and a switch in user space, for tests and measurements.
 
 Each machine has its own network address, /dev/shm, TMPDIR, host name and processes. The switch delays,
-throttles, drops and cuts what passes between them. It needs Linux, the rights of root, and `/dev/net/tun`.
+throttles, drops and cuts the traffic between them. It needs Linux, root rights, and `/dev/net/tun`.
 """

@@ -1,4 +1,4 @@
-"""A driver and an engine, Dask or Ray, each part of which is on a machine of its own."""
+"""Start a driver and an engine, Dask or Ray, with each part on a separate machine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 from testbed.machines import Machine, Network, network, wait_until
 
-MACHINES, THREADS = 4, 8  # of workers, and on each
-TASKS, BLOCKS = 32, 24  # of a map: the tasks of one machine may be missing
+MACHINES, THREADS = 4, 8  # Machines with workers, and threads on each.
+TASKS, BLOCKS = 32, 24  # Tasks and blocks of a map: the tasks of one machine may be missing.
 DASK_PORT, RAY_PORT = 8786, 6379
-RAY_FOLDER = "/dev/shm/ray"  # of each machine, with a short path: sockets are in it
-RAY_STORE_BYTES = 512 << 20  # of the shared memory of each node
-# On a busy machine, processes of Ray take longer to start than Ray waits.
+RAY_FOLDER = "/dev/shm/ray"  # A folder on each machine with a short path, since it contains sockets.
+RAY_STORE_BYTES = 512 << 20  # Bytes of shared memory of each node.
+# On a busy machine, Ray's processes take longer to start than Ray waits by default.
 RAY_PATIENCE = ("RAY_agent_register_timeout_ms=300000", "RAY_worker_register_timeout_seconds=300")
-RAY_STARTS = 5  # of a node, at most
-RAY_IS_UP = "This command will now block forever"  # what a node prints once it has started
-# The standard output of processes, which is not read.
+RAY_STARTS = 5  # The most attempts to start a node.
+RAY_IS_UP = "This command will now block forever"  # A node prints this once it has started.
+# The standard streams of processes whose output is not read.
 SILENT = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
@@ -46,13 +46,13 @@ class Driver:
         self._replies.put(None)
 
     def start(self, name: str, **arguments: Any) -> None:
-        """Begin a call of a function of `testbed.driver.Maps`."""
+        """Start a call of a function of `testbed.driver.Maps`."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"name": name, "arguments": arguments}) + "\n")
         self._process.stdin.flush()
 
     def result(self, seconds: float = 240.0) -> dict[str, Any]:
-        """Return what the call that began last has returned; TimeoutError if it takes longer."""
+        """Return the result of the call that was started last. Raise TimeoutError if it takes longer."""
         try:
             reply = self._replies.get(timeout=seconds)
         except queue.Empty:
@@ -85,31 +85,32 @@ class Driver:
 
 
 class EngineNetwork:
-    """A network with a cluster of an engine in it. The workers are on machines worker-1 to worker-4."""
+    """A network with the cluster of an engine. The workers are on machines worker-1 to worker-4."""
 
-    engine: str  # as `testbed.driver` calls it
-    patience = 20.0  # seconds in which workers come back by themselves
-    address: str  # of the cluster, for drivers
+    engine: str  # The name of the engine for `testbed.driver`.
+    patience = 20.0  # Seconds in which workers reconnect by themselves.
+    address: str  # The address of the cluster for drivers.
 
     def __init__(self, net: Network) -> None:
         self.net = net
-        self.processes = dict[str, subprocess.Popen[str]]()  # started last, by the name of their machine
-        self.workers = [machine for name, machine in net.list_machines.items() if name.startswith("worker")]
+        # The latest process on each machine, by the machine's name.
+        self.processes = dict[str, subprocess.Popen[str]]()
+        self.workers = [machine for name, machine in net.machines.items() if name.startswith("worker")]
         self.start_head()
         for machine in self.workers:
             self.start_worker(machine)
         self.driver = self._started_driver()
 
     def start_head(self) -> None:
-        """Start what schedules tasks."""
+        """Start the process that schedules tasks."""
         raise NotImplementedError
 
     def start_worker(self, machine: Machine) -> None:
-        """Start what runs tasks on a machine."""
+        """Start the processes that run tasks on a machine."""
         raise NotImplementedError
 
     def end_worker(self, machine: Machine) -> None:
-        """Kill all that runs tasks on a machine."""
+        """Kill all processes that run tasks on a machine."""
         raise NotImplementedError
 
     def kill_tasks(self, machine: Machine) -> int:
@@ -117,13 +118,13 @@ class EngineNetwork:
         raise NotImplementedError
 
     def restart_workers(self) -> None:
-        """Start again what has ended by itself, as after a cut."""
+        """Restart workers that have ended by themselves, as after a cut."""
         for machine in self.workers:
             if self.processes[machine.name].poll() is not None:
                 self.start_worker(machine)
 
     def wait_for_workers(self, patience: float | None = None) -> None:
-        """Wait until all workers are there. Those that are not after `patience` seconds are started again."""
+        """Wait until all workers are available. Restart those still missing after `patience` seconds."""
         missing = list(self.workers)
 
         def are_all_there() -> bool:
@@ -152,7 +153,7 @@ class EngineNetwork:
 
 
 class DaskNetwork(EngineNetwork):
-    """Dask: the scheduler has a separate machine."""
+    """A Dask cluster whose scheduler has a separate machine."""
 
     engine = "dask"
 
@@ -178,18 +179,16 @@ class DaskNetwork(EngineNetwork):
 
 
 class RayNetwork(EngineNetwork):
-    """Ray: the head node is on the machine of the scheduler if there is one, else on that of the driver.
+    """A Ray cluster whose head node is on the machine of the scheduler, if there is one, or of the driver.
 
-    Each driver needs a node beside it. Neither node runs tasks.
+    Each driver needs a node on its machine. Neither of these nodes runs tasks.
     """
 
     engine = "ray"
     patience = 120.0
 
     def start_head(self) -> None:
-        machines = [
-            self.net.list_machines[name] for name in ("scheduler", "driver") if name in self.net.list_machines
-        ]
+        machines = [self.net.machines[name] for name in ("scheduler", "driver") if name in self.net.machines]
         self.address = f"{machines[0].address}:{RAY_PORT}"
         for machine in machines:
             is_head = machine is machines[0]
@@ -210,7 +209,7 @@ class RayNetwork(EngineNetwork):
     def _start_node(self, machine: Machine, *options: str) -> None:
         """Start a Ray node, which ends with its machine, and wait until it has started.
 
-        A raylet aborts if its agents take more than 15 s to start: then it is tried again.
+        A raylet aborts if its agents take more than 15 s to start. It is then started again.
         """
         options += ("--node-ip-address", machine.address, "--node-name", machine.name, "--block")
         options += ("--object-store-memory", str(RAY_STORE_BYTES), "--temp-dir", RAY_FOLDER)
@@ -239,8 +238,8 @@ def engine_network(
             cluster.wait_for_workers(240.0)
             yield cluster
         finally:
-            for machine in net.list_machines.values():
-                machine.close()  # first, so that the driver waits for nobody
+            for machine in net.machines.values():
+                machine.close()  # Machines are closed first, so that the driver does not wait for them.
             cluster.driver.close()
 
 
@@ -250,10 +249,10 @@ def worker_names(count: int = MACHINES) -> list[str]:
 
 
 def dask_network(count: int = MACHINES) -> contextlib.AbstractContextManager[EngineNetwork]:
-    """Start a driver, a scheduler and the given number of machines with a Dask worker each."""
+    """Start a driver, a scheduler and the given number of machines with one Dask worker each."""
     return engine_network(DaskNetwork, ["driver", "scheduler", *worker_names(count)])
 
 
 def ray_network(count: int = MACHINES) -> contextlib.AbstractContextManager[EngineNetwork]:
-    """Start a driver with the head node of Ray, and the given number of machines with another node each."""
+    """Start a driver with Ray's head node, and the given number of machines with another node each."""
     return engine_network(RayNetwork, ["driver", *worker_names(count)])

@@ -1,4 +1,4 @@
-"""python -m testbed.driver dask|ray ADDRESS: runs maps that lines of JSON on the standard input ask for."""
+"""python -m testbed.driver dask|ray ADDRESS: run the maps requested by lines of JSON on standard input."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from testbed.cluster import BLOCKS, TASKS
 
 
 class Maps:
-    """Maps on a pool or on the engine itself; each returns its seconds, and what went wrong.
+    """Maps on a pool or on the engine itself. Each returns its seconds and its error, if any.
 
     Parameters
     ----------
-    engine : a Dask client, or the module `ray`; what maps take as `executor=`.
+    engine : distributed.Client or module
+        A Dask client, or the module `ray`; the value of `executor=` for maps.
     """
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.pool: polarmap.Pool | None = None
         self._stream = np.random.default_rng(0)
-        self._kept: tuple[Any, Any] | None = None  # an array, and what keeps it on the cluster
+        self._kept: tuple[Any, Any] | None = None  # An array, and the object that keeps it on the cluster.
 
     def worker_names(self) -> dict[str, Any]:
         """Return the names of the machines whose workers the engine knows."""
@@ -43,7 +44,7 @@ class Maps:
         raise NotImplementedError
 
     def open_pool(self, **options: Any) -> dict[str, Any]:
-        """Make a pool, and run a small map on it, so that its workers have called."""
+        """Open a pool, and run a small map on it so that its workers connect."""
         self.close_pool()
         self.pool = polarmap.Pool(self.engine, **{"workers": TASKS, **options})
         return self.run(100, task_seconds=0.1)
@@ -53,13 +54,13 @@ class Maps:
         return {"workers": {} if self.pool is None else self.pool.workers_by_host}
 
     def hosts(self) -> dict[str, Any]:
-        """Return the addresses of this process that workers of the pool try, in their order."""
+        """Return the addresses at which workers of the pool try to reach this process, in order."""
         assert self.pool is not None
         workers: Any = (resources := self.pool._executor._resources) and resources.worker_pool
         return {"hosts": [host for host, _ in workers._driver_address.endpoints]}
 
     def keep(self, block_bytes: int) -> dict[str, Any]:
-        """Store an array of as many blocks as maps have on the cluster, for the next map."""
+        """Store an array with the blocks of the next map on the cluster."""
         data = self._stream.standard_normal((10 * BLOCKS, max(1, block_bytes // 80)))
         self._kept = data, self.keep_on_cluster(data, 10)
         return {"seconds": 0.0}
@@ -85,8 +86,14 @@ class Maps:
     ) -> dict[str, Any]:
         """Run a map of new data with the given sizes of blocks and (approximately) of results, in bytes.
 
-        is_kept : whether the data is what `keep` has stored; on_client : whether the map runs without a pool.
-        task_seconds : that each task takes at least: then each worker has one, and none has several.
+        Parameters
+        ----------
+        is_kept : bool
+            Whether the data is the array that `keep` has stored.
+        on_client : bool
+            Whether the map runs without a pool.
+        task_seconds : float
+            The least duration of a task, so that each worker gets one task instead of several.
         """
         if is_kept:
             assert self._kept is not None
@@ -120,7 +127,7 @@ class Maps:
             "seconds": seconds,
             "error": error,
             "is_right": right,
-            "hosts": sorted(hosts),  # of the results that have arrived
+            "hosts": sorted(hosts),  # Hosts whose results have arrived.
             "memory": memory_bytes(),
         }
 
@@ -148,12 +155,13 @@ class Maps:
 
 
 class DaskMaps(Maps):
-    """Maps on a Dask cluster, by the address of its scheduler."""
+    """Maps on a Dask cluster, given by the address of its scheduler."""
 
     def __init__(self, address: str) -> None:
         import distributed
 
-        super().__init__(distributed.Client(address, timeout=120))  # the scheduler may start later
+        # The scheduler may start later than the driver.
+        super().__init__(distributed.Client(address, timeout=120))
 
     def worker_names(self) -> dict[str, Any]:
         workers = self.engine.scheduler_info(n_workers=-1)["workers"].values()
@@ -172,18 +180,19 @@ class DaskMaps(Maps):
 
 
 class RayMaps(Maps):
-    """Maps on a Ray cluster, by the address of its head node; a node must be on this machine."""
+    """Maps on a Ray cluster, given by the address of its head node; a node must run on this machine."""
 
     def __init__(self, address: str) -> None:
         import ray
 
-        # Ray looks for its node at the address of the default route, which may lead elsewhere.
+        # By default, Ray looks for its node at the address of the default route, which may be another
+        # network.
         own = {"_node_ip_address": socket.gethostbyname(socket.gethostname())}
         deadline = time.monotonic() + 120.0
         while not ray.is_initialized():
             try:
                 ray.init(address=address, log_to_driver=False, **own)
-            except ConnectionError:  # the node beside this process is starting
+            except ConnectionError:  # The node on this machine is still starting.
                 if time.monotonic() > deadline:
                     raise
         super().__init__(ray)
@@ -202,13 +211,13 @@ class RayMaps(Maps):
 
 
 def memory_bytes() -> int:
-    """Return the resident memory of this process."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as statistics:
         return int(statistics.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:
-    """Answer each line; what libraries print goes to the standard error."""
+    """Answer each line on standard output; output of libraries is redirected to standard error."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     engine, address = sys.argv[1:]

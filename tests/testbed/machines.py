@@ -1,4 +1,4 @@
-"""Machines of namespaces, joined by a switch: `with network(["driver", "a", "b"]) as net: ...`."""
+"""Machines made of namespaces and joined by a switch: `with network(["driver", "a", "b"]) as net: ...`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from testbed.switch import Cable, Switch
 TESTS = Path(__file__).resolve().parents[1]
 NEEDED = ("ip", "unshare", "nsenter")
 SUBNET, OTHER_SUBNET = "10.77.0", "10.78.0"
-# The first process of a machine. It ends when its standard input does, and everything on the machine with it.
+# The first process of a machine. When its standard input is closed, it ends, and all processes of the machine
+# with it.
 FIRST_PROCESS = """
 hostname {name} && mount -t tmpfs tmpfs /dev/shm && ip link set lo up &&
 mount --bind {hosts} /etc/hosts && mount --bind /dev/null /etc/resolv.conf && echo ready && cat >/dev/null
@@ -28,13 +29,13 @@ CONFIGURE = """
 ip link set eth0 address 02:00:00:00:00:{number:02x} && ip link set eth0 mtu 1500 up &&
 ip address add {address}/24 dev eth0 && ip route add default via {address}
 """
-# Another network, which no other machine reaches. The default route leads there, as to the internet.
+# A second network that no other machine reaches. The default route leads there, as if to the internet.
 CONFIGURE_OTHER = """
 echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore && ip link set eth1 address 02:00:00:00:00:{number:02x} &&
 ip link set eth1 up && ip address add {subnet}.{number}/24 dev eth1 &&
 ip route replace default via {subnet}.254 dev eth1
 """
-OTHER_NUMBER = 100  # is added to the number of a machine, in the other network
+OTHER_NUMBER = 100  # Added to the number of a machine in the second network.
 
 
 class Machine:
@@ -42,10 +43,15 @@ class Machine:
 
     Parameters
     ----------
-    name : the host name.
-    number : the last byte of the address.
-    folder : for temporary files and the home directory.
-    hosts : a file with the addresses of all machines. There is no name server, for which programs would wait.
+    name : str
+        The host name.
+    number : int
+        The last byte of the address.
+    folder : Path
+        The folder for temporary files and the home directory.
+    hosts : Path
+        A file with the addresses of all machines, since programs would wait for a name server that does not
+        exist.
     """
 
     def __init__(self, name: str, number: int, folder: Path, hosts: Path) -> None:
@@ -73,7 +79,7 @@ class Machine:
         folders = {"TMPDIR": str(self.folder / "tmp"), "HOME": str(self.folder / "home")}
         settings = {
             "PYTHONPATH": str(TESTS),
-            "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # may stop CPython 3.11 (gh-106883)
+            "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # May hang CPython 3.11 (gh-106883).
         }
         environment = {**os.environ, **folders, **settings}
         process = subprocess.Popen([*enter, *command], env=environment, text=True, **options)
@@ -81,31 +87,31 @@ class Machine:
         return process
 
     def run(self, script: str) -> None:
-        """Run shell commands on this machine; CalledProcessError if they fail."""
+        """Run shell commands on this machine. Raise CalledProcessError if they fail."""
         process = self.popen(["sh", "-ec", script])
         if process.wait(30.0):
             raise subprocess.CalledProcessError(process.returncode, script)
 
     def processes(self, text: str = "") -> list[int]:
-        """Return the processes on this machine whose command line has `text` in it."""
-        namespace, found = os.readlink(f"/proc/{self.process}/ns/pid"), []
+        """Return the processes on this machine whose command line contains `text`."""
+        namespace, numbers = os.readlink(f"/proc/{self.process}/ns/pid"), []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if os.readlink(path / "ns/pid") == namespace and text.encode() in command_line(path):
-                    found.append(int(path.name))
-        return [one for one in found if one != self.process]
+                    numbers.append(int(path.name))
+        return [one for one in numbers if one != self.process]
 
     def kill(self, text: str) -> int:
-        """Kill the processes whose command line has `text` in it, and return their number."""
-        found = self.processes(text)
-        for process in found:
+        """Kill the processes whose command line contains `text`, and return their number."""
+        numbers = self.processes(text)
+        for process in numbers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        return len(found)
+        return len(numbers)
 
     def close(self) -> None:
         """End all processes of this machine."""
-        self._holder.kill()  # Its child is killed with it, which ends all other processes.
+        self._holder.kill()  # The child is killed, too, which ends all other processes of the machine.
         for process in (self._holder, *self._started):
             process.wait()
         for stream in (self._holder.stdin, self._holder.stdout):
@@ -118,17 +124,18 @@ class Network:
 
     Parameters
     ----------
-    in_two_networks : the names of machines whose default route leads to another network.
+    in_two_networks : collection of str
+        The names of machines whose default route leads to the second network.
     """
 
     def __init__(self, names: Iterable[str], folder: Path, in_two_networks: Collection[str] = ()) -> None:
-        self.switch, self.list_machines = Switch(), dict[str, Machine]()
+        self.switch, self.machines = Switch(), dict[str, Machine]()
         hosts, numbers = folder / "hosts", {name: number for number, name in enumerate(names, 1)}
         lines = [f"{address_of(number)} {name}" for name, number in numbers.items()]
         hosts.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         try:
             for name, number in numbers.items():
-                machine = self.list_machines[name] = Machine(name, number, folder / name, hosts)
+                machine = self.machines[name] = Machine(name, number, folder / name, hosts)
                 machine.cable = self.switch.plug_in(number, machine.process)
                 machine.run(CONFIGURE.format(number=number, address=machine.address))
                 if name in in_two_networks:
@@ -140,23 +147,23 @@ class Network:
             raise
 
     def __getitem__(self, name: str) -> Machine:
-        return self.list_machines[name]
+        return self.machines[name]
 
     def restore(self) -> None:
         """Make all cables perfect again."""
-        for machine in self.list_machines.values():
+        for machine in self.machines.values():
             machine.cable.configure()
 
     def close(self) -> None:
         """End all machines."""
-        for machine in self.list_machines.values():
+        for machine in self.machines.values():
             machine.close()
         self.switch.close()
 
 
 @contextlib.contextmanager
 def network(names: Iterable[str], in_two_networks: Collection[str] = ()) -> Iterator[Network]:
-    """Make machines with these host names, and end them. See `Network`."""
+    """Create machines with these host names, and remove them at the end. See `Network`."""
     folder = Path(tempfile.mkdtemp(prefix="network-"))
     try:
         with contextlib.closing(Network(names, folder, in_two_networks)) as one:
@@ -166,7 +173,7 @@ def network(names: Iterable[str], in_two_networks: Collection[str] = ()) -> Iter
 
 
 def missing_rights() -> str:
-    """Return why no network can be made here; empty if it can."""
+    """Return why no network can be created here, or an empty string if one can."""
     if sys.platform != "linux":
         return "network namespaces need Linux"
     if lacking := [name for name in NEEDED if shutil.which(name) is None]:
@@ -191,7 +198,7 @@ def command_line(path: Path) -> bytes:
 
 
 def wait_until(condition: Any, seconds: float = 60.0) -> None:
-    """Poll until the condition is true. Raises TimeoutError after the given number of seconds."""
+    """Poll until the condition is true. Raise TimeoutError after the given number of seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,6 +1,6 @@
-"""python -m testbed.ray_node start ...: the command `ray`, whose nodes may take long to start.
+"""python -m testbed.ray_node start ...: the command `ray` for nodes that may take long to start.
 
-Ray gives up a node that has not started within 30 seconds, which is not enough on a busy machine.
+By default, Ray gives up a node that has not started within 30 seconds, which is too short on a busy machine.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 from ray._private import services
 from ray.scripts.scripts import main
 
-START_SECONDS = 60.0  # Seconds that a node may take to start
+START_SECONDS = 60.0  # Seconds that a node may take to start.
 _get_node = services.get_node
 
 
 def wait_for_node(*arguments: Any) -> Any:
-    """Return what Ray knows of the node that is starting, as soon as Ray knows it."""
+    """Return Ray's record of the node that is starting, as soon as it exists."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""python -m testbed.soak: random maps on Dask or Ray while machines are throttled, cut and killed."""
+"""python -m testbed.soak: run random maps on Dask or Ray while machines are throttled, cut and killed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from typing import Any
 from testbed.cluster import EngineNetwork, dask_network, ray_network
 from testbed.machines import missing_rights
 
-TIMEOUT = 60.0  # seconds that a map may take; then it raises an error
-PATIENCE = 30.0  # seconds after that until the map is said to hang
-MOST_FAULTS = 2  # at a time
+TIMEOUT = 60.0  # Seconds after which a map raises an error.
+PATIENCE = 30.0  # Seconds after the timeout until the map counts as hanging.
+MOST_FAULTS = 2  # The most faults at the same time.
 MEGABIT = 1e6
-SIZES = {"small": 8_000, "medium": 200_000, "large": 2_000_000}  # bytes of a block
+SIZES = {"small": 8_000, "medium": 200_000, "large": 2_000_000}  # Bytes of a block.
 SHARES = {"small": 5, "medium": 3, "large": 2}
 Event = tuple[float, Callable[[], object]]
 
 
 @dataclass
 class Fault:
-    """Something that happens to a machine while a map runs.
+    """A fault of a machine while a map runs.
 
-    begin, seconds : after the start of the map, and how long it lasts; it ends with the map at the latest.
+    Attributes
+    ----------
+    begin : float
+        Seconds from the start of the map to the fault.
+    seconds : float
+        Duration of the fault, which ends with the map at the latest.
     """
 
     kind: str
@@ -37,7 +42,7 @@ class Fault:
     options: dict[str, Any] = field(default_factory=dict)
 
     def events(self, cluster: EngineNetwork) -> list[Event]:
-        """Return the action, and its time in seconds after the start of the map."""
+        """Return the actions of the fault, each with its time in seconds after the start of the map."""
         machine = cluster.workers[self.machine]
         if self.kind == "kill":
             return [(self.begin, lambda: cluster.kill_tasks(machine))]
@@ -70,7 +75,7 @@ class Tally:
     findings: list[str] = field(default_factory=list)
 
     def note(self, case: Case, verdict: str, reply: dict[str, Any]) -> None:
-        """Take in the outcome of one map."""
+        """Add the outcome of one map."""
         self.counts[verdict] += 1
         self.n_faults.update(fault.kind for fault in case.faults)
         self.seconds.append(reply.get("seconds", TIMEOUT + PATIENCE))
@@ -79,15 +84,15 @@ class Tally:
             self.findings.append(f"{verdict}: {case}\n    {reply.get('error', '')[:300]}")
 
     def table(self) -> str:
-        """Return all counts in Markdown."""
-        found, count = sorted(self.seconds), len(self.seconds)
+        """Return all counts as a Markdown table."""
+        sorted_seconds, count = sorted(self.seconds), len(self.seconds)
         columns = {
             "maps": count,
             "faults": self.n_faults.total(),
             **{name: self.counts[name] for name in ("right", "error", "hang", "wrong")},
-            "median": f"{statistics.median(found):.2f} s",
-            "99 %": f"{found[int(0.99 * (count - 1))]:.1f} s",
-            "maximum": f"{found[-1]:.1f} s",
+            "median": f"{statistics.median(sorted_seconds):.2f} s",
+            "99 %": f"{sorted_seconds[int(0.99 * (count - 1))]:.1f} s",
+            "maximum": f"{sorted_seconds[-1]:.1f} s",
             "memory": f"{max(self.memory) / 1e6:.0f} MB",
         }
         heads, cells = " | ".join(columns), " | ".join(map(str, columns.values()))
@@ -95,7 +100,7 @@ class Tally:
 
 
 def draw_case(seed: int, n_machines: int) -> Case:
-    """Draw a map and at most two faults, which hit different machines."""
+    """Draw a map and at most two faults on different machines."""
     random = Random(seed)
     size = random.choices(list(SHARES), list(SHARES.values()))[0]
     options = {"block_bytes": SIZES[size], "timeout": TIMEOUT, "on_client": random.random() < 0.2}
@@ -107,7 +112,7 @@ def draw_case(seed: int, n_machines: int) -> Case:
 
 
 def draw_fault(random: Random, machine: int) -> Fault:
-    """Draw what happens to a machine."""
+    """Draw the fault of a machine."""
     kind = random.choices(["throttle", "cut", "kill", "loss", "delay"], [4, 3, 2, 1, 1])[0]
     options = {
         "throttle": {"rate": random.choice([1, 4, 20]) * MEGABIT},
@@ -149,7 +154,7 @@ def replies(cluster: EngineNetwork, deadline: float) -> Iterator[dict[str, Any] 
 
 
 def soak(cluster: EngineNetwork, seed: int, n_maps: int, deadline: float) -> Tally:
-    """Run cases with this seed and the next ones."""
+    """Run cases with this seed and the following ones."""
     tally = Tally()
     cluster.driver.call("open_pool")
     for number in range(seed, seed + n_maps):
@@ -169,13 +174,11 @@ def soak(cluster: EngineNetwork, seed: int, n_maps: int, deadline: float) -> Tal
 
 
 def main() -> None:
-    """Soak as the arguments say."""
+    """Run the soak test with the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m testbed.soak", description=__doc__)
-    parser.add_argument("--maps", type=int, default=1000, help="how many (1000)")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="end after so many, at the latest"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of the first map; the next ones count up (1)")
+    parser.add_argument("--maps", type=int, default=1000, help="number of maps (1000)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this many minutes")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first map; later maps count up (1)")
     parser.add_argument("--engine", choices=["dask", "ray"], default="dask", help="dask (the default) or ray")
     asked = parser.parse_args()
     if reason := missing_rights():

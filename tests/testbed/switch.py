@@ -15,16 +15,16 @@ import time
 from math import inf
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # on Windows, which has no namespaces either
+with contextlib.suppress(ImportError):  # fcntl is missing on Windows, which has no namespaces either.
     import fcntl
 
-TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0  # from linux/if_tun.h
+TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0  # Constants of linux/if_tun.h.
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x2, 0x1000, 0x4000
-# The kernel hands over segments of up to 64 KiB with a header that says how to split them: far fewer packets.
+# The kernel passes segments of up to 64 KiB with a header that says how to split them, which saves packets.
 CHECKSUM_LATER, SEGMENT_LATER = 1, 2
 VNET_HEADER_BYTES = 10
 FRAME_BYTES = VNET_HEADER_BYTES + 14 + (1 << 16)
-QUEUE_SECONDS, QUEUE_BYTES = 0.05, 128 << 10  # a frame is dropped if more than both wait before it
+QUEUE_SECONDS, QUEUE_BYTES = 0.05, 128 << 10  # A frame is dropped if the queue before it exceeds both limits.
 CLONE_NEWNET = 0x40000000
 
 
@@ -32,11 +32,11 @@ class Wire:
     """One direction of a cable."""
 
     def __init__(self) -> None:
-        self.n_bytes = 0  # that have passed
-        self._free_at = 0.0  # when the last frame will have been transmitted, on the monotonic clock
+        self.n_bytes = 0  # Bytes that have passed.
+        self._free_at = 0.0  # When the last frame will have been transmitted, on the monotonic clock.
 
     def schedule(self, cable: Cable, n_bytes: int, now: float) -> float | None:
-        """Return when a frame that is sent at `now` arrives; None if it is dropped."""
+        """Return when a frame sent at `now` arrives, or None if it is dropped."""
         if cable.is_cut or (cable.loss and random.random() < cable.loss):
             return None
         if cable.rate < inf:
@@ -48,18 +48,25 @@ class Wire:
         return now + cable.delay
 
     def clear(self) -> None:
-        """Forget what waits for transmission when the rate changes."""
+        """Discard the queue when the rate changes."""
         self._free_at = 0.0
 
 
 class Cable:
-    """Joins a machine to the switch.
+    """A cable that joins a machine to the switch.
 
     Attributes
     ----------
-    up, down : the wires from the machine to the switch and back.
-    delay : seconds in each direction; rate : bits per second; loss : share of the frames that is dropped.
-    is_cut : whether nothing passes.
+    up, down : Wire
+        The wires from the machine to the switch and back.
+    delay : float
+        Seconds in each direction.
+    rate : float
+        Bits per second.
+    loss : float
+        Share of the frames that is dropped.
+    is_cut : bool
+        Whether all frames are dropped.
     """
 
     def __init__(self, tap: int) -> None:
@@ -73,15 +80,16 @@ class Cable:
         for wire in (self.up, self.down):
             wire.clear()
         self.delay, self.rate, self.loss, self.is_cut = delay, rate, loss, is_cut
-        # Losses hit packets of a real size.
+        # Without segmentation offload, losses affect packets of realistic size.
         fcntl.ioctl(self.tap, TUNSETOFFLOAD, CHECKSUM_LATER | (0 if loss else SEGMENT_LATER))
 
 
 class Switch:
-    """Passes frames between the TAP devices of machines, on a thread."""
+    """Forwards frames between the TAP devices of machines, on a thread."""
 
     def __init__(self) -> None:
-        self.cables: dict[int, Cable] = {}  # by the number of the machine, the last byte of its MAC
+        # Cables by the number of the machine, which is the last byte of its MAC address.
+        self.cables: dict[int, Cable] = {}
         self._due: list[tuple[float, int, Cable, bytes]] = []
         self._order = itertools.count()
         self._waker = os.eventfd(0)
@@ -95,11 +103,11 @@ class Switch:
         return self.cables[number]
 
     def start(self) -> None:
-        """Begin to forward."""
+        """Start forwarding."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and remove the devices."""
+        """Stop forwarding and remove the devices."""
         self._is_over = True
         os.eventfd_write(self._waker, 1)
         if self._thread.is_alive():
@@ -116,15 +124,16 @@ class Switch:
             poll.register(tap, select.POLLIN)
         while not self._is_over:
             pause = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
-            # `poll` rounds up to a millisecond; frames that are due earlier are polled for without waiting.
-            found = poll.poll(None if pause is None else int(pause * 1000))
-            for tap, _ in found:
+            # `poll` rounds up to a millisecond, so frames that are due earlier are polled for without
+            # blocking.
+            ready = poll.poll(None if pause is None else int(pause * 1000))
+            for tap, _ in ready:
                 if tap in owners:
                     self._read(owners[tap])
             self._deliver()
 
     def _read(self, cable: Cable) -> None:
-        """Take in frames that a machine has sent, at most 64 of them, so that others get their turn."""
+        """Read at most 64 frames that a machine has sent, so that other machines get their turn."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(64):
                 frame = os.read(cable.tap, FRAME_BYTES)
@@ -155,7 +164,7 @@ class Switch:
 
 
 def write_frame(cable: Cable, frame: bytes) -> None:
-    """Hand a frame to a machine; the frame is lost if its queue is full or its device is down."""
+    """Pass a frame to a machine. The frame is lost if its queue is full or its device is down."""
     with contextlib.suppress(OSError):
         os.write(cable.tap, frame)
 
@@ -163,9 +172,9 @@ def write_frame(cable: Cable, frame: bytes) -> None:
 def open_tap(process: int, name: str) -> int:
     """Return the descriptor of a new TAP device in the network namespace of a process."""
     libc = ctypes.CDLL(None, use_errno=True)
-    found: list[int | OSError] = []
+    results: list[int | OSError] = []
 
-    def open_there() -> None:  # on a thread, whose namespace ends with it
+    def open_there() -> None:  # Runs on a thread, since a thread's namespace ends with it.
         try:
             with Path(f"/proc/{process}/ns/net").open() as namespace:
                 if libc.setns(namespace.fileno(), CLONE_NEWNET):
@@ -174,13 +183,13 @@ def open_tap(process: int, name: str) -> int:
             flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
             fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
             fcntl.ioctl(tap, TUNSETOFFLOAD, CHECKSUM_LATER | SEGMENT_LATER)
-            found.append(tap)
+            results.append(tap)
         except OSError as error:
-            found.append(error)
+            results.append(error)
 
     thread = threading.Thread(target=open_there)
     thread.start()
     thread.join()
-    if isinstance(found[0], OSError):
-        raise found[0]
-    return found[0]
+    if isinstance(results[0], OSError):
+        raise results[0]
+    return results[0]

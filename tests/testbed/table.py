@@ -23,15 +23,26 @@ Reply = dict[str, Any]
 class Row:
     """A line of the table.
 
-    name : what is slow or cut.
-    aim : the seconds that the map may take.
-    options : of the map: keywords of `testbed.driver.Maps.compute_output_rows`.
-    rate : of the first machine's cable in bits per second; inf: it is not slow.
-    n_cut : the number of machines that are cut before the map begins.
-    is_cut_later : whether the first machine is cut while its blocks travel.
-    cut_seconds : after which cut machines are reached again.
-    has_pool : whether the map runs on a pool; else as tasks of the engine.
-    start : starts the machines and the engine.
+    Attributes
+    ----------
+    name : str
+        What is slow or cut.
+    aim : str
+        The seconds that the map may take.
+    options : dict
+        Options of the map: keywords of `testbed.driver.Maps.run`.
+    rate : float
+        Rate of the first machine's cable in bits per second; inf if it is not slow.
+    n_cut : int
+        The number of machines that are cut before the map begins.
+    is_cut_later : bool
+        Whether the first machine is cut while its blocks are being sent.
+    cut_seconds : float
+        Seconds after which cut machines are restored.
+    has_pool : bool
+        Whether the map runs on a pool, or as tasks of the engine.
+    start : callable
+        Starts the machines and the engine.
     """
 
     name: str
@@ -48,7 +59,7 @@ class Row:
     errors: list[str] = field(default_factory=list)
 
     def prepare(self, cluster: EngineNetwork) -> None:
-        """Restore the network, and make a new pool or warm up the client."""
+        """Restore the network, and open a new pool or warm up the client."""
         cluster.net.restore()
         cluster.wait_for_workers()
         if self.has_pool:
@@ -58,7 +69,7 @@ class Row:
             cluster.driver.call("run", block_bytes=100, on_client=True)
 
     def measure(self, cluster: EngineNetwork, is_disturbed: bool) -> Reply:
-        """Run one map. Its options may ask for a timeout: then an error is what is measured."""
+        """Run one map and return its reply. With a timeout in its options, the reply may be an error."""
         machines = cluster.workers[: max(1, self.n_cut)]
         options = self.options if self.has_pool else {**self.options, "on_client": True}
         if self.options.get("is_kept"):
@@ -79,7 +90,7 @@ class Row:
         return cluster.driver.result()
 
     def take(self, cluster: EngineNetwork, is_disturbed: bool) -> None:
-        """Measure once and keep the seconds."""
+        """Measure once and store the seconds."""
         self.prepare(cluster)
         reply = self.measure(cluster, is_disturbed)
         (self.seconds if is_disturbed else self.undisturbed).append(reply["seconds"])
@@ -135,7 +146,8 @@ def rows() -> list[Row]:
 def ray_rows(options: dict[str, Any]) -> list[Row]:
     """Return the rows that are measured on Ray."""
     cut: dict[str, Any] = {"cut_seconds": 40.0, "start": ray_network}
-    long_tasks = {"block_bytes": MEGABYTE, "task_seconds": 2.0}  # so that a node is cut while they run
+    # Long tasks, so that a node is cut while they run.
+    long_tasks = {"block_bytes": MEGABYTE, "task_seconds": 2.0}
     return [
         Row("Ray, pool: a node cut for 40 s", "15 s", options, n_cut=1, **cut),
         Row("Ray, pool: two nodes cut for 40 s", "15 s", options, n_cut=2, **cut),
@@ -152,16 +164,16 @@ def ray_rows(options: dict[str, Any]) -> list[Row]:
     ]
 
 
-def print_table(found: list[Row]) -> None:
+def print_table(measured_rows: list[Row]) -> None:
     """Print all rows in Markdown."""
     print("| one machine of four | slow or cut: median (range), s | full speed, s | aim | |")
     print("|---|--:|--:|--:|---|")
-    for row in found:
+    for row in measured_rows:
         print(row.line())
 
 
 def print_steps(start: Callable[[], AbstractContextManager[EngineNetwork]], count: int) -> None:
-    """Print the milliseconds of steps of 24 blocks of 80 kB for each latency, beside the engine alone."""
+    """Print the milliseconds of steps with 24 blocks of 80 kB for each latency, and of the engine alone."""
     with start() as cluster:
         print(f"\n| each cable | polarmap: median, 90 %, ms | {cluster.engine} alone |\n|---|--:|--:|")
         for name, options in latencies().items():
@@ -177,13 +189,14 @@ def print_steps(start: Callable[[], AbstractContextManager[EngineNetwork]], coun
                 if reply.get("error"):
                     cells.append(reply["error"][:80])
                     continue
-                found = sorted(reply["seconds"])
-                cells.append(f"{1e3 * statistics.median(found):.0f}, {1e3 * found[int(0.9 * count)]:.0f}")
+                sorted_seconds = sorted(reply["seconds"])
+                middle, p90 = statistics.median(sorted_seconds), sorted_seconds[int(0.9 * count)]
+                cells.append(f"{1e3 * middle:.0f}, {1e3 * p90:.0f}")
             print(f"| {name} | {cells[0]} | {cells[1]} |", flush=True)
 
 
 def latencies() -> dict[str, dict[str, float]]:
-    """Return the settings of the cables to the workers; a round trip passes each of them twice."""
+    """Return the settings of the workers' cables; a round trip passes each cable twice."""
     return {
         "0 ms": {},
         "5 ms": {"delay": 0.005},
@@ -193,7 +206,7 @@ def latencies() -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Measure what the arguments ask for."""
+    """Measure the rows and steps that the command line selects."""
     parser = argparse.ArgumentParser(prog="python -m testbed.table", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="maps per row (5); 0: no rows, only steps")
     parser.add_argument("--only", default="", help="measure rows whose name has this regular expression")
@@ -202,16 +215,16 @@ def main() -> None:
     if reason := missing_rights():
         raise SystemExit(reason)
     print(f"{BLOCKS} of {TASKS} tasks suffice; {MACHINES} machines; {asked.runs} runs per row.", flush=True)
-    found = [row for row in rows() if asked.runs and re.search(asked.only, row.name)]
-    for row in found:
+    selected_rows = [row for row in rows() if asked.runs and re.search(asked.only, row.name)]
+    for row in selected_rows:
         began = time.monotonic()
         with row.start() as cluster:
             for is_disturbed in [False] * asked.runs + [True] * asked.runs:
                 row.take(cluster, is_disturbed)
         print(row.line(), f"({time.monotonic() - began:.0f} s)", flush=True)
-    if found:
+    if selected_rows:
         print()
-        print_table(found)
+        print_table(selected_rows)
     for start in (dask_network, ray_network) if asked.steps and not asked.only else ():
         print_steps(start, asked.steps)
 

@@ -1,4 +1,4 @@
-"""Maps on four Dask machines of which one is slow, cut or killed. `make test-network` runs this."""
+"""Check maps on four Dask machines while one is slow, cut or killed. `make test-network` runs this."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from testbed.machines import Machine, missing_rights, wait_until
 
 pytestmark = pytest.mark.network
 
-SMALL = 8_000  # bytes of a block
+SMALL = 8_000  # Bytes of a block.
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def cluster() -> Iterator[EngineNetwork]:
 
 @pytest.fixture(autouse=True)
 def _warm(cluster: EngineNetwork) -> None:
-    """Each test has a perfect network and a new pool."""
+    """Restore the network and open a new pool for each test."""
     cluster.net.restore()
     cluster.wait_for_workers()
     assert cluster.driver.call("open_pool")["is_right"]
@@ -36,7 +36,7 @@ def check(reply: dict[str, Any]) -> None:
 
 
 def is_among(machine: Machine, hosts: Iterable[str]) -> bool:
-    """Return whether one of these hosts, as reports name them, is a machine."""
+    """Return whether a machine is one of these hosts, which are named as in reports."""
     return any(host.split(" ")[0] == machine.name for host in hosts)
 
 
@@ -50,7 +50,7 @@ def test_a_slow_machine_changes_no_result(cluster: EngineNetwork, options: dict[
 def test_a_machine_that_is_cut_between_maps_is_not_awaited(cluster: EngineNetwork) -> None:
     cluster.workers[0].cable.configure(is_cut=True)
     check(cluster.driver.call("run", block_bytes=SMALL))
-    assert cluster.workers[0].cable.is_cut  # until now
+    assert cluster.workers[0].cable.is_cut  # The machine was cut during the whole map.
 
 
 @pytest.mark.parametrize("are_workers_lost", [False, True])

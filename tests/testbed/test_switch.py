@@ -1,4 +1,7 @@
-"""Machines are separate, and the switch delays, throttles and cuts. `make test-network` runs this."""
+"""Check that machines are separate, and that the switch delays, throttles and cuts.
+
+`make test-network` runs these tests.
+"""
 
 from __future__ import annotations
 
@@ -70,9 +73,9 @@ def call(net: Network, count: int = 1) -> str:
     return output(net["a"], sys.executable, "-c", CALL, net["b"].address, str(count))
 
 
-def test_each_machine_has_a_name_an_address_and_files_of_its_own(net: Network) -> None:
+def test_each_machine_has_a_separate_name_address_and_files(net: Network) -> None:
     assert [output(net[name], "hostname") for name in "abc"] == ["a", "b", "c"]
-    assert len({machine.address for machine in net.list_machines.values()}) == 3
+    assert len({machine.address for machine in net.machines.values()}) == 3
     net["a"].run("echo 1 > /dev/shm/own; test $TMPDIR = " + str(net["a"].folder / "tmp"))
     assert output(net["b"], "ls", "/dev/shm") == ""
 
@@ -82,12 +85,12 @@ def test_machines_reach_each_other(net: Network) -> None:
     assert net["b"].cable.down.n_bytes > 1_000_000
 
 
-def test_a_delay_is_that_of_each_cable_in_each_direction(net: Network) -> None:
+def test_a_delay_applies_in_each_direction(net: Network) -> None:
     net["b"].cable.configure(delay=0.1)
     assert float(call(net)) >= 0.2
 
 
-def test_a_rate_holds_for_each_direction(net: Network) -> None:
+def test_a_rate_applies_in_each_direction(net: Network) -> None:
     net["b"].cable.configure(rate=8e6)
     assert float(call(net, 1_000_000)) >= 0.8
 
@@ -97,9 +100,10 @@ def test_lost_packets_are_sent_again(net: Network) -> None:
     assert float(call(net, 200_000)) > 0.0
 
 
-def test_a_cut_machine_is_not_reached_and_others_are(net: Network) -> None:
+def test_only_a_cut_machine_is_unreachable(net: Network) -> None:
     net["b"].cable.configure(is_cut=True)
-    assert call(net) in ("TimeoutError", "OSError")  # no reply, or nobody knows its Ethernet address
+    # Either no reply arrives, or no machine answers for its Ethernet address.
+    assert call(net) in ("TimeoutError", "OSError")
     net["b"].cable.configure()
     net["c"].cable.configure(is_cut=True)
     assert float(call(net)) < 30.0

@@ -1,4 +1,7 @@
-"""A driver whose default route leads to a network that no worker reaches. `make test-network` runs this."""
+"""Check a driver whose default route leads to a network that workers cannot reach.
+
+`make test-network` runs these tests.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ def test_workers_call_at_the_address_of_the_connection_to_the_engine(cluster: En
     assert cluster.driver.call("open_pool", workers=4)["is_right"]
     hosts = cluster.driver.call("hosts")["hosts"]
     assert hosts[0] == cluster.net["driver"].address
-    assert any(host.startswith(OTHER_SUBNET) for host in hosts)  # that of the default route
-    wait_until(lambda: len(cluster.driver.call("workers_by_host")["workers"]) == 2, 120.0)  # on all machines
+    # The address of the default route is tried, too.
+    assert any(host.startswith(OTHER_SUBNET) for host in hosts)
+    # There are workers on both machines.
+    wait_until(lambda: len(cluster.driver.call("workers_by_host")["workers"]) == 2, 120.0)
     reply = cluster.driver.call("run", block_bytes=8000)
     assert (reply["error"], reply["is_right"]) == ("", True)

@@ -1,4 +1,4 @@
-"""Limits on BLAS and OpenMP threads apply during tasks and are removed afterwards."""
+"""Tests that limits on BLAS and OpenMP threads apply during tasks and are removed afterwards."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from polarmap.worker.blas_threads import ThreadLimiter
 PATIENCE = 50.0
 
 
-def threads_now() -> set[int]:
+def get_blas_thread_counts() -> set[int]:
     """Return the numbers of threads that threadpoolctl reports for BLAS libraries."""
-    return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+    return {
+        library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"
+    }
 
 
 @pytest.fixture
 def limits() -> ThreadLimiter:
-    """Return a new limiter: an abandoned task of another test may still use that of the process."""
+    """Return a new limiter, as an abandoned task of another test may still use that of the process."""
     return ThreadLimiter()
 
 
@@ -37,20 +39,24 @@ def three() -> Iterator[None]:
         yield
 
 
-def test_the_lowest_limit_is_in_force_until_the_last_task_ends() -> None:
+def test_the_lowest_limit_applies_until_the_last_task_ends() -> None:
     both, one = ThreadLimiter(), ExitStack()
     with both.limit_process_threads(2):
-        assert threads_now() == {2}
+        assert get_blas_thread_counts() == {2}
         one.enter_context(both.limit_process_threads(1))
-        assert threads_now() == {1}
-    assert threads_now() == {1}
+        assert get_blas_thread_counts() == {1}
+    assert get_blas_thread_counts() == {1}
     one.close()
-    assert threads_now() == {3}
+    assert get_blas_thread_counts() == {3}
 
 
-def test_a_thread_limits_openmp_for_itself(limits: ThreadLimiter) -> None:
+def test_openmp_limits_apply_only_to_their_thread(limits: ThreadLimiter) -> None:
     def of_openmp() -> set[int]:
-        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "openmp"}
+        return {
+            library["num_threads"]
+            for library in threadpoolctl.threadpool_info()
+            if library["user_api"] == "openmp"
+        }
 
     with limits.limit_process_threads(1):
         assert of_openmp() == {3}
@@ -60,13 +66,13 @@ def test_a_thread_limits_openmp_for_itself(limits: ThreadLimiter) -> None:
     assert of_openmp() == {3}
 
 
-def test_nothing_is_raised_to_a_limit_and_what_somebody_sets_meanwhile_stays(limits: ThreadLimiter) -> None:
+def test_limits_never_raise_a_number_and_keep_later_settings(limits: ThreadLimiter) -> None:
     with limits.limit_process_threads(5):
-        assert threads_now() == {3}
-    assert threads_now() == {3}
+        assert get_blas_thread_counts() == {3}
+    assert get_blas_thread_counts() == {3}
     with limits.limit_process_threads(1):
         threadpoolctl.threadpool_limits(2)
-    assert threads_now() == {2}
+    assert get_blas_thread_counts() == {2}
 
 
 SCENES = {
@@ -123,21 +129,23 @@ print(json.dumps(endings))
 
 
 @pytest.fixture(scope="module")
-def endings() -> dict[str, int]:
-    """Return the exit code of each scene, run in a process forked from an interpreter without scipy."""
+def exit_codes() -> dict[str, int]:
+    """Return the exit code of each scene, run in a process forked from an interpreter without SciPy."""
     scenes = json.dumps({name: textwrap.dedent(scene) for name, scene in SCENES.items()})
     command = [sys.executable, "-c", PROGRAM, scenes]
     done = subprocess.run(command, check=True, timeout=PATIENCE, stdout=subprocess.PIPE)
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
+    codes: dict[str, int] = json.loads(done.stdout)
+    return codes
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_limits_hold_for_what_comes_while_a_task_runs(scene: str, endings: dict[str, int]) -> None:
-    assert endings[scene] == 0
+def test_limits_apply_to_libraries_that_are_loaded_during_a_task(
+    scene: str, exit_codes: dict[str, int]
+) -> None:
+    assert exit_codes[scene] == 0
 
 
-def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimiter) -> None:
+def test_tasks_on_threads_restore_the_numbers_of_threads(limits: ThreadLimiter) -> None:
     barrier = threading.Barrier(8)
 
     def task() -> None:
@@ -151,24 +159,24 @@ def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimiter) -> None:
         thread.start()
     for thread in running:
         thread.join(PATIENCE)
-    assert threads_now() == {3}
+    assert get_blas_thread_counts() == {3}
 
 
-def test_any_thread_limits_what_another_one_has_set(limits: ThreadLimiter) -> None:
-    """threadpoolctl has the first thread alone set OpenBLAS: the others do nothing, silently."""
-    threadpoolctl.threadpool_limits(3)  # and keeps it
+def test_a_thread_can_limit_a_number_that_another_thread_has_set(limits: ThreadLimiter) -> None:
+    # threadpoolctl sets OpenBLAS only from the first thread. From other threads it silently does nothing.
+    threadpoolctl.threadpool_limits(3)  # This limit stays in place.
 
     def task() -> None:
         with limits.limit_process_threads(1):
-            found.append(threads_now())
+            thread_counts.append(get_blas_thread_counts())
 
-    found: list[set[int]] = []
+    thread_counts: list[set[int]] = []
     thread = threading.Thread(target=task)
     thread.start()
     thread.join(PATIENCE)
-    assert (found, threads_now()) == ([{1}], {3})
-    with threadpoolctl.threadpool_limits(2):  # still listens to this one
-        assert threads_now() == {2}
+    assert (thread_counts, get_blas_thread_counts()) == ([{1}], {3})
+    with threadpoolctl.threadpool_limits(2):  # Limits set on this thread still apply.
+        assert get_blas_thread_counts() == {2}
 
 
 def test_without_threadpoolctl_nothing_is_limited(
@@ -177,4 +185,4 @@ def test_without_threadpoolctl_nothing_is_limited(
     with monkeypatch.context() as context:
         context.setitem(sys.modules, "threadpoolctl", None)
         with limits.limit_process_threads(1), limits.limit_current_thread(1):
-            assert threads_now() == {3}
+            assert get_blas_thread_counts() == {3}

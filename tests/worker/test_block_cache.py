@@ -1,4 +1,4 @@
-"""Cached blocks are read once, are never changed by f, and are evicted with their files."""
+"""Tests that cached blocks are read once, are never changed by f, and are evicted with their files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BYTES = ROWS * 16
 
 
 class Blocks:
-    """Arrays in a folder or a bucket, and a cache of them."""
+    """A folder or bucket of blocks, and a cache that reads from it."""
 
     def __init__(self, place: Location, budget: int = 1 << 40) -> None:
         self.place, self.storage = place, DictStorage()
@@ -42,7 +42,7 @@ class Blocks:
     def block(
         self, *arrays: np.ndarray, check: bool = True, of: Sequence[np.ndarray] = (), name: str = "x"
     ) -> BlockRef:
-        """Return a reference to a block that consists of the arrays `of`, stored as these segments."""
+        """Store `arrays` as segments and return a reference to a block of them, or of the arrays `of`."""
         parts = []
         for number, array in enumerate(arrays):
             part = Segment(f"{name}{number}", array.nbytes, None, 5)
@@ -56,7 +56,7 @@ class Blocks:
 
 
 def load(blocks: Blocks, block: BlockRef, is_private: bool = False, cache: BlockCache | None = None) -> Any:
-    """Its array, or a tuple of its arrays; by their own cache unless another is named."""
+    """Return a block (an array or tuple of arrays), loaded by `cache` or by the cache of `blocks`."""
     count = len(block.layout)
     structure = ("array",) if count == 1 else (tuple, (), (("array",),) * count)
     own = blocks.cache if cache is None else cache
@@ -86,9 +86,9 @@ def numbers(seed: int = 0, rows: int = ROWS) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, 2))
 
 
-@pytest.mark.parametrize("rows", [ROWS, 10])  # of files, mapped and read
+@pytest.mark.parametrize("rows", [ROWS, 10])  # Large files are mapped, small files are read.
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(
+def test_a_block_is_read_once_and_only_private_copies_are_writable(
     blocks: Blocks, count: int, rows: int
 ) -> None:
     arrays = [numbers(seed, rows) for seed in range(count)]
@@ -99,42 +99,42 @@ def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(
         own = load(blocks, block, is_private=True)
         np.testing.assert_array_equal(own, whole)
         own[...] = 0
-        found = load(blocks, block)
-        np.testing.assert_array_equal(found, whole)
-        assert np.shares_memory(first, found)
+        actual = load(blocks, block)
+        np.testing.assert_array_equal(actual, whole)
+        assert np.shares_memory(first, actual)
     assert (blocks.cache.n_reads, len(blocks.cache)) == (count, 1)
 
 
-def test_blocks_share_the_parts_that_no_array_crosses(blocks: Blocks) -> None:
+def test_blocks_share_cached_segments(blocks: Blocks) -> None:
     rows, columns = [numbers(1), numbers(2)], [numbers(3), numbers(4)]
     parts = {
         name: blocks.block(array, name=name).segments[0]
         for name, array in zip(("r0", "r1", "c0", "c1"), [*rows, *columns], strict=True)
     }
-    for one in range(2):
-        for other in range(2):
-            pair = blocks.block(of=[rows[one], columns[other]])
-            found = load(blocks, pair._replace(segments=(parts[f"r{one}"], parts[f"c{other}"])))
-            np.testing.assert_array_equal(found, (rows[one], columns[other]))
+    for row in range(2):
+        for column in range(2):
+            pair = blocks.block(of=[rows[row], columns[column]])
+            actual = load(blocks, pair._replace(segments=(parts[f"r{row}"], parts[f"c{column}"])))
+            np.testing.assert_array_equal(actual, (rows[row], columns[column]))
     assert blocks.cache.n_reads == len(blocks.cache) == 4
 
 
-def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
+def test_the_least_recently_used_block_is_evicted_beyond_the_budget(tmp_path: Path) -> None:
     for kind in ("folder", "bucket"):
         blocks = Blocks(place(kind, tmp_path), 2 * BYTES)
         stored = {name: blocks.block(numbers(seed), name=name) for seed, name in enumerate("abc")}
         for name in "abacab":
             load(blocks, stored[name])
-        # a and b are kept, a is used, c takes the place of b, a is used, b takes the place of c.
+        # The cache loads a and b, uses a, replaces b by c, uses a, and replaces c by b.
         assert (blocks.cache.n_reads, len(blocks.cache)) == (4, 2)
-        large = blocks.block(numbers(rows=3 * ROWS), name="large")  # is not kept, and pushes nothing out
+        large = blocks.block(numbers(rows=3 * ROWS), name="large")  # too large to be cached
         assert load(blocks, large).shape == (3 * ROWS, 2)
         for name in "ab":
             load(blocks, stored[name])
         assert blocks.cache.n_reads == 5
 
 
-def test_room_that_is_taken_back_is_free_at_once(tmp_path: Path) -> None:
+def test_a_reduced_byte_budget_evicts_blocks_immediately(tmp_path: Path) -> None:
     blocks = Blocks(place("bucket", tmp_path), BYTES)
     with blocks.cache.extend_byte_budget(BYTES):
         for seed, name in enumerate("ab"):
@@ -143,12 +143,12 @@ def test_room_that_is_taken_back_is_free_at_once(tmp_path: Path) -> None:
     assert len(blocks.cache) == 1
 
 
-def test_blocks_that_are_gone_are_let_go_by_their_numbers(tmp_path: Path) -> None:
+def test_removed_block_sets_are_evicted_by_their_ids(tmp_path: Path) -> None:
     blocks = Blocks(place("bucket", tmp_path))
     stored = {number: blocks.block(numbers(), name=f"block {number}") for number in (None, 1, 2, 3, 5)}
     for number, block in stored.items():
         blocks.cache.load_block(block, ("array",), blocks.read, block_set_id=number)
-    # later ones have the same bytes
+    # Set 4 has the same bytes as set 2.
     blocks.cache.load_block(stored[2], ("array",), blocks.read, block_set_id=4)
     for numbers_of_all, left in (((), 5), ((4, 3), 4), ((3, 4), 4), ((6,), 1)):
         blocks.cache.evict_removed_blocks(numbers_of_all)
@@ -162,34 +162,34 @@ def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> Non
         data = np.full(100, value)
         np.testing.assert_array_equal(load(blocks, blocks.block(data, check=False)), data)
         np.testing.assert_array_equal(load(blocks, blocks.block(data, name="known")), data)
-    assert len(blocks.cache) == 2  # of other bytes under the same name
+    assert len(blocks.cache) == 2  # Two versions of "known" have different bytes.
 
 
-def test_a_block_in_a_message_is_of_its_own(files: Blocks) -> None:
+def test_an_inline_block_is_not_cached(files: Blocks) -> None:
     block = BlockRef(INLINE, (), (("<f8", (3,)),), np.arange(3.0).tobytes())
     for _ in range(2):
-        found = load(files, block)
-        assert found.tolist() == [0.0, 1.0, 2.0]
-        found[...] = 7.0
+        actual = load(files, block)
+        assert actual.tolist() == [0.0, 1.0, 2.0]
+        actual[...] = 7.0
 
 
-def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
+def test_zeros_without_a_location_are_part_of_a_block(blocks: Blocks) -> None:
     data = numbers()
     block = blocks.block(data)
     zeros = (*block.segments, Segment("", BYTES))
-    found = load(blocks, block._replace(segments=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
-    np.testing.assert_array_equal(found, np.concatenate([data, np.zeros_like(data)]))
+    actual = load(blocks, block._replace(segments=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
+    np.testing.assert_array_equal(actual, np.concatenate([data, np.zeros_like(data)]))
 
 
 @pytest.mark.parametrize("rows", [10, ROWS])
 @pytest.mark.parametrize("count", [1, 3])
-def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: int) -> None:
+def test_damage_is_detected_before_and_after_loading(blocks: Blocks, rows: int, count: int) -> None:
     arrays = [numbers(seed, rows) for seed in range(count)]
     block, whole, key = blocks.block(*arrays), np.concatenate(arrays), f"x{count - 1}"
     stored = bytes(blocks.place.read(Segment(key, 2 * whole.nbytes), TaskIO(blocks.storage)))
     changed = bytearray(stored)
     changed[30] ^= 1
-    is_file = blocks.place.is_memory_mapped  # elsewhere nothing changes in its place
+    is_file = blocks.place.is_memory_mapped  # Only mapped files can change after they were loaded.
     for data, message in ((changed, "corrupt|not what was encrypted"), (stored[:40], r"35 of \d+ bytes")):
         for is_loaded in {False, is_file}:
             cache = BlockCache()
@@ -198,7 +198,7 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
             blocks.write(key, bytes(data))
             with pytest.raises(DamagedError, match=f"{key} (is|has) ({message})"):
                 load(blocks, block, cache=cache)
-            blocks.write(key, stored)  # as it was
+            blocks.write(key, stored)
             np.testing.assert_array_equal(load(blocks, block, cache=cache), whole)
     blocks.place.delete([block.segments[-1].key], TaskIO(blocks.storage))
     with pytest.raises(DamagedError, match=f"{key} is missing"):
@@ -206,12 +206,14 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
 
 
 @pytest.mark.parametrize("at", [5, 5 + BYTES // 2, 5 + BYTES - 1])
-def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files: Blocks, at: int) -> None:
+def test_a_changed_byte_is_detected_although_the_modification_time_is_restored(
+    files: Blocks, at: int
+) -> None:
     block, path = files.block(numbers()), Path(files.place.root) / "x0"
     load(files, block)
     before, data = path.stat(), bytearray(path.read_bytes())
     data[at] ^= 1
-    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system ticks slowly
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # File systems have coarse clocks.
         with path.open("r+b") as file:
             file.write(data)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -220,7 +222,7 @@ def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files:
         load(files, block)
 
 
-def test_f_that_writes_gets_copies_from_then_on() -> None:
+def test_f_that_writes_to_its_block_gets_private_copies() -> None:
     seen: list[bool] = []
 
     def f(block: Any) -> Any:
@@ -236,7 +238,7 @@ def test_f_that_writes_gets_copies_from_then_on() -> None:
     assert data["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_other_errors_of_f_are_its_own() -> None:
+def test_other_errors_of_f_are_raised_unchanged() -> None:
     calls = []
 
     def f(block: Any) -> Any:
@@ -248,7 +250,7 @@ def test_other_errors_of_f_are_its_own() -> None:
     assert len(calls) == 1
 
 
-def test_arrays_without_bytes_need_no_parts(files: Blocks) -> None:
+def test_empty_arrays_need_no_segments(files: Blocks) -> None:
     block = BlockRef(files.place, (), (("<f8", (0, 2)),))
     assert load(files, block).shape == (0, 2)
     parts, layout = (

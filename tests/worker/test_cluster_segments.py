@@ -1,4 +1,4 @@
-"""A worker of Dask reads what another one has; tests/maps/test_clusters.py has Ray, too."""
+"""Tests that a Dask worker reads segments of another worker. tests/maps/test_clusters.py also covers Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polarmap.worker.segments import Segment
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
-def test_a_worker_reads_what_it_has_and_what_another_one_has() -> None:
+def test_a_worker_reads_local_and_remote_segments() -> None:
     array = np.arange(6.0).reshape(2, 3)
     sizes: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "memory_limit": 0}
     with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as client:

@@ -1,4 +1,4 @@
-"""Daemon threads are reused, and end once they have been idle for a while."""
+"""Tests that daemon threads are reused, and end once they have been idle for some time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polarmap.worker.daemon_threads import CallTimeoutError, call_with_timeout, 
 PATIENCE = 50.0
 
 
-def test_a_thread_is_used_again_and_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_is_reused_and_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon_threads, "_idle_threads", [])
     monkeypatch.setattr(daemon_threads, "THREAD_IDLE_SECONDS", 3.0)
     before = len(threading.enumerate())
@@ -30,7 +30,7 @@ def test_a_thread_is_used_again_and_ends_when_it_is_idle(monkeypatch: pytest.Mon
     assert len(threading.enumerate()) <= before
 
 
-def test_a_forked_process_has_threads_of_its_own() -> None:
+def test_a_forked_process_starts_new_threads() -> None:
     done = threading.Event()
     run_in_daemon_thread(done.set)
     assert done.wait(PATIENCE)
@@ -43,7 +43,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert code_of_child(inside, []) == 0
 
 
-def test_a_call_returns_or_raises_as_it_does_without_a_timeout_and_leaves_no_thread() -> None:
+def test_a_call_with_a_timeout_returns_or_raises_like_a_plain_call_and_leaves_no_thread() -> None:
     before = threading.active_count()
     assert call_with_timeout(lambda: 7, 60.0) == 7
     assert call_with_timeout(lambda: None, float("inf")) is None
@@ -52,7 +52,7 @@ def test_a_call_returns_or_raises_as_it_does_without_a_timeout_and_leaves_no_thr
     assert threading.active_count() == before
 
 
-def test_a_call_that_hangs_is_left() -> None:
+def test_a_call_that_hangs_is_abandoned() -> None:
     is_over = threading.Event()
     with pytest.raises(CallTimeoutError):
         call_with_timeout(is_over.wait, 0.01)

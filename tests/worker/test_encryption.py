@@ -1,4 +1,4 @@
-"""AES-256-GCM under derived keys: compared with RFC 5869 by hand and with the library's other interface."""
+"""Tests of AES-256-GCM with derived keys, compared with RFC 5869 and another interface of the library."""
 
 from __future__ import annotations
 
@@ -47,14 +47,18 @@ WHOLE = Segment("polarmap/coded/a/run/000001/00002", len(DATA), None, 7)
 
 
 class Objects(dict[str, bytes]):
-    """Objects in memory, and the parts in them that are encrypted like this."""
+    """Stored objects in memory, which are read and written as encrypted segments."""
 
     def __init__(self, encryption: Encryption) -> None:
         super().__init__()
         self._place = DriverLocation(encryption=encryption)
 
     def get_part(self, part: Segment) -> Any:
-        return read_segment(self._place, part, lambda one: self[one.key][one.offset : one.offset + one.size])
+        return read_segment(
+            self._place,
+            part,
+            lambda segment: self[segment.key][segment.offset : segment.offset + segment.size],
+        )
 
     def put_parts(self, key: str, data: Any, size: int) -> list[Segment]:
         return write_segments(self._place, key, data, size, self.__setitem__)
@@ -71,7 +75,7 @@ def decrypt_part(encryption: Encryption, part: Segment, stored: bytes) -> Any:
 
 
 def hkdf_sha256(key: bytes, salt: bytes, length: int) -> bytes:
-    """RFC 5869, sections 2.2 and 2.3."""
+    """Return `length` bytes of key material derived according to RFC 5869, sections 2.2 and 2.3."""
     pseudorandom, block, output = hmac.digest(salt, key, "sha256"), b"", b""
     while len(output) < length:
         block = hmac.digest(pseudorandom, block + HKDF_INFO + bytes([len(output) // 32 + 1]), "sha256")
@@ -88,7 +92,7 @@ def decrypted_by_hand(encryption: Encryption, name: str, stored: bytes) -> bytes
 
 @settings(max_examples=30)
 @given(data=st.binary(min_size=1, max_size=300), key=st.text(max_size=20), offset=st.integers(0, 2**40))
-def test_a_part_is_what_the_standard_says(data: bytes, key: str, offset: int) -> None:
+def test_a_segment_follows_the_standard(data: bytes, key: str, offset: int) -> None:
     encryption, part = Encryption.create(KEY), Segment("k" + key, len(data), None, offset)
     stored = encrypt_part(encryption, part, data)
     assert len(stored) == compute_encrypted_size(len(data)) == len(data) + CIPHERTEXT_OVERHEAD_BYTES
@@ -96,21 +100,23 @@ def test_a_part_is_what_the_standard_says(data: bytes, key: str, offset: int) ->
     assert decrypt_part(encryption, part, stored) == data
 
 
-def test_keys_are_derived_as_the_standard_says() -> None:
+def test_keys_are_derived_by_the_standard() -> None:
     encryption = Encryption.create(KEY)
     cipher, tags = derive_keys(encryption)
     assert cipher + tags + encryption.key_check == hkdf_sha256(KEY, encryption.salt, 72)
     assert encryption.compute_tag(DATA) == hmac.digest(tags, DATA, "sha256")
 
 
-def test_nothing_is_used_twice() -> None:
+def test_keys_nonces_and_ciphertexts_never_repeat() -> None:
     encryptions = [Encryption.create(KEY) for _ in range(100)]
-    assert len({derive_keys(one)[0] for one in encryptions}) == 100
+    assert len({derive_keys(encryption)[0] for encryption in encryptions}) == 100
     stored = {encrypt(encryptions[0], "x", DATA) for _ in range(2_000)}
-    assert len({one[:NONCE_BYTES] for one in stored}) == len({one[NONCE_BYTES:] for one in stored}) == 2_000
+    assert (
+        len({data[:NONCE_BYTES] for data in stored}) == len({data[NONCE_BYTES:] for data in stored}) == 2_000
+    )
 
 
-def test_every_byte_counts() -> None:
+def test_a_change_of_any_byte_is_detected() -> None:
     encryption = Encryption.create(KEY)
     stored = encrypt_part(encryption, WHOLE, DATA)
     for place in {
@@ -124,7 +130,7 @@ def test_every_byte_counts() -> None:
             decrypt_part(encryption, WHOLE, bytes(changed))
 
 
-def test_a_part_is_good_in_its_place_in_its_array_and_whole_only() -> None:
+def test_a_segment_is_valid_only_complete_and_in_its_place() -> None:
     encryption = Encryption.create(KEY)
     stored = encrypt_part(encryption, WHOLE, DATA)
     others = [
@@ -143,7 +149,7 @@ def test_a_part_is_good_in_its_place_in_its_array_and_whole_only() -> None:
             decrypt_part(encryption, WHOLE, cut)
 
 
-def test_of_nothing_nothing_is_stored() -> None:
+def test_empty_data_are_stored_as_nothing() -> None:
     nothing = WHOLE._replace(size=0)
     assert encrypt_part(Encryption.create(KEY), nothing, b"") == b""
     assert decrypt_part(Encryption.create(KEY), nothing, b"") == b""
@@ -156,7 +162,9 @@ def test_of_nothing_nothing_is_stored() -> None:
 # --- keys ----------------------------------------------------------------------------------------
 
 
-def test_a_key_lies_in_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_key_is_read_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("POLARMAP_TEST_KEY", KEY.hex().upper() + "\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "key").write_text(KEY.hex() + "\n")
@@ -165,7 +173,7 @@ def test_a_key_lies_in_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch
     assert read_encryption_key(KEY) is KEY
 
 
-def test_what_is_no_key(tmp_path: Path) -> None:
+def test_invalid_keys_are_refused(tmp_path: Path) -> None:
     for number, (text, message) in enumerate(
         [
             ("", "holds 0 characters, not the 64 hexadecimal digits"),
@@ -185,7 +193,7 @@ def test_what_is_no_key(tmp_path: Path) -> None:
         read_encryption_key("env:NOT_SET_ANYWHERE")
 
 
-def test_another_key_is_found_out_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_is_detected_before_data_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLARMAP_TEST_KEY", KEY.hex())
     encryption = Encryption.create("env:POLARMAP_TEST_KEY")
     stored = encrypt(encryption, "x", DATA)
@@ -196,7 +204,7 @@ def test_another_key_is_found_out_before_anything_is_read(monkeypatch: pytest.Mo
         derive_keys(encryption._replace(key=bytes(32)))
 
 
-def test_nobody_prints_a_key() -> None:
+def test_keys_are_not_shown_in_messages() -> None:
     encryption = Encryption.create(KEY)
     shown = f"{encryption} {encryption!r} {FolderLocation('/', encryption=encryption)}"
     assert repr(KEY)[2:10] not in shown
@@ -209,7 +217,7 @@ ENCRYPTION = Encryption.create(KEY)
 REPLY = Message(MessageKind.TASK_REPLY, (7, 3, 1), b"a header", b"the secret data")
 
 
-def test_each_part_of_an_object_can_be_read_by_itself() -> None:
+def test_each_segment_of_an_object_can_be_read_separately() -> None:
     encryption = Encryption.create(KEY)
     for size in (1, 7, 400, 1_023, 1_024, 1_025):
         objects = Objects(encryption)
@@ -221,21 +229,22 @@ def test_each_part_of_an_object_can_be_read_by_itself() -> None:
         assert [part.crc32 for part in parts] == [zlib.crc32(piece) for piece in pieces]
 
 
-def test_damage_is_told_from_forgery_by_the_checksum() -> None:
-    """Accidental corruption does not produce a matching checksum."""
+def test_the_checksum_distinguishes_corruption_from_forgery() -> None:
+    # Accidental corruption does not produce a matching checksum.
     objects = Objects(Encryption.create(KEY))
     [part] = objects.put_parts("x", DATA, len(DATA))
     objects["x"] = b"y" + objects["x"][1:]
-    for found, kind in ((part, "corrupt"), (part._replace(crc32=zlib.crc32(objects["x"])), "forged")):
+    for segment, kind in ((part, "corrupt"), (part._replace(crc32=zlib.crc32(objects["x"])), "forged")):
         with pytest.raises(DamagedError, match="x is not what was encrypted") as caught:
-            objects.get_part(found)
+            objects.get_part(segment)
         assert caught.value.kind == kind
 
 
 def test_a_task_without_a_key_needs_no_cipher() -> None:
     with pickle_worker_code_by_value():
         sent = cloudpickle.dumps(make_lithops_task(len, ("array",)))
-    # Elsewhere: cloudpickle would put the copies of our classes' methods into the classes of this process.
+    # The task is loaded in another process, because cloudpickle would replace methods of this process's
+    # classes.
     load = (
         "import pickle, sys; sys.modules.update(dict.fromkeys(['polarmap', 'cryptography']))\n"
         "assert callable(pickle.load(sys.stdin.buffer))"
@@ -244,7 +253,7 @@ def test_a_task_without_a_key_needs_no_cipher() -> None:
 
 
 @pytest.mark.parametrize("reply", [REPLY, REPLY._replace(data=b""), REPLY._replace(header=b"")])
-def test_replies_come_back_to_their_attempt_and_to_no_other(reply: Message) -> None:
+def test_replies_are_valid_only_for_their_attempt(reply: Message) -> None:
     sent = encrypt_reply(reply, tuple(ENCRYPTION))
     assert (sent.kind, sent.attempt_key, sent.header) == (MessageKind.TASK_REPLY, (7, 3, 1), b"")
     assert b"secret" not in sent.data
@@ -258,18 +267,18 @@ def test_replies_come_back_to_their_attempt_and_to_no_other(reply: Message) -> N
     ):
         with pytest.raises(DamagedError, match="is not what was encrypted"):
             decrypt_reply(task, attempt, data, ENCRYPTION)
-    with pytest.raises(DamagedError):  # each map has a key of its own
+    with pytest.raises(DamagedError):  # Each map has a separate key.
         decrypt_reply(3, 1, sent.data, Encryption.create(KEY))
 
 
 class Bomb:
-    """Raises when it is unpickled."""
+    """An object that raises an exception when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return pytest.fail, ("unpickled",)
 
 
-def test_nothing_is_unpickled_that_was_not_encrypted_by_a_worker_of_the_map() -> None:
+def test_only_replies_encrypted_for_the_map_are_unpickled() -> None:
     bomb = pickle.dumps(Bomb())
     forged = encode_frame(Message(MessageKind.TASK_REPLY, (7, 3, 1), bomb, b"xyz"))
     for data in (bomb, b"e" + bomb, b"e" + forged, forged, b"w" + bomb, b"", b"e"):
@@ -277,7 +286,7 @@ def test_nothing_is_unpickled_that_was_not_encrypted_by_a_worker_of_the_map() ->
             decrypt_reply(3, 1, data, ENCRYPTION)
 
 
-def test_a_worker_without_the_key_says_so_and_nothing_else() -> None:
+def test_a_worker_without_the_key_replies_only_with_that_error() -> None:
     sent = encrypt_reply(REPLY, tuple(ENCRYPTION._replace(key="env:NOT_SET_ANYWHERE")))
     assert b"secret" not in sent.data
     reply, data = decrypt_reply(3, 1, sent.data, ENCRYPTION)
@@ -285,4 +294,5 @@ def test_a_worker_without_the_key_says_so_and_nothing_else() -> None:
     assert (reply[1:], data) == (TaskReply(None, 0.0)[1:], b"")
     assert reply.error is not None
     assert reply.error.type == "KeyUnavailableError"
-    assert type(reply.error.exception) is KeyUnavailableError  # made here, of its text
+    # The driver recreates the exception from its text.
+    assert type(reply.error.exception) is KeyUnavailableError

@@ -1,4 +1,4 @@
-"""The number of cores that f may use."""
+"""Tests of the number of cores that f may use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from polarmap.worker.environment import count_available_cores
 
 
-def test_there_are_as_many_cores_as_the_machine_has_at_most(
+def test_available_cores_are_at_most_those_of_the_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert 1 <= count_available_cores() <= (os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Slopes along a few directions, and the inputs of their error estimate."""
+"""Tests of slopes along a few directions, and of the inputs of their error estimate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polarmap.worker.finite_differences import (
 )
 
 X, SCALE = np.array([[1.0, -2.0, 0.5]]), np.array([[1.0, 10.0, 0.1]])
-GRADIENT = 2 * X * SCALE  # of the sum of squares, in units of the scale
+GRADIENT = 2 * X * SCALE  # gradient of the sum of squares, in units of SCALE
 H = 1e-4
 
 
@@ -25,7 +25,7 @@ def squares(x: Any) -> float:
     return float((x**2).sum())
 
 
-def found(
+def compute_test_slopes(
     directions: Any, scheme: str = "central", f: Callable[[Any], Any] = squares
 ) -> tuple[np.ndarray, SlopeErrorInputs]:
     along, sizes = compute_slopes(f, X, iter(np.asarray(directions, float)), SCALE, H, scheme)
@@ -33,15 +33,15 @@ def found(
 
 
 @pytest.mark.parametrize(("scheme", "error"), [("central", 1e-8), ("forward", 300 * H)])
-def test_slopes_are_those_along_the_directions_whatever_their_norms(scheme: str, error: float) -> None:
+def test_slopes_along_directions_of_any_norm(scheme: str, error: float) -> None:
     directions = [[[1, 0, 0]], [[0, 1, 0]], [[1e3, -2e3, 5e2]], [[1e-6, 0, 1e-6]]]
-    along, sizes = found(directions, scheme)
+    along, sizes = compute_test_slopes(directions, scheme)
     for slope, u in zip(along, np.array(directions), strict=True):
         assert slope == pytest.approx((GRADIENT * u).sum(), abs=error * np.linalg.norm(u))
     assert sizes.max_direction_norm == pytest.approx(np.linalg.norm(directions[2]))
 
 
-def test_f_is_called_at_two_points_or_at_one_and_the_middle_and_not_for_filler() -> None:
+def test_numbers_of_calls_of_f_for_central_and_forward_differences_and_filler() -> None:
     points: list[Any] = []
 
     def f(x: Any) -> float:
@@ -49,31 +49,32 @@ def test_f_is_called_at_two_points_or_at_one_and_the_middle_and_not_for_filler()
         return squares(x)
 
     zero, u = np.zeros_like(X), np.array([[3.0, 0, 4.0]])
-    assert found([zero], f=f)[0].tolist() == [0.0]
+    assert compute_test_slopes([zero], f=f)[0].tolist() == [0.0]
     assert points == []
-    found([u, zero, u], f=f)
+    compute_test_slopes([u, zero, u], f=f)
     np.testing.assert_allclose(points, [X + sign * H * u / 5 * SCALE for sign in (1, -1, 1, -1)])
     points.clear()
-    _, sizes = found([u, zero, u], "forward", f)
-    assert len(points) == 4  # the middle, one each, and how f bends along the first
+    _, sizes = compute_test_slopes([u, zero, u], "forward", f)
+    # the centre, one point for each nonzero direction, and one for the second difference
+    assert len(points) == 4
     assert sizes.second_difference == pytest.approx(2 * ((H * u / 5 * SCALE) ** 2).sum(), rel=1e-3)
 
 
-def test_sizes_tell_of_the_values_of_f_and_of_their_rounding() -> None:
+def test_error_inputs_contain_the_values_of_f_and_their_rounding() -> None:
     values = iter([3.0, -1.0, 2.0, 7.0])
-    _, sizes = found([[[1, 0, 0]], [[0, 2, 0]]], f=lambda x: np.float32(next(values)))
+    _, sizes = compute_test_slopes([[[1, 0, 0]], [[0, 2, 0]]], f=lambda x: np.float32(next(values)))
     assert sizes == SlopeErrorInputs(-1.0, 7.0, 0.0, float(np.finfo(np.float32).eps), 2.0)
 
 
 @pytest.mark.parametrize("value", [np.zeros(2), "1", None, 1j])
-def test_f_that_returns_no_real_number_is_told(value: Any) -> None:
+def test_f_that_does_not_return_a_real_number_raises_a_clear_error(value: Any) -> None:
     with pytest.raises(NotScalarError, match="f must return one real number, not "):
-        found([[[1, 0, 0]]], f=lambda x: value)
+        compute_test_slopes([[[1, 0, 0]]], f=lambda x: value)
 
 
-def test_a_block_holds_directions_or_the_coefficients_of_groups_of_coordinates() -> None:
+def test_a_block_contains_directions_or_coefficients_of_groups_of_coordinates() -> None:
     along, _ = make_row_slope_task(squares, X, SCALE, H, "central")(np.array([[1.0, 0, 0], [0, 1.0, 0]]))
     np.testing.assert_allclose(along, (2 * X).reshape(-1)[:2], atol=1e-7)
-    # Of two groups, coordinates 0 and 2, and 1 and a filler.
+    # The two groups are coordinates 0 and 2, and coordinate 1 with a filler.
     along, _ = make_coordinate_slope_task(squares, X, SCALE, H, "central", 2)(np.array([1.0, -1.0]))
     np.testing.assert_allclose(along, [GRADIENT[0, 0] - GRADIENT[0, 1], GRADIENT[0, 2]], atol=1e-7)

@@ -1,4 +1,4 @@
-"""The fork server's own loop, in a process that is forked for the test."""
+"""Tests of the main loop of the fork server, in a process that the test starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from polarmap.worker.processes import ProcessIdentity, _get_start_time
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
 
-# A fork server that cannot start a process.
+# The program of a fork server that cannot start a process.
 FULL = f"""
 import os
 def fork(): raise BlockingIOError(11, "Resource temporarily unavailable")
@@ -38,7 +38,8 @@ os.fork = fork
 """
 
 
-# A child exits between the last check for signals and the wait for a request.
+# The program of a fork server whose child exits between the last check for signals and the wait for a
+# request.
 LATE = f"""
 import ctypes, operator, socket
 from itertools import starmap
@@ -51,97 +52,97 @@ socket.recv_fds = recv_fds
 """
 
 
-def served(*folders: Path, program: str = SERVE) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A server that has begun, and the driver's end of its socket."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, "-c", program, str(theirs.fileno()), *map(str, folders)]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-    ours.settimeout(30.0)
-    assert ours.recv(1) == SERVER_READY
-    return process, ours
+def start_fork_server(*folders: Path, program: str = SERVE) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a fork server and return it with the driver's end of its socket."""
+    driver_end, worker_end = socket.socketpair()
+    with worker_end:
+        command = [sys.executable, "-c", program, str(worker_end.fileno()), *map(str, folders)]
+        process = subprocess.Popen(command, pass_fds=[worker_end.fileno()])
+    driver_end.settimeout(30.0)
+    assert driver_end.recv(1) == SERVER_READY
+    return process, driver_end
 
 
-def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.socket]]:
-    """Their processes, and the driver's ends of their sockets."""
-    found = []
+def fork_workers(control: socket.socket, count: int) -> list[tuple[int, socket.socket]]:
+    """Start workers and return the process id of each and the driver's end of its socket."""
+    workers = []
     for number in range(count):
-        ours, theirs = socket.socketpair()
-        with theirs:
+        driver_end, worker_end = socket.socketpair()
+        with worker_end:
             socket.send_fds(
-                control, [ForkServerRequest(ForkServerCommand.FORK, number).encode()], [theirs.fileno()]
+                control, [ForkServerRequest(ForkServerCommand.FORK, number).encode()], [worker_end.fileno()]
             )
-        ours.settimeout(30.0)
-        [message] = FrameDecoder().feed(ours.recv(4096))
-        found.append((int(message.header), ours))
-    return found
+        driver_end.settimeout(30.0)
+        [message] = FrameDecoder().feed(driver_end.recv(4096))
+        workers.append((int(message.header), driver_end))
+    return workers
 
 
-def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -> None:
-    process, control = served(tmp_path, program=LATE)
+def test_the_exit_of_a_worker_is_reported_at_any_time(tmp_path: Path) -> None:
+    process, control = start_fork_server(tmp_path, program=LATE)
     with process, control:
-        [(worker, ours)] = workers_of(control, 1)
-        with ours:
+        [(worker, driver_end)] = fork_workers(control, 1)
+        with driver_end:
             os.kill(worker, signal.SIGKILL)
             assert list(WorkerExitEvent.decode_all(control.recv(EVENT_BYTES))) == [(0, signal.SIGKILL)]
         control.close()
 
 
-def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
-    process, control = served(tmp_path, program=FULL)
+def test_a_worker_that_cannot_be_forked_is_reported_as_exited(tmp_path: Path) -> None:
+    process, control = start_fork_server(tmp_path, program=FULL)
     with process, control:
         for _ in range(2):
-            ours, theirs = socket.socketpair()
-            with theirs:
+            driver_end, worker_end = socket.socketpair()
+            with worker_end:
                 socket.send_fds(
-                    control, [ForkServerRequest(ForkServerCommand.FORK, 0).encode()], [theirs.fileno()]
+                    control, [ForkServerRequest(ForkServerCommand.FORK, 0).encode()], [worker_end.fileno()]
                 )
-            with ours:
-                ours.settimeout(30.0)
-                assert ours.recv(1) == b""
+            with driver_end:
+                driver_end.settimeout(30.0)
+                assert driver_end.recv(1) == b""
         control.close()
         assert process.wait(30.0) == 0
 
 
-def child() -> int:
-    """A process that its parent knows."""
+def start_child() -> int:
+    """Start a child process and return its process id."""
     return subprocess.Popen(["sleep", "600"]).pid
 
 
-def leader() -> int:
-    """Start a process that leads a new session."""
+def start_session_leader() -> int:
+    """Start a process that leads a new session and return its process id."""
     return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
 
 
-def daemon() -> int:
-    """Start a process in a new session whose parent has exited."""
-    heard, said = os.pipe()
+def start_daemon() -> int:
+    """Start a process in a new session whose parent has exited, and return its process id."""
+    read_end, write_end = os.pipe()
     first = os.fork()
     if not first:
         os.setsid()
         if not os.fork():
-            os.write(said, str(os.getpid()).encode())
+            os.write(write_end, str(os.getpid()).encode())
             os.closerange(3, 100)
             os.execlp("sleep", "sleep", "600")
         os._exit(0)
     os.waitpid(first, 0)
-    return int(os.read(heard, 20))
+    return int(os.read(read_end, 20))
 
 
 @pytest.mark.parametrize("killed", ["by the driver", "by others", "at the end"])
-def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> None:
+def test_processes_started_by_a_worker_end_with_it(killed: str, tmp_path: Path) -> None:
     def start(block: Any) -> Any:
-        return np.array([child(), leader(), daemon()])
+        return np.array([start_child(), start_session_leader(), start_daemon()])
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which the server cannot import
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # The server cannot import this module.
     orders = orders_of(start, tmp_path)
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    process, control = served(tmp_path)
+    process, control = start_fork_server(tmp_path)
     with process, control:
-        [(worker, ours)] = workers_of(control, 1)
-        with ours:
-            ours.sendall(b"".join(map(encode_frame, orders)))
-            [message] = FrameDecoder().feed(ours.recv(1 << 16))
+        [(worker, driver_end)] = fork_workers(control, 1)
+        with driver_end:
+            driver_end.sendall(b"".join(map(encode_frame, orders)))
+            [message] = FrameDecoder().feed(driver_end.recv(1 << 16))
             started = np.frombuffer(message.data, int).tolist()
             assert len(started) == 3
             assert all(map(runs, started))
@@ -156,15 +157,15 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("ending", ["end", "gone", "half a request"])
-def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, ending: str) -> None:
+def test_the_fork_server_and_its_workers_end_with_the_driver(tmp_path: Path, ending: str) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
-    process, control = served(folder)
-    ends = [ours for _, ours in workers_of(control, 3)]
+    process, control = start_fork_server(folder)
+    ends = [driver_end for _, driver_end in fork_workers(control, 3)]
     control.sendall(ForkServerRequest(ForkServerCommand.KILL, 1).encode())
-    control.sendall(ForkServerRequest(ForkServerCommand.KILL, 99).encode())  # nobody
+    control.sendall(ForkServerRequest(ForkServerCommand.KILL, 99).encode())  # There is no worker 99.
     assert ends[1].recv(1) == b""
-    also_open = control.dup()  # as a process has it that was forked of the driver
+    also_open = control.dup()  # A process that the driver forked would hold such a descriptor.
     if ending == "half a request":
         control.sendall(ForkServerRequest(ForkServerCommand.FORK, 7).encode()[:3])
     if ending == "gone":
@@ -174,14 +175,14 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
     control.close()
     assert process.wait(30.0) == 0
     also_open.close()
-    for ours in ends:
-        assert ours.recv(1) == b""
-        ours.close()
+    for driver_end in ends:
+        assert driver_end.recv(1) == b""
+        driver_end.close()
     assert not os.path.exists(folder)
 
 
-def folder_of(process: int, place: Path, **changes: str) -> Path:
-    """Create a folder whose name says that it belongs to `process`."""
+def make_folder_owned_by(process: int, place: Path, **changes: str) -> Path:
+    """Create a folder whose name marks it as owned by `process`."""
     owner = ProcessIdentity.current()._replace(
         pid=process, start_time=_get_start_time(process) or "", **changes
     )
@@ -191,11 +192,13 @@ def folder_of(process: int, place: Path, **changes: str) -> Path:
 
 
 @pytest.mark.parametrize("ending", ["worker", "server"])
-def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str, tmp_path: Path) -> None:
-    """Its fork server, which removes them, is killed as all is that a worker has started."""
-    process, control = served(tmp_path / "polarmap-0-own")
-    (number, first), (other, second) = workers_of(control, 2)
-    folders = [folder_of(one, tmp_path) for one in (number, other, os.getpid())]
+def test_folders_of_a_worker_with_its_own_workers_are_removed_when_it_ends(
+    ending: str, tmp_path: Path
+) -> None:
+    # The fork server of such a worker would remove the folders, but it is killed together with the worker.
+    process, control = start_fork_server(tmp_path / "polarmap-0-own")
+    (number, first), (other, second) = fork_workers(control, 2)
+    folders = [make_folder_owned_by(pid, tmp_path) for pid in (number, other, os.getpid())]
     if ending == "worker":
         control.sendall(ForkServerRequest(ForkServerCommand.KILL, 0).encode())
         assert until(lambda: not folders[0].exists())
@@ -207,19 +210,22 @@ def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str,
     assert [folder.exists() for folder in folders] == [False, False, True]
 
 
-def test_folders_of_other_machines_stay_and_a_place_that_is_missing_is_no_error(tmp_path: Path) -> None:
-    """Process ids of other machines may be equal to that of a worker here that has exited."""
+def test_folders_of_other_machines_are_kept_and_a_missing_folder_is_allowed(tmp_path: Path) -> None:
+    # A process on another machine may have the same id as a worker of this machine that has exited.
     own = tmp_path / "polarmap-0-own"
     own.mkdir()
-    process, control = served(tmp_path / "missing" / "polarmap-0-own", own)
+    process, control = start_fork_server(tmp_path / "missing" / "polarmap-0-own", own)
     with process, control:
-        [(number, connection)] = workers_of(control, 1)
+        [(number, connection)] = fork_workers(control, 1)
         with connection:
-            left, foreign = folder_of(number, tmp_path), folder_of(number, tmp_path, host="elsewhere")
+            left, foreign = (
+                make_folder_owned_by(number, tmp_path),
+                make_folder_owned_by(number, tmp_path, host="elsewhere"),
+            )
             os.kill(number, signal.SIGKILL)
             assert list(WorkerExitEvent.decode_all(control.recv(EVENT_BYTES))) == [(0, signal.SIGKILL)]
             assert until(lambda: not left.exists())
-        [(_, connection)] = workers_of(control, 1)
+        [(_, connection)] = fork_workers(control, 1)
         connection.close()
         control.close()
         assert process.wait(30.0) == 0

@@ -1,4 +1,4 @@
-"""Requests to the fork server and its events, as bytes."""
+"""Tests of the encoding of requests to the fork server and of its events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_request_arrives_as_it_was_sent(command: ForkServerCommand, worker_id:
     assert ForkServerRequest.decode(request.encode()) == request
 
 
-def test_events_that_arrive_together_are_all_read() -> None:
+def test_events_that_arrive_together_are_all_decoded() -> None:
     events = [WorkerExitEvent(0, 9), WorkerExitEvent(2**40, -1)]
     data = b"".join(event.encode() for event in events)
     assert len(data) == 2 * EVENT_BYTES

@@ -1,4 +1,4 @@
-"""A task in a future is abandoned when it is cancelled, by a flag in memory or by removing a folder."""
+"""Tests of tasks in futures: cancelling them by a flag or by removing a folder, and their block cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder_link(tmp_path: Path) -> FolderCancelToken:
     return FolderCancelToken.from_folder(str(folder))
 
 
-def told(f: Any, block: Any, ticket: TaskRequest = TICKET) -> TaskReply:
+def run_test_task(f: Any, block: Any, ticket: TaskRequest = TICKET) -> TaskReply:
     message = run_task_in_future(f, block, ticket, ThreadCancelToken(), 1)
     assert message is not None
     assert isinstance(message.header, TaskReply)
@@ -40,15 +40,15 @@ def told(f: Any, block: Any, ticket: TaskRequest = TICKET) -> TaskReply:
 
 @pytest.mark.parametrize("f", [np.negative, cloudpickle.dumps(np.negative)])
 @pytest.mark.parametrize("block", [np.arange(3), partial(np.arange, 3)])
-def test_functions_and_blocks_come_in_two_kinds(f: Any, block: Any) -> None:
-    assert told(f, block).layout == (("<i8", (3,)),)
+def test_tasks_accept_functions_and_blocks_in_two_forms(f: Any, block: Any) -> None:
+    assert run_test_task(f, block).layout == (("<i8", (3,)),)
 
 
-def test_bytes_that_are_no_function_are_an_error_of_the_task() -> None:
-    assert told(b"no pickle", 1).error is not None
+def test_invalid_function_bytes_are_an_error_of_the_task() -> None:
+    assert run_test_task(b"no pickle", 1).error is not None
 
 
-def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
+def test_cancelled_tasks_do_not_start_and_sleeping_tasks_are_abandoned() -> None:
     link, began = ThreadCancelToken(), threading.Event()
     assert_only_asks(link, link.is_cancelled)
 
@@ -64,7 +64,7 @@ def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
     assert time.monotonic() - before < 30
 
 
-def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> None:
+def test_a_removed_folder_cancels_tasks_on_the_same_machine(tmp_path: Path) -> None:
     link = folder_link(tmp_path)
     assert not link.is_cancelled()
     assert os.listdir(link.folder) == []
@@ -73,7 +73,7 @@ def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> N
     assert not link._replace(machine_id=("elsewhere", 0, 0)).is_cancelled()
 
 
-# --- blocks that a process of others keeps -------------------------------------------------------
+# --- blocks cached in a foreign process -------------------------------------------------------
 
 VALUES = np.arange(40_000.0)  # large enough to be mapped
 
@@ -83,29 +83,31 @@ def stored(tmp_path: Path) -> BlockRef:
     return stored_calls.stored(tmp_path, VALUES)
 
 
-def test_a_block_is_mapped_once_and_let_go_soon(stored: BlockRef, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_is_mapped_once_and_evicted_after_a_while(
+    stored: BlockRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
     until_now = future_tasks.get_shared_block_cache()
     monkeypatch.setattr(future_tasks, "CACHE_SECONDS", 3.0)
     future_tasks.get_shared_block_cache.cache_clear()
     blocks = future_tasks.get_shared_block_cache()
     assert blocks is not until_now
-    with ThreadPoolExecutor(8) as threads:  # at the same time
+    with ThreadPoolExecutor(8) as threads:
         loaded = list(
             threads.map(
                 lambda _: future_tasks.load_cached_block(stored, ("array",), writable=False), range(160)
             )
         )
-    for one in loaded:
-        np.testing.assert_array_equal(one, VALUES)
-        assert not one.flags.writeable
+    for block in loaded:
+        np.testing.assert_array_equal(block, VALUES)
+        assert not block.flags.writeable
     assert len(blocks) == 1
     reads = blocks.n_reads
     future_tasks.load_cached_block(stored, ("array",), writable=False)
-    assert blocks.n_reads == reads <= 8  # at most once on each thread
+    assert blocks.n_reads == reads <= 8  # Each thread reads the block at most once.
     assert until(lambda: future_tasks.get_shared_block_cache() is not blocks)
 
 
-def test_a_forked_process_keeps_nothing_of_the_other(stored: BlockRef) -> None:
+def test_a_forked_process_starts_with_an_empty_cache(stored: BlockRef) -> None:
     blocks = future_tasks.get_shared_block_cache()
     future_tasks.load_cached_block(stored, ("array",), writable=False)
     child = os.fork()
@@ -115,7 +117,7 @@ def test_a_forked_process_keeps_nothing_of_the_other(stored: BlockRef) -> None:
     assert len(blocks) == 1
 
 
-def test_a_block_whose_file_is_gone_is_let_go_at_once(stored: BlockRef, tmp_path: Path) -> None:
+def test_a_block_whose_file_was_removed_is_evicted_immediately(stored: BlockRef, tmp_path: Path) -> None:
     future_tasks.get_shared_block_cache.cache_clear()
     blocks = future_tasks.get_shared_block_cache()
     future_tasks.load_cached_block(stored, ("array",), writable=False)

@@ -1,4 +1,4 @@
-"""A task of Lithops with a storage in memory."""
+"""Tests of a Lithops task with a storage in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADDRESS: LithopsTaskAddress = {
 
 
 class Storage(DictStorage):
-    """With a map that is under way."""
+    """A storage in memory that holds the block and the liveness object of a running map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,23 +46,23 @@ class Storage(DictStorage):
 
     @property
     def results(self) -> set[str]:
-        """The keys of the objects that workers have stored."""
+        """The set of keys of the objects that workers have stored."""
         return {key for _, key in self.objects} - {"p/block/3", f"p/{LIVENESS_KEY}"}
 
 
 @pytest.fixture(autouse=True)
-def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_this_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lithops_tasks, "exit_process_when", lambda *how: None)
 
 
-def sent(
+def run_lithops_task(
     f: Any, storage: Storage, ticket: TaskRequest = TICKET, address: LithopsTaskAddress = ADDRESS
 ) -> tuple[TaskReply, bytes] | None:
-    told = make_lithops_task(f, ("array",))((to_plain_tuple(ticket), address), storage)
-    return None if told is None else (TaskReply(*pickle.loads(told[0])), told[1])
+    reply = make_lithops_task(f, ("array",))((to_plain_tuple(ticket), address), storage)
+    return None if reply is None else (TaskReply(*pickle.loads(reply[0])), reply[1])
 
 
-def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
+def test_results_of_cancelled_tasks_are_removed() -> None:
     storage = Storage()
 
     def f(block: Any) -> Any:
@@ -70,16 +70,16 @@ def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
         return -block
 
     assert BLOCK.nbytes > MAX_STATUS_BYTES
-    assert sent(f, storage) is None
+    assert run_lithops_task(f, storage) is None
     assert storage.results == set()
 
 
-def test_what_a_killed_driver_left_is_removed_and_nothing_else(
+def test_only_objects_and_folders_of_a_killed_driver_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its objects and those of Lithops, or the folder that holds them all."""
-    found: list[Any] = []
-    monkeypatch.setattr(lithops_tasks, "exit_process_when", lambda is_cancelled, end: found.append(end))
+    # The watcher removes the objects of the driver and of Lithops, or the folder that contains all of them.
+    cleanups: list[Any] = []
+    monkeypatch.setattr(lithops_tasks, "exit_process_when", lambda is_cancelled, end: cleanups.append(end))
     monkeypatch.setattr(lithops_tasks, "kill_job_and_clean_up", lambda remove_all, _seconds: remove_all())
     storage, scratch = Storage(), tmp_path / "scratch"
     for key in ("lithops.jobs/x-0-M000/00000/status.json", "lithops.jobs/y-0-M000/func", "p2/block/1"):
@@ -87,8 +87,8 @@ def test_what_a_killed_driver_left_is_removed_and_nothing_else(
     (scratch / "below").mkdir(parents=True)
     here = {**ADDRESS, "driver_pid": os.getpid(), "job_prefixes": ["lithops.jobs/x-0-"]}
     for address in (here, {**here, "scratch_folder": str(scratch)}):
-        sent(np.sum, storage, address=address)
-    found[1]()
+        run_lithops_task(np.sum, storage, address=address)
+    cleanups[1]()
     assert (scratch.exists(), len(storage.objects)) == (False, 5)
-    found[0]()
+    cleanups[0]()
     assert {key for _, key in storage.objects} == {"lithops.jobs/y-0-M000/func", "p2/block/1"}

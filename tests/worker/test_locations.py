@@ -1,4 +1,4 @@
-"""Each kind of location reads, writes and deletes, and is sent as plain data."""
+"""Tests that each kind of location reads, writes and deletes, and is sent as plain data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LOCATIONS: list[Location] = [
 
 
 @pytest.mark.parametrize("location", LOCATIONS)
-def test_a_location_travels_as_plain_data(location: Location) -> None:
+def test_a_location_is_sent_as_plain_data(location: Location) -> None:
     travelling = pickle.dumps(location.fields)
     assert b"polarmap" not in travelling
     for copy in (location_from_fields(pickle.loads(travelling)), pickle.loads(pickle.dumps(location))):
@@ -55,18 +55,18 @@ def test_a_location_travels_as_plain_data(location: Location) -> None:
     )
 
 
-def test_no_two_places_are_equal() -> None:
+def test_different_locations_are_not_equal() -> None:
     assert len(set(LOCATIONS)) == len(LOCATIONS)
     assert {type(location) for location in LOCATIONS} == set(LOCATION_CLASSES.values())
 
 
-def test_a_location_of_no_kind_cannot_be_made() -> None:
+def test_an_unknown_kind_of_location_is_refused() -> None:
     abstract: Any = Location
     with pytest.raises(TypeError, match="abstract"):
         abstract()
 
 
-def test_the_driver_is_asked_for_what_it_has() -> None:
+def test_segments_of_the_driver_are_fetched_from_it() -> None:
     class Asking(TaskIO):
         def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
             return segment, private_root
@@ -83,7 +83,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return FolderLocation(str(tmp_path)) if request.param == "folder" else BucketLocation("b", "minio")
 
 
-def test_what_is_written_is_read_and_removed(place: Location) -> None:
+def test_written_segments_can_be_read_and_deleted(place: Location) -> None:
     access = TaskIO(DictStorage())
 
     def get(part: Segment) -> bytes:
@@ -109,7 +109,7 @@ def test_what_is_written_is_read_and_removed(place: Location) -> None:
         assert caught.value.kind == "missing"
 
 
-def test_a_range_behind_the_end_is_damage() -> None:
+def test_a_range_beyond_the_end_raises_damaged_error() -> None:
     storage = DictStorage()
     storage.put_object("b", "x", b"012")
     with pytest.raises(DamagedError, match="x has 0 of 1 bytes from 4 on"):

@@ -1,4 +1,4 @@
-"""Messages are decoded from pieces of any size; invalid or unauthenticated bytes raise FrameError."""
+"""Tests that messages are decoded from pieces of any size, and that invalid bytes raise FrameError."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ SENT = [
 
 
 @pytest.mark.parametrize("is_sealed", [False, True])
-def test_messages_may_come_in_any_pieces_and_are_writable(is_sealed: bool) -> None:
-    ours, theirs = (MessageAuthenticator(b"key") if is_sealed else None for _ in range(2))
-    frames = FrameDecoder(theirs)
+def test_messages_arrive_in_any_pieces_and_are_writable(is_sealed: bool) -> None:
+    sender, receiver = (MessageAuthenticator(b"key") if is_sealed else None for _ in range(2))
+    frames = FrameDecoder(receiver)
     for step in (1, 7, 10_000):
-        sent = b"".join(encode_frame(message, ours) for message in SENT)
-        found = [
-            one for start in range(0, len(sent), step) for one in frames.feed(sent[start : start + step])
+        sent = b"".join(encode_frame(message, sender) for message in SENT)
+        received = [
+            message
+            for start in range(0, len(sent), step)
+            for message in frames.feed(sent[start : start + step])
         ]
-        assert found == SENT
-        found[-1].data[0] = 1  # type: ignore[index]
+        assert received == SENT
+        received[-1].data[0] = 1  # type: ignore[index]
 
 
-def test_bytes_that_are_no_messages_are_refused() -> None:
+def test_invalid_bytes_are_refused() -> None:
     for sent in (
         struct.pack(FRAME_PREFIX, MessageKind.TASK_REPLY, False, 0, 0, 0, 2**40, 0),
         struct.pack(FRAME_PREFIX, MessageKind.TASK_REPLY, False, 0, 0, 0, 0, 2**60),
@@ -57,7 +59,7 @@ def test_bytes_that_are_no_messages_are_refused() -> None:
             list(FrameDecoder().feed(sent + bytes(2**16)))
 
 
-def test_messages_that_are_changed_repeated_swapped_or_left_out_are_refused() -> None:
+def test_changed_repeated_swapped_or_missing_messages_are_refused() -> None:
     seal = MessageAuthenticator(b"key")
     first, second = (encode_frame(message, seal) for message in SENT[3:5])
     wrong = [
@@ -77,16 +79,16 @@ def test_messages_that_are_changed_repeated_swapped_or_left_out_are_refused() ->
 
 
 @pytest.mark.parametrize("cut", [0, 1, 1 << 20, 1 << 23])
-def test_a_tag_is_of_all_bytes_however_they_are_cut_and_copies_none_of_many(cut: int) -> None:
+def test_a_tag_depends_on_all_bytes_in_any_pieces_and_is_computed_without_copies(cut: int) -> None:
     data = memoryview(bytes(range(256)) * (1 << 15))
     expected = MessageAuthenticator(b"key").compute_tag((data,))
     tracemalloc.start()
     try:
         assert MessageAuthenticator(b"key").compute_tag((data[:cut], data[cut:])) == expected
-        _, most = tracemalloc.get_traced_memory()
+        _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 1 << 20
+    assert peak_bytes < 1 << 20
     few = data[: 1 << 10].tobytes()
     assert (
         expected
@@ -96,21 +98,21 @@ def test_a_tag_is_of_all_bytes_however_they_are_cut_and_copies_none_of_many(cut:
 
 
 class Watched(MessageAuthenticator):
-    """An authenticator whose arguments stay referenced, as by a profiler that inspects stack frames."""
+    """An authenticator that keeps references to its arguments, like a profiler that inspects stack frames."""
 
     def compute_tag(self, buffers: Any) -> bytes:
         self.seen = [*getattr(self, "seen", ()), *buffers]
         return super().compute_tag(buffers)
 
 
-def test_messages_are_heard_while_somebody_looks_at_the_thread() -> None:
+def test_messages_are_received_while_a_profiler_inspects_the_thread() -> None:
     seal, frames = MessageAuthenticator(b"key"), FrameDecoder(Watched(b"key"))
     for message in SENT:
         assert list(frames.feed(encode_frame(message, seal))) == [message]
 
 
 @pytest.mark.parametrize("flags", [CONTINUATION_FLAG, CONTINUATION_FLAG | MORE_FRAMES_FLAG])
-def test_a_frame_that_continues_nothing_or_another_message_is_refused(flags: int) -> None:
+def test_a_frame_that_does_not_continue_its_message_is_refused(flags: int) -> None:
     rest = encode_frame(SENT[3], None, flags)
     for before in (b"", encode_frame(SENT[3]), encode_frame(SENT[4], None, MORE_FRAMES_FLAG)):
         frames = FrameDecoder()

@@ -1,4 +1,4 @@
-"""The state of a user's modules is described, and reproduced in another process."""
+"""Tests that the state of a user's modules is described, and reproduced in another process."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return make_module
 
 
-def items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
-    """Return the items that a driver sends for these names."""
-    found = []
+def describe_items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
+    """Return the items that a driver sends for the objects at `paths` in a module."""
+    state_items = []
     for path in paths:
         value: Any = module
         for name in path.split("."):
             value = vars(value)[name]
         kind, fingerprint, payload, *_ = describe_value(NAME, path, value)
-        found.append(tuple(ModuleStateItem(NAME, path, kind, fingerprint, payload, False)))
-    return pickle.loads(pickle.dumps(found))
+        state_items.append(tuple(ModuleStateItem(NAME, path, kind, fingerprint, payload, False)))
+    return pickle.loads(pickle.dumps(state_items))
 
 
-def test_code_counts_by_what_it_does() -> None:
+def test_functions_are_compared_by_their_bytecode() -> None:
     one = compile("def f(x):\n    return x in {'a', 'b', 'c'}", "one.py", "exec")
     other = compile("\n\ndef f(x):\n    return x in {'c', 'b', 'a'}", "other.py", "exec")
     third = compile("def f(x):\n    return x in {'a', 'b', 'd'}", "one.py", "exec")
@@ -80,7 +80,7 @@ def test_code_counts_by_what_it_does() -> None:
         ("def b(): pass\na = b", "a", DATA),
     ],
 )
-def test_what_a_value_is(source: str, path: str, kind: str, make: Callable[[str], Any]) -> None:
+def test_kinds_of_values(source: str, path: str, kind: str, make: Callable[[str], Any]) -> None:
     assert describe_value(NAME, path, vars(make(source))[path]).kind == kind
 
 
@@ -99,34 +99,36 @@ def test_functions_keep_their_identity(make: Callable[[str], Any]) -> None:
     source = "import functools\ndef plain(b): return b * {0}\n@functools.cache\ndef cached(): return {0}"
     source += "\nclass Kind:\n    @staticmethod\n    def method(b): return b * {0}\n    rate = {0}\n"
     source += "held = [plain]"
-    told = items(make(source.format(3)), "held", "Kind", "Kind.method", "Kind.rate", "plain", "cached")
+    state_items = describe_items(
+        make(source.format(3)), "held", "Kind", "Kind.method", "Kind.rate", "plain", "cached"
+    )
     worker = make(source.format(2))
     before = dict(vars(worker))
     assert worker.cached() == 2
-    apply_module_state(DRIVER, told)
+    apply_module_state(DRIVER, state_items)
     assert all(vars(worker)[name] is before[name] for name in ("plain", "cached", "Kind", "held"))
     assert (worker.plain(1), worker.held[0](1), worker.Kind.method(1), worker.Kind.rate) == (3, 3, 3, 3)
     assert worker.cached() == 3
 
 
-def test_attributes_of_a_class_that_the_driver_has_not_are_removed(make: Callable[[str], Any]) -> None:
-    told = items(make("class Kind:\n    a = 1"), "Kind", "Kind.a")
+def test_attributes_of_a_class_that_the_driver_lacks_are_removed(make: Callable[[str], Any]) -> None:
+    state_items = describe_items(make("class Kind:\n    a = 1"), "Kind", "Kind.a")
     worker = make("class Kind:\n    a = 1\n    def __len__(self): return 3")
-    apply_module_state(DRIVER, told)
+    apply_module_state(DRIVER, state_items)
     assert not hasattr(worker.Kind, "__len__")
 
 
-def test_the_driver_itself_is_left_alone(make: Callable[[str], Any]) -> None:
-    told = items(make("a = 3"), "a")
+def test_the_driver_process_is_not_changed(make: Callable[[str], Any]) -> None:
+    state_items = describe_items(make("a = 3"), "a")
     module = make("a = 2")
-    apply_module_state(get_process_token(), told)
+    apply_module_state(get_process_token(), state_items)
     assert module.a == 2
-    apply_module_state(DRIVER, told)
+    apply_module_state(DRIVER, state_items)
     assert module.a == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
-def test_a_process_that_was_forked_is_another_one() -> None:
+def test_a_forked_process_is_not_the_driver_process() -> None:
     mark = get_process_token()
     child = os.fork()
     if not child:
@@ -135,8 +137,10 @@ def test_a_process_that_was_forked_is_another_one() -> None:
     assert get_process_token() == mark
 
 
-def test_what_the_process_has_filled_in_stays_until_something_changes(make: Callable[[str], Any]) -> None:
-    cache, scale = items(make("cache, scale = {}, 2"), "cache", "scale")
+def test_state_that_the_process_has_filled_in_is_kept_until_the_driver_changes_it(
+    make: Callable[[str], Any],
+) -> None:
+    cache, scale = describe_items(make("cache, scale = {}, 2"), "cache", "scale")
     worker = make("cache, scale = {}, 2")
     cache = *cache[:-1], True
     apply_module_state(DRIVER, [cache, scale])
@@ -144,29 +148,29 @@ def test_what_the_process_has_filled_in_stays_until_something_changes(make: Call
     worker.scale = 7
     apply_module_state(DRIVER, [cache, scale])
     assert (worker.cache, worker.scale) == ({"a": 1}, 2)
-    (other,) = items(types.SimpleNamespace(scale=3), "scale")
+    (other,) = describe_items(types.SimpleNamespace(scale=3), "scale")
     apply_module_state(DRIVER, [cache, other])
     assert (worker.cache, worker.scale) == ({}, 3)
 
 
 @pytest.mark.parametrize("value", [threading.Lock(), functools.partial(print, threading.Lock())])
-def test_what_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) -> None:
+def test_state_that_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) -> None:
     driver = make("a = None")
     driver.a = value
-    told = items(driver, "a")
+    state_items = describe_items(driver, "a")
     make("a = None")
     with pytest.raises(ModuleStateError, match=rf"{NAME}\.a, .*register_pickle_by_value\({NAME}\)"):
-        apply_module_state(DRIVER, told)
+        apply_module_state(DRIVER, state_items)
 
 
-def test_a_module_that_is_not_there_is_told_by_f_if_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_raises_only_if_f_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     payload = pickle.dumps(3)
     apply_module_state(
         DRIVER, [("no_such_module", "a", DATA, hashlib.sha256(payload).digest(), payload, False)]
     )
 
 
-def test_all_of_it_travels_to_workers_that_have_no_polarmap(tmp_path: Path) -> None:
+def test_module_state_is_restored_on_workers_without_polarmap(tmp_path: Path) -> None:
     (tmp_path / f"{NAME}.py").write_text("a, held = 2, [1]\ndef helper(b): return b * a\n")
     (tmp_path / "driver.py").write_text(f"""
 import sys
@@ -183,7 +187,7 @@ sys.stdout.buffer.write(pickle_function(lambda: module.helper(), "there", by_val
     }
     program = [sys.executable, str(tmp_path / "driver.py")]
     data = subprocess.run(program, env=environment, capture_output=True, check=True, timeout=60).stdout
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", worker], env=environment, input=data, capture_output=True, timeout=60
     )
-    assert found.stdout.strip() == b"3.0", found.stderr.decode()
+    assert process.stdout.strip() == b"3.0", process.stderr.decode()

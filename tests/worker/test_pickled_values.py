@@ -1,4 +1,4 @@
-"""Any value is restored from a block, with arrays that do not share memory with others."""
+"""Tests that any value is restored from a block, with arrays that do not share memory."""
 
 from __future__ import annotations
 
@@ -37,57 +37,57 @@ class Celsius(float):
     pass
 
 
-def received(packed: PackedTree) -> Any:
-    """The value of a result."""
+def unpickle_result(packed: PackedTree) -> Any:
+    """Return the value that the driver unpickles from a packed result."""
     return unpickle_array(unpack_leaves(packed.layout, packed.data)[0])
 
 
-def travelled(value: Any) -> Any:
+def round_trip(value: Any) -> Any:
     """Return a value after it was sent to a worker as a block and back as a result."""
     packed = pack_tree(
-        make_call_task(lambda same: same, unpickle_blocks=True)(frozen(pickle_to_array(value)))
+        make_call_task(lambda same: same, unpickle_blocks=True)(make_read_only_copy(pickle_to_array(value)))
     )
-    return received(packed)
+    return unpickle_result(packed)
 
 
-def frozen(block: np.ndarray) -> np.ndarray:
-    """As a process that keeps blocks hands them out: read-only, and anywhere in memory."""
+def make_read_only_copy(block: np.ndarray) -> np.ndarray:
+    """Return a read-only, unaligned copy of a block, like a block in the cache of a worker."""
     moved = np.empty(len(block) + 3, np.uint8)[3:]
     moved[:] = block
     moved.flags.writeable = False
     return moved
 
 
-def assert_same(found: Any, value: Any) -> None:
-    assert type(found) is type(value)
+def assert_same(actual: Any, value: Any) -> None:
+    assert type(actual) is type(value)
     if isinstance(value, np.ma.MaskedArray):
-        np.testing.assert_array_equal(found.mask, value.mask)
-        found, value = np.asarray(found.filled(0)), np.asarray(value.filled(0))
+        np.testing.assert_array_equal(actual.mask, value.mask)
+        actual, value = np.asarray(actual.filled(0)), np.asarray(value.filled(0))
     if isinstance(value, dict):
-        assert [type(key) for key in found] == [type(key) for key in value]
-        assert list(found) == list(value)
-        assert_same(list(found.values()), list(value.values()))
+        assert [type(key) for key in actual] == [type(key) for key in value]
+        assert list(actual) == list(value)
+        assert_same(list(actual.values()), list(value.values()))
     elif isinstance(value, (list, tuple)):
-        assert len(found) == len(value)
-        for one, other in zip(found, value):
-            assert_same(one, other)
+        assert len(actual) == len(value)
+        for actual_item, item in zip(actual, value):
+            assert_same(actual_item, item)
     elif isinstance(value, (np.ndarray, np.generic)):
-        assert (found.dtype, found.shape) == (value.dtype, value.shape)
-        if value.dtype.hasobject or value.dtype.char in "gG":  # of long doubles, six bytes are filler
-            np.testing.assert_array_equal(found, value)
+        assert (actual.dtype, actual.shape) == (value.dtype, value.shape)
+        if value.dtype.hasobject or value.dtype.char in "gG":  # Long doubles contain six bytes of padding.
+            np.testing.assert_array_equal(actual, value)
         else:
-            assert found.tobytes() == value.tobytes()
+            assert actual.tobytes() == value.tobytes()
     elif isinstance(value, (pd.DataFrame, pd.Series)):
-        assert found.equals(value)
+        assert actual.equals(value)
     elif scipy.sparse.issparse(value):
-        assert found.dtype == value.dtype and (found != value).nnz == 0
+        assert actual.dtype == value.dtype and (actual != value).nnz == 0
     elif isinstance(value, BaseException):
-        assert found.args == value.args
+        assert actual.args == value.args
     else:
-        assert found == value or (found != found and value != value)
+        assert actual == value or (actual != actual and value != value)
 
 
-# numpy itself loses the byte order of times in a pickle.
+# NumPy itself loses the byte order of times in a pickle.
 DTYPES = st.one_of(hnp.scalar_dtypes(), hnp.array_dtypes(max_size=2)).filter(
     lambda dtype: ">M" not in str(dtype.descr) and ">m" not in str(dtype.descr)
 )
@@ -120,46 +120,46 @@ VALUES = st.recursive(
 
 @settings(derandomize=True)
 @given(VALUES)
-def test_any_value_comes_back_as_it_was(value: Any) -> None:
-    assert_same(travelled(value), value)
+def test_any_value_is_restored_unchanged(value: Any) -> None:
+    assert_same(round_trip(value), value)
 
 
 @st.composite
-def sharing(draw: Any) -> Any:
-    """A value in which some objects stand several times, and itself perhaps."""
-    made: list[Any] = [1.5, "a", np.arange(3.0), [1], (2, [3]), {"b": [4]}]
+def shared_values(draw: Any) -> Any:
+    """Draw a nested value in which objects can occur several times and which can contain itself."""
+    objects: list[Any] = [1.5, "a", np.arange(3.0), [1], (2, [3]), {"b": [4]}]
     for _ in range(draw(st.integers(1, 6))):
-        parts = draw(st.lists(st.sampled_from(range(len(made))), max_size=3))
-        inside = [made[index] for index in parts]
+        parts = draw(st.lists(st.sampled_from(range(len(objects))), max_size=3))
+        inside = [objects[index] for index in parts]
         kinds: list[Any] = [list, tuple, lambda parts: dict(zip("abc", parts))]
-        made.append(draw(st.sampled_from(kinds))(inside))
-    value = made[-1]
+        objects.append(draw(st.sampled_from(kinds))(inside))
+    value = objects[-1]
     if draw(st.booleans()) and isinstance(value, list):
-        value.append(draw(st.sampled_from([value, made[3]])))
+        value.append(draw(st.sampled_from([value, objects[3]])))
     return value
 
 
-def identities(value: Any) -> list[Any]:
-    """Containers and arrays in the order in which they are met, each by when it was met first."""
+def number_parts(value: Any) -> list[Any]:
+    """Return the parts of a value in traversal order, containers and arrays numbered by first occurrence."""
     first: dict[int, int] = {}
     order: list[Any] = []
     unseen = [value]
     while unseen:
-        one = unseen.pop()
-        if not isinstance(one, (list, tuple, dict, np.ndarray)) or (isinstance(one, tuple) and not one):
-            order.append(one)
+        part = unseen.pop()
+        if not isinstance(part, (list, tuple, dict, np.ndarray)) or (isinstance(part, tuple) and not part):
+            order.append(part)
             continue
-        is_new = id(one) not in first
-        order.append((type(one), first.setdefault(id(one), len(first)), len(one)))
-        if is_new and not isinstance(one, np.ndarray):
-            unseen.extend(one.values() if isinstance(one, dict) else one)
+        is_new = id(part) not in first
+        order.append((type(part), first.setdefault(id(part), len(first)), len(part)))
+        if is_new and not isinstance(part, np.ndarray):
+            unseen.extend(part.values() if isinstance(part, dict) else part)
     return order
 
 
 @settings(derandomize=True, deadline=None)
-@given(sharing())
-def test_one_object_does_not_come_back_as_two(value: Any) -> None:
-    assert identities(travelled(value)) == identities(pickle.loads(pickle.dumps(value)))
+@given(shared_values())
+def test_shared_objects_are_restored_as_one_object(value: Any) -> None:
+    assert number_parts(round_trip(value)) == number_parts(pickle.loads(pickle.dumps(value)))
 
 
 def note(text: str) -> Named:
@@ -211,59 +211,59 @@ FRAME = pd.DataFrame({"a": np.arange(5000.0), "b": [None, "x"] * 2500}, index=pd
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_objects_of_libraries_come_back_as_they_were(value: Any) -> None:
-    assert_same(travelled(value), value)
+def test_objects_of_libraries_are_restored_unchanged(value: Any) -> None:
+    assert_same(round_trip(value), value)
 
 
-def test_a_mapped_array_comes_back_as_one(tmp_path: Path) -> None:
+def test_a_memory_map_is_restored_as_a_memory_map(tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "a", np.float64, "w+", shape=(2000,))
     mapped[:] = np.arange(2000)
-    found = travelled(mapped)
-    assert type(found) is np.memmap
-    np.testing.assert_array_equal(found, mapped)
+    actual = round_trip(mapped)
+    assert type(actual) is np.memmap
+    np.testing.assert_array_equal(actual, mapped)
 
 
-def test_classes_and_functions_that_no_module_has_come_back_as_themselves() -> None:
+def test_local_classes_and_functions_are_restored() -> None:
     local = collections.namedtuple("local", "a b")  # type: ignore[misc]
 
     class Inside:
         pass
 
-    assert_same(travelled(local(1, None)), local(1, None))
-    assert type(travelled(Inside())) is Inside
+    assert_same(round_trip(local(1, None)), local(1, None))
+    assert type(round_trip(Inside())) is Inside
     factor = 3
-    assert travelled(lambda x: factor * x)(2) == 6
-    assert travelled(Own([1, None])) == Own([1, None])
+    assert round_trip(lambda x: factor * x)(2) == 6
+    assert round_trip(Own([1, None])) == Own([1, None])
 
 
 @pytest.mark.parametrize("size", [1, 5000])
-def test_arrays_may_be_written_into_and_are_the_receivers_own(size: int) -> None:
+def test_restored_arrays_are_writable_and_not_shared(size: int) -> None:
     value = {"raw": np.zeros(size), "beside": (None, np.zeros(size), pd.Series(np.zeros(size)))}
-    for found in (
-        travelled(value),
+    for actual in (
+        round_trip(value),
         unpickle_array(pickle_to_array(value)),
-        unpickle_array(frozen(pickle_to_array(value))),
+        unpickle_array(make_read_only_copy(pickle_to_array(value))),
     ):
-        for array in (found["raw"], found["beside"][1]):
+        for array in (actual["raw"], actual["beside"][1]):
             assert array.flags.aligned
             array[:] = 1
-        found["beside"][2].iloc[0] = 1
+        actual["beside"][2].iloc[0] = 1
     assert not value["raw"].any() and not value["beside"][1].any()
 
 
-def test_a_block_that_may_be_written_into_is_not_copied() -> None:
+def test_a_writable_block_is_not_copied() -> None:
     block = pickle_to_array([None, np.zeros(10_000)])
     assert np.shares_memory(unpickle_array(block)[1], block)
 
 
-def test_a_block_is_one_array_of_bytes_whatever_it_holds() -> None:
+def test_a_block_is_one_array_of_bytes_for_any_value() -> None:
     for value in (None, [np.zeros(10_000)] * 3, FRAME):
         block = pickle_to_array(value)
         assert block.dtype == np.uint8 and block.ndim == 1
     assert len(pickle_to_array([np.zeros(10_000), np.ones(10_000)])) < 161_000
 
 
-def test_without_cloudpickle_importable_values_still_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importable_values_are_sent_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     spec = importlib.util.find_spec("polarmap.worker.pickled_values")
     anew = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""`SelectPoll` reports the same events as `select.poll`."""
+"""Tests that `SelectPoll` reports the same events as `select.poll`."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from polarmap.worker.socket_channel import SocketChannel
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        yield ours, theirs
+    local, remote = socket.socketpair()
+    with local, remote:
+        yield local, remote
 
 
 @pytest.mark.parametrize("kind", [select.poll, SelectPoll])
-def test_what_can_be_read_or_is_closed_is_told_and_what_is_not_looked_at_is_not(
+def test_readable_and_closed_sockets_are_reported_if_registered(
     kind: Any, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    (ours, theirs), poll = pair, kind()
-    poll.register(ours, POLLIN)
-    poll.register(theirs.fileno(), POLLIN)
+    (local, remote), poll = pair, kind()
+    poll.register(local, POLLIN)
+    poll.register(remote.fileno(), POLLIN)
     assert poll.poll(0) == []
-    theirs.send(b"news")
-    assert [one for one, _ in poll.poll(None)] == [ours.fileno()]
-    ours.recv(10)
-    ours.shutdown(socket.SHUT_WR)
-    assert [one for one, _ in poll.poll(1000)] == [theirs.fileno()]
-    poll.unregister(theirs.fileno())
+    remote.send(b"news")
+    assert [descriptor for descriptor, _ in poll.poll(None)] == [local.fileno()]
+    local.recv(10)
+    local.shutdown(socket.SHUT_WR)
+    assert [descriptor for descriptor, _ in poll.poll(1000)] == [remote.fileno()]
+    poll.unregister(remote.fileno())
     assert poll.poll(0) == []
 
 
-def test_where_there_is_nothing_to_look_at_the_time_passes() -> None:
+def test_polling_without_sockets_waits_for_the_timeout() -> None:
     began = time.monotonic()
     assert SelectPoll().poll(20) == []
     assert time.monotonic() >= began + 0.02
 
 
-def test_a_stream_sees_its_other_end_closed_as_soon_as_all_is_read(
+def test_a_stream_detects_a_closed_peer_once_all_data_is_read(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket_channel, "POLL_HANGUP", POLLIN)
     monkeypatch.setattr(polling, "Poll", SelectPoll)
-    ours, theirs = pair
-    channel = SocketChannel(ours)
+    local, remote = pair
+    channel = SocketChannel(local)
     assert not channel.is_peer_closed()
-    theirs.send(encode_frame(Message(MessageKind.CANCEL)))
-    theirs.close()
+    remote.send(encode_frame(Message(MessageKind.CANCEL)))
+    remote.close()
     assert not channel.is_peer_closed()
     assert channel.receive()[0] == [Message(MessageKind.CANCEL)]
     assert channel.is_peer_closed()

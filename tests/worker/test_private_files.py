@@ -1,4 +1,4 @@
-"""Shared files are read only from folders that other users cannot write to."""
+"""Tests that shared files are read only from folders that other users cannot write to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("how", ["a link", "somebody else's", "open to others"])
-def test_nothing_is_read_below_a_folder_in_which_others_may_write(
+def test_files_below_a_folder_writable_by_others_are_not_read(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, part = tmp_path / "own", Segment("own/blocks/x", 8)
@@ -39,13 +39,13 @@ def test_nothing_is_read_below_a_folder_in_which_others_may_write(
         unpickle_data_or_file(f"{folder}/map/f")
 
 
-def test_a_file_system_that_keeps_nobody_out_has_no_such_folders(
+def test_a_file_system_without_permissions_has_no_private_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "own"
     assert ensure_private_folder(str(folder))
     assert not ensure_private_folder(str(folder))
     folder.chmod(0o777)
-    monkeypatch.setattr(os, "chmod", lambda path, mode: None)  # as FAT does
+    monkeypatch.setattr(os, "chmod", lambda path, mode: None)  # FAT ignores modes like this.
     with pytest.raises(PermissionError, match=f"{folder} must not be accessible to other users"):
         ensure_private_folder(str(folder))

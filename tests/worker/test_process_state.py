@@ -1,4 +1,4 @@
-"""Changes that f makes to its process are restored or reported."""
+"""Tests that changes that f makes to its process are undone or reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pool_processes import code_of_child
 from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
 
 
-def test_what_can_be_is_set_back() -> None:
+def test_process_state_is_restored() -> None:
     def change() -> None:
         state, filters, depth = ProcessState(), list(warnings.filters), sys.getrecursionlimit()
         warnings.simplefilter("error")
@@ -28,7 +28,7 @@ def test_what_can_be_is_set_back() -> None:
     assert code_of_child(change, []) == 0
 
 
-def test_want_is_told_from_other_errors() -> None:
+def test_resource_errors_are_distinguished_from_other_errors() -> None:
     wants = [MemoryError(), OSError(24, "Too many open files"), RuntimeError("can't start new thread")]
     others = [FileNotFoundError(2, "x"), RuntimeError("so it goes"), ImportError("no module"), KeyError("x")]
     assert all(map(is_resource_exhaustion, wants))

@@ -1,4 +1,4 @@
-"""Processes are identified, checked for being alive, and ended with the files that they have left."""
+"""Tests that processes are identified, checked for liveness, and ended, and that their files are removed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from polarmap.worker.processes import ProcessIdentity, _get_start_time, exit_pro
 SLEEP = "; import time; time.sleep(60)"
 
 
-def test_owners_know_who_is_dead() -> None:
+def test_identities_of_processes_tell_which_are_dead() -> None:
     here = ProcessIdentity.current()
     assert ProcessIdentity.parse(str(here)) == here
     assert here.is_on_this_machine()
     assert not here.is_dead()
-    assert here._replace(start_time="1").is_dead()  # the number was given out again
+    assert here._replace(start_time="1").is_dead()  # Another process has the same id.
     assert here._replace(pid=10**20).is_dead()
     assert not here._replace(host="elsewhere", pid=2**22 + 1).is_dead()
     assert not ProcessIdentity.parse("nonsense").is_dead()
@@ -33,7 +33,7 @@ def test_owners_know_who_is_dead() -> None:
         assert not other.is_dead()
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert not is_process_alive(child.pid)  # though it has not been reaped yet
+        assert not is_process_alive(child.pid)  # The child has not been reaped yet.
         assert other.is_dead()
     assert not is_process_alive(child.pid)
     assert other.is_dead()
@@ -43,9 +43,9 @@ def started(program: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", program + SLEEP], start_new_session=True)
 
 
-def test_nobody_looks_once_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watcher_stops_polling_once_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "LIVENESS_INTERVAL", 0.01)
-    looks, others = list[int](), set(threading.enumerate())  # a task that sleeps may be watched still
+    looks, others = list[int](), set(threading.enumerate())  # Other tests may have left such threads.
     stop = exit_process_when(lambda: bool(looks.append(1)), lambda: None)
     stop()
     seen = len(looks)

@@ -1,3 +1,5 @@
+"""Tests that trees of arrays are flattened, packed into bytes and restored."""
+
 from __future__ import annotations
 
 import gc
@@ -61,7 +63,7 @@ TREES = st.recursive(
 
 @settings(derandomize=True)
 @given(TREES)
-def test_unpack_inverts_pack_and_a_pickle_in_between(tree: Any) -> None:
+def test_unpack_inverts_pack_also_after_pickling(tree: Any) -> None:
     leaves, structure = flatten(tree)
     assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
     packed = PackedTree(*pickle.loads(pickle.dumps(tuple(pack_tree(tree)))))
@@ -74,7 +76,7 @@ def test_leaves_come_from_left_to_right() -> None:
     assert [int(leaf) for leaf in leaves] == [1, 2, 3, 4]
 
 
-def test_unpacked_leaves_are_writable_and_lie_where_they_can() -> None:
+def test_unpacked_leaves_are_writable_but_do_not_change_bytes_objects() -> None:
     _, layout, data = pack_tree((np.arange(3), 1.0))
     received = bytearray(data)
     for where in (data, received):
@@ -105,31 +107,31 @@ def test_pack_stores_in_c_order(layout: Any) -> None:
         (np.ma.masked_less(np.arange(3), 1), "masked array"),
     ],
 )
-def test_what_is_no_leaf_is_refused(leaf: Any, message: str) -> None:
+def test_invalid_leaves_are_refused(leaf: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         pack_tree({"a": leaf})
 
 
-def test_leaves_are_let_go_with_the_tree() -> None:
-    """At once: what a worker has mapped stays in memory as long as anything holds it."""
+def test_leaves_are_freed_with_the_tree() -> None:
+    # Reference counting frees the leaves, because a referenced leaf keeps mapped data in memory.
     gc.disable()
     try:
         leaves = [np.zeros(3), np.ones(2)]
-        held = [weakref.ref(leaf) for leaf in leaves]
+        references = [weakref.ref(leaf) for leaf in leaves]
         tree = unflatten(flatten({"a": leaves[0], "b": [leaves[1]]})[1], leaves)
         assert tree["a"] is leaves[0]
         del tree, leaves
-        assert [one() for one in held] == [None, None]
+        assert [reference() for reference in references] == [None, None]
     finally:
         gc.enable()
 
 
-def test_a_layout_has_dtypes_as_strings_where_these_say_it_all() -> None:
+def test_a_layout_has_simple_dtypes_as_strings() -> None:
     records = np.dtype([("x", "i4")])
     assert get_layout([np.zeros(2), np.zeros(3, records)]) == (("<f8", (2,)), (records, (3,)))
 
 
-def test_errors_name_what_a_value_is() -> None:
+def test_errors_name_the_type_of_a_value() -> None:
     assert [describe_type(None), describe_type(OrderedDict()), describe_type((1, 2))] == [
         "None",
         "a collections.OrderedDict",

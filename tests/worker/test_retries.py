@@ -1,4 +1,4 @@
-"""Requests are retried after transient errors, with growing pauses, up to a time limit."""
+"""Tests that requests are retried after transient errors, with growing pauses, up to a time limit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from polarmap.worker.retries import is_transient_error, retry_request
 
 
 class ConnectTimeoutError(Exception):
-    """As botocore's, which need not be installed."""
+    """A copy of the error of botocore, which may not be installed."""
 
 
 class AuthenticationConnectionError(Exception):
-    """An error like that of redis for a wrong password: retrying does not help."""
+    """An error like that of redis for a wrong password, for which retrying is useless."""
 
 
 class ClientError(Exception):
-    """An answer of S3 with a code."""
+    """An error response of S3 with an error code."""
 
     def __init__(self, code: str) -> None:
         self.response = {"Error": {"Code": code}}
@@ -27,10 +27,10 @@ class ClientError(Exception):
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return the list of pauses, recorded with a fake clock."""
-    made: list[float] = []
-    monkeypatch.setattr("polarmap.worker.retries.sleep", made.append)
-    monkeypatch.setattr("polarmap.worker.retries.monotonic", lambda: sum(made))
-    return made
+    recorded: list[float] = []
+    monkeypatch.setattr("polarmap.worker.retries.sleep", recorded.append)
+    monkeypatch.setattr("polarmap.worker.retries.monotonic", lambda: sum(recorded))
+    return recorded
 
 
 def failing(times: int, error: Exception) -> Callable[[], str]:
@@ -61,7 +61,7 @@ def failing(times: int, error: Exception) -> Callable[[], str]:
     ],
     ids=repr,
 )
-def test_what_is_transient(error: Exception, passes: bool) -> None:
+def test_which_errors_are_transient(error: Exception, passes: bool) -> None:
     assert is_transient_error(error) == passes
 
 
@@ -70,13 +70,13 @@ def test_pauses_double_up_to_a_second(pauses: list[float]) -> None:
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
 
 
-def test_after_its_seconds_the_last_error_is_raised(pauses: list[float]) -> None:
+def test_the_last_error_is_raised_after_the_time_limit(pauses: list[float]) -> None:
     with pytest.raises(TimeoutError):
         retry_request(failing(99, TimeoutError()), timeout=1.0)
     assert sum(pauses) <= 1.0
 
 
-def test_what_does_not_pass_is_raised_at_once(pauses: list[float]) -> None:
+def test_permanent_errors_are_raised_immediately(pauses: list[float]) -> None:
     with pytest.raises(ClientError):
         retry_request(failing(1, ClientError("NoSuchBucket")), timeout=30.0)
     assert pauses == []

@@ -1,4 +1,4 @@
-"""Stored bytes are returned unchanged, or an error is raised."""
+"""Tests that stored bytes are returned unchanged, or an error is raised."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_a_part_is_a_run_of_bytes_of_a_file(folder: str) -> None:
+def test_a_segment_is_a_range_of_bytes_of_a_file(folder: str) -> None:
     assert bytes(read_file_segment(folder, Segment("below/x", 10, None, 20))) == DATA[20:30]
     assert bytes(read_file_segment(folder, Segment("below/x", 10, None, 95))) == DATA[95:]
     assert bytes(read_file_segment(folder, Segment("below/x", 10, None, 100))) == b""
@@ -47,14 +47,14 @@ def test_a_part_is_a_run_of_bytes_of_a_file(folder: str) -> None:
 
 
 @pytest.mark.parametrize("size", [MIN_MAPPED_BYTES - 1, MIN_MAPPED_BYTES])
-def test_many_bytes_are_mapped_from_where_they_begin_to_where_the_file_ends(folder: str, size: int) -> None:
+def test_large_segments_are_mapped_up_to_the_end_of_the_file(folder: str, size: int) -> None:
     data = DATA * (size // len(DATA) + 2)
     write_file(folder, "large", data)
     for offset in (0, 7, mmap.ALLOCATIONGRANULARITY, len(data) - size):
-        for asked in (size, 2 * size):
-            found = read_file_segment(folder, Segment("large", asked, None, offset))
-            assert bytes(found) == data[offset : offset + asked]
-    assert isinstance(found, memoryview) == (size >= MIN_MAPPED_BYTES)
+        for size_read in (size, 2 * size):
+            actual = read_file_segment(folder, Segment("large", size_read, None, offset))
+            assert bytes(actual) == data[offset : offset + size_read]
+    assert isinstance(actual, memoryview) == (size >= MIN_MAPPED_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def test_many_bytes_are_mapped_from_where_they_begin_to_where_the_file_ends(fold
         (Segment("below/x", 100, 7), "is corrupt"),
     ],
 )
-def test_what_is_not_as_it_was_written_is_damaged(folder: str, part: Segment, message: str) -> None:
+def test_changed_segments_raise_damaged_error(folder: str, part: Segment, message: str) -> None:
     with pytest.raises(DamagedError, match=f"below/x {message}") as caught:
         read_segment(FolderLocation(folder), part, partial(read_file_segment, folder))
     assert caught.value.kind == ("corrupt" if message == "is corrupt" else "truncated")
 
 
 @given(st.binary(min_size=1, max_size=60), st.data())
-def test_any_changed_byte_is_noticed(data: bytes, draw: st.DataObject) -> None:
+def test_any_changed_byte_is_detected(data: bytes, draw: st.DataObject) -> None:
     place = draw.draw(st.integers(0, len(data) - 1))
     changed = bytearray(data)
     changed[place] ^= draw.draw(st.integers(1, 255))
@@ -80,20 +80,20 @@ def test_any_changed_byte_is_noticed(data: bytes, draw: st.DataObject) -> None:
         read_segment(FolderLocation(""), Segment("x", len(data), zlib.crc32(data)), lambda part: changed)
 
 
-def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
+def test_a_file_appears_complete_or_not_at_all(folder: str) -> None:
     with pytest.raises(TypeError):
         write_file(folder, "below/x", object())
     assert [path.name for path in Path(folder, "below").iterdir()] == ["x"]
     assert Path(folder, "below/x").read_bytes() == DATA
 
 
-def test_only_a_missing_object_is_missing() -> None:
+def test_only_errors_for_missing_objects_count_as_missing() -> None:
     assert is_missing_object_error(StorageNoSuchKeyError())
     assert not is_missing_object_error(KeyError("x"))
 
 
 class PortOfClient(BaseHTTPRequestHandler):
-    """Answers with the port that a request came from, and keeps the connection."""
+    """A handler that responds with the client's port and keeps the connection open."""
 
     protocol_version = "HTTP/1.1"
 
@@ -105,7 +105,7 @@ class PortOfClient(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *arguments: Any) -> None:
-        """Print nothing."""
+        """Suppress the log line of each request."""
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def url() -> Iterator[str]:
     ids=["Google", "Azure"],
 )
 def test_inherited_connections_are_not_used(url: str, client_with: Callable[[Any], Any]) -> None:
-    """The connections of an S3 client are tested with a persistent worker."""
+    # test_worker_entry.py tests the connections of an S3 client.
     import requests
 
     with requests.Session() as session:

@@ -1,4 +1,4 @@
-"""Modules that only the driver has are imported, reloaded when they change, and shown in tracebacks."""
+"""Tests that modules of the driver are imported, reloaded when they change, and shown in tracebacks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_modules_and_packages_are_imported(sent: SentModuleFinder) -> None:
     assert importlib.import_module("sent_package.inner").two == 2
 
 
-def test_what_is_installed_comes_first_and_what_was_not_sent_is_not_found(sent: SentModuleFinder) -> None:
+def test_installed_modules_come_first_and_unsent_modules_are_not_found(sent: SentModuleFinder) -> None:
     sent.add_sources({"colorsys": ("wrong = True", False), "json.tool": ("wrong = True", False)})
     for name in ("colorsys", "json.tool"):
         assert not hasattr(importlib.import_module(name), "wrong")
@@ -41,7 +41,7 @@ def test_what_is_installed_comes_first_and_what_was_not_sent_is_not_found(sent: 
         importlib.import_module("sent_other")
 
 
-def test_a_module_that_has_changed_is_imported_anew_and_others_are_not(sent: SentModuleFinder) -> None:
+def test_only_changed_modules_are_imported_again(sent: SentModuleFinder) -> None:
     sent.add_sources({"sent_first": ("value = 1", False), "sent_second": ("value = []", False)})
     first, second = map(importlib.import_module, ("sent_first", "sent_second"))
     sent.add_sources({"sent_first": ("value = 2", False), "sent_second": ("value = []", False)})
@@ -50,7 +50,7 @@ def test_a_module_that_has_changed_is_imported_anew_and_others_are_not(sent: Sen
     assert importlib.import_module("sent_second") is second
 
 
-def test_it_is_asked_once_however_often_modules_come(sent: SentModuleFinder) -> None:
+def test_the_importer_is_installed_once(sent: SentModuleFinder) -> None:
     assert sent not in sys.meta_path
     sent.add_sources({})
     assert sent not in sys.meta_path
@@ -59,7 +59,7 @@ def test_it_is_asked_once_however_often_modules_come(sent: SentModuleFinder) -> 
     assert sys.meta_path.count(sent) == 1
 
 
-def test_tracebacks_show_its_lines(sent: SentModuleFinder) -> None:
+def test_tracebacks_show_lines_of_sent_modules(sent: SentModuleFinder) -> None:
     sent.add_sources({"sent_wrong": ("def f():\n    raise KeyError('here')  # this line", False)})
     try:
         importlib.import_module("sent_wrong").f()

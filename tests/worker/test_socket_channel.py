@@ -1,4 +1,4 @@
-"""Both ends of a socket: messages go both ways in order, small ones at once, and large ones in pieces."""
+"""Tests of both ends of a socket channel: order, partial sends, stalls, authentication and closing."""
 
 from __future__ import annotations
 
@@ -39,23 +39,27 @@ SENT = [
 ]
 
 
-def seals(*names: bytes) -> ChannelAuthenticators:
-    sent, heard = map(MessageAuthenticator, names)
-    return ChannelAuthenticators(sent, heard)
+def make_authenticators(*names: bytes) -> ChannelAuthenticators:
+    outgoing, incoming = map(MessageAuthenticator, names)
+    return ChannelAuthenticators(outgoing, incoming)
 
 
 @pytest.fixture(params=[False, True])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketChannel, SocketChannel]]:
-    """The driver's end, and the worker's, with seals or without."""
-    ours, theirs = socket.socketpair()
-    link = SocketChannel(ours, seals(b"to worker", b"to driver") if request.param else None)
-    channel = make_worker_channel(theirs, seals(b"to driver", b"to worker") if request.param else None)
+    """Yield the driver's and the worker's end of a channel, with or without authentication."""
+    driver_socket, worker_socket = socket.socketpair()
+    link = SocketChannel(
+        driver_socket, make_authenticators(b"to worker", b"to driver") if request.param else None
+    )
+    channel = make_worker_channel(
+        worker_socket, make_authenticators(b"to driver", b"to worker") if request.param else None
+    )
     with closing(link), closing(channel):
         yield link, channel
 
 
-def sent_whole(end: SocketChannel, *messages: Message) -> bool:
-    """Send messages, and write them until nothing waits."""
+def send_completely(end: SocketChannel, *messages: Message) -> bool:
+    """Send messages, flush until all are written, and return False if the connection was lost."""
     is_there = end.send(*messages)
     while is_there and end.has_unsent:
         assert wait_until_ready([end], select.POLLOUT, 10.0)
@@ -67,19 +71,19 @@ def readable(end: SocketChannel) -> bool:
     return bool(wait_until_ready([end], select.POLLIN, 0.0))
 
 
-def test_messages_go_both_ways_in_their_order(pair: tuple[SocketChannel, SocketChannel]) -> None:
-    for one, other in (pair, pair[::-1]):
-        assert not readable(other)
-        assert other.receive() == ([], True)
+def test_messages_are_sent_in_order_in_both_directions(pair: tuple[SocketChannel, SocketChannel]) -> None:
+    for sender, receiver in (pair, pair[::-1]):
+        assert not readable(receiver)
+        assert receiver.receive() == ([], True)
         for message in SENT[:3]:
-            assert one.send(message)
-        assert readable(other)
-        assert other.receive(None) == (SENT[:3], True)
-        assert other.receive(0.0) == ([], True)
+            assert sender.send(message)
+        assert readable(receiver)
+        assert receiver.receive(None) == (SENT[:3], True)
+        assert receiver.receive(0.0) == ([], True)
 
 
-class Counted(socket.socket):
-    """Counts what is asked of the kernel."""
+class CountingSocket(socket.socket):
+    """A socket that counts its system calls."""
 
     calls = 0
 
@@ -100,33 +104,33 @@ class Counted(socket.socket):
         super().settimeout(*args)
 
 
-def test_a_small_message_is_sent_and_received_at_once() -> None:
-    ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
+def test_a_small_message_takes_one_system_call_each_way() -> None:
+    driver_socket, worker_socket = (CountingSocket(fileno=end.detach()) for end in socket.socketpair())
     message = Message(MessageKind.TASK_REPLY, data=bytes(10_000))
     with (
-        closing(SocketChannel(ours, seals(b"1", b"2"))) as link,
-        closing(SocketChannel(theirs, seals(b"2", b"1"))) as other,
+        closing(SocketChannel(driver_socket, make_authenticators(b"1", b"2"))) as link,
+        closing(SocketChannel(worker_socket, make_authenticators(b"2", b"1"))) as other,
     ):
         assert other.send(message)
         assert link.receive() == ([message], True)
-    assert (ours.calls, theirs.calls) == (1, 1)
+    assert (driver_socket.calls, worker_socket.calls) == (1, 1)
 
 
-def test_a_large_message_comes_in_pieces(pair: tuple[SocketChannel, SocketChannel]) -> None:
+def test_a_large_message_is_received_in_pieces(pair: tuple[SocketChannel, SocketChannel]) -> None:
     message = Message(MessageKind.TASK_REPLY, (1, 2, 0), b"", os.urandom(5_000_000))
-    for one, other in (pair, pair[::-1]):
+    for sender, receiver in (pair, pair[::-1]):
         with ThreadPoolExecutor() as pool:
-            is_told = pool.submit(sent_whole, one, message)
-            found: list[Message] = []
-            while not found:
-                said, is_there = other.receive(10.0)
+            sending = pool.submit(send_completely, sender, message)
+            received: list[Message] = []
+            while not received:
+                messages, is_there = receiver.receive(10.0)
                 assert is_there
-                found += said
-            assert is_told.result()
-        assert found == [message]
+                received += messages
+            assert sending.result()
+        assert received == [message]
 
 
-def test_a_process_without_memory_hears_what_is_short() -> None:
+def test_a_process_without_memory_receives_short_messages() -> None:
     class Limited(socket.socket):
         def recv(self, size: int, flags: int = 0) -> bytes:
             if size > 1 << 16:
@@ -135,18 +139,18 @@ def test_a_process_without_memory_hears_what_is_short() -> None:
 
     here, there = socket.socketpair()
     with Limited(fileno=here.detach()) as limited, there:
-        heard, teller = SocketChannel(limited), SocketChannel(there)
-        said = [
+        receiver, sender = SocketChannel(limited), SocketChannel(there)
+        messages = [
             Message(kind=MessageKind.TASK, attempt_key=(1, task, 0), header=bytes(3_000)) for task in range(3)
         ]
-        assert teller.send(*said)
-        found, is_there = heard.receive(5.0)
-        assert is_there and [(one.attempt_key, bytes(one.header)) for one in found] == [
-            (one.attempt_key, bytes(one.header)) for one in said
+        assert sender.send(*messages)
+        received, is_there = receiver.receive(5.0)
+        assert is_there and [(message.attempt_key, bytes(message.header)) for message in received] == [
+            (message.attempt_key, bytes(message.header)) for message in messages
         ]
 
 
-def test_the_questions_about_a_connection_take_nothing_off_it(
+def test_predicates_of_a_connection_do_not_consume_messages(
     pair: tuple[SocketChannel, SocketChannel],
 ) -> None:
     link, channel = pair
@@ -157,20 +161,20 @@ def test_the_questions_about_a_connection_take_nothing_off_it(
     assert channel.receive(None)[0] == SENT[1:2]
 
 
-def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[SocketChannel, SocketChannel]) -> None:
+def test_a_closed_peer_is_detected_after_its_last_message(pair: tuple[SocketChannel, SocketChannel]) -> None:
     link, channel = pair
     assert not channel.is_peer_closed()
     link.send(SENT[1])
     link.close()
-    assert channel.is_peer_closed()  # though something can be read
-    said, is_there = channel.receive(None)
-    assert said == SENT[1:2]
+    assert channel.is_peer_closed()  # A message can still be read.
+    messages, is_there = channel.receive(None)
+    assert messages == SENT[1:2]
     assert not is_there or channel.receive(None) == ([], False)
     channel.send(Message(MessageKind.TASK_REPLY, data=bytes(10**6)))
     assert not channel.send(Message(MessageKind.TASK_REPLY, data=bytes(10**6)))
 
 
-def test_who_hangs_up_is_seen_by_both(pair: tuple[SocketChannel, SocketChannel]) -> None:
+def test_both_ends_detect_a_disconnect(pair: tuple[SocketChannel, SocketChannel]) -> None:
     link, channel = pair
     link.disconnect()
     assert link.fileno() >= 0
@@ -178,11 +182,11 @@ def test_who_hangs_up_is_seen_by_both(pair: tuple[SocketChannel, SocketChannel])
     assert link.receive() == channel.receive(None) == ([], False)
 
 
-# --- what a socket does not take at once -----------------------------------------------------------
+# --- messages that exceed the send buffer -----------------------------------------------------------
 
 
 def small_buffers() -> tuple[socket.socket, socket.socket]:
-    """A pair of sockets between which little is on its way."""
+    """Return a pair of connected sockets with the smallest buffers."""
     ends = socket.socketpair()
     for end in ends:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -190,15 +194,15 @@ def small_buffers() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-def received(end: SocketChannel, other: SocketChannel, count: int) -> list[Message]:
-    """Receive so many messages at one end, while the other writes what waits."""
-    found: list[Message] = []
-    while len(found) < count:
+def receive_messages(end: SocketChannel, other: SocketChannel, count: int) -> list[Message]:
+    """Receive `count` messages at `end`, while `other` flushes its unsent messages."""
+    received: list[Message] = []
+    while len(received) < count:
         assert other.flush()
-        said, is_there = end.receive(0.0 if other.has_unsent else 10.0)
+        messages, is_there = end.receive(0.0 if other.has_unsent else 10.0)
         assert is_there
-        found += said
-    return found
+        received += messages
+    return received
 
 
 sizes = st.integers(0, 40).map(lambda size: 7 * size)
@@ -209,7 +213,7 @@ messages = st.lists(st.tuples(sizes, sizes, st.booleans()), min_size=1, max_size
 def test_messages_of_any_size_arrive_in_order_through_small_buffers(
     messages: list[tuple[int, int, bool]], is_sealed: bool, chunk: int
 ) -> None:
-    ours, theirs = small_buffers()
+    driver_socket, worker_socket = small_buffers()
     expected = [
         Message(MessageKind.TASK, (1, number, 0), os.urandom(header), memoryview(os.urandom(data)), is_file)
         for number, (header, data, is_file) in enumerate(messages)
@@ -218,11 +222,15 @@ def test_messages_of_any_size_arrive_in_order_through_small_buffers(
         for module in ("messages", "socket_channel"):
             patched.setattr(f"polarmap.worker.{module}.MAX_CHUNK_BYTES", chunk)
         with (
-            closing(SocketChannel(ours, seals(b"1", b"2") if is_sealed else None)) as link,
-            closing(SocketChannel(theirs, seals(b"2", b"1") if is_sealed else None)) as other,
+            closing(
+                SocketChannel(driver_socket, make_authenticators(b"1", b"2") if is_sealed else None)
+            ) as link,
+            closing(
+                SocketChannel(worker_socket, make_authenticators(b"2", b"1") if is_sealed else None)
+            ) as other,
         ):
             assert link.send(*expected[:1]) and link.send(*expected[1:])
-            assert received(other, link, len(expected)) == expected
+            assert receive_messages(other, link, len(expected)) == expected
             assert not link.has_unsent
 
 
@@ -230,91 +238,93 @@ def test_messages_of_any_size_arrive_in_order_through_small_buffers(
     before=st.integers(0, 3), size=st.integers(0, 10**6), n_read=st.integers(0, 30), is_sealed=st.booleans()
 )
 @settings(deadline=None)
-def test_messages_that_are_dropped_never_arrive_and_later_ones_do(
+def test_dropped_messages_never_arrive_but_later_messages_do(
     before: int, size: int, n_read: int, is_sealed: bool
 ) -> None:
-    ours, theirs = small_buffers()
+    driver_socket, worker_socket = small_buffers()
     with (
-        closing(SocketChannel(ours, seals(b"1", b"2") if is_sealed else None)) as link,
-        closing(SocketChannel(theirs, seals(b"2", b"1") if is_sealed else None)) as other,
+        closing(SocketChannel(driver_socket, make_authenticators(b"1", b"2") if is_sealed else None)) as link,
+        closing(
+            SocketChannel(worker_socket, make_authenticators(b"2", b"1") if is_sealed else None)
+        ) as other,
     ):
         sent = [
             Message(MessageKind.SEGMENT, (1, number, 0), b"key", bytes(size)) for number in range(before + 1)
         ]
         assert link.send(*sent)
-        found: list[Message] = []
+        received: list[Message] = []
         for _ in range(n_read):
-            found += other.receive(0.0)[0]
+            received += other.receive(0.0)[0]
             assert link.flush()
         dropped = link.drop_unsent()
         last = Message(MessageKind.CANCEL, (1, 0, 0))
         assert link.send(last)
-        while last not in found:
-            found += received(other, link, 1)
-        kept = [one for one in sent if one not in dropped]
-        assert found == [*kept, last]
+        while last not in received:
+            received += receive_messages(other, link, 1)
+        kept = [message for message in sent if message not in dropped]
+        assert received == [*kept, last]
         assert dropped == sent[len(kept) :]
 
 
 def test_a_cancellation_is_not_dropped() -> None:
-    ours, theirs = small_buffers()
-    with closing(SocketChannel(ours)) as link, closing(SocketChannel(theirs)) as other:
+    driver_socket, worker_socket = small_buffers()
+    with closing(SocketChannel(driver_socket)) as link, closing(SocketChannel(worker_socket)) as other:
         cancel, part = (
             Message(MessageKind.CANCEL, (1, 2, 0)),
             Message(MessageKind.SEGMENT, (2, 0, 0), data=bytes(10**6)),
         )
         assert link.send(Message(MessageKind.TASK, (1, 2, 0), bytes(10**5)), cancel, part)
-        assert [one.kind for one in link.drop_unsent()] == [MessageKind.SEGMENT]
-        assert received(other, link, 2)[-1] == cancel
+        assert [message.kind for message in link.drop_unsent()] == [MessageKind.SEGMENT]
+        assert receive_messages(other, link, 2)[-1] == cancel
 
 
-def test_what_waits_is_a_reference_to_the_data_of_the_sender() -> None:
+def test_unsent_data_is_not_copied() -> None:
     data = memoryview(bytes(10**7))
     pairs = [small_buffers() for _ in range(20)]
-    links = [SocketChannel(ours, seals(b"1", b"2")) for ours, _ in pairs]
+    links = [SocketChannel(driver_socket, make_authenticators(b"1", b"2")) for driver_socket, _ in pairs]
     tracemalloc.start()
     try:
         assert all(link.send(Message(MessageKind.SEGMENT, data=data)) for link in links)
         assert all(link.flush() for link in links)
-        _, most = tracemalloc.get_traced_memory()
+        _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-        for link, (_, theirs) in zip(links, pairs):
+        for link, (_, worker_socket) in zip(links, pairs):
             link.close()
-            theirs.close()
-    assert most < len(links) * 3 * MAX_CHUNK_BYTES
+            worker_socket.close()
+    assert peak_bytes < len(links) * 3 * MAX_CHUNK_BYTES
 
 
-def test_an_end_that_reads_nothing_is_stalled_after_the_timeout_and_no_other(
+def test_only_a_peer_that_reads_nothing_is_stalled_after_the_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(socket_channel.time, "monotonic", lambda: now[0])
-    ours, theirs = small_buffers()
-    with theirs, closing(SocketChannel(ours, send_timeout=3.0)) as link:
+    driver_socket, worker_socket = small_buffers()
+    with worker_socket, closing(SocketChannel(driver_socket, send_timeout=3.0)) as link:
         assert not link.is_stalled()
         assert link.send(Message(MessageKind.TASK, data=bytes(10**6)))
         now[0] += 2.9
         assert not link.is_stalled()
-        theirs.recv(10**5)
-        assert link.flush()  # a byte is written
+        worker_socket.recv(10**5)
+        assert link.flush()  # The link writes some bytes.
         now[0] += 2.9
         assert link.flush() and not link.is_stalled()
         now[0] += 0.2
         assert link.flush() and link.is_stalled()
 
 
-def test_a_worker_sends_all_of_a_message_before_it_goes_on() -> None:
-    ours, theirs = small_buffers()
+def test_a_worker_sends_a_message_completely_before_it_continues() -> None:
+    driver_socket, worker_socket = small_buffers()
     message = Message(MessageKind.TASK_REPLY, data=bytes(10**6))
     with (
         ThreadPoolExecutor() as pool,
-        closing(SocketChannel(ours)) as link,
-        closing(make_worker_channel(theirs)) as channel,
+        closing(SocketChannel(driver_socket)) as link,
+        closing(make_worker_channel(worker_socket)) as channel,
     ):
-        is_told = pool.submit(channel.send, message)
-        assert received(link, link, 1) == [message]
-        assert is_told.result(10.0)
+        sending = pool.submit(channel.send, message)
+        assert receive_messages(link, link, 1) == [message]
+        assert sending.result(10.0)
         assert not channel.has_unsent
 
 
@@ -328,7 +338,8 @@ def test_the_system_notices_silence_within_the_timeout(timeout: float) -> None:
     for system in ("linux", "darwin", "win32"):
         options = list(socket_channel.get_tcp_options(timeout, system).values())
         idle, interval, count = options[:3]
-        assert abs(idle + interval * count - timeout) <= max(4.0, 0.15 * timeout)  # whole seconds
+        # The options are whole seconds.
+        assert abs(idle + interval * count - timeout) <= max(4.0, 0.15 * timeout)
     for name, number in {
         "TCP_KEEPIDLE": 4,
         "TCP_KEEPINTVL": 5,
@@ -340,7 +351,7 @@ def test_the_system_notices_silence_within_the_timeout(timeout: float) -> None:
             assert number in socket_channel.get_tcp_options(timeout, "linux")
 
 
-def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
+def test_an_invalid_message_and_all_later_bytes_are_ignored(
     pair: tuple[SocketChannel, SocketChannel],
 ) -> None:
     link, channel = pair
@@ -356,24 +367,25 @@ def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_nothing_that_is_said_is_unpickled(
+def test_received_headers_are_not_unpickled(
     pair: tuple[SocketChannel, SocketChannel], tmp_path: Path, name: str
 ) -> None:
     for end in pair:
         end._connection.sendall(nonsense(tmp_path / "unpickled")[name])
         end._connection.shutdown(socket.SHUT_WR)
     for end in pair:
-        said, _ = end.receive(10.0)
-        is_heard = name == "a message" and end._authenticator is None  # else none of it has a right tag
-        assert [type(one.header) for one in said] == is_heard * [bytearray]
+        messages, _ = end.receive(10.0)
+        # With authentication, no message has a valid tag.
+        is_heard = name == "a message" and end._authenticator is None
+        assert [type(message.header) for message in messages] == is_heard * [bytearray]
     assert not (tmp_path / "unpickled").exists()
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
-def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
-    ours, theirs = socket.socketpair()
-    ours.settimeout(30.0)
-    channel = make_worker_channel(theirs)
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # pytest has threads.
+def test_a_process_forked_from_a_worker_does_not_keep_its_socket_open() -> None:
+    driver_socket, worker_socket = socket.socketpair()
+    driver_socket.settimeout(30.0)
+    channel = make_worker_channel(worker_socket)
     waiting, go = os.pipe()
     child = os.fork()
     if not child:
@@ -381,8 +393,8 @@ def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
         os.read(waiting, 1)
         os._exit(channel.send(Message(MessageKind.TASK_REPLY)))
     channel.close()
-    assert ours.recv(1) == b""  # though the child lives
+    assert driver_socket.recv(1) == b""  # The child is still alive.
     os.close(go)
     assert os.waitpid(child, 0)[1] == 0
     os.close(waiting)
-    ours.close()
+    driver_socket.close()

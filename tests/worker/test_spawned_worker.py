@@ -1,4 +1,4 @@
-"""A worker in a separate interpreter, without a real driver."""
+"""Tests of a worker in a separate interpreter, with a socket in place of a driver."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ from polarmap.worker.socket_channel import SocketChannel
 PROGRAM = """
 import json, socket, sys
 from polarmap.worker import spawned_worker
-# As Windows has it: bytes that mean a socket.
+# On Windows, socket.fromshare restores a socket from bytes.
 socket.fromshare = lambda data: socket.socket(fileno=int(data))
 spawned_worker.main(json.loads(sys.argv[1]), [sys.argv[2]])
 """
 
 
 @pytest.mark.parametrize(
-    ("is_shared", "hangs_up"), [(False, False), (True, False), (False, True)], ids=["", "shared", "hung up"]
+    ("is_shared", "disconnects"),
+    [(False, False), (True, False), (False, True)],
+    ids=["", "shared", "hung up"],
 )
-def test_it_tells_its_process_and_ends_with_its_standard_input_and_the_folder(
-    is_shared: bool, hangs_up: bool, tmp_path: Path
+def test_a_worker_reports_its_process_and_removes_the_folder_when_stdin_closes(
+    is_shared: bool, disconnects: bool, tmp_path: Path
 ) -> None:
-    """Also if it sees the end of the connection first: a driver that dies closes one after the other."""
-    ours, theirs = socket.socketpair()
+    # A driver that dies closes the connection and the standard input one after the other, in any order.
+    driver_end, worker_end = socket.socketpair()
     (tmp_path / "folder").mkdir()
-    number = theirs.fileno()
-    told = base64.b64encode(str(number).encode()).decode() if is_shared else number
-    command = [sys.executable, "-c", PROGRAM, json.dumps(told), str(tmp_path / "folder")]
-    with ours, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number]) as process:
-        theirs.close()
-        channel = SocketChannel(ours)
+    number = worker_end.fileno()
+    socket_argument = base64.b64encode(str(number).encode()).decode() if is_shared else number
+    command = [sys.executable, "-c", PROGRAM, json.dumps(socket_argument), str(tmp_path / "folder")]
+    with driver_end, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number]) as process:
+        worker_end.close()
+        channel = SocketChannel(driver_end)
         [message], _ = channel.receive(60.0)
         assert message == (MessageKind.HELLO, (-1, -1, -1), str(process.pid).encode(), b"", False)
         assert process.stdin is not None
-        if hangs_up:
-            ours.shutdown(socket.SHUT_RDWR)
+        if disconnects:
+            driver_end.shutdown(socket.SHUT_RDWR)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
         process.stdin.close()

@@ -1,4 +1,4 @@
-"""The program of a worker, by itself and where Lithops and numpy are all there is."""
+"""Tests of the program of a worker, in this process and in an interpreter with only Lithops and NumPy."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matp
 
 
 class MemoryIO(TaskIO):
-    """A driver that lives in this process."""
+    """A connection to a driver in the same process, which supplies f and the block."""
 
     def __init__(self, f: Callable[[Any], Any], block: Any) -> None:
         super().__init__(DictStorage())
         self._f, self._block = f, block
-        self.cancelled_from = 99  # the number of the question that is answered by yes
+        self.cancelled_from = 99  # the number of the poll from which the task counts as cancelled
         self._asked = 0
 
     def load_inputs(self, request: TaskRequest) -> tuple[Callable[[Any], Any], Any]:
@@ -72,7 +72,7 @@ TICKET = TaskRequest(3, 1, None, None, None)
 STORING = TICKET._replace(output=OutputSpec(BucketLocation("b"), "p", max_segment_items=4))
 
 
-def meant(message: Message | None, encryption: Encryption | None = None) -> Outcome:
+def decode_outcome(message: Message | None, encryption: Encryption | None = None) -> Outcome:
     """Return the outcome that a driver derives from a reply."""
     assert message is not None
     assert (message.kind, message.attempt_key) == (MessageKind.TASK_REPLY, (-1, 3, 1))
@@ -81,11 +81,11 @@ def meant(message: Message | None, encryption: Encryption | None = None) -> Outc
 
 
 def failure(message: Message | None, encryption: Encryption | None = None) -> str:
-    return str(meant(message, encryption).failure)
+    return str(decode_outcome(message, encryption).failure)
 
 
-def test_whatever_is_raised_is_told() -> None:
-    lock = threading.Lock()  # in the key of a dict: so a result that does not travel
+def test_all_exceptions_are_reported() -> None:
+    lock = threading.Lock()  # A dict with this key cannot be pickled.
     for io, kind in (
         (MemoryIO(np.negative, "text"), "UFuncTypeError: ufunc 'negative'"),
         (MemoryIO(np.negative, OSError("text")), "OSError: text"),
@@ -95,21 +95,21 @@ def test_whatever_is_raised_is_told() -> None:
     assert failure(run_task(TICKET._replace(fault=Fault("raise")), io)) == "RuntimeError: injected fault"
 
 
-def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
+def test_with_a_key_replies_are_encrypted() -> None:
     encryption = Encryption.create(bytes(range(32)))
     ticket = TICKET._replace(encryption=tuple(encryption))
     reply = run_task(ticket, MemoryIO(np.negative, np.arange(8.0)))
     assert reply is not None
     assert reply.header == b""
-    assert not any(one.tobytes() in reply.data for one in -np.arange(1.0, 8.0))
-    np.testing.assert_array_equal(meant(reply, encryption).leaves[0], -np.arange(8.0))
+    assert not any(value.tobytes() in reply.data for value in -np.arange(1.0, 8.0))
+    np.testing.assert_array_equal(decode_outcome(reply, encryption).leaves[0], -np.arange(8.0))
     raised = run_task(ticket, MemoryIO(np.negative, OSError("a secret")))
     assert "secret" not in repr(raised)
     assert failure(raised, encryption) == "OSError: a secret"
 
 
 @pytest.mark.parametrize("question", [1, 2])
-def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
+def test_a_cancelled_task_leaves_no_objects(question: int) -> None:
     io = MemoryIO(np.negative, np.arange(6.0))
     io.cancelled_from = question
     assert run_task(STORING, io) is None
@@ -119,22 +119,22 @@ def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
 # --- on a bare interpreter ---------------------------------------------------------------------
 
 
-def needed_by(*names: str) -> set[str]:
-    """These distributions and what they require, without extras."""
-    found: set[str] = set()
+def find_requirements(*names: str) -> set[str]:
+    """Return the names of distributions and of all their installed requirements, without extras."""
+    required: set[str] = set()
     todo = list(names)
     while todo:
         name = re.sub("[-_.]+", "-", todo.pop()).lower()
-        if name in found:
+        if name in required:
             continue
-        found.add(name)
+        required.add(name)
         for line in importlib.metadata.requires(name) or []:
-            if "extra ==" not in line and is_here(project := re.split(r"[^\w.-]", line)[0]):
+            if "extra ==" not in line and is_installed(project := re.split(r"[^\w.-]", line)[0]):
                 todo.append(project)
-    return found
+    return required
 
 
-def is_here(name: str) -> bool:
+def is_installed(name: str) -> bool:
     try:
         importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -143,12 +143,12 @@ def is_here(name: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter of the same version that sees Lithops, numpy and their requirements only."""
+def bare_interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create an interpreter with only Lithops, NumPy and their requirements, and return its path."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    for name in needed_by("lithops", "numpy"):
+    for name in find_requirements("lithops", "numpy"):
         distribution = importlib.metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "/")}:
             if top != "__pycache__" and not (packages / top).exists():
@@ -157,13 +157,14 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_worker_with_lithops_and_numpy_only(
-    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bare_interpreter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("PYTHONPATH", raising=False)  # it would show the worker what the client has
+    # The variable would let the worker import packages of the client.
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     config = tmp_path / "bare.yaml"
     config.write_text(
         "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"
-        f"localhost: {{version: 1, runtime: {bare}, worker_processes: 4}}\n"
+        f"localhost: {{version: 1, runtime: {bare_interpreter}, worker_processes: 4}}\n"
     )
     A = np.random.default_rng(0).standard_normal((120, 40))
     X = np.random.default_rng(1).standard_normal((40, 30))
@@ -173,7 +174,8 @@ def test_a_worker_with_lithops_and_numpy_only(
         import sys as there
 
         seen = [name for name in absent if name in there.modules or importlib.util.find_spec(name)]
-        if seen:  # no assert: Lithops would look through pytest, in whose words it is written anew
+        # pytest rewrites assert statements, and Lithops would then search pytest for modules to send.
+        if seen:
             raise RuntimeError(f"this worker can import {seen}")
         return block @ X
 
@@ -186,9 +188,9 @@ def test_a_worker_with_lithops_and_numpy_only(
     assert y.report.recovered == (0, 1)
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # pytest has threads.
 @pytest.mark.parametrize("end", ["returns", "raises", "exits"])
-def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) -> None:
+def test_a_child_forked_by_f_ends_when_it_leaves_f(end: str, tmp_path: Path) -> None:
     children: list[int] = []
 
     def f(block: Any) -> Any:
@@ -203,18 +205,18 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
         return 3 * block
 
     before = os.getpid()
-    outcome = meant(run_task(TICKET, MemoryIO(f, np.ones(2))))
-    (tmp_path / str(os.getpid())).touch()  # who comes here has a reply
+    outcome = decode_outcome(run_task(TICKET, MemoryIO(f, np.ones(2))))
+    (tmp_path / str(os.getpid())).touch()  # Each process that gets here has returned a reply.
     assert os.getpid() == before
     assert os.waitpid(children[0], 0)[1] == 0
     np.testing.assert_array_equal(outcome.leaves[0], 2 * np.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == [str(before)]
 
 
-def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
-    """The pickled task, loaded where polarmap is not: it brings its modules and imports numpy only."""
+def test_a_pickled_task_imports_only_numpy(bare_interpreter: Path, tmp_path: Path) -> None:
+    # The pickled task includes its modules, and is loaded where polarmap is not installed.
     with pickle_worker_code_by_value():
-        pickled = cloudpickle.dumps(make_lithops_task(abs, ("array",)))  # an f that travels by its name
+        pickled = cloudpickle.dumps(make_lithops_task(abs, ("array",)))  # This f is pickled by name.
     (tmp_path / "task").write_bytes(pickled)
     code = (
         "import json, pickle, sys\n"
@@ -223,33 +225,35 @@ def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
         f"task = pickle.load(open({str(tmp_path / 'task')!r}, 'rb'))\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))"
     )
-    run = subprocess.run([bare, "-I", "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([bare_interpreter, "-I", "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in json.loads(run.stdout) if name not in sys.stdlib_module_names}
     assert loaded <= {"numpy"}
-    assert len(pickled) < 100_000  # it travels once per map
+    assert len(pickled) < 100_000  # The task is sent once per map.
 
 
 # --- faults ---
 
 
-def test_a_sleep_comes_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sleep_fault_delays_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     assert compute_result(abs, -1, Fault("sleep", 0.2)) == pack_tree(1)
     assert slept == [0.2]
 
 
-def test_an_exception_comes_in_the_place_of_the_result() -> None:
+def test_a_raise_fault_replaces_the_result() -> None:
     calls: list[object] = []
     with pytest.raises(RuntimeError, match="injected fault"):
         compute_result(calls.append, 1, Fault("raise"))
     assert calls == []
 
 
-def test_a_result_that_is_corrupted_keeps_its_layout() -> None:
+def test_a_corrupted_result_keeps_its_layout() -> None:
     wrong, right = compute_result(np.arange, 5, Fault("garbage")), pack_tree(np.arange(5))
     assert (wrong.structure, wrong.layout) == (right.structure, right.layout)
-    assert all(one != other for one, other in zip(bytes(wrong.data), bytes(right.data)))
+    assert all(
+        wrong_byte != right_byte for wrong_byte, right_byte in zip(bytes(wrong.data), bytes(right.data))
+    )
     assert corrupt_result(corrupt_result(right)) == right
 
 
@@ -265,7 +269,7 @@ def stored(result: Any, output: OutputSpec = OUTPUT) -> tuple[Any, tuple[Segment
     return packed, parts, io.objects
 
 
-def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
+def test_a_stored_result_is_split_into_segments_and_a_sample_is_sent() -> None:
     result = np.arange(1000.0).reshape(10, 100)
     packed, parts, objects = stored(result)
     assert [(part.key, part.offset) for part in parts] == [
@@ -279,7 +283,7 @@ def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
     assert unpack_leaves(*packed[1:])[0].size == SAMPLE_SIZE
 
 
-def test_several_arrays_share_the_sample_and_no_part() -> None:
+def test_several_arrays_share_the_sample_but_no_segment() -> None:
     _, parts, objects = stored([np.zeros(3), np.zeros(400, "i4")], OUTPUT._replace(n_arrays=2))
     assert [part.size for part in parts] == [24, 1200, 400]
     assert {key: len(data) for key, data in objects.items()} == {"p/3-1/0": 24, "p/3-1/1": 1600}
@@ -293,6 +297,6 @@ def test_several_arrays_share_the_sample_and_no_part() -> None:
         (np.zeros((1, 1)).view(np.matrix), "return it as a numpy.ndarray"),
     ],
 )
-def test_what_is_not_one_array_is_refused(result: Any, message: str) -> None:
+def test_a_stored_result_that_is_not_an_array_is_refused(result: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         stored(result)

@@ -1,4 +1,4 @@
-"""f as workers call it: its arguments, sparse rows, sums and batches of results; products of blocks."""
+"""Tests of the functions that workers call: arguments of f, sparse rows, sums, batches and products."""
 
 from __future__ import annotations
 
@@ -33,24 +33,28 @@ from polarmap.worker.task_functions import (
 )
 
 
-def received(packed: PackedTree) -> Any:
-    """The value of a result."""
+def unpickle_result(packed: PackedTree) -> Any:
+    """Return the value that the driver unpickles from a packed result."""
     return unpickle_array(unpack_leaves(packed.layout, packed.data)[0])
 
 
 def test_the_arguments_of_a_call() -> None:
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def return_arguments(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    assert received(make_call_task(told)([1, 2])) == (([1, 2],), {})
-    assert received(make_call_task(told, True)((1, 2))) == ((1, 2), {})
-    call = make_call_task(told, True, (Path("a"), 3), {"b": None}, unpickle_blocks=True)
-    assert received(call(pickle_to_array(("x", {1})))) == (("x", {1}, Path("a"), 3), {"b": None})
-    assert received(execute_pickled_call(pickle_to_array((told, ({1},), {"b": None})))) == (
+    assert unpickle_result(make_call_task(return_arguments)([1, 2])) == (([1, 2],), {})
+    assert unpickle_result(make_call_task(return_arguments, True)((1, 2))) == ((1, 2), {})
+    call = make_call_task(return_arguments, True, (Path("a"), 3), {"b": None}, unpickle_blocks=True)
+    assert unpickle_result(call(pickle_to_array(("x", {1})))) == (("x", {1}, Path("a"), 3), {"b": None})
+    assert unpickle_result(
+        execute_pickled_call(pickle_to_array((return_arguments, ({1},), {"b": None})))
+    ) == (
         ({1},),
         {"b": None},
     )
-    assert received(execute_pickled_call(pickle_to_array((call_each, (told, [(7, 2), ()]), {})))) == [
+    assert unpickle_result(
+        execute_pickled_call(pickle_to_array((call_each, (return_arguments, [(7, 2), ()]), {})))
+    ) == [
         ((7, 2), {}),
         ((), {}),
     ]
@@ -79,10 +83,10 @@ def test_a_worker_needs_numpy_and_cloudpickle_only() -> None:
         )
     run = subprocess.run([sys.executable, "-c", WORKER], input=sent, capture_output=True, timeout=60)
     assert run.returncode == 0, run.stderr.decode()
-    one, [same] = [received(PackedTree(*packed)) for packed in pickle.loads(run.stdout)]
-    for found in (one, same):
-        assert type(found) is Inside and (found.x[0], found.x[2]) == (Path("a"), None)
-        np.testing.assert_array_equal(found.x[1], np.arange(0, 6, 2), strict=True)
+    first, [second] = [unpickle_result(PackedTree(*packed)) for packed in pickle.loads(run.stdout)]
+    for actual in (first, second):
+        assert type(actual) is Inside and (actual.x[0], actual.x[2]) == (Path("a"), None)
+        np.testing.assert_array_equal(actual.x[1], np.arange(0, 6, 2), strict=True)
 
 
 # --- sums and sparse rows ---------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def test_truth_values_are_counted() -> None:
         ),
     ],
 )
-def test_what_cannot_be_added_up_is_said(f: Any, error: type[Exception], words: str) -> None:
+def test_results_that_cannot_be_added_raise_a_clear_error(f: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make_weighted_sum_task(f)((np.ones(2), PARTS))
 
@@ -128,19 +132,22 @@ def test_f_sees_the_matrix(kind: Any) -> None:
     assert (seen != matrix).nnz == 0
 
 
-def test_numbers_behind_an_odd_number_of_bytes_are_read() -> None:
+def test_numbers_at_unaligned_offsets_are_read() -> None:
     matrix = scipy.sparse.csr_array(np.array([[5, 0, 6], [0, 7, 0]], np.int8))
     arrays = (matrix.data, matrix.indices, matrix.indptr)
-    raw, places = b"".join(one.tobytes() for one in arrays), np.cumsum([0, *(one.nbytes for one in arrays)])
-    leaves = [np.frombuffer(raw, one.dtype, one.size, start) for one, start in zip(arrays, places)]
+    raw, places = (
+        b"".join(array.tobytes() for array in arrays),
+        np.cumsum([0, *(array.nbytes for array in arrays)]),
+    )
+    leaves = [np.frombuffer(raw, array.dtype, array.size, start) for array, start in zip(arrays, places)]
     assert not leaves[1].flags.aligned
     np.testing.assert_array_equal(
         build_csr_matrix(leaves, scipy.sparse.csr_array, 3).toarray(), matrix.toarray()
     )
 
 
-def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its parent goes on: what f does happens once for each."""
+def test_a_child_forked_by_f_does_not_continue_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only the parent process continues the batch, so f runs once for each item.
     monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", 60.0)
     here, forked = os.getpid(), list[int]()
 
@@ -149,14 +156,14 @@ def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch(monkeypatch: p
             forked.append(os.fork())
         return number
 
-    ends, _ = received(execute_batch(f, [pickle.dumps(number) for number in range(4)]))
+    ends, _ = unpickle_result(execute_batch(f, [pickle.dumps(number) for number in range(4)]))
     if os.getpid() != here:
         os._exit(len(ends))
     _, status = os.waitpid(forked[0], 0)
     assert (len(ends), os.waitstatus_to_exitcode(status)) == (4, 2)
 
 
-def test_several_calls_go_as_pickles_and_one_of_them_alone_gives_what_it_would_in_a_block() -> None:
+def test_calls_in_a_batch_return_the_same_as_a_single_call_in_a_block() -> None:
     def block(head: Any, *values: Any) -> np.ndarray:
         return np.frombuffer(pickle.dumps((head, [pickle.dumps(value) for value in values])), np.int8)
 
@@ -165,15 +172,15 @@ def test_several_calls_go_as_pickles_and_one_of_them_alone_gives_what_it_would_i
         (execute_pickled_call, abs),
         (execute_pickled_call, pickle_to_array(abs).tobytes()),
     ):
-        assert received(call(block(head, -3))) == 3
-        (found, _), errors = received(call(block(head, -3, "x")))
-        assert pickle.loads(found) == 3
+        assert unpickle_result(call(block(head, -3))) == 3
+        (actual, _), errors = unpickle_result(call(block(head, -3, "x")))
+        assert pickle.loads(actual) == 3
         assert errors[1][:2] == ("TypeError", "bad operand type for abs(): 'str'")
-    (_, found), errors = received(make_call_task(iter, unpickle_blocks=True)(block(None, map, [1])))
+    (_, actual), errors = unpickle_result(make_call_task(iter, unpickle_blocks=True)(block(None, map, [1])))
     assert "'type' object is not iterable" in errors[0][1]
-    assert list(pickle.loads(found)) == [1]
-    _, errors = received(execute_batch(lambda value: threading.Lock(), [pickle.dumps(1)] * 2))
-    assert all("cannot pickle '_thread.lock' object" in errors[one][1] for one in (0, 1))
+    assert list(pickle.loads(actual)) == [1]
+    _, errors = unpickle_result(execute_batch(lambda value: threading.Lock(), [pickle.dumps(1)] * 2))
+    assert all("cannot pickle '_thread.lock' object" in errors[item][1] for item in (0, 1))
 
 
 # --- products of blocks ---------------------------------------------------------------------------
@@ -184,20 +191,20 @@ LEFT, RIGHT = STREAM.integers(0, 9, (4, 6)), STREAM.integers(0, 9, (3, 6))
 
 @pytest.mark.parametrize("is_sparse", [False, True])
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "float32", "complex64"])
-def test_a_product_has_the_dtype_that_it_is_told(dtype: str, is_sparse: bool) -> None:
-    wanted, operand = np.dtype(dtype), RIGHT.T.astype(dtype)
+def test_a_product_has_the_given_dtype(dtype: str, is_sparse: bool) -> None:
+    expected_dtype, operand = np.dtype(dtype), RIGHT.T.astype(dtype)
     block = scipy.sparse.csr_array(LEFT) if is_sparse else LEFT
-    found = multiply_block(operand, wanted, is_sparse, block)
-    assert found.dtype == wanted
-    np.testing.assert_array_equal(found, LEFT.astype(dtype) @ operand)
+    actual = multiply_block(operand, expected_dtype, is_sparse, block)
+    assert actual.dtype == expected_dtype
+    np.testing.assert_array_equal(actual, LEFT.astype(dtype) @ operand)
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_parity_of_uint64_is_what_it_was_before_it_wrapped(is_sparse: bool) -> None:
+def test_parity_of_uint64_is_unwrapped(is_sparse: bool) -> None:
     parity = (-LEFT).astype(np.uint64)
     block = scipy.sparse.csr_array(parity) if is_sparse else parity
-    found = multiply_block(RIGHT.T.astype(float), np.dtype(float), is_sparse, block)
-    np.testing.assert_array_equal(found, -LEFT @ RIGHT.T)
+    actual = multiply_block(RIGHT.T.astype(float), np.dtype(float), is_sparse, block)
+    np.testing.assert_array_equal(actual, -LEFT @ RIGHT.T)
 
 
 def test_pairs_of_blocks_with_and_without_weights() -> None:
@@ -205,12 +212,12 @@ def test_pairs_of_blocks_with_and_without_weights() -> None:
     dtype = np.dtype(complex)
     np.testing.assert_array_equal(multiply_block_pair(dtype, (left, right)), left @ right.T)
     np.testing.assert_array_equal(compute_gram_block(None, dtype, (left, right)), left.conj() @ right.T)
-    found = compute_gram_block(weights, dtype, (left, right))
-    np.testing.assert_array_equal(found, left.conj() @ np.diag(weights) @ right.T)
+    actual = compute_gram_block(weights, dtype, (left, right))
+    np.testing.assert_array_equal(actual, left.conj() @ np.diag(weights) @ right.T)
 
 
 def test_a_product_is_pickled_by_its_name() -> None:
-    """By its code, it took a tenth of a map's Python calls."""
+    # Pickling the function by value took a tenth of the Python calls of a map.
     f = partial(multiply_block, np.ones(6), np.dtype(float), False)
     assert len(pickle.dumps(f)) < 600
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(f))(LEFT), LEFT.sum(axis=1))

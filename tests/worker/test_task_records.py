@@ -1,4 +1,4 @@
-"""Records are restored from the plain tuples in which they are sent."""
+"""Tests that records are restored from the plain tuples in which they are sent."""
 
 from __future__ import annotations
 
@@ -50,34 +50,34 @@ TICKETS = [
 
 
 @pytest.mark.parametrize("ticket", TICKETS)
-def test_tickets_travel_as_plain_tuples(ticket: TaskRequest) -> None:
-    assert classes_in(to_plain_tuple(ticket)) <= {tuple, str, int, float, bytes, type(None)}
+def test_tickets_are_sent_as_plain_tuples(ticket: TaskRequest) -> None:
+    assert collect_classes(to_plain_tuple(ticket)) <= {tuple, str, int, float, bytes, type(None)}
     assert TaskRequest.from_tuple(pickle.loads(pickle.dumps(to_plain_tuple(ticket)))) == ticket
 
 
-def test_named_tuples_of_the_caller_stay_as_they_are() -> None:
-    [key] = travelled(TaskReply(None, 1.0, (dict, (Key(1, 2),), (("array",),)))).structure[1]
+def test_named_tuples_of_the_caller_are_unchanged() -> None:
+    [key] = round_trip(TaskReply(None, 1.0, (dict, (Key(1, 2),), (("array",),)))).structure[1]
     assert key.second == 2
 
 
-def classes_in(value: Any) -> set[type]:
-    """Of a nested tuple and all in it."""
-    inside = (classes_in(one) for one in value) if isinstance(value, tuple) else ()
+def collect_classes(value: Any) -> set[type]:
+    """Return the classes of a nested tuple and of all values in it."""
+    inside = (collect_classes(item) for item in value) if isinstance(value, tuple) else ()
     return {type(value)}.union(*inside)
 
 
-def travelled(reply: TaskReply) -> TaskReply:
+def round_trip(reply: TaskReply) -> TaskReply:
     came = TaskReply(*pickle.loads(bytearray(pickle_value(to_plain_tuple(reply)))))
     return came if came.error is None else came._replace(error=ErrorInfo(*came.error))
 
 
-def travelled_error(error: BaseException) -> ErrorInfo:
-    came = travelled(TaskReply(describe_error(error), 1.0)).error
+def round_trip_error(error: BaseException) -> ErrorInfo:
+    came = round_trip(TaskReply(describe_error(error), 1.0)).error
     assert came is not None
     return came
 
 
-def test_any_exception_can_be_described_and_travels() -> None:
+def test_any_exception_can_be_described_and_sent() -> None:
     class HostileError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
@@ -86,16 +86,16 @@ def test_any_exception_can_be_described_and_travels() -> None:
             raise RuntimeError
 
     error = HostileError()
-    said = describe_error(error)
-    assert said == ErrorInfo("HostileError", "<its __str__ raised>", said.traceback, error)
-    assert travelled_error(error) == said._replace(exception=None)
-    long = travelled_error(ValueError("x" * (2 * MAX_ERROR_CHARACTERS)))
+    error_info = describe_error(error)
+    assert error_info == ErrorInfo("HostileError", "<its __str__ raised>", error_info.traceback, error)
+    assert round_trip_error(error) == error_info._replace(exception=None)
+    long = round_trip_error(ValueError("x" * (2 * MAX_ERROR_CHARACTERS)))
     assert len(long.message) == len(long.traceback) == MAX_ERROR_CHARACTERS
     assert isinstance(long.exception, bytes)
     assert isinstance(pickle.loads(long.exception), ValueError)
 
 
-def test_one_that_would_come_back_as_another_does_not_travel() -> None:
+def test_an_exception_that_would_be_restored_differently_is_not_sent() -> None:
     class Disguised(Exception):  # noqa: N818
         def __reduce__(self) -> Any:
             return ValueError, ("other",)
@@ -113,7 +113,7 @@ def test_one_that_would_come_back_as_another_does_not_travel() -> None:
             raise KeyboardInterrupt
 
     for error in (Disguised("one"), Odd(1, 2), ValueError(threading.Lock()), Trap(), Interrupting()):
-        assert travelled_error(error).exception is None
+        assert round_trip_error(error).exception is None
 
 
 @pytest.mark.parametrize("output", [None, OutputSpec(BucketLocation("b"), "p", 4)])
@@ -133,7 +133,7 @@ def test_options_of_a_task_arrive_without_classes_of_polarmap(kind: str) -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"10.0.0.1", b"\nhost\nlabel\nof two lines", b"\xff\xfe\n"])
-def test_an_identity_is_read_whatever_a_worker_sends(data: bytes) -> None:
+def test_any_identity_that_a_worker_sends_is_parsed(data: bytes) -> None:
     assert len(WorkerIdentity.decode(data)) == 3
     identity = WorkerIdentity("10.0.0.1", "host", "place\nof two lines")
     assert WorkerIdentity.decode(identity.encode()) == identity

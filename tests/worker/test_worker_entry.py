@@ -1,4 +1,4 @@
-"""A worker opens the best channel to its driver, sets up its process, and exits in time."""
+"""Tests that a worker opens the best channel to its driver, sets up its process, and exits in time."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def address(*endpoints: Any, bucket: str | None = None) -> DriverAddress:
 
 
 @pytest.fixture
-def joined() -> Queue[Any]:
+def connected_workers() -> Queue[Any]:
     """Return the queue of workers that have connected: id, link and channel of each."""
     return Queue()
 
 
 @pytest.fixture
-def endpoints(joined: Queue[Any]) -> Iterator[Any]:
-    """Where the driver listens."""
+def endpoints(connected_workers: Queue[Any]) -> Iterator[Any]:
+    """Start a listener that puts each connected worker into `joined`, and yield its endpoints."""
     lock, is_over = threading.Lock(), threading.Event()
 
     def join(number: int, link: Any, channel: str) -> None:
         with lock:
-            joined.put((number, link, channel))
-            if is_over.is_set():  # the end of the test was sooner, and nobody else closes the connection
+            connected_workers.put((number, link, channel))
+            if is_over.is_set():  # The test has ended and cannot close this connection itself.
                 link.close()
 
     listener = WorkerListener(KEY, join, local_only=True)
@@ -69,8 +69,8 @@ def endpoints(joined: Queue[Any]) -> Iterator[Any]:
     listener.close()
     with lock:
         is_over.set()
-        while not joined.empty():
-            joined.get()[1].close()
+        while not connected_workers.empty():
+            connected_workers.get()[1].close()
 
 
 def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
@@ -85,12 +85,12 @@ def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.2, 600.0])
-def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_closed(
-    seconds: float, endpoints: Any, joined: Queue[Any]
+def test_a_worker_on_a_thread_ends_at_its_time_limit_or_when_its_connection_closes(
+    seconds: float, endpoints: Any, connected_workers: Queue[Any]
 ) -> None:
     thread = threading.Thread(target=serve_driver_on_thread, args=[tuple(address(*endpoints)), 3, seconds])
     thread.start()
-    _, link, _ = joined.get(timeout=30.0)
+    _, link, _ = connected_workers.get(timeout=30.0)
     if seconds > 1.0:
         link.close()
     thread.join(30.0)
@@ -98,8 +98,10 @@ def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_close
     link.close()
 
 
-def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any], tmp_path: Path) -> None:
-    """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
+def test_the_task_runs_without_the_installed_package(
+    endpoints: Any, connected_workers: Queue[Any], tmp_path: Path
+) -> None:
+    # A cloud function has only the standard library, NumPy and Lithops.
     with pickle_worker_code_by_value():
         import cloudpickle
 
@@ -111,17 +113,17 @@ def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any]
         "task((5, 60.0), None)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "task")]) as worker:
-        number, link, channel = joined.get(timeout=30.0)
+        number, link, channel = connected_workers.get(timeout=30.0)
         assert (number, channel) == (5, "TCP")
-        said, is_there = link.receive(30.0)
+        messages, is_there = link.receive(30.0)
         whereabouts = f"\n{socket.gethostname()}\n".encode()
-        told = Message(MessageKind.HELLO, header=str(worker.pid).encode(), data=whereabouts)
-        assert (said, is_there) == ([told], True)
+        hello = Message(MessageKind.HELLO, header=str(worker.pid).encode(), data=whereabouts)
+        assert (messages, is_there) == ([hello], True)
         link.close()
         assert worker.wait(10.0) == 0
 
 
-def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
+def test_libraries_that_are_loaded_later_respect_the_thread_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     storage = DictStorage()
@@ -134,29 +136,33 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
     assert {os.environ[name] for name in THREAD_LIMIT_VARIABLES} == {"3"}
 
 
-def test_a_worker_opens_connections_of_its_own_to_the_storage(
+def test_a_worker_opens_new_connections_to_the_storage(
     monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
 ) -> None:
-    """Since Lithops 3.8, the parent of a worker continues to use the connections that the worker inherits."""
+    # Since Lithops 3.8, the parent of a worker continues to use the connections that the worker inherits.
     monkeypatch.setattr(worker_entry, "exit_process_when", lambda *_, **_options: lambda: None)
     storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
     keys = ChannelKeys("polarmap/pool-1")
     storage.put_object(storage.bucket, keys.mailbox_key, Mailbox(1, {}, {}).encode())
-    inherited = ports_of(storage)
+    inherited = get_local_ports(storage)
     try:
         serve_driver(address(bucket=storage.bucket), 1, 0.01, storage)
-        used = ports_of(storage)
+        used = get_local_ports(storage)
         assert [
             keys.parse_reply_key(key).worker_id
             for key in storage.list_keys(storage.bucket, keys.reply_prefix)
         ] == [1]
-    finally:  # other tests of the session find the bucket empty
+    finally:  # Other tests of the session expect an empty bucket.
         delete_objects_below(storage, [f"{keys.prefix}/"])
     assert inherited and used and not inherited & used
 
 
-def ports_of(storage: Any) -> set[int]:
-    """The ports here of the connections that a client of S3 keeps open."""
+def get_local_ports(storage: Any) -> set[int]:
+    """Return the local ports of the connections that the S3 client of `storage` keeps open."""
     pools = storage.get_client()._endpoint.http_session._manager.pools
-    connections = [one for key in list(pools.keys()) for one in pools[key].pool.queue]
-    return {one.sock.getsockname()[1] for one in connections if one is not None and one.sock is not None}
+    connections = [connection for key in list(pools.keys()) for connection in pools[key].pool.queue]
+    return {
+        connection.sock.getsockname()[1]
+        for connection in connections
+        if connection is not None and connection.sock is not None
+    }

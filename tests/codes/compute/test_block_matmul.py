@@ -1,4 +1,4 @@
-"""Products of every size, and the compiled path for rows of any kind."""
+"""Tests of products of all sizes, and of the compiled path for rows of any memory layout."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_parity_takes_the_compiled_path_for_any_rows(
     ("height", "length", "width"),
     [(8, 24, 100), (8, 24, 5000), (3, 7, 250_000), (300, 60, 40), (70, 2500, 90)],
 )
-def test_products_of_every_size_are_numpys(height: int, length: int, width: int, dtype: str) -> None:
+def test_products_of_all_sizes_match_numpy(height: int, length: int, width: int, dtype: str) -> None:
     stream = np.random.default_rng(0)
     matrix = stream.standard_normal((height, length)).astype(dtype)
     rows = stream.standard_normal((length, width)).astype(dtype)
     out = np.full((height, width), np.nan, dtype)
     gathered = np.full((height, width), np.nan, dtype)
     block_matmul.dense_matmul(matrix, list(rows), gathered)
-    for made in (block_matmul.matmul(matrix, rows), gathered, block_matmul.matmul(matrix, rows, out)):
-        assert made.dtype == dtype
-        assert np.abs(made - matrix @ rows).max() < 100 * max(1, length // 100) * np.finfo(dtype).eps
-    assert out is made
+    for product in (block_matmul.matmul(matrix, rows), gathered, block_matmul.matmul(matrix, rows, out)):
+        assert product.dtype == dtype
+        assert np.abs(product - matrix @ rows).max() < 100 * max(1, length // 100) * np.finfo(dtype).eps
+    assert out is product

@@ -1,4 +1,4 @@
-"""Tiles: every column once."""
+"""Tests that tiles contain every column once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_tiles_cover_every_column_once(width: int, cores: int, monkeypatch) -> N
     assert (seen == 1).all()
 
 
-def test_rows_gathered_into_one_tile_are_cast_and_of_one_length() -> None:
+def test_rows_gathered_into_a_tile_are_cast_and_must_have_equal_lengths() -> None:
     rows = [np.array([2**63 + 1, 5], np.uint64), np.array([-1, 2**62 + 1])]
     assert tiling.gather_columns(rows, slice(0, 2), np.int64).tolist() == [[1 - 2**63, 5], [-1, 2**62 + 1]]
     with pytest.raises(ValueError, match="shape"):
@@ -30,7 +30,7 @@ def test_rows_gathered_into_one_tile_are_cast_and_of_one_length() -> None:
 
 @pytest.mark.parametrize("dtype", ["f8", "i2"])
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_copies_are_shared_row_by_row(count: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_copies_are_complete(count: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiling, "COPY_CHUNK_BYTES", 2 * 8 * 30)
     rows = np.arange(count * 30).reshape(count, 30).astype(dtype)
     out = np.full((count, 30), -1.0)

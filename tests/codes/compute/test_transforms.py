@@ -1,3 +1,5 @@
+"""Tests of the butterfly transforms. The oracles are Kronecker powers and products with P."""
+
 from __future__ import annotations
 
 import code_oracles as oracles
@@ -32,7 +34,7 @@ def test_arikan_wraps_and_unwraps() -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
-def test_rotation_parity_is_what_its_network_describes(n: int, k: int) -> None:
+def test_rotation_parity_matches_its_network(n: int, k: int) -> None:
     network = PolarCode(n, k).butterfly_network
     size, groups = network.size, len(network.input_rotations)
     data = np.random.default_rng(0).standard_normal((k, 4))
@@ -52,14 +54,14 @@ def test_rotation_parity_is_what_its_network_describes(n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
-def test_transposed_rotation_parity_is_that_of_p(n: int, k: int) -> None:
+def test_transposed_rotation_parity_matches_p(n: int, k: int) -> None:
     code = PolarCode(n, k)
     parity = np.random.default_rng(0).standard_normal((n - k, 3))
-    found = transforms.apply_rotation_parity_adjoint(parity, code.butterfly_network, k)
-    np.testing.assert_allclose(found, code.encoding_matrix.T @ parity, atol=1e-12)
+    actual = transforms.apply_rotation_parity_adjoint(parity, code.butterfly_network, k)
+    np.testing.assert_allclose(actual, code.encoding_matrix.T @ parity, atol=1e-12)
 
 
-def test_columns_do_not_see_each_other() -> None:
+def test_columns_are_transformed_independently() -> None:
     code, data = PolarCode(50, 30), np.random.default_rng(0).standard_normal((30, 9))
     whole = transforms.encode_rotation_parity(data, code.butterfly_network)
     for column in range(9):

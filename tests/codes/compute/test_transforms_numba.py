@@ -1,4 +1,4 @@
-"""The compiled kernel against numpy, and its own source interpreted."""
+"""Tests of the compiled kernel. The oracles are NumPy and the Python source of the kernel, interpreted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("n", "k"), SIZES)
 @pytest.mark.parametrize("width", [1, 127, 128, 1100])
-def test_rotation_parity_is_numpys(n: int, k: int, width: int) -> None:
+def test_rotation_parity_matches_numpy(n: int, k: int, width: int) -> None:
     code = PolarCode(n, k)
     data = np.random.default_rng(width).standard_normal((k, width))
     expected = transforms.encode_rotation_parity(data, code.butterfly_network)
@@ -30,7 +30,9 @@ def test_rotation_parity_is_numpys(n: int, k: int, width: int) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 5), (4, 4), (7, 50)])
 @pytest.mark.parametrize("width", [1, 255, 256, 1100])
-def test_combined_is_a_product(shape: tuple[int, int], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_combined_rows_match_a_matrix_product(
+    shape: tuple[int, int], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(block_matmul, "MIN_COMPILED_BYTES", 0)
     stream = np.random.default_rng(width)
     weights, rows = stream.standard_normal(shape), stream.standard_normal((shape[1], width))
@@ -39,7 +41,7 @@ def test_combined_is_a_product(shape: tuple[int, int], width: int, monkeypatch: 
     np.testing.assert_allclose(out, weights @ rows, atol=1e-12)
 
 
-def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interpreted_kernel_matches_the_compiled_one(monkeypatch: pytest.MonkeyPatch) -> None:
     code = PolarCode(40, 24)
     stream = np.random.default_rng(0)
     data, weights = stream.standard_normal((24, 40)), stream.standard_normal((3, 24))
@@ -52,14 +54,14 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         "combine_rows",
     ):
         monkeypatch.setattr(transforms_numba, name, getattr(transforms_numba, name).py_func)
-    monkeypatch.setattr(transforms_numba, "_row_view", piece)
+    monkeypatch.setattr(transforms_numba, "_row_view", read_row_slice)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)
     monkeypatch.setattr(block_matmul, "MIN_COMPILED_BYTES", 0)
     block_matmul.combine_rows(weights, data, product)
     np.testing.assert_allclose(product, weights @ data, atol=1e-13)
 
 
-def piece(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
-    """What transforms_numba._row_view reads at an address, in plain Python."""
+def read_row_slice(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
+    """Return columns `left` to `right` of the row at an address, as `_row_view` does in compiled code."""
     doubles = ctypes.c_double * (right - left)
     return np.ctypeslib.as_array(doubles.from_address(int(addresses[row]) + 8 * left))
