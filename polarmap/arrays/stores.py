@@ -51,7 +51,11 @@ def open_store(storage_spec: Any) -> Store:
 
 
 def get_store_location(store: Store) -> Location:
-    """Return the `Location` with which workers open the same store."""
+    """Return the `Location` with which workers open the same store.
+
+    Workers can open only the stores of polarmap. The driver reads any other store for them, even if it wraps
+    one of ours and has a `location`: its methods may do more.
+    """
     return store.location if isinstance(store, (FolderStore, ObjectStore)) else OpenStoreLocation(store)
 
 

@@ -24,6 +24,9 @@ class Store(Protocol):
     must see either a complete object or none. If the store cannot be used, each method must raise
     StorageError within seconds.
 
+    The driver reads such a store for its workers. `polarmap/worker/locations.py` has the kinds of storage
+    that workers read themselves.
+
     A store may have three more methods. `remove_stale_files()` removes the unfinished files of processes that
     have died. `concatenate(source_keys, target_key)` joins several objects to a new one without reading them
     into this process, and returns False if that is impossible. `list_sizes(prefix)` returns a dict from the
