@@ -25,7 +25,7 @@ import numpy.typing as npt
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder, MatrixBlock, ReceivedBlocks, WeightMasks
 from polarmap.codes.compute import tiling
-from polarmap.codes.linear_code import GroupGuarantee
+from polarmap.codes.linear_code import GroupGuarantee, LinearCode
 from polarmap.codes.polar import GROUPED, MAX_GROUPED_N, PolarCode
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import (
@@ -147,6 +147,10 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     def group_sizes(self) -> Counter[tuple[int, int]]:
         """The number of groups with each pair (coded blocks, data blocks)."""
         return Counter((code.n, code.k) for code in self.group_codes)
+
+    def split_into_groups(self) -> list[tuple[LinearCode, Indices]]:
+        """Return the code and the coded blocks of each group."""
+        return list(zip(self.group_codes, self.group_blocks))
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee:
         """Return how many losses each group survives, and how likely a group loses more."""

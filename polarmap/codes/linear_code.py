@@ -180,6 +180,13 @@ class LinearCode(CodeMatrices):
             self._encode_parity_into(blocks, out)
         return out
 
+    def split_into_groups(self) -> list[tuple[LinearCode, Indices]]:
+        """Return the code and the coded blocks of each group that is decoded independently.
+
+        By default, the code itself and all its blocks are the only group.
+        """
+        return [(self, np.arange(self.n))]
+
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee | None:
         """Return which losses a code of several groups survives; None for a code without groups.
 

@@ -7,7 +7,7 @@ block.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from math import inf, isinf
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from polarmap.driver.padding import PaddingEffect
 from polarmap.driver.received_results import get_leaf_types
 from polarmap.driver.result_decoder import ResultDecoder
 from polarmap.driver.wraparound import undo_wraparound
-from polarmap.dtypes import Array, DType, is_integer_dtype, machine_epsilon
+from polarmap.dtypes import Array, DType, Floats, Indices, Mask, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError, warn
 
 
@@ -88,21 +88,98 @@ def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
         )
         for result_dtype in dtypes
     )
-    predictor = make_missing_block_predictor(code, arrived_mask, precision)
-    if len(predictor.missing_indices) and decoder.undecodable_reason:
+    if not arrived_mask[: code.k].all() and decoder.undecodable_reason:
         raise CodeError(f"a result is missing and cannot be estimated: {decoder.undecodable_reason}")
+    groups = [
+        _GroupPredictor.create(group_code, block_indices, arrived_mask, precision)
+        for group_code, block_indices in code.split_into_groups()
+    ]
+    missing_indices = np.concatenate([group.missing_indices for group in groups])
     errors, error_p90 = np.zeros(code.k), 0.0
     estimated_leaves: list[list[Array]] = []
     for leaf_index, (dtype, leaf_type) in enumerate(zip(dtypes, leaf_types)):
         flat_results = received_results.get_flat_leaves_by_task(leaf_index)
-        received = np.stack([flat_results[int(task_index)] for task_index in predictor.arrived_indices])
+        estimates = [group.estimate_leaf(decoder, flat_results, dtype, leaf_type) for group in groups]
+        estimated_leaves.append([block for estimate in estimates for block in estimate.blocks])
+        expected_errors = np.concatenate([estimate.errors for estimate in estimates])
+        errors[missing_indices] = np.maximum(errors[missing_indices], expected_errors)
+        joint_error = float(np.linalg.norm(expected_errors)) / float(np.sqrt(code.k))
+        error_p90 = max(error_p90, joint_error and joint_error * max(map(_get_p90_ratio, estimates)))
+    return Estimate(
+        decoder.merge_recovered_blocks(missing_indices, estimated_leaves), tuple(errors.tolist()), error_p90
+    )
+
+
+class _LeafEstimate(NamedTuple):
+    """The estimates of one array of the missing results of a group.
+
+    Attributes
+    ----------
+    blocks : list of arrays
+        One flat array for each missing result.
+    errors : array (missing,)
+        The expected relative error of each missing result.
+    p90_ratio : float
+        The 90th percentile of the ratio of the true error to the expected error.
+    """
+
+    blocks: list[Array]
+    errors: Floats
+    p90_ratio: float
+
+
+def _get_p90_ratio(estimate: _LeafEstimate) -> float:
+    return estimate.p90_ratio if estimate.errors.any() else 0.0
+
+
+class _GroupPredictor(NamedTuple):
+    """Estimates the missing results of one group of blocks, which is the whole code for most maps.
+
+    Attributes
+    ----------
+    code : LinearCode
+        The code of the group.
+    block_indices : index array
+        The coded blocks of the group, in the order of its code.
+    predictor : MissingBlockPredictor or None
+        The predictor for the arrivals of the group. None if none of its results has arrived.
+    missing_indices : index array
+        The data blocks of the group that have not arrived.
+    """
+
+    code: LinearCode
+    block_indices: Indices
+    predictor: MissingBlockPredictor | None
+    missing_indices: Indices
+
+    @classmethod
+    def create(
+        cls, code: LinearCode, block_indices: Indices, arrived_mask: Mask, precision: float
+    ) -> _GroupPredictor:
+        """Build the predictor of a group from the arrivals of all groups."""
+        group_mask = arrived_mask[block_indices]
+        missing_indices = block_indices[: code.k][~group_mask[: code.k]]
+        predictor = None
+        if group_mask.any():
+            predictor = make_missing_block_predictor(code, group_mask, precision)
+        return cls(code, block_indices, predictor, missing_indices)
+
+    def estimate_leaf(
+        self, decoder: ResultDecoder, flat_results: Mapping[int, Array], dtype: DType, leaf_type: str
+    ) -> _LeafEstimate:
+        """Estimate one array of the missing results, given that array of all received results by task."""
+        code, predictor = self.code, self.predictor
+        is_integer = is_integer_dtype(dtype)
+        if predictor is None:
+            return self._use_mean_of_other_groups(flat_results, dtype)
+        arrived_indices = self.block_indices[predictor.arrived_indices]
+        received = np.stack([flat_results[task_index] for task_index in arrived_indices.tolist()])
         predictions = predictor.weights @ received.astype(np.complex128 if dtype.kind == "c" else np.float64)
         expected_errors = _compute_expected_errors(decoder, predictor, received, dtype)
-        blocks = list(
-            _round_to_dtype(predictions, dtype) if is_integer_dtype(dtype) else predictions.astype(dtype)
-        )
-        if is_integer_dtype(dtype) and code.supports_integers:
-            modular_blocks = _decode_modular(code, predictor, flat_results, dtype)
+        blocks = list(_round_to_dtype(predictions, dtype) if is_integer else predictions.astype(dtype))
+        if is_integer and code.supports_integers:
+            group_results = dict(zip(predictor.arrived_indices.tolist(), received))
+            modular_blocks = _decode_modular(code, predictor, group_results, dtype)
             expected_errors = [
                 0.0 if missing_row in modular_blocks else error or np.inf
                 for missing_row, error in enumerate(expected_errors)
@@ -111,27 +188,20 @@ def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
                 if leaf_type == "python":
                     weights = predictor.weights[missing_row : missing_row + 1]
                     [block] = undo_wraparound(
-                        decoder.coded_data, flat_results, predictor.arrived_indices, weights, block[None]
+                        decoder.coded_data, flat_results, arrived_indices, weights, block[None]
                     )
                 blocks[missing_row] = block
-        estimated_leaves.append(blocks)
-        errors[predictor.missing_indices] = np.maximum(errors[predictor.missing_indices], expected_errors)
-        error_p90 = max(error_p90, _compute_error_p90(predictor, received, expected_errors, code.k))
-    return Estimate(
-        decoder.merge_recovered_blocks(predictor.missing_indices, estimated_leaves),
-        tuple(errors.tolist()),
-        error_p90,
-    )
+        p90_ratio = 0.0
+        if any(expected_errors):
+            p90_ratio = predictor.estimate_error_to_std_ratio_p90(_to_normalized_reals(received))
+        return _LeafEstimate(blocks, np.array(expected_errors, np.float64), p90_ratio)
 
-
-def _compute_error_p90(
-    predictor: MissingBlockPredictor, received: Array, expected_errors: list[float], k: int
-) -> float:
-    """Return the 90th percentile, over orders of arrival, of the relative error of all k blocks together."""
-    joint_error = float(np.linalg.norm(expected_errors)) / float(np.sqrt(k))
-    return joint_error and joint_error * predictor.estimate_error_to_std_ratio_p90(
-        _to_normalized_reals(received)
-    )
+    def _use_mean_of_other_groups(self, flat_results: Mapping[int, Array], dtype: DType) -> _LeafEstimate:
+        """Estimate each missing result by the mean of all received results, with an unknown error."""
+        mean = np.mean(np.stack(list(flat_results.values())), axis=0)[np.newaxis]
+        [block] = _round_to_dtype(mean, dtype) if is_integer_dtype(dtype) else mean.astype(dtype)
+        n_missing = len(self.missing_indices)
+        return _LeafEstimate([block] * n_missing, np.full(n_missing, np.inf), inf)
 
 
 def _compute_expected_errors(
