@@ -1,9 +1,10 @@
-"""Measure what maps of 1,000 to 100,000 tasks cost the driver: processor time and peak memory.
+"""Measure what 1,000 to 100,000 tasks cost the driver: processor time, peak memory, and stored blocks.
 
 python -m benchmarks.scale [--quick] [subject ...]
 
-Each map runs on the virtual clock of `ReplayExecutor`, so that only the driver works, in a process of its
-own. f adds up the rows of a block of 4 x 16 numbers, and 5 % of the tasks never return.
+Each number is the median of several rounds, with the 90th percentile in brackets. Each map runs on the
+virtual clock of `ReplayExecutor`, so that only the driver works, in a process of its own. f adds up the rows
+of a block of 4 x 16 numbers, and 5 % of the tasks never return.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import Any
 import numpy as np
 
 import polarmap
-from benchmarks import format_median_and_p90, print_table
+from benchmarks import format_median_and_p90, print_table, time_call
 from benchmarks.memory import peak_mib
+from polarmap.codes.polar import get_design_erasure_fraction
+from polarmap.planning import arrivals_needed
 from polarmap.testing import ReplayExecutor
 
 BLOCK_SHAPE = 4, 16
@@ -87,21 +90,17 @@ def call_in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def run_storage(n: int) -> tuple[float, float, float]:
-    """Encode n stored blocks, and return the seconds that this, opening the manifest and reading took."""
+def measure_storage(n: int) -> tuple[float, float, float]:
+    """Encode n stored blocks; return the seconds to encode them, open the array and read it."""
     k = 3 * n // 4
     data = np.arange(16.0 * k).reshape(k, 16)
     with tempfile.TemporaryDirectory() as folder:
-        times = [time.perf_counter()]
-        polarmap.encode(data, blocks=k, tasks=n, name="A", storage=folder)
-        times.append(time.perf_counter())
-        stored = (
-            polarmap.open(storage=folder, name="A") if False else polarmap.open_array("A", storage=folder)
-        )
-        times.append(time.perf_counter())
-        assert np.array_equal(np.asarray(stored), data)
-        times.append(time.perf_counter())
-    return tuple(np.diff(times).tolist())  # type: ignore[return-value]
+        encode_seconds = time_call(lambda: polarmap.encode(data, blocks=k, tasks=n, name="A", storage=folder))
+        open_seconds = time_call(lambda: polarmap.open_coded("A", storage=folder))
+        stored = polarmap.open_coded("A", storage=folder)
+        read_seconds = time_call(lambda: stored[:])
+        assert np.array_equal(stored[:], data)
+    return encode_seconds, open_seconds, read_seconds
 
 
 def maps_of_floats(task_counts: tuple[int, ...], n_rounds: int) -> None:
@@ -114,8 +113,31 @@ def maps_of_integers(task_counts: tuple[int, ...], n_rounds: int) -> None:
     print_table(MAP_HEADER, measure_maps("int64", task_counts, n_rounds))
 
 
+def stored_blocks(task_counts: tuple[int, ...], n_rounds: int) -> None:
+    """Print how long it takes to encode, open and read the largest number of stored blocks."""
+    n = max(task_counts)
+    rounds = zip(*(call_in_new_process(measure_storage, n) for _ in range(n_rounds)))
+    times = [format_median_and_p90(seconds) for seconds in rounds]
+    print_table(
+        ("stored blocks", "encode s", "open s", "read s", "target"), [(f"{n:,} blocks", *times, "open: 1 s")]
+    )
+
+
+def results_beyond_k(task_counts: tuple[int, ...], n_rounds: int) -> None:
+    """Print how many results beyond k integers need, beside the frozen sets of channel polarization."""
+    rows = []
+    for n, k in ((256, 128), (256, 192), (512, 384)):
+        erasure = get_design_erasure_fraction("optimal") * (n - k) / n
+        means = []
+        for design_erasure in (None, erasure):
+            needed = arrivals_needed(n, k, "integers", erasure=design_erasure, n_trials=100 * n_rounds)
+            means.append(float(needed.counts @ needed.probabilities) - k)
+        rows.append((f"integers, ({n}, {k})", *means, means[0] / means[1], "less than half"))
+    print_table(("results beyond k, mean", "low weight", "polarization", "ratio", "target"), rows)
+
+
 MAP_HEADER = ("maps", "driver CPU s", "seconds", "peak MiB", "needed - k", "x per doubling", "target")
-SUBJECTS = {one.__name__: one for one in (maps_of_floats, maps_of_integers)}
+SUBJECTS = {one.__name__: one for one in (maps_of_floats, maps_of_integers, stored_blocks, results_beyond_k)}
 
 
 def main() -> None:
