@@ -177,7 +177,7 @@ class CallQueue:
             self._session = None
 
     def _on_session_end(self, task_table: TaskTable, error: BaseException | None = None) -> None:
-        """Requeue the unfinished calls for the next session.
+        """Queue the unfinished calls again for the next session.
 
         If the session failed, fail the calls that were sent to workers, or all calls if none were sent.
         """

@@ -42,7 +42,7 @@ class ItemResults:
         return len(self.values) == self.n_items
 
     def add_results(self, results: Sequence[tuple[int, bytes | Array]]) -> None:
-        """Unpickle and store the results of the items that have no value yet.
+        """Store the unpickled results of the items that have no value yet.
 
         If a result cannot be unpickled, a NotDecodableError is raised, or stored if exceptions are kept.
         """

@@ -250,7 +250,7 @@ class BackupPolicy(SchedulingPolicy):
         self._late_trackers = weakref.WeakSet([self.late_tracker])
 
     def add_late_tracker(self, late_tracker: LateTracker[AttemptId]) -> None:
-        """Also start backups for late attempts in this tracker, which is referenced weakly."""
+        """Start backups for late attempts in this tracker as well. The tracker is referenced weakly."""
         self._late_trackers.add(late_tracker)
 
     def choose_tasks_to_start(

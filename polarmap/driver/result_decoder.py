@@ -143,7 +143,7 @@ class ResultDecoder:
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, received.n_arrived_tasks
 
     def accept_ill_conditioned(self) -> bool:
-        """Allow decoding with errors above `rtol`, and return whether decoding is possible at all."""
+        """Accept decoding with errors above `rtol`, and return whether decoding is possible at all."""
         if not self.received.by_task or self.tracker.state is not DecodingState.ILL_CONDITIONED:
             return False
         self.tracker.accept_ill_conditioned()
@@ -294,7 +294,7 @@ class ResultDecoder:
     def merge_recovered_blocks(
         self, missing_indices: Array, recovered_leaves: list[list[Array]]
     ) -> list[list[Array]]:
-        """Combine received and recovered results into a list of arrays per data block.
+        """Return the results of all data blocks as lists of arrays, merging received and recovered ones.
 
         missing_indices : the data blocks whose results were recovered (decoded or estimated).
         recovered_leaves : for each array of a result, the flat recovered values of the missing blocks.

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class SharedMapOptions(TypedDict, total=False):
-    """The types of the keyword options that all coded maps share, for type checkers."""
+    """The types of the keyword options shared by all coded maps, for type checkers."""
 
     blocks: int | None
     tasks: int | None

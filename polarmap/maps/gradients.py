@@ -33,9 +33,9 @@ from polarmap.worker.finite_differences import (
 
 # The step h for which the rounding error, eps / h, equals the truncation error, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
-# The largest factor by which decoding may amplify the error of slopes. Otherwise, wait for one more result.
+# If decoding would amplify the error of slopes by more than this factor, wait for another result.
 MAX_AMPLIFICATION = 1e3
-# f counts as not smooth if a residual exceeds the estimated error of slopes by this factor.
+# f is considered not smooth if a residual exceeds the estimated error of slopes by this factor.
 ERROR_SAFETY_FACTOR = 64
 
 
@@ -48,9 +48,9 @@ class GradientResult:
     gradient
         The gradient, in the shape of x.
     slopes
-        The derivatives along the base directions, in their order, of shape (r,).
+        The derivatives along the base directions, in the same order, of shape (r,).
     evaluations
-        The number of evaluations of f by workers whose results arrived.
+        The number of evaluations of f by workers whose results have arrived.
     evaluations_started
         The number of all evaluations that were started, including those of late and lost workers, backups and
         retries, and checks in this process. Tasks that no worker has started are not counted.
@@ -92,9 +92,9 @@ def coded_gradient(
 ) -> PreparedMap[GradientResult]:
     """Compute the gradient of f at x from function values alone, without waiting for stragglers.
 
-    Each worker computes slopes [f(x + hz) - f(x - hz)] / 2h along several directions z, some of which are
+    Each worker computes the slopes [f(x + hz) - f(x - hz)] / 2h along several directions z, some of which are
     redundant (Bartan and Pilanci, arXiv 1907.05984). Up to O(h^2), slopes are linear in z, so missing slopes
-    are decoded from the slopes that have arrived.
+    can be decoded from those that have arrived.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def coded_gradient(
 
 
 class CodedGradient:
-    """A callable that computes gradients of f, for the option `jac` of `scipy.optimize.minimize`.
+    """A callable that computes gradients of f, for use as `jac` in `scipy.optimize.minimize`.
 
     Each call runs `coded_gradient`.
 
@@ -193,7 +193,7 @@ class CodedGradient:
         The function. It takes x, and further arguments if the optimizer passes some, and returns one real
         number.
     **options
-        The options of `coded_gradient`. An executor is used for every gradient and stays open.
+        The options of `coded_gradient`. An executor is shared by all gradients and stays open.
 
     Attributes
     ----------
@@ -237,7 +237,7 @@ def _make_blocks_and_slope_task(
     base_directions: Floats | None,
     n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
-    """Return k blocks of directions, and the function that computes the slopes along those of one block."""
+    """Return k blocks of directions and the function that computes the slopes along those of a block."""
     if base_directions is None:
         return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
     return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
@@ -246,7 +246,7 @@ def _make_blocks_and_slope_task(
 def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]:
     """Divide directions into k blocks, with every k-th direction in the same block.
 
-    The blocks are padded with zeros to equal sizes.
+    The blocks are zero-padded to equal sizes.
     """
     n_padded = -(-len(base_directions) // n_blocks) * n_blocks
     padded_directions = np.zeros((n_padded, *base_directions.shape[1:]))
@@ -255,14 +255,14 @@ def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]
 
 
 def merge_slopes(block_slopes: Sequence[Floats], n_directions: int) -> Floats:
-    """Join the slopes of all blocks in the order of the directions. This inverts `partition_directions`."""
+    """Join the slopes of all blocks in the order of the directions, inverting `partition_directions`."""
     return np.stack(block_slopes, axis=1).reshape(-1)[:n_directions]
 
 
 def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats) -> Floats:
-    """Return the gradient with these slopes along `base_directions`.
+    """Return the gradient that has these slopes along `base_directions`.
 
-    If several exist, return the shortest.
+    If several gradients do, return the one of minimum norm.
     """
     if base_directions is None:
         return slopes.reshape(scale.shape) / scale
@@ -285,12 +285,12 @@ def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_direc
 
 
 def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Array]]) -> list[float]:
-    """Return the tolerances for checking results: the error of slopes of a smooth f, and inf.
+    """Return the tolerances for checking results: the slope error to expect for a smooth f, and inf.
 
-    The inf is for the second array of a result, which is not decoded.
+    The inf belongs to the second array of a result, which is not decoded.
 
-    The error is estimated from the `SlopeErrorInputs` that workers return with the slopes. The most extreme
-    value is ignored, because that worker may have returned garbage.
+    The error is estimated from the `SlopeErrorInputs` that workers return along with the slopes. The most
+    extreme value is ignored, because it may come from a worker that returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
     min_value = -_find_second_largest(-columns["min_value"])
@@ -306,7 +306,7 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
 def _find_second_largest(column: Array) -> float:
     """Return the second largest finite value.
 
-    With fewer than three, return the largest, or 0.0 without any.
+    If there are fewer than three, return the largest, or 0.0 if there are none.
     """
     finite = np.sort(column[np.isfinite(column)])
     if len(finite) == 0:
@@ -315,10 +315,10 @@ def _find_second_largest(column: Array) -> float:
 
 
 def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[int, int]:
-    """Return how often f was evaluated by workers whose results arrived, and how often in total."""
+    """Return the number of evaluations of f by workers whose results arrived, and the total number."""
 
     def count_task_evaluations(task_index: int) -> int:
-        # A data block may have one direction less than a parity block.
+        # A data block may have one direction fewer than a parity block.
         n_task_directions = -(-(n_directions - task_index * (task_index < report.k)) // report.k)
         return 2 * n_task_directions if scheme == "central" else n_task_directions + 2
 

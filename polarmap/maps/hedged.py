@@ -52,10 +52,10 @@ def hedged_map(
     on_result: Callable[[int, T], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
-    """Apply any function to any items, starting a backup of each task that is late.
+    """Apply any function to any items, starting a backup of each late task.
 
     Use it for functions that `coded_map` cannot handle, such as most nonlinear ones. The first result of each
-    item counts. A slow worker costs the time until its task is recognized as late, plus one more run of the
+    item counts. A slow worker costs the time until its task is detected as late, plus one more run of the
     task.
 
     Parameters

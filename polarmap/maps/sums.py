@@ -30,7 +30,7 @@ class CodedSum:
     Attributes
     ----------
     value
-        The sum, in the structure that f returns.
+        The sum, with the same structure as the return value of f.
     report
         The report of the map. Its `k` is the number of parts.
     """
@@ -59,9 +59,9 @@ def coded_sum(
 ) -> PreparedMap[CodedSum]:
     """Compute the sum of f(part) over all parts, for any f, without waiting for slow or lost workers.
 
-    Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the
-    results. The results of any n - `tolerate` of n workers determine the sum, and often fewer results do,
-    which is checked after every arrival. The method is gradient coding: Tandon et al. 2017, arXiv 1612.03301.
+    Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the results.
+    The results of any n - `tolerate` of the n workers determine the sum. Often fewer results do, which is
+    checked after every arrival. The method is gradient coding: Tandon et al. 2017, arXiv 1612.03301.
 
     Parameters
     ----------
