@@ -12,7 +12,7 @@ from polarmap.errors import CodeError
 
 
 def is_choice(value: object, choices: Sequence[str]) -> bool:
-    """Return whether `value` is one of the strings in `choices`. Anything but a string is not.
+    """Return whether `value` is one of the strings in `choices`. It may have any type.
 
     >>> is_choice("auto", ("auto", "rotation")), is_choice(np.array(["auto"]), ("auto",))
     (True, False)

@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from polarmap.planning.planner import Plan
 
 ROWWISE_PROPERTY = "row by row"  # The property that f acts on each row separately is cached under this name.
-# A decoded number counts as zero if it is at most this many times epsilon * amplification, relative to the
-# largest one.
+# Decoded numbers up to this many times epsilon * amplification, relative to the largest one, count as zero.
 ROUNDING_UNITS = 16
 
 XarrayObject = TypeVar("XarrayObject", xr.DataArray, xr.Dataset)

@@ -28,7 +28,7 @@ class DataBlocks:
     k : int
         The number of blocks.
     structure : Structure
-        How the leaves of each block are nested in tuples, lists and dicts.
+        The way the leaves of each block are nested in tuples, lists and dicts.
     n_padding_rows : int
         The number of padding rows at the end of the last block. 0 if k divides the number of rows.
     rows_per_block : int or None

@@ -64,7 +64,7 @@ class SparseDataBlocks(DataBlocks):
     Attributes
     ----------
     matrix : csr_array or csr_matrix
-        The whole matrix, followed by `n_padding_rows` rows of zeros.
+        The whole matrix, including `n_padding_rows` rows of zeros at the end.
     """
 
     def __init__(self, matrix: Any, k: int) -> None:

@@ -19,8 +19,7 @@ from polarmap.executors.interface import FailureKind
 from polarmap.report import Verification
 from polarmap.worker.segments import DamagedError
 
-# Evaluate f on at most this many blocks per poll on the driver, because results are received only between
-# polls.
+# Evaluate f on at most this many blocks per poll of the driver, which receives results only between polls.
 MAX_EVALUATIONS_PER_POLL = 100
 ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain map"
 

@@ -43,7 +43,7 @@ BATCHES_PER_CORE = 4
 # Injected faults (for tests) that affect a single item rather than its whole batch.
 SINGLE_ITEM_FAULTS = "raise", "garbage"
 # Defines when an item is late. The number of items is not known in advance, so `LateTracker` replaces the 1
-# by the number of items seen so far.
+# with the number of items seen so far.
 OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)
 
 
@@ -91,8 +91,7 @@ class BatchPolicy(SchedulingPolicy):
         self._seconds_by_class: dict[Hashable, float] = {}  # item class -> run time per item
         self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
         self.late_tracker = self._backup_policy.late_tracker
-        # The references are weak, so a tracker lives only while a task uses it or it is among the most
-        # recent.
+        # The references are weak, so a tracker lives only while it is in use or among the most recent ones.
         self._trackers_by_class = weakref.WeakValueDictionary[Hashable, LateTracker[AttemptId]]()
         self._recent_trackers = deque[LateTracker[AttemptId]](maxlen=MAX_ITEM_CLASSES)
 

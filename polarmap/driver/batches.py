@@ -59,7 +59,7 @@ class ItemSequence:
         return item_indices
 
     def record_submission(self, item_indices: Sequence[int], submission_index: int) -> None:
-        """Record that the items were submitted in this order, from position `submission_index` of the job."""
+        """Record that the items were submitted in this order from position `submission_index` of the job."""
         offset = submission_index - item_indices[0]
         if not self._submission_offsets or self._submission_offsets[-1][1] != offset:
             self._submission_offsets.append((item_indices[0], offset))
@@ -205,8 +205,7 @@ class QueuedBatchBlocks(BatchBlocks):
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
         """Return the fault to inject into an attempt, or None.
 
-        The first item of the task whose fault has not yet occurred the requested number of times determines
-        it.
+        It is the fault of the task's first item whose fault has not yet occurred as often as requested.
         """
         batch = self.batches.get(task)
         if batch is None:

@@ -73,7 +73,7 @@ class CallCollector(EveryTaskCollector):
 
     @property
     def has_sufficient_results(self) -> bool:
-        """Whether there is no lost call that waits for a retry."""
+        """Whether no lost call is waiting for a retry."""
         return not self.task_table.failed
 
     def poll_interval(self) -> float:

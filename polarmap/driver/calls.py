@@ -160,8 +160,7 @@ class MappedCalls(CallGroup):
         Parameters
         ----------
         deadline : float or None
-            The `time.monotonic` time after which waiting for a result raises TimeoutError. None waits
-            indefinitely.
+            The `time.monotonic` time after which waiting for a result raises TimeoutError, or None.
         submissions : iterator
             Advanced once before waiting for each item. It may submit further items.
         on_close : callable

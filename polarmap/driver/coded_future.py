@@ -238,7 +238,7 @@ class BackgroundMap(Observer, Generic[R]):
         self._owner_pid = os.getpid()
         # Objects that keep the map running: futures with callbacks, and one object per waiting thread.
         self._pins: set[object] = set()
-        self._get_report = prepared_map.get_report  # returns None while the number of tasks is unknown
+        self._get_report = prepared_map.get_report  # None while the number of tasks is unknown
         self._report: Report | None = None  # the report of the most recently finished job
         self._is_open = False  # whether the map has workers and can be woken to poll its tasks
         self._finished = threading.Event()

@@ -36,8 +36,7 @@ class Estimate(NamedTuple):
     errors : tuple of float
         The expected relative error of each result: 0.0 if the result is exact, inf if the error is unknown.
     error_p90 : float
-        The 90th percentile, over random orders of arrival, of the relative error of all results taken
-        together.
+        The 90th percentile of the overall relative error of the results over random orders of arrival.
     """
 
     block_leaves: list[list[Array]]

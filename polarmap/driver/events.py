@@ -278,8 +278,8 @@ class JobContext:
     def count_stripes(self, n_stripes: int) -> Iterator[Callable[[int], None]]:
         """Return a context manager for encoding an array in `n_stripes` slices, with progress events.
 
-        Its value is a function to call with the number of slices done so far, which raises JobCancelled if
-        the job has been cancelled.
+        Entering it returns a function to call with the number of slices done so far, which raises
+        JobCancelled if the job has been cancelled.
         """
         events, cancellation = self.events, self.cancellation
 

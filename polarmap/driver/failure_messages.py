@@ -140,8 +140,7 @@ def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException
     """Return the exception raised by the mapped function f if f appears to fail in every task, else None.
 
     This is assumed if no task has returned and f raised the same exception in more tasks than the map can do
-    without. Lost workers do not count, because f is not to blame. They are mentioned in a note on the
-    exception.
+    without. Lost workers do not count, because f is not to blame. A note on the exception mentions them.
     """
     if task_table.arrived:
         return None

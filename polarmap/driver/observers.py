@@ -28,8 +28,7 @@ LOG.addHandler(logging.NullHandler())
 
 TELEMETRY_NAME = "polarmap"  # the prefix of all OpenTelemetry names of spans, attributes and counters
 
-# Create the notebook widget only after a map has run for this long, because that takes longer than a short
-# map.
+# Create the notebook widget only once a map has run for this long: creating it takes longer than a short map.
 NOTEBOOK_DELAY_SECONDS = 0.3
 
 _MAP_IDS = itertools.count(1)

@@ -53,7 +53,7 @@ class PreparedMap(NamedTuple, Generic[R]):
         Call it with a JobContext to run the map and return its result.
     get_report : callable or None
         Call it without arguments to get the map's report before it starts. None if the number of tasks is not
-        known yet.
+        yet known.
     n_blocks : int
         The number of futures in `CodedFuture.blocks`, or 0 if the result is not a sequence of blocks.
     is_stored : bool

@@ -111,9 +111,8 @@ class ReceivedResults:
             message = f"returned {outcome.result_description} where {expected} is due"
             self._reject_misshapen_result(task_index, message)
             return Reception.IGNORED
-        for (
-            group
-        ) in self._groups.values():  # The task may have been retried after a result of a different shape.
+        # The task may have been retried after it returned a result of a different shape.
+        for group in self._groups.values():
             group.pop(task_index, None)
         group = self._groups.setdefault(signature, {})
         group[task_index] = outcome

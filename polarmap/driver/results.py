@@ -172,8 +172,8 @@ def estimate_cost(
     """Return the estimated cost of a map that took `seconds`, or None if the price is unknown.
 
     Persistent workers are billed for their whole run time, given by `usage`. Otherwise, each attempt (run of
-    a task) is billed. An attempt whose result never arrived is billed until its worker notices that the map
-    is over.
+    a task) is billed. An attempt whose result never arrived is billed until its worker notices the end of the
+    map.
     """
     if usage is not None:
         return estimate_persistent_cost(worker_spec, usage)

@@ -29,8 +29,7 @@ from polarmap.executors.interface import (
     Session,
 )
 
-# While other tasks are running, retry failed tasks only after this many seconds without a start or an
-# outcome.
+# While other tasks are running, retry failed tasks only after this many seconds without any news.
 RETRY_IDLE_SECONDS = 1.0
 MAX_POLL_INTERVAL = 5.0  # wait at most this many seconds for events, in case a wake-up is missed
 

@@ -50,7 +50,7 @@ class Accepted(NamedTuple):
     warning : str
         A warning for the caller of the map, or "".
     proves_f : bool
-        Whether the checks prove that f satisfies the code's assumption, so that later maps can skip them.
+        Whether the checks prove that f satisfies the code's assumption, so that later maps can skip it.
     """
 
     verification: Verification
@@ -292,8 +292,7 @@ class Verifier:
             decoded = [leaves[leaf_index] for leaves in self._decoder.decoded_results]
             max_magnitude = self.parity_checks.compute_max_magnitude(leaf_index, decoded)
             if max_magnitude:
-                # If f rounds to integers, each result may be off by 1/2, which is multiplied by the decoding
-                # weights.
+                # If f rounds to integers, each result may be off by 1/2, times its decoding weight.
                 integer_rounding = 0.0
                 if is_integer:
                     integer_rounding = 0.5 * decoder.max_weight_sum + 0.5

@@ -60,8 +60,8 @@ def coded_sum(
     """Compute the sum of f(part) over all parts, for any f, without waiting for slow or lost workers.
 
     Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the results.
-    The results of any n - `tolerate` of the n workers determine the sum. Often fewer results do, which is
-    checked after every arrival. The method is gradient coding: Tandon et al. 2017, arXiv 1612.03301.
+    The results of any n - `tolerate` of the n workers determine the sum. Often fewer results suffice, which
+    is checked after every arrival. The method is gradient coding: Tandon et al. 2017, arXiv 1612.03301.
 
     Parameters
     ----------
