@@ -69,8 +69,8 @@ class TaskReport:
     index
         The number of the task. Tasks 0 to k - 1 are data tasks, and all further ones are parity tasks.
     state
-        - "arrived": the result was returned, or used for decoding.
-        - "surplus": the result arrived, but was only used to verify other results.
+        - "arrived": the result was returned or used for decoding.
+        - "surplus": the result arrived but was only used to verify other results.
         - "failed": the task raised an exception, its worker was lost, or its result was rejected.
         - "abandoned": the task was still running when its result was no longer needed.
         - "cancelled": the task was cancelled before a worker started it.
@@ -79,20 +79,20 @@ class TaskReport:
     arrived
         When the result arrived. None if it did not arrive.
     seconds
-        How long a worker computed the result, in seconds. None if this is not known.
+        How long a worker took to compute the result, in seconds. None if unknown.
     attempts
-        How many times the task was started. A task may be started again if it fails or is late.
+        How many times the task was started. A task that fails or is late may be started again.
     failures
         The failures of the task, as text.
     launched
         When the task was first submitted. This is 0 unless the task was held back at first. None if it was
         never submitted.
     started
-        When a worker first started the task. None if this is not known. Between `launched` and `started`, the
-        task waited for a worker.
+        When a worker first started the task. None if unknown. Between `launched` and `started`, the task
+        waited for a worker.
     host
-        The host name of the worker that ran the task, with its address if the executor identifies machines
-        by address. None if the task ran on this machine, or if the machine is not known.
+        The host name of the worker that ran the task, with its address if the executor identifies machines by
+        address. None if the task ran on this machine, or if the machine is unknown.
     """
 
     index: int
@@ -119,7 +119,7 @@ class Report:
     code, executor
         The names of the code and the executor.
     tasks
-        One TaskReport for each task, by index.
+        A TaskReport for each task, by index.
     needed
         How many results had to arrive before all k results could be returned or decoded.
     recovered
@@ -127,7 +127,7 @@ class Report:
     seconds
         The time from the call to the results, including `encode_seconds` and `decode_seconds`.
     redundancy_wait_seconds
-        How long the map waited only to verify its results, for one more result or for f on the driver.
+        How long the map waited only to verify its results, for one more result or a call of f on the driver.
     amplification
         The largest factor by which decoding multiplies the relative error of results.
     error_bound
@@ -137,7 +137,7 @@ class Report:
         Integers that f computes from floats are assumed to be rounded. The bound is 0 if no block was
         decoded, or if integers were decoded exactly.
     residual
-        By how much redundant results contradict the others at most, as a relative error. None if this was not
+        The maximum relative error by which redundant results contradict the others. None if this was not
         checked.
     verified
         How f was verified: "not needed" (no block was decoded), "parity" (more results than needed agree),
@@ -148,13 +148,13 @@ class Report:
         The tasks whose results were used but not verified by a check ("parity" or "local"). A wrong result
         of one of these tasks would not have been detected.
     padding
-        The number of rows of zeros that fill up the last data block. 0 if the rows divide evenly into blocks.
+        The number of zero rows that pad the last data block. 0 if the rows divide evenly into blocks.
     last_block
         How the result of the block with `padding` was obtained:
 
         - "own rows": its worker evaluated f only on the rows of data.
         - "awaited": as "own rows", but the result could not be decoded, because rows of zeros change the
-          result of f. So the map had to wait for this worker, or to retry its task.
+          result of f. So the map had to wait for this worker or retry its task.
         - "rows cut off": f returns one row for each row, and the rows for zeros were removed.
         - "zeros ignored": rows of zeros do not change the result of f.
         - "estimated": the result was estimated after a deadline, because rows of zeros change it.
@@ -168,29 +168,29 @@ class Report:
         orders of arrival, if the blocks are as similar as random parts of the data. 0.0 if all blocks are
         exact, and inf while fewer than three results allow an estimate.
     is_final
-        Whether the map is done. If it is False, `needed` is how many results are needed to determine all k
+        Whether the map is done. If False, `needed` is the number of results needed to determine all k
         results.
     code_reason
         A sentence that says why a sparse matrix was coded, or why late tasks got backups instead. "" for
         other data.
     cost
-        The estimated cost at list prices (polarmap.clouds.prices). None if the prices are not known. The cost
+        The estimated cost at list prices (polarmap.clouds.prices). None if the prices are unknown. The cost
         of persistent workers includes their idle time since the end of the previous map.
     n_cores
-        The number of cores of this machine, if the tasks ran on it. None if they ran elsewhere, or if the
-        number is not known.
+        The number of cores of this machine, if the tasks ran on it. None if they ran elsewhere, or if
+        unknown.
     evaluated_locally
-        The coded blocks on which the driver evaluated f to verify results, one entry for each evaluation.
+        The coded blocks on which the driver evaluated f to verify results, one entry per evaluation.
     groups
         The number of groups of blocks that are encoded and decoded independently: 1 for up to 4,096 tasks.
     max_losses_per_group
-        How many lost results each of several groups survives. 0 for a single group.
+        The number of lost results that each of several groups survives. 0 for a single group.
     group_failure_probability
         The exact probability that one of several groups has more losses than it survives, if 5 % of all
         results are lost independently. 0.0 for a single group.
     workers_by_host
         How many workers the pool had on each machine when the map ended, by `TaskReport.host`. Empty if the
-        workers ran on this machine, or if the machines are not known.
+        workers ran on this machine, or if the machines are unknown.
     """
 
     n: int

@@ -102,18 +102,18 @@ def apply(
         each position along the other dimensions. It must return an array of shape (rows, ...). Each row of
         the result must be a linear function of the same row of the argument.
     obj : DataArray or Dataset
-        The data. Lazy data (of dask, or in a file) is loaded once, before the map. All variables of a Dataset
-        are computed by a single map. Variables without any dimension of `dim` are not changed.
+        The data. Lazy data (from dask or a file) is loaded once, before the map. All variables of a Dataset
+        are computed by a single map. Variables without any dimension in `dim` are unchanged.
     dim : name or names
-        The dimensions along which f works. The data is not cut along them.
+        The dimensions along which f operates. The data is not cut along them.
     output_dims : name, names or mapping from names to coordinates, optional
-        The dimensions that replace `dim` in the result, and their coordinates. By default they are those of
+        The dimensions that replace `dim` in the result, and their coordinates. By default, they are those of
         `dim` if each row of the result has as many axes, and none if each row is a single number.
     skipna : bool
         Whether to skip NaN. Use it if f computes averages. The result is f of the data with NaN replaced
         by 0, divided by f of a mask (1 where there is data, 0 elsewhere). It is NaN where f of the mask is 0.
     return_report : bool
-        Whether to return the report of the map, too.
+        Whether to also return the report of the map.
     blocks, tasks, code, degree, schedule, executor, verify, rtol : optional
         As for `coded_map`. The rows are cut into blocks.
     timeout, on_timeout, retries, retry_delay, progress : optional

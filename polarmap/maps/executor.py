@@ -54,21 +54,21 @@ class Executor(ExecutorHandle, futures.Executor):
     Parameters
     ----------
     executor : optional
-        Where calls run, as for `coded_map`. By default they run on persistent workers of this machine. A
+        Where calls run, as for `coded_map`. By default, they run on persistent workers of this machine. A
         Lithops configuration or executor, a Dask client or `ray` gets persistent workers until `shutdown`.
     workers : int, optional
-        The number of calls at a time, on persistent workers of its own. By default there are as many as keep
-        the cores of this machine busy. Elsewhere there are as many as there are calls, or threads.
+        How many calls run concurrently, on persistent workers of this executor. By default, there are enough
+        to keep the cores of this machine busy. Elsewhere, there are as many as there are calls, or threads.
     backups : int
-        The number of backups that a call may get. With 0 no call is started twice unless its worker is lost.
+        The maximum number of backups per call. With 0, no call is started twice unless its worker is lost.
     retries : int
-        How often a call is started again whose worker was lost. Short calls of `map` travel together. If
-        their worker is lost, each of them is started again alone, and that loss does not count. A call that
-        ends its worker every time raises `WorkerLostError`. It has then ended at most `retries` + 2 workers,
-        plus one for each of its backups.
+        How often to retry a call whose worker was lost. Short calls of `map` are sent together. If their
+        worker is lost, each of them is restarted alone, and that loss does not count. A call that kills its
+        worker every time raises `WorkerLostError`, after it has killed at most `retries` + 2 workers, plus
+        one for each of its backups.
     retry_delay : float
-        Seconds before a lost call is started again, doubled after each further loss, up to 60 seconds. Other
-        calls run meanwhile.
+        The seconds before a lost call is restarted. The delay doubles with each further loss, up to 60
+        seconds. Other calls run meanwhile.
 
     Raises
     ------
@@ -184,10 +184,10 @@ class Executor(ExecutorHandle, futures.Executor):
             The number of seconds from now after which the iterator raises TimeoutError if the next result has
             not arrived yet.
         chunksize : int
-            The number of calls that are sent and run together, as one call. You rarely need it: short calls
-            share a task anyway, and are separated again if one of them takes long.
+            The number of calls to send and run together, as one call. You rarely need it: short calls share a
+            task anyway, and are separated again if one of them takes long.
         buffersize : int, optional
-            The largest number of calls (or chunks of calls) to submit ahead of the result that you wait for.
+            The maximum number of calls (or chunks of calls) to submit ahead of the result that you wait for.
             By default, the iterables are read to their end and all calls are submitted at once.
         """
         if not is_integer(chunksize) or chunksize < 1:

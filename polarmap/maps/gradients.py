@@ -99,30 +99,30 @@ def coded_gradient(
     Parameters
     ----------
     f : callable
-        A deterministic function that is smooth near x. It takes an array of the shape of x and returns one
-        real number. cloudpickle must be able to pickle it.
+        A deterministic function that is smooth near x. It takes an array with the shape of x and returns one
+        real number. It must be picklable by cloudpickle.
     x : array-like of float, any shape
         The point at which to compute the gradient. It has d numbers in all.
     directions : array-like (r, ...), optional
-        Base directions, each of the shape of x. By default they are the d coordinates. With fewer than d
-        independent directions, the result is the projection of the gradient on their span.
+        Base directions, each with the shape of x. By default, they are the d coordinates. With fewer than d
+        independent directions, the result is the projection of the gradient onto their span.
     h : float, optional
-        The length of a step in units of `scale`, independent of the norm of a direction. By default it is
-        6e-6, or 1.5e-8 for "forward". Use 5e-3 (3e-4 for "forward") for an f that computes in float32, and a
-        larger step for a noisy f.
+        The step length in units of `scale`, regardless of the norm of a direction. By default, it is 6e-6, or
+        1.5e-8 for "forward". Use 5e-3 (3e-4 for "forward") for an f that computes in float32, and a larger
+        step for a noisy f.
     scale : float or array-like of the shape of x, optional
-        The length over which f changes, for all coordinates or for each one. By default it is max(1, |x|) for
-        each coordinate.
+        The length over which f changes, for all coordinates or for each one. By default, it is max(1, |x|)
+        for each coordinate.
     scheme : {"central", "forward"}
         "central" takes 2 evaluations per direction and has an error of O(h^2). "forward" computes
         [f(x + hz) - f(x)] / h with 1 evaluation per direction and 2 more per worker. Its error is O(h), so
-        that at most 8 digits are correct, and its check does not detect kinks and noise.
+        at most 8 digits are correct, and its check does not detect kinks and noise.
     blocks, tasks, code : optional
         The sizes k and n and the code, as for `coded_map`. The directions are cut into k blocks.
     executor, verify, timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
     rtol : float, optional
-        The relative error that decoding may have. By default it is 1,000 times the error of a slope, which is
+        The permitted relative error of decoding. By default, it is 1,000 times the error of a slope, which is
         about h^2 + eps / h, or h + eps / h for "forward".
 
     Returns
@@ -132,9 +132,9 @@ def coded_gradient(
     Raises
     ------
     CodeError
-        x, directions or options that cannot be used; f that does not return one real number.
+        If x, the directions or an option is invalid, or if f does not return one real number.
     NotLinearError
-        f is not smooth at the scale of h, or not deterministic.
+        If f is not smooth at the scale of h, or not deterministic.
     NotDecodableError, CodedTimeoutError, ExecutorError
         As for `coded_map`.
 

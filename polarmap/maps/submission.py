@@ -48,7 +48,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
         `coded_map`, `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`, `coded_gradient`, `encode` or
         `xr.apply`.
     *arguments, **options
-        The arguments of the map function. `on_result`, if given, is called on the thread of the map.
+        The arguments of the map function. `on_result`, if given, is called on the map's thread.
 
     Returns
     -------
@@ -58,8 +58,8 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
     Raises
     ------
     CodeError, ExecutorError
-        If an argument is invalid and the map function finds this before the map starts. All other exceptions
-        are raised by the future's `result()`.
+        If an argument turns out to be invalid before the map starts. All other exceptions are raised by the
+        future's `result()`.
 
     Examples
     --------
