@@ -51,7 +51,7 @@ class WorkerLostError(ExecutorError, BrokenExecutor):
 
 
 class LimitError(PolarmapError, ValueError):
-    """A limit of the backend is exceeded, such as its limit of memory, time or message size."""
+    """A limit of the backend on memory, run time, message size or the like is exceeded."""
 
 
 class FunctionExitError(PolarmapError, RuntimeError):

@@ -288,7 +288,7 @@ class Report:
         return json.dumps(to_json_value(self), indent=indent)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw when each task ran, as a matplotlib Figure.
+        """Plot when each task ran, as a matplotlib Figure.
 
         If `path` is given, the figure is also saved there, in the format of its suffix (.png, .svg or .pdf).
         """

@@ -306,7 +306,7 @@ def _check_variable_mappable(
 
 
 def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, xr.Variable]:
-    """Load variables into memory. Lazy variables (of dask, or in files) are loaded all at once."""
+    """Load variables into memory. Lazy variables (from dask or files) are all loaded at once."""
     renamed = {
         f"variable {position}": source_variable for position, source_variable in enumerate(variables.values())
     }

@@ -102,7 +102,7 @@ class CodedBlocks(CodedData):
         self.code.precompute_encoding()
 
     def release_memory(self) -> None:
-        """Free the memory of the parity blocks, unless `keep_parity` is set.
+        """Free the memory of the parity blocks unless `keep_parity` is set.
 
         If the parity blocks are needed again, they are recomputed.
         """

@@ -226,7 +226,7 @@ def encode_parity_stripe(code: LinearCode, *stripes: Array) -> Any:
 
 
 def join_stripes_into_block(shape: tuple[int, ...], *stripes: Array) -> Array:
-    """Join the slices of a block, and restore its shape."""
+    """Join the slices of a block and restore its shape."""
     return np.concatenate(stripes).reshape(shape)
 
 

@@ -265,7 +265,7 @@ class BatchPolicy(SchedulingPolicy):
     # -- as tasks end --------------------------------------------------------------------------
 
     def split_outcome(self, task_table: TaskTable, outcome: Outcome) -> BatchOutcome | None:
-        """Split the outcome of a task into outcomes of its items, or return None if the task was discarded.
+        """Split the outcome of a task into those of its items, or return None if the task was discarded.
 
         If a batch failed as a whole, its items become separate tasks and have no outcome yet. Items that the
         worker did not process are queued again.

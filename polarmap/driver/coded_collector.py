@@ -407,7 +407,7 @@ class CodedCollector(Collector):
         self._raise_with_cause(NotDecodableError(message))
 
     def _try_accept_ill_conditioned(self) -> bool:
-        """Decode regardless of `rtol`, and return whether that is possible now or may become possible."""
+        """Decode regardless of `rtol`. Return whether this is possible now or may become possible."""
         if self.task_table.pending_tasks and self.can_pending_tasks_suffice(within_rtol=False):
             return True
         return self.decoding_error is None and self.decoder.accept_ill_conditioned()

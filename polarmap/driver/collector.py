@@ -61,7 +61,7 @@ class JobTimer:
 
     @property
     def elapsed_seconds(self) -> float:
-        """The seconds since the start."""
+        """The time since the start, in seconds."""
         return self._clock() - self.started_at
 
     def seconds_since(self, instant: float) -> float:
@@ -70,7 +70,7 @@ class JobTimer:
 
     @property
     def remaining_seconds(self) -> float:
-        """The seconds until the deadline: negative after it, and inf if there is none."""
+        """The seconds until the deadline, negative after it, or inf if there is none."""
         return inf if self.timeout == inf else self.timeout - self.elapsed_seconds
 
 
@@ -107,7 +107,7 @@ class WaitLimits:
 
     @property
     def remaining_seconds(self) -> float:
-        """The seconds until the deadline of the map: negative after it, and inf if there is none."""
+        """The seconds until the map's deadline, negative after it, or inf if there is none."""
         return self._timer.remaining_seconds
 
 

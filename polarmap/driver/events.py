@@ -55,7 +55,7 @@ class AttemptsStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """Emitted when an attempt (one run of a task) has returned, raised an exception, or was lost.
+    """Emitted when an attempt (one run of a task) returned, raised an exception or was lost.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class BlockReady:
-    """Emitted when the result of a data block, or of an item, is available.
+    """Emitted when the result of a data block or item is available.
 
     Attributes
     ----------
@@ -297,4 +297,4 @@ class JobContext:
                 events.emit_last(JobFinished(None))
 
 
-PLAIN_CONTEXT = JobContext()  # has no observers, and the job cannot be cancelled
+PLAIN_CONTEXT = JobContext()  # has no observers and cannot be cancelled

@@ -48,7 +48,7 @@ class FunctionProperty:
         self.value: Any = True if holds_by_construction else VERIFIED_PROPERTIES.get(self._cache_key or "")
 
     def remember_value(self, value: Any = True) -> None:
-        """Cache `value` for later maps, unless f has changed since this map began."""
+        """Cache `value` for later maps unless f has changed since this map started."""
         if self._cache_key is not None and self._cache_key == _compute_cache_key(*self._key_arguments):
             VERIFIED_PROPERTIES[self._cache_key] = value
 

@@ -266,7 +266,7 @@ class BackupPolicy(SchedulingPolicy):
         return due_tasks
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds until the next attempt may become late, considering queued attempts too."""
+        """Return the seconds until the next attempt, running or queued, may become late."""
         can_queued_start = any(task_table[task].n_backups < self._max_backups for task in task_table.queued)
         return min(
             tracker.seconds_until_next_late_attempt(can_queued_start, elapsed_seconds)

@@ -171,7 +171,7 @@ class ReceivedResults:
 
     @property
     def mismatched_blocks(self) -> set[int]:
-        """The data blocks for which a worker has returned a result of the wrong structure or shape."""
+        """The data blocks for which a worker returned a result with the wrong structure or shape."""
         n_data_tasks = len(self._systematic_indices)
         return {
             task

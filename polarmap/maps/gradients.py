@@ -31,7 +31,7 @@ from polarmap.worker.finite_differences import (
     make_row_slope_task,
 )
 
-# The step h for which the rounding error, eps / h, equals the truncation error, h^2 (central) or h (forward).
+# Steps h at which the rounding error eps / h equals the truncation error, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
 # If decoding would amplify the error of slopes by more than this factor, wait for another result.
 MAX_AMPLIFICATION = 1e3
