@@ -8,7 +8,7 @@ from polarmap import lazy_names
 
 __version__ = "1.0.0rc1"
 
-# The names that polarmap exports, by the module that defines them.
+# Defining module -> names that polarmap exports from it.
 _NAMES_BY_MODULE = {
     "arrays.array": ["open_coded"],
     "arrays.encoding": ["encode"],
@@ -24,7 +24,7 @@ _NAMES_BY_MODULE = {
     "maps.sums": ["coded_sum"],
     "planning.planner": ["plan"],
 }
-_SUBMODULES = [  # These can be used as `polarmap.convex` etc. without importing them explicitly.
+_SUBMODULES = [  # Available as `polarmap.convex` etc. without an explicit import.
     "arrays",
     "codes",
     "convex",
@@ -65,5 +65,5 @@ if typing.TYPE_CHECKING:  # Type checkers cannot read the tables above.
     from polarmap.maps.submission import submit as submit
     from polarmap.maps.sums import coded_sum as coded_sum
     from polarmap.planning.planner import plan as plan
-else:  # If type checkers saw the module's __getattr__, they would accept any name.
+else:  # If type checkers saw the module's __getattr__, they would accept every name.
     __getattr__, __dir__, __all__ = lazy_names.make_lazy_exports(__name__, _NAMES_BY_MODULE, _SUBMODULES)

@@ -18,8 +18,8 @@ UInt64Array = npt.NDArray[np.uint64]
 
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 
-# The dtype in which blocks of each dtype are added up. float16 and float32 are added up in the next more
-# precise dtype, so that the sums are rounded only once, when they are stored as parity blocks.
+# The dtype in which blocks of each dtype are summed. float16 and float32 are summed in the next more precise
+# dtype, so that sums are rounded only once, when they are stored as parity blocks.
 _ACCUMULATOR_CODES = {"f2": "f4", "f4": "f8", "f8": "f8", "c8": "f8", "c16": "f8"}
 _DEFAULT_RTOL = {"f2": 1e-1, "f4": 1e-4, "f8": 1e-10}
 
@@ -27,7 +27,7 @@ _DEFAULT_RTOL = {"f2": 1e-1, "f4": 1e-4, "f8": 1e-10}
 def check_supported_dtype(dtype: npt.DTypeLike, array_name: str) -> DType:
     """Return `dtype` in native byte order. Raises CodeError if codes do not support it.
 
-    `array_name` is what to call the array in the error message.
+    `array_name` is the name of the array in the error message.
 
     >>> check_supported_dtype(bool, "the data")
     Traceback (most recent call last):
@@ -59,22 +59,22 @@ def to_real_dtype(dtype: DType) -> DType:
 
 
 def choose_accumulator_dtype(dtype: DType) -> DType:
-    """Return the real dtype in which blocks of `dtype` are added up. For integers it is `dtype` itself."""
+    """Return the real dtype in which blocks of `dtype` are summed. For integers, it is `dtype` itself."""
     return dtype if is_integer_dtype(dtype) else np.dtype(_ACCUMULATOR_CODES[_get_kind_and_itemsize(dtype)])
 
 
 def choose_parity_dtype(dtype: DType, max_abs_coefficient_sum: int) -> DType:
     """Return the dtype of parity blocks, which are weighted sums of data blocks.
 
-    It is the dtype of the data, or for integers a wider dtype, so that the sums cannot overflow. There is no
-    wider dtype for 64-bit integers, so their sums wrap around modulo 2^64. Decoding undoes this exactly.
+    It is the dtype of the data or, for integers, a wider dtype in which the sums cannot overflow. There is no
+    wider dtype for 64-bit integers, so their sums wrap around modulo 2^64, which decoding undoes exactly.
 
     Parameters
     ----------
     dtype : numpy.dtype
         The dtype of the data.
     max_abs_coefficient_sum : int
-        The largest sum of the absolute values of the weights of a parity block.
+        The largest sum of the absolute weights of a parity block.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def machine_epsilon(dtype: DType) -> float:
 
 
 def get_default_rtol(dtype: DType) -> float:
-    """Return the default of the tolerance `rtol`: for example 1e-10 for float64, and 0 for integers."""
+    """Return the default value of `rtol`, for example 1e-10 for float64 and 0 for integers."""
     return 0.0 if is_integer_dtype(dtype) else _DEFAULT_RTOL[_get_kind_and_itemsize(to_real_dtype(dtype))]
 
 

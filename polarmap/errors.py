@@ -31,7 +31,7 @@ from types import TracebackType
 
 
 class PolarmapError(Exception):
-    """The base class of all exceptions of polarmap."""
+    """The base class of all polarmap exceptions."""
 
 
 class CodeError(PolarmapError, ValueError):
@@ -39,7 +39,7 @@ class CodeError(PolarmapError, ValueError):
 
 
 class ModelError(PolarmapError, ValueError):
-    """A model cannot be fitted to these data or with these options."""
+    """A model cannot be fitted to the given data or with the given options."""
 
 
 class ExecutorError(PolarmapError, RuntimeError):
@@ -47,19 +47,18 @@ class ExecutorError(PolarmapError, RuntimeError):
 
 
 class WorkerLostError(ExecutorError, BrokenExecutor):
-    """A call has no result, because every worker that started it was killed or exited."""
+    """A call has no result because every worker that started it was killed or exited."""
 
 
 class LimitError(PolarmapError, ValueError):
-    """A limit of the backend is exceeded, such as its limit of memory, time or message size."""
+    """A limit of the backend on memory, run time, message size or the like is exceeded."""
 
 
 class FunctionExitError(PolarmapError, RuntimeError):
     """f, the user's function, raised SystemExit, KeyboardInterrupt, StopIteration or a similar exception.
 
-    If such an exception were raised again in the caller's process, it would end the program, a loop or a
-    generator without a message. Therefore this error is raised instead, with the original exception as its
-    `__cause__`.
+    If such an exception were re-raised in the caller's process, it would silently end the program, a loop or
+    a generator. Therefore, this error is raised instead, with the original exception as its `__cause__`.
     """
 
 
@@ -69,7 +68,7 @@ class NotLinearError(PolarmapError, ValueError):
     Attributes
     ----------
     finding : str
-        Which check of the results failed, and by how much.
+        Which check of the results failed and by how much.
     """
 
     finding = ""
@@ -84,7 +83,7 @@ class CodedTimeoutError(PolarmapError, TimeoutError):
 
 
 class DeadlineExceededError(CodedTimeoutError):
-    """The deadline for a series of coded maps has passed, such as that of `CodedOperator.set_deadline`."""
+    """The deadline for a series of coded maps has passed, for example of `CodedOperator.set_deadline`."""
 
 
 class StorageError(PolarmapError, RuntimeError):
@@ -92,17 +91,17 @@ class StorageError(PolarmapError, RuntimeError):
 
 
 class MissingObjectError(StorageError, LookupError):
-    """There is no object or array of this name in the storage."""
+    """There is no object or array with this name in storage."""
 
 
-# A note with this ending marks an exception that the user's function has raised.
+# A note with this suffix marks an exception raised by the user's function.
 RAISED_NOTE_SUFFIX = " raised this"
-# The code of these packages runs between a call of the user and the user's function. Tracebacks leave it out.
+# The frames of these packages, between the user's call and the user's function, are omitted from tracebacks.
 INTERNAL_PACKAGES = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextlib", "threading"}
 
 
 def annotate_exception(label: str, error: BaseException) -> BaseException:
-    """Add the note "<label> raised this" to an exception of the user's function, and return it.
+    """Add the note "<label> raised this" to an exception from the user's function, and return it.
 
     An exception that would end the calling program is replaced; see `replace_exit_exception`.
     """
@@ -113,10 +112,10 @@ def annotate_exception(label: str, error: BaseException) -> BaseException:
 
 
 def replace_exit_exception(label: str, error: BaseException) -> BaseException:
-    """Replace an exception that would end the calling program, loop or generator if it were raised again.
+    """Replace an exception that would end the calling program, loop or generator if it were re-raised.
 
-    StopIteration, StopAsyncIteration and exceptions that are not an Exception, such as SystemExit, are
-    replaced by a FunctionExitError with `error` as its cause. Any other exception is returned unchanged.
+    StopIteration, StopAsyncIteration and exceptions that do not derive from Exception, such as SystemExit,
+    are replaced with a FunctionExitError whose cause is `error`. Any other exception is returned unchanged.
     """
     if isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration)):
         return error
@@ -132,18 +131,18 @@ def replace_exit_exception(label: str, error: BaseException) -> BaseException:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception, unless the exception has the same note already."""
+    """Add a note to an exception unless it already has the same note."""
     with contextlib.suppress(Exception):  # The user's exception class may define notes differently.
         if note not in getattr(error, "__notes__", ()):  # The same exception may be raised repeatedly.
             error.add_note(note)
 
 
 class _TrimmedTracebacks:
-    """A context manager that shortens tracebacks, so that users see their own code instead of polarmap's.
+    """A context manager that shortens tracebacks so that users see their own code rather than polarmap's.
 
     A traceback then shows the public function that was called, followed by the frames of the user's function.
-    Only exceptions of polarmap and of the user's function are shortened. Any other exception indicates a bug
-    in polarmap and keeps its frames.
+    Only exceptions from polarmap and from the user's function are shortened. Any other exception indicates a
+    bug in polarmap and keeps its frames.
     """
 
     def __enter__(self) -> None:
@@ -166,12 +165,12 @@ trimmed_tracebacks = _TrimmedTracebacks()
 def trim_traceback(error: BaseException, raised_by_f: bool = False) -> None:
     """Remove internal frames from the traceback of an exception that a future will raise later.
 
-    Users then see their own code instead of polarmap's.
+    Users then see their own code rather than polarmap's.
 
     Parameters
     ----------
     error : BaseException
-        The exception. It is only changed if it is one of polarmap or of the user's function f.
+        The exception. It is modified only if it comes from polarmap or from the user's function f.
     raised_by_f : bool
         Pass True if f raised the exception but no note says so.
     """
@@ -195,7 +194,7 @@ def _trim_chained_tracebacks(error: BaseException) -> None:
 
 
 def _skip_internal_frames(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the traceback without the frames of polarmap and other internal packages at its beginning."""
+    """Return the traceback without its leading frames from polarmap and other internal packages."""
     while (
         traceback is not None
         and traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0] in INTERNAL_PACKAGES
@@ -205,7 +204,7 @@ def _skip_internal_frames(traceback: TracebackType | None) -> TracebackType | No
 
 
 def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
-    """Issue a warning that refers to the line of the user's code that called polarmap."""
+    """Issue a warning that points to the line of the user's code that called polarmap."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "polarmap":
         frame, depth = frame.f_back, depth + 1

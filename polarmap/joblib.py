@@ -17,8 +17,8 @@ from polarmap.worker.environment import count_available_cores
 class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     """A joblib backend that runs the calls of `joblib.Parallel` on a `polarmap.Executor`.
 
-    A call that takes unusually long is started a second time, and the first result counts. A
-    call whose worker is lost is started again.
+    A call that takes unusually long is started a second time, and the first result counts. A call whose
+    worker is lost is restarted.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._executor: Executor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many calls run at a time for an argument `n_jobs`. -1 means one per core."""
+        """Return how many calls run concurrently for the given `n_jobs`. -1 means one per core."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
@@ -62,7 +62,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs if n_jobs > 0 else max(1, count_available_cores() + 1 + n_jobs)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
-        """Create the executor for one `joblib.Parallel`, and return how many calls run at a time."""
+        """Create the executor for a `joblib.Parallel` and return how many calls run concurrently."""
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
@@ -71,7 +71,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
-        """Submit a batch of calls, and return a future.
+        """Submit a batch of calls and return its future.
 
         When the batch is done, `callback` is called with the future.
         """
@@ -81,7 +81,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             future.add_done_callback(callback)
         return future
 
-    apply_async = submit  # Versions of joblib before 1.5 call the method by this name.
+    apply_async = submit  # joblib before version 1.5 uses this name.
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return the results of a batch, or raise its exception."""
@@ -94,7 +94,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             self._executor = None
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Cancel all calls that have not started yet. joblib calls this if a call has raised an exception.
+        """Cancel all calls that have not started. joblib calls this after a call has raised an exception.
 
         If `ensure_ready` is True, a new executor is created for further calls.
         """

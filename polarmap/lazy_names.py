@@ -12,9 +12,9 @@ def make_lazy_exports(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Create `__getattr__`, `__dir__` and `__all__` for a package that imports its modules lazily.
 
-    The names are looked up on each use, and are not stored as attributes of the package. Otherwise using a
-    name for the first time would change the package, and with it the fingerprints of functions that use the
-    package (see `driver.fingerprint`).
+    The names are looked up on each use rather than stored as attributes of the package. Otherwise, the first
+    use of a name would change the package, and with it the fingerprints of functions that use the package
+    (see `driver.fingerprint`).
 
     Parameters
     ----------

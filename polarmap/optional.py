@@ -18,7 +18,7 @@ POLARMAP_EXTRA_PATTERN = re.compile(r"polarmap\[([\w,]+)\]")
 def require_extra(feature: str, packages: str, extra: str) -> Iterator[None]:
     """Convert a failed import inside this context to an ImportError that says what to install.
 
-    The message begins with `feature`, which needs `packages`, and contains the pip command for `extra`.
+    The message states that `feature` requires `packages`, and gives the pip command that installs `extra`.
     """
     try:
         yield
@@ -29,13 +29,13 @@ def require_extra(feature: str, packages: str, extra: str) -> Iterator[None]:
 
 
 def format_extras_install_command(*extras: str) -> str:
-    """Return the pip command that installs the packages of one or more extras, to show it to the user.
+    """Return the pip command that installs the packages of one or more extras, to show to the user.
 
     >>> format_extras_install_command("linalg")
     "pip install 'scipy>=1.11'"
     """
     required = sorted({text for extra in extras for text in list_requirements(extra)})
-    if not required:  # There is no metadata, because polarmap is not installed.
+    if not required:  # polarmap is not installed, so there is no metadata.
         return f"pip install '.[{','.join(extras)}]' in a checkout of polarmap"
     return format_pip_install_command(*required)
 
@@ -46,11 +46,11 @@ def format_pip_install_command(*requirements: str) -> str:
 
 
 def list_requirements(extra: str = "") -> list[str]:
-    """Return the requirements of polarmap itself, or of one of its extras, such as "scipy>=1.11".
+    """Return the requirements of polarmap or of one of its extras, such as "scipy>=1.11".
 
     The list is empty if polarmap is run from a checkout without being installed.
     """
-    import importlib.metadata  # Imported here because it is slow, and only needed for messages.
+    import importlib.metadata  # lazy import: slow, and needed only for messages
 
     try:
         required = importlib.metadata.requires("polarmap") or []

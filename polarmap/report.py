@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 from polarmap.clouds.prices import Cost
 
 MAX_LINES = 10  # A printed report has at most this many lines.
-PLANNED_LOSS_RATE = 0.05  # The share of lost results for which a report states the guarantee of groups.
+PLANNED_LOSS_RATE = 0.05  # A report states the guarantee of groups for this fraction of lost results.
 
 
 class Verification(StrEnum):
@@ -46,7 +46,7 @@ VERIFICATION_TEXTS: dict[str, str] = {
 
 
 class TaskState(StrEnum):
-    """The state of a task, or of an attempt (one run of a task, which may be started several times)."""
+    """The state of a task or of one of its attempts (runs)."""
 
     HELD_BACK = "held back"  # The task has not been submitted.
     QUEUED = "queued"  # The task was submitted, but as far as is known, no worker has started it.
@@ -60,17 +60,17 @@ class TaskState(StrEnum):
 
 @dataclass(frozen=True)
 class TaskReport:
-    """The report of one task of a map: its state, its times and its failures.
+    """The report on one task of a map: its state, times and failures.
 
-    Points in time are given in seconds since the start of the map.
+    All points in time are in seconds since the start of the map.
 
     Attributes
     ----------
     index
         The number of the task. Tasks 0 to k - 1 are data tasks, and all further ones are parity tasks.
     state
-        - "arrived": the result was returned, or used for decoding.
-        - "surplus": the result arrived, but was only used to verify other results.
+        - "arrived": the result was returned or used for decoding.
+        - "surplus": the result arrived but was only used to verify other results.
         - "failed": the task raised an exception, its worker was lost, or its result was rejected.
         - "abandoned": the task was still running when its result was no longer needed.
         - "cancelled": the task was cancelled before a worker started it.
@@ -79,20 +79,20 @@ class TaskReport:
     arrived
         When the result arrived. None if it did not arrive.
     seconds
-        How long a worker computed the result, in seconds. None if this is not known.
+        How long a worker took to compute the result, in seconds. None if unknown.
     attempts
-        How many times the task was started. A task may be started again if it fails or is late.
+        How many times the task was started. A task that fails or is late may be started again.
     failures
         The failures of the task, as text.
     launched
         When the task was first submitted. This is 0 unless the task was held back at first. None if it was
         never submitted.
     started
-        When a worker first started the task. None if this is not known. Between `launched` and `started`, the
-        task waited for a worker.
+        When a worker first started the task. None if unknown. Between `launched` and `started`, the task
+        waited for a worker.
     host
-        The host name of the worker that ran the task, with its address if the executor identifies machines
-        by address. None if the task ran on this machine, or if the machine is not known.
+        The host name of the worker that ran the task, with its address if the executor identifies machines by
+        address. None if the task ran on this machine, or if the machine is unknown.
     """
 
     index: int
@@ -108,7 +108,7 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The report of a map, which is one call of `coded_map` or a similar function.
+    """The report on a map (a call of `coded_map` or a similar function).
 
     Print it to see a summary.
 
@@ -117,9 +117,9 @@ class Report:
     n, k
         The number of tasks, and the number of data blocks.
     code, executor
-        The names of the code and of the executor.
+        The names of the code and the executor.
     tasks
-        One TaskReport for each task, by index.
+        A TaskReport for each task, by index.
     needed
         How many results had to arrive before all k results could be returned or decoded.
     recovered
@@ -127,7 +127,7 @@ class Report:
     seconds
         The time from the call to the results, including `encode_seconds` and `decode_seconds`.
     redundancy_wait_seconds
-        How long the map waited only to verify its results, for one more result or for f on the driver.
+        How long the map waited only to verify its results, for one more result or a call of f on the driver.
     amplification
         The largest factor by which decoding multiplies the relative error of results.
     error_bound
@@ -137,7 +137,7 @@ class Report:
         Integers that f computes from floats are assumed to be rounded. The bound is 0 if no block was
         decoded, or if integers were decoded exactly.
     residual
-        By how much redundant results contradict the others at most, as a relative error. None if this was not
+        The maximum relative error by which redundant results contradict the others. None if this was not
         checked.
     verified
         How f was verified: "not needed" (no block was decoded), "parity" (more results than needed agree),
@@ -148,13 +148,13 @@ class Report:
         The tasks whose results were used but not verified by a check ("parity" or "local"). A wrong result
         of one of these tasks would not have been detected.
     padding
-        The number of rows of zeros that fill up the last data block. 0 if the rows divide evenly into blocks.
+        The number of zero rows that pad the last data block. 0 if the rows divide evenly into blocks.
     last_block
         How the result of the block with `padding` was obtained:
 
         - "own rows": its worker evaluated f only on the rows of data.
         - "awaited": as "own rows", but the result could not be decoded, because rows of zeros change the
-          result of f. So the map had to wait for this worker, or to retry its task.
+          result of f. So the map had to wait for this worker or retry its task.
         - "rows cut off": f returns one row for each row, and the rows for zeros were removed.
         - "zeros ignored": rows of zeros do not change the result of f.
         - "estimated": the result was estimated after a deadline, because rows of zeros change it.
@@ -168,29 +168,29 @@ class Report:
         orders of arrival, if the blocks are as similar as random parts of the data. 0.0 if all blocks are
         exact, and inf while fewer than three results allow an estimate.
     is_final
-        Whether the map is done. If it is False, `needed` is how many results are needed to determine all k
+        Whether the map is done. If False, `needed` is the number of results needed to determine all k
         results.
     code_reason
         A sentence that says why a sparse matrix was coded, or why late tasks got backups instead. "" for
         other data.
     cost
-        The estimated cost at list prices (polarmap.clouds.prices). None if the prices are not known. The cost
+        The estimated cost at list prices (polarmap.clouds.prices). None if the prices are unknown. The cost
         of persistent workers includes their idle time since the end of the previous map.
     n_cores
-        The number of cores of this machine, if the tasks ran on it. None if they ran elsewhere, or if the
-        number is not known.
+        The number of cores of this machine, if the tasks ran on it. None if they ran elsewhere, or if
+        unknown.
     evaluated_locally
-        The coded blocks on which the driver evaluated f to verify results, one entry for each evaluation.
+        The coded blocks on which the driver evaluated f to verify results, one entry per evaluation.
     groups
         The number of groups of blocks that are encoded and decoded independently: 1 for up to 4,096 tasks.
     max_losses_per_group
-        How many lost results each of several groups survives. 0 for a single group.
+        The number of lost results that each of several groups survives. 0 for a single group.
     group_failure_probability
         The exact probability that one of several groups has more losses than it survives, if 5 % of all
         results are lost independently. 0.0 for a single group.
     workers_by_host
         How many workers the pool had on each machine when the map ended, by `TaskReport.host`. Empty if the
-        workers ran on this machine, or if the machines are not known.
+        workers ran on this machine, or if the machines are unknown.
     """
 
     n: int
@@ -226,7 +226,7 @@ class Report:
 
     @property
     def max_concurrent_tasks(self) -> int:
-        """The largest number of tasks that ran at the same time, as far as is known."""
+        """The maximum number of tasks that ran at the same time, as far as known."""
         started_tasks = [task for task in self.tasks if task.started is not None]
         ends = ((self.seconds if task.arrived is None else task.arrived, -1) for task in started_tasks)
         starts = ((task.started or 0.0, 1) for task in started_tasks)
@@ -234,7 +234,7 @@ class Report:
 
     @property
     def estimated_blocks(self) -> tuple[int, ...]:
-        """The data blocks whose results are only estimates, because a deadline passed."""
+        """The data blocks whose results are only estimates because a deadline passed."""
         return tuple(block_index for block_index, error in enumerate(self.errors) if error > 0)
 
     def tasks_in_state(self, state: str) -> list[int]:
@@ -243,9 +243,9 @@ class Report:
 
     @property
     def late_tasks(self) -> tuple[int, ...]:
-        """The tasks that were too slow: the map was done without them, or they were started a second time.
+        """The tasks that were too slow: the map finished without them, or they were started a second time.
 
-        Tasks that were still waiting for a worker when the map was done do not count as late.
+        Tasks that were still waiting for a worker when the map finished do not count as late.
         """
         arrivals = sorted(task.arrived for task in self.tasks if task.arrived is not None)
         determined_at = arrivals[self.needed - 1] if 0 < self.needed <= len(arrivals) else inf
@@ -253,7 +253,7 @@ class Report:
 
     @property
     def decoding_summary(self) -> str:
-        """A short text that says which blocks were decoded, how long this took, and their error bound."""
+        """A short text that says which blocks were decoded, how long it took, and how large errors may be."""
         if not self.recovered:
             return "none"
         error = f"error {self.error_bound:.1g} at most" if self.error_bound else "exact"
@@ -270,7 +270,7 @@ class Report:
         Parameters
         ----------
         indent : int, optional
-            The number of spaces by which nested parts are indented. By default, the text is a single line.
+            The number of spaces to indent nested parts. By default, the text is a single line.
 
         Returns
         -------
@@ -288,7 +288,7 @@ class Report:
         return json.dumps(to_json_value(self), indent=indent)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Draw when each task ran, as a matplotlib Figure.
+        """Plot when each task ran, as a matplotlib Figure.
 
         If `path` is given, the figure is also saved there, in the format of its suffix (.png, .svg or .pdf).
         """
@@ -300,7 +300,7 @@ class Report:
         return str(self)
 
     def _repr_html_(self) -> str:
-        """Return the HTML that a notebook shows: the text, with a small timeline if the map is done."""
+        """Return the HTML to show in a notebook: the text, with a small timeline if the map is done."""
         from polarmap.plot.timeline import render_timeline_html
 
         return render_timeline_html(self, str(self)) if self.is_final else f"<pre>{escape(str(self))}</pre>"
@@ -357,7 +357,7 @@ class Report:
         return "\n".join(lines + self._format_failure_lines()[: MAX_LINES - len(lines)])
 
     def _format_estimate_lines(self) -> list[str]:
-        """Return a line that names the estimated blocks and their errors, or [] if no block is estimated."""
+        """Return a line about the estimated blocks and their errors, or [] if there are none."""
         if not self.estimated_blocks:
             return []
         max_error = max(self.errors)
@@ -369,7 +369,7 @@ class Report:
         return [f"estimated blocks: {format_indices(self.estimated_blocks)}, {accuracy_text}"]
 
     def _format_machine_lines(self) -> list[str]:
-        """Return lines that say how many machines were used, and whether one of them ran too many tasks."""
+        """Return lines that say how many machines were used and whether one of them ran too many tasks."""
         n_workers, n_machines = sum(self.workers_by_host.values()), len(self.workers_by_host)
         verb = "runs" if n_workers == 1 else "run"
         workers, machines = format_count(n_workers, "worker"), format_count(n_machines, "machine")
@@ -378,7 +378,7 @@ class Report:
         return [line for line in (distribution_text, risk_text) if line]
 
     def _format_failure_lines(self) -> list[str]:
-        """Return a line with the last failure for each of the first five tasks that had a failure."""
+        """Return a line with the last failure of each of the first five tasks that had one."""
         failed = [task for task in self.tasks if task.failures]
         return [
             f"  task {task_report.index}{_format_host_suffix(task_report.host)}: {task_report.failures[-1]}"
@@ -391,7 +391,7 @@ def _format_host_suffix(host: str | None) -> str:
 
 
 def format_count(n_items: int, noun: str) -> str:
-    """Format a count together with its noun, in the singular or in the plural.
+    """Format a count with its noun in the singular or plural.
 
     >>> format_count(1, "worker"), format_count(2, "worker")
     ('1 worker', '2 workers')
@@ -400,14 +400,14 @@ def format_count(n_items: int, noun: str) -> str:
 
 
 def format_machine_overload_message(hosts: Sequence[str | None], n: int, k: int) -> str:
-    """Return a warning if the map would fail when one of several machines is lost.
+    """Return a warning if losing one of several machines would make the map fail, else "".
 
-    This is the case if a machine runs more than n - k tasks. Otherwise, return "".
+    This is the case if a machine runs more than n - k tasks.
 
     Parameters
     ----------
     hosts : sequence of str or None
-        The host name of each task, or None if it is not known.
+        The host name of each task, or None if unknown.
     n, k : int
         The number of tasks, and the number of data blocks.
 
@@ -433,7 +433,7 @@ def _is_task_late(task_report: TaskReport, decodable_at: float) -> bool:
 
 
 def to_json_value(value: Any) -> Any:
-    """Convert a value to types that can be written as JSON.
+    """Convert a value to JSON-serializable types.
 
     Dataclasses and named tuples become dicts, arrays become lists, and NaN and inf become None.
 
@@ -456,6 +456,6 @@ def to_json_value(value: Any) -> Any:
 
 
 def format_indices(indices: Sequence[int]) -> str:
-    """Format task numbers as text. If there are more than twelve, show only the first ones and the count."""
+    """Format task numbers as text. If there are more than twelve, show only the first few and the count."""
     text = ", ".join(map(str, indices[:12]))
     return (text + (f", ... ({len(indices)})" if len(indices) > 12 else "")) or "none"

@@ -12,7 +12,7 @@ from polarmap.errors import CodeError
 
 
 def is_choice(value: object, choices: Sequence[str]) -> bool:
-    """Return whether `value` is one of the strings in `choices`. Return False for anything but a string.
+    """Return whether `value` is one of the strings in `choices`. It may have any type.
 
     >>> is_choice("auto", ("auto", "rotation")), is_choice(np.array(["auto"]), ("auto",))
     (True, False)
@@ -40,7 +40,7 @@ def is_nonnegative_int(value: Any) -> bool:
 
 
 def check_positive_int(name: str, value: Any) -> int:
-    """Return `value` as an int if it is an integer > 0, and raise CodeError otherwise.
+    """Return `value` as an int if it is an integer > 0. Otherwise, raise CodeError.
 
     `name` is the name of the argument, for the error message.
 

@@ -37,9 +37,8 @@ with require_extra("polarmap.xr", "xarray", "xarray"):
 if TYPE_CHECKING:
     from polarmap.planning.planner import Plan
 
-ROWWISE_PROPERTY = "row by row"  # Under this name it is remembered that f acts on each row separately.
-# A decoded number counts as zero if it is at most this many times epsilon * amplification, relative to the
-# largest.
+ROWWISE_PROPERTY = "row by row"  # The property that f acts on each row separately is cached under this name.
+# Decoded numbers up to this many times epsilon * amplification, relative to the largest one, count as zero.
 ROUNDING_UNITS = 16
 
 XarrayObject = TypeVar("XarrayObject", xr.DataArray, xr.Dataset)
@@ -103,18 +102,18 @@ def apply(
         each position along the other dimensions. It must return an array of shape (rows, ...). Each row of
         the result must be a linear function of the same row of the argument.
     obj : DataArray or Dataset
-        The data. Lazy data (of dask, or in a file) is loaded once, before the map. All variables of a Dataset
-        are computed by a single map. Variables without any dimension of `dim` are not changed.
+        The data. Lazy data (from dask or a file) is loaded once, before the map. All variables of a Dataset
+        are computed by a single map. Variables without any dimension in `dim` are unchanged.
     dim : name or names
-        The dimensions along which f works. The data is not cut along them.
+        The dimensions along which f operates. The data is not cut along them.
     output_dims : name, names or mapping from names to coordinates, optional
-        The dimensions that replace `dim` in the result, and their coordinates. By default they are those of
+        The dimensions that replace `dim` in the result, and their coordinates. By default, they are those of
         `dim` if each row of the result has as many axes, and none if each row is a single number.
     skipna : bool
         Whether to skip NaN. Use it if f computes averages. The result is f of the data with NaN replaced
         by 0, divided by f of a mask (1 where there is data, 0 elsewhere). It is NaN where f of the mask is 0.
     return_report : bool
-        Whether to return the report of the map, too.
+        Whether to also return the report of the map.
     blocks, tasks, code, degree, schedule, executor, verify, rtol : optional
         As for `coded_map`. The rows are cut into blocks.
     timeout, on_timeout, retries, retry_delay, progress : optional
@@ -198,7 +197,7 @@ def apply(
 
 
 def _resolve_core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
-    """Return the names in `dim` as a tuple. Raises CodeError if `obj` does not have all these dimensions."""
+    """Return the names in `dim` as a tuple. Raises CodeError if `obj` lacks any of these dimensions."""
     if not isinstance(obj, (xr.DataArray, xr.Dataset)):
         raise CodeError(
             f"obj must be an xarray DataArray or Dataset, not {type(obj).__name__}: use "
@@ -224,9 +223,9 @@ def _to_name_tuple(name_or_names: Any) -> tuple[Hashable, ...]:
 def _resolve_output_coords(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_dims: Any
 ) -> dict[Hashable, Any] | None:
-    """Convert the argument `output_dims` to a dict from the new dimensions to their coordinates.
+    """Convert the argument `output_dims` to a dict that maps new dimensions to their coordinates.
 
-    The value is None for a dimension without a coordinate. If `output_dims` is None, return None.
+    Dimensions without coordinates map to None. If `output_dims` is None, return None.
     """
     if output_dims is None:
         return None
@@ -250,7 +249,7 @@ def _resolve_output_coords(
 def _check_output_names_unused(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_names: Iterable[Hashable]
 ) -> None:
-    """Raise CodeError if a new dimension has the same name as a dimension or coordinate that `obj` keeps."""
+    """Raise CodeError if a new dimension is named like a dimension or coordinate that `obj` keeps."""
     reserved_names = {name for name, coord in obj.coords.items() if not {*core_dims} & {*coord.dims}} | (
         {*obj.dims} - {*core_dims}
     )
@@ -265,7 +264,7 @@ def _check_output_names_unused(
 def _select_variables(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable]
 ) -> dict[Hashable, xr.Variable]:
-    """Return the variables to which f is applied, by name: those with a dimension in `core_dims`."""
+    """Return the variables to which to apply f, by name: those with a dimension in `core_dims`."""
     names = list(obj.data_vars) if isinstance(obj, xr.Dataset) else [obj.name]
     variables = {name: obj.variables[name] if isinstance(obj, xr.Dataset) else obj.variable for name in names}
     selected = {
@@ -289,7 +288,7 @@ def _select_variables(
 def _check_variable_mappable(
     variable: xr.Variable, core_dims: Sequence[Hashable], label: str, advice: str
 ) -> None:
-    """Raise CodeError if f cannot be applied to a variable because of its dimensions or its dtype."""
+    """Raise CodeError if f cannot be applied to a variable because of its dimensions or dtype."""
     repeated_dims = [name for name in variable.dims if variable.dims.count(name) > 1]
     if repeated_dims:
         raise CodeError(f"{label} has dimension {repeated_dims[0]!r} twice: rename one of them")
@@ -307,7 +306,7 @@ def _check_variable_mappable(
 
 
 def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, xr.Variable]:
-    """Load variables into memory. Lazy variables (of dask, or in files) are loaded all at once."""
+    """Load variables into memory. Lazy variables (from dask or files) are all loaded at once."""
     renamed = {
         f"variable {position}": source_variable for position, source_variable in enumerate(variables.values())
     }
@@ -326,15 +325,15 @@ def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable,
 
 
 class _RowBlocks(NamedTuple):
-    """A variable as an array of rows, in the form in which f is applied to it.
+    """A variable as an array of rows, ready for applying f.
 
     Attributes
     ----------
     loop_dims : dict
-        The dimensions that are combined to form the axis of rows, with their sizes.
+        The dimensions that are combined into the row axis, with their sizes.
     arrays : list of arrays
-        The arrays that f is applied to. Normally this is one array, the rows. With skipna, these are the rows
-        with NaN replaced by 0, and an array of masks (0 where there is NaN), without duplicates.
+        The arrays to which f is applied. Normally, this is only the array of rows. With skipna, these are the
+        rows with NaN replaced by 0, and an array of masks (0 where there is NaN), without duplicates.
     mask_indices : array or None
         With skipna, the index of the mask of each row.
     """
@@ -344,7 +343,7 @@ class _RowBlocks(NamedTuple):
     mask_indices: Array | None
 
     def combine_results(self, results: list[Array], report: Report) -> Array:
-        """Compute the values of the result variable, given f of each of `arrays`."""
+        """Compute the values of the result variable from the results of f for `arrays`."""
         combined = results[0]
         if self.mask_indices is not None:
             weights = _zero_negligible_weights(results[1], report)[self.mask_indices]
@@ -371,9 +370,9 @@ def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipn
 
 
 def _zero_negligible_weights(weights: Array, report: Report) -> Array:
-    """Set decoded values to 0 if they are so small that they are only rounding errors.
+    """Set decoded values to 0 if they are no larger than rounding errors.
 
-    `weights` is the result of f for masks, which are 1 where there is data and 0 where there is NaN.
+    `weights` is the result of f for masks that are 1 where there is data and 0 where there is NaN.
     """
     block_rows = -(-len(weights) // report.k)
     decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)
@@ -385,7 +384,7 @@ def _zero_negligible_weights(weights: Array, report: Report) -> Array:
 
 @contextmanager
 def _explain_nan_failures(arrays: Sequence[Array]) -> Iterator[None]:
-    """Add advice to a NotDecodableError that is raised inside this context, if the data contains NaN."""
+    """Add advice to a NotDecodableError raised inside this context if the data contains NaN."""
     try:
         yield
     except NotDecodableError as error:
@@ -398,7 +397,7 @@ def _explain_nan_failures(arrays: Sequence[Array]) -> Iterator[None]:
 
 
 def _concatenate_results(result: CodedResult[list[Array]], arrays: Sequence[Array]) -> list[Array]:
-    """Join the results of all blocks along the rows, separately for each array that f was applied to."""
+    """Join the results of all blocks along the rows, separately for each array to which f was applied."""
     return [
         np.concatenate(block_results)[: len(array)]
         for block_results, array in zip(zip(*result, strict=True), arrays)
@@ -424,8 +423,8 @@ def _check_rowwise(
 ) -> None:
     """Raise CodeError if f does not act on each row separately.
 
-    To find out, f is applied to the first rows of a block on the driver, and the result is compared with the
-    first rows of the result of the whole block.
+    To check this, f is applied to the first rows of a block on the driver, and the result is compared with
+    the first rows of the result for the whole block.
     """
     n_rows = min(2, max(map(len, data_blocks[0])) - 1)
     dtypes = [rows.dtype for rows in data_blocks[0]]
@@ -448,12 +447,12 @@ def _check_rowwise(
             f"f mixes rows: f of {n_rows} rows differs from these rows of f of {len(rows)} rows. Pass all "
             "dimensions along which f works as dim"
         )
-    # Create the object again, because f may have changed its state when it was called.
+    # Create a new object, because calling f may have changed its state.
     FunctionProperty(f, ROWWISE_PROPERTY, dtypes).remember_value()
 
 
 def _has_same_first_rows(separate_result: Array, concatenated_result: Array) -> bool:
-    """Return whether an array agrees with the first rows of another one, up to rounding errors."""
+    """Return whether an array agrees with the first rows of another, up to rounding errors."""
     max_abs = float(np.abs(concatenated_result[np.isfinite(concatenated_result)]).max(initial=0))
     tolerance = float(np.sqrt(max(machine_epsilon(concatenated_result.dtype), 1e-15))) * max_abs
     return bool(
@@ -502,9 +501,9 @@ def _restore_labels(
 def _resolve_output_dims(
     output_coords: dict[Hashable, Any] | None, core_dims: Sequence[Hashable], shape: tuple[int, ...]
 ) -> dict[Hashable, Any]:
-    """Return the dimensions that each row of the result has, as a dict with their coordinates.
+    """Return the dimensions of each row of the result, as a dict with their coordinates.
 
-    Raises CodeError if they do not fit the shape of a row, `shape`.
+    Raises CodeError if they do not match `shape`, the shape of a row.
     """
     if output_coords is None:
         if len(shape) not in (0, len(core_dims)):
@@ -534,7 +533,7 @@ def _make_variable(
     output_dims: Iterable[Hashable],
     values: Array,
 ) -> xr.Variable:
-    """Create a result variable with the attributes and the order of dimensions of `source_variable`."""
+    """Create a result variable with the attributes and dimension order of `source_variable`."""
     names = [name for name in source_variable.dims if name not in core_dims] + list(output_dims)
     order = [name for name in source_variable.dims if name in names]
     order += [name for name in names if name not in source_variable.dims]

@@ -27,7 +27,7 @@ from polarmap.worker.pytree import describe_type
 def as_array_like(data: Any, argument_name: str = "data") -> Any:
     """Convert tables and tensors to numpy arrays, without a copy if possible.
 
-    All other objects are returned unchanged, including arrays of numpy, Zarr, HDF5 and dask.
+    All other objects are returned unchanged, including numpy, Zarr, HDF5 and dask arrays.
 
     Parameters
     ----------
@@ -72,14 +72,14 @@ def as_array_like(data: Any, argument_name: str = "data") -> Any:
 
 
 def load_array_like(data: Any, argument_name: str = "data") -> Any:
-    """Memory-map the .npy file if `data` is a path. Convert other data as `as_array_like` does."""
+    """Memory-map a .npy file if `data` is a path. Convert other data with `as_array_like`."""
     if isinstance(data, (str, os.PathLike)):
         return memory_map_npy_file(Path(data), argument_name)
     return as_array_like(data, argument_name)
 
 
 def load_block_array(value: Any) -> Any:
-    """Convert `value`, a part of a block, to a numpy array if it is any kind of array, table or tensor."""
+    """Convert part of a block to a numpy array if it is an array, table or tensor of any kind."""
     value = as_array_like(value, "a block")
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "toarray"):
         return value
@@ -90,12 +90,12 @@ def load_block_array(value: Any) -> Any:
 
 
 def is_array_like(value: Any) -> bool:
-    """Return whether `value` has a shape and a dtype, as arrays of all libraries do."""
+    """Return whether `value` has a shape and a dtype, like the arrays of all libraries."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def get_numpy_dtype(value: Any) -> np.dtype[Any] | None:
-    """Return the dtype of an array-like value as a numpy dtype, or None if numpy has no such dtype."""
+    """Return the numpy dtype of an array-like value, or None if numpy has no equivalent."""
     try:
         dtype: np.dtype[Any] = np.dtype(value.dtype)
     except (AttributeError, TypeError, ValueError):
@@ -104,6 +104,6 @@ def get_numpy_dtype(value: Any) -> np.dtype[Any] | None:
 
 
 def is_scipy_sparse(data: Any) -> bool:
-    """Return whether `data` is a matrix or array of scipy.sparse, without importing scipy."""
+    """Return whether `data` is a scipy.sparse matrix or array, without importing scipy."""
     scipy_sparse = sys.modules.get("scipy.sparse")
     return scipy_sparse is not None and bool(scipy_sparse.issparse(data))

@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 CodeName = Literal["auto", "rotation", "arikan"]
 CODE_NAMES = ("auto", "rotation", "arikan")
 
-# Codes for more tasks than this are not cached, so that the coefficients of 16 cached codes fit in 128 MB.
+# Do not cache codes for more tasks than this, so that the coefficients of 16 cached codes fit in 128 MB.
 MAX_CACHED_N = 2048
-# The numbers of data blocks for which an "arikan" code with a third more tasks leaves a block unprotected.
+# With these numbers of data blocks, an "arikan" code with a third more tasks leaves one block unprotected.
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
 
 class CodeOptions(NamedTuple):
-    """The options of `coded_map` that determine the code. None and "auto" leave the choice to polarmap."""
+    """The `coded_map` options that determine the code. None and "auto" leave the choice to polarmap."""
 
     blocks: int | None = None
     tasks: int | None = None
@@ -65,22 +65,22 @@ class CodeOptions(NamedTuple):
 
     @property
     def given_code(self) -> LinearCode | None:
-        """The code object that the user passed, or None if polarmap chooses the code."""
+        """The user's code object, or None if polarmap chooses the code."""
         return self.code if isinstance(self.code, LinearCode) else None
 
     @property
     def is_plain_linear(self) -> bool:
-        """Whether f is linear and the data is not hidden by noise. Other codes lose accuracy as k grows."""
+        """Whether f is linear and no noise hides the data. Otherwise, codes lose accuracy as k grows."""
         return self.degree == 1 and not isinstance(self.code, SecretSharing)
 
     @property
     def requested_k(self) -> int | None:
-        """The number of blocks that the user asked for, or None if polarmap chooses it."""
+        """The number of blocks requested by the user, or None if polarmap chooses it."""
         given_code = self.given_code
         return given_code.k if self.blocks is None and given_code is not None else self.blocks
 
     def check(self) -> CodeOptions:
-        """Validate the options, and return them with counts as int. Raise CodeError if they are invalid."""
+        """Validate the options and return them with counts as int. Raise CodeError if they are invalid."""
         blocks, tasks, code, degree = self
         degree = check_positive_int("degree", degree)
         if isinstance(code, LinearCode):
@@ -102,7 +102,7 @@ class CodeOptions(NamedTuple):
 def cut_blocks_and_choose_code(
     data: Any, options: CodeOptions, rtol: float | None = None
 ) -> tuple[DataBlocks, LinearCode]:
-    """Cut the data into blocks, and choose a code for them."""
+    """Cut the data into blocks and choose a code for them."""
     data, options = load_array_like(data), options.check()
     if is_array_like(data):
         check_encodable_array(data)
@@ -152,7 +152,7 @@ def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype
 
 
 def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """Return the largest number of blocks such that about a quarter of `n_tasks` results may be missing."""
+    """Return the maximum number of blocks for which about a quarter of `n_tasks` results may be missing."""
     n_needed = 3 * min(n_tasks, MAX_GROUPED_N if degree == 1 else MAX_N) // 4
     if not isinstance(code, SecretSharing):
         if degree == 1:
@@ -166,7 +166,7 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
 
 
 def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
-    """Return the code for k blocks of these dtypes. Raise CodeError if the options do not fit them."""
+    """Return the code for k blocks of these dtypes. Raise CodeError if the options do not suit them."""
     _, n_tasks, code, degree = options
     if (given_code := options.given_code) is not None:
         if (given_code.n, given_code.k) != (n_tasks or given_code.n, k):
@@ -190,12 +190,12 @@ def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) ->
 
 
 def get_default_n_tasks(n_needed_results: int) -> int:
-    """Return the default number of tasks: a third more than the number of results that are needed."""
+    """Return the default number of tasks: one third more than the number of required results."""
     return n_needed_results + math.ceil(n_needed_results / 3)
 
 
 def get_default_polar_n_tasks(k: int, kernel: str) -> int:
-    """Return the default number of tasks for k data blocks, such that any one result may be missing.
+    """Return the default number of tasks for k data blocks, with which any single result may be missing.
 
     >>> [get_default_polar_n_tasks(k, "arikan") for k in (24, 5)], get_default_polar_n_tasks(5, "rotation")
     ([32, 8], 7)
@@ -206,7 +206,7 @@ def get_default_polar_n_tasks(k: int, kernel: str) -> int:
 def _make_secret_sharing_code(
     k: int, dtypes: Sequence[np.dtype[Any]], n_tasks: int | None, code: SecretSharing
 ) -> LinearCode:
-    """Return a code that hides data from workers: over the reals for floats, modulo 2^64 for integers."""
+    """Return a code that hides data from workers, over the reals for floats or mod 2^64 for integers."""
     n_colluders = int(code.n_colluders)
     is_integer = [is_integer_dtype(dtype) for dtype in dtypes]
     if not any(is_integer):
@@ -234,12 +234,12 @@ def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None,
 
 @lru_cache(maxsize=16)
 def _get_cached_polar_code(n: int, k: int, kernel: str, n_groups: int) -> PolarCode:
-    """Return a code from the cache, so that maps of the same size compute its coefficients only once."""
+    """Return a cached code, so that maps of the same size compute its coefficients only once."""
     return PolarCode(n, k, kernel=kernel, groups=n_groups)
 
 
 def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol: float | None) -> None:
-    """Raise CodeError if decoding with this code would rarely be as accurate as `rtol`."""
+    """Raise CodeError if decoding with this code would rarely meet `rtol`."""
     inexact_dtypes = [dtype for dtype in data_blocks.dtypes if not is_integer_dtype(dtype)]
     amplification_limits = [
         (get_default_rtol(inexact_dtype) if rtol is None else rtol) / machine_epsilon(inexact_dtype)
@@ -253,15 +253,15 @@ def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol:
 def encode_blocks(
     data: Any, options: CodeOptions, rtol: float | None, parity_required_by: str = ""
 ) -> CodedData:
-    """Return the coded blocks of the data of a map, unless the data is encoded already.
+    """Encode the data of a map unless it is already encoded, and return the coded blocks.
 
     Parameters
     ----------
     data : object
-        The data of a map. If it has a method `coded_blocks`, it is encoded already.
+        The data of a map. It is already encoded if it has a method `coded_blocks`.
     options : CodeOptions
     rtol : float or None
-        The relative error that decoding may have. None for the default.
+        The permitted relative error of decoding. None for the default.
     parity_required_by : str
         The option that needs parity blocks, such as "out=", or "". Without such an option, backups of
         late tasks may replace parity blocks, as they do for some sparse data.
@@ -291,7 +291,7 @@ def encode_blocks(
 def encode_on_cluster(
     partitioned_data: PartitionedData, options: CodeOptions, rtol: float | None
 ) -> CodedData:
-    """Return the coded blocks of data that is on a cluster and is encoded there."""
+    """Encode data on the cluster that holds it, and return the coded blocks."""
     from polarmap.blocks.on_cluster import ClusterCodedBlocks, ClusterDataBlocks
 
     data_blocks, options = ClusterDataBlocks(partitioned_data), options.check()
@@ -313,9 +313,9 @@ def encode_sparse(
     parity_required_by: str = "",
     argument_name: str = "data",
 ) -> SparseCodedBlocks:
-    """Return the coded blocks of a sparse matrix, or only data blocks if parity blocks would be too dense.
+    """Encode a sparse matrix, or return only data blocks if parity blocks would be too dense.
 
-    Without parity blocks, late tasks get backups.
+    Without parity blocks, late tasks are backed up instead.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ def encode_sparse(
     keep_parity : bool
         Whether to keep the parity blocks in memory for the next map of the same matrix.
     parity_required_by : str
-        The option that needs parity blocks, or "" if backups may replace them.
+        The option that requires parity blocks, or "" if backups may replace them.
     argument_name : str
         The name of the argument, for error messages.
     """
@@ -354,7 +354,7 @@ def encode_sparse(
 def encode_for_reuse(
     data: Any, n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> CodedBlocks:
-    """Return coded blocks for several maps.
+    """Return coded blocks that several maps can share.
 
     The first map computes the parity blocks, and later ones reuse them.
     """
@@ -364,7 +364,7 @@ def encode_for_reuse(
 
 
 def check_not_secret_sharing(code: object) -> None:
-    """Raise CodeError for a secret-sharing code, which hides the data for a single map only."""
+    """Raise CodeError for a secret-sharing code, which can hide the data in one map only."""
     if isinstance(code, SecretSharing) or (isinstance(code, LinearCode) and code.adds_noise):
         raise CodeError(
             f"{code!r} masks data for a single map: use coded_map(lambda block: block @ x, A, code=...)"

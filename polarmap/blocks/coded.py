@@ -27,7 +27,7 @@ from polarmap.worker.pytree import Layout
 
 
 class CodedData(TaskBlocks):
-    """Base class of the n coded blocks of a map, which are in memory, in storage or on a cluster.
+    """Base class for the n coded blocks of a map, whether in memory, in storage or on a cluster.
 
     If data has a method `coded_blocks() -> CodedData`, `coded_map` calls it instead of encoding the data.
 
@@ -38,9 +38,9 @@ class CodedData(TaskBlocks):
     data_blocks : DataBlocks
         The data blocks.
     encode_seconds : float
-        The seconds spent on encoding so far.
+        The time spent on encoding so far, in seconds.
     parity_warning : str
-        A warning about data for which parity blocks are useless, such as NaN, or "".
+        A warning about data that makes parity blocks useless, such as NaN, or "".
     code_reason : str
         The reason for choosing this code, for the report, or "".
     """
@@ -54,7 +54,7 @@ class CodedData(TaskBlocks):
         self._n_data_blocks = len(code.systematic_indices)
 
     def coded_blocks(self) -> CodedData:
-        """Return self, because the data is encoded already."""
+        """Return self, because the data is already encoded."""
         return self
 
     def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -75,14 +75,14 @@ class CodedData(TaskBlocks):
 
 
 class CodedBlocks(CodedData):
-    """The n coded blocks of data in memory. All parity blocks are computed when one is first needed.
+    """The n coded blocks of in-memory data. All parity blocks are computed when one is first needed.
 
     Parameters
     ----------
     data_blocks : DataBlocks
     code : LinearCode
     keep_parity : bool
-        Whether to keep the parity blocks after a map, for the next map of the same data.
+        Whether to keep the parity blocks after a map for the next map over the same data.
     """
 
     def __init__(self, data_blocks: DataBlocks, code: LinearCode, keep_parity: bool = False) -> None:
@@ -98,11 +98,11 @@ class CodedBlocks(CodedData):
         return [row.reshape(shape) for row, (_, shape) in zip(rows, self.data_blocks.block_layout)]
 
     def prepare_encoding(self) -> None:
-        """Compute the coefficients of the code in advance."""
+        """Compute the code's coefficients in advance."""
         self.code.precompute_encoding()
 
     def release_memory(self) -> None:
-        """Free the memory of the parity blocks, unless `keep_parity` is set.
+        """Free the memory of the parity blocks unless `keep_parity` is set.
 
         If the parity blocks are needed again, they are recomputed.
         """
@@ -122,7 +122,7 @@ class CodedBlocks(CodedData):
             return self._parity
 
     def _encode_leaf(self, leaf_index: int) -> Array:
-        """Return the parity blocks of one array (leaf) of a block, as flat rows."""
+        """Return the parity blocks of one array (leaf) as flat rows."""
         return self.code.encode_parity(self.data_blocks.stack_leaf_as_rows(leaf_index))
 
     def _describe_nonfinite_parity(self, parity: Sequence[Array]) -> str:
@@ -134,7 +134,7 @@ class CodedBlocks(CodedData):
 
 
 class SecretSharingBlocks(CodedBlocks):
-    """The n coded blocks of data that is hidden from workers by random noise in each block.
+    """The n coded blocks of data that random noise in each block hides from the workers.
 
     The coded blocks are kept until the map ends, because encoding them again would draw different noise.
     """
@@ -158,12 +158,12 @@ class SecretSharingBlocks(CodedBlocks):
 def draw_uniform_noise(
     block_size: int, n_blocks: int, dtype: np.dtype[np.signedinteger | np.unsignedinteger]
 ) -> list[Array]:
-    """Draw blocks of uniform 64-bit integers from the cryptographic generator of the system."""
+    """Draw blocks of uniform 64-bit integers from the operating system's cryptographic generator."""
     return [np.frombuffer(os.urandom(8 * block_size), dtype) for _ in range(n_blocks)]
 
 
 def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: float) -> list[Array]:
-    """Draw blocks of normally distributed noise with the size and dtype of the rows.
+    """Draw blocks of normally distributed noise with the same size and dtype as the rows.
 
     The standard deviation is `relative_deviation` times the root mean square of the rows (of the real and
     imaginary parts of complex numbers), or `relative_deviation` itself if all rows are zero. The generator,
@@ -191,7 +191,7 @@ def is_all_finite(array: Array) -> bool:
 
 
 def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> str:
-    """Return a warning that says where the data contains NaN or inf, or that sums of the data overflow."""
+    """Return a warning that locates NaN or inf in the data, or says that sums of the data overflow."""
     n_nonfinite, first_position = 0, ""
     for block_index in range(data_blocks.k):
         array = data_blocks.block_leaves(block_index)[leaf_index]
@@ -210,7 +210,7 @@ def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> st
 
 
 def format_nonfinite_warning(dtype: np.dtype[Any], n_nonfinite: int, first_position: str) -> str:
-    """Return a warning about `n_nonfinite` NaN and inf in the data, or about overflow if that is 0."""
+    """Return a warning about `n_nonfinite` NaN and inf values in the data, or about overflow if it is 0."""
     problem = f"sums of the data overflow {dtype}"
     if n_nonfinite:
         places = f"{n_nonfinite} position{'s' * (n_nonfinite > 1)}"

@@ -14,10 +14,10 @@ from polarmap.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import describe_type
 
-# The DLPack device types with memory that the CPU can access: CPU, CUDA host, ROCm host, CUDA managed.
+# DLPack device types whose memory the CPU can access: CPU, CUDA host, ROCm host, CUDA managed.
 HOST_DEVICE_TYPES = (1, 3, 11, 13)
 NUMERIC_KINDS = "iufc"
-# Expressions that read files of other formats, by file suffix, to suggest in error messages.
+# File suffix -> expression that reads such a file, to suggest in error messages.
 READER_BY_SUFFIX = {
     ".csv": "pandas.read_csv({!r})",
     ".parquet": "pandas.read_parquet({!r})",
@@ -28,17 +28,17 @@ READER_BY_SUFFIX = {
 
 
 def is_table(value: Any) -> bool:
-    """Return whether `value` is a DataFrame or Series of pandas or polars."""
+    """Return whether `value` is a pandas or polars DataFrame or Series."""
     return hasattr(value, "to_numpy") and not hasattr(value, "chunks")
 
 
 def is_dataframe(data: Any) -> bool:
-    """Return whether `data` is a DataFrame of pandas or polars."""
+    """Return whether `data` is a pandas or polars DataFrame."""
     return is_table(data) and hasattr(data, "columns") and len(data.shape) == 2
 
 
 def describe_missing_table_labels(data: Any) -> str:
-    """Return a note for errors of a function f that uses labels of a table, or "" if `data` has no labels."""
+    """Return a note for errors in functions that expect table labels, or "" if `data` has no labels."""
     if not is_dataframe(data) or not len(data.columns):
         return ""
     return (
@@ -48,7 +48,7 @@ def describe_missing_table_labels(data: Any) -> str:
 
 
 def slice_dataframe(dataframe: Any, start: int, stop: int) -> Any:
-    """Return rows `start` to `stop` (exclusive) of a table, selected by position, as a table."""
+    """Return rows `start` to `stop` (exclusive) of a table by position."""
     return dataframe.iloc[start:stop] if hasattr(dataframe, "iloc") else dataframe[start:stop]
 
 
@@ -85,7 +85,7 @@ def _column_to_array(column: Any, description: str, advice: str) -> Array:
         raise CodeError(
             f"{description} has dtype {column.dtype}, which is not numeric: convert it with {cast_call}"
         )
-    # Older versions of pandas convert integer columns with missing values to arrays of objects.
+    # Older versions of pandas convert integer columns with missing values to object arrays.
     if values.dtype.kind == "O" and _is_numeric_column(column):
         values = np.asarray(column.to_numpy(dtype=float, na_value=np.nan))
     if values.dtype.kind not in NUMERIC_KINDS:
@@ -94,18 +94,18 @@ def _column_to_array(column: Any, description: str, advice: str) -> Array:
 
 
 def _is_numeric_column(column: Any) -> bool:
-    """Return whether the column has a numeric dtype by its name, even if numpy converts it to objects."""
+    """Return whether the name of the column's dtype is numeric, even if numpy converts it to objects."""
     return str(column.dtype).lower().startswith(("int", "uint", "float", "double"))
 
 
 def tensor_to_array(data: Any, argument_name: str) -> Array:
-    """Convert a tensor of torch, JAX or any library with DLPack to an array that shares its memory."""
+    """Convert a tensor from torch, JAX or any library that supports DLPack to a zero-copy array."""
     advice = (
         f"copy it to host memory with {argument_name}.cpu() (torch) or numpy.asarray({argument_name}) (JAX)"
     )
     try:
         device = int(data.__dlpack_device__()[0])
-    except Exception:  # Some libraries cannot tell the device: try the conversion below.
+    except Exception:  # Some libraries cannot report the device: try the conversion anyway.
         device = HOST_DEVICE_TYPES[0]
     if device not in HOST_DEVICE_TYPES:
         device_text = getattr(data, "device", f"with DLPack device type {device}")
@@ -117,7 +117,7 @@ def tensor_to_array(data: Any, argument_name: str) -> Array:
         )
     try:
         return np.from_dlpack(data)
-    except Exception:  # Each library has its own error for unsupported dtypes and devices.
+    except Exception:  # Each library raises its own error for unsupported dtypes and devices.
         return to_numeric_array(data, argument_name)
 
 

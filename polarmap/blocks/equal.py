@@ -21,14 +21,14 @@ from polarmap.worker.pytree import Layout, Structure, flatten, get_layout, is_ma
 
 
 class DataBlocks:
-    """The k data blocks of a map. Each block is stored as a list of arrays, called its leaves.
+    """The k data blocks of a map. Each block is stored as a list of arrays (its leaves).
 
     Attributes
     ----------
     k : int
         The number of blocks.
     structure : Structure
-        The structure of every block, which says how its leaves are nested in tuples, lists and dicts.
+        The way the leaves of each block are nested in tuples, lists and dicts.
     n_padding_rows : int
         The number of padding rows at the end of the last block. 0 if k divides the number of rows.
     rows_per_block : int or None
@@ -51,7 +51,7 @@ class DataBlocks:
 
     @property
     def padded_block(self) -> tuple[int, int] | None:
-        """The index of the block with padding and its number of data rows, or None without padding."""
+        """The index of the padded block and its number of data rows, or None if there is no padding."""
         if self.rows_per_block is None or not self.n_padding_rows:
             return None
         return self.k - 1, self.rows_per_block - self.n_padding_rows
@@ -67,11 +67,11 @@ class DataBlocks:
         return get_layout(self._leaves_by_block[0])
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Return the arrays of block `block_index`, in the shapes that the mapped function receives."""
+        """Return the arrays of block `block_index`, shaped as the mapped function receives them."""
         return list(self._leaves_by_block[block_index])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """Return the largest absolute value, over all blocks, of an array of integers."""
+        """Return the largest absolute value in an integer array over all blocks."""
         maximum = 0
         for block_index in range(self.k):
             array = self.block_leaves(block_index)[leaf_index]
@@ -84,7 +84,7 @@ class DataBlocks:
         return [leaf[:n_rows].copy() for leaf in self.block_leaves(0)]
 
     def copy_padded_rows(self, leaves: Sequence[Array], n_rows: int, padded_length: int) -> list[Array]:
-        """Copy the first `n_rows` rows of each leaf, and append rows of zeros up to `padded_length` rows."""
+        """Copy the first `n_rows` rows of each leaf and zero-pad the copy to `padded_length` rows."""
         n_padding_rows = padded_length - n_rows
         return [
             np.concatenate([leaf[:n_rows], np.zeros((n_padding_rows, *leaf.shape[1:]), leaf.dtype)])
@@ -92,13 +92,13 @@ class DataBlocks:
         ]
 
     def stack_leaf_as_rows(self, leaf_index: int) -> Array | list[Array]:
-        """Return one array (leaf) of each block as k flat rows, in a 2-D array if this needs no copy."""
+        """Return one array (leaf) of each block as k flat rows, in a 2-D array if no copy is needed."""
         rows = [np.ascontiguousarray(block[leaf_index]).reshape(-1) for block in self._leaves_by_block]
         return _as_single_array(rows) if rows[0].nbytes else rows
 
 
 def cut_array_into_blocks(data: Any, k: int) -> DataBlocks:
-    """Cut an array, validated by `check_encodable_array`, into k blocks along its first axis."""
+    """Cut an array into k blocks along its first axis. The array must pass `check_encodable_array`."""
     n_rows = int(data.shape[0])
     rows_per_block = -(-n_rows // k)
     leaf_type = "matrix" if isinstance(data, np.matrix) else "array"
@@ -111,7 +111,7 @@ def cut_array_into_blocks(data: Any, k: int) -> DataBlocks:
 
 
 def copy_block_rows(data: Any, rows_per_block: int, block_index: int) -> Array:
-    """Return one block of rows, contiguous and in native byte order, padded with zeros at the end."""
+    """Return a contiguous copy of one block of rows in native byte order, zero-padded at the end."""
     block = np.asarray(data[block_index * rows_per_block : (block_index + 1) * rows_per_block])
     block = np.ascontiguousarray(block, dtype=check_supported_dtype(block.dtype, "the data"))
     if len(block) == rows_per_block:
@@ -156,7 +156,7 @@ def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
 
 
 def _as_single_array(rows: list[Array]) -> Array | list[Array]:
-    """Return rows as one 2-D view if they are adjacent in memory, and unchanged otherwise."""
+    """Return rows as a single 2-D view if they are adjacent in memory, otherwise unchanged."""
     row_bytes = rows[0].nbytes
     start = rows[0].__array_interface__["data"][0]
     for index, row in enumerate(rows):
@@ -170,7 +170,7 @@ def _as_single_array(rows: list[Array]) -> Array | list[Array]:
 
 
 def describe_leaves(leaves: Sequence[Array]) -> str:
-    """Return the dtype and shape of each leaf as text, for messages."""
+    """Return the dtype and shape of each leaf as text for messages."""
     return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
 
 
@@ -190,7 +190,7 @@ def find_divisors_near(n_rows: int, target: int) -> list[int]:
 
 
 def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
-    """Return the largest number of blocks, at most `max_blocks`, such that no block is empty.
+    """Return the largest number of blocks up to `max_blocks` for which no block is empty.
 
     All blocks except the last one have ceil(rows / blocks) rows.
 
@@ -202,7 +202,7 @@ def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
 
 
 def compute_min_nonempty_blocks(n_rows: int, min_blocks: int) -> int:
-    """Return the smallest number of blocks, at least `min_blocks`, such that no block is empty.
+    """Return the smallest number of blocks from `min_blocks` upwards for which no block is empty.
 
     >>> [compute_min_nonempty_blocks(*counts) for counts in ((25, 24), (25, 10), (10, 6))]
     [25, 13, 10]
@@ -226,9 +226,9 @@ def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
 
 
 def choose_default_n_blocks(n_rows: int, target: int, max_blocks: int | None = None) -> int:
-    """Return the default number of blocks for `n_rows` rows, such that no block is empty.
+    """Return the default number of blocks for `n_rows` rows, with no empty blocks.
 
-    The number divides the rows if a divisor is within a quarter of `target`. Otherwise it is the possible
+    It is a divisor of `n_rows` if there is one within a quarter of `target`. Otherwise, it is the feasible
     number of blocks closest to `target`.
 
     >>> [choose_default_n_blocks(total, 24) for total in (2000, 1200, 2003, 10, 31)]
@@ -249,7 +249,7 @@ def check_encodable_array(data: Any, argument_name: str = "data") -> None:
     """Raise CodeError if an array cannot be cut into blocks and encoded."""
     check_not_masked_or_sparse(data, argument_name)
     check_array_class_and_dtype(data, argument_name)
-    if not data.shape or data.shape[0] == 0:  # Empty HDF5 datasets have no shape.
+    if not data.shape or data.shape[0] == 0:  # An empty HDF5 dataset has no shape.
         raise CodeError(f"data of shape {tuple(data.shape or ())} has no rows to cut into blocks")
     check_supported_dtype(data.dtype, "the data")
 
@@ -257,7 +257,7 @@ def check_encodable_array(data: Any, argument_name: str = "data") -> None:
 def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str = "") -> None:
     """Raise CodeError for masked arrays and sparse matrices.
 
-    sparse_advice : says what to pass instead of a sparse matrix, for the message.
+    sparse_advice : what to pass instead of a sparse matrix, for the error message.
     """
     if is_masked_array(data):
         raise CodeError(
@@ -272,7 +272,7 @@ def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str
 
 
 def check_array_class_and_dtype(data: Any, argument_name: str = "data") -> None:
-    """Raise CodeError for dtypes that numpy does not have, and for subclasses of ndarray."""
+    """Raise CodeError for dtypes that numpy lacks and for subclasses of ndarray."""
     array_class = type(data)
     if is_array_like(data) and get_numpy_dtype(data) is None:
         raise CodeError(
@@ -306,6 +306,6 @@ def concatenate_results(results: Sequence[Any], axis: int) -> Any:
         return np.stack(arrays)
     try:
         return unflatten(flattened[0][1], [np.concatenate(arrays, axis=axis)])
-    except ValueError as error:  # numpy.AxisError is a ValueError, too.
+    except ValueError as error:  # numpy.AxisError is also a ValueError.
         shapes = f"{arrays[0].shape} and {arrays[-1].shape}"
         raise CodeError(f"results of shapes {shapes} cannot be joined along axis {axis}: {error}") from error

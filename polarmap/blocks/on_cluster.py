@@ -25,11 +25,11 @@ from polarmap.worker.pytree import Layout, count_layout_bytes
 from polarmap.worker.segments import Segment
 
 DEFAULT_N_STRIPES = 16  # the number of encoding calls, so that several workers encode in parallel
-MAX_STRIPE_BYTES = 256 << 20  # the largest input of one encoding call, so larger data takes more calls
+MAX_STRIPE_BYTES = 256 << 20  # the maximum input of an encoding call: larger data takes more calls
 
 
 class BlockSummary(NamedTuple):
-    """Properties of a block on the cluster, which are sent to this process instead of the block.
+    """Properties of a block on a cluster, sent to this process in place of the block.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class BlockSummary(NamedTuple):
 class ClusterDataBlocks(DataBlocks):
     """The k data blocks of data on a cluster.
 
-    A block is fetched to this process only if it is needed here.
+    A block is fetched to this process only when it is needed here.
     """
 
     def __init__(self, partitioned_data: PartitionedData) -> None:
@@ -104,12 +104,12 @@ class ClusterDataBlocks(DataBlocks):
         return self.cluster.fetch_values(self.references[block_index : block_index + 1])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """Return the largest absolute value of integers in all blocks."""
+        """Return the largest absolute value of the integers in all blocks."""
         return max(summary.max_abs for summary in self.summaries)
 
     @property
     def nonfinite_warning(self) -> str:
-        """A warning about NaN and inf in the data, or "" if there are none."""
+        """A warning about NaN and inf in the data, or "" if all values are finite."""
         n_nonfinite = sum(summary.n_nonfinite for summary in self.summaries)
         positions = [
             f"block {block_index}, entry {summary.first_nonfinite}"
@@ -122,8 +122,8 @@ class ClusterDataBlocks(DataBlocks):
 class ClusterCodedBlocks(CodedData):
     """The n coded blocks of data on a cluster. All parity blocks are computed when one is first needed.
 
-    Encoding is split into several calls on the cluster. Each receives the same slice (stripe) of all data
-    blocks, so every number is sent only once.
+    Encoding is split into several calls on the cluster. Each call receives the same slice (stripe) of all
+    data blocks, so that every number is sent only once.
     """
 
     data_blocks: ClusterDataBlocks
@@ -134,10 +134,10 @@ class ClusterCodedBlocks(CodedData):
         self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
         self._parity_references: list[Any] = []
-        self._worker_names: dict[bool, list[Any]] = {}  # the key tells whether they are data blocks
+        self._worker_names: dict[bool, list[Any]] = {}  # key: whether they hold data blocks
 
     def cluster_reference(self, task: int) -> Any:
-        """Return a reference to block `task`, to pass as an argument to calls on the cluster."""
+        """Return a reference to block `task`, for use as an argument of calls on the cluster."""
         if task < self._n_data_blocks:
             return self.data_blocks.references[task]
         with self._lock:
@@ -151,7 +151,7 @@ class ClusterCodedBlocks(CodedData):
     def block_segments(self, task: int) -> tuple[Segment, ...]:
         """Return the location from which a persistent worker fetches block `task` on the cluster."""
         is_data, layout = task < self._n_data_blocks, self.block_layout(task)
-        self.cluster_reference(task)  # Make sure that the parity blocks exist.
+        self.cluster_reference(task)  # Ensure that the parity blocks exist.
         with self._lock:
             if is_data not in self._worker_names:
                 references = self.data_blocks.references if is_data else self._parity_references
@@ -184,10 +184,9 @@ class ClusterCodedBlocks(CodedData):
 
 
 def build_block_and_summary(rows_per_block: int | None, *chunks: Any) -> tuple[Array | None, BlockSummary]:
-    """Build a block of `rows_per_block` rows from chunks, and return the block and its summary.
+    """Build a zero-padded block of `rows_per_block` rows from chunks, and return it with its summary.
 
-    The block is padded with rows of zeros. None is returned in its place if it is identical to a single
-    chunk.
+    If the block is identical to a single chunk, None is returned in its place.
     """
     arrays = [_chunk_to_array(chunk) for chunk in chunks]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -222,15 +221,15 @@ def split_block_into_stripes(block: Array, n_stripes: int) -> Any:
 
 
 def encode_parity_stripe(code: LinearCode, *stripes: Array) -> Any:
-    """Encode the same slice (stripe) of all data blocks, and return that slice of each parity block."""
+    """Encode the same slice (stripe) of all data blocks, and return this slice of each parity block."""
     return _unwrap_single_output(list(code.encode_parity(stripes)))
 
 
 def join_stripes_into_block(shape: tuple[int, ...], *stripes: Array) -> Array:
-    """Join the slices of a block, and restore its shape."""
+    """Join the slices of a block and restore its shape."""
     return np.concatenate(stripes).reshape(shape)
 
 
 def _unwrap_single_output(outputs: Sequence[Array]) -> Any:
-    """Return `outputs`, or the only output itself if there is one, as Dask and Ray expect."""
+    """Return `outputs`, or the output itself if there is only one, as Dask and Ray expect."""
     return outputs if len(outputs) > 1 else outputs[0]

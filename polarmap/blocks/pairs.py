@@ -24,9 +24,9 @@ PAIR_STRUCTURE: Structure = (tuple, (), (("array",), ("array",)))
 
 
 class CodedPairs(CodedData):
-    """The pairs (A_i, B_j) of coded blocks of two factors A and B of a product, one pair for each task.
+    """The pairs (A_i, B_j) of coded blocks of the two factors of a product A B, one pair per task.
 
-    The pairs of data blocks come first, row by row, and then all pairs with a parity block.
+    The pairs of data blocks come first, row by row, followed by all pairs that include a parity block.
 
     The factors must not contain NaN or inf, because there is no warning about them.
 
@@ -64,12 +64,12 @@ class CodedPairs(CodedData):
         return self.left.block_layout(row) + self.right.block_layout(column)
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the locations in storage of both blocks of pair `task`."""
+        """Return the storage locations of both blocks of pair `task`."""
         row, column = self.code.grid_coordinates[task].tolist()
         return self.left.block_segments(row) + self.right.block_segments(column)
 
     def block_components(self, task: int) -> tuple[int, int]:
-        """Return the numbers of the two components of pair `task`: its block of A and its block of B."""
+        """Return the numbers of the components of pair `task`: its block of A and its block of B."""
         row, column = self.code.grid_coordinates[task].tolist()
         return row, self._right_offset + column
 
@@ -80,7 +80,7 @@ class CodedPairs(CodedData):
         return self.right.block_leaves(component - self._right_offset)
 
     def on_damage_found(self) -> None:
-        """Notify both factors that a damaged block was found."""
+        """Notify both factors of a damaged block."""
         self.left.on_damage_found()
         self.right.on_damage_found()
 
@@ -91,7 +91,7 @@ class CodedPairs(CodedData):
 
 
 class _PairedDataBlocks(DataBlocks):
-    """The pairs of data blocks of a matrix product, in the form that a coded map expects."""
+    """The pairs of data blocks of a matrix product, in the form expected by a coded map."""
 
     def __init__(self, coded_pairs: CodedPairs, k: int) -> None:
         self._coded_pairs, self.k, self.structure = coded_pairs, k, PAIR_STRUCTURE

@@ -26,20 +26,20 @@ from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, get_layout
 from polarmap.worker.task_functions import make_csr_task
 
-# The fixed cost of a task, as the number of nonzeros that a matrix-vector product processes in the same time
-# (measured by benchmarks/sparse.py).
+# The fixed cost of a task, expressed as the number of nonzeros that a matrix-vector product processes in that
+# time (measured by benchmarks/sparse.py).
 TASK_OVERHEAD_NONZEROS = 400_000
 MAX_SAMPLE_COLUMNS = 3  # the number of nonzero columns in made-up sample rows
 
-# A code is used only up to this cost, relative to a map whose parity blocks are as sparse as its data blocks.
+# Use a code only up to this cost, relative to a map whose parity blocks are as sparse as its data blocks.
 MAX_RELATIVE_WORK = 1.6
 
 
 def to_canonical_csr(data: Any, argument_name: str = "data") -> Any:
-    """Convert a matrix of scipy.sparse to CSR format with sorted indices and without duplicates.
+    """Convert a scipy.sparse matrix to CSR format with sorted indices and without duplicates.
 
-    A matrix that already has this format is not copied. Raises CodeError if the matrix is empty, does not
-    have two axes, or has a dtype that is not supported.
+    A matrix already in this format is not copied. Raises CodeError if the matrix is empty, is not
+    two-dimensional, or has an unsupported dtype.
     """
     if len(data.shape) != 2:
         raise CodeError(
@@ -57,14 +57,14 @@ def to_canonical_csr(data: Any, argument_name: str = "data") -> Any:
 
 
 class SparseDataBlocks(DataBlocks):
-    """The k blocks of rows of a sparse matrix.
+    """The k row blocks of a sparse matrix.
 
     Each block consists of the CSR arrays data, indices and indptr.
 
     Attributes
     ----------
     matrix : csr_array or csr_matrix
-        The whole matrix, with `n_padding_rows` rows of zeros at its end.
+        The whole matrix, including `n_padding_rows` rows of zeros at the end.
     """
 
     def __init__(self, matrix: Any, k: int) -> None:
@@ -87,18 +87,18 @@ class SparseDataBlocks(DataBlocks):
 
     @property
     def nonzeros_per_block(self) -> list[int]:
-        """The number of stored entries of each block, including explicit zeros."""
+        """The number of stored entries in each block, including explicit zeros."""
         return [len(data) for data, _, _ in self._leaves_by_block]
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return `n_rows` made-up rows for a trial of the mapped function, as actual rows may be empty."""
+        """Return `n_rows` made-up rows for a trial of the mapped function, since actual rows may be empty."""
         matrix, n_columns = self.matrix, min(MAX_SAMPLE_COLUMNS, self.matrix.shape[1])
         data = np.resize(np.arange(1, 8), n_rows * n_columns).astype(matrix.dtype)
         indices = np.tile(np.arange(n_columns, dtype=matrix.indices.dtype), n_rows)
         return [data, indices, n_columns * np.arange(n_rows + 1, dtype=matrix.indptr.dtype)]
 
     def copy_padded_rows(self, leaves: Sequence[Array], n_rows: int, padded_length: int) -> list[Array]:
-        """Copy the first `n_rows` rows of a block, and append rows of zeros up to `padded_length` rows."""
+        """Copy the first `n_rows` rows of a block and zero-pad the copy to `padded_length` rows."""
         data, indices, indptr = leaves
         entries = slice(int(indptr[n_rows]))
         padded_indptr = np.pad(indptr[: n_rows + 1], (0, padded_length - n_rows), mode="edge")
@@ -106,7 +106,7 @@ class SparseDataBlocks(DataBlocks):
 
 
 class SparseCodedBlocks(CodedBlocks):
-    """The coded blocks of a sparse matrix, in which parity blocks are sparse as well.
+    """The coded blocks of a sparse matrix, whose parity blocks are also sparse.
 
     See `CodedBlocks` for the parameters. `code_reason` says why this code was chosen.
     """
@@ -125,7 +125,7 @@ class SparseCodedBlocks(CodedBlocks):
         self._parity_layouts: list[Layout] = []  # empty until the parity blocks are encoded
 
     def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return a function that calls f with a sparse matrix made of the three arrays of a block."""
+        """Return a function that calls f with a sparse matrix built from the three arrays of a block."""
         return make_csr_task(f, type(self.data_blocks.matrix), self.data_blocks.matrix.shape[1])
 
     def block_leaves(self, task: int) -> list[Array]:
@@ -136,7 +136,7 @@ class SparseCodedBlocks(CodedBlocks):
         return [parity.data, parity.indices, parity.indptr]
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each array of block `task`, which may compute the parity blocks."""
+        """Return the dtype and shape of each array in block `task`. This may compute the parity blocks."""
         if task < self._n_data_blocks:
             return get_layout(self.data_blocks.block_leaves(task))
         if not self._parity_layouts:
@@ -162,8 +162,8 @@ class SparseCodedBlocks(CodedBlocks):
 def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype: np.dtype[Any]) -> Any:
     """Return a parity block in CSR format: the sum of the data blocks, weighted by `coefficients`.
 
-    Its sparsity pattern is the union of the patterns of the data blocks with a nonzero coefficient. Integers
-    are summed modulo 2^64, and floats in the accumulator dtype of `dtype`.
+    Its sparsity pattern is the union of those of the data blocks with a nonzero coefficient. Integers are
+    summed modulo 2^64, and floats are summed in the accumulator dtype of `dtype`.
     """
     matrix = data_blocks.matrix
     if is_integer_dtype(dtype):
@@ -179,7 +179,7 @@ def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype
 
 
 def count_parity_nonzeros(data_blocks: SparseDataBlocks, encoding_matrix: Array) -> list[int]:
-    """Return the number of nonzeros of each parity block, from the sparsity patterns of the data blocks."""
+    """Return the number of nonzeros in each parity block, based on the data blocks' sparsity patterns."""
     supports, support_indices = np.unique(encoding_matrix != 0, axis=0, return_inverse=True)
     pattern = _replace_csr_values(data_blocks.matrix, np.ones(data_blocks.matrix.nnz, np.int32))
     counts = [int(_combine_row_blocks(pattern, support.astype(np.int32)).nnz) for support in supports]
@@ -192,7 +192,7 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
     Parameters
     ----------
     data_nonzeros, parity_nonzeros : sequence of int
-        The number of nonzeros of each data block and of each parity block.
+        The number of nonzeros in each data block and in each parity block.
 
     Examples
     --------
@@ -208,7 +208,7 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
 
 
 def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> tuple[LinearCode, str]:
-    """Return the code to use and the reason: `code`, or no code but backups if `code` costs too much."""
+    """Return the code to use and the reason: `code`, or `Uncoded` with backups if it costs too much."""
     data_nonzeros = data_blocks.nonzeros_per_block
     parity_nonzeros = count_parity_nonzeros(data_blocks, code.encoding_matrix)
     relative_work = compute_relative_work(data_nonzeros, parity_nonzeros)
@@ -242,7 +242,7 @@ def _convert_to_uint64(integers: Array) -> Array:
 
 
 def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
-    """Return the weighted sum of the blocks of rows of a matrix, computed by one sparse product."""
+    """Return the weighted sum of the row blocks of a matrix, computed by a single sparse product."""
     from scipy.sparse import csr_array
 
     nonzero_indices = np.flatnonzero(coefficients)
@@ -263,7 +263,7 @@ def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
 
 
 def _describe_nonfinite_location(data_blocks: SparseDataBlocks) -> str:
-    """Return a warning that says where the matrix contains NaN or inf, or that sums of rows overflow."""
+    """Return a warning that locates NaN or inf in the matrix, or says that sums of rows overflow."""
     matrix = data_blocks.matrix
     positions = np.flatnonzero(~np.isfinite(matrix.data))
     row = int(np.searchsorted(matrix.indptr, positions[0], side="right")) - 1 if len(positions) else None

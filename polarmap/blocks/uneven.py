@@ -25,7 +25,7 @@ from polarmap.worker.pytree import Layout, Structure, describe_type, flatten, ge
 
 
 def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array]], Structure]:
-    """Return the arrays (leaves) of each part of the data, and the structure that all parts share.
+    """Return the arrays (leaves) of each part of the data, and the common structure of all parts.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array
 
 
 def cut_data_into_items(data: Any, n_items: int | None, star: bool) -> list[Any]:
-    """Return the list of items that a map calls f with.
+    """Return the list of items on which a map calls f.
 
     Parameters
     ----------
@@ -136,16 +136,16 @@ def convert_items_to_blocks(
 ) -> tuple[Sequence[Array | bytes], bool]:
     """Serialize items for workers. Return the blocks to send, and whether they are pickled.
 
-    If all items are arrays, they are not pickled. Otherwise every item is pickled, to bytes if it is small,
-    and else to an array.
+    If all items are arrays, they are not pickled. Otherwise, every item is pickled to bytes if it is small,
+    or to an array if it is large.
 
     Parameters
     ----------
     items : sequence
         The items of a map.
     referenced_objects : list
-        A list to which the classes and functions of the user's modules that the items refer to are appended.
-        They must be sent together with f.
+        A list to which the user's classes and functions that the items refer to are appended. They must be
+        sent together with f.
     batch_small_items : bool
         Whether to pickle small items to bytes, so that several items can share a task.
     pickle_arrays : bool
@@ -193,7 +193,7 @@ def split_range_evenly(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
 
 
 class UncodedBlocks(TaskBlocks):
-    """The inputs of the tasks of a map without a code: one part of the data for each task."""
+    """The task inputs of a map without a code: one part of the data per task."""
 
     def __init__(self, parts: Sequence[list[Array]], structure: Structure) -> None:
         self._parts, self.structure, self.n = parts, structure, len(parts)
@@ -204,10 +204,10 @@ class UncodedBlocks(TaskBlocks):
 
 
 class GradientCodedBlocks(CodedData):
-    """The inputs of the tasks of `coded_sum`: several parts of the data, and coefficients for each task.
+    """The task inputs of `coded_sum`: several parts of the data and their coefficients for each task.
 
-    In gradient coding, the parts are not encoded. Each worker returns a combination of the results of its
-    parts, with these coefficients. A part is stored once, even if several tasks receive it.
+    In gradient coding, the parts are not encoded. Instead, each worker combines the results of its parts with
+    these coefficients. A part is stored only once, even if several tasks receive it.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ class GradientCodedBlocks(CodedData):
         super().__init__(code, data_blocks)
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtypes and shapes of the coefficients and of all arrays in the parts of a task."""
+        """Return the dtypes and shapes of a task's coefficients and of all arrays in its parts."""
         return get_layout(self.block_leaves(task))
 
     def block_components(self, task: int) -> Sequence[int]:
@@ -246,7 +246,7 @@ class GradientCodedBlocks(CodedData):
         return (self.n_parts + task, *parts.tolist())
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the arrays of a component, which is a part or the coefficients of a task."""
+        """Return the arrays of a component, which is either a part or the coefficients of a task."""
         if component < self.n_parts:
             return self._parts[component]
         row = self.code.generator_matrix[component - self.n_parts]

@@ -19,8 +19,7 @@ from polarmap.executors.interface import FailureKind
 from polarmap.report import Verification
 from polarmap.worker.segments import DamagedError
 
-# The largest number of blocks on which f is evaluated on the driver in one poll. Further results are received
-# only between two polls.
+# Evaluate f on at most this many blocks per poll of the driver, which receives results only between polls.
 MAX_EVALUATIONS_PER_POLL = 100
 ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain map"
 
@@ -28,7 +27,7 @@ ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain
 class AcceptancePolicy:
     """Decides whether the results that have arrived can be accepted, must be refused, or need further checks.
 
-    It is asked once the arrived results suffice to decode the missing ones.
+    It is consulted once enough results have arrived to decode the missing ones.
 
     Parameters
     ----------
@@ -78,7 +77,7 @@ class AcceptancePolicy:
     # -- where results are missing ----------------------------------------------------------
 
     def _judge_decoded_results(self) -> Verdict:
-        """Return the verdict on results of which some are missing and have to be decoded."""
+        """Return the verdict if some results are missing and must be decoded."""
         if self._decoder.undecodable_reason:
             raise CodeError(f"a result is missing and cannot be decoded: {self._decoder.undecodable_reason}")
         if self._options.verify is False:
@@ -111,9 +110,9 @@ class AcceptancePolicy:
         return self._judge_by_local_evaluation()
 
     def _judge_by_local_evaluation(self) -> Verdict:
-        """Check decoded results by calling the mapped function f here on the same blocks. Return the verdict.
+        """Return the verdict after checking decoded results against local calls of f on the same blocks.
 
-        The verdict is `Pending` while f runs, or while another result may arrive that settles the question.
+        The verdict is `Pending` while f is running or while a further result may still settle the question.
         """
         verifier, local_checks = self._verifier, self._verifier.local_checks
         evaluation = verifier.poll_local_evaluation()
@@ -150,7 +149,7 @@ class AcceptancePolicy:
         )
 
     def _is_evaluation_hopeless(self, evaluation: LocalEvaluation) -> bool:
-        """Return whether to give up waiting for the check of f in this process, and for further results."""
+        """Return whether to stop waiting for the local evaluation of f and for further results."""
         if self._decoder.seconds_since_ready > self._limits.max_wait_seconds:
             return True
         if evaluation.error is None:
@@ -164,10 +163,10 @@ class AcceptancePolicy:
     # -- where no result is missing ---------------------------------------------------------
 
     def _judge_complete_results(self) -> Verdict:
-        """Return the verdict on the results of all data blocks, of which nothing has to be decoded.
+        """Return the verdict if the results of all data blocks have arrived and no decoding is needed.
 
         They can be returned whether or not the mapped function f is linear. If f has not been verified yet,
-        it is checked nevertheless: better to warn now than to fail in a later map that loses a worker.
+        it is checked anyway: a warning now is better than a failure in a later map that loses a worker.
         """
         decoder, code = self._decoder, self._code
         residuals = self._verifier.parity_checks.residuals
@@ -175,7 +174,7 @@ class AcceptancePolicy:
             return Accepted(Verification.NOT_NEEDED)
         if code.n == code.n_targets:
             return Accepted(Verification.NOT_NEEDED)
-        # Finding the reason takes a pass over all blocks, which is too slow if the data is in storage.
+        # Finding the reason requires a pass over all blocks, which is too slow if the data is in storage.
         if self._coded_data.location is None and decoder.undecodable_reason:
             return self._accept_undecodable(decoder.undecodable_reason)
         if decoder.tracker.n_redundant_checks:
@@ -194,11 +193,11 @@ class AcceptancePolicy:
     def _judge_by_parity_evaluation(self) -> Verdict:
         """Check whether f is linear by calling it on a parity block in this process.
 
-        Used if all results of data blocks, but none of a parity block, have arrived.
+        Used if the results of all data blocks but no parity result have arrived.
         """
         decoder, code, limits = self._decoder, self._code, self._limits
         if code.recovery_threshold > code.n_targets:
-            # For a polynomial f, one parity result is not enough for a check.
+            # For a polynomial f, a single parity result cannot serve as a check.
             return self._accept_unverified("too few results beyond those of the data came")
         evaluation = self._verifier.parity_checks.parity_evaluation
         if not evaluation.poll():
@@ -251,7 +250,7 @@ class AcceptancePolicy:
     def _accept_unverified(self, reason: str) -> Accepted:
         """Accept the complete results although the mapped function f could not be checked.
 
-        The verdict has a warning if the caller asked for verification (`verify=True`).
+        The verdict includes a warning if the caller asked for verification (`verify=True`).
         """
         warning = (
             f"f could not be verified: all data tasks reported, no result beyond theirs did, and {reason}"
@@ -263,7 +262,7 @@ class AcceptancePolicy:
     # ---------------------------------------------------------------------------------------
 
     def _judge_contradiction(self) -> Verdict | None:
-        """Return the verdict on results that violate parity checks (linear equations), else None.
+        """Return the verdict if the results violate parity checks, else None.
 
         A violation means that one worker returned garbage or that f is not linear. While the checks cannot
         tell which, the verdict is `Pending`: another result may settle the question.
@@ -282,7 +281,7 @@ class AcceptancePolicy:
 
     @property
     def _is_redundancy_wait_over(self) -> bool:
-        """Whether to stop waiting for redundant results, which are needed only for checks."""
+        """Whether to stop waiting for redundant results, which only serve as checks."""
         return (
             not self._task_table.pending_tasks
             or self._decoder.seconds_since_ready >= self._limits.redundancy_wait_seconds

@@ -19,7 +19,7 @@ from polarmap.executors.interface import Failure, Outcome
 
 
 class BatchCollector(FirstResultCollector):
-    """Base class of collectors of maps that call f on many small items, several of which share a task.
+    """Base class of collectors for maps over many small items, several of which may share a task.
 
     Parameters
     ----------
@@ -37,7 +37,8 @@ class BatchCollector(FirstResultCollector):
     ) -> None:
         super().__init__(results.keep_exceptions, task_table, timer)
         self._blocks, self._results = blocks, results
-        self._failure_by_item: dict[int, Failure] = {}  # by item, if other items of its batch returned
+        # Failures of items whose batch returned results for other items.
+        self._failure_by_item: dict[int, Failure] = {}
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Store the result of each item that has none yet, and schedule a retry of each item that failed."""
@@ -62,7 +63,7 @@ class BatchCollector(FirstResultCollector):
         return self._results.is_complete
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise the exception of f if f fails for all tasks and no item has a result or final failure yet."""
+        """Raise f's exception if f fails in every task and no item has a result or final failure yet."""
         if not self._results.values:
             super().raise_if_f_always_fails()
 
@@ -78,7 +79,7 @@ class BatchCollector(FirstResultCollector):
             self._results.add_failure(remaining_items, failure)
 
     def _label_failure(self, task_index: int, failure: Failure) -> str:
-        """Return a text that names the items with this failure, for the message of an exception."""
+        """Return a label that names the items with this failure, for use in an exception message."""
         item_indices = self._blocks.batches[task_index].indices
         failed_items = [index for index in item_indices if self._failure_by_item.get(index) is failure]
         return self._results.label_items(failed_items or item_indices)
@@ -91,14 +92,14 @@ class FixedBatchCollector(BatchCollector):
 
     @property
     def n_results(self) -> int:
-        """The number of tasks that have results of all their items, or a final failure."""
+        """The number of tasks whose items all have a result or a final failure."""
         return len(self.task_table.arrived) + self._n_failed_tasks
 
     def _split_outcome(self, outcome: Outcome) -> BatchOutcome:
         return split_outcome_by_item(self._blocks.batches[outcome.task], outcome)
 
     def _retry_items(self, outcome: Outcome, failures: Sequence[tuple[int, Failure]]) -> None:
-        """Reject the result of the task so that it is retried, unless all its items have results by now."""
+        """Reject the task's result so that the task is retried, unless all its items have results by now."""
         task_index, record = outcome.task, self.task_table[outcome.task]
         if record.has_result and record.result_attempt == outcome.attempt:
             pending_failures = [failure for failure in failures if failure[0] not in self._results.values]
@@ -144,11 +145,11 @@ class QueuedBatchCollector(BatchCollector):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that are needed: one for each item."""
+        """The number of required results: one per item."""
         return self._results.n_items
 
     def poll_interval(self) -> float:
-        """Return the seconds until the next poll, which is due at once before any task has been formed."""
+        """Return the seconds until the next poll: 0 if no task has been formed yet."""
         return super().poll_interval() if len(self.task_table) else 0.0
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:

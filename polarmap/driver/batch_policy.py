@@ -25,30 +25,30 @@ from polarmap.worker.environment import count_available_cores
 from polarmap.worker.task_functions import MAX_BATCH_SECONDS
 from polarmap.worker.task_records import Fault
 
-# The largest number of batches in flight (submitted and not finished). The other items stay in the queue: if
-# items turn out to be short, larger batches can be formed from them.
+# Keep at most this many batches in flight (submitted but not finished). The remaining items stay in the queue
+# and can be grouped into larger batches if items turn out to be short.
 MAX_BATCHES = 128
 # The number of batches in flight before a worker has started any. Each running batch adds two.
 N_INITIAL_BATCHES = 8
-TARGET_BATCH_SECONDS = 0.02  # the longest expected run time of a batch
-MIN_BATCH_SECONDS = 0.002  # the shortest expected run time of a batch, ten times what sending it takes
-# The run time after which a batch is split into single items.
+TARGET_BATCH_SECONDS = 0.02  # the maximum expected run time of a batch
+MIN_BATCH_SECONDS = 0.002  # the minimum expected run time of a batch: ten times its sending time
+# Split a batch into single items after it has run for this long.
 LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS
-# The largest number of items in a batch. An item waits for all items before it in the batch, so one slow item
-# delays many if batches are large.
+# The maximum number of items in a batch. Each item waits for the items before it in the batch, so in a large
+# batch one slow item delays many others.
 MAX_BATCH_ITEMS = 1024
-MAX_ITEM_CLASSES = 64  # the largest number of classes of similar items whose run times are remembered
-# The number of batches for each core if only a few items are queued.
+MAX_ITEM_CLASSES = 64  # remember the run times of at most this many classes of similar items
+# The number of batches per core if only a few items are queued.
 BATCHES_PER_CORE = 4
-# Injected faults (for tests) that strike one item rather than a whole batch.
+# Injected faults (for tests) that affect a single item rather than its whole batch.
 SINGLE_ITEM_FAULTS = "raise", "garbage"
-# The rule for when an item is late. The number of items is not known in advance, so `LateTracker` replaces
-# the 1 by the number of items so far.
+# Defines when an item is late. The number of items is not known in advance, so `LateTracker` replaces the 1
+# with the number of items seen so far.
 OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)
 
 
 class BatchPolicy(SchedulingPolicy):
-    """A scheduling policy for many items (calls of f), which puts several short items into one task.
+    """A scheduling policy for many items (calls of f) that batches short items into one task.
 
     The run time of items is estimated from earlier items of the same class, so the first ones run alone. If a
     batch is lost with its worker, each of its items is retried alone, and the loss does not count against the
@@ -63,7 +63,7 @@ class BatchPolicy(SchedulingPolicy):
     allow_batches : bool
         Whether short items may share a task.
     max_in_flight : int
-        The largest number of tasks in flight. Used only if items may not share tasks.
+        The maximum number of tasks in flight. Used only if items may not share tasks.
     max_backups : int
         The number of backups that a late item may get.
     faults : mapping from int to Fault
@@ -88,10 +88,10 @@ class BatchPolicy(SchedulingPolicy):
         self._queue = deque[Batch]()
         self._single_items = deque[Batch]()  # the items of late batches, which start before the queue
         self._multi_item_tasks = set[int]()  # unfinished tasks with several items
-        self._seconds_by_class: dict[Hashable, float] = {}  # the run time of one item, as workers measured it
+        self._seconds_by_class: dict[Hashable, float] = {}  # item class -> run time per item
         self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
         self.late_tracker = self._backup_policy.late_tracker
-        # References are weak: a tracker is kept only while a task uses it or it is among the recent ones.
+        # The references are weak, so a tracker lives only while it is in use or among the most recent ones.
         self._trackers_by_class = weakref.WeakValueDictionary[Hashable, LateTracker[AttemptId]]()
         self._recent_trackers = deque[LateTracker[AttemptId]](maxlen=MAX_ITEM_CLASSES)
 
@@ -99,7 +99,7 @@ class BatchPolicy(SchedulingPolicy):
 
     @property
     def has_queued_items(self) -> bool:
-        """Whether items are queued, apart from the single items of batches that were late."""
+        """Whether items are queued, not counting the single items of late batches."""
         return bool(self._queue)
 
     @property
@@ -115,14 +115,14 @@ class BatchPolicy(SchedulingPolicy):
         return list(dict.fromkeys(batch.items for batch in batches))
 
     def enqueue_items(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
-        """Append the items with these indices to the queue."""
+        """Append the given items to the queue."""
         items.record_submission(item_indices, self._n_submitted)
         self._n_submitted += item_indices[-1] + 1 - item_indices[0]
 
         def is_batchable(item_index: int) -> bool:
             return isinstance(items.blocks[item_index], bytes)
 
-        if all(map(is_batchable, item_indices)):  # Keep a range as it is: slicing it is fast.
+        if all(map(is_batchable, item_indices)):  # Keep a range unchanged: slicing it is fast.
             self._queue.append(Batch(items, item_indices))
             return
         for is_group_batchable, group in groupby(item_indices, is_batchable):
@@ -133,7 +133,7 @@ class BatchPolicy(SchedulingPolicy):
     def remove_queued_items(
         self, select_items: Callable[[ItemSequence, Sequence[int]], Collection[int]]
     ) -> list[Batch]:
-        """Remove items from the queue, and return them in batches.
+        """Remove the selected items from the queue and return them in batches.
 
         select_items : called as `select_items(items, item_indices)` for each queued batch; returns the
             indices of the items to remove.
@@ -161,7 +161,7 @@ class BatchPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks to start now: new ones formed from queued items, or else backups of late tasks."""
+        """Return the tasks to start now: new tasks made of queued items, or else backups of late tasks."""
         with self._blocks.lock:
             late_batches = [
                 task
@@ -180,7 +180,7 @@ class BatchPolicy(SchedulingPolicy):
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Return the seconds until a running task may become late and need a backup.
 
-        If a task is queued, no backup is due, but the queued task may start running at any moment.
+        No backup is due while a task is queued, but that task may start running at any moment.
         """
         late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
         seconds_until_late = min(late_times, default=inf) - elapsed_seconds
@@ -200,7 +200,7 @@ class BatchPolicy(SchedulingPolicy):
         return min(task_table[task_index].dispatched_at.values(), default=inf) + LATE_BATCH_SECONDS
 
     def _split_late_batch(self, task_table: TaskTable, task_index: int) -> None:
-        """Cancel the task of a batch that runs for too long, and queue each of its items separately."""
+        """Cancel the task of a batch that has run for too long, and queue each of its items separately."""
         items, item_indices = self._blocks.batches[task_index]
         if item_indices:
             self._record_run_time(items.item_class, LATE_BATCH_SECONDS / len(item_indices))
@@ -219,7 +219,7 @@ class BatchPolicy(SchedulingPolicy):
         items, item_indices = queue[0]
         max_items = self._compute_max_batch_size(items, item_indices)
         max_in_flight, n_running = self._max_in_flight, len(task_table.in_flight) - len(task_table.queued)
-        # If items are short, or may be, submit only a few at first: later batches can be larger.
+        # If items are or may be short, submit only a few batches at first, so that later ones can be larger.
         if self._allow_batches and (max_items > 1 or items.item_class not in self._seconds_by_class):
             max_in_flight = min(max_in_flight, 2 * n_running + N_INITIAL_BATCHES)
         n_open_tasks = len(task_table.in_flight) + len(task_table.held_back)
@@ -233,7 +233,7 @@ class BatchPolicy(SchedulingPolicy):
         return Batch(items, item_indices[:max_items])
 
     def _compute_max_batch_size(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
-        """Return how many of these queued items may share a task, given the run time of their class."""
+        """Return how many of these items may share a task, based on the typical run time of their class."""
         item_seconds = self._seconds_by_class.get(items.item_class)
         if not (self._allow_batches and item_seconds):
             return 1
@@ -265,7 +265,7 @@ class BatchPolicy(SchedulingPolicy):
     # -- as tasks end --------------------------------------------------------------------------
 
     def split_outcome(self, task_table: TaskTable, outcome: Outcome) -> BatchOutcome | None:
-        """Split the outcome of a task into outcomes of its items, or return None if the task was discarded.
+        """Split the outcome of a task into those of its items, or return None if the task was discarded.
 
         If a batch failed as a whole, its items become separate tasks and have no outcome yet. Items that the
         worker did not process are queued again.
@@ -301,7 +301,7 @@ class BatchPolicy(SchedulingPolicy):
         failure: Failure,
         is_batch_loss: bool = False,
     ) -> None:
-        """Move an item that failed out of its batch and into a new task, so that it is retried alone.
+        """Move a failed item from its batch to a new task, so that it is retried alone.
 
         Parameters
         ----------
@@ -310,8 +310,8 @@ class BatchPolicy(SchedulingPolicy):
             The task of the batch, and the item.
         failure : Failure
         is_batch_loss : bool
-            Whether the whole batch failed. The attempt then does not count against the retries of the item,
-            because any other item may have killed the worker.
+            Whether the whole batch failed. In that case, the attempt does not count against the item's
+            retries, because any other item may have killed the worker.
         """
         items, item_indices = self._blocks.batches[task_index]
         new_task_index = self._blocks.add_batch(Batch(items, [item_index]))
@@ -344,6 +344,6 @@ class BatchPolicy(SchedulingPolicy):
 def can_batch_items(executor: ResolvedExecutor, backups: int, retries: int) -> bool:
     """Return whether short items may share a task.
 
-    That takes backups and retries, because a lost or late batch is rerun item by item.
+    Batching requires backups and retries, because the items of a lost or late batch are rerun one by one.
     """
     return executor.can_batch and backups > 0 and retries > 0

@@ -31,7 +31,7 @@ from polarmap.worker.task_records import ErrorInfo, Fault
 
 
 class ItemSequence:
-    """The ordered inputs of one function, each of which is called an item.
+    """An ordered sequence of inputs (items) for the same function.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ class ItemSequence:
     context : object
         An object to send with each batch of pickled items, such as the pickled function.
     blocks : iterable of bytes or array
-        The items as they are sent: pickles or arrays. If batches are formed at run time, an array is never
-        batched with other items.
+        The serialized items: pickles or arrays. If batches are formed at run time, an array is never batched
+        with other items.
     """
 
     def __init__(
@@ -51,27 +51,27 @@ class ItemSequence:
         self._submission_offsets = list[tuple[int, int]]()  # (first item, submission index minus item index)
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the items that are not cancelled. From now on, they can no longer be cancelled."""
+        """Claim the items that have not been cancelled, and return them. They can no longer be cancelled."""
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return which of these items are claimed, that is, can no longer be cancelled."""
+        """Return the items that have been claimed and so can no longer be cancelled."""
         return item_indices
 
     def record_submission(self, item_indices: Sequence[int], submission_index: int) -> None:
-        """Record that these items were submitted in order, the first as item `submission_index` of a job."""
+        """Record that the items were submitted in this order from position `submission_index` of the job."""
         offset = submission_index - item_indices[0]
         if not self._submission_offsets or self._submission_offsets[-1][1] != offset:
             self._submission_offsets.append((item_indices[0], offset))
 
     def get_submission_index(self, item_index: int) -> int:
-        """Return the position of an item among all items of a job, in the order of submission."""
+        """Return an item's position in the submission order of the whole job."""
         offsets = self._submission_offsets
         return item_index + offsets[bisect_right(offsets, (item_index, inf)) - 1][1]
 
 
 class Batch(NamedTuple):
-    """Items of one sequence that are sent to a worker together, given by their indices."""
+    """A group of items from one sequence that are sent to a worker together."""
 
     items: ItemSequence
     indices: Sequence[int]
@@ -116,8 +116,8 @@ def split_outcome_by_item(batch: Batch, outcome: Outcome) -> BatchOutcome:
 class BatchBlocks(TaskBlocks):
     """The input blocks of tasks, where each task is a batch of one or more items.
 
-    If a batch is a single item that is an array, this array is the block. All other blocks are pickles of the
-    context and the items, as an array of bytes.
+    If a batch consists of a single array, that array is the block. Every other block is a byte array with the
+    pickled context and items.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class BatchBlocks(TaskBlocks):
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = dict(enumerate(batches))
-        self.lock = threading.RLock()  # several threads may ask for blocks at the same time
+        self.lock = threading.RLock()  # Several threads may request blocks at once.
         self._cached_block: tuple[int, list[Array]] = -1, []
 
     @property
@@ -159,8 +159,8 @@ class BatchBlocks(TaskBlocks):
 class QueuedBatchBlocks(BatchBlocks):
     """The input blocks of tasks that are formed while a job runs. Items may be cancelled until they are sent.
 
-    Task indices are never reused. Injected faults (for tests) belong to items, by the order of submission,
-    because an item may move from one task to another.
+    Task indices are never reused. Injected faults (for tests) are assigned to items by their position in the
+    submission order, because an item may move from one task to another.
 
     Attributes
     ----------
@@ -173,7 +173,7 @@ class QueuedBatchBlocks(BatchBlocks):
     def __init__(self) -> None:
         super().__init__(())
         self._next_task_index = 0
-        # The attempts that have suffered a fault, by the submission index of the item with the fault.
+        # Submission index of the faulty item -> the attempts that have suffered its fault.
         self._attempts_with_fault: dict[int, set[AttemptId]] = {}
 
     @property
@@ -182,16 +182,16 @@ class QueuedBatchBlocks(BatchBlocks):
         return any(batch.indices for batch in self.batches.values())
 
     def add_batch(self, batch: Batch) -> int:
-        """Create a task for a batch, and return the index of the task."""
+        """Create a task for a batch and return its index."""
         task_index = self._next_task_index
         self.batches[task_index] = batch
         self._next_task_index += 1
         return task_index
 
     def _build_block(self, task: int) -> Array:
-        """Build the input block of a task. From now on, its items can no longer be cancelled.
+        """Build the input block of a task, after which its items can no longer be cancelled.
 
-        Raises CancelledError if all of them are cancelled already.
+        Raises CancelledError if all of them have already been cancelled.
         """
         batch = self.batches.get(task)
         if batch is None:
@@ -205,7 +205,7 @@ class QueuedBatchBlocks(BatchBlocks):
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
         """Return the fault to inject into an attempt, or None.
 
-        The fault is that of the first item of the task with a fault that has not struck often enough yet.
+        It is the fault of the task's first item whose fault has not yet occurred as often as requested.
         """
         batch = self.batches.get(task)
         if batch is None:

@@ -17,18 +17,18 @@ from polarmap.executors.interface import FailureKind, Outcome
 from polarmap.worker.pickled_values import unpickle_item
 from polarmap.worker.pytree import Array
 
-SESSION_IDLE_SECONDS = 0.05  # the session with the workers is closed after this time without calls
+SESSION_IDLE_SECONDS = 0.05  # close the session with the workers after this time without calls
 
 
 class CallCollector(EveryTaskCollector):
-    """Sets the results and exceptions of submitted calls as attempts end, until no call is left.
+    """Sets the results and exceptions of submitted calls as attempts finish, until no calls are left.
 
     Parameters
     ----------
     policy : BatchPolicy
         Forms the tasks from the calls.
     retry_rule : RetryRule
-        How often to retry a call whose worker was lost. An exception that the call itself raises is final.
+        How often to retry a call whose worker was lost. An exception raised by the call itself is final.
     task_table : TaskTable
     timer : JobTimer
     """
@@ -40,7 +40,7 @@ class CallCollector(EveryTaskCollector):
         self._policy, self._retry_rule = policy, retry_rule
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Set the result or exception of each call in a batch that has returned or failed."""
+        """Set the result or exception of each call in a finished batch."""
         batch_outcome = self._policy.split_outcome(self.task_table, outcome)
         if batch_outcome is None:
             return
@@ -57,7 +57,7 @@ class CallCollector(EveryTaskCollector):
             _set_call_result(calls, item_index, data)
 
     def try_finish(self) -> bool:
-        """Fail the calls that have used up their retries, and return whether no call is left."""
+        """Fail the calls that have used up their retries, and return whether no calls are left."""
         for task_index in sorted(self.task_table.failed):
             record = self.task_table[task_index]
             if record.last_failure is not None and not self._retry_rule.allows_retry(record):
@@ -79,8 +79,8 @@ class CallCollector(EveryTaskCollector):
     def poll_interval(self) -> float:
         """Return the seconds until the next poll.
 
-        It is the time to wait for new calls if no call is left, 0 before any task is formed, and otherwise
-        inf.
+        Before any task has been formed, the result is 0. If no calls are left, it is the time to wait for new
+        ones. Otherwise it is inf.
         """
         if not self._policy.has_items:
             return SESSION_IDLE_SECONDS
@@ -93,13 +93,13 @@ class CallCollector(EveryTaskCollector):
 def set_call_exception(
     calls: CallGroup, item_index: int, error: BaseException, raised_by_f: bool = False
 ) -> None:
-    """Set the exception of a call, after removing the frames of polarmap from its traceback.
+    """Set the exception of a call, after removing polarmap's own frames from its traceback.
 
     Parameters
     ----------
     calls : CallGroup
     item_index : int
-        The index of the call, or chunk of calls, in `calls`.
+        The index of the call (or chunk of calls) in `calls`.
     error : BaseException
     raised_by_f : bool
         Whether the called function raised the exception, rather than polarmap.

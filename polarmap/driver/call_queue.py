@@ -26,17 +26,17 @@ class CallQueue:
     """A queue of calls and the background thread that runs them on an executor.
 
     Any thread may submit and cancel calls. The background thread opens a session (a connection to the
-    workers) and closes it when no call is left. The next call starts a new thread and session. The run times
-    of earlier calls are remembered.
+    workers) and closes it when no calls are left. The next call starts a new thread and session. The run
+    times of earlier calls are remembered.
 
     Parameters
     ----------
     executor : ResolvedExecutor
         Opens sessions.
     on_close : callable
-        Called once with no arguments, when `shutdown` has been called and no call is left.
+        Called once without arguments when `shutdown` has been called and no calls are left.
     max_in_flight : int
-        The largest number of calls that are submitted to the workers at a time.
+        The maximum number of calls submitted to the workers at a time.
     max_backups : int
         The number of backups that a late call may get.
     retry_rule : RetryRule
@@ -67,8 +67,8 @@ class CallQueue:
             self._max_backups,
             self._executor.faults,
         )
-        # The lock keeps a call from being started while another thread cancels it. It is reentrant because
-        # the garbage collector may shut down an executor at any moment, also in a thread that holds the lock.
+        # The lock prevents a call from being started while another thread cancels it. It is reentrant because
+        # the garbage collector may shut down an executor at any time, even in a thread that holds the lock.
         self._lock = self._blocks.lock
         self._session: Session | None = None
         self._thread: threading.Thread | None = None  # the latest one
@@ -82,7 +82,7 @@ class CallQueue:
             self.check_open()
             if not item_indices:
                 return
-            must_wake = not self._policy.has_queued_items  # If items are queued, the thread will poll.
+            must_wake = not self._policy.has_queued_items  # If items are queued, the thread polls anyway.
             if must_wake and not self._policy.has_items:
                 calls.claim_items([item_indices[0]])  # The first call starts at once.
             self._policy.enqueue_items(calls, item_indices)
@@ -113,7 +113,7 @@ class CallQueue:
         self._close_if_drained()
 
     def wait_for_all_calls(self) -> None:
-        """Block until all calls have ended."""
+        """Block until all calls have finished."""
         self._wake_session()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -147,7 +147,7 @@ class CallQueue:
     # -- on its thread -------------------------------------------------------------------------
 
     def _run_sessions_in_thread(self) -> None:
-        """Run one session after another until a session ends and no call is left."""
+        """Run sessions one after another until one ends with no calls left."""
         must_continue = True
         while must_continue:
             self._run_session()
@@ -156,7 +156,7 @@ class CallQueue:
         self._close_if_drained()
 
     def _run_session(self) -> None:
-        """Open a session of the executor and run calls on it until none has been submitted for a while."""
+        """Open an executor session and run calls on it until none have been submitted for a while."""
         task_table = TaskTable(0)
         try:
             with closing(self._executor.open(JobSpec(execute_pickled_call, self._blocks))) as session:
@@ -165,7 +165,7 @@ class CallQueue:
                 collector = CallCollector(self._policy, self._retry_rule, task_table, timer)
                 for outcomes in schedule_tasks(session, self._policy, self._retry_rule, collector):
                     has_events = bool(outcomes)
-                    while outcomes:  # Pop each outcome, so that no reference to a result is kept.
+                    while outcomes:  # Pop outcomes so as not to keep references to results.
                         collector.add_outcome(outcomes.pop(0))
                     if collector.try_finish() and not has_events:
                         break
@@ -179,9 +179,9 @@ class CallQueue:
     def _on_session_end(self, task_table: TaskTable, error: BaseException | None = None) -> None:
         """Queue the unfinished calls again for the next session.
 
-        An error of the session fails the calls that were sent to workers, or all calls if none was sent.
+        If the session failed, fail the calls that were sent to workers, or all calls if none were sent.
         """
-        with self._lock:  # Other threads may submit at this moment.
+        with self._lock:  # Other threads may be submitting calls.
             self._policy.requeue_all_items(task_table)
             if error is None:
                 return
@@ -200,7 +200,7 @@ _is_exiting = False
 
 
 def _wait_for_calls_at_exit() -> None:
-    """Wait until all calls have ended, as the executors of `concurrent.futures` do at exit."""
+    """Wait until all calls have finished, as the executors of `concurrent.futures` do at exit."""
     global _is_exiting
     _is_exiting = True
     for calls in list(_call_queues):

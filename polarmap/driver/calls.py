@@ -18,11 +18,11 @@ from polarmap.worker.pytree import Array
 
 
 class CallGroup(ItemSequence, ABC):
-    """Calls of one function. An item is one call or a chunk of calls, which are sent and returned together.
+    """A group of calls of one function. Each item is a single call or a chunk of calls sent together.
 
     An item is claimed when it is about to be sent to a worker. A claimed item cannot be cancelled, and a
-    cancelled item cannot be claimed. Hold the same lock while calling `claim_items`, `select_claimed_items`
-    or `cancel`.
+    cancelled item cannot be claimed. Callers of `claim_items`, `select_claimed_items` and `cancel` must hold
+    the same lock.
     """
 
     @abstractmethod
@@ -43,14 +43,14 @@ class CallGroup(ItemSequence, ABC):
 
 
 class SubmittedCall(CallGroup):
-    """A call that was submitted to an executor, and its future.
+    """A single submitted call and its future.
 
     Parameters
     ----------
     future : Future
         Receives the result or the exception.
     function_key : hashable
-        The key of the function, as `get_function_key` returns it.
+        The function's key from `get_function_key`.
     block : bytes or array
         The function and its arguments, serialized to be sent to a worker.
     """
@@ -60,35 +60,35 @@ class SubmittedCall(CallGroup):
         self.future, self._is_cancelled = future, False
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the index of the call unless its future is cancelled.
+        """Claim the call and return its index, unless its future has been cancelled.
 
-        From now on, it cannot be cancelled.
+        A claimed call can no longer be cancelled.
         """
         if not (self._is_cancelled or self.future.running()):
             self._is_cancelled = not self.future.set_running_or_notify_cancel()
         return [] if self._is_cancelled else item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the index of the call if it has been claimed, that is, can no longer be cancelled."""
+        """Return the index of the call if it has been claimed and so can no longer be cancelled."""
         return item_indices if self.future.running() else []
 
     def cancel(self) -> None:
         """Cancel the call unless it has been sent to a worker."""
         if not self._is_cancelled and self.future.cancel():
             self._is_cancelled = True
-            self.future.set_running_or_notify_cancel()  # Wakes threads that wait for the future.
+            self.future.set_running_or_notify_cancel()  # Wake the threads that wait for it.
 
     def describe_item(self, item_index: int) -> str:
         """Return a description of the call for error messages."""
         return f"a call of {_get_function_name(self.item_class)}"
 
     def set_result(self, item_index: int, value: Any) -> None:
-        """Set the result of the future, unless it is done already."""
+        """Set the result of the future unless it is already done."""
         with suppress(InvalidStateError):  # The user may have set a result.
             self.future.set_result(value)
 
     def set_exception(self, item_index: int, error: BaseException) -> None:
-        """Set the exception of the future, unless it is done already."""
+        """Set the exception of the future unless it is already done."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
@@ -99,9 +99,9 @@ class MappedCalls(CallGroup):
     Parameters
     ----------
     function_key : hashable
-        The key of the function, as `get_function_key` returns it.
+        The function's key from `get_function_key`.
     chunksize : int
-        The number of calls in an item. The result of an item is the list of their results.
+        The number of calls per item. The result of an item is the list of its calls' results.
     """
 
     def __init__(self, function_key: Hashable, chunksize: int = 1) -> None:
@@ -109,18 +109,18 @@ class MappedCalls(CallGroup):
         self._function_key, self._chunksize = function_key, chunksize
         self._is_cancelled = False
         self._claimed = set[int]()
-        self._outcomes: dict[int, tuple[bool, Any]] = {}  # by item: (has returned, result or exception)
+        self._outcomes: dict[int, tuple[bool, Any]] = {}  # item -> (has returned, result or exception)
         self._awaited_index, self._changed = -1, threading.Condition()
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the items that are not cancelled. From now on, they cannot be cancelled."""
+        """Claim the items that have not been cancelled, and return them. They can no longer be cancelled."""
         if self._is_cancelled:
             return self.select_claimed_items(item_indices)
         self._claimed.update(item_indices)
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return which of these items have been claimed, that is, can no longer be cancelled."""
+        """Return the items that have been claimed and so can no longer be cancelled."""
         return [item_index for item_index in item_indices if item_index in self._claimed]
 
     def cancel(self) -> None:
@@ -160,10 +160,9 @@ class MappedCalls(CallGroup):
         Parameters
         ----------
         deadline : float or None
-            The time by `time.monotonic` at which TimeoutError is raised if the next result has not arrived.
-            None waits without limit.
+            The `time.monotonic` time after which waiting for a result raises TimeoutError, or None.
         submissions : iterator
-            Advanced once before each item is waited for. It may submit further items.
+            Advanced once before waiting for each item. It may submit further items.
         on_close : callable
             Called with no arguments once the iteration ends.
         """
@@ -199,7 +198,7 @@ class MappedCalls(CallGroup):
 
 
 def get_function_key(f: Callable[..., Any]) -> Hashable:
-    """Return a key that identifies a function: its code object, or its name if it is not written in Python.
+    """Return a key for a function: its code object, or its name if it is not written in Python.
 
     >>> get_function_key(min) == get_function_key(max)
     False

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from polarmap.driver.padded_block import PaddedBlock
     from polarmap.driver.padding import PaddingAnalyzer
 
-# Errors after which nothing can be decoded. They end a map unless the results of all data blocks arrive.
+# Errors that rule out decoding. They end the map unless the results of all data blocks arrive.
 PERMANENT_DECODING_ERRORS = NotLinearError, CodeError
-# The longest interval, in seconds, between polls for a check or for a result that improves accuracy.
+# The maximum interval, in seconds, between polls for a check or for a result that improves accuracy.
 MAX_SETTLE_INTERVAL = 0.25
 
 
@@ -63,7 +63,7 @@ class CodedCollector(Collector):
     padding_analyzer : PaddingAnalyzer or None
         Analyzes how padding affects the result of the last block. None if no block is padded.
     deadline_estimator : DeadlineEstimator or None
-        Estimates the results that are still missing at the deadline. None lets the map fail then.
+        Estimates the results that are still missing at the deadline. If None, the map fails instead.
     driver_f : callable
         The mapped function, in a form that can be called on the driver (this process) to check results.
     coded_data : CodedData
@@ -121,16 +121,16 @@ class CodedCollector(Collector):
         self._accepted_estimate: Estimate | None = None
         self.verification: Verification | None = None
         self.decoding_error: NonFiniteResultError | NotLinearError | CodeError | None = None
-        # The decoder at the time of `decoding_error`. The error is cleared once a further result has arrived.
+        # The decoder that led to `decoding_error`. The error is cleared when another result arrives.
         self._refused_decoder: ErasureDecoder | None = None
-        # The seconds that earlier maps have spent on encoding the same blocks.
+        # The seconds that earlier maps spent encoding the same blocks.
         self._earlier_encode_seconds = coded_data.encode_seconds
         self._has_warned_of_parity = False
 
     # -- what arrives -----------------------------------------------------------------------
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Store the result of an attempt, unless the results of the map have been accepted already."""
+        """Store the result of an attempt unless the results of the map have already been accepted."""
         reception = self.received.add(outcome)
         if reception is Reception.ADDED:
             self.decoder.record_arrival(outcome.task)
@@ -141,7 +141,7 @@ class CodedCollector(Collector):
 
     def try_finish(self) -> bool:
         """Judge the results that have arrived, and return whether the map is over."""
-        # Encoding sets the warning, so it may appear only after the map has started.
+        # The warning is set during encoding, so it may appear after the map has started.
         if self._coded_data.parity_warning and not self._has_warned_of_parity:
             self._has_warned_of_parity = True
             warn(self._coded_data.parity_warning)
@@ -161,13 +161,13 @@ class CodedCollector(Collector):
         return True
 
     def _should_accept_ill_conditioned(self, decodable_at: float) -> bool:
-        """Return whether to decode less accurately than `rtol` asks for, instead of waiting any longer."""
+        """Return whether to decode less accurately than `rtol` requires, instead of waiting any longer."""
         if self.has_sufficient_results or self.decoding_error is not None:
             return False
         return self.timer.elapsed_seconds - decodable_at > self._limits.max_wait_seconds
 
     def _try_settle(self) -> bool:
-        """Return whether all results are accepted, including that of a padded block if there is one."""
+        """Return whether all results have been accepted, including that of the padded block, if any."""
         padded_block, is_accepted = self.padded_block, self.verification is not None
         if padded_block is None:
             return is_accepted
@@ -180,8 +180,8 @@ class CodedCollector(Collector):
     def _judge_results(self) -> None:
         """Accept the results if the missing ones can be decoded and the checks pass.
 
-        Results that were refused are judged again whenever another result arrives. That result may show which
-        task returned garbage, or may determine integers that could not be decoded before.
+        Refused results are judged again whenever another result arrives. The new result may show which task
+        returned garbage, or make it possible to decode integers that were undetermined before.
         """
         decoder, received, tracker = self.decoder, self.received, self.decoder.tracker
         has_padding = received.unpadded_result is not None and len(tracker.missing_indices) > 0
@@ -213,7 +213,7 @@ class CodedCollector(Collector):
             self._wait_for_all_data(verdict.error)
 
     def _accept(self, verification: Verification, warning: str = "") -> None:
-        """Accept the results as final, and issue `warning` to the caller of the map if it is not empty."""
+        """Accept the results as final, and issue `warning` to the map's caller unless it is empty."""
         if warning:
             warn(warning)
         self.verification, self.received.is_frozen = verification, True
@@ -226,14 +226,14 @@ class CodedCollector(Collector):
     def _accept_unpadded_results(self) -> None:
         """Accept the results of all data blocks, although f failed on the block with padding.
 
-        The result without padding is used for this block.
+        For this block, the result without padding is used.
         """
         self.decoder.use_unpadded_results()
         warning = "f could not be verified: it raised an exception, or gave another shape, of rows of zeros"
         self._accept(Verification.NOT_NEEDED, warning if self._options.verify is True else "")
 
     def _wait_for_all_data(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
-        """Stop decoding and wait for the results of all data blocks, or raise `error` if that is useless."""
+        """Stop decoding and wait for the results of all data blocks, or raise `error` if that is futile."""
         is_complete = not len(self.decoder.tracker.missing_indices)
         has_data_tasks = len(self._code.systematic_indices) > 0
         if isinstance(error, NonFiniteResultError):
@@ -251,7 +251,7 @@ class CodedCollector(Collector):
     # -- the deadline -----------------------------------------------------------------------
 
     def _try_estimate(self) -> bool:
-        """Estimate and accept missing results if the deadline has passed and the caller asked for this.
+        """Estimate and accept missing results if the deadline has passed and the caller requested estimates.
 
         Returns whether the results were accepted.
         """
@@ -273,7 +273,7 @@ class CodedCollector(Collector):
         return True
 
     def _check_estimable(self) -> None:
-        """Raise an error if no estimate can be made from the received results."""
+        """Raise an error if the missing results cannot be estimated from the received ones."""
         if not self.received.by_task:
             timeout_text = f"the timeout of {self.timer.timeout:g} s"
             self._raise_with_cause(
@@ -290,7 +290,7 @@ class CodedCollector(Collector):
         return self.received.has_all_data_results(self.received.by_task) or self.received.has_finite_values
 
     def _describe_contradiction(self) -> str:
-        """Evaluate the parity checks, and return a message if they are violated or "" if they are not."""
+        """Evaluate the parity checks and return a message if any is violated, else ""."""
         residuals = self.verifier.evaluate_redundant_checks()
         if residuals is None or not residuals.is_violated:
             return ""
@@ -303,7 +303,7 @@ class CodedCollector(Collector):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results from which the missing ones can be decoded."""
+        """The minimum number of results from which the missing ones can be decoded."""
         return self._code.recovery_threshold
 
     @property
@@ -317,18 +317,18 @@ class CodedCollector(Collector):
     def decodable_tasks(self) -> Collection[int]:
         """The tasks whose results can be used for decoding.
 
-        The task of a block with padding is missing here if it returned the result of its data rows only.
+        Excludes the task of a padded block if it returned the result of its data rows only.
         """
         return self.received.by_task.keys()
 
     @property
     def can_use_parity(self) -> bool:
-        """Whether results of parity tasks would help, which is so unless decoding has been ruled out."""
+        """Whether results of parity tasks would help: True unless decoding has been ruled out."""
         return self.decoding_error is None
 
     @property
     def awaited_task(self) -> int | None:
-        """The task of a padded block if only its result is missing and cannot be decoded, else None."""
+        """The padded block's task if only its result is missing and cannot be decoded, else None."""
         padded_block = self.padded_block
         if padded_block is None or self.decoder.ready_at is None:
             return None
@@ -337,11 +337,11 @@ class CodedCollector(Collector):
         return padded_block.task_index if padded_block.must_be_awaited else None
 
     def would_suffice(self, task_indices: Collection[int], within_rtol: bool = True) -> bool:
-        """Return whether the map could finish with results of these tasks alone.
+        """Return whether the map could finish with the results of these tasks alone.
 
         If decoding has been ruled out, all data tasks are needed.
 
-        within_rtol : whether the decoded results must also be as accurate as `rtol` asks for.
+        within_rtol : whether the decoded results must also meet `rtol`.
         """
         if self.decoding_error is not None:
             return self.received.has_all_data_results(task_indices)
@@ -362,7 +362,7 @@ class CodedCollector(Collector):
         )
 
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
-        """Return which failed tasks may be retried: only `awaited_task` if the map waits for nothing else."""
+        """Return the failed tasks to retry: only `awaited_task` if the map waits for nothing else."""
         awaited_task = self.awaited_task
         if awaited_task is None:
             return failed_tasks
@@ -371,9 +371,9 @@ class CodedCollector(Collector):
     def poll_interval(self) -> float:
         """Return the seconds after which to call `try_finish` although no task has ended, or inf.
 
-        Polling begins once results can be decoded, for checks on the driver and for more accurate results.
-        The interval grows slowly. If the results have been refused as wrong, only another result helps, so
-        inf is returned.
+        Once results can be decoded, the map polls for the outcome of checks on the driver and for more
+        accurate results, at slowly growing intervals. If the results have been refused as wrong, only another
+        result can help, so inf is returned.
         """
         decoder = self.decoder
         decodable_at = decoder.decodable_at if decoder.ready_at is None else decoder.ready_at
@@ -384,9 +384,9 @@ class CodedCollector(Collector):
         return min(max(0.02, (self.timer.elapsed_seconds - decodable_at) / 20), MAX_SETTLE_INTERVAL)
 
     def on_tasks_exhausted(self) -> None:
-        """Decode as accurately as possible, or raise an error. Called when no further result can arrive.
+        """Decode as accurately as possible or raise an error, because no further results can arrive.
 
-        If missing results are to be estimated at the deadline, wait for the deadline instead of raising.
+        If missing results are to be estimated at the deadline, do not raise but wait for the deadline.
         """
         if self._deadline_estimator is not None and (
             self._try_accept_ill_conditioned() or self.received.by_task
@@ -407,13 +407,13 @@ class CodedCollector(Collector):
         self._raise_with_cause(NotDecodableError(message))
 
     def _try_accept_ill_conditioned(self) -> bool:
-        """Decode regardless of `rtol`, and return whether that is possible now or may become possible."""
+        """Decode regardless of `rtol`. Return whether this is possible now or may become possible."""
         if self.task_table.pending_tasks and self.can_pending_tasks_suffice(within_rtol=False):
             return True
         return self.decoding_error is None and self.decoder.accept_ill_conditioned()
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
-        """Raise CodedTimeoutError with the reason, unless missing results are to be estimated."""
+        """Raise a CodedTimeoutError that gives the reason, unless missing results are to be estimated."""
         if self._deadline_estimator is not None:
             return
         reason, decoder = "", self.decoder
@@ -464,7 +464,7 @@ class CodedCollector(Collector):
         """Return a function that builds the unchecked result of a data block before the map is over.
 
         Its arrays are read-only, because missing results may still be decoded from them. Returns None if the
-        task has not returned a result of a data block, or only one that may be affected by padding.
+        task has returned no data-block result, or only one that may be affected by padding.
         """
         outcome, k = self.received.by_task.get(task_index), len(self._code.systematic_indices)
         if self.padded_block is not None and task_index == k - 1:
@@ -476,7 +476,7 @@ class CodedCollector(Collector):
         return lambda: unflatten(structure, list(map(read_only_view, leaves)))
 
     def build_interim_estimate(self, report: Report) -> CodedResult[Any] | None:
-        """Return all results, with estimates of the missing ones, or None if these cannot be estimated.
+        """Return all results, with the missing ones estimated, or None if they cannot be estimated.
 
         Also returns None once the missing results can be decoded exactly.
         """
@@ -500,7 +500,7 @@ class CodedCollector(Collector):
 
     @cached_property
     def block_results(self) -> list[Any]:
-        """The accepted results of the data blocks, in the form that the caller of the map receives."""
+        """The accepted results of the data blocks, as returned to the caller of the map."""
         return self._unflatten_blocks(self.decoder.decoded_results)
 
     def build_result(self, report: LazyReport) -> CodedResult[Any]:
@@ -508,8 +508,8 @@ class CodedCollector(Collector):
         return CodedResult(self.block_results, report)
 
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield the index of each result and a function to get it, first for the received results."""
-        if self.received.result_refs:  # The results are in storage, and only samples were received.
+        """Yield the index of each result and a function to get it, starting with the received results."""
+        if self.received.result_refs:  # The results are in storage: only samples were received.
             return
         arrived_at = self.task_table.arrived
         indices = range(len(self.decoder.decoded_results))
@@ -519,7 +519,7 @@ class CodedCollector(Collector):
     def _unflatten_blocks(
         self, block_leaves: list[list[Array]], transform: Callable[[Array], Array] | None = None
     ) -> list[Any]:
-        """Return the results of the data blocks without padding, with `transform` applied to each array."""
+        """Remove padding from the results, apply `transform` to each array, and rebuild their structure."""
         structure, padded_block = self.received.structure, self.padded_block
         if transform is not None:
             block_leaves = [list(map(transform, leaves)) for leaves in block_leaves]
@@ -548,7 +548,7 @@ class CodedCollector(Collector):
         return [index for index in missing_blocks if index != self.padded_block.task_index]
 
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return the fields of the report about decoding and verification.
+        """Return the report fields about decoding and verification.
 
         elapsed_seconds : the run time of the map.
         """
@@ -581,7 +581,7 @@ class CodedCollector(Collector):
         }
 
     def _build_guarantee_fields(self) -> dict[str, Any]:
-        """Return the fields of the report about groups of blocks; {} for a code without groups."""
+        """Return the report fields about groups of blocks, or {} for a code without groups."""
         guarantee = self._code.get_group_guarantee(PLANNED_LOSS_RATE)
         if guarantee is None:
             return {}
@@ -593,7 +593,7 @@ class CodedCollector(Collector):
         }
 
     def _build_accuracy_fields(self) -> dict[str, Any]:
-        """Return the fields of the report about decoded and estimated results and their accuracy."""
+        """Return the report fields about the accuracy of decoded and estimated results."""
         estimate, recovered = self._accepted_estimate, self.recovered_blocks
         if estimate is not None:
             recovered = [block_index for block_index in recovered if estimate.errors[block_index] == 0]

@@ -39,13 +39,13 @@ from polarmap.errors import CodeError, ExecutorError, trim_traceback, trimmed_tr
 from polarmap.report import Report
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 
-MAX_REFRESH_SECONDS = 0.1  # the longest time that `report` waits for the start times of running tasks
+MAX_REFRESH_SECONDS = 0.1  # how long `report` may wait for the start times of running tasks
 
 R = TypeVar("R")
 
 
 class MapFuture(Future[R]):
-    """A future of a map or of one of its blocks. The map runs as long as one of its futures is referenced."""
+    """A future for a map or one of its blocks. The map keeps running while any of them is referenced."""
 
     def __init__(self, reference_token: _ReferenceToken, background_map: BackgroundMap[Any]) -> None:
         super().__init__()
@@ -83,12 +83,12 @@ class MapFuture(Future[R]):
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the map, and return the exception that it raised, or None if it succeeded."""
+        """Wait for the map to finish. Return the exception that it raised, or None if it succeeded."""
         with self._background_map.keep_running_while_waiting(self):
             return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
-        """Call `fn` with this future when it is done, or immediately if it is done already.
+        """Call `fn` with this future when it is done, or immediately if it is already done.
 
         The map keeps running until then, even if no future is referenced.
         """
@@ -96,13 +96,13 @@ class MapFuture(Future[R]):
         super().add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, R]:
-        import asyncio  # lazy import: takes longer to import than most of polarmap
+        import asyncio  # lazy import: slower than importing most of polarmap
 
         return asyncio.wrap_future(self).__await__()
 
 
 class CodedFuture(MapFuture[R]):
-    """The future of a map that `submit` returns: a `concurrent.futures.Future` that can also be awaited.
+    """The future returned by `submit`: a `concurrent.futures.Future` that can also be awaited.
 
     The map is cancelled once this future and the futures of its blocks are no longer referenced, unless a
     done callback was added or the results are written to storage.
@@ -124,7 +124,7 @@ class CodedFuture(MapFuture[R]):
         )
 
     def __repr__(self) -> str:
-        """Return a text with the state and the progress of the map. Does not block."""
+        """Return a string with the state and progress of the map, without blocking."""
         if self.cancelled():
             state = "cancelled"
         elif self.done():
@@ -140,7 +140,7 @@ class CodedFuture(MapFuture[R]):
         return self._background_map.current_report()
 
     def estimates(self) -> Iterator[R]:
-        """Yield an estimate of the results each time that more have arrived, and finally the exact results.
+        """Yield an estimate of the results whenever more have arrived, and finally the exact results.
 
         Each estimate is what `on_timeout="estimate"` would return at that moment. Its report says how good it
         is: `errors` of each block, `error_p90` of all blocks together. If results arrive faster than you
@@ -187,7 +187,7 @@ class CodedFuture(MapFuture[R]):
         Returns
         -------
         bool
-            Whether the map was cancelled. False if it is done already.
+            Whether the map was cancelled. False if it is already done.
         """
         if not super().cancel():
             return False
@@ -202,7 +202,7 @@ class CodedFuture(MapFuture[R]):
 
 
 class _ReferenceToken:
-    """An object that all futures of a map share.
+    """A token shared by all futures of a map.
 
     Its finalizer runs once none of them is referenced any more.
     """
@@ -212,7 +212,7 @@ class _ReferenceToken:
 
 
 class BackgroundMap(Observer, Generic[R]):
-    """Runs a map on a background thread and sets the results of its futures, which it references weakly.
+    """Runs a map on a background thread and sets the results of its weakly referenced futures.
 
     Parameters
     ----------
@@ -236,16 +236,16 @@ class BackgroundMap(Observer, Generic[R]):
         self._cancellation = CancellationToken()
         self._context = JobContext(EventStream((self, *observers)), self._cancellation)
         self._owner_pid = os.getpid()
-        # Objects that keep the map running: futures with callbacks, and one object for each waiting thread.
+        # Objects that keep the map running: futures with callbacks, and one object per waiting thread.
         self._pins: set[object] = set()
         self._get_report = prepared_map.get_report  # None while the number of tasks is unknown
         self._report: Report | None = None  # the report of the most recently finished job
         self._is_open = False  # whether the map has workers and can be woken to poll its tasks
         self._finished = threading.Event()
         self._estimate_stream = EstimateStream()
-        self._unchecked_blocks: set[int] = set()  # blocks whose unchecked results were handed out
+        self._unchecked_blocks: set[int] = set()  # blocks whose futures received unchecked results
         self.has_started = False
-        self._thread_id = 0  # the identifier of the thread on which the map runs
+        self._thread_id = 0  # the thread that runs the map
         self._has_polled = threading.Event()  # set whenever the map has polled its tasks
 
     def start(self) -> CodedFuture[R]:
@@ -265,12 +265,12 @@ class BackgroundMap(Observer, Generic[R]):
         return self._peek_report()
 
     def _peek_report(self) -> Report | None:
-        """Return the report so far without making the map poll its tasks first."""
+        """Return the report so far, without first making the map poll its tasks."""
         get_report = self._get_report
         return self._report if get_report is None else get_report()
 
     def format_progress(self) -> str:
-        """Return a text with the progress of the map, for `repr`."""
+        """Return the map's progress as a string, for `repr`."""
         report = self._peek_report()
         if report is None:
             return ""
@@ -286,12 +286,12 @@ class BackgroundMap(Observer, Generic[R]):
             self._has_polled.wait(MAX_REFRESH_SECONDS)
 
     def keep_running_for(self, future: Future[Any]) -> None:
-        """Keep the map running until this future is done, even if no caller references it."""
+        """Keep the map running until this future is done, even if no future is referenced any more."""
         if not future.done():
             self._pins.add(future)
 
     def on_futures_unreferenced(self) -> None:
-        """Cancel the map unless a waiting thread or a callback needs it.
+        """Cancel the map unless a waiting thread or a callback still needs it.
 
         Called once no future is referenced.
         """
@@ -313,7 +313,7 @@ class BackgroundMap(Observer, Generic[R]):
 
     @contextmanager
     def keep_running_while_waiting(self, future: Future[Any]) -> Iterator[None]:
-        """Keep the map running inside this context, where a thread waits for one of its futures."""
+        """Return a context manager that keeps the map running while a thread waits for a future."""
         self.check_not_forked(future)
         pin = object()
         self._pins.add(pin)
@@ -360,7 +360,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._report, self._get_report = getattr(result, "report", self._report), None
             self._warn_about_wrong_early_results()
         except JobCancelled:
-            if (future := self._future_ref()) is not None:  # A caller may still hold it at exit.
+            if (future := self._future_ref()) is not None:  # A caller may still hold the future at exit.
                 future.cancel()
         except BaseException as error:
             trim_traceback(error)
@@ -388,7 +388,7 @@ class BackgroundMap(Observer, Generic[R]):
 
     @classmethod
     def finish_maps_at_exit(cls) -> None:
-        """Cancel all maps that no one waits for, and wait for the remaining maps. Called at interpreter exit.
+        """Cancel all maps that nothing waits for, and wait for the rest. Called at interpreter exit.
 
         No map is cancelled while other non-daemon threads are running, because they may need its results.
         """
@@ -408,7 +408,7 @@ class BackgroundMap(Observer, Generic[R]):
 
 
 def _has_other_threads() -> bool:
-    """Return whether a non-daemon thread runs besides this thread, the main thread and thread pools."""
+    """Return whether any non-daemon thread is running besides this one, the main one and thread pools."""
     other_threads = {thread for thread in threading.enumerate() if not thread.daemon} - {
         threading.current_thread()
     }
@@ -416,14 +416,14 @@ def _has_other_threads() -> bool:
 
 
 def _set_result(future: Future[Any] | None, get_result: Callable[[], Any]) -> None:
-    """Set the result of a future, unless it is done or no longer referenced (None)."""
+    """Set the result of a future unless it is done or no longer referenced (None)."""
     if future is not None and not future.done():
         with contextlib.suppress(InvalidStateError):  # The future may just have been cancelled.
             future.set_result(get_result())
 
 
 def _set_exception(future: Future[Any] | None, error: BaseException) -> None:
-    """Set the exception of a future, unless it is done or no longer referenced (None)."""
+    """Set the exception of a future unless it is done or no longer referenced (None)."""
     if future is not None and not future.done():
         with contextlib.suppress(InvalidStateError):
             future.set_exception(error)

@@ -23,24 +23,24 @@ from polarmap.errors import CodedTimeoutError
 from polarmap.executors.interface import Outcome
 from polarmap.report import Report, Verification
 
-# The longest wait for checks of the results is this many seconds, or WAIT_TASK_FACTOR times the longest run
+# Wait for checks of the results for at most this many seconds, or for WAIT_TASK_FACTOR times the longest run
 # time of a task if that is longer.
 BASE_WAIT_SECONDS = 20.0
 WAIT_TASK_FACTOR = 4.0
-# The shortest and the longest wait, in seconds, for a redundant result, which is needed only as a check.
-# After that, the mapped function is called in this process as a check.
+# The minimum and maximum time, in seconds, to wait for a redundant result as a check. After that, the mapped
+# function is called in this process instead.
 REDUNDANCY_WAIT_BOUNDS = (0.2, 10.0)
 
 
 class JobTimer:
-    """A timer that measures the time since a job started and until its deadline.
+    """Measures the time since the start of a job and the time until its deadline.
 
     Parameters
     ----------
     clock : callable
-        Called without arguments; returns a time in seconds. Simulations pass a virtual clock.
+        Called without arguments to get the time in seconds. Simulations pass a virtual clock.
     timeout : float
-        The seconds from the start to the deadline, or inf if there is no deadline.
+        The time from start to deadline in seconds, or inf if there is no deadline.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class JobTimer:
 
     @property
     def elapsed_seconds(self) -> float:
-        """The seconds since the start."""
+        """The time since the start, in seconds."""
         return self._clock() - self.started_at
 
     def seconds_since(self, instant: float) -> float:
@@ -70,12 +70,12 @@ class JobTimer:
 
     @property
     def remaining_seconds(self) -> float:
-        """The seconds until the deadline: negative after it, and inf if there is none."""
+        """The seconds until the deadline, negative after it, or inf if there is none."""
         return inf if self.timeout == inf else self.timeout - self.elapsed_seconds
 
 
 class WaitLimits:
-    """Computes how long a map waits for checks, from the run times of its tasks and its deadline.
+    """Computes how long a map may wait for checks, based on its deadline and the run times of its tasks.
 
     Parameters
     ----------
@@ -88,26 +88,26 @@ class WaitLimits:
 
     @property
     def max_wait_seconds(self) -> float:
-        """The longest wait, in seconds, for checks: a redundant result, or a call of f in this process."""
+        """The maximum time, in seconds, to wait for a check: a redundant result or a local call of f."""
         return max(BASE_WAIT_SECONDS, WAIT_TASK_FACTOR * max(self._task_table.worker_seconds, default=0.0))
 
     @property
     def redundancy_wait_seconds(self) -> float:
-        """How long to wait for a redundant result as a check: the median task time, within bounds."""
+        """How long to wait for a redundant result as a check: the median task time, clipped to bounds."""
         seconds = sorted(self._task_table.worker_seconds)
-        # `np.median` would import numpy.ma, which takes long.
+        # `np.median` would import numpy.ma, which is slow.
         median_seconds = (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2
         min_seconds, max_seconds = REDUNDANCY_WAIT_BOUNDS
         return max(min_seconds, min(median_seconds, max_seconds))
 
     @property
     def local_evaluation_timeout(self) -> float:
-        """The longest time to block for one call of f in this process, which is short after the deadline."""
+        """The maximum time to block for a local call of f, which is short after the deadline."""
         return min(self.max_wait_seconds, max(REDUNDANCY_WAIT_BOUNDS[0], self._timer.remaining_seconds))
 
     @property
     def remaining_seconds(self) -> float:
-        """The seconds until the deadline of the map: negative after it, and inf if there is none."""
+        """The seconds until the map's deadline, negative after it, or inf if there is none."""
         return self._timer.remaining_seconds
 
 
@@ -119,7 +119,7 @@ class Collector(ABC):
     task_table : TaskTable
         The tasks of the map. Each outcome is recorded there before `add_outcome` is called with it.
     timer : JobTimer
-        The time since the map began, and its deadline.
+        Measures the time since the map started and until its deadline.
     """
 
     def __init__(self, task_table: TaskTable, timer: JobTimer) -> None:
@@ -129,11 +129,11 @@ class Collector(ABC):
 
     @abstractmethod
     def add_outcome(self, outcome: Outcome) -> None:
-        """Store the result of an attempt (one run of a task). A failure is already in the task table."""
+        """Store the result of an attempt (one run of a task). Failures are already in the task table."""
 
     @abstractmethod
     def try_finish(self) -> bool:
-        """Return whether the map is over, after judging the results that have arrived."""
+        """Judge the results that have arrived, and return whether the map is over."""
 
     @abstractmethod
     def on_tasks_exhausted(self) -> None:
@@ -144,11 +144,11 @@ class Collector(ABC):
 
     @abstractmethod
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
-        """Raise CodedTimeoutError, or accept what has arrived.
+        """Raise CodedTimeoutError, or accept the results that have arrived.
 
         Called when the deadline of the map has passed.
 
-        n_receiving_workers : the number of workers that are still receiving their data, for the message.
+        n_receiving_workers : the number of workers still receiving their data, for the error message.
         """
 
     # -- what the scheduler asks ------------------------------------------------------------
@@ -156,7 +156,7 @@ class Collector(ABC):
     @property
     @abstractmethod
     def recovery_threshold(self) -> int:
-        """The smallest number of results with which the map can finish."""
+        """The minimum number of results with which the map can finish."""
 
     @property
     def n_results(self) -> int:
@@ -176,7 +176,7 @@ class Collector(ABC):
     @property
     @abstractmethod
     def can_use_parity(self) -> bool:
-        """Whether results of held-back tasks (parity tasks that have not been started) would help."""
+        """Whether results of held-back tasks (parity tasks not started yet) would help."""
 
     @property
     @abstractmethod
@@ -185,7 +185,7 @@ class Collector(ABC):
 
     @abstractmethod
     def would_suffice(self, task_indices: Collection[int]) -> bool:
-        """Return whether the map could finish with results of these tasks alone."""
+        """Return whether the map could finish with the results of these tasks alone."""
 
     @abstractmethod
     def can_pending_tasks_suffice(self) -> bool:
@@ -193,10 +193,10 @@ class Collector(ABC):
 
     @abstractmethod
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
-        """Return which of the failed tasks are worth a retry."""
+        """Return the failed tasks that are worth retrying."""
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise the exception of the mapped function f if too many tasks raised it for the map to succeed.
+        """Raise the mapped function's exception if too many tasks raised it for the map to succeed.
 
         Does nothing once any task has returned a result.
         """
@@ -219,7 +219,7 @@ class Collector(ABC):
 
     @abstractmethod
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield the index of each result that is accepted at the end of the map, and a function to get it.
+        """Yield each result accepted at the end of the map, as its index and a function to get it.
 
         Called once the map is over. Yields nothing if results are accepted one by one as they arrive.
         """
@@ -232,7 +232,7 @@ class Collector(ABC):
         """
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:
-        """Return a function that builds the task table for the report, in which items may count as tasks."""
+        """Return a function that builds the report's task table, where items may count as tasks."""
         task_table = self.task_table
         return lambda: task_table
 
@@ -243,18 +243,18 @@ class Collector(ABC):
 
     @abstractmethod
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return the fields of the final report that this collector knows.
+        """Return the fields that this collector contributes to the final report.
 
         elapsed_seconds : the run time of the map.
         """
 
 
 class EveryTaskCollector(Collector):
-    """Base class of collectors that need the result of every task, and decode nothing."""
+    """Base class of collectors that need the result of every task and do no decoding."""
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that are needed: one for each task."""
+        """The number of required results: one per task."""
         return len(self.task_table)
 
     @property
@@ -286,7 +286,7 @@ class EveryTaskCollector(Collector):
         return failed_tasks
 
     def poll_interval(self) -> float:
-        """Return inf: only the arrival of a result can finish the map, so no polls are needed."""
+        """Return inf: only the arrival of a result can finish the map, so polling is unnecessary."""
         return inf
 
     def try_finish(self) -> bool:
@@ -322,5 +322,5 @@ class EveryTaskCollector(Collector):
         return ()
 
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return the report field for verification, which was not needed because nothing was decoded."""
+        """Return the report field for verification, which is unnecessary as nothing was decoded."""
         return {"verified": str(Verification.NOT_NEEDED)}

@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 
-MAX_THREADS = 32  # the largest number of maps that run in the background at a time
+MAX_THREADS = 32  # the maximum number of maps that run in the background at the same time
 
 
 class DaemonThreadPool:
-    """A thread pool whose daemon threads run calls in the order of submission.
+    """A thread pool whose daemon threads run calls in submission order.
 
     Parameters
     ----------
     max_threads : int
-        The largest number of threads. Further calls are queued.
+        The maximum number of threads. Further calls are queued.
 
     Examples
     --------
@@ -40,7 +40,7 @@ class DaemonThreadPool:
         self._n_threads = 0
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Queue `call`. A thread calls it without arguments as soon as one is free. It must not raise."""
+        """Queue `call`, which must not raise. A thread calls it without arguments as soon as one is free."""
         with self._lock:
             self._queue.append(call)
             if self._n_threads == self._max_threads:
@@ -56,10 +56,10 @@ class DaemonThreadPool:
     def _run_calls(self) -> None:
         while (call := self._pop_call()) is not None:
             call()
-            del call  # Release the objects that the call refers to before waiting for the next one.
+            del call  # Release the objects that it references before waiting for the next call.
 
     def _pop_call(self) -> Callable[[], None] | None:
-        """Return the next call of the queue. If it is empty, return None, after which the thread must end."""
+        """Return the next queued call, or None if there is none and the thread must exit."""
         with self._lock:
             if self._queue:
                 return self._queue.popleft()

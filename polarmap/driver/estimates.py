@@ -32,12 +32,11 @@ class Estimate(NamedTuple):
     Attributes
     ----------
     block_leaves : list of lists of arrays
-        The arrays (leaves) that each result consists of.
+        The arrays (leaves) of each result.
     errors : tuple of float
-        The expected relative error of each result: 0.0 for exact results, inf if the error is not known.
+        The expected relative error of each result: 0.0 if the result is exact, inf if the error is unknown.
     error_p90 : float
-        The 90th percentile of the relative error of all results together, over the orders in which results
-        can arrive.
+        The 90th percentile of the overall relative error of the results over random orders of arrival.
     """
 
     block_leaves: list[list[Array]]
@@ -45,17 +44,17 @@ class Estimate(NamedTuple):
     error_p90: float
 
     def with_unknown_errors(self, block_indices: Collection[int]) -> Estimate:
-        """Return a copy in which the errors of these blocks are inf, that is, unknown."""
+        """Return a copy in which the errors of these blocks are inf (unknown)."""
         errors = tuple(
             inf if block_index in block_indices else error for block_index, error in enumerate(self.errors)
         )
         return self._replace(errors=errors, error_p90=max(errors))
 
     def with_padded_block(self, padded_block: PaddedBlock | None) -> Estimate:
-        """Return a copy with the right error for the block that was padded with rows of zeros, if any.
+        """Return a copy with the correct error for the zero-padded block, if any.
 
-        The error is 0 once the task of that block has returned. It is inf (unknown) if rows of zeros change
-        the result of the mapped function.
+        The error is 0 once the block's task has returned. It is inf (unknown) if zero-padding changes the
+        result of the mapped function.
         """
         if padded_block is None:
             return self
@@ -68,11 +67,11 @@ class Estimate(NamedTuple):
 
 
 def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
-    """Estimate the missing results from the received ones, and return them together.
+    """Estimate the missing results from the received ones, and return both.
 
-    At least one result must have been received, and all received values must be finite. Missing blocks that
-    can be decoded are decoded. The error of a block is its root mean square error relative to the root mean
-    square of the received results. If a result has several arrays, the largest of their errors counts.
+    At least one result must have been received, and all received values must be finite. Missing blocks are
+    decoded where possible. The error of a block is its root mean square error relative to the root mean
+    square of the received results. If a result has several arrays, their largest error counts.
 
     Raises CodeError if the mapped function turns integers into floats and parity integers may overflow,
     because parity results are of no use then.
@@ -207,7 +206,7 @@ class _GroupPredictor(NamedTuple):
 def _compute_expected_errors(
     decoder: ResultDecoder, predictor: MissingBlockPredictor, received: Array, dtype: DType
 ) -> list[float]:
-    """Return the expected relative error of each missing block, 0.0 if it can be decoded within `rtol`."""
+    """Return the expected relative error of each missing block, which is 0.0 if `rtol` can be met."""
     rounding_errors = np.linalg.norm(predictor.weights, axis=1)
     if is_integer_dtype(dtype):  # Rounding to integers adds errors of up to one.
         rounding_errors /= float(np.abs(received).max(initial=0)) or 1.0
@@ -216,7 +215,7 @@ def _compute_expected_errors(
         rounding_errors[rounding_errors <= decoder.get_rtol(dtype)] = 0.0
     relative_scatter = _compute_relative_scatter(predictor, received)
     if relative_scatter <= estimate_relative_rounding_error(decoder.get_accuracy_limiting_dtype(dtype)):
-        relative_scatter = np.inf  # The differences are mere rounding, so the error is not known.
+        relative_scatter = np.inf  # The differences are mere rounding errors, so the error is unknown.
     expected_errors: list[float] = np.multiply(
         predictor.error_stds, relative_scatter, out=rounding_errors, where=predictor.error_stds > 0
     ).tolist()
@@ -250,9 +249,9 @@ def _round_to_dtype(values: Array, dtype: DType) -> Array:
 def _decode_modular(
     code: LinearCode, predictor: MissingBlockPredictor, received: dict[int, Array], dtype: DType
 ) -> dict[int, Array]:
-    """Decode missing blocks of integers exactly, modulo 2^64, where the received results determine them.
+    """Decode exactly, modulo 2^64, the missing blocks of integers that the received results determine.
 
-    Returns a dict from the position of a block among the missing blocks to its values.
+    Returns a dict that maps the position of each such block among the missing ones to its values.
     """
     parity_indices = predictor.arrived_indices[predictor.arrived_indices >= code.k] - code.k
     known_indices = predictor.arrived_indices[predictor.arrived_indices < code.k]
@@ -278,21 +277,21 @@ def _decode_modular(
 
 
 class DeadlineEstimator:
-    """Estimates missing results at the deadline of a coded map, so that the map does not fail."""
+    """Estimates the results that are missing at the deadline of a coded map, instead of letting it fail."""
 
     def estimate(
         self, decoder: ResultDecoder, padded_block: PaddedBlock | None, is_accepted: bool
     ) -> Estimate:
         """Return the results of all data blocks, with estimates in place of missing ones.
 
-        Warns if the estimate of a block that was padded with rows of zeros may be far off.
+        Warns if the estimate for a zero-padded block may be far off.
 
         Parameters
         ----------
         decoder : ResultDecoder
             Has at least one received result, and all received values are finite.
         padded_block : PaddedBlock or None
-            The last block if it was padded with rows of zeros, else None.
+            The last block if it is zero-padded, else None.
         is_accepted : bool
             Whether all other results have been received or decoded, and have been accepted.
         """
@@ -325,7 +324,7 @@ class EstimateSnapshot(NamedTuple):
 
 
 class EstimateStream:
-    """Passes the latest estimate from the thread that runs a map to any threads that wait for it."""
+    """Passes the latest estimate from the thread that runs a map to the threads waiting for it."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -334,7 +333,7 @@ class EstimateStream:
         self._is_closed = False
 
     def publish_estimate_if_awaited(self, n_arrived: int, build_estimate: Callable[[], Any]) -> None:
-        """Build and publish an estimate if a thread waits for one and further results have arrived."""
+        """Build and publish an estimate if a thread is waiting for one and new results have arrived."""
         with self._condition:
             is_new = self._latest is None or self._latest.n_arrived != n_arrived
             is_awaited = self._n_waiting > 0 and is_new
@@ -357,9 +356,9 @@ class EstimateStream:
         Parameters
         ----------
         n_seen : int
-            The number of results on which the last estimate of the caller was based, or 0.
+            The number of results on which the caller's last estimate was based, or 0.
         wake : callable
-            Called with no arguments to wake the thread of the map.
+            Called with no arguments to wake the map's thread.
         """
 
         def has_next() -> bool:

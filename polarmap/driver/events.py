@@ -26,7 +26,7 @@ class JobStarted:
     Attributes
     ----------
     get_report : callable
-        Call it with no arguments to get the report so far, on any thread, until the job has finished.
+        Call it without arguments on any thread to get the report so far, until the job has finished.
     """
 
     get_report: Callable[[], Report]
@@ -34,7 +34,7 @@ class JobStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptsStarted:
-    """Emitted when further attempts start: parity tasks on demand, backups of late tasks, or retries.
+    """Emitted when more attempts start: parity tasks on demand, backups of late tasks, or retries.
 
     An attempt is one run of a task. The attempts at the start of a job are not reported.
 
@@ -55,7 +55,7 @@ class AttemptsStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """Emitted when an attempt (one run of a task) has returned, raised an exception, or was lost.
+    """Emitted when an attempt (one run of a task) returned, raised an exception or was lost.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class BlockReady:
-    """Emitted when the result of a data block, or of an item, is available.
+    """Emitted when the result of a data block or item is available.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class BlockReady:
 
 @dataclass(frozen=True, slots=True)
 class JobPolled:
-    """Emitted each time the job has polled its workers, for the first time when it has just connected.
+    """Emitted each time the job has polled its workers, starting as soon as it has connected.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class JobPolled:
 
 @dataclass(frozen=True, slots=True)
 class EstimateReady:
-    """Emitted when the missing results might be estimated from those that have arrived.
+    """Emitted when it may be possible to estimate the missing results from those that have arrived.
 
     Attributes
     ----------
@@ -120,7 +120,7 @@ class EstimateReady:
 
 @dataclass(frozen=True, slots=True)
 class StripesEncoded:
-    """Emitted while this process encodes an array in `n_stripes` slices, of which `n_done` are done."""
+    """Emitted while this process encodes an array: `n_done` of its `n_stripes` slices are done."""
 
     n_done: int
     n_stripes: int
@@ -128,7 +128,7 @@ class StripesEncoded:
 
 @dataclass(frozen=True, slots=True)
 class JobFinished:
-    """Emitted last, when the job has returned or raised an exception.
+    """The final event of a job, emitted when it has returned or raised an exception.
 
     Attributes
     ----------
@@ -158,21 +158,21 @@ JobEvent = (
 
 
 class Observer(ABC):
-    """Base class of observers, which handle the events of a job (a run of a map) on the thread of the job.
+    """Base class of observers, which handle the events of a job (a run of a map) on the job's thread.
 
-    An exception that an observer raises ends the job and is raised to the caller of the job.
+    An exception raised by an observer ends the job and propagates to its caller.
 
     Attributes
     ----------
     poll_interval : float
-        The longest time between two `JobPolled` events, in seconds.
+        The maximum time between two `JobPolled` events, in seconds.
     """
 
     poll_interval = inf
 
     @abstractmethod
     def on_event(self, event: JobEvent) -> None:
-        """Handle an event. An observer should ignore classes of events that it does not know."""
+        """Handle an event. Observers should ignore unknown event classes."""
 
 
 class ResultCallback(Observer):
@@ -199,9 +199,9 @@ class EventStream:
     Parameters
     ----------
     observers : sequence of Observer
-        They receive each event in this order, but the last event of a job in reverse order. So an observer
-        that opens something when a job starts closes it after the observers that follow it, like nested
-        `with` statements.
+        They receive events in this order, except that the final event of a job is delivered in reverse order.
+        So an observer that opens something when a job starts closes it after the observers that follow it,
+        like nested `with` statements.
 
     Attributes
     ----------
@@ -219,7 +219,7 @@ class EventStream:
             observer.on_event(event)
 
     def emit_last(self, event: JobFinished) -> None:
-        """Pass the last event of a job to the observers in reverse order."""
+        """Pass the final event of a job to the observers in reverse order."""
         for observer in reversed(self.observers):
             observer.on_event(event)
 
@@ -228,7 +228,7 @@ class EventStream:
 
 
 class JobCancelled(BaseException):
-    """Raised inside a job to end it after it was cancelled. Callers of a map never see this exception."""
+    """Raised inside a job to end it after it was cancelled. The caller of a map never sees it."""
 
 
 class CancellationToken:
@@ -261,14 +261,14 @@ class CancellationToken:
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """The observers of a map and its cancellation token, which are passed to each job of the map.
+    """The observers and the cancellation token that a map passes to each of its jobs.
 
     Attributes
     ----------
     events : EventStream or None
-        The stream to which jobs emit events. None if there are no observers. Then no events are created.
+        The stream to which jobs emit events. None if there are no observers, so that no events are created.
     cancellation : CancellationToken or None
-        The token with which other threads cancel the map, or None if it cannot be cancelled.
+        Lets other threads cancel the map. None if it cannot be cancelled.
     """
 
     events: EventStream | None = None
@@ -276,10 +276,10 @@ class JobContext:
 
     @contextmanager
     def count_stripes(self, n_stripes: int) -> Iterator[Callable[[int], None]]:
-        """Emit events about the progress of encoding an array in `n_stripes` slices, inside this context.
+        """Return a context manager for encoding an array in `n_stripes` slices, with progress events.
 
-        Yields a function to call with the number of slices that are done. The function raises JobCancelled if
-        the job has been cancelled.
+        Entering it returns a function to call with the number of slices done so far, which raises
+        JobCancelled if the job has been cancelled.
         """
         events, cancellation = self.events, self.cancellation
 
@@ -297,4 +297,4 @@ class JobContext:
                 events.emit_last(JobFinished(None))
 
 
-PLAIN_CONTEXT = JobContext()  # has no observers, and the job cannot be cancelled
+PLAIN_CONTEXT = JobContext()  # has no observers and cannot be cancelled

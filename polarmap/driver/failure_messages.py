@@ -9,7 +9,7 @@ from polarmap.driver.task_table import TaskRecord, TaskTable
 from polarmap.errors import NotDecodableError, add_note, annotate_exception
 from polarmap.executors.interface import Failure, FailureKind
 
-MAX_HOSTS = 5  # the largest number of machines that a message names
+MAX_HOSTS = 5  # name at most this many machines in a message
 NONFINITE_TEXT = "NaN or inf, which parity carries into every block that is decoded"
 
 
@@ -20,11 +20,11 @@ def format_timeout_message(
     reason: str = "",
     n_receiving_workers: int = 0,
 ) -> str:
-    """Return the error message of a map that has reached its timeout.
+    """Return the error message for a map that has timed out.
 
     n_needed : the number of results that the map needs.
-    reason : a text to append, which says why the arrived results do not suffice, or "".
-    n_receiving_workers : the number of workers that have not received their data block completely.
+    reason : why the arrived results do not suffice, or "". It is appended to the message.
+    n_receiving_workers : the number of workers that are still receiving their data block.
     """
     receiving_text = ""
     if n_receiving_workers:
@@ -38,7 +38,7 @@ def format_timeout_message(
 
 
 def format_nonfinite_message(task_table: TaskTable, n_needed: int, n_data_results: int) -> str:
-    """Return the error message of a map whose results contain NaN or inf, so that nothing can be decoded.
+    """Return the error message for a map whose results contain NaN or inf and so cannot be decoded.
 
     n_data_results : the number of data blocks whose results have arrived.
     """
@@ -49,7 +49,7 @@ def format_nonfinite_message(task_table: TaskTable, n_needed: int, n_data_result
 
 
 def format_too_few_results_message(task_table: TaskTable, n_needed: int) -> str:
-    """Return the error message of a map that cannot succeed even if all pending tasks return."""
+    """Return the error message for a map that cannot succeed even if all pending tasks return."""
     n_arrived, n_pending = len(task_table.arrived), len(task_table.pending_tasks)
     if n_arrived + n_pending >= n_needed:
         pending_text = f" and {_format_pending_tasks(task_table)}" if n_pending else ""
@@ -75,7 +75,7 @@ def _format_arrived_count(task_table: TaskTable, n_needed: int) -> str:
 
 
 def _format_pending_tasks(task_table: TaskTable) -> str:
-    """Return a phrase with the numbers of running and of queued tasks, such as "3 tasks still run".
+    """Return a phrase with the numbers of running and queued tasks, such as "3 tasks still run".
 
     If an executor never reports that a task has started, all its pending tasks count as running.
     """
@@ -110,7 +110,7 @@ def _format_failures(task_table: TaskTable) -> str:
 
 
 def _format_failed_hosts(task_table: TaskTable) -> str:
-    """Return a phrase with the machines of failed tasks, such as " (on node1, node2)"."""
+    """Return a phrase that names the machines on which tasks failed, such as " (on node1, node2)"."""
     arrived = task_table.arrived
     failed_records = [task for index, task in enumerate(task_table) if task.failures and index not in arrived]
     hosts = [host for host, _ in Counter(task.host for task in failed_records if task.host).most_common()]
@@ -121,9 +121,9 @@ def _format_failed_hosts(task_table: TaskTable) -> str:
 
 
 def _format_failure_counts(task_table: TaskTable, excluded_text: str | None = None) -> str:
-    """Return a text that counts the failed tasks by the text of their last failure.
+    """Return a summary that counts the failed tasks by the message of their last failure.
 
-    excluded_text : failures with this text are left out.
+    excluded_text : failures with this message are left out.
     """
     counts = Counter[str]()
     for task_index, task in enumerate(task_table):
@@ -137,16 +137,16 @@ def _format_n_tasks(n_tasks: int) -> str:
 
 
 def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException | None:
-    """Return the exception that the mapped function f raised, if f fails in every task, else None.
+    """Return the exception raised by the mapped function f if f appears to fail in every task, else None.
 
-    That is assumed if no task has returned and f raised the same exception in more tasks than the map can do
-    without. Lost workers do not count, as f is not to blame. A note on the exception mentions them.
+    This is assumed if no task has returned and f raised the same exception in more tasks than the map can do
+    without. Lost workers do not count, because f is not to blame. A note on the exception mentions them.
     """
     if task_table.arrived:
         return None
     first_failures = [_find_first_failure_of_f(task) for task in task_table if task.failures]
     failures = [failure for failure in first_failures if failure is not None]
-    n_tasks = max(len(task_table), n_needed)  # Some tasks may not have been created yet.
+    n_tasks = max(len(task_table), n_needed)  # Some tasks may not exist yet.
     if len(failures) <= max(n_tasks - n_needed, n_tasks // 4, 1):
         return None
     if len({(failure.kind, str(failure)) for failure in failures}) > 1 or failures[0].cause is None:
@@ -163,12 +163,12 @@ def _find_first_failure_of_f(record: TaskRecord) -> Failure | None:
 def find_decisive_exception(
     task_table: TaskTable, would_suffice: Callable[[set[int]], bool]
 ) -> BaseException | None:
-    """Return the exception that the mapped function f raised most often, if it made the map fail, else None.
+    """Return the exception that the mapped function f raised most often if f made the map fail, else None.
 
-    It did if no result has arrived, and either the exceptions of f alone were enough to make the map fail, or
-    the lost workers alone were not.
+    f is considered the cause if no result has arrived, and either the exceptions of f alone were enough to
+    make the map fail, or the lost workers alone were not.
 
-    would_suffice : called with a set of tasks; returns whether their results would be enough for the map.
+    would_suffice : called with a set of tasks to ask whether their results would be enough for the map.
     """
     if task_table.arrived:
         return None
@@ -188,7 +188,7 @@ def find_decisive_exception(
 def _has_map_failed_due_to_f(
     raising_tasks: Collection[int], task_table: TaskTable, would_suffice: Callable[[set[int]], bool]
 ) -> bool:
-    """Return whether the exceptions of f in `raising_tasks`, not lost workers, made a map fail."""
+    """Return whether the exceptions of f in `raising_tasks`, rather than lost workers, made a map fail."""
     all_tasks = set(range(len(task_table)))
     if not would_suffice(all_tasks.difference(raising_tasks)):
         return True
@@ -206,10 +206,10 @@ def add_other_failures_note(error: BaseException, failure: Failure, task_table: 
 def build_failure_exception(label: str, failure: Failure) -> BaseException:
     """Return the exception to raise for a failed task.
 
-    It is the exception that the mapped function f raised, or a NotDecodableError if the worker could not call
-    f, for example because an encryption key is missing there.
+    This is the exception raised by the mapped function f, or a NotDecodableError if the worker could not call
+    f, for example because it lacks the encryption key.
 
-    label : a text that names the task, for the message.
+    label : names the task in the message.
     """
     assert failure.cause is not None
     if not type(failure.cause).__module__.startswith("polarmap.worker."):

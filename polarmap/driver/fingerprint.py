@@ -34,12 +34,12 @@ from polarmap.executors.module_state import (
 from polarmap.worker.module_state import IGNORED_ATTRIBUTES
 
 MEMMAP_ATTRIBUTES = {"_mmap", "filename", "mode", "offset"}
-# The type of NumPy functions that dispatch to other array libraries. NoneType if this NumPy has no such type.
+# The type of NumPy functions that dispatch to other array libraries, or NoneType if this NumPy has none.
 _DISPATCHER_TYPE: Any = type(np.sum) if hasattr(np.sum, "_implementation") else type(None)
 
 
 def compute_function_fingerprint(f: Any) -> str | None:
-    """Return a digest of the code of `f` and all data that it can reach, or None if some cannot be compared.
+    """Return a digest of the code of `f` and all reachable data, or None if some of it cannot be compared.
 
     >>> def power(p): return lambda block: block ** p
     >>> first, same, different = [compute_function_fingerprint(power(p)) for p in (1, 1, 2)]
@@ -50,16 +50,16 @@ def compute_function_fingerprint(f: Any) -> str | None:
     """
     try:
         return _FingerprintPickler(f).hash.hexdigest()
-    except Exception:  # from pickle, or from the user's objects when their attributes are read
+    except Exception:  # raised by pickle, or when attributes of the user's objects are read
         return None
 
 
 class _PicklePlaceholder:
-    """Replaces objects in a pickle that pickle would store by name or could not store at all."""
+    """Stands in for objects that pickle would store by name or could not store at all."""
 
 
 class _FingerprintPickler(pickle.Pickler):
-    """A pickler that writes into a hash. Functions, classes and objects of the user are hashed by value."""
+    """A pickler that writes to a hash. The user's functions, classes and objects are hashed by value."""
 
     def __init__(self, f: Any) -> None:
         self.hash = hashlib.sha256()
@@ -71,7 +71,7 @@ class _FingerprintPickler(pickle.Pickler):
         self._dump_module_attributes()
 
     def reducer_override(self, value: Any) -> Any:
-        """Return a placeholder to pickle in place of `value`, with the parts of the value as its state."""
+        """Return a placeholder to pickle in place of `value`, whose state consists of the value's parts."""
         if value is _PicklePlaceholder:
             return NotImplemented
         for classes, reduce_value in _REDUCERS:
@@ -163,9 +163,9 @@ class _FingerprintPickler(pickle.Pickler):
         return state
 
     def _dump_module_attributes(self) -> None:
-        """Add the attributes of reachable modules to the hash, if the code of the function mentions them.
+        """Add to the hash those attributes of reachable modules that the function's code mentions.
 
-        The attributes may lead to further modules, so this is repeated until there are no new ones.
+        The attributes may lead to further modules, so this is repeated until no new ones turn up.
         """
         dumped: set[tuple[str, str]] = set()
         while True:
@@ -182,7 +182,7 @@ class _FingerprintPickler(pickle.Pickler):
             dumped = reached
 
     def _dump_module_attribute(self, module_name: str, value: Any) -> None:
-        """Add an attribute of a module to the hash. Library objects that cannot be pickled count by name."""
+        """Add a module attribute to the hash. Library objects that cannot be pickled are hashed by name."""
         try:
             self.dump(value)
         except Exception:
@@ -209,12 +209,12 @@ _REDUCERS: list[tuple[tuple[Any, ...], Callable[[_FingerprintPickler, Any], Any]
 
 
 def _get_array_subclass_state(array: npt.NDArray[Any]) -> Any:
-    """Return the state of an array other than its data, or () for a plain array without dtype metadata."""
+    """Return an array's state apart from its data, or () for a plain array without dtype metadata."""
     metadata = array.dtype.metadata
     if type(array) is np.ndarray and metadata is None:
         return ()
     extra_attributes = dict(getattr(array, "__dict__", {}))
-    if type(array) is np.memmap:  # These attributes only tell where the data is stored.
+    if type(array) is np.memmap:  # These attributes only describe where the data is stored.
         extra_attributes = {
             name: value for name, value in extra_attributes.items() if name not in MEMMAP_ATTRIBUTES
         }
@@ -228,7 +228,7 @@ def _get_array_subclass_state(array: npt.NDArray[Any]) -> Any:
 
 
 class _HashableNamespace:
-    """A hashable wrapper of the globals of a module, so that `lru_cache` can hold it."""
+    """A hashable wrapper around the globals of a module, for use as an `lru_cache` key."""
 
     def __init__(self, names: dict[str, Any]) -> None:
         self.get = names.get
@@ -238,7 +238,7 @@ class _HashableNamespace:
 def _find_library_globals(f: types.FunctionType) -> tuple[tuple[str, _HashableNamespace], ...]:
     """Return the global variables that a library function reads, directly or through functions it calls.
 
-    Returns pairs of the name of a variable and the namespace to look it up in.
+    Returns pairs of a variable name and the namespace in which to look it up.
     """
     read_globals: dict[tuple[int, str], tuple[str, _HashableNamespace]] = {}
     pending_functions, visited_ids = [f], set[int]()

@@ -14,12 +14,12 @@ import numpy as np
 from polarmap.driver.fingerprint import compute_function_fingerprint
 
 LINEAR_OR_AFFINE = "linear or affine in its block"
-# The properties that maps of this process have verified, by cache key.
+# Cache: key of a function property -> value verified by a map in this process.
 VERIFIED_PROPERTIES: dict[str, Any] = {}
 
 
 class FunctionProperty:
-    """A property of a mapped function, for example that it is linear, as known when the map started.
+    """A property of a mapped function, such as linearity, as far as it is known when the map starts.
 
     `value` does not change during the map. If it is None, the map has to verify the property itself.
 
@@ -30,7 +30,7 @@ class FunctionProperty:
     property_name : str
         The name of the property, for example "linear".
     dtypes : sequence of numpy.dtype
-        The dtypes of the data. The property is cached for these dtypes only.
+        The data types of the input. The property is cached for these dtypes only.
     holds_by_construction : bool
         Whether f is known to have the property. The cache is not used then.
 
@@ -48,7 +48,7 @@ class FunctionProperty:
         self.value: Any = True if holds_by_construction else VERIFIED_PROPERTIES.get(self._cache_key or "")
 
     def remember_value(self, value: Any = True) -> None:
-        """Cache `value` for later maps, unless f has changed since this map began."""
+        """Cache `value` for later maps unless f has changed since this map started."""
         if self._cache_key is not None and self._cache_key == _compute_cache_key(*self._key_arguments):
             VERIFIED_PROPERTIES[self._cache_key] = value
 

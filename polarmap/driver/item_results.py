@@ -14,15 +14,15 @@ from polarmap.worker.pytree import Array
 
 
 class ItemResults:
-    """The results of the items of one map, or exceptions in their place.
+    """Stores the result of each item of a map, or an exception in its place.
 
     Parameters
     ----------
     n_items : int
         The number of items of the map.
     keep_exceptions : bool
-        Whether to store an exception as the value of an item that failed. If not, a result that cannot be
-        unpickled raises an exception.
+        Whether to store an exception as the value of a failed item. If not, a result that cannot be unpickled
+        raises an exception.
     events : EventStream or None
         The stream to which a `BlockReady` event is emitted for each value.
 
@@ -42,7 +42,7 @@ class ItemResults:
         return len(self.values) == self.n_items
 
     def add_results(self, results: Sequence[tuple[int, bytes | Array]]) -> None:
-        """Store the unpickled results of those items that have no value yet.
+        """Store the unpickled results of the items that have no value yet.
 
         If a result cannot be unpickled, a NotDecodableError is raised, or stored if exceptions are kept.
         """
@@ -53,7 +53,7 @@ class ItemResults:
     def add_failure(self, item_indices: Sequence[int], failure: Failure) -> None:
         """Store an exception as the value of these items.
 
-        It is what the mapped function raised, or a WorkerLostError if the worker was lost.
+        This is the mapped function's own exception, or a WorkerLostError if the worker was lost.
         """
         error = failure.cause or WorkerLostError(str(failure))
         exception = annotate_exception(self.label_items(item_indices), error)
@@ -61,7 +61,7 @@ class ItemResults:
             self._add_value(item_index, exception)
 
     def label_items(self, item_indices: Sequence[int]) -> str:
-        """Return a text that names the items on which an exception was raised.
+        """Return a label for the items on which an exception was raised.
 
         >>> results = ItemResults(9, keep_exceptions=False, events=None)
         >>> results.label_items([3]), results.label_items(range(3, 6))

@@ -23,44 +23,43 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-LATE_FRACTION = 1 / 12  # the share of tasks that become late by chance if all workers are healthy
-MIN_LATE_TASKS = 2.0  # the smallest number of tasks that may become late by chance
+LATE_FRACTION = 1 / 12  # the fraction of tasks that become late by chance if all workers are healthy
+MIN_LATE_TASKS = 2.0  # let at least this many tasks become late by chance
 # An attempt is never late before this multiple of the median run time.
 MIN_MEDIAN_FACTOR = 1.1
 # Until half of the tasks have returned, an attempt is late after this multiple of the time that half of the
-# tasks would take at the pace so far.
+# tasks would take at the current pace.
 EARLY_FACTOR = 3.0
-NO_RESULT_SECONDS = 60.0  # the run time after which the first attempt is late if no task has returned
-MIN_WAIT_SECONDS = 1e-9  # the shortest wait: rounding could keep a clock from advancing by less
-# The run time before which no backup is started, because a short task is not worth another attempt.
+NO_RESULT_SECONDS = 60.0  # the first attempt is late after this run time if no task has returned
+MIN_WAIT_SECONDS = 1e-9  # the minimum wait: because of rounding, a clock may not advance by less
+# Start no backup before this run time, because a short task is not worth another attempt.
 MIN_BACKUP_SECONDS = 0.1
-# The largest number of run times to keep if the number of tasks is unknown. Beyond it, every other is
-# dropped.
+# If the number of tasks is unknown, keep at most this many run times. Beyond that, drop every other one.
 RUN_TIME_HISTORY_SIZE = 512
 
 
 class RunTimeQuantiles(Protocol):
-    """The quantile function of the run time of a task, such as a `polarmap.planning.Distribution`."""
+    """The quantile function of task run times, for example a `polarmap.planning.Distribution`."""
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the run times that fractions `p` of the tasks do not exceed.
+        """Return the `p`-quantiles of the run times of tasks that finish.
 
-        Tasks that never end do not count.
+        Tasks that never finish are ignored.
         """
 
 
 @dataclass(frozen=True)
 class LatenessRule:
-    """A rule that says how long an attempt (one run of a task) may run before it is late.
+    """Decides how long an attempt (one run of a task) may run before it is late.
 
     Parameters
     ----------
     n_tasks : int
-        The number of tasks of the job, without backups and parity tasks that replace late ones.
+        The job's number of tasks, not counting backups and parity tasks that replace late ones.
     run_times : Distribution, optional
         The distribution of the run time of a task. By default, it is estimated from the tasks of the job.
     min_seconds : float
-        The run time in seconds before which no attempt is late.
+        No attempt is late before it has run for this long.
 
     Examples
     --------
@@ -115,7 +114,7 @@ class LatenessRule:
 
     @cached_property
     def _known_late_after_seconds(self) -> float | None:
-        """The run time after which attempts are late according to `run_times`, or None without it."""
+        """The run time after which attempts are late according to `run_times`, or None if it is not given."""
         if self.run_times is None:
             return None
         tail_fraction = compute_late_fraction(self.n_tasks)
@@ -125,18 +124,18 @@ class LatenessRule:
 
 
 def make_backup_lateness_rule(n_tasks: int) -> LatenessRule:
-    """Return the lateness rule for backups, by which no attempt is late during its first 0.1 s."""
+    """Return the lateness rule for backups. No attempt is late during its first 0.1 s."""
     return LatenessRule(n_tasks, min_seconds=MIN_BACKUP_SECONDS)
 
 
 @dataclass(frozen=True)
 class ParityRule:
-    """A rule for how many parity tasks (redundant tasks) to start to replace late and failed tasks.
+    """Decides how many parity tasks to start in place of late and failed tasks.
 
     Parameters
     ----------
     recovery_threshold : int
-        The number of results that suffice to decode the results of all data tasks.
+        The number of results that suffice to decode those of all data tasks.
     run_times : Distribution, optional
         The distribution of the run time of a task. By default, it is estimated from the tasks of the job.
 
@@ -166,7 +165,7 @@ class ParityRule:
         n_on_time : int
             The number of running tasks that are not late.
         n_held_back : int
-            The number of parity tasks that are left to start.
+            The number of parity tasks that have not been started.
         """
         return min(n_held_back, max(0, self.recovery_threshold - n_returned - n_on_time))
 
@@ -175,14 +174,14 @@ AttemptT = TypeVar("AttemptT", bound=Hashable)
 
 
 class LateTracker(Generic[AttemptT]):
-    """Tracks which running attempts (runs of tasks) are late. Each update takes O(log n).
+    """Tracks which running attempts (runs of tasks) are late. Each update takes O(log n) time.
 
     Parameters
     ----------
     lateness_rule : LatenessRule
     is_open_ended : bool
-        Whether the number of tasks is not known in advance. If so, the number of attempts so far is used in
-        place of `lateness_rule.n_tasks`.
+        Whether the number of tasks is not known in advance. If so, the number of attempts so far replaces
+        `lateness_rule.n_tasks`.
     n_initial_attempts : float
         The number of tasks that start immediately, which are those with the lowest indices. Run times of
         later tasks and of restarts are used only until half of these tasks have returned.
@@ -207,7 +206,7 @@ class LateTracker(Generic[AttemptT]):
         self.n_initial = n_initial_attempts
         self._on_time_heap: list[
             tuple[float, int, AttemptT]
-        ] = []  # (start, n_started, attempt), also of attempts that have ended
+        ] = []  # (start, n_started, attempt), including finished attempts
         self._n_started = 0
         self._running: set[AttemptT] = set()
         self._late_attempts: set[AttemptT] = set()
@@ -221,12 +220,12 @@ class LateTracker(Generic[AttemptT]):
         heapq.heappush(self._on_time_heap, (started_at, self._n_started, attempt))
 
     def on_end(self, attempt: AttemptT) -> None:
-        """Stop tracking an attempt that has ended or is no longer needed."""
+        """Stop tracking an attempt that has finished or is no longer needed."""
         self._running.discard(attempt)
         self._late_attempts.discard(attempt)
 
     def record_run_time(self, run_seconds: float, is_restart: bool = False) -> None:
-        """Record the run time of an attempt that has returned, which affects when other attempts are late.
+        """Record the run time of an attempt that has returned. It affects when other attempts become late.
 
         Parameters
         ----------
@@ -240,12 +239,12 @@ class LateTracker(Generic[AttemptT]):
             del run_times[1::2]  # Thinning out sorted values keeps their distribution.
 
     def find_late_attempts(self, now: float) -> set[AttemptT]:
-        """Return the running attempts that are late now, or were late at an earlier call."""
+        """Return the running attempts that are late now or were late in an earlier call."""
         self.find_next_late_time(now)
         return set(self._late_attempts)
 
     def find_next_late_time(self, now: float = -inf) -> float:
-        """Return when the next attempt becomes late after `now` if no attempt ends before, or inf."""
+        """Return the first time after `now` at which an attempt becomes late if none ends before, or inf."""
         while self._on_time_heap:
             started_at, _, attempt = self._on_time_heap[0]
             if attempt in self._running:
@@ -257,12 +256,12 @@ class LateTracker(Generic[AttemptT]):
         return inf
 
     def seconds_until_next_late_attempt(self, has_queued: bool, now: float) -> float:
-        """Return the seconds until an attempt may become late, if no attempt ends before.
+        """Return the seconds until an attempt may become late if none ends before.
 
         Parameters
         ----------
         has_queued : bool
-            Whether attempts are queued, which may start at any moment and become late in turn.
+            Whether attempts are queued. They may start at any moment and become late in turn.
         now : float
         """
         wait_seconds = self.find_next_late_time(now) - now
@@ -276,19 +275,19 @@ class LateTracker(Generic[AttemptT]):
         if self._is_open_ended:
             n_tasks = len(run_times) + len(restart_run_times) + len(self._running)
             rule = LatenessRule(max(1, n_tasks), rule.run_times, rule.min_seconds)
-        # Run times of restarts are used only while too few initial attempts have returned.
+        # Use the run times of restarts only while too few initial attempts have returned.
         if restart_run_times and len(run_times) < compute_min_results_to_extrapolate(rule.n_tasks):
             run_times = sorted([*run_times, *restart_run_times])
         return rule.late_after_seconds(run_times, len(self._late_attempts))
 
 
 def compute_min_results_to_extrapolate(n_tasks: int) -> int:
-    """Return how many run times are needed to predict those of all `n_tasks` tasks: half of them."""
+    """Return the number of run times needed to predict those of all `n_tasks` tasks: half of them."""
     return ceil(n_tasks / 2)
 
 
 def compute_late_fraction(n_tasks: int) -> float:
-    """Return the share of `n_tasks` tasks that become late by chance if all workers are healthy.
+    """Return the fraction of `n_tasks` tasks that become late by chance if all workers are healthy.
 
     >>> compute_late_fraction(4), compute_late_fraction(8), compute_late_fraction(2400) == 1 / 12
     (0.5, 0.25, True)
@@ -299,9 +298,9 @@ def compute_late_fraction(n_tasks: int) -> float:
 def compute_cautious_late_after_seconds(
     slowest_seconds: npt.ArrayLike, n_returned: npt.ArrayLike, half_n_tasks: int
 ) -> Floats:
-    """Return the run time after which an attempt is late before half of the tasks have returned.
+    """Return the run time after which attempts are late while less than half of the tasks have returned.
 
-    It is three times the time that half of the tasks would take at the pace so far.
+    It is three times the time that half of the tasks would take at the current pace.
     """
     pace_factor = EARLY_FACTOR * half_n_tasks / np.asarray(n_returned)
     return np.asarray(np.maximum(MIN_BACKUP_SECONDS, pace_factor * np.asarray(slowest_seconds)))

@@ -17,13 +17,13 @@ from polarmap.driver.result_decoder import ResultDecoder
 from polarmap.dtypes import Array, DType, Mask, get_default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.worker.pytree import flatten, unflatten
 
-# The tolerance of a decoded value is this many rounding errors of the largest value of the array, multiplied
-# by the amplification (the factor by which decoding multiplies rounding errors).
+# The tolerance for decoded values is this many rounding errors of the largest value in the array, times the
+# amplification (the factor by which decoding multiplies rounding errors).
 DECODING_NOISE_FACTOR = 16
 
 
 class LocalChecks:
-    """Calls f on the driver for blocks whose results were decoded, one at a time, and compares the results.
+    """Compares decoded results with the results of local calls of f, which run one at a time.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class LocalChecks:
     decoder : ResultDecoder
     evaluator : LocalEvaluator
     parity_checks : ParityChecks
-        Gives the magnitudes by which rounding errors are judged.
+        Provides the magnitudes relative to which rounding errors are judged.
 
     Attributes
     ----------
@@ -55,23 +55,23 @@ class LocalChecks:
         self._received, self._evaluator, self._parity_checks = decoder.received, evaluator, parity_checks
         self.results: dict[int, list[Array]] = {}
         self.latest: LocalEvaluation | None = None
-        # For a check of data with noise (see `_start_reflection`): a task, and the call of f on its block
-        # reflected at the block of `latest`.
+        # For checks of noisy data (see `_start_reflection`): a task, and the call of f on the reflection of
+        # its block at the block of `latest`.
         self._reflection: tuple[int, LocalEvaluation] | None = None
 
     def start(self, block_index: int) -> None:
-        """Start to call f on a data block whose result is missing."""
+        """Start calling f on a data block whose result is missing."""
         self.latest = self._evaluator.start_on_block(block_index, use_data_block=True)
         self._reflection = self._start_reflection(block_index)
 
     def poll(self) -> LocalEvaluation:
-        """Wait briefly for the latest call of f, and store its result if it has ended."""
+        """Wait briefly for the latest call of f, and store its result if it has finished."""
         evaluation = self.latest
         assert evaluation is not None
         has_ended = evaluation.poll() and (self._reflection is None or self._reflection[1].poll())
         if has_ended and evaluation.leaves is not None:
             expected_structure = self._received.structure
-            # If results are in storage, only samples of them have been received.
+            # If results are in storage, only samples have been received.
             is_sample = expected_structure[0] == "sample"
             has_same_structure = is_sample or repr(evaluation.structure) == repr(expected_structure)
             self.results[evaluation.block_index] = evaluation.leaves if has_same_structure else []
@@ -95,11 +95,11 @@ class LocalChecks:
     def _start_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
         """Start an extra check of f if the coded blocks contain noise (secret sharing), else return None.
 
-        With strong noise, all coded blocks may be on the same side of a kink of f, such as that of |x|, so
-        that f looks linear. Therefore f is called on 2 * data block - coded block, the reflection of a coded
-        block at a data block, which is on the other side of the kink if the coded block is far enough away.
-        So the coded block with the largest value in its result is used. If f is affine, the result must be
-        2 * f(data block) - f(coded block).
+        With strong noise, all coded blocks may lie on the same side of a kink of f, such as that of |x|, so
+        that f looks linear. Therefore f is also called on 2 * data block - coded block, the reflection of a
+        coded block at a data block. If the coded block is far enough away, the reflection lies on the other
+        side of the kink. The coded block whose result contains the largest value is used. If f is affine, the
+        result must be 2 * f(data block) - f(coded block).
         """
         code = self._coded_data.code
         has_real_noise = code.adds_noise and not code.supports_integers
@@ -123,7 +123,7 @@ class LocalChecks:
     # -- comparison with decoded results ----------------------------------------------------
 
     def find_differing_blocks(self) -> list[int]:
-        """Return the blocks whose decoded results differ from the results of f on the driver."""
+        """Return the blocks whose decoded results differ from the local results of f."""
         results, missing_blocks = self._decoder.decode(), self._decoder.tracker.decoder.missing_indices
         differing = [
             index
@@ -133,14 +133,14 @@ class LocalChecks:
         return differing or self._find_differing_reflection(results)
 
     def _differs(self, block_index: int, decoded_leaves: list[Array]) -> bool:
-        """Return whether a decoded result differs from f on the driver."""
+        """Return whether a decoded result differs from the local result of f."""
         return self._decoder.compute_once(
             ("differs", block_index),
             lambda: not self.agrees(self.results[block_index], decoded_leaves, is_decoded=True),
         )
 
     def _find_differing_reflection(self, results: list[list[Array]]) -> list[int]:
-        """Return a list of the latest checked block if its check of `_start_reflection` fails, else []."""
+        """Return the latest checked block, as a list, if its reflection check fails, else []."""
         if self.latest is None or self._reflection is None:
             return []
         (task_index, reflection), block_index = self._reflection, self.latest.block_index
@@ -154,7 +154,7 @@ class LocalChecks:
         return [] if self.agrees(reflection.leaves, implied, is_decoded=True) else [block_index]
 
     def compute_distances(self, block_index: int) -> list[float]:
-        """Return, for each array of a decoded result, its largest relative distance from f on the driver."""
+        """Return the maximum relative distance of each array of a decoded result from the local result."""
         leaf_pairs = zip(self.results[block_index], self._decoder.decoded_results[block_index])
         with np.errstate(invalid="ignore"):
             distances = [
@@ -169,14 +169,14 @@ class LocalChecks:
     def agrees(
         self, local_leaves: list[Array], received_leaves: list[Array], is_decoded: bool = False
     ) -> bool:
-        """Return whether a result agrees with that of f on the driver, up to rounding.
+        """Return whether a result agrees with the local result of f, up to rounding.
 
         Integers must be equal.
 
         Parameters
         ----------
         local_leaves, received_leaves : list of arrays
-            The arrays of the result of f on the driver, and of the result to check.
+            The arrays of the local result of f and of the result to check.
         is_decoded : bool
             Whether the result was decoded, so that rounding errors are amplified.
         """
@@ -211,16 +211,16 @@ def leaves_agree(
     max_magnitude: float,
     max_error: float,
 ) -> bool:
-    """Return whether an array computed on the driver agrees with another up to rounding.
+    """Return whether an array computed on the driver agrees with another, up to rounding.
 
-    Integers must be equal. NaN counts as equal to NaN.
+    Integers must be equal, and NaN counts as equal to NaN.
 
     Parameters
     ----------
     local_leaf, other_leaf : array
         The array from the driver, and the array to compare it with.
     limiting_dtype : dtype
-        The least precise dtype to which the result was rounded on the way.
+        The least precise dtype to which intermediate values were rounded.
     rtol : float or None
         The relative error that the caller of the map accepts.
     amplification : float

@@ -14,20 +14,20 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.pytree import Structure, flatten, unflatten
 from polarmap.worker.task_records import describe_error
 
-EVALUATION_POLL_SECONDS = 0.005  # the wait in one poll, so that a polling loop does not occupy a whole core
+EVALUATION_POLL_SECONDS = 0.005  # the wait per poll, which keeps a polling loop from occupying a whole core
 
 
 class LocalEvaluation:
-    """A call of f on one block, which runs in a daemon thread of the driver. The block is built there, too.
+    """A call of f on one block in a daemon thread of the driver, which also builds the block.
 
     Attributes
     ----------
     block_index : int
         The number of the block.
     leaves, structure : list of arrays and Structure, or None
-        The result as arrays and the structure of which they are the leaves. None until f has returned.
+        The arrays (leaves) of the result and how they are nested. None until f has returned.
     error : BaseException or None
-        The exception that f raised, if it did.
+        The exception that f raised, if any.
     """
 
     def __init__(self, f: Callable[[Any], Any], build_block: Callable[[], Any], block_index: int = 0) -> None:
@@ -41,7 +41,7 @@ class LocalEvaluation:
     def _evaluate_f_on_block(self, f: Callable[[Any], Any], build_block: Callable[[], Any]) -> None:
         try:
             leaves, self.structure = flatten(f(build_block()))
-            self.leaves = leaves  # set last, because other threads take this as the end of the call
+            self.leaves = leaves  # set last, because it tells other threads that the call has finished
         except BaseException as error:
             self.error = error
         finally:
@@ -60,17 +60,17 @@ class LocalEvaluation:
         return f"{error_info.type}: {error_info.message}"
 
     def poll(self) -> bool:
-        """Return whether the call has ended, after waiting for it for at most EVALUATION_POLL_SECONDS."""
+        """Wait up to EVALUATION_POLL_SECONDS for the call, and return whether it has finished."""
         return self._finished.wait(EVALUATION_POLL_SECONDS)
 
     def wait_for_leaves(self, timeout: float) -> list[Array] | None:
-        """Wait for up to `timeout` seconds, and return the arrays of the result, or None if there is none."""
+        """Wait up to `timeout` seconds for the result. Return its arrays, or None if there is none."""
         self._finished.wait(timeout)
         return self.leaves
 
 
 class LocalEvaluator:
-    """Starts calls of the mapped function f on blocks of a map, on the driver, and counts them.
+    """Calls the mapped function f on blocks on the driver, and keeps track of the calls.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class LocalEvaluator:
         The mapped function, in a form that the driver can call.
     coded_data : CodedData
     limits : WaitLimits
-        Limits how long the driver waits for a result.
+        Limits how long the driver waits for results.
 
     Attributes
     ----------
@@ -91,24 +91,24 @@ class LocalEvaluator:
         self.evaluated_blocks: list[int] = []
 
     def start(self, build_block: Callable[[], Any], block_index: int) -> LocalEvaluation:
-        """Start to call f on the block that `build_block` returns.
+        """Start calling f on the block that `build_block` returns.
 
-        The call is counted as block `block_index`.
+        The call is recorded under `block_index`.
         """
         self.evaluated_blocks.append(block_index)
         return LocalEvaluation(self._f, build_block, block_index)
 
     def start_on_block(self, block_index: int, use_data_block: bool = False) -> LocalEvaluation:
-        """Start to call f on a copy of a block. See `copy_block` for the parameters."""
+        """Start calling f on a copy of a block. See `copy_block` for the parameters."""
         return self.start(partial(copy_block, self._coded_data, block_index, use_data_block), block_index)
 
     def wait_for_leaves(self, evaluation: LocalEvaluation) -> list[Array] | None:
-        """Wait for a call of f and return the arrays of its result, or None if f raises or takes too long."""
+        """Wait for a call of f. Return the arrays of its result, or None if f raises or takes too long."""
         return evaluation.wait_for_leaves(self._limits.local_evaluation_timeout)
 
 
 def copy_block(coded_data: CodedData, block_index: int, use_data_block: bool = False) -> Any:
-    """Return a copy of a block, so that f may modify it.
+    """Return a copy of a block that f may modify.
 
     Parameters
     ----------

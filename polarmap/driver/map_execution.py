@@ -51,7 +51,7 @@ CollectorT = TypeVar("CollectorT", bound=Collector)
 
 
 class MapExecution:
-    """Runs one job on an executor and builds its report. Any thread may ask for the report so far.
+    """Runs one job on an executor and builds its report. Any thread may request the report so far.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ class MapExecution:
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._started_at, self.executor = time.monotonic(), executor
-        self._report_fields: dict[str, Any] = {}  # fields of the report that are known before the job begins
+        self._report_fields: dict[str, Any] = {}  # report fields that are known before the job starts
         self._collector: Collector | None = None  # set only while the job is running
 
     def set_code(self, code: LinearCode, **report_fields: Any) -> None:
-        """Set the report fields that are known before the job begins: sizes, code and `report_fields`."""
+        """Set the report fields that are known before the job starts: sizes, code and `report_fields`."""
         n_needed = code.recovery_threshold
         self._report_fields = {
             "n": code.n,
@@ -81,7 +81,7 @@ class MapExecution:
         ----------
         blocks : TaskBlocks
         n_rows : int, optional
-            The number of rows of a block, if it is known.
+            The number of rows per block, if known.
         """
         worker_spec = self.executor.worker_spec
         if worker_spec is not None:
@@ -103,11 +103,11 @@ class MapExecution:
         ----------
         job_spec : JobSpec
         policy : SchedulingPolicy
-            Decides which tasks start at once and which later.
+            Decides when each task starts.
         options : MapOptions
-            The timeout, the retries and the encryption key are used.
+            Only the timeout, the retries and the encryption key are used.
         make_collector : callable
-            Called with the task table and the timer of the job, once its session is open.
+            Called with the job's task table and timer once the session is open.
         context : JobContext
 
         Returns
@@ -148,7 +148,7 @@ class MapExecution:
         make_collector: Callable[[TaskTable, JobTimer], CollectorT],
         context: JobContext,
     ) -> tuple[CollectorT, LazyReport]:
-        """Open a session with the workers, run the tasks until the collector has finished, and close it."""
+        """Run the tasks in a session with the workers until the collector has finished."""
         task_table, cancellation = TaskTable(job_spec.blocks.n, policy.late_tracker), context.cancellation
         session = self.executor.open(job_spec)
         try:
@@ -208,7 +208,7 @@ class MapExecution:
     ) -> LazyReport:
         """Return the report of the job.
 
-        Exception objects are dropped first, because their tracebacks keep arrays of the caller alive.
+        Exception objects are dropped first, because their tracebacks keep the caller's arrays alive.
         """
         collector.task_table.drop_exception_objects()
         report_fields = self._report_fields | {
@@ -242,7 +242,7 @@ class MapExecution:
 
 
 def _emit_attempt_ended(events: EventStream, collector: Collector, outcome: Outcome) -> None:
-    """Emit `AttemptEnded`, and `BlockReady` if the result of a data block can be returned unchecked."""
+    """Emit `AttemptEnded`, and also `BlockReady` if the attempt returned the result of a data block."""
     events.emit(AttemptEnded(outcome, collector.timer.elapsed_seconds))
     get_result = collector.make_early_result_getter(outcome.task)
     if get_result is not None:

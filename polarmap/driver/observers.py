@@ -28,7 +28,7 @@ LOG.addHandler(logging.NullHandler())
 
 TELEMETRY_NAME = "polarmap"  # the prefix of all OpenTelemetry names of spans, attributes and counters
 
-# The run time of a map after which its notebook widget is created, which takes longer than a short map.
+# Create the notebook widget only once a map has run for this long: creating it takes longer than a short map.
 NOTEBOOK_DELAY_SECONDS = 0.3
 
 _MAP_IDS = itertools.count(1)
@@ -37,7 +37,7 @@ _MAP_IDS = itertools.count(1)
 class ProgressBar(Observer):
     """Shows the progress of a map as a line on standard error, such as "29/32 arrived, 24 needed".
 
-    Maps that run at the same time have a line each.
+    Concurrent maps have a line each.
     """
 
     poll_interval = 0.25  # seconds between updates of the elapsed time
@@ -83,7 +83,7 @@ class ProgressBar(Observer):
         self._bar.set_description_str(description)
 
     def _create_tqdm_bar(self, bar_format: str, **tqdm_options: Any) -> Any:
-        """Return a tqdm bar: a widget if this is a notebook with ipywidgets, else a line of text."""
+        """Create a tqdm bar: a widget in a notebook with ipywidgets, else a line of text."""
         if self._is_in_notebook and has_notebook_widgets():
             from tqdm.auto import tqdm as widget
 
@@ -95,14 +95,14 @@ class ProgressBar(Observer):
 
 
 def has_notebook_widgets() -> bool:
-    """Return whether ipywidgets is installed, so that a notebook can show a bar as a widget."""
+    """Return whether ipywidgets is installed, so that notebooks can show progress bars as widgets."""
     return find_spec("ipywidgets") is not None
 
 
 class NotebookStatusLine(io.TextIOBase):
-    """A text file for progress bars in notebooks, of which only the latest line is shown.
+    """A text stream for progress bars in notebooks that shows only the latest line.
 
-    Plain printing would leave every update of the bar in the saved notebook.
+    With plain printing, every update of the bar would remain in the saved notebook.
     """
 
     encoding = "utf-8"
@@ -111,7 +111,7 @@ class NotebookStatusLine(io.TextIOBase):
         self._display_handle: Any = None
 
     def write(self, text: str) -> int:
-        """Replace the shown line by `text`. Empty text removes the line."""
+        """Replace the displayed line with `text`. Empty text removes the line."""
         line = text.replace("\r", "").rstrip()
         data = {"text/plain": line}
         if text == "\n":  # tqdm ends a bar that stays visible with a newline.
@@ -134,7 +134,7 @@ class LogObserver(Observer):
         self._failed_tasks = set[int]()
 
     def on_event(self, event: JobEvent) -> None:
-        """Log an event as one line, or as several lines for the final report."""
+        """Log an event in one line, or the final report in several lines."""
         if isinstance(event, AttemptEnded):
             self._log_attempt(event)
         elif isinstance(event, AttemptsStarted):
@@ -156,7 +156,7 @@ class LogObserver(Observer):
         LOG.info(f"%s: {message_format}", self._map_name, *values)
 
     def _log_starts(self, event: AttemptsStarted) -> None:
-        """Log which parity tasks start because other tasks are late, and which tasks are restarted."""
+        """Log which parity tasks start because others are late, and which tasks are restarted."""
         parity_tasks = [task for task, attempt in event.attempts if attempt == 0]
         restarted_tasks = [task for task, attempt in event.attempts if attempt > 0]
         if parity_tasks:
@@ -172,7 +172,7 @@ class LogObserver(Observer):
             )
 
     def _log_attempt(self, event: AttemptEnded) -> None:
-        """Log that a task has returned, or why it failed."""
+        """Log that a task has returned or why it failed."""
         outcome, elapsed_seconds = event.outcome, event.elapsed_seconds
         if outcome.failure is not None:
             self._failed_tasks.add(outcome.task)
@@ -184,7 +184,7 @@ class LogObserver(Observer):
             )
 
     def _log_report(self, report: Report) -> None:
-        for task in report.tasks:  # Results that were rejected later have been logged as returned.
+        for task in report.tasks:  # Results rejected later have been logged as returned.
             if task.state == TaskState.FAILED and task.index not in self._failed_tasks:
                 self._log_info("lost: task %d: %s", task.index, task.failures[-1])
         if report.late_tasks:
@@ -205,7 +205,7 @@ class TraceObserver(Observer):
         self._span_context: Any = None
 
     def on_event(self, event: JobEvent) -> None:
-        """Begin a span when a map starts, and end it when the map has finished."""
+        """Start a span when a map starts, and end it when the map has finished."""
         if isinstance(event, JobStarted):
             self._begin_span(event.get_report())
         elif isinstance(event, JobFinished) and self._span_context is not None:
@@ -232,7 +232,7 @@ class TraceObserver(Observer):
         self._span = self._span_context.__enter__()
 
     def _record_report(self, report: Report) -> None:
-        """Set the metrics of a report as span attributes, and add them to the counters."""
+        """Set a report's metrics as span attributes, and add them to the counters."""
         values = compute_metrics(report)
         self._span.set_attributes({f"{TELEMETRY_NAME}.{name}": value for name, value in values.items()})
         self._span.set_attribute(f"{TELEMETRY_NAME}.verified", report.verified)
@@ -245,7 +245,7 @@ class TraceObserver(Observer):
 
 
 class Metric(NamedTuple):
-    """A number that is computed from the report of a map and summed up by an OpenTelemetry counter."""
+    """A number computed from a map's report and added to an OpenTelemetry counter."""
 
     name: str
     unit: str
@@ -295,7 +295,7 @@ METRICS = (
 
 
 def compute_metrics(report: Report) -> dict[str, float]:
-    """Return the values that one map adds to the OpenTelemetry counters, by metric name.
+    """Return the amounts that a map adds to the OpenTelemetry counters, by metric name.
 
     >>> compute_metrics(Report(4, 3, "rotation code", "replay", (), 3))["tasks"]
     0

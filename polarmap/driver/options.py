@@ -27,24 +27,24 @@ Verify = bool | Literal["auto"]
 ScheduleName = Literal["upfront", "on_demand"]
 OnTimeout = Literal["raise", "estimate"]
 
-# The type of a function that computes tolerances for checking whether f is linear. It is called with the
-# arrays (leaves) of every received result, and returns the largest error to tolerate in each array. The error
-# is inf for an array that is not decoded.
+# The type of a function that computes the tolerances of linearity checks. It is called with the arrays
+# (leaves) of all received results, and returns the maximum error to tolerate in each array, or inf for an
+# array that is not decoded.
 LeafErrorBounds = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
 
 
 class PlannedSchedule(ABC):
-    """Base class of schedules that also set the number of blocks and the code, such as a `Plan`.
+    """Base class of schedules, such as `Plan`, that also set the number of blocks and the code.
 
     Attributes
     ----------
     schedule : {"upfront", "on_demand"}
-        When parity (redundant) tasks start.
+        When parity tasks start.
     n_upfront_parity : int
         The number of parity tasks that start together with the data tasks, if `schedule` is "on_demand".
     run_times : RunTimeQuantiles or None
-        The distribution of the run time of a task, which decides when a task is late. None to estimate it
-        from the tasks of the map.
+        The distribution of task run times, which decides when a task is late. None to estimate it from the
+        map's own tasks.
     """
 
     schedule: str
@@ -53,7 +53,7 @@ class PlannedSchedule(ABC):
 
     @abstractmethod
     def apply_to(self, code_options: CodeOptions) -> CodeOptions:
-        """Return `code_options` with the sizes and code of the plan. Raise CodeError if they conflict."""
+        """Return `code_options` with the plan's sizes and code. Raise CodeError if they conflict."""
 
 
 Schedule = ScheduleName | PlannedSchedule
@@ -61,7 +61,7 @@ Schedule = ScheduleName | PlannedSchedule
 
 @dataclass(frozen=True)
 class FunctionTraits:
-    """Known properties of a mapped function f. The defaults fit any function that a user passes.
+    """Known properties of a mapped function f. The defaults hold for arbitrary functions.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class FunctionTraits:
         Computes the tolerances for checking whether f is linear, as `LeafErrorBounds` describes. None for the
         default tolerance.
     result_shape : tuple of int, or None
-        The shape of the array that f returns, or None if it is not known.
+        The shape of the array that f returns, or None if unknown.
     is_rowwise : bool
         Whether f returns one row for each row of its block.
     """
@@ -90,13 +90,13 @@ class MapOptions:
     rtol: float | None = None
     timeout: float = inf
     retries: int = 1
-    retry_delay: float = 0.0  # the seconds before the first retry, doubled for each further one
+    retry_delay: float = 0.0  # the delay in seconds before the first retry, doubled for each further one
     estimate_on_timeout: bool = False  # whether to return estimates at the timeout instead of failing
     schedule: str = "upfront"
-    n_upfront_parity: int = 0  # the number of parity tasks that start with the data tasks if "on_demand"
-    run_times: RunTimeQuantiles | None = None  # the distribution of the run time of a task, from a plan
+    n_upfront_parity: int = 0  # if "on_demand", the number of parity tasks that start with the data tasks
+    run_times: RunTimeQuantiles | None = None  # the distribution of task run times, from a plan
 
-    # The option that needs parity tasks, or "". An error message names it if the data cannot be coded.
+    # The option that requires parity tasks, or "". The error message names it if the data cannot be coded.
     parity_required_by: str = ""
     key: str | bytes | None = None
     traits: FunctionTraits = FunctionTraits()
@@ -178,5 +178,5 @@ def check_options(
 
 
 def apply_plan(code_options: CodeOptions, schedule: Schedule) -> CodeOptions:
-    """Return `code_options`, completed with the sizes and the code of `schedule` if that is a plan."""
+    """Return `code_options`, completed with the sizes and the code from `schedule` if it is a plan."""
     return schedule.apply_to(code_options) if isinstance(schedule, PlannedSchedule) else code_options

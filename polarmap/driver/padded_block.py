@@ -17,13 +17,13 @@ from polarmap.worker.pytree import unflatten
 
 
 class PaddedBlock:
-    """Decides how to get the result of a padded block: wait for its worker, or decode it and cut off padding.
+    """Obtains the result of a padded block: from its worker, or by decoding it and removing the padding.
 
     Parameters
     ----------
     analyzer : PaddingAnalyzer
-        Finds out how rows of zeros affect the result of the mapped function f. Its trial of f on a few rows
-        is started here.
+        Determines how zero rows affect the result of the mapped function f. Its trial of f on a few rows is
+        started here.
     received : ReceivedResults
         The results that have arrived, which may include the result of the block without its padding.
     limits : WaitLimits
@@ -41,14 +41,14 @@ class PaddedBlock:
     ) -> None:
         self.analyzer, self._received, self._limits, self._timer = analyzer, received, limits, timer
         self.task_index = analyzer.task_index
-        self._was_awaited = False  # whether the map had to wait for this result only
+        self._was_awaited = False  # whether the map had to wait for this result alone
         analyzer.start_trial_evaluation()
 
     @property
     def effects(self) -> tuple[PaddingEffect, ...]:
-        """How padding with rows of zeros affects each array of the result.
+        """The effect of zero-padding on each array of the result.
 
-        If unknown, a change is assumed.
+        An unknown effect is assumed to be a change.
         """
         return self.analyzer.get_padding_effects(self._received.leaf_shapes)
 
@@ -56,12 +56,12 @@ class PaddedBlock:
 
     @property
     def has_unpadded_result(self) -> bool:
-        """Whether the task has returned the result of f for the rows without padding."""
+        """Whether the task has returned the result of f without padding."""
         return self._received.unpadded_result is not None
 
     @property
     def must_be_awaited(self) -> bool:
-        """Whether the map must wait for the task, because the result without padding cannot be decoded."""
+        """Whether the map must wait for the task because the result without padding cannot be decoded."""
         return (
             not self.has_unpadded_result
             and self.analyzer.is_evaluated_unpadded
@@ -76,7 +76,7 @@ class PaddedBlock:
         )
 
     def poll(self, is_accepted: bool) -> None:
-        """Wait briefly for the trial that finds out the effect of padding, if it is needed.
+        """Wait briefly for the trial that determines the effect of padding, if it is needed.
 
         Called when all other results have arrived or can be decoded.
 
@@ -89,7 +89,7 @@ class PaddedBlock:
             self.analyzer.poll(self._timer.elapsed_seconds)
 
     def try_settle(self) -> bool:
-        """Return whether the result has arrived or can be decoded, after all other results were accepted.
+        """Return whether the result has arrived or can be decoded. All other results must be accepted.
 
         Raises CodeError if neither can happen any more.
         """
@@ -105,9 +105,9 @@ class PaddedBlock:
         return False
 
     def wait_for_effects(self) -> None:
-        """Wait, within limits, for the trial that finds out the effect of padding.
+        """Wait, within limits, for the trial that determines the effect of padding.
 
-        Does not wait if the result without padding has arrived.
+        Returns at once if the result without padding has arrived.
         """
         if not self.has_unpadded_result:
             self.analyzer.wait_for_padding_effects(self._limits.local_evaluation_timeout)
@@ -122,10 +122,10 @@ class PaddedBlock:
         Parameters
         ----------
         padded_leaves : list of arrays
-            The arrays of the result with padding. They are trimmed if the worker has not returned a result
+            The arrays of the result with padding, which are trimmed if the worker has not returned a result
             without padding.
         transform : callable, optional
-            Applied to each array of a result without padding that the worker has returned.
+            Applied to each array of a result that the worker returned without padding.
         """
         unpadded_result = self._received.unpadded_result
         if unpadded_result is None:
@@ -139,7 +139,7 @@ class PaddedBlock:
         )
 
     def find_unchecked_results(self, unchecked_tasks: tuple[int, ...]) -> tuple[int, ...]:
-        """Return `unchecked_tasks`, with this task added if no check covers its result without padding."""
+        """Return `unchecked_tasks`, plus this task if no check covers its result without padding."""
         unpadded_result = self._received.unpadded_result
         if unpadded_result is None or self.task_index in unchecked_tasks:
             return unchecked_tasks
@@ -152,7 +152,7 @@ class PaddedBlock:
 
     @property
     def result_source(self) -> str:
-        """A text that says how the result was obtained, for the field `last_block` of the report."""
+        """A text for the report field `last_block` that says how the result was obtained."""
         if self.has_unpadded_result:
             return "awaited" if self._was_awaited else "own rows"
         effects = self.effects

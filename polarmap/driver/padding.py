@@ -27,14 +27,14 @@ from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
 PADDING_PROPERTY = "what rows of zeros do to f"
-# The values with which rows of zeros are replaced for a trial of the mapped function.
+# These values replace zero rows in a trial of the mapped function.
 SAMPLE_VALUES = np.arange(1, 8)
-# Trial row number i is multiplied by 1 + ROW_FACTOR_STEP * i**2, so that sums of rows are unlikely to cancel.
+# Row i of a trial is multiplied by 1 + ROW_FACTOR_STEP * i**2, so that sums of rows are unlikely to cancel.
 ROW_FACTOR_STEP = 0.25
 
 
 class PaddingEffect(Enum):
-    """How padding a block with rows of zeros affects an array in the result of the mapped function."""
+    """The effect of zero-padding a block on an array in the mapped function's result."""
 
     ROWWISE = "one row of the result for each row of the block"
     NO_EFFECT = "rows of zeros make no difference"
@@ -42,30 +42,30 @@ class PaddingEffect(Enum):
 
 
 class KnownPaddingEffects(NamedTuple):
-    """The effects of padding with rows of zeros on the results of a function, as found by earlier maps.
+    """The effects of zero-padding on a function's results, as determined by earlier maps.
 
     Attributes
     ----------
     effects : tuple of PaddingEffect
         The effect on each array of a result of f.
     bitwise_equal_layouts : frozenset
-        The layouts of blocks, with their numbers of data rows, for which f returned bitwise equal results
-        with and without padding.
+        The block layouts, with their numbers of data rows, for which f returned bitwise equal results with
+        and without padding.
     """
 
     effects: tuple[PaddingEffect, ...]
     bitwise_equal_layouts: frozenset[Any] = frozenset()
 
     def can_trim_padding(self, block_layout: Any) -> bool:
-        """Return whether cutting rows off the result with padding gives the exact result without padding."""
+        """Return whether trimming the result with padding gives the exact result without padding."""
         return block_layout in self.bitwise_equal_layouts and set(self.effects) == {PaddingEffect.ROWWISE}
 
 
 class PaddingAnalyzer:
-    """Finds out how the rows of zeros that pad the last block of a map affect the mapped function f.
+    """Determines how the zero rows that pad the last block of a map affect the mapped function f.
 
     While the map runs, the driver calls f on two rows of a block, on four rows, and on two rows followed by
-    rows of zeros. This trial is made once for all maps of the same function.
+    rows of zeros. All maps of the same function share this trial.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class PaddingAnalyzer:
         self._f = f
 
     def start_trial_evaluation(self) -> None:
-        """Start a trial of f on a few rows, in a thread, unless the effects of padding are known already."""
+        """Start a trial of f on a few rows in a thread, unless the effects of padding are already known."""
         if not self._is_rowwise and self._known_effects is None:
             f = self._f
             self._evaluation = LocalEvaluation(lambda blocks: tuple(map(f, blocks)), self._build_trial_blocks)
@@ -136,20 +136,20 @@ class PaddingAnalyzer:
     # -- what f does ------------------------------------------------------------------------
 
     def poll(self, now: float) -> None:
-        """Wait briefly for the trial of f. The first call starts the waiting time at `now`."""
+        """Wait briefly for the trial of f. The first call records `now` as the start of the wait."""
         if self._wait_started_at is None:
             self._wait_started_at = now
         if self._evaluation is not None:
             self._evaluation.poll()
 
     def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
-        """Return whether the trial of f is over, or has been waited for longer than `max_wait_seconds`."""
+        """Return whether the trial of f is over or the wait for it has exceeded `max_wait_seconds`."""
         if self.has_known_effects:
             return True
         return self._wait_started_at is not None and now - self._wait_started_at > max_wait_seconds
 
     def wait_for_padding_effects(self, timeout: float) -> None:
-        """Wait for up to `timeout` seconds until the trial of f is over."""
+        """Wait up to `timeout` seconds until the trial of f is over."""
         if self._evaluation is not None:
             self._evaluation.wait_for_leaves(timeout)
 
@@ -161,7 +161,7 @@ class PaddingAnalyzer:
     def get_padding_effects(self, result_shapes: Sequence[Shape]) -> tuple[PaddingEffect, ...]:
         """Return the effect of padding on each array of a result, given the shapes of these arrays.
 
-        If an effect is not known yet, CHANGES_RESULT is returned.
+        An effect that is not known yet is reported as CHANGES_RESULT.
         """
         if self._effects is None or len(self._effects) != len(result_shapes):
             effects = self._find_measured_effects(len(result_shapes))
@@ -174,13 +174,13 @@ class PaddingAnalyzer:
         )
 
     def _is_effect_valid_for_shape(self, effect: PaddingEffect, result_shape: Shape) -> bool:
-        """Return whether an effect that was found in the trial also holds for results of this shape."""
+        """Return whether an effect measured in the trial also applies to results of this shape."""
         if effect is PaddingEffect.ROWWISE:
             return result_shape[:1] == (self._data_blocks.rows_per_block,)
         return self._data_blocks.has_zero_padding
 
     def _find_measured_effects(self, n_leaves: int) -> tuple[PaddingEffect, ...] | None:
-        """Return the effect on each of the `n_leaves` arrays of a result, or None while the trial runs."""
+        """Return the effect on each of the `n_leaves` arrays of a result, or None until the trial is over."""
         if self._is_rowwise:
             return (PaddingEffect.ROWWISE,) * n_leaves
         if self._known_effects is not None:
@@ -202,7 +202,7 @@ class PaddingAnalyzer:
     ) -> PaddingEffect:
         """Return the effect on one array of the result, given its values in the three calls of the trial.
 
-        The calls are f of a few rows, of a few more rows, and of the few rows followed by rows of zeros.
+        These are calls on a few rows, on a few more rows, and on the few rows followed by rows of zeros.
         """
         finite_values = np.zeros(0)
         if more_rows_result.dtype.kind in "iufc":
@@ -225,7 +225,7 @@ class PaddingAnalyzer:
 
     @property
     def _trial_row_counts(self) -> tuple[int, int]:
-        """The two numbers of rows for the trial. They exceed 1 if possible, as f may squeeze a single row."""
+        """The two numbers of rows for the trial, above 1 if possible because f may squeeze a single row."""
         rows_per_block = self._data_blocks.rows_per_block
         assert rows_per_block is not None
         n_few_rows = min(2, rows_per_block - 1)
@@ -234,8 +234,8 @@ class PaddingAnalyzer:
     def _build_trial_blocks(self) -> tuple[Any, Any, Any]:
         """Return the inputs of the trial: a few rows, a few more rows, and the few rows padded with zeros.
 
-        Rows of zeros are replaced by made-up values, as they would show nothing. So are all rows of data in
-        storage, which would take long to read.
+        Zero rows are replaced with made-up values, because they would reveal nothing. So are all rows of
+        stored data, because reading them would take too long.
         """
         n_few_rows, n_more_rows = self._trial_row_counts
         if self._coded_data.location is None:
@@ -308,7 +308,7 @@ class PaddingAnalyzer:
 
     @property
     def padded_block_description(self) -> str:
-        """A description of the padded block for messages."""
+        """A description of the padded block for error messages."""
         return (
             f"{self._n_data_rows} rows do not divide into {self._data_blocks.k} blocks, so the last one has "
             f"{self.n_rows} of {self._data_blocks.rows_per_block} rows and is filled up with rows of zeros"
@@ -316,7 +316,7 @@ class PaddingAnalyzer:
 
     @property
     def block_count_advice(self) -> str:
-        """Advice for messages: numbers of blocks for which no padding is needed."""
+        """Advice for error messages: which numbers of blocks require no padding."""
         blocks_options = " or ".join(
             f"blocks={n_blocks}" for n_blocks in find_divisors_near(self._n_data_rows, self._data_blocks.k)
         )
@@ -339,7 +339,7 @@ class PaddingAnalyzer:
         return all(map(self._leaves_agree, trimmed_leaves, unpadded_leaves))
 
     def trim_padding(self, leaves: Sequence[Array], effects: Sequence[PaddingEffect]) -> list[Array]:
-        """Return the arrays of a result with padding, without the rows that come from the padding."""
+        """Remove the rows that come from padding from the arrays of a result, and return the arrays."""
         leaf_effects = zip(leaves, effects, strict=True)
         return [
             leaf[: self.n_rows] if effect is PaddingEffect.ROWWISE else leaf for leaf, effect in leaf_effects
@@ -349,7 +349,7 @@ class PaddingAnalyzer:
 def _make_rows_distinguishable(rows: Array) -> Array:
     """Multiply each row by a different factor, so that a result of f shows whether f mixes rows.
 
-    NaN, inf and rows of zeros are replaced by other values first.
+    NaN, inf and zero rows are first replaced with other values.
     """
     sample_rows = np.resize(SAMPLE_VALUES, rows.shape).astype(rows.dtype)
     axes = tuple(range(1, rows.ndim))

@@ -22,16 +22,16 @@ from polarmap.worker.pytree import flatten, unflatten
 
 
 class ParityResiduals(NamedTuple):
-    """The residuals of parity checks: by how much the results violate the equations.
+    """The residuals of parity checks, which measure how much the results violate the checks.
 
     Attributes
     ----------
     by_leaf : list of float or None
-        The largest relative residual of each array (leaf) of a result. None for arrays that are not decoded.
+        The maximum relative residual for each array (leaf) of a result, or None if it is not decoded.
     is_violated : bool
-        Whether any residual is larger than rounding errors can explain.
+        Whether any residual is too large to be explained by rounding errors.
     suspects : set of int or None
-        The tasks of which a single wrong result could explain all violations, or None if that is not known.
+        The tasks whose results could, if wrong, each explain all violations alone. None if unknown.
     """
 
     by_leaf: list[float | None]
@@ -66,15 +66,15 @@ class ParityChecks:
         self._coded_data, self._options = coded_data, options
         self._decoder, self._received, self._evaluator = decoder, decoder.received, evaluator
         self.residuals: ParityResiduals | None = None
-        self._checked_decoder: ErasureDecoder | None = None  # `residuals` were computed for this decoder
+        self._checked_decoder: ErasureDecoder | None = None  # the decoder for which `residuals` were computed
 
-        # The largest magnitude, for each array, of terms that cancel in sums. [] until it is needed.
+        # The largest magnitude of terms that cancel in the sums for each array. [] until it is needed.
         self._uncancelled_magnitudes: list[float] = []
 
     def evaluate(self) -> ParityResiduals:
-        """Return the residuals of the received results, which are cached until another result arrives.
+        """Return the residuals of the received results, cached until another result arrives.
 
-        Raises NonFiniteResultError if NaN or inf make this impossible.
+        Raises NonFiniteResultError if NaN or inf makes this impossible.
         """
         decoder = self._decoder.tracker.decoder
         if self.residuals is None or self._checked_decoder is not decoder:
@@ -85,7 +85,7 @@ class ParityChecks:
         return self.residuals
 
     def evaluate_with_parity_block(self, parity_leaves: list[Array]) -> ParityResiduals:
-        """Return the residuals of the results of all data blocks together with that of one parity block.
+        """Return the residuals of the results of all data blocks and one parity block.
 
         Parameters
         ----------
@@ -110,12 +110,12 @@ class ParityChecks:
 
     @cached_property
     def parity_evaluation(self) -> LocalEvaluation:
-        """A call of f on `densest_parity_block` on the driver. It starts when this property is first read."""
+        """A local call of f on `densest_parity_block`, started when this property is first read."""
         return self._evaluator.start_on_block(self.densest_parity_block[0])
 
     @cached_property
     def densest_parity_block(self) -> tuple[int, int]:
-        """The index of the parity block that combines the most data blocks, and how many it combines."""
+        """The index of the parity block that combines the most data blocks, and their number."""
         k, code = len(self._coded_data.code.systematic_indices), self._coded_data.code
         if not code.has_uneven_parity:
             return k, code.k
@@ -127,7 +127,7 @@ class ParityChecks:
     ) -> ParityResiduals:
         """Return the residuals of the parity checks of `decoder`.
 
-        received_by_leaf : for each array of a result, its flattened value by task.
+        received_by_leaf : for each array of a result, its flattened values by task.
         """
         is_violated = False
         suspects: set[int] | None = None
@@ -170,22 +170,22 @@ class ParityChecks:
     # -- magnitudes -------------------------------------------------------------------------
 
     def compute_leaf_error_bounds(self) -> list[float]:
-        """Return, for each array of a result, the largest deviation from linearity that is tolerated."""
+        """Return the maximum tolerated deviation from linearity for each array of a result."""
         compute_error_bounds = self._options.traits.error_bounds
         if compute_error_bounds is None:
             return [0.0] * len(self._received.first_received.leaves)
         return compute_error_bounds([outcome.leaves for outcome in self._received.by_task.values()])
 
     def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
-        """Return the magnitude of an array (leaf) of the results, to which rounding errors are relative.
+        """Return the magnitude relative to which rounding errors in a result array (leaf) are measured.
 
-        It is the largest absolute value, or that of the terms in sums of f if these are known to cancel.
+        It is the largest absolute value of the array, or of the terms that are known to cancel in sums of f.
 
         Parameters
         ----------
         leaf_index : int
         arrays : list of arrays, optional
-            The values of this array in several results. By default, those of the received results.
+            The values of this array in several results, by default the received ones.
         """
         if arrays is not None:
             max_abs = error_detection.compute_max_abs(arrays)
@@ -202,8 +202,8 @@ class ParityChecks:
     def _compute_uncancelled_magnitudes(self) -> list[float]:
         """Estimate the magnitude of products that cancel in the sums of f, which limits its accuracy.
 
-        This is possible only if f is a matrix product of polarmap's own. Then f is called on the driver, on a
-        block with random signs, so that the products do not cancel. Returns [] for other functions.
+        This is possible only for polarmap's own matrix products: f is called on the driver with a block of
+        random signs, so that the products do not cancel. Returns [] for other functions.
         """
         if not self._options.traits.is_rowwise:
             return []
@@ -213,9 +213,9 @@ class ParityChecks:
         return [error_detection.compute_max_abs([leaf]) for leaf in leaves]
 
     def _build_block_with_random_signs(self, block_index: int) -> Any:
-        """Return a copy of a coded block with random signs of all floats.
+        """Return a copy of a coded block in which all floats have random signs.
 
-        Integers, such as indices, are kept.
+        Integers, such as indices, are unchanged.
         """
         leaves, structure = flatten(copy_block(self._coded_data, block_index))
         rng = np.random.default_rng(0)

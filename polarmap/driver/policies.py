@@ -18,20 +18,20 @@ from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, make
 from polarmap.driver.task_table import TaskRecord, TaskTable
 from polarmap.executors.interface import AttemptId
 
-MAX_RETRY_DELAY = 60.0  # the longest delay, in seconds, between the failure of a task and its retry
-MAX_DOUBLINGS = 64  # the largest number of doublings of a delay, so that the power of two does not overflow
+MAX_RETRY_DELAY = 60.0  # the maximum delay, in seconds, between the failure of a task and its retry
+MAX_DOUBLINGS = 64  # double a delay at most this often, so that the power of two does not overflow
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRule:
-    """A rule for how often a failed task is retried, and after which delay.
+    """Decides how often a failed task is retried, and after what delay.
 
     Parameters
     ----------
     max_retries : int
-        The largest number of attempts of a task after the first one.
+        The maximum number of attempts per task after the first one.
     delay_seconds : float
-        The seconds between the first failure and the next attempt. The delay is doubled after each further
+        The delay in seconds between the first failure and the next attempt. It doubles after each further
         failure, up to `MAX_RETRY_DELAY`.
 
     Examples
@@ -49,7 +49,7 @@ class RetryRule:
         return task.n_counted_attempts <= self.max_retries
 
     def next_attempt_at(self, task: TaskRecord) -> float:
-        """Return when a failed task may be retried, in seconds after the start of the map."""
+        """Return the time at which a failed task may be retried, in seconds after the start of the map."""
         if not self.delay_seconds:
             return task.ended_at
         return task.ended_at + self.compute_delay(task.n_counted_attempts)
@@ -61,9 +61,9 @@ class RetryRule:
 
 
 class SchedulingPolicy(ABC):
-    """Base class of policies, which decide which tasks of a job start at once and which later.
+    """Base class of policies, which decide when the tasks of a job start.
 
-    A policy does not read a clock or start tasks. The scheduler passes the time to it, and starts the tasks.
+    A policy neither reads a clock nor starts tasks. The scheduler passes it the time and starts the tasks.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class SchedulingPolicy(ABC):
     Attributes
     ----------
     late_tracker : LateTracker or None
-        Is notified when attempts start and end, and finds late ones. None if the policy does not need this.
+        Notified when attempts start and end, to find late ones. None if the policy does not need it.
     """
 
     late_tracker: LateTracker[AttemptId] | None = None
@@ -85,11 +85,11 @@ class SchedulingPolicy(ABC):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks that should start now, for the first time or as backups of late attempts."""
+        """Return the tasks to start now, either for the first time or as backups of late attempts."""
 
     @abstractmethod
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds until a task may have to start if nothing happens before, or inf."""
+        """Return the seconds until a task may have to start if nothing else happens first, or inf."""
 
 
 class UpfrontPolicy(SchedulingPolicy):
@@ -101,28 +101,28 @@ class UpfrontPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return no tasks, as all of them have been started."""
+        """Return no tasks: all of them have been started."""
         return ()
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return inf, as no task is left to start."""
+        """Return inf: there are no tasks left to start."""
         return inf
 
 
 class OnDemandParityPolicy(SchedulingPolicy):
-    """A policy that starts only the needed tasks at first, and parity tasks later if tasks are late or fail.
+    """A policy that starts the data tasks first, and parity tasks only if tasks are late or fail.
 
     Parameters
     ----------
     n_tasks : int
         The number of tasks of the job.
     parity_rule : ParityRule
-        Decides when a task is late, and how many parity tasks replace late ones.
+        Decides when a task is late and how many parity tasks to start in its place.
     n_upfront_parity : int
         The number of parity tasks that start with the data tasks.
     is_mds : bool
-        Whether any `recovery_threshold` results suffice for decoding (as with a maximum distance separable
-        code). If not, the collector is asked which sets of results suffice.
+        Whether any `recovery_threshold` results suffice for decoding, as with a maximum distance separable
+        (MDS) code. If not, the collector is asked which sets of results suffice.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class OnDemandParityPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return as many parity tasks as are needed to replace late and failed tasks."""
+        """Return the parity tasks that are needed to replace late and failed tasks."""
         if not self._held_back_parity or collector.has_sufficient_results or not collector.can_use_parity:
             return ()
         late_attempts = self.late_tracker.find_late_attempts(elapsed_seconds)
@@ -175,17 +175,17 @@ class OnDemandParityPolicy(SchedulingPolicy):
 
 
 class AwaitedTaskBackupPolicy(SchedulingPolicy):
-    """A policy that adds backups of one task whose own result is needed because it cannot be decoded.
+    """A policy that adds backups for a single task whose result cannot be decoded and so must arrive.
 
     Parameters
     ----------
     base_policy : SchedulingPolicy
-        The policy to follow unless the map waits only for that task.
+        The policy to follow unless the map is waiting only for that task.
     n_tasks : int
         The number of tasks of the job.
     task_index : int
-        The task. Its worker calls the mapped function twice, with and without padding of the block. So it is
-        late after twice the time of other tasks.
+        The task to back up. Because its worker calls the mapped function twice, with and without padding, it
+        counts as late only after twice the time of other tasks.
     """
 
     def __init__(self, base_policy: SchedulingPolicy, n_tasks: int, task_index: int) -> None:
@@ -196,9 +196,9 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks of the base policy.
+        """Return the base policy's tasks.
 
-        If the map waits only for the task to back up, return this task once it is late.
+        If the map is waiting only for the task to back up, return that task instead once it is late.
         """
         if collector.awaited_task != self._task_index:
             return self._base_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
@@ -216,22 +216,22 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
         return (self._task_index,)
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the value of the base policy.
+        """Return the base policy's value.
 
-        This suffices, as a map that waits for one task polls often.
+        This suffices because a map that waits for one task polls often.
         """
         return self._base_policy.seconds_until_next_start(task_table, elapsed_seconds)
 
 
 def make_backup_policy(n_tasks: int, max_backups: int) -> SchedulingPolicy:
-    """Return a policy that starts all tasks at once, and up to `max_backups` backups of each late task."""
+    """Return a policy that starts all tasks at once and up to `max_backups` backups of each late task."""
     if not max_backups:
         return UpfrontPolicy(n_tasks)
     return BackupPolicy(n_tasks, make_backup_lateness_rule(n_tasks), max_backups)
 
 
 class BackupPolicy(SchedulingPolicy):
-    """A policy that starts all tasks at once, and backups of late ones. The first result of a task counts.
+    """A policy that starts all tasks at once and backs up late ones. The first result of a task counts.
 
     Parameters
     ----------
@@ -240,7 +240,7 @@ class BackupPolicy(SchedulingPolicy):
     lateness_rule : LatenessRule
         Decides when a running attempt is late. Queued attempts are never late.
     max_backups : int
-        The largest number of backups of a task. The next backup starts when the previous one is late.
+        The maximum number of backups per task. Each one starts when the previous one is late.
     """
 
     def __init__(self, n_tasks: int, lateness_rule: LatenessRule, max_backups: int) -> None:
@@ -250,13 +250,13 @@ class BackupPolicy(SchedulingPolicy):
         self._late_trackers = weakref.WeakSet([self.late_tracker])
 
     def add_late_tracker(self, late_tracker: LateTracker[AttemptId]) -> None:
-        """Start backups for the late attempts in this tracker, too. Only a weak reference to it is kept."""
+        """Start backups for late attempts in this tracker as well. The tracker is referenced weakly."""
         self._late_trackers.add(late_tracker)
 
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the tasks that need a backup, because their latest attempt (run) is late."""
+        """Return the tasks that need a backup because their latest attempt is late."""
         trackers, in_flight = self._late_trackers, task_table.in_flight
         late_attempts = set().union(*(tracker.find_late_attempts(elapsed_seconds) for tracker in trackers))
         late_tasks = sorted(task for task, attempt in late_attempts if attempt == max(in_flight[task]))
@@ -266,7 +266,7 @@ class BackupPolicy(SchedulingPolicy):
         return due_tasks
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds until the next attempt may become late, considering queued attempts too."""
+        """Return the seconds until the next attempt, running or queued, may become late."""
         can_queued_start = any(task_table[task].n_backups < self._max_backups for task in task_table.queued)
         return min(
             tracker.seconds_until_next_late_attempt(can_queued_start, elapsed_seconds)

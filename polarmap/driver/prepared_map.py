@@ -45,15 +45,15 @@ T = TypeVar("T")
 
 
 class PreparedMap(NamedTuple, Generic[R]):
-    """A map that has not started: its arguments are checked, and its data is partitioned into blocks.
+    """A map that is ready to start, with its arguments checked and its data partitioned into blocks.
 
     Attributes
     ----------
     execute : callable
-        Call it with a JobContext to run the map and get its result.
+        Call it with a JobContext to run the map and return its result.
     get_report : callable or None
-        Call it with no arguments to get the report of the map before it starts. None if the number of tasks
-        is not known yet.
+        Call it without arguments to get the map's report before it starts. None if the number of tasks is not
+        yet known.
     n_blocks : int
         The number of futures in `CodedFuture.blocks`, or 0 if the result is not a sequence of blocks.
     is_stored : bool
@@ -71,7 +71,7 @@ class PreparedMap(NamedTuple, Generic[R]):
 
 
 def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
-    """Turn a function that prepares a map into a public map function, which also runs it (decorator).
+    """Turn a function that prepares a map into a public map function that also runs it (decorator).
 
     The undecorated function is stored as the attribute `prepare`, which `submit` uses. The options `progress`
     and `on_result` are handled here and in `submit`. `prepare` only validates them.
@@ -83,24 +83,24 @@ def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
             observers = make_observers(options.get("progress"), options.get("on_result"))
             return prepared_map.execute(JobContext(EventStream(observers)) if observers else PLAIN_CONTEXT)
 
-    name = prepare.__name__  # Tracebacks show the name of the map function instead of `call`.
+    name = prepare.__name__  # Make tracebacks show the map function's name instead of `call`.
     call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)
     call.prepare = prepare  # type: ignore[attr-defined]
     functools.update_wrapper(call, prepare)
-    signature = inspect.signature(prepare)  # help() shows the result type, not PreparedMap.
+    signature = inspect.signature(prepare)  # Make help() show the result type instead of PreparedMap.
     return_type = signature.return_annotation.removeprefix("PreparedMap[").removesuffix("]")
     call.__signature__ = signature.replace(return_annotation=return_type)  # type: ignore[attr-defined]
     return call
 
 
 def make_context(progress: Any) -> JobContext:
-    """Return the context of a job that starts now, with a progress bar, logging and tracing as needed."""
+    """Return a context for a job that starts now, with a progress bar, logging and tracing as needed."""
     observers = make_observers(progress)
     return JobContext(EventStream(observers)) if observers else PLAIN_CONTEXT
 
 
 def make_observers(progress: Any, on_result: Any = None) -> tuple[Observer, ...]:
-    """Return the observers of a map that starts now: progress bar, logging, tracing and callback.
+    """Return the observers for a map that starts now: progress bar, logging, tracing and callback.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def prepare_coded_map(
     executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
-    """Prepare a coded map whose results are sent back to this process rather than to storage."""
+    """Prepare a coded map whose results are returned to this process rather than stored."""
     execution, coded_data = prepare_coded_execution(data, code_options, executor, options)
     labels_note = describe_missing_table_labels(data)
 
@@ -168,7 +168,7 @@ def prepare_coded_map(
 
 
 def _find_no_estimates_reason(coded_data: CodedData) -> str:
-    """Return why missing results of a map cannot be estimated, or "" if they can."""
+    """Return why the missing results of a map cannot be estimated, or "" if they can."""
     if coded_data.code.can_estimate:
         return ""
     return f"supports only linear f, and not degree=, SecretSharing or the code {coded_data.code!r}"
@@ -177,9 +177,9 @@ def _find_no_estimates_reason(coded_data: CodedData) -> str:
 def prepare_coded_execution(
     data: Any, code_options: CodeOptions, executor: ResolvedExecutor, options: MapOptions
 ) -> tuple[MapExecution, CodedData]:
-    """Encode the data, and return the job to execute and the coded blocks.
+    """Encode the data. Return the job to execute and the coded blocks.
 
-    Raises CodeError if the data and the options do not fit.
+    Raises CodeError if the options do not suit the data.
     """
     execution = MapExecution(executor.choose_for(data))
     partitioned_data = None
@@ -217,10 +217,10 @@ def execute_coded(
     options : MapOptions
     context : JobContext
     driver_f : Function, optional
-        The function to call in place of f when results are checked in this process. Used if workers return
-        only samples of their results. By default f.
+        The function to call instead of f when results are checked in this process, for the case that workers
+        return only samples of their results. By default f.
     output : OutputSpec, optional
-        Where workers store their results. By default they return them.
+        Where workers store their results. By default, they return them.
 
     Returns
     -------
@@ -253,7 +253,7 @@ def execute_coded(
 
 
 def _make_scheduling_policy(code: LinearCode, options: MapOptions) -> SchedulingPolicy:
-    """Return the scheduling policy of a map, which decides when tasks, parity tasks and backups start."""
+    """Return the map's scheduling policy, which decides when tasks, parity tasks and backups start."""
     if code.max_backups:
         return make_backup_policy(code.n, code.max_backups)
     if options.schedule != "on_demand":

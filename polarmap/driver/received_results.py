@@ -24,7 +24,7 @@ _get_dtype_kind, _get_shape = attrgetter("dtype.kind"), attrgetter("shape")
 
 
 def get_comparable_types_and_shapes(leaves: Sequence[Array]) -> Any:
-    """Return the kinds of the dtypes and the shapes of arrays, by which two results can be compared.
+    """Return the dtype kinds and shapes of arrays, for comparison with those of other results.
 
     All signed and unsigned integers count as one kind.
     """
@@ -32,14 +32,14 @@ def get_comparable_types_and_shapes(leaves: Sequence[Array]) -> Any:
 
 
 def get_leaf_types(structure: Structure) -> list[str]:
-    """Return the type of each leaf of a tree of this structure: "array", "numpy" or "python"."""
+    """Return the type of each leaf in a structure: "array", "numpy" or "python"."""
     if len(structure) < 3 or structure[0] == "sample":
         return [structure[0]]
     return [leaf_type for child in structure[2] for leaf_type in get_leaf_types(child)]
 
 
 def has_valid_scalar_shapes(result: Outcome | TaskResult) -> bool:
-    """Return whether each number in a result is stored as one value, as it must be unless it is damaged."""
+    """Return whether each number in a result is stored as one value. If not, the result is damaged."""
     leaf_types = get_leaf_types(result.structure)
     return all(
         leaf.size == 1
@@ -49,7 +49,7 @@ def has_valid_scalar_shapes(result: Outcome | TaskResult) -> bool:
 
 
 class Reception(Enum):
-    """How a received result changes the set of results that are used for decoding."""
+    """The effect of a received result on the set of results used for decoding."""
 
     IGNORED = "no change: a failure, too late, or rejected for its shape"
     ADDED = "the result has joined those that count"
@@ -60,14 +60,14 @@ class Reception(Enum):
 class ReceivedResults:
     """The results of a coded map that have arrived, grouped by structure and shape.
 
-    Only the largest group of results with equal structure and shape is used. The other results are recorded
-    as failures of their tasks, until their group becomes the largest one.
+    Only the largest group of results with equal structure and shape is used. Other results are recorded as
+    failures of their tasks, unless their group becomes the largest one.
 
     Parameters
     ----------
     coded_data : CodedData
     expected_shape : tuple of int or None
-        The shape of the array in each result, or None if it is not known before the map starts.
+        The shape of the array in each result, or None if unknown before the map starts.
     task_table : TaskTable
         The tasks of the map, in which rejected results are recorded.
 
@@ -92,17 +92,17 @@ class ReceivedResults:
         self.is_frozen = False
 
     def add(self, outcome: Outcome) -> Reception:
-        """Add the outcome of an attempt, and return how it changes the set of used results."""
+        """Add the outcome of an attempt, and return how it affects the set of used results."""
         task_index = outcome.task
         if outcome.unpadded_result is not None and self.unpadded_result is None:
             if not has_valid_scalar_shapes(outcome.unpadded_result):
-                # The result is damaged: f cannot have returned it.
+                # The result must be damaged, as f cannot have returned it.
                 self._reject_misshapen_result(task_index, "returned several numbers where one is due")
                 return Reception.IGNORED
             self.unpadded_result = outcome.unpadded_result
         if outcome.failure is not None or task_index in self.by_task or self.is_frozen:
             return Reception.IGNORED
-        # f raised an exception for the block with padding, but not without.
+        # f raised an exception with padding, but not without.
         if outcome.unpadded_result is not None and not outcome.structure:
             return Reception.UNPADDED_ONLY
         signature = repr(outcome.structure), get_comparable_types_and_shapes(outcome.leaves)
@@ -111,7 +111,8 @@ class ReceivedResults:
             message = f"returned {outcome.result_description} where {expected} is due"
             self._reject_misshapen_result(task_index, message)
             return Reception.IGNORED
-        for group in self._groups.values():  # The task may have been retried after a result of another shape.
+        # The task may have been retried after it returned a result of a different shape.
+        for group in self._groups.values():
             group.pop(task_index, None)
         group = self._groups.setdefault(signature, {})
         group[task_index] = outcome
@@ -123,7 +124,7 @@ class ReceivedResults:
         return self._reject_mismatched_result(outcome)
 
     def discard(self, task_index: int, failure: Failure) -> None:
-        """Remove the result of a task, and record `failure` for the task."""
+        """Remove a task's result and record `failure` for the task."""
         del self.by_task[task_index]
         self._discard_unpadded_result(task_index)
         self._task_table.reject_result(task_index, failure)
@@ -132,7 +133,7 @@ class ReceivedResults:
 
     @property
     def first_received(self) -> Outcome:
-        """The first received result that is used for decoding."""
+        """The earliest of the received results that are used for decoding."""
         return next(iter(self.by_task.values()))
 
     @property
@@ -142,7 +143,7 @@ class ReceivedResults:
 
     @property
     def leaf_shapes(self) -> list[Shape]:
-        """The shapes of the arrays in a result, also if the results are in storage."""
+        """The shapes of the arrays in a result, even if the results are in storage."""
         outcome = self.first_received
         if outcome.result_ref is None:
             return outcome.leaf_shapes
@@ -150,17 +151,17 @@ class ReceivedResults:
 
     @property
     def result_refs(self) -> dict[int, ResultRef]:
-        """References to results that are in storage, by task. Only samples of them have been received."""
+        """References to stored results, of which only samples have been received, by task."""
         outcomes = self.by_task.items()
         return {task: outcome.result_ref for task, outcome in outcomes if outcome.result_ref is not None}
 
     def get_flat_leaves_by_task(self, leaf_index: int) -> dict[int, Array]:
-        """Return array number `leaf_index` of every used result, flattened to one dimension, by task."""
+        """Return the array at `leaf_index` in each used result, flattened to one dimension, by task."""
         return {task: outcome.leaves[leaf_index].reshape(-1) for task, outcome in self.by_task.items()}
 
     @property
     def n_data_results(self) -> int:
-        """The number of data blocks with a result that is used."""
+        """The number of data blocks whose results are used."""
         return sum(int(block_index) in self.by_task for block_index in self._systematic_indices)
 
     @property
@@ -170,7 +171,7 @@ class ReceivedResults:
 
     @property
     def mismatched_blocks(self) -> set[int]:
-        """The data blocks for which a worker has returned a result of the wrong structure or shape."""
+        """The data blocks for which a worker returned a result with the wrong structure or shape."""
         n_data_tasks = len(self._systematic_indices)
         return {
             task
@@ -180,7 +181,7 @@ class ReceivedResults:
         }
 
     def has_all_data_results(self, task_indices: Collection[int]) -> bool:
-        """Return whether these tasks, or a result without padding, cover all data blocks."""
+        """Return whether these tasks cover all data blocks, possibly with a result without padding."""
         available, n_data_tasks = set(task_indices), len(self._systematic_indices)
         if self.unpadded_result is not None:
             available.add(n_data_tasks - 1)
@@ -193,9 +194,9 @@ class ReceivedResults:
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     def iter_possible_tasks(self, pending_tasks: Collection[int]) -> Iterator[set[int]]:
-        """Yield, for each group of equally shaped results, its tasks together with the pending ones.
+        """Yield the tasks of each group of equally shaped results, together with the pending tasks.
 
-        These are the results that could be used if all pending tasks returned results like that group.
+        Each set contains the tasks that could be used if all pending tasks returned results of that shape.
         """
         for group in self._groups.values() or [{}]:
             yield {*pending_tasks, *group}
@@ -206,10 +207,10 @@ class ReceivedResults:
         return has_valid_scalar_shapes(outcome) and self._expected_shape in (None, *outcome.leaf_shapes)
 
     def _outvotes_current_results(self, candidates: dict[int, Outcome]) -> bool:
-        """Return whether to use the group `candidates` from now on, because it is larger.
+        """Return whether to switch to the group `candidates` because it is larger.
 
-        A group with results of data blocks takes precedence if both are equally large, or if only the dtypes
-        differ. In the latter case, f may return another dtype for the wider integers of parity blocks.
+        If both groups are equally large, or differ only in dtype, a group with results of data blocks takes
+        precedence. The dtypes may differ because f receives wider integers in parity blocks.
         """
         candidate, current = next(iter(candidates.values())), self.first_received
         has_data, had_data = (
@@ -223,7 +224,7 @@ class ReceivedResults:
         return len(candidates) > len(self.by_task)
 
     def _switch_to_group(self, candidates: dict[int, Outcome]) -> None:
-        """Replace the used results by the group `candidates`.
+        """Replace the used results with the group `candidates`.
 
         Replaced results become failures of their tasks.
         """
@@ -234,7 +235,7 @@ class ReceivedResults:
             self._reject_mismatched_result(outcome)
 
     def _reject_mismatched_result(self, outcome: Outcome) -> Reception:
-        """Record a result of another shape as a failure, unless padding may be the reason for the shape."""
+        """Record a result of a different shape as a failure, unless padding may explain the shape."""
         if outcome.unpadded_result is not None and self.unpadded_result is not None:
             return Reception.UNPADDED_ONLY
         expected = self.first_received
@@ -260,7 +261,7 @@ class ReceivedResults:
         self._task_table.reject_result(task_index, Failure(FailureKind.SHAPE, "WrongShape", message))
 
     def _discard_unpadded_result(self, task_index: int) -> None:
-        """Discard the result without padding if it belongs to this task, whose result is rejected."""
+        """Discard the result without padding if it comes from this task, whose result is rejected."""
         padded_block = self._coded_data.data_blocks.padded_block
         if padded_block is not None and task_index == padded_block[0]:
             self.unpadded_result = None

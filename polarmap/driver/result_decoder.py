@@ -29,7 +29,7 @@ from polarmap.errors import CodeError
 
 T = TypeVar("T")
 
-MAX_TRIALS = 4  # the number of cached answers of `ResultDecoder.would_suffice`
+MAX_TRIALS = 4  # cache this many answers of `ResultDecoder.would_suffice`
 
 
 class NonFiniteResultError(Exception):
@@ -39,8 +39,8 @@ class NonFiniteResultError(Exception):
 def find_accuracy_limiting_dtype(result_dtype: DType, data_dtypes: Sequence[DType]) -> DType:
     """Return the dtype that limits the accuracy of a decoded result.
 
-    Parity blocks are rounded to the dtypes of the data. So it is the least precise dtype among those of the
-    data and that of the result.
+    It is the least precise dtype of the data and the result, because parity blocks are rounded to the dtypes
+    of the data.
     """
     if is_integer_dtype(result_dtype):
         return np.dtype(np.float64)
@@ -49,7 +49,7 @@ def find_accuracy_limiting_dtype(result_dtype: DType, data_dtypes: Sequence[DTyp
 
 
 class ResultDecoder:
-    """Decodes the missing results of data blocks from received results, once these suffice.
+    """Decodes the missing results of data blocks once enough results have been received.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class ResultDecoder:
         The results to decode from. After each change, the caller must call `record_arrival`, `restart` or
         `record_all_data_arrived`.
     evaluator : LocalEvaluator
-        Calls f on a data block to find out its result dtypes, if no result of a data block has arrived.
+        Calls f on a data block to determine the result dtypes if no result of a data block has arrived.
     timer : JobTimer
 
     Attributes
@@ -98,7 +98,7 @@ class ResultDecoder:
         self.decode_seconds = 0.0
         self._latest_decoder: ErasureDecoder | None = None  # the decoder that computed `decoded_results`
 
-        # The result of the mapped function f for a data block, computed in this process.
+        # The result of a local call of f on a data block.
         self._local_sample: list[Array] | None = None
         self._cached_decoder: ErasureDecoder | None = None  # the decoder to which `_cached_values` belong
         self._cached_values: dict[Hashable, Any] = {}
@@ -107,14 +107,14 @@ class ResultDecoder:
     # -- arrivals ---------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Reset the decoder, after the set of usable results has changed other than by a new result."""
+        """Reset the decoder after the set of usable results has changed other than by a new arrival."""
         self.ready_at = self.decodable_at = None
         self.is_ill_conditioned = False
         self.__dict__.pop("undecodable_reason", None)
         result_dtypes = self.received.first_received.leaf_dtypes
         for dtype in result_dtypes:
             _check_result_dtype(dtype)
-        # If f turns integers into floats, the results are rounded, so they are decoded as real numbers.
+        # If f turns integers into floats, its results are rounded and must be decoded as real numbers.
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes or result_dtypes))
         modular = self._code.supports_integers and has_integers and any(map(is_integer_dtype, result_dtypes))
         inexact_dtypes = [
@@ -137,13 +137,13 @@ class ResultDecoder:
             self.record_all_data_arrived()
 
     def record_all_data_arrived(self) -> None:
-        """Record that nothing has to be decoded, if a result of every data block has arrived."""
+        """Record that no decoding is needed if the results of all data blocks have arrived."""
         received = self.received
         if self.ready_at is None and received.has_all_data_results(received.by_task):
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, received.n_arrived_tasks
 
     def accept_ill_conditioned(self) -> bool:
-        """Accept decoding less accurately than `rtol`. Return whether decoding is possible at all."""
+        """Accept decoding with errors above `rtol`, and return whether decoding is possible at all."""
         if not self.received.by_task or self.tracker.state is not DecodingState.ILL_CONDITIONED:
             return False
         self.tracker.accept_ill_conditioned()
@@ -153,20 +153,20 @@ class ResultDecoder:
 
     @property
     def seconds_since_ready(self) -> float:
-        """The seconds since `ready_at`."""
+        """The time since `ready_at`, in seconds."""
         assert self.ready_at is not None
         return self._timer.elapsed_seconds - self.ready_at
 
     def would_suffice(self, task_indices: Collection[int], within_rtol: bool = True) -> bool:
-        """Return whether all results of data blocks could be decoded from results of these tasks alone.
+        """Return whether the results of these tasks alone suffice to decode those of all data blocks.
 
-        The answer costs as much as decoding, so the latest answers are cached.
+        Answering this is as expensive as decoding, so the latest answers are cached.
 
         Parameters
         ----------
         task_indices : collection of int
         within_rtol : bool
-            Whether the decoded results must also be as accurate as `rtol` asks for.
+            Whether the decoded results must also meet `rtol`.
         """
         has_enough = len(task_indices) >= self._code.recovery_threshold
         if not (self.received.by_task and has_enough):
@@ -184,14 +184,14 @@ class ResultDecoder:
         return self._trial_cache[cache_key]
 
     def compute_once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Return `compute()`, which is called again only after a further result has arrived.
+        """Return the value of `compute()`, cached until another result arrives.
 
         Parameters
         ----------
         key : hashable
             Identifies the value.
         compute : callable
-            Called with no arguments; computes the value from the received results.
+            Called with no arguments to compute the value from the received results.
         """
         if self._cached_decoder is not self.tracker.decoder:
             self._cached_decoder, self._cached_values = self.tracker.decoder, {}
@@ -203,9 +203,9 @@ class ResultDecoder:
     # -- dtypes -----------------------------------------------------------------------------
 
     def result_dtypes(self) -> list[DType]:
-        """Return the dtypes of the arrays in a result of a data block.
+        """Return the dtypes of the arrays in the result of a data block.
 
-        Results of parity blocks may have other dtypes, because parity of integers is stored in wider
+        Results of parity blocks may have different dtypes, because the parity of integers is stored in wider
         integers. If no result of a data block has arrived, f is called once on a data block on the driver.
         """
         first_task = min(self.received.by_task)
@@ -226,14 +226,14 @@ class ResultDecoder:
         return find_accuracy_limiting_dtype(result_dtype, self.coded_data.data_blocks.dtypes)
 
     def get_rtol(self, result_dtype: DType) -> float:
-        """Return the relative error that is allowed in decoded results of `result_dtype`."""
+        """Return the permitted relative error of decoded results of `result_dtype`."""
         return get_default_rtol(result_dtype) if self._options.rtol is None else self._options.rtol
 
     @cached_property
     def undecodable_reason(self) -> str:
         """The reason why results of integer data cannot be decoded, or "" if they can.
 
-        They cannot if f returns floats and the integers in parity blocks may overflow.
+        Decoding is impossible if f returns floats and the integers in parity blocks may overflow.
         """
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes))
         if self._options.traits.meets_requirement or not has_integers:
@@ -245,7 +245,7 @@ class ResultDecoder:
     # -- decoding ---------------------------------------------------------------------------
 
     def decode(self) -> list[list[Array]]:
-        """Return the results of all data blocks, each as a list of arrays, decoding the missing ones.
+        """Decode the missing results. Return those of all data blocks, each as a list of arrays.
 
         The results are cached until another result arrives.
 
@@ -294,7 +294,7 @@ class ResultDecoder:
     def merge_recovered_blocks(
         self, missing_indices: Array, recovered_leaves: list[list[Array]]
     ) -> list[list[Array]]:
-        """Return the results of all data blocks, as lists of arrays, from received and recovered ones.
+        """Return the results of all data blocks as lists of arrays, merging received and recovered ones.
 
         missing_indices : the data blocks whose results were recovered (decoded or estimated).
         recovered_leaves : for each array of a result, the flat recovered values of the missing blocks.

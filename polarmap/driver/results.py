@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 
 class LazyReport:
-    """A wrapper of a report that is built when it is first read or pickled.
+    """A wrapper around a report that is built when it is first read or pickled.
 
     Parameters
     ----------
     build_report : callable
-        Called once, with no arguments, to build the report.
+        Called once without arguments to build the report.
     """
 
     def __init__(self, build_report: Callable[[], Report]) -> None:
@@ -36,7 +36,7 @@ class LazyReport:
 
     @cached_property
     def report(self) -> Report:
-        """The report, which is built at the first access."""
+        """The report, which is built on first access."""
         return self._build_report()
 
     def __getstate__(self) -> dict[str, Report]:
@@ -59,7 +59,7 @@ class CodedResult(Sequence[T]):
 
     @property
     def report(self) -> Report:
-        """The report of the map: times of tasks, decoded blocks and their accuracy."""
+        """The report of the map, with task times, decoded blocks and their accuracy."""
         return self._lazy_report.report
 
     def __len__(self) -> int:
@@ -84,12 +84,12 @@ class CodedResult(Sequence[T]):
         Parameters
         ----------
         axis : int
-            The axis along which the results are joined. Scalars are stacked.
+            The axis along which to join the results. Scalars are stacked.
 
         Raises
         ------
         CodeError
-            If the results are containers rather than arrays, or their shapes do not fit.
+            If the results are containers rather than arrays, or if their shapes do not match.
         """
         return concatenate_results(self._results, axis)
 
@@ -97,7 +97,7 @@ class CodedResult(Sequence[T]):
 def build_interim_report(report_fields: Mapping[str, Any], task_table: TaskTable) -> Report:
     """Return the report of a running map.
 
-    report_fields : all fields of the report except the tasks.
+    report_fields : all report fields except the tasks.
     """
     return Report(**report_fields, tasks=_build_task_reports(task_table), is_final=False)
 
@@ -113,13 +113,13 @@ def build_final_report(
     Parameters
     ----------
     report_fields : mapping
-        All fields of the report except the tasks and the cost.
+        All report fields except the tasks and the cost.
     make_task_table : callable
-        Called with no arguments to build the table of the tasks.
+        Called with no arguments to build the task table.
     worker_spec : WorkerSpec or None
-        The platform, memory and cores of a worker, or None if its price is not known.
+        The workers' platform, memory and cores, or None if their price is unknown.
     usage : PersistentUsage or None
-        The time for which persistent workers are billed. None if tasks are billed one by one.
+        The billed time of persistent workers, or None if each task is billed separately.
     """
     task_reports = _build_task_reports(make_task_table())
     cost = None
@@ -129,7 +129,7 @@ def build_final_report(
 
 
 def _build_task_reports(task_table: TaskTable) -> tuple[TaskReport, ...]:
-    """Return the report of each task. This may be called while another thread runs the map."""
+    """Return the report of each task. Safe to call while another thread is running the map."""
     return tuple(_build_task_report(task_index, record) for task_index, record in enumerate(task_table))
 
 
@@ -152,7 +152,7 @@ def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
 def warn_if_machine_overloaded(task_table: TaskTable, n: int, k: int) -> None:
     """Log a warning if one machine ran so many tasks that the map could not have survived its loss.
 
-    Each text is logged only once per process.
+    Each distinct warning is logged only once per process.
     """
     if len(task_table) != n:
         return
@@ -169,11 +169,11 @@ def _log_warning_once(message: str) -> None:
 def estimate_cost(
     worker_spec: WorkerSpec, task_reports: Sequence[TaskReport], seconds: float, usage: PersistentUsage | None
 ) -> Cost | None:
-    """Return the estimated cost of a map that took `seconds`, or None if no price is known.
+    """Return the estimated cost of a map that took `seconds`, or None if the price is unknown.
 
-    Persistent workers are billed for all the time that they ran, which is `usage`. Otherwise each attempt
-    (run of a task) is billed. If no result of an attempt arrived, it is billed until its worker notices that
-    the map is over.
+    Persistent workers are billed for their whole run time, given by `usage`. Otherwise, each attempt (run of
+    a task) is billed. An attempt whose result never arrived is billed until its worker notices the end of the
+    map.
     """
     if usage is not None:
         return estimate_persistent_cost(worker_spec, usage)

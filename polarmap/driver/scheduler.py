@@ -29,9 +29,9 @@ from polarmap.executors.interface import (
     Session,
 )
 
-# While other tasks run, failed tasks are retried only after this many seconds without a start or an outcome.
+# While other tasks are running, retry failed tasks only after this many seconds without any news.
 RETRY_IDLE_SECONDS = 1.0
-MAX_POLL_INTERVAL = 5.0  # the longest wait for events in seconds, in case a wake-up is missed
+MAX_POLL_INTERVAL = 5.0  # wait at most this many seconds for events, in case a wake-up is missed
 
 
 def schedule_tasks(
@@ -41,10 +41,10 @@ def schedule_tasks(
     collector: Collector,
     events: EventStream | None = None,
 ) -> Iterator[list[Outcome]]:
-    """Run the tasks of a job, and yield lists of outcomes (results and failures) as they arrive.
+    """Run the tasks of a job and yield lists of outcomes (results and failures) as they arrive.
 
-    An empty list is yielded when a poll is due. The loop continues until the caller stops iterating. After
-    each step, it starts the tasks that the policy chooses, and retries failed tasks. The collector may raise
+    An empty list is yielded when a poll is due. The generator runs until the caller stops iterating. After
+    each step, it starts the tasks that the policy chooses and retries failed tasks. The collector may raise
     an exception when the timeout has passed, or when the map can no longer succeed.
 
     Parameters
@@ -58,7 +58,7 @@ def schedule_tasks(
     collector : Collector
         Decides which results are still needed. Its task table and timer are used.
     events : EventStream, optional
-        The stream to which `AttemptsStarted` is emitted. Its `poll_interval` is the longest time between two
+        The stream to which `AttemptsStarted` is emitted. Its `poll_interval` is the maximum time between two
         steps.
     """
     task_table, timer = collector.task_table, collector.timer
@@ -72,7 +72,7 @@ def schedule_tasks(
         session.submit(attempts)
         if events is not None:
             if not policy.initial_tasks:
-                # This policy starts all tasks later, so only retries and backups are worth an event.
+                # This policy starts all tasks later, so emit events for retries and backups only.
                 attempts = [attempt_id for attempt_id in attempts if attempt_id[1] > 0]
             _emit_attempts_started(events, task_table, attempts, last_event_at)
 
@@ -96,7 +96,7 @@ def schedule_tasks(
     session.submit(task_table.start_attempts(policy.initial_tasks, 0.0))
     while True:
         timeout = min(poll_interval, collector.poll_interval(), timer.remaining_seconds)
-        # Count from the previous poll rather than from now: a start may have become due since then.
+        # Measure from the previous poll rather than from now, because a start may have become due since then.
         if collector.can_use_parity:
             timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
         if next_retry_at < inf:
@@ -131,7 +131,7 @@ def schedule_tasks(
             if is_stalled:
                 collector.on_tasks_exhausted()
         elif is_stalled or not task_table.held_back:
-            # Retry immediately if no pending task can help, and otherwise only after a quiet period.
+            # Retry immediately if no pending task can help, otherwise only after a quiet period.
             earliest_at = 0.0 if is_stalled else last_event_at + RETRY_IDLE_SECONDS
             if retryable_tasks := [
                 task for task in retry_times if max(retry_times[task], earliest_at) <= now

@@ -14,18 +14,18 @@ from polarmap.errors import annotate_exception
 from polarmap.executors.interface import AttemptId, Failure, Outcome
 from polarmap.report import TaskState
 
-# A task without a result is in the first of these states that any of its attempts is in.
+# The state of a task without a result is the first of these that any of its attempts is in.
 STATE_PRECEDENCE = TaskState.RUNNING, TaskState.QUEUED, TaskState.ABANDONED, TaskState.CANCELLED
 
 
 @dataclass(slots=True)
 class TaskRecord:
-    """The attempts (runs), failures and times of one task. All times are in seconds after the map started.
+    """The attempts (runs), failures and times of a task. All times are in seconds since the map started.
 
     Attributes
     ----------
     late_tracker : LateTracker or None
-        Decides which attempts are late. None if the scheduling policy does not need this.
+        Decides which attempts are late. None if the scheduling policy does not need it.
     submitted_at : list of float
         When each attempt was submitted to the executor.
     attempt_states : list of TaskState
@@ -72,7 +72,7 @@ class TaskRecord:
 
     @property
     def host(self) -> str | None:
-        """The machine that returned the result, or else that of the latest attempt. None if unknown."""
+        """The machine that returned the result, else that of the latest attempt, or None if unknown."""
         if not self.host_by_attempt:
             return None
         return self.host_by_attempt.get(self.result_attempt if self.has_result else max(self.host_by_attempt))
@@ -94,10 +94,10 @@ class TaskRecord:
 
     @property
     def first_started_at(self) -> float | None:
-        """When a worker started the first attempt, in seconds after the start of the map, or None if unknown.
+        """When a worker started the first attempt, in seconds since the map started, or None if unknown.
 
-        Workers measure how long a task took, so it started at least this long before its result arrived. This
-        bound is used if the executor reports no start or a later one.
+        Workers measure how long each task took, so a task started at least that long before its result
+        arrived. This bound is used if the executor reports no start or a later one.
         """
         reported_start = self.started_at.get(0)
         if self.result_attempt or self.arrived_at is None or not self.worker_seconds:
@@ -107,7 +107,7 @@ class TaskRecord:
 
     @property
     def n_counted_attempts(self) -> int:
-        """The number of attempts that count against `retries`. Those lost with a batch do not count."""
+        """The number of attempts that count against `retries`, which excludes attempts lost with a batch."""
         return len(self.submitted_at) - self.n_batch_losses
 
     @property
@@ -121,7 +121,7 @@ class TaskRecord:
         return next((failure for failure in reversed(self.failures) if failure.kind == "raised"), None)
 
     def drop_shape_failures(self) -> None:
-        """Remove failures that were recorded because a result had the wrong shape."""
+        """Remove failures recorded because of results with the wrong shape."""
         self.failures = [failure for failure in self.failures if failure.kind != "shape"]
 
 
@@ -173,7 +173,7 @@ class TaskTable:
         return iter(self._records.values())
 
     def add_task(self, task_index: int, late_tracker: LateTracker[AttemptId] | None = None) -> None:
-        """Add a task that has not been started. `late_tracker` decides when its attempts are late."""
+        """Add a task that has not been started, with a tracker that decides when its attempts are late."""
         self._records[task_index] = TaskRecord(late_tracker)
         self.held_back.add(task_index)
 
@@ -182,7 +182,7 @@ class TaskTable:
         return list(self._records)
 
     def discard_task(self, task_index: int) -> None:
-        """Discard all state of a task, and cancel its pending attempts. Later events for it are ignored."""
+        """Discard all state of a task and cancel its pending attempts. Later events for it are ignored."""
         task = self._records.pop(task_index, None)
         if task is not None and task.late_tracker is not None:
             for attempt in task.dispatched_at:
@@ -200,7 +200,7 @@ class TaskTable:
         late_tracker: LateTracker[AttemptId],
         is_batch_loss: bool = False,
     ) -> None:
-        """Move one item of a failed batch into a new task, with as many failed attempts as the batch.
+        """Move an item of a failed batch into a new task that inherits the batch's failed attempts.
 
         Parameters
         ----------
@@ -213,8 +213,8 @@ class TaskTable:
         late_tracker : LateTracker
             Decides when attempts of the new task are late.
         is_batch_loss : bool
-            Whether the whole batch was lost, so that another item may be the cause. If so, the attempts so
-            far do not count against `retries`.
+            Whether the whole batch was lost, possibly because of another item. If so, the attempts so far do
+            not count against `retries`.
         """
         submitted_at, ended_at = (
             list(self._records[task_index].submitted_at),
@@ -229,12 +229,12 @@ class TaskTable:
         self.tasks_with_failures.add(new_task_index)
 
     def build_item_table(self, items_by_task: Mapping[int, Sequence[int]], n_items: int) -> TaskTable:
-        """Return a table in which each item is a task, for reports of maps that batch several items per task.
+        """Return a table in which each item is a task, for reports on maps that batch items into tasks.
 
         Parameters
         ----------
         items_by_task : mapping from int to sequence of int
-            The numbers of the items in each task. The run time of a task is divided equally among its items.
+            The indices of the items in each task. The run time of a task is divided equally among its items.
         n_items : int
             The total number of items.
         """
@@ -253,7 +253,7 @@ class TaskTable:
         return table
 
     def start_attempts(self, task_indices: Collection[int], elapsed_seconds: float) -> list[AttemptId]:
-        """Record a new, queued attempt of each task, and return these attempts."""
+        """Record a new queued attempt for each task, and return these attempts."""
         attempts = []
         for task_index in task_indices:
             submitted_at = self._records[task_index].submitted_at
@@ -265,18 +265,18 @@ class TaskTable:
     def record_start(
         self, task_index: int, attempt: int, started_at: float, is_confirmed: bool = True, host: str = ""
     ) -> None:
-        """Record that an attempt was sent to a worker, or started by it. Later reports are ignored.
+        """Record that an attempt was sent to a worker or started by it. Later reports are ignored.
 
         Parameters
         ----------
         task_index, attempt : int
-            The task and the attempt number. Attempts that are not pending are ignored.
+            The task and attempt number. Attempts that are not pending are ignored.
         started_at : float
             The time in seconds after the start of the map.
         is_confirmed : bool
             Whether the worker has started the attempt. If not, it was only sent to the worker.
         host : str
-            The host name of the worker, or "" if it is not known.
+            The host name of the worker, or "" if unknown.
         """
         task = self._records.get(task_index)
         if task is None or attempt not in self.in_flight.get(task_index, ()):
@@ -327,20 +327,20 @@ class TaskTable:
         record.host_by_attempt = {**(record.host_by_attempt or {}), attempt: host}
 
     def reject_result(self, task_index: int, failure: Failure) -> None:
-        """Mark the result of a task as invalid because of `failure`. The task counts as failed again."""
+        """Mark a task's result as invalid because of `failure`. The task then counts as failed again."""
         task = self._records[task_index]
         task.has_result = False
         task.failures.append(failure)
         self.tasks_with_failures.add(task_index)
         self.arrived.pop(task_index, None)
         if task.late_tracker is not None:
-            # Pending attempts of this task are needed again, so they may become late again.
+            # The pending attempts of this task are needed again, so they may become late again.
             for attempt in task.dispatched_at.keys() & self.in_flight.get(task_index, ()):
                 task.late_tracker.on_start((task_index, attempt), task.dispatched_at[attempt])
         self._set_attempt_states([(task_index, task.result_attempt)], TaskState.FAILED)
 
     def restore_result(self, task_index: int) -> None:
-        """Mark the result of a task as valid again after it was rejected for its shape."""
+        """Mark a task's result as valid again after it was rejected for its shape."""
         task = self._records[task_index]
         assert task.arrived_at is not None
         task.has_result, self.arrived[task_index] = True, task.arrived_at
@@ -362,7 +362,7 @@ class TaskTable:
         self._set_attempt_states(cancelled, TaskState.CANCELLED)
 
     def mark_results_unneeded(self, task_indices: Iterable[int]) -> None:
-        """Mark the results of these tasks as not needed. Tasks without a result are ignored."""
+        """Mark the results of these tasks as unneeded. Tasks without a result are ignored."""
         with_result = [task_index for task_index in task_indices if self._records[task_index].has_result]
         self._set_attempt_states(
             [(task_index, self._records[task_index].result_attempt) for task_index in with_result],
@@ -370,7 +370,7 @@ class TaskTable:
         )
 
     def drop_exception_objects(self) -> None:
-        """Keep only the texts of failures, because exceptions keep all data in their tracebacks alive."""
+        """Reduce failures to their messages, because exceptions keep the data in their tracebacks alive."""
         for task in self:
             if task.failures:
                 task.failures = [failure._replace(cause=None) for failure in task.failures]
@@ -395,7 +395,7 @@ class TaskTable:
         return None
 
     def _set_attempt_states(self, attempts: Iterable[AttemptId], state: TaskState) -> None:
-        """Set the state of attempts, and update the sets of tasks. Only this method changes states."""
+        """Set the state of attempts and update the task sets. No other method changes states."""
         for task_index, attempt in attempts:
             task = self._records[task_index]
             if state is TaskState.QUEUED:

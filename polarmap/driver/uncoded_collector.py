@@ -28,7 +28,7 @@ from polarmap.worker.task_records import OutputSpec
 
 
 class FirstResultCollector(EveryTaskCollector):
-    """Base class of collectors that need every task, and use its first result without decoding.
+    """Base class of collectors that use the first result of every task and do no decoding.
 
     Parameters
     ----------
@@ -43,16 +43,16 @@ class FirstResultCollector(EveryTaskCollector):
         self._accept_failures = accept_failures
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise the exception of f if f fails for all tasks, unless failures are accepted."""
+        """Raise f's exception if f fails for all tasks, unless failures are accepted."""
         if not self._accept_failures:
             super().raise_if_f_always_fails()
 
     def poll_interval(self) -> float:
-        """Return the seconds until the next poll: 0 if the map is complete, and otherwise inf."""
+        """Return the seconds until the next poll: 0 if the map is complete, otherwise inf."""
         return 0.0 if self.has_sufficient_results else inf
 
     def on_tasks_exhausted(self) -> None:
-        """Accept the failures of tasks, or raise the first of them if failures are not accepted."""
+        """Accept the remaining task failures, or raise the first one if failures are not accepted."""
         for task_index in sorted(self.task_table.failed):
             record = self.task_table[task_index]
             failure = record.last_raised_failure or record.last_failure
@@ -75,18 +75,18 @@ class FirstResultCollector(EveryTaskCollector):
 
     @abstractmethod
     def _label_failure(self, task_index: int, failure: Failure) -> str:
-        """Return a text that names the task, or the items in it that failed, for an exception."""
+        """Return a label for the task, or its failed items, for use in an exception message."""
 
 
 class UncodedCollector(FirstResultCollector):
-    """A collector of results of tasks that are not batches of items.
+    """A collector for tasks that are not batches of items.
 
     Parameters
     ----------
     on_outcome : callable
-        Called with the outcome of each task, once.
+        Called once with the outcome of each task.
     label_task : callable
-        Called with a task index; returns a text that names the task in an exception.
+        Called with a task index to get the label of the task for exception messages.
     accept_failures : bool
         Whether a task may fail after all its retries. If not, such a failure ends the map.
     task_table : TaskTable
@@ -111,7 +111,7 @@ class UncodedCollector(FirstResultCollector):
         return len(self._finished)
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Pass on the result of an attempt if it is the first result of its task."""
+        """Pass on the result of an attempt if it is its task's first result."""
         if outcome.failure is None and outcome.task not in self._finished:
             self._finish_task(outcome)
 
@@ -157,9 +157,9 @@ def execute_uncoded(
     on_outcome : callable
         Called with the outcome of the first attempt of each task that returns.
     label_task : callable
-        Called with a task index; returns a text that names the task in an exception.
+        Called with a task index to get the label of the task for exception messages.
     max_backups : int
-        The largest number of backups of a late task.
+        The maximum number of backups of a late task.
     output : OutputSpec, optional
         Where workers store the results.
     accept_failures : bool

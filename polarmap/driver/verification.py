@@ -37,7 +37,7 @@ Found: {finding}.
 
 
 class Pending(NamedTuple):
-    """The verdict that the map should wait for another result, or for a call of f on the driver."""
+    """The verdict that the map should wait for another result or for a local call of f."""
 
 
 class Accepted(NamedTuple):
@@ -50,7 +50,7 @@ class Accepted(NamedTuple):
     warning : str
         A warning for the caller of the map, or "".
     proves_f : bool
-        Whether the checks prove that f meets the assumption of the code, so later maps need not check it.
+        Whether the checks prove that f satisfies the code's assumption, so that later maps can skip it.
     """
 
     verification: Verification
@@ -59,14 +59,14 @@ class Accepted(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The verdict that one result is wrong: it contradicts others, and calling f here does not confirm it."""
+    """The verdict that one result is wrong: it contradicts others, and a local call of f refutes it."""
 
     task_index: int
     failure: Failure
 
 
 class Refused(NamedTuple):
-    """The verdict that nothing can be decoded from these results, for example because f is not linear."""
+    """The verdict that these results cannot be used for decoding, for example because f is not linear."""
 
     error: NonFiniteResultError | NotLinearError | CodeError
 
@@ -75,14 +75,14 @@ Verdict = Pending | Accepted | Rejected | Refused
 
 
 class Verifier:
-    """Checks the results of a coded map, by parity checks and by calls of f on the driver.
+    """Checks the results of a coded map by parity checks and local calls of f.
 
     Parameters
     ----------
     coded_data : CodedData
     options : MapOptions
     decoder : ResultDecoder
-        Provides the received results, and decodes the missing ones.
+        Provides the received results and decodes the missing ones.
     evaluator : LocalEvaluator
         Calls f on the driver.
     """
@@ -96,7 +96,7 @@ class Verifier:
 
     @cached_property
     def local_checks(self) -> LocalChecks:
-        """The comparison of decoded results with results of f on the driver, created at the first access."""
+        """The checks of decoded results against local calls of f, created on first access."""
         from polarmap.driver.local_checks import LocalChecks
 
         parts = self._coded_data, self._options, self._decoder, self._evaluator, self.parity_checks
@@ -109,14 +109,14 @@ class Verifier:
     # -- parity checks ----------------------------------------------------------------------
 
     def evaluate_redundant_checks(self) -> ParityResiduals | None:
-        """Return the residuals of the parity checks, or None if no more results than needed have arrived."""
+        """Return the residuals of the parity checks, or None if there are no redundant results."""
         tracker = self._decoder.tracker
         return self.parity_checks.evaluate() if tracker.is_ready and tracker.n_redundant_checks else None
 
     def reject_result_or_blame_f(self, task_index: int) -> Verdict:
-        """Return the verdict on a result that contradicts others, after calling f on its block on the driver.
+        """Return the verdict on a result that contradicts others, after calling f locally on its block.
 
-        If the driver gets the same result, f is not linear. If not, the worker returned garbage.
+        If the driver gets the same result, f is not linear. Otherwise, the worker returned garbage.
         """
         local_leaves = self._evaluator.wait_for_leaves(self._evaluator.start_on_block(task_index))
         received_leaves = self._received.by_task[task_index].leaves
@@ -127,12 +127,12 @@ class Verifier:
         return Rejected(task_index, Failure(FailureKind.GARBAGE, "GarbageResult", message))
 
     def refuse_f(self, finding: str) -> Refused:
-        """Return the verdict that f does not meet the assumption of the code, for example is not linear.
+        """Return the verdict that f violates the assumption of the code, for example that it is linear.
 
         Parameters
         ----------
         finding : str
-            A text that says which check failed and by how much, for the error message.
+            Which check failed and by how much, for the error message.
         """
         requirement = self._code.requirement
         requirement_name = "linear" if requirement == LINEAR_OR_AFFINE else "one"
@@ -144,9 +144,9 @@ class Verifier:
     # -- f on the driver --------------------------------------------------------------------
 
     def poll_local_evaluation(self) -> LocalEvaluation:
-        """Wait briefly for the current call of f on the driver, or start the next one, and return it.
+        """Wait briefly for the current local call of f, or start the next one. Return the call.
 
-        Calls are made on missing blocks, one at a time, until all results that decoding uses are checked.
+        f is called on missing blocks, one at a time, until all results used for decoding have been checked.
         """
         latest = self.local_checks.latest
         if (
@@ -158,7 +158,7 @@ class Verifier:
         return self.local_checks.poll()
 
     def _choose_block_to_evaluate(self) -> int:
-        """Return the missing block whose check on the driver covers the most results not checked so far."""
+        """Return the missing block whose local check covers the most unchecked results."""
         decoder, unchecked_mask = self._erasure_decoder, self._find_unchecked_mask()
         scores = sum(
             decoder.get_weight_masks(dtype).count_invertible_weights(unchecked_mask)
@@ -172,10 +172,10 @@ class Verifier:
     # -- which results the checks involve ---------------------------------------------------
 
     def find_unchecked_results(self) -> tuple[int, ...]:
-        """Return the tasks whose results are used but not covered by any check.
+        """Return the tasks whose results are used but not covered by a check.
 
-        Checks are the parity checks and the calls of f on the driver. If a worker returned garbage for one of
-        these tasks, no check would notice.
+        If a worker returned garbage for one of these tasks, neither the parity checks nor the local calls of
+        f would reveal it.
         """
         arrived_indices = self._erasure_decoder.arrived_indices
         returned_mask = arrived_indices < len(self._code.systematic_indices)
@@ -199,12 +199,12 @@ class Verifier:
 
     @property
     def has_conclusive_checks(self) -> bool:
-        """Whether the checks so far are enough to accept the results.
+        """Whether the checks so far suffice to accept the results.
 
-        They must cover every result that is used for decoding. In some cases parity checks hold even if f is
-        not linear: if all results are equal, if each check only compares copies of a block, or if no worker
+        They must cover every result used for decoding. In some cases parity checks hold even if f is not
+        linear: if all results are equal, if each check only compares copies of a block, or if no worker
         receives a data block. Then f must also have been called on the driver. The same applies if the result
-        of a data block had another shape, which may be due to f itself.
+        of a data block had a different shape, which may be due to f itself.
         """
         local_results = self.local_checks.results
         if self._received.mismatched_blocks - local_results.keys() or (
@@ -221,7 +221,7 @@ class Verifier:
     def has_check_of_block_sum(self) -> bool:
         """Whether any check involves a combination of several blocks.
 
-        A parity block that is a copy of a data block cannot show whether f is linear.
+        A parity block that merely copies a data block cannot show whether f is linear.
         """
         is_decoded = len(self._erasure_decoder.missing_indices) > 0
         if is_decoded and self._block_sum_mask[self.local_checks.checked_mask].any():
@@ -248,7 +248,7 @@ class Verifier:
         return self._decoder.compute_once("has differing results", self._compare_received_results)
 
     def _compare_received_results(self) -> bool:
-        """Compare all received results with the first one; return whether one differs."""
+        """Compare all received results with the first one, and return whether any of them differs."""
         for leaf_index, dtype in enumerate(self._decoder.result_dtypes()):
             first, *others = self._received.get_flat_leaves_by_task(leaf_index).values()
             tolerance = 0.0
@@ -263,10 +263,10 @@ class Verifier:
     # -- accuracy ---------------------------------------------------------------------------
 
     def compute_error_bound(self) -> float:
-        """Return a bound of the relative error that the results may have although all checks have passed.
+        """Return a bound on the relative error that results may have even though all checks have passed.
 
-        The error may come from rounding, which decoding amplifies, and from one wrong result whose deviation
-        is so small that the checks take it for rounding. It is relative to the largest value of an array.
+        The error may come from rounding, amplified by decoding, and from one wrong result whose deviation is
+        so small that the checks mistake it for rounding. It is relative to the largest value in an array.
         """
         decoder, bound = self._erasure_decoder, 0.0
         residuals, local_checks, checked_blocks = self.parity_checks.residuals, self.local_checks, list[int]()
@@ -277,7 +277,7 @@ class Verifier:
             is_integer = is_integer_dtype(dtype)
             if is_integer and not decoder.rounds_integers:
                 continue
-            # An error of the size of rounding can go unnoticed, so it is added to the residual.
+            # Add an error of the size of rounding to the residual, because it would go unnoticed.
             rounding_unit = machine_epsilon(self._decoder.get_accuracy_limiting_dtype(dtype))
             residual = residuals.by_leaf[leaf_index] if residuals is not None else None
             residual = None if residual is None else residual + rounding_unit
@@ -292,7 +292,7 @@ class Verifier:
             decoded = [leaves[leaf_index] for leaves in self._decoder.decoded_results]
             max_magnitude = self.parity_checks.compute_max_magnitude(leaf_index, decoded)
             if max_magnitude:
-                # If f rounds to integers, each result may be off by a half, which decoding weights multiply.
+                # If f rounds to integers, each result may be off by 1/2, times its decoding weight.
                 integer_rounding = 0.0
                 if is_integer:
                     integer_rounding = 0.5 * decoder.max_weight_sum + 0.5

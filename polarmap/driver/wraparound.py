@@ -17,9 +17,9 @@ from polarmap.errors import CodeError
 
 
 def find_wraparound_reason(coded_data: CodedData, result_dtypes: Sequence[DType]) -> str:
-    """Return an error message if results cannot be decoded because integers may overflow, else "".
+    """Return an error message if integer overflow may prevent decoding, else "".
 
-    That is the case if f turns integers into floats, and parity blocks or sums over them may exceed 64 bits.
+    This is the case if f turns integers into floats, and parity blocks or sums over them may exceed 64 bits.
     """
     float_names = [str(dtype) for dtype in result_dtypes if not is_integer_dtype(dtype)]
     if not (
@@ -43,9 +43,9 @@ def undo_wraparound(
 ) -> list[Array]:
     """Return the Python integers that have the given residues modulo 2^64.
 
-    Raises CodeError if more than one integer is possible. An integer that is negative or at least 2^63 is
-    accepted only if a received result of a data block is in the same range. Otherwise f may have added in
-    signed or unsigned 64-bit arithmetic.
+    Raises CodeError if the integer is ambiguous. An integer that is negative or at least 2^63 is accepted
+    only if a received result of a data block is in the same range, because f may have used either signed or
+    unsigned 64-bit arithmetic.
 
     Parameters
     ----------
@@ -92,13 +92,13 @@ def _has_unsigned_data(coded_data: CodedData) -> bool:
 
 
 def _may_exceed_int64(coded_data: CodedData, include_sums: bool) -> bool:
-    """Return whether values of parity blocks of 64-bit integers may reach 2^63.
+    """Return whether values in parity blocks of 64-bit integers may reach 2^63.
 
     Parameters
     ----------
     coded_data : CodedData
     include_sums : bool
-        Whether to consider the sum over all entries of a block, rather than its largest entry.
+        Whether to consider the sum of all entries in a block rather than its largest entry.
     """
     blocks = coded_data.data_blocks
     sizes = [prod(shape) if include_sums else 1 for _, shape in coded_data.block_layout(0)]

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class SharedMapOptions(TypedDict, total=False):
-    """The types of the keyword options that all coded maps share, for type checkers."""
+    """The types of the keyword options shared by all coded maps, for type checkers."""
 
     blocks: int | None
     tasks: int | None
@@ -103,10 +103,10 @@ def coded_map(
         An array, table, tensor or .npy file is cut along its first axis into blocks of ceil(rows / k) rows.
         The last block may be shorter. Each item of a sequence is a block.
     blocks : int, optional
-        The number k of data blocks. By default it is near 24, or the length of a sequence. No block may be
+        The number k of data blocks. By default, it is near 24, or the length of a sequence. No block may be
         empty.
     tasks : int, optional
-        The number n of tasks. By default it is a third more than the number of results needed, and large
+        The number n of tasks. By default, it is a third more than the number of results needed, and large
         enough that any one result may be lost.
     code : {"auto", "rotation", "arikan"}, SecretSharing or a code
         The code that builds the parity blocks. "auto" is "arikan" for integers and "rotation" for floats.
@@ -117,36 +117,36 @@ def coded_map(
         have failed. A `Plan` also sets blocks, tasks and code.
     executor : optional
         Where the tasks run: a `Pool`, any `concurrent.futures.Executor`, a Dask client, `ray`, a
-        `lithops.FunctionExecutor`, or the path of a Lithops configuration. By default they run in worker
+        `lithops.FunctionExecutor`, or the path of a Lithops configuration. By default, they run in worker
         processes on this machine.
     out : Stored, optional
         Where to store the results as a coded array, instead of returning them.
     verify : {"auto", True, False}
-        When to check that f meets the assumption of the code, for example that it is linear: when f is new
+        When to check that f satisfies the code's assumption, for example that it is linear: when f is new
         ("auto"), in every map (True), or never (False).
     rtol : float, optional
-        The relative error that decoding may have. By default it is 1e-10 for float64.
+        The permitted relative error of decoding. By default, it is 1e-10 for float64.
     timeout : float, optional
-        The deadline of the map, in seconds after the call. By default only the time limit that the executor
-        sets for a task applies.
+        The deadline of the map, in seconds after the call. By default, only the executor's time limit for
+        tasks applies.
     on_timeout : {"raise", "estimate"}
         What to do at the deadline if results are missing: raise `CodedTimeoutError`, or return estimates of
         the missing results.
     retries : int
-        The number of times that a failed task is started again.
+        How many times to retry a failed task.
     retry_delay : float
-        Seconds between the first failure of a task and its next attempt, doubled after each further attempt
-        up to 60 seconds. Other tasks do not wait.
+        The seconds between the first failure of a task and its next attempt. The delay doubles with each
+        further attempt, up to 60 seconds. Other tasks do not wait.
     key : str or bytes, optional
-        The key that encrypts blocks and results in temporary storage: "env:NAME", "file:PATH" or 32 bytes.
-        By default they are not encrypted.
+        The key that encrypts blocks and results in temporary storage: "env:NAME", "file:PATH" or 32 bytes. By
+        default, they are not encrypted.
     on_result : callable, optional
         Called as `on_result(index, result)` once for each block, on this thread. The blocks that arrived come
-        first, in the order of their arrival, and the decoded blocks follow. A later result may show that an
-        earlier one is wrong, so the first call is made when all results have been accepted. An exception that
-        it raises ends the map. It cannot be combined with `out`.
+        first, in order of arrival, followed by the decoded blocks. A later result may show that an earlier
+        one is wrong, so the first call is made when all results have been accepted. An exception that it
+        raises ends the map. It cannot be combined with `out`.
     progress : bool, optional
-        Whether to show a progress bar. By default it is shown on a terminal.
+        Whether to show a progress bar. By default, it is shown on a terminal.
 
     Returns
     -------

@@ -38,37 +38,37 @@ from polarmap.worker.task_functions import call_each
 
 T = TypeVar("T")
 
-MAX_QUEUED_CALLS = 4096  # the largest number of calls that are submitted to a worker pool at a time
+MAX_QUEUED_CALLS = 4096  # submit at most this many calls to a worker pool at a time
 
 
 class Executor(ExecutorHandle, futures.Executor):
     """A `concurrent.futures.Executor` that retries lost calls and starts backups of late ones.
 
-    Use it with tools that take an executor, and for calls that come one by one. A call returns or raises what
-    it would in a `ProcessPoolExecutor`. In addition, a call is retried if its worker dies. If a call takes
-    much longer than earlier calls of the same function, it is started again (as a backup) once no other
-    call is queued, and the first result counts. Arguments and results are pickled with cloudpickle, so
-    functions may be defined anywhere. If a call raises `SystemExit`, `StopIteration` or the like, its future
-    holds a `FunctionExitError`. A map with `executor=` an Executor runs where the calls run.
+    Use it with tools that accept an executor, or for calls that arrive one by one. A call returns or raises
+    the same as in a `ProcessPoolExecutor`. In addition, a call is retried if its worker dies. If a call takes
+    much longer than earlier calls of the same function, it is started again (as a backup) once no other call
+    is queued, and the first result counts. Arguments and results are pickled with cloudpickle, so functions
+    may be defined anywhere. If a call raises `SystemExit`, `StopIteration` or the like, its future holds a
+    `FunctionExitError`. A map with `executor=` an Executor runs where the calls run.
 
     Parameters
     ----------
     executor : optional
-        Where calls run, as for `coded_map`. By default they run on persistent workers of this machine. A
+        Where calls run, as for `coded_map`. By default, they run on persistent workers of this machine. A
         Lithops configuration or executor, a Dask client or `ray` gets persistent workers until `shutdown`.
     workers : int, optional
-        The number of calls at a time, on persistent workers of its own. By default there are as many as keep
-        the cores of this machine busy. Elsewhere there are as many as there are calls, or threads.
+        How many calls run concurrently, on persistent workers of this executor. By default, there are enough
+        to keep the cores of this machine busy. Elsewhere, there are as many as there are calls, or threads.
     backups : int
-        The number of backups that a call may get. With 0 no call is started twice unless its worker is lost.
+        The maximum number of backups per call. With 0, no call is started twice unless its worker is lost.
     retries : int
-        How often a call is started again whose worker was lost. Short calls of `map` travel together. If
-        their worker is lost, each of them is started again alone, and that loss does not count. A call that
-        ends its worker every time raises `WorkerLostError`. It has then ended at most `retries` + 2 workers,
-        plus one for each of its backups.
+        How often to retry a call whose worker was lost. Short calls of `map` are sent together. If their
+        worker is lost, each of them is restarted alone, and that loss does not count. A call that kills its
+        worker every time raises `WorkerLostError`, after it has killed at most `retries` + 2 workers, plus
+        one for each of its backups.
     retry_delay : float
-        Seconds before a lost call is started again, doubled after each further loss, up to 60 seconds. Other
-        calls run meanwhile.
+        The seconds before a lost call is restarted. The delay doubles with each further loss, up to 60
+        seconds. Other calls run meanwhile.
 
     Raises
     ------
@@ -107,7 +107,7 @@ class Executor(ExecutorHandle, futures.Executor):
             self.worker_spec, self.is_local = used_executor.worker_spec, used_executor.is_local
             if used_executor.has_persistent_workers or used_executor.max_workers is None:
                 max_in_flight = MAX_QUEUED_CALLS
-            else:  # Submitted calls cannot be withdrawn, so submit only one more call than there are workers.
+            else:  # Submitted calls cannot be cancelled, so submit only one more call than there are workers.
                 max_in_flight = used_executor.max_workers + 1
             self._max_workers = used_executor.max_workers or count_available_cores()  # Dask reads it.
             self._shares_files = used_executor.has_persistent_workers and self.is_local
@@ -121,16 +121,16 @@ class Executor(ExecutorHandle, futures.Executor):
 
     @property
     def name(self) -> str:
-        """The name, as shown in reports, of the executor on which calls run."""
+        """The name of the executor on which calls run, as shown in reports."""
         return self._executor.name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name. Empty if this is not known."""
+        """The number of workers on each machine, by host name. Empty if unknown."""
         return self._executor.workers_by_host
 
     def resolve(self) -> ResolvedExecutor:
-        """Return the executor to use for maps, which runs tasks of maps on the same workers as calls."""
+        """Return the executor to use for maps, which runs their tasks on the same workers as calls."""
         return ExecutorOfCalls(self, self._executor)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
@@ -179,15 +179,15 @@ class Executor(ExecutorHandle, futures.Executor):
         fn : callable
             The function, as for `submit`.
         *iterables
-            Each of them yields one argument of every call. There are as many calls as the shortest has items.
+            Each of them yields one argument per call. The number of calls is the length of the shortest one.
         timeout : float, optional
             The number of seconds from now after which the iterator raises TimeoutError if the next result has
-            not arrived.
+            not arrived yet.
         chunksize : int
-            The number of calls that are sent and run together, as one call. You rarely need it: short calls
-            share a task anyway, and are separated again if one of them takes long.
+            The number of calls to send and run together, as one call. You rarely need it: short calls share a
+            task anyway, and are separated again if one of them takes long.
         buffersize : int, optional
-            The largest number of calls (or chunks of calls) to submit ahead of the result that you wait for.
+            The maximum number of calls (or chunks of calls) to submit ahead of the result that you wait for.
             By default, the iterables are read to their end and all calls are submitted at once.
         """
         if not is_integer(chunksize) or chunksize < 1:
@@ -206,7 +206,8 @@ class Executor(ExecutorHandle, futures.Executor):
         mapped_calls = MappedCalls(get_function_key(fn), chunksize)
         mapped_calls.context = self._pickle_function_once(partial(call_each, fn), mapped_calls)
         self._enqueue_chunks(mapped_calls, list(itertools.islice(chunks, buffersize)))
-        # Refer to the executor only if calls are left to submit. It can be garbage-collected otherwise.
+        # Keep a reference to the executor only while calls remain to be submitted, so that it can be
+        # garbage-collected afterwards.
         submissions = (
             () if buffersize is None else (self._enqueue_chunks(mapped_calls, [chunk]) for chunk in chunks)
         )
@@ -215,7 +216,7 @@ class Executor(ExecutorHandle, futures.Executor):
         )
 
     def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> bool:
-        """Pickle chunks of arguments, and submit each chunk as one item of a map.
+        """Pickle chunks of arguments and submit each chunk as an item of a map.
 
         If a chunk cannot be pickled, its item fails with the reason.
         """
@@ -246,7 +247,7 @@ class Executor(ExecutorHandle, futures.Executor):
     def _pickle_function_once(
         self, f: Callable[..., Any], mapped_calls: MappedCalls
     ) -> Callable[..., Any] | str | bytes:
-        """Pickle f once for all calls of a map. Return the pickle, or the path of a file if it is large.
+        """Pickle f once for all calls of a map. Return the pickle, or the path to a file if it is large.
 
         If f cannot be pickled, return f itself, so that each call fails with the reason.
         """
@@ -265,12 +266,12 @@ class Executor(ExecutorHandle, futures.Executor):
         return self._executor.open(job_spec)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more calls, and release the workers once all calls have ended.
+        """Accept no more calls, and release the workers once all calls have finished.
 
         Parameters
         ----------
         wait : bool
-            Whether to wait until all calls, and the executor's own workers, have ended.
+            Whether to wait until all calls have finished and the executor's own workers have exited.
         cancel_futures : bool
             Whether to cancel the calls that have not been sent to a worker.
         """
@@ -280,9 +281,9 @@ class Executor(ExecutorHandle, futures.Executor):
 
 
 class ExecutorOfCalls(DelegatingExecutor):
-    """An executor for maps that run on a `polarmap.Executor`, to which it keeps a reference.
+    """An executor for maps that run on a `polarmap.Executor`, which it keeps alive.
 
-    Without the reference, the `polarmap.Executor` could be garbage-collected, which shuts it down.
+    Without this reference, the `polarmap.Executor` could be garbage-collected and so shut down.
     """
 
     def __init__(self, owner: Executor, executor: ResolvedExecutor) -> None:
@@ -290,14 +291,14 @@ class ExecutorOfCalls(DelegatingExecutor):
         self._owner = owner
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session for a map. Raises RuntimeError after the `shutdown` of the owner."""
+        """Open a session for a map. Raises RuntimeError after the owner's `shutdown`."""
         return self._owner.open(job_spec)
 
 
 def _write_function_file(owner: object, f: PickledFunction) -> str:
-    """Write a pickled function to a file that is deleted together with `owner`, and return the path."""
-    folder = make_temp_folder()  # on disk, where more space is free than in shared memory
+    """Write a pickled function to a file that is deleted together with `owner`, and return its path."""
+    folder = make_temp_folder()  # on disk, which has more free space than shared memory
     weakref.finalize(owner, remove_owned_folder, folder)
-    check_private_folder(str(folder))  # Workers check this, too: some file systems ignore permissions.
+    check_private_folder(str(folder))  # Workers also check this: some file systems ignore permissions.
     write_file(str(folder), "calls/function", *f.get_buffers_to_send())
     return str(folder / "calls/function")

@@ -31,11 +31,11 @@ from polarmap.worker.finite_differences import (
     make_row_slope_task,
 )
 
-# The step h for which the rounding error, eps / h, equals the truncation error, h^2 (central) or h (forward).
+# Steps h at which the rounding error eps / h equals the truncation error, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
-# The largest factor by which decoding may amplify the error of slopes. Otherwise, wait for one more result.
+# If decoding would amplify the error of slopes by more than this factor, wait for another result.
 MAX_AMPLIFICATION = 1e3
-# f counts as not smooth if a residual exceeds the estimated error of slopes by this factor.
+# f is considered not smooth if a residual exceeds the estimated error of slopes by this factor.
 ERROR_SAFETY_FACTOR = 64
 
 
@@ -48,9 +48,9 @@ class GradientResult:
     gradient
         The gradient, in the shape of x.
     slopes
-        The derivatives along the base directions, in their order, of shape (r,).
+        The derivatives along the base directions, in the same order, of shape (r,).
     evaluations
-        The number of evaluations of f by workers whose results arrived.
+        The number of evaluations of f by workers whose results have arrived.
     evaluations_started
         The number of all evaluations that were started, including those of late and lost workers, backups and
         retries, and checks in this process. Tasks that no worker has started are not counted.
@@ -92,37 +92,37 @@ def coded_gradient(
 ) -> PreparedMap[GradientResult]:
     """Compute the gradient of f at x from function values alone, without waiting for stragglers.
 
-    Each worker computes slopes [f(x + hz) - f(x - hz)] / 2h along several directions z, some of which are
+    Each worker computes the slopes [f(x + hz) - f(x - hz)] / 2h along several directions z, some of which are
     redundant (Bartan and Pilanci, arXiv 1907.05984). Up to O(h^2), slopes are linear in z, so missing slopes
-    are decoded from the slopes that have arrived.
+    can be decoded from those that have arrived.
 
     Parameters
     ----------
     f : callable
-        A deterministic function that is smooth near x. It takes an array of the shape of x and returns one
-        real number. cloudpickle must be able to pickle it.
+        A deterministic function that is smooth near x. It takes an array with the shape of x and returns one
+        real number. It must be picklable by cloudpickle.
     x : array-like of float, any shape
         The point at which to compute the gradient. It has d numbers in all.
     directions : array-like (r, ...), optional
-        Base directions, each of the shape of x. By default they are the d coordinates. With fewer than d
-        independent directions, the result is the projection of the gradient on their span.
+        Base directions, each with the shape of x. By default, they are the d coordinates. With fewer than d
+        independent directions, the result is the projection of the gradient onto their span.
     h : float, optional
-        The length of a step in units of `scale`, independent of the norm of a direction. By default it is
-        6e-6, or 1.5e-8 for "forward". Use 5e-3 (3e-4 for "forward") for an f that computes in float32, and a
-        larger step for a noisy f.
+        The step length in units of `scale`, regardless of the norm of a direction. By default, it is 6e-6, or
+        1.5e-8 for "forward". Use 5e-3 (3e-4 for "forward") for an f that computes in float32, and a larger
+        step for a noisy f.
     scale : float or array-like of the shape of x, optional
-        The length over which f changes, for all coordinates or for each one. By default it is max(1, |x|) for
-        each coordinate.
+        The length over which f changes, for all coordinates or for each one. By default, it is max(1, |x|)
+        for each coordinate.
     scheme : {"central", "forward"}
         "central" takes 2 evaluations per direction and has an error of O(h^2). "forward" computes
         [f(x + hz) - f(x)] / h with 1 evaluation per direction and 2 more per worker. Its error is O(h), so
-        that at most 8 digits are correct, and its check does not detect kinks and noise.
+        at most 8 digits are correct, and its check does not detect kinks and noise.
     blocks, tasks, code : optional
         The sizes k and n and the code, as for `coded_map`. The directions are cut into k blocks.
     executor, verify, timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
     rtol : float, optional
-        The relative error that decoding may have. By default it is 1,000 times the error of a slope, which is
+        The permitted relative error of decoding. By default, it is 1,000 times the error of a slope, which is
         about h^2 + eps / h, or h + eps / h for "forward".
 
     Returns
@@ -132,9 +132,9 @@ def coded_gradient(
     Raises
     ------
     CodeError
-        x, directions or options that cannot be used; f that does not return one real number.
+        If x, the directions or an option is invalid, or if f does not return one real number.
     NotLinearError
-        f is not smooth at the scale of h, or not deterministic.
+        If f is not smooth at the scale of h, or not deterministic.
     NotDecodableError, CodedTimeoutError, ExecutorError
         As for `coded_map`.
 
@@ -183,7 +183,7 @@ def coded_gradient(
 
 
 class CodedGradient:
-    """A callable that computes gradients of f, for the option `jac` of `scipy.optimize.minimize`.
+    """A callable that computes gradients of f, for use as `jac` in `scipy.optimize.minimize`.
 
     Each call runs `coded_gradient`.
 
@@ -193,7 +193,7 @@ class CodedGradient:
         The function. It takes x, and further arguments if the optimizer passes some, and returns one real
         number.
     **options
-        The options of `coded_gradient`. An executor is used for every gradient and stays open.
+        The options of `coded_gradient`. An executor is shared by all gradients and stays open.
 
     Attributes
     ----------
@@ -237,7 +237,7 @@ def _make_blocks_and_slope_task(
     base_directions: Floats | None,
     n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
-    """Return k blocks of directions, and the function that computes the slopes along those of one block."""
+    """Return k blocks of directions and the function that computes the slopes along those of a block."""
     if base_directions is None:
         return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
     return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
@@ -246,7 +246,7 @@ def _make_blocks_and_slope_task(
 def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]:
     """Divide directions into k blocks, with every k-th direction in the same block.
 
-    The blocks are padded with zeros to equal sizes.
+    The blocks are zero-padded to equal sizes.
     """
     n_padded = -(-len(base_directions) // n_blocks) * n_blocks
     padded_directions = np.zeros((n_padded, *base_directions.shape[1:]))
@@ -255,14 +255,14 @@ def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]
 
 
 def merge_slopes(block_slopes: Sequence[Floats], n_directions: int) -> Floats:
-    """Join the slopes of all blocks in the order of the directions. This inverts `partition_directions`."""
+    """Join the slopes of all blocks in the order of the directions, inverting `partition_directions`."""
     return np.stack(block_slopes, axis=1).reshape(-1)[:n_directions]
 
 
 def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats) -> Floats:
-    """Return the gradient with these slopes along `base_directions`.
+    """Return the gradient that has these slopes along `base_directions`.
 
-    If several exist, return the shortest.
+    If several gradients do, return the one of minimum norm.
     """
     if base_directions is None:
         return slopes.reshape(scale.shape) / scale
@@ -285,12 +285,12 @@ def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_direc
 
 
 def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Array]]) -> list[float]:
-    """Return the tolerances for checking results: the error of slopes of a smooth f, and inf.
+    """Return the tolerances for checking results: the slope error to expect for a smooth f, and inf.
 
-    The inf is for the second array of a result, which is not decoded.
+    The inf belongs to the second array of a result, which is not decoded.
 
-    The error is estimated from the `SlopeErrorInputs` that workers return with the slopes. The most extreme
-    value is ignored, because that worker may have returned garbage.
+    The error is estimated from the `SlopeErrorInputs` that workers return along with the slopes. The most
+    extreme value is ignored, because it may come from a worker that returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
     min_value = -_find_second_largest(-columns["min_value"])
@@ -306,7 +306,7 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
 def _find_second_largest(column: Array) -> float:
     """Return the second largest finite value.
 
-    With fewer than three, return the largest, or 0.0 without any.
+    If there are fewer than three, return the largest, or 0.0 if there are none.
     """
     finite = np.sort(column[np.isfinite(column)])
     if len(finite) == 0:
@@ -315,10 +315,10 @@ def _find_second_largest(column: Array) -> float:
 
 
 def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[int, int]:
-    """Return how often f was evaluated by workers whose results arrived, and how often in total."""
+    """Return the number of evaluations of f by workers whose results arrived, and the total number."""
 
     def count_task_evaluations(task_index: int) -> int:
-        # A data block may have one direction less than a parity block.
+        # A data block may have one direction fewer than a parity block.
         n_task_directions = -(-(n_directions - task_index * (task_index < report.k)) // report.k)
         return 2 * n_task_directions if scheme == "central" else n_task_directions + 2
 

@@ -52,16 +52,17 @@ def hedged_map(
     on_result: Callable[[int, T], object] | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedResult[T]]:
-    """Apply any function to any items, starting a backup of each task that is late.
+    """Apply any function to any items, starting a backup of each late task.
 
     Use it for functions that `coded_map` cannot handle, such as most nonlinear ones. The first result of each
-    item counts. A slow worker costs the time until its task is recognized as late, plus one more run of the
+    item counts. A slow worker costs the time until its task is detected as late, plus one more run of the
     task.
 
     Parameters
     ----------
     f : callable
-        Any function. A late task may run twice, so f should have no side effects that must happen once.
+        Any function. A late task may run twice, so f should have no side effects that must happen exactly
+        once.
     data : array-like, sequence or iterable
         The items. An array or a data frame is cut by rows into nearly equal blocks, each of which is an item.
         A tensor is read as a numpy array. The items of a sequence or an iterator may be anything that can be
@@ -69,24 +70,24 @@ def hedged_map(
     star : bool
         Whether each item is a tuple of arguments: call f(*item) instead of f(item).
     args, kwargs : sequence and dict, optional
-        Further arguments of every call, after those of the item.
+        Further arguments for every call, after the item itself.
     blocks : int, optional
-        The number of tasks. By default there is one for each item of a sequence, and 24 for an array. With
+        The number of tasks. By default, there is one for each item of a sequence, and 24 for an array. With
         fewer tasks than items, each task calls f on neighbouring items in turn. There is still a result for
         each item.
     executor, timeout, retry_delay, progress : optional
         As for `coded_map`.
     retries : int
-        How often an item is tried again on which f raised, or whose worker was lost. Items of one of the
-        `blocks` are tried again together. Other short items travel together too, but if their worker is lost,
-        each of them is started again alone, and that loss does not count. An item that ends its worker every
-        time ends at most `retries` + 2 workers, plus one for each of its backups.
+        How often to retry an item on which f raised an exception or whose worker was lost. Items in one of
+        the `blocks` are retried together. Other short items are also sent together, but if their worker is
+        lost, each of them is restarted alone, and that loss does not count. An item that kills its worker
+        every time kills at most `retries` + 2 workers, plus one for each of its backups.
     backups : int
-        The number of backups that a task may get. A task is late when it has run longer than 0.1 s and longer
+        The maximum number of backups per task. A task is late when it has run longer than 0.1 s and longer
         than eleven in twelve tasks are expected to (`polarmap.planning.LatenessRule`).
     return_exceptions : bool
-        Whether what f raised on an item, or a `WorkerLostError`, is the result of the item, and the other
-        items go on. By default the first exception ends the map.
+        Whether an exception that f raises on an item, or a `WorkerLostError`, becomes the result of that item
+        while the map continues. By default, the first exception ends the map.
     on_result : callable, optional
         Called as `on_result(index, result)` once for each item, as soon as its result has arrived, on
         this thread. An exception that it raises ends the map.

@@ -18,7 +18,7 @@ from polarmap.executors.pickling import copy_by_pickling
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The parameters of map functions that hold data. `submit` copies their values, as the caller may change them.
+# Parameters of map functions that hold data. `submit` copies their values, as the caller may modify them.
 DATA_PARAMETERS = {
     "data",
     "parts",
@@ -39,7 +39,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
     `submit(coded_map, f, data)` runs `coded_map(f, data)`.
 
     Each future in `future.blocks` is done as soon as the result of its block has arrived. Up to 32 maps run
-    at a time and share the workers of a pool. Further maps are queued. Data in memory is copied before
+    concurrently and share the workers of a pool. Further maps are queued. Data in memory is copied before
     `submit` returns, and so is f unless it runs on threads. Later changes to them have no effect on the map.
 
     Parameters
@@ -48,7 +48,7 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
         `coded_map`, `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`, `coded_gradient`, `encode` or
         `xr.apply`.
     *arguments, **options
-        The arguments of the map function. `on_result`, if given, is called on the thread of the map.
+        The arguments of the map function. `on_result`, if given, is called on the map's thread.
 
     Returns
     -------
@@ -58,8 +58,8 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
     Raises
     ------
     CodeError, ExecutorError
-        If an argument is invalid and the map function finds this before the map starts. All other exceptions
-        are raised by the future's `result()`.
+        If an argument turns out to be invalid before the map starts. All other exceptions are raised by the
+        future's `result()`.
 
     Examples
     --------
@@ -89,9 +89,9 @@ def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwa
 
 
 def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
-    """Return a copy of an argument of a map function, so that the caller can change the original.
+    """Return a copy of a map function's argument, so that the caller may modify the original.
 
-    Arguments other than data in memory and f are returned themselves. f is copied only if `pickle_f` is set.
+    Only in-memory data is copied, and f if `pickle_f` is set. All other arguments are returned unchanged.
     """
     if name in DATA_PARAMETERS:
         return _copy_if_in_memory(argument)
@@ -99,18 +99,18 @@ def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
 
 
 def _copy_if_in_memory(data: Any) -> Any:
-    """Return a copy of data in memory. Data that is in storage or cannot be copied is returned itself."""
+    """Return a copy of in-memory data. Data in storage, or that cannot be copied, is returned as is."""
     is_stored = isinstance(data, (str, os.PathLike, np.memmap))
     if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):  # Zarr, HDF5, Dask
         return data
     try:
         return copy.deepcopy(data)
-    except Exception:  # Iterators and classes of the user may not support a copy.
+    except Exception:  # Iterators and the user's classes may not support copying.
         return data
 
 
 def _copy_by_pickle_round_trip(f: Any) -> Any:
-    """Return a copy of f made by pickling. If that fails, return f, and the map will raise the error."""
+    """Return a copy of f made by pickling. If that fails, return f and let the map raise the error."""
     try:
         return copy_by_pickling(f, "its workers")
     except Exception:

@@ -30,7 +30,7 @@ class CodedSum:
     Attributes
     ----------
     value
-        The sum, in the structure that f returns.
+        The sum, with the same structure as the return value of f.
     report
         The report of the map. Its `k` is the number of parts.
     """
@@ -59,9 +59,9 @@ def coded_sum(
 ) -> PreparedMap[CodedSum]:
     """Compute the sum of f(part) over all parts, for any f, without waiting for slow or lost workers.
 
-    Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the
-    results. The results of any n - `tolerate` of n workers determine the sum, and often fewer results do,
-    which is checked after every arrival. The method is gradient coding: Tandon et al. 2017, arXiv 1612.03301.
+    Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the results.
+    The results of any n - `tolerate` of the n workers determine the sum. Often fewer results suffice, which
+    is checked after every arrival. The method is gradient coding: Tandon et al. 2017, arXiv 1612.03301.
 
     Parameters
     ----------
@@ -72,18 +72,18 @@ def coded_sum(
         The parts on which f is evaluated. They must have the same structure and may have any shapes. An array
         is cut along its first axis into `tasks` nearly equal parts. No rows are added.
     tolerate : int
-        The number s of workers that may be missing, less than n. The work is s + 1 times that of a plain map.
+        The number s < n of workers that may be lost. The work is s + 1 times that of a plain map.
     tasks : int, optional
-        The number n of tasks, which must divide the number of parts. By default it is the number of parts, or
-        24 for an array.
+        The number n of tasks, which must divide the number of parts. By default, it is the number of parts,
+        or 24 for an array.
     executor, timeout, retries, retry_delay, progress : optional
         As for `coded_map`.
     on_result : callable, optional
         Called once, as `on_result(0, value)`, when the sum has been accepted. An exception that it raises
         ends the map.
     rtol : float, optional
-        The relative error that decoding may have, as for `coded_map`. One more result is awaited while eps
-        times the error amplification exceeds it.
+        The permitted relative error of decoding, as for `coded_map`. While eps times the error amplification
+        exceeds it, the map waits for another result.
 
     Returns
     -------
