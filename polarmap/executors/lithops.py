@@ -58,6 +58,7 @@ from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
 JOB_KEY_PREFIX = "polarmap"  # of the keys of all stored objects
 DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before checking again that objects are deleted
+MAX_PARALLEL_WRITES = 16  # objects that are written at the same time
 PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
 # Time limit of a worker on this machine. In milliseconds it fits into 32 bits.
 LOCAL_WORKER_SECONDS = 20 * 86_400.0
@@ -313,7 +314,7 @@ def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
 class BucketBlockStore(BlockStore):
     """Blocks as objects in the bucket of a `lithops.Storage`."""
 
-    holds_bytes = writes_in_parallel = True
+    holds_bytes, max_parallel_writes = True, MAX_PARALLEL_WRITES
 
     def __init__(self, storage: Any, key_prefix: str) -> None:
         super().__init__()

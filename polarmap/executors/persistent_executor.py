@@ -259,6 +259,7 @@ class PoolResources:
                     self._block_store = self._make_file_block_store(block_cache_bytes * n_sharing)
                 else:
                     self._block_store = provider.make_block_store()
+                    self._block_store.max_removed_bytes = block_cache_bytes
             except BaseException:
                 self.worker_pool.close()
                 raise
