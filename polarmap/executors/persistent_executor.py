@@ -233,7 +233,7 @@ class PoolResources:
         self._pool_name, self._idle_timeout = pool_name, options.idle_timeout
         self._fetch_timeout = options.fetch_timeout
         block_cache_bytes, n_threads = options.block_cache_bytes, options.n_threads
-        self._folders: list[Path] = []  # shared with workers on this machine
+        self._folders: list[Path] = []  # for workers on this machine
         self.worker_pool: WorkerPool
         self._block_store: BlockStore
         self._provider = provider = None if make_provider is None else make_provider()
@@ -285,15 +285,14 @@ class PoolResources:
         with self._lock:
             if self._is_closed.is_set():
                 return None
-            shares_files = self._provider is None or self._provider.shares_files
-            folders = self._folders if shares_files else []
             return PoolSession(
                 job_spec,
                 pickled_function,
                 module_sources,
                 self.worker_pool,
                 self._block_store,
-                folders,
+                self._folders,
+                self._provider is None or self._provider.shares_files,
                 self._fetch_timeout,
             )
 

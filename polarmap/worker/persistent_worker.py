@@ -108,7 +108,7 @@ class PersistentWorker(TaskIO):
         self._inbox = deque[Message]()  # messages that arrived during a task
         self._attempt_key = -1, -1, -1  # job, task and attempt of the current message
         self._job_header = JobHeader([], None, None, b"", None, [])  # of the current job
-        self._function_data: bytes | str = b""
+        self._function_data: bytes | bytearray | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
         self._n_result_files = 0  # result files written by this worker
         self._block_cache = BlockCache() if block_cache is None else block_cache
@@ -239,8 +239,11 @@ class PersistentWorker(TaskIO):
         Raises UnusableWorkerError if this process fails for a reason other than f or the stored data.
         """
         if self._function_and_structure is None:
+            data = self._function_data
+            if isinstance(data, str) and not self._has_file(data):
+                data = self._function_data = self.fetch_from_driver(Segment(data, 0))
             try:
-                f, structure = unpickle_data_or_file(self._function_data)
+                f, structure = unpickle_data_or_file(data)
             except BaseException as error:
                 if is_resource_exhaustion(error):
                     raise self._mark_unusable("unpickle f", error) from error
@@ -295,9 +298,7 @@ class PersistentWorker(TaskIO):
 
         Raises InterruptedError if the task is cancelled, or if the driver cannot read the segment.
         """
-        if private_root is not None and (
-            self._label is None or is_in_private_folder(os.path.join(private_root, segment.key))
-        ):
+        if private_root is not None and self._has_file(os.path.join(private_root, segment.key)):
             return read_private_segment(private_root, segment)
         segment_range = encode_segment_range(segment)
         self._send(Message(MessageKind.FETCH, self._attempt_key, segment_range))
@@ -315,6 +316,10 @@ class PersistentWorker(TaskIO):
             if self.is_cancelled():
                 raise InterruptedError("the task was cancelled")
             self._receive(None)
+
+    def _has_file(self, path: str) -> bool:
+        """Return whether a file of the driver is on this machine."""
+        return self._label is None or is_in_private_folder(path)
 
     def _send_reply(self, reply: Message | None) -> None:
         """Send a reply, or CANCELLED for None. Large data stay in a file if the driver shares a folder."""

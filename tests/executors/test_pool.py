@@ -35,6 +35,7 @@ from pool_processes import (
     until,
     workers_of,
 )
+from slow_links import slow_links
 from worker_sites import ThreadSite, pool_of, sent_parts, serving_by_storage
 
 import polarmap
@@ -460,6 +461,29 @@ def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to
             np.testing.assert_allclose(operator.T @ np.ones(4000), A.sum(axis=0), atol=1e-11)
     assert bool(sent) != is_where_they_are
     assert len(sent) == len(set(sent))  # kept where they were sent
+
+
+@pytest.mark.parametrize("is_where_they_are", [True, False])
+def test_workers_that_are_near_map_a_large_operand_and_others_are_sent_it(
+    is_where_they_are: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_where_they_are:
+        monkeypatch.setattr("polarmap.worker.persistent_worker.is_in_private_folder", lambda path: False)
+    site = ThreadSite()
+    site.shares_host = True
+    A, columns = np.random.default_rng(0).standard_normal((60, 500)), np.eye(500)
+    with (
+        slow_links() as links,
+        pool_of(site, workers=2) as pool,
+        CodedOperator(A, blocks=2, tasks=3, executor=pool) as operator,
+    ):
+        for factor in (1.0, 2.0):
+            before = sum(link.bytes_to_caller for link in links)
+            np.testing.assert_allclose(operator @ (factor * columns), factor * A, atol=1e-12)
+            n_received = sum(link.bytes_to_caller for link in links) - before
+            assert (n_received < columns.nbytes) is is_where_they_are
+        folders = pool._executor._resources._folders  # type: ignore[union-attr]
+        assert not [path for folder in folders for path in folder.rglob("function")]  # removed with its map
 
 
 # --- leases and bills ------------------------------------------------------------------------------
