@@ -145,6 +145,12 @@ class PersistentExecutor(ResolvedExecutor):
         resources = self._resources
         return {} if resources is None else resources.worker_pool.count_workers_by_host()
 
+    @property
+    def workers_share_cores(self) -> bool:
+        """True if the workers are here; for a cluster, if all machines that it had at the start are here."""
+        resources = self._resources
+        return self.is_local or (resources is not None and resources.is_on_this_host)
+
     def __repr__(self) -> str:
         resources = self._resources
         if self._is_closed:
@@ -221,6 +227,11 @@ class PoolResources:
         Returns the provider of the workers; called with no arguments. None: the workers are local processes.
     max_workers, options
         As for `PersistentExecutor`.
+
+    Attributes
+    ----------
+    is_on_this_host : bool
+        True if the workers are local processes, or all known machines of their cluster are this machine.
     """
 
     def __init__(
@@ -237,6 +248,7 @@ class PoolResources:
         self.worker_pool: WorkerPool
         self._block_store: BlockStore
         self._provider = provider = None if make_provider is None else make_provider()
+        self.is_on_this_host = provider is None or provider.shares_host
         if provider is None:
             self._block_store = self._make_file_block_store(block_cache_bytes)
             folders = list(map(str, self._folders))

@@ -69,6 +69,11 @@ class ResolvedExecutor(ABC):
         """The number of workers on each machine, by host name; empty if it is not known."""
         return {}
 
+    @property
+    def workers_share_cores(self) -> bool:
+        """True if the workers persist, and all known ones share the cores of this machine."""
+        return self.is_local and self.has_persistent_workers
+
     @abstractmethod
     def open(self, job_spec: JobSpec) -> Session:
         """Return a session for the tasks of one job. Nothing is started yet."""
@@ -140,6 +145,11 @@ class DelegatingExecutor(ResolvedExecutor):
     def workers_by_host(self) -> dict[str, int]:
         """The number of workers on each machine, by host name; empty if it is not known."""
         return self._executor.workers_by_host
+
+    @property
+    def workers_share_cores(self) -> bool:
+        """True if the workers of the other executor share the cores of this machine."""
+        return self._executor.workers_share_cores
 
     def open(self, job_spec: JobSpec) -> Session:
         """Return a session of the other executor."""

@@ -45,6 +45,7 @@ from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.block_store import MemoryMappedBlockStore
 from polarmap.executors.interface import JobSpec
 from polarmap.executors.local_workers import MAX_ABANDONED_WORKERS, N_SPARE_WORKERS
+from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker import storage_channel
@@ -484,6 +485,25 @@ def test_workers_that_are_near_map_a_large_operand_and_others_are_sent_it(
             assert (n_received < columns.nbytes) is is_where_they_are
         folders = pool._executor._resources._folders  # type: ignore[union-attr]
         assert not [path for folder in folders for path in folder.rglob("function")]  # removed with its map
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_parity_of_products_waits_for_late_data_where_all_workers_are_on_this_machine(
+    is_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = list[float]()
+    monkeypatch.setattr(
+        AdaptiveParitySchedule, "observe_product", lambda self, seconds, needed: observed.append(seconds)
+    )
+    site = ThreadSite()
+    site.shares_host = is_here
+    A = np.random.default_rng(0).standard_normal((60, 20))
+    with pool_of(site, workers=2) as pool:
+        faulty = FaultyExecutor(pool, {})
+        with CodedOperator(A, blocks=4, tasks=6, executor=faulty) as operator:
+            for count in range(1, 4):
+                np.testing.assert_allclose(operator @ np.ones(20), A.sum(axis=1), atol=1e-12)
+                assert len(observed) == (count if is_here else 0)
 
 
 # --- leases and bills ------------------------------------------------------------------------------
