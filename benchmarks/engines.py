@@ -7,11 +7,16 @@ actors; both wait for all of their tasks. polarmap has persistent workers on the
 `Pool(ray)`) and needs 24 of 32 results. In every step no task sleeps, two tasks sleep, or one process is
 killed; the tasks are drawn at random, the same for all rows. Each row runs on a new cluster. Figures are
 medians, with the 90 % quantile in brackets. Ray starts a process for each block, so run this on an otherwise
-idle machine.
+idle machine. Each ratio is that of polarmap's median to the engine's.
+
+The last table counts the bytes that maps of one array send to the workers of `Pool(client)`, as if these were
+on other machines. The kernel counts them (TCP_INFO, on Linux).
 """
 
 from __future__ import annotations
 
+import socket
+import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,10 +24,13 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from operator import matmul
 from pathlib import Path
+from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+import polarmap
 from benchmarks import (
     format_median_and_p90,
     parse_quick_flag,
@@ -38,6 +46,8 @@ from polarmap.testing import Fault, FaultyExecutor
 
 SLEEP_SECONDS = 0.5
 CASES = ("no faults", "two sleep", "one killed")
+# The size of the struct tcp_info of Linux, and the offset of its field tcpi_bytes_acked.
+TCP_INFO_BYTES, ACKNOWLEDGED_BYTES_OFFSET = 256, 120
 
 
 def make_product(block_rows: int, n_columns: int) -> Iteration:
@@ -124,9 +134,9 @@ ROWS: dict[str, tuple[str, RowFactory]] = {
 }
 
 
-def measure_row(row: RowFactory, iteration: Iteration, size: Size) -> list[str]:
-    """Return the milliseconds of a step in each case. A killed process is restarted before the next step."""
-    cells = []
+def measure_row(row: RowFactory, iteration: Iteration, size: Size) -> list[list[float]]:
+    """Return the milliseconds of each step, by case. A killed process is restarted before the next step."""
+    milliseconds = []
     with tempfile.TemporaryDirectory() as folder:
         fault_sampler, iterates = FaultSampler(folder), [iteration.start]
         with row(iteration, fault_sampler) as step:
@@ -134,8 +144,56 @@ def measure_row(row: RowFactory, iteration: Iteration, size: Size) -> list[str]:
                 # Dask gives up a task whose worker was killed too often.
                 n_steps = size.n_turns if fault_sampler.case == "one killed" else size.n_turns * size.n_steps
                 step_seconds = time_calls(lambda: iterates.append(step(iterates.pop())), n_steps)
-                cells.append(format_median_and_p90(to_milliseconds(step_seconds)))
-    return cells
+                milliseconds.append(to_milliseconds(step_seconds))
+    return milliseconds
+
+
+def measure_rows(make_iteration: Callable[[], Iteration], size: Size) -> Iterator[tuple[str, ...]]:
+    """Yield the row of each installed engine, and that of polarmap on it with the ratios of the medians."""
+    engine_times: list[list[float]] = []
+    for name, (library, row) in ROWS.items():
+        if not step_rivals.is_installed(library):
+            continue
+        times = measure_row(row, make_iteration(), size)
+        cells = list(map(format_median_and_p90, times))
+        if name.endswith("alone"):
+            engine_times = times
+        else:
+            ratios = [median(own) / median(other) for own, other in zip(times, engine_times)]
+            cells = [f"{cell} {ratio:.2f}x" for cell, ratio in zip(cells, ratios)]
+        yield (name, *cells)
+
+
+def count_sent_bytes(pool: Pool) -> int:
+    """Return the bytes that this process has sent to the workers of a pool, as the kernel counts them."""
+    n_sent = 0
+    for worker in pool._executor._resources.worker_pool._workers.values():  # type: ignore[union-attr]
+        connection = worker.channel._connection  # type: ignore[union-attr]
+        tcp_info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+        n_sent += struct.unpack_from("Q", tcp_info, ACKNOWLEDGED_BYTES_OFFSET)[0]
+    return n_sent
+
+
+def measure_sent_bytes(n_bytes: int) -> Iterator[tuple[str, ...]]:
+    """Yield the megabytes that each of several maps of one array sends to workers on Dask."""
+    A = np.random.default_rng(0).standard_normal((BLOCKS, n_bytes // (8 * BLOCKS)))
+    with (
+        mock.patch("polarmap.executors.dask.is_every_host_local", return_value=False),
+        step_rivals.local_dask_client(WORKERS) as client,
+        Pool(client, workers=WORKERS) as pool,
+    ):
+        polarmap.coded_map(np.sum, np.ones((BLOCKS, 4)), blocks=BLOCKS, tasks=WORKERS, executor=pool)
+        for label in ("first map", "second map", "third map", "a row has changed"):
+            A[0] += label.startswith("a row")
+            before = count_sent_bytes(pool)
+            y = polarmap.coded_map(row_sums, A, blocks=BLOCKS, tasks=WORKERS, executor=pool)
+            assert np.allclose(np.ravel(list(y)), A.sum(axis=1))
+            yield label, f"{(count_sent_bytes(pool) - before) / 1e6:.2f}"
+
+
+def row_sums(block: Array) -> Array:
+    """Return the sum of each row of a block."""
+    return np.asarray(block.sum(axis=1))
 
 
 def main() -> None:
@@ -146,12 +204,12 @@ def main() -> None:
         jobs["24 of 32 blocks, 1,000 x 1,000"] = partial(make_product, 1_000, 1_000)
     warnings.simplefilter("ignore")  # Engines warn about killed processes.
     for title, make_iteration in (jobs | size.make_iterations).items():
-        rows = [
-            (name, *measure_row(row, make_iteration(), size))
-            for name, (library, row) in ROWS.items()
-            if step_rivals.is_installed(library)
-        ]
-        print_table((title, *(f"{case}, ms (90 %)" for case in CASES)), rows, label_width=26)
+        header = title, *(f"{case}, ms (90 %)" for case in CASES)
+        print_table(header, measure_rows(make_iteration, size), label_width=26)
+    if step_rivals.is_installed("distributed"):
+        n_bytes = 32_000_000 if size is WHOLE else 3_200_000
+        header = f"an array of {n_bytes / 1e6:.1f} MB", "MB sent"
+        print_table(header, measure_sent_bytes(n_bytes), label_width=26)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import secrets
 import shutil
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
+from hashlib import blake2b
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -24,16 +27,21 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.interface import Failure, FailureKind, JobSpec, TaskBlocks
 from polarmap.worker.encryption import Encryption, compute_encrypted_size, encrypt_if_location_requires
+from polarmap.worker.environment import count_available_cores
 from polarmap.worker.locations import INLINE, DriverLocation, Location, PrivateFolderLocation
 from polarmap.worker.private_files import write_private_file
 from polarmap.worker.pytree import count_layout_bytes
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
-INLINE_BLOCK_BYTES = 1 << 14  # bytes; smaller blocks are sent with their tasks, which is faster than a file
-FREE_SPACE_DIVISOR = 2  # stored blocks may use at most 1/2 of the free space of a file system in memory
-MAX_PARALLEL_WRITES = 16  # the largest number of objects that are written at the same time
-NETWORK_BYTES_PER_SECOND = 1e8  # the bandwidth that is assumed to estimate transfer times
+# Smaller blocks, in bytes, are sent with their tasks, which is faster than a file.
+INLINE_BLOCK_BYTES = 1 << 14
+FREE_SPACE_DIVISOR = 2  # Stored blocks may use at most 1/2 of the free space of a file system in memory.
+DIGEST_BYTES = 16  # Two different blocks have the same digest with a probability of 2**-128.
+# The number of sets of blocks that no longer exist, but whose blocks workers may keep. Their ids are part of
+# every job.
+MAX_REMOVED_SETS = 64
+NETWORK_BYTES_PER_SECOND = 1e8  # The bandwidth that is assumed to estimate transfer times.
 
 BlockSetKey = tuple[int, Encryption | None]  # the `id()` of the blocks, and how they are encrypted
 
@@ -67,6 +75,9 @@ class PublishedBlocks:
         self.blocks_weakref, self._source_location = weakref.ref(blocks), blocks.location
         self._location, self._block_store, self.block_set_id = location, block_store, block_set_id
         self._is_inline = self._source_location is not None and self._source_location.is_inline
+        # The same block of a later set has the same reference, and workers may have it cached.
+        has_stable_refs = self._source_location is not None or block_store.is_content_addressed
+        self._is_identified_by_ref = has_stable_refs and not self._is_inline
         self.cache_id = block_set_id if (self._source_location or location).is_owned_by_blocks else None
         self.key_prefixes, self.n_bytes, self.use_count = list[str](), 0, 0
         self._lock = threading.RLock()
@@ -79,7 +90,7 @@ class PublishedBlocks:
 
     def get_task_key(self, blocks: TaskBlocks, task: int) -> Hashable:
         """Return a key for the block of a task. It is equal in every job that uses the same block."""
-        if self._source_location is None or self._is_inline:
+        if not self._is_identified_by_ref:
             return self.block_set_id, task
         return self._pickled_refs.get(task) or self.get_pickled_block_ref(blocks, task)
 
@@ -104,12 +115,12 @@ class PublishedBlocks:
             return pickled_ref
 
     def publish_in_parallel(self, blocks: TaskBlocks, tasks: Sequence[int], deadline: float = inf) -> None:
-        """Store the blocks of some tasks in parallel, if the store can write many objects as fast as one.
+        """Store the blocks of some tasks in parallel, if the store can write several objects at a time.
 
         In any other store, a block is written when its task is sent to a worker, so that the first worker can
         start early. A storage may hang, so TimeoutError is raised at `deadline`, on the monotonic clock.
         """
-        if self._source_location is not None or not self._block_store.writes_in_parallel:
+        if self._source_location is not None or not self._block_store.max_parallel_writes:
             return
         from polarmap.executors.transfers import map_in_parallel
 
@@ -122,7 +133,8 @@ class PublishedBlocks:
             blocks.block_leaves(max(tasks))
             self._reserve_block_space(blocks)
             store = partial(self._store_component, blocks)
-            new_segments = map_in_parallel(store, new_components, MAX_PARALLEL_WRITES, deadline)
+            n_threads = self._block_store.max_parallel_writes
+            new_segments = map_in_parallel(store, new_components, n_threads, deadline)
             self._segments |= zip(new_components, new_segments)
 
     def publish_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
@@ -215,7 +227,8 @@ class PublishedBlocks:
     def _store_component(self, blocks: TaskBlocks, component: int) -> Segment:
         buffers, last_error = _get_component_buffers(blocks, component), OSError()
         for key_prefix in self.key_prefixes:
-            segment = Segment(f"{key_prefix}{component}", sum(map(len, buffers)))
+            segment_key = self._block_store.make_segment_key(key_prefix, component, buffers)
+            segment = Segment(segment_key, sum(map(len, buffers)))
             if not self._block_store.holds_bytes:
                 return segment
             try:
@@ -272,14 +285,21 @@ class BlockStore(ABC):
         Where workers read the blocks.
     holds_bytes : bool
         True if the store copies the blocks, so that the arrays of the driver can be freed.
-    writes_in_parallel : bool
-        True if several objects can be written in parallel.
+    is_content_addressed : bool
+        True if keys contain a digest of the stored bytes, so that equal blocks have equal keys in all sets.
+    max_parallel_writes : int
+        The number of objects that can be written at the same time. 0 if it is better to write each block when
+        its first task is sent.
+    max_removed_bytes : int
+        The number of bytes of blocks that no longer exist but may stay in the caches of workers, for later
+        sets with equal blocks. 0 for stores that are not content-addressed.
     garbage_prefixes : list of str
         The key prefixes of stored bytes that can be removed.
     """
 
     location: Location
-    holds_bytes = writes_in_parallel = False
+    holds_bytes = is_content_addressed = False
+    max_parallel_writes = max_removed_bytes = 0
 
     def __init__(self) -> None:
         # Reentrant: a destructor may close a session while this thread holds the lock.
@@ -296,6 +316,10 @@ class BlockStore(ABC):
 
         `n_bytes` is the total size of the blocks. Called while `lock` is held.
         """
+
+    def make_segment_key(self, key_prefix: str, component: int, buffers: Sequence[Any]) -> str:
+        """Return the key below `key_prefix` of a component with these bytes; its last part is the index."""
+        return f"{key_prefix}{component}"
 
     @abstractmethod
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int | None:
@@ -327,7 +351,7 @@ class BlockStore(ABC):
             return published_blocks
 
     def get_live_block_set_ids(self) -> tuple[int, ...]:
-        """Return the ids of all sets of blocks that have not been evicted."""
+        """Return the ids of all sets of blocks that workers may cache."""
         with self.lock:
             return tuple([published.block_set_id for published in self._published.values()])
 
@@ -362,19 +386,51 @@ class BlockStore(ABC):
 class DriverBlockStore(BlockStore):
     """A store that copies nothing: blocks stay in the memory of the driver, which sends them on request.
 
+    The key of a segment contains a digest of its bytes. A worker that has cached a block of an array thus
+    finds it again in later jobs on an equal array, and does not request it.
+
     Parameters
     ----------
     key_prefix : str
         The common prefix of the keys by which workers request blocks.
     """
 
+    is_content_addressed = True
+
     def __init__(self, key_prefix: str) -> None:
         super().__init__()
         self.location, self._key_prefix = DriverLocation(key_prefix), key_prefix
+        self.max_parallel_writes = count_available_cores()  # Segments are hashed instead of written.
+        # The key of the digests is secret: messages are not encrypted, and do not reveal what blocks contain.
+        self._digest_key = secrets.token_bytes(DIGEST_BYTES)
+        self._removed_sets = deque[tuple[int, int]]()  # the id and the bytes of each, the latest last
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return one key prefix, which is different for each set of blocks."""
-        return [f"{self._key_prefix}/blocks/{block_set_id}/"]
+        """Return a single key prefix, which is the same for all sets of blocks."""
+        return [f"{self._key_prefix}/blocks/"]
+
+    def make_segment_key(self, key_prefix: str, component: int, buffers: Sequence[Any]) -> str:
+        """Return the key of a component, with a digest of its bytes."""
+        digest = blake2b(key=self._digest_key, digest_size=DIGEST_BYTES)
+        for buffer in buffers:
+            digest.update(buffer)
+        return f"{key_prefix}{digest.hexdigest()}/{component}"
+
+    def get_live_block_set_ids(self) -> tuple[int, ...]:
+        """Return the ids of all sets whose blocks exist, and of the latest sets whose blocks do not."""
+        with self.lock:
+            removed_ids = [block_set_id for block_set_id, _ in self._removed_sets]
+            return (*removed_ids, *super().get_live_block_set_ids())
+
+    def _evict_block_sets(self, set_keys: Iterable[BlockSetKey]) -> None:
+        """Forget sets of blocks, but let workers keep those of the latest that fit `max_removed_bytes`."""
+        for published in map(self._published.pop, set_keys):
+            self._removed_sets.append((published.block_set_id, published.n_bytes))
+        while (
+            len(self._removed_sets) > MAX_REMOVED_SETS
+            or sum(n_bytes for _, n_bytes in self._removed_sets) > self.max_removed_bytes
+        ):
+            self._removed_sets.popleft()
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:
         """Store nothing: the bytes stay in the arrays of the blocks."""

@@ -59,6 +59,7 @@ from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 JOB_KEY_PREFIX = "polarmap"  # the keys of all stored objects begin with this
 # Pauses in seconds between checks whether objects are deleted.
 DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)
+MAX_PARALLEL_WRITES = 16  # The largest number of objects that are written at the same time.
 # Added to the niceness of parity tasks, so that data tasks get the cores of this machine first.
 PARITY_NICE = 10
 # The time limit of a worker on this machine in seconds. In milliseconds, it fits into 32 bits.
@@ -324,7 +325,7 @@ def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
 class BucketBlockStore(BlockStore):
     """A store that keeps blocks as objects in the bucket of a `lithops.Storage`."""
 
-    holds_bytes = writes_in_parallel = True
+    holds_bytes, max_parallel_writes = True, MAX_PARALLEL_WRITES
 
     def __init__(self, storage: Any, key_prefix: str) -> None:
         super().__init__()

@@ -148,6 +148,12 @@ class PersistentExecutor(ResolvedExecutor):
         resources = self._resources
         return {} if resources is None else resources.worker_pool.count_workers_by_host()
 
+    @property
+    def workers_share_cores(self) -> bool:
+        """True if the workers are here; for a cluster, if all machines that it had at the start are here."""
+        resources = self._resources
+        return self.is_local or (resources is not None and resources.is_on_this_host)
+
     def __repr__(self) -> str:
         resources = self._resources
         if self._is_closed:
@@ -228,6 +234,11 @@ class PoolResources:
         processes of this machine.
     max_workers, options
         As for `PersistentExecutor`.
+
+    Attributes
+    ----------
+    is_on_this_host : bool
+        True if the workers are local processes, or all known machines of their cluster are this machine.
     """
 
     def __init__(
@@ -244,6 +255,7 @@ class PoolResources:
         self.worker_pool: WorkerPool
         self._block_store: BlockStore
         self._provider = provider = None if make_provider is None else make_provider()
+        self.is_on_this_host = provider is None or provider.shares_host
         if provider is None:
             self._block_store = self._make_file_block_store(block_cache_bytes)
             folders = list(map(str, self._folders))
@@ -266,6 +278,7 @@ class PoolResources:
                     self._block_store = self._make_file_block_store(block_cache_bytes * n_sharing)
                 else:
                     self._block_store = provider.make_block_store()
+                    self._block_store.max_removed_bytes = block_cache_bytes
             except BaseException:
                 self.worker_pool.close()
                 raise
@@ -292,15 +305,14 @@ class PoolResources:
         with self._lock:
             if self._is_closed.is_set():
                 return None
-            shares_files = self._provider is None or self._provider.shares_files
-            folders = self._folders if shares_files else []
             return PoolSession(
                 job_spec,
                 pickled_function,
                 module_sources,
                 self.worker_pool,
                 self._block_store,
-                folders,
+                self._folders,
+                self._provider is None or self._provider.shares_files,
                 self._fetch_timeout,
             )
 

@@ -52,7 +52,7 @@ from polarmap.executors.worker_pool import MAX_CACHED_TASKS, WorkerHandle, Worke
 from polarmap.worker.messages import FrameError, Message, MessageKind
 from polarmap.worker.polling import POLLIN, POLLOUT
 from polarmap.worker.private_files import check_private_folder, write_private_file
-from polarmap.worker.segments import decode_segment_range, encode_segment_range
+from polarmap.worker.segments import decode_segment_range, encode_segment_range, read_file_segment
 from polarmap.worker.task_records import JobHeader, ResultFileRef, TaskOptions, encode_record
 
 if TYPE_CHECKING:
@@ -86,7 +86,10 @@ class PoolSession:
     block_store : BlockStore
         The place from which workers read the blocks, shared with the other sessions of the pool.
     pool_folders : sequence of Path
-        The folders of the pool. The job gets a subfolder in each, created when it is needed.
+        The folders of the pool. The job gets a subfolder in each, created when it is needed. Empty if all
+        workers are on other machines.
+    shares_files : bool
+        True if all workers are on this machine, and can return results in files.
     fetch_timeout : float
         The time in seconds that this process may take to read a block from a store that the user wrote.
     """
@@ -105,10 +108,12 @@ class PoolSession:
         worker_pool: WorkerPool,
         block_store: BlockStore,
         pool_folders: Sequence[Path],
+        shares_files: bool,
         fetch_timeout: float,
     ) -> None:
         self._job_id, self._job_spec = next(self._job_ids), job_spec
         self._job_folders = tuple(f"{folder}/map-{self._job_id}" for folder in pool_folders)
+        self._result_folders = self._job_folders if shares_files else ()
         self._worker_pool, self._block_store = worker_pool, block_store
         self._queue: deque[AttemptId] = deque()
         self._unfinished: set[AttemptId] = set()  # submitted tasks that have no outcome yet
@@ -150,7 +155,7 @@ class PoolSession:
         )
         # Pass lists: `encode_record` would convert the items of a tuple one by one.
         job_header = JobHeader(
-            list(self._job_folders), job_spec.output_spec, job_spec.encryption, environment, *cache_ids
+            list(self._result_folders), job_spec.output_spec, job_spec.encryption, environment, *cache_ids
         )
         self._job_header = encode_record(job_header)
         self._pickled_modules = pickle.dumps(module_sources) if module_sources else b""
@@ -576,11 +581,15 @@ class PoolSession:
         Return False if the worker is lost.
         """
         segment = decode_segment_range(fetch_message.header)
-        if self._store_reader is not None:
+        function_data, is_file = self._function_message
+        if is_file and segment.key == os.fsdecode(function_data):
+            data = read_file_segment("/", segment._replace(size=os.stat(function_data).st_size))
+        elif self._store_reader is not None:
             self._published_blocks.check_was_referenced(segment)
             self._store_reader.start(fetch_message.attempt_key, segment)
             return True
-        data = self._published_blocks.read_component(self._job_spec.blocks, segment.key)
+        else:
+            data = self._published_blocks.read_component(self._job_spec.blocks, segment.key)
         return self._send_to_waiting_worker(
             worker, Message(MessageKind.SEGMENT, fetch_message.attempt_key, fetch_message.header, data)
         )
@@ -648,9 +657,9 @@ class PoolSession:
 
         Return empty bytes if `file_ref` names an invalid folder.
         """
-        if file_ref.folder_index not in range(len(self._job_folders)):
+        if file_ref.folder_index not in range(len(self._result_folders)):
             return b""
-        folder = self._job_folders[file_ref.folder_index]
+        folder = self._result_folders[file_ref.folder_index]
         check_private_folder(os.path.dirname(folder))
         path = os.path.join(folder, file_ref.file_name)
         data = np.fromfile(path, np.uint8).data
@@ -661,6 +670,7 @@ class PoolSession:
         """Return the pickled function and False.
 
         A large function is written to a file: return its path and True.
+        A worker on another machine does not have the file. It requests the function from this process.
         """
         if pickled_function.n_bytes <= MAX_INLINE_FUNCTION_BYTES or not self._job_folders:
             return b"".join(pickled_function.get_buffers_to_send()), False

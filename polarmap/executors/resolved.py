@@ -69,6 +69,11 @@ class ResolvedExecutor(ABC):
         """The number of workers on each machine, by host name. Empty if it is unknown."""
         return {}
 
+    @property
+    def workers_share_cores(self) -> bool:
+        """True if the workers persist, and all known ones share the cores of this machine."""
+        return self.is_local and self.has_persistent_workers
+
     @abstractmethod
     def open(self, job_spec: JobSpec) -> Session:
         """Open a session that runs the tasks of one job (one call of a map function). No task starts yet."""
@@ -141,6 +146,11 @@ class DelegatingExecutor(ResolvedExecutor):
     def workers_by_host(self) -> dict[str, int]:
         """The number of workers on each machine, by host name. Empty if it is unknown."""
         return self._executor.workers_by_host
+
+    @property
+    def workers_share_cores(self) -> bool:
+        """True if the workers of the other executor share the cores of this machine."""
+        return self._executor.workers_share_cores
 
     def open(self, job_spec: JobSpec) -> Session:
         """Open a session of the wrapped executor."""

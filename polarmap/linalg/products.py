@@ -281,9 +281,6 @@ def make_product_runner(
     deadline = Deadline() if deadline is None else deadline
     # Keyed by coded blocks and shape of results.
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()
-    # In a caller's thread pool, tasks may wait for something other than a core.
-    runs_on_cores = executor.is_local and executor.has_persistent_workers
-    adapts_parity = runs_on_cores and options.schedule == "upfront"
 
     def run_product(
         block_function: Callable[[Any], Array], coded_blocks: Any, result_shape: Shape
@@ -304,7 +301,8 @@ def make_product_runner(
             if product_options is map_options:
                 raise
             raise deadline.make_error() from error
-        if adapts_parity:
+        # Threads of a pool of the caller may wait for something else than a core.
+        if options.schedule == "upfront" and executor.workers_share_cores:
             arrived = collector.task_table.arrived
             has_missing = len(collector.decoder.tracker.missing_indices) > 0
             used_tasks = arrived.keys() - collector.unneeded_tasks

@@ -113,7 +113,7 @@ class PersistentWorker(TaskIO):
         self._inbox = deque[Message]()  # messages that have arrived and are not handled yet
         self._attempt_key = -1, -1, -1  # the job, task and attempt of the current message
         self._job_header = JobHeader([], None, None, b"", None, [])
-        self._function_data: bytes | str = b""
+        self._function_data: bytes | bytearray | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
         self._n_result_files = 0  # the number of result files that this worker has written
         self._block_cache = BlockCache() if block_cache is None else block_cache
@@ -259,8 +259,11 @@ class PersistentWorker(TaskIO):
         memory left.
         """
         if self._function_and_structure is None:
+            data = self._function_data
+            if isinstance(data, str) and not self._has_file(data):
+                data = self._function_data = self.fetch_from_driver(Segment(data, 0))
             try:
-                f, structure = unpickle_data_or_file(self._function_data)
+                f, structure = unpickle_data_or_file(data)
             except BaseException as error:
                 if is_resource_exhaustion(error):
                     raise self._mark_unusable("unpickle f", error) from error
@@ -322,9 +325,7 @@ class PersistentWorker(TaskIO):
         On the driver's machine, they are read from a file. Otherwise, they are requested from the driver.
         Raises InterruptedError if the task is cancelled, or if the driver cannot read the segment.
         """
-        if private_root is not None and (
-            self._label is None or is_in_private_folder(os.path.join(private_root, segment.key))
-        ):
+        if private_root is not None and self._has_file(os.path.join(private_root, segment.key)):
             return read_private_segment(private_root, segment)
         segment_range = encode_segment_range(segment)
         self._send(Message(MessageKind.FETCH, self._attempt_key, segment_range))
@@ -343,6 +344,10 @@ class PersistentWorker(TaskIO):
             if self.is_cancelled():
                 raise InterruptedError("the task was cancelled")
             self._receive(None)
+
+    def _has_file(self, path: str) -> bool:
+        """Return whether a file of the driver is on this machine."""
+        return self._label is None or is_in_private_folder(path)
 
     def _send_reply(self, reply: Message | None) -> None:
         """Send the reply of a task to the driver. None means that the task was cancelled.

@@ -167,7 +167,7 @@ def unpickle_item(data: bytes | Array) -> Any:
     return unpickle_array(data) if isinstance(data, np.ndarray) else pickle.loads(data)
 
 
-def unpickle_data_or_file(data_or_path: bytes | str) -> Any:
+def unpickle_data_or_file(data_or_path: bytes | bytearray | str) -> Any:
     """Return the value that `pickle_to_array` has pickled, from its bytes or from a file with these bytes.
 
     A file is memory-mapped copy-on-write instead of read. Raises OSError if other users may write to its

@@ -150,9 +150,9 @@ def test_maps_share_stored_blocks_which_are_removed_with_the_data(place: Kind) -
     assert place.store.acquire_blocks(make_job_spec(coded)) is first
     assert place.store.acquire_blocks(make_job_spec(other)) is not first
     assert first.get_task_key(coded, 1) != first.get_task_key(coded, 2)
-    assert first.get_task_key(coded, 1) != place.store.acquire_blocks(make_job_spec(other)).get_task_key(
-        other, 1
-    )
+    # The driver's keys contain digests of the bytes, and both sets consist of equal blocks.
+    other_key = place.store.acquire_blocks(make_job_spec(other)).get_task_key(other, 1)
+    assert (first.get_task_key(coded, 1) == other_key) is (place.kind == "driver")
     check(place, place.store.acquire_blocks(make_job_spec(other)), other)
     del coded
     gc.collect()
@@ -171,7 +171,42 @@ def test_task_keys_are_never_reused_for_other_blocks(place: Kind) -> None:
         assert (stored.cache_id is None) == (place.kind == "bucket")  # objects are identified by checksums
         place.store.release_blocks(stored)
         del coded  # the next blocks often get the same memory address
-    assert len(set(names)) == 20
+    assert len(set(names)) == (1 if place.kind == "driver" else 20)  # All sets consist of equal blocks.
+
+
+def test_the_driver_names_blocks_by_their_bytes() -> None:
+    store, data = DriverBlockStore("prefix"), DATA.copy()
+
+    def keys() -> list[Any]:
+        coded = CodedBlocks(*cut_blocks_and_choose_code(data, CodeOptions(K, N)))
+        stored = store.acquire_blocks(make_job_spec(coded))
+        stored.publish_in_parallel(coded, range(N))
+        for task in range(N):
+            [part] = stored.publish_block(coded, task).segments
+            assert stored.read_component(coded, part.key) == coded.block_leaves(task)[0].tobytes()
+        return [stored.get_task_key(coded, task) for task in range(N)]
+
+    before = keys()
+    assert keys() == before
+    assert len(set(before)) == N
+    data[0, 0] += 1.0  # in place
+    assert [one == other for one, other in zip(before, keys())] == [task in range(1, K) for task in range(N)]
+    other_store = DriverBlockStore("prefix").acquire_blocks(make_job_spec(coded := blocks()))
+    assert other_store.get_task_key(coded, 1) != before[1]  # The digests have a secret key.
+
+
+@pytest.mark.parametrize("n_kept", [0, 2])
+def test_workers_may_keep_the_latest_sets_of_blocks_that_are_gone(n_kept: int) -> None:
+    store = DriverBlockStore("prefix")
+    for count in range(5):
+        coded = blocks()
+        stored = store.acquire_blocks(make_job_spec(coded))
+        stored.publish_in_parallel(coded, range(N))
+        store.max_removed_bytes = n_kept * stored.n_bytes
+        live_ids = store.get_live_block_set_ids()
+        assert live_ids == tuple(range(max(0, count - n_kept), count + 1))
+        store.release_blocks(stored)
+        del coded
 
 
 @pytest.mark.parametrize("key", [None, Encryption.create(bytes(range(32)))])

@@ -35,6 +35,7 @@ from pool_processes import (
     until,
     workers_of,
 )
+from slow_links import slow_links
 from worker_sites import ThreadSite, pool_of, sent_parts, serving_by_storage
 
 import polarmap
@@ -44,6 +45,7 @@ from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.block_store import MemoryMappedBlockStore
 from polarmap.executors.interface import JobSpec
 from polarmap.executors.local_workers import MAX_ABANDONED_WORKERS, N_SPARE_WORKERS
+from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker import storage_channel
@@ -463,6 +465,48 @@ def test_blocks_are_mapped_by_local_workers_and_sent_to_remote_ones(
             np.testing.assert_allclose(operator.T @ np.ones(4000), A.sum(axis=0), atol=1e-11)
     assert bool(sent) != is_where_they_are
     assert len(sent) == len(set(sent))  # workers cache the blocks that they receive
+
+
+@pytest.mark.parametrize("is_where_they_are", [True, False])
+def test_workers_that_are_near_map_a_large_operand_and_others_are_sent_it(
+    is_where_they_are: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_where_they_are:
+        monkeypatch.setattr("polarmap.worker.persistent_worker.is_in_private_folder", lambda path: False)
+    site = ThreadSite()
+    site.shares_host = True
+    A, columns = np.random.default_rng(0).standard_normal((60, 500)), np.eye(500)
+    with (
+        slow_links() as links,
+        pool_of(site, workers=2) as pool,
+        CodedOperator(A, blocks=2, tasks=3, executor=pool) as operator,
+    ):
+        for factor in (1.0, 2.0):
+            before = sum(link.bytes_to_caller for link in links)
+            np.testing.assert_allclose(operator @ (factor * columns), factor * A, atol=1e-12)
+            n_received = sum(link.bytes_to_caller for link in links) - before
+            assert (n_received < columns.nbytes) is is_where_they_are
+        folders = pool._executor._resources._folders  # type: ignore[union-attr]
+        assert not [path for folder in folders for path in folder.rglob("function")]  # removed with its map
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_parity_of_products_waits_for_late_data_where_all_workers_are_on_this_machine(
+    is_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = list[float]()
+    monkeypatch.setattr(
+        AdaptiveParitySchedule, "observe_product", lambda self, seconds, needed: observed.append(seconds)
+    )
+    site = ThreadSite()
+    site.shares_host = is_here
+    A = np.random.default_rng(0).standard_normal((60, 20))
+    with pool_of(site, workers=2) as pool:
+        faulty = FaultyExecutor(pool, {})
+        with CodedOperator(A, blocks=4, tasks=6, executor=faulty) as operator:
+            for count in range(1, 4):
+                np.testing.assert_allclose(operator @ np.ones(20), A.sum(axis=1), atol=1e-12)
+                assert len(observed) == (count if is_here else 0)
 
 
 # --- workers with limited run time -----------------------------------------------------------------

@@ -22,6 +22,7 @@ import pytest
 from memory_storage import DictStorage
 from plain import first_ends
 from pool_processes import PATIENCE, A, X, check, opened, taken, until
+from slow_links import slow_links
 from worker_sites import ThreadSite, called, pool_of, serving_by_storage
 
 import polarmap
@@ -574,6 +575,27 @@ def test_block_is_sent_once_to_each_worker(site: ThreadSite, monkeypatch: pytest
                 assert [outcome.failure for outcome in first_ends(run, 6)] == 6 * [None]
     assert site.launches == [[0]]
     assert len(asked) == len(set(asked)) == 6
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_blocks_of_an_unchanged_array_travel_once(site: ThreadSite, is_kept: bool) -> None:
+    data = np.random.default_rng(0).standard_normal((6 * 40_000, 1))
+    memory_limit = 2 * 8 * data.nbytes // 6 if is_kept else data.nbytes  # of eight blocks, or fewer
+
+    def count_bytes() -> int:
+        """Map the data, and return the bytes that all workers have received meanwhile."""
+        before = sum(link.bytes_to_caller for link in links)
+        y = polarmap.coded_map(np.sum, data, blocks=6, tasks=8, executor=pool, verify=False)
+        np.testing.assert_allclose(list(y), data.reshape(6, -1).sum(axis=1), atol=1e-9)
+        return sum(link.bytes_to_caller for link in links) - before
+
+    with slow_links() as links, pool_of(site, workers=1, memory_limit=memory_limit) as pool:
+        n_first_bytes = count_bytes()
+        assert n_first_bytes >= data.nbytes
+        assert (count_bytes() < 0.1 * data.nbytes) is is_kept
+        assert (count_bytes() < 0.1 * data.nbytes) is is_kept
+        data[:40_000] += 1.0  # in place: one block of data and the parity are new
+        assert count_bytes() >= data.nbytes / 6
 
 
 def test_backoff_is_at_most_one_minute() -> None:
