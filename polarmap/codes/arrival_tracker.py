@@ -113,7 +113,7 @@ class ArrivalTracker:
         return self.state is DecodingState.DECODABLE
 
     def accept_ill_conditioned(self) -> bool:
-        """Ignore `max_amplification` from now on, and return whether decoding is possible.
+        """Accept any amplification from now on, and return whether decoding is possible.
 
         Call this method when no further result can arrive.
         """

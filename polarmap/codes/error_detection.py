@@ -249,7 +249,7 @@ def _select_blocks(blocks: list[Array], positions: Indices | slice) -> list[Arra
 
 
 def _combine_residuals(residuals: list[ParityCheckResidual]) -> ParityCheckResidual:
-    """Combine the residuals of disjoint sets of parity checks."""
+    """Reduce the residuals of disjoint sets of parity checks to a single residual."""
     if len(residuals) == 1:
         return residuals[0]
     violated_check_blocks = tuple(i for i, residual in enumerate(residuals) if len(residual.violations))

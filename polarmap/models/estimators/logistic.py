@@ -15,7 +15,7 @@ from polarmap.models.losses import WeightedLoss
 
 @dataclass(eq=False, repr=False)
 class LogisticMixin(ProbabilisticClassifierMixin):
-    """A mixin for models that minimize C sum_i loss_i plus a penalty, where the loss is logistic.
+    """Mixin for models that minimize C sum_i loss_i plus a penalty, with a logistic loss.
 
     List it before a subclass of `LinearPredictorEstimator`, which defines the penalty.
     """
