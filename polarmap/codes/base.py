@@ -191,11 +191,11 @@ class ErasureDecoder(ABC):
     arrived_mask : boolean array (n,)
         True for each result that has arrived.
     arrived_indices : index array
-        Indices of the arrived results, ascending.
+        Indices of the arrived results, in ascending order.
     arrived_data_indices : index array
         Indices of the arrived results that are targets themselves and need no decoding.
     missing_indices : index array
-        Indices of the targets that have not arrived, ascending.
+        Indices of the targets that have not arrived, in ascending order.
     modular : bool
         Whether integers are decoded modulo 2^64 instead of as real numbers.
     """
@@ -351,7 +351,7 @@ class SystematicEquations(ErasureDecoder):
     Attributes
     ----------
     arrived_parity_indices : index array
-        Rows of P whose parity blocks have arrived, ascending.
+        Rows of P whose parity blocks have arrived, in ascending order.
     """
 
     def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:

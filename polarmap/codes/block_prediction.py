@@ -31,9 +31,9 @@ class MissingBlockPredictor(NamedTuple):
     Attributes
     ----------
     missing_indices : index array
-        Data blocks to estimate, ascending.
+        Data blocks to estimate, in ascending order.
     arrived_indices : index array
-        Coded blocks that have arrived, ascending.
+        Coded blocks that have arrived, in ascending order.
     weights : array (missing, arrived)
         Weights of the arrived results: estimates = weights @ received. Each row sums to one.
     error_stds : array (missing,)

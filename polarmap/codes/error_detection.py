@@ -202,7 +202,7 @@ def evaluate_parity_checks(
     lowest_precision_dtype : dtype, optional
         Less precise dtype to which the blocks were rounded at some point. By default, `dtype`.
     absolute_tolerance : float
-        Absolute error that is allowed in each entry in any case.
+        Absolute error that is always tolerated in each entry.
     magnitude_before_cancellation : float
         Magnitude of the terms that f adds up, if the terms may cancel. If larger than the largest entry, it
         is used to estimate the rounding errors.
@@ -210,7 +210,8 @@ def evaluate_parity_checks(
     Returns
     -------
     ParityCheckResidual
-        For integers that are decoded modulo 2^64, `max_relative` is 1 if a check is violated, and else 0.
+        For integers that are decoded modulo 2^64, `max_relative` is 1 if a check is violated, and 0
+        otherwise.
     """
     if dtype.kind == "c":
         real_dtype = to_real_dtype(dtype)
@@ -318,8 +319,8 @@ def locate_erroneous_blocks(
     Returns
     -------
     list of int
-        Block indices, ascending. Empty if fewer than two checks are available, or if no single block explains
-        the violations.
+        Block indices, in ascending order. Empty if fewer than two checks are available, or if no single block
+        explains the violations.
     """
     if len(violated_check_blocks) > 1:  # Each result appears in the checks of a single matrix block.
         return []

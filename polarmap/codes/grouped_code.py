@@ -55,7 +55,8 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     group_codes : list of PolarCode
         The code of each group. Groups of equal size share one object.
     group_blocks : list of index arrays
-        The coded blocks of each group: first its data blocks, then its parity blocks, both ascending.
+        The coded blocks of each group: first its data blocks, then its parity blocks, both in ascending
+        order.
 
     Examples
     --------

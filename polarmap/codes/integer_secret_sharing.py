@@ -45,7 +45,7 @@ class IntegerSecretSharingCode(LinearCode):
     k : int
         Number of data blocks, at least 1.
     n_colluders : int
-        Number t of workers that may combine their blocks.
+        Number t of workers that may collude.
 
     Notes
     -----
@@ -161,7 +161,7 @@ def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
     n : int
         Number of coded blocks.
     n_colluders : int
-        Number t of workers that may combine their blocks.
+        Number t of workers that may collude.
 
     Returns
     -------
@@ -200,7 +200,7 @@ def compute_min_tasks(k: int, n_colluders: int) -> int:
     k : int
         Number of data blocks.
     n_colluders : int
-        Number of workers that may combine their blocks.
+        Number of workers that may collude.
 
     Examples
     --------
@@ -221,7 +221,7 @@ def compute_max_data_blocks(n_workers: int, n_colluders: int) -> int:
     n_workers : int
         Number of coded blocks.
     n_colluders : int
-        Number of workers that may combine their blocks.
+        Number of workers that may collude.
 
     Returns
     -------

@@ -89,8 +89,7 @@ class LinearCode(CodeMatrices):
     n_groups : int
         Number of groups of blocks that are decoded independently of each other.
     max_backups : int
-        Maximum number of backup attempts (further copies of a running task) for each late task. Codes with
-        parity blocks need none and have 0.
+        Maximum number of backup tasks per late task; 0 for codes with parity blocks, which need none.
     """
 
     name: str

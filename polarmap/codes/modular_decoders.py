@@ -100,7 +100,7 @@ class EliminationDecoder(ModularDecoder):
 
     @cached_property
     def pivot_row_indices(self) -> Indices:
-        """The equations to solve: as many independent rows of `system_matrix` as possible, ascending."""
+        """The equations to solve: a maximal set of independent rows of `system_matrix`, ascending."""
         return np.array(find_independent_rows_gf2(self.system_matrix), dtype=np.intp)
 
     @cached_property

@@ -94,10 +94,10 @@ class PolarCode(SystematicCode):
         Number of data blocks, at least 1.
     kernel : {"rotation", "arikan", "hadamard"}, optional
         "rotation" (default) is an orthogonal butterfly with pseudo-random angles, for floats. Almost any k
-        results decode, as for an MDS code. "arikan" uses the matrix [[1, 1], [0, 1]] and the frozen set of
-        channel polarization (arXiv 1901.06811). Its coefficients are small integers, so integers decode
-        exactly. "hadamard" uses [[1, 1], [1, -1]] and a pseudo-random frozen set, for floats. It needs a few
-        more than k results.
+        results suffice to decode, as for an MDS code. "arikan" uses the matrix [[1, 1], [0, 1]] and the
+        frozen set of channel polarization (arXiv 1901.06811). Its coefficients are small integers, so
+        integers are decoded exactly. "hadamard" uses [[1, 1], [1, -1]] and a pseudo-random frozen set, for
+        floats. It needs a few more than k results.
     decoder : {"optimal", "sequential"}
         "optimal" decodes every erasure pattern that any decoder can decode. "sequential" (arikan only) is
         successive cancellation. It takes n log n additions and decodes fewer patterns.
@@ -116,10 +116,10 @@ class PolarCode(SystematicCode):
         power of two >= n. Fewer stages need fewer additions and more results. The code then consists of
         several butterflies of 2^levels blocks, each with its own data blocks and parity blocks.
     groups : int, optional
-        Number of groups into which the blocks are divided, each of which is encoded and decoded on its own.
-        With groups of about 1,000 blocks, n may be up to 1,048,576, and all operations take time in
-        proportion to n. Every group needs enough results, so that a few more than k results are needed in
-        all. The default is one group.
+        Number of groups into which the blocks are divided. Each group is encoded and decoded independently.
+        With groups of about 1,000 blocks, n may be up to 1,048,576, and the time of all operations is
+        proportional to n. Every group needs enough results, so slightly more than k results are needed in
+        total. The default is one group.
 
     Examples
     --------
@@ -271,7 +271,7 @@ class PolarCode(SystematicCode):
         give the data blocks to the most reliable workers, because data blocks that arrive need no decoding.
         The arikan kernel sorts the workers along the codeword positions for the sequential decoder, which
         pairs reliable workers with unreliable ones. For the optimal decoder, it shuffles them. Both choices
-        were the best in measurements.
+        performed best in measurements.
 
         Examples
         --------

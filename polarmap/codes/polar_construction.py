@@ -99,7 +99,7 @@ def choose_frozen_set(
         Erasure probability of all positions that are sent, or of each of them.
     levels : int, optional
         Number of stages, as in `compute_transform_shape`. With several butterflies, each has at least one
-        frozen input and one that is not frozen.
+        frozen and one free input.
 
     Returns
     -------
@@ -132,14 +132,14 @@ def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None =
     the input has about that many nonzero blocks. Freezing inputs of low weight therefore leaves few erasure
     patterns for which the optimal decoder fails. Among inputs of equal weight, those whose parity check
     involves the most sent positions are frozen first, so that every block is covered by a check. Remaining
-    ties are broken pseudo-randomly. The set is closed downwards, like that of `choose_frozen_set`.
+    ties are broken pseudo-randomly. The set is downward closed, like that of `choose_frozen_set`.
 
     Parameters
     ----------
     n, k : int
         Number of coded blocks and of data blocks.
     seed : int
-        Seed of the ties.
+        Seed for breaking ties.
     levels : int, optional
         Number of stages, as in `choose_frozen_set`.
 

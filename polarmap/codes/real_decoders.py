@@ -389,8 +389,8 @@ def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) 
     parity_matrix : array (n - k, k)
         P of a systematic code.
     arrived_patterns : index array (patterns, k)
-        Indices of the arrived blocks in each pattern, ascending. All patterns must have the same number of
-        data blocks.
+        Indices of the arrived blocks in each pattern, in ascending order. All patterns must have the same
+        number of data blocks.
 
     Returns
     -------

@@ -48,7 +48,7 @@ class RotationButterflyNetwork:
     permutations : index array (parity groups, size)
         Permutation of the rows for each parity group.
     kept_rows : index array (r,)
-        Rows of the stacked outputs that become parity blocks, ascending by group.
+        Rows of the stacked outputs that become parity blocks, in ascending order by group.
     scale, shift : array (r,)
         Scale and shift of each parity block.
     """

@@ -48,7 +48,7 @@ class SecretSharing:
     Parameters
     ----------
     n_colluders : int
-        Number t of workers that may combine their blocks.
+        Number t of workers that may collude.
     noise : float
         Standard deviation of the noise in each coded block, relative to the root mean square of the data. It
         applies to floats only. Leakage is inversely proportional to its square, and decoding loses about

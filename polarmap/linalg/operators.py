@@ -52,7 +52,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     transpose : CodedArray (N, M), optional
         The transpose of A in storage, which is used for A' y. By default, A is encoded by columns.
     blocks : int, optional
-        The number k of blocks. By default, 24, or three per core if that is less and the workers run on this
+        The number k of blocks. By default, 24, or three per core if that is fewer and the workers run on this
         machine. If there are too few rows or columns for this number of equal blocks, fewer are used.
     tasks : int, optional
         The number n of tasks. By default, a third more than `blocks`. If fewer blocks are used, the number

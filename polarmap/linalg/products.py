@@ -71,10 +71,10 @@ def coded_matmul(
         NumPy, Zarr or h5py arrays, or memmaps. All entries must be finite. One of the factors may be a
         vector, as in NumPy.
     method : {"auto", "rows", "columns", "grid"}
-        "rows" encodes A by rows: every worker gets one block of A and the whole of B. "columns" encodes B by
-        columns: every worker gets the whole of A and one block of B. "grid" encodes both: worker (i, j)
-        multiplies A_i and B_j, and missing results are decoded along rows and columns of the grid. "auto"
-        chooses the fastest of these methods by the formula in Notes.
+        "rows" encodes A by rows: every worker gets one block of A and all of B. "columns" encodes B by
+        columns: every worker gets all of A and one block of B. "grid" encodes both: worker (i, j) multiplies
+        A_i and B_j, and missing results are decoded along rows and columns of the grid. "auto" chooses the
+        fastest of these methods by the formula in Notes.
     blocks : int or pair of ints, optional
         The number k of blocks, or (k_A, k_B) for a grid.
     tasks : int or pair of ints, optional

@@ -25,9 +25,9 @@ class ConeConstrainedLoss:
     loss : ProfiledLoss
         Loss as a function of the outputs of the network.
     patterns : bool array (samples, gates)
-        Whether each gate is open at each sample. Column i is the diagonal of D_i.
+        True where a gate is open for a sample. Column i is the diagonal of D_i.
     margins : array (samples, gates)
-        |A interior_points|: how far each interior point is from the borders of its cone.
+        |A interior_points|: the margins of each interior point from the boundary of its cone.
     interior_points : array (features, gates)
         A point in the interior of each cone.
     """

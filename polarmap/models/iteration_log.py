@@ -22,8 +22,8 @@ class IterationLog:
     operator : CodedOperator
         Operator that computes the solver's products. With verbose=2, its products are counted.
     verbose : int
-        0: print nothing. 1: print the objective, the norm of the gradient, and the seconds of each iteration.
-        2: also print the number of products, and how many blocks the last product decoded.
+        0: print nothing. 1: print the objective, the norm of the gradient, and the duration of each iteration
+        in seconds. 2: also print the number of products, and how many blocks the last product decoded.
 
     Examples
     --------

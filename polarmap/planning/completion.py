@@ -70,8 +70,8 @@ class Completion(NamedTuple):
     p50, p95, p99 : float
         Quantiles of the completion time over all jobs; inf if too few jobs complete.
     worker_seconds : float
-        Expected cost: the sum of the run times of all workers. Tasks that still run when the job completes
-        are stopped.
+        Expected cost: the sum of the run times of all workers. Tasks still running when the job completes are
+        stopped.
     n_results_awaited : float
         Expected number of results that the job waits for, counting one result per replicated task.
     n_tasks_started : float
@@ -81,7 +81,7 @@ class Completion(NamedTuple):
     n_upfront_parity : int
         For "on_demand": the number of parity tasks that start with the data tasks.
     tasks_per_worker : int
-        For "small_blocks": how many tasks there are per worker, and small blocks per data block.
+        For "small_blocks": the number of tasks per worker, and of small blocks per data block.
     """
 
     scheme: str
@@ -136,7 +136,7 @@ def completion_time(
         How the job is run:
 
         - "uncoded" (n = k): wait for all tasks.
-        - "mds": wait for any k of the n results. No code is faster if each worker returns either all of its
+        - "mds": wait for any k of the n results. No code is faster if each worker returns either its whole
           result or nothing.
         - "rotation": the default code for floats. It is computed like "mds", because almost any k results
           can be decoded. For more than 4,096 workers, the tasks are divided into groups, and each group needs
@@ -148,8 +148,8 @@ def completion_time(
         - "small_blocks": as "rotation", but the data is cut into `tasks_per_worker` times as many blocks. The
           n persistent workers take one small task after another.
         - "replication": run n / k copies of each task, and use the first result of each.
-        - "backup" (n = k): start late tasks a second time, by the rule of `hedged_map`.
-        - "backup-cubed", "backup-spark": start late tasks a second time, by the rule of cubed or of Spark 4.
+        - "backup" (n = k): start backups of late tasks, by the rule of `hedged_map`.
+        - "backup-cubed", "backup-spark": start backups of late tasks, by the rule of cubed or Spark 4.
     run_times : Distribution, run times in seconds, or reports of coded maps
         The run time of one task. If the workers differ in speed, pass a sequence of n Distributions, one per
         worker. Then jobs are simulated, and `scheme` must be a code or "uncoded".
@@ -161,8 +161,7 @@ def completion_time(
     tasks_per_worker, task_overhead
         Only for "small_blocks": see `simulate_overdecomposition`.
     n_trials, seed : int
-        How many jobs (or orders of arrival) are simulated for a scheme without a formula, and the seed of the
-        random numbers.
+        The number of jobs (or arrival orders) to simulate for schemes without a formula, and the random seed.
 
     Returns
     -------

@@ -90,7 +90,7 @@ def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -
     code : PolarCode
         A code with Arikan's kernel and with the decoder of `scheme`.
     arrival_times : array (n, trials)
-        When the result of each coded block arrives, in seconds or as a rank (1 for the first).
+        The arrival time of each coded block's result, in seconds or as a rank (1 for the first).
     scheme : str
         One of ARIKAN_SCHEMES.
 
@@ -119,8 +119,8 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
     code : PolarCode
         A code with Arikan's kernel and decoder="sequential".
     arrival_times : array (n, trials)
-        When the result of each coded block arrives, in seconds or as a rank. For a result that never arrives,
-        pass inf or the largest integer of the dtype.
+        The arrival time of each coded block's result, in seconds or as a rank. For a result that never
+        arrives, pass inf or the largest integer of the dtype.
 
     Returns
     -------

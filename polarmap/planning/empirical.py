@@ -85,9 +85,9 @@ class Empirical(Distribution):
         The distinct run times of completed tasks, and their probabilities, which sum to 1.
     failure_probability : float
         The probability that a task takes longer than the longest completed one. The observations do not tell
-        when such tasks complete, or whether they do. `with_exponential_tail` extrapolates.
+        when such tasks complete, if at all. `with_exponential_tail` extrapolates.
     tail_scale : float
-        How much longer than the median the tasks beyond the median take on average, in seconds. Used by
+        The mean time that tasks beyond the median take in excess of it, in seconds. Used by
         `with_exponential_tail`.
     n_completed : int
         The number of completed tasks.
@@ -283,7 +283,7 @@ def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, f
     Returns
     -------
     times : array (j,)
-        The distinct completion times, ascending.
+        The distinct completion times, in ascending order.
     probabilities : array (j,)
         The probability of each completion time.
     remainder : float

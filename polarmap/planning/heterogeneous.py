@@ -171,14 +171,13 @@ def simulate_heterogeneous_workers(
         The probability that a result is missing, for which a code with Arikan's kernel is designed. If None,
         each worker has its own probability, as returned by `select_workers_for_scheme`.
     n_trials, seed : int
-        The number of jobs to simulate (at least MIN_JOBS for most schemes), and the seed of the random
-        numbers.
+        The number of jobs to simulate (at least MIN_JOBS for most schemes), and the random seed.
 
     Returns
     -------
     jobs : SimulatedJobs
     n_arrivals : array (trials,)
-        How many results each job waited for.
+        The number of results that each job waited for.
 
     Examples
     --------

@@ -114,10 +114,9 @@ def measure(
     tasks : int
         The number of tasks in each map. Use as many tasks as in your own maps.
     task_seconds : float
-        How much work each task does: it sorts numbers for about this many seconds on one core of this
-        machine.
+        The amount of work per task: it sorts numbers for about this many seconds on a core of this machine.
     timeout : float, optional
-        The longest time that each map may take, in seconds.
+        The time limit of each map in seconds.
     progress : bool, optional
         As for `coded_map`.
 

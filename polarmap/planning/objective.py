@@ -27,11 +27,11 @@ class Objective:
         The fraction by which the metric may exceed its minimum; 0.1 means 10 %. By default, a completion time
         is balanced against the worker-seconds, and the slack of "cost" is 0.05.
     deadline : float
-        The largest accepted completion time in seconds: that of the metric, or the p99 for "cost".
+        The maximum acceptable completion time in seconds: that of the metric, or the p99 for "cost".
     budget : float
-        The largest accepted mean worker-seconds.
+        The maximum acceptable mean worker-seconds.
     max_failure_probability : float
-        The largest accepted probability that the job never completes.
+        The maximum acceptable probability that the job never completes.
     """
 
     metric: str = "p99"

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
-# The maximum number of table rows in the text of a plan.
+# The maximum number of lines in the text of a plan.
 MAX_TABLE_LINES = 10
 # Compare at most this many worker counts above k.
 MAX_SIZES = 48
@@ -70,7 +70,7 @@ class Plan(PlannedSchedule):
     code : str
         "rotation", "sequential", "optimal", "integers", or "uncoded".
     objective : str
-        What the plan minimizes, as passed to `plan`.
+        The quantity that the plan minimizes, as passed to `plan`.
     expected, uncoded : Completion
         The expected time and worker-seconds of the plan, and of a plain map without a code.
     frontier : tuple of Completion
@@ -86,15 +86,15 @@ class Plan(PlannedSchedule):
     run_times : Distribution
         The run time of one task. If the workers differ in speed, the mixture of their distributions.
     worker_indices : tuple of int
-        If one distribution per worker was passed to `plan`: the workers to use. Task i, in starting order, is
-        for worker `worker_indices[i]`. Empty otherwise.
+        If one distribution per worker was passed to `plan`: the workers to use. Task i, in starting order,
+        should run on worker `worker_indices[i]`. Empty otherwise.
     erasure : tuple of float
         If the workers differ in speed: the probability that each of the n results is missing, for which the
         code is designed (`PolarCode(erasure=)`). Empty otherwise.
     n_completed : int or None
         The number of completed tasks whose run times were observed. None if there are no observations.
     size_range : WorkerCountRange or None
-        How uncertain the recommended number of workers is, if fewer than 20 completed tasks were observed.
+        The uncertainty of the recommended number of workers, if fewer than 20 completed tasks were observed.
     shared_cores : SharedCores or None
         The cores of this machine that the observed tasks shared. None if the tasks ran elsewhere.
     """
@@ -285,27 +285,27 @@ def plan(
     run_times : Distribution, run times in seconds, or reports of coded maps
         The run time of one task, from its start on a worker until its result arrives; see `Empirical`. If the
         workers differ in speed, pass a sequence of Distributions, one for each worker. If fewer than 20
-        completed tasks were observed, the plan shows a range of workers. The range is estimated by a
-        bootstrap, and covers 90 % of its recommendations.
+        completed tasks were observed, the plan shows a range of workers. The range is estimated by
+        bootstrapping and covers 90 % of the recommendations.
     objective : {"p99", "mean", "p50", "p95", "cost"}
         The quantity to minimize: a quantile or the mean of the completion time, or the worker-seconds
         ("cost").
     max_workers : int, optional
-        The largest number of workers. By default 2 k, or the length of a sequence of Distributions.
+        The maximum number of workers. By default, 2 k, or the length of a sequence of Distributions.
     deadline : float
-        The largest accepted completion time in seconds: that of the objective, or the p99 for "cost".
+        The maximum acceptable completion time in seconds: that of the objective, or the p99 for "cost".
     budget : float
-        The largest accepted mean worker-seconds.
+        The maximum acceptable mean worker-seconds.
     code : {"rotation", "sequential", "optimal", "integers"}
         The code, as for `scheme` of `completion_time`. "rotation" is computed exactly and quickly.
     slack : float, optional
-        By how much the objective may exceed its minimum, as a fraction. By default 0.05 for "cost". For the
-        other objectives, time and worker-seconds are balanced by default.
+        The fraction by which the objective may exceed its minimum. By default, 0.05 for "cost". For the other
+        objectives, time and worker-seconds are balanced by default.
     max_failure_probability : float
-        The largest accepted probability that the job never completes because too many tasks fail.
+        The maximum acceptable probability that the job never completes because too many tasks fail.
     n_trials, seed : int
-        The number of simulated jobs (or orders of arrival), and the seed of the random numbers. They are only
-        used where no formula is known, for example for codes other than "rotation".
+        The number of simulated jobs (or arrival orders), and the random seed. They are only used where no
+        formula is known, for example for codes other than "rotation".
     worker_spec : polarmap.clouds.limits.WorkerSpec, optional
         A description of the workers in a cloud. It limits the number of workers and the duration of a task,
         and determines the cost in US dollars.

@@ -77,13 +77,14 @@ def bootstrap_worker_count_range(
     observations : Empirical
         The observed run times.
     worker_counts : sequence of int
-        The numbers of workers to choose from, ascending. The first is k, that of a plain map without a code.
+        The numbers of workers to choose from, in ascending order. The first is k, that of a plain map without
+        a code.
     objective : Objective
         What to minimize.
     chosen_count : int
         The recommended number of workers.
     seed : int
-        The seed of the random numbers.
+        The random seed.
     has_tail : bool
         Whether to extrapolate by an exponential tail (`Empirical.with_exponential_tail`).
 
@@ -139,7 +140,7 @@ def compute_completions_by_worker_count(
     times, cdf : arrays (distributions, steps)
         One step function per distribution: ascending times, and the fraction of tasks completed by each time.
     worker_counts : sequence of int
-        The numbers of workers n, ascending. The first is k.
+        The numbers of workers n, in ascending order. The first is k.
 
     Returns
     -------

@@ -196,7 +196,7 @@ def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array,
     out : array (outputs, b)
         Array to write to, of any real dtype.
     *operands : array
-        Further arguments of `compiled_loop`.
+        Additional arguments of `compiled_loop`.
     """
     width, slices = out.shape[1], split_columns_for_cores(out)
     if out.dtype == np.float64 and all(_is_contiguous_float64(row) and row.size == width for row in rows):

@@ -278,8 +278,8 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
         unit returns its input if that is positive. This problem is harder and needs Gram matrices, so
         features**2 * gates * outputs must not exceed 15 million.
     n_gates : int
-        Number of gates. Fewer are used if fewer different gates are found. With an intercept, one gate is
-        open for all samples.
+        Number of gates. Fewer are used if fewer distinct gates are found. With an intercept, one gate is open
+        for all samples.
     fit_intercept : bool
         Whether units and outputs have biases. The biases of the outputs are not penalized.
     random_state : int, RandomState or None
@@ -287,7 +287,7 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
     tol : float
         Relative tolerance of the duality gap.
     max_iter : int
-        Maximum number of iterations. Each takes two coded maps or more.
+        Maximum number of iterations. Each takes at least two coded maps.
     blocks, tasks, code, executor, timeout, verbose : optional
         As for `polarmap.convex.ElasticNet`.
 

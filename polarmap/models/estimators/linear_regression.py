@@ -29,8 +29,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         Whether to fit an intercept c, which is not penalized.
     solver : {"lsqr", "lsmr", "cg"}
         "lsqr" and "lsmr" are methods of scipy.sparse.linalg, and "cg" is conjugate gradients on the normal
-        equations. For a dense X with up to 1,000 features, the solver starts again if it needs many
-        iterations, with features that have been made orthogonal by their Gram matrix.
+        equations. For a dense X with up to 1,000 features, the solver restarts with features that were
+        orthogonalized by their Gram matrix if it would need many iterations.
     tol : float
         Relative tolerance of the solver.
     max_iter : int
@@ -45,8 +45,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         Several targets share the time.
     verbose : int
         0 prints nothing. 1 prints a line after each iteration: the objective (not with "lsmr"), the norm of
-        its gradient for scaled features, and the seconds of the iteration. 2 also prints the number of
-        products, and how many blocks the last product decoded.
+        its gradient for scaled features, and the duration of the iteration in seconds. 2 also prints the
+        number of products, and how many blocks the last product decoded.
 
     Attributes
     ----------

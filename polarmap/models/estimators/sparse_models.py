@@ -80,7 +80,7 @@ class ElasticNet(PenalizedLinearRegression):
     objective_ : float
         Weighted mean of (y - X w - c)^2 / 2, summed over targets, plus the penalty.
     dual_gap_ : float or None
-        Upper bound on how far `objective_` is above its minimum. None with alpha=0.
+        Upper bound on the difference between `objective_` and its minimum. None with alpha=0.
     optimality_ : float
         Norm of the gradient map for scaled features, which is the residual of the KKT conditions.
     n_iter_ : int

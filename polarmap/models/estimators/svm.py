@@ -39,7 +39,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         proportional to the total weights of the classes. With more than two classes, a factor is only used
         when its class is fitted against the rest, and only for the samples of the class.
     fit_intercept : bool
-        Whether to fit an intercept c. It is the coefficient of a constant feature 1, so it is penalized, too.
+        Whether to fit an intercept c. It is the coefficient of a constant feature 1, so it is also penalized.
     tol : float
         Relative tolerance of the duality gap.
     max_iter : int
@@ -60,7 +60,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
     objective_ : float
         Objective of the primal problem, summed over outputs.
     dual_gap_ : float
-        Upper bound on how far `objective_` is above its minimum.
+        Upper bound on the difference between `objective_` and its minimum.
     optimality_ : float
         Norm of the gradient map of the dual problem, for samples scaled to norm 1.
     n_iter_ : int

@@ -50,7 +50,7 @@ def count_first_order_iterations(operator: Any, start: Floats, max_iter: int) ->
     operator : LinearOperator (samples, features)
         Operator of the features. Newton steps need its method `gram(weights)`.
     start : array (features,) or (features, outputs)
-        Starting point, of which only the shape is used.
+        Starting point. Only its shape is used.
     max_iter : int
         Iteration limit of the fit, which is returned if Newton steps are not possible.
     """

@@ -33,7 +33,7 @@ class Solution(NamedTuple):
     n_iter : int
         Number of iterations.
     converged : bool
-        Whether the solution is as accurate as `tol` requires, or as rounding allows.
+        Whether the solution satisfies `tol`, or is as accurate as rounding allows.
     timed_out : bool
         Whether the deadline of the operator (`CodedOperator.set_deadline`) passed before the solver had
         finished. If so, x is the best iterate so far.

@@ -40,8 +40,8 @@ class BackupRule(NamedTuple):
     min_tasks : int
         Jobs with fewer tasks do not use backups.
     uses_all_tasks : bool
-        What a typical run time is. True: the time by which `completed_fraction` of all tasks had completed
-        (as in cubed). False: the median run time of the completed tasks (as in Spark).
+        How a typical run time is defined. True: the time by which `completed_fraction` of all tasks had
+        completed (as in cubed). False: the median run time of the completed tasks (as in Spark).
     """
 
     slowdown: float = 3.0
@@ -88,7 +88,7 @@ def simulate_backups(
     rule : BackupRule or LatenessRule
         Decides when a task is late: the rule of cubed or Spark, or the rule of `hedged_map`.
     max_backups : int
-        The largest number of backups per task. A backup may itself become late.
+        The maximum number of backups per task. A backup may itself become late.
 
     Returns
     -------

@@ -34,7 +34,7 @@ def simulate_overdecomposition(
     k : int
         The number of data blocks with one task per worker.
     tasks_per_worker : int
-        How many small tasks take the place of each task. With 1, a job completes when k workers have
+        The number of small tasks that replace each task. With 1, a job completes when k workers have
         finished.
     task_overhead : float
         The number of seconds that each small task takes in addition to its computation.
