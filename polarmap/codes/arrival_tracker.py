@@ -124,7 +124,7 @@ class ArrivalTracker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all missing results can be decoded accurately enough."""
+        """True if all missing results can be decoded accurately enough."""
         return self.state is DecodingState.DECODABLE
 
     @property

@@ -242,14 +242,14 @@ class ErasureDecoder(ABC):
 
     @property
     def weights(self) -> Floats | UInt64Array:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         raise NotImplementedError(
             f"{type(self).__name__} has no decoding weights. Use weight_magnitudes instead."
         )
 
     @property
     def approximate_weights(self) -> Floats:
-        """The decoding weights as real numbers. Each row computes a missing result.
+        """The decoding weights as real numbers, with one row per missing result.
 
         For integers, they are valid unless a value wraps around modulo 2^64.
         """

@@ -27,7 +27,7 @@ from polarmap.dtypes import Array, DType, Indices, Mask, check_supported_dtype, 
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int
 
-MAX_N = 1 << 12  # Maximum number of coded blocks. Ranks modulo 2 need dense matrices.
+MAX_N = 1 << 12  # Maximum number of coded blocks. Computing ranks modulo 2 requires dense matrices.
 
 
 class IntegerSecretSharingCode(LinearCode):

@@ -25,7 +25,7 @@ from polarmap.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import check_positive_int, is_choice
 
-# Maximum number of coded blocks. Testing decodability takes O(n^3) operations.
+# Maximum number of coded blocks. Checking decodability takes O(n^3) operations.
 MAX_POINTS = 2048
 # For up to this many coded blocks, the amplification is computed from the decoding weights.
 MAX_EXACT_AMPLIFICATION_N = 64

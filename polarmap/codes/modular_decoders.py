@@ -61,7 +61,7 @@ class ModularDecoder(ErasureDecoder):
     @property
     @abstractmethod
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
+        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
 
     @property
     def weight_magnitudes(self) -> Floats:
@@ -145,7 +145,7 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
+        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
         n_data = len(self.arrived_data_indices)
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
@@ -193,7 +193,7 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
+        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights

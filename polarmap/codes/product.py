@@ -253,7 +253,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         if self.line_decodings is None:
             return self.joint.weights
         n_arrived = len(self.arrived_indices)
@@ -288,7 +288,7 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64 of joint decoding. Each row computes a missing result."""
+        """The weights of joint decoding modulo 2^64, with one row per missing result."""
         return self.joint.weights
 
     @property

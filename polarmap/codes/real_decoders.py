@@ -64,7 +64,7 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def weights(self) -> Floats:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         raise NotImplementedError
 
     @property
@@ -161,7 +161,7 @@ class PseudoInverseDecoder(RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         return np.asarray(self.code.target_matrix[self.missing_indices] @ self._pseudo_inverse)
 
     @cached_property
@@ -207,7 +207,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights by least squares. Each row computes a missing result."""
+        """The least-squares decoding weights, with one row per missing result."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):

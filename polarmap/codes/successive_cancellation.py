@@ -273,7 +273,7 @@ class CancellationSolver:
         )
 
     def compute_weights(self, dtype: type[np.number]) -> Array:
-        """Compute the decoding weights in `dtype`. Each row computes a missing block."""
+        """Compute the decoding weights in `dtype`, with one row per missing block."""
         weights = np.empty((len(self._missing_indices), len(self._arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
             rows = slice(start, start + COLUMNS_PER_PASS)
@@ -445,7 +445,7 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
+        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
         return self.solver.compute_weights(np.int64).view(np.uint64)
 
     @cached_property
@@ -490,7 +490,7 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         return self.solver.compute_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:

@@ -101,7 +101,7 @@ def sketched_lstsq(
     Yields
     ------
     SketchEstimate
-        An estimate each time that more results arrive, once they cover at least N + 2 rows. `value` is the
+        An estimate each time more results arrive, once they cover at least N + 2 rows. `value` is the
         estimate of x (N,). `error_p90` refers to the fitted values, |A (value - x)| / |b|.
 
     Raises
@@ -167,9 +167,9 @@ def sketched_gram(
     Yields
     ------
     SketchEstimate
-        An estimate each time that more results arrive. `value` (N, N) is the Gram matrix of the rows that
-        have been processed, scaled up to all rows. `error_p90` refers to |value - A' A| / |A' A| in
-        Frobenius norms.
+        An estimate each time more results arrive. `value` (N, N) is the Gram matrix of the rows that have
+        been processed, scaled up to all rows. `error_p90` refers to |value - A' A| / |A' A| in Frobenius
+        norms.
 
     Examples
     --------
@@ -261,7 +261,7 @@ def _generate_sketches(
     retry_delay: float,
     rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
-    """Yield a larger sketch each time that more results arrive.
+    """Yield a larger sketch each time more results arrive.
 
     If a task fails, its exception is raised after all other results have arrived.
     """

@@ -105,7 +105,7 @@ class Distribution(ABC):
         return conditional.of_all_tasks(self.failure_probability)
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
-        """Return the time by which a task has completed with probability p, for each p.
+        """Return the time by which a task has completed with probability p (the quantile), for each p.
 
         It is inf if p exceeds 1 - failure_probability, because too few tasks ever complete.
 

@@ -40,7 +40,7 @@ class ReplicatedJob(NamedTuple):
         return float(-np.expm1(self.n_tasks * np.log1p(-(self.run_times.failure_probability**self.n_copies))))
 
     def quantile(self, p: Floats) -> Floats:
-        """Return the times by which the job has completed with probabilities `p`.
+        """Return the quantiles of the job's completion time for probabilities `p`.
 
         >>> from polarmap.planning.distributions import ShiftedExponential
         >>> ReplicatedJob(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()

@@ -65,7 +65,7 @@ class Solver(Protocol):
 
     @property
     def optimality(self) -> float:
-        """The solver's measure of how far the current iterate is from a minimum, where it is 0."""
+        """The solver's measure of optimality at the current iterate; 0 at a minimum."""
 
     @property
     def has_converged(self) -> bool:

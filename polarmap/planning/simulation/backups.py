@@ -140,7 +140,7 @@ def simulate_backups(
 
 
 def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:
-    """Simulate one job with backup tasks, event by event.
+    """Simulate one job with backup tasks by discrete-event simulation.
 
     Parameters
     ----------

@@ -39,9 +39,9 @@ class SimulatedJobs(NamedTuple):
 def find_jobs_with_early_backups(
     sorted_run_times: Floats, rule: LatenessRule, n_spare: int = 0
 ) -> npt.NDArray[np.bool_]:
-    """Find the jobs in which tasks are late before half of all tasks have completed.
+    """Find the jobs in which tasks become late before half of all tasks have completed.
 
-    These jobs require a slower, event-driven simulation.
+    These jobs require a slower discrete-event simulation.
 
     Parameters
     ----------

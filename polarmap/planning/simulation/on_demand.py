@@ -126,7 +126,7 @@ def _compute_parity_start_times_in_rounds(
 
 
 def _simulate_parity_start_times(data_times: Floats, parity_times: Floats, n_upfront_parity: int) -> Floats:
-    """Return the start time of each parity task of one job, by event-driven simulation."""
+    """Return the start time of each parity task of one job, by discrete-event simulation."""
     k, attempt_times = len(data_times), np.concatenate([data_times, parity_times])
     rule = ParityRule(k)
     start_times, late_tracker = np.full(len(attempt_times), inf), LateTracker[int](rule.lateness_rule)
