@@ -12,8 +12,7 @@ import typing
 
 from polarmap import lazy_names
 
-# Importing these modules registers their kernels with PolarCode. The Hadamard kernel is imported on first
-# use.
+# These imports register the kernels with PolarCode. The Hadamard kernel is imported on first use.
 from polarmap.codes import arikan_code, rotation_code  # noqa: F401
 
 if typing.TYPE_CHECKING:

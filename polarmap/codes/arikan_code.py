@@ -47,18 +47,18 @@ from polarmap.dtypes import (
 )
 from polarmap.errors import CodeError
 
-# Up to this many parity rows, a BLAS product in float64 encodes 32-bit integers faster than additions, whose
-# sums need 64 bits (measured with benchmarks/coding.py).
+# For up to this many parity rows, a float64 BLAS product encodes 32-bit integers faster than row additions,
+# which need 64-bit sums (measured with benchmarks/coding.py).
 MAX_BLAS_INTEGER_ROWS = 16
-# The cost of decoding by row additions, in multiply-additions modulo 2^64: per row and stage of the butterfly
-# for each number in a block, and once per row to list the additions. Measured with benchmarks/coding.py.
+# The cost of decoding by row additions, in units of one multiply-add modulo 2^64. ADDITION_COST applies per
+# entry, row and butterfly stage, and PROGRAM_COST once per row. Measured with benchmarks/coding.py.
 ADDITION_COST, PROGRAM_COST = 0.7, 4000
-# The number of coded blocks up to which inputs of low weight are frozen by default, and parity blocks ordered
-# by the number of data blocks that they combine. Codes with more blocks are decoded by successive
-# cancellation, which is faster for frozen sets of channel polarization.
+# Codes with up to this many coded blocks freeze the inputs of lowest weight by default, and order parity
+# blocks by the number of data blocks that they combine. Larger codes are decoded by successive cancellation,
+# which is faster for frozen sets chosen by channel polarization.
 MAX_LOW_WEIGHT_N = 4096
-# The number of coded blocks up to which the frozen set of channel polarization is preferred if it survives
-# more losses of two blocks. It does so for a few codes of up to 27 blocks.
+# For codes with up to this many coded blocks, the frozen set of channel polarization is preferred if it
+# survives the loss of more pairs of blocks. This is the case for a few codes with up to 27 blocks.
 MAX_COMPARED_N = 64
 
 
@@ -76,18 +76,18 @@ class ArikanCode(PolarCode):
 
     @property
     def transform_shape(self) -> tuple[int, int]:
-        """The size of each butterfly, which is 2^levels, and the number of butterflies."""
+        """The size of each butterfly (2^levels) and the number of butterflies."""
         return compute_transform_shape(self.n, self.levels)
 
     @property
     def mother_code_length(self) -> int:
-        """The number N of positions of all butterflies. The first N - n are punctured, that is, not sent."""
+        """The total length N of all butterflies. The first N - n positions are punctured (not sent)."""
         size, n_transforms = self.transform_shape
         return size * n_transforms
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """The n - k inputs of the butterflies that are frozen to zero, ascending."""
+        """The n - k inputs of the butterflies that are frozen to zero, in ascending order."""
         sizes = self.n, self.k
         if not self._has_low_weight_design:
             return choose_frozen_set(*sizes, self._position_erasure_probabilities, self.levels)
@@ -99,7 +99,7 @@ class ArikanCode(PolarCode):
 
     @property
     def _has_low_weight_design(self) -> bool:
-        """Whether inputs of low weight are frozen, rather than those chosen by channel polarization."""
+        """True if the inputs of lowest weight are frozen instead of those chosen by channel polarization."""
         is_default = self.erasure_option is None and self.decoder == "optimal"
         return is_default and self.n <= MAX_LOW_WEIGHT_N
 
@@ -113,10 +113,10 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The position of each coded block at the output of the butterfly. Data blocks come first.
+        """The codeword position of each coded block, data blocks first.
 
-        The first parity blocks combine the most data blocks. Workers usually return data blocks first, and
-        then few of these parity blocks suffice to decode the missing results.
+        Parity blocks that combine more data blocks come earlier. Data blocks usually arrive first, and a few
+        such parity blocks then suffice to decode the missing results.
         """
         parity_mask = np.zeros(self.mother_code_length, bool)
         parity_mask[self.frozen_set] = True
@@ -129,7 +129,7 @@ class ArikanCode(PolarCode):
         return np.concatenate([data_positions, parity_positions])
 
     def _count_data_blocks_gf2(self, data_positions: Indices, parity_positions: Indices) -> Indices:
-        """Return how many data blocks each parity position combines modulo 2, with odd coefficients.
+        """Return how many data blocks have an odd coefficient in each parity position.
 
         The systematic encoder is applied modulo 2 to all unit vectors, packed as bits.
         """
@@ -147,7 +147,7 @@ class ArikanCode(PolarCode):
         """The parity matrix P, shape (n - k, k). Its entries are small integers."""
         if self.n - self.k < self.k:
             parity_rows = self.left_multiply_encoding_matrix(np.eye(self.n - self.k))
-            # The float64 sums have few terms and are exact, so the conversion to integers is exact as well.
+            # The float64 sums have few terms, so they are exact integers.
             return parity_rows.astype(np.int64, order="C")
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
@@ -180,7 +180,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of P: the largest sum of the absolute coefficients of a parity block."""
+        """The infinity norm of P, its largest absolute row sum."""
         data_indicator = np.zeros(self.mother_code_length)
         data_indicator[self.codeword_positions[: self.k]] = 1
         column_weights = data_indicator.reshape(self.transform_shape)
@@ -203,9 +203,10 @@ class ArikanCode(PolarCode):
         return InactivationDecoder(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
-        """Return a function that records an arrival and tells whether all blocks can be decoded now.
+        """Return a function that records an arrival and returns whether all blocks can now be decoded.
 
-        Return None for floats with the optimal decoder, and for small codes, for which a rank is computed.
+        Return None for floats with the optimal decoder and for small codes: their decodability is determined
+        by computing a rank.
         """
         if self.decoder == "sequential":
             tracker, positions = CancellationTracker(self.zero_input_mask), self.codeword_positions
@@ -246,9 +247,9 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _encoding_program(self) -> RowOperationProgram:
-        """The list of row additions that computes the parity blocks.
+        """The program of row additions that computes the parity blocks.
 
-        The list is cached, because building it takes a third of the time of encoding narrow blocks.
+        The program is cached, because building it takes a third of the time needed to encode narrow blocks.
         """
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         return RowOperationProgram(
@@ -259,7 +260,7 @@ class ArikanCode(PolarCode):
         )
 
     def _is_blas_faster(self, dtype: DType) -> bool:
-        """Return whether a BLAS product in float64 encodes `dtype` exactly, and faster than additions."""
+        """Return whether a float64 BLAS product encodes `dtype` exactly and faster than row additions."""
         if not is_integer_dtype(dtype) or dtype.itemsize != 4:
             return False
         if min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS:
@@ -307,10 +308,10 @@ class ArikanCode(PolarCode):
 
 
 class ModularArikanDecoder(ModularSystematicDecoder):
-    """A decoder of integers for small codes, which solves with P or decodes by row additions.
+    """Decodes integers for small codes, either by solving with P or by row additions.
 
-    The weights and checks come from P. Wide blocks are decoded by the additions of inactivation decoding if
-    these are faster than products with the weights.
+    The decoding weights and parity checks are computed from P. For wide blocks, the row additions of
+    inactivation decoding are used if they are faster than a product with the weights.
     """
 
     code: ArikanCode
@@ -322,7 +323,7 @@ class ModularArikanDecoder(ModularSystematicDecoder):
         return CancellationSolver(*leaves, self.arrived_indices, self.missing_indices)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Write the missing data blocks to `out`, by the faster of both ways."""
+        """Compute the missing data blocks with the faster of the two methods and write them to `out`."""
         n_products = len(self.missing_indices) * len(self.arrived_indices)
         n_additions = ADDITION_COST * self.code.n * self.code.levels
         if out.shape[1] * (n_products - n_additions) < PROGRAM_COST * self.code.n:
@@ -332,10 +333,10 @@ class ModularArikanDecoder(ModularSystematicDecoder):
 
 
 def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:
-    """List the row operations of the systematic encoder.
+    """Return the row operations of the systematic encoder.
 
     The encoder applies the inverse butterflies, sets the frozen inputs to zero, and applies the butterflies.
-    Additions of rows that are known to be zero are omitted.
+    Additions of zero rows are skipped.
 
     Parameters
     ----------

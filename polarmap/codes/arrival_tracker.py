@@ -20,13 +20,13 @@ from polarmap.dtypes import Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import is_real_number
 
-# At most this many ranks are computed while the n results arrive, because each takes long for thousands of
-# blocks. Decodability is therefore noticed up to n / MAX_RANK_CHECKS arrivals late.
+# Compute the rank at most this many times while the n results arrive, because this is slow for thousands of
+# blocks. As a consequence, decodability is detected up to n / MAX_RANK_CHECKS arrivals late.
 MAX_RANK_CHECKS = 1000
 
 
 class DecodingState(Enum):
-    """Whether the missing results can be decoded from the results that have arrived so far."""
+    """Tells whether the missing results can be decoded from the results that have arrived so far."""
 
     UNDECODABLE = "undecodable"  # Too few results have arrived.
     ILL_CONDITIONED = "ill-conditioned"  # Decoding is possible, but would multiply errors too much.
@@ -34,7 +34,7 @@ class DecodingState(Enum):
 
 
 class ArrivalTracker:
-    """A tracker of the results that have arrived, which tells when the missing ones can be decoded.
+    """Tracks the results that have arrived and determines when the missing ones can be decoded.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class ArrivalTracker:
         self._untracked_arrivals: list[int] = []
 
     def add(self, block_index: int) -> bool:
-        """Record the arrival of a result, and return whether all missing results can be decoded now.
+        """Record the arrival of a result and return whether all missing results can now be decoded.
 
         Parameters
         ----------
@@ -113,7 +113,7 @@ class ArrivalTracker:
         return self.state is DecodingState.DECODABLE
 
     def accept_ill_conditioned(self) -> bool:
-        """Accept any loss of accuracy from now on, and return whether decoding is possible.
+        """Accept any amplification from now on, and return whether decoding is possible.
 
         Call this method when no further result can arrive.
         """
@@ -124,12 +124,12 @@ class ArrivalTracker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all missing results can be decoded accurately enough."""
+        """True if all missing results can be decoded accurately enough."""
         return self.state is DecodingState.DECODABLE
 
     @property
     def missing_indices(self) -> Indices:
-        """The indices of the wanted results that have not arrived, ascending."""
+        """The indices of the targets that have not arrived yet, in ascending order."""
         if self._missing_indices is None:
             missing_mask = np.ones(self.code.n_targets, bool)
             missing_mask[: self._n_systematic] = ~self.arrived_mask[: self._n_systematic]
@@ -139,7 +139,7 @@ class ArrivalTracker:
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks that are left to verify the arrived results."""
+        """The number of parity checks available to verify the arrived results."""
         return max(0, self.decoder.n_redundant_checks)
 
     @property
@@ -154,7 +154,7 @@ class ArrivalTracker:
 
     @property
     def amplification(self) -> float:
-        """The factor by which decoding multiplies errors at most.
+        """The largest factor by which decoding multiplies errors.
 
         The factor is 0 if decoding is exact, and inf while the state is UNDECODABLE.
         """
@@ -173,7 +173,7 @@ class ArrivalTracker:
         rank_deficit = self.decoder.rank_deficit
         if rank_deficit and not self.modular:
             rank_deficit = max(rank_deficit, self.code.n // MAX_RANK_CHECKS)
-        # Each arrival lowers the rank deficit by at most one, so checking again earlier would be useless.
+        # Each arrival lowers the rank deficit by at most one, so an earlier check could not succeed.
         self._next_rank_check = self.n_arrived + rank_deficit
         return rank_deficit == 0
 

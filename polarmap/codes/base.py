@@ -27,10 +27,11 @@ ReceivedBlocks = Mapping[int, Array]  # Maps the index of a coded block to its f
 
 # Coefficients of smaller magnitude are treated as zero.
 COEFFICIENT_TOL = 1e-12
-# At most this many parity checks are evaluated to verify results. More take time but detect no more errors.
+# Evaluate at most this many parity checks to verify results. More would take time without detecting more
+# errors.
 MAX_CHECKS = 8
-# At most this many parity checks are evaluated modulo 2^64, where an even coefficient can hide an error: it
-# multiplies an error of 2^63 to zero. One result in 2^16 has even coefficients in all 16 checks.
+# Evaluate at most this many parity checks modulo 2^64. More are needed here, because an even coefficient can
+# hide an error: 2 * 2^63 is zero. One result in 2^16 has even coefficients in all 16 checks.
 MAX_MODULAR_CHECKS = 16
 
 
@@ -54,7 +55,7 @@ class CodeMatrices(ABC):
     @property
     @abstractmethod
     def encoding_matrix(self) -> Array:
-        """The encoding matrix E, which computes all coded blocks that are not unchanged data blocks.
+        """The encoding matrix E, which computes all coded blocks except those that equal a data block.
 
         Its shape is (n - len(systematic_indices), input blocks).
         """
@@ -77,7 +78,7 @@ class CodeMatrices(ABC):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can suffice to decode: the number of unknown blocks."""
+        """The smallest number of results from which decoding is possible: the number of unknown blocks."""
         return int(self.generator_matrix.shape[1])
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
@@ -85,7 +86,7 @@ class CodeMatrices(ABC):
         return self.encoding_matrix[:, block_indices]
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Return weights @ E: rewrite linear combinations of coded blocks as combinations of input blocks.
+        """Return weights @ E, which expresses combinations of coded blocks in terms of the input blocks.
 
         Parameters
         ----------
@@ -110,12 +111,12 @@ class CodeMatrices(ABC):
 
 
 class MatrixBlock(NamedTuple):
-    """A block of a block-diagonal matrix, whose other entries in these rows and columns are zero.
+    """A block of a block-diagonal matrix. All other entries in its rows and columns are zero.
 
     Attributes
     ----------
     rows, columns : index array or slice
-        The rows and the columns of the matrix in which the block lies.
+        The rows and columns of the matrix that the block occupies.
     entries : array (rows, columns)
         The entries of the block.
     """
@@ -126,7 +127,7 @@ class MatrixBlock(NamedTuple):
 
 
 class WeightMasks(NamedTuple):
-    """Boolean masks that tell which arrived results are needed to decode which missing results.
+    """Boolean masks of the arrived results that each missing result is decoded from.
 
     Attributes
     ----------
@@ -151,7 +152,7 @@ class WeightMasks(NamedTuple):
         return counts
 
     def find_detectable_arrivals(self, missing_mask: Mask) -> Mask:
-        """Return a mask of the arrived results whose errors show in a missing result of `missing_mask`."""
+        """Return a mask of the arrived results whose errors change a missing result in `missing_mask`."""
         detectable_mask = np.zeros(len(self.used_arrivals_mask), bool)
         for rows, columns, entries in self.invertible_weight_blocks:
             detectable_mask[columns] = entries[missing_mask[rows]].any(axis=0)
@@ -159,9 +160,9 @@ class WeightMasks(NamedTuple):
 
 
 def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
-    """Return a mask of the coefficients that are not zero.
+    """Return a mask of the nonzero coefficients.
 
-    Real coefficients below `COEFFICIENT_TOL` count as zero, because they may be rounding errors.
+    Real coefficients below `COEFFICIENT_TOL` count as zero, because they may be due to rounding.
     """
     min_magnitude = 0 if is_integer_dtype(coefficients.dtype) else COEFFICIENT_TOL
     return np.asarray((coefficients > min_magnitude) | (coefficients < -min_magnitude))
@@ -170,8 +171,8 @@ def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
 def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
     """Return a mask of the coefficients that have an inverse: nonzero real numbers, or odd integers mod 2^64.
 
-    An invertible coefficient never multiplies an error to zero. A parity check therefore detects every error
-    in a block whose coefficient is invertible.
+    The product of an invertible coefficient and an error is never zero. A parity check therefore detects
+    every error in a block whose coefficient is invertible.
     """
     if is_integer_dtype(coefficients.dtype):
         return np.asarray(coefficients % 2 == 1)
@@ -179,23 +180,22 @@ def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
 
 
 class ErasureDecoder(ABC):
-    """A decoder that computes the missing results of a code from the results that arrived.
+    """Computes the missing results of a code from those that have arrived.
 
-    A decoder handles one erasure pattern, that is, one set of arrived results. It recovers the targets (the
-    results that the caller wants) that have not arrived. `RealDecoder` decodes real numbers and
-    `ModularDecoder` integers modulo 2^64. In both cases, decoding is a matrix product: recovered = weights @
-    received.
+    A decoder handles a single erasure pattern, that is, one set of arrived results. It recovers the missing
+    targets, the results that the caller wants. `RealDecoder` decodes real numbers and `ModularDecoder`
+    integers modulo 2^64. In both cases, decoding is a matrix product: recovered = weights @ received.
 
     Attributes
     ----------
     arrived_mask : boolean array (n,)
         True for each result that has arrived.
     arrived_indices : index array
-        Indices of the arrived results, ascending.
+        Indices of the arrived results, in ascending order.
     arrived_data_indices : index array
         Indices of the arrived results that are targets themselves and need no decoding.
     missing_indices : index array
-        Indices of the targets that have not arrived, ascending.
+        Indices of the targets that have not arrived, in ascending order.
     modular : bool
         Whether integers are decoded modulo 2^64 instead of as real numbers.
     """
@@ -212,53 +212,53 @@ class ErasureDecoder(ABC):
         self.missing_indices: Indices = np.flatnonzero(missing_mask)
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return a decoder for the same arrived results that uses the arithmetic for `dtype`.
+        """Return a decoder for the same arrivals that works in the arithmetic of `dtype`.
 
         Integers are decoded modulo 2^64 if the code supports it, and all other data as real numbers. This
-        base class has only one arithmetic and returns itself.
+        base class supports a single arithmetic and returns itself.
         """
         return self
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Reuse intermediate results of an older decoder, which was built when fewer results had arrived.
+        """Reuse intermediate results of a previous decoder, built when fewer results had arrived.
 
         Parameters
         ----------
         previous : ErasureDecoder
-            Decoder of the same code for a subset of the arrivals. It stays valid, but may have to compute
-            its weights again.
+            Decoder of the same code for a subset of the arrivals. It remains usable, but may have to
+            recompute its weights.
         """
         return  # Most decoders compute nothing that is worth reusing.
 
     @property
     @abstractmethod
     def rank_deficit(self) -> int:
-        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
+        """The minimum number of additional results needed to decode, or 0 if decoding is already possible."""
 
     @property
     @abstractmethod
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results, or negative if too few results have arrived."""
+        """The number of parity checks available to verify the results; negative if too few have arrived."""
 
     @property
     def weights(self) -> Floats | UInt64Array:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         raise NotImplementedError(
             f"{type(self).__name__} has no decoding weights. Use weight_magnitudes instead."
         )
 
     @property
     def approximate_weights(self) -> Floats:
-        """The decoding weights as real numbers. Each row computes a missing result.
+        """The decoding weights as real numbers, with one row per missing result.
 
-        For integers, they are correct as long as no value wraps around modulo 2^64.
+        For integers, they are valid unless a value wraps around modulo 2^64.
         """
         return np.asarray(self.over(np.dtype(np.float64)).weights, np.float64)
 
     @property
     @abstractmethod
     def check_matrix(self) -> Floats | UInt64Array:
-        """The parity checks, one per row: check_matrix @ received is zero if all results are correct."""
+        """The parity-check matrix of the arrived results: check_matrix @ correct_results is zero."""
 
     @property
     def check_blocks(self) -> tuple[MatrixBlock, ...]:
@@ -276,7 +276,7 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:
-        """How much an error of 1 in each arrived result (column) changes each missing result (row)."""
+        """The sensitivity of each missing result (row) to an error of 1 in each arrived result (column)."""
 
     def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
         """Return the row `missing_position` of `weight_magnitudes`, shape (arrived,)."""
@@ -289,33 +289,32 @@ class ErasureDecoder(ABC):
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest change of a missing result that an error of 1 in each arrived result causes."""
+        """The largest change that an error of 1 in each arrived result causes in any missing result."""
         return np.asarray(self.weight_magnitudes.max(axis=0, initial=0))
 
     @cached_property
     def weight_masks(self) -> WeightMasks:
-        """Masks that tell which arrived results are used to decode which missing results."""
+        """Masks of the arrived results that each missing result is decoded from."""
         if not len(self.missing_indices):
             return compute_weight_masks(np.empty((0, len(self.arrived_indices))))
         return self._compute_weight_masks()
 
     def _compute_weight_masks(self) -> WeightMasks:
-        """Compute `weight_masks`. Called only if at least one result is missing."""
+        """Compute `weight_masks`. This method is only called if at least one result is missing."""
         return compute_weight_masks(self.weights)
 
     @property
     @abstractmethod
     def amplification(self) -> float:
-        """The largest factor by which decoding multiplies errors of the results.
+        """The largest factor by which decoding multiplies errors in the results.
 
-        The factor is 0 if nothing has to be decoded or decoding is exact, and inf if decoding is not
-        possible.
+        The factor is 0 if nothing is missing or decoding is exact, and inf if decoding is impossible.
         """
 
     @property
     @abstractmethod
     def rounds_integers(self) -> bool:
-        """Whether integer data is decoded as real numbers and rounded to integers at the end."""
+        """True if integers are decoded as real numbers and rounded at the end."""
 
     @abstractmethod
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
@@ -335,11 +334,11 @@ class ErasureDecoder(ABC):
         """
 
     def get_weight_masks(self, dtype: DType) -> WeightMasks:
-        """Return the masks that tell which arrived results are used, for results of `dtype`."""
+        """Return masks of the arrived results that are used to decode results of `dtype`."""
         return self.over(dtype).weight_masks
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return the blocks that `check_matrix` is multiplied with. By default, these are the results."""
+        """Return the blocks that `check_matrix` applies to. By default, these are the results."""
         return received
 
 
@@ -352,7 +351,7 @@ class SystematicEquations(ErasureDecoder):
     Attributes
     ----------
     arrived_parity_indices : index array
-        Rows of P whose parity blocks have arrived, ascending.
+        Rows of P whose parity blocks have arrived, in ascending order.
     """
 
     def __init__(self, code: CodeMatrices, arrived_mask: Mask) -> None:
@@ -361,12 +360,12 @@ class SystematicEquations(ErasureDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The matrix of the equations: rows of P of arrived parity blocks, columns of missing data blocks."""
+        """The part of P with the rows of arrived parity blocks and the columns of missing data blocks."""
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
 
 def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
-    """Compute the masks that tell which arrived results the decoding weights use.
+    """Compute masks of the arrived results that the decoding weights use.
 
     Parameters
     ----------

@@ -18,10 +18,10 @@ from polarmap.codes.base import CodeMatrices
 from polarmap.dtypes import Floats, Indices
 
 NORMAL_P90 = 1.2815515655446004  # The 90 % quantile of the standard normal distribution.
-# At least this many results are needed to estimate how much their deviations vary.
+# Estimating the variation of the deviations takes at least this many results.
 MIN_RESULTS = 3
-# A block counts as decoded exactly if its expected error, in standard deviations of a block, is smaller. The
-# cutoff of singular values in the pseudo-inverse keeps rounding errors below this tolerance.
+# A block counts as exactly decoded if its expected error is below this many standard deviations of a block.
+# The cutoff for singular values in the pseudo-inverse keeps rounding errors below this tolerance.
 DETERMINED_TOL = 1e-7
 
 
@@ -31,9 +31,9 @@ class MissingBlockPredictor(NamedTuple):
     Attributes
     ----------
     missing_indices : index array
-        Data blocks to estimate, ascending.
+        Data blocks to estimate, in ascending order.
     arrived_indices : index array
-        Coded blocks that have arrived, ascending.
+        Coded blocks that have arrived, in ascending order.
     weights : array (missing, arrived)
         Weights of the arrived results: estimates = weights @ received. Each row sums to one.
     error_stds : array (missing,)
@@ -73,11 +73,10 @@ class MissingBlockPredictor(NamedTuple):
         return float(np.sqrt(self._compute_mean_square_deviations(received).mean()))
 
     def estimate_error_to_std_ratio_p90(self, received: Floats) -> float:
-        """Estimate how much larger than expected the true error may be: the 90 % quantile of their ratio.
+        """Estimate the 90 % quantile of the ratio of the true error to the expected error.
 
-        The squared ratio is modelled as F-distributed, as unobserved deviations over observed deviations. The
-        degrees of freedom per block are estimated from how much the mean squares of the received deviations
-        vary.
+        The squared ratio of unobserved to observed deviations is modelled as F-distributed. The degrees of
+        freedom per block are estimated from the variation of the received mean square deviations.
 
         Parameters
         ----------
@@ -100,7 +99,7 @@ class MissingBlockPredictor(NamedTuple):
         return sqrt(compute_f_distribution_p90(dfn, dfd))
 
     def _compute_mean_square_deviations(self, received: Floats) -> Floats:
-        """Return the mean square deviation of each received block from the mean, scaled to a data block."""
+        """Return the mean square deviation of each received block, scaled to that of a data block."""
         deviations = self.centring_matrix @ received / self.deviation_norms[:, None]
         return np.asarray((deviations**2).mean(axis=1))
 

@@ -33,9 +33,9 @@ from polarmap.dtypes import (
     to_real_dtype,
 )
 
-# Rounding error to allow in each entry, in machine epsilons of the largest value of the array.
+# Tolerated rounding error of each entry, in machine epsilons of the largest value in the array.
 ROUNDING_UNITS = 1024
-MAX_LOCATION_ENTRIES = 64  # At most this many violated entries are examined to locate a wrong block.
+MAX_LOCATION_ENTRIES = 64  # Examine at most this many violated entries to locate a wrong block.
 
 
 class ParityCheckResidual(NamedTuple):
@@ -49,7 +49,7 @@ class ParityCheckResidual(NamedTuple):
     violations : index array
         Flat positions of the entries whose residual exceeds the tolerance; empty if all checks hold.
     is_finite : bool
-        Whether the residual is finite in all entries.
+        True if the residual is finite in all entries.
     violated_check_blocks : tuple of int
         The positions in `ErasureDecoder.check_blocks` of the blocks with violated checks, if there are
         violations.
@@ -62,16 +62,16 @@ class ParityCheckResidual(NamedTuple):
 
 
 def compute_parity_check_tolerance(dtype: DType) -> float:
-    """Return the relative residual above which a parity check is violated: the square root of eps.
+    """Return the relative residual above which a parity check counts as violated: the square root of eps.
 
-    The rounding errors of a numerically stable f are smaller. `bound_undetected_error` bounds the errors that
-    remain below this tolerance and are not detected.
+    A numerically stable f has smaller rounding errors. Errors below this tolerance are not detected;
+    `bound_undetected_error` bounds their effect.
     """
     return float(np.sqrt(machine_epsilon(dtype)))
 
 
 def estimate_relative_rounding_error(dtype: DType) -> float:
-    """Return the rounding error to allow in each entry, relative to the largest value of the array."""
+    """Return the tolerated rounding error of each entry, relative to the largest value in the array."""
     return min(ROUNDING_UNITS * machine_epsilon(dtype), compute_parity_check_tolerance(dtype))
 
 
@@ -85,7 +85,7 @@ def compute_max_abs(arrays: Sequence[Array]) -> float:
 
 
 def _iter_concatenated_batches(arrays: Sequence[Array]) -> Iterator[Array]:
-    """Yield the numbers of small arrays in batches: one call on a copy is faster than many calls."""
+    """Yield small arrays concatenated into batches: one call on a copy is faster than many calls."""
     start, batch_bytes = 0, 0
     for stop, array in enumerate(arrays):
         batch_bytes += array.nbytes
@@ -131,7 +131,7 @@ def bound_undetected_error(
     error_by_data_block: Mapping[int, float],
     n_systematic: int,
 ) -> float:
-    """Bound the error of the targets that one wrong block can cause without violating a parity check.
+    """Bound the error that a single wrong block can cause in a target without violating a parity check.
 
     If block j deviates by d, the residual of check i changes by |H_ij d|, and target b changes by |W_bj d|.
     Here H are the checks and W the decoding weights. The observed residual r and the known errors e_b of
@@ -202,7 +202,7 @@ def evaluate_parity_checks(
     lowest_precision_dtype : dtype, optional
         Less precise dtype to which the blocks were rounded at some point. By default, `dtype`.
     absolute_tolerance : float
-        Absolute error that is allowed in each entry in any case.
+        Absolute error that is always tolerated in each entry.
     magnitude_before_cancellation : float
         Magnitude of the terms that f adds up, if the terms may cancel. If larger than the largest entry, it
         is used to estimate the rounding errors.
@@ -210,7 +210,8 @@ def evaluate_parity_checks(
     Returns
     -------
     ParityCheckResidual
-        For integers that are decoded modulo 2^64, `max_relative` is 1 if a check is violated, and else 0.
+        For integers that are decoded modulo 2^64, `max_relative` is 1 if a check is violated, and 0
+        otherwise.
     """
     if dtype.kind == "c":
         real_dtype = to_real_dtype(dtype)
@@ -249,7 +250,7 @@ def _select_blocks(blocks: list[Array], positions: Indices | slice) -> list[Arra
 
 
 def _combine_residuals(residuals: list[ParityCheckResidual]) -> ParityCheckResidual:
-    """Return the residual of all parity checks from the residuals of disjoint sets of checks."""
+    """Reduce the residuals of disjoint sets of parity checks to a single residual."""
     if len(residuals) == 1:
         return residuals[0]
     violated_check_blocks = tuple(i for i, residual in enumerate(residuals) if len(residual.violations))
@@ -298,7 +299,7 @@ def locate_erroneous_blocks(
     lowest_precision_dtype: DType | None = None,
     violated_check_blocks: Sequence[int] = (0,),
 ) -> list[int]:
-    """Return the blocks that may be wrong: each of them alone would explain all violated entries.
+    """Return the blocks that may be wrong. Each of them could explain all violated entries on its own.
 
     Parameters
     ----------
@@ -318,10 +319,10 @@ def locate_erroneous_blocks(
     Returns
     -------
     list of int
-        Block indices, ascending. Empty if fewer than two checks are available, or if no single block explains
-        the violations.
+        Block indices, in ascending order. Empty if fewer than two checks are available, or if no single block
+        explains the violations.
     """
-    if len(violated_check_blocks) > 1:  # Each result is in the checks of one matrix block only.
+    if len(violated_check_blocks) > 1:  # Each result appears in the checks of a single matrix block.
         return []
     _, columns, checks = decoder.over(dtype).check_blocks[violated_check_blocks[0]]
     if len(checks) < 2:
@@ -341,14 +342,14 @@ def locate_erroneous_blocks(
 
 
 def _locate_real_errors(checks: Floats, values: Array, rounding_dtype: DType) -> Indices:
-    """Return the columns of `checks` that can each explain all deviations alone.
+    """Return the columns of `checks` that could each explain all deviations on their own.
 
-    A column explains the deviations if they are multiples of it, up to rounding.
+    A column explains the deviations if they are multiples of the column, up to rounding.
     """
     if values.dtype.kind == "c":
         values = np.concatenate([values.real, values.imag], axis=1)
     deviation = checks @ values.astype(np.float64)
-    # The deviations are scaled so that their squares do not overflow.
+    # Scale the deviations so that their squares do not overflow.
     deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)
     relative_tol = max(1e-6, 8 * compute_parity_check_tolerance(rounding_dtype))
     max_residual_norm = relative_tol * np.linalg.norm(deviation)
@@ -363,7 +364,7 @@ def _locate_real_errors(checks: Floats, values: Array, rounding_dtype: DType) ->
 
 
 def _choose_tolerance_dtype(dtype: DType, lowest_precision_dtype: DType | None) -> DType:
-    """Return the floating dtype that limits the precision of the results; float64 for integers."""
+    """Return the floating dtype that limits the precision of the results, or float64 for integers."""
     return np.dtype(np.float64) if is_integer_dtype(dtype) else lowest_precision_dtype or dtype
 
 
@@ -381,7 +382,7 @@ def _evaluate_modular_checks(
 
 
 def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: DType) -> Indices:
-    """Return the columns of `checks` (blocks) that would each explain all deviations alone, modulo 2^bits.
+    """Return the columns of `checks` that could each explain all deviations on their own, modulo 2^bits.
 
     A column explains the deviations if eliminating it leaves no deviation in any check. The pivot of the
     elimination is the check in which the column has the fewest factors of two.

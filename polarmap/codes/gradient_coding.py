@@ -24,9 +24,9 @@ from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, is_integer, is_integer_dtype
 from polarmap.errors import CodeError
 
-# For a cyclic group, N_SEEDS random matrices are compared on up to MAX_PATTERNS erasure patterns each.
+# For a cyclic group, compare N_SEEDS random matrices on up to MAX_PATTERNS erasure patterns each.
 N_SEEDS, MAX_PATTERNS = 16, 64
-# Weights are accepted if their combination of rows differs from the all-ones vector by at most this.
+# Maximum deviation of the combined rows from the all-ones vector for weights to be accepted.
 SPAN_TOL = 1e-8
 RANK_TOL = 1e-10  # Singular values below this fraction of the largest are treated as zero.
 
@@ -76,7 +76,7 @@ class GradientCode(LinearCode):
 
     @property
     def is_fractional_repetition(self) -> bool:
-        """Whether all groups use fractional repetition, where each worker returns the sum of its group.
+        """True if all groups use fractional repetition, where each worker returns the sum of its group.
 
         All coefficients are then 1, so that sums of integers are exact.
         """
@@ -99,7 +99,7 @@ class GradientCode(LinearCode):
 
     @property
     def norm_inf(self) -> float:
-        """The infinity norm of B: the largest sum of the absolute coefficients of one worker."""
+        """The infinity norm of B, its largest absolute row sum."""
         return float(np.abs(self.generator_matrix).sum(axis=1).max())
 
     @cached_property
@@ -112,7 +112,7 @@ class GradientCode(LinearCode):
         return matrix
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
-        """Raise CodeError, because this code has no parity blocks: workers combine results."""
+        """Raise CodeError: this code has no parity blocks, because workers combine results instead."""
         raise CodeError(f"{self!r} has no parity blocks, because it combines results")
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
@@ -127,15 +127,15 @@ class GradientCode(LinearCode):
 
 
 class GradientDecoder(RealDecoder):
-    """A decoder that combines the arrived results into the sum."""
+    """Combines the arrived results into the sum."""
 
     code: GradientCode
-    # Integers are only used with fractional repetition, whose weights are 0 and 1, so nothing is rounded.
+    # Integers require fractional repetition. Its weights are 0 and 1, so no rounding is needed.
     rounds_integers = False
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
+        """The minimum number of additional results needed to decode, or 0 if decoding is already possible."""
         n_lacking = self.code.recovery_threshold - len(self.arrived_indices)
         return n_lacking if n_lacking > 0 else int(not np.isfinite(self.weights).all())
 
@@ -158,7 +158,7 @@ class GradientDecoder(RealDecoder):
         return weights
 
     def _is_every_value_covered(self) -> bool:
-        """Return whether each group has enough results to contain all values of the group."""
+        """Return whether the results of each group contain all values of the group."""
         sizes = np.array(self.code.group_sizes)
         group_indices = np.searchsorted(np.cumsum(sizes), self.arrived_indices, side="right")
         n_arrived_by_group = np.bincount(group_indices, minlength=len(sizes))
@@ -176,7 +176,7 @@ class GradientDecoder(RealDecoder):
         return int(self._left_null_space.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
+        """Return a parity-check matrix with up to `max_checks` rows for the arrived results."""
         return self._left_null_space[:, :max_checks].T
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -190,10 +190,10 @@ class GradientDecoder(RealDecoder):
 
 
 def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
-    """Divide n workers into groups of at least s + 1, and return the sizes of the groups.
+    """Divide n workers into groups of at least s + 1 and return the group sizes.
 
-    The n mod (s + 1) remaining workers are added to groups in pairs. A cyclic group that is larger by an even
-    number has a better conditioned matrix.
+    The n mod (s + 1) remaining workers are added to groups in pairs, because the matrix of a cyclic group is
+    better conditioned if the number of added workers is even.
 
     >>> choose_group_sizes(23, 5)
     (8, 8, 7)
@@ -238,7 +238,7 @@ def _make_highest_frequency_check_matrix(size: int, n_checks: int) -> Floats:
     frequencies = np.arange((size - n_checks + 1) // 2, size // 2 + 1)
     phases = np.outer(frequencies, np.arange(size)) * (2 * np.pi / size)
     waves = np.concatenate([np.cos(phases), np.sin(phases)])
-    # The sine of the Nyquist frequency is zero and is left out.
+    # Leave out the sine of the Nyquist frequency, which is zero.
     return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])
 
 
@@ -261,7 +261,7 @@ def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
 def _compute_group_sum_weights(
     group_size: int, max_stragglers: int, arrived_indices: Indices
 ) -> Floats | None:
-    """Compute weights that combine the results of one group into its sum. Return None if none exist."""
+    """Compute weights that combine the results of a group into its sum. Return None if none exist."""
     if group_size > max_stragglers + 1:
         generator_matrix = make_group_generator_matrix(group_size, max_stragglers)
         return _solve_for_sum_weights(generator_matrix[arrived_indices])
@@ -270,7 +270,7 @@ def _compute_group_sum_weights(
 
 
 def _solve_for_sum_weights(arrived_rows: Floats) -> Floats | None:
-    """Return the smallest weights with weights @ arrived_rows = 1, or None if no weights exist."""
+    """Return the minimum-norm weights with weights @ arrived_rows = 1, or None if none exist."""
     if not len(arrived_rows):
         return None
     all_one_vector = np.ones(arrived_rows.shape[1])

@@ -42,11 +42,11 @@ from polarmap.errors import CodeError
 
 
 class GroupedPolarCode(PolarCode, variant=GROUPED):
-    """A polar code whose blocks are divided into groups, each of which is a codeword of its own.
+    """A polar code whose blocks are divided into groups, each with a codeword of its own.
 
     The parameters are those of `PolarCode`, with `groups` >= 2. Blocks are dealt to the groups in turn, and
-    each round begins at a pseudo-random group. The blocks of one group are thus spread over the workers,
-    however these share out the tasks among them.
+    each round begins at a pseudo-random group. This spreads the blocks of each group over the workers, no
+    matter how tasks are assigned to workers.
 
     Attributes
     ----------
@@ -55,7 +55,8 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     group_codes : list of PolarCode
         The code of each group. Groups of equal size share one object.
     group_blocks : list of index arrays
-        The coded blocks of each group: first its data blocks, then its parity blocks, both ascending.
+        The coded blocks of each group: first its data blocks, then its parity blocks, both in ascending
+        order.
 
     Examples
     --------
@@ -114,7 +115,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @staticmethod
     def _check_group_count(n: Any, k: Any, groups: Any) -> int:
-        """Return the number of groups; raise CodeError if it does not fit n and k."""
+        """Return the number of groups. Raise CodeError if it does not fit n and k."""
         if not (is_integer(n) and is_integer(k) and 1 <= k < n <= MAX_GROUPED_N):
             raise CodeError(f"groups require 1 <= k < n <= {MAX_GROUPED_N}, not n = {n!r}, k = {k!r}")
         max_groups = min(k, n - k)
@@ -135,7 +136,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         )
 
     def with_sizes(self, n: int, k: int) -> PolarCode:
-        """Return a code with the same options and number of groups for different numbers of blocks."""
+        """Return a code with the same options and number of groups, but different numbers of blocks."""
         if (n, k) == (self.n, self.k):
             return self
         options = self.kernel, self.decoder, self.erasure_option, self._seed, self.levels_option
@@ -153,7 +154,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return list(zip(self.group_codes, self.group_blocks))
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee:
-        """Return how many losses each group survives, and how likely a group loses more."""
+        """Return how many losses each group survives, and the probability that a group loses more."""
         max_losses = min(n - k for n, k in self.group_sizes)
         return GroupGuarantee(self.n_groups, max_losses, self.compute_failure_probability(loss_rate))
 
@@ -193,12 +194,12 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @property
     def frozen_set(self) -> Indices:
-        """The frozen inputs of all groups, each numbered after the inputs of the groups before it."""
+        """The frozen inputs of all groups, numbered after the inputs of the previous groups."""
         return self._concatenate_with_offsets([code.frozen_set for code in self.group_codes])
 
     @property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block, numbered after those of the groups before it, (n,)."""
+        """The codeword position of each coded block, numbered after those of the previous groups."""
         positions = np.empty(self.n, np.intp)
         offset_positions = self._concatenate_with_offsets(
             [code.codeword_positions for code in self.group_codes]
@@ -207,14 +208,14 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return positions
 
     def _concatenate_with_offsets(self, index_arrays: Sequence[Indices]) -> Indices:
-        """Return all index arrays, one per group, shifted by the positions of the groups before each."""
+        """Join index arrays, one per group, each offset by the positions of the previous groups."""
         lengths = [int(code.codeword_positions.max()) + 1 for code in self.group_codes]
         offsets = np.cumsum([0, *lengths[:-1]])
         return np.concatenate([indices + offset for indices, offset in zip(index_arrays, offsets)])
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), with zeros where a row and a column are of two groups."""
+        """The parity matrix P, shape (n - k, k), with zeros between different groups."""
         matrix = np.zeros((self.n - self.k, self.k), self.group_codes[0].encoding_matrix.dtype)
         for code, block_indices in self._group_pairs:
             data_indices, parity_indices = np.split(block_indices, [code.k])
@@ -262,18 +263,18 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of P: the largest of all groups."""
+        """The infinity norm of P: the maximum over all groups."""
         return max(code.norm_inf for code in self._distinct_codes)
 
     @property
     def _distinct_codes(self) -> set[PolarCode]:
-        """The codes of groups of different sizes."""
+        """The distinct group codes, one per group size."""
         return set(self.group_codes)
 
     # -- encoding ---------------------------------------------------------------------------
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Return the dtype of the parity blocks: the widest that a group needs."""
+        """Return the dtype of the parity blocks, the widest that any group needs."""
         return max((code.parity_dtype(dtype) for code in self._distinct_codes), key=attrgetter("itemsize"))
 
     def precompute_encoding(self) -> None:
@@ -290,7 +291,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     # -- decoding ---------------------------------------------------------------------------
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> GroupedDecoder:
-        """Build the erasure decoder, which consists of one decoder for each group."""
+        """Build a decoder that combines one decoder per group."""
         group_decoders = [
             code.make_decoder(arrived_mask[group_blocks], modular) for code, group_blocks in self._group_pairs
         ]
@@ -330,7 +331,7 @@ def compute_group_sizes(n: int, k: int, n_groups: int) -> Counter[tuple[int, int
 def compute_binomial_tail(n: int, max_losses: int, loss_rate: float) -> float:
     """Compute the probability that more than `max_losses` of n independent results are lost.
 
-    The terms are added directly, so that small probabilities keep their relative accuracy.
+    The terms are summed directly, so that small probabilities keep their relative accuracy.
 
     Examples
     --------
@@ -347,10 +348,11 @@ def compute_binomial_tail(n: int, max_losses: int, loss_rate: float) -> float:
 
 
 def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
-    """Divide range(n_blocks) into groups whose sizes differ by one at most.
+    """Divide range(n_blocks) into groups whose sizes differ by at most one.
 
-    Blocks are dealt in rounds of one block per group, and each round begins at a pseudo-random group. With a
-    fixed beginning, a worker that gets every n_groups-th task would get all tasks of one group.
+    Blocks are dealt in rounds of one block per group, and each round begins at a pseudo-random group. If all
+    rounds began at the same group, a worker that gets every n_groups-th task would get tasks of a single
+    group.
 
     Parameters
     ----------
@@ -376,7 +378,7 @@ def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
 
 
 class GroupedDecodabilityTracker:
-    """A tracker that decides whether the arrivals determine all blocks of every group.
+    """Tracks whether the arrivals determine all blocks of every group.
 
     Parameters
     ----------
@@ -393,14 +395,14 @@ class GroupedDecodabilityTracker:
             position_in_group[block_indices] = np.arange(len(block_indices))
         self._group_of_block: list[int] = group_of_block.tolist()
         self._position_in_group: list[int] = position_in_group.tolist()
-        # A tracker for each group that is not decodable yet.
+        # Trackers of the groups that cannot be decoded yet.
         self._trackers = {
             group: ArrivalTracker(group_code, modular=modular)
             for group, group_code in enumerate(code.group_codes)
         }
 
     def add(self, block_index: int) -> bool:
-        """Record the arrival of a block, and return whether the arrivals determine all blocks."""
+        """Record the arrival of a block and return whether all blocks can now be decoded."""
         group = self._group_of_block[block_index]
         if group in self._trackers and self._trackers[group].add(self._position_in_group[block_index]):
             del self._trackers[group]
@@ -408,15 +410,15 @@ class GroupedDecodabilityTracker:
 
 
 class GroupPositions(NamedTuple):
-    """The positions of the blocks of one group among those of the whole code.
+    """The positions of a group's blocks in the whole code.
 
     Attributes
     ----------
     blocks : index array
         Coded blocks, in the order of the group's code.
     arrived, missing : index array
-        Positions in `arrived_indices` and in `missing_indices` of the whole code, in the order of the same
-        arrays of the group's decoder.
+        Positions in `arrived_indices` and `missing_indices` of the whole code, in the order of the same
+        attributes of the group's decoder.
     """
 
     blocks: Indices
@@ -425,7 +427,7 @@ class GroupPositions(NamedTuple):
 
 
 class GroupedDecoder(ErasureDecoder):
-    """An erasure decoder that consists of one decoder for each group of a `GroupedPolarCode`.
+    """Decodes each group of a `GroupedPolarCode` with a decoder of its own.
 
     Parameters
     ----------
@@ -448,12 +450,12 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def rounds_integers(self) -> bool:
-        """Whether integers are decoded as real numbers and then rounded."""
+        """True if integers are decoded as real numbers and then rounded."""
         return self.group_decoders[0].rounds_integers
 
     @cached_property
     def group_positions(self) -> list[GroupPositions]:
-        """The positions of the blocks of each group among those of the whole code."""
+        """The positions of each group's blocks in the whole code."""
         position_of_block = np.empty(self.code.n, np.intp)
         position_of_block[self.arrived_indices] = np.arange(len(self.arrived_indices))
         position_of_block[self.missing_indices] = np.arange(len(self.missing_indices))
@@ -481,7 +483,7 @@ class GroupedDecoder(ErasureDecoder):
         return GroupedDecoder(self.code, self.arrived_mask, real_decoders)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Take over the decoders of groups without new arrivals, and let the other groups update theirs."""
+        """Take over the decoders of groups without new arrivals, and update the other decoders."""
         if not isinstance(previous, GroupedDecoder):
             return
         for group, previous_decoder in enumerate(previous.group_decoders):
@@ -493,7 +495,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def rank_deficit(self) -> int:
-        """A lower bound on the number of further results needed; 0 if the targets are decodable."""
+        """A lower bound on the number of additional results needed, or 0 if the targets are decodable."""
         return sum(decoder.rank_deficit for decoder in self.group_decoders)
 
     @property
@@ -509,11 +511,11 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The largest effect of a unit error in each result on each target, shape (missing, arrived)."""
+        """The sensitivity of each missing result (row) to an error of 1 in each arrived result (column)."""
         return self._assemble_blocks([decoder.weight_magnitudes for decoder in self.group_decoders])
 
     def _assemble_blocks(self, group_matrices: list[Array]) -> Array:
-        """Return the matrix (missing, arrived) whose blocks are the matrices of the groups."""
+        """Assemble the group matrices into one matrix, shape (missing, arrived)."""
         shape = len(self.missing_indices), len(self.arrived_indices)
         matrix = np.zeros(shape, group_matrices[0].dtype)
         for group_matrix, positions in zip(group_matrices, self.group_positions):
@@ -578,7 +580,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The factor by which decoding multiplies errors at most, over all groups."""
+        """The largest factor by which decoding multiplies errors, over all groups."""
         return max(decoder.amplification for decoder in self.group_decoders)
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:

@@ -20,12 +20,13 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices
 
-# Maximum number of coded blocks. For 2,048 blocks, choosing the parity positions would take 16 s.
+# Maximum number of coded blocks. Choosing the parity positions for 2,048 blocks would take 16 s.
 MAX_HADAMARD_N = 1024
-# For codes of up to MAX_SEED_SEARCH_N blocks, N_SEEDS frozen sets are compared on up to MAX_PATTERNS erasure
-# patterns each, and the best is used.
+# For codes with up to MAX_SEED_SEARCH_N blocks, N_SEEDS frozen sets are compared on up to MAX_PATTERNS
+# erasure patterns each, and the best one is used.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-# Relative spread of the pivot weights. It keeps rounding errors from deciding between columns of equal norm.
+# Relative spread of the pivot weights, which keeps rounding errors from deciding between columns of equal
+# norm.
 TIE_BREAKER = 1e-3
 
 
@@ -49,7 +50,7 @@ class HadamardCode(PolarCode):
     def seed(self) -> int:
         """The seed of the frozen set.
 
-        By default, this is the best of several seeds for up to 64 blocks, and 0 for more.
+        The default is the best of several seeds for up to 64 blocks, and 0 for larger codes.
         """
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
@@ -57,12 +58,12 @@ class HadamardCode(PolarCode):
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """The n - k inputs that are frozen to zero, ascending, between 1 and n - 1."""
+        """The n - k inputs that are frozen to zero, in ascending order. Input 0 is never frozen."""
         return choose_random_frozen_set(self.n, self.k, self.seed)
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The position of each coded block at the output of the butterfly. Data blocks come first."""
+        """The codeword position of each coded block, data blocks first."""
         parity_positions = choose_parity_positions(self._input_checks, self.n, self.n - self.k)
         return np.concatenate([np.setdiff1d(np.arange(self.n), parity_positions), parity_positions])
 
@@ -74,7 +75,7 @@ class HadamardCode(PolarCode):
         solved_checks = self._input_checks[:, np.concatenate([parity_positions, unsent_positions])]
         solution = np.linalg.solve(solved_checks, -self._input_checks[:, data_positions])
         parity_rows = np.asarray(solution[: self.n - self.k], np.float64)
-        # Coefficients that are nonzero only because of rounding become zero.
+        # Clear coefficients that are nonzero only because of rounding.
         return np.where(compute_nonzero_mask(parity_rows), parity_rows, 0.0)
 
     def precompute_encoding(self) -> None:
@@ -111,7 +112,7 @@ def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
     Returns
     -------
     array (checks, N)
-        Each row times any codeword is zero. N is the smallest power of two >= n.
+        The product of each row and any codeword is zero. N is the smallest power of two >= n.
     """
     transform_size = round_up_to_power_of_two(n)
     zero_inputs = np.concatenate([frozen_set, np.arange(n, transform_size)])
@@ -137,11 +138,11 @@ def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
 
 
 def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indices:
-    """Choose the codeword positions of the parity blocks, such that encoding is numerically accurate.
+    """Choose the codeword positions of the parity blocks so that encoding is numerically stable.
 
-    The method is Gram-Schmidt orthogonalization with column pivoting, which starts with the columns of the
-    punctured positions. At first, all columns have the same norm, so that rounding errors would decide
-    between them. Slightly different weights make the choice the same on every machine.
+    The method is Gram-Schmidt orthogonalization with column pivoting, starting with the columns of the
+    punctured positions. Initially, all columns have the same norm, so rounding errors would decide between
+    them. Slightly different weights make the choice reproducible on every machine.
 
     Parameters
     ----------
@@ -168,7 +169,7 @@ def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indi
 
 @lru_cache(maxsize=256)
 def select_frozen_set_seed(n: int, k: int) -> int:
-    """Return the seed whose code can decode the most of the sampled patterns of exactly k arrivals."""
+    """Return the seed whose code decodes the largest number of sampled patterns with exactly k arrivals."""
     erasure_patterns = np.stack(sample_subsets(n, n - k, MAX_PATTERNS))
     unsent_positions = np.arange(n, round_up_to_power_of_two(n))
     unsent_patterns = np.broadcast_to(unsent_positions, (len(erasure_patterns), len(unsent_positions)))

@@ -27,15 +27,16 @@ from polarmap.dtypes import Array, DType, Indices, Mask, check_supported_dtype, 
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int
 
-MAX_N = 1 << 12  # Maximum number of coded blocks. Ranks modulo 2 need dense matrices.
+MAX_N = 1 << 12  # Maximum number of coded blocks. Computing ranks modulo 2 requires dense matrices.
 
 
 class IntegerSecretSharingCode(LinearCode):
-    """A code of n sums of k integer data blocks and uniform noise blocks, modulo 2^64.
+    """A code whose n coded blocks are sums of integer data blocks and uniform noise blocks modulo 2^64.
 
-    Any t workers together see uniformly distributed numbers. This is perfect secrecy: it holds whatever they
-    know and however much they can compute. Decoding is exact. f must be linear over the integers, with f(0) =
-    0 and integer results, because a constant term could not be separated from the noise.
+    Any t colluding workers see only uniformly distributed numbers. This is perfect secrecy: it holds
+    regardless of their prior knowledge and computing power. Decoding is exact. f must be linear over the
+    integers, with f(0) = 0 and integer results, because a constant term could not be separated from the
+    noise.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ class IntegerSecretSharingCode(LinearCode):
     k : int
         Number of data blocks, at least 1.
     n_colluders : int
-        Number t of workers that may combine their blocks.
+        Number t of workers that may collude.
 
     Notes
     -----
@@ -93,7 +94,7 @@ class IntegerSecretSharingCode(LinearCode):
 
     @property
     def n_input_blocks(self) -> int:
-        """The number of blocks that the encoder takes as input: data blocks and noise blocks."""
+        """The number of blocks that the encoder takes as input, including noise blocks."""
         return len(self.data_and_noise_input_indices)
 
     @cached_property
@@ -118,7 +119,7 @@ class IntegerSecretSharingCode(LinearCode):
         return transforms.apply_arikan_transform(columns)[mother_length - self.n :]
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Return the dtype of the coded blocks: always 64 bits, because f may return wider integers.
+        """Return the 64-bit dtype of the coded blocks. Narrower integers could overflow in f.
 
         Raises
         ------
@@ -150,17 +151,17 @@ class IntegerSecretSharingCode(LinearCode):
 
 @lru_cache(maxsize=64)
 def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
-    """Choose the inputs of the butterfly that carry noise, so that any t of the n outputs look uniform.
+    """Choose the butterfly inputs that carry noise, so that any t of the n outputs are uniformly distributed.
 
     These are the inputs of the Reed-Muller code RM(r, m), whose columns have weight 2^(m-r) or more.
-    Punctured inputs are left out.
+    Punctured inputs are omitted.
 
     Parameters
     ----------
     n : int
         Number of coded blocks.
     n_colluders : int
-        Number t of workers that may combine their blocks.
+        Number t of workers that may collude.
 
     Returns
     -------
@@ -192,14 +193,14 @@ def count_noise_blocks(n: int, n_colluders: int) -> int:
 
 
 def compute_min_tasks(k: int, n_colluders: int) -> int:
-    """Return the smallest number of tasks for which a quarter of the results is redundant.
+    """Return the smallest number of tasks such that a quarter of the results are redundant.
 
     Parameters
     ----------
     k : int
         Number of data blocks.
     n_colluders : int
-        Number of workers that may combine their blocks.
+        Number of workers that may collude.
 
     Examples
     --------
@@ -213,14 +214,14 @@ def compute_min_tasks(k: int, n_colluders: int) -> int:
 
 
 def compute_max_data_blocks(n_workers: int, n_colluders: int) -> int:
-    """Return the largest number of data blocks for which a quarter of the results is redundant.
+    """Return the largest number of data blocks such that a quarter of the results are redundant.
 
     Parameters
     ----------
     n_workers : int
         Number of coded blocks.
     n_colluders : int
-        Number of workers that may combine their blocks.
+        Number of workers that may collude.
 
     Returns
     -------

@@ -25,21 +25,21 @@ from polarmap.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import check_positive_int, is_choice
 
-# Maximum number of coded blocks. Testing decodability takes O(n^3) operations.
+# Maximum number of coded blocks. Checking decodability takes O(n^3) operations.
 MAX_POINTS = 2048
-# Up to this many coded blocks, the amplification is computed from the decoding weights.
+# For up to this many coded blocks, the amplification is computed from the decoding weights.
 MAX_EXACT_AMPLIFICATION_N = 64
-# The amplification is computed for this many random erasure patterns, and for as many bursts.
+# The amplification is evaluated on this many random erasure patterns and equally many bursts.
 MAX_PATTERNS = 64
-# A code is reliable if this fraction of erasure patterns, with half of the redundant results missing, decodes
-# accurately.
+# A code counts as reliable if, with half of the redundant results missing, this fraction of erasure patterns
+# can be decoded accurately.
 RELIABLE_QUANTILE = 0.9
 
 
 class AmplificationSummary(NamedTuple):
     """Statistics of the amplification, the factor by which decoding multiplies errors.
 
-    They are taken over erasure patterns with the same number of missing results.
+    The statistics are taken over erasure patterns with the same number of missing results.
 
     Attributes
     ----------
@@ -53,10 +53,10 @@ class AmplificationSummary(NamedTuple):
 
 
 class LagrangeCode(LinearCode):
-    """A code over the reals for functions f that are polynomials in the entries of their block.
+    """A code over the reals for polynomial functions f of the entries of a block.
 
-    The coded blocks are values of a polynomial w that passes through the data blocks. The results are then
-    values of the polynomial f(w), which can be computed from enough of its values.
+    The coded blocks are values of a polynomial w that interpolates the data blocks. The results are then
+    values of the polynomial f(w), which can be interpolated from sufficiently many of its values.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class LagrangeCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that suffice to decode, whichever tasks they come from."""
+        """The number of results that suffice to decode, regardless of which tasks they come from."""
         return compute_recovery_threshold(self.k, self.degree, self.points)
 
     @property
@@ -156,11 +156,10 @@ class LagrangeCode(LinearCode):
         return LagrangeDecoder(self, arrived_mask)
 
     def summarize_amplification(self, n_erasures: int) -> AmplificationSummary:
-        """Summarize how much decoding multiplies errors if `n_erasures` results are missing.
+        """Summarize how much decoding amplifies errors if `n_erasures` results are missing.
 
         The median and the 90 % quantile are taken over all erasure patterns, or over a fixed random sample if
-        there are many. The maximum includes burst erasures (neighbouring points missing), which are the worst
-        patterns.
+        there are many. The maximum also includes the worst patterns, which are bursts of neighbouring points.
 
         Parameters
         ----------
@@ -193,7 +192,7 @@ class LagrangeCode(LinearCode):
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Return whether decoding is accurate in most cases.
 
-        The code passes if 90 % of the erasure patterns that miss half of the redundant results have an
+        The code passes if, with half of the redundant results missing, 90 % of the erasure patterns have an
         acceptable amplification.
 
         Parameters
@@ -240,7 +239,7 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def _top_frequency_phase(self) -> float:
-        """The phase of the highest frequency for even k, chosen so that any degree * k results suffice.
+        """The phase of the highest frequency for even k, chosen such that any degree * k results suffice.
 
         A set of m = degree * k results cannot be decoded if a nonzero function of the basis vanishes at all
         of its angles. A trigonometric polynomial of order m / 2 with these zeros has the highest frequency
@@ -252,13 +251,13 @@ class LagrangeCode(LinearCode):
         """
         if self.k % 2:
             return 0.0
-        # k * phase is counted in units of pi / (n * degree): with integers, all machines agree.
+        # Count k * phase in units of pi / (n * degree). Integers make the result the same on all machines.
         farthest_from_data = self.degree * (2 * int(self.node_indices[: self.k].sum()) + self.n)
         return (farthest_from_data | 1) * np.pi / (self.n * self.degree * self.k)
 
 
 class LagrangeDecoder(PseudoInverseDecoder):
-    """A `PseudoInverseDecoder` that computes the amplification of large codes from the missing results.
+    """A `PseudoInverseDecoder` that computes the amplification of large codes from the missing rows of G.
 
     This is cheaper than computing the decoding weights.
     """
@@ -280,10 +279,10 @@ class LagrangeDecoder(PseudoInverseDecoder):
 
 
 def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
-    """Evaluate a basis of all trigonometric polynomials that f(w) can be, for f of degree `degree`.
+    """Evaluate a basis of the trigonometric polynomials f(w), for all f of degree `degree`.
 
-    Their order is degree * (k - 1) / 2 for odd k, and degree * k / 2 for even k. For even k, the highest
-    frequency occurs with one phase only.
+    The order of the polynomials is degree * (k - 1) / 2 for odd k, and degree * k / 2 for even k. For even k,
+    the highest frequency occurs with a single phase.
 
     Parameters
     ----------
@@ -312,7 +311,7 @@ def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: flo
 
 
 def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
-    """Return the number of results that suffice to decode, whichever tasks they come from.
+    """Return the number of results that suffice to decode, regardless of which tasks they come from.
 
     Parameters
     ----------
@@ -332,7 +331,7 @@ def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
 
 
 def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int:
-    """Return the largest number of data blocks that `n_results` results suffice to decode, or 0.
+    """Return the largest number of data blocks that can be decoded from `n_results` results, or 0.
 
     Parameters
     ----------
@@ -358,7 +357,7 @@ def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int
 
 @lru_cache(maxsize=64)
 def compute_max_well_conditioned_k(n: int, degree: int, max_amplification: float) -> int:
-    """Return the largest number of data blocks that a Lagrange code decodes accurately enough, or 0.
+    """Return the largest number of data blocks for which a Lagrange code is well-conditioned, or 0.
 
     Parameters
     ----------

@@ -30,14 +30,15 @@ from polarmap.errors import CodeError
 
 
 class GroupGuarantee(NamedTuple):
-    """Which losses a code of several groups survives.
+    """The losses that a code with several groups survives.
 
     Attributes
     ----------
     n_groups : int
-        Number of groups of blocks, each of which is decoded on its own.
+        Number of groups of blocks, each decoded independently.
     max_losses : int
-        Number of lost results that every group survives if almost any of its results determine the others.
+        Number of lost results that every group survives, if almost any set of as many results as data blocks
+        can be decoded.
     failure_probability : float
         Probability that some group loses more results than it has parity blocks.
     """
@@ -48,11 +49,11 @@ class GroupGuarantee(NamedTuple):
 
 
 class LinearCode(CodeMatrices):
-    """A code that is defined by matrices G, T and E: results = G u, targets = T u, coded blocks = E blocks.
+    """A code defined by matrices G, T and E: results = G u, targets = T u, coded blocks = E blocks.
 
     To define a code, a subclass sets `n`, `k`, `name` and `requirement` and implements `encoding_matrix`,
     which is E. It overrides the other matrices, the supported dtypes and the attributes below if the defaults
-    do not fit. The map functions look at these attributes only, never at the class of a code.
+    do not fit. The map functions depend only on these attributes, never on the class of a code.
 
     Attributes
     ----------
@@ -88,8 +89,7 @@ class LinearCode(CodeMatrices):
     n_groups : int
         Number of groups of blocks that are decoded independently of each other.
     max_backups : int
-        Maximum number of backup attempts (further copies of a running task) for each late task. Codes with
-        parity blocks need none and have 0.
+        Maximum number of backup tasks per late task; 0 for codes with parity blocks, which need none.
     """
 
     name: str
@@ -136,7 +136,7 @@ class LinearCode(CodeMatrices):
 
     @property
     def norm_inf(self) -> float:
-        """The infinity norm of E: the largest factor by which encoding can increase the largest entry."""
+        """The infinity norm of E: the maximum factor by which encoding can increase the largest entry."""
         return float(np.abs(self.encoding_matrix).sum(axis=1).max(initial=1.0))
 
     @property
@@ -145,7 +145,7 @@ class LinearCode(CodeMatrices):
         return int(self.encoding_matrix.shape[1])
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
-        """Compute the parity blocks, that is, all coded blocks that are not data blocks.
+        """Compute the parity blocks: all coded blocks that are not data blocks.
 
         Parameters
         ----------
@@ -188,7 +188,7 @@ class LinearCode(CodeMatrices):
         return [(self, np.arange(self.n))]
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee | None:
-        """Return which losses a code of several groups survives; None for a code without groups.
+        """Return the losses that a code with several groups survives, or None for a code without groups.
 
         Parameters
         ----------
@@ -198,7 +198,7 @@ class LinearCode(CodeMatrices):
         return None
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
-        """Explain why this code may decode too inaccurately, and how to avoid it.
+        """Explain why decoding may be less accurate than required, and how to avoid this.
 
         Parameters
         ----------
@@ -213,7 +213,7 @@ class LinearCode(CodeMatrices):
         return ""
 
     def precompute_encoding(self) -> None:
-        """Compute and cache the matrices that `encode_parity` needs. Does nothing if they are cheap."""
+        """Compute and cache the matrices that `encode_parity` needs, unless they are cheap to compute."""
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """Compute the parity of real blocks and write it to `out`.
@@ -240,9 +240,9 @@ class LinearCode(CodeMatrices):
         return PseudoInverseDecoder(self, arrived_mask)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
-        """Return a function that tells after each arrival whether all blocks can be decoded, or None.
+        """Return a function that tracks whether all blocks can be decoded, or None.
 
-        A code returns such a function if it can update the answer faster than by computing a rank each time.
+        A code returns such a function if this is faster than computing a rank after each arrival.
 
         Parameters
         ----------
@@ -273,7 +273,7 @@ class SystematicCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can suffice to decode: k."""
+        """The smallest number of results from which decoding is possible: k."""
         return self.k
 
     @property

@@ -32,10 +32,10 @@ FLOAT_RESULT_ERROR = (
 
 
 class ModularDecoder(ErasureDecoder):
-    """A decoder for integers modulo 2^64: recovered = weights @ received.
+    """Decodes integers modulo 2^64: recovered = weights @ received.
 
-    Floats are passed on to `real_decoder`. Results that can be decoded modulo 2^64 can also be decoded over
-    the reals.
+    Floats are delegated to `real_decoder`. Any erasure pattern that can be decoded modulo 2^64 can also be
+    decoded over the reals.
     """
 
     modular = True
@@ -61,7 +61,7 @@ class ModularDecoder(ErasureDecoder):
     @property
     @abstractmethod
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
+        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
 
     @property
     def weight_magnitudes(self) -> Floats:
@@ -69,7 +69,7 @@ class ModularDecoder(ErasureDecoder):
         return np.abs(self.weights.view(np.int64).astype(np.float64))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing results, one per row. Integers wrap around as `dtype` does."""
+        """Compute the missing results, one per row. Integers wrap around on overflow, as in `dtype`."""
         if not is_integer_dtype(dtype):
             return self.real_decoder.decode(received, dtype)
         out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
@@ -83,10 +83,10 @@ class ModularDecoder(ErasureDecoder):
 
 
 class EliminationDecoder(ModularDecoder):
-    """A decoder that solves system_matrix @ unknowns = results modulo 2^64 by Gaussian elimination.
+    """Solves system_matrix @ unknowns = results modulo 2^64 by Gaussian elimination.
 
-    It solves as many independent equations as there are unknowns. The remaining equations serve as parity
-    checks that verify the results.
+    It solves one independent equation per unknown, and uses the remaining equations as parity checks of the
+    results.
     """
 
     @property
@@ -95,28 +95,31 @@ class EliminationDecoder(ModularDecoder):
         """The integer matrix of the linear system, shape (equations, unknowns)."""
 
     def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
-        """Rewrite checks on the equations of the system as checks on the results that have arrived."""
+        """Convert checks on the equations of the system to checks on the arrived results."""
         return system_checks
 
     @cached_property
     def pivot_row_indices(self) -> Indices:
-        """The equations to solve: as many independent rows of `system_matrix` as possible, ascending."""
+        """The equations to solve: a maximal set of independent rows of `system_matrix`, ascending."""
         return np.array(find_independent_rows_gf2(self.system_matrix), dtype=np.intp)
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
+        """The minimum number of additional results needed to decode, or 0 if decoding is already possible."""
         n_unknowns = int(self.system_matrix.shape[1])
         return n_unknowns - len(self.pivot_row_indices) if n_unknowns else 0
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results, or negative if too few results have arrived."""
+        """The number of parity checks available to verify the results; negative if too few have arrived."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero mod 2^64 if all results are correct."""
+        """A parity-check matrix with up to MAX_MODULAR_CHECKS rows.
+
+        Its product with correct results is zero modulo 2^64.
+        """
         other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
         combinations = make_check_combination_matrix(len(other_rows))
         system_checks = np.zeros((len(combinations), len(self.system_matrix)), np.uint64)
@@ -134,7 +137,7 @@ class EliminationDecoder(ModularDecoder):
 class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
     """An exact decoder for systematic codes with integer parity: G = [I; P], T = I.
 
-    It uses as many parity blocks as data blocks are missing.
+    It uses one parity block per missing data block.
     """
 
     def _make_real_decoder(self) -> ErasureDecoder:
@@ -142,7 +145,7 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
+        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
         n_data = len(self.arrived_data_indices)
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
@@ -184,19 +187,19 @@ class ModularLinearDecoder(EliminationDecoder):
     def approximate_weights(self) -> Floats:
         """The weights modulo 2^64, read as signed integers.
 
-        No better approximation exists for data that is mixed with uniform noise.
+        This is the best approximation for data that is masked by uniform noise.
         """
         return self.weights.view(np.int64).astype(np.float64)
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
+        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the wanted results and write them to `out`, one per row."""
+        """Compute the missing targets and write them to `out`, one per row."""
         pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_row_indices]
         for columns in tiling.iter_column_tiles(out.shape[1], len(pivot_blocks), 8):
             tile = tiling.gather_columns(pivot_blocks, columns, np.int64)
@@ -211,8 +214,8 @@ class ModularLinearDecoder(EliminationDecoder):
 def make_check_combination_matrix(n_checks: int) -> UInt64Array:
     """Build a matrix that combines `n_checks` parity checks into at most MAX_MODULAR_CHECKS checks.
 
-    If there are no more than that, all checks are kept unchanged. Otherwise, the first combination is the sum
-    of all checks.
+    If there are at most that many checks, they are kept unchanged. Otherwise, the first combination is the
+    sum of all checks.
 
     >>> make_check_combination_matrix(2).tolist(), make_check_combination_matrix(100).shape
     ([[1, 0], [0, 1]], (16, 100))

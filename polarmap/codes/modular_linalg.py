@@ -19,7 +19,7 @@ _LIMB_BITS = 16
 
 
 def find_independent_rows_gf2(matrix: Array) -> list[int]:
-    """Return the indices of rows that are linearly independent modulo 2, as many and as early as possible.
+    """Return the indices of a maximal set of rows that are linearly independent modulo 2, earliest first.
 
     >>> find_independent_rows_gf2(np.array([[1, 0], [1, 2], [0, 3]]))
     [0, 2]
@@ -74,7 +74,8 @@ def compute_null_space_gf2(matrix: Array) -> Mask:
     [[1, 1, 0]]
     """
     width = matrix.shape[1]
-    # The high bits of a basis element are a reduced column. The low bits tell which columns add up to it.
+    # The high bits of a basis element hold a reduced column, and the low bits tell which columns add up to
+    # it.
     basis: dict[int, int] = {}
     null_vectors = []
     for column_index, column in enumerate(pack_rows_gf2(matrix.T)):
@@ -110,7 +111,7 @@ def invert_mod64(matrix: Array) -> UInt64Array:
 
 
 def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int], UInt64Array]:
-    """Find the unknowns of matrix @ x = s that have a unique solution modulo 2^64, even if not all have.
+    """Solve matrix @ x = s modulo 2^64 for the unknowns that are uniquely determined.
 
     Parameters
     ----------
@@ -119,9 +120,9 @@ def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int],
     Returns
     -------
     rows : list of int
-        Equations that are used.
+        Equations that the solution uses.
     columns : list of int
-        Unknowns that are determined.
+        Unknowns that are uniquely determined.
     W : uint64 array (columns, rows)
         Solution: x[columns] = W @ s[rows].
 
@@ -143,8 +144,7 @@ def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int],
 def matmul_mod64(left: Array, right: Array) -> UInt64Array:
     """Compute the matrix product left @ right of integers modulo 2^64.
 
-    Large numbers are split into parts of 16 bits (limbs). BLAS multiplies the limbs in float64, which is
-    exact.
+    Large numbers are split into limbs of 16 bits, which BLAS multiplies exactly in float64.
 
     Examples
     --------
@@ -173,9 +173,9 @@ def _compute_max_abs(matrix: npt.NDArray[np.int64]) -> int:
 
 
 def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """Split a matrix into pairs (shift, limb), such that the matrix is the sum of limb << shift.
+    """Split a matrix into pairs (shift, limb) such that the matrix is the sum of all limb << shift.
 
-    Limbs above the largest number in the matrix are omitted.
+    Leading limbs that are zero in the whole matrix are omitted.
     """
     remaining = matrix
     limbs = []

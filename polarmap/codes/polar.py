@@ -31,29 +31,29 @@ from polarmap.dtypes import Array, Floats, Indices, check_supported_dtype, is_in
 from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks
 from polarmap.validation import is_choice, is_real_number
 
-# The largest number of coded blocks without groups.
+# Maximum number of coded blocks of a code without groups.
 MAX_N = 1 << 16
-# The largest number of coded blocks of all groups together.
+# Maximum number of coded blocks of a grouped code.
 MAX_GROUPED_N = 1 << 20
 # The names of the kernels. Each kernel is implemented in a module named <kernel>_code.
 KERNELS = ("rotation", "arikan", "hadamard")
-GROUPED = "grouped"  # The name under which the class of codes with groups is registered.
-# The optimal decoder is designed for this fraction of the erasure probability (n - k) / n. A small fraction
-# gives parity rows of larger weight, from which an optimal decoder benefits. From n = 128 on, a quarter needs
-# 2 to 25 times fewer arrivals beyond k than 1, and never more for smaller n (measured with
-# planning.arrivals_needed).
+GROUPED = "grouped"  # The name under which the class of grouped codes is registered.
+# Codes for the optimal decoder are designed for this fraction of the erasure probability (n - k) / n. A
+# smaller fraction gives parity rows of larger weight, which benefits an optimal decoder. For n >= 128, a
+# fraction of 0.25 needs 2 to 25 times fewer arrivals beyond k than a fraction of 1, and for smaller n never
+# more of them (measured with planning.arrivals_needed).
 OPTIMAL_DESIGN_FRACTION = 0.25
-# The number of coded blocks up to which one code is faster than groups (measured with benchmarks/scale.py).
+# Up to this many coded blocks, a single code is faster than groups (measured with benchmarks/scale.py).
 MAX_UNGROUPED_N = 4096
-# The largest number of coded blocks in a group, if there are enough parity blocks. A power of two needs the
-# fewest results for integers.
+# Maximum number of coded blocks in a group, if there are enough parity blocks. Integers need the fewest
+# results if it is a power of two.
 GROUP_SIZE = 1024
-# The smallest number of parity blocks in a group. A group with fewer could run out of them by chance.
+# Minimum number of parity blocks in a group. A group with fewer might by chance lose more results than that.
 MIN_GROUP_PARITY = 64
 
 
 def choose_n_groups(n: int, k: int) -> int:
-    """Return the number of groups of the default code for k data blocks in n coded blocks.
+    """Return the number of groups of the default code with k data blocks and n coded blocks.
 
     >>> [choose_n_groups(n, 3 * n // 4) for n in (32, 4096, 10_000, 100_000)]
     [1, 1, 10, 98]
@@ -66,7 +66,7 @@ def choose_n_groups(n: int, k: int) -> int:
 
 
 def get_design_erasure_fraction(decoder_name: str) -> float:
-    """Return the erasure probability to design a code for, as a fraction of (n - k) / n.
+    """Return the design erasure probability of a code, as a fraction of (n - k) / n.
 
     The design probability decides which inputs of a polar code are frozen. It depends on the decoder.
 
@@ -94,10 +94,10 @@ class PolarCode(SystematicCode):
         Number of data blocks, at least 1.
     kernel : {"rotation", "arikan", "hadamard"}, optional
         "rotation" (default) is an orthogonal butterfly with pseudo-random angles, for floats. Almost any k
-        results decode, as for an MDS code. "arikan" uses the matrix [[1, 1], [0, 1]] and the frozen set of
-        channel polarization (arXiv 1901.06811). Its coefficients are small integers, so integers decode
-        exactly. "hadamard" uses [[1, 1], [1, -1]] and a pseudo-random frozen set, for floats. It needs a few
-        more than k results.
+        results suffice to decode, as for an MDS code. "arikan" uses the matrix [[1, 1], [0, 1]] and the
+        frozen set of channel polarization (arXiv 1901.06811). Its coefficients are small integers, so
+        integers are decoded exactly. "hadamard" uses [[1, 1], [1, -1]] and a pseudo-random frozen set, for
+        floats. It needs a few more than k results.
     decoder : {"optimal", "sequential"}
         "optimal" decodes every erasure pattern that any decoder can decode. "sequential" (arikan only) is
         successive cancellation. It takes n log n additions and decodes fewer patterns.
@@ -116,10 +116,10 @@ class PolarCode(SystematicCode):
         power of two >= n. Fewer stages need fewer additions and more results. The code then consists of
         several butterflies of 2^levels blocks, each with its own data blocks and parity blocks.
     groups : int, optional
-        Number of groups into which the blocks are divided, each of which is encoded and decoded on its own.
-        With groups of about 1,000 blocks, n may be up to 1,048,576, and all operations take time in
-        proportion to n. Every group needs enough results, so that a few more than k results are needed in
-        all. The default is one group.
+        Number of groups into which the blocks are divided. Each group is encoded and decoded independently.
+        With groups of about 1,000 blocks, n may be up to 1,048,576, and the time of all operations is
+        proportional to n. Every group needs enough results, so slightly more than k results are needed in
+        total. The default is one group.
 
     Examples
     --------
@@ -137,7 +137,7 @@ class PolarCode(SystematicCode):
     kernel: str = "rotation"
     _max_n: ClassVar[int] = MAX_N
     _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
-    # The class of each kernel, and that of grouped codes; each is in a module named <variant>_code.
+    # The classes of all kernels and of grouped codes. Each class is in a module named <variant>_code.
     _classes_by_variant: ClassVar[dict[str, type[PolarCode]]] = {}
 
     def __init_subclass__(cls, variant: str = "") -> None:
@@ -146,7 +146,7 @@ class PolarCode(SystematicCode):
     def __new__(
         cls, n: int, k: int, kernel: str | None = None, *args: Any, groups: int | None = None, **kwargs: Any
     ) -> PolarCode:
-        """Create an instance of the subclass that implements `kernel`, or of the one for groups."""
+        """Create an instance of the subclass that implements `kernel` or grouped codes."""
         kernel = cls.kernel if kernel is None else kernel
         if not is_choice(kernel, KERNELS):
             kernels_text = ", ".join(map(repr, KERNELS))
@@ -208,7 +208,7 @@ class PolarCode(SystematicCode):
         return (self.n - 1).bit_length()
 
     def with_sizes(self, n: int, k: int) -> PolarCode:
-        """Return a code with the same options for different numbers of blocks.
+        """Return a code with the same options, but different numbers of blocks.
 
         Parameters
         ----------
@@ -249,7 +249,7 @@ class PolarCode(SystematicCode):
 
     @property
     def frozen_set(self) -> Indices:
-        """The n - k inputs of the butterfly that are frozen to zero, ascending.
+        """The n - k inputs of the butterfly that are frozen to zero, in ascending order.
 
         The arikan kernel numbers the inputs of all its butterflies from 0 to `mother_code_length` - 1. The
         hadamard kernel also sets the inputs from n on to zero, but does not count them as frozen. The
@@ -259,19 +259,19 @@ class PolarCode(SystematicCode):
 
     @property
     def codeword_positions(self) -> Indices:
-        """The position of each coded block at the output of the butterfly. Data blocks come first."""
+        """The codeword position of each coded block, data blocks first."""
         return np.arange(self.n)
 
     @cached_property
     def worker_indices(self) -> Indices:
-        """The index of the worker that each coded block should be sent to, shape (n,).
+        """The index of the worker that should process each coded block, shape (n,).
 
         If all workers have the same erasure probability, block i goes to worker i. Otherwise, worker i has
         probability `erasure[i]`, and the assignment depends on the kernel. The rotation and hadamard kernels
         give the data blocks to the most reliable workers, because data blocks that arrive need no decoding.
         The arikan kernel sorts the workers along the codeword positions for the sequential decoder, which
         pairs reliable workers with unreliable ones. For the optimal decoder, it shuffles them. Both choices
-        were the best in measurements.
+        performed best in measurements.
 
         Examples
         --------
@@ -287,15 +287,15 @@ class PolarCode(SystematicCode):
 
     @property
     def _block_erasure_probabilities(self) -> Floats:
-        """The erasure probability of each coded block, ascending.
+        """The erasure probability of each coded block, in ascending order.
 
-        The data blocks come first, so that they get the most reliable workers.
+        Data blocks come first, so they get the most reliable workers.
         """
         return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @property
     def seed(self) -> int:
-        """The seed in use: of the rotation angles, or of the hadamard frozen set."""
+        """The seed of the rotation angles or of the hadamard frozen set."""
         return self._seed or 0
 
     @property
@@ -311,7 +311,7 @@ class PolarCode(SystematicCode):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of P, rounded up: the factor by which encoding can increase the largest entry."""
+        """The infinity norm of P, rounded up: the maximum factor by which encoding can increase an entry."""
         return int(np.ceil(np.abs(self.encoding_matrix).sum(axis=1).max()))
 
     def encode(self, blocks: npt.ArrayLike) -> Array:

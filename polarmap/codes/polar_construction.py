@@ -15,7 +15,7 @@ from polarmap.dtypes import Floats, Indices
 
 
 def round_up_to_power_of_two(size: int) -> int:
-    """Return the smallest power of two that is at least `size`.
+    """Return the smallest power of two >= `size`.
 
     >>> [round_up_to_power_of_two(n) for n in (1, 2, 3, 1000)]
     [1, 2, 4, 1024]
@@ -24,14 +24,15 @@ def round_up_to_power_of_two(size: int) -> int:
 
 
 def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int]:
-    """Compute the size and the number of the butterflies for n codeword positions.
+    """Compute the size and number of butterflies for n codeword positions.
 
     Parameters
     ----------
     n : int
         Number of codeword positions that are sent.
     levels : int, optional
-        Number of stages of each butterfly. By default, one butterfly of the next power of two is used.
+        Number of stages of each butterfly. By default, a single butterfly is used, whose size is the next
+        power of two.
 
     Returns
     -------
@@ -49,7 +50,7 @@ def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int
 
 
 def compute_input_erasure_probabilities(position_erasure_probabilities: npt.ArrayLike) -> Floats:
-    """Compute how likely each input of a butterfly is erased, from the erasure probability of each output.
+    """Compute the erasure probability of each input of a butterfly from those of its outputs.
 
     Each stage combines pairs of probabilities (a, b). A pair becomes a + b - ab for the minus branch, which
     behaves like a slow worker, and ab for the plus branch, which behaves like a fast worker. This is eq. (35)
@@ -86,9 +87,9 @@ def choose_frozen_set(
     """Choose the n - k inputs of the butterflies to freeze.
 
     The butterflies have N >= n positions in total. The first N - n positions are punctured (not sent). This
-    keeps the all-ones word in the code, so that constants are decoded exactly. The frozen set is closed
-    downwards: if the bits of i are a subset of the bits of a frozen input j, then i is frozen, too. The
-    two-pass systematic encoder needs this property.
+    keeps the all-ones word in the code, so that constants are decoded exactly. The frozen set is downward
+    closed: if the bits of i are a subset of the bits of a frozen input j, then i is also frozen. The two-pass
+    systematic encoder needs this property.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def choose_frozen_set(
         Erasure probability of all positions that are sent, or of each of them.
     levels : int, optional
         Number of stages, as in `compute_transform_shape`. With several butterflies, each has at least one
-        frozen input and one that is not frozen.
+        frozen and one free input.
 
     Returns
     -------
@@ -128,17 +129,17 @@ def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None =
     """Choose the n - k inputs of lowest weight, as in a Reed-Muller code.
 
     The weight of an input is the number of sent positions to which it contributes. A codeword that contains
-    the input has about that many nonzero blocks, so the optimal decoder fails for few erasure patterns if
-    inputs of low weight are frozen. Of inputs with equal weight, those are frozen first whose parity check
-    involves the most sent positions, so that each block is in a check. The remaining ties are pseudo-random.
-    The set is closed downwards, like that of `choose_frozen_set`.
+    the input has about that many nonzero blocks. Freezing inputs of low weight therefore leaves few erasure
+    patterns for which the optimal decoder fails. Among inputs of equal weight, those whose parity check
+    involves the most sent positions are frozen first, so that every block is covered by a check. Remaining
+    ties are broken pseudo-randomly. The set is downward closed, like that of `choose_frozen_set`.
 
     Parameters
     ----------
     n, k : int
         Number of coded blocks and of data blocks.
     seed : int
-        Seed of the ties.
+        Seed for breaking ties.
     levels : int, optional
         Number of stages, as in `choose_frozen_set`.
 
@@ -155,20 +156,19 @@ def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None =
     weights = np.ones((transform_size, n_transforms))
     weights.flat[: weights.size - n] = 0.0
     check_weights, half = weights.copy(), 1
-    while (
-        half < transform_size
-    ):  # Count the sent positions whose bits are a subset, or a superset, of the input's.
+    # Count the sent positions whose bits are a subset or a superset of the input's bits.
+    while half < transform_size:
         pairs, check_pairs = (table.reshape(-1, 2, half, n_transforms) for table in (weights, check_weights))
         pairs[:, 1] += pairs[:, 0]
         check_pairs[:, 0] += check_pairs[:, 1]
         half *= 2
     ties = SplitMix64(n, k, seed).random(weights.size).reshape(weights.shape)
-    # The weights are integers, so that each term decides only between equal values of the terms before it.
+    # The weights are integers, so each term only breaks ties of the previous terms.
     return _freeze_worst_inputs((check_weights + ties) / (n + 2) - weights, n, k)
 
 
 def count_undecodable_losses(n: int, frozen_set: Indices) -> tuple[int, int]:
-    """Count the single blocks, and the pairs of blocks, whose loss cannot be decoded modulo 2.
+    """Count the single blocks and the pairs of blocks whose loss cannot be recovered modulo 2.
 
     Parameters
     ----------
@@ -187,19 +187,19 @@ def count_undecodable_losses(n: int, frozen_set: Indices) -> tuple[int, int]:
     ((0, 6), (0, 0))
     """
     positions = np.arange(n) + round_up_to_power_of_two(n) - n
-    # The check of input i involves the positions whose bits are a superset of those of i.
+    # The check of input i involves the positions whose bits are a superset of the bits of i.
     checks = (frozen_set[:, None] & positions) == frozen_set[:, None]
     _, multiplicities = np.unique(checks, axis=1, return_counts=True)
     return int((~checks.any(axis=0)).sum()), int((multiplicities * (multiplicities - 1) // 2).sum())
 
 
 def _freeze_worst_inputs(badness: Floats, n: int, k: int) -> Indices:
-    """Return the n - k sent inputs with the largest badness, ascending.
+    """Return the n - k sent inputs with the largest badness, in ascending order.
 
     Parameters
     ----------
     badness : array (size, butterflies)
-        Changed in place: with several butterflies, each keeps at least one frozen and one free input.
+        Modified in place so that, with several butterflies, each has at least one frozen and one free input.
     n, k : int
         Number of coded blocks and of data blocks.
     """

@@ -42,13 +42,12 @@ from polarmap.errors import CodeError
 
 BlockIndices = set[int]
 
-# Maximum number of tasks. Joint decoding of more would take too long.
+# Maximum number of tasks. With more tasks, joint decoding would take too long.
 MAX_TASKS = 4096
-# Joint decoding is used up to this number of equations times the squared number of unknowns. It then takes up
-# to about 0.2 s.
+# Limit on the cost of joint decoding, equations * unknowns^2. It corresponds to about 0.2 s.
 MAX_JOINT_FLOPS = 3e8
-# Joint decoding is preferred up to this number of recovered blocks times received blocks, because it is more
-# accurate. For more, decoding line by line is faster.
+# Joint decoding is preferred for up to this many weights (recovered blocks times received blocks), because it
+# is more accurate. Beyond that, decoding line by line is faster.
 MAX_JOINT_WEIGHTS = 1 << 18
 
 
@@ -103,7 +102,7 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def grid_coordinates(self) -> Indices:
-        """The row and column of every block on the grid, shape (n, 2)."""
+        """The grid coordinates (row and column) of every block, shape (n, 2)."""
         rows, columns = np.divmod(np.arange(self.n), self.row_code.n)
         parity_mask = (rows >= self.column_code.k) | (columns >= self.row_code.k)
         order = np.argsort(parity_mask, kind="stable")
@@ -111,7 +110,7 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def block_grid(self) -> Indices:
-        """The index of the block in every cell of the grid, shape (n_A, n_B)."""
+        """The block index of every cell of the grid, shape (n_A, n_B)."""
         block_indices = np.empty((self.column_code.n, self.row_code.n), np.intp)
         block_indices[self.grid_coordinates[:, 0], self.grid_coordinates[:, 1]] = np.arange(self.n)
         return block_indices
@@ -137,12 +136,12 @@ class ProductCode(SystematicCode):
 
 
 class GridDecoder(ErasureDecoder):
-    """Base class of the decoders of a grid of blocks, over the reals and modulo 2^64.
+    """Base class of decoders for a grid of blocks, over the reals or modulo 2^64.
 
     Iterative decoding recovers one row or column at a time: a row needs k_B independent known blocks, and a
     column k_A. If no line has enough blocks, the parity checks of all rows and columns together may still
-    have a unique solution. Joint decoding solves them all at once. It is only tried if a unique solution is
-    possible and the system is small enough.
+    have a unique solution. Joint decoding solves all of them at once. It is tried only if a unique solution
+    is possible and the system is small enough.
 
     Attributes
     ----------
@@ -155,7 +154,7 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
+        """The minimum number of additional results needed to decode, or 0 if decoding is already possible."""
         n_lacking = self.code.k - len(self.arrived_indices)
         if n_lacking > 0:
             return n_lacking
@@ -165,19 +164,19 @@ class GridDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results, or negative if too few results have arrived."""
+        """The number of parity checks available to verify the results; negative if too few have arrived."""
         return self.joint.n_redundant_checks
 
     @cached_property
     def iterative_decoder(self) -> IterativeDecoder:
-        """The decoder of rows and columns, which already knows the results that arrived."""
+        """The iterative decoder, to which all arrived results have been added."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
         iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """A mask of the cells that can be decoded if any k blocks suffice to decode their row or column."""
+        """A mask of the cells that could be decoded if any k blocks determined their row or column."""
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
         known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True
@@ -195,7 +194,7 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def _is_joint_decoding_tractable(self) -> bool:
-        """Whether joint decoding can have a unique solution and is small enough.
+        """True if joint decoding can have a unique solution and the system is small enough.
 
         The codewords that are zero outside a rows and b columns form a space of dimension (a - r_A)(b - r_B),
         where r_A and r_B are the numbers of parity rows and columns. Every known cell in these rows and
@@ -234,7 +233,7 @@ class GridDecoder(ErasureDecoder):
 
 
 class ProductDecoder(GridDecoder, RealDecoder):
-    """A decoder for grids of floats. It decodes jointly if that is cheap, and otherwise line by line."""
+    """Decodes grids of floats, jointly if this is cheap and otherwise line by line."""
 
     joint: SystematicDecoder
 
@@ -254,7 +253,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         if self.line_decodings is None:
             return self.joint.weights
         n_arrived = len(self.arrived_indices)
@@ -264,7 +263,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
         return out
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
+        """Compute a parity-check matrix with up to `max_checks` rows for the arrived results."""
         return self.joint.compute_parity_check_matrix(max_checks)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -276,7 +275,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
 
 class ModularProductDecoder(GridDecoder, ModularDecoder):
-    """A decoder for grids of integers modulo 2^64. It decodes line by line if possible, otherwise jointly."""
+    """Decodes grids of integers modulo 2^64, line by line if possible and otherwise jointly."""
 
     joint: ModularSystematicDecoder
 
@@ -289,12 +288,12 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64 of joint decoding. Each row computes a missing result."""
+        """The weights of joint decoding modulo 2^64, with one row per missing result."""
         return self.joint.weights
 
     @property
     def check_matrix(self) -> UInt64Array:
-        """The parity checks, one per row, that are zero modulo 2^64 if all results are correct."""
+        """The parity-check matrix of the arrived results modulo 2^64."""
         return self.joint.check_matrix
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -309,7 +308,7 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
 
 class LineDecoding(NamedTuple):
-    """One step of iterative decoding, which recovers all blocks of one row or column.
+    """One step of iterative decoding, which recovers all blocks of a row or column.
 
     Attributes
     ----------
@@ -327,12 +326,12 @@ class LineDecoding(NamedTuple):
 
     @property
     def newly_known_indices(self) -> Indices:
-        """The positions along the line whose blocks this step recovers."""
+        """The positions along the line that this step recovers."""
         return np.setdiff1d(np.arange(len(self.block_indices)), self.decoder.arrived_indices)
 
 
 class IterativeDecoder:
-    """An iterative decoder of a grid, which finds the rows and columns that can be decoded, in order.
+    """Determines the rows and columns of a grid that can be decoded one after the other, in order.
 
     Parameters
     ----------
@@ -345,7 +344,7 @@ class IterativeDecoder:
     known_mask : boolean array (n_A, n_B)
         True for each cell whose block has arrived or can be decoded.
     line_decodings : list of LineDecoding
-        Rows and columns to decode, in an order in which each finds the blocks that it needs.
+        Rows and columns to decode, ordered such that the blocks that each one needs are known by then.
     """
 
     def __init__(self, code: ProductCode, modular: bool) -> None:
@@ -355,14 +354,14 @@ class IterativeDecoder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all data blocks have arrived or can be decoded."""
+        """True if all data blocks have arrived or can be decoded."""
         return bool(self.known_mask[: self._code.column_code.k, : self._code.row_code.k].all())
 
     def add_arrivals(self, block_indices: Sequence[int] | Indices) -> None:
-        """Record the arrival of blocks, and find all rows and columns that can be decoded now."""
+        """Record arrivals and find all rows and columns that can now be decoded."""
         rows, columns = self._code.grid_coordinates[block_indices].T
         self.known_mask[rows, columns] = True
-        # The columns (first set) and rows (second set) with new blocks, which have to be examined.
+        # The columns (first set) and rows (second set) with new blocks, which still have to be checked.
         changed_lines = [set(columns.tolist()), set(rows.tolist())]
         axis = 0
         while changed_lines[0] or changed_lines[1]:
@@ -372,7 +371,7 @@ class IterativeDecoder:
             axis = 1 - axis
 
     def _decode_line(self, axis: int, line_index: int) -> list[int]:
-        """Add a line to `line_decodings` if enough of its blocks are known. Return the positions it recovers.
+        """Add a line to `line_decodings` if it can be decoded, and return the positions that it recovers.
 
         The line is column `line_index` for axis 0, and row `line_index` for axis 1.
         """
@@ -393,7 +392,7 @@ class IterativeDecoder:
 def select_required_line_decodings(
     line_decodings: Sequence[LineDecoding], missing_indices: BlockIndices
 ) -> list[tuple[LineDecoding, BlockIndices]]:
-    """Select the rows and columns that must be decoded to recover the missing blocks.
+    """Select the rows and columns that have to be decoded to recover the missing blocks.
 
     Parameters
     ----------
@@ -420,7 +419,7 @@ def select_required_line_decodings(
 def decode_lines(
     line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
 ) -> dict[int, Array]:
-    """Decode rows and columns of the grid in the given order, and return all blocks known at the end.
+    """Decode rows and columns in the given order, and return all blocks that are then known.
 
     Parameters
     ----------

@@ -23,21 +23,21 @@ from polarmap.codes.base import (
 from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, is_integer_dtype, to_real_dtype
 
-# A system with a smaller relative singular value is treated as singular. Its solution would have no correct
-# digit in float32, and three in float64.
+# Systems with a smaller relative singular value are treated as singular. Their solution would have no correct
+# digits in float32 and only three in float64.
 RANK_TOL = 1e-12
-# P is formed for codes with fewer than MAX_DENSE_N coded blocks, where products with P are faster than
-# butterflies. P is also formed if there are fewer than MAX_DENSE_SIDE data blocks or parity blocks. The norms
-# of such short rows vary too much to be normalized by their average.
+# P is formed for codes with fewer than MAX_DENSE_N coded blocks, for which products with P are faster than
+# butterflies. It is also formed if there are fewer than MAX_DENSE_SIDE data or parity blocks, because the
+# norms of such short rows vary too much to be normalized by their average.
 MAX_DENSE_N, MAX_DENSE_SIDE = 2048, 256
-# The largest residual of an updated pseudo-inverse that a Newton step may correct. The step squares the
-# residual, so that only rounding errors remain.
+# Maximum residual of an updated pseudo-inverse that is corrected by a Newton step. The step squares the
+# residual, so only rounding errors remain.
 UPDATE_TOL = 1e-6
-WEIGHT_BATCH = 256  # Weights are computed for this many missing blocks at a time, to limit memory.
+WEIGHT_BATCH = 256  # Number of missing blocks whose weights are computed at a time, to limit memory.
 
 
 class RealDecoder(ErasureDecoder):
-    """A decoder for real and complex results: recovered = weights @ received.
+    """Decodes real and complex results: recovered = weights @ received.
 
     Integer results are decoded in float64 and rounded to integers at the end.
     """
@@ -52,36 +52,36 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
+        """The minimum number of additional results needed to decode, or 0 if decoding is already possible."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._system_rank_deficit
 
     @property
     def _system_rank_deficit(self) -> int:
-        """The number 1 if the system is singular although it has enough equations, otherwise 0."""
+        """1 if the system is singular although it has enough equations, otherwise 0."""
         return int(not np.isfinite(self._pseudo_inverse).all())
 
     @property
     def weights(self) -> Floats:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         raise NotImplementedError
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """How much an error of 1 in each arrived result (column) changes each missing result (row)."""
+        """The sensitivity of each missing result (row) to an error of 1 in each arrived result (column)."""
         return np.abs(self.weights)
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest change of a missing result that an error of 1 in each arrived result causes."""
-        # np.abs would copy the weights, which may already take most of the memory of a map.
+        """The largest change that an error of 1 in each arrived result causes in any missing result."""
+        # Avoid np.abs: it would copy the weights, which may already take most of a map's memory.
         weights = self.weights
         return np.asarray(np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0)))
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`. It is 0 if nothing is missing, inf if not decodable."""
+        """The largest 2-norm of a row of `weights`; 0 if nothing is missing, inf if not decodable."""
         if not len(self.missing_indices):
             return 0.0
         if self.rank_deficit:
@@ -91,11 +91,11 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def check_matrix(self) -> Floats:
-        """Up to MAX_CHECKS parity checks, one per row, that are zero if all results are correct."""
+        """A parity-check matrix with up to MAX_CHECKS rows. Its product with correct results is zero."""
         return self.compute_parity_check_matrix(MAX_CHECKS)
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
+        """Compute a parity-check matrix with up to `max_checks` rows for the arrived results."""
         raise NotImplementedError
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
@@ -125,14 +125,14 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def _pseudo_inverse(self) -> Floats:
-        """The pseudo-inverse of `system_matrix`. All entries are inf if the system cannot be solved."""
+        """The pseudo-inverse of `system_matrix`, with all entries inf if the system cannot be solved."""
         if self._computed_pseudo_inverse is None:
             system_matrix = self.system_matrix.astype(np.float64, copy=False)
             self._computed_pseudo_inverse = compute_left_inverse(system_matrix)
         return self._computed_pseudo_inverse
 
     def _drop_weights(self) -> None:
-        """Free the memory of the cached `weights`. They are computed again when needed."""
+        """Free the memory of the cached `weights`, which are recomputed when needed."""
         vars(self).pop("weights", None)
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
@@ -141,7 +141,7 @@ class RealDecoder(ErasureDecoder):
         Returns
         -------
         array (checks, equations)
-            No rows (checks = 0) if the unknowns cannot be solved for.
+            Without rows if the system cannot be solved.
         """
         if self.n_redundant_checks <= 0 or not np.isfinite(self._pseudo_inverse).all():
             return np.empty((0, len(self.system_matrix)))
@@ -149,9 +149,9 @@ class RealDecoder(ErasureDecoder):
 
 
 class PseudoInverseDecoder(RealDecoder):
-    """A decoder for any code, which solves for all unknowns: weights = T[missing] pinv(G[arrived]).
+    """Decodes any code by solving for all unknowns: weights = T[missing] pinv(G[arrived]).
 
-    Of all unbiased linear decoders, a least-squares decoder multiplies independent errors the least.
+    Among all unbiased linear decoders, the least-squares decoder amplifies independent errors the least.
     """
 
     @cached_property
@@ -161,7 +161,7 @@ class PseudoInverseDecoder(RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         return np.asarray(self.code.target_matrix[self.missing_indices] @ self._pseudo_inverse)
 
     @cached_property
@@ -171,16 +171,16 @@ class PseudoInverseDecoder(RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results, or negative if too few results have arrived."""
+        """The number of parity checks available to verify the results; negative if too few have arrived."""
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct."""
+        """Compute a parity-check matrix with up to `max_checks` rows for the arrived results."""
         return self._compute_null_space_checks(max_checks)
 
 
 class SystematicDecoder(SystematicEquations, RealDecoder):
-    """A decoder for systematic codes (G = [I; P], T = I), which solves for the missing data blocks only.
+    """Decodes systematic codes (G = [I; P], T = I) by solving for the missing data blocks only.
 
     P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
     """
@@ -202,12 +202,12 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results, or negative if too few results have arrived."""
+        """The number of parity checks available to verify the results; negative if too few have arrived."""
         return len(self.arrived_parity_indices) - len(self.missing_indices)
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights by least squares. Each row computes a missing result."""
+        """The least-squares decoding weights, with one row per missing result."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):
@@ -218,7 +218,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         return weights
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` parity checks, one per row, that are zero if all results are correct.
+        """Compute a parity-check matrix with up to `max_checks` rows for the arrived results.
 
         The coefficients of the parity blocks are orthonormal.
         """
@@ -227,13 +227,13 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         return np.concatenate([data_checks, parity_checks], axis=1)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Compute the pseudo-inverse by updating that of an older decoder, which had fewer arrivals.
+        """Compute the pseudo-inverse by updating that of a previous decoder with fewer arrivals.
 
-        A data block that arrived in between deletes a column of the system: the remaining rows of the
-        pseudo-inverse are projected orthogonally to the deleted rows. A parity block that arrived in between
-        adds a row, by the formula of Greville (1960). One Newton-Schulz step X <- X + (I - X A) X then
-        removes the rounding errors. If an entry of I - X A exceeds UPDATE_TOL, the update is discarded. The
-        pseudo-inverse is then computed from scratch when it is needed.
+        Each new data block deletes a column of the system: the remaining rows of the pseudo-inverse are
+        projected orthogonally to the deleted rows. Each new parity block adds a row, by Greville's formula
+        (1960). One Newton-Schulz step X <- X + (I - X A) X then removes the rounding errors. If the residual
+        I - X A has an entry above UPDATE_TOL, the update is discarded, and the pseudo-inverse is computed
+        from scratch when needed.
 
         Parameters
         ----------
@@ -242,7 +242,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         """
         if not isinstance(previous, SystematicDecoder):
             return
-        previous._drop_weights()  # Cached weights may take most of the memory of a map.
+        previous._drop_weights()  # Cached weights may take most of a map's memory.
         previous_inverse = previous._computed_pseudo_inverse
         if previous_inverse is None or not np.isfinite(previous_inverse).all():
             return
@@ -272,7 +272,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
             batch = slice(start, start + WEIGHT_BATCH)
             identity = np.eye(len(updated[batch]), len(updated), start)
             residual_matrix = identity - updated[batch] @ self.system_matrix
-            # Not `> UPDATE_TOL`, so that NaN counts as too large as well.
+            # This is not `> UPDATE_TOL`, because NaN should also count as too large.
             if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:
                 return
             updated[batch] += residual_matrix @ updated
@@ -280,11 +280,11 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
-    """A `SystematicDecoder` for large codes: it multiplies by P with butterflies and never forms P."""
+    """A `SystematicDecoder` for large codes, which multiplies by P with butterflies and never forms P."""
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The matrix of the equations: rows of P of arrived parity blocks, columns of missing data blocks."""
+        """The part of P with the rows of arrived parity blocks and the columns of missing data blocks."""
         return self.code.compute_encoding_matrix_columns(self.missing_indices)[self.arrived_parity_indices]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
@@ -295,7 +295,7 @@ class ImplicitSystematicDecoder(SystematicDecoder):
 
 
 def has_dense_parity_matrix(n: int, k: int) -> bool:
-    """Return whether an (n, k) rotation code forms its matrix P. Large codes use butterflies instead.
+    """Return whether an (n, k) rotation code forms P explicitly. Large codes use butterflies instead.
 
     Parameters
     ----------
@@ -321,8 +321,7 @@ def compute_left_inverse(matrix: Floats) -> Floats:
     array([[0.5, 0. ]])
     """
     n_rows, n_columns = matrix.shape
-    # The inverse is preferred, because QR of a thousand rows takes ten times as long while workers keep all
-    # cores busy.
+    # Prefer the inverse: while workers keep all cores busy, QR of a thousand rows takes ten times as long.
     if n_rows == n_columns:
         return compute_inverse_or_inf(matrix)
     orthonormal_factor, triangular_factor = np.linalg.qr(matrix)
@@ -353,7 +352,7 @@ def compute_inverse_or_inf(matrix: Floats) -> Floats:
 
 
 def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors: int) -> Floats:
-    """Compute orthonormal vectors z with z' matrix = 0, returned as columns.
+    """Compute an orthonormal basis of the left null space, z' matrix = 0, as columns.
 
     Parameters
     ----------
@@ -362,7 +361,7 @@ def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors:
     pseudo_inverse : array (columns, rows)
         Pseudo-inverse of `matrix`.
     max_vectors : int
-        Largest number of vectors to compute; at most rows - columns exist.
+        Maximum number of basis vectors to compute, out of rows - columns.
 
     Returns
     -------
@@ -383,15 +382,15 @@ def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors:
 
 
 def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) -> float:
-    """Compute the amplification in the worst of several patterns of exactly k arrivals.
+    """Compute the worst amplification over several patterns of exactly k arrivals.
 
     Parameters
     ----------
     parity_matrix : array (n - k, k)
         P of a systematic code.
     arrived_patterns : index array (patterns, k)
-        Indices of the arrived blocks in each pattern, ascending. All patterns must have the same number of
-        data blocks.
+        Indices of the arrived blocks in each pattern, in ascending order. All patterns must have the same
+        number of data blocks.
 
     Returns
     -------
@@ -419,7 +418,7 @@ def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) 
 
 
 def compute_erasure_amplification(generator_matrix: Floats, erased_indices: Indices, n_targets: int) -> float:
-    """Compute the amplification for one erasure pattern, for a code whose G has orthonormal columns.
+    """Compute the amplification for an erasure pattern of a code whose G has orthonormal columns.
 
     With K = G_erased G_erased', the squared norm of row i of G_erased pinv(G_arrived) is [K / (1 - K)]_ii.
 

@@ -31,15 +31,15 @@ from polarmap.codes.rotation_network import RotationButterflyNetwork, generate_r
 from polarmap.codes.splitmix import sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, choose_accumulator_dtype, is_integer_dtype
 
-# Up to this many parity rows, a BLAS product is faster than the compiled butterfly (measured with
-# benchmarks/coding.py). The second number applies to blocks that must be copied into one array first.
+# For up to this many parity rows, a BLAS product is faster than the compiled butterfly (measured with
+# benchmarks/coding.py). The second limit applies to blocks that must first be copied into one array.
 MAX_DENSE_ROWS, MAX_DENSE_ROWS_GATHERED = 32, 12
-# Up to this many parity rows, a BLAS product is faster than the butterfly in NumPy.
+# For up to this many parity rows, a BLAS product is faster than the butterfly in NumPy.
 MAX_DENSE_ROWS_UNCOMPILED = 512
 # For codes of up to MAX_SEED_SEARCH_N blocks, N_SEEDS seeds are compared on up to MAX_PATTERNS erasure
 # patterns each, and the best seed is used.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-SYNDROME_BYTES = 64 << 20  # Memory in bytes for the parity that the decoder computes at a time.
+SYNDROME_BYTES = 64 << 20  # Memory budget, in bytes, for the parity that the decoder computes at a time.
 
 
 class RotationCode(PolarCode):
@@ -64,7 +64,7 @@ class RotationCode(PolarCode):
     def seed(self) -> int:
         """The seed of the rotation angles.
 
-        By default, this is the best of several seeds for up to 64 blocks, and 0 for more.
+        The default is the best of several seeds for up to 64 blocks, and 0 for larger codes.
         """
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
@@ -94,7 +94,7 @@ class RotationCode(PolarCode):
         return products
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the results that have arrived. For large codes, it does not form P."""
+        """Build the decoder for the arrived results. Decoders of large codes do not form P."""
         if modular or self._has_dense_parity_matrix:
             return super().make_decoder(arrived_mask, modular)
         return SyndromeDecoder(self, arrived_mask)
@@ -113,7 +113,7 @@ class RotationCode(PolarCode):
 
     @cached_property
     def _has_dense_parity_matrix(self) -> bool:
-        """Whether this code is small enough that P is formed."""
+        """True if the code is small enough to form P explicitly."""
         return has_dense_parity_matrix(self.n, self.k)
 
     def precompute_encoding(self) -> None:
@@ -128,10 +128,10 @@ class RotationCode(PolarCode):
 
 
 class SyndromeDecoder(ImplicitSystematicDecoder):
-    """A least-squares decoder for large rotation codes, which never forms P or the decoding weights.
+    """A least-squares decoder for large rotation codes that never forms P or the decoding weights.
 
-    It encodes the data blocks that arrived and subtracts the result from the arrived parity blocks. This
-    difference is the syndrome. The pseudo-inverse times the syndrome gives the missing blocks.
+    It encodes the arrived data blocks and subtracts their parity from the arrived parity blocks. The
+    difference is the syndrome, and the pseudo-inverse maps it to the missing blocks.
     """
 
     code: SystematicCode
@@ -168,12 +168,12 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
 
 
 def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> RotationButterflyNetwork:
-    """Return a copy of `network` with scale and shift such that every row of P sums to one.
+    """Return a copy of `network` with a scale and shift that make every row of P sum to one.
 
     The mean of each row is subtracted, the row is scaled to norm 1, and 1 / k is added. All parity blocks
     then have the same norm. For k = 2, rows without their mean are parallel and differ only in their norms,
-    so they are not scaled. If P is not formed, the norm is 1 only on average, because a row of the orthogonal
-    butterflies has the squared norm k / size on average.
+    so they are not scaled. If P is not formed, the norm is 1 only on average: the mean squared norm of a row
+    of the orthogonal butterflies is k / size.
     """
     if has_dense_parity_matrix(k + len(network.kept_rows), k):
         scale, shift = compute_row_normalization(compute_rotation_parity_matrix(network, k))
@@ -185,7 +185,7 @@ def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> Rota
 
 
 def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
-    """Compute the scale and the shift that give each row of P the mean 1 / k and a deviation of norm 1.
+    """Compute the scale and shift for which each row of P has mean 1 / k and a deviation of norm 1.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ def compute_rotation_parity_matrix(
 
 @lru_cache(maxsize=256)
 def select_rotation_seed(n: int, k: int) -> int:
-    """Return the seed whose code multiplies errors the least in the worst pattern of exactly k arrivals."""
+    """Return the seed whose code has the smallest worst-case amplification for exactly k arrivals."""
     patterns_by_n_data: dict[int, list[Indices]] = {}  # Groups patterns by their number of data blocks.
     for arrived_indices in sample_subsets(n, k, MAX_PATTERNS):
         patterns_by_n_data.setdefault(int(np.searchsorted(arrived_indices, k)), []).append(arrived_indices)
@@ -252,7 +252,7 @@ def select_rotation_seed(n: int, k: int) -> int:
             amplification = compute_max_amplification(parity_matrix, arrived_indices)
             max_amplification = max(max_amplification, amplification)
             if max_amplification >= min_amplification:
-                # An earlier seed is at least as good already, whatever the remaining patterns give.
+                # An earlier seed is at least as good, regardless of the remaining patterns.
                 break
         else:
             best_seed, min_amplification = seed, max_amplification

@@ -17,9 +17,9 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Floats, Indices
 
-# Range of the rotation angles in radians. Angles near 0 or pi / 2 would hardly mix the two inputs.
+# Range of the rotation angles in radians. Angles near 0 or pi / 2 would barely mix the two inputs.
 ANGLE_RANGE = (0.3, 1.2)
-# The smallest number of rows of a butterfly. Smaller ones have too few angles to look random.
+# Minimum number of rows of a butterfly. Smaller butterflies have too few angles to appear random.
 MIN_TRANSFORM_SIZE = 16
 STAGES_PER_MATRIX = 4  # Number of stages fused into one matrix, which has 2^4 = 16 rows.
 
@@ -48,7 +48,7 @@ class RotationButterflyNetwork:
     permutations : index array (parity groups, size)
         Permutation of the rows for each parity group.
     kept_rows : index array (r,)
-        Rows of the stacked outputs that become parity blocks, ascending by group.
+        Rows of the stacked outputs that become parity blocks, in ascending order by group.
     scale, shift : array (r,)
         Scale and shift of each parity block.
     """
@@ -63,7 +63,10 @@ class RotationButterflyNetwork:
 
     @cached_property
     def input_stage_matrices(self) -> list[Floats]:
-        """The stages of all input butterflies, fused into small matrices. The last also sums the groups."""
+        """The stages of all input butterflies, fused into small matrices.
+
+        The last one also sums the groups.
+        """
         *matrices, last_matrix = fuse_rotation_stages(self.input_rotations)
         half, n_rows = last_matrix.shape[1:3]
         return [*matrices, last_matrix.transpose(1, 2, 0, 3).reshape(1, half, n_rows, -1)]
@@ -111,8 +114,8 @@ def generate_rotation_butterfly_network(n: int, k: int, seed: int) -> RotationBu
 def fuse_rotation_stages(rotations: Floats) -> list[Floats]:
     """Fuse the stages of butterflies into small dense matrices.
 
-    Each matrix applies several stages. This takes more operations than the stages themselves, but BLAS
-    performs them in less time.
+    Each matrix applies several stages. This takes more operations than applying the stages one by one, but
+    BLAS performs them faster.
 
     Parameters
     ----------

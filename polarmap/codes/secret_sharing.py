@@ -21,24 +21,24 @@ from polarmap.dtypes import Floats, Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_positive_number
 
-MAX_N = 1 << 16  # The largest number of coded blocks.
+MAX_N = 1 << 16  # Maximum number of coded blocks.
 
-# For codes of up to 64 blocks, this many seeds are tried, on this many erasure patterns each.
+# For codes with up to 64 blocks, N_SEEDS matrices are compared on up to MAX_PATTERNS erasure patterns each.
 N_SEEDS, MAX_PATTERNS = 8, 64
-# The leakage is computed for all coalitions of t workers, or for a sample if there are more than this.
+# The leakage is evaluated for all coalitions of t workers, or for a sample if there are more than this.
 MAX_COALITIONS = 4096
 # The 2-norm of each row of the noise coefficients N.
 NOISE_ROW_NORM = 0.25
-# A code is reliable if this fraction of erasure patterns, with half of the redundant results missing, decodes
-# accurately.
+# A code counts as reliable if, with half of the redundant results missing, this fraction of erasure patterns
+# can be decoded accurately.
 RELIABLE_QUANTILE = 0.9
 
 
 @dataclass(frozen=True)
 class SecretSharing:
-    """Options of secret sharing, to pass as `code=` of `coded_map`.
+    """Options for secret sharing, to be passed to `coded_map` as `code=`.
 
-    Every coded block contains noise, so that workers do not see the data. The code depends on the dtype:
+    Every coded block contains noise, which hides the data from the workers. The code depends on the dtype:
 
     * Floats use a `SecretSharingCode` with normal noise. Any k + t results suffice to decode, and f may be
       linear or affine. Secrecy is not perfect: `SecretSharingCode.leakage` bounds what colluders learn.
@@ -48,7 +48,7 @@ class SecretSharing:
     Parameters
     ----------
     n_colluders : int
-        Number t of workers that may combine their blocks.
+        Number t of workers that may collude.
     noise : float
         Standard deviation of the noise in each coded block, relative to the root mean square of the data. It
         applies to floats only. Leakage is inversely proportional to its square, and decoding loses about
@@ -80,9 +80,9 @@ class SecretSharing:
 
 
 class SecretSharingCode(LinearCode):
-    """A code of n linear combinations of k data blocks and t noise blocks.
+    """A code whose n coded blocks are linear combinations of k data blocks and t noise blocks.
 
-    Any k + t results suffice to decode. Any t workers together learn little about the data.
+    Any k + t results suffice to decode, and any t colluding workers learn little about the data.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class SecretSharingCode(LinearCode):
             raise CodeError(f"n must be at most {MAX_N} for secret sharing, not {n}")
         if not is_positive_number(noise):
             raise CodeError(f"noise must be a positive number, not {noise!r}")
-        if k < 2:  # With k = 1, rows that sum to one would leave no freedom for the data coefficients.
+        if k < 2:  # With k = 1, row sums of one would leave no freedom for the data coefficients.
             raise CodeError(f"k must be at least 2 for secret sharing, not {k}")
         if n <= k + n_colluders:
             raise CodeError(
@@ -167,7 +167,7 @@ class SecretSharingCode(LinearCode):
         return float(np.sqrt(squared_coefficients.sum(axis=1).max() + self.noise**2))
 
     def leakage(self, correlated: bool = False) -> float:
-        """Bound how much information any t workers can learn about all data blocks together.
+        """Bound the information that any t colluding workers can learn about the data blocks.
 
         Parameters
         ----------
@@ -186,7 +186,7 @@ class SecretSharingCode(LinearCode):
         >>> code.leakage() < 0.0001 < code.leakage(correlated=True)
         True
         """
-        # Neighbouring workers have the most similar noise, so their coalitions are always included.
+        # Always include coalitions of neighbouring workers, whose noise is the most similar.
         adjacent_coalitions = [
             (first_worker + np.arange(self.n_colluders)) % self.n for first_worker in range(self.n)
         ]
@@ -213,7 +213,7 @@ class SecretSharingCode(LinearCode):
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Return whether decoding is accurate in most cases.
 
-        The code passes if 90 % of the erasure patterns that miss half of the redundant results have an
+        The code passes if, with half of the redundant results missing, 90 % of the erasure patterns have an
         acceptable amplification.
 
         Parameters
@@ -233,9 +233,9 @@ class SecretSharingCode(LinearCode):
 def make_noise_matrix(n: int, n_colluders: int) -> Floats:
     """Build the matrix N of noise coefficients, in which any t rows are independent.
 
-    Its shape is (n, t), and its rows have norm 1. The columns are waves on n evenly spaced points of the
-    circle. They have half-integer frequencies for even t, and integer frequencies with alternating signs for
-    odd t. The constant vector is therefore not a combination of them.
+    Its shape is (n, t), and its rows have norm 1. The columns are sine and cosine waves on n evenly spaced
+    points of the circle, with half-integer frequencies for even t, and with integer frequencies and
+    alternating signs for odd t. The constant vector is therefore not in their span.
 
     >>> np.linalg.norm(make_noise_matrix(5, 2), axis=1).round(12).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]
@@ -252,7 +252,7 @@ def make_noise_matrix(n: int, n_colluders: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
-    """Choose the generator matrix [D, N] that multiplies errors the least in the worst erasure pattern.
+    """Choose the generator matrix [D, N] with the smallest worst-case amplification of errors.
 
     For up to 64 blocks, N_SEEDS matrices are compared on patterns of exactly k + t arrivals. For more blocks,
     the matrix of seed 0 is returned.

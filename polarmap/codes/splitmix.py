@@ -16,7 +16,7 @@ from polarmap.dtypes import Floats, Indices
 
 
 class SplitMix64:
-    """A SplitMix64 pseudo-random generator. Unlike NumPy's generators, its streams never change.
+    """A SplitMix64 pseudo-random number generator. Unlike NumPy's, its streams are the same in all versions.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ class SplitMix64:
         return state ^ (state >> np.uint64(31))
 
     def random(self, size: int) -> Floats:
-        """Return the next `size` uniform numbers in [0, 1)."""
+        """Return `size` random numbers that are uniformly distributed in [0, 1)."""
         counters = self._state + np.arange(1, size + 1, dtype=np.uint64)
         self._state = counters[-1]
         return (self._mix_bits(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def integers(self, size: int) -> npt.NDArray[np.int64]:
-        """Return `size` uniform integers from 0 to 2^53 - 1."""
+        """Return `size` random integers that are uniformly distributed between 0 and 2^53 - 1."""
         return (self.random(size) * 2.0**53).astype(np.int64)
 
     def permutation(self, size: int) -> Indices:
@@ -57,7 +57,7 @@ class SplitMix64:
 
 
 def sample_subsets(n: int, size: int, max_subsets: int) -> list[Indices]:
-    """List all subsets of {0, ..., n - 1} with `size` elements, or a fixed random sample if there are many.
+    """List all subsets of {0, ..., n - 1} of the given size, or a fixed random sample if there are many.
 
     Parameters
     ----------

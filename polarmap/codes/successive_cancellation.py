@@ -49,19 +49,18 @@ from polarmap.codes.real_decoders import ImplicitSystematicDecoder
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Array, Floats, Indices, Mask, UInt64Array
 
-# This many random combinations of parity checks are drawn, and the first MAX_MODULAR_CHECKS independent ones
-# are kept. Twice as many candidates almost always contain enough.
+# Number of random combinations of parity checks to draw. The first MAX_MODULAR_CHECKS independent ones are
+# kept, and twice as many candidates almost always contain enough of them.
 N_RANDOM_CHECKS = 2 * MAX_MODULAR_CHECKS
-# A table is processed in passes of this many columns. Each pass repeats the overhead of all operations.
+# Number of columns of a table that are processed per pass. Each pass repeats the overhead of all operations.
 COLUMNS_PER_PASS = 128
 
 
 class CancellationTracker:
-    """A tracker that tells which inputs successive cancellation can determine from the arrivals so far.
+    """Tracks which inputs successive cancellation can determine from the arrivals so far.
 
-    Each arrival takes O(log N) steps, because it changes one node of every stage. In a pair (a, b), the minus
-    branch a - b becomes known when both a and b are known. Once minus is known, the plus branch needs only
-    one of them.
+    An arrival takes O(log N) steps, because it changes one node per stage. In a pair (a, b), the minus branch
+    a - b becomes known once both a and b are known. After that, the plus branch needs only one of them.
 
     Parameters
     ----------
@@ -76,7 +75,7 @@ class CancellationTracker:
         self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
 
     def add_known_position(self, position: int) -> bool:
-        """Record that a codeword position is known, and return whether all free inputs are determined now."""
+        """Record that a codeword position is known, and return whether all free inputs are now determined."""
         node, transform_index = divmod(position, self._zero_input_mask.shape[1])
         half = len(self._zero_input_mask) // 2
         for known_nodes in self._known_mask[..., transform_index]:
@@ -88,11 +87,10 @@ class CancellationTracker:
 
 
 class CancellationProgram:
-    """The list of row additions by which successive cancellation completes a partly received codeword.
+    """The program of row additions by which successive cancellation completes a partially received codeword.
 
-    The list depends only on which positions were received. Executing it takes O(N log N) operations on
-    blocks. Subtrees whose inputs are all zero (rate-0 nodes) or all free (rate-1 nodes) are completed in one
-    step.
+    The program depends only on the received positions. It takes O(N log N) operations on blocks. Subtrees
+    whose inputs are all zero (rate-0 nodes) or all free (rate-1 nodes) are completed in one step.
 
     The additions work on the rows of a table. Rows 0..N-1 are the codeword positions, rows N..2N-1 are
     scratch space with one region per stage, row 2N is zero, and each inactivated input has one of the rows
@@ -171,7 +169,7 @@ class CancellationProgram:
         append_batch(~upper_known, upper, lower, minus_rows, +1)
 
     def _assign_constituent_rows(self, frozen_rows: Indices, free_rows: Indices) -> None:
-        """Append operations that set frozen rows to zero and free rows to new inactivated inputs.
+        """Append the operations that set frozen rows to zero and free rows to new inactivated inputs.
 
         The rows belong to a rate-0 node (all inputs frozen) or a rate-1 node (all inputs free). For a rate-1
         node, inputs and rows determine each other, so the rows can serve as the inactivated inputs.
@@ -187,7 +185,7 @@ class CancellationProgram:
 
 
 class CancellationSolver:
-    """A solver that decodes one erasure pattern by inactivation decoding, for any number type.
+    """Decodes one erasure pattern by inactivation decoding, for any numeric type.
 
     It computes the missing blocks, the decoding weights and the redundant parity checks.
 
@@ -211,7 +209,7 @@ class CancellationSolver:
 
     @property
     def n_inactivated(self) -> int:
-        """The number of inactivated inputs, or 0 if successive cancellation alone succeeds."""
+        """The number of inactivated inputs; 0 if successive cancellation alone succeeds."""
         return self._cancellation_program.n_inactivated
 
     @property
@@ -225,7 +223,7 @@ class CancellationSolver:
         self._row_program.compute_output_rows(blocks, out)
 
     def compute_check_matrix(self, random_stream: SplitMix64) -> UInt64Array:
-        """Compute up to MAX_MODULAR_CHECKS parity checks, one per row, that are zero for correct results.
+        """Compute a parity-check matrix with up to MAX_MODULAR_CHECKS rows for the arrived results.
 
         Parameters
         ----------
@@ -240,9 +238,9 @@ class CancellationSolver:
         return checks[find_independent_rows_gf2(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
 
     def compute_weight_masks(self, random_stream: SplitMix64) -> WeightMasks:
-        """Compute masks that tell which results the decoding weights use, without computing the weights.
+        """Compute masks of the results that the decoding weights use, without computing the weights.
 
-        The solver decodes random numbers and looks at which of them have an effect.
+        The solver decodes random numbers and examines which of them have an effect.
 
         Parameters
         ----------
@@ -275,7 +273,7 @@ class CancellationSolver:
         )
 
     def compute_weights(self, dtype: type[np.number]) -> Array:
-        """Compute the decoding weights in `dtype`. Each row computes a missing block."""
+        """Compute the decoding weights in `dtype`, with one row per missing block."""
         weights = np.empty((len(self._missing_indices), len(self._arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
             rows = slice(start, start + COLUMNS_PER_PASS)
@@ -289,7 +287,7 @@ class CancellationSolver:
     def _apply_adjoint_operations(
         self, batches: list[RowOperationBatch], combination_columns: Array
     ) -> Array:
-        """Rewrite combinations of codeword positions as combinations of the arrived results.
+        """Rewrite linear combinations of codeword positions as combinations of the arrived results.
 
         Each column of `combination_columns` is one combination. If the columns are bit sets (unsigned
         integers), the coefficients are computed modulo 2.
@@ -341,7 +339,7 @@ class CancellationSolver:
     def find_codewords_supported_on_erasures(self) -> Mask:
         """Return a basis of the codewords modulo 2 that are zero on all arrived blocks, one per row.
 
-        Two codewords that differ by one of these cannot be distinguished yet.
+        Codewords that differ by an element of their span cannot be distinguished yet.
         """
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
@@ -349,7 +347,7 @@ class CancellationSolver:
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
-        """The parity checks that determine the inactivated inputs: as many independent ones as possible."""
+        """A maximal set of independent parity checks, which determine the inactivated inputs."""
         return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
@@ -362,7 +360,8 @@ class CancellationSolver:
     ) -> Array:
         """Compute parity checks of a codeword as linear functions of the inactivated inputs.
 
-        The rows of the result are the checks `input_indices`. Integers wrap around as `dtype` does.
+        Each row of the result is one of the checks `input_indices`. Integers wrap around on overflow, as in
+        `dtype`.
         """
         unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
         checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
@@ -373,7 +372,7 @@ class CancellationSolver:
         return checks
 
     def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
-        """Compute the codeword in which the inactivated inputs have the given values and all results are 0.
+        """Compute the codeword with the given inactivated inputs and with all arrived results zero.
 
         Each column of `input_values` gives one column of the returned table.
         """
@@ -430,12 +429,12 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results, or negative if too few results have arrived."""
+        """The number of parity checks available to verify the results; negative if too few have arrived."""
         return len(self.arrived_indices) - self.code.k
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
+        """The minimum number of additional results needed to decode, or 0 if decoding is already possible."""
         if not len(self.missing_indices):
             return 0
         return max(-self.n_redundant_checks, 0) or self._n_undetermined
@@ -446,12 +445,15 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64. Each row computes a missing result from the arrived results."""
+        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
         return self.solver.compute_weights(np.int64).view(np.uint64)
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """Up to MAX_MODULAR_CHECKS parity checks, one per row: zero mod 2^64 if all results are correct."""
+        """A parity-check matrix with up to MAX_MODULAR_CHECKS rows.
+
+        Its product with correct results is zero modulo 2^64.
+        """
         return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
 
     def _compute_weight_masks(self) -> WeightMasks:
@@ -463,7 +465,7 @@ class InactivationDecoder(ModularDecoder):
 
 
 class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
-    """The sequential decoder for floats, which decodes by successive cancellation alone.
+    """The sequential decoder for floats, which uses successive cancellation only.
 
     Decoding is not possible if an input would have to be inactivated. The parameters are the same as for
     `InactivationDecoder`.
@@ -488,7 +490,7 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights. Each row computes a missing result from the arrived results."""
+        """The decoding weights, with one row per missing result and one column per arrived result."""
         return self.solver.compute_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -497,9 +499,9 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
 
 class ModularCancellationDecoder(InactivationDecoder):
-    """The sequential decoder for integers, which decodes by successive cancellation alone.
+    """The sequential decoder for integers, which uses successive cancellation only.
 
-    Decoding is not possible if an input would have to be inactivated. Floats are passed to a
+    Decoding is not possible if an input would have to be inactivated. Floats are delegated to a
     `SuccessiveCancellationDecoder`.
     """
 
@@ -512,10 +514,10 @@ class ModularCancellationDecoder(InactivationDecoder):
 
 
 class ModularDecodabilityTracker:
-    """A tracker that tells after each arrival whether all n blocks can be decoded modulo 2^64.
+    """Tracks whether all n blocks can be decoded modulo 2^64.
 
-    After k arrivals, a decoder computes the codewords that are zero on all arrived blocks. They describe what
-    is still unknown. Each later arrival only updates a rank.
+    After k arrivals, a decoder computes the codewords that are zero on all arrived blocks, which span what is
+    still unknown. Each later arrival only updates a rank.
 
     Parameters
     ----------
@@ -532,7 +534,7 @@ class ModularDecodabilityTracker:
         self._unresolved_codewords: Mask
 
     def add(self, block_index: int) -> bool:
-        """Record the arrival of a block, and return whether all blocks can be decoded now."""
+        """Record the arrival of a block and return whether all blocks can now be decoded."""
         self._arrived_mask[block_index] = True
         self._n_until_threshold -= 1
         if self._n_until_threshold > 0:

@@ -28,9 +28,9 @@ class SymmetricProductCode(SystematicCode):
     """The upper triangle of a product code: the n (n + 1) / 2 blocks x_ij with i <= j of a symmetric grid.
 
     Both rows and columns of the grid are encoded with the same code. Block x_ji is the (conjugate) transpose
-    of x_ij, so each arrival fills two cells of the full grid. The data blocks can be decoded exactly if they
-    can be decoded on the full grid, because the checks of the full grid split into checks of the symmetric
-    and of the antisymmetric parts.
+    of x_ij, so each arrival fills two cells of the full grid. The data blocks can be decoded if and only if
+    they can be decoded on the full grid, because the checks of the full grid split into checks of the
+    symmetric and antisymmetric parts.
 
     Parameters
     ----------
@@ -69,13 +69,13 @@ class SymmetricProductCode(SystematicCode):
 
     @cached_property
     def grid_coordinates(self) -> Indices:
-        """The row and column of every block on the full grid, shape (n, 2)."""
+        """The coordinates (row and column) of every block on the full grid, shape (n, 2)."""
         full_coordinates = self.full_grid.grid_coordinates
         return full_coordinates[full_coordinates[:, 0] <= full_coordinates[:, 1]]
 
     @cached_property
     def block_and_transpose_indices(self) -> Indices:
-        """The indices on the full grid of each block and of its transpose, shape (n, 2)."""
+        """The full-grid indices of each block and its transpose, shape (n, 2)."""
         rows, columns = self.grid_coordinates.T
         return np.stack(
             [self.full_grid.block_grid[rows, columns], self.full_grid.block_grid[columns, rows]], axis=1
@@ -97,8 +97,8 @@ class SymmetricProductCode(SystematicCode):
 class SymmetricProductDecoder(ErasureDecoder):
     """A decoder for a `SymmetricProductCode`.
 
-    It recovers missing blocks with a decoder of the full grid, from the arrived blocks and their transposes.
-    A second decoder provides parity checks of the symmetric parts x + x'. A recovered block depends on an
+    Missing blocks are recovered by a decoder of the full grid from the arrived blocks and their transposes. A
+    second decoder provides parity checks for the symmetric parts x + x'. A recovered block depends on an
     arrived block and on its transpose with different weights. The decoder therefore has `weight_magnitudes`,
     but no `weights`.
     """
@@ -116,7 +116,7 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks left to verify results, or negative if too few results have arrived."""
+        """The number of parity checks available to verify the results; negative if too few have arrived."""
         return self._symmetric_part_decoder.n_redundant_checks
 
     @property
@@ -139,14 +139,14 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def rank_deficit(self) -> int:
-        """The minimum number of further results that are needed, or 0 if decoding is possible now."""
+        """The minimum number of additional results needed to decode, or 0 if decoding is already possible."""
         return -(-self._grid_decoder.rank_deficit // 2)
 
     @cached_property
     def weight_magnitudes(self) -> Floats:
-        """How much an error of 1 in each arrived block (column) changes each missing block (row).
+        """The sensitivity of each missing block (row) to an error of 1 in each arrived block (column).
 
-        This is the 2-norm of the weights of the block and of its transpose.
+        It is the 2-norm of the weights of the block and its transpose.
         """
         squared_weights = self._grid_decoder.weight_magnitudes[self._full_grid_row_indices] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))
@@ -161,7 +161,7 @@ class SymmetricProductDecoder(ErasureDecoder):
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing data blocks from the square blocks that arrived, all flattened."""
+        """Compute the missing data blocks from the arrived blocks. All blocks are square and flattened."""
         grid_blocks = {}
         for index in self.arrived_indices.tolist():
             block = received[index]
@@ -179,7 +179,7 @@ class SymmetricProductDecoder(ErasureDecoder):
 
 
 def conjugate_transpose_flat_block(block: Array, n_block_rows: int | None = None) -> Array:
-    """Return the conjugate transpose of a square block, where both are flattened to one dimension.
+    """Return the conjugate transpose of a square block. Both blocks are flattened to one dimension.
 
     Parameters
     ----------

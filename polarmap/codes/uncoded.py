@@ -14,7 +14,7 @@ from polarmap.codes.linear_code import SystematicCode
 from polarmap.dtypes import Array, DType, check_supported_dtype
 from polarmap.errors import CodeError
 
-DEFAULT_BACKUPS = 2  # Maximum number of backup attempts (further copies of a running task) per late task.
+DEFAULT_BACKUPS = 2  # Maximum number of backup tasks per late task.
 
 
 class Uncoded(SystematicCode):
@@ -25,7 +25,7 @@ class Uncoded(SystematicCode):
     k : int
         Number of data blocks, and of tasks.
     max_backups : int
-        Maximum number of backup attempts (further copies) of a late task.
+        Maximum number of backup tasks per late task.
 
     Examples
     --------

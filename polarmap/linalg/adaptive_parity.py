@@ -15,22 +15,23 @@ import numpy as np
 from polarmap.driver.lateness import Floats
 from polarmap.driver.options import MapOptions
 
-# A task is late after this many times the duration of the previous product.
+# A task counts as late after this many times the duration of the previous product.
 LATE_FACTOR = 1.5
-# After a product that needed parity, this many products start parity tasks together with the data tasks.
+# Minimum and maximum number of products that start parity tasks together with the data tasks after a product
+# that needed parity.
 MIN_BACKOFF, MAX_BACKOFF = 8, 128
 
 
 class AdaptiveParitySchedule:
-    """A schedule that learns from each product when the parity tasks of the next product should start.
+    """Learns from previous products when the parity tasks of the next product should start.
 
-    It can be passed as `run_times=` of `MapOptions` in place of `RunTimeQuantiles`. All quantiles are the
-    same number then.
+    It can be passed to `MapOptions` as `run_times=` in place of `RunTimeQuantiles`. All of its quantiles are
+    equal.
 
     Parameters
     ----------
     options : MapOptions
-        Options of all products, with parity tasks that start together with the data tasks.
+        Options shared by all products, with parity tasks that start together with the data tasks.
 
     Examples
     --------
@@ -42,33 +43,33 @@ class AdaptiveParitySchedule:
         self._upfront_options = options
         self._on_demand_options = replace(options, schedule="on_demand", run_times=self)
         self._last_seconds = 0.0
-        self._n_upfront_left = 0  # The number of products that still start parity with the data.
+        self._n_upfront_left = 0  # Number of remaining products that start parity tasks upfront.
         self._backoff = MIN_BACKOFF
 
     @property
     def map_options(self) -> MapOptions:
         """The options of the next product.
 
-        Parity tasks start on demand, except for the first product and for some products after one that needed
-        parity.
+        Parity tasks start on demand, except in the first product and in a number of products after one that
+        needed parity.
         """
         if self._n_upfront_left or not self._last_seconds:
             return self._upfront_options
         return self._on_demand_options
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the number of seconds after which a task of the next product counts as late.
+        """Return the time in seconds after which a task of the next product counts as late.
 
-        It is the same number for every probability in `p`.
+        The time is the same for every probability in `p`.
         """
         return np.full(p.shape, LATE_FACTOR * self._last_seconds)
 
     def observe_product(self, product_seconds: float, needed_parity: bool) -> None:
-        """Record how a product went, and choose the schedule of the next products.
+        """Record the outcome of a product and choose the schedule of the next products.
 
-        A product whose parity tasks start only when they are needed has to wait for them. If this happens, a
-        number of following products start parity tasks together with the data tasks. The number doubles each
-        time, until a product with parity on demand needs no parity.
+        If parity tasks start only on demand, a product that needs parity has to wait for them. After this has
+        happened, the next few products start parity tasks together with the data tasks (exponential backoff).
+        Their number doubles each time, until a product with parity on demand needs no parity.
 
         Parameters
         ----------

@@ -31,7 +31,7 @@ EncodedMatrix = CodedData | CodedArray
 
 
 class CodedMatrix:
-    """A matrix with an encoding by rows and another by columns, each created when first needed."""
+    """A matrix that is encoded by rows and by columns, each on first use."""
 
     def __init__(
         self, matrix: Any, executor: ResolvedExecutor, block_counts: BlockCounts, code: CodeName | PolarCode
@@ -42,13 +42,13 @@ class CodedMatrix:
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
         self.encodings: dict[str, EncodedMatrix] = {}
-        # The largest absolute value of an integer matrix, keyed by axis. Filled when it is needed.
+        # The largest absolute value of an integer matrix, keyed by axis and computed on demand.
         self._max_integers: dict[str, int] = {}
         self._owned_arrays: list[CodedArray] = []
         self._column_pairs: CodedPairs | None = None
 
     def get_encoding(self, axis: str) -> EncodedMatrix:
-        """Return the encoding of the matrix along an axis, and create it on first use.
+        """Return the encoding of the matrix along an axis, which is created on first use.
 
         The axis is "rows", "columns", or "paired columns" (fewer blocks of columns, for products of pairs).
         """
@@ -59,8 +59,8 @@ class CodedMatrix:
     def get_encoding_for_real_operand(self, axis: str) -> EncodedMatrix:
         """Return the encoding of the matrix along an axis, for products with real numbers.
 
-        Raise CodeError if parity blocks of 64-bit integers may have overflowed. Only products with integers
-        can be decoded then.
+        Raise CodeError if parity blocks of 64-bit integers may have overflowed. In this case, only products
+        with integers can be decoded.
         """
         encoding, dtype = self.get_encoding(axis), self._matrix.dtype
         if is_integer_dtype(dtype) and dtype.itemsize == 8:
@@ -70,10 +70,10 @@ class CodedMatrix:
         return encoding
 
     def get_column_pairs(self) -> CodedPairs:
-        """Return pairs of coded blocks of columns, from which A' A is computed.
+        """Return the pairs of coded column blocks from which A' A is computed.
 
-        The encoding by columns is reused if it has few enough blocks. Otherwise, the columns are encoded
-        again in fewer blocks.
+        The encoding by columns is reused unless it has too many blocks. In that case, the columns are encoded
+        again with fewer blocks.
         """
         if self._column_pairs is None:
             code = self.get_encoding("columns").code
@@ -83,7 +83,7 @@ class CodedMatrix:
         return self._column_pairs
 
     def release_encodings(self) -> None:
-        """Free the encodings in memory, and delete the encodings in storage."""
+        """Free the encodings in memory and delete those in storage."""
         self.encodings.clear()
         self._column_pairs = None
         while self._owned_arrays:
@@ -114,7 +114,7 @@ class CodedMatrix:
         return coded_array
 
     def _encode_on_cluster(self, axis: str) -> CodedData | None:
-        """Encode a dask.array on the executor's cluster. Return None for any other matrix or executor."""
+        """Encode a dask.array on the executor's cluster, or return None for any other matrix or executor."""
         if not hasattr(self._matrix, "rechunk"):
             return None
         matrix = self._matrix if axis == "rows" else self._matrix.T
@@ -130,7 +130,7 @@ class CodedMatrix:
     def _choose_block_counts_and_code(
         self, n_rows: int, is_paired: bool
     ) -> tuple[int, int, CodeName | PolarCode]:
-        """Return k, n and the code for `n_rows` rows, such that no block is empty."""
+        """Return k, n and the code for `n_rows` rows, chosen such that no block is empty."""
         counts, code = (GRAM_COUNTS, "rotation") if is_paired else (self._block_counts, self._code)
         k = compute_max_nonempty_blocks(int(n_rows), min(counts.k, int(n_rows)))
         n = k + math.ceil((counts.n - counts.k) * k / counts.k)
@@ -138,5 +138,5 @@ class CodedMatrix:
 
 
 def _resize_code(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
-    """Return a code with the options of `code` for other n and k. A name is returned unchanged."""
+    """Return a code with the options of `code`, but with the given n and k. Names are returned unchanged."""
     return code if isinstance(code, str) else code.with_sizes(n, k)

@@ -12,7 +12,7 @@ from polarmap.validation import is_real_number
 
 
 class Deadline:
-    """A deadline by which all products of a series must have ended. It never passes until `set` is called.
+    """A deadline shared by a series of products. Until `set` is called, it never passes.
 
     Examples
     --------
@@ -33,7 +33,7 @@ class Deadline:
         self._ends_at = inf if seconds is None else time.monotonic() + seconds
 
     def limit_timeout(self, options: MapOptions) -> MapOptions:
-        """Return `options` with a timeout that ends at the deadline, unless their own timeout is shorter.
+        """Return `options` with the timeout shortened, if necessary, to end at the deadline.
 
         Raises
         ------

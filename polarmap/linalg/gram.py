@@ -45,8 +45,8 @@ def coded_gram(
     """Compute A^H A or A^H diag(weights) A without waiting for stragglers.
 
     The columns of A are partitioned into k blocks, which are encoded as n blocks A_i. Each task computes one
-    product A_i^H diag(w) A_j. Only the products with i <= j are computed, because each also gives the
-    product with i and j swapped. This is half of the work of `coded_matmul`.
+    product A_i^H diag(w) A_j. Only the products with i <= j are computed, because the others are their
+    conjugate transposes. This takes half the work of `coded_matmul`.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def coded_gram(
 def compute_gram(
     coded_pairs: CodedPairs, n_columns: int, weights: Array | None, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Compute A^H diag(w) A from pairs of coded blocks of columns of A.
+    """Compute A^H diag(w) A from pairs of coded column blocks of A.
 
     Returns
     -------
@@ -123,9 +123,9 @@ def compute_gram(
 
 
 def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
-    """Encode A by columns, and return pairs of coded blocks.
+    """Encode A by columns and return pairs of coded blocks.
 
-    Integers need all pairs (i, j), not only those with i <= j, because they are decoded exactly along the
+    Integers need all pairs (i, j), not only those with i <= j, because their exact decoding works along the
     rows and columns of the grid of pairs.
     """
     k, n = check_axis_block_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
@@ -135,7 +135,7 @@ def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPair
 
 
 def check_weights(weights: Any, n_rows: int, max_ndim: int = 1) -> Array:
-    """Check the weights of the rows and return them as an array.
+    """Validate row weights and return them as an array.
 
     Its shape is (rows,), or possibly (rows, m) if `max_ndim` is 2. Raise CodeError if the weights are complex
     or do not match the rows.

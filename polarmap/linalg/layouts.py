@@ -19,20 +19,20 @@ ProductShape = tuple[int, int, int]  # (M, L, N) for A of shape (M, L) and B of 
 
 
 class BlockCounts(NamedTuple):
-    """The number of data blocks (k) and of coded blocks (n) into which a factor is encoded."""
+    """The numbers of data blocks (k) and coded blocks (n) of a factor."""
 
     k: int
     n: int
 
 
-# The default for A' A: 28 tasks for pairs of data blocks, and 8 parity tasks.
+# The default for A' A gives 28 tasks for pairs of data blocks and 8 parity tasks.
 GRAM_COUNTS = BlockCounts(7, 8)
 
 
 class ProductLayout(NamedTuple):
-    """How the factors A and B of a product are partitioned: A by rows, and B by columns.
+    """The partition of the factors of a product A B: A by rows, and B by columns.
 
-    If the counts of a factor are None, it is not partitioned: every worker gets the whole factor.
+    A factor whose counts are None is not partitioned: every worker gets the whole factor.
     """
 
     row_counts: BlockCounts | None
@@ -42,7 +42,7 @@ class ProductLayout(NamedTuple):
 def choose_product_layout(
     method: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
-    """Return the layout for `method`. For "auto", this is the layout with the fastest tasks.
+    """Return the layout for `method`, which is the one with the fastest tasks for "auto".
 
     Raise CodeError if `blocks` or `tasks` do not fit the method or the shape of the product.
     """
@@ -61,7 +61,7 @@ def choose_product_layout(
 
 
 def estimate_task_seconds(layout: ProductLayout, shape: ProductShape, itemsize: int) -> float:
-    """Estimate how many seconds one task takes to read its blocks, multiply them and write the result."""
+    """Estimate the seconds that a task takes to read its blocks, multiply them and write the result."""
     block_rows = shape[0] / (layout.row_counts.k if layout.row_counts else 1)
     block_columns = shape[2] / (layout.column_counts.k if layout.column_counts else 1)
     n_values = block_rows * shape[1] + shape[1] * block_columns + block_rows * block_columns
@@ -74,8 +74,8 @@ def resolve_block_counts(
 ) -> BlockCounts:
     """Return the numbers of data blocks (k) and coded blocks (n), with defaults for None.
 
-    By default, k is three quarters of `tasks` if that is given, and otherwise `default_blocks`, but at most
-    `max_blocks`. The default of n is a third more than k. The dtype is not known here, so n includes one
+    By default, k is three quarters of `tasks` if given, and otherwise `default_blocks`, but at most
+    `max_blocks`. The default for n is a third more than k. Since the dtype is not known here, n includes an
     additional task that some integer codes need.
 
     >>> [resolve_block_counts(*counts) for counts in ((None, None, 24), (None, 8, 24), (5, None, 24))]
@@ -88,12 +88,12 @@ def resolve_block_counts(
 
 
 def get_default_gram_tasks(n_blocks: int) -> int:
-    """Return the default number of coded blocks for a Gram matrix: one parity block per 7 data blocks."""
+    """Return the default number of coded blocks for a Gram matrix (one parity per 7 data blocks)."""
     return n_blocks + math.ceil(n_blocks / 7)
 
 
 def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: int) -> BlockCounts:
-    """Return block counts such that no block is empty.
+    """Return block counts for which no block is empty.
 
     If necessary, k is reduced while n stays the same. Raise CodeError if there are more blocks than rows or
     columns, or no parity blocks.
@@ -118,7 +118,7 @@ def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: i
 def _make_one_factor_layout(
     axis: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption
 ) -> ProductLayout:
-    """Return a layout that encodes one factor and sends the whole other factor to every worker."""
+    """Return a layout that encodes one factor and sends the other one unchanged to every worker."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if _is_pair(option_value):
             raise CodeError(
@@ -136,7 +136,7 @@ def _make_grid_layout(
 ) -> ProductLayout:
     """Return a layout that encodes both factors, so that the tasks form a grid.
 
-    If the sides of the grid are not given, the grid with the fastest tasks is chosen.
+    By default, the grid with the fastest tasks is chosen.
     """
     if blocks is not None or _is_pair(tasks):
         row_counts = _resolve_grid_axis_block_counts(blocks, tasks, 0, shape[0])
@@ -159,7 +159,7 @@ def _make_grid_layout(
 
 
 def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> BlockCounts:
-    """Return the block counts for one side of a grid, where an eighth of the blocks are parity blocks."""
+    """Return the block counts for one side of a grid, with parity for an eighth of the blocks."""
     n_parity = max(1, round(n_coded_blocks / 8))
     k = compute_max_nonempty_blocks(axis_length, max(1, min(n_coded_blocks - n_parity, axis_length)))
     return BlockCounts(k, min(n_coded_blocks, k + n_parity))
@@ -168,7 +168,7 @@ def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> Blo
 def _resolve_grid_axis_block_counts(
     blocks: BlockCountOption, tasks: BlockCountOption, factor_index: int, axis_length: int
 ) -> BlockCounts:
-    """Return the block counts for one side of a grid if `blocks`, `tasks` or both are given as pairs."""
+    """Return the block counts for one side of a grid, given pairs as `blocks`, `tasks` or both."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if option_value is not None and not (_is_pair(option_value) and len(option_value) == 2):  # type: ignore[arg-type]
             raise CodeError(f"{option} of a grid must be a pair (for A, for B), not {option_value!r}")

@@ -16,7 +16,7 @@ from polarmap.errors import CodeError
 class TransposedView:
     """The transpose of a matrix that may not fit into memory.
 
-    To read rows of the transpose, columns of the matrix are read.
+    Reading rows of the transpose reads columns of the matrix.
     """
 
     def __init__(self, matrix: Any) -> None:
@@ -29,12 +29,12 @@ class TransposedView:
 
 
 class ValidatedMatrix:
-    """A matrix that is converted to a dtype and checked for NaN and inf as it is read.
+    """A matrix that is cast to a dtype and checked for NaN and inf when it is read.
 
     Attributes
     ----------
     max_abs : int
-        The largest absolute value that has been read so far; 0 for non-integer dtypes.
+        The largest absolute value read so far; 0 for non-integer dtypes.
     """
 
     def __init__(self, matrix: Any, label: str, dtype: DType | None = None) -> None:
@@ -52,7 +52,7 @@ class ValidatedMatrix:
 
 
 def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
-    """Return `matrix` as an object with a shape, a dtype and slicing, without loading it into memory.
+    """Return `matrix` as an object that has a shape and dtype and supports slicing, without loading it.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
     label : str
         Name of the matrix in error messages.
     sparse_advice : str
-        What to use instead of a sparse matrix, for the error message.
+        Alternative to a sparse matrix that the error message recommends.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
 
 
 def check_matrix(matrix: Any, label: str, sparse_advice: str = "") -> Any:
-    """Return `matrix` as an object that can be partitioned and encoded.
+    """Convert `matrix` to an object that can be partitioned and encoded.
 
     Raise CodeError if this is not possible. For sparse matrices, the message recommends `sparse_advice`,
     which is `toarray()` by default.
@@ -87,7 +87,7 @@ def check_matrix(matrix: Any, label: str, sparse_advice: str = "") -> Any:
 
 
 def check_matrix_shape(matrix: Any, label: str) -> Any:
-    """Return `matrix` if it has two non-empty axes and a supported dtype. Otherwise, raise CodeError."""
+    """Return `matrix`, or raise CodeError unless it has two non-empty axes and a supported dtype."""
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{label} must be a matrix with rows and columns, not of shape {shape}")
@@ -96,7 +96,7 @@ def check_matrix_shape(matrix: Any, label: str) -> Any:
 
 
 def choose_encoding_dtype(dtype: DType, product_dtype: DType) -> DType:
-    """Return the dtype in which to encode a factor, such that its parity is as precise as the product."""
+    """Return the dtype for encoding a factor, such that its parity blocks are as precise as the product."""
     if is_integer_dtype(product_dtype):
         return dtype
     return product_dtype if dtype.kind == "c" else to_real_dtype(product_dtype)
@@ -117,7 +117,7 @@ def check_operand(operand: Any, label: str = "the operand") -> Array:
 def check_finite(array: Array, label: str) -> None:
     """Raise CodeError if the array contains NaN or inf.
 
-    A single NaN would spread to all parity blocks that are computed from it.
+    A single NaN would propagate to all parity blocks that are computed from it.
     """
     n_nonfinite = array.size - int(np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
     if n_nonfinite:
@@ -130,7 +130,7 @@ def check_finite(array: Array, label: str) -> None:
 def check_parity_fits_int64(dtype: DType, max_abs: int, norm_inf: float, label: str) -> None:
     """Raise CodeError if parity blocks of 64-bit integers may overflow.
 
-    Only products with integers can be decoded in spite of an overflow, because they wrap around as well.
+    Despite an overflow, products with integers can be decoded, because they wrap around in the same way.
     """
     if is_integer_dtype(dtype) and dtype.itemsize == 8 and max_abs * norm_inf >= 1 << 63:
         raise CodeError(

@@ -35,7 +35,7 @@ with require_extra("CodedOperator", "scipy", "linalg"):
 
 
 class CodedOperator(LinearOperator):  # type: ignore[misc]
-    """A matrix whose products with vectors and matrices are computed without waiting for stragglers.
+    """A linear operator that computes matrix products without waiting for stragglers.
 
     It is a `scipy.sparse.linalg.LinearOperator`, so you can pass it to `svds`, `lsqr`, `cg` and other
     functions of SciPy. Workers compute A x from k blocks of rows of A, and A' y from k blocks of columns,
@@ -52,7 +52,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     transpose : CodedArray (N, M), optional
         The transpose of A in storage, which is used for A' y. By default, A is encoded by columns.
     blocks : int, optional
-        The number k of blocks. By default, 24, or three per core if that is less and the workers run on this
+        The number k of blocks. By default, 24, or three per core if that is fewer and the workers run on this
         machine. If there are too few rows or columns for this number of equal blocks, fewer are used.
     tasks : int, optional
         The number n of tasks. By default, a third more than `blocks`. If fewer blocks are used, the number
@@ -143,14 +143,17 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         return None if self._report is None else self._report.report
 
     def close(self) -> None:
-        """Remove the coded blocks. You may call this method more than once. The executor stays open."""
+        """Delete the coded blocks.
+
+        The executor stays open. Further calls have no effect.
+        """
         self._finalizer()
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Limit the total time of all products from now on to `seconds`. None removes the limit.
+        """Limit the total time of all subsequent products to `seconds`, or remove the limit if None.
 
-        A product that has not ended by the deadline raises `DeadlineExceededError`, and so does every later
-        product. Encoding the matrix for the first product is not interrupted.
+        A product that has not finished by the deadline raises `DeadlineExceededError`, as does every later
+        product. Encoding the matrix for the first product is never interrupted.
 
         Examples
         --------
@@ -211,7 +214,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # Type checkers infer a union from SciPy that no function accepts.
+    # From SciPy, type checkers would infer a union that no function accepts.
     if TYPE_CHECKING:
 
         def __matmul__(self, x: Any) -> Any: ...
@@ -250,7 +253,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
 
 def _release_coded_matrix(coded_matrix: CodedMatrix, close_executor: Callable[[], None]) -> None:
-    """Free the resources of a closed or deleted operator. Warn if its blocks in storage cannot be deleted."""
+    """Free the resources of a closed or deleted operator. Warn if its stored blocks cannot be deleted."""
     try:
         coded_matrix.release_encodings()
     except PolarmapError as error:
@@ -274,7 +277,7 @@ def _check_transpose(transpose: CodedArray, matrix: Any) -> CodedArray:
 def _resolve_block_counts(
     blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
 ) -> BlockCounts:
-    """Return the numbers of blocks for these arguments, with `default_blocks` as the default of k."""
+    """Return the block counts for the given arguments, with `default_blocks` as the default for k."""
     check_polar_code_or_name(code)
     if not isinstance(code, str):
         if blocks not in (None, code.k) or tasks not in (None, code.n):

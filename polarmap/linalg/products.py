@@ -27,13 +27,13 @@ from polarmap.report import Report
 from polarmap.worker.pytree import Shape
 from polarmap.worker.task_functions import multiply_block, multiply_block_pair
 
-# A function that is called with f, coded blocks and the shape of the results of f. It runs a map and returns
+# A function that runs a map. It is called with f, the coded blocks and the shape of f's results, and returns
 # the results and their report.
 ProductRunner = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
 
 
 class CodedProduct(NamedTuple):
-    """A matrix product, and the report of the map that computed it."""
+    """A matrix product and the report of the map that computed it."""
 
     array: Array
     report: Report
@@ -71,10 +71,10 @@ def coded_matmul(
         NumPy, Zarr or h5py arrays, or memmaps. All entries must be finite. One of the factors may be a
         vector, as in NumPy.
     method : {"auto", "rows", "columns", "grid"}
-        "rows" encodes A by rows: every worker gets one block of A and the whole of B. "columns" encodes B by
-        columns: every worker gets the whole of A and one block of B. "grid" encodes both: worker (i, j)
-        multiplies A_i and B_j, and missing results are decoded along rows and columns of the grid. "auto"
-        chooses the fastest of these methods by the formula in Notes.
+        "rows" encodes A by rows: every worker gets one block of A and all of B. "columns" encodes B by
+        columns: every worker gets all of A and one block of B. "grid" encodes both: worker (i, j) multiplies
+        A_i and B_j, and missing results are decoded along rows and columns of the grid. "auto" chooses the
+        fastest of these methods by the formula in Notes.
     blocks : int or pair of ints, optional
         The number k of blocks, or (k_A, k_B) for a grid.
     tasks : int or pair of ints, optional
@@ -156,10 +156,10 @@ def coded_matmul(
 
 
 def _check_factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
-    """Return both factors as validated matrices, and the shape of the product."""
+    """Validate both factors, and return them with the shape of the product."""
     A = operands.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()")
     B = operands.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()")
-    # Reading columns of a coded array would read all its rows each time, so it is loaded once.
+    # Load a coded array once, because each access to its columns would read all of its rows.
     B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors, whose product is too small for a map: use A @ B")
@@ -187,7 +187,7 @@ def _multiply_with_one_coded_factor(
     code: CodeName,
     run_product: ProductRunner,
 ) -> tuple[Array, LazyReport]:
-    """Compute coded_factor @ full_factor. The first factor is encoded by rows, the second is not encoded."""
+    """Compute coded_factor @ full_factor, where only the first factor is encoded (by rows)."""
     operand = full_factor[:]
     dtype = np.result_type(coded_factor.dtype, operand.dtype)
     return multiply_row_blocks(encode_for_reuse(coded_factor, *counts, code), operand, dtype, run_product)
@@ -196,7 +196,7 @@ def _multiply_with_one_coded_factor(
 def multiply_row_blocks(
     coded_blocks: Any, operand: Array, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Multiply a matrix that is encoded by rows with a vector or matrix, as one map."""
+    """Multiply a matrix that is encoded by rows by a vector or matrix, in a single map."""
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
     if is_sparse:
         block_rows = coded_blocks.data_blocks.rows_per_block
@@ -231,7 +231,7 @@ def _multiply_with_two_coded_factors(
 def multiply_block_pairs(
     block_function: Callable[[Any], Array], coded_pairs: CodedPairs, shape: Shape, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Multiply pairs of blocks as one map, and join the results to one matrix without padding.
+    """Multiply pairs of blocks in a single map, and assemble the product without padding.
 
     Parameters
     ----------
@@ -264,8 +264,8 @@ def make_product_runner(
 ) -> ProductRunner:
     """Return a function that runs one product as a map.
 
-    If all tasks share the cores of this machine, parity tasks start only when a data task is late. The
-    previous product with the same blocks tells how long a task should take.
+    If all tasks share the cores of this machine, parity tasks start only when a data task is late, judging by
+    the duration of the previous product with the same blocks.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ def make_product_runner(
         Deadline of all products together. A product that would take longer raises DeadlineExceededError.
     """
     deadline = Deadline() if deadline is None else deadline
-    # Keyed by coded blocks and shape of results.
+    # Schedules, keyed by the id of the coded blocks and the shape of the results.
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()
 
     def run_product(

@@ -33,23 +33,23 @@ with require_extra("a sketch", "scipy", "linalg"):
     from scipy.fft import dct
 
 
-# Returns the factor R of a QR decomposition. It is a partial of a NumPy function, so that workers need not
+# Returns the factor R of a QR decomposition. This is a partial of a NumPy function, so workers need not
 # import this module.
 _r_factor: Callable[[Any], Any] = partial(np.linalg.qr, mode="r")
 
 
 @dataclass(frozen=True)
 class SketchEstimate:
-    """An estimate that is computed from the results that have arrived so far.
+    """An estimate computed from the results that have arrived so far.
 
     Attributes
     ----------
     value : array
         Estimate, which is exact once all results have arrived.
     error_p90 : float
-        Relative error that 90 % of random sketches do not exceed; 0.0 once all results have arrived.
+        90th percentile of the relative error over random sketches; 0.0 once all results have arrived.
     n_arrived, n_tasks : int
-        Number of results that have arrived, and of all tasks.
+        Number of results that have arrived, and total number of tasks.
     """
 
     value: Array
@@ -59,7 +59,7 @@ class SketchEstimate:
 
 
 class _Sketch(NamedTuple):
-    """The factor R of the rows that have arrived, such that R'R is the Gram matrix of these `n_rows` rows."""
+    """A QR factor R of the `n_rows` rows that have arrived: R'R is their Gram matrix."""
 
     R: Array
     n_rows: int
@@ -81,7 +81,7 @@ def sketched_lstsq(
 ) -> Iterator[SketchEstimate]:
     """Estimate the least-squares solution of A x = b, more accurately with each result that arrives.
 
-    Iterate over the estimates, and leave the loop when an estimate is accurate enough: tasks that are still
+    Iterate over the estimates, and leave the loop when an estimate is accurate enough. Tasks that are still
     running are then stopped. The last estimate is exact. Late tasks get backups, as in `hedged_map`.
 
     Parameters
@@ -101,7 +101,7 @@ def sketched_lstsq(
     Yields
     ------
     SketchEstimate
-        An estimate each time that more results arrive, once they cover at least N + 2 rows. `value` is the
+        An estimate each time more results arrive, once they cover at least N + 2 rows. `value` is the
         estimate of x (N,). `error_p90` refers to the fitted values, |A (value - x)| / |b|.
 
     Raises
@@ -167,9 +167,9 @@ def sketched_gram(
     Yields
     ------
     SketchEstimate
-        An estimate each time that more results arrive. `value` (N, N) is the Gram matrix of the rows that
-        have been processed, scaled up to all rows. `error_p90` refers to |value - A' A| / |A' A| in
-        Frobenius norms.
+        An estimate each time more results arrive. `value` (N, N) is the Gram matrix of the rows that have
+        been processed, scaled up to all rows. `error_p90` refers to |value - A' A| / |A' A| in Frobenius
+        norms.
 
     Examples
     --------
@@ -261,9 +261,9 @@ def _generate_sketches(
     retry_delay: float,
     rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
-    """Yield a larger sketch each time that more results arrive.
+    """Yield a larger sketch each time more results arrive.
 
-    If a task fails, its exception is raised after the other results have arrived.
+    If a task fails, its exception is raised after all other results have arrived.
     """
     n_total_rows = len(matrix)
     blocks = np.array_split(_randomize_rows(matrix, rng), n_tasks)
@@ -294,7 +294,7 @@ def _generate_sketches(
 
 
 def _randomize_rows(matrix: Array, rng: np.random.Generator) -> Array:
-    """Mix the rows with a random orthogonal transform, and shuffle them."""
+    """Mix the rows with a random orthogonal transform and shuffle them."""
     signs = rng.choice(np.array([-1, 1], matrix.dtype), len(matrix))
     transformed = dct(matrix * signs[:, None], axis=0, norm="ortho", overwrite_x=True)
     return np.asarray(transformed[rng.permutation(len(matrix))])

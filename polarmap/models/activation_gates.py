@@ -15,15 +15,15 @@ import numpy.typing as npt
 from polarmap.dtypes import Floats
 from polarmap.models.operators import compute_weighted_mean_and_variance
 
-# Maximum number of rounds. Sampling stops earlier if it has enough patterns, or if a round adds none.
+# Maximum number of sampling rounds. Sampling stops earlier if there are enough patterns or a round adds none.
 MAX_ROUNDS = 20
-# Minimum number of gates drawn per round. With 16, the probability that all rounds fail to draw a gate that
-# is open at any sample is below 1e-90.
+# Minimum number of gates drawn per round. With 16 draws, the probability that no round yields a gate that is
+# open for any sample is below 1e-90.
 MIN_DRAWS = 16
 
 
 class ActivationGates(NamedTuple):
-    """Half-spaces x @ directions + offsets >= 0. No two have the same pattern over the training samples.
+    """Half-spaces x @ directions + offsets >= 0 with distinct activation patterns on the training samples.
 
     Attributes
     ----------
@@ -32,9 +32,9 @@ class ActivationGates(NamedTuple):
     offsets : array (gates,)
         Offsets of the half-spaces; 0 without an intercept.
     patterns : bool array (samples, gates)
-        Whether each gate is open at each sample.
+        True where a gate is open for a sample.
     margins : array (samples, gates)
-        |x @ directions + offsets| for each sample x; 0 for a sample on the border of a half-space.
+        |x @ directions + offsets| for each sample x; 0 for a sample on the boundary of a half-space.
     """
 
     directions: Floats
@@ -46,9 +46,9 @@ class ActivationGates(NamedTuple):
 def sample_gates(
     X: Any, sample_weight: Floats, n_gates: int, fit_intercept: bool, random_state: Any
 ) -> ActivationGates:
-    """Draw up to `n_gates` random gates with different patterns, each open at one sample or more.
+    """Draw up to `n_gates` random gates with distinct patterns, each open for at least one sample.
 
-    Directions and offsets are drawn from the normal distribution, for standardized features.
+    Directions and offsets are normally distributed with respect to standardized features.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def sample_gates(
     sample_weight : array (samples,)
         Weights by which the features are standardized, with sum 1.
     n_gates : int
-        Number of gates to return. Fewer are returned if fewer different patterns are found.
+        Number of gates to return. Fewer are returned if fewer distinct patterns are found.
     fit_intercept : bool
         If True, gates have offsets, and the first gate is open at all samples. If False, offsets are 0.
     random_state : numpy.random.RandomState
@@ -85,7 +85,7 @@ def sample_gates(
 
 
 def _find_distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Return the index of the first column of each different pattern that is True somewhere."""
+    """Return the index of the first column of each distinct pattern that is True for some sample."""
     packed_patterns = np.packbits(patterns, axis=0)
     _, first_indices = np.unique(packed_patterns, axis=1, return_index=True)
     return np.asarray(np.sort(first_indices[patterns[:, first_indices].any(axis=0)]))

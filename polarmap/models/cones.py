@@ -14,10 +14,10 @@ from polarmap.models.losses import ProfiledLoss
 
 
 class ConeConstrainedLoss:
-    """The training loss of a ReLU network as a function of the inputs of its units, under cone constraints.
+    """The training loss of a ReLU network as a function of its unit inputs, under cone constraints.
 
     The function is loss(sum_i D_i (E+_i - E-_i)) under (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0. E = A
-    W are the inputs of the units at each sample. E has one column per sign, gate and output, in this order.
+    W are the inputs of the units for each sample, with one column per sign, gate and output, in this order.
     Within the cones, D_i E_i is the ReLU of E_i.
 
     Parameters
@@ -25,9 +25,9 @@ class ConeConstrainedLoss:
     loss : ProfiledLoss
         Loss as a function of the outputs of the network.
     patterns : bool array (samples, gates)
-        Whether each gate is open at each sample. Column i is the diagonal of D_i.
+        True where a gate is open for a sample. Column i is the diagonal of D_i.
     margins : array (samples, gates)
-        |A interior_points|: how far each interior point is from the borders of its cone.
+        |A interior_points|: the margins of each interior point from the boundary of its cone.
     interior_points : array (features, gates)
         A point in the interior of each cone.
     """
@@ -44,7 +44,7 @@ class ConeConstrainedLoss:
         self._interior_points = interior_points[:, np.newaxis, :, np.newaxis]
 
     def make_feasible(self, weights: Floats, unit_inputs: Floats) -> tuple[Floats, Floats]:
-        """Move weights into the cones, each toward the interior point of its cone.
+        """Move infeasible weights into their cones, toward the interior point of each cone.
 
         Parameters
         ----------
@@ -71,11 +71,11 @@ class ConeConstrainedLoss:
         return feasible_weights.reshape(weights.shape), feasible_inputs.reshape(unit_inputs.shape)
 
     def value(self, unit_inputs: Floats) -> float:
-        """Return the loss for unit inputs E (samples, columns), which must be within the cones."""
+        """Return the loss for unit inputs E (samples, columns), which must lie within the cones."""
         return self.loss.value(self.compute_network_outputs(unit_inputs))
 
     def compute_network_outputs(self, unit_inputs: Floats) -> Floats:
-        """Compute the outputs of the network for unit inputs E, without the intercept."""
+        """Compute the network outputs for unit inputs E, without the intercept."""
         split_inputs = self._split_by_sign_gate_and_output(unit_inputs)
         return np.asarray((self._branch_signs * split_inputs).sum(axis=(1, 2)))
 

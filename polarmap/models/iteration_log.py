@@ -13,17 +13,17 @@ from polarmap.models.solvers.solver import Solution
 
 
 class IterationLog:
-    """A log that prints one line per solver iteration to standard output.
+    """Prints one line per solver iteration to standard output.
 
     Parameters
     ----------
     label : str
         Name of the model or target, printed in brackets at the start of each line.
     operator : CodedOperator
-        Operator that computes the products of the solver. With verbose=2, the lines count its products.
+        Operator that computes the solver's products. With verbose=2, its products are counted.
     verbose : int
-        0: print nothing. 1: print the objective, the norm of the gradient, and the seconds of each iteration.
-        2: also print the number of products, and how many blocks the last product decoded.
+        0: print nothing. 1: print the objective, the norm of the gradient, and the duration of each iteration
+        in seconds. 2: also print the number of products, and how many blocks the last product decoded.
 
     Examples
     --------
@@ -39,18 +39,18 @@ class IterationLog:
         self._iteration_started_at = time.perf_counter()
 
     def __bool__(self) -> bool:
-        """Return True if lines are printed."""
+        """Return whether anything is printed."""
         return self._verbose > 0
 
     def log_iteration(self, objective: float | None, gradient_norm: float) -> None:
-        """Print the line of the iteration that has just finished.
+        """Print a line for the iteration that has just finished.
 
         Parameters
         ----------
         objective : float or None
             Objective after the iteration, or None if the solver does not compute it.
         gradient_norm : float
-            Solver's measure of optimality, printed as "gradient".
+            The solver's measure of optimality, printed as "gradient".
         """
         finished_at, self._n_iter = time.perf_counter(), self._n_iter + 1
         parts = [] if objective is None else [f"objective {objective:.6e}"]
@@ -61,14 +61,14 @@ class IterationLog:
         self._iteration_started_at, self._n_products_before = finished_at, self._operator.n_products
 
     def _format_product_counts(self) -> list[str]:
-        """Return texts with the number of products since the last line and of blocks that were decoded."""
+        """Format the numbers of products since the last line and of decoded blocks."""
         report: Any = self._operator.report
         parts = [f"{self._operator.n_products - self._n_products_before} products"]
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]
 
 
 def warn_if_not_converged(solution: Solution, max_iter: int, timeout: float | None) -> None:
-    """Issue a ConvergenceWarning if the solution is less accurate than `tol` requires.
+    """Issue a ConvergenceWarning if the solution does not satisfy `tol`.
 
     Parameters
     ----------

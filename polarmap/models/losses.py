@@ -16,10 +16,10 @@ from scipy.special import expit, logsumexp, softmax, xlogy
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-# Above this exponent, the Poisson loss continues exp by its tangent. A line search may overshoot, and an
-# infinite loss would break it.
+# Above this exponent, the Poisson loss extends exp linearly by its tangent. Line searches may overshoot, and
+# an infinite loss would break them.
 MAX_EXPONENT = 300.0
-# Limits of the search for the optimal intercept, and the size of the gradient at which it stops.
+# Iteration limits of the search for the optimal intercept, and the gradient norm at which it stops.
 MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40
 GRADIENT_TOL = 8 * FLOAT64_EPS
 
@@ -167,16 +167,16 @@ class WeightedLoss:
     def _conjugate(self, dual: Floats) -> float:
         """Return the convex conjugate: the maximum over eta of <dual, eta> - value(eta).
 
-        `dual` must be between 0 and a gradient of the loss, where the maximum is finite.
+        `dual` must lie between 0 and a gradient of the loss, where the maximum is finite.
         """
         return float(np.sum(self.weights * self.family.conjugate(dual / self.weights, self.y)))
 
     def fit_null_predictor(self) -> Floats:
-        """Return the best constant eta (outputs,), as in a model without features."""
+        """Return the optimal constant eta (outputs,), that is, the null model without features."""
         return self.family.link(np.average(self.y, axis=0, weights=self.weights.reshape(-1)))
 
     def compute_null_curvature(self) -> float:
-        """Return the mean second derivative of one sample's loss at the best constant eta."""
+        """Return the mean second derivative of a sample's loss at the optimal constant eta."""
         mean = self.family.mean(self.fit_null_predictor()[np.newaxis])
         unit_vectors = np.eye(mean.shape[1])
         curvatures = [self.family.hessian_product(mean, unit[np.newaxis])[0] @ unit for unit in unit_vectors]
@@ -236,7 +236,7 @@ class LogisticLoss(WeightedLoss):
 
 
 def _check_targets(y: Any) -> Floats:
-    """Return y as a finite float array of one or two dimensions. Raise ModelError if this is not possible."""
+    """Convert y to a finite one- or two-dimensional float array. Raise ModelError if that is impossible."""
     targets = np.asarray(y, dtype=np.float64)
     if targets.ndim not in (1, 2) or not np.isfinite(targets).all():
         raise ModelError(f"y must be a finite array (samples,) or (samples, outputs), not {targets.shape}")
@@ -256,16 +256,16 @@ def _check_weights(weights: Any, n_samples: int) -> Floats:
 
 
 class ProfiledLoss(WeightedLoss):
-    """A weighted loss that is minimized over the intercept c at every point.
+    """A weighted loss that is minimized over the intercept c (profiled) at every point.
 
     It is the function L(eta) = min over c of sum_i weights_i loss(eta_i + c, y_i), which is smooth and
-    convex. Its gradient is the gradient of the loss at the optimal c. With an intercept, each column of the
-    gradient therefore sums to 0.
+    convex. Its gradient is that of the loss at the optimal c, so with an intercept, each column of the
+    gradient sums to 0.
 
     Parameters
     ----------
     family : LossFamily
-        Loss of one sample. Its second derivative must be bounded, so any family but Poisson.
+        Loss of one sample. Its second derivative must be bounded, which excludes Poisson.
     y : array (samples, outputs)
         Targets.
     weights : array (samples,)
@@ -291,20 +291,20 @@ class ProfiledLoss(WeightedLoss):
         return super().value(eta + self.find_optimal_intercept(eta))
 
     def gradient(self, eta: Floats) -> Floats:
-        """Return the gradient with respect to `eta`. With an intercept, each of its columns sums to 0."""
+        """Return the gradient with respect to `eta`, whose columns sum to 0 if there is an intercept."""
         return super().gradient(eta + self.find_optimal_intercept(eta))
 
     conjugate = WeightedLoss._conjugate
 
     @property
     def has_separate_outputs(self) -> bool:
-        """Whether the loss is a sum of one loss per output. This is false for the multinomial loss."""
+        """True if the loss is a sum of one loss per output. The multinomial loss is not."""
         return self.shape[1] == 1 or not isinstance(self.family, MultinomialFamily)
 
     def make_hessian_product(self, eta: Floats) -> Callable[[Floats], Floats]:
         """Return a function that multiplies the Hessian at `eta` by a direction (samples, outputs).
 
-        The Hessian accounts for the change of the optimal intercept with eta.
+        The Hessian accounts for the dependence of the optimal intercept on eta.
         """
         mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         inverse_intercept_hessian = (
@@ -343,7 +343,7 @@ class ProfiledLoss(WeightedLoss):
     def find_optimal_intercept(self, eta: Floats) -> Floats:
         """Return the optimal intercept (outputs,) at `eta`.
 
-        Except for the squared loss, it is found by Newton's method, starting from the previous optimum.
+        Except for the squared loss, it is computed by Newton's method, starting from the previous optimum.
         """
         if not self.fit_intercept:
             return self._null_intercept
@@ -356,24 +356,24 @@ class ProfiledLoss(WeightedLoss):
         for _ in range(MAX_NEWTON_STEPS):
             mean = self.family.mean(eta + intercept)
             gradient = np.sum(self.weights * (mean - self.y), axis=0)
-            # The tolerance is absolute, because means are at most 1.
+            # An absolute tolerance suffices, because means are at most 1.
             if np.abs(gradient).max() <= GRADIENT_TOL:
                 break
             step = self._compute_intercept_newton_step(mean, gradient, max_norm)
             shortened = self._backtrack_intercept_step(eta, intercept, step, float(gradient @ step))
             if shortened is None:
                 break
-            # A softmax does not change if a constant is added to all outputs. The intercept with mean 0 is
-            # used.
+            # A softmax is invariant under adding a constant to all outputs, so choose the intercept with mean
+            # 0.
             intercept = shortened - shortened.mean() if len(shortened) > 1 else shortened
         self._cached_intercept = eta, intercept
         return intercept
 
     def _compute_intercept_newton_step(self, mean: Floats, gradient: Floats, max_norm: float) -> Floats:
-        """Return a Newton step for the intercept, whose 2-norm is at most `max_norm`.
+        """Return a Newton step for the intercept with a 2-norm of at most `max_norm`.
 
-        The Hessian of a softmax is singular. A multiple of the identity, proportional to the norm of the
-        gradient, is added to it to limit the step.
+        Since the Hessian of a softmax is singular, a multiple of the identity is added. It is proportional to
+        the norm of the gradient and limits the step.
         """
         ridge = float(np.linalg.norm(gradient)) / max_norm
         hessian = self._compute_intercept_hessian(mean) + ridge * np.eye(len(gradient))

@@ -26,7 +26,7 @@ def compute_weighted_mean_and_variance(X: Any, sample_weight: Floats, center: bo
     sample_weight : array (samples,)
         Weight of each sample. The weights must sum to 1.
     center : bool
-        If False, the returned means are zeros, and the variances are mean squares.
+        If False, return zeros as means, and mean squares as variances.
 
     Returns
     -------
@@ -42,8 +42,8 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
     if not issparse(X):
         mean = sample_weight @ X if center else np.zeros(X.shape[1])
         return mean, sample_weight @ (X - mean) ** 2
-    # Squared deviations of stored entries and of zeros are summed separately. The difference mean(x^2) -
-    # mean(x)^2 would cancel for a nearly constant feature.
+    # Sum the squared deviations of stored entries and of zeros separately, because the difference mean(x^2) -
+    # mean(x)^2 would suffer from cancellation for a nearly constant feature.
     X_csc = X.tocsc()
     n_features = X_csc.shape[1]
     column_indices = np.repeat(np.arange(n_features), np.diff(X_csc.indptr))
@@ -52,9 +52,8 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
     if center:
         mean += np.bincount(column_indices, entry_weights * X_csc.data, n_features)
     zero_weight = 1.0 - np.bincount(column_indices, entry_weights, n_features)
-    zero_weight[zero_weight <= FLOAT64_EPS * X_csc.shape[0]] = (
-        0.0  # A column without zeros should have weight 0, but rounding may leave more.
-    )
+    # A column without zeros should have weight 0, but rounding may leave more.
+    zero_weight[zero_weight <= FLOAT64_EPS * X_csc.shape[0]] = 0.0
     variance = (
         np.bincount(column_indices, entry_weights * (X_csc.data - mean[column_indices]) ** 2, n_features)
         + zero_weight * mean**2
@@ -63,7 +62,7 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
 
 
 class RealMatrixOperator(LinearOperator):  # type: ignore[misc]
-    """Base class of real operators. A subclass only implements products with matrices."""
+    """Base class of real operators. Subclasses only implement products with matrices."""
 
     def _rmatvec(self, u: Floats) -> Floats:
         return np.asarray(self._rmatmat(np.reshape(u, (-1, 1)))[:, 0])
@@ -72,14 +71,14 @@ class RealMatrixOperator(LinearOperator):  # type: ignore[misc]
 class StandardizedOperator(RealMatrixOperator):
     """An operator that standardizes features: diag(sqrt_weight) (X - 1 mean') diag(scale).
 
-    Its products are computed from products with X, so the standardized matrix is never formed.
+    Products are computed from products with X. The standardized matrix is never formed.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
         Features X.
     mean, scale : arrays (features,)
-        Number that is subtracted from each feature, and factor that it is then multiplied by.
+        Number to subtract from each feature, and factor to multiply the difference by.
     sqrt_weight : array (samples,), optional
         Factor of each sample. By default, 1.
     """
@@ -130,15 +129,15 @@ class AppendedInterceptOperator(RealMatrixOperator):
 class GatedOperator(RealMatrixOperator):
     """An operator that applies P gates to the rows of A: [D_1 A, ..., D_P A] with D_i = diag(patterns[:, i]).
 
-    Its columns are ordered by columns of A first, and by gates second. Its product with c columns takes one
-    product of A with P c columns.
+    Its columns are ordered first by column of A, then by gate. A product with c columns takes one product of
+    A with P c columns.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
         Operator A.
     patterns : bool array (samples, P)
-        Whether each of the P gates is open at each sample.
+        True where one of the P gates is open for a sample.
     """
 
     def __init__(self, operator: Any, patterns: npt.ArrayLike) -> None:

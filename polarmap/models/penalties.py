@@ -15,7 +15,7 @@ from scipy.linalg import qr, solve_triangular
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-MAX_NEWTON_STEPS = 100  # Limit for the secular equation, which usually takes about six steps.
+MAX_NEWTON_STEPS = 100  # Step limit for the secular equation, which usually takes about six steps.
 
 
 class ElasticNetPenalty:
@@ -24,7 +24,7 @@ class ElasticNetPenalty:
     Parameters
     ----------
     l1, l2 : float or array (N,)
-        Strength of each penalty, for all entries of x or for each entry; 0 or more.
+        Strength of each penalty, for all entries or for each entry of x; 0 or more.
 
     Examples
     --------
@@ -49,8 +49,8 @@ class ElasticNetPenalty:
     def conjugate(self, dual: Floats) -> float:
         """Return the convex conjugate at `dual`: the maximum over x of <dual, x> - penalty(x).
 
-        `dual` must have been multiplied by `dual_scale` before. Otherwise, the maximum may be infinite and
-        the result is wrong.
+        `dual` must have been multiplied by its `dual_scale`. Otherwise, the maximum may be infinite and the
+        result wrong.
         """
         l1, l2 = np.broadcast_to(self._l1, dual.shape), np.broadcast_to(self._l2, dual.shape)
         has_l2_mask = l2 > 0
@@ -58,7 +58,7 @@ class ElasticNetPenalty:
         return float(np.sum(excess**2 / (2 * l2[has_l2_mask])))
 
     def dual_scale(self, dual: Floats) -> float:
-        """Return the largest factor up to 1 for which the conjugate at factor * dual is finite."""
+        """Return the largest factor <= 1 for which the conjugate at factor * dual is finite."""
         bound, magnitude = np.broadcast_to(self._l1, dual.shape), np.abs(dual)
         violated_mask = (np.broadcast_to(self._l2, dual.shape) == 0) & (magnitude > bound)
         return float(np.min(bound[violated_mask] / magnitude[violated_mask], initial=1.0))
@@ -70,7 +70,7 @@ class LinearBoxPenalty:
     Parameters
     ----------
     lower, upper : array (N,)
-        Finite bounds, also available as attributes.
+        Finite bounds. Also available as attributes.
     slope : array (N,)
         Coefficients of the linear penalty, also available as an attribute.
 
@@ -112,8 +112,8 @@ class LinearBoxPenalty:
 class GroupLassoPenalty:
     """A group lasso penalty on the columns x_j of a matrix x: strength * sum_j |diag(row_scale) x_j|.
 
-    This is pyproximal.L21 with a scale for each row. The scales allow `fista` to work on whitened
-    coefficients and still penalize the norm of the original ones.
+    This is pyproximal.L21 with a scale for each row. The scales let `fista` work on whitened coefficients
+    while penalizing the norm of the original ones.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class GroupLassoPenalty:
         return 0.0
 
     def dual_scale(self, dual: Floats) -> float:
-        """Return the largest factor up to 1 for which the conjugate at factor * dual is finite."""
+        """Return the largest factor <= 1 for which the conjugate at factor * dual is finite."""
         scaled = self._reshape_to_matrix(dual) / self._row_scale
         max_norm = float(np.linalg.norm(scaled, axis=0).max(initial=0.0))
         return min(1.0, self._strength / max_norm) if max_norm > 0 else 1.0
@@ -172,7 +172,7 @@ class GroupLassoPenalty:
 class AffineSet:
     """The constraint C x = d.
 
-    Projections on this set use a QR factorization of C and are exact, whereas pyproximal computes them
+    Projections onto this set are exact and use a QR factorization of C, whereas pyproximal computes them
     iteratively.
 
     Parameters
@@ -223,13 +223,12 @@ class AffineSet:
 def _solve_secular_equations(numerators: Floats, poles: Floats) -> Floats:
     """Solve sum_k numerators_k / (r + poles_k)^2 = 1 for r > 0, for each column.
 
-    Newton's method is applied to 1 / sqrt(sum) - 1, as for trust regions (More and Sorensen, 1983).
+    Newton's method is applied to 1 / sqrt(sum) - 1, as in trust-region methods (More and Sorensen, 1983).
 
     Parameters
     ----------
     numerators : array (rows, columns)
-        Numerators. In each column, the sum of numerators / poles^2 must exceed 1, so that there is a
-        solution.
+        Numerators. In each column, the sum of numerators / poles^2 must exceed 1, so that a solution exists.
     poles : array (rows, 1)
         Positive numbers, the same for all columns.
 

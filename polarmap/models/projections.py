@@ -38,7 +38,7 @@ def simplex(size: int, total: float = 1.0) -> Any:
     [0.5, 0.5, 0.0]
     """
     _check_sizes(size, total=total)
-    # Importing pyproximal takes half as long as importing the models, so it is not imported with them.
+    # Import pyproximal lazily, because this takes half as long as importing the models.
     with require_extra("simplex", "pyproximal", "convex"):
         from pyproximal import Simplex
     return Simplex(size, total, maxiter=MAX_BISECTIONS, xtol=FLOAT64_EPS * total)

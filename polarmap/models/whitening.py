@@ -13,12 +13,12 @@ from scipy import sparse
 from polarmap.dtypes import Floats
 from polarmap.models.operators import RealMatrixOperator, compute_weighted_mean_and_variance
 
-MAX_ROTATED_FEATURES = 2000  # More features than this are scaled, but not rotated to their principal axes.
+MAX_ROTATED_FEATURES = 2000  # Above this number, features are scaled but not rotated to the principal axes.
 MIN_RELATIVE_SCALE = 1e-6  # Lower bound on the scale of a direction, relative to the largest scale.
 
 
 class WhiteningOperator(RealMatrixOperator):
-    """An operator that whitens features: A W are the whitened features of A, with W z = axes (z / scale).
+    """An operator W that whitens features: A W are the whitened features of A, with W z = axes (z / scale).
 
     The axes are orthonormal, so coefficients w = W z have the norm |z / scale|.
 
@@ -46,7 +46,7 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
 
     Let A = X, or A = [X, 1] with an intercept, and let B = A W be the whitened features. The largest
     eigenvalue of B' diag(sample_weight) B is then at most 1. All eigenvalues are 1, except in directions with
-    almost no data. For more than MAX_ROTATED_FEATURES features, the features are only scaled, and the other
+    almost no data. With more than MAX_ROTATED_FEATURES features, they are only scaled, and the other
     eigenvalues may be smaller.
 
     Parameters
@@ -79,6 +79,6 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
 
 
 def _clip_scale(scale: Floats) -> Floats:
-    """Return `scale` with a lower bound relative to its maximum. Return ones if all scales are 0."""
+    """Return `scale`, clipped from below relative to its maximum, or ones if all scales are 0."""
     max_scale = float(scale.max(initial=0.0))
     return np.maximum(scale, MIN_RELATIVE_SCALE * max_scale) if max_scale > 0 else np.ones_like(scale)

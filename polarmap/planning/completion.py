@@ -42,7 +42,7 @@ from polarmap.planning.simulation.on_demand import simulate_on_demand
 from polarmap.planning.simulation.overdecomposition import check_task_overhead, simulate_overdecomposition
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
-# The largest accepted n and n_trials, so that a forecast ends in reasonable time.
+# Upper limit for n and n_trials, so that forecasts finish in reasonable time.
 MAX_WORKERS_OR_TRIALS = 1 << 20
 QUANTILES = np.array([0.5, 0.95, 0.99])
 FRAMEWORK_RULES = {"backup-cubed": CUBED_RULE, "backup-spark": SPARK_RULE}
@@ -51,16 +51,16 @@ SCHEMES = (*CODE_SCHEMES, "on_demand", "small_blocks", "replication", *BACKUP_SC
 
 
 class Completion(NamedTuple):
-    """The expected completion time and cost of a job that is run by one scheme, from `completion_time`.
+    """The expected completion time and cost of a job under a given scheme, as returned by `completion_time`.
 
-    All times are in seconds. Means are taken over the jobs that complete.
+    All times are in seconds. Means are conditional on the job completing.
 
     Attributes
     ----------
     scheme : str
-        How the job is run, such as "rotation" or "replication"; see `completion_time`.
+        The scheme, such as "rotation" or "replication" (see `completion_time`).
     n : int
-        The number of workers at the start.
+        The number of workers that start at time 0.
     k : int
         The number of data blocks.
     mean : float
@@ -70,8 +70,8 @@ class Completion(NamedTuple):
     p50, p95, p99 : float
         Quantiles of the completion time over all jobs; inf if too few jobs complete.
     worker_seconds : float
-        Expected cost: the sum of the run times of all workers. Tasks that still run when the job completes
-        are stopped.
+        Expected cost: the sum of the run times of all workers. Tasks still running when the job completes are
+        stopped.
     n_results_awaited : float
         Expected number of results that the job waits for, counting one result per replicated task.
     n_tasks_started : float
@@ -81,7 +81,7 @@ class Completion(NamedTuple):
     n_upfront_parity : int
         For "on_demand": the number of parity tasks that start with the data tasks.
     tasks_per_worker : int
-        For "small_blocks": how many tasks there are per worker, and small blocks per data block.
+        For "small_blocks": the number of tasks per worker, and of small blocks per data block.
     """
 
     scheme: str
@@ -136,7 +136,7 @@ def completion_time(
         How the job is run:
 
         - "uncoded" (n = k): wait for all tasks.
-        - "mds": wait for any k of the n results. No code is faster if each worker returns either all of its
+        - "mds": wait for any k of the n results. No code is faster if each worker returns either its whole
           result or nothing.
         - "rotation": the default code for floats. It is computed like "mds", because almost any k results
           can be decoded. For more than 4,096 workers, the tasks are divided into groups, and each group needs
@@ -148,8 +148,8 @@ def completion_time(
         - "small_blocks": as "rotation", but the data is cut into `tasks_per_worker` times as many blocks. The
           n persistent workers take one small task after another.
         - "replication": run n / k copies of each task, and use the first result of each.
-        - "backup" (n = k): start late tasks a second time, by the rule of `hedged_map`.
-        - "backup-cubed", "backup-spark": start late tasks a second time, by the rule of cubed or of Spark 4.
+        - "backup" (n = k): start backups of late tasks, by the rule of `hedged_map`.
+        - "backup-cubed", "backup-spark": start backups of late tasks, by the rule of cubed or Spark 4.
     run_times : Distribution, run times in seconds, or reports of coded maps
         The run time of one task. If the workers differ in speed, pass a sequence of n Distributions, one per
         worker. Then jobs are simulated, and `scheme` must be a code or "uncoded".
@@ -161,8 +161,7 @@ def completion_time(
     tasks_per_worker, task_overhead
         Only for "small_blocks": see `simulate_overdecomposition`.
     n_trials, seed : int
-        How many jobs (or orders of arrival) are simulated for a scheme without a formula, and the seed of the
-        random numbers.
+        The number of jobs (or arrival orders) to simulate for schemes without a formula, and the random seed.
 
     Returns
     -------
@@ -216,7 +215,7 @@ def completion_time(
 def arrivals_needed(
     n: int, k: int, scheme: str, *, erasure: float | None = None, n_trials: int = 1000, seed: int = 0
 ) -> ArrivalsNeeded:
-    """Return how many results must arrive before a code can be decoded, as a probability distribution.
+    """Return the probability distribution of the number of results needed to decode.
 
     The parameters are those of `completion_time`.
 
@@ -241,15 +240,15 @@ def arrivals_needed(
 def completion_from_arrivals(
     arrival_counts: ArrivalsNeeded, n: int, k: int, run_times: object, scheme: str = "coded"
 ) -> Completion:
-    """Compute the completion time of a job that has to wait for a random number of results.
+    """Compute the completion time of a job that waits for a random number of results.
 
-    Use this for a code of your own, after you have simulated how many results it needs.
+    Use this for your own code, after simulating how many results it needs.
 
     Parameters
     ----------
     arrival_counts : ArrivalsNeeded
-        The distribution of the number of results needed. If its probabilities sum to less than 1, the rest is
-        the probability that even all n results do not complete the job.
+        The distribution of the number of results needed. If its probabilities sum to less than 1, the
+        remainder is the probability that not even all n results complete the job.
     n, k, run_times
         As for `completion_time`.
     scheme : str
@@ -266,8 +265,8 @@ def completion_from_arrivals(
     if distribution.failure_probability == 1:
         return _make_impossible_completion(scheme, n, k)
     order_statistics = compute_order_statistic_means(distribution, n, arrival_counts.counts)
-    # Means are over jobs that complete. So weight each number of results needed by the probability that so
-    # many tasks complete.
+    # Means are conditional on completion, so weight each number of results needed by the probability that at
+    # least that many tasks complete.
     probabilities = arrival_counts.probabilities * (1 - order_statistics.failure_probability)
     completion_probability = probabilities.sum()
     if completion_probability < 1e-300:
@@ -307,7 +306,7 @@ def completion_cdf(
     n_trials: int = 1000,
     seed: int = 0,
 ) -> Floats:
-    """Return the probability that a coded job has completed by each of the given times.
+    """Return the cdf of a coded job's completion time at the given times.
 
     The parameters are those of `completion_time`, but `scheme` must be a code or "uncoded". `times` is an
     array of seconds, and the result has the same shape.
@@ -324,9 +323,9 @@ def completion_cdf(
 
 
 def lower_bound(n: int, k: int, run_times: object) -> float:
-    """Return a lower bound on the completion time of any code: the expected time of the k-th of n results.
+    """Return a lower bound on the mean completion time of any code: the expected time of the k-th result.
 
-    The bound is in seconds. It holds if each worker returns either all of its result or nothing.
+    The bound is in seconds. It assumes that each worker returns either its whole result or nothing.
 
     Examples
     --------
@@ -340,7 +339,7 @@ def lower_bound(n: int, k: int, run_times: object) -> float:
 def _simulate_backup_jobs(
     k: int, run_times: Distribution, scheme: str, n_trials: int, rng: np.random.Generator
 ) -> SimulatedJobs:
-    """Simulate jobs of k tasks in which late (unusually slow) tasks are started a second time."""
+    """Simulate jobs of k tasks with backup tasks for stragglers."""
     first_run_times = np.sort(run_times.sample(rng, (n_trials, k)), axis=1)
 
     def sample_backups(late_mask: npt.NDArray[np.bool_]) -> Floats:
@@ -365,12 +364,12 @@ def _compute_replication_completion(n: int, k: int, run_times: Distribution) -> 
 def summarize_simulated_jobs(
     scheme: str, n: int, k: int, simulated_jobs: SimulatedJobs, n_arrivals: Floats | None = None
 ) -> Completion:
-    """Return the means, quantiles and failure probability of simulated jobs.
+    """Summarize simulated jobs by means, quantiles and failure probability.
 
     Parameters
     ----------
     scheme, n, k
-        Stored in the returned Completion.
+        Stored in the returned `Completion`.
     simulated_jobs : SimulatedJobs
     n_arrivals : array (trials,), optional
         The number of results that each job waited for; k by default.

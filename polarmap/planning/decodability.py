@@ -25,22 +25,22 @@ Array = npt.NDArray[Any]
 # The columns of a matrix count as linearly dependent if a diagonal entry of R, in the QR factorization, is
 # smaller than this fraction of the largest diagonal entry.
 RANK_TOL = 1e-11
-ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # The ways to decode a code with Arikan's kernel.
+ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # The schemes that use Arikan's kernel.
 # Trials are processed in batches of this size, which fit into the CPU cache.
 TILE_BYTES = 1 << 20
 
 
 class ArrivalsNeeded(NamedTuple):
-    """The probability distribution of how many results must arrive before a job can be decoded.
+    """The probability distribution of the number of results needed to decode a job.
 
     Attributes
     ----------
     counts : array (j,)
-        The possible numbers of results, ascending.
+        The possible numbers of results, in ascending order.
     probabilities : array (j,)
         The probability of each number.
     n_trials : int
-        The number of simulated orders of arrival; 0 if the distribution is exact.
+        The number of simulated arrival orders; 0 if the distribution is exact.
     """
 
     counts: Floats
@@ -48,13 +48,13 @@ class ArrivalsNeeded(NamedTuple):
     n_trials: int
 
     def decodable_probabilities(self, n: int) -> Floats:
-        """Return the probability that m results are enough to decode, for m = 0, 1, ..., n."""
+        """Return the probability that m results suffice to decode, for m = 0, 1, ..., n."""
         cumulative = np.append(0.0, self.probabilities.cumsum())
         return cumulative[np.searchsorted(self.counts, np.arange(n + 1), "right")]
 
 
 def get_decoder_name(scheme: str) -> str:
-    """Return the `decoder` argument of `PolarCode` that belongs to a scheme of `completion_time`.
+    """Return the `decoder` argument of `PolarCode` for a scheme of `completion_time`.
 
     >>> get_decoder_name("sequential"), get_decoder_name("integers"), get_decoder_name("rotation")
     ('sequential', 'optimal', 'optimal')
@@ -66,7 +66,7 @@ def get_decoder_name(scheme: str) -> str:
 def simulate_arrivals_needed(
     n: int, k: int, scheme: str, erasure: float | None, n_trials: int, seed: int
 ) -> ArrivalsNeeded:
-    """Simulate how many results must arrive, in random order, before a job can be decoded.
+    """Simulate how many results are needed to decode if they arrive in random order.
 
     The code is a polar code with Arikan's kernel. `scheme`, one of ARIKAN_SCHEMES, determines the decoder.
 
@@ -83,14 +83,14 @@ def simulate_arrivals_needed(
 
 
 def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -> Array:
-    """Return when each simulated job becomes decodable, given when the result of each block arrives.
+    """Return when each simulated job becomes decodable, given the arrival times of its results.
 
     Parameters
     ----------
     code : PolarCode
         A code with Arikan's kernel and with the decoder of `scheme`.
     arrival_times : array (n, trials)
-        When the result of each coded block arrives, in seconds or as a rank (1 for the first).
+        The arrival time of each coded block's result, in seconds or as a rank (1 for the first).
     scheme : str
         One of ARIKAN_SCHEMES.
 
@@ -107,20 +107,20 @@ def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -
 
 
 def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
-    """Compute when jobs become decodable by the sequential (successive cancellation) decoder.
+    """Compute when jobs become decodable with the sequential (successive cancellation) decoder.
 
-    The encoder of a polar code combines its n inputs pair by pair. In each pair, one input is known when the
-    later of the two results has arrived, and the other one when the earlier result has arrived. So the times
-    are computed by taking maxima and minima of pairs, level by level. A job is decodable when all inputs are
-    known that carry data (those outside the frozen set), or when the results of all data blocks have arrived.
+    The encoder of a polar code combines its n inputs pair by pair. In each pair, one input becomes known with
+    the later of the two results, and the other with the earlier one. The times are therefore computed level
+    by level, as maxima and minima of pairs. A job is decodable when all inputs are known that carry data
+    (those outside the frozen set), or when the results of all data blocks have arrived.
 
     Parameters
     ----------
     code : PolarCode
         A code with Arikan's kernel and decoder="sequential".
     arrival_times : array (n, trials)
-        When the result of each coded block arrives, in seconds or as a rank. For a result that never arrives,
-        pass inf or the largest integer of the dtype.
+        The arrival time of each coded block's result, in seconds or as a rank. For a result that never
+        arrives, pass inf or the largest integer of the dtype.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
 
 
 def _polarize_arrival_times(times: Array) -> None:
-    """Replace each pair of arrival times by its maximum and its minimum, on every level of a polar code.
+    """Replace each pair of arrival times by its maximum and minimum, level by level.
 
     The pairs are formed along the first axis as in a fast Fourier transform, and `times` is changed in place.
     """
@@ -170,20 +170,20 @@ def _polarize_arrival_times(times: Array) -> None:
 
 
 # Missing results can be decoded if and only if their columns of the parity-check matrix are linearly
-# independent. So the functions below go backwards from the last result and treat more and more results as
-# missing, until the columns become dependent. All earlier results are needed.
+# independent. The functions below therefore go backwards from the last result, treating more and more results
+# as missing until the columns become dependent. All earlier results are needed.
 
 
 def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool) -> npt.NDArray[np.intp]:
-    """Return how many results the optimal decoder needs, for each given order of arrival.
+    """Return how many results the optimal decoder needs for each arrival order.
 
     Parameters
     ----------
     code : PolarCode
     arrival_orders : index array (trials, n)
-        The indices of the coded blocks in each trial, in the order in which their results arrive.
+        The coded block indices of each trial, in the order in which the results arrive.
     modular : bool
-        Whether integers are decoded modulo 2^64, rather than real numbers.
+        Decode integers modulo 2^64 instead of real numbers.
 
     Returns
     -------
@@ -198,7 +198,7 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
 
 
 def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array) -> int:
-    """Return the number of results that are needed to decode real numbers, in the order of arrival."""
+    """Return how many results are needed to decode over the reals, in the given arrival order."""
     last_arrivals = arrival_order[::-1][: len(check_matrix)]
     triangular_factor: Array = np.asarray(np.linalg.qr(check_matrix[:, last_arrivals], mode="r"))
     diagonal = np.abs(np.diag(triangular_factor))
@@ -207,9 +207,9 @@ def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array
 
 
 def _count_arrivals_needed_gf2(packed_columns: list[int], arrival_order: list[int]) -> int:
-    """Return the number of results that are needed to decode over GF(2), in the order of arrival.
+    """Return how many results are needed to decode over GF(2), in the given arrival order.
 
-    Each entry of `packed_columns` is a column of the parity-check matrix, as the bits of a Python integer.
+    Each entry of `packed_columns` is a column of the parity-check matrix, packed into a Python integer.
     """
     basis_by_leading_bit: dict[int, int] = {}
     for n_missing, block_index in enumerate(reversed(arrival_order)):

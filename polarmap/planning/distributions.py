@@ -27,12 +27,12 @@ from polarmap.validation import is_real_number
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-MAX_SECONDS = 1e100  # A task with a longer run time, in seconds, counts as one that never completes.
-MAX_BISECTIONS = 64  # The number of bisection steps after which a float64 number is exact to its last bit.
+MAX_SECONDS = 1e100  # Tasks with a longer run time, in seconds, are treated as never completing.
+MAX_BISECTIONS = 64  # The number of bisection steps after which a float64 number is exact to the last bit.
 
 
 class Distribution(ABC):
-    """The base class of run-time distributions: how long a task takes, if it completes at all.
+    """The base class of run-time distributions. Tasks may also fail to complete.
 
     Attributes
     ----------
@@ -53,11 +53,11 @@ class Distribution(ABC):
 
     @abstractmethod
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the quantiles of the run time of tasks that complete, for the given probabilities."""
+        """Return the run-time quantiles of tasks that complete, for the given probabilities."""
 
     @abstractmethod
     def integrated_quantile(self, survival: Floats) -> Floats:
-        """Return an antiderivative of the quantile function of tasks that complete, in closed form.
+        """Return an antiderivative, in closed form, of the quantile function of tasks that complete.
 
         The integral runs over survival probabilities s. With the quantile function Q,
 
@@ -99,15 +99,15 @@ class Distribution(ABC):
     def cdf_and_survival(self, times: npt.ArrayLike) -> ProbabilityPair:
         """Return both `cdf(times)` and `survival(times)`.
 
-        Both have full relative accuracy. A difference such as 1 - cdf would lose digits if it is small.
+        Both have full relative accuracy, whereas a small difference such as 1 - cdf would lose digits.
         """
         conditional = self.conditional_cdf_and_survival(np.asarray(times, float))
         return conditional.of_all_tasks(self.failure_probability)
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
-        """Return the time by which a task has completed with probability p, for each p.
+        """Return the time by which a task has completed with probability p (the quantile), for each p.
 
-        The time is inf if p is larger than 1 - failure_probability, because too few tasks ever complete.
+        It is inf if p exceeds 1 - failure_probability, because too few tasks ever complete.
 
         Examples
         --------
@@ -117,16 +117,16 @@ class Distribution(ABC):
         return self.quantile_at(ProbabilityPair.from_cdf(check_probabilities(p)))
 
     def quantile_at(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the same times as `quantile`, for probabilities given with their complements (as a pair)."""
+        """Return the same times as `quantile`, for probabilities given together with their complements."""
         quantiles = self.conditional_quantile(probabilities.given_completion(self.failure_probability))
         return np.where(probabilities.cdf > 1 - self.failure_probability, inf, quantiles)
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the quantiles of the run time of tasks that complete, for probabilities `p`."""
+        """Return the run-time quantiles of tasks that complete, for probabilities `p`."""
         return self.conditional_quantile(ProbabilityPair.from_cdf(p))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
-        """Draw independent random run times in seconds. A task that never completes has run time inf."""
+        """Draw independent run times in seconds, inf for tasks that never complete."""
         run_times = self.quantile_given_completion(rng.random(size))
         if self.failure_probability:
             run_times = np.where(rng.random(size) < self.failure_probability, inf, run_times)
@@ -135,7 +135,7 @@ class Distribution(ABC):
     def mean(self) -> float:
         """Return the expected run time in seconds.
 
-        It is inf if some tasks never complete, or if the tail is so heavy that the mean is infinite.
+        It is inf if some tasks never complete or the tail is too heavy for a finite mean.
 
         Examples
         --------
@@ -145,16 +145,16 @@ class Distribution(ABC):
         return inf if self.failure_probability else self.conditional_mean()
 
     def conditional_mean(self) -> float:
-        """Return the expected run time of the tasks that complete, in seconds."""
+        """Return the expected run time in seconds of tasks that complete."""
         value_at_one, value_at_zero = self.integrated_quantile(np.array([1.0, 0.0])).tolist()
         return float(value_at_one - value_at_zero)
 
 
 @dataclass(frozen=True)
 class ShiftedExponential(Distribution):
-    """The distribution of a constant time plus an exponential one: shift + scale * Exp(1).
+    """The distribution of a constant plus an exponential variable: shift + scale * Exp(1).
 
-    This is the usual model of stragglers (Lee et al., arXiv 1512.02673).
+    This is the standard model of stragglers (Lee et al., arXiv 1512.02673).
 
     Parameters
     ----------
@@ -273,16 +273,16 @@ class Pareto(Distribution):
 class Scaled(Distribution):
     """The distribution of delay + factor * T for a given distribution of T.
 
-    Use it to describe a slower machine (`factor`) or a cold start (`delay`).
+    Use it to model a slower machine (`factor`) or a cold start (`delay`).
 
     Parameters
     ----------
     run_times : Distribution
         The distribution of T.
     factor : float
-        How many times as long each task takes. Must be positive.
+        The factor by which each run time is multiplied. Must be positive.
     delay : float
-        The number of seconds that is added to each run time, 0 or more.
+        The number of seconds added to each run time, 0 or more.
 
     Examples
     --------
@@ -316,7 +316,7 @@ class Scaled(Distribution):
 
 @dataclass(frozen=True)
 class FailureProne(Distribution):
-    """The run-time distribution of tasks that fail with some probability, and then never complete.
+    """The run-time distribution of tasks that may fail and then never complete.
 
     Parameters
     ----------
@@ -422,13 +422,13 @@ class Mixture(Distribution):
         return ProbabilityPair(np.asarray(cdf), np.asarray(survival))
 
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
-        """Find the quantiles by bisection between the smallest and the largest quantile of the components."""
+        """Find the quantiles by bisection between the smallest and largest quantile of the components."""
         quantiles = np.stack([component.conditional_quantile(probabilities) for component in self.components])
 
         def is_reached(times: Floats) -> Mask:
             """Return whether enough tasks have completed by `times`.
 
-            Compare cdf values below 0.5 and survival values above, because the smaller value is more
+            Compare cdf values below 0.5 and survival values above 0.5, because the smaller of the two is more
             accurate.
             """
             cdf, survival = probabilities
@@ -454,7 +454,7 @@ class Mixture(Distribution):
             weight * component.integrated_quantile(component_survival)
             for weight, component, component_survival in zip(weights, components, survivals)
         )
-        # Where the cdf jumps at a quantile, only a part of the jump belongs to the integral.
+        # Where the cdf jumps at a quantile, only part of the jump belongs to the integral.
         survival_at_quantiles = sum(weight * survival for weight, survival in zip(weights, survivals))
         atom = np.zeros_like(survival)
         finite_mask = np.isfinite(quantiles)
@@ -463,7 +463,7 @@ class Mixture(Distribution):
 
 
 def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> Mixture:
-    """Return a distribution in which a fraction of the tasks takes `delay` seconds longer (a cold start).
+    """Return a distribution in which a fraction of the tasks take `delay` seconds longer (a cold start).
 
     Examples
     --------
@@ -476,7 +476,7 @@ def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> 
 
 
 def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> Mixture:
-    """Return a distribution in which a fraction of the tasks takes `factor` times as long (stragglers).
+    """Return a distribution in which a fraction of the tasks take `factor` times as long (stragglers).
 
     Examples
     --------
@@ -493,7 +493,7 @@ def bisect_predicate(
 ) -> Floats:
     """Find by bisection where a predicate changes from False to True.
 
-    All entries of the arrays `low` and `high` are searched at the same time.
+    All entries of the arrays `low` and `high` are processed at once.
 
     Parameters
     ----------
@@ -501,7 +501,7 @@ def bisect_predicate(
         Called with an array of numbers between `low` and `high`. Must return a boolean array that is False
         for numbers below the result, and True above.
     low, high : arrays of the same shape
-        The ends of the intervals to search.
+        The end points of the search intervals.
     max_bisections : int
 
     Returns
@@ -527,7 +527,7 @@ def bisect_predicate(
 
 
 def check_probabilities(p: npt.ArrayLike) -> Floats:
-    """Convert `p` to floats, and raise CodeError unless all of them are in [0, 1]."""
+    """Convert `p` to floats. Raise CodeError unless all values are in [0, 1]."""
     try:
         values = np.asarray(p, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -539,7 +539,7 @@ def check_probabilities(p: npt.ArrayLike) -> Floats:
 
 
 def check_observations(times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> tuple[Floats, Mask]:
-    """Validate observed run times, and convert them to arrays.
+    """Validate observed run times and convert them to arrays.
 
     Parameters
     ----------
@@ -551,7 +551,7 @@ def check_observations(times: npt.ArrayLike, completed: npt.ArrayLike | None = N
     Returns
     -------
     times : array (m,)
-        The run times. Those above MAX_SECONDS are replaced by inf.
+        The run times, with values above MAX_SECONDS replaced by inf.
     completed_mask : boolean array (m,)
         Whether each task has completed. False where the time is inf.
 
@@ -603,7 +603,7 @@ def _check_distribution(distribution: Distribution) -> None:
 def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_name: str) -> float:
     """Return the maximum-likelihood scale of a shifted exponential distribution.
 
-    `completed_mask` is False for tasks that were still running when they were last observed (right-censored).
+    `completed_mask` is False for right-censored tasks, which were still running when last observed.
     """
     total_excess = float(np.maximum(times - times[completed_mask].min(), 0.0).sum())
     if total_excess == inf:
@@ -617,7 +617,7 @@ def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_n
 
 
 def _compute_cumulative_hazard(probabilities: ProbabilityPair) -> Floats:
-    """Return -log(survival) without loss of digits, also where the survival is close to 1."""
+    """Return -log(survival) without losing digits where the survival is close to 1."""
     cdf, survival = probabilities
     with np.errstate(divide="ignore"):
         return np.where(cdf < 0.5, -np.log1p(-np.minimum(cdf, 0.5)), -np.log(survival))

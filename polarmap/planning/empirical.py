@@ -34,13 +34,13 @@ from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.report import Report, TaskReport
 
 UNSTARTED_STATES = "cancelled", "queued"  # The states of tasks that never ran.
-# Tolerance for rounding errors of cumulative probabilities. A probability on the edge between two run times
-# belongs to the shorter one.
+# Tolerance for rounding errors in cumulative probabilities. A probability at the boundary between two run
+# times belongs to the shorter one.
 ROUNDING_TOL = 1e-12
 
 
 class SharedCores(NamedTuple):
-    """The cores of one machine that tasks shared while their run times were observed.
+    """The cores that tasks on a single machine shared while their run times were measured.
 
     Attributes
     ----------
@@ -64,14 +64,14 @@ class SharedCores(NamedTuple):
 
 
 class Empirical(Distribution):
-    """The distribution of observed run times, which takes tasks into account that were stopped early.
+    """The distribution of observed run times, including right-censored ones (tasks that were stopped early).
 
     Its cdf is a step function: the Kaplan-Meier estimate.
 
     Parameters
     ----------
     times : array-like (m,)
-        Run times in seconds. For a task that has not completed, pass how long it had run when it was last
+        Run times in seconds. For a task that has not completed, pass how long it had been running when last
         observed, or inf if it never completes.
     completed : boolean array-like (m,), optional
         False for a task that was still running when it was last observed (right-censored). By default, all
@@ -85,9 +85,9 @@ class Empirical(Distribution):
         The distinct run times of completed tasks, and their probabilities, which sum to 1.
     failure_probability : float
         The probability that a task takes longer than the longest completed one. The observations do not tell
-        when such tasks complete, or whether they do. `with_exponential_tail` extrapolates.
+        when such tasks complete, if at all. `with_exponential_tail` extrapolates.
     tail_scale : float
-        How much longer than the median the tasks beyond the median take on average, in seconds. Used by
+        The mean time that tasks beyond the median take in excess of it, in seconds. Used by
         `with_exponential_tail`.
     n_completed : int
         The number of completed tasks.
@@ -113,7 +113,7 @@ class Empirical(Distribution):
         self.values, probabilities, self.failure_probability = kaplan_meier(checked_times, completed_mask)
         self.probabilities = probabilities / probabilities.sum()
         self.n_observations = len(checked_times)
-        # A cumulative sum could exceed 1 by a rounding error.
+        # The cumulative sum may exceed 1 by a rounding error.
         cumulative = np.minimum(np.cumsum(self.probabilities), 1.0)
         reverse_cumulative = np.minimum(np.cumsum(self.probabilities[::-1])[::-1], 1.0)
         self._step_cdf = np.append(0.0, cumulative)
@@ -132,10 +132,10 @@ class Empirical(Distribution):
 
     @classmethod
     def from_reports(cls, reports: Report | Iterable[Report], clock: str = "arrived") -> Empirical:
-        """Create the distribution from the run times that the reports of one or more maps contain.
+        """Create the distribution from the run times in the reports of one or more maps.
 
-        A map stops (abandons) tasks whose results it no longer needs. They count as right-censored: they were
-        still running when the last result of their map arrived. With clock="seconds", the median start-up
+        Tasks that a map abandoned, because it no longer needed their results, count as right-censored: they
+        were still running when the last result of the map arrived. With clock="seconds", the median start-up
         time is subtracted. Failed tasks have a run time of inf. Tasks that never started are left out.
 
         Parameters
@@ -175,9 +175,9 @@ class Empirical(Distribution):
         Parameters
         ----------
         file : path or iterable of str
-            The path of the file, or its lines. The first line holds the names of the columns.
+            The path of the file, or its lines. The first line contains the column names.
         column : str
-            The name of the column. All of its fields must be numbers of seconds.
+            The name of the column, whose fields must all be numbers of seconds.
         """
         if isinstance(file, (str, PathLike)):
             with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -190,7 +190,7 @@ class Empirical(Distribution):
 
     @classmethod
     def from_json(cls, path: str | PathLike[str], series: str = "warm") -> Empirical:
-        """Load the run times from a file that `polarmap measure --out` or `Measurement.save` has written.
+        """Load the run times from a file written by `polarmap measure --out` or `Measurement.save`.
 
         Parameters
         ----------
@@ -216,18 +216,18 @@ class Empirical(Distribution):
     def resample(self, rng: np.random.Generator) -> Empirical | None:
         """Draw the observations again with replacement, for a bootstrap.
 
-        Return None if no drawn task has completed.
+        Return None if no task in the sample has completed.
         """
         indices = rng.integers(len(self.times), size=len(self.times))
         completed_mask = self.completed_mask[indices]
         return Empirical(self.times[indices], completed_mask) if completed_mask.any() else None
 
     def with_exponential_tail(self) -> Distribution:
-        """Return a distribution that has an exponential tail beyond the longest completed run time.
+        """Return this distribution with an exponential tail beyond the longest completed run time.
 
-        In this distribution, all tasks complete: the tail takes the place of `failure_probability`. The scale
-        of the tail is the time that all tasks, also unfinished ones, spent beyond the median, divided by the
-        number of tasks that completed beyond the median.
+        In this distribution, all tasks complete, because the tail replaces `failure_probability`. The scale
+        of the tail is the total time that tasks, including unfinished ones, spent beyond the median, divided
+        by the number of tasks that completed beyond the median.
 
         Examples
         --------
@@ -252,7 +252,7 @@ class Empirical(Distribution):
 
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
         cdf, survival = probabilities
-        # Search in whichever of the cdf and the survival is smaller, because it is more accurate.
+        # Search the cdf or the survival function, whichever is smaller and therefore more accurate.
         indices_from_cdf = np.searchsorted(self._step_cdf[1:], cdf - ROUNDING_TOL, side="left")
         indices_from_survival = len(self.values) - np.searchsorted(
             self._step_survival[:0:-1], survival + ROUNDING_TOL * survival, side="right"
@@ -265,7 +265,7 @@ class Empirical(Distribution):
 
 
 def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, float]:
-    """Estimate a run-time distribution when some tasks were observed only for a part of their run time.
+    """Estimate a run-time distribution from right-censored observations.
 
     The Kaplan-Meier estimate of the survival probability P(T > t) is
 
@@ -283,7 +283,7 @@ def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, f
     Returns
     -------
     times : array (j,)
-        The distinct completion times, ascending.
+        The distinct completion times, in ascending order.
     probabilities : array (j,)
         The probability of each completion time.
     remainder : float
@@ -305,15 +305,15 @@ def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, f
 
 
 def get_start_time(task: TaskReport) -> float:
-    """Return when a task started, in seconds since the start of its map.
+    """Return the start time of a task, in seconds since the start of its map.
 
-    If the start is unknown, return when the task was submitted.
+    If it is unknown, return the time at which the task was submitted.
     """
     return (task.launched or 0.0) if task.started is None else task.started
 
 
 def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
-    """Return which cores the tasks shared, or None if none of the maps ran on this machine."""
+    """Return the cores that the tasks shared, or None if no map ran on this machine."""
     local_counts = [
         (report.n_cores, report.max_concurrent_tasks) for report in reports if report.n_cores is not None
     ]
@@ -324,10 +324,10 @@ def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
 
 
 def _compute_censoring_time(report: Report, clock: str) -> float:
-    """Return the last time at which abandoned tasks are known to have run, in seconds.
+    """Return the latest time at which abandoned tasks are known to have been running, in seconds.
 
-    Abandoned tasks are those that a map stopped because it no longer needed their results. The time is
-    counted from the start of the map.
+    Tasks are abandoned when the map no longer needs their results. The time is measured from the start of the
+    map.
     """
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     last_arrival = max(arrivals, default=0.0)
@@ -344,8 +344,8 @@ def _compute_censoring_time(report: Report, clock: str) -> float:
 def _estimate_tail_scale(times: Floats, completed_mask: Mask) -> float:
     """Estimate the scale of an exponential tail beyond the median of the completed tasks.
 
-    It is the time that all tasks spent beyond the median, divided by the number of tasks that completed
-    there.
+    The estimate is the total time that tasks spent beyond the median, divided by the number of tasks that
+    completed there.
     """
     threshold = np.median(times[completed_mask])
     beyond_mask = np.isfinite(times) & (times > threshold)
@@ -360,8 +360,8 @@ def as_distribution(run_times: object) -> Distribution:
     ----------
     run_times : Distribution, iterable of float or Report, Report, or path
         A Distribution is returned unchanged. Numbers are run times in seconds. A path must be that of a file
-        written by `polarmap measure`. Reports contain no run times beyond the end of their map, so their
-        distribution gets an exponential tail (`Empirical.with_exponential_tail`).
+        written by `polarmap measure`. Since reports contain no run times beyond the end of their map, an
+        exponential tail is added to their distribution (`Empirical.with_exponential_tail`).
 
     Examples
     --------
@@ -372,7 +372,7 @@ def as_distribution(run_times: object) -> Distribution:
 
 
 def to_distribution_and_observations(run_times: object) -> tuple[Distribution, Empirical | None]:
-    """Convert run times to a Distribution, and also return the observed run times.
+    """Convert run times to a Distribution and also return the observed run times.
 
     The conversion is that of `as_distribution`. The second value is None if `run_times` is a Distribution
     that was not estimated from observations.
@@ -391,12 +391,12 @@ def to_distribution_and_observations(run_times: object) -> tuple[Distribution, E
 
 
 def load_training_trace() -> Empirical:
-    """Load real run times as an example: operations of a large training job, relative to their median.
+    """Load example run times of operations in a real large-scale training job, relative to their median.
 
-    The distribution has two peaks. It does not describe serverless functions: it has no cold starts and no
-    failures. It is derived from 45,056 forward and backward operations, each divided by the median of its
-    operation and pipeline stage. The file training_trace.txt holds the means of 1,000 equal parts of the
-    sorted values, in units of 1e-4.
+    The distribution has two peaks. It is not representative of serverless functions, because it has no cold
+    starts and no failures. It is derived from 45,056 forward and backward operations, each divided by the
+    median of its operation and pipeline stage. The file training_trace.txt holds the means of 1,000 equal
+    parts of the sorted values, in units of 1e-4.
 
     Source: data/trace-AR.parquet of ByteDance-Seed/StragglerAnalysis, Copyright ByteDance, Apache License 2.0
     (https://www.apache.org/licenses/LICENSE-2.0). Changes: two operation types were kept, and durations were

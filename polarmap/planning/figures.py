@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-N_POINTS = 600  # The number of points of a curve.
-MAX_DEPTH = 12  # The largest recursion depth that can be drawn: 4,096 lines in one panel.
-MIN_SURVIVAL = 1e-4  # Figures leave out the slowest tasks, beyond this probability P(T > t).
+N_POINTS = 600  # The number of points per curve.
+MAX_DEPTH = 12  # The maximum recursion depth that can be drawn, with 4,096 lines in a panel.
+MIN_SURVIVAL = 1e-4  # Figures leave out the tail of the slowest tasks, where P(T > t) is smaller.
 
 
 def plot_run_times(
@@ -28,7 +28,7 @@ def plot_run_times(
     *,
     fitted_distribution: Distribution | None = None,
 ) -> Figure:
-    """Plot a histogram of run times, and the fraction of tasks that have not completed over time.
+    """Plot a histogram of run times and their survival function.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def plot_run_times(
     path : str or path, optional
         The file to write the figure to: .png, .svg or .pdf. By default, the figure is only returned.
     fitted_distribution : Distribution, optional
-        A second distribution to draw into the same figure, to see how well it fits.
+        A fitted distribution to draw into the same figure for comparison.
 
     Returns
     -------
@@ -55,8 +55,8 @@ def plot_polarization(
 ) -> Figure:
     """Plot how the run times of virtual workers polarize into fast and slow ones.
 
-    Each panel shows the cdfs of all virtual workers (see `polarize`) at one depth of the recursion. As the
-    depth grows, the curves become steeper and approach step functions.
+    Each panel shows the cdfs of all virtual workers (see `polarize`) at one depth of the recursion. With
+    increasing depth, the curves become steeper and approach step functions.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def plot_polarization(
 
 
 def _make_time_grid(distribution: Distribution) -> Floats:
-    """Return evenly spaced times for a plot, from just before the first task completes to nearly the last."""
+    """Return evenly spaced times for a plot that cover nearly all task completions."""
     completion_probability = 1 - distribution.failure_probability
     p = np.array([1e-4, 1 - 10 * MIN_SURVIVAL]) * completion_probability
     first_time, last_time = distribution.quantile(p).tolist()
@@ -140,7 +140,7 @@ def _add_legend(axes: Axes) -> None:
 
 
 def _pick_colormap_colors(positions: Floats) -> Floats:
-    """Return colors from dark (0) to light (1) that color-blind readers can distinguish."""
+    """Return color-blind-friendly colors from dark (0) to light (1)."""
     from matplotlib import colormaps
 
     return np.asarray(colormaps["cividis"](positions))
@@ -152,7 +152,7 @@ def _replace_nonpositive_by_nan(probabilities: Floats) -> Floats:
 
 
 def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cdfs: Floats) -> None:
-    """Draw one line for the cdf of each virtual worker, and a dashed one for the cdf of a real worker.
+    """Draw the cdf of each virtual worker, and a dashed line for the cdf of a real worker.
 
     The rows of `virtual_cdfs` are the cdfs of the virtual workers at `times`.
     """
@@ -172,14 +172,15 @@ def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cd
 
 
 def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Figure:
-    """Draw the time and cost of the candidates of a plan, with the recommended one and a plain map marked.
+    """Draw the time and cost of a plan's candidates, marking the recommended one and the uncoded map.
 
-    The candidates are those on the frontier: no other number of workers is better in both time and cost.
+    Only candidates on the Pareto frontier are drawn: no other number of workers is better in both time and
+    cost.
     """
     figure, ((axes,),) = figure_style.new_figure(7.5, 4.6)
     time_metric = plan.time_metric
     candidates = [candidate for candidate in plan.frontier if isfinite(getattr(candidate, time_metric))]
-    # The list of candidates may be empty: the quantile is infinite if too many jobs never complete.
+    # The list of candidates may be empty, because the quantile is infinite if too many jobs never complete.
     times = [getattr(candidate, time_metric) for candidate in candidates]
     worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)

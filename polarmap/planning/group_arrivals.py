@@ -19,19 +19,19 @@ from polarmap.dtypes import Array, Floats, Indices
 from polarmap.planning.decodability import ArrivalsNeeded
 from polarmap.planning.order_statistics import compute_log_binomial_coefficients
 
-# The tails of the distribution with this probability are left out. Rounding errors are smaller by a factor of
-# about 100.
+# Tails of the distribution with less than this probability are cut off. Rounding errors are about 100 times
+# smaller.
 TAIL_PROBABILITY = 1e-9
-# The largest number of different numbers of results. If there are more, numbers are rounded up.
+# The maximum number of distinct result counts. If there are more, counts are rounded up.
 MAX_COUNTS = 256
-# The half width of the numbers of results that are computed together, in standard deviations of a binomial
-# distribution. Its probability mass function falls to 0.04 of its maximum there.
+# The half-width of the window of result counts that are computed together, in standard deviations of a
+# binomial distribution. At the ends of the window, its probability mass is 0.04 of the maximum.
 WINDOW_STDS = 2.5
 
 
 @lru_cache(maxsize=64)
 def compute_group_arrivals_needed(n: int, k: int, n_groups: int) -> ArrivalsNeeded:
-    """Compute the distribution of the number of results after which all groups can be decoded.
+    """Compute the distribution of the number of results needed to decode all groups.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def compute_group_arrivals_needed(n: int, k: int, n_groups: int) -> ArrivalsNeed
     Returns
     -------
     ArrivalsNeeded
-        It is exact up to probabilities of 1e-9, except that large numbers are rounded up by at most 0.1 %.
+        Exact up to probabilities of 1e-9, except that large numbers are rounded up by at most 0.1 %.
 
     Examples
     --------
@@ -72,13 +72,13 @@ def compute_group_arrivals_needed(n: int, k: int, n_groups: int) -> ArrivalsNeed
 def _compute_sufficiency_probabilities(
     group_sizes: Mapping[tuple[int, int], int], n_tasks: int, n_results: Indices
 ) -> Floats:
-    """Return the probability that so many random results suffice, for consecutive numbers of results.
+    """Return the probability that a random set of results suffices, for consecutive set sizes.
 
-    If each result arrives independently with probability p, the number of results of a group is binomial. The
-    generating function of the total over all groups, restricted to sufficient numbers in each group, is the
-    product of those of the groups. Divided by the probability of the total, it gives the probability that a
-    set of that size suffices, whatever p is. It is accurate where the total is likely, so p is chosen for the
-    middle of `n_results`.
+    If each result arrives independently with probability p, the number of results in a group is binomial. The
+    generating function of the total, restricted to a sufficient number of results in each group, is the
+    product of the groups' generating functions. Each coefficient, divided by the probability of that total,
+    is the probability that a set of that size suffices, for any p. It is accurate where the total is likely,
+    so p is chosen for the middle of `n_results`.
     """
     p = float(n_results.mean()) / n_tasks
     length = 1 << n_tasks.bit_length()  # At least n_tasks + 1 coefficients.
@@ -93,7 +93,7 @@ def _compute_sufficiency_probabilities(
 
 
 def _raise_to_power(values: Array, exponent: int) -> Array:
-    """Return values ** exponent by squaring, which is much faster than NumPy's complex power."""
+    """Return values ** exponent by repeated squaring, which is much faster than NumPy's complex power."""
     power = np.ones_like(values)
     while exponent:
         if exponent % 2:

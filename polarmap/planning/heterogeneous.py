@@ -23,7 +23,7 @@ from polarmap.planning.distributions import MAX_SECONDS, Distribution, Floats, M
 from polarmap.planning.simulation.jobs import SimulatedJobs
 
 CODE_SCHEMES = ("uncoded", "mds", "rotation", *ARIKAN_SCHEMES)
-MIN_JOBS = 2000  # At least this many jobs are simulated, unless each one must solve a dense linear system.
+MIN_JOBS = 2000  # Minimum number of simulated jobs, unless each one requires solving a dense linear system.
 
 
 class WorkerSelection(NamedTuple):
@@ -32,10 +32,9 @@ class WorkerSelection(NamedTuple):
     Attributes
     ----------
     worker_indices : index array (n,)
-        The indices of the selected workers, ascending.
+        The indices of the selected workers, in ascending order.
     erasure_probabilities : array (n,)
-        For each selected worker, the probability that its result is still missing at the target time of the
-        job.
+        For each selected worker, the probability that its result is still missing at the job's target time.
     """
 
     worker_indices: Indices
@@ -43,18 +42,18 @@ class WorkerSelection(NamedTuple):
 
 
 def _is_hashable(value: object) -> bool:
-    """Return whether a distribution is hashable. A class that the user has written may not be."""
+    """Return whether a distribution is hashable. User-defined classes may not be."""
     return isinstance(value, Hashable)
 
 
 class HeterogeneousWorkers:
-    """A group of workers that may differ in speed, with one run-time distribution for each worker.
+    """Workers that may differ in speed, each with its own run-time distribution.
 
     Parameters
     ----------
     distributions : sequence of Distribution
         The run-time distribution of each of the m workers. Workers with equal distributions are grouped, so
-        that each distribution is evaluated only once.
+        that each distinct distribution is evaluated only once.
     """
 
     def __init__(self, distributions: Sequence[Distribution]) -> None:
@@ -68,24 +67,24 @@ class HeterogeneousWorkers:
 
     @property
     def is_homogeneous(self) -> bool:
-        """Whether all workers have the same run-time distribution."""
+        """True if all workers have the same run-time distribution."""
         return len(self._distinct_distributions) == 1
 
     @property
     def mixture_distribution(self) -> Distribution:
-        """The run-time distribution of a worker that is chosen at random, as a mixture."""
+        """The run-time distribution of a randomly chosen worker, as a mixture."""
         if self.is_homogeneous:
             return self._distinct_distributions[0]
         class_frequencies = np.bincount(self._class_indices) / len(self._class_indices)
         return Mixture(self._distinct_distributions, class_frequencies)
 
     def survival_probabilities(self, time: float) -> Floats:
-        """Return, for each of the m workers, the probability that its task has not completed at `time`."""
+        """Return the probability, for each of the m workers, that its task has not completed by `time`."""
         class_survival = [float(distribution.survival(time)) for distribution in self._distinct_distributions]
         return np.asarray(np.array(class_survival)[self._class_indices])
 
     def sample_run_times(self, rng: np.random.Generator, n_jobs: int) -> Floats:
-        """Draw random run times of all m workers in `n_jobs` jobs, as an array of shape (m, n_jobs).
+        """Draw the run times of all m workers in `n_jobs` jobs, as an array (m, n_jobs).
 
         The run time of a task that never completes is inf.
         """
@@ -98,9 +97,9 @@ class HeterogeneousWorkers:
     def select_workers(self, n: int, expected_completions: float) -> WorkerSelection:
         """Select the n workers that are expected to complete a given number of tasks first.
 
-        At any time, the best n workers are those with the highest probabilities of having completed. So the
-        target time is found by bisection: the first time at which the best n workers are expected to have
-        completed `expected_completions` tasks. It is inf if too many tasks never complete.
+        At any time, the best n workers are those with the highest probabilities of having completed. The
+        target time is the first time at which the best n workers are expected to have completed
+        `expected_completions` tasks, and is found by bisection. It is inf if too many tasks never complete.
 
         Parameters
         ----------
@@ -148,8 +147,9 @@ def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distri
 def select_workers_for_scheme(workers: HeterogeneousWorkers, n: int, k: int, scheme: str) -> WorkerSelection:
     """Select the n workers that are expected to be fastest for a job with k data blocks.
 
-    They are compared at the time when as many tasks are expected to have completed as `scheme` needs. Without
-    a code (n = k), all k tasks are needed. Then the time of k - 0.5 expected completions is used.
+    Workers are compared at the time by which the expected number of completed tasks is the number that
+    `scheme` needs. Without a code (n = k), all k tasks are needed, and the time of k - 0.5 expected
+    completions is used.
     """
     design_ratio = get_design_erasure_fraction(get_decoder_name(scheme)) if scheme in ARIKAN_SCHEMES else 1.0
     return workers.select_workers(n, k - 0.5 if n == k else n - design_ratio * (n - k))
@@ -171,14 +171,13 @@ def simulate_heterogeneous_workers(
         The probability that a result is missing, for which a code with Arikan's kernel is designed. If None,
         each worker has its own probability, as returned by `select_workers_for_scheme`.
     n_trials, seed : int
-        The number of jobs to simulate (at least MIN_JOBS for most schemes), and the seed of the random
-        numbers.
+        The number of jobs to simulate (at least MIN_JOBS for most schemes), and the random seed.
 
     Returns
     -------
     jobs : SimulatedJobs
     n_arrivals : array (trials,)
-        How many results each job waited for.
+        The number of results that each job waited for.
 
     Examples
     --------

@@ -32,9 +32,9 @@ from polarmap.report import TaskReport
 from polarmap.validation import check_positive_int, is_real_number
 from polarmap.worker.task_functions import sort_repeatedly
 
-# The duration, in seconds, for which the speed of one core is measured.
+# The duration of the core speed measurement, in seconds.
 CALIBRATION_SECONDS = 0.3
-# The distributions that `measure` tries to fit, by their names in `polarmap plan --distribution`.
+# The distributions that `measure` tries to fit, keyed by their names in `polarmap plan --distribution`.
 DISTRIBUTION_FAMILIES: dict[str, type[ShiftedExponential] | type[Pareto]] = {
     "exponential": ShiftedExponential,
     "pareto": Pareto,
@@ -51,9 +51,9 @@ class Measurement(NamedTuple):
     executor : str
         The name of the executor.
     task_seconds : float
-        How long each task would take on an idle core of this machine, in seconds.
+        The duration of a task on an idle core of this machine, in seconds.
     cold, warm : list of float
-        The run times in the first and in the second map. They are inf for tasks that returned no result.
+        The run times in the first and second map; inf for tasks that returned no result.
     shared_cores : SharedCores or None
         The cores that the tasks shared, if they ran on this machine.
     """
@@ -101,22 +101,22 @@ def measure(
     timeout: float | None = None,
     progress: bool | None = None,
 ) -> Measurement:
-    """Measure how long tasks take on an executor, by running the same map twice.
+    """Measure task run times on an executor by running the same map twice.
 
-    A run time starts when a worker starts the task, so waiting for a free worker does not count. But a cloud
-    function starts when it is called, so its cold start does count. No task is started a second time.
+    A run time begins when a worker starts the task, so it excludes the time spent waiting for a free worker.
+    A cloud function, however, starts when it is called, so its cold start is included. No backup tasks are
+    started.
 
     Parameters
     ----------
     executor : optional
         As for `coded_map`.
     tasks : int
-        The number of tasks in each map. Use as many as your own maps have.
+        The number of tasks in each map. Use as many tasks as in your own maps.
     task_seconds : float
-        How much work each task does: it sorts numbers for about this many seconds on one core of this
-        machine.
+        The amount of work per task: it sorts numbers for about this many seconds on a core of this machine.
     timeout : float, optional
-        The longest time that each map may take, in seconds.
+        The time limit of each map in seconds.
     progress : bool, optional
         As for `coded_map`.
 
@@ -160,14 +160,14 @@ def measure(
 
 
 def _get_task_seconds(task: TaskReport) -> float:
-    """Return the seconds from the start of a task until its result arrived, or inf if no result arrived."""
+    """Return the seconds from a task's start until its result arrived, or inf if no result arrived."""
     return inf if task.arrived is None else task.arrived - get_start_time(task)
 
 
 def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None:
     """Fit a shifted exponential and a Pareto distribution, and return the one that fits better.
 
-    The better fit has the smaller Kolmogorov-Smirnov distance to the completed tasks. Return None if no
+    The fit with the smaller Kolmogorov-Smirnov distance to the completed tasks is returned. Return None if no
     distribution can be fitted, for example because all run times are equal.
 
     >>> fit_closest_family([1.0, 2.0, 3.0, 6.0])
@@ -190,7 +190,7 @@ def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None
 
 
 def _format_distribution_option(distribution: ShiftedExponential | Pareto | None) -> str:
-    """Format a fitted distribution for the option --distribution of `polarmap plan`.
+    """Format a fitted distribution for `polarmap plan --distribution`.
 
     Return an empty string if `distribution` is None.
     """
@@ -201,7 +201,7 @@ def _format_distribution_option(distribution: ShiftedExponential | Pareto | None
 
 
 def _measure_sorts_per_second() -> float:
-    """Return how many sorts (the work of a measured task) one core of this machine does per second."""
+    """Measure how many sorts, the workload of a measured task, a core of this machine performs per second."""
     started_at, n_sorts = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started_at) < CALIBRATION_SECONDS:
         sort_repeatedly(10, None)

@@ -10,7 +10,7 @@ from polarmap.errors import CodeError
 from polarmap.planning.completion import Completion
 from polarmap.validation import is_choice, is_real_number
 
-WORKER_SECONDS_SLACK = 0.05  # The default for `slack` if the objective is "cost".
+WORKER_SECONDS_SLACK = 0.05  # The default `slack` for the objective "cost".
 OBJECTIVES = ("mean", "p50", "p95", "p99", "cost")
 
 
@@ -24,14 +24,14 @@ class Objective:
         The quantity to minimize, one of OBJECTIVES: the mean or a quantile of the completion time, or "cost"
         for the worker-seconds (the sum of the run times of all workers).
     slack : float, optional
-        By how much the metric may exceed its minimum, as a fraction; 0.1 means 10 %. By default, a completion
-        time is balanced against the worker-seconds, and the slack of "cost" is 0.05.
+        The fraction by which the metric may exceed its minimum; 0.1 means 10 %. By default, a completion time
+        is balanced against the worker-seconds, and the slack of "cost" is 0.05.
     deadline : float
-        The largest accepted completion time in seconds: that of the metric, or the p99 for "cost".
+        The maximum acceptable completion time in seconds: that of the metric, or the p99 for "cost".
     budget : float
-        The largest accepted mean worker-seconds.
+        The maximum acceptable mean worker-seconds.
     max_failure_probability : float
-        The largest accepted probability that the job never completes.
+        The maximum acceptable probability that the job never completes.
     """
 
     metric: str = "p99"
@@ -52,7 +52,7 @@ class Objective:
 
     @property
     def time_metric(self) -> str:
-        """The name of the completion time to compare: the metric itself, or "p99" if the metric is "cost"."""
+        """The name of the completion time to compare: the metric itself, or "p99" for "cost"."""
         return "p99" if self.metric == "cost" else self.metric
 
     def evaluate_candidate(self, candidate: Completion) -> float:
@@ -60,7 +60,7 @@ class Objective:
         return float(getattr(candidate, "worker_seconds" if self.metric == "cost" else self.metric))
 
     def get_completion_time(self, candidate: Completion) -> float:
-        """Return the completion time of a candidate that is compared with the deadline, in seconds."""
+        """Return the completion time of a candidate to compare with the deadline, in seconds."""
         return float(getattr(candidate, self.time_metric))
 
     def filter_feasible_candidates(self, candidates: Sequence[Completion]) -> list[Completion]:
@@ -104,10 +104,10 @@ class Objective:
     def select_candidate(self, candidates: Sequence[Completion]) -> Completion:
         """Choose the candidate to recommend.
 
-        With a slack, all candidates whose metric is within the slack of the minimum are acceptable. The
-        cheapest of them is chosen, or for "cost" the one with the smallest p99. Without a slack, the
-        candidate with the smallest product of time and worker-seconds is chosen: more workers would increase
-        the cost by a larger factor than they reduce the time.
+        With a slack, the cheapest candidate whose metric is within the slack of the minimum is chosen, or for
+        "cost" the one with the smallest p99. Without a slack, the candidate with the smallest product of time
+        and worker-seconds is chosen: more workers would increase the cost by a larger factor than they would
+        reduce the time.
         """
         if self.slack is None and self.metric != "cost":
             return min(candidates, key=self._get_knee_sort_key)
@@ -120,7 +120,7 @@ class Objective:
         return min(near_optimal, key=lambda candidate: (getattr(candidate, secondary_metric), candidate.n))
 
     def _get_knee_sort_key(self, candidate: Completion) -> tuple[float, float, int]:
-        """Return the product of time and cost, which is smallest at the knee of their curve.
+        """Return the product of time and cost, which is minimal at the knee of their curve.
 
         The product is followed by two values that break ties.
         """

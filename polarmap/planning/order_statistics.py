@@ -26,30 +26,30 @@ from polarmap.planning.quadrature import (
     make_logit_spaced_nodes,
 )
 
-# The number of grid points in the range where the density is not negligible.
+# The number of nodes in the range where the density is not negligible.
 N_BULK_NODES = 4001
 # A coarse grid of logits log(p / (1 - p)), for finding where the density of an order statistic is not
-# negligible. The density for n tasks has its peak between -log(n) and log(n). Beyond its peak, it falls by a
-# factor of e or more per unit. So even for a million tasks, it is negligible at both ends of this grid.
+# negligible. The density for n tasks peaks between -log(n) and log(n). Beyond its peak, it decreases by a
+# factor of e or more per unit, so even for a million tasks it is negligible at both ends of this grid.
 COARSE_LOGITS = np.arange(-70.0, 70.0, 0.005)
-# A density is negligible where its logarithm is this much smaller than at its peak, on the left and on the
-# right side. The margin on the right is larger, because run times in a heavy tail are very long, so even a
-# small density there contributes to the mean.
+# A density is negligible where its logarithm is this much smaller than at its peak, on the left and right
+# side. The margin on the right is larger: run times in a heavy tail are so long that even a small density
+# contributes to the mean.
 LOG_NEGLIGIBLE = (34.0, 45.0)
-MAX_TABLE_SIZE = 1 << 23  # Temporary arrays have at most this many entries (64 MB).
+MAX_TABLE_SIZE = 1 << 23  # The maximum number of entries of temporary arrays (64 MB).
 
 
 class OrderStatisticMeans(NamedTuple):
-    """The expected time and cost of waiting for the m-th of n completions, for several ranks m.
+    """The expected time and cost of waiting for the m-th of n completions, for several m.
 
-    Means are taken over the jobs in which at least m tasks complete.
+    Means are conditional on at least m tasks completing.
 
     Attributes
     ----------
     times : array (ranks,)
         The expected time of the m-th completion, in seconds.
     worker_seconds : array (ranks,)
-        The expected sum of the run times of all workers, if the other n - m tasks are stopped at that time.
+        The expected sum of all workers' run times, if the other n - m tasks are stopped at that time.
     failure_probability : array (ranks,)
         The probability that fewer than m tasks complete.
     """
@@ -62,8 +62,8 @@ class OrderStatisticMeans(NamedTuple):
 def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats) -> OrderStatisticMeans:
     """Compute the expected time and cost of waiting until m of n tasks have completed.
 
-    If the m-th shortest run time is the quantile Q(p), then the m - 1 shorter ones are independent samples
-    below Q(p), and all other tasks are stopped at Q(p). So the cost is
+    Given that the m-th shortest run time is the quantile Q(p), the m - 1 shorter ones are independent samples
+    below Q(p), and all other tasks are stopped at Q(p). The cost is therefore
 
         E[worker-seconds] = E[(m - 1) E[T | T <= Q(p)] + (n - m + 1) Q(p)].
 
@@ -97,8 +97,7 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
         batch = slice(start, start + batch_size)
         m = ranks[batch]
         log_densities = compute_order_statistic_log_density(n, m, nodes, run_times.failure_probability)
-        # Divide by the maximum so that the density cannot underflow. It is only needed up to a constant
-        # factor.
+        # Divide by the maximum to avoid underflow. The density is only needed up to a constant factor.
         density = np.exp(log_densities - log_densities.max(axis=1, keepdims=True))
         total_density = integrate_over_cells(density, widths)
         mean_times = integrate_over_cells(density, cell_integrals) / total_density
@@ -120,7 +119,7 @@ def compute_completion_quantiles(
 ) -> Floats:
     """Return the quantiles of the completion time of a coded job, for probabilities `p`.
 
-    A quantile is inf if the job completes with a smaller probability than p.
+    A quantile is inf if the job completes with a probability below p.
 
     Parameters
     ----------
@@ -154,7 +153,7 @@ def compute_completion_quantiles(
 def compute_decoding_probability(
     n: int, decodable_probabilities: Floats, arrival_probability: Floats
 ) -> Floats:
-    """Return the probability that a job can be decoded when each result has arrived with probability a.
+    """Return the probability that a job can be decoded if each result has arrived with probability a.
 
     Results arrive independently, and any j of them are decodable with probability decodable_probabilities[j]:
 
@@ -191,7 +190,7 @@ def compute_decoding_probability(
 def compute_order_statistic_log_density(
     n: int, ranks: Floats, nodes: ProbabilityPair, failure_probability: float
 ) -> Floats:
-    """Return the log density of order statistics: of the cdf value at which the m-th of n tasks completes.
+    """Return the log density of the cdf value at which the m-th of n tasks completes (order statistics).
 
     Parameters
     ----------
@@ -219,9 +218,9 @@ def compute_order_statistic_log_density(
 def make_order_statistic_quadrature_nodes(
     n: int, ranks: Floats, failure_probability: float
 ) -> ProbabilityPair:
-    """Choose the cdf values (nodes) at which densities of order statistics are evaluated.
+    """Choose the cdf values (quadrature nodes) at which densities of order statistics are evaluated.
 
-    They are dense in the range where the density of any of the `ranks` is not negligible.
+    The nodes are dense wherever the density of any of the `ranks` is not negligible.
     """
     coarse_nodes = compute_logistic_and_complement(COARSE_LOGITS)
     # The logarithm of d(cdf) / d(logit).

@@ -47,19 +47,19 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
-# The largest number of lines in the text of a plan.
+# The maximum number of lines in the text of a plan.
 MAX_TABLE_LINES = 10
-# At most this many numbers of workers larger than k are compared.
+# Compare at most this many worker counts above k.
 MAX_SIZES = 48
 # The numbers of tasks per worker to try with `task_overhead`.
 TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)
-# Each simulation of several tasks per worker draws at least this many run times.
+# The minimum number of run times drawn by a simulation of several tasks per worker.
 MIN_SAMPLED_RUN_TIMES = 60_000
 
 
 @dataclass(frozen=True)
 class Plan(PlannedSchedule):
-    """A recommended number of workers for a map, and the alternatives, as returned by `plan`.
+    """A recommended number of workers for a map and its alternatives, as returned by `plan`.
 
     Print the plan to see a table of time and cost.
 
@@ -70,7 +70,7 @@ class Plan(PlannedSchedule):
     code : str
         "rotation", "sequential", "optimal", "integers", or "uncoded".
     objective : str
-        What the plan minimizes, as passed to `plan`.
+        The quantity that the plan minimizes, as passed to `plan`.
     expected, uncoded : Completion
         The expected time and worker-seconds of the plan, and of a plain map without a code.
     frontier : tuple of Completion
@@ -86,15 +86,15 @@ class Plan(PlannedSchedule):
     run_times : Distribution
         The run time of one task. If the workers differ in speed, the mixture of their distributions.
     worker_indices : tuple of int
-        If one distribution per worker was passed to `plan`: the workers to use. Task i, in starting order, is
-        for worker `worker_indices[i]`. Empty otherwise.
+        If one distribution per worker was passed to `plan`: the workers to use. Task i, in starting order,
+        should run on worker `worker_indices[i]`. Empty otherwise.
     erasure : tuple of float
         If the workers differ in speed: the probability that each of the n results is missing, for which the
         code is designed (`PolarCode(erasure=)`). Empty otherwise.
     n_completed : int or None
         The number of completed tasks whose run times were observed. None if there are no observations.
     size_range : WorkerCountRange or None
-        How uncertain the recommended number of workers is, if fewer than 20 completed tasks were observed.
+        The uncertainty of the recommended number of workers, if fewer than 20 completed tasks were observed.
     shared_cores : SharedCores or None
         The cores of this machine that the observed tasks shared. None if the tasks ran elsewhere.
     """
@@ -120,7 +120,7 @@ class Plan(PlannedSchedule):
     def n_workers(self) -> int:
         """The number of workers to start, as in `Pool(workers=plan.n_workers)`.
 
-        This is less than the number of tasks `n` if each persistent worker runs several tasks.
+        This is smaller than the number of tasks `n` if persistent workers run several tasks each.
         """
         return self.expected.n
 
@@ -131,12 +131,12 @@ class Plan(PlannedSchedule):
 
     @property
     def cost(self) -> Cost | None:
-        """The expected cost of the map in US dollars, or None if the prices of the workers are unknown."""
+        """The expected cost of the map in US dollars, or None if worker prices are unknown."""
         return None if self.worker_spec is None else _estimate_cost(self.expected, self.worker_spec)
 
     @property
     def uncoded_cost(self) -> Cost | None:
-        """The expected cost of a plain map without a code, in US dollars, or None if prices are unknown."""
+        """The expected cost of the uncoded map in US dollars, or None if worker prices are unknown."""
         return None if self.worker_spec is None else _estimate_cost(self.uncoded, self.worker_spec)
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class Plan(PlannedSchedule):
         return "\n".join(table_lines + footer)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
-        """Plot the completion time against the worker-seconds of the candidates.
+        """Plot the candidates' completion times against their worker-seconds.
 
         Returns a matplotlib Figure. If `path` is given (.png, .svg or .pdf), the figure is also written
         there.
@@ -164,9 +164,9 @@ class Plan(PlannedSchedule):
         return draw_time_cost_frontier(self, path)
 
     def apply_to(self, code_options: CodeOptions) -> CodeOptions:
-        """Fill the numbers of blocks and tasks and the code of the plan into the options of a map.
+        """Fill in a map's options with the plan's code and numbers of blocks and tasks.
 
-        Returns new options. `code_options` stays unchanged.
+        Returns new options, leaving `code_options` unchanged.
 
         Raises
         ------
@@ -184,7 +184,7 @@ class Plan(PlannedSchedule):
         if not is_choice(code, ("auto", *kernels)):
             raise CodeError(f"code must be that of the plan, {self.code!r}, not {code!r}. Leave code out")
         sized_options = code_options._replace(blocks=self.k, tasks=self.n)
-        # Keep code="auto", which selects the rotation code for floats, and a suitable code for integers.
+        # Keep code="auto", which selects the rotation code for floats and a suitable code for integers.
         if self.code == "rotation":
             return sized_options
         if self.code == "uncoded":
@@ -193,7 +193,7 @@ class Plan(PlannedSchedule):
         return sized_options._replace(code=polar_code)
 
     def _format_footer_lines(self) -> list[str]:
-        """Return the lines below the table, with remarks on the range, shared cores, code and cost."""
+        """Return the lines below the table: remarks on the range, shared cores, code and cost."""
         lines = []
         if self.size_range is not None:
             lines += [
@@ -209,7 +209,7 @@ class Plan(PlannedSchedule):
         return lines
 
     def _describe_coded_alternative(self) -> str:
-        """Describe how the best candidate with a code would change the time and the worker-seconds."""
+        """Describe how the best coded candidate would change the time and worker-seconds."""
         coded_candidates = [candidate for candidate in self.frontier if candidate.n > candidate.k]
         if not coded_candidates:
             return "more workers would not save time"
@@ -223,7 +223,7 @@ class Plan(PlannedSchedule):
         )
 
     def _select_table_rows(self, max_rows: int) -> list[Completion]:
-        """Return the candidates to show in the table, in the order of their number of workers.
+        """Return the candidates to show in the table, ordered by number of workers.
 
         These are up to `max_rows` candidates of the frontier, and the recommended one.
         """
@@ -274,7 +274,7 @@ def plan(
     above the minimum. For "cost", it is the plan with the smallest p99 whose worker-seconds are at most that
     fraction above the minimum.
 
-    The plan assumes that tasks are late or fail independently of each other. But workers on the same machine
+    The plan assumes that tasks straggle or fail independently of each other. But workers on the same machine
     fail together. On a cluster of m machines, choose n so that n - k >= ceil(n / m): then all tasks of one
     machine may be lost. On four machines, for example, use 32 tasks for 24 blocks.
 
@@ -285,27 +285,27 @@ def plan(
     run_times : Distribution, run times in seconds, or reports of coded maps
         The run time of one task, from its start on a worker until its result arrives; see `Empirical`. If the
         workers differ in speed, pass a sequence of Distributions, one for each worker. If fewer than 20
-        completed tasks were observed, the plan shows a range of workers. The range is estimated by a
-        bootstrap, and covers 90 % of its recommendations.
+        completed tasks were observed, the plan shows a range of workers. The range is estimated by
+        bootstrapping and covers 90 % of the recommendations.
     objective : {"p99", "mean", "p50", "p95", "cost"}
         The quantity to minimize: a quantile or the mean of the completion time, or the worker-seconds
         ("cost").
     max_workers : int, optional
-        The largest number of workers. By default 2 k, or the length of a sequence of Distributions.
+        The maximum number of workers. By default, 2 k, or the length of a sequence of Distributions.
     deadline : float
-        The largest accepted completion time in seconds: that of the objective, or the p99 for "cost".
+        The maximum acceptable completion time in seconds: that of the objective, or the p99 for "cost".
     budget : float
-        The largest accepted mean worker-seconds.
+        The maximum acceptable mean worker-seconds.
     code : {"rotation", "sequential", "optimal", "integers"}
         The code, as for `scheme` of `completion_time`. "rotation" is computed exactly and quickly.
     slack : float, optional
-        By how much the objective may exceed its minimum, as a fraction. By default 0.05 for "cost". For the
-        other objectives, time and worker-seconds are balanced by default.
+        The fraction by which the objective may exceed its minimum. By default, 0.05 for "cost". For the other
+        objectives, time and worker-seconds are balanced by default.
     max_failure_probability : float
-        The largest accepted probability that the job never completes because too many tasks fail.
+        The maximum acceptable probability that the job never completes because too many tasks fail.
     n_trials, seed : int
-        The number of simulated jobs (or orders of arrival), and the seed of the random numbers. They are only
-        used where no formula is known, for example for codes other than "rotation".
+        The number of simulated jobs (or arrival orders), and the random seed. They are only used where no
+        formula is known, for example for codes other than "rotation".
     worker_spec : polarmap.clouds.limits.WorkerSpec, optional
         A description of the workers in a cloud. It limits the number of workers and the duration of a task,
         and determines the cost in US dollars.
@@ -402,7 +402,7 @@ def plan(
 
 
 def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tuple[Completion, ...]:
-    """Return the Pareto frontier: the candidates that no other one beats in both time and worker-seconds.
+    """Return the Pareto frontier: candidates that no other one beats in both time and worker-seconds.
 
     Parameters
     ----------
@@ -434,7 +434,7 @@ def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tupl
 def _to_common_distribution(
     run_times: object, workers: HeterogeneousWorkers | None
 ) -> tuple[Distribution, Empirical | None]:
-    """Return the run-time distribution of a randomly chosen worker, and the observed run times behind it.
+    """Return the run-time distribution of a random worker, and the observations it was estimated from.
 
     The second value is None if the distribution was not estimated from observations.
     """
@@ -450,7 +450,7 @@ def _compute_max_workers(
     run_times: Distribution,
     workers: HeterogeneousWorkers | None,
 ) -> int:
-    """Return the largest number of workers that all limits allow. Raises CodeError if it is less than k."""
+    """Return the largest number of workers that all limits allow. Raise CodeError if it is below k."""
     worker_limit = 2 * _check_positive_size("k", k)
     if workers is not None:
         worker_limit = len(workers.distributions)
@@ -472,7 +472,7 @@ def _compute_max_workers(
 
 
 def _estimate_cost(candidate: Completion, worker_spec: WorkerSpec) -> Cost | None:
-    # Clouds bill per function call. A persistent worker is a single call, even if it runs several tasks.
+    # Clouds bill per function call. A persistent worker is a single call, no matter how many tasks it runs.
     n_calls = round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
     return estimate_map_cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
 
@@ -486,7 +486,7 @@ def _make_candidates(
     n_trials: int,
     seed: int,
 ) -> list[Completion]:
-    """Predict time and cost of a plain map without a code, and of coded maps with more and more workers."""
+    """Predict the time and cost of the uncoded map and of coded maps with increasing numbers of workers."""
     sizes = _list_candidate_worker_counts(k, max_workers)
     upfront_sizes = [k] if schedule == "on_demand" else sizes
     candidates = [_make_candidate(n, k, code, run_times, n_trials, seed) for n in upfront_sizes]
@@ -522,7 +522,8 @@ def _make_overdecomposed_candidates(
 def _get_candidate_key(candidate: Completion) -> tuple[int, int, int]:
     """Return a sort key that is unique for each candidate of a plan.
 
-    It consists of the tasks at the start, the largest number of tasks (on demand only), and tasks per worker.
+    It consists of the number of initial tasks, the maximum number of tasks (on demand only), and the number
+    of tasks per worker.
     """
     if candidate.scheme == "on_demand":
         return candidate.k + candidate.n_upfront_parity, candidate.n, 1
@@ -542,7 +543,7 @@ def _make_candidate(
 def _assign_workers_to_tasks(
     workers: HeterogeneousWorkers | None, candidate: Completion
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return the worker for each task, and the probability that its result is missing."""
+    """Return the worker of each task and the probability that its result is missing."""
     if workers is None:
         return (), ()
     n, k, scheme = candidate.n, candidate.k, candidate.scheme
@@ -557,9 +558,9 @@ def _assign_workers_to_tasks(
 
 
 def _list_candidate_worker_counts(k: int, max_workers: int) -> list[int]:
-    """Return the numbers of workers to compare: k, and at most MAX_SIZES larger ones.
+    """Return the worker counts to compare: k and at most MAX_SIZES larger ones.
 
-    If not all numbers up to `max_workers` can be compared, the numbers of parity blocks grow geometrically.
+    If there are too many counts up to `max_workers`, the numbers of parity blocks grow geometrically.
     """
     n_parity = np.arange(1, max_workers - k + 1)
     if len(n_parity) > MAX_SIZES:
@@ -602,7 +603,7 @@ def _check_positive_size(name: str, value: int) -> int:
 
 
 def _format_change(before: float, after: float, unit: str = "") -> str:
-    """Describe the change of a number, as a percentage if the old value is finite.
+    """Describe the change of a value, as a percentage if the old value is finite.
 
     >>> _format_change(2.0, 1.5), _format_change(inf, 1.5, " s")
     ('by -25.0%', 'from inf to 1.5 s')

@@ -25,18 +25,18 @@ from polarmap.planning.distributions import Distribution, Floats, bisect_predica
 from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
 
-MAX_DEPTH = 24  # The largest recursion depth, with 2^24 virtual workers.
+MAX_DEPTH = 24  # The maximum recursion depth, with 2^24 virtual workers.
 
 
 def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
-    """Compute the probabilities that virtual workers are still running, for all virtual workers.
+    """Compute the probability that each virtual worker is still running.
 
     A virtual worker waits for both (slow) or either (fast) of two workers of the level below.
 
     Parameters
     ----------
     survival : array-like (times,)
-        The probability P(T > t) that a real worker is still running, at some times t.
+        The probability P(T > t) that a real worker is still running, at several times t.
     depth : int
         The depth of the recursion, which starts with 2^depth real workers.
 
@@ -80,7 +80,7 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
     np.float64(0.25)
     """
     cdf, survival = run_times.cdf_and_survival(times)
-    # If each of two workers has the cdf F, their maximum has the cdf F^2, and their minimum 1 - (1 - F)^2.
+    # If two run times have the cdf F, their maximum has the cdf F^2 and their minimum 1 - (1 - F)^2.
     for bit in _get_branch_bits(depth, worker_index):
         if bit:
             cdf, survival = cdf * (1 + survival), survival * survival
@@ -108,8 +108,8 @@ def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: 
 def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> float:
     """Return the expected run time of a virtual worker (see `polarize`), in seconds.
 
-    It is inf if tasks may never complete. The average over all 2^depth virtual workers is the expected run
-    time of a real worker. The parameters are those of `virtual_cdf`.
+    The mean is inf if tasks may never complete. The average over all 2^depth virtual workers is the expected
+    run time of a real worker. The parameters are those of `virtual_cdf`.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def virtual_medians(run_times: Distribution, depth: int) -> Floats:
     """
     _check_depth(depth)
     cdf = np.array([0.5])
-    for _ in range(depth):  # From the virtual workers to the real ones.
+    for _ in range(depth):  # Go from the virtual workers to the real ones.
         pairs = np.stack([np.sqrt(cdf), cdf / (1 + np.sqrt(1 - cdf))])
         cdf = pairs.reshape(-1)
     return run_times.quantile(cdf)
@@ -173,7 +173,7 @@ def frozen_set_at_time(n: int, k: int, run_times: Distribution, time: float) -> 
 
 
 def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: float) -> float:
-    """Return an upper bound on the probability that a job cannot be decoded yet at `time`.
+    """Return an upper bound on the probability that a job cannot yet be decoded at `time`.
 
     This is the union bound for successive cancellation decoding (Arikan 2009, proposition 2): the sum of
     P(T > time) over the virtual workers outside the frozen set. The frozen set is that of
@@ -225,7 +225,7 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 def _invert_polarization(
     depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
 ) -> ProbabilityPair:
-    """Find the probabilities of real workers that lead to the given ones of a virtual worker."""
+    """Find the probabilities of a real worker from those of a virtual worker."""
     cdf, survival = virtual_probabilities
     for bit in reversed(_get_branch_bits(depth, worker_index)):
         if bit:
@@ -238,7 +238,7 @@ def _invert_polarization(
 
 
 def _get_branch_bits(depth: int, worker_index: int) -> list[int]:
-    """Return for each level whether the slow (0) or the fast (1) worker of a pair is chosen."""
+    """Return, for each level, whether the slow (0) or fast (1) worker of a pair is chosen."""
     if not 0 <= worker_index < 1 << _check_depth(depth):
         raise CodeError(
             f"worker_index must be from 0 to {(1 << depth) - 1} at depth {depth}, not {worker_index}"

@@ -10,11 +10,11 @@ from polarmap.dtypes import Floats
 
 
 class ProbabilityPair(NamedTuple):
-    """The probabilities that a task has and has not completed by some times, as two arrays.
+    """The probabilities that a task has and has not completed by given times, as two arrays.
 
-    The two add up to 1. Both are stored because 1 - cdf loses digits where the cdf is close to 1, and the
-    slowest of thousands of tasks depends on these digits. A pair describes either all tasks or only the tasks
-    that complete. `given_completion` and `of_all_tasks` convert between the two.
+    They add up to 1. Both are stored because 1 - cdf loses digits where the cdf is close to 1, and the run
+    time of the slowest among thousands of tasks depends on these digits. A pair describes either all tasks or
+    only the tasks that complete. `given_completion` and `of_all_tasks` convert between the two.
 
     Attributes
     ----------
@@ -36,16 +36,16 @@ class ProbabilityPair(NamedTuple):
 
     @classmethod
     def from_cdf(cls, cdf: Floats) -> ProbabilityPair:
-        """Create a pair from a cdf. The survival is computed as 1 - cdf, with its rounding error."""
+        """Create a pair from a cdf. The survival function is 1 - cdf, which may lose digits."""
         return cls(cdf, 1 - cdf)
 
     @classmethod
     def from_survival(cls, survival: Floats) -> ProbabilityPair:
-        """Create a pair from survival probabilities. The cdf is 1 - survival, with its rounding error."""
+        """Create a pair from a survival function. The cdf is 1 - survival, which may lose digits."""
         return cls(1 - survival, survival)
 
     def given_completion(self, failure_probability: float) -> ProbabilityPair:
-        """Convert the probabilities of all tasks to conditional ones, given that a task completes.
+        """Convert the probabilities of all tasks to those of tasks that complete.
 
         Parameters
         ----------
@@ -56,7 +56,7 @@ class ProbabilityPair(NamedTuple):
             return ProbabilityPair(np.zeros_like(self.cdf), np.ones_like(self.survival))
         completion_probability, survival = 1 - failure_probability, self.survival
         if failure_probability:
-            # Once all tasks that ever complete have completed, the survival is 0, and the difference below
+            # Once every task that ever completes has completed, the survival is 0, and the difference below
             # would be a mere rounding error.
             has_unfinished = self.cdf < completion_probability
             survival = np.where(has_unfinished, survival - failure_probability, 0.0)
@@ -64,7 +64,7 @@ class ProbabilityPair(NamedTuple):
         return ProbabilityPair(conditional_cdf, np.maximum(survival / completion_probability, 0.0))
 
     def of_all_tasks(self, failure_probability: float) -> ProbabilityPair:
-        """Convert conditional probabilities, given that a task completes, to probabilities of all tasks.
+        """Convert the probabilities of tasks that complete to those of all tasks.
 
         Parameters
         ----------

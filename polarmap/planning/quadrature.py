@@ -12,16 +12,15 @@ import numpy as np
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.probability_pair import ProbabilityPair
 
-# The largest logit of a node. exp(-700) is close to the smallest normal float64 number.
+# The maximum logit of a node. exp(-700) is close to the smallest normal float64 number.
 MAX_LOGIT = 700.0
-# The distance of logits in the tail, which matters only for heavy-tailed distributions.
+# The spacing of logits in the tail, which matters only for heavy-tailed distributions.
 TAIL_STEP = 0.25
 # Most nodes have logits between -40 and 40. Beyond 40, 1 - p is smaller than the float64 epsilon.
 BULK_LOGIT = 40.0
 # The number of nodes between the logits -BULK_LOGIT and BULK_LOGIT.
 N_NODES = 8001
-# Larger values are replaced by this one, so that they do not overflow. If the mean is finite, they do not
-# matter.
+# Values are capped at this number to avoid overflow. If the mean is finite, the cap does not matter.
 OVERFLOW_CAP = 1e300
 # An integral counts as infinite if more than this fraction of its value comes from the last cell whose value
 # is below OVERFLOW_CAP.
@@ -42,8 +41,8 @@ def compute_logistic_and_complement(logits: Floats) -> ProbabilityPair:
 def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int) -> ProbabilityPair:
     """Return `n_nodes` grid points (nodes) between two logits, and more widely spaced ones up to MAX_LOGIT.
 
-    The nodes of each part are evenly spaced in the logit. The number of cells (intervals between two nodes)
-    is even, as Richardson extrapolation requires.
+    Within each part, the nodes are evenly spaced in the logit. The number of cells (intervals between two
+    nodes) is even, as Richardson extrapolation requires.
     """
     tail_logits = np.arange(stop_logit + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
     even_tail_logits = tail_logits[: len(tail_logits) // 2 * 2]
@@ -52,21 +51,21 @@ def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int)
 
 
 def make_full_logit_grid() -> ProbabilityPair:
-    """Return grid points (nodes) for an integral over all probabilities between 0 and 1."""
+    """Return nodes for integrals over all probabilities between 0 and 1."""
     return make_logit_spaced_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 
 def compute_cell_widths(nodes: ProbabilityPair) -> Floats:
-    """Return the differences between neighbouring probabilities, without loss of digits near 1."""
+    """Return the differences between neighbouring probabilities without losing digits near 1."""
     cdf, survival = nodes
     return np.where(cdf[1:] < 0.5, np.diff(cdf), -np.diff(survival))
 
 
 def compute_cell_integrals(antiderivative_at_nodes: Floats) -> Floats:
-    """Return the integral over each cell (interval between two nodes), given an antiderivative at the nodes.
+    """Return the integral over each cell (interval between nodes), given an antiderivative at the nodes.
 
-    The antiderivative is one with respect to survival probabilities, which decrease from node to node.
-    Integrals are at most OVERFLOW_CAP.
+    The antiderivative is with respect to survival probabilities, which decrease from node to node. Integrals
+    are capped at OVERFLOW_CAP.
     """
     with np.errstate(invalid="ignore"):
         integrals = np.nan_to_num(-np.diff(antiderivative_at_nodes), nan=OVERFLOW_CAP, posinf=OVERFLOW_CAP)
@@ -74,10 +73,10 @@ def compute_cell_integrals(antiderivative_at_nodes: Floats) -> Floats:
 
 
 def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
-    """Integrate a density that is known at the grid points (nodes), by the trapezoidal rule.
+    """Integrate a density given at the nodes by the trapezoidal rule.
 
-    A cell is the interval between two nodes. The result is improved by Richardson extrapolation: its error is
-    of fourth order for smooth measures, and of second order where the measure has jumps.
+    A cell is the interval between two nodes. With Richardson extrapolation, the error is of fourth order for
+    smooth measures and of second order where the measure has jumps.
 
     Parameters
     ----------
@@ -99,9 +98,9 @@ def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
 def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nodes: ProbabilityPair) -> float:
     """Return a weighted mean of the quantiles of a run-time distribution, or inf if it diverges.
 
-    The range of probabilities is cut into cells (intervals between two nodes). The result is the sum of the
-    weights of the cells times the mean run time in each cell. The mean run time is computed from the
-    closed-form integral of the quantile function, so jumps and poles cause no error.
+    The range of probabilities is divided into cells (intervals between nodes). The result is the sum over all
+    cells of weight times mean run time. The mean run time of a cell is computed from the closed-form integral
+    of the quantile function, so jumps and poles cause no error.
 
     Parameters
     ----------
@@ -115,7 +114,7 @@ def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nod
     widths = compute_cell_widths(nodes)
     integrals = compute_cell_integrals(run_times.integrated_quantile(survival))
     narrow_mask = widths <= 1e-12 * np.where(cdf[1:] < 0.5, cdf[1:], survival[:-1])
-    # The difference of two integrals is inaccurate in a very narrow cell, so use the quantile itself there.
+    # In very narrow cells, the difference of two integrals is inaccurate, so use the quantile itself there.
     if narrow_mask.any():
         narrow_nodes = ProbabilityPair(cdf[:-1][narrow_mask], survival[:-1][narrow_mask])
         narrow_quantiles = run_times.conditional_quantile(narrow_nodes)

@@ -16,16 +16,16 @@ from polarmap.planning.quadrature import compute_cell_widths, compute_expected_r
 
 
 class ReplicatedJob(NamedTuple):
-    """A job that runs several copies of each task and uses the first result of each task.
+    """A job that runs several copies of each task and uses the first result of each.
 
     The probability that the job has completed by time t is (1 - P(T > t)^n_copies)^n_tasks.
 
     Attributes
     ----------
     n_tasks : int
-        The number of different tasks.
+        The number of distinct tasks.
     n_copies : int
-        How many copies of each task are started.
+        The number of copies of each task.
     run_times : Distribution
         The run time T of one copy.
     """
@@ -40,7 +40,7 @@ class ReplicatedJob(NamedTuple):
         return float(-np.expm1(self.n_tasks * np.log1p(-(self.run_times.failure_probability**self.n_copies))))
 
     def quantile(self, p: Floats) -> Floats:
-        """Return the times by which the job has completed with probabilities `p`.
+        """Return the quantiles of the job's completion time for probabilities `p`.
 
         >>> from polarmap.planning.distributions import ShiftedExponential
         >>> ReplicatedJob(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
@@ -50,7 +50,7 @@ class ReplicatedJob(NamedTuple):
         return self.run_times.quantile_at(self._convert_job_to_copy_probabilities(job_probabilities))
 
     def mean(self) -> float:
-        """Return the expected completion time in seconds, over the jobs that complete."""
+        """Return the expected completion time in seconds, given that the job completes."""
         nodes = make_full_logit_grid()
         all_jobs = nodes.of_all_tasks(self.failure_probability)
         all_copies = self._convert_job_to_copy_probabilities(all_jobs)
@@ -58,7 +58,7 @@ class ReplicatedJob(NamedTuple):
         return compute_expected_run_time(self.run_times, compute_cell_widths(nodes), copy_nodes)
 
     def _convert_job_to_copy_probabilities(self, job_probabilities: ProbabilityPair) -> ProbabilityPair:
-        """Convert the probability that the job has completed to that of a single copy, at the same time."""
+        """Convert the completion probability of the job to that of a single copy at the same time."""
         job_cdf, job_survival = job_probabilities
         with np.errstate(divide="ignore"):
             log_job_cdf = np.where(job_cdf < 0.5, np.log(job_cdf), np.log1p(-np.minimum(job_survival, 0.5)))

@@ -19,23 +19,23 @@ from polarmap.planning.distributions import Floats
 from polarmap.planning.empirical import Empirical
 from polarmap.planning.objective import Objective
 
-SMALL_SAMPLE_SIZE = 20  # A plan shows a range of workers if fewer completed tasks than this were observed.
+SMALL_SAMPLE_SIZE = 20  # A plan shows a range of worker counts if fewer completed tasks were observed.
 N_RESAMPLES = 200
-COVERAGE = 0.90  # The range contains the number of workers chosen for this fraction of the resamples.
+COVERAGE = 0.90  # The range contains the number of workers chosen in this fraction of bootstrap samples.
 CONFIDENCE = 0.95  # The confidence level of `WorkerCountRange.max_unseen_fraction`.
 TAIL_STEPS = 16  # The number of steps that approximate an exponential tail beyond the longest run time.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class WorkerCountRange(NamedTuple):
-    """The range in which the best number of workers probably is, if few run times were observed.
+    """The range that probably contains the best number of workers, for small samples of run times.
 
     Attributes
     ----------
     min_workers, max_workers : int
         The ends of the range.
     max_unseen_fraction : float
-        The fraction of tasks that may be slower than all observed ones: an upper bound with confidence 0.95.
+        Upper 95 % confidence bound on the fraction of tasks that are slower than all observed ones.
     """
 
     min_workers: int
@@ -66,24 +66,25 @@ def bootstrap_worker_count_range(
     seed: int = 0,
     has_tail: bool = False,
 ) -> WorkerCountRange:
-    """Estimate the range in which the best number of workers is, by a bootstrap.
+    """Estimate the range of the best number of workers by bootstrapping.
 
-    For each resample of the observations, the best number of workers is computed as if the job used a
-    rotation code and started all tasks at once. If the recommended number was chosen for another code or
-    schedule, the range is shifted by the difference.
+    For each bootstrap sample, the best number of workers is computed for a job that uses a rotation code and
+    starts all tasks upfront. If the recommended number was chosen for a different code or schedule, the range
+    is shifted by the difference.
 
     Parameters
     ----------
     observations : Empirical
         The observed run times.
     worker_counts : sequence of int
-        The numbers of workers to choose from, ascending. The first is k, that of a plain map without a code.
+        The numbers of workers to choose from, in ascending order. The first is k, that of a plain map without
+        a code.
     objective : Objective
         What to minimize.
     chosen_count : int
         The recommended number of workers.
     seed : int
-        The seed of the random numbers.
+        The random seed.
     has_tail : bool
         Whether to extrapolate by an exponential tail (`Empirical.with_exponential_tail`).
 
@@ -129,7 +130,7 @@ def _choose_worker_counts(
 def compute_completions_by_worker_count(
     times: Floats, cdf: Floats, worker_counts: Sequence[int]
 ) -> list[list[Completion]]:
-    """Compute the time and cost of a job that needs any k results, for many run-time distributions at a time.
+    """Compute the time and cost of a job that needs any k results, for many run-time distributions at once.
 
     If T is the time of the k-th of n results, its mean is the integral of P(T > t) over t. The worker-seconds
     are n times the integral of the probability that a task takes longer than t and that T > t.
@@ -139,7 +140,7 @@ def compute_completions_by_worker_count(
     times, cdf : arrays (distributions, steps)
         One step function per distribution: ascending times, and the fraction of tasks completed by each time.
     worker_counts : sequence of int
-        The numbers of workers n, ascending. The first is k.
+        The numbers of workers n, in ascending order. The first is k.
 
     Returns
     -------
@@ -176,7 +177,7 @@ def compute_completions_by_worker_count(
 
 
 def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Floats, Floats]:
-    """Return the cdf of observed run times as two arrays: times, and the fraction of tasks completed by each.
+    """Return the cdf of observed run times as two arrays: times, and the fraction completed by each time.
 
     If `has_tail` is True, steps of an exponential tail are appended, and the last fraction is 1.
     """
@@ -196,7 +197,7 @@ def _compute_left_limits(values: Floats) -> Floats:
 
 
 def _find_quantile(times: Floats, cdf: Floats, probability: float) -> Floats:
-    """Return the first time at which each cdf reaches a probability, or inf if it never does."""
+    """Return the first time at which each cdf reaches `probability`, or inf if it never does."""
     reached_mask = cdf >= probability - 1e-12
     quantiles = np.take_along_axis(times, reached_mask.argmax(axis=1)[:, None], axis=1)[:, 0]
     return np.where(reached_mask.any(axis=1), quantiles, np.inf)

@@ -30,14 +30,14 @@ from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype
 
 CompiledLoop = Callable[..., None]
 
-# Bytes that are converted to float64 for one call of a compiled loop.
+# Number of bytes converted to float64 per call of a compiled loop.
 CONVERSION_CHUNK_BYTES = 4 << 20
-# Up to this number of multiplications, OpenBLAS uses a single thread.
+# OpenBLAS uses a single thread for up to this many multiplications.
 MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
-# From this number of multiplications on, more than one thread is used. For smaller products, a second thread
-# does not pay off: while workers keep the cores busy, waiting for it takes tens of milliseconds.
+# Use several threads for at least this many multiplications. For smaller products, a second thread does not
+# pay off: while workers keep the cores busy, waiting for it takes tens of milliseconds.
 MIN_MULTITHREAD_MULTIPLIES = 1 << 22
-# Limits for the pieces of a product on one thread, which is slower with fewer columns or longer rows.
+# Limits for the pieces of a single-threaded product, which is slower with fewer columns or longer rows.
 MIN_COLUMNS, MAX_INNER_LENGTH = 64, 1024
 MIN_TILES_PER_THREAD = 4  # With fewer tiles per thread, starting the thread takes longer than it saves.
 MIN_COMPILED_BYTES = 64 << 20  # For fewer bytes, loading the compiled loops takes longer than they save.
@@ -46,7 +46,7 @@ MIN_COMPILED_BYTES = 64 << 20  # For fewer bytes, loading the compiled loops tak
 def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
     """Compute matrix @ rows with BLAS and write the product to `out`.
 
-    Rows that are not one contiguous array are first copied, tile by tile.
+    Rows that do not form a single contiguous array are copied first, tile by tile.
 
     Parameters
     ----------
@@ -74,7 +74,8 @@ def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
 def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
     """Compute matrix @ tile for arrays of one floating dtype.
 
-    Small products stay on the calling thread. The product is written to `out`, if it is passed, and returned.
+    Small products are computed on the calling thread. The product is written to `out`, if given, and
+    returned.
 
     >>> matmul(np.eye(2), np.ones((2, 3))).tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -89,7 +90,7 @@ def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
 
 
 def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
-    """Compute matrix @ tile in pieces so small that OpenBLAS uses a single thread, and write it to `out`."""
+    """Compute matrix @ tile in pieces small enough for single-threaded OpenBLAS, and write it to `out`."""
     inner_length, width = tile.shape
     if inner_length > MAX_INNER_LENGTH:
         partial_sums, half = np.empty_like(out), inner_length // 2
@@ -110,7 +111,7 @@ def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
 def encode_rotation_parity_tiled(
     network: RotationButterflyNetwork, rows: FlatBlocks, out: Array, compiled: ModuleType | None = None
 ) -> None:
-    """Compute the parity blocks of the rotation kernel on all cores and write them to `out`.
+    """Compute the parity blocks of the rotation kernel in parallel and write them to `out`.
 
     Parameters
     ----------
@@ -160,8 +161,8 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
 def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | None:
     """Return the module `transforms_numba` if its compiled loops are faster for these rows, otherwise None.
 
-    The loops pay off for MIN_COMPILED_BYTES of `rows` or more. They need Numba, and a `dtype` whose sums are
-    accumulated in float64.
+    The loops pay off if `rows` have at least MIN_COMPILED_BYTES. They require Numba and a `dtype` whose sums
+    are accumulated in float64.
     """
     if choose_accumulator_dtype(dtype) != np.float64:
         return None
@@ -169,7 +170,7 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
 
 
 def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
-    """Return the module `transforms_numba`, or None if `rows` take less than `min_bytes`.
+    """Return the module `transforms_numba`, or None if `rows` have fewer than `min_bytes` bytes.
 
     Also return None if Numba is not installed.
     """
@@ -181,7 +182,7 @@ def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> Modul
 
 
 def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, *operands: Array) -> None:
-    """Run a compiled loop over all columns of `out`, on all cores.
+    """Run a compiled loop over all columns of `out` in parallel.
 
     The loop works on float64. Blocks of other dtypes are converted piece by piece.
 
@@ -195,7 +196,7 @@ def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array,
     out : array (outputs, b)
         Array to write to, of any real dtype.
     *operands : array
-        Further arguments of `compiled_loop`.
+        Additional arguments of `compiled_loop`.
     """
     width, slices = out.shape[1], split_columns_for_cores(out)
     if out.dtype == np.float64 and all(_is_contiguous_float64(row) and row.size == width for row in rows):

@@ -19,19 +19,18 @@ import numpy.typing as npt
 from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
-# A row of a tile has at least this many bytes. For shorter rows, the overhead of NumPy exceeds the time of
-# the addition.
+# Minimum size of a tile row in bytes. For shorter rows, NumPy's overhead exceeds the time of the addition.
 MIN_TILE_ROW_BYTES = 1 << 13
-# From this number of columns on, rows are added one by one instead of in batches.
+# Tables with at least this many columns are processed row by row instead of in batches.
 MIN_WIDE_COLUMNS = 1 << 10
-# From this number of bytes on, Numba is loaded, which takes 0.6 s and saves 0.3 s per GB.
+# Load Numba for at least this many bytes. Loading takes 0.6 s and saves 0.3 s per GB.
 MIN_COMPILED_BYTES = 1 << 28
 
 
 class RowOperationBatch(NamedTuple):
     """A batch of row operations: table[target] = table[source] + factor * table[addend].
 
-    The operations are independent: none reads the target of another one in the batch.
+    The operations are independent: none reads the target row of another.
 
     Attributes
     ----------
@@ -48,7 +47,7 @@ class RowOperationBatch(NamedTuple):
 
 
 class RowOperationProgram:
-    """A list of row operations that computes the output rows of a table from its input rows.
+    """A program of row operations that computes the output rows of a table from its input rows.
 
     Parameters
     ----------
@@ -76,7 +75,7 @@ class RowOperationProgram:
 
     @property
     def operation_table(self) -> npt.NDArray[np.int64]:
-        """The operations that the output needs, shape (operations, 4).
+        """The operations that the output depends on, shape (operations, 4).
 
         The columns are the target, source and addend row, and the factor.
         """
@@ -84,7 +83,7 @@ class RowOperationProgram:
 
     @cached_property
     def _compact_operations_and_n_rows(self) -> tuple[npt.NDArray[np.int64], int]:
-        """The operations that the output needs, for a table without unused rows, and its number of rows.
+        """The operations that the output depends on, for a table without unused rows, and its number of rows.
 
         In this table, the input rows come first and the output rows last.
         """
@@ -191,7 +190,7 @@ def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array
 
 
 def execute_adjoint_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:
-    """Execute row operations transposed and in reverse, which maps output to input coefficients.
+    """Execute the transposed row operations in reverse order, which maps output to input coefficients.
 
     Each column of `table` is a linear combination. At the start, the output rows contain the coefficients of
     the combination. At the end, the input rows contain the coefficients of the same combination of the input

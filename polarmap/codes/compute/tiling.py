@@ -21,8 +21,8 @@ from polarmap.worker.environment import count_available_cores
 
 FlatBlocks = Array | Sequence[Array]
 
-TILE_BYTES = 1 << 20  # Size of a tile in bytes, about the second-level cache of one core.
-COPY_CHUNK_BYTES = 8 << 20  # Smallest number of bytes that a thread copies at a time.
+TILE_BYTES = 1 << 20  # Size of a tile in bytes, about that of a core's L2 cache.
+COPY_CHUNK_BYTES = 8 << 20  # Minimum number of bytes that a thread copies at a time.
 
 
 def gather_columns(
@@ -49,7 +49,7 @@ def gather_columns(
     tile = np.empty((len(rows), width), dtype) if out is None else out
     if isinstance(rows, np.ndarray):
         np.copyto(tile, rows[:, column_slice], casting="unsafe")
-    # One call for all rows is faster if the rows are short.
+    # A single call for all rows is faster if the rows are short.
     elif tile.flags.c_contiguous:
         np.concatenate([row[column_slice] for row in rows], out=tile.reshape(-1), casting="unsafe")
     else:
@@ -74,17 +74,17 @@ def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]
 
 
 def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
-    """Return ranges of the columns of `out`, a few per core, so that idle cores can take over work."""
+    """Split the columns of `out` into a few ranges per core, so that idle cores can take over work."""
     width = out.shape[1]
     slice_width = max(min_columns, -(-width // (4 * count_available_cores()) // 512) * 512)
     return [slice(start, min(width, start + slice_width)) for start in range(0, width, slice_width)]
 
 
 def parallel_copy(rows: Array, out: Array) -> None:
-    """Copy `rows` to `out` on all cores.
+    """Copy `rows` to `out` in parallel.
 
-    The first access to a new memory page takes longer than writing to it, so parallel access pays off. Each
-    page is accessed by one thread only, because otherwise several threads would clear it.
+    The first access to a new memory page is slower than writing to it, so parallel access pays off. Each page
+    is accessed by a single thread, because otherwise several threads would clear it.
     """
     n_chunks = max(1, min(len(rows), out.nbytes // COPY_CHUNK_BYTES))
     bounds = [len(rows) * chunk // n_chunks for chunk in range(n_chunks + 1)]
@@ -94,7 +94,7 @@ def parallel_copy(rows: Array, out: Array) -> None:
 def parallel_for(
     work: Callable[[slice], None], slices: Sequence[slice], min_slices_per_core: int = 1
 ) -> None:
-    """Call `work` for every slice, in parallel on the cores that this process may use.
+    """Call `work` for every slice, in parallel on the cores available to this process.
 
     Parameters
     ----------

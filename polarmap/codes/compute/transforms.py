@@ -15,7 +15,7 @@ import numpy as np
 from polarmap.codes.rotation_network import RotationButterflyNetwork
 from polarmap.dtypes import Array, Floats
 
-DENSE_BASE_SIZE = 64  # Up to this many rows, the dense matrix of a butterfly is used.
+DENSE_BASE_SIZE = 64  # Butterflies with up to this many rows are applied as dense matrices.
 
 
 def apply_arikan_transform(
@@ -23,7 +23,7 @@ def apply_arikan_transform(
 ) -> Array:
     """Apply the butterfly T of the kernel [[1, 1], [0, 1]] to the rows of x, in place.
 
-    Integers are exact and wrap around on overflow.
+    Integer arithmetic is exact and wraps around on overflow.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
 
     T is the butterfly of `apply_arikan_transform`. Each column of M has a weight in the sums. If d0 and d1
     are the halves of d, then M(d) = [[M(d0), M(d1 - d0)], [0, M(d1)]]. M is diagonal if all entries of d are
-    equal. For polarized inputs, most halves occur again and again, so they are cached.
+    equal. For polarized inputs, most halves occur many times, so they are cached.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from polarmap.dtypes import Floats, Indices
 
-TILE_COLUMNS = 128  # Columns per tile of a butterfly, which stays in the second-level cache.
+TILE_COLUMNS = 128  # Columns per tile of a butterfly. Such a tile fits into the L2 cache.
 PRODUCT_TILE_COLUMNS = 1024  # Columns per tile of a product, which has few rows at a time.
 
 
@@ -33,7 +33,7 @@ def _float64_pointer(typing_context: Any, address: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True)
 def _row_view(addresses: Indices, row: int, start: int, stop: int) -> Floats:
-    """Return a view of the columns start..stop-1 of a row, which is at memory address `addresses[row]`."""
+    """Return a view of the columns start..stop-1 of the row at memory address `addresses[row]`."""
     return numba.carray(_float64_pointer(addresses[row] + 8 * start), (stop - start,))
 
 
@@ -41,7 +41,7 @@ def _row_view(addresses: Indices, row: int, start: int, stop: int) -> Floats:
 def _apply_rotations(x: Floats, rotations: Floats) -> None:
     """Apply a rotation butterfly to the rows of a tile in place, shape (size, TILE_COLUMNS).
 
-    Two stages are applied per pass, to access the memory half as often.
+    Each pass applies two stages, which halves the number of memory accesses.
     """
     size = x.shape[0]
     stages = rotations.shape[0]
@@ -83,9 +83,10 @@ def _apply_rotations(x: Floats, rotations: Floats) -> None:
 def _load_tile(
     row_addresses: Indices, first_row: int, start: int, stop: int, tile: Floats, column_sums: Floats
 ) -> None:
-    """Copy the columns start..stop-1 of the rows from `first_row` on into `tile`, and sum them up.
+    """Copy the columns start..stop-1 of the rows starting at `first_row` into `tile`, and sum them.
 
-    The sums are added to `column_sums`. If there are fewer rows than the tile has, the rest is set to zero.
+    The sums are added to `column_sums`. If fewer rows are left than the tile has, its remaining rows are set
+    to zero.
     """
     for row in range(tile.shape[0]):
         target = tile[row]

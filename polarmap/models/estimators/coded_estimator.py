@@ -39,7 +39,7 @@ from polarmap.validation import is_real_number
 
 @dataclass(eq=False, repr=False)
 class CodedEstimator(BaseEstimator):  # type: ignore[misc]
-    """Base class of all estimators. Their products with X are computed without waiting for stragglers.
+    """Base class of all estimators, whose products with X do not wait for stragglers.
 
     The dataclass fields of a subclass are its scikit-learn parameters. A subclass implements
     `_check_training_data` and `_fit`.
@@ -56,8 +56,8 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     timeout: float | None = None
     verbose: int = 0
 
-    # The time at which the running fit must end, in seconds of the monotonic clock. It has no annotation, so
-    # that it is not a parameter.
+    # The deadline of the running fit, in seconds of the monotonic clock. It has no annotation, so it is not a
+    # dataclass field (parameter).
     _fit_ends_at = inf
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
@@ -68,7 +68,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         X : array or sparse array (samples, features)
             Features.
         y : array (samples,) or (samples, targets)
-            Class labels, counts or numbers, depending on the model.
+            Class labels, counts or real numbers, depending on the model.
         sample_weight : array (samples,), optional
             Weight of each sample, 0 or more; 1 by default.
 
@@ -111,7 +111,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _fit(self, X: Any, y: Array, sample_weight: Floats) -> None:
-        """Fit the model to samples with positive weights, and set the fitted attributes."""
+        """Fit the model to the samples with positive weights, and set the fitted attributes."""
         raise NotImplementedError
 
     def _check_parameters(self) -> None:
@@ -122,7 +122,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     def _check_lower_bounds(self, **lower_bounds: float) -> None:
         for parameter, lower_bound in lower_bounds.items():
             value = getattr(self, parameter)
-            # scikit-learn also accepts booleans as `verbose`.
+            # Like scikit-learn, accept booleans as `verbose`.
             is_bool_verbose = parameter == "verbose" and isinstance(value, bool)
             if not (is_real_number(value) or is_bool_verbose) or not value >= lower_bound:
                 raise ModelError(f"{parameter} must be a number, {lower_bound:g} or more, not {value!r}")
@@ -160,7 +160,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return operator
 
     def _set_deadline(self, operator: CodedOperator, fraction: float = 1.0) -> None:
-        """Limit the time of the operator to a fraction of the time that is left for the fit."""
+        """Limit the operator's total time to a fraction of the time left for the fit."""
         if self._fit_ends_at < inf:
             operator.set_deadline(fraction * max(0.0, self._fit_ends_at - time.monotonic()))
 
@@ -173,9 +173,9 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         sqrt_weight: Floats | None = None,
         intercept_scaling: float | None = None,
     ) -> tuple[CodedOperator, Any, Floats, Floats]:
-        """Encode the standardized features: A = sqrt_weight * (X - mean) * scale.
+        """Encode the standardized features A = sqrt_weight * (X - mean) * scale.
 
-        The scale is chosen such that the Hessian of the mean loss has about 1 on its diagonal. If X is
+        The scale is chosen such that the diagonal of the Hessian of the mean loss is close to 1. If X is
         sparse, X itself is encoded, and A is never formed.
 
         Parameters
@@ -223,10 +223,10 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return coded_operator, coded_operator, mean, scale
 
     def _minimize(self, coded_operator: CodedOperator, solve: Callable[..., Solution]) -> Floats:
-        """Run a solver and return the x of its solution.
+        """Run a solver and return the minimizer x.
 
-        The fitted attributes `n_iter_`, `objective_`, `dual_gap_`, `optimality_` and `report_` are set. If
-        the solver did not converge, a warning is issued.
+        This sets the fitted attributes `n_iter_`, `objective_`, `dual_gap_`, `optimality_` and `report_`, and
+        issues a warning if the solver did not converge.
 
         Parameters
         ----------
@@ -264,21 +264,21 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return tags
 
     def __sklearn_clone__(self) -> Any:
-        """Return an unfitted copy that shares the executor, because pools of workers cannot be copied."""
+        """Return an unfitted copy that shares the executor, because worker pools cannot be copied."""
         parameters = self.get_params(deep=False)
         executor = parameters.pop("executor")
         cloned_parameters = {name: clone(value, safe=False) for name, value in parameters.items()}
         return type(self)(**cloned_parameters, executor=executor)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle. The executor is replaced by a description that can be pickled."""
+        """Return the state to pickle, with the executor replaced by a picklable description."""
         state = dict(super().__getstate__())
         state["executor"] = to_picklable_spec(state["executor"])
         return state
 
 
 class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
-    """A mixin for regressors, whose y has the shape (samples,) or (samples, targets).
+    """Mixin for regressors with y of shape (samples,) or (samples, targets).
 
     List it before `CodedEstimator`.
     """
@@ -308,7 +308,7 @@ class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
 
 
 class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
-    """A mixin for classifiers, whose y contains class labels. List it before `CodedEstimator`.
+    """Mixin for classifiers, whose y contains class labels. List it before `CodedEstimator`.
 
     With two classes, a model has one output. With more classes, it has one output per class.
     """
@@ -335,8 +335,8 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         ----------
         X : array or sparse array (samples, features)
         indicators : array (samples, outputs)
-            1 if the sample belongs to the class of the column, otherwise 0. For two classes, only the second
-            class has a column.
+            1 if the sample belongs to the class of the column, otherwise 0. With two classes, there is only a
+            column for the second class.
         class_indices : array (samples,)
             Index of the class of each sample in `classes_`.
         sample_weight : array (samples,)
@@ -345,7 +345,7 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         raise NotImplementedError
 
     def _compute_class_weights(self, class_indices: Array, sample_weight: Floats) -> Floats:
-        """Return the factor for the weights of the samples of each class, shape (classes,)."""
+        """Return the factor by which each class multiplies its sample weights, shape (classes,)."""
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             class_totals = np.bincount(class_indices, sample_weight, len(self.classes_))
             return np.asarray(sample_weight.sum() / (len(class_totals) * class_totals))
@@ -361,21 +361,21 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         Returns
         -------
         array (samples,) or (samples, classes)
-            For two classes, one score per sample, which is positive for the second class. For more classes,
-            one score per class.
+            With two classes, one score per sample, positive for the second class. With more classes, one
+            score per class.
         """
         scores = self._predict_outputs(X)
         return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores)
 
     def predict(self, X: Any) -> Array:
-        """Return the class label with the largest score for each sample of X (samples, features)."""
+        """Return the class label with the largest score for each sample in X (samples, features)."""
         scores = self.decision_function(X)
         class_indices = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[class_indices])
 
 
 class ProbabilisticClassifierMixin(CodedClassifierMixin):
-    """A mixin for classifiers that predict probabilities: their outputs are logits."""
+    """Mixin for classifiers that predict probabilities. Their outputs are logits."""
 
     def _get_loss_family(self) -> LossFamily:
         return BernoulliFamily() if len(self.classes_) == 2 else MultinomialFamily()

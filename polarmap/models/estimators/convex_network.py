@@ -41,8 +41,8 @@ class TwoLayerNetwork(NamedTuple):
     """The function f(x) = act(x @ coefs[0] + intercepts[0]) @ coefs[1] + intercepts[1].
 
     Without gates, the activation function act is the ReLU. With gates, it is a gated ReLU: a unit returns its
-    input, positive or negative, if its gate is open for the sample (x @ gates[0] + gates[1] >= 0), and
-    otherwise 0.
+    input, whether positive or negative, if its gate is open for the sample (x @ gates[0] + gates[1] >= 0),
+    and 0 otherwise.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ def extract_hidden_units(
     convex_weights : array (features, signs, gates, outputs)
         Weights of the convex problem.
     has_bias : bool
-        Whether the last row of the weights contains the biases of the units.
+        If True, the last row of the weights contains the biases of the units.
 
     Returns
     -------
@@ -97,10 +97,10 @@ def extract_hidden_units(
     bias : array (units,)
         Biases of the units; 0 if `has_bias` is False.
     unit_gates : index array (units,)
-        Index of the gate of each unit.
+        Gate index of each unit.
     """
     # A column w becomes w / sqrt(|w|) in the first layer and plus or minus sqrt(|w|) in the second, depending
-    # on its sign index. Of all pairs with the same product, this pair has the smallest sum of squares, 2 |w|.
+    # on its sign index. Among all pairs with the same product, this one minimizes the sum of squares, 2 |w|.
     n_features, n_signs, n_gates, n_outputs = convex_weights.shape
     weight_columns = convex_weights.reshape(n_features, -1)
     norms = np.linalg.norm(convex_weights, axis=0).reshape(-1)
@@ -117,7 +117,7 @@ def extract_hidden_units(
 
 @dataclass(eq=False, repr=False)
 class ConvexNetwork(CodedEstimator):
-    """Base class of two-layer networks whose weights are found by solving a convex problem."""
+    """Base class of two-layer networks that are trained by solving a convex problem."""
 
     alpha: float = 1e-2
     _: KW_ONLY
@@ -162,9 +162,9 @@ class ConvexNetwork(CodedEstimator):
         )
 
     def _fit_convex_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """Solve the convex problem, and return its weights (features, signs, gates, outputs).
+        """Solve the convex problem and return its weights (features, signs, gates, outputs).
 
-        If there are biases, they are the last row. ReLUs have two signs, and gated ReLUs have one.
+        Biases, if any, are the last row. ReLUs have two signs, and gated ReLUs have one.
         """
         fit = self._fit_gated_weights if self.activation == "gated_relu" else self._fit_relu_weights
         n_rows = X.shape[1] + loss.fit_intercept
@@ -195,7 +195,8 @@ class ConvexNetwork(CodedEstimator):
             If the Gram matrices of a step would not fit into memory.
         """
         _check_gram_size(X.shape[1] + loss.fit_intercept, len(gates.offsets), loss.shape[1])
-        # A dense copy of X is small compared with the slacks of the cones, two numbers per sample and gate.
+        # A dense copy of X is small compared to the slacks of the cones, which take two numbers per sample
+        # and gate.
         X = X.toarray() if issparse(X) else X
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
         interior_points = _make_cone_interior_points(gates, loss)
@@ -205,7 +206,7 @@ class ConvexNetwork(CodedEstimator):
             return self._minimize(coded_operator, solve)
 
     def to_mlp(self) -> Any:
-        """Convert the fitted ReLU network to scikit-learn's MLPRegressor or MLPClassifier.
+        """Convert the fitted ReLU network to a scikit-learn MLPRegressor or MLPClassifier.
 
         The returned model has the same weights and predictions. You can train it further with `partial_fit`.
 
@@ -226,7 +227,7 @@ class ConvexNetwork(CodedEstimator):
         return mlp
 
     def _make_unfitted_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
-        """Create a scikit-learn model with these layer sizes, for the features and targets of the fit."""
+        """Create a scikit-learn model with the given layer sizes for the features and targets of the fit."""
         raise NotImplementedError
 
     def _compute_outputs(self, X: Any) -> Floats:
@@ -249,9 +250,9 @@ def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
 
 
 def _make_cone_interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
-    """Return a point inside the cone of each gate, as an array (features, gates).
+    """Return an interior point of each gate's cone, as an array (features, gates).
 
-    The direction and offset of the gate itself are such a point.
+    The direction and offset of the gate itself form such a point.
     """
     rows = [gates.directions, gates.offsets[np.newaxis]] if loss.fit_intercept else [gates.directions]
     return np.vstack(rows)
@@ -277,8 +278,8 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
         unit returns its input if that is positive. This problem is harder and needs Gram matrices, so
         features**2 * gates * outputs must not exceed 15 million.
     n_gates : int
-        Number of gates. Fewer are used if fewer different gates are found. With an intercept, one gate is
-        open for all samples.
+        Number of gates. Fewer are used if fewer distinct gates are found. With an intercept, one gate is open
+        for all samples.
     fit_intercept : bool
         Whether units and outputs have biases. The biases of the outputs are not penalized.
     random_state : int, RandomState or None
@@ -286,7 +287,7 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
     tol : float
         Relative tolerance of the duality gap.
     max_iter : int
-        Maximum number of iterations. Each takes two coded maps or more.
+        Maximum number of iterations. Each takes at least two coded maps.
     blocks, tasks, code, executor, timeout, verbose : optional
         As for `polarmap.convex.ElasticNet`.
 
@@ -339,7 +340,7 @@ class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
 
 @dataclass(eq=False, repr=False)
 class ConvexMLPClassifier(ProbabilisticClassifierMixin, ConvexNetwork):
-    """A two-layer network for classification, like scikit-learn's, trained to the global optimum.
+    """A two-layer classification network, like scikit-learn's MLPClassifier, trained to the global optimum.
 
     The model minimizes the mean logistic loss plus the penalty of `ConvexMLPRegressor`. Parameters and
     attributes are the same. With two classes, the network has one output. With more classes, the loss is

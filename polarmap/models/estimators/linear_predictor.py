@@ -25,7 +25,7 @@ class LinearPredictorEstimator(CodedEstimator):
     _is_l2_penalty = True
 
     def _fit_coefficients(self, X: Any, loss: WeightedLoss, penalty_strength: float) -> tuple[Floats, Floats]:
-        """Minimize the loss plus the penalty, and return coefficients and intercepts.
+        """Minimize the loss plus the penalty, and return the coefficients and intercepts.
 
         Parameters
         ----------

@@ -29,8 +29,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         Whether to fit an intercept c, which is not penalized.
     solver : {"lsqr", "lsmr", "cg"}
         "lsqr" and "lsmr" are methods of scipy.sparse.linalg, and "cg" is conjugate gradients on the normal
-        equations. For a dense X with up to 1,000 features, the solver starts again if it needs many
-        iterations, with features that have been made orthogonal by their Gram matrix.
+        equations. For a dense X with up to 1,000 features, the solver restarts with features that were
+        orthogonalized by their Gram matrix if it would need many iterations.
     tol : float
         Relative tolerance of the solver.
     max_iter : int
@@ -45,8 +45,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         Several targets share the time.
     verbose : int
         0 prints nothing. 1 prints a line after each iteration: the objective (not with "lsmr"), the norm of
-        its gradient for scaled features, and the seconds of the iteration. 2 also prints the number of
-        products, and how many blocks the last product decoded.
+        its gradient for scaled features, and the duration of the iteration in seconds. 2 also prints the
+        number of products, and how many blocks the last product decoded.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
                 self._make_iteration_log_labels(targets.shape[1]),
                 ((targets - target_mean) * sqrt_weight[:, np.newaxis]).T,
             ):
-                # Each remaining target gets an equal part of the time that is left.
+                # Divide the remaining time equally between the remaining targets.
                 self._set_deadline(coded_operator, 1 / (targets.shape[1] - len(solutions)))
                 iteration_log = IterationLog(label, coded_operator, self.verbose)
                 solution = solve_least_squares(self, system, target, iteration_log)
@@ -126,7 +126,7 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         self.n_iter_ = int(n_iter[0]) if is_single_target else n_iter
 
     def _make_iteration_log_labels(self, n_targets: int) -> list[str]:
-        """Return the label of each target for the lines that `verbose` prints."""
+        """Return the label of each target for `verbose` output."""
         class_name = type(self).__name__
         if n_targets == 1:
             return [class_name]
@@ -137,9 +137,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
 class LeastSquares(Ridge):
     """Ordinary least squares, like scikit-learn's LinearRegression.
 
-    The model minimizes |y - X w - c|^2. If features are exactly linearly dependent, w is not unique, and one
-    of the minimizers is returned. Parameters, attributes and errors are the same as for `Ridge`, without
-    alpha.
+    The model minimizes |y - X w - c|^2. If features are linearly dependent, w is not unique, and any of the
+    minimizers may be returned. Parameters, attributes and errors are the same as for `Ridge`, without alpha.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from polarmap.models.losses import WeightedLoss
 
 @dataclass(eq=False, repr=False)
 class LogisticMixin(ProbabilisticClassifierMixin):
-    """A mixin for models that minimize C sum_i loss_i plus a penalty, where the loss is logistic.
+    """Mixin for models that minimize C sum_i loss_i plus a penalty, with a logistic loss.
 
     List it before a subclass of `LinearPredictorEstimator`, which defines the penalty.
     """
@@ -57,7 +57,7 @@ class LogisticRegression(LogisticMixin, SmoothEstimator):
         Tolerance of the gradient of the mean loss. The coefficients are scaled such that the Hessian has
         about 1 on its diagonal.
     max_iter : int
-        Maximum number of iterations. Each takes two coded maps or more.
+        Maximum number of iterations. Each takes at least two coded maps.
     blocks, tasks, code, executor, timeout, verbose : optional
         As for `Ridge`. The objective that `verbose` prints is the penalized mean loss.
 

@@ -81,7 +81,7 @@ class PoissonRegression(RegressorMixin, SmoothEstimator):  # type: ignore[misc]
         return np.exp(self._predict_outputs(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return D^2, the fraction of the deviance that the model explains, like scikit-learn's model.
+        """Return D^2, the fraction of deviance explained, like scikit-learn's PoissonRegressor.
 
         Parameters
         ----------
@@ -89,7 +89,7 @@ class PoissonRegression(RegressorMixin, SmoothEstimator):  # type: ignore[misc]
         y : array (samples,)
         sample_weight : array (samples,), optional
         """
-        # The import adds 5 % to the time of importing the models, so it is delayed until needed.
+        # Import lazily, because this adds 5 % to the time it takes to import the models.
         from sklearn.metrics import d2_tweedie_score
 
         return float(d2_tweedie_score(y, self.predict(X), sample_weight=sample_weight, power=1))

@@ -22,7 +22,7 @@ from polarmap.optional import require_extra
 
 
 class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
-    """Base class of models that minimize squared errors of centred data plus a penalty."""
+    """Base class of models that minimize the squared error on centred data plus a penalty."""
 
     def _fit(self, X: Any, y: Floats, sample_weight: Floats) -> None:
         normalized_weight = sample_weight / sample_weight.sum()
@@ -40,7 +40,7 @@ class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
 
     def _make_penalty(self, coefficient_scales: Floats) -> Any:
-        """Create the penalty, as a function of the scaled coefficients.
+        """Create the penalty as a function of the scaled coefficients.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class ElasticNet(PenalizedLinearRegression):
     objective_ : float
         Weighted mean of (y - X w - c)^2 / 2, summed over targets, plus the penalty.
     dual_gap_ : float or None
-        Upper bound on how far `objective_` is above its minimum. None with alpha=0.
+        Upper bound on the difference between `objective_` and its minimum. None with alpha=0.
     optimality_ : float
         Norm of the gradient map for scaled features, which is the residual of the KKT conditions.
     n_iter_ : int
@@ -163,8 +163,8 @@ class NonNegativeLeastSquares(PenalizedLinearRegression):
 class SparseLogisticRegression(LogisticMixin, LinearPredictorEstimator):
     """Logistic regression with an L1 penalty, which sets many coefficients to 0.
 
-    The model minimizes C sum_i loss_i + |w|_1, binary or multinomial. Intercepts are not penalized. It is
-    like scikit-learn's LogisticRegression(l1_ratio=1, solver="saga").
+    The model minimizes C sum_i loss_i + |w|_1, binary or multinomial. Intercepts are not penalized. The model
+    corresponds to scikit-learn's LogisticRegression(l1_ratio=1, solver="saga").
 
     Parameters
     ----------

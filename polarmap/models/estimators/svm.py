@@ -26,9 +26,9 @@ from polarmap.models.solvers.proximal_newton import MAX_GRAM_SIZE
 class LinearSVC(CodedClassifierMixin, CodedEstimator):
     """A linear support vector machine with the hinge loss, like scikit-learn's LinearSVC(loss="hinge").
 
-    The model minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1. For more
-    than two classes, each class is fitted against the rest. The solver maximizes the dual, sum(a) - |X' Y
-    a|^2 / 2 with Y = diag(y), over variables a between 0 and C.
+    The model minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1. With more
+    than two classes, each class is fitted against the rest (one-vs-rest). The solver maximizes the dual,
+    sum(a) - |X' Y a|^2 / 2 with Y = diag(y), over variables a between 0 and C.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         proportional to the total weights of the classes. With more than two classes, a factor is only used
         when its class is fitted against the rest, and only for the samples of the class.
     fit_intercept : bool
-        Whether to fit an intercept c. It is the coefficient of a constant feature 1, so it is penalized, too.
+        Whether to fit an intercept c. It is the coefficient of a constant feature 1, so it is also penalized.
     tol : float
         Relative tolerance of the duality gap.
     max_iter : int
@@ -60,7 +60,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
     objective_ : float
         Objective of the primal problem, summed over outputs.
     dual_gap_ : float
-        Upper bound on how far `objective_` is above its minimum.
+        Upper bound on the difference between `objective_` and its minimum.
     optimality_ : float
         Norm of the gradient map of the dual problem, for samples scaled to norm 1.
     n_iter_ : int
@@ -97,7 +97,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         sample_norms = sparse.linalg.norm(A, axis=1) if sparse.issparse(A) else np.linalg.norm(A, axis=1)
         sample_norms[sample_norms == 0] = 1.0
         norm_column = sample_norms[:, np.newaxis]
-        # The variables are y a |x|, between 0 and y C |x|, so that the Hessian has 1 on its diagonal.
+        # Use the variables y a |x|, between 0 and y C |x|, which make the diagonal of the Hessian 1.
         bound = self._compute_box_bounds(class_indices, sample_weight, indicators)
         signed_bound = label_signs * norm_column * bound
         penalty = LinearBoxPenalty(
@@ -132,6 +132,6 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
 
 
 def _append_constant_column(X: Any) -> Any:
-    """Return [X, 1]. The result is sparse if X is sparse."""
+    """Return [X, 1], as a sparse array if X is sparse."""
     ones = np.ones((X.shape[0], 1))
     return sparse.hstack([X, ones], format="csr") if sparse.issparse(X) else np.hstack([X, ones])

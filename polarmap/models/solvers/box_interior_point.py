@@ -15,18 +15,18 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.penalties import LinearBoxPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# The starting point is at least this fraction of the way from 0 to the middle of the box, because steps from
-# a point close to a bound would be short.
+# Minimum position of the starting point, as a fraction of the way from 0 to the center of the box. From a
+# point close to a bound, steps would be short.
 MIN_START_FRACTION = 0.1
-# Lower bound on the gradient scale, relative to the mean slope. It is used if the gradient is about 0.
+# Lower bound on the gradient scale, relative to the mean slope, for gradients close to 0.
 MIN_GRADIENT_SCALE = 1e-3
 INITIAL_MULTIPLIER_SCALE = 0.1  # Initial size of the multipliers, relative to the mean size of the gradient.
-FRACTION_TO_BOUNDARY = 0.99  # A step goes at most this fraction of the distance to a bound.
-INACTIVE_TOL = 1e-3  # Columns stop moving when their gap is below this fraction of the largest gap.
+FRACTION_TO_BOUNDARY = 0.99  # A step covers at most this fraction of the distance to a bound.
+INACTIVE_TOL = 1e-3  # Columns are frozen when their gap is below this fraction of the largest gap.
 # The solver counts as stalled after this many iterations without progress.
 MAX_STALLED_ITERATIONS = 5
-# Upper limit for the Newton weights of the final steps. It keeps the systems well-conditioned. The steps
-# become less exact, so several are taken.
+# Upper limit for the Newton weights in the final steps, which keeps the systems well-conditioned. Since it
+# makes the steps less exact, several are taken.
 MAX_WEIGHT = 1e7
 MAX_REFINEMENTS = 3  # Maximum number of Newton steps for the entries between their bounds.
 
@@ -42,8 +42,8 @@ def box_interior_point(
 ) -> Solution:
     """Minimize |A' x|^2 / 2 + penalty(x) by Mehrotra's predictor-corrector method (1992).
 
-    Each iteration takes four products, and a Gram matrix A' diag(weights) A for each column of x that has not
-    converged.
+    Each iteration takes four products, plus a Gram matrix A' diag(weights) A for each column of x that has
+    not converged.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ class _Direction(NamedTuple):
 class _MehrotraSolver:
     """The current iterate of the interior-point method: a point in the box, with slacks and multipliers.
 
-    The slacks are the distances from the bounds. The gradient always equals the multipliers of the lower
-    bounds minus the multipliers of the upper bounds.
+    The slacks are the distances to the bounds. The gradient always equals the multipliers of the lower bounds
+    minus those of the upper bounds.
     """
 
     def __init__(self, operator: Any, penalty: LinearBoxPenalty, shape: tuple[int, int], tol: float) -> None:
@@ -89,13 +89,13 @@ class _MehrotraSolver:
         self._slope = penalty.slope.reshape(shape)
         middle = (self._lower + self._upper) / 2
         image, gram_product = self._multiply_by_gram(middle)
-        # The objective is minimized on the line from 0 to the middle of the box.
+        # Minimize the objective along the line from 0 to the center of the box.
         descent, squared_norm = -np.sum(self._slope * middle, axis=0), np.sum(image**2, axis=0)
         step_length = descent / np.where(squared_norm > 0, squared_norm, 1.0)
         step_length = np.clip(step_length, MIN_START_FRACTION, 1.0)
         self.x, self._image = step_length * middle, step_length * image
         self._gradient = step_length * gram_product + self._slope
-        # If the bounds are equal, the box has no interior. A minimum keeps all slacks positive.
+        # If the bounds are equal, the box has no interior. Adding `min_slack` keeps all slacks positive.
         min_slack = FLOAT64_EPS * float((self._upper - self._lower).max())
         self._slack_lower = self.x - self._lower + min_slack
         self._slack_upper = self._upper - self.x + min_slack
@@ -135,7 +135,7 @@ class _MehrotraSolver:
         )
 
     def _is_optimal(self) -> bool:
-        """Return whether the gap is at most `tol` times the objective, or as small as rounding errors."""
+        """Return whether the gap is at most `tol` times the objective or within rounding errors."""
         rounding = 16 * FLOAT64_EPS * float(np.sum(np.abs(self._slope * self.x)))
         return self.dual_gap <= max(self._tol * abs(self.objective), rounding)
 
@@ -143,8 +143,8 @@ class _MehrotraSolver:
         """Take one predictor-corrector step, and check whether the new iterate has converged."""
         self._take_predictor_corrector_step()
         if self._is_optimal():
-            # The products with x are recomputed before deciding, because the updated products have
-            # accumulated rounding errors.
+            # Recompute the products with x before deciding, because the updated ones have accumulated
+            # rounding errors.
             self._move_to_box_point(self.x)
             self.has_converged = self._is_optimal()
 
@@ -183,7 +183,7 @@ class _MehrotraSolver:
         return np.asarray(np.sum(products_lower + products_upper, axis=0))
 
     def polish(self) -> None:
-        """Set entries that approach a bound to that bound, and refine all other entries by Newton steps.
+        """Set entries close to a bound to that bound, and refine all other entries by Newton steps.
 
         The result is kept if it satisfies `tol`, or if its gap is smaller than the best gap so far.
         """
@@ -208,7 +208,7 @@ class _MehrotraSolver:
         return self._best_solution._replace(n_iter=self.n_iter)
 
     def _move_to_box_point(self, x: Floats) -> None:
-        """Make the point of the box that is closest to x the current iterate, and compute its products."""
+        """Make the projection of x onto the box the current iterate, and compute its products."""
         x = np.clip(x, self._lower, self._upper)
         self._image, gram_product = self._multiply_by_gram(x)
         self.x, self._gradient = x, gram_product + self._slope
@@ -221,7 +221,7 @@ class _MehrotraSolver:
     def _build_newton_systems(self, weights: Floats, active_mask: Any = True) -> Floats:
         """Return I + A' diag(weights) A for each active column, and the identity for all other columns.
 
-        If I is so small that rounding would remove it, a larger multiple of I is added.
+        If I would be lost to rounding, a larger multiple of I is added.
         """
         identity = np.eye(self._operator.shape[1])
         systems = np.tile(identity, (self.x.shape[1], 1, 1))
@@ -233,8 +233,8 @@ class _MehrotraSolver:
     def _compute_affine_step(self, systems: Floats, weights: Floats) -> Floats:
         """Return the change of x in the affine direction, which aims at slack * multiplier = 0.
 
-        The same two products also recompute A' x and the gradient, which have accumulated rounding errors
-        over the previous steps.
+        The same two products are used to recompute A' x and the gradient, which have accumulated rounding
+        errors.
         """
         products = np.asarray(self._operator.rmatmat(np.hstack([self.x, weights * self._slope])))
         self._image, slope_image = np.hsplit(products, 2)
@@ -254,7 +254,7 @@ class _MehrotraSolver:
         return weights * (rhs - gram_product), image, gram_product
 
     def _complete_direction(self, x: Floats, target_lower: Any, target_upper: Any) -> _Direction:
-        """Return the direction with this change of x and the corresponding changes of the multipliers.
+        """Return the direction with the given change of x and the corresponding changes of the multipliers.
 
         To first order, the products slack * multiplier become `target_lower` and `target_upper`.
         """
@@ -264,7 +264,7 @@ class _MehrotraSolver:
         return _Direction(x, lower_change, upper_change)
 
     def _compute_max_step_length(self, direction: _Direction) -> Floats:
-        """Return for each column the largest step length up to 1 that keeps slacks and multipliers >= 0."""
+        """Return the largest step length up to 1 for each column that keeps slacks and multipliers >= 0."""
         step_lengths = [np.ones(self.x.shape[1])]
         for value, change in (
             (self._slack_lower, direction.x),
@@ -278,7 +278,7 @@ class _MehrotraSolver:
         return np.asarray(np.min(step_lengths, axis=0))
 
     def _compute_duality_measure_after(self, direction: _Direction, step_length: Any) -> Floats:
-        """Return the mean of slack * multiplier for each column after a step of this length."""
+        """Return the mean of slack * multiplier for each column after a step of the given length."""
         slack_lower = self._slack_lower + step_length * direction.x
         slack_upper = self._slack_upper - step_length * direction.x
         multipliers_lower = self._multipliers_lower + step_length * direction.multipliers_lower

@@ -20,20 +20,20 @@ from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
 # Newton systems with up to this many weights per output and sign are solved directly. Larger systems are
-# solved by conjugate gradients, with products that couple the gates.
+# solved by conjugate gradients, whose products couple the gates.
 MAX_SYSTEM_SIZE = 1000
-# Maximum number of entries of the Gram matrices of all signs, gates and outputs: 240 MB, plus copies.
+# Maximum total number of entries of the Gram matrices of all signs, gates and outputs (240 MB, plus copies).
 MAX_GRAM_ENTRIES = 30_000_000
-# A step aims at this multiple of the mean of slack * multiplier.
+# A step aims to multiply the mean of slack * multiplier by this factor.
 CENTERING = 0.1
-# While the largest residual norm is above this multiple of alpha, the target of slack * multiplier does not
-# decrease.
+# The target of slack * multiplier is not decreased while the largest residual norm exceeds this multiple of
+# alpha.
 RESIDUAL_TOL = 0.1
 # Tolerance of a Newton system, relative to the largest residual norm. Once residuals are small, it is
 # relative to alpha times the relative duality gap.
 INEXACT_NEWTON_TOL = 0.1
 MAX_CG_ITERATIONS = 100  # About ten iterations usually suffice.
-FRACTION_TO_BOUNDARY = 0.97  # A step goes at most this fraction of the distance to a bound.
+FRACTION_TO_BOUNDARY = 0.97  # A step covers at most this fraction of the distance to a bound.
 MAX_COLUMN_GROWTH = 0.5  # Maximum relative change of a column per step, until residuals are small.
 # The solver counts as stalled after this many iterations without progress.
 MAX_STALLED_ITERATIONS = 8
@@ -52,9 +52,9 @@ def cone_interior_point(
 ) -> Solution:
     """Minimize loss(A W) + alpha * sum_c |W_c| over the columns of W, with A W in the cones of the gates.
 
-    The method is a primal-dual interior-point method. Each iteration takes a product with A, a product with
-    A', and Gram matrices of A. If the outputs are coupled (multinomial loss) or there are many gates, it also
-    takes about ten products of both kinds for conjugate gradients.
+    This is a primal-dual interior-point method. Each iteration takes a product with A, a product with A', and
+    Gram matrices of A. If the outputs are coupled (multinomial loss) or there are many gates, conjugate
+    gradients take about ten more products of each kind.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ def cone_interior_point(
 class _ConeInteriorPointSolver:
     """The current iterate of the interior-point method: weights W, with slacks and multipliers.
 
-    W has one column for each sign, gate and output, in this order. The slacks tell how far the unit inputs A
-    W are from the borders of their cones. A sample on the border of a gate gives no constraint.
+    W has one column for each sign, gate and output, in this order. The slacks are the distances of the unit
+    inputs A W to the boundaries of their cones. A sample on the boundary of a gate imposes no constraint.
     """
 
     has_stalled = False
@@ -114,7 +114,7 @@ class _ConeInteriorPointSolver:
         self._image = np.asarray(operator.matmat(self.x))
         self._slacks = np.where(self._constraint_mask, self._cone_signs * self._image, 1.0)
         self._multipliers = np.where(self._constraint_mask, self._mu / self._slacks, 0.0)
-        # The coupling Hessian is kept together with the curvatures that it was computed for.
+        # Cache the coupling Hessian together with the curvatures that it was computed for.
         self._coupling_curvatures, self._coupling_hessian = np.zeros(0), np.zeros(0)
         self.dual_bound, self._best_iterate, self._n_stalled = -np.inf, (np.inf, self.x, self._image), 0
         self._update_gradient_and_bound()
@@ -131,14 +131,14 @@ class _ConeInteriorPointSolver:
 
     @property
     def has_converged(self) -> bool:
-        """Whether the gap is at most `tol` times the best objective, or as small as rounding errors."""
+        """True if the gap is at most `tol` times the best objective or within rounding errors."""
         return self._is_accurate(self._best_iterate[0])
 
     def _is_accurate(self, objective: float) -> bool:
         return max(0.0, objective - self.dual_bound) <= max(self._tol * objective, self._rounding_error)
 
     def step(self) -> None:
-        """Take one Newton step that makes all products slack * multiplier more equal.
+        """Take one Newton step that brings all products slack * multiplier closer together.
 
         Once the residuals of the optimality conditions are small, the step also aims at smaller products.
         """
@@ -181,7 +181,7 @@ class _ConeInteriorPointSolver:
     def polish(self) -> None:
         """Remove unused units from the best iterate, and recompute its product with A.
 
-        The product is recomputed because it has accumulated rounding errors over the iterations.
+        The product is recomputed because its rounding errors have accumulated over the iterations.
         """
         objective, x, image = self._best_iterate
         used_mask = np.linalg.norm(x, axis=0) > ZERO_UNIT_FACTOR * len(image) * self._mu / self._alpha
@@ -190,7 +190,7 @@ class _ConeInteriorPointSolver:
         self._best_iterate = objective, x, np.asarray(self._operator.matmat(x))
 
     def make_solution(self) -> Solution:
-        """Return the best iterate, after moving it into the cones in case of rounding errors."""
+        """Return the best iterate, moved into the cones in case rounding errors have made it infeasible."""
         _, x, image = self._best_iterate
         x, image = self._cone_loss.make_feasible(x, image)
         objective = self._compute_objective_at(x, image)
@@ -202,16 +202,16 @@ class _ConeInteriorPointSolver:
         return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
     def _compute_norm_epigraphs(self) -> tuple[Floats, Floats]:
-        """Return the t of each column w that minimizes alpha t - mu log(t^2 - |w|^2).
+        """Return, for each column w, the t that minimizes alpha t - mu log(t^2 - |w|^2).
 
         For mu = 0, t is |w|. The gradient of the minimum with respect to w is alpha w / t. The result is a
-        pair: the square root in the quadratic formula for t, and t itself.
+        pair of the square root in the quadratic formula for t and t itself.
         """
         roots = np.hypot(self._mu, self._alpha * np.linalg.norm(self.x, axis=0))
         return roots, (self._mu + roots) / self._alpha
 
     def _update_gradient_and_bound(self) -> None:
-        """Compute gradients, residuals and a lower bound at the current iterate, with a single product."""
+        """Compute gradients, residuals and a lower bound at the current iterate with a single product."""
         outputs = self._cone_loss.compute_network_outputs(self._image)
         loss_gradient = self._loss.gradient(outputs)
         self._curvatures = self._loss.compute_hessian_diagonal(outputs)
@@ -245,7 +245,7 @@ class _ConeInteriorPointSolver:
         rhs : array (features, columns)
             Right-hand side.
         atol : float
-            Norm of the residual at which conjugate gradients stop.
+            Residual norm at which conjugate gradients stop.
         """
         solve = self._make_schur_solver(column_hessians)
         if self._is_direct:
@@ -263,9 +263,9 @@ class _ConeInteriorPointSolver:
         return np.reshape(step, rhs.shape)
 
     def _make_schur_solver(self, column_hessians: Floats) -> Callable[[Floats], Floats]:
-        """Return a function that solves the Newton system, with the coupling inside groups of gates only.
+        """Return a function that solves the Newton system, ignoring the coupling between groups of gates.
 
-        The loss depends only on the difference of both signs, so the columns of one sign are eliminated.
+        The loss depends only on the difference of the two signs, so the columns of one sign are eliminated.
         """
         plus, minus = np.split(column_hessians, 2)
         branch_sums, n_features = plus + minus, len(self.x)
@@ -356,8 +356,8 @@ def _compute_max_step_length(values: Floats, direction: Floats) -> float:
 def _make_linear_solver(systems: Any, is_used_once: bool) -> Callable[[Floats], Floats]:
     """Return a function that solves `systems` for any right-hand sides.
 
-    If the function is used only once, it solves the systems. Otherwise it multiplies by their inverses, which
-    is faster but less accurate.
+    If `is_used_once` is True, the function solves the systems directly. Otherwise, it multiplies by their
+    inverses, which is faster but less accurate.
     """
     if is_used_once:
         return partial(np.linalg.solve, systems)

@@ -20,7 +20,7 @@ from polarmap.models.solvers.proximal_newton import count_first_order_iterations
 from polarmap.models.solvers.solver import Solution
 from polarmap.models.whitening import MIN_RELATIVE_SCALE, WhiteningOperator
 
-# If the condition number of the scaled system is larger, its solution has no correct digits.
+# Maximum condition number of the scaled system. Beyond it, the solution would have no correct digits.
 MAX_CONDITION = 1e12
 
 
@@ -32,7 +32,7 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
     A : LinearOperator (samples, features)
         Standardized features.
     sqrt_penalty : array (features,)
-        Square root of the strength of each feature's penalty. If all are 0, no rows are appended.
+        Square root of the penalty strength of each feature. If all are 0, no rows are appended.
     """
 
     def __init__(self, A: Any, sqrt_penalty: Floats) -> None:
@@ -43,7 +43,7 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
     def preconditioner(self) -> WhiteningOperator:
         """An operator that makes the columns orthonormal when it is applied from the right.
 
-        Directions in which the Gram matrix has no correct digits are only rotated, not scaled to norm 1.
+        Directions in which the Gram matrix has no correct digits are rotated but not scaled to norm 1.
         """
         gram = self.A.gram(np.ones(self.A.shape[0]))
         if len(self._sqrt_penalty):
@@ -70,8 +70,7 @@ def solve_least_squares(
 ) -> Solution:
     """Find the least-squares solution v of system @ v = [target; 0].
 
-    If many iterations are needed, the solver starts again with whitened features, for which a few iterations
-    suffice.
+    If many iterations would be needed, the solver restarts with whitened features, for which a few suffice.
 
     Parameters
     ----------
@@ -120,7 +119,7 @@ def solve_least_squares(
 def _run_krylov(
     estimator: Any, system: Any, rhs: Floats, iteration_log: IterationLog, max_iter: int
 ) -> Solution:
-    """Run the solver of the estimator for at most `max_iter` iterations, and return its solution.
+    """Run the estimator's solver for at most `max_iter` iterations and return its solution.
 
     Raises
     ------
@@ -157,12 +156,12 @@ def _run_krylov(
 
 
 class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
-    """A wrapper of a linear system that follows the iterations of SciPy's lsqr or lsmr.
+    """Wraps a linear system and monitors the iterations of SciPy's lsqr or lsmr.
 
-    These functions have no callback, and they return nothing if a deadline interrupts them. Both build
+    These functions do not support callbacks and return nothing if interrupted by a deadline. Both build
     orthonormal u and v with A v_i = alpha_i u_i + beta_i+1 u_i+1 and A' u_i+1 = beta_i+1 v_i + alpha_i+1
-    v_i+1. The wrapper sees all products and derives alpha and beta. From these, the rotations of Paige and
-    Saunders (lsqr) or of Fong and Saunders (lsmr) give the norms of the residual and the gradient, which
+    v_i+1. The wrapper sees all products and derives alpha and beta from them. The rotations of Paige and
+    Saunders (lsqr) or Fong and Saunders (lsmr) then give the norms of the residual and the gradient, which
     `iteration_log` prints. The residual of lsmr would need more rotations and is not printed.
 
     `make_solution` returns the solution of lsqr after the last complete iteration, even if lsmr is running:
@@ -209,7 +208,7 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
 
     def _start_bidiagonalization(self, scaled_v: Floats) -> None:
         alpha = float(np.linalg.norm(scaled_v))
-        # The gradient of |r|^2 is 2 A' r. Half of it, |A' r|, is tracked.
+        # Track half of the norm of the gradient of |r|^2, which is 2 A' r.
         self._rho_bar, self._half_gradient_norm = alpha, alpha * self._residual_norm
         self._cosine_bar = 1.0  # Cosine of the second rotation of lsmr.
         self._x, self._direction = np.zeros_like(scaled_v), scaled_v / (alpha or 1.0)

@@ -16,11 +16,11 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# The gap is computed after this many iterations, each time with one more product.
+# The duality gap is computed every GAP_INTERVAL iterations, which takes one additional product.
 GAP_INTERVAL = 10
-# Minimum factor by which the curvature estimate grows after a step that was too long.
+# Minimum growth factor of the curvature estimate after a step that was too long.
 MIN_CURVATURE_GROWTH = 1.2
-# Smaller differences of losses, relative to the loss, have lost too many digits.
+# Differences of losses that are smaller than this, relative to the loss, have lost too many digits.
 CANCELLATION_TOL = 1e-10
 # Maximum change of eta when the curvature is probed. The loss is nearly quadratic on this scale.
 PROBE_STEP = 1e-3
@@ -38,9 +38,8 @@ def fista(
 ) -> Solution:
     """Minimize loss(A x) + penalty(x) by FISTA with restarts and backtracking.
 
-    An iteration takes two products, A x and A' u (Beck and Teboulle, 2009; O'Donoghue and Candes, 2015). It
-    takes one more product for each step that was too long. Every tenth iteration takes one more product for
-    the duality gap.
+    An iteration takes two products, A x and A' u (Beck and Teboulle, 2009; O'Donoghue and Candes, 2015). Each
+    step that was too long takes one additional product, and so does the duality gap in every tenth iteration.
 
     Parameters
     ----------
@@ -105,7 +104,7 @@ class CompositeProblem:
     Attributes
     ----------
     has_dual_gap : bool
-        Whether loss and penalty have conjugates, so that the duality gap can be computed.
+        True if loss and penalty have conjugates, so that the duality gap can be computed.
     """
 
     def __init__(self, operator: Any, loss: Any, penalty: Any) -> None:
@@ -121,13 +120,13 @@ class CompositeProblem:
         return x
 
     def matmul(self, x: Floats) -> Floats:
-        """Return A x. No product is computed if x is 0."""
+        """Return A x, without computing a product if x is 0."""
         if not x.any():
             return np.zeros((int(self.operator.shape[0]), *x.shape[1:]))
         return np.asarray(self.operator.matvec(x) if x.ndim == 1 else self.operator.matmat(x))
 
     def check_eta_shape(self, eta: Floats) -> None:
-        """Raise ModelError if the targets of the loss do not have the shape of `eta`."""
+        """Raise ModelError unless the targets of the loss have the shape of `eta`."""
         loss_shape = getattr(self.loss, "shape", eta.shape)
         if loss_shape != eta.shape:
             raise ModelError(
@@ -145,11 +144,11 @@ class CompositeProblem:
         return np.asarray(self.penalty.prox(x.reshape(-1), tau)).reshape(x.shape)
 
     def objective(self, x: Floats, eta: Floats) -> float:
-        """Return the objective at x, given eta = A x. x must come from `prox`, so that constraints hold."""
+        """Return the objective at x, given eta = A x. Constraints must hold, as they do after `prox`."""
         return float(self.loss.value(eta)) + evaluate_penalty(self.penalty, x.reshape(-1))
 
     def dual_gap(self, x: Floats, eta: Floats, loss_gradient: Floats, gradient: Floats) -> float:
-        """Return the duality gap at x, an upper bound on how far the objective is above its minimum.
+        """Return the duality gap at x, an upper bound on the suboptimality of the objective.
 
         Parameters
         ----------
@@ -177,13 +176,13 @@ class CompositeProblem:
 
 
 def evaluate_penalty(penalty: Any, x: Floats) -> float:
-    """Return the penalty at an x that `prox` has returned. A constraint counts as 0 there."""
+    """Return the penalty at an x returned by `prox`. Constraints are satisfied there and count as 0."""
     value = penalty(x)
     return 0.0 if isinstance(value, (bool, np.bool_)) else float(value)
 
 
 class ProximalSolver:
-    """Base class of solvers that move from iterate to iterate and measure the distance to the minimum.
+    """Base class of iterative solvers that measure how close each iterate is to the minimum.
 
     A subclass implements `_advance`.
 
@@ -199,7 +198,7 @@ class ProximalSolver:
         Product A x. By default, it is computed.
     """
 
-    gap_interval = 1  # The duality gap is computed after this many iterations.
+    gap_interval = 1  # Number of iterations between computations of the duality gap.
 
     def __init__(self, problem: CompositeProblem, x: Floats, tol: float, eta: Floats | None = None) -> None:
         self.problem, self.x, self.tol, self.n_iter = problem, x, tol, 0
@@ -207,7 +206,7 @@ class ProximalSolver:
         problem.check_eta_shape(self.eta)
         self.curvature, self.max_optimality, self.optimality = 1.0, 0.0, math.inf
         self._initial_loss = abs(float(problem.loss.value(self.eta)))
-        # The number of an iteration, and the gradients of the loss at its x, with respect to eta and to x.
+        # Iteration number, and the gradients of the loss at its x with respect to eta and x.
         self._cached_gradients: tuple[int, Floats, Floats] | None = None
         self.has_converged = self.has_stalled = False
         self.best_x, self.best_objective, self.dual_bound = x, math.inf, -math.inf
@@ -219,14 +218,14 @@ class ProximalSolver:
         return self.problem.objective(self.x, self.eta)
 
     def compute_gradients(self) -> tuple[Floats, Floats]:
-        """Return the gradients of the loss at x, with respect to eta and to x. They take one product."""
+        """Return the gradients of the loss at x with respect to eta and x, at the cost of one product."""
         if self._cached_gradients is None or self._cached_gradients[0] != self.n_iter:
             loss_gradient = self.problem.loss.gradient(self.eta)
             self._cached_gradients = self.n_iter, loss_gradient, self.problem.rmatmul(loss_gradient)
         return self._cached_gradients[1:]
 
     def _compute_optimality(self) -> float:
-        """Return the norm of the gradient map at x. It takes one product unless the gradients are cached."""
+        """Return the norm of the gradient map at x. This takes one product unless gradients are cached."""
         _, gradient = self.compute_gradients()
         prox_point = self.problem.prox(self.x - gradient / self.curvature, 1.0 / self.curvature)
         return self.curvature * float(np.linalg.norm(self.x - prox_point))
@@ -234,7 +233,7 @@ class ProximalSolver:
     def _compute_dual_gap(self) -> float:
         """Return the duality gap at x, or inf if it is unknown.
 
-        It takes one product unless the gradients are cached.
+        This takes one product unless the gradients are cached.
         """
         if not self.problem.has_dual_gap:
             return math.inf
@@ -308,7 +307,7 @@ class FistaSolver(ProximalSolver):
         self.curvature = self._estimate_curvature(*self.compute_gradients())
 
     def _estimate_curvature(self, loss_gradient: Floats, gradient: Floats) -> float:
-        """Return the curvature of the loss along its gradient, or 1 if it has none. It takes one product."""
+        """Return the curvature of the loss along its gradient, or 1 if it is zero. This takes one product."""
         eta_direction = self.problem.matmul(gradient)
         max_change, squared_norm = float(np.abs(eta_direction).max(initial=0.0)), float(np.sum(gradient**2))
         if max_change == 0.0 or squared_norm == 0.0:
@@ -326,15 +325,15 @@ class FistaSolver(ProximalSolver):
         previous_momentum = 1.0 if is_uphill else self._momentum
         self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * previous_momentum**2)) / 2.0
         extrapolation = (previous_momentum - 1.0) / self._momentum
-        # The product is linear, so A times the extrapolated point follows from two known products.
+        # By linearity, A times the extrapolated point follows from two known products.
         self._extrapolated = x + extrapolation * (x - self.x)
         self._extrapolated_eta = eta + extrapolation * (eta - self.eta)
         self._move_to(x, eta)
 
     def _take_backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
-        """Take a proximal gradient step from the extrapolated point. Return the new x, and A x.
+        """Take a proximal gradient step from the extrapolated point, and return the new x and A x.
 
-        The estimate of the curvature is increased until it bounds the curvature along the step.
+        The curvature estimate is increased until it bounds the curvature along the step.
         """
         while True:
             x = self.problem.prox(self._extrapolated - gradient / self.curvature, 1.0 / self.curvature)
@@ -354,7 +353,7 @@ class FistaSolver(ProximalSolver):
     def _compute_bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
         """Return the Bregman divergence of the loss from the extrapolated point to eta.
 
-        It is computed from gradients if a difference of losses would lose too many digits.
+        It is computed from gradients where a difference of losses would lose too many digits.
         """
         loss, eta_change = self.problem.loss, eta - self._extrapolated_eta
         loss_value, value_before = float(loss.value(eta)), float(loss.value(self._extrapolated_eta))

@@ -21,9 +21,9 @@ from polarmap.models.solvers.proximal_gradient import (
 )
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# Newton steps are used for up to this many unknowns, because the driver solves systems of this size.
+# Maximum number of unknowns for Newton steps, whose linear systems are solved on the driver.
 MAX_GRAM_SIZE = 1000
-# For a Gram matrix with this many columns, all Newton steps together cost about as much as one iteration of
+# With this many columns in the Gram matrix, all Newton steps together cost about as much as one iteration of
 # two products.
 GRAM_COLUMNS_PER_ITERATION = 8
 MODEL_TOL = 1e-8  # Tolerance for minimizing a model, relative to the largest gradient map so far.
@@ -40,16 +40,17 @@ FINITE_DIFFERENCE_STEP = 1e-7  # Relative step of the finite difference of a pro
 def count_first_order_iterations(operator: Any, start: Floats, max_iter: int) -> int:
     """Return how many iterations of a first-order method to run before switching to Newton steps.
 
-    With this number, the first-order iterations cost about as much as all Newton steps will. A fit therefore
-    costs at most about twice as much as by the faster method. If Newton steps are not possible, because there
-    are no Gram matrices (sparse X) or too many unknowns, all iterations are first-order.
+    The number is chosen such that the first-order iterations cost about as much as all Newton steps will. A
+    fit therefore costs at most about twice as much as with the faster of the two methods. If Newton steps are
+    impossible, because there are no Gram matrices (sparse X) or too many unknowns, all iterations are
+    first-order.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
         Operator of the features. Newton steps need its method `gram(weights)`.
     start : array (features,) or (features, outputs)
-        Starting point, of which only the shape is used.
+        Starting point. Only its shape is used.
     max_iter : int
         Iteration limit of the fit, which is returned if Newton steps are not possible.
     """
@@ -113,7 +114,7 @@ class ProximalNewtonSolver(ProximalSolver):
     problem, x, tol, eta
         As for `ProximalSolver`.
     reference_optimality : float, optional
-        Norm of the gradient map that `tol` is relative to. By default, the largest norm so far.
+        Norm of the gradient map to which `tol` is relative. By default, the largest norm so far.
     """
 
     def __init__(
@@ -129,14 +130,14 @@ class ProximalNewtonSolver(ProximalSolver):
         self._cached_grams: dict[bytes, Floats] = {}  # Keyed by the bytes of the sample weights.
 
     def continue_from(self, solution: Solution) -> None:
-        """Take over the iteration count, best iterate and dual bound of a solver that ran before."""
+        """Take over the iteration count, best iterate and dual bound of a previous solver."""
         self.n_iter, self.optimality = solution.n_iter, solution.optimality
         self.best_x, self.best_objective = solution.x, solution.objective
         if solution.dual_gap is not None:
             self.dual_bound = solution.objective - solution.dual_gap
 
     def _advance(self) -> None:
-        """Take a step towards the minimum of the quadratic model, with a line search on the objective."""
+        """Take a step towards the minimum of the quadratic model, using a line search on the objective."""
         self._update_hessian()
         optimality_before, objective_before = self._compute_optimality(), self.objective
         self.max_optimality = self._reference_optimality or max(self.max_optimality, optimality_before)
@@ -152,14 +153,14 @@ class ProximalNewtonSolver(ProximalSolver):
         self.has_stalled = self.optimality > optimality_before / 2 and self.objective >= stall_objective
 
     def _estimate_optimality_rounding_error(self) -> float:
-        """Return the rounding error of the norm of the gradient map, which includes that of the gradient."""
+        """Return the rounding error of the norm of the gradient map, including that of the gradient."""
         gradient_norm = float(np.linalg.norm(self.compute_gradients()[1]))
         return 4 * super()._estimate_optimality_rounding_error() + 16 * FLOAT64_EPS * gradient_norm
 
     def _update_hessian(self) -> None:
         """Compute the Hessian at x, and store an upper bound on its largest eigenvalue as `curvature`.
 
-        Gram matrices whose weights have not changed since the last Hessian are reused.
+        Gram matrices are reused if their weights have not changed since the last Hessian.
         """
         n_outputs, n_features, eta = self.eta.size // len(self.eta), len(self.x), self.eta
         hessian_columns = [
@@ -187,7 +188,7 @@ class ProximalNewtonSolver(ProximalSolver):
         return np.asarray(self.problem.loss.hessian_product(self.eta, direction)).reshape(len(self.eta), -1).T
 
     def _compute_gram(self, weights: Floats) -> Floats:
-        """Return A' diag(weights) A. No product is computed if all weights are 0."""
+        """Return A' diag(weights) A, without computing a product if all weights are 0."""
         if not weights.any():
             return np.zeros((len(self.x), len(self.x)))
         return np.asarray(self.problem.operator.gram(weights))
@@ -216,7 +217,7 @@ class ProximalNewtonSolver(ProximalSolver):
 class QuadraticModel:
     """A quadratic model of the objective near x: d' H d / 2 + gradient' d + penalty(x + d).
 
-    It is a function of the displacement d instead of x + d, which would lose digits near the minimum.
+    The model is a function of the displacement d, because using x + d would lose digits near the minimum.
 
     Parameters
     ----------
@@ -253,7 +254,7 @@ class QuadraticModel:
             n_failures += 1
             if optimality < best_optimality:
                 d, best_optimality, n_failures = proximal_point, optimality, 0
-            # Far from the minimum, Newton's method may not find the proximal point of a large sigma.
+            # Far from the minimum, Newton's method may fail to find the proximal point for a large sigma.
             sigma = SIGMA_GROWTH * sigma if is_exact and n_failures == 0 else sigma / SIGMA_GROWTH**2
         return d
 
@@ -274,8 +275,8 @@ class QuadraticModel:
         """Minimize model(p) + |p - center|^2 / (2 sigma), and return p and whether the minimum was reached.
 
         The dual problem is smooth and convex in a variable z, where H z + gradient is the gradient of the
-        loss at p. It is solved by semismooth Newton steps. Their systems only contain the entries that the
-        proximal operator does not fix (Li, Sun and Toh, 2018).
+        loss at p. It is solved by semismooth Newton steps. Their linear systems only involve entries that are
+        not fixed by the proximal operator (Li, Sun and Toh, 2018).
         """
         z, Hz = center, self._H @ center
         value, p, prox_derivative = self._evaluate_dual(z, Hz, center, sigma)
@@ -302,7 +303,7 @@ class QuadraticModel:
     ) -> tuple[float, Floats, Floats]:
         """Return the dual function at z, the primal point p = prox(v), and the derivative of prox.
 
-        The derivative of each entry of p with respect to the same entry of v is between 0 and 1.
+        The derivative of each entry of p with respect to the same entry of v lies between 0 and 1.
         """
         gradient = Hz + self._gradient
         v = center - sigma * gradient

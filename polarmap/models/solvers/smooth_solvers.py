@@ -22,10 +22,10 @@ from polarmap.models.solvers.proximal_gradient import CompositeProblem
 from polarmap.models.solvers.proximal_newton import ProximalNewtonSolver, count_first_order_iterations
 from polarmap.models.solvers.solver import Solution, run_solver
 
-MAX_NEWTON_STEPS = 2  # Maximum number of Newton steps that polish the solution of SciPy.
-POLISH_MAX_TOL = 1e-6  # With a larger `tol`, the solution of SciPy is not polished.
+MAX_NEWTON_STEPS = 2  # Maximum number of Newton steps that polish SciPy's solution.
+POLISH_MAX_TOL = 1e-6  # With a larger `tol`, SciPy's solution is not polished.
 POLISH_MAX_GRADIENT = 1e-3  # With a larger gradient norm, Newton steps without a line search might diverge.
-NEWTON_TOL = 1e-2  # Newton steps with Gram matrices end at a gradient norm of this times `tol`.
+NEWTON_TOL = 1e-2  # Newton steps with Gram matrices stop at a gradient norm of this times `tol`.
 SCIPY_METHODS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "trust-krylov"}
 
 
@@ -42,8 +42,8 @@ def minimize_smooth(
 ) -> Solution:
     """Minimize loss(A V) + sum_j penalty_strengths_j |V_j|^2 / 2 over V (features, outputs).
 
-    A solver of SciPy runs first. If its iterations have cost about as much as all Newton steps would, Newton
-    steps with Gram matrices continue from its last iterate.
+    A SciPy solver runs first. Once its iterations have cost about as much as all Newton steps would, Newton
+    steps with Gram matrices take over from its last iterate.
 
     Parameters
     ----------
@@ -93,14 +93,14 @@ def minimize_smooth(
 
 
 def _is_stationary(gradient_norm: float, objective: float, tol: float) -> bool:
-    """Return whether the norm of the gradient is within 10 times `tol`, or 10 times its rounding error."""
+    """Return whether the gradient norm is at most 10 times `tol` or 10 times its rounding error."""
     return gradient_norm <= 10 * max(tol, _estimate_gradient_rounding_error(objective))
 
 
 def _minimize_by_scipy(
     objective: ScipyObjective, start: Floats, solver: str, tol: float, max_iter: int, is_last: bool
 ) -> Solution:
-    """Run a solver of SciPy and return its solution.
+    """Run a SciPy solver and return its solution.
 
     The solution is polished by Newton steps if the solver has converged, or if no other method follows
     (`is_last`).
@@ -123,7 +123,7 @@ def _minimize_by_scipy(
 
 
 class ScipyObjective:
-    """The objective in the form that SciPy's solvers need: a function of a vector theta.
+    """The objective in the form required by SciPy's solvers: a function of a vector theta.
 
     theta is the matrix V, row by row.
 
@@ -153,8 +153,8 @@ class ScipyObjective:
         self._problem, self._l2_weights, self.callback = problem, l2_weights, callback
         # Linear predictors of the last points, keyed by the bytes of theta. Hessian products reuse them.
         self._cached_predictors: dict[bytes, Floats] = {}
-        # Objectives and gradient norms since the last iteration, keyed by the bytes of theta, for the
-        # callback.
+        # Objectives and gradient norms for the callback since the last iteration, keyed by the bytes of
+        # theta.
         self._evaluations: dict[bytes, tuple[float, float]] = {}
         self.n_iter, self.best_point = 0, (np.zeros(0), np.inf, np.zeros(0))
 
@@ -216,8 +216,8 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
     if solver == "lbfgs":
         options |= {"ftol": 4 * FLOAT64_EPS, "maxls": 50, "maxfun": 50 * max_iter}
     else:
-        # Below this gradient, trust-region methods compare objectives that differ by rounding only, and trlib
-        # fails with NaN.
+        # Below this gradient norm, trust-region methods compare objectives that differ only by rounding, and
+        # trlib fails with NaN.
         options["gtol"] = max(tol, _estimate_gradient_rounding_error(objective.value(initial_theta)))
     with np.errstate(invalid="ignore"):  # trlib computes with NaN.
         return minimize(
@@ -234,8 +234,8 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
 def _estimate_gradient_rounding_error(objective: float) -> float:
     """Return the gradient norm at which a step changes the objective by about its rounding error.
 
-    The Hessian has about 1 on its diagonal, so a step decreases the objective by about g^2 / 2 for a gradient
-    norm g. The returned norm corresponds to 16 roundings.
+    The diagonal of the Hessian is about 1, so for a gradient norm g, a step decreases the objective by about
+    g^2 / 2. The returned norm corresponds to 16 rounding errors.
     """
     return float(np.sqrt(32 * FLOAT64_EPS * max(1.0, abs(objective))))
 
@@ -243,10 +243,10 @@ def _estimate_gradient_rounding_error(objective: float) -> float:
 def _polish_by_newton(
     objective: ScipyObjective, scipy_result: Any, tol: float
 ) -> tuple[Floats, float, Floats]:
-    """Improve the solution of SciPy by Newton steps, and return it with its objective and gradient.
+    """Improve SciPy's solution by Newton steps, and return it with its objective and gradient.
 
-    A step is accepted if it halves the norm of the gradient. The objective cannot decide, because its
-    differences are rounding errors so close to the minimum.
+    A step is accepted if it halves the gradient norm. So close to the minimum, differences of the objective
+    are mere rounding errors and cannot be used.
     """
     x, value, gradient = scipy_result.x, scipy_result.fun, scipy_result.jac
     if tol > POLISH_MAX_TOL or np.linalg.norm(gradient) > POLISH_MAX_GRADIENT:

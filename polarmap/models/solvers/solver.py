@@ -16,24 +16,24 @@ from polarmap.errors import DeadlineExceededError
 
 
 class Solution(NamedTuple):
-    """The solution that `fista` or another solver has found.
+    """The solution returned by `fista` or another solver.
 
     Attributes
     ----------
     x : array (N,) or (N, outputs)
-        The minimizer, or the iterate that is closest to it.
+        The minimizer, or the iterate closest to it.
     objective : float
         Objective loss(A x) + penalty(x).
     dual_gap : float or None
-        Upper bound on how far the objective is above its minimum. None if the loss or the penalty has no
-        conjugate.
+        Upper bound on the difference between the objective and its minimum. None if the loss or the penalty
+        has no conjugate.
     optimality : float
         Solver's measure of optimality, 0 at a minimum. For `fista`, it is the norm of the gradient map
         L (x - prox(x - gradient / L)).
     n_iter : int
         Number of iterations.
     converged : bool
-        Whether the solution is as accurate as `tol` requires, or as rounding allows.
+        Whether the solution satisfies `tol`, or is as accurate as rounding allows.
     timed_out : bool
         Whether the deadline of the operator (`CodedOperator.set_deadline`) passed before the solver had
         finished. If so, x is the best iterate so far.
@@ -52,7 +52,7 @@ class Solver(Protocol):
     """An iterative method that keeps a current iterate and measures how far it is from a minimum.
 
     Only `step` and `polish` compute products and change the solver. If a product raises an exception,
-    `make_solution` still returns the best iterate that was complete before.
+    `make_solution` still returns the best iterate completed before.
     """
 
     @property
@@ -65,21 +65,21 @@ class Solver(Protocol):
 
     @property
     def optimality(self) -> float:
-        """The solver's measure of how far the current iterate is from a minimum, where it is 0."""
+        """The solver's measure of optimality at the current iterate; 0 at a minimum."""
 
     @property
     def has_converged(self) -> bool:
-        """Whether the current iterate is as close to a minimum as the tolerance requires."""
+        """True if the current iterate satisfies the tolerance."""
 
     @property
     def has_stalled(self) -> bool:
-        """Whether further iterations would probably not get closer to a minimum."""
+        """True if further iterations are unlikely to get closer to a minimum."""
 
     def step(self) -> None:
         """Run one iteration, and measure how close the new iterate is to a minimum."""
 
     def polish(self) -> None:
-        """Compute the last few products, which improve the best iterate or measure it more accurately."""
+        """Compute a few final products to improve the best iterate or measure it more accurately."""
 
     def make_solution(self) -> Solution:
         """Return the best solution so far."""

@@ -22,13 +22,13 @@ from polarmap.planning.simulation.jobs import (
     find_jobs_with_early_backups,
 )
 
-# A function that is called with a boolean array (trials, k), True for late tasks. It returns the run times of
-# their backups as a vector.
+# A function that takes a boolean array (trials, k), True for late tasks, and returns the run times of their
+# backups as a vector.
 BackupSampler = Callable[[npt.NDArray[np.bool_]], Floats]
 
 
 class BackupRule(NamedTuple):
-    """The rule by which cubed and Spark start backups of slow tasks.
+    """The rule by which cubed and Spark start backups of slow tasks (speculative execution).
 
     A task gets a backup (a second run) when it has taken `slowdown` times as long as a typical task.
 
@@ -38,10 +38,10 @@ class BackupRule(NamedTuple):
     completed_fraction : float
         The fraction of tasks that must have completed before backups are started.
     min_tasks : int
-        Jobs with fewer tasks get no backups.
+        Jobs with fewer tasks do not use backups.
     uses_all_tasks : bool
-        What a typical run time is. True: the time by which `completed_fraction` of all tasks had completed
-        (as in cubed). False: the median run time of the completed tasks (as in Spark).
+        How a typical run time is defined. True: the time by which `completed_fraction` of all tasks had
+        completed (as in cubed). False: the median run time of the completed tasks (as in Spark).
     """
 
     slowdown: float = 3.0
@@ -50,7 +50,7 @@ class BackupRule(NamedTuple):
     uses_all_tasks: bool = True
 
     def min_completed(self, n_tasks: int) -> int:
-        """Return the number of completed tasks that are required before backups are started.
+        """Return the number of tasks that must have completed before backups are started.
 
         Examples
         --------
@@ -61,8 +61,8 @@ class BackupRule(NamedTuple):
         return max(1, round_count(n_tasks * self.completed_fraction))
 
 
-# The defaults of cubed (cubed.runtime.backup.should_launch_backup): a task gets a backup after 3 times the
-# time by which half of all tasks had completed. The defaults of Spark 4: spark.speculation.quantile = 0.9 and
+# The defaults of cubed (cubed.runtime.backup.should_launch_backup) start a backup after 3 times the time by
+# which half of all tasks had completed. The defaults of Spark 4 are spark.speculation.quantile = 0.9 and
 # spark.speculation.multiplier = 3.
 CUBED_RULE = BackupRule(min_tasks=10)
 SPARK_RULE = BackupRule(completed_fraction=0.9, min_tasks=2, uses_all_tasks=False)
@@ -74,21 +74,21 @@ def simulate_backups(
     rule: BackupRule | LatenessRule,
     max_backups: int = 1,
 ) -> SimulatedJobs:
-    """Simulate jobs in which late tasks get backups: they are started a second time.
+    """Simulate jobs in which backups are started for late tasks.
 
     All tasks start at time 0. The first result of each task counts.
 
     Parameters
     ----------
     first_run_times : array (trials, k)
-        How long each task takes at its first attempt, in seconds; inf if it never completes.
+        The run time of each task's first attempt, in seconds; inf if it never completes.
     sample_backups : callable
         Called with a boolean array (trials, k) that is True for late tasks. Must return the run times of
         their backups, as a vector.
     rule : BackupRule or LatenessRule
         Decides when a task is late: the rule of cubed or Spark, or the rule of `hedged_map`.
     max_backups : int
-        The largest number of backups per task. A backup may itself become late.
+        The maximum number of backups per task. A backup may itself become late.
 
     Returns
     -------
@@ -140,21 +140,21 @@ def simulate_backups(
 
 
 def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:
-    """Simulate one job with backup tasks, event by event.
+    """Simulate one job with backup tasks by discrete-event simulation.
 
     Parameters
     ----------
     attempt_run_times : array (attempts, k)
-        How long each attempt (run of a task) takes if it is started, in seconds.
+        The run time of each attempt, if it is started, in seconds.
     rule : LatenessRule
-        Decides when a task is late and gets another attempt.
+        Decides when a task is late and another attempt is started.
 
     Returns
     -------
     completed_at : array (k,)
-        When each task completes, in seconds.
+        The completion time of each task, in seconds.
     started_at : array (attempts, k)
-        When each attempt starts; inf for attempts that are not started.
+        The start time of each attempt; inf for attempts that are not started.
     """
     late_tracker: LateTracker[tuple[int, int]] = LateTracker(rule)
     completed_at, started_at = np.full(attempt_run_times.shape[1], inf), np.full(attempt_run_times.shape, inf)
@@ -188,12 +188,12 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
 
 
 def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Floats:
-    """Return when backups of late tasks are started in each simulated job.
+    """Return the time at which each simulated job starts backups of late tasks.
 
     Parameters
     ----------
     sorted_run_times : array (trials, k)
-        The run times of the tasks of each job, ascending.
+        The run times of each job's tasks, in ascending order.
     rule : BackupRule
 
     Returns
@@ -220,7 +220,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
 
 
 def _compute_typical_run_times(sorted_run_times: Floats, rule: BackupRule, n_completed: int) -> Floats:
-    """Return the typical run time of a task in each job, once `n_completed` of its tasks have completed."""
+    """Return the typical task run time in each job once `n_completed` of its tasks have completed."""
     if rule.uses_all_tasks:
         return sorted_run_times[:, rule.min_completed(sorted_run_times.shape[1]) - 1]
     return (sorted_run_times[:, (n_completed - 1) // 2] + sorted_run_times[:, n_completed // 2]) / 2

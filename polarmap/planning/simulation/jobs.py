@@ -24,11 +24,11 @@ class SimulatedJobs(NamedTuple):
     Attributes
     ----------
     completion_times : array (trials,)
-        When each job completes, in seconds; inf if it never completes.
+        The completion time of each job, in seconds; inf if it never completes.
     worker_seconds : array (trials,)
         The sum of the run times of all workers, in seconds.
     n_tasks_started : array (trials,)
-        How many tasks were started, including backups and parity tasks.
+        The number of tasks that were started, including backups and parity tasks.
     """
 
     completion_times: Floats
@@ -39,14 +39,14 @@ class SimulatedJobs(NamedTuple):
 def find_jobs_with_early_backups(
     sorted_run_times: Floats, rule: LatenessRule, n_spare: int = 0
 ) -> npt.NDArray[np.bool_]:
-    """Find the jobs in which tasks are late before half of all tasks have completed.
+    """Find the jobs in which tasks become late before half of all tasks have completed.
 
-    Such jobs need a slower simulation, event by event.
+    These jobs require a slower discrete-event simulation.
 
     Parameters
     ----------
     sorted_run_times : array (trials, tasks)
-        The run times of the tasks of each job, ascending.
+        The run times of each job's tasks, in ascending order.
     rule : LatenessRule
         Decides when a task is late.
     n_spare : int
@@ -55,7 +55,7 @@ def find_jobs_with_early_backups(
     Returns
     -------
     boolean array (trials,)
-        True for the jobs that were found.
+        True for each such job.
     """
     n_half = compute_min_results_to_extrapolate(rule.n_tasks)
     n_completed = np.arange(1, n_half)
@@ -67,12 +67,12 @@ def find_jobs_with_early_backups(
 
 
 def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) -> Floats:
-    """Return after how many seconds a task counts as late, once half of the tasks of its job have completed.
+    """Return the run time after which tasks are late, once half of their job's tasks have completed.
 
     Parameters
     ----------
     sorted_run_times : array (trials, tasks)
-        The run times of the tasks of each job, ascending.
+        The run times of each job's tasks, in ascending order.
     rule : LatenessRule
 
     Returns

@@ -25,10 +25,10 @@ from polarmap.planning.simulation.jobs import (
 def simulate_on_demand(
     data_times: Floats, parity_times: Floats, n_upfront_parity: int = 0, run_times: Distribution | None = None
 ) -> SimulatedJobs:
-    """Simulate jobs that start their data tasks at time 0, and parity tasks only when data tasks are late.
+    """Simulate jobs that start data tasks at time 0 and parity tasks only when data tasks are late.
 
     The result of a parity task can replace any missing result, so any k results complete a job. Tasks that
-    still run at that time are stopped. The `ParityRule` decides when parity tasks start.
+    are still running at that time are stopped. The `ParityRule` decides when parity tasks start.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def simulate_on_demand(
 def _compute_parity_start_times(
     data_times: Floats, parity_times: Floats, n_upfront_parity: int, run_times: Distribution | None
 ) -> Floats:
-    """Return when each parity (spare) task starts in each job, in seconds, or inf if it is not started."""
+    """Return the start time of each parity task in each job, in seconds, or inf if it is not started."""
     k = data_times.shape[1]
     upfront_times = np.concatenate([data_times, parity_times[:, :n_upfront_parity]], axis=1)
     sorted_upfront_times = np.sort(upfront_times, axis=1)
@@ -104,10 +104,10 @@ def _compute_parity_start_times_in_rounds(
     first_late_at: Floats,
     late_after_seconds: Floats,
 ) -> Floats:
-    """Return when each parity (spare) task starts, in jobs whose tasks are late after a constant time.
+    """Return the start time of each parity task, in jobs whose tasks are late after a constant time.
 
-    Tasks become late in rounds: at `first_late_at`, and then every `late_after_seconds`. In each round,
-    parity tasks are started for all missing results.
+    Tasks become late in rounds: at `first_late_at` and then every `late_after_seconds`. Each round starts
+    parity tasks for all missing results.
     """
     k, parity_indices = data_times.shape[1], np.arange(parity_times.shape[1])
     start_times = np.full(parity_times.shape, inf)
@@ -126,7 +126,7 @@ def _compute_parity_start_times_in_rounds(
 
 
 def _simulate_parity_start_times(data_times: Floats, parity_times: Floats, n_upfront_parity: int) -> Floats:
-    """Return when each parity (spare) task of one job starts, by simulating the job event by event."""
+    """Return the start time of each parity task of one job, by discrete-event simulation."""
     k, attempt_times = len(data_times), np.concatenate([data_times, parity_times])
     rule = ParityRule(k)
     start_times, late_tracker = np.full(len(attempt_times), inf), LateTracker[int](rule.lateness_rule)

@@ -15,26 +15,26 @@ from polarmap.planning.distributions import Floats, bisect_predicate
 from polarmap.planning.simulation.jobs import SimulatedJobs
 from polarmap.validation import is_real_number
 
-BISECTION_STEPS = 40  # Times are computed to 2**-40 of an interval, or about 12 significant digits.
+BISECTION_STEPS = 40  # Bisects times to 2**-40 of an interval, or about 12 significant digits.
 
 
 def simulate_overdecomposition(
     run_times: npt.ArrayLike, k: int, tasks_per_worker: int, task_overhead: float = 0.0
 ) -> SimulatedJobs:
-    """Simulate jobs in which n persistent workers take many small tasks from a common queue.
+    """Simulate jobs in which n persistent workers take many small tasks from a shared queue.
 
-    There are n * tasks_per_worker tasks, and any k * tasks_per_worker results complete a job. Tasks that
-    still run at that time are stopped.
+    There are n * tasks_per_worker tasks, and any k * tasks_per_worker results complete a job. Tasks that are
+    still running at that time are stopped.
 
     Parameters
     ----------
     run_times : array (trials, n)
-        How long each worker would take for 1/n of all tasks, in seconds; inf for a worker that never
+        The time each worker would take for 1/n of all tasks, in seconds; inf for a worker that never
         completes a task. The speed of a worker is constant during a job.
     k : int
         The number of data blocks with one task per worker.
     tasks_per_worker : int
-        How many small tasks take the place of each task. With 1, a job completes when k workers have
+        The number of small tasks that replace each task. With 1, a job completes when k workers have
         finished.
     task_overhead : float
         The number of seconds that each small task takes in addition to its computation.
@@ -60,7 +60,7 @@ def simulate_overdecomposition(
         raise CodeError(f"tasks_per_worker must be at least 1, not {tasks_per_worker}")
     n_trials, n = worker_times.shape
     n_results, task_seconds = k * tasks_per_worker, worker_times / tasks_per_worker + task_overhead
-    n_queued = n * (tasks_per_worker - 1)  # The tasks that start when a worker has completed an earlier one.
+    n_queued = n * (tasks_per_worker - 1)  # Tasks that start after a worker has completed another task.
     completion_times = _compute_completion_times(task_seconds, min(n_results, n_queued))
     # The times at which workers complete their last tasks and become idle.
     last_end_times = np.full(worker_times.shape, np.inf)
@@ -84,9 +84,9 @@ def check_task_overhead(task_overhead: object) -> None:
 
 
 def _compute_completion_times(task_seconds: Floats, n_completions: int) -> Floats:
-    """Return when the workers of each job have completed `n_completions` tasks together.
+    """Return the time at which the workers of each job have completed `n_completions` tasks in total.
 
-    `task_seconds`, of shape (trials, n), is the time that each worker takes for one task.
+    `task_seconds` (trials, n) is the time that each worker takes per task.
     """
     if not n_completions:
         return np.zeros(len(task_seconds))
