@@ -69,7 +69,7 @@ class DaskEngine(Engine):
         return bool(self.client.status == "running")
 
     def get_unavailable_reason(self) -> str:
-        """Return why the client accepts no more tasks, or an empty string if it may still accept some."""
+        """Return why the client accepts no more tasks, or an empty string if it may still accept them."""
         now = time.monotonic()
         self._last_connected_at = now if self.is_connected() else self._last_connected_at
         if self.executor._shutdown or self.client.status not in ("running", "connecting"):

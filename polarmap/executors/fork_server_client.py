@@ -81,7 +81,7 @@ def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
 
 
 class ForkServerClient:
-    """Starts the fork server, a process that forks the workers, and sends it requests.
+    """Starts and controls the fork server, a process that forks the workers.
 
     The server runs in its own process session, so that Ctrl-C in the terminal does not interrupt it.
 

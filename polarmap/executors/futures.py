@@ -345,7 +345,7 @@ class FuturesSession:
         return [finished_attempt for finished_attempt in finished if finished_attempt is not None]
 
     def _make_task_function(self) -> Function | bytes:
-        """Return f as it is submitted to the pool: unchanged for threads, pickled for processes.
+        """Return f as it is submitted to the pool: unchanged for threads, and pickled otherwise.
 
         On threads, f gets read-only views of blocks in memory. Otherwise f is wrapped to copy its block on
         write.
