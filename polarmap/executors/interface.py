@@ -75,7 +75,7 @@ class Failure(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """A value that f returned, flattened: its arrays, and the nested structure from which to rebuild it."""
+    """A flattened return value of f: its arrays, and the nested structure from which to rebuild it."""
 
     leaves: list[Array]
     structure: Structure
@@ -370,7 +370,7 @@ class Session(Protocol):
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
         """Cancel task attempts whose results are no longer needed.
 
-        Cancelled attempts are reported as lost.
+        An attempt that is actually stopped is reported as lost.
         """
         ...
 

@@ -111,7 +111,7 @@ class LithopsExecutor(WorkerHost):
 
 
 class LithopsSession:
-    """A session that runs each task of a job as a Lithops function. Blocks are stored in a bucket."""
+    """A session that runs each task of a job as a Lithops function, with the blocks in a bucket."""
 
     now = staticmethod(time.monotonic)
 
