@@ -179,7 +179,7 @@ def select_user_objects(objects: Iterable[Any]) -> list[Any]:
 
 
 def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
-    """Return the current values of all globals and attributes that the given objects use.
+    """Return the current values of all globals and attributes that the objects use, even indirectly.
 
     Only the user's own modules are searched, which workers import from files. The result is cached until a
     value changes.
@@ -370,7 +370,7 @@ class _ModuleStateWalk:
         if isinstance(value, (types.FunctionType, type, types.ModuleType)):
             defining_module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
             if str(defining_module).partition(".")[0] == "polarmap":
-                # Workers may have another version of polarmap.
+                # Skip polarmap's own objects, because workers may have another version of polarmap.
                 return
         description = describe_value(module_name, path, value)
         self._described_values[module_name, path] = description, value
