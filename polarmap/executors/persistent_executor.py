@@ -204,7 +204,7 @@ class PersistentExecutor(ResolvedExecutor):
         return min(max_blocks, BLOCKS_PER_CORE * count_available_cores()) if self.is_local else max_blocks
 
     def choose_storage(self, data: Any) -> Any:
-        """Return where to store `data` for the workers. An array in memory is not stored: return None."""
+        """Return where to store `data` for the workers, or None for an array in memory."""
         if _is_in_memory_array(data):
             return None
         return get_process_temp_folder() / "arrays" if self._host is None else self._host.choose_storage(data)
