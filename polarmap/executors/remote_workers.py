@@ -50,8 +50,7 @@ MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
 # Replace at most 1/8 of the workers at a time.
 RENEWAL_DIVISOR = 8
-# Workers expire at different fractions of their time limit, so that they do not all exit at once. This is the
-# smallest fraction.
+# Workers expire at different fractions of their time limit, so that they do not all exit at once.
 MIN_LIFETIME_FRACTION = 0.6
 MAX_LIFETIME_FRACTION = 0.9
 MACHINE_PROBE_INTERVAL = 5.0  # seconds between attempts to start a worker on an unreachable machine

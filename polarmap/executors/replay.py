@@ -1,4 +1,4 @@
-"""An executor on a virtual clock, for tests: results arrive at given times, without waiting or processes."""
+"""An executor on a virtual clock, for tests: results arrive at given times, without any waiting."""
 
 from __future__ import annotations
 
