@@ -214,7 +214,7 @@ def _parse_instance_type(backend_section: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class MapSize:
-    """The size of a map: how many tasks it has, and how large their blocks are.
+    """The size of a map: its number of tasks and the size of their blocks.
 
     Attributes
     ----------
@@ -326,7 +326,7 @@ def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
 
 
 def compute_min_memory_bytes(block_bytes: int) -> int:
-    """Return the memory in bytes that a worker needs to load a data block of `block_bytes` bytes."""
+    """Return the memory, in bytes, that a worker needs to load a block of `block_bytes` bytes."""
     return RUNTIME_BYTES + BLOCK_COPIES * block_bytes
 
 

@@ -309,7 +309,7 @@ class BlockStore(ABC):
         """Remove all stored bytes whose keys begin with one of the prefixes."""
 
     def acquire_blocks(self, job_spec: JobSpec) -> PublishedBlocks:
-        """Return the stored blocks of a job. They are not evicted until `release_blocks` is called."""
+        """Return a job's stored blocks, which are not evicted until `release_blocks` is called."""
         blocks = job_spec.blocks
         with self.lock:
             published_sets = self._published.items()
@@ -327,7 +327,7 @@ class BlockStore(ABC):
             return published_blocks
 
     def get_live_block_set_ids(self) -> tuple[int, ...]:
-        """Return the ids of all sets of blocks that have not been evicted."""
+        """Return the ids of all block sets that have not been evicted."""
         with self.lock:
             return tuple([published.block_set_id for published in self._published.values()])
 
@@ -427,7 +427,7 @@ class MemoryMappedBlockStore(BlockStore):
             shutil.rmtree(os.path.join("/", key_prefix), ignore_errors=True)
 
     def _try_free_memory(self, memory_folder: Path, n_bytes: int) -> bool:
-        """Evict unused blocks until `n_bytes` more fit into memory. Return whether they fit."""
+        """Evict unused blocks until `n_bytes` more bytes fit into memory. Return True if they fit."""
         try:
             file_system = os.statvfs(memory_folder)
         except OSError:

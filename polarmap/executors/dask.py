@@ -57,11 +57,11 @@ class DaskEngine(Engine):
             raise ExecutorError("a Dask client of asyncio: pass one that was made with asynchronous=False")
         self._last_connected_at = time.monotonic()
         self._workers_listed_at = time.monotonic()
-        # The number of threads of each Dask worker, by its address.
+        # Dask worker address -> its number of threads.
         self._n_threads_by_address: dict[str, int] = {}
-        # The Dask future of each persistent worker, by worker id.
+        # Worker id -> the Dask future of the persistent worker.
         self._futures: dict[int, Any] = {}
-        # The address of the Dask worker that runs each persistent worker.
+        # Worker id -> the address of the Dask worker that runs it.
         self._dask_address_by_worker: dict[int, str] = {}
 
     def is_connected(self) -> bool:
@@ -164,7 +164,7 @@ class DaskEngine(Engine):
         ]
 
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
-        """Return the results of Dask futures, or raise the first exception.
+        """Return the results of Dask futures, or raise the exception of the first failed one.
 
         Each result is fetched separately.
         """

@@ -68,7 +68,7 @@ class FaultInjectingExecutor(DelegatingExecutor):
         self.faults = {**executor.faults, **faults}
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session of the wrapped executor, with the faults added to the job."""
+        """Add the faults to a job and open a session of the wrapped executor for it."""
         return self._executor.open(replace(job_spec, faults={**self.faults, **job_spec.faults}))
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
@@ -84,7 +84,7 @@ class FaultInjectingExecutor(DelegatingExecutor):
 
 
 def _check_fault(fault: Fault) -> None:
-    """Raise CodeError if a field of a fault is invalid."""
+    """Raise CodeError if any field of a fault is invalid."""
     if not is_choice(fault.kind, FAULT_KINDS):
         raise CodeError(
             f"the kind of a Fault must be one of {', '.join(FAULT_KINDS)}, not {fault.kind!r:.100}"

@@ -136,7 +136,7 @@ class EngineExecutor(WorkerHost):
         return self._make_engine().partition_data(data, n_blocks)
 
     def make_worker_provider(self) -> WorkerProvider:
-        """Return an object that can start persistent workers on the machines of the cluster.
+        """Return a provider that starts persistent workers on the cluster's machines.
 
         Raises ExecutorError if the cluster is not connected.
         """
@@ -178,7 +178,7 @@ class FuturesSession:
         # `wake` puts None into the queue.
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
-        # Tasks that may not have started yet.
+        # Attempts that may not have started yet.
         self._not_started: dict[AttemptId, Future[Any]] = {}
         # True once any worker has recorded the start of a task.
         self._has_seen_start_mark = False

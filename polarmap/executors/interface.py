@@ -117,12 +117,12 @@ class Outcome(NamedTuple):
 
     @property
     def leaf_shapes(self) -> list[Shape]:
-        """The shapes of the arrays of the result."""
+        """The shapes of the result's arrays."""
         return [leaf.shape for leaf in self.leaves]
 
     @property
     def leaf_dtypes(self) -> list[np.dtype[Any]]:
-        """The dtypes of the arrays of the result."""
+        """The dtypes of the result's arrays."""
         return [leaf.dtype for leaf in self.leaves]
 
     @property
@@ -226,7 +226,7 @@ class TaskBlocks:
         return self.block_leaves(component)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
-        """Return the fault that a test injects into an attempt (one run of a task), or None.
+        """Return the fault that a test injects into a task attempt, or None.
 
         `faults` maps tasks to faults, and `attempt` is the number of earlier attempts. A fault affects only
         the first few attempts.
@@ -290,7 +290,7 @@ class JobSpec:
         return self.padded_block[1]
 
     def find_injected_fault(self, task: int, attempt: int) -> Fault | None:
-        """Return the fault that a test injects into an attempt (one run of a task), or None."""
+        """Return the fault that a test injects into a task attempt, or None."""
         return self.blocks.find_injected_fault(self.faults, task, attempt) if self.faults else None
 
     def make_task_request(self, task: int, attempt: int, block_ref: BlockRef | None = None) -> TaskRequest:
@@ -303,7 +303,7 @@ class JobSpec:
         return TaskRequest(task, attempt, block_ref, fault, self.output_spec, self.encryption, n_rows)
 
     def decode_reply(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
-        """Convert the reply of a worker to an `Outcome`.
+        """Convert a worker's reply to an `Outcome`.
 
         If the reply cannot be read, the worker counts as lost. If the job has an encryption key, only data
         encrypted with this key is unpickled.

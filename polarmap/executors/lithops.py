@@ -288,7 +288,7 @@ class LithopsWorkerProvider(WorkerProvider):
         }
 
     def remove_leftover_objects(self) -> None:
-        """Remove the objects that Lithops has stored for workers that have exited."""
+        """Remove the objects that Lithops has stored for exited workers."""
         self._block_store.collect_garbage()
 
     def close(self) -> None:

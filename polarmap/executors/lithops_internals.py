@@ -76,7 +76,7 @@ def write_runner_script(interpreter: str, localhost_version: int, in_private_fol
     interpreter : str
         The path of the Python interpreter of the workers.
     localhost_version : int
-        The version of the localhost backend of Lithops, 1 or 2.
+        The version of Lithops' localhost backend, 1 or 2.
     in_private_folder : bool
         True if Lithops should also write its files to this process's temporary folder.
     """
@@ -419,7 +419,7 @@ class InvocationLostError(Exception):
 def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object]) -> None:
     """Register a callback for when Lithops functions start or end.
 
-    The callback is called without arguments, on a thread of Lithops.
+    The callback is called without arguments, on a Lithops thread.
     """
 
     def set_status_and_notify(set_status: Callable[[Any], None], status: Any) -> None:

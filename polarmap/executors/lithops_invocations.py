@@ -391,7 +391,8 @@ def _open_config_file(config_path: str | os.PathLike[str]) -> Iterator[tuple[Pat
     """Yield the path of a configuration file, and defaults for settings that it omits.
 
     If the file sets no `runtime`, Lithops would run `python` on this machine. The default here is this
-    process's interpreter. Errors of Lithops become an ExecutorError that names the file, and what to install.
+    process's interpreter. Lithops errors are converted to an ExecutorError that names the file and what to
+    install.
     """
     file = Path(config_path)
     config = lithops_config.read_config(file)

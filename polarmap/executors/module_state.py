@@ -79,7 +79,7 @@ MODULE_ATTRIBUTES = {
 
 
 class CodeNames(NamedTuple):
-    """The names that a function refers to, and the globals it assigns. `digest` identifies its bytecode."""
+    """The names to which a function refers, the globals that it assigns, and the digest of its bytecode."""
 
     digest: str
     global_names: frozenset[str]
@@ -125,7 +125,7 @@ def _list_installed_path_prefixes() -> tuple[str, ...]:
 
 
 def is_installed_file(file: str) -> bool:
-    """Return True if a source file belongs to Python, to an installed library or to polarmap."""
+    """Return True if a source file belongs to Python, an installed library or polarmap."""
     if file.startswith(_list_installed_path_prefixes()):
         return True
     folders = file.replace("\\", "/").split("/")  # PYTHONPATH may refer to another environment
@@ -133,7 +133,7 @@ def is_installed_file(file: str) -> bool:
 
 
 def is_library_module(module_name: str) -> bool:
-    """Return True if a module belongs to Python, to an installed library or to polarmap."""
+    """Return True if a module belongs to Python, an installed library or polarmap."""
     file = getattr(sys.modules.get(module_name), "__file__", None)
     if file is None:
         return module_name in sys.builtin_module_names or module_name in sys.stdlib_module_names

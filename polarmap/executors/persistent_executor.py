@@ -135,7 +135,7 @@ class PersistentExecutor(ResolvedExecutor):
 
     @property
     def name(self) -> str:
-        """The name of the pool in reports: where the workers run and, once connected, by which channel."""
+        """The pool's name in reports: where workers run and, once connected, through which channel."""
         resources = self._resources
         if self._task_executor is not None:
             return self._task_executor.name

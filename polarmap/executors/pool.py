@@ -148,7 +148,7 @@ class Pool(ExecutorHandle):
 
     @property
     def name(self) -> str:
-        """The name of the pool in reports: where the workers run and, once connected, by which channel."""
+        """The pool's name in reports: where workers run and, once connected, through which channel."""
         return self._executor.name
 
     @property

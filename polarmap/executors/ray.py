@@ -29,7 +29,7 @@ NODE_LIST_INTERVAL = 5.0
 # `ray.remote` options that do not restrict the choice of nodes.
 UNRESTRICTED_OPTIONS = {"num_cpus", "memory", "runtime_env", "name"}
 TRACE_FILTER_NAME = "polarmap_native_traces"  # the name under which Ray's log dispatcher lists our handler
-# Matches the lines of a C++ stack trace: its title, a frame of glog, or a frame of absl.
+# Matches the lines of a C++ stack trace: its title, glog frames and absl frames.
 NATIVE_TRACE_PATTERN = re.compile(r"^\W*\*\*\* |\*\*\* (StackTrace|SIG)|\[0x[0-9a-f]+\]|(^|\s)@ +0x[0-9a-f]+")
 # Arguments of at least this many bytes are sent once to each node, not with every call.
 MIN_PUT_BYTES = 1 << 16
@@ -332,7 +332,7 @@ class PolarmapWorker:
     """The Ray actor of a persistent worker. Ray shows the class name to users."""
 
     def serve(self, driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> None:
-        """Run tasks for a driver until the lifetime of the worker is over."""
+        """Run tasks for a driver until the worker's lifetime is over."""
         import ray
 
         context: Any = ray.get_runtime_context()
@@ -349,7 +349,7 @@ class PolarmapBlocks:
         self._references: list[Any] = []
 
     def add_references(self, references: list[Any]) -> None:
-        """Hold more references."""
+        """Hold further references."""
         self._references += references
 
     def get_reference(self, reference_index: int) -> list[Any]:

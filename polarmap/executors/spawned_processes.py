@@ -126,7 +126,7 @@ class ProcessSpawner:
         self._processes.clear()
 
     def _share_socket(self, worker_socket: socket.socket) -> tuple[Any, dict[str, Any]]:
-        """Return how to pass a socket to a new process: a handle, and options of `subprocess.Popen`.
+        """Return a handle and `subprocess.Popen` options that pass a socket to a new process.
 
         On Windows, the handle is a function that computes it from the pid of the new process.
         """

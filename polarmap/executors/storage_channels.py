@@ -141,7 +141,7 @@ class DriverStorageChannel:
     def close(self) -> None:
         """Close the channel. The worker then exits.
 
-        In a forked child process, only the resources of this process are closed.
+        In a forked child process, this only closes the child's own resources.
         """
         if os.getpid() == self._owner_pid:
             self._post_message(self, None)

@@ -86,7 +86,7 @@ class WorkerListener:
             tuple((host, port) for host in hosts) if endpoint is None else (endpoint,)
         )
         self._socket.setblocking(False)
-        # Connections that are being authenticated, oldest first.
+        # Connections with a pending authentication, oldest first.
         self._unauthenticated = dict[socket.socket, None]()
         self._stop_signal = WakeSignal()
         self._thread = threading.Thread(target=self._accept_loop, name="polarmap-listener", daemon=True)
@@ -122,7 +122,7 @@ class WorkerListener:
                 shutdown_socket(oldest_connection)
 
     def _authenticate(self, connection: socket.socket) -> None:
-        """Call `on_connected` if a new connection proves that it has the key. Otherwise close it."""
+        """Call `on_connected` if the connecting worker proves that it has the key. Otherwise, disconnect."""
         self._unauthenticated[connection] = None
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
@@ -154,7 +154,7 @@ def check_endpoint(address: str) -> Endpoint:
 def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[str]:
     """Return the addresses, with the preferred one first.
 
-    The preferred address is left out if it is empty or unreachable from other machines (such as 127.0.0.1).
+    The preferred address is omitted if it is empty or unreachable from other machines (such as 127.0.0.1).
 
     >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"])
     ['10.0.0.1', '192.0.2.1']

@@ -201,7 +201,7 @@ class WorkerHandle:
                 if message.kind in TASK_END_KINDS:
                     _, task_key = self.assigned.popleft()
                     self.state_since = time.monotonic()
-                    if message.kind in REPLY_KINDS:  # without a reply, the worker may not have read the block
+                    if message.kind in REPLY_KINDS:  # a reply means that the worker has read the block
                         self._add_cached_task(task_key)
             else:
                 self.channel.disconnect()
@@ -275,7 +275,7 @@ class WorkerPool:
         self._workers: dict[int, WorkerHandle] = {}
         # Weak references, because an interrupt may keep an allocation from being closed.
         self._allocation_refs = set[weakref.ref[Allocation]]()
-        # The number of tasks that may run at the same time.
+        # The current limit on concurrent tasks.
         self._concurrency_limit = self._get_initial_concurrency_limit()
         self._last_change_at = time.monotonic()  # when a task last started or ended
         self._is_closed = False
@@ -524,7 +524,7 @@ class WorkerPool:
         raise NotImplementedError
 
     def _terminate_worker(self, worker_id: int) -> None:
-        """Terminate the process of a worker."""
+        """Terminate a worker's process."""
 
     def _remove_unneeded_workers(self) -> None:
         """Remove unneeded workers, such as those stuck in a task of a closed session for long."""
