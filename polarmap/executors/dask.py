@@ -164,7 +164,7 @@ class DaskEngine(Engine):
         ]
 
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
-        """Return the results of Dask futures, or raise the exception of the first failed one.
+        """Return the results of Dask futures, or raise the first exception if any task failed.
 
         Each result is fetched separately.
         """

@@ -331,7 +331,7 @@ class RemoteWorkerPool(WorkerPool):
             self._launch_missing_workers()
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Relaunch workers that failed to launch, and start one more if other sessions use all workers.
+        """Launch workers again after failures, and one more if other sessions use all workers.
 
         Raises ExecutorError if no worker is connected and none is expected to connect.
         """

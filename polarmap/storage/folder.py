@@ -103,7 +103,7 @@ class FolderStore:
             return sorted(key for key in self._iterate_keys_below(start) if key.startswith(prefix))
 
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
-        """Concatenate objects into a new object, and return True.
+        """Join objects into a new object, and return True.
 
         If there is only one source object, the new object is a hard link to it if the file system allows.
         """
