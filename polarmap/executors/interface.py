@@ -87,7 +87,7 @@ class Outcome(NamedTuple):
     Attributes
     ----------
     task, attempt : int
-        The index of the task, and how often it had been started before.
+        The index of the task, and the number of earlier attempts.
     leaves : list of ndarray
         The arrays of the result; empty after a failure.
     structure : Structure
@@ -137,7 +137,7 @@ class AttemptStarted(NamedTuple):
     Attributes
     ----------
     task, attempt : int
-        The index of the task, and how often it had been started before.
+        The index of the task, and the number of earlier attempts.
     started_at : float
         The start time in seconds, on the session's clock.
     is_confirmed : bool
@@ -167,7 +167,7 @@ class NoWorkers(NamedTuple):
 
 
 Event = AttemptStarted | Outcome | NoWorkers
-AttemptId = tuple[int, int]  # the index of a task, and how many times it was started before
+AttemptId = tuple[int, int]  # the index of a task, and the number of earlier attempts
 
 
 class TaskBlocks:

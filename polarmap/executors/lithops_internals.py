@@ -160,7 +160,7 @@ def open_storage_without_retries(storage_settings: dict[str, Any], timeout: int)
 
 @contextlib.contextmanager
 def _patch_attribute(owner: Any, attribute_name: str, value: Any) -> Iterator[None]:
-    """Patch an attribute of a Lithops module inside this context. Only one thread can enter it at a time."""
+    """Replace an attribute of a Lithops module inside this context. Only one thread at a time can enter."""
     with _patch_lock:
         original = getattr(owner, attribute_name)
         setattr(owner, attribute_name, value)

@@ -231,7 +231,7 @@ class LocalWorkerPool(WorkerPool):
 
 
 def is_about_to_finish(worker: WorkerHandle) -> bool:
-    """Return True if a worker that is stuck in a task of a finished map may become idle soon.
+    """Return True if a worker that is still busy with a finished map's task may become idle soon.
 
     "Soon" means before a new worker could start.
     """

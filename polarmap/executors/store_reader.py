@@ -54,7 +54,7 @@ class FinishedRead(NamedTuple):
 
 
 class StoreReader:
-    """Reads blocks for workers from a store that only this process can access, on daemon threads.
+    """Reads blocks for workers on daemon threads, from a store that only this process can access.
 
     Each read has a time limit, because a store may hang.
 
