@@ -1,4 +1,4 @@
-"""Limits of Lithops backends, and the check that a map stays within them before anything is started."""
+"""Limits of Lithops backends, and checks that a map stays within them before it starts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from polarmap.errors import LimitError, warn
 
 MB = 2**20
 GB = 2**30
-# Memory in bytes that a worker needs before it loads any data. Lithops, numpy and the client library of the
-# cloud take about 75 MB, and the rest of the runtime takes up to 75 MB.
+# The memory, in bytes, that a worker needs before it loads any data. Lithops, NumPy and the cloud's client
+# library take about 75 MB, and the rest of the runtime up to another 75 MB.
 RUNTIME_BYTES = 150 * MB
-# A worker holds its data block twice while it unpacks the bytes that it has fetched.
+# While a worker unpacks a block, it holds two copies of it: the fetched bytes and the arrays.
 BLOCK_COPIES = 2
 
 
@@ -28,16 +28,16 @@ class BackendLimits:
     name
         The name of the backend in Lithops.
     min_memory_mb, max_memory_mb
-        The smallest and the largest memory of a worker, in MB.
+        The smallest and largest amount of memory a worker can have, in MB.
     memory_sizes_mb
         The memory sizes that the backend offers. Empty if it offers every size from `min_memory_mb` to
         `max_memory_mb`.
     max_seconds
-        The longest duration of a call in seconds; None if the backend has no limit of its own.
+        The time limit of a call in seconds; None if the backend sets no limit.
     default_concurrency
-        The default number of concurrent calls; None if there is no limit. The quota of an account may differ.
+        The default limit on concurrent calls; None if there is no limit. Your account's quota may differ.
     as_of, source
-        The date at which these limits were looked up, and where.
+        When and where these limits were looked up.
     """
 
     name: str
@@ -50,8 +50,8 @@ class BackendLimits:
     source: str
 
 
-# The limits of each backend, by name. The folder backends/ has a subfolder for each of them, with the files
-# from which the image of its workers is built.
+# The limits of each backend, by name. The files from which a backend's worker image is built are in the
+# subfolder of that name in backends/.
 BACKENDS = {
     one.name: one
     for one in (
@@ -95,18 +95,17 @@ BACKENDS = {
     )
 }  # fmt: skip
 
-# Limits that depend on how functions are triggered, by backend and trigger. They override the limits in
-# BACKENDS.
+# Limits for functions with a particular trigger, by backend and trigger. They override BACKENDS.
 LIMITS_BY_TRIGGER = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], max_seconds=3600)}
 
-# The largest object that a storage accepts in one PUT request, in bytes, by the name of the storage in
-# Lithops. Lithops stores every object by a single PUT.
+# The size in bytes of the largest object that a storage accepts in one PUT request, by its name in Lithops.
+# Lithops stores every object with a single PUT.
 MAX_OBJECT_BYTES = {
     "ibm_cos": 5 * GB,
     "aws_s3": 5 * GB,  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
     "minio": 5 * GB,
     "ceph": 5 * GB,
-    # An object can have 50,000 blocks, which have 4 MB each in the client library:
+    # An object can have up to 50,000 blocks, and the client library uploads blocks of 4 MB:
     # https://learn.microsoft.com/en-us/azure/storage/blobs/scalability-targets
     "azure_storage": 50_000 * 4 * MB,
     "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
@@ -121,19 +120,19 @@ class WorkerSpec:
     Attributes
     ----------
     backend, storage
-        The names of the compute backend and of the storage in Lithops, such as "aws_lambda" and "aws_s3".
+        The names of the compute backend and the storage in Lithops, such as "aws_lambda" and "aws_s3".
     memory_mb
         The memory of a worker, in MB.
     timeout_seconds
         The time limit of a task in seconds; None if unknown.
     max_workers
-        The largest number of concurrent tasks; None if unknown.
+        The maximum number of concurrent tasks; None if unknown.
     trigger
-        What triggers the functions, such as "https"; empty if the configuration does not say.
+        How functions are triggered, such as "https"; empty if the configuration does not specify it.
     poll_seconds
         The interval in seconds at which the driver polls for finished tasks.
     cpus
-        The number of processors of a worker; None if the configuration does not say.
+        The number of CPUs per worker; None if the configuration does not specify it.
     instance_type
         The environment of AWS Batch or the type of the virtual machines, with the prefix "spot " for spot
         instances. Empty for other backends.
@@ -156,7 +155,7 @@ class WorkerSpec:
 
     @property
     def allocated_mb(self) -> int:
-        """The memory in MB that a worker gets: `memory_mb`, rounded up to a size that the backend offers."""
+        """The memory that a worker gets, in MB: `memory_mb` rounded up to a size that the backend offers."""
         sizes = self.backend_limits.memory_sizes_mb if self.backend_limits is not None else ()
         return next(
             (size for size in sizes if size >= self.memory_mb), sizes[-1] if sizes else self.memory_mb
@@ -164,9 +163,9 @@ class WorkerSpec:
 
 
 def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
-    """Return the resources of a worker according to a Lithops configuration.
+    """Return the resources that a Lithops configuration gives each worker.
 
-    Return None if the configuration does not specify the memory, as `runtime_memory` of its backend.
+    Return None if the configuration does not set the memory (`runtime_memory` in the backend's section).
 
     >>> config = {"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}
     >>> parse_worker_spec(config).memory_mb
@@ -192,9 +191,9 @@ def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
 
 
 def _parse_max_tasks(backend: str, backend_section: Mapping[str, Any]) -> int | None:
-    """Return the largest number of concurrent tasks, or None if it is not known.
+    """Return the maximum number of concurrent tasks, or None if it is not known.
 
-    A virtual machine runs `worker_processes` tasks at the same time, and any other worker runs one task.
+    A virtual machine runs `worker_processes` tasks at a time. Any other worker runs one task at a time.
     """
     max_workers = backend_section.get("max_workers")
     is_machine = backend in RUNTIME_IMAGES and RUNTIME_IMAGES[backend].is_virtual_machine
@@ -215,7 +214,7 @@ def _parse_instance_type(backend_section: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class MapSize:
-    """The size of a map: how many tasks it has, and how large their blocks are.
+    """The size of a map: its number of tasks and the size of their blocks.
 
     Attributes
     ----------
@@ -236,19 +235,18 @@ class MapSize:
 def check_map_fits(worker_spec: WorkerSpec, map_size: MapSize) -> None:
     """Raise LimitError if a map exceeds the limits of its backend.
 
-    This is called before anything is stored or started. For a backend that polarmap does not know, nothing is
-    checked.
+    Call this before anything is stored or started. Backends that polarmap does not know are not checked.
 
     Raises
     ------
     LimitError
-        If a block does not fit into the memory of a worker or into an object of the storage, or if the
-        configured timeout is longer than the backend allows. The message says what to change.
+        If a block does not fit into a worker's memory or into a storage object, or if the configured timeout
+        exceeds the backend's limit. The message says what to change.
 
     Warns
     -----
     RuntimeWarning
-        If the map has more tasks than can run concurrently, so that some tasks have to wait until others end.
+        If the map has more tasks than can run concurrently, so that some tasks have to wait for others.
 
     Examples
     --------
@@ -277,7 +275,7 @@ before f takes any: use blocks >= 49 or runtime_memory >= 3950
 
 
 def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
-    """Raise LimitError if a typical task takes longer than the time limit of its worker.
+    """Raise LimitError if a typical task would exceed its worker's time limit.
 
     Parameters
     ----------
@@ -304,7 +302,7 @@ def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
 
 
 def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
-    """Return the largest number of workers that can run at the same time, or None if it is not known.
+    """Return the maximum number of workers that can run concurrently, or None if it is not known.
 
     >>> get_max_concurrency(WorkerSpec("aws_lambda", "aws_s3", 1769))
     1000
@@ -319,7 +317,7 @@ def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
 def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
     """Return how many bytes of data blocks a worker may keep in memory between maps.
 
-    This is half of the memory that Python and its libraries do not need.
+    This is half of the memory that is left after Python and its libraries are loaded.
 
     >>> compute_block_cache_bytes(WorkerSpec("aws_lambda", "aws_s3", 1769)) // 2**20
     809
@@ -328,7 +326,7 @@ def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
 
 
 def compute_min_memory_bytes(block_bytes: int) -> int:
-    """Return the memory in bytes that a worker needs to load a data block of `block_bytes` bytes."""
+    """Return the memory, in bytes, that a worker needs to load a block of `block_bytes` bytes."""
     return RUNTIME_BYTES + BLOCK_COPIES * block_bytes
 
 
@@ -372,7 +370,7 @@ def _check_object_size(worker_spec: WorkerSpec, map_size: MapSize) -> None:
 
 
 def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
-    """Return the part of an error message that tells the user how to make blocks small enough."""
+    """Return advice on how to make blocks small enough, for an error message."""
     if map_size.rows is None:
         return f"use blocks of at most {_format_bytes(max(max_block_bytes, 0))}"
     max_rows_per_block = max_block_bytes * map_size.rows // map_size.block_bytes
@@ -382,7 +380,7 @@ def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
 
 
 def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimits) -> int | None:
-    """Return the smallest memory size, in MB, that the backend offers and that is large enough.
+    """Return the smallest sufficient memory size that the backend offers, in MB.
 
     Return None if even the largest size is too small.
     """
@@ -395,7 +393,7 @@ def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimit
 
 
 def _format_bytes(n_bytes: int) -> str:
-    """Format a number of bytes for people, in GB or MB.
+    """Format a number of bytes in GB or MB, for messages.
 
     >>> _format_bytes(1_992_294_400), _format_bytes(5 * 2**20)
     ('1.9 GB', '5.0 MB')

@@ -15,8 +15,8 @@ from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError
 from polarmap.optional import format_extras_install_command
 
-# The extras of polarmap that install the client library of a storage. The name of the storage in Lithops
-# begins with the name of the extra, as in "aws_s3".
+# polarmap's extras that install the client library of a storage. The storage's name in Lithops begins with
+# the name of the extra: "aws_s3" needs polarmap[aws].
 STORAGE_EXTRAS = {
     "aws",
     "azure",
@@ -29,8 +29,8 @@ _PLACEHOLDER_PATTERN = re.compile(r"<[^<>]+>")
 def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a Lithops configuration file.
 
-    Raises ExecutorError if the file does not exist, is not a valid configuration, or still has placeholders
-    of a template.
+    Raises ExecutorError if the file does not exist, is not a valid configuration, or still contains template
+    placeholders.
     """
     file = Path(config_path)
     if not file.is_file():
@@ -63,9 +63,9 @@ def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_config_for_backend(config_path: str | os.PathLike[str], backend: str) -> dict[str, Any]:
-    """Read a Lithops configuration file that must be for the given compute backend.
+    """Read a Lithops configuration file, and check that it configures the given compute backend.
 
-    Raises ExecutorError if the file is invalid, or configures another backend.
+    Raises ExecutorError if the file is invalid or configures another backend.
     """
     config = read_config(config_path)
     if get_backend_name(config) != backend:
@@ -91,7 +91,7 @@ def find_placeholders(config: Mapping[str, Any], key_prefix: str = "") -> Iterat
 
 
 def get_backend_name(config: Mapping[str, Any]) -> str:
-    """Return the name of the compute backend of a configuration. It defaults to aws_lambda, as in Lithops.
+    """Return the name of a configuration's compute backend, which defaults to aws_lambda as in Lithops.
 
     >>> get_backend_name({"lithops": {"backend": "k8s"}}), get_backend_name({})
     ('k8s', 'aws_lambda')
@@ -100,7 +100,7 @@ def get_backend_name(config: Mapping[str, Any]) -> str:
 
 
 def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) -> str:
-    """Return a hint for an error message: how to install the client libraries that a configuration needs.
+    """Return a hint on how to install the client libraries that a configuration needs.
 
     Return "" if `error` is not a ModuleNotFoundError, or if the backend is not known.
 
@@ -117,6 +117,6 @@ def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) ->
 
 
 def _list_referenced_sections(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of the sections that configure the compute backend and the storage."""
+    """Yield the names of the sections that configure the compute backend and the storage backend."""
     yield get_backend_name(config)
     yield str((config.get("lithops") or {}).get("storage", ""))

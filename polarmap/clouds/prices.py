@@ -10,21 +10,21 @@ from typing import NamedTuple
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.worker.processes import LIVENESS_INTERVAL
 
-# The number of storage requests of one task. The block, the start and end markers of Lithops and the result
-# are written. The function, the input, the block, the end marker and the result are read. In addition, a
-# worker sends a read request every LIVENESS_INTERVAL seconds, to check whether its map still runs.
+# The number of storage requests per task. Writes: the block, the start and end markers of Lithops, and the
+# result. Reads: the function, the input, the block, the end marker and the result. In addition, a worker
+# sends a read request every LIVENESS_INTERVAL seconds to check whether its map is still running.
 WRITES_PER_TASK, READS_PER_TASK = 4, 5
-# Billed seconds of a call in addition to the user's function. In this time, Lithops fetches the function and
-# its data, and reports the result. On an emulated AWS Lambda with eight workers on two processors, this takes
-# 1 to 2 s. Expect about 1 s if each worker has a processor of its own.
+# The billed seconds of a call beyond the run time of the user's function, in which Lithops fetches the
+# function and its data and reports the result. On an emulated AWS Lambda with eight workers on two
+# processors, this takes 1 to 2 s. Expect about 1 s if each worker has its own CPU.
 CALL_OVERHEAD_SECONDS = 1.0
-MARKERS_PER_TASK = 2  # objects that Lithops writes when a task starts and ends, and that the driver lists
-KEYS_PER_LISTING = 1000  # maximum number of objects that one listing request returns
+MARKERS_PER_TASK = 2  # the start and end markers that Lithops writes and the driver lists
+KEYS_PER_LISTING = 1000  # the maximum number of objects that one listing request returns
 
 
 @dataclass(frozen=True)
 class PriceList:
-    """The list prices of a compute backend in one region, without free tiers, discounts and taxes.
+    """A compute backend's list prices in one region, without free tiers, discounts or taxes.
 
     Attributes
     ----------
@@ -33,16 +33,16 @@ class PriceList:
     usd_per_gb_second
         The price of 1024 MB of memory for one second, in US dollars.
     usd_per_cpu_second
-        The price of a processor for one second; 0 if processors are not charged separately.
+        The price of one CPU for one second; 0 if CPUs are not charged separately.
     usd_per_call
         The price of a call.
     billing_increment, min_billed_seconds
-        The duration of a call is rounded up to a multiple of `billing_increment` seconds, and is at least
-        `min_billed_seconds`.
+        The billed duration of a call is rounded up to a multiple of `billing_increment` seconds, and is at
+        least `min_billed_seconds`.
     instance_type
-        The prices apply to instance types that begin with this prefix, see `WorkerSpec.instance_type`.
+        A prefix of the instance types to which the prices apply (see `WorkerSpec.instance_type`).
     as_of, source
-        The date at which the prices were looked up, and where.
+        When and where the prices were looked up.
     """
 
     backend: str
@@ -85,42 +85,41 @@ PRICE_LISTS = {
             "FARGATE",
         ),
         PriceList(
-            # EC2 charges for whole machines. Charge each task for its share of the memory, as the price per
-            # GB is the same for all t3 machines from t3.medium on.
+            # EC2 charges for whole machines. Charge each task for its share of the memory: the price per GB
+            # is the same for all t3 machines from t3.medium up.
             "aws_ec2", "us-east-1, t3, on demand", 0.0832 / 8 / 3600, 0.0, 0.0, 1.0, 0.0, "2026-11-29",
             "https://aws.amazon.com/ec2/pricing/on-demand/ as quoted by https://go-cloud.io/?p=10607", "t3.",
         ),
     )
 }  # fmt: skip
 
-# Pairs of a memory size in MB and the number of processors of a Cloud Run function with up to this memory.
-# Looked up 2026-11-24:
-# https://cloud.google.com/run/docs/configuring/services/memory-limits
+# Pairs (memory in MB, CPUs): a Cloud Run function with up to this much memory gets this many CPUs. Looked up
+# 2026-11-24: https://cloud.google.com/run/docs/configuring/services/memory-limits
 CLOUD_RUN_CPUS_BY_MEMORY = (
     (128, 0.083), (256, 0.167), (512, 0.333), (1024, 0.583), (2048, 1.0), (8192, 2.0), (16_384, 4.0),
     (24_576, 6.0), (32_768, 8.0),
 )  # fmt: skip
 
-# The prices of a write or listing request, and of a read request, in US dollars by the name of the storage.
-# Looked up 2026-11-24, for the class Standard. S3 in us-east-1, as quoted by
+# The prices of a write or listing request and of a read request, in US dollars, by the name of the storage.
+# Looked up 2026-11-24 for the storage class Standard. S3 in us-east-1, as quoted by
 # https://c3x.dev/blog/s3-request-fees-explained. Google Cloud Storage in a US region:
-# https://cloud.google.com/storage/pricing-examples. The prices of requests to other storage are not known.
+# https://cloud.google.com/storage/pricing-examples. Request prices of other storage are not known.
 USD_PER_WRITE_AND_READ = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The estimated cost of a map, in US dollars.
+    """The estimated cost of a map in US dollars.
 
     Attributes
     ----------
     compute
-        The price of memory and processors while workers ran.
+        The cost of memory and CPUs while the workers ran.
     calls
-        The price of function calls.
+        The cost of function calls.
     requests
-        The price of storage requests; 0 if it is not known. The cost of storing data for minutes, and of
-        transfers within a region, is almost nothing and not included.
+        The cost of storage requests; 0 if it is not known. Storing data for minutes and transfers within a
+        region cost almost nothing and are not included.
     """
 
     compute: float
@@ -129,7 +128,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """The total cost: the sum of `compute`, `calls` and `requests`."""
+        """The total cost: `compute` + `calls` + `requests`."""
         return self.compute + self.calls + self.requests
 
     def __str__(self) -> str:
@@ -140,7 +139,7 @@ class Cost:
 def estimate_map_cost(
     worker_spec: WorkerSpec, call_seconds: Sequence[float], polling_seconds: float
 ) -> Cost | None:
-    """Estimate what a map costs at list prices. Return None if the prices of the backend are not known.
+    """Estimate the cost of a map at list prices. Return None if the backend's prices are not known.
 
     Parameters
     ----------
@@ -149,7 +148,8 @@ def estimate_map_cost(
     call_seconds : sequence of float
         The duration of each function call in seconds, including calls whose result was not needed.
     polling_seconds : float
-        How long the driver polled the storage for results, every `worker_spec.poll_seconds` seconds.
+        The time in seconds for which the driver polled the storage for results, every
+        `worker_spec.poll_seconds` seconds.
 
     Examples
     --------
@@ -183,11 +183,11 @@ class PersistentUsage(NamedTuple):
     Attributes
     ----------
     worker_seconds : float
-        The total time that workers have run, in seconds.
+        The total run time of all workers in seconds.
     n_started : int
-        The number of workers that were started.
+        The number of workers started.
     n_writes, n_reads : int
-        The numbers of storage requests. Listing requests count as writes.
+        The number of write and read requests to the storage. Listing requests count as writes.
     """
 
     worker_seconds: float
@@ -197,7 +197,7 @@ class PersistentUsage(NamedTuple):
 
 
 def estimate_persistent_cost(worker_spec: WorkerSpec, usage: PersistentUsage) -> Cost | None:
-    """Estimate what persistent workers have cost since the previous map.
+    """Estimate the cost of persistent workers since the previous map.
 
     Return None if the prices of the backend are not known.
 
@@ -233,7 +233,7 @@ def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
 
 
 def count_listing_requests(n_tasks: int) -> int:
-    """Return how many listing requests the driver needs to see which of `n_tasks` tasks have ended.
+    """Return the number of listing requests that it takes to find out which of `n_tasks` tasks have ended.
 
     For each task, Lithops writes one object at the start and one at the end.
 
@@ -244,7 +244,7 @@ def count_listing_requests(n_tasks: int) -> int:
 
 
 def get_cloud_run_cpus(memory_mb: int) -> float:
-    """Return how many processors a Cloud Run function with `memory_mb` MB of memory gets.
+    """Return the number of CPUs of a Cloud Run function with `memory_mb` MB of memory.
 
     >>> get_cloud_run_cpus(256), get_cloud_run_cpus(4096), get_cloud_run_cpus(32_768)
     (0.167, 2.0, 8.0)
@@ -263,9 +263,9 @@ def _compute_cost(
     n_writes: float,
     n_reads: float,
 ) -> Cost:
-    """Return the cost of workers that ran for `billed_seconds` in total, of their calls and of requests.
+    """Return the cost of `billed_seconds` of worker time, `n_calls` calls and their storage requests.
 
-    Every call causes a fixed number of storage requests. `n_writes` and `n_reads` are further requests.
+    Every call causes a fixed number of storage requests. `n_writes` and `n_reads` are added to these.
     """
     cpus, memory_gb = worker_spec.cpus, worker_spec.allocated_mb / 1024
     if cpus is None:

@@ -1,4 +1,4 @@
-"""Runtime images of the workers of each backend: their packages, and how Lithops builds them."""
+"""The runtime images of each backend's workers: which packages they contain and how Lithops builds them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RuntimeImage:
-    """Describes how the image in which workers of a backend run is built and removed.
+    """Describes how a backend's worker image is built and removed.
 
     Attributes
     ----------
     polarmap_extra
-        The extra of polarmap that installs the client libraries of the backend, as in "polarmap[aws]".
+        The polarmap extra that installs the backend's client libraries, as in "polarmap[aws]".
     extra_packages
-        Packages that workers of this backend need in addition to those in backends/requirements.txt.
+        Packages that the workers need in addition to those in backends/requirements.txt.
     lithops_default_name
-        The name of the setting of Lithops that lists the packages of the default runtime; empty if the
-        backend has no such setting.
+        The Lithops setting that lists the packages of the default runtime; empty if the backend has none.
     lithops_archive, entrypoint
-        For container images: the file with the code of Lithops, and the command that starts a worker.
+        For container images: the archive of the Lithops code, and the command that starts a worker.
     clean_all
-        The argument `all` for `clean` of Lithops, which deletes resources of the backend after the image is
-        removed. If None, `clean` is not called.
+        The argument `all` of the Lithops method `clean`, which deletes the backend's resources after the
+        image is removed. If None, `clean` is not called.
     is_virtual_machine
-        Whether workers are virtual machines, which install the packages listed in their configuration.
+        True if workers are virtual machines, which install the packages listed in their configuration.
     """
 
     polarmap_extra: str = ""

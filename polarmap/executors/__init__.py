@@ -1,4 +1,4 @@
-"""Executors: where the tasks of a map run, for example worker processes, Dask, Ray or a cloud.
+"""Executors, which run the tasks of a map: in worker processes, on Dask or Ray, or on a cloud.
 
 `resolve_executor` converts every argument `executor=` to a `ResolvedExecutor`, which the rest of the package
 uses.
@@ -15,14 +15,15 @@ from polarmap.executors.resolved import ResolvedExecutor
 
 
 def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
-    """Convert the argument `executor=` of a public function to a `ResolvedExecutor`.
+    """Convert the `executor=` argument of a public function to a `ResolvedExecutor`.
 
-    No worker is started yet. A resolved executor is returned unchanged, so that one function can pass it on
-    to another. Raises ExecutorError, with advice on what to pass instead, if the argument is not an executor.
+    This does not start any workers. A resolved executor is returned unchanged, so that one function can pass
+    it on to another. Raises ExecutorError, with advice on what to pass instead, if the argument is not an
+    executor.
     """
     if executor_spec is None:
         return default_executor
-    # Import these modules only when they are needed: most programs use the default executor.
+    # Import these modules lazily: most programs use only the default executor.
     from polarmap.executors.faults import FaultInjectingExecutor, FaultyExecutor
     from polarmap.executors.recognition import recognize_executor
 
@@ -46,10 +47,10 @@ class MissingExecutor:
 
 
 def to_picklable_spec(executor_spec: Any) -> Any:
-    """Return what to pickle in place of an executor.
+    """Return a picklable stand-in for an executor.
 
-    The result is an argument `executor=` that stands for the same executor, or a `MissingExecutor` if no such
-    argument exists, as for a thread pool.
+    The result is a value for `executor=` that selects the same executor, or a `MissingExecutor` if there is
+    none, as for a thread pool.
 
     >>> to_picklable_spec(Pool("localhost")), to_picklable_spec(Pool())
     ('localhost', None)

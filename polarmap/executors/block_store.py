@@ -1,7 +1,7 @@
-"""Stores from which workers read blocks: shared memory, files on disk, a bucket, or the memory of the driver.
+"""Stores from which workers read blocks: shared memory, files on disk, a bucket, or the driver's memory.
 
-A block consists of components, which other blocks may share. Each component is stored once, for as long as
-its blocks exist.
+A block consists of components, which several blocks may share. Each component is stored only once, and
+removed when its blocks no longer exist.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ BlockSetKey = tuple[int, Encryption | None]  # the `id()` of the blocks, and how
 
 
 class PublishedBlocks:
-    """The blocks of a job in the form in which workers read them. All jobs on the same blocks share them.
+    """A job's blocks as workers read them from a store, shared by all jobs on the same blocks.
 
-    A component (a part of a block that other blocks may share) is stored when a task first needs it. Blocks
-    that are already in storage are read from there and are not copied.
+    A block consists of components, which several blocks may share. A component is stored when a task first
+    needs it. Blocks that are already in storage are read from there and not copied.
 
     Attributes
     ----------
     blocks_weakref : weakref.ref
-        The blocks, which are not kept alive by this reference.
+        A weak reference to the blocks, which does not keep them alive.
     key_prefixes : list of str
-        The prefixes of the keys of stored components, in order of preference. Empty while none is stored.
+        The key prefixes of stored components, in order of preference. Empty until one is stored.
     n_bytes : int
-        An upper bound of the total size of all components in bytes; 0 while none is stored.
+        An upper bound on the total size of all components in bytes; 0 until one is stored.
     use_count : int
-        The number of open sessions that use the blocks. They are evicted to make room only if it is 0.
+        The number of open sessions that use the blocks. Blocks in use are never evicted to make room.
     block_set_id : int
         The id of this set of blocks in its block store.
     cache_id : int or None
@@ -85,22 +85,22 @@ class PublishedBlocks:
         self._unpublished = {component for task in tasks for component in blocks.block_components(task)}
         self._segments: dict[int, Segment] = {}  # by component
         self._pickled_refs: dict[int, bytes] = {}  # by task
-        # The byte ranges that workers may request from a store of the user: sizes by key and offset.
+        # The byte ranges that workers may request from a user's store: (key, offset) -> size.
         self._referenced_ranges: dict[tuple[str, int], int] = {}
 
     def get_task_key(self, blocks: TaskBlocks, task: int) -> Hashable:
-        """Return a key for the block of a task. It is equal in every job that uses the same block."""
+        """Return a key that identifies a task's block in all jobs that use the same blocks."""
         if not self._is_identified_by_ref:
             return self.block_set_id, task
         return self._pickled_refs.get(task) or self.get_pickled_block_ref(blocks, task)
 
     def estimate_transfer_seconds(self, blocks: TaskBlocks) -> float:
-        """Estimate how many seconds it takes to send a block to a worker. On this machine it is 0."""
+        """Estimate the seconds it takes to send a block to a worker: 0 for a worker on this machine."""
         is_local = (self._source_location or self._location).is_local
         return 0.0 if is_local else count_layout_bytes(blocks.block_layout(0)) / NETWORK_BYTES_PER_SECOND
 
     def get_pickled_block_ref(self, blocks: TaskBlocks, task: int) -> bytes:
-        """Return the pickled `BlockRef` of a task, which says where a worker reads the block.
+        """Return the pickled `BlockRef` from which a worker reads a task's block.
 
         The block is stored first if it is not stored yet.
         """
@@ -110,15 +110,15 @@ class PublishedBlocks:
                 location, segments, *other_fields = self.publish_block(blocks, task)
                 fields = location.fields, tuple(map(tuple, segments)), *other_fields
                 pickled_ref = pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
-                if not self._is_inline:  # blocks that are sent with their tasks change too often to be kept
+                if not self._is_inline:  # inline blocks change too often to be cached
                     self._pickled_refs[task] = pickled_ref
             return pickled_ref
 
     def publish_in_parallel(self, blocks: TaskBlocks, tasks: Sequence[int], deadline: float = inf) -> None:
-        """Store the blocks of some tasks in parallel, if the store can write several objects at a time.
+        """Store the blocks of several tasks in parallel, if the store supports parallel writes.
 
-        In any other store, a block is written when its task is sent to a worker, so that the first worker can
-        start early. A storage may hang, so TimeoutError is raised at `deadline`, on the monotonic clock.
+        In any other store, each block is written just before its task is sent, so that the first worker can
+        start early. As a storage may hang, TimeoutError is raised at `deadline`, on the monotonic clock.
         """
         if self._source_location is not None or not self._block_store.max_parallel_writes:
             return
@@ -129,7 +129,7 @@ class PublishedBlocks:
             new_components = [component for component in components if component not in self._segments]
             if not new_components:
                 return
-            # Encode first, so that an encoding error is not reported as an error of the store.
+            # Encode first, so that an encoding error is not mistaken for a storage error.
             blocks.block_leaves(max(tasks))
             self._reserve_block_space(blocks)
             store = partial(self._store_component, blocks)
@@ -138,7 +138,7 @@ class PublishedBlocks:
             self._segments |= zip(new_components, new_segments)
 
     def publish_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
-        """Return where a worker reads the block of a task.
+        """Return a reference from which a worker reads a task's block.
 
         The block is stored first if it is not stored yet.
         """
@@ -153,10 +153,10 @@ class PublishedBlocks:
             return block_ref
 
     def read_component(self, blocks: TaskBlocks, segment_key: str) -> bytes | memoryview:
-        """Return the bytes of a component (a part of a block), which a worker has requested from the driver.
+        """Return the bytes of a block component that a worker has requested from the driver.
 
-        `segment_key` ends with the index of the component. A component of one array is not copied, because
-        many workers may request theirs at the same time.
+        `segment_key` ends with the index of the component. A component that is a single array is not copied,
+        because many workers may send requests at the same time.
         """
         buffers = _get_component_buffers(blocks, int(segment_key.rpartition("/")[2]))
         stored_buffers = encrypt_if_location_requires(
@@ -171,7 +171,7 @@ class PublishedBlocks:
             raise LookupError(requested)
 
     def invalidate_if_damaged(self, blocks: TaskBlocks, task: int, failure: Failure) -> None:
-        """Forget that the block of a task is stored if it was found damaged, so that it is stored again."""
+        """Mark a task's block as not stored if a worker found it damaged, so that it is stored again."""
         if failure.kind == FailureKind.DAMAGED:
             with self._lock:
                 for component in blocks.block_components(task):
@@ -200,7 +200,7 @@ class PublishedBlocks:
         return block_ref
 
     def _reserve_block_space(self, blocks: TaskBlocks) -> None:
-        """Reserve room in the store for all blocks. Only the first call does anything."""
+        """Reserve space in the store for all blocks. Further calls do nothing."""
         if self.key_prefixes:
             return
         block_store = self._block_store
@@ -212,7 +212,7 @@ class PublishedBlocks:
         n_bytes = sum(
             count_layout_bytes(blocks.block_layout(task)) for task in set(task_of_component.values())
         )
-        with block_store.lock:  # keep the lock until other threads see the reserved room
+        with block_store.lock:  # hold the lock until other threads see the reservation
             self.key_prefixes = block_store.allocate_key_prefixes(self.block_set_id, n_bytes)
             self.n_bytes = n_bytes
         if self._location.is_memory_mapped:
@@ -243,16 +243,16 @@ class PublishedBlocks:
 def _remove_prefixes_if_store_alive(
     remove_weakref: weakref.WeakMethod[Callable[[Sequence[str]], None]], key_prefixes: Sequence[str]
 ) -> None:
-    """Remove the stored parts of blocks. Do nothing if the block store was deleted, and its files with it."""
+    """Remove stored components, unless the block store and its files no longer exist."""
     remove = remove_weakref()
     if remove is not None:
         remove(key_prefixes)
 
 
 def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
-    """Return the reference with which a worker reads the block of a task.
+    """Return the reference from which a worker reads a task's block.
 
-    The blocks are in storage already, or they are so small that the reference contains their bytes.
+    The blocks must be in storage already, or small enough for their bytes to be part of the reference.
     """
     assert blocks.location is not None
     if blocks.location.is_inline:
@@ -261,7 +261,7 @@ def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
 
 
 def _make_inline_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
-    """Return a reference that contains the bytes of the block of a task."""
+    """Return a reference that contains the bytes of a task's block."""
     data = b"".join(
         buffer
         for component in blocks.block_components(task)
@@ -271,20 +271,20 @@ def _make_inline_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
 
 
 def _get_component_buffers(blocks: TaskBlocks, component: int) -> list[Any]:
-    """Return the bytes of each array of a component (a part of a block). Contiguous arrays are not copied."""
+    """Return the bytes of each array in a block component. Contiguous arrays are not copied."""
     leaves = map(np.ascontiguousarray, blocks.component_leaves(component))
     return [leaf.reshape(-1).view(np.uint8).data if leaf.size and leaf.itemsize else b"" for leaf in leaves]
 
 
 class BlockStore(ABC):
-    """A place where the driver puts blocks and workers read them: files, a bucket or the driver's memory.
+    """The base class of stores to which the driver writes blocks, and from which workers read them.
 
     Attributes
     ----------
     location : Location
         Where workers read the blocks.
     holds_bytes : bool
-        True if the store copies the blocks, so that the arrays of the driver can be freed.
+        True if the store copies the blocks, so that the driver can free its arrays.
     is_content_addressed : bool
         True if keys contain a digest of the stored bytes, so that equal blocks have equal keys in all sets.
     max_parallel_writes : int
@@ -294,7 +294,7 @@ class BlockStore(ABC):
         The number of bytes of blocks that no longer exist but may stay in the caches of workers, for later
         sets with equal blocks. 0 for stores that are not content-addressed.
     garbage_prefixes : list of str
-        The key prefixes of stored bytes that can be removed.
+        The key prefixes of stored data that is no longer needed.
     """
 
     location: Location
@@ -306,7 +306,7 @@ class BlockStore(ABC):
         self.lock = threading.RLock()
         self._garbage_lock = threading.Lock()
         self.next_block_set_id = 0
-        # In order of use, the latest last. Each job with an encryption key has a separate encryption.
+        # Ordered by last use, the most recent last. Each job with an encryption key is encrypted separately.
         self._published: dict[BlockSetKey, PublishedBlocks] = {}
         self.garbage_prefixes: list[str] = []
 
@@ -323,9 +323,9 @@ class BlockStore(ABC):
 
     @abstractmethod
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int | None:
-        """Store bytes under a key. Return their checksum, or None if workers need not verify them.
+        """Store bytes under a key, and return their checksum, or None if workers need not verify them.
 
-        Raises OSError if there is no room under the prefix of the key.
+        Raises OSError if there is no space left under the key's prefix.
         """
 
     @abstractmethod
@@ -333,7 +333,7 @@ class BlockStore(ABC):
         """Remove all stored bytes whose keys begin with one of the prefixes."""
 
     def acquire_blocks(self, job_spec: JobSpec) -> PublishedBlocks:
-        """Return the stored blocks of a job. They are not evicted until `release_blocks` is called."""
+        """Return a job's stored blocks, which are not evicted until `release_blocks` is called."""
         blocks = job_spec.blocks
         with self.lock:
             published_sets = self._published.items()
@@ -356,18 +356,18 @@ class BlockStore(ABC):
             return tuple([published.block_set_id for published in self._published.values()])
 
     def release_blocks(self, published_blocks: PublishedBlocks) -> None:
-        """Record that a session no longer uses stored blocks. Later sessions may use them again."""
+        """Record that a session no longer uses stored blocks, which stay cached for later sessions."""
         with self.lock:
             published_blocks.use_count -= 1
 
     def collect_garbage(self) -> None:
         """Remove stored bytes that no blocks need any more.
 
-        The storage may hang, so `lock` is not held meanwhile. If the storage cannot be reached, its garbage
-        is left for the next call.
+        `lock` is not held in the meantime, because the storage may hang. If the storage cannot be reached,
+        the garbage is left for the next call.
         """
         if not self._garbage_lock.acquire(blocking=False):
-            # Do nothing if another thread is already at it: that thread may hang.
+            # Another thread is already collecting garbage. Do not wait for it, because it may hang.
             return
         try:
             with contextlib.suppress(Exception):
@@ -384,7 +384,7 @@ class BlockStore(ABC):
 
 
 class DriverBlockStore(BlockStore):
-    """A store that copies nothing: blocks stay in the memory of the driver, which sends them on request.
+    """A store that copies nothing: blocks stay in the driver's memory and are sent on request.
 
     The key of a segment contains a digest of its bytes. A worker that has cached a block of an array thus
     finds it again in later jobs on an equal array, and does not request it.
@@ -392,7 +392,7 @@ class DriverBlockStore(BlockStore):
     Parameters
     ----------
     key_prefix : str
-        The common prefix of the keys by which workers request blocks.
+        The common prefix of the keys with which workers request blocks.
     """
 
     is_content_addressed = True
@@ -433,25 +433,25 @@ class DriverBlockStore(BlockStore):
             self._removed_sets.popleft()
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:
-        """Store nothing: the bytes stay in the arrays of the blocks."""
+        """Do nothing: the bytes stay in the blocks' arrays."""
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
         """Do nothing: there are no copies to remove."""
 
 
 class MemoryMappedBlockStore(BlockStore):
-    """A store of files that workers on this machine memory-map.
+    """A store of files, which workers on this machine memory-map.
 
-    The files are in a file system in memory (/dev/shm) while there is room, and otherwise on disk.
+    Files are created in shared memory (/dev/shm) while there is room, and otherwise on disk.
 
     Parameters
     ----------
     memory_folder : Path or None
-        A folder whose files are in memory; None: use the disk only.
+        A folder in shared memory, or None to use only the disk.
     disk_folder : Path
         A folder on disk.
     max_memory_bytes : int
-        The largest total size of the files in memory. The least recently used sets are evicted.
+        The maximum total size of the files in memory. The least recently used blocks are evicted first.
     """
 
     holds_bytes = True
@@ -464,7 +464,7 @@ class MemoryMappedBlockStore(BlockStore):
         self._max_memory_bytes = max_memory_bytes
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return a folder in memory, if there is room or room can be made, and a folder on disk."""
+        """Return a folder in memory (if there is enough space after evictions) and a folder on disk."""
         folders = [self._disk_folder]
         if self._memory_folder is not None and self._try_free_memory(self._memory_folder, n_bytes):
             folders.insert(0, self._memory_folder)
@@ -473,17 +473,17 @@ class MemoryMappedBlockStore(BlockStore):
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> None:
         """Write a file.
 
-        An old file of this name is replaced, not overwritten: a worker may have mapped it.
+        An existing file is replaced, not overwritten, because a worker may have mapped it.
         """
         write_private_file(os.path.join("/", segment_key), *buffers)
 
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
-        """Remove folders. Do nothing in a forked child process, which does not own them."""
+        """Remove the folders. Do nothing in a forked child process, which does not own them."""
         for key_prefix in key_prefixes if os.getpid() == self._owner_pid else ():
             shutil.rmtree(os.path.join("/", key_prefix), ignore_errors=True)
 
     def _try_free_memory(self, memory_folder: Path, n_bytes: int) -> bool:
-        """Evict unused blocks until `n_bytes` more fit into memory. Return whether they fit."""
+        """Evict unused blocks until `n_bytes` more bytes fit into memory. Return True if they fit."""
         try:
             file_system = os.statvfs(memory_folder)
         except OSError:

@@ -23,25 +23,26 @@ from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver_on_thread
 
-# Seconds between two requests for the list of Dask's workers, and their timeout.
+# Dask's list of workers is requested this often, in seconds. A request times out after the same time.
 WORKER_LIST_INTERVAL = 5.0
-# A user chooses the workers of a Dask task by these options.
+# The options with which a user chooses the workers of a Dask task.
 PLACEMENT_OPTIONS = {"workers", "resources"}
-# Seconds without a scheduler after which it counts as lost, though the client looks for it longer.
+# The scheduler counts as lost after this many seconds without a connection, although the client keeps trying
+# for longer.
 SCHEDULER_TIMEOUT = 5.0
-RECONNECT_POLL_INTERVAL = 0.1  # seconds between two checks whether a client has found its scheduler again
+RECONNECT_POLL_INTERVAL = 0.1  # seconds between checks for whether a client has reconnected
 
 
 class DaskEngine(Engine):
     """A connection to the cluster of a Dask client, which runs calls and hosts persistent workers.
 
     Tasks get the options that the user passed to `get_executor()`. Persistent workers are threads in Dask's
-    worker processes. They secede from the thread pool of Dask, so that Dask can still run its other tasks.
+    worker processes. They secede from Dask's thread pool, so that Dask can still run other tasks.
 
     Parameters
     ----------
     client_or_executor : distributed.Client or ClientExecutor
-        A Dask client, or the executor that its method `get_executor()` returns.
+        A Dask client, or the executor returned by its method `get_executor()`.
     """
 
     name, location = "Dask", ClusterLocation(backend="dask")
@@ -56,19 +57,19 @@ class DaskEngine(Engine):
             raise ExecutorError("a Dask client of asyncio: pass one that was made with asynchronous=False")
         self._last_connected_at = time.monotonic()
         self._workers_listed_at = time.monotonic()
-        # The number of threads of each Dask worker, by its address.
+        # Dask worker address -> its number of threads.
         self._n_threads_by_address: dict[str, int] = {}
-        # The Dask future of each persistent worker, by worker id.
+        # Worker id -> the Dask future of the persistent worker.
         self._futures: dict[int, Any] = {}
-        # The address of the Dask worker that runs each persistent worker.
+        # Worker id -> the address of the Dask worker that runs it.
         self._dask_address_by_worker: dict[int, str] = {}
 
     def is_connected(self) -> bool:
-        """Return True if the client is connected to its scheduler now."""
+        """Return True if the client is currently connected to its scheduler."""
         return bool(self.client.status == "running")
 
     def get_unavailable_reason(self) -> str:
-        """Return why the client accepts no more tasks, or an empty string if it may still accept some."""
+        """Return why the client accepts no more tasks, or an empty string if it may still accept them."""
         now = time.monotonic()
         self._last_connected_at = now if self.is_connected() else self._last_connected_at
         if self.executor._shutdown or self.client.status not in ("running", "connecting"):
@@ -77,8 +78,8 @@ class DaskEngine(Engine):
 
     # -- single calls --------------------------------------------------------------------------
 
-    # Do not use Dask's own executor. Its futures print the errors of tasks, hash all arguments, and never
-    # complete on a client that was closed before.
+    # Do not use Dask's own executor. Its futures print task errors, hash all arguments, and never complete
+    # once the client is closed.
     def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
@@ -87,12 +88,12 @@ class DaskEngine(Engine):
         # Register the future, so that shutting down the executor cancels it.
         self.executor._futures.add(dask_future)
         self.client.loop.add_callback(self._copy_result, dask_future, future)
-        # Keep only a weak reference to the Dask future, so that the cluster can discard the result once it is
-        # fetched.
+        # Keep only a weak reference to the Dask future, so that the cluster can release the result once it
+        # has been fetched.
         return partial(self.client.loop.add_callback, _cancel_unless_finished, weakref.ref(dask_future))
 
     async def _copy_result(self, dask_future: Any, future: Future[Any]) -> None:
-        """Wait for a Dask future, and complete `future` with its result or its exception."""
+        """Wait for a Dask future, and set its result or exception on `future`."""
         try:
             result = await self.fetch_result(dask_future, lambda: not future.done())
         except BaseException as error:
@@ -101,17 +102,17 @@ class DaskEngine(Engine):
             if reason := self.get_unavailable_reason():
                 # If the cluster is lost, every future is cancelled. Report the cause instead.
                 reported_error = RuntimeError(reason)
-            elif dask_future.cancelled():  # The message of Dask differs from call to call.
+            elif dask_future.cancelled():  # Dask's own message differs from call to call.
                 reported_error = CancelledError("Dask's client cancelled it")
             complete_future(future, error=reported_error)
         else:
             complete_future(future, result)
 
     async def wait_for_scheduler(self) -> None:
-        """Wait until the client has reconnected to its scheduler, or has given up.
+        """Wait until the client has reconnected to its scheduler or has given up.
 
-        Dask cancels all futures when it loses the connection. Only later is it known whether the scheduler
-        comes back.
+        Dask cancels all futures as soon as the connection is lost, before it is known whether the scheduler
+        will come back.
         """
         while not (self.is_connected() or self.get_unavailable_reason()):
             await asyncio.sleep(RECONNECT_POLL_INTERVAL)
@@ -119,9 +120,9 @@ class DaskEngine(Engine):
     async def fetch_result(self, future: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
         """Wait for a Dask future and return its result. Raise the exception of its task if it failed.
 
-        This replaces `await future`, which fetches all results that are requested at about the same time as a
-        group, and only five groups at a time. A slow machine would then delay all other results. Here, each
-        result is fetched separately. Must be called on the event loop of the client.
+        Each result is fetched separately. In contrast, `await future` fetches the results that are requested
+        at about the same time as a group, with at most five groups in flight, so that one slow machine delays
+        all other results. Must be called on the client's event loop.
 
         Parameters
         ----------
@@ -143,7 +144,7 @@ class DaskEngine(Engine):
                 data = response.get("data", {})
             if key in data:
                 return data[key]
-        return await future  # raise the exception of the task, or wait until a lost result is computed again
+        return await future  # raise the task's exception, or wait until a lost result is recomputed
 
     # -- data ----------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class DaskEngine(Engine):
         ]
 
     def fetch_values(self, references: Sequence[Any]) -> list[Any]:
-        """Return the results of Dask futures, or raise the first exception.
+        """Return the results of Dask futures, or raise the first exception if any task failed.
 
         Each result is fetched separately.
         """
@@ -189,7 +190,7 @@ class DaskEngine(Engine):
                 data = data.to_dask_array(lengths=True)
             if not hasattr(data, "rechunk") or not data.ndim:
                 return None
-            # Dask uses NaN for unknown lengths, and NaN differs from itself.
+            # Dask uses NaN for unknown lengths, and NaN is not equal to itself.
             if any(length != length for length in data.shape):
                 data = data.compute_chunk_sizes()
             rows_per_block = compute_rows_per_block(data.shape[0], n_blocks, data.numblocks[0])
@@ -198,7 +199,7 @@ class DaskEngine(Engine):
         return PartitionedData(self, [[future] for future in block_futures], data.shape[0])
 
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Return the keys of Dask futures, by which workers find the results. Wait until all results exist.
+        """Wait until all results exist, and return the keys under which workers find them.
 
         Raises ExecutorError if the scheduler is lost.
         """
@@ -228,14 +229,14 @@ class DaskEngine(Engine):
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 
     def list_machines(self) -> list[str]:
-        """Return the host names of Dask's workers, which are requested every few seconds.
+        """Return the host names of Dask's workers, from a list that is refreshed every few seconds.
 
-        The result is empty if the user chooses the workers by the options of tasks.
+        The list is empty if the user chooses the workers through task options.
         """
         if PLACEMENT_OPTIONS & self.submit_options.keys():
             return []
         if time.monotonic() > self._workers_listed_at + WORKER_LIST_INTERVAL and self.is_connected():
-            with suppress(Exception):  # keep the old list if the scheduler is busy or has stopped
+            with suppress(Exception):  # keep the old list if the scheduler is busy or gone
                 self._n_threads_by_address = self.client.sync(
                     self.client.scheduler.ncores, callback_timeout=WORKER_LIST_INTERVAL
                 )
@@ -255,10 +256,10 @@ class DaskEngine(Engine):
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Submit a long-running Dask task for each persistent worker, on the machine that was chosen for it.
+        """Submit a long-running Dask task for each persistent worker, on the machine chosen for it.
 
         If the machine has no Dask worker, the task runs elsewhere. Dask may wait forever for a machine that
-        has stopped or cannot be reached. `cancel_launch` cancels such tasks.
+        is down or unreachable. `cancel_launch` cancels such tasks.
         """
         try:
             self._check_connected()
@@ -276,7 +277,7 @@ class DaskEngine(Engine):
             raise ExecutorError(f"{self.name} takes no tasks: {type(error).__name__}: {error}") from error
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the ids of persistent workers whose Dask task has ended, with the reason."""
+        """Return the persistent workers whose Dask task has ended, as a dict from worker id to reason."""
         exit_reasons = {}
         for worker_id, future in list(self._futures.items()):
             if future.status in ("error", "cancelled", "lost", "finished"):
@@ -286,7 +287,7 @@ class DaskEngine(Engine):
         return exit_reasons
 
     def close(self) -> None:
-        """Wait for the tasks of the persistent workers, which end when their sockets are closed.
+        """Wait for the persistent workers' tasks, which end when their sockets are closed.
 
         Dask would print warnings if their futures were dropped earlier.
         """
@@ -301,9 +302,9 @@ class DaskEngine(Engine):
         self._futures.clear()
 
     def _make_placement_options(self, worker_id: int, machine: str | None) -> dict[str, Any]:
-        """Return the options that start a persistent worker on a machine.
+        """Return the Dask options that place a persistent worker on a machine.
 
-        Of Dask's workers on this machine, the one with the fewest persistent workers per thread is chosen.
+        Among Dask's workers on the machine, choose the one with the fewest persistent workers per thread.
         """
         n_threads = self._n_threads_by_address
         addresses = [address for address in n_threads if parse_host(address) == machine]
@@ -317,15 +318,15 @@ class DaskEngine(Engine):
         return {"workers": [chosen_address], "allow_other_workers": True}
 
     def _check_connected(self) -> None:
-        """Raise ConnectionError if the scheduler cannot be reached, without waiting for it."""
+        """Raise ConnectionError if the scheduler is unreachable, without waiting for it."""
         if not self.is_connected():
             raise ConnectionError(self.get_unavailable_reason() or "its scheduler is away")
 
 
 async def _gather_from_workers(client: Any, task_key: Any) -> Mapping[Any, Any]:
-    """Fetch the result of a finished task from the Dask worker that has it.
+    """Fetch the result of a finished task from a Dask worker that holds it.
 
-    The result is returned by its key. The mapping is empty if no worker has the result any more.
+    Return a mapping from the task key to the result. It is empty if no worker holds the result any more.
     """
     from distributed.utils_comm import gather_from_workers
 
@@ -338,8 +339,8 @@ async def _gather_from_workers(client: Any, task_key: Any) -> Mapping[Any, Any]:
 async def _cancel_unless_finished(future_weakref: weakref.ref[Any]) -> None:
     """Cancel the task of a Dask future unless it has finished. Must be called on the client's event loop.
 
-    The result of a finished task may be on its way to this process. If it were discarded now, Dask could
-    print "Couldn't gather keys". Dask discards it anyway once the future is deleted.
+    The result of a finished task may be in transit to this process. Cancelling the task now could make Dask
+    print "Couldn't gather keys". Dask releases the result anyway once the future is deleted.
     """
     future = future_weakref()
     if future is not None and future.status != "finished":
@@ -347,7 +348,7 @@ async def _cancel_unless_finished(future_weakref: weakref.ref[Any]) -> None:
 
 
 def parse_host(worker_address: str) -> str:
-    """Return the host in the address of a Dask worker, which identifies its machine.
+    """Return the host part of a Dask worker's address, which identifies its machine.
 
     >>> parse_host("tcp://10.0.0.3:41234"), parse_host("inproc://10.0.0.3/12/4")
     ('10.0.0.3', '10.0.0.3')
@@ -356,9 +357,9 @@ def parse_host(worker_address: str) -> str:
 
 
 def _describe_task_exit(future: Any, may_query: bool) -> str:
-    """Return how a task has ended.
+    """Describe how a persistent worker's task has ended.
 
-    With `may_query`, fetch the return value of a finished task, if possible.
+    With `may_query`, also try to fetch the return value of a finished task.
     """
     with suppress(Exception):
         if future.status == "error" and (error := future.exception(timeout=1)):
@@ -369,7 +370,7 @@ def _describe_task_exit(future: Any, may_query: bool) -> str:
 
 
 def run_dask_worker(driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> str:
-    """Run a persistent worker inside a Dask task until it expires. Return how it has ended.
+    """Run a persistent worker inside a Dask task until it expires, and return why it has ended.
 
     The task secedes, so that the Dask worker can run other tasks. If the driver has exited before the worker
     connects, the error is returned as text, because Dask would print an exception.

@@ -1,4 +1,4 @@
-"""Checks of the argument `key=`, with which maps and arrays encrypt their data."""
+"""Validates the `key=` argument, with which maps and arrays encrypt their data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_encryption_key(key: Any) -> str | bytes:
         checked_key: str | bytes = bytes(key)
     elif isinstance(key, str) and key.startswith(KEY_REFERENCE_PREFIXES) and key.partition(":")[2]:
         checked_key = key
-    else:  # Do not show the value in the message, as it may be a secret.
+    else:  # Leave the value out of the message, as it may be a secret.
         raise CodeError(
             f"key must be 'env:NAME' or 'file:PATH', where workers find the {2 * KEY_BYTES} hexadecimal "
             f"digits that this makes: {KEYGEN_COMMAND}; or {KEY_BYTES} bytes. "
@@ -58,18 +58,18 @@ def check_encryption_key(key: Any) -> str | bytes:
 def make_encryption(
     key: str | bytes, max_plaintext_bytes: int, plaintext_name: str, advice: str
 ) -> Encryption:
-    """Return the settings with which to encrypt a new array or the data of a map.
+    """Return the encryption settings for a new array or for the data of a map.
 
     Parameters
     ----------
     key : str or bytes
         The key, as `check_encryption_key` returns it.
     max_plaintext_bytes : int
-        The size in bytes of the largest piece of data that is encrypted as a unit.
+        The size in bytes of the largest unit: a piece of data that is encrypted as a whole.
     plaintext_name : str
-        The name of such a unit in the error message, for example "a block".
+        What to call a unit in the error message, for example "a block".
     advice : str
-        How to make the units smaller, for the error message.
+        Advice in the error message on how to make the units smaller.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def make_encryption(
 
 
 def check_map_encryption_key(blocks: TaskBlocks, key: str | bytes) -> None:
-    """Raise CodeError if the blocks of a map are already in storage, but not encrypted with this key."""
+    """Raise CodeError if a map's blocks are already stored, but not encrypted with this key."""
     if blocks.location is not None and key != blocks.encryption_key:
         storage_state = (
             "encrypted: leave key out"
@@ -107,9 +107,9 @@ def encrypt_job(job_spec: JobSpec, key: str | bytes) -> JobSpec:
 
 
 def check_key_is_portable(job_spec: JobSpec, executor_name: str) -> None:
-    """Raise ExecutorError if the key itself would have to be stored or sent over a network.
+    """Raise ExecutorError if the key would have to be stored or sent over a network.
 
-    This is the case if the key was passed as bytes, and not by the name of a variable or file.
+    This is the case if the key was passed as bytes and not as the name of a variable or file.
     """
     if job_spec.encryption is not None and isinstance(job_spec.encryption.key, bytes):
         raise ExecutorError(
@@ -120,7 +120,7 @@ def check_key_is_portable(job_spec: JobSpec, executor_name: str) -> None:
 
 
 def check_not_encrypted(data: Any, argument_name: str, advice: str = "") -> None:
-    """Raise CodeError if an encrypted array is passed where its values would be stored unencrypted."""
+    """Raise CodeError if `data` is an encrypted array, because its values would be stored unencrypted."""
     if hasattr(data, "coded_blocks") and data.coded_blocks().encryption_key is not None:
         advice = advice or f"pass {argument_name}[:] if it may, coded_map and CodedOperator keep it so"
         raise CodeError(

@@ -2,7 +2,7 @@
 
 An engine runs function calls on the cluster, holds data there, and hosts persistent workers. `dask.py` and
 `ray.py` implement it. `futures.py` runs each task of a map as a call on an engine, and `remote_workers.py`
-starts pools of persistent workers on it.
+uses an engine to start pools of persistent workers.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from polarmap.worker.locations import ClusterLocation
 
 
 class Engine(WorkerProvider, ABC):
-    """A connection to the Dask or Ray cluster of a user (the abstract base class of both).
+    """The base class of connections to a user's Dask or Ray cluster.
 
     An engine runs function calls on the cluster, holds data there and starts persistent workers. Each
-    session, each data set and each worker pool has a separate `Engine`, but all of them use the connection of
-    the user.
+    session, data set and worker pool has its own `Engine`, but all of them share the user's connection.
 
     Parameters
     ----------
     engine_spec : object
-        The argument `executor=` of the user. Raises ExecutorError if it is not connected to a cluster.
+        The user's `executor=` argument. Raises ExecutorError if it is not connected to a cluster.
 
     Attributes
     ----------
     name : str
         The name of the cluster software in reports.
     location : ClusterLocation
-        Where persistent workers read blocks that are on the cluster.
+        The location from which persistent workers read blocks that are on the cluster.
     """
 
     imports_polarmap = True
@@ -67,19 +66,19 @@ class Engine(WorkerProvider, ABC):
 
     @abstractmethod
     def get_unavailable_reason(self) -> str:
-        """Return why the cluster accepts no more calls, or an empty string if it accepts them."""
+        """Return the reason why the cluster accepts no calls, or an empty string if it accepts them."""
 
     @abstractmethod
     def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
-        """Submit a call whose result completes `future`. Return a function that cancels the call."""
+        """Submit a call that completes `future` with its result. Return a function that cancels the call."""
 
     # -- data ----------------------------------------------------------------------------------
 
     @abstractmethod
     def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
-        """Call `function(*arguments)` on the cluster and return a reference to each of its results.
+        """Call `function(*arguments)` on the cluster, and return references to its results.
 
         References among the arguments are replaced by their values. With `n_outputs` above 1, the function
         must return a sequence of `n_outputs` results.
@@ -93,28 +92,28 @@ class Engine(WorkerProvider, ABC):
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
         """Partition data that is on this cluster into blocks. Return None for any other data.
 
-        `n_blocks` is the number of blocks. None means about as many blocks as the data has chunks.
+        If `n_blocks` is None, the number of blocks is about the number of chunks.
         """
 
     @abstractmethod
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
         """Return a name for each reference.
 
-        Persistent workers look up the value of a reference by its name.
+        Persistent workers use the names to look up the values of the references.
         """
 
     # -- persistent workers --------------------------------------------------------------------
 
     @abstractmethod
     def discover_machines(self) -> None:
-        """Ask the cluster for its machines and cores. Called before the first workers are started.
+        """Query the cluster for its machines and cores. Called before the first workers are started.
 
-        Raises ExecutorError if the cluster does not answer.
+        Raises ExecutorError if the cluster does not respond.
         """
 
 
 class PartitionedData(NamedTuple):
-    """Data that is on a cluster in chunks, partitioned into blocks.
+    """Chunked data on a cluster, partitioned into blocks.
 
     Attributes
     ----------
@@ -123,7 +122,7 @@ class PartitionedData(NamedTuple):
     chunk_references : sequence of sequence
         For each block, references to the chunks that contain its rows.
     n_rows : int or None
-        The number of rows of all blocks together; None if each block was passed separately.
+        The total number of rows; None if each block was passed separately.
     """
 
     engine: Engine
@@ -141,7 +140,7 @@ def complete_future(future: Future[Any], result: Any = None, error: BaseExceptio
 
 
 def compute_rows_per_block(n_rows: int, n_blocks: int | None, n_chunks: int) -> int:
-    """Return the number of rows of each block of a matrix that is on a cluster in chunks.
+    """Return the number of rows per block for a matrix that is stored in chunks on a cluster.
 
     If `n_blocks` is None, there are about as many blocks as chunks. Raises CodeError if there are no rows, or
     too few for `n_blocks` blocks.

@@ -1,6 +1,6 @@
-"""Recognize the kind of an argument `executor=` by its type and attributes.
+"""Recognize the kind of executor that an `executor=` argument stands for, by its type and attributes.
 
-Dask, Ray and Lithops are not imported for this.
+This does not import Dask, Ray or Lithops.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from polarmap.errors import ExecutorError
 
 
 def is_localhost_spec(executor_spec: Any) -> bool:
-    """Return True if the argument is "localhost", which means Lithops with processes on this machine."""
+    """Return True if the argument is "localhost": Lithops with processes on this machine."""
     return isinstance(executor_spec, str) and executor_spec == "localhost"
 
 
 def is_config_path(executor_spec: Any) -> bool:
-    """Return True if the argument is a string or path that can only name a Lithops configuration file."""
+    """Return True if the argument is a string or path that can only be a Lithops configuration file."""
     is_text = isinstance(executor_spec, (str, bytes, os.PathLike))
     return is_text and not (is_localhost_spec(executor_spec) or is_ray_spec(executor_spec))
 
@@ -63,7 +63,7 @@ def is_lithops_spec(executor_spec: Any) -> bool:
 
 
 def check_config_path(config_path: str | bytes | os.PathLike[Any]) -> None:
-    """Raise ExecutorError unless a path ends like a YAML file or is an existing file.
+    """Raise ExecutorError unless a path exists or has the extension of a YAML file.
 
     The error message says what the user may have meant.
     """

@@ -1,4 +1,4 @@
-"""Fault injection: an executor that makes tasks of another executor sleep, fail or die."""
+"""Fault injection: an executor that makes another executor's tasks sleep, fail or die."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from polarmap.worker.task_records import FAULT_KINDS, Fault
 
 @dataclass(frozen=True)
 class FaultyExecutor:
-    """An executor that makes chosen tasks sleep, fail or die, for tests, demonstrations and benchmarks.
+    """An executor that makes selected tasks sleep, fail or die, for tests, demonstrations and benchmarks.
 
     In all other respects it behaves like the executor that it wraps.
 
     Parameters
     ----------
     executor : optional
-        The executor that runs the tasks: any argument `executor=` of `coded_map`.
+        The executor that runs the tasks: anything that `coded_map` accepts as `executor=`.
     faults : mapping of int to Fault
         The faults, by the index of the task, from 0. A task is a coded block, an item or block of
         `hedged_map`, or a call of a `polarmap.Executor`. If several items are sent to a worker as a batch,
-        "sleep", "exit" and "kill" affect the whole batch. An item with "raise" or "garbage" is put into a
-        separate batch.
+        "sleep", "exit" and "kill" affect the whole batch, whereas an item with "raise" or "garbage" gets a
+        batch of its own.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class FaultyExecutor:
 class FaultInjectingExecutor(DelegatingExecutor):
     """An executor that runs tasks on another executor, and makes some of them sleep, fail or die.
 
-    Faults that a job brings along take precedence over the faults given here.
+    Faults specified by a job take precedence over the faults given here.
 
     Parameters
     ----------
@@ -68,11 +68,11 @@ class FaultInjectingExecutor(DelegatingExecutor):
         self.faults = {**executor.faults, **faults}
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session of the wrapped executor, with the faults added to the job."""
+        """Add the faults to a job and open a session of the wrapped executor for it."""
         return self._executor.open(replace(job_spec, faults={**self.faults, **job_spec.faults}))
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the executor that the wrapped one chooses for a map of `data`, with the same faults."""
+        """Return the executor that the wrapped executor chooses for `data`, with the same faults."""
         return FaultInjectingExecutor(self._executor.choose_for(data), self._own_faults)
 
     def with_persistent_workers(
@@ -84,7 +84,7 @@ class FaultInjectingExecutor(DelegatingExecutor):
 
 
 def _check_fault(fault: Fault) -> None:
-    """Raise CodeError if a field of a fault is invalid."""
+    """Raise CodeError if any field of a fault is invalid."""
     if not is_choice(fault.kind, FAULT_KINDS):
         raise CodeError(
             f"the kind of a Fault must be one of {', '.join(FAULT_KINDS)}, not {fault.kind!r:.100}"

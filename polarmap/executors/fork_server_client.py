@@ -1,8 +1,7 @@
 """The driver's side of the fork server, the process that forks the local workers.
 
-A `ForkServerClient` starts the server, sends it requests to fork or kill workers, and reads its reports of
-workers that have exited. Each worker talks to the driver over a socket pair that is sent along with the
-request.
+A `ForkServerClient` starts the server, asks it to fork or kill workers, and reads its reports on workers that
+have exited. Each worker talks to the driver over a socket that is sent along with the request.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 from polarmap.worker.socket_channel import configure_tcp
 
-# A pickled function larger than this (in bytes) is sent as a file, so that all messages to an idle worker fit
-# into the buffer of its socket.
+# Pickled functions larger than this many bytes are sent as files, so that all messages to an idle worker fit
+# into its socket buffer.
 MAX_INLINE_FUNCTION_BYTES = 1 << 18
-INTERPRETER_START_SECONDS = 60  # seconds that importing the modules may take on a busy machine
+INTERPRETER_START_SECONDS = 60  # time limit in seconds for importing the modules on a busy machine
 EXIT_REPORT_SECONDS = 0.1  # seconds to wait for the server to report how a worker exited
 RECEIVE_BYTES = 4096
 # Imports the modules that workers need from the same files as the driver. Runs with a global named `options`.
@@ -67,10 +66,10 @@ fork_server.main(options["descriptor"], options["folders"])
 
 
 def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
-    """Return the values that IMPORT_SCRIPT uses as `options`, to import the same modules as this process.
+    """Return the `options` with which IMPORT_SCRIPT imports the same modules as this process.
 
-    They are the module search path, the names of further modules to import, and the protocol version. The
-    version is checked because polarmap may have been upgraded on disk since this process imported it.
+    The options are the module search path, the names of further modules to import, and the protocol version,
+    which is checked because polarmap may have been upgraded on disk since this process imported it.
     """
     package_root = str(Path(__file__).resolve().parents[2])
     return {
@@ -82,18 +81,18 @@ def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
 
 
 class ForkServerClient:
-    """A connection to the fork server, a process that forks the workers. The constructor starts it.
+    """Starts and controls the fork server, a process that forks the workers.
 
-    The server runs in a separate process session, so that it does not receive a Ctrl-C from the terminal.
+    The server runs in its own process session, so that Ctrl-C in the terminal does not interrupt it.
 
     Parameters
     ----------
     n_threads : int
         The number of threads that NumPy may use in each worker.
     owned_folders : sequence of str
-        The temporary folders that the server removes when it exits.
+        Temporary folders that the server removes when it exits.
     module_names : sequence of str
-        The modules to import before workers are forked.
+        Modules to import before workers are forked.
     """
 
     def __init__(self, n_threads: int, owned_folders: Sequence[str], module_names: Sequence[str]) -> None:
@@ -105,7 +104,7 @@ class ForkServerClient:
         self._lock = threading.Lock()
         self._received = b""  # bytes received from the server that are not decoded yet
         self._is_ready = False
-        # How each worker exited, by id, unless the driver killed it.
+        # Worker id -> how the worker exited. Workers that the driver killed are left out.
         self._exit_descriptions: dict[int, str] = {}
         options = {
             "seconds": INTERPRETER_START_SECONDS,
@@ -144,24 +143,24 @@ class ForkServerClient:
             )
 
     def is_alive(self) -> bool:
-        """Return True if the fork server was running at the last call of `check_started`."""
+        """Return True if the fork server was running when `check_started` was last called."""
         return self._process.returncode is None
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
         """Start worker `worker_id`, which talks to this process over `worker_socket`.
 
-        This process closes its copy of the socket.
+        The socket is then closed in this process.
         """
         with worker_socket:
             self._send_request(ForkServerRequest(ForkServerCommand.FORK, worker_id), worker_socket)
 
     def kill_worker(self, worker_id: int) -> None:
-        """Kill a worker and the processes that it has started."""
+        """Kill a worker and its child processes."""
         self._exit_descriptions.pop(worker_id, None)
         self._send_request(ForkServerRequest(ForkServerCommand.KILL, worker_id))
 
     def get_exit_reason(self, worker_id: int) -> str | None:
-        """Return how a worker has exited, or None if the server does not report it in EXIT_REPORT_SECONDS."""
+        """Return how a worker exited, or None if the server does not report it within EXIT_REPORT_SECONDS."""
         deadline = time.monotonic() + EXIT_REPORT_SECONDS
         while (
             self._read_events()
@@ -175,7 +174,7 @@ class ForkServerClient:
     def close(self) -> None:
         """Stop the fork server and all workers."""
         with contextlib.suppress(OSError):
-            # Closing the socket is not enough, because a forked child of this process may have it open, too.
+            # Closing the socket is not enough, because a forked child of this process may also hold it open.
             self._control_socket.shutdown(socket.SHUT_RDWR)
         self.after_fork()
         try:
@@ -189,7 +188,7 @@ class ForkServerClient:
         self._control_socket.close()
 
     def _read_events(self) -> bool:
-        """Read the reports of the server about workers that exited. Return False if the server has exited."""
+        """Read the server's reports on exited workers. Return False if the server itself has exited."""
         with self._lock:
             try:
                 data = self._control_socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
@@ -208,7 +207,7 @@ class ForkServerClient:
             return bool(data)
 
     def _send_request(self, request: ForkServerRequest, worker_socket: socket.socket | None = None) -> None:
-        """Send a request to the server. Do nothing if it has exited, because its workers exit with it."""
+        """Send a request to the server. Do nothing if it has exited, because its workers exit too."""
         data = request.encode()
         with self._lock, contextlib.suppress(OSError):
             if worker_socket is None:
@@ -221,8 +220,8 @@ class ForkServerClient:
 def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets, one for the driver and one for a new worker.
 
-    The send buffer is large enough for all messages of one task, so that a worker that does not read never
-    blocks the driver. Linux grants at least twice 208 KiB.
+    The send buffer has room for all messages of one task, so that a worker that does not read never blocks
+    the driver. Linux grants at least 2 * 208 KiB.
     """
     driver_socket, worker_socket = socket.socketpair()
     driver_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_INLINE_FUNCTION_BYTES)
@@ -233,7 +232,7 @@ def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def check_same_version(exit_code: int | None) -> None:
-    """Raise ExecutorError if a worker has exited because it imported another version of polarmap."""
+    """Raise ExecutorError if a worker exited because it imported another version of polarmap."""
     if exit_code == MISMATCH_EXIT_CODE:
         raise ExecutorError(
             "the worker processes of this machine have another version of polarmap: it was replaced after "
@@ -242,7 +241,7 @@ def check_same_version(exit_code: int | None) -> None:
 
 
 def describe_exit(exit_code: int) -> str:
-    """Describe how a process exited. A negative exit code is minus the number of a signal.
+    """Describe how a process exited. A negative exit code is a negated signal number.
 
     >>> describe_exit(-9), describe_exit(3)
     ('was killed by SIGKILL (9)', 'ended with code 3')
@@ -254,7 +253,7 @@ def describe_exit(exit_code: int) -> str:
 
 
 def ensure_standard_streams() -> None:
-    """Open descriptors 0, 1 and 2 on the null device if they are closed.
+    """Open file descriptors 0, 1 and 2 on the null device if they are closed.
 
     Otherwise a new socket could get one of these descriptors. Libraries write warnings to descriptor 2, and a
     child process inherits all three.
@@ -265,7 +264,7 @@ def ensure_standard_streams() -> None:
 
 
 def choose_child_stream(descriptor: int) -> int | None:
-    """Return what to pass to `subprocess.Popen` for a standard stream: None to inherit it, or DEVNULL.
+    """Return the `subprocess.Popen` argument for a standard stream: None to inherit it, or DEVNULL.
 
     If the descriptor was closed when this process started, a library (such as libffi) may have opened a
     private file there. Such a file is not inheritable, and the child gets the null device.

@@ -1,6 +1,6 @@
-"""Sessions that submit each task as a future, to a `concurrent.futures.Executor` or a Dask or Ray cluster.
+"""Sessions that run each task as a future on a `concurrent.futures.Executor` or a Dask or Ray cluster.
 
-`FuturesExecutor` wraps a pool of the user, `EngineExecutor` a cluster. Both open a `FuturesSession`.
+`FuturesExecutor` wraps a user's pool, and `EngineExecutor` wraps a cluster. Both open a `FuturesSession`.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ FinishedAttempt = tuple[AttemptId, Future[Any]]
 
 
 class FuturesExecutor(ResolvedExecutor):
-    """An executor that runs tasks on a pool of the user, which stays usable afterwards.
+    """An executor that runs tasks on a user's pool, which remains usable afterwards.
 
-    A thread pool receives f and the blocks directly. Any other pool receives them pickled. When a map ends,
-    tasks that are still running are abandoned. Threads are notified, and processes notice that a folder was
-    removed. A process on another machine cannot see this folder, so it finishes its task, and the result is
-    ignored. A task that the pool drops counts as lost.
+    A thread pool receives f and the blocks directly, any other pool receives them pickled. When a map ends,
+    tasks that are still running are abandoned: threads are notified, and processes notice that a folder has
+    been removed. A process on another machine cannot see this folder, so it finishes its task and the result
+    is ignored. A task that the pool drops counts as lost.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class FuturesExecutor(ResolvedExecutor):
 
     @property
     def n_threads_per_task(self) -> int:
-        """The number of threads that each task may use for linear algebra, so that all tasks share the cores.
+        """The number of linear algebra threads per task, chosen so that all tasks share the cores.
 
         >>> with ThreadPoolExecutor(1000) as pool:
         ...     FuturesExecutor(pool).n_threads_per_task
@@ -101,20 +101,20 @@ class FuturesExecutor(ResolvedExecutor):
     def open(self, job_spec: JobSpec) -> FuturesSession:
         """Open a session that runs the tasks of one job on the pool.
 
-        Raises CodeError if f cannot be pickled and the pool has processes.
+        Raises CodeError if the pool uses processes and f cannot be pickled.
         """
         return FuturesSession(self, self._pool, job_spec, self.n_threads_per_task)
 
 
 class EngineExecutor(WorkerHost):
-    """An executor that runs tasks on the Dask or Ray cluster of the user.
+    """An executor that runs tasks on a user's Dask or Ray cluster.
 
     Parameters
     ----------
     engine_class : subclass of Engine
         The class that connects to Dask or to Ray.
     engine_spec : object
-        The argument `executor=` of the user, with which the class is called.
+        The user's `executor=` argument, which is passed to the class.
     """
 
     name = ""
@@ -136,7 +136,7 @@ class EngineExecutor(WorkerHost):
         return self._make_engine().partition_data(data, n_blocks)
 
     def make_worker_provider(self) -> WorkerProvider:
-        """Return an object that can start persistent workers on the machines of the cluster.
+        """Return a provider that starts persistent workers on the cluster's machines.
 
         Raises ExecutorError if the cluster is not connected.
         """
@@ -146,7 +146,7 @@ class EngineExecutor(WorkerHost):
 
 
 class FuturesSession:
-    """A session that submits each task of a job to a pool or cluster, and gets a future for it.
+    """A session that submits each task of a job to a pool or cluster as a future.
 
     Parameters
     ----------
@@ -157,9 +157,9 @@ class FuturesSession:
     job_spec : JobSpec
         The job to run.
     n_threads_per_task : int
-        The number of linear algebra threads of each task.
+        The number of linear algebra threads per task.
     engine : Engine or None
-        The connection to the cluster that is used as the pool; None for all other pools.
+        The connection to the cluster that serves as the pool; None for all other pools.
     """
 
     now = staticmethod(time.monotonic)
@@ -175,16 +175,16 @@ class FuturesSession:
         Reach().check_output(job_spec)
         self._executor_name, self._job_spec = executor.name, job_spec
         self._pool, self._engine, self._n_threads_per_task = pool, engine, n_threads_per_task
-        # The queue contains None when `wake` was called.
+        # `wake` puts None into the queue.
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
-        # Tasks that may not have started yet.
+        # Attempts that may not have started yet.
         self._not_started: dict[AttemptId, Future[Any]] = {}
-        # Whether any worker has recorded the start of a task.
+        # True once any worker has recorded the start of a task.
         self._has_seen_start_mark = False
-        # The tasks in `_not_started` that are assumed to be running, though the pool does not report it.
+        # The tasks in `_not_started` that are assumed to be running although the pool has not reported it.
         self._assumed_started: set[AttemptId] = set()
-        # Whether the pool has accepted a task.
+        # True once the pool has accepted a task.
         self._has_accepted = False
         # Remote pools do not report when a worker gets a task. Assume that they have enough workers.
         self._reports_running = executor.is_local
@@ -205,7 +205,7 @@ class FuturesSession:
         self._thread_tokens: dict[AttemptId, ThreadCancelToken] = {}
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Submit attempts (runs of a task) to the pool."""
+        """Submit task attempts to the pool."""
         for attempt in attempts:
             future = self._submit_attempt(*attempt)
             self._pending_futures[attempt] = self._not_started[attempt] = future
@@ -229,8 +229,8 @@ class FuturesSession:
     ) -> list[FinishedAttempt]:
         """Return those finished tasks whose results arrived before the connection to the cluster was lost.
 
-        All other tasks are put back into the queue and reported later. Raises ExecutorError if there are no
-        results.
+        The other tasks are put back into the queue and reported later. Raises ExecutorError if no result has
+        arrived.
         """
         results = [item for item in finished if not (item[1].cancelled() or item[1].exception())]
         if not results:
@@ -241,9 +241,9 @@ class FuturesSession:
         return results
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Cancel attempts (runs of a task). An attempt that is already running is asked to stop, if possible.
+        """Cancel task attempts. An attempt that is already running is asked to stop, if possible.
 
-        Threads of this process can be asked, and processes that can see the temporary folder of the session.
+        This works for threads of this process, and for processes that can see the session's temporary folder.
         """
         for attempt in attempts:
             if attempt in self._pending_futures and not self._pending_futures[attempt].cancel():
@@ -254,10 +254,10 @@ class FuturesSession:
         self._finished_queue.put(None)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel the tasks that have not started. Return the tasks that have started since the last `wait`.
+        """Cancel the tasks that have not started. Return events for those that started since the last `wait`.
 
-        A worker creates a file when it starts a task. If no such file exists, the workers must be on other
-        machines, which cannot see the folder. Then all tasks count as started.
+        A worker creates a file when it starts a task. If there are no such files at all, the workers must be
+        on other machines, which cannot see the folder. All tasks then count as started.
         """
         started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():
@@ -272,8 +272,8 @@ class FuturesSession:
     def close(self) -> None:
         """Cancel queued tasks and abandon running ones.
 
-        Running tasks get up to GRACE_SECONDS to end, so that threads can restore the thread limits of this
-        process.
+        Running tasks get up to GRACE_SECONDS to finish, so that threads can restore this process's thread
+        limits.
         """
         for token in self._thread_tokens.values():
             token.cancel()
@@ -283,9 +283,9 @@ class FuturesSession:
         self._pending_futures.clear()
 
     def _submit_attempt(self, task: int, attempt: int) -> Future[Any]:
-        """Submit an attempt (one run of a task) to the pool and return its future.
+        """Submit a task attempt to the pool and return its future.
 
-        Raises ExecutorError if the pool rejects the first attempt. A later error is stored in the future.
+        Raises ExecutorError if the pool rejects the very first attempt. Later errors are set on the future.
         """
         try:
             block_argument = self._make_block_argument(task, attempt)
@@ -297,7 +297,7 @@ class FuturesSession:
             )
             self._has_accepted = True
         except Exception as error:
-            # The pool may be shut down or broken, or the block cannot be built.
+            # The pool may be shut down or broken, or building the block may have failed.
             if not (self._has_accepted or isinstance(error, (DamagedError, CancelledError))):
                 raise ExecutorError(
                     f"{self._executor_name} accepts no tasks: {format_pool_error(error)}"
@@ -307,7 +307,7 @@ class FuturesSession:
         return future
 
     def _get_cancel_token(self, task: int, attempt: int) -> ThreadCancelToken | FolderCancelToken:
-        """Return the token through which the driver asks a running task to stop."""
+        """Return the token with which the driver asks a running task to stop."""
         if self._folder_token is not None:
             return self._folder_token._replace(attempt_name=f"{task}-{attempt}")
         return self._thread_tokens.setdefault((task, attempt), ThreadCancelToken())
@@ -315,9 +315,9 @@ class FuturesSession:
     def _collect_started_attempts(self, check_all: bool = False) -> list[AttemptStarted]:
         """Return an event for each task that has started since the last call.
 
-        On a remote cluster, a task first gets an unconfirmed event, because the driver cannot see whether a
-        worker has started it. A local pool starts tasks in order, so the check stops at the first task that
-        has not started, unless `check_all` is true.
+        On a remote cluster, a task's first event is unconfirmed, because the driver cannot see whether a
+        worker has started the task. A local pool starts tasks in order, so the check stops at the first task
+        that has not started, unless `check_all` is true.
         """
         start_events, started_ids = list[AttemptStarted](), list[AttemptId]()
         for attempt, future in self._not_started.items():
@@ -336,7 +336,7 @@ class FuturesSession:
         return start_events
 
     def _wait_for_finished_attempts(self, timeout: float) -> list[FinishedAttempt]:
-        """Return all tasks that have finished. Wait up to `timeout` seconds for the first of them."""
+        """Return all finished tasks, waiting up to `timeout` seconds for the first."""
         finished = list[FinishedAttempt | None]()
         with contextlib.suppress(queue.Empty):
             finished.append(self._finished_queue.get(timeout=None if timeout == inf else max(0.0, timeout)))
@@ -345,10 +345,10 @@ class FuturesSession:
         return [finished_attempt for finished_attempt in finished if finished_attempt is not None]
 
     def _make_task_function(self) -> Function | bytes:
-        """Return f in the form in which it is submitted to the pool: unchanged for threads, or pickled.
+        """Return f as it is submitted to the pool: unchanged for threads, and pickled otherwise.
 
-        On threads with blocks in memory, f gets read-only blocks. Otherwise f is wrapped, so that it gets a
-        copy of its block if it writes to it.
+        On threads, f gets read-only views of blocks in memory. Otherwise f is wrapped to copy its block on
+        write.
         """
         if self._shares_memory and not self._blocks_are_files:
             return self._job_spec.f
@@ -358,8 +358,8 @@ class FuturesSession:
     def _make_block_argument(self, task: int, attempt: int) -> Any:
         """Return the block of a task, or a callable or reference that provides the block to the worker.
 
-        If the blocks are files, the first run of a task shares the cached, read-only block. A retry gets a
-        private copy, because compiled code may write to a block without a check by NumPy, and crash.
+        If the blocks are files, the first attempt shares the cached, read-only block. A retry gets a private
+        copy, because compiled code may bypass NumPy's check, write to the read-only block and crash.
         """
         blocks = self._job_spec.blocks
         if (reference := blocks.cluster_reference(task)) is not None:
@@ -390,10 +390,10 @@ class FuturesSession:
                 *attempt, f"its folder {self._folder_token and self._folder_token.folder} was removed"
             )
         outcome = self._job_spec.decode_reply(*attempt, reply.header, reply.data)
-        # A pool of the user counts as local, so its outcomes have no host name.
+        # A user's pool counts as local, so its outcomes have no host name.
         return outcome if self._engine is not None else outcome._replace(host="")
 
 
 def format_pool_error(error: BaseException) -> str:
-    """Return the message of an error of a pool. For a broken process pool, explain the likely cause."""
+    """Format an error of a pool. For a broken process pool, explain the likely cause."""
     return BROKEN_POOL_ADVICE if type(error) is BrokenProcessPool else str(error)

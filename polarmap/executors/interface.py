@@ -1,4 +1,4 @@
-"""The interface between a map and the executor that runs its tasks.
+"""The interface between maps and the executors that run their tasks.
 
 The driver describes a job in a `JobSpec` and opens a session on an executor. The scheduler submits attempts
 to the session and polls it for events until enough results have arrived:
@@ -53,7 +53,7 @@ Function = Callable[[Any], Any]
 
 
 class FailureKind(StrEnum):
-    """The reason why an attempt (one run of a task) has no usable result."""
+    """The reason why a task attempt has no usable result."""
 
     RAISED = "raised"  # f raised an exception
     LOST = "lost"  # the worker was killed, exited, or never replied
@@ -63,7 +63,7 @@ class FailureKind(StrEnum):
 
 
 class Failure(NamedTuple):
-    """The reason why an attempt (one run of a task) failed, with the error that caused it."""
+    """The reason why a task attempt failed, with the error that caused it."""
 
     kind: FailureKind
     error_type: str
@@ -75,19 +75,19 @@ class Failure(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """A value that f returned, flattened: its arrays, and the nested structure from which to rebuild it."""
+    """A flattened return value of f: its arrays, and the nested structure from which to rebuild it."""
 
     leaves: list[Array]
     structure: Structure
 
 
 class Outcome(NamedTuple):
-    """An event: an attempt (one run of a task) has ended with a result or a failure.
+    """An event: a task attempt has ended with a result or a failure.
 
     Attributes
     ----------
     task, attempt : int
-        The index of the task, and how often it had been started before.
+        The index of the task, and the number of earlier attempts.
     leaves : list of ndarray
         The arrays of the result; empty after a failure.
     structure : Structure
@@ -99,8 +99,8 @@ class Outcome(NamedTuple):
     result_ref : ResultRef or None
         The location of the result in storage, if the leaves are only a sample of it.
     unpadded_result : TaskResult or None
-        If the block was padded with rows of zeros: the result of f for its rows of data alone. `structure`
-        is empty if f raised an exception for the padded block.
+        If the block was padded with rows of zeros, the result of f for the unpadded rows. `structure` is
+        empty if f raised an exception for the padded block.
     host : str
         The name of the worker's machine; empty if it is unknown or the driver's machine.
     """
@@ -117,32 +117,32 @@ class Outcome(NamedTuple):
 
     @property
     def leaf_shapes(self) -> list[Shape]:
-        """The shapes of the arrays of the result."""
+        """The shapes of the result's arrays."""
         return [leaf.shape for leaf in self.leaves]
 
     @property
     def leaf_dtypes(self) -> list[np.dtype[Any]]:
-        """The dtypes of the arrays of the result."""
+        """The dtypes of the result's arrays."""
         return [leaf.dtype for leaf in self.leaves]
 
     @property
     def result_description(self) -> str:
-        """The dtypes and shapes of the arrays that f returned, for messages, as "float64[3, 2]"."""
+        """The dtypes and shapes of the result's arrays, for messages, as in "float64[3, 2]"."""
         return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
 
 
 class AttemptStarted(NamedTuple):
-    """An event: an attempt (one run of a task) has started.
+    """An event: a task attempt has started.
 
     Attributes
     ----------
     task, attempt : int
-        The index of the task, and how often it had been started before.
+        The index of the task, and the number of earlier attempts.
     started_at : float
-        The start time in seconds, on the clock of the session.
+        The start time in seconds, on the session's clock.
     is_confirmed : bool
-        True if a worker has reported the start. False if the attempt was only handed to a worker: it may
-        become late, and still counts as queued. A confirmed event may follow.
+        True if a worker has reported the start. False if the attempt was only handed to a worker: it can
+        become late but still counts as queued. A confirmed event may follow.
     host : str
         The name of the worker's machine; empty if it is unknown or the driver's machine.
     """
@@ -155,7 +155,7 @@ class AttemptStarted(NamedTuple):
 
 
 class NoWorkers(NamedTuple):
-    """An event: tasks are waiting, but no worker has connected yet. Repeated until a worker connects.
+    """An event: tasks are waiting, but no worker has connected yet. It is repeated until one connects.
 
     Attributes
     ----------
@@ -167,11 +167,11 @@ class NoWorkers(NamedTuple):
 
 
 Event = AttemptStarted | Outcome | NoWorkers
-AttemptId = tuple[int, int]  # the index of a task, and how often it was started before
+AttemptId = tuple[int, int]  # the index of a task, and the number of earlier attempts
 
 
 class TaskBlocks:
-    """The blocks on which the tasks of a job evaluate f, one for each task. They are computed on request.
+    """The blocks on which a job's tasks evaluate f, one for each task. They are computed on request.
 
     A block consists of one or more components (one by default). A component that several blocks share is
     stored only once. Subclasses define `block_leaves` or `component_leaves`.
@@ -181,9 +181,9 @@ class TaskBlocks:
     n : int
         The number of tasks.
     structure : Structure
-        The nested structure of the argument of f, from which a block is rebuilt.
+        The nested structure of f's argument, with which a block is rebuilt from its arrays.
     location : Location or None
-        Where workers read the blocks; None if the blocks exist only in the memory of this process.
+        Where workers read the blocks; None if the blocks exist only in this process's memory.
     """
 
     n: int
@@ -192,58 +192,59 @@ class TaskBlocks:
 
     @property
     def encryption_key(self) -> str | bytes | None:
-        """The key with which the stored blocks are encrypted, or None without encryption or storage."""
+        """The key that encrypts the stored blocks, or None if they are not encrypted or not stored."""
         location = self.location
         return None if location is None or location.encryption is None else location.encryption[0]
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Return the arrays that make up the block of a task, in order."""
+        """Return the arrays of a task's block, in order."""
         components = self.block_components(task)
         return [leaf for component in components for leaf in self.component_leaves(component)]
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each array in the block of a task."""
+        """Return the dtype and shape of each array of a task's block."""
         return get_layout(self.block_leaves(task))
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the stored byte ranges that contain the block of a task.
+        """Return the stored byte ranges that contain a task's block.
 
-        Their bytes, joined, are the arrays of the block. Raises LookupError if the blocks are not stored.
+        Concatenated, the byte ranges are the arrays of the block. Raises LookupError if the blocks are not
+        stored.
         """
         raise LookupError(task)
 
     def cluster_reference(self, task: int) -> Any:
-        """Return the Dask or Ray reference to the block of a task, or None if it is not on the cluster."""
+        """Return the Dask or Ray reference to a task's block, or None if it is not on the cluster."""
         return None
 
     def block_components(self, task: int) -> Sequence[int]:
-        """Return the indices of the components that make up the block of a task."""
+        """Return the indices of the components that make up a task's block."""
         return (task,)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the arrays of a component (a part of a block that other blocks may share)."""
+        """Return the arrays of a component, a part that several blocks may share."""
         return self.block_leaves(component)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
-        """Return the fault that a test injects into an attempt (one run of a task), or None.
+        """Return the fault that a test injects into a task attempt, or None.
 
-        `faults` maps tasks to faults. `attempt` says how often the task was started before. A fault affects
-        only the first few attempts.
+        `faults` maps tasks to faults, and `attempt` is the number of earlier attempts. A fault affects only
+        the first few attempts.
         """
         fault = faults.get(task)
         return fault if fault is not None and attempt < fault.attempts else None
 
     def on_damage_found(self) -> None:
-        """React to a worker's report that a stored block is damaged. The default is to do nothing.
+        """React to a worker's report that a stored block is damaged. Does nothing by default.
 
-        Subclasses look up the block again, as its known location may be out of date.
+        Subclasses look up the block again, because its known location may be out of date.
         """
 
     def prepare_encoding(self) -> None:
-        """Do the slow part of the encoding in advance. Called while the workers are starting."""
+        """Do the slow part of the encoding ahead of time. Called while workers are starting."""
 
     def release_memory(self) -> None:
-        """Free memory. Called once every block has been sent to a worker or stored."""
+        """Free memory that is no longer needed once every block has been stored or sent to a worker."""
 
 
 @dataclass(frozen=True)
@@ -259,15 +260,15 @@ class JobSpec:
     faults : mapping of int to Fault
         The faults that a test injects, by task.
     output_spec : OutputSpec or None
-        Where workers store their results, of which only a sample is returned. None: results are returned
-        whole.
+        Where workers store their results, of which only samples are returned to the driver. None: results are
+        returned in full.
     low_priority_tasks : collection of int
-        Tasks that leave the cores of their machine to other tasks.
+        Tasks that run at low CPU priority, so that other tasks get the cores first.
     encryption : Encryption or None
-        How to encrypt replies, and blocks that are stored for the workers. None: no encryption.
+        How to encrypt replies, and blocks that are stored for workers. None: no encryption.
     padded_block : tuple of int or None
-        The task whose block is padded with rows of zeros, and its number of rows of data. Its worker also
-        evaluates f on the rows of data alone. None: no task does that.
+        The task whose block is padded with rows of zeros, and its number of unpadded rows. Its worker also
+        evaluates f on the unpadded rows. None: no block is padded.
     """
 
     f: Function
@@ -279,30 +280,30 @@ class JobSpec:
     padded_block: tuple[int, int] | None = None
 
     def get_n_unpadded_rows(self, task: int) -> int | None:
-        """Return how many rows of a block are data, or None if the block of this task has no padding.
+        """Return the number of unpadded rows of a task's block, or None if the block has no padding.
 
-        Rows of zeros may be added to a block to make all blocks equal in size. A worker also evaluates f on
-        the rows of data alone.
+        Rows of zeros may be added to a block to make all blocks equal in size. The worker then also evaluates
+        f on the unpadded rows.
         """
         if self.padded_block is None or self.padded_block[0] != task:
             return None
         return self.padded_block[1]
 
     def find_injected_fault(self, task: int, attempt: int) -> Fault | None:
-        """Return the fault that a test injects into an attempt (one run of a task), or None."""
+        """Return the fault that a test injects into a task attempt, or None."""
         return self.blocks.find_injected_fault(self.faults, task, attempt) if self.faults else None
 
     def make_task_request(self, task: int, attempt: int, block_ref: BlockRef | None = None) -> TaskRequest:
         """Return the message that asks a worker to run a task.
 
-        `attempt` says how often the task was run before. `block_ref` says where the worker reads the block.
-        It is None if the block is sent another way.
+        `attempt` is the number of earlier attempts. `block_ref` says where the worker reads the block; None
+        means that the block is sent another way.
         """
         fault, n_rows = self.find_injected_fault(task, attempt), self.get_n_unpadded_rows(task)
         return TaskRequest(task, attempt, block_ref, fault, self.output_spec, self.encryption, n_rows)
 
     def decode_reply(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
-        """Convert the reply of a worker to an `Outcome`.
+        """Convert a worker's reply to an `Outcome`.
 
         If the reply cannot be read, the worker counts as lost. If the job has an encryption key, only data
         encrypted with this key is unpickled.
@@ -310,11 +311,11 @@ class JobSpec:
         Parameters
         ----------
         task, attempt : int
-            The task that the worker has run, and how often it had been run before.
+            The task that the worker has run, and the number of earlier attempts.
         header : bytes or TaskReply
-            The reply without its arrays, pickled or not.
+            The reply without its arrays, possibly pickled.
         data : bytes-like
-            The bytes of the arrays; with encryption, the encrypted reply.
+            The bytes of the arrays, or the whole encrypted reply.
         """
         try:
             if self.encryption is not None:
@@ -327,7 +328,7 @@ class JobSpec:
                     self.blocks.on_damage_found()
                 return Outcome(task, attempt, [], (), failure, seconds, host=host)
             leaves, unpadded_result = unpack_leaves(layout, data), None
-            if structure[:1] == (BOTH_RESULTS,):  # the task also evaluated f on the rows without padding
+            if structure[:1] == (BOTH_RESULTS,):  # the task also evaluated f on the unpadded rows
                 _, n_leaves, structure, unpadded_structure = structure
                 leaves, unpadded_result = leaves[:n_leaves], TaskResult(leaves[n_leaves:], unpadded_structure)
             if result_ref is not None:
@@ -343,8 +344,7 @@ class JobSpec:
 class Session(Protocol):
     """The connection through which a map runs its tasks on an executor.
 
-    A map submits attempts (runs of a task), waits for events, and cancels the attempts that it no longer
-    needs.
+    A map submits task attempts, waits for events, and cancels the attempts that it no longer needs.
     """
 
     def now(self) -> float:
@@ -352,38 +352,37 @@ class Session(Protocol):
         ...
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Queue attempts (runs of a task), to be started in this order.
+        """Queue task attempts, to be started in this order.
 
-        The block of a task is built when its attempt starts. If building it raises CancelledError, the
-        attempt is not started and is reported as lost.
+        Each block is built when its attempt starts. If building it raises CancelledError, the attempt is not
+        started and is reported as lost.
         """
         ...
 
     def wait(self, timeout: float) -> list[Event]:
         """Block until a task ends, `timeout` seconds pass or `wake` is called. Return the new events.
 
-        Every submitted attempt (run of a task) leads to exactly one `Outcome`. If nothing is heard from its
-        worker any more, the outcome says that the worker is lost. An `AttemptStarted` event, if there is one,
-        comes earlier, but does not end the wait.
+        Every submitted attempt leads to exactly one `Outcome`. If its worker falls silent, the outcome says
+        that the worker was lost. There may be an `AttemptStarted` event first, which does not end the wait.
         """
         ...
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Cancel attempts (runs of a task) whose results are no longer needed.
+        """Cancel task attempts whose results are no longer needed.
 
-        An attempt that is stopped is reported as lost.
+        An attempt that is actually stopped is reported as lost.
         """
         ...
 
     def wake(self) -> None:
         """Make the current or the next call of `wait` return soon, even without an event.
 
-        Any thread may call `wake` at any time, also after `close`.
+        `wake` may be called from any thread at any time, even after `close`.
         """
         ...
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Cancel the tasks that have not started. Return the start events since the last `wait`.
+        """Cancel the tasks that have not started. Return the start events since the last call of `wait`.
 
         Called once at the end of a job, before `close`.
         """
@@ -397,7 +396,7 @@ class Session(Protocol):
         Returns
         -------
         PersistentUsage or None
-            The billed time of persistent workers, on the first call. None if tasks are billed one by one, or
+            On the first call, the billed time of persistent workers. None if tasks are billed individually or
             not at all.
         """
         ...
@@ -405,12 +404,12 @@ class Session(Protocol):
 
 @runtime_checkable
 class BlockSendingSession(Protocol):
-    """A session that has to send or store the blocks for its workers itself, which may take long.
+    """A session that sends or stores the blocks for its workers itself, which may take long.
 
     Attributes
     ----------
     deadline : float
-        When the job must end, on the clock of the session; set before the first task is submitted.
+        When the job must end, on the session's clock; set before the first task is submitted.
     """
 
     deadline: float
@@ -422,7 +421,7 @@ class BlockSendingSession(Protocol):
 
 @runtime_checkable
 class MapExecutor(Protocol):
-    """The protocol that an executor class of your own must follow to be accepted as `executor=`.
+    """The protocol that your own executor class must implement to be accepted as `executor=`.
 
     Any number of sessions may be open at a time. The executor may also have the attributes `is_local` (True
     if its tasks share the cores of this machine) and `workers_by_host` (the number of workers by host name).
@@ -442,14 +441,14 @@ class MapExecutor(Protocol):
     def worker_spec(self) -> WorkerSpec | None: ...
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session that runs the tasks of one job (one call of a map function). No task starts yet."""
+        """Open a session for a job, i.e. one call of a map function. No task starts yet."""
         ...
 
 
 def build_block(
     blocks: TaskBlocks, task: int, transform_leaf: Callable[[Array], Array] = lambda leaf: leaf
 ) -> Any:
-    """Build the block of a task, with which f is called.
+    """Build a task's block, the argument with which f is called.
 
     `transform_leaf` is applied to each array of the block.
     """
@@ -469,7 +468,7 @@ def read_only_view(array: Array) -> Array:
 
 
 class Reach(NamedTuple):
-    """A description of the storage that the workers of an executor can access.
+    """Describes which storage an executor's workers can access.
 
     Attributes
     ----------
@@ -486,14 +485,14 @@ class Reach(NamedTuple):
     can_ask_driver: bool = False
 
     def check_job(self, job_spec: JobSpec) -> None:
-        """Raise ExecutorError unless workers can read the blocks of a job and store its results."""
+        """Raise ExecutorError unless workers can read a job's blocks and store its results."""
         location = job_spec.blocks.location
         if location is not None and (obstacle := self._explain_obstacle(location)):
             raise ExecutorError(f"the array is stored in {obstacle}")
         self.check_output(job_spec)
 
     def check_output(self, job_spec: JobSpec) -> None:
-        """Raise ExecutorError unless workers can store the results of a job in its output location."""
+        """Raise ExecutorError unless workers can write to a job's output location."""
         location = None if job_spec.output_spec is None else job_spec.output_spec.location
         if location is not None and not location.is_writable:
             raise ExecutorError(
@@ -504,7 +503,7 @@ class Reach(NamedTuple):
             raise ExecutorError(f"the results cannot be stored in {obstacle}")
 
     def _explain_obstacle(self, location: Location) -> str:
-        """Return why workers cannot reach a location and what to do, or an empty string if they can."""
+        """Return why workers cannot access a location and what to do, or an empty string if they can."""
         if location.is_sent_by_driver and not self.can_ask_driver:
             return f"{location.root}, which workers cannot reach: leave executor out"
         if location.is_memory_mapped and self.backend:
@@ -524,7 +523,7 @@ class Reach(NamedTuple):
 
 
 def to_failure(error_info: ErrorInfo) -> Failure:
-    """Convert an error that a worker reported to a `Failure`, whose cause is the original exception."""
+    """Convert an error reported by a worker to a `Failure` whose cause is the original exception."""
     exception = error_info.exception
     if not isinstance(exception, BaseException):
         exception = _rebuild_exception(error_info)
@@ -540,13 +539,13 @@ def to_failure(error_info: ErrorInfo) -> Failure:
 def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
     """Return the exception that was raised in another process, with the remote traceback as its cause.
 
-    The traceback is attached as in `concurrent.futures`. An exception that cannot be unpickled becomes a
-    RuntimeError with the same message.
+    The traceback is attached in the same way as in `concurrent.futures`. An exception that cannot be
+    unpickled becomes a RuntimeError with the same message.
     """
     from concurrent.futures.process import _RemoteTraceback
 
     exception: BaseException = RuntimeError(f"{error_info.type}: {error_info.message}")
-    with contextlib.suppress(Exception):  # Unpickling runs code of the exception's class, which may fail.
+    with contextlib.suppress(Exception):  # Unpickling runs code of the exception class, which may fail.
         unpickled = pickle.loads(error_info.exception)  # type: ignore[arg-type]
         exception = unpickled if isinstance(unpickled, BaseException) else exception
     traceback_text: Any = f'\n"""\n{error_info.traceback}"""'
@@ -555,8 +554,8 @@ def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
 
 
 def make_lost_worker_outcome(task: int, attempt: int, message: str) -> Outcome:
-    """Return the outcome of an attempt (one run of a task) whose worker was lost.
+    """Return the outcome of a task attempt whose worker was lost.
 
-    `message` says what may have caused the loss.
+    `message` describes the likely cause.
     """
     return Outcome(task, attempt, [], (), Failure(FailureKind.LOST, "WorkerLost", message), 0.0)

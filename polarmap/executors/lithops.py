@@ -1,4 +1,4 @@
-"""Runs the tasks of a map as Lithops functions, or starts persistent workers as long-running functions.
+"""Runs tasks as Lithops functions, or starts persistent workers as long-running Lithops functions.
 
 `LithopsExecutor` opens a session for each map, and `LithopsWorkerProvider` starts the workers of a `Pool`.
 Both store blocks as objects in a bucket, and start functions through `LithopsInvocations`.
@@ -57,21 +57,21 @@ from polarmap.worker.task_records import to_plain_tuple
 from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
 JOB_KEY_PREFIX = "polarmap"  # the keys of all stored objects begin with this
-# Pauses in seconds between checks whether objects are deleted.
+# Pauses, in seconds, between checks for whether objects have been deleted.
 DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)
 MAX_PARALLEL_WRITES = 16  # The largest number of objects that are written at the same time.
-# Added to the niceness of parity tasks, so that data tasks get the cores of this machine first.
+# Added to the niceness of parity tasks, so that data tasks get this machine's cores first.
 PARITY_NICE = 10
-# The time limit of a worker on this machine in seconds. In milliseconds, it fits into 32 bits.
+# The time limit of a worker on this machine, in seconds. Its value in milliseconds fits into 32 bits.
 LOCAL_WORKER_SECONDS = 20 * 86_400.0
-# Seconds of a function's time limit that are reserved for starting and reporting.
+# Seconds of a function's time limit that are reserved for startup and reporting.
 STARTUP_MARGIN_SECONDS = 15.0
 
 
 class LithopsExecutor(WorkerHost):
     """An executor that runs each task as a Lithops function.
 
-    A map uses the FunctionExecutor that the user passed. Without one, each map opens a new one.
+    Maps use the FunctionExecutor that the user passed. If there is none, each map opens a new one.
 
     Parameters
     ----------
@@ -89,9 +89,9 @@ class LithopsExecutor(WorkerHost):
         self.is_local = self.name in ("localhost", "lithops/localhost")
 
     def open(self, job_spec: JobSpec) -> LithopsSession:
-        """Open a session that runs the tasks of one job (one call of a map function).
+        """Open a session for a job, i.e. one call of a map function.
 
-        Raises ExecutorError if Lithops cannot be used, or if workers cannot reach the storage of the blocks.
+        Raises ExecutorError if Lithops cannot be used or workers cannot access the storage of the blocks.
         """
         check_key_is_portable(job_spec, self.name)
         invocations = LithopsInvocations(self._source, shares_executor=True)
@@ -107,12 +107,12 @@ class LithopsExecutor(WorkerHost):
         return self._source.get_storage()
 
     def make_worker_provider(self) -> WorkerProvider:
-        """Return an object that starts persistent workers on the same Lithops backend."""
+        """Return a provider that starts persistent workers on the same Lithops backend."""
         return LithopsWorkerProvider(self._source)
 
 
 class LithopsSession:
-    """A session that runs each task of a job as a Lithops function. Blocks are stored in a bucket."""
+    """A session that runs each task of a job as a Lithops function, with the blocks in a bucket."""
 
     now = staticmethod(time.monotonic)
 
@@ -125,10 +125,10 @@ class LithopsSession:
         self._published_blocks = self._block_store.acquire_blocks(job_spec)
         self._is_first_submit = True
         self._is_woken = False
-        self._has_seen_progress = False  # whether any task has started or ended
+        self._has_seen_progress = False  # True once any task has started or ended
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Store the blocks of the tasks, then start one Lithops job with a function for each task.
+        """Store the tasks' blocks, then start one Lithops job with a function for each task.
 
         The blocks are stored first, because functions are billed while they wait.
         """
@@ -160,7 +160,7 @@ class LithopsSession:
             task_function = make_lithops_task(self._job_spec.f, blocks.structure, self._module_state)
             self._invocations.invoke(function_executor, task_function, task_arguments)
         except ExecutorError:
-            # The likely reason is that f cannot be pickled. This call raises a clearer error then.
+            # The likely reason is that f cannot be pickled. In that case, this call raises a clearer error.
             pickle_function(self._job_spec.f, self._invocations.name)
             raise
 
@@ -184,9 +184,9 @@ class LithopsSession:
         self._invocations.wake()
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return the tasks that have started since the last `wait`. Lithops cannot cancel queued ones.
+        """Return events for tasks started since the last `wait`. Lithops cannot cancel queued tasks.
 
-        With "localhost", all submitted tasks count as started, because each has a separate process.
+        With "localhost", all submitted tasks count as started, because each of them has its own process.
         """
         now = time.monotonic()
         include_unseen = self._invocations.uses_private_folder
@@ -196,8 +196,8 @@ class LithopsSession:
     def close(self) -> PersistentUsage | None:
         """Abandon the running functions, and remove all stored objects.
 
-        Running functions check whether a certain object exists. It is removed first, so that they notice the
-        end of the job.
+        Running functions poll a liveness object, which is removed first so that they notice the end of the
+        job.
         """
         self._block_store.close()
         with contextlib.suppress(Exception):
@@ -206,7 +206,7 @@ class LithopsSession:
         return None
 
     def _poll_outcomes(self, start_events: list[Event]) -> list[Outcome]:
-        """Return the outcomes since the last call. New start events are appended to `start_events`."""
+        """Return the outcomes since the last call, and append new start events to `start_events`."""
         outcomes = list[Outcome]()
         results = self._invocations.collect_finished_results(may_query=not self._has_seen_progress)
         for attempt, reply in results.items():
@@ -220,7 +220,7 @@ class LithopsSession:
         return outcomes
 
     def _to_outcome(self, attempt: AttemptId, reply: Any) -> Outcome:
-        """Convert the reply of a function, or the error by which it was lost, to an outcome."""
+        """Convert a function's reply, or the error with which it was lost, to an outcome."""
         if reply is None:
             return make_lost_worker_outcome(*attempt, "it was cancelled")
         if isinstance(reply, InvocationLostError):
@@ -232,17 +232,17 @@ class LithopsSession:
 
 
 class LithopsWorkerProvider(WorkerProvider):
-    """A provider of persistent workers that are Lithops functions, which return when their time is over.
+    """Starts persistent workers as Lithops functions, which return when their lifetime is over.
 
     Parameters
     ----------
     source : LithopsSource
-        The object that opens new FunctionExecutors. That of the user is not used.
+        The object that opens new FunctionExecutors. The user's own FunctionExecutor is not used.
     """
 
     def __init__(self, source: LithopsSource) -> None:
         self._invocations = LithopsInvocations(source)
-        self._has_stored_objects = False  # whether there may be objects to remove
+        self._has_stored_objects = False  # True if there may be objects to remove
         self.name = self._invocations.name
         self.shares_files = self._invocations.is_local
         self.reach = self._invocations.reach
@@ -257,7 +257,7 @@ class LithopsWorkerProvider(WorkerProvider):
         self._block_store = BucketBlockStore(self.storage, self.key_prefix)
 
     def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer:
-        """Start the message channels of workers that cannot connect by TCP, through the Lithops storage."""
+        """Start message channels through the Lithops storage, for workers that cannot connect by TCP."""
         server = StorageChannelServer(self.storage, self.key_prefix, on_connected)
         self._has_stored_objects = True
         return server
@@ -268,7 +268,7 @@ class LithopsWorkerProvider(WorkerProvider):
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start workers, all in one Lithops job. Lithops chooses their machines."""
+        """Start all workers in one Lithops job. Lithops chooses their machines."""
         worker_arguments = {key: {"worker": (key, seconds)} for key, seconds in lifetimes.items()}
         function_executor = self._invocations.get_executor_for_next_job(len(lifetimes))
         slow_down_monitoring(function_executor)
@@ -276,7 +276,7 @@ class LithopsWorkerProvider(WorkerProvider):
         self._invocations.invoke(function_executor, task, worker_arguments, timeout=timeout)
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the ids of workers whose Lithops function has ended, with the reason.
+        """Return the workers whose Lithops function has ended, as a dict from worker id to reason.
 
         With `may_query`, also check the Python interpreter of local workers that exited without a status.
         """
@@ -289,11 +289,11 @@ class LithopsWorkerProvider(WorkerProvider):
         }
 
     def remove_leftover_objects(self) -> None:
-        """Remove the objects that Lithops has stored for workers that have exited."""
+        """Remove the objects that Lithops has stored for exited workers."""
         self._block_store.collect_garbage()
 
     def close(self) -> None:
-        """Kill the functions that Lithops can kill, and remove all stored objects."""
+        """Kill the functions as far as Lithops can, and remove all stored objects."""
         self._block_store.close()
         leftover_prefixes = self._invocations.close()
         if self._has_stored_objects:
@@ -301,22 +301,22 @@ class LithopsWorkerProvider(WorkerProvider):
             delete_objects_below(self.storage, prefixes)
 
     def make_block_store(self) -> BucketBlockStore:
-        """Return the store that keeps blocks in the bucket of the Lithops configuration."""
+        """Return a store that keeps blocks in the bucket of the Lithops configuration."""
         return self._block_store
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Return the modules that a pickled function needs, but that workers may not have installed.
+        """Return the modules that a pickled function needs and workers may not have installed.
 
-        The result maps each module name to its source code, and whether it is a package.
+        The result maps each module name to its source code and whether it is a package.
         """
         try:
             return collect_module_sources(pickled_function, self._invocations.function_executor)
-        except Exception as error:  # Lithops asks the runtime of the workers for its modules, which may fail
+        except Exception as error:  # Lithops queries the workers' runtime for its modules, which may fail
             raise ExecutorError(f"{self.name} cannot start a job: {type(error).__name__}: {error}") from error
 
 
 def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
-    """Return the time limit of a persistent worker in seconds, from the time limit of a function."""
+    """Return the lifetime of a persistent worker in seconds, which must fit into a function's time limit."""
     if worker_spec is None or worker_spec.timeout_seconds is None:
         return LOCAL_WORKER_SECONDS
     return max(1.0, worker_spec.timeout_seconds - STARTUP_MARGIN_SECONDS)
@@ -333,11 +333,11 @@ class BucketBlockStore(BlockStore):
         self._key_prefix, self._is_closed = key_prefix, False
 
     def close(self) -> None:
-        """Refuse further objects. The caller removes the objects that are stored already."""
+        """Refuse further objects. The caller removes those that are already stored."""
         self._is_closed = True
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return one key prefix, which is different for each set of blocks."""
+        """Return one key prefix, unique to the set of blocks."""
         return [f"{self._key_prefix}/blocks/{block_set_id}/"]
 
     def put_segment(self, segment_key: str, buffers: Sequence[Any]) -> int:
@@ -372,7 +372,7 @@ class BucketBlockStore(BlockStore):
 def delete_objects_below(storage: Any, key_prefixes: Sequence[str]) -> None:
     """Delete all objects whose keys begin with one of the prefixes. Warn if that fails.
 
-    A warning is used because an exception could hide the reason why a map has ended.
+    Raising an exception instead could hide the reason why a map has ended.
     """
     try:
         for key_prefix in key_prefixes:

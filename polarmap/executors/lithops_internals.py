@@ -1,7 +1,7 @@
-"""All code that depends on the internals of Lithops, which any new version may change.
+"""All code that depends on Lithops internals, which may change in any new version.
 
-The pinned version of Lithops is raised only with the tests of this module. All other modules use public
-methods of `lithops.FunctionExecutor`, or functions of this module.
+Raise the pinned Lithops version only if this module's tests pass. All other modules use the public methods of
+`lithops.FunctionExecutor` or functions of this module.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _patch_lock = threading.RLock()
 
 @cache
 def import_lithops() -> Any:
-    """Import and return Lithops. Its log messages are dropped unless the user has set up logging."""
+    """Import and return Lithops. Its log messages are discarded unless the user has configured logging."""
     is_first_import = "lithops" not in sys.modules
     try:
         import lithops
-    except FileNotFoundError as error:  # Lithops looks up the temporary folder when it is imported
+    except FileNotFoundError as error:  # importing Lithops looks up the temporary folder
         raise ExecutorError(
             f"Lithops needs a temporary folder. Set TMPDIR to an existing folder: {error}"
         ) from error
@@ -68,17 +68,17 @@ def _remove_empty_lithops_folders() -> None:
 def write_runner_script(interpreter: str, localhost_version: int, in_private_folder: bool) -> str:
     """Write a shell script that starts the Lithops worker program, and return the path of the script.
 
-    Without it, Lithops would run a copy of itself from a shared folder, where any other process may replace
-    it. If the workers use the same interpreter as the driver, they also get its module search path.
+    Without the script, Lithops would run a copy of itself from a shared folder, where any other process may
+    replace it. Workers with the driver's interpreter also get its module search path.
 
     Parameters
     ----------
     interpreter : str
         The path of the Python interpreter of the workers.
     localhost_version : int
-        The version of the localhost backend of Lithops, 1 or 2.
+        The version of Lithops' localhost backend, 1 or 2.
     in_private_folder : bool
-        True if Lithops should also write its files to the temporary folder of this process.
+        True if Lithops should also write its files to this process's temporary folder.
     """
     folder, is_this_interpreter = get_process_temp_folder(), interpreter == get_interpreter_for_lithops()
     checksum = crc32(f"{localhost_version} {in_private_folder} {interpreter}".encode())
@@ -120,7 +120,7 @@ def get_interpreter_for_lithops() -> str:
 def load_storage_settings(config_file: Path) -> dict[str, Any]:
     """Return the storage settings in a Lithops configuration file.
 
-    Without a storage in the file, the localhost backend uses the file system.
+    If the file configures no storage, the localhost backend uses the file system.
     """
     lithops = import_lithops()
     config: dict[str, Any] = lithops.config.load_yaml_config(str(config_file)) or {}
@@ -135,9 +135,9 @@ def load_storage_settings(config_file: Path) -> dict[str, Any]:
 def open_storage_without_retries(storage_settings: dict[str, Any], timeout: int) -> Any:
     """Open a `lithops.Storage` whose requests time out after `timeout` seconds and are not retried.
 
-    By default, Lithops tries six times. Its S3 clients read this number from a global of their module, so a
-    copy of the module is used here, and other executors keep their settings. The Redis client reads it from
-    its settings.
+    By default, Lithops tries each request six times. Its S3 clients read this number from a module global, so
+    this function patches a copy of the module to leave other executors unaffected. The Redis client reads the
+    number from its settings.
     """
     backend_name = storage_settings["backend"]
     if backend_name == "redis":
@@ -160,7 +160,7 @@ def open_storage_without_retries(storage_settings: dict[str, Any], timeout: int)
 
 @contextlib.contextmanager
 def _patch_attribute(owner: Any, attribute_name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute of a Lithops module inside this context. Only one thread can be inside."""
+    """Replace an attribute of a Lithops module inside this context. Only one thread at a time can enter."""
     with _patch_lock:
         original = getattr(owner, attribute_name)
         setattr(owner, attribute_name, value)
@@ -174,15 +174,15 @@ def _patch_attribute(owner: Any, attribute_name: str, value: Any) -> Iterator[No
 
 
 def build_function_executor(in_private_folder: bool = False, **options: Any) -> Any:
-    """Create a FunctionExecutor with `options`. If it is local, its functions run the driver's Lithops.
+    """Create a FunctionExecutor with `options`. Local functions run the same Lithops as the driver.
 
-    Functions in containers run the Lithops of their image. With `in_private_folder`, files are written to the
-    temporary folder of this process instead of the shared folder of Lithops.
+    Functions in containers run the Lithops of their image. With `in_private_folder`, files are written to
+    this process's temporary folder instead of Lithops' shared folder.
     """
     with contextlib.ExitStack() as stack:
         for version in (1, 2):
             module = importlib.import_module(f"lithops.localhost.v{version}.localhost")
-            # Skip `setup`, which would copy Lithops to the shared folder. The copy is not used.
+            # Skip `setup`, which would copy Lithops to the shared folder for no use.
             stack.enter_context(_patch_attribute(module.DefaultEnvironment, "setup", lambda env: None))
         function_executor = import_lithops().FunctionExecutor(log_level=None, **options)
     if is_localhost_function_executor(function_executor):
@@ -193,16 +193,17 @@ def build_function_executor(in_private_folder: bool = False, **options: Any) -> 
         )
         if settings["runtime"] == get_interpreter_for_lithops():
             metadata = _load_runtime_metadata()
-            # This saves starting an interpreter in each process, and a file in the Lithops cache of the user.
+            # This avoids starting an interpreter in each process, and writing a file to the user's Lithops
+            # cache.
             function_executor.internal_storage.get_runtime_meta = lambda key: metadata
     return function_executor
 
 
 def build_localhost_executor() -> Any:
-    """Create a FunctionExecutor that runs functions as processes of this machine.
+    """Create a FunctionExecutor that runs functions as processes on this machine.
 
-    All its files are in the temporary folder of this process. Each job runs as many functions at a time as
-    the configuration says when the job is started.
+    All of its files are in this process's temporary folder. The number of functions that a job runs at a time
+    is read from the configuration when the job starts.
     """
     lithops_section = {
         "backend": "localhost",
@@ -216,7 +217,7 @@ def build_localhost_executor() -> Any:
     function_executor = build_function_executor(
         True, config={"lithops": lithops_section, "localhost": localhost_section}
     )
-    # With an absolute path as the bucket, objects and job files are not in the shared folder of Lithops.
+    # An absolute path as the bucket keeps objects and job files out of Lithops' shared folder.
     bucket = str(get_process_temp_folder() / "storage")
     function_executor.config["localhost"]["storage_bucket"] = bucket
     function_executor.internal_storage.bucket = function_executor.storage.bucket = bucket
@@ -242,9 +243,10 @@ def list_job_key_prefixes(job_names: Iterable[str]) -> list[str]:
 
 
 def clone_function_executor(function_executor: Any, n_processes: int | None = None) -> Any:
-    """Create a new FunctionExecutor with the configuration of another one.
+    """Create a new FunctionExecutor with the same configuration as another one.
 
-    `n_processes` is the number of functions that run at a time on this machine. None leaves it as configured.
+    `n_processes` is the number of functions that run at a time on this machine. None keeps the configured
+    value.
     """
     config = copy.deepcopy(function_executor.config)
     if n_processes is not None:
@@ -253,23 +255,23 @@ def clone_function_executor(function_executor: Any, n_processes: int | None = No
 
 
 def slow_down_monitoring(function_executor: Any) -> float:
-    """Raise the monitoring interval to at least MAX_POLL_INTERVAL. Return the interval in seconds.
+    """Raise the monitoring interval to at least MAX_POLL_INTERVAL, and return it in seconds.
 
-    Each poll of the monitor lists the storage, which is billed.
+    Each poll sends a storage listing request, which is billed.
     """
     config = function_executor.internal_storage.get_storage_config()
     monitoring_interval = max(MAX_POLL_INTERVAL, float(config["monitoring_interval"]))
-    # Change both copies: `clone_function_executor` copies the second one.
+    # Change both copies, because `clone_function_executor` copies the second one.
     for settings in (config, function_executor.config["lithops"]):
         settings["monitoring_interval"] = monitoring_interval
     return monitoring_interval
 
 
 def collect_module_sources(pickled_function: bytes, function_executor: Any) -> dict[str, tuple[str, bool]]:
-    """Return the modules that a pickled function needs, but that the runtime of the workers lacks.
+    """Return the modules that a pickled function needs but the workers' runtime lacks.
 
-    The result maps each module name to its source code, and whether it is a package. The modules are found in
-    the same way as Lithops finds the modules of a function that it maps.
+    The result maps each module name to its source code and whether it is a package. The modules are found in
+    the same way as Lithops finds those of a function that it maps.
     """
     candidate_roots = {name.partition(".")[0] for name in list(sys.modules)}
     candidate_roots -= {"__main__", "polarmap", "numpy", "cloudpickle", *sys.stdlib_module_names}
@@ -294,7 +296,7 @@ def collect_module_sources(pickled_function: bytes, function_executor: Any) -> d
 
 
 def is_localhost_function_executor(function_executor: Any) -> bool:
-    """Return True if the functions run as processes of this machine, and not in containers."""
+    """Return True if functions run as processes on this machine, outside containers."""
     is_localhost_backend = function_executor.backend == "localhost"
     if not is_localhost_backend:
         return False
@@ -318,20 +320,20 @@ def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -
 
 
 def _is_job_finished(compute_handler: Any, job_key: str) -> bool:
-    """Return True if no process on this machine runs functions of the job any more."""
+    """Return True if no process on this machine is still running functions of the job."""
     job = compute_handler.env.jobs.get(job_key)
     if isinstance(job, subprocess.Popen):  # in version 1 of the backend, one process runs all tasks of a job
         return job.poll() is not None
-    if job is None:  # the thread that starts jobs has not started this one yet
+    if job is None:  # the thread that starts jobs has not got to this one yet
         return compute_handler.job_manager is None or not compute_handler.job_manager.is_alive()
-    # In version 2, there is one process for each task, and threads count down the tasks.
+    # In version 2, each task has its own process, and consumer threads count down the remaining tasks.
     return job.done or not any(thread.is_alive() for thread in compute_handler.env.consumer_threads)
 
 
 def find_interpreter_error(function_executor: Any) -> str:
     """Return why the Python interpreter of local workers cannot run Lithops functions.
 
-    The result is empty if it can, or if the workers are not on this machine.
+    Return an empty string if it can, or if the workers are not on this machine.
     """
     if not is_localhost_function_executor(function_executor):
         return ""
@@ -358,22 +360,22 @@ def find_interpreter_error(function_executor: Any) -> str:
 
 
 def restart_dead_monitor(function_executor: Any, futures: Sequence[Any]) -> None:
-    """Restart the Lithops thread that monitors the futures if it has died."""
+    """Restart the Lithops thread that monitors the futures, if it has died."""
     if futures and not function_executor.job_monitor.is_alive():
         function_executor.job_monitor.start(fs=futures)
 
 
 def abandon_jobs(function_executor: Any, futures: Sequence[Any], job_keys: Collection[str]) -> None:
-    """Drop queued functions, and kill running ones if the backend can. Otherwise they run to their end.
+    """Drop queued functions, and kill running ones if the backend supports that. Otherwise they run on.
 
-    A FunctionExecutor keeps every future with its result. The futures of these jobs are therefore removed.
+    The futures of these jobs are also removed, because a FunctionExecutor keeps every future and its result.
 
     Parameters
     ----------
     function_executor : lithops.FunctionExecutor
         The executor of the jobs.
     futures : sequence of lithops futures
-        The futures that are not finished.
+        The unfinished futures.
     job_keys : collection of str
         The keys of the jobs, including finished ones.
     """
@@ -390,8 +392,8 @@ def abandon_jobs(function_executor: Any, futures: Sequence[Any], job_keys: Colle
 def close_function_executor(function_executor: Any) -> None:
     """Kill the functions of a FunctionExecutor that polarmap has created, and close it.
 
-    The keys of its jobs are passed explicitly. Otherwise Lithops would not kill a job that it is just about
-    to start.
+    The job keys are passed explicitly. Otherwise, Lithops would not kill a job that it is just about to
+    start.
     """
     futures = function_executor.futures
     abandon_jobs(function_executor, futures, {future.job_key for future in futures})
@@ -402,7 +404,7 @@ def close_function_executor(function_executor: Any) -> None:
         function_executor.compute_handler.backend.connection.close()
     with contextlib.suppress(AttributeError):  # only version 1 of the localhost backend has a job manager
         function_executor.compute_handler.job_manager.join(timeout=5)
-    # Remove the job files, which are not in the storage of the executor.
+    # Remove the job files, which are not in the executor's storage.
     for path in get_process_temp_folder().glob(f"lithops-*/jobs/{function_executor.executor_id}*"):
         path.unlink(missing_ok=True)
 
@@ -411,13 +413,13 @@ def close_function_executor(function_executor: Any) -> None:
 
 
 class InvocationLostError(Exception):
-    """Raised if a Lithops function ended without a result. The message is the reason."""
+    """Raised if a Lithops function has ended without a result. The message gives the reason."""
 
 
 def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object]) -> None:
-    """Register a callback that is called whenever a Lithops function starts or ends.
+    """Register a callback for when Lithops functions start or end.
 
-    The callback is called without arguments, on a thread of Lithops.
+    The callback is called without arguments, on a Lithops thread.
     """
 
     def set_status_and_notify(set_status: Callable[[Any], None], status: Any) -> None:
@@ -430,26 +432,26 @@ def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object])
 
 
 def is_future_finished(future: Any) -> bool:
-    """Return True if Lithops has seen the function end, or no longer waits for it."""
+    """Return True if Lithops has seen the function end or has stopped waiting for it."""
     return bool(future.ready or future.success or future.done)
 
 
 def fetch_result(future: Any, function_executor: Any) -> Any:
     """Return the result of a function that has ended. Raises InvocationLostError if it has no result."""
     if future.done:
-        # If a future is done before its result was fetched, Lithops has given the function up.
+        # If a future is done before its result was fetched, Lithops has given up on the function.
         raise InvocationLostError(_explain_lost_result(future))
     future._write_activation_logs = lambda: None  # prevents Lithops from keeping the logs of every task
     future.status(throw_except=False, internal_storage=function_executor.internal_storage)
     if future.error:
         raise InvocationLostError(_explain_lost_result(future))
     result = future.result(throw_except=False, internal_storage=function_executor.internal_storage)
-    future._call_output = None  # free the result, because the future may live much longer
+    future._call_output = None  # free the result, which the future would keep alive
     return result
 
 
 def _explain_lost_result(future: Any) -> str:
-    """Return why a function has no result, according to Lithops."""
+    """Return the reason that Lithops gives for a missing result."""
     error = future._exception[1] if isinstance(future._exception, tuple) else future._exception
     text = str(error) or "it never reported"
     if isinstance(error, ImportError):

@@ -1,7 +1,7 @@
-"""Opens FunctionExecutors and storages of Lithops, and runs functions on them.
+"""Opens Lithops FunctionExecutors and storages, and invokes functions.
 
-`LithopsSource` describes how to open a FunctionExecutor: on this machine, from a configuration file, or like
-one of the user. `LithopsInvocations` starts functions and collects their results.
+`LithopsSource` knows how to open a FunctionExecutor: on this machine, from a configuration file, or as a
+clone of the user's. `LithopsInvocations` starts functions and collects their results.
 """
 
 from __future__ import annotations
@@ -43,46 +43,45 @@ from polarmap.executors.pickling import pickle_worker_code_by_value
 from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.retries import retry_request
 
-SUBMIT_RETRY_SECONDS = 1.0  # seconds for which to retry starting a local job whose files cannot be stored
-LISTING_INTERVAL = 0.1  # seconds between two polls that may list the storage
-WRITE_SETTLE_SECONDS = 0.1  # seconds in which a storage finishes a PUT request whose sender was killed
+SUBMIT_RETRY_SECONDS = 1.0  # seconds to keep retrying a local job whose files cannot be stored
+LISTING_INTERVAL = 0.1  # seconds between polls that may list the storage
+WRITE_SETTLE_SECONDS = 0.1  # seconds for a PUT request to complete after its sender was killed
 STORAGE_TIMEOUT = 10  # seconds to connect to a storage, and to wait for the next byte; callers retry
 
 PAYLOAD_TOO_LARGE_ADVICE = (
     ". The tasks refer to many stored objects: set data_limit: 0 in the lithops section of the "
     "configuration, or use fewer and larger objects (memory= of encode)"
 )
-_answered_configs: set[Path] = set()  # configuration files from which a FunctionExecutor was opened before
+_answered_configs: set[Path] = set()  # configuration files that have worked before
 
 
 class InterpreterError(InvocationLostError):
-    """Raised if a function ended without a result because its Python interpreter cannot run functions."""
+    """Raised if a function has no result because its Python interpreter cannot run Lithops functions."""
 
 
 class LithopsInvocations:
-    """The Lithops functions that were started for a map or a pool, identified by keys.
+    """Starts Lithops functions for a map or a pool, and tracks them by key.
 
-    They run on one or more FunctionExecutors.
+    The functions run on one or more FunctionExecutors.
 
     Parameters
     ----------
     source : LithopsSource
         The object that opens the FunctionExecutors.
     shares_executor : bool
-        True: use the FunctionExecutor of the user if there is one, and leave it open. False: always open a
-        new one.
+        True: use the user's FunctionExecutor, if any, and leave it open. False: always open a new one.
 
     Attributes
     ----------
     function_executor : lithops.FunctionExecutor
-        The first executor. On this machine, an executor runs its jobs one after another, so each further job
-        gets a new executor.
+        The first executor. A local executor runs its jobs one after another, so each further job gets its
+        own.
     running_futures : dict
-        The futures of functions that have not ended, by key.
+        The futures of unfinished functions, by key.
     uses_private_folder : bool
-        True if all files of Lithops are in the temporary folder of this process.
+        True if all Lithops files are in this process's temporary folder.
     is_local : bool
-        True if functions are processes of this machine, outside containers.
+        True if functions run as processes on this machine, outside containers.
     reach : Reach
         The storage that the functions can access.
     """
@@ -90,7 +89,7 @@ class LithopsInvocations:
     def __init__(self, source: LithopsSource, shares_executor: bool = False) -> None:
         self.uses_private_folder = source.uses_private_folder
         self._shared_executor = source.shared_executor if shares_executor else None
-        self._job_keys_by_executor: dict[Any, set[str]] = {}  # the keys of the jobs of each FunctionExecutor
+        self._job_keys_by_executor: dict[Any, set[str]] = {}  # FunctionExecutor -> keys of its jobs
         self.function_executor = self._shared_executor or source.open_function_executor()
         self._job_keys_by_executor[self.function_executor] = set()
         self.is_local = is_localhost_function_executor(self.function_executor)
@@ -103,10 +102,10 @@ class LithopsInvocations:
         self._status_changed = threading.Event()
 
     def get_executor_for_next_job(self, n_slots: int | None = None) -> Any:
-        """Return the FunctionExecutor for the next job. Raises ExecutorError if none can be opened.
+        """Return the FunctionExecutor to use for the next job. Raises ExecutorError if none can be opened.
 
-        `n_slots` is the number of functions that must run at the same time on this machine. None leaves it as
-        configured.
+        `n_slots` is the number of functions that must run concurrently on this machine. None keeps the
+        configured value.
         """
         if self.function_executor.backend != "localhost" or not (
             self._job_keys_by_executor[self.function_executor] or n_slots
@@ -129,7 +128,7 @@ class LithopsInvocations:
         arguments_by_key: Mapping[Any, dict[str, Any]],
         **map_options: Any,
     ) -> None:
-        """Start one Lithops job, which calls `task_function` once for each key.
+        """Start a Lithops job that calls `task_function` once for each key.
 
         Parameters
         ----------
@@ -140,7 +139,7 @@ class LithopsInvocations:
         arguments_by_key : mapping
             The keyword arguments of each call, by key.
         **map_options
-            Further options of `FunctionExecutor.map`.
+            Additional options for `FunctionExecutor.map`.
 
         Raises
         ------
@@ -148,18 +147,18 @@ class LithopsInvocations:
             If Lithops does not accept the job.
         """
         if self.uses_private_folder:
-            # Give each function its own slot, so that a sleeping function does not block others.
+            # Give each function its own slot, so that functions that sleep do not block others.
             function_executor.config["localhost"]["worker_processes"] = len(arguments_by_key)
             map_options["include_modules"] = None
         else:
-            # Lithops sends the pure-Python modules that f needs. The worker code of polarmap is pickled with
-            # it.
+            # Lithops sends the pure-Python modules that f needs. polarmap's worker code is already part of
+            # the pickle.
             map_options["exclude_modules"] = ["polarmap", "numpy"]
         try:
             with pickle_worker_code_by_value():
                 arguments = list(arguments_by_key.values())
                 submit = partial(function_executor.map, task_function, arguments, chunksize=1, **map_options)
-                # Retry on this machine, where another map may just have removed the empty folder of jobs.
+                # Retry local jobs, because another map may just have removed the empty job folder.
                 futures = retry_request(submit, SUBMIT_RETRY_SECONDS if self.is_local else 0.0)
         except Exception as error:
             reason = find_interpreter_error(function_executor) or _format_error(error)
@@ -172,22 +171,22 @@ class LithopsInvocations:
         self._job_keys_by_executor[function_executor] |= {future.job_key for future in futures}
 
     def wait(self, timeout: float) -> None:
-        """Block until a function starts or ends, `wake` is called, or it is time to poll.
+        """Block until a function starts or ends, `wake` is called, or the next poll is due.
 
-        Return after at most `timeout` seconds, or LISTING_INTERVAL if that is shorter.
+        The wait takes at most `timeout` seconds or LISTING_INTERVAL, whichever is shorter.
         """
         self._status_changed.wait(min(timeout, LISTING_INTERVAL))
         self._status_changed.clear()
 
     def wake(self) -> None:
-        """Make the current or the next call of `wait` return."""
+        """Make the current or the next call of `wait` return soon."""
         self._status_changed.set()
 
     def collect_started_keys(self, include_unseen: bool = False) -> list[Any]:
         """Return the keys of the functions that have started since the last call.
 
-        On a cloud, functions count as started when they are submitted. With `include_unseen`, they also do on
-        this machine.
+        On a cloud, functions count as started once they are submitted. With `include_unseen`, so do local
+        functions.
         """
         include_all = include_unseen or not self.is_local
         started_keys = [key for key in self._not_started if include_all or self.running_futures[key].running]
@@ -197,7 +196,7 @@ class LithopsInvocations:
     def collect_finished_results(self, may_query: bool = True) -> dict[Any, Any]:
         """Return the results of the functions that have ended since the last call, by key.
 
-        If a function has no result, its value is an InvocationLostError. With `may_query`, also check the
+        For a function without a result, the value is an InvocationLostError. With `may_query`, also check the
         Python interpreter of local processes that exited without a status.
         """
         finished_keys = [key for key, future in self.running_futures.items() if is_future_finished(future)]
@@ -216,12 +215,12 @@ class LithopsInvocations:
         """
         has_late_writes = bool(self.running_futures) and not self.uses_private_folder
         leftover_prefixes = self._close_executors(list(self._job_keys_by_executor))
-        if has_late_writes:  # an object may still appear after its writer was killed
+        if has_late_writes:  # objects may still appear after their writer was killed
             time.sleep(WRITE_SETTLE_SECONDS)
         return leftover_prefixes
 
     def close_idle_executors(self) -> list[str]:
-        """Close the FunctionExecutors that run no function any more, except the first one.
+        """Close the FunctionExecutors without unfinished functions, except the first one.
 
         Return the key prefixes of the objects that are left in the storage.
         """
@@ -229,7 +228,7 @@ class LithopsInvocations:
         return self._close_executors([item for item in others if not self._get_futures_running_on(item)])
 
     def _get_futures_running_on(self, function_executor: Any) -> dict[Any, Any]:
-        """Return the futures of the unfinished functions of one FunctionExecutor, by key."""
+        """Return the futures of one FunctionExecutor's unfinished functions, by key."""
         job_keys = self._job_keys_by_executor[function_executor]
         return {key: future for key, future in self.running_futures.items() if future.job_key in job_keys}
 
@@ -259,7 +258,7 @@ class LithopsInvocations:
     def _remove_silently_exited(
         self, function_executor: Any, may_query: bool
     ) -> dict[Any, InvocationLostError]:
-        """Remove the functions whose processes have exited without a status. Return their errors by key.
+        """Remove functions whose processes exited without a status, and return their errors by key.
 
         Such a process was killed, or could not reach its storage.
         """
@@ -281,24 +280,23 @@ def _format_error(error: Exception) -> str:
 
 
 class LithopsSource(NamedTuple):
-    """A way to open FunctionExecutors: on this machine, from a configuration, or like one of the user.
+    """Opens FunctionExecutors: on this machine, from a configuration, or as clones of the user's.
 
     Attributes
     ----------
     open_function_executor : callable
         Opens a FunctionExecutor. Called with no arguments; raises ExecutorError if that fails.
     read_config : callable or None
-        Returns the complete configuration; called with no arguments. None: there is no configuration.
+        Returns the complete configuration; called with no arguments. None if there is no configuration.
     get_storage : callable
-        Returns the storage that workers can access, as an argument `storage=` of `encode`. Called with no
+        Returns the storage that workers can access, as a value for `storage=` of `encode`. Called with no
         arguments.
     is_config : bool
-        True if the source is a configuration, from which each map opens a separate FunctionExecutor.
+        True if the source is a configuration, from which each map opens its own FunctionExecutor.
     uses_private_folder : bool
-        True if each function is a process of this machine, and all files are in the temporary folder of this
-        process.
+        True if functions run as processes on this machine, with all files in this process's temporary folder.
     shared_executor : lithops.FunctionExecutor or None
-        The FunctionExecutor of the user, which maps may use.
+        The user's FunctionExecutor, which maps may use.
     """
 
     open_function_executor: Callable[[], Any]
@@ -310,7 +308,7 @@ class LithopsSource(NamedTuple):
 
     @classmethod
     def for_localhost(cls) -> LithopsSource:
-        """Return a source of FunctionExecutors that run on this machine, without a configuration file."""
+        """Return a source of local FunctionExecutors, which need no configuration file."""
         return cls(
             build_localhost_executor,
             None,
@@ -330,7 +328,7 @@ class LithopsSource(NamedTuple):
 
     @classmethod
     def from_executor(cls, function_executor: Any) -> LithopsSource:
-        """Return a source that shares a FunctionExecutor of the user, or opens clones of it."""
+        """Return a source that shares a user's FunctionExecutor or opens clones of it."""
         return cls(
             partial(clone_function_executor, function_executor),
             lambda: function_executor.config,
@@ -343,7 +341,7 @@ class LithopsSource(NamedTuple):
 
 
 def read_complete_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a configuration file, and add the default values of Lithops. No request is sent to the cloud."""
+    """Read a configuration file and add Lithops' defaults, without sending requests to the cloud."""
     with _open_config_file(config_path) as (file, defaults):
         default_config = import_lithops().config.default_config
         config: dict[str, Any] = default_config(str(file), None, {"backend": defaults})
@@ -355,7 +353,7 @@ def open_function_executor(config_path: str | os.PathLike[str]) -> Any:
     with _open_config_file(config_path) as (file, defaults):
         build = partial(build_function_executor, config_file=str(file), **defaults)
         function_executor = retry_request(build) if file.absolute() in _answered_configs else build()
-    # Allow jobs of any size unless the configuration sets a limit. The default of Lithops is 4 MiB.
+    # Allow jobs of any size unless the configuration sets a limit. Lithops' default is 4 MiB.
     function_executor.config["lithops"].setdefault("data_limit", 0)
     _answered_configs.add(file.absolute())
     return function_executor
@@ -367,7 +365,7 @@ def open_lithops_storage(executor_spec: Any) -> Any:
     Raises
     ------
     StorageError
-        If the configuration does not exist, or Lithops cannot open its storage.
+        If the configuration does not exist or Lithops cannot open its storage.
     """
     file = Path(executor_spec) if isinstance(executor_spec, (str, os.PathLike)) else None
     config_label = f"lithops/{executor_spec.backend}" if file is None else repr(str(file))
@@ -383,17 +381,18 @@ def open_lithops_storage(executor_spec: Any) -> Any:
             f"Lithops cannot open the storage of {config_label}: {type(error).__name__}: {error}"
         ) from error
     if file is None:
-        # The executor may have created a bucket that the configuration does not name.
+        # The executor may have created a bucket that is not named in the configuration.
         storage.bucket = executor_spec.storage.bucket
     return storage
 
 
 @contextlib.contextmanager
 def _open_config_file(config_path: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the path of a configuration file, and default values for settings that it leaves out.
+    """Yield the path of a configuration file, and defaults for settings that it omits.
 
-    Without `runtime`, Lithops would use the program `python` on this machine. The default is the interpreter
-    of this process. Errors of Lithops become an ExecutorError that names the file, and what to install.
+    If the file sets no `runtime`, Lithops would run `python` on this machine. The default here is this
+    process's interpreter. Lithops errors are converted to an ExecutorError that names the file and what to
+    install.
     """
     file = Path(config_path)
     config = lithops_config.read_config(file)

@@ -1,7 +1,7 @@
 """The pool of worker processes on this machine.
 
 Workers are started on demand, by a fork server or as new Python interpreters. If the running tasks leave
-cores idle, more tasks run at the same time.
+cores idle, more tasks run concurrently.
 """
 
 from __future__ import annotations
@@ -33,39 +33,40 @@ if TYPE_CHECKING:
 
 # macOS can fork, but its linear algebra libraries may crash in the child.
 CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
-# If idle cores cannot be detected, the number of tasks at a time is not limited.
+# If idle cores cannot be detected, the number of concurrent tasks is not limited.
 CAN_SEE_IDLE_CORES = os.path.exists("/proc/self/stat")
-MIN_IDLE_CORES_POLL_INTERVAL = 0.005  # seconds without a reply before the driver first checks for idle cores
+MIN_IDLE_CORES_POLL_INTERVAL = 0.005  # seconds without replies until the first check for idle cores
 # The longest pause between later checks, in seconds.
 MAX_IDLE_CORES_POLL_INTERVAL = 0.05
-# Seconds within which most workers that are busy when their map ends become idle.
+# Most workers that are still busy when their map ends become idle within this many seconds.
 FINISH_SOON_SECONDS = 0.02
-# Seconds to start a new worker and memory-map its blocks.
+# The time in seconds to start a new worker and memory-map its blocks.
 WORKER_START_SECONDS = 0.05
-# Seconds of idleness after which a surplus worker is stopped.
+# Surplus workers are stopped after this many idle seconds.
 SPARE_WORKER_IDLE_SECONDS = 5.0
-# The number of workers beyond the number of cores, so that some can fetch blocks while others compute.
+# The pool has this many workers more than cores, so that some can fetch blocks while others compute.
 N_SPARE_WORKERS = 2
-# If more workers than this are busy with tasks of ended maps, kill some before GRACE_SECONDS are over.
+# If more workers than this are stuck in tasks of finished maps, some are killed before GRACE_SECONDS are
+# over.
 MAX_ABANDONED_WORKERS = 16
 
 
 class LocalWorkerPool(WorkerPool):
     """A pool of worker processes on this machine. Each worker runs one task at a time.
 
-    With `max_workers`, at most that many tasks run at a time. Otherwise the limit is one more than the number
-    of cores, and it grows when the tasks leave cores idle.
+    With `max_workers`, at most that many tasks run concurrently. Without it, the limit starts at one more
+    than the number of cores, and grows when tasks leave cores idle.
 
     Parameters
     ----------
     n_threads : int
         The number of threads that each worker may use for linear algebra.
     max_workers : int or None
-        The largest number of workers that run tasks at a time; None: adapt to the cores.
+        The maximum number of concurrent tasks. None: adapt the number to the cores.
     owned_folders : sequence of str
-        The temporary folders of the pool, which are removed when it is closed or this process dies.
+        The pool's temporary folders, which are removed when the pool is closed or this process dies.
     uses_fork : bool
-        True if a fork server forks the workers; False if each worker is a new interpreter.
+        True to fork workers from a fork server; False to start a new interpreter for each.
     """
 
     shares_host = True
@@ -81,15 +82,15 @@ class LocalWorkerPool(WorkerPool):
         self._n_threads, self._owned_folders, self._uses_fork = n_threads, owned_folders, uses_fork
         self._starter: ForkServerClient | ProcessSpawner | None = None
         self._module_names: Sequence[str] = ()
-        self._environment_snapshot: Any = None  # the environment of this process when the last map started
+        self._environment_snapshot: Any = None  # this process's environment when the last map started
         self._pickled_environment = b""  # the environment in the form in which workers receive it
         self._idle_cores_polled_at = 0.0  # the time of the last check for idle cores, on the monotonic clock
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
-        """Return the environment of this process for the workers: variables, module path and thread limits.
+        """Return this process's environment variables, module path and thread limits, for the workers.
 
-        The first call also chooses the modules that the fork server imports before it forks workers. They are
-        the modules to which the function refers.
+        The first call also chooses the modules that the fork server preloads: those to which the function
+        refers.
         """
         if self._starter is None:
             self._module_names = sorted(find_referenced_modules(pickled_function, ("polarmap", "scipy")))
@@ -102,15 +103,15 @@ class LocalWorkerPool(WorkerPool):
         return self._pickled_environment
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """Return how the process of a worker has exited, for error messages."""
+        """Return how a worker's process exited, for error messages."""
         default_reason, starter = super().get_exit_reason(worker), self._starter
         exit_description = starter and starter.get_exit_reason(worker.worker_id)
         return f"its worker process {exit_description}" if exit_description else default_reason
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Let more tasks run at a time if cores are idle, for example because the running tasks sleep.
+        """Raise the concurrency limit if cores are idle, for example because running tasks sleep.
 
-        The cores must have been idle in two polls in a row.
+        The cores must have been idle in two consecutive polls.
         """
         with self._lock:
             now, is_only_session = time.monotonic(), self.has_one_session()
@@ -123,8 +124,8 @@ class LocalWorkerPool(WorkerPool):
             n_queued += sum(
                 other.n_queued for other in self._get_open_allocations() if other is not allocation
             )
-            # A worker may seem idle only because another session has not read its reply yet. Ignore recent
-            # changes then.
+            # With several sessions, a worker may seem idle only because another session has not read its
+            # reply yet. Ignore recent changes in that case.
             idle_since = now if is_only_session else now - MAX_IDLE_CORES_POLL_INTERVAL
             busy_workers = [
                 worker for other in self._get_open_allocations() for worker in list(other.workers.values())
@@ -140,7 +141,8 @@ class LocalWorkerPool(WorkerPool):
     def maintain_workers(self) -> None:
         """Stop surplus workers that have been idle for SPARE_WORKER_IDLE_SECONDS.
 
-        The pool keeps `max_workers` workers. Without this limit, it keeps two more than there are cores.
+        The pool keeps `max_workers` workers or, without this limit, N_SPARE_WORKERS more than there are
+        cores.
         """
         with self._lock:
             self._poll_unallocated_workers()
@@ -152,7 +154,7 @@ class LocalWorkerPool(WorkerPool):
             self._remove_idle_workers(n_surplus, lambda worker: worker.state_since, idle_before)
 
     def close(self) -> None:
-        """Stop all workers, and the process that starts them."""
+        """Stop all workers and the process that starts them."""
         super().close()
         if self._starter is not None:
             self._starter.close()
@@ -164,7 +166,7 @@ class LocalWorkerPool(WorkerPool):
             self._starter.after_fork()
 
     def _get_or_create_process_starter(self) -> ForkServerClient | ProcessSpawner:
-        """Return the object that starts worker processes. If its fork server has exited, start a new one.
+        """Return the object that starts worker processes, replacing it if its fork server has exited.
 
         Raises ExecutorError if no processes can be started.
         """
@@ -182,7 +184,7 @@ class LocalWorkerPool(WorkerPool):
         arguments = self._n_threads, self._owned_folders, self._module_names
         if self._uses_fork:
             return ForkServerClient(*arguments)
-        # This module is needed only if workers are not forked.
+        # This module is only needed if workers are not forked.
         from polarmap.executors.spawned_processes import ProcessSpawner
 
         return ProcessSpawner(*arguments)
@@ -204,7 +206,7 @@ class LocalWorkerPool(WorkerPool):
         try:
             driver_socket, worker_socket = make_worker_socket_pair()
         except OSError as error:
-            if self._workers:  # there are no free descriptors: continue with the existing workers
+            if self._workers:  # out of file descriptors: continue with the existing workers
                 return None
             raise ExecutorError(f"no worker can be started: {error}") from error
         worker = WorkerHandle(next(self._worker_ids), SocketChannel(driver_socket))
@@ -229,11 +231,11 @@ class LocalWorkerPool(WorkerPool):
 
 
 def is_about_to_finish(worker: WorkerHandle) -> bool:
-    """Return True if a worker that is still busy with a task of an ended map may become idle soon.
+    """Return True if a worker that is still busy with a finished map's task may become idle soon.
 
-    Soon means before a new worker could start.
+    "Soon" means before a new worker could start.
     """
-    # Assume that the running task takes about as long as the previous one.
+    # Assume that the running task takes about as long as the worker's previous one.
     is_short = worker.last_task_seconds < WORKER_START_SECONDS
     running_seconds = time.monotonic() - worker.state_since
     return worker.get_abandoned_seconds() < FINISH_SOON_SECONDS or (
@@ -242,11 +244,10 @@ def is_about_to_finish(worker: WorkerHandle) -> bool:
 
 
 def compute_n_extra_tasks(n_cores: int, n_busy: int, n_idle: int, n_queued: int) -> int:
-    """Return how many more tasks may start, if some of the running tasks leave cores idle.
+    """Return how many more tasks may start because running tasks leave cores idle.
 
     Of the running tasks, `n_busy` use a core and `n_idle` sleep or wait. If many running tasks sleep, the
-    `n_queued` tasks that have not started probably will, too. Therefore the number of tasks grows by up to
-    half of `n_idle` at a time.
+    `n_queued` waiting tasks will probably sleep too, so up to half as many as `n_idle` may start at once.
 
     >>> compute_n_extra_tasks(n_cores=2, n_busy=2, n_idle=5, n_queued=9), compute_n_extra_tasks(
     ...     2, 0, 4, 9), compute_n_extra_tasks(2, 1, 8, 9)
@@ -258,7 +259,7 @@ def compute_n_extra_tasks(n_cores: int, n_busy: int, n_idle: int, n_queued: int)
 
 
 def is_process_idle(pid: int | None) -> bool:
-    """Return True if a process uses no core now, because it sleeps or waits for a disk or the network."""
+    """Return True if a process uses no core now because it sleeps or waits for a disk or the network."""
     try:
         return pid is not None and read_process_status(pid)[0] != b"R"
     except OSError:

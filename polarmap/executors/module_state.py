@@ -1,8 +1,8 @@
-"""Collects the values of globals that f uses in the user's modules, so that they are sent to workers with f.
+"""Collects the globals that f uses in the user's modules, so that their values are sent along with f.
 
-They are found from the names in the code of f: globals, and attributes of modules and classes. Code that
+They are found by the names in f's code: names of globals, and of attributes of modules and classes. Code that
 looks up names at run time (`getattr`, `globals()`) may refer to anything in the modules that it reaches. The
-standard library, installed libraries, polarmap, and modules that cloudpickle sends by value are left out.
+standard library, installed libraries, polarmap, and modules that cloudpickle sends by value are skipped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from polarmap.worker.module_state import (
     list_settable_attributes,
 )
 
-# If code uses one of these names, it may look up other names that are computed at run time.
+# Code that uses one of these names may look up other names that are computed at run time.
 DYNAMIC_LOOKUP_NAMES = {
     "__import__",
     "attrgetter",
@@ -66,7 +66,7 @@ IMMUTABLE_TYPES = {
 CONTAINER_TYPES = {dict, list, set, OrderedDict, defaultdict, deque}
 # Instances of these types are interchangeable, so their state is not compared.
 STATELESS_TYPES = {type(threading.Lock()), type(threading.RLock()), random.Random}
-MAX_CACHED_WALKS = 64  # the largest number of cached results, each for one set of functions
+MAX_CACHED_WALKS = 64  # the maximum number of cached results, one per set of functions
 MODULE_ATTRIBUTES = {
     "__builtins__",
     "__cached__",
@@ -79,7 +79,7 @@ MODULE_ATTRIBUTES = {
 
 
 class CodeNames(NamedTuple):
-    """The names that a function refers to, and the globals it assigns. `digest` identifies its bytecode."""
+    """The names to which a function refers, the globals that it assigns, and the digest of its bytecode."""
 
     digest: str
     global_names: frozenset[str]
@@ -90,7 +90,7 @@ class CodeNames(NamedTuple):
 
 @functools.lru_cache(maxsize=1000)
 def analyze_code(code: types.CodeType) -> CodeNames:
-    """Return the names that a code object refers to, including its nested functions."""
+    """Return the names to which a code object and its nested functions refer."""
     inner_codes = [analyze_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
     names_by_kind: dict[str, set[str]] = {
         "global_names": set(),
@@ -116,7 +116,7 @@ def analyze_code(code: types.CodeType) -> CodeNames:
 
 @functools.cache
 def _list_installed_path_prefixes() -> tuple[str, ...]:
-    """Return the path prefixes of the standard library, of installed libraries and of polarmap."""
+    """Return the path prefixes of the standard library, installed libraries and polarmap."""
     package_parent = os.path.dirname(os.path.dirname(__file__))
     paths = sysconfig.get_paths()
     installed_paths = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -125,7 +125,7 @@ def _list_installed_path_prefixes() -> tuple[str, ...]:
 
 
 def is_installed_file(file: str) -> bool:
-    """Return True if a source file belongs to Python, to an installed library or to polarmap."""
+    """Return True if a source file belongs to Python, an installed library or polarmap."""
     if file.startswith(_list_installed_path_prefixes()):
         return True
     folders = file.replace("\\", "/").split("/")  # PYTHONPATH may refer to another environment
@@ -133,18 +133,19 @@ def is_installed_file(file: str) -> bool:
 
 
 def is_library_module(module_name: str) -> bool:
-    """Return True if a module belongs to Python, to an installed library or to polarmap."""
+    """Return True if a module belongs to Python, an installed library or polarmap."""
     file = getattr(sys.modules.get(module_name), "__file__", None)
     if file is None:
         return module_name in sys.builtin_module_names or module_name in sys.stdlib_module_names
     return is_installed_file(file) and module_name not in MAIN_MODULES
 
 
-_user_module_cache: dict[str, bool] = {}  # whether a module belongs to the user, by module name
+# Cache: module name -> True if the module is the user's own code.
+_user_module_cache: dict[str, bool] = {}
 
 
 def _is_user_module(module_name: Any) -> bool:
-    """Return True if a module belongs to the user, and workers import it from a file."""
+    """Return True if a module is the user's own code and workers import it from a file."""
     is_user_module: bool | None = _user_module_cache.get(module_name)
     if is_user_module is None:
         if module_name not in sys.modules:
@@ -156,7 +157,7 @@ def _is_user_module(module_name: Any) -> bool:
 
 
 def _is_pickled_by_value(module_name: str) -> bool:
-    """Return True if a module, or its package, is registered with cloudpickle to be sent by value."""
+    """Return True if a module or its package is registered with cloudpickle to be pickled by value."""
     registered = cloudpickle.list_registry_pickle_by_value()
     while module_name and module_name not in registered:
         module_name = module_name.rpartition(".")[0]
@@ -164,7 +165,7 @@ def _is_pickled_by_value(module_name: str) -> bool:
 
 
 def select_user_objects(objects: Iterable[Any]) -> list[Any]:
-    """Return those functions, classes and modules that belong to the user's modules."""
+    """Return only those functions, classes and modules that are part of the user's code."""
     user_objects = []
     for each_object in objects:
         module_name: Any = (
@@ -178,21 +179,21 @@ def select_user_objects(objects: Iterable[Any]) -> list[Any]:
 
 
 def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
-    """Return the current values of all globals and attributes that the given objects use.
+    """Return the current values of all globals and attributes that the objects use, even indirectly.
 
-    Only the user's modules are considered, which workers import from files. The result is cached until
-    something changes.
+    Only the user's own modules are searched, which workers import from files. The result is cached until a
+    value changes.
 
     Parameters
     ----------
     reached_objects : sequence
         The functions, classes and modules that the pickle of f contains.
     by_value : bool
-        True if the worker code of polarmap is part of the pickle.
+        True if polarmap's worker code is part of the pickle.
     """
     if not select_user_objects(reached_objects):
         return []
-    # Use the code of a function as its key: the function may be created again for each map.
+    # Use a function's code object as its key, because the function may be re-created for each map.
     kept_alive = [getattr(each_object, "__code__", each_object) for each_object in reached_objects]
     cache_key = by_value, *map(id, kept_alive)
     walk = _walk_cache.get(cache_key)
@@ -204,16 +205,16 @@ def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False)
 
 
 class _ModuleStateWalk:
-    """A search for all globals and attributes that some objects use, directly or through others.
+    """A graph search for all globals and attributes that some objects use, directly or indirectly.
 
-    It also records what is needed to detect later changes.
+    It also records the state that is needed to detect later changes.
 
     Parameters
     ----------
     reached_objects : sequence
         The functions, classes and modules from which the search starts.
     kept_alive : sequence
-        Objects to keep alive, so that no other object gets the same `id`.
+        Objects to keep alive, so that their `id` is not reused.
 
     Attributes
     ----------
@@ -223,22 +224,22 @@ class _ModuleStateWalk:
 
     def __init__(self, reached_objects: Sequence[Any], kept_alive: Sequence[Any]) -> None:
         self._kept_alive = kept_alive
-        # Descriptions and values of what was found, by module name and path.
+        # (module name, path) -> (description, value) of each value found.
         self._described_values: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._queue, self._visited_ids = list[Any](), set[int]()
-        # The names of attributes that occur in any code.
+        # All attribute names that occur in the visited code.
         self._attribute_names = set[str]()
-        # The names of globals and attributes that functions assign, by module.
+        # The names of globals and attributes that functions assign to, by module.
         self._assigned_names: dict[str, set[str]] = {}
         self._modules: dict[str, types.ModuleType] = {}
         self._is_dynamic = False
-        # The value of each name in each namespace that was visited.
+        # The (namespace, name, value) of each name in the visited namespaces.
         self._bindings: list[tuple[Any, str, Any]] = []
-        # Each namespace, and its number of names.
+        # Each visited namespace and its number of names.
         self._namespace_sizes: list[tuple[Any, int]] = []
-        # Each function, its code, its defaults, and its number of attributes.
+        # Each function with its code, its defaults and its number of attributes.
         self._function_codes: list[tuple[Any, ...]] = []
-        # Module name, path, value and fingerprint of each mutable value.
+        # The module name, path, value and fingerprint of each mutable value.
         self._mutable_values: list[tuple[str, str, Any, Any]] = []
         for each_object in reached_objects:
             if isinstance(each_object, types.FunctionType) and not is_importable_by_name(each_object):
@@ -257,7 +258,7 @@ class _ModuleStateWalk:
         self._described_values.clear()
 
     def is_up_to_date(self) -> bool:
-        """Return True if nothing that was found has changed since.
+        """Return True if no value has changed since it was found.
 
         Immutable values are compared by identity, mutable values by a fingerprint of their contents.
         """
@@ -290,7 +291,7 @@ class _ModuleStateWalk:
             self._visit_function(value)
 
     def _visit_function(self, value: Any) -> None:
-        """Add the globals that a function of a user module refers to."""
+        """Add the globals to which a user's function refers."""
         function = value
         while isinstance(function, LRU_CACHE_TYPE):
             function = function.__wrapped__
@@ -309,7 +310,7 @@ class _ModuleStateWalk:
             self._add_value(module_name, name, function.__globals__, function.__globals__[name])
 
     def _record_names(self, function: types.FunctionType) -> CodeNames:
-        """Record the names to which the code of a function refers, and return them."""
+        """Record and return the names to which a function's code refers."""
         code_names = analyze_code(function.__code__)
         if not is_library_module(function.__module__ or ""):
             self._attribute_names |= code_names.attribute_names
@@ -319,10 +320,10 @@ class _ModuleStateWalk:
         return code_names
 
     def _visit_imports(self, function: types.FunctionType, imported_names: Iterable[str]) -> None:
-        """Add the modules that the code of a function imports.
+        """Add the modules that a function's code imports.
 
-        A name may be absolute or relative to the package of the function. The packages around a module are
-        added, too, except those above the base of a relative import.
+        Names may be absolute, or relative to the function's package. A module's parent packages are added
+        too, except those above the base of a relative import.
         """
         package = str(function.__globals__.get("__package__") or "").split(".")
         base_packages = [package[:depth] for depth in range(len(package) + 1)]
@@ -333,7 +334,7 @@ class _ModuleStateWalk:
             self._queue += [sys.modules[item] for item in sorted(module_names & sys.modules.keys())]
 
     def _visit_class(self, user_class: type) -> None:
-        """Add the attributes of a user class, and visit its base classes."""
+        """Add the attributes of a user's class, and visit its base classes."""
         self._queue += [*user_class.__bases__, type(user_class)]
         module_name = user_class.__module__
         if not _is_user_module(module_name) or "<" in user_class.__qualname__:
@@ -352,7 +353,7 @@ class _ModuleStateWalk:
             self._add_value(module_name, f"{user_class.__qualname__}.{name}", attributes, attributes[name])
 
     def _add_named_module_attributes(self) -> bool:
-        """Add the module attributes whose names occur in any code.
+        """Add the module attributes whose names occur in the visited code.
 
         Return True if there are new objects to visit.
         """
@@ -363,13 +364,13 @@ class _ModuleStateWalk:
         return bool(self._queue)
 
     def _add_value(self, module_name: str, path: str, namespace: Any, value: Any) -> None:
-        """Add the value of a name in a module, or in a class or an instance there."""
+        """Add the value of a name in a module, or in one of its classes or instances."""
         if (module_name, path) in self._described_values or path in MODULE_ATTRIBUTES:
             return
         if isinstance(value, (types.FunctionType, type, types.ModuleType)):
             defining_module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
             if str(defining_module).partition(".")[0] == "polarmap":
-                # Workers may have another version of polarmap.
+                # Skip polarmap's own objects, because workers may have another version of polarmap.
                 return
         description = describe_value(module_name, path, value)
         self._described_values[module_name, path] = description, value
@@ -389,7 +390,7 @@ class _ModuleStateWalk:
             self._add_opaque_members(module_name, path, value)
 
     def _add_opaque_members(self, module_name: str, path: str, value: Any) -> None:
-        """Add the attributes of an instance, or the items of a dict, that cannot be pickled as a whole."""
+        """Add the attributes of an instance or the items of a dict that cannot be pickled as a whole."""
         is_dict = type(value) is dict
         if not (is_dict or _is_user_module(type(value).__module__)) or id(value) in self._visited_ids:
             return
@@ -411,9 +412,9 @@ class _ModuleStateWalk:
 
 
 def _check_object_unchanged_since_import(module_name: str, path: str, value: Any) -> None:
-    """Raise CodeError if an object that cannot be pickled is not the one that the module had originally.
+    """Raise CodeError if an unpicklable object is no longer the module's original one.
 
-    The first map remembers the objects that it finds as the original ones.
+    The objects that the first map finds count as the original ones.
     """
     if type(value) in STATELESS_TYPES or type(value).__module__.startswith("numpy.random"):
         return
@@ -443,7 +444,7 @@ def _list_functions(value: Any) -> list[types.FunctionType]:
 
 
 def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
-    """Return True if a function or class cannot change unless it is replaced or gets other code."""
+    """Return True if a function or class can only change by being replaced or getting new code."""
     functions = _list_functions(value)
     if not (description.contains_code and functions):
         return not description.contains_code and (bool(functions) or issubclass(type(value), type))
@@ -458,6 +459,6 @@ def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
     )
 
 
-# The objects that the first map has found: the spec of the module and a reference, by module name and path.
+# (module name, path) -> (module spec, reference) of each object that the first map found.
 _first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}
 _walk_cache: dict[tuple[bool | int, ...], _ModuleStateWalk] = {}

@@ -1,4 +1,4 @@
-"""Executors whose workers persist from one map to the next, and executors on which they can be started."""
+"""Executors with workers that persist from map to map, and executors that can host such workers."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ if TYPE_CHECKING:
     from polarmap.executors.engine import PartitionedData
     from polarmap.executors.remote_workers import WorkerProvider
 
-BLOCKS_PER_CORE = 3  # enough blocks to keep all cores busy; more blocks only add overhead
-DEFAULT_FETCH_TIMEOUT = 300.0  # the time limit, in seconds, to read a block from a bucket or a store
-DEFAULT_BLOCK_CACHE_BYTES = 2**30  # the memory in bytes that cached blocks may take between maps
+BLOCKS_PER_CORE = 3  # enough to keep all cores busy; more blocks only add overhead
+DEFAULT_FETCH_TIMEOUT = 300.0  # time limit in seconds for reading a block from a bucket or store
+DEFAULT_BLOCK_CACHE_BYTES = 2**30  # bytes of memory that cached blocks may take between maps
 
 
 class PoolOptions(NamedTuple):
-    """The options of a `Pool` after validation, with their defaults.
+    """The validated options of a `Pool`, with defaults filled in.
 
     Attributes
     ----------
     idle_timeout : float
-        Seconds without a map after which the workers exit.
+        The workers exit after this many seconds without a map.
     block_cache_bytes : int
         The option `memory_limit`.
     n_threads : int
         The option `threads_per_worker`.
     listen_endpoint : bool or Endpoint
-        The option `listen`, with an address parsed to host and port.
+        The option `listen`, with the address parsed into host and port.
     uses_fork : bool
-        True if local worker processes are forked.
+        True to fork local worker processes.
     tcp_timeout, fetch_timeout : float
         The options of the same names, in seconds.
     """
@@ -77,15 +77,15 @@ class WorkerHost(ResolvedExecutor):
     Attributes
     ----------
     needs_tcp : bool
-        True if persistent workers can reach the driver only by TCP. A pool that does not listen then runs
-        tasks of this executor instead.
+        True if persistent workers can reach the driver only by TCP. A pool that does not listen for TCP
+        connections then runs its tasks on this executor directly.
     """
 
     needs_tcp = False
 
     @abstractmethod
     def make_worker_provider(self) -> WorkerProvider:
-        """Return an object that starts persistent workers.
+        """Return a provider that starts persistent workers.
 
         Raises ExecutorError if none can be started now.
         """
@@ -99,14 +99,14 @@ class WorkerHost(ResolvedExecutor):
 
 
 class PersistentExecutor(ResolvedExecutor):
-    """An executor whose workers persist. The first map starts the workers, and later maps reuse them.
+    """An executor whose workers persist: the first map starts them, and later maps reuse them.
 
     Parameters
     ----------
     host : WorkerHost or None
-        The executor on which to start the workers; None: they are processes of this machine.
+        The executor on which to start the workers, or None for processes on this machine.
     max_workers : int or None
-        The number of tasks that run at a time; None: the default of `Pool`.
+        The maximum number of concurrent tasks; None means the default of `Pool`.
     options : PoolOptions
         The validated options of the pool.
     """
@@ -129,13 +129,13 @@ class PersistentExecutor(ResolvedExecutor):
         self._open_resources = partial(PoolResources, self._name, make_provider, max_workers, options)
         self._lock = threading.Lock()
         self._resources: PoolResources | None = None
-        self._finalizer: Callable[[], object] = lambda: None  # closes the resources, but only once
+        self._finalizer: Callable[[], object] = lambda: None  # closes the resources; further calls do nothing
         self._is_closed = False
         _open_executors.add(self)
 
     @property
     def name(self) -> str:
-        """The name of the pool in reports: where the workers run and, once connected, by which channel."""
+        """The pool's name in reports: where workers run and, once connected, through which channel."""
         resources = self._resources
         if self._task_executor is not None:
             return self._task_executor.name
@@ -144,7 +144,7 @@ class PersistentExecutor(ResolvedExecutor):
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name. Empty for processes of this machine."""
+        """The number of workers on each machine, by host name. Empty for processes on this machine."""
         resources = self._resources
         return {} if resources is None else resources.worker_pool.count_workers_by_host()
 
@@ -167,10 +167,10 @@ class PersistentExecutor(ResolvedExecutor):
         return f"<Pool: {self.name}, {state}{limit}>"
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session that runs the tasks of one job (one call of a map function).
+        """Open a session for a job, i.e. one call of a map function.
 
-        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach the storage of
-        the job.
+        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot access the job's
+        storage.
         """
         with self._lock:
             if self._is_closed:
@@ -179,7 +179,7 @@ class PersistentExecutor(ResolvedExecutor):
                 return self._task_executor.open(job_spec)
             session = None if self._resources is None else self._resources.open_session(job_spec)
             if session is None:
-                self._finalizer()  # close the resources of workers that have exited because they were idle
+                self._finalizer()  # release what is left of workers that exited while idle
                 self._resources = self._open_resources()  # may raise ExecutorError
                 self._finalizer = weakref.finalize(self, self._resources.close)
                 session = self._resources.open_session(job_spec)
@@ -189,7 +189,7 @@ class PersistentExecutor(ResolvedExecutor):
     def stop_workers(self) -> None:
         """Stop the workers and discard all cached blocks. The next map starts new workers."""
         with self._lock:
-            # From now on, a map on another thread may start new workers, which must keep running.
+            # From here on, a map on another thread may start new workers, which must not be stopped.
             self._resources, finalizer = None, self._finalizer
         finalizer()
 
@@ -206,32 +206,32 @@ class PersistentExecutor(ResolvedExecutor):
             resources.worker_pool.after_fork()
 
     def suggest_n_blocks(self, max_blocks: int) -> int:
-        """Return the number of blocks for a matrix: on this machine, at most three for each core."""
+        """Return the number of blocks for a matrix: on this machine, at most BLOCKS_PER_CORE per core."""
         return min(max_blocks, BLOCKS_PER_CORE * count_available_cores()) if self.is_local else max_blocks
 
     def choose_storage(self, data: Any) -> Any:
-        """Return where to store `data` for the workers. An array in memory is not stored: return None."""
+        """Return where to store `data` for the workers, or None for an array in memory."""
         if _is_in_memory_array(data):
             return None
         return get_process_temp_folder() / "arrays" if self._host is None else self._host.choose_storage(data)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the cluster of the workers. Return None for any other data."""
+        """Partition data that is on the workers' cluster. Return None for any other data."""
         return None if self._host is None else self._host.partition(data, n_blocks)
 
 
 class PoolResources:
-    """The workers, stored blocks and folders of a pool.
+    """Owns the workers, stored blocks and folders of a pool.
 
-    They are created by the first map, and removed when no map has run for `idle_timeout` seconds.
+    They are created by the first map, and removed after `idle_timeout` seconds without a map.
 
     Parameters
     ----------
     pool_name : str
         The name of the pool in error messages.
     make_provider : callable or None
-        Called with no arguments to create the object that starts the workers. None: the workers are
-        processes of this machine.
+        Called with no arguments to create the provider that starts the workers. None: the workers are
+        processes on this machine.
     max_workers, options
         As for `PersistentExecutor`.
 
@@ -251,7 +251,7 @@ class PoolResources:
         self._pool_name, self._idle_timeout = pool_name, options.idle_timeout
         self._fetch_timeout = options.fetch_timeout
         block_cache_bytes, n_threads = options.block_cache_bytes, options.n_threads
-        self._folders: list[Path] = []  # folders that workers on this machine use, too
+        self._folders: list[Path] = []  # folders shared with workers on this machine
         self.worker_pool: WorkerPool
         self._block_store: BlockStore
         self._provider = provider = None if make_provider is None else make_provider()
@@ -317,7 +317,7 @@ class PoolResources:
             )
 
     def close(self) -> None:
-        """Stop the workers and remove all files. A second thread that calls this waits until it is done."""
+        """Stop the workers and remove all files. Concurrent calls block until this is done."""
         if os.getpid() != self._owner_pid:
             return
         with self._lock:
@@ -328,7 +328,7 @@ class PoolResources:
                     remove_owned_folder(folder)
 
     def _make_file_block_store(self, max_memory_bytes: int) -> BlockStore:
-        """Create folders for blocks, and return a store that uses them.
+        """Create folders for blocks, and return a block store in them.
 
         Raises ExecutorError if that fails.
         """
@@ -339,7 +339,7 @@ class PoolResources:
     def _close_when_idle(self) -> None:
         remaining_seconds = self._idle_timeout
         while not self._is_closed.wait(max(min(remaining_seconds, LIVENESS_INTERVAL), 0.01)):
-            # An error, for example of a cloud, must not keep an idle pool from closing.
+            # An error, for example from a cloud, must not prevent an idle pool from closing.
             with contextlib.suppress(Exception):
                 self.worker_pool.maintain_workers()
             with self._lock:
@@ -349,7 +349,7 @@ class PoolResources:
 
 
 def _is_in_memory_array(data: Any) -> bool:
-    """Return True if data is an array in memory, and not a view of a memory-mapped file."""
+    """Return True if data is an array in memory, as opposed to a view of a memory-mapped file."""
     base_array = data
     while isinstance(base_array, np.ndarray) and not isinstance(base_array, np.memmap):
         base_array = base_array.base
@@ -360,7 +360,7 @@ _open_executors: weakref.WeakSet[PersistentExecutor] = weakref.WeakSet()
 
 
 def _reset_after_fork() -> None:
-    """Make all pools forget their workers in a forked child process. New maps there start new workers."""
+    """Make all pools forget their workers in a forked child process, where new maps start new ones."""
     for executor in list(_open_executors):
         with contextlib.suppress(Exception):
             executor.after_fork()

@@ -1,7 +1,7 @@
-"""Pickles functions for workers, together with the globals that they use in the user's modules.
+"""Pickles functions for workers, together with the globals of the user's modules that they use.
 
-Workers import these modules from files, where values may differ from those in the memory of the driver.
-Therefore each pickle contains the current values of the globals and attributes to which f refers (see
+Workers import these modules from files, so their values may differ from those in the driver's memory. Each
+pickle therefore contains the current values of the globals and attributes to which f refers (see
 `module_state`).
 """
 
@@ -36,32 +36,32 @@ from polarmap.worker.pickled_values import build_buffer_block, make_buffer_colle
 from polarmap.worker.pytree import Array
 from polarmap.worker.task_records import Fault
 
-# Objects of these types refer to globals and attributes, which f may use.
+# Objects of these types may refer to globals and attributes that f uses.
 TRACKED_TYPES = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)
 
 _registry_lock = threading.Lock()
 _n_pickling_threads = 0  # the number of threads inside `pickle_worker_code_by_value`
 _stripped_modules = set[ModuleType]()
 
-# In a child process of multiprocessing, the main program has this name. No worker can import it, so
-# cloudpickle sends its functions by value. The module is registered like multiprocessing does it.
+# In a multiprocessing child process, the main module has this name. Workers cannot import it, so cloudpickle
+# pickles its functions by value. Register the module as multiprocessing does.
 sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
 cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 
 
 class PickledFunction(NamedTuple):
-    """A pickled function, with the data of its large arrays in separate buffers, which are not copied."""
+    """A pickled function, with the data of large arrays in separate, uncopied buffers."""
 
     pickle_bytes: bytes
     buffers: Sequence[memoryview]
 
     @property
     def n_bytes(self) -> int:
-        """The size of the pickle and its buffers in bytes, without the headers of the buffers."""
+        """The total size of the pickle and its buffers in bytes, excluding the buffer headers."""
         return len(self.pickle_bytes) + sum(map(len, self.buffers))
 
     def get_buffers_to_send(self) -> list[bytes | memoryview]:
-        """Return the buffers to send to a worker, in the format that `pickle_to_array` defines."""
+        """Return the buffers to send to a worker, in the format defined by `pickle_to_array`."""
         return build_buffer_block([self.pickle_bytes, *self.buffers])
 
 
@@ -70,18 +70,18 @@ def pickle_function(
 ) -> bytes:
     """Pickle f together with the current values of the globals that it uses in the user's modules.
 
-    Workers import these modules from files, where the values may differ.
+    Workers import these modules from files, in which the values may differ.
 
     Parameters
     ----------
     f : object
         The function, or any other object that contains functions.
     destination : str
-        The name of the executor to which f is sent, for the error message.
+        The name of the receiving executor, for the error message.
     by_value : bool
-        True: include the worker code of polarmap, for workers that cannot import polarmap.
+        True to include polarmap's worker code, for workers that cannot import polarmap.
     out_of_band_buffers : list, optional
-        A list to which the buffers of large arrays are appended. None: they are part of the pickle.
+        A list to which the buffers of large arrays are appended. None keeps them in the pickle.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def pickle_function(
 
 
 def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[memoryview] | None) -> bytes:
-    """Pickle a value like `pickle_function`, but do not convert errors of the pickler."""
+    """Pickle a value like `pickle_function`, but let pickling errors propagate unchanged."""
     with pickle_worker_code_by_value() if by_value else contextlib.nullcontext():
         buffers: list[memoryview] | None = None if out_of_band_buffers is None else []
         data, reached_objects = _dump_with_references(value, buffers)
@@ -112,9 +112,9 @@ def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[mem
 
 
 def pickle_call_to_block(call: Any, by_value: bool) -> Any:
-    """Pickle a function call, with the globals that it uses, into an array of bytes.
+    """Pickle a function call and the globals that it uses into a byte array.
 
-    The array is the block of the call. Its format is that of `pickle_to_array`.
+    The array serves as the block of the call, and has the format of `pickle_to_array`.
     """
     buffers: list[memoryview] = []
     pickled_call = PickledFunction(_pickle_with_state(call, by_value, buffers), buffers)
@@ -122,7 +122,7 @@ def pickle_call_to_block(call: Any, by_value: bool) -> Any:
 
 
 def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception | None]:
-    """Pickle each value that is small and refers to no user modules. The result has None for all others.
+    """Pickle each value that is small and refers to no user modules. Return None for all others.
 
     See `pickle_each` for the format of the result.
     """
@@ -130,9 +130,9 @@ def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception
 
 
 def pickle_item_to_block(value: Any, user_objects: list[Any]) -> Any:
-    """Pickle a value into an array of bytes, like `pickle_to_array`.
+    """Pickle a value into a byte array, like `pickle_to_array`.
 
-    The functions, classes and modules of the user to which the value refers are appended to `user_objects`.
+    The user's functions, classes and modules to which the value refers are appended to `user_objects`.
     """
     buffers: list[memoryview] = []
     data, reached_objects = _dump_with_references(value, buffers)
@@ -141,13 +141,13 @@ def pickle_item_to_block(value: Any, user_objects: list[Any]) -> Any:
 
 
 def pickle_function_with_buffers(f: Any, destination: str, by_value: bool) -> PickledFunction:
-    """Pickle f like `pickle_function`, but keep the data of large arrays in separate buffers."""
+    """Pickle f like `pickle_function`, but leave the data of large arrays in separate buffers."""
     buffers: list[memoryview] = []
     return PickledFunction(pickle_function(f, destination, by_value, buffers), buffers)
 
 
 def copy_by_pickling(f: Any, destination: str) -> Any:
-    """Return a copy of f as a worker would get it now. Later changes of f do not affect the copy.
+    """Return a copy of f as a worker would receive it now. Later changes to f do not affect the copy.
 
     Raises CodeError if f cannot be pickled. The message names `destination`.
     """
@@ -162,20 +162,20 @@ def copy_by_pickling(f: Any, destination: str) -> Any:
 
 
 class FunctionWithState:
-    """A function together with the values of globals in the user's modules when it was pickled.
+    """A function together with the values, when it was pickled, of the globals that it uses.
 
-    If it is pickled and unpickled, the result is the function alone, and the values are restored.
+    Unpickling this object restores the values and returns the bare function.
 
     Parameters
     ----------
     call : callable or None
-        The function, if it should be callable in this process, too.
+        The function, if it should also be callable in this process.
     state : sequence of ModuleStateItem
         The values of the globals that the function uses in the user's modules.
     pickle_bytes : bytes
         The pickle of the function.
     buffers : sequence of memoryview
-        The buffers of large arrays that are not part of the pickle.
+        The buffers of large arrays, which are not part of the pickle.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class FunctionWithState:
 class PickledModuleState:
     """The current values of the globals that f uses in the user's modules.
 
-    Unpickling this object on a worker sets the globals there.
+    When this object is unpickled on a worker, it sets the globals there.
     """
 
     def __init__(self, f: Any) -> None:
@@ -210,7 +210,7 @@ class PickledModuleState:
 
 
 def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
-    """Pickle a value. Return the pickle, and the functions, classes and modules in it.
+    """Pickle a value. Return the pickle and the functions, classes and modules that it contains.
 
     Large buffers are appended to `buffers`, unless it is None.
     """
@@ -222,7 +222,7 @@ def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple
 
 
 def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -> set[str]:
-    """Return the names of imported modules that a pickle mentions, below the given root packages.
+    """Return the names of the imported modules in the given root packages that a pickle mentions.
 
     >>> find_referenced_modules(
     ...     cloudpickle.dumps([CodeType, pickle_function, make_buffer_collector]), ["polarmap"]
@@ -231,8 +231,8 @@ def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -
     """
     root_packages = set(root_packages)
     roots_pattern = b"|".join(re.escape(root.encode()) for root in root_packages)
-    # In a pickle, a module name is a short string: its length, followed by its bytes. Searching for these
-    # bytes is a hundred times faster than parsing the pickle with pickletools.
+    # In a pickle, a module name is stored as its length followed by its bytes. Searching for these bytes is a
+    # hundred times faster than parsing the pickle with pickletools.
     matches = re.finditer(rb"(?s)\x8c(.)(?=%s)" % roots_pattern, pickle_bytes)
     names = {pickle_bytes[item.end() : item.end() + item[1][0]].decode(errors="ignore") for item in matches}
     return {name for name in names & sys.modules.keys() if name.partition(".")[0] in root_packages}
@@ -241,7 +241,7 @@ def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -
 class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """A cloudpickle pickler that records the functions, classes and modules that it pickles.
 
-    Functions keep the names of their source files, so that tracebacks on a worker show the right lines.
+    Functions keep the names of their source files, so that tracebacks from workers show the right lines.
 
     Attributes
     ----------
@@ -258,7 +258,7 @@ class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.reached: list[Any] = []
 
     def reducer_override(self, value: Any) -> Any:
-        """Record a function, class or module, and pickle it as cloudpickle does."""
+        """Record functions, classes and modules, and pickle all values as cloudpickle does."""
         if isinstance(value, TRACKED_TYPES):
             self.reached.append(value)
             return super().reducer_override(value)
@@ -267,11 +267,11 @@ class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def pickle_worker_code_by_value() -> Iterator[None]:
-    """Make cloudpickle include the code of `polarmap.worker` in pickles, inside this context.
+    """Make cloudpickle pickle the code of `polarmap.worker` by value inside this context.
 
-    A worker then needs NumPy, but not polarmap. All threads share the registry of cloudpickle, so the last
-    thread to leave removes the entry. To save space, the docstrings and annotations of these modules are
-    removed, also in this process.
+    Workers then need NumPy but not polarmap. All threads share cloudpickle's registry, so the last thread to
+    leave unregisters the code. To save space, docstrings and annotations are stripped from these modules,
+    even in this process.
     """
     global _n_pickling_threads
     with _registry_lock:
@@ -291,17 +291,17 @@ def pickle_worker_code_by_value() -> Iterator[None]:
 
 
 def _strip_documentation(owner: Any, module: str) -> None:
-    """Remove the docstrings and annotations of the functions and classes that a worker module defines."""
-    # cloudpickle reads the docstring of a function from the function and from its code object. Line numbers
-    # for tracebacks are in another table of the code object, so they are kept.
+    """Remove docstrings and annotations from the functions and classes that a worker module defines."""
+    # cloudpickle takes docstrings both from the function and from its code object. Line numbers for
+    # tracebacks are in a separate table of the code object, so they are kept.
     for value in list(vars(owner).values()):
         if isinstance(value, property):
             value.__doc__ = None
-        # Get the function of a property or method.
+        # Unwrap properties and methods.
         value = getattr(value, "fget", None) or getattr(value, "__func__", value)
         if value is Fault or getattr(value, "__module__", None) != module:
-            # `Fault` is public, so it keeps its documentation.
-            # The methods of a named tuple, such as `_make`, come from the standard library.
+            # `Fault` is public, so it keeps its documentation. The methods of a named tuple, such as `_make`,
+            # belong to the standard library.
             if hasattr(owner, "_fields") and isinstance(value, FunctionType):
                 value.__doc__, value.__annotations__ = None, {}
             continue

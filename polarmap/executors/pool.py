@@ -4,9 +4,9 @@
         coded_map(f, A, blocks=6, executor=pool)  # starts up to 8 workers and sends them the blocks
         coded_map(g, A, blocks=6, executor=pool)  # reuses the workers, which have the blocks cached
 
-A `Pool` checks its options and recognizes the `executor` argument. It hands both to a `PersistentExecutor`,
-which opens a `PoolSession` for each map and owns a `WorkerPool`. Maps without `executor=` use the
-`DefaultExecutor`, a pool of processes of this machine.
+A `Pool` validates its options, recognizes the `executor` argument, and passes both to a `PersistentExecutor`,
+which owns a `WorkerPool` and opens a `PoolSession` for each map. Maps without `executor=` use the
+`DefaultExecutor`, a pool of processes on this machine.
 """
 
 from __future__ import annotations
@@ -36,56 +36,57 @@ class Pool(ExecutorHandle):
     """An executor whose workers persist from one map to the next.
 
     The first map starts the workers. Later maps reuse them, together with the blocks that they have cached.
-    All maps without `executor` share one default pool. Create your own pool to run workers elsewhere or with
-    other options.
+    All maps without `executor` share one default pool. Create your own pool to run workers elsewhere or to
+    change the options.
 
     Parameters
     ----------
     executor : None, "localhost", path, lithops.FunctionExecutor, Dask client or ray
-        Where the workers run. None: processes of this machine. "localhost", a Lithops configuration or a
-        Lithops executor: Lithops functions, which are billed as long as they run. A Dask client, or its
-        `get_executor()` with options: threads of its cluster. `ray`, `ray.remote(...)` with options, or
+        Where the workers run. None: processes on this machine. "localhost", a Lithops configuration or a
+        Lithops executor: Lithops functions, which are billed for as long as they run. A Dask client, or its
+        `get_executor()` with options: threads on its cluster. `ray`, `ray.remote(...)` with options, or
         "ray://host:port": Ray actors.
     workers : int, optional
-        The largest number of tasks at a time. By default, as many as keep the cores of this machine busy. On
-        a cluster or cloud, as many as the map has tasks or the cluster has threads.
+        The maximum number of concurrent tasks. Defaults to as many as keep this machine's cores busy. On a
+        cluster or cloud, defaults to the number of tasks of the map or threads of the cluster.
     idle_timeout : float
-        The time in seconds without a map after which the workers exit. The next map starts new workers.
+        The workers exit after this many seconds without a map. The next map starts new workers.
     memory_limit : int
-        The number of bytes that cached blocks may take between maps. On this machine: of memory in total;
-        further blocks are stored on disk. Elsewhere: for each worker, and at most half of its memory.
+        The number of bytes that cached blocks may take between maps. On this machine, this is the total for
+        all workers, and further blocks are stored on disk. Elsewhere, it applies to each worker, and at most
+        half of a worker's memory is used.
     threads_per_worker : int
-        The number of threads that each worker may use for linear algebra. With more than one, the workers of
-        a machine may compete for its cores.
+        The number of threads that each worker may use for linear algebra. With more than one, workers on the
+        same machine may compete for its cores.
     listen : bool or "host:port"
-        True: workers connect to this process by TCP; workers on this machine use 127.0.0.1. Both sides prove
-        that they have a key. An address: workers connect to it, for example a tunnel to the same port of this
-        machine. False: messages travel through the storage of the Lithops configuration, and maps on Dask and
-        Ray run as tasks of the engine. Lithops workers that cannot connect use the storage, too.
+        True: workers connect to this process by TCP (over 127.0.0.1 on this machine), and both sides prove
+        that they have a secret key. An address: workers connect to it, for example a tunnel to the same port
+        of this machine. False: messages travel through the storage of the Lithops configuration, and maps on
+        Dask and Ray run as tasks of the engine. Lithops workers that cannot connect also use the storage.
     fork : bool, optional
-        True: fork the worker processes of this machine, which takes milliseconds. False: start a new
-        interpreter for each. None: fork where that is safe, which is on Linux.
+        True: fork worker processes on this machine, which takes milliseconds. False: start a new interpreter
+        for each worker. None: fork where it is safe, i.e. on Linux.
     tcp_timeout : float
-        The time in seconds after which a remote worker counts as lost if nothing is received from it. The
-        worker exits within the same time. Pass a larger value if the network has longer outages.
+        A remote worker counts as lost after this many seconds of silence, and exits within the same time.
+        Pass a larger value if your network has longer outages.
     fetch_timeout : float
-        The time in seconds that reading a block may take, from a bucket or from a store that you wrote, which
+        The time limit in seconds for reading a block from a bucket, or from a store class of your own, which
         this process reads for the workers. A block that takes longer counts as lost. The map continues
-        without the block if it can; otherwise its error names the block and the store.
+        without the block if it can. Otherwise, it raises an error that names the block and the store.
 
     Attributes
     ----------
     worker_spec : Worker or None
         The memory, cores, time limit and price of each worker; None if they are unknown.
     is_local : bool
-        True if the workers are processes of this machine.
+        True if the workers are processes on this machine.
 
     Raises
     ------
     CodeError
         If an option is invalid.
     ExecutorError
-        If the executor cannot have persistent workers.
+        If the executor does not support persistent workers.
 
     Examples
     --------
@@ -142,27 +143,27 @@ class Pool(ExecutorHandle):
             self.worker_spec, self.is_local = self._executor.worker_spec, self._executor.is_local
 
     def resolve(self) -> ResolvedExecutor:
-        """Return the `ResolvedExecutor` that runs the maps of this pool."""
+        """Return the `ResolvedExecutor` that runs this pool's maps."""
         return self._executor
 
     @property
     def name(self) -> str:
-        """The name of the pool in reports: where the workers run and, once connected, by which channel."""
+        """The pool's name in reports: where workers run and, once connected, through which channel."""
         return self._executor.name
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name. Empty for processes of this machine."""
+        """The number of workers on each machine, by host name. Empty for processes on this machine."""
         return self._executor.workers_by_host
 
     def __repr__(self) -> str:
         return repr(self._executor)
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session that runs the tasks of one job (one call of a map function).
+        """Open a session for a job, i.e. one call of a map function.
 
-        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot reach the storage of
-        the job.
+        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot access the job's
+        storage.
         """
         return self._executor.open(job_spec)
 
@@ -192,7 +193,7 @@ class DefaultExecutor(PersistentExecutor):
         super().__init__(None, None, PoolOptions())
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the executor of a stored array, whose workers can read the array, or else this executor."""
+        """Return the executor associated with a stored array, if any, and otherwise this executor."""
         stored_executor = getattr(data, "executor", None) if hasattr(data, "coded_blocks") else None
         return self if stored_executor is None else _recognize_executor(stored_executor)
 
@@ -201,8 +202,8 @@ class DefaultExecutor(PersistentExecutor):
     ) -> tuple[ResolvedExecutor, Callable[[], None]]:
         """Return an executor with persistent workers, and a function that closes it.
 
-        With `max_workers`, the executor is a new pool of at most that many processes. Without it, the
-        executor is this one, and closing it does nothing.
+        With `max_workers`, this is a new pool of at most that many processes. Without it, this executor is
+        returned, and the function does nothing.
         """
         if max_workers is None:
             return super().with_persistent_workers()
@@ -211,7 +212,7 @@ class DefaultExecutor(PersistentExecutor):
 
 
 def _resolve_host(executor: Any) -> WorkerHost:
-    """Return the executor on which a pool starts its workers. Raises ExecutorError if it cannot start any."""
+    """Return the executor on which a pool starts its workers. Raises ExecutorError if it supports none."""
     if is_integer(executor):
         raise ExecutorError(
             f"executor={executor} is a number, not an executor: for {executor} workers, use "
@@ -226,9 +227,9 @@ def _resolve_host(executor: Any) -> WorkerHost:
 
 
 def _recognize_executor(executor: Any) -> ResolvedExecutor:
-    """Convert an argument `executor=` to a `ResolvedExecutor`.
+    """Convert an `executor=` argument to a `ResolvedExecutor`.
 
-    The import is lazy, because the default pool does not need the module.
+    The import is lazy because the default pool does not need the module.
     """
     from polarmap.executors.recognition import recognize_executor
 
@@ -238,7 +239,7 @@ def _recognize_executor(executor: Any) -> ResolvedExecutor:
 def shutdown() -> None:
     """Stop the worker processes of the default executor, which runs all maps without `executor=`.
 
-    Without this call, the workers exit after a minute in which no map runs. The next map starts new workers.
+    Without this call, the workers exit after a minute without a map. The next map starts new workers.
     """
     default_executor.stop_workers()
 

@@ -1,4 +1,4 @@
-"""Sessions on persistent workers: one `PoolSession` runs the tasks of one job on a pool.
+"""Sessions on persistent workers: each `PoolSession` runs one job's tasks on a pool.
 
     submit(attempts)                                       wait(timeout) -> events
         |                                                      ^
@@ -6,9 +6,9 @@
     queue of attempts --acquire_worker--> WorkerHandle --> replies --> outcomes
                                            assigned: [running task, prefetched tasks ...]
 
-For example, two workers get 6 tasks of 0.1 ms each. Both receive one task, and further tasks before they
-have finished it, so that they need not wait for the driver. If worker 0 then hangs in task 0, the tasks
-that were prefetched behind task 0 are also sent to worker 1, and the first result of each counts.
+For example, two workers get six tasks of 0.1 ms each. Both receive one task, and prefetch further tasks
+before they have finished it, so that they never wait for the driver. If worker 0 then hangs in task 0, the
+tasks that it has prefetched are also sent to worker 1, and the first result of each task counts.
 """
 
 from __future__ import annotations
@@ -58,47 +58,47 @@ from polarmap.worker.task_records import JobHeader, ResultFileRef, TaskOptions, 
 if TYPE_CHECKING:
     from polarmap.executors.store_reader import FinishedRead, StoreReader
 
-# If a task runs longer than this (in seconds), tasks that wait behind it may go to a second worker.
+# If a task runs longer than this many seconds, tasks queued behind it may go to a second worker.
 STEAL_AFTER_SECONDS = 0.002
-# The largest number of tasks sent to a worker in advance, whose messages fit into a socket buffer.
+# The maximum number of tasks that a worker prefetches. Their messages fit into a socket buffer.
 MAX_PREFETCHED = 8
-LOCALITY_WINDOW = 64  # the number of queued tasks among which to look for one whose block a worker has cached
+LOCALITY_WINDOW = 64  # how many queued tasks to search for one whose block a worker has cached
 
 
 class PoolSession:
     """A session that runs the tasks of one job on the persistent workers of a pool.
 
     Tasks are assigned in order of submission, preferably to a worker that has their block cached. If no other
-    session uses the pool, a worker receives further tasks while it is still running one (prefetching). If the
-    running task takes longer than STEAL_AFTER_SECONDS, the prefetched tasks are also sent to another worker,
-    and the first result counts.
+    session uses the pool, workers prefetch tasks: they receive further tasks while one is still running. If
+    the running task takes longer than STEAL_AFTER_SECONDS, the prefetched tasks are also sent to another
+    worker, and the first result counts.
 
     Parameters
     ----------
     job_spec : JobSpec
         The job to run.
     pickled_function : PickledFunction
-        The function of the job, pickled with the structure of its blocks.
+        The job's function, pickled together with the structure of its blocks.
     module_sources : mapping of str to tuple
-        The source code of modules that the function needs and workers may not have, by module name.
+        The source code of modules that workers may lack, by module name.
     worker_pool : WorkerPool
-        The workers, shared with the other sessions of the pool.
+        The workers, shared with the pool's other sessions.
     block_store : BlockStore
-        The place from which workers read the blocks, shared with the other sessions of the pool.
+        The store from which workers read the blocks, shared with the pool's other sessions.
     pool_folders : sequence of Path
-        The folders of the pool. The job gets a subfolder in each, created when it is needed. Empty if all
-        workers are on other machines.
+        The pool's folders. The job gets a subfolder in each, created on demand. Empty if all workers are on
+        other machines.
     shares_files : bool
         True if all workers are on this machine, and can return results in files.
     fetch_timeout : float
-        The time in seconds that this process may take to read a block from a store that the user wrote.
+        The time limit in seconds for this process to read a block from a user-defined store.
     """
 
-    # Job ids are unique across drivers, so that one driver never removes files of another driver's job.
+    # Job ids are unique across drivers, so that no driver removes files of another driver's job.
     _job_ids = itertools.count(int.from_bytes(os.urandom(6), "big"))
     now = staticmethod(time.monotonic)
-    deadline = inf  # the time when the job must end, on the monotonic clock
-    _owner_pid = -1  # the pid of the process that owns this session, set once there is something to close
+    deadline = inf  # when the job must end, on the monotonic clock
+    _owner_pid = -1  # the pid of the owning process, set once there is something to close
 
     def __init__(
         self,
@@ -116,15 +116,16 @@ class PoolSession:
         self._result_folders = self._job_folders if shares_files else ()
         self._worker_pool, self._block_store = worker_pool, block_store
         self._queue: deque[AttemptId] = deque()
-        self._unfinished: set[AttemptId] = set()  # submitted tasks that have no outcome yet
-        self._stolen: set[AttemptId] = set()  # tasks that were sent to a second worker
+        self._unfinished: set[AttemptId] = set()  # submitted tasks without an outcome
+        self._stolen: set[AttemptId] = set()  # tasks that were also sent to a second worker
         self._wake_signal = WakeSignal()
-        # Events that the next `wait` returns.
+        # Events for the next call of `wait` to return.
         self._events: list[Event] = []
-        # The time when tasks were last submitted, or the last one ended.
+        # When tasks were last submitted or a task last ended.
         self._last_progress_at = time.monotonic()
         self._published_blocks = block_store.acquire_blocks(job_spec)
-        # A task key identifies a block. By it, later jobs on the same blocks find the workers that cached it.
+        # A task key identifies a block, so that later jobs on the same blocks find the workers that cached
+        # it.
         get_task_key = partial(self._published_blocks.get_task_key, job_spec.blocks)
         self._get_task_key = lru_cache(MAX_CACHED_TASKS)(get_task_key)
         self._allocation = self._worker_pool.open_allocation(self._wake_signal.set)
@@ -137,17 +138,16 @@ class PoolSession:
         if not worker_pool.shares_host:
             self._allocation.n_tasks = job_spec.blocks.n
         self._owner_pid = os.getpid()
-        # Workers do not cache inline blocks (blocks that are sent with their tasks), so any worker suits a
-        # task. Tasks are not prefetched if results are stored, because only one worker may store each. Inline
-        # blocks are not prefetched either, because a busy worker does not read messages that are longer than
-        # its socket buffer.
+        # Workers do not cache inline blocks, which are sent with their tasks, so any worker suits such a
+        # task. Tasks are not prefetched if results are stored, because only one worker may store each result.
+        # Inline blocks are not prefetched either, because messages that exceed the socket buffer wait until
+        # the worker is idle.
         is_inline = job_spec.blocks.location is not None and job_spec.blocks.location.is_inline
         self._locality_window = 1 if is_inline else LOCALITY_WINDOW
         self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
-        # Read the next id first: sets of blocks that are added in between must not look as if they had been
-        # removed.
+        # Read the next id first, so that block sets added in between do not look as if they had been removed.
         next_block_set_id = block_store.next_block_set_id
         cache_ids = (
             self._published_blocks.cache_id,
@@ -161,8 +161,8 @@ class PoolSession:
         self._pickled_modules = pickle.dumps(module_sources) if module_sources else b""
         try:
             self._function_message = self._make_function_message(pickled_function)
-            # The digest identifies the function. A function file belongs to one job, so its path identifies
-            # it, too.
+            # The digest identifies the function. For a function file, the path will do, because the file
+            # belongs to one job.
             data, is_file = self._function_message
             self._function_digest = (
                 data if is_file else blake2b(self._pickled_modules + data, digest_size=16).digest()
@@ -175,11 +175,11 @@ class PoolSession:
         self.close()
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Queue attempts (runs of a task), and start as many as there are workers for.
+        """Queue task attempts, and start as many as there are workers for.
 
-        None of them is started if the deadline of the job passes before their blocks are stored.
+        None of them is started if the job's deadline passes before their blocks are stored.
         """
-        # Remove files on this machine here. Other storage may hang, so a thread cleans it up.
+        # Only remove local files here. Other storage may hang, so a background thread cleans it up.
         if self._block_store.location.is_memory_mapped:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
@@ -193,7 +193,7 @@ class PoolSession:
         self._worker_pool.request_workers(len(self._queue) + len(self._allocation.workers))
         self._assign_queued_tasks()
         if not any(worker.pid for worker in self._allocation.workers.values()):
-            # The workers are still starting, so use the time to prepare.
+            # Use the time while the workers are starting.
             self._job_spec.blocks.prepare_encoding()
 
     def wait(self, timeout: float) -> list[Event]:
@@ -209,7 +209,7 @@ class PoolSession:
         return [*events, *outcomes]
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Cancel attempts (runs of a task). Queued ones are dropped, and running ones are asked to stop."""
+        """Cancel task attempts. Queued attempts are dropped, and running ones are asked to stop."""
         unfinished = [attempt_id for attempt_id in attempts if attempt_id in self._unfinished]
         for attempt_id in unfinished:
             self._report_cancelled(attempt_id)
@@ -222,7 +222,7 @@ class PoolSession:
 
     def _poll_workers_until(self, deadline: float) -> list[Outcome]:
         if not self._worker_pool.has_one_session():
-            self._assign_queued_tasks()  # other sessions may have released workers in the meantime
+            self._assign_queued_tasks()  # another session may have released workers
         while True:
             outcomes: list[Outcome] = []
             remaining_seconds = max(0.0, deadline - time.monotonic())
@@ -259,9 +259,9 @@ class PoolSession:
                 return outcomes
 
     def _write_unsent_messages(self, deadline: float) -> list[Outcome]:
-        """Send messages that are still waiting in the buffers of workers.
+        """Send the messages that are still buffered for workers.
 
-        Return the outcomes of lost workers. Sending stops at `deadline`, on the monotonic clock.
+        Sending stops at `deadline`, on the monotonic clock. Return the outcomes of tasks on lost workers.
         """
         lost_outcomes: list[Outcome] = []
         for worker in list(self._allocation.receiving_workers):
@@ -281,7 +281,7 @@ class PoolSession:
     def cancel_queued(self) -> list[AttemptStarted]:
         """Drop the queued tasks. Return the start events since the last `wait`.
 
-        A worker may have finished a task since then, and started the next one that it had received.
+        A worker may have finished a task since then and started the next one it had prefetched.
         """
         self._queue.clear()
         for descriptor, _ in self._allocation.poller.poll(0):
@@ -292,7 +292,7 @@ class PoolSession:
         return [event for event in events if isinstance(event, AttemptStarted)]
 
     def _drain_messages(self, worker: WorkerHandle) -> None:
-        """Discard the replies of a worker, but record which tasks it has started."""
+        """Discard a worker's replies, but record which tasks it has started."""
         attempt_keys = [attempt_key for attempt_key, _ in worker.assigned]
         _, is_connected = worker.receive_messages()
         if worker.pid is not None:
@@ -311,7 +311,7 @@ class PoolSession:
         self._wake_signal.set()
 
     def close(self) -> PersistentUsage | None:
-        """Release the workers, remove the files of the job, and return the billed time of the workers.
+        """Release the workers, remove the job's files, and return the workers' billed time.
 
         Running tasks are cancelled. Further calls do nothing and return None.
         """
@@ -325,7 +325,7 @@ class PoolSession:
         try:
             for folder in self._job_folders:
                 remove_tree(folder)
-        finally:  # If an interrupt skips the rest of the loop, the files are removed when the workers exit.
+        finally:  # After an interrupt in this loop, the files are removed when the workers exit.
             self._block_store.release_blocks(self._published_blocks)
             self._wake_signal.close()
         return self._worker_pool.take_billed_usage()
@@ -333,8 +333,8 @@ class PoolSession:
     def _assign_queued_tasks(self) -> None:
         """Send queued tasks to workers while workers are available.
 
-        If the queue is empty, tasks that a worker received in advance, but cannot start because of a slow
-        task, are sent to a second worker.
+        If the queue is empty, tasks that a worker has prefetched but cannot start because of a slow task are
+        also sent to a second worker.
         """
         cached_elsewhere = self._find_tasks_cached_on_busy_workers()
         while True:
@@ -359,9 +359,9 @@ class PoolSession:
         self._worker_pool.flush_messages()
 
     def _find_tasks_cached_on_busy_workers(self) -> set[Hashable]:
-        """Return the keys of queued tasks whose blocks are cached only by workers that are still busy.
+        """Return the keys of queued tasks whose blocks are cached only by abandoned workers.
 
-        These workers run tasks of sessions that have closed.
+        Abandoned workers are still running tasks of closed sessions.
         """
         get_task_keys = partial(self._get_first_task_keys, self._queue)
         return self._worker_pool.find_tasks_cached_on_abandoned_workers(get_task_keys)
@@ -372,19 +372,19 @@ class PoolSession:
         return is_within_window and task_keys.issuperset(self._get_first_task_keys(self._queue))
 
     def _can_delay_for_locality(self) -> bool:
-        """Return True if waiting for a worker that has the block may be faster than sending the block.
+        """Return True if waiting for a worker with a cached block may be faster than sending the block.
 
-        This is the case if less time has passed since the last progress than it takes to send a block.
+        This is the case if the time since the last progress is shorter than the transfer time of a block.
         """
         transfer_seconds = self._published_blocks.estimate_transfer_seconds(self._job_spec.blocks)
         return time.monotonic() < self._last_progress_at + transfer_seconds
 
     def _get_first_task_keys(self, attempts: Iterable[AttemptId]) -> list[Hashable]:
-        """Return the keys of the first tasks, up to `_locality_window`. The keys identify their blocks."""
+        """Return the keys of the first `_locality_window` tasks. The keys identify the tasks' blocks."""
         return [self._get_task_key(task) for task, _ in itertools.islice(attempts, self._locality_window)]
 
     def _assign_next_tasks(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> None:
-        """Send a worker its next tasks, up to the number that it may prefetch.
+        """Send a worker its next task, and further tasks for it to prefetch.
 
         Tasks whose keys are in `cached_elsewhere` are left to other workers if possible.
         """
@@ -394,9 +394,9 @@ class PoolSession:
             self._send_tasks(worker, attempts)
 
     def _compute_prefetch_depth(self, worker: WorkerHandle) -> int:
-        """Return how many tasks a worker may receive in advance, beyond the one that it runs.
+        """Return the number of tasks that a worker may prefetch, in addition to the one that it runs.
 
-        Every worker gets one task first, and the last tasks of a job are not prefetched.
+        Every worker gets one task before any prefetches, and a job's last tasks are not prefetched.
         """
         n_queued = len(self._queue)
         n_workers = len(self._worker_pool)
@@ -416,10 +416,10 @@ class PoolSession:
         return min(n_available, max(1, min(n_short_tasks, n_queued // (2 * n_workers))))
 
     def _find_attempts_behind_slow_task(self, started_before: float = inf) -> list[AttemptId]:
-        """Return tasks that workers received in advance, but cannot start because of a slow task.
+        """Return prefetched tasks that cannot start because their worker is busy with a slow task.
 
-        The slow task started before `started_before`. Tasks that were already sent to a second worker are
-        left out. Those behind the longest-running task come first.
+        A task is slow if it started before `started_before`. Tasks that were already sent to a second worker
+        are left out. Tasks behind the longest-running task come first.
         """
         slow_workers = [
             item
@@ -437,14 +437,14 @@ class PoolSession:
         return [item for item in attempts if self._is_stealable(item)]
 
     def _is_stealable(self, attempt_id: AttemptId) -> bool:
-        """Return True if an attempt (one run of a task) has no outcome and was sent to only one worker."""
+        """Return True if a task attempt has no outcome and was sent to only one worker."""
         return attempt_id in self._unfinished and attempt_id not in self._stolen
 
     def _pop_best_attempt(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> AttemptId:
-        """Remove the task that suits a worker best from the queue, and return it.
+        """Remove and return the queued task that suits a worker best.
 
-        A task whose block the worker has cached is preferred, then one whose block is not in
-        `cached_elsewhere`, then the first one.
+        Tasks whose block the worker has cached are preferred, then tasks whose key is not in
+        `cached_elsewhere`, then the first task in the queue.
         """
         best_position = None
         for position, (task, _) in enumerate(itertools.islice(self._queue, self._locality_window)):
@@ -459,7 +459,7 @@ class PoolSession:
         return attempt_id
 
     def _send_tasks(self, worker: WorkerHandle, attempts: list[AttemptId]) -> None:
-        """Send tasks to a worker. If the worker is disconnected, put them back into the queue."""
+        """Send tasks to a worker. If it is disconnected, put them back into the queue."""
         is_prefetch, is_sent, task_messages = bool(worker.assigned), False, list[Message]()
         try:
             for attempt_id in attempts[:]:
@@ -482,7 +482,7 @@ class PoolSession:
                 if not is_prefetch:
                     self._worker_pool.remove_worker(worker)
         if is_sent:
-            # The worker now has the settings of the job and its function, which need not be sent again.
+            # The worker now has the job's settings and function, which need not be sent again.
             worker.job_id = self._job_id
             worker.function_digest = self._function_digest
             for attempt in attempts:
@@ -493,7 +493,7 @@ class PoolSession:
                 self._events.append(event)
 
     def _report_cancelled(self, attempt_id: AttemptId) -> None:
-        """Report a cancelled attempt (one run of a task) as lost."""
+        """Report a cancelled task attempt as lost."""
         self._unfinished.discard(attempt_id)
         self._events.append(make_lost_worker_outcome(*attempt_id, "it was cancelled"))
 
@@ -510,8 +510,8 @@ class PoolSession:
     def _make_job_messages(self, worker: WorkerHandle, task_message: Message) -> list[Message]:
         """Return the messages that a worker needs before its first task of this job.
 
-        They contain the settings of the job, and the function and modules that the worker does not have yet.
-        `task_message` is the first task that is sent to the worker now.
+        They contain the job's settings, and the function and modules if the worker does not have them yet.
+        `task_message` is the worker's first task of this job.
         """
         if worker.job_id == self._job_id:
             return []
@@ -526,10 +526,10 @@ class PoolSession:
         ]
 
     def _handle_replies(self, worker: WorkerHandle) -> list[Outcome]:
-        """Receive the replies of a worker, and return the new outcomes.
+        """Receive a worker's replies, and return the new outcomes.
 
-        If the worker has exited, its running task is reported as lost. The tasks that it received in advance
-        are put back into the queue.
+        If the worker has exited, its running task is reported as lost, and its prefetched tasks are put back
+        into the queue.
         """
         first_attempt_key = worker.assigned[0][0] if worker.pid is None and worker.assigned else None
         messages, is_connected = worker.receive_messages()
@@ -541,15 +541,15 @@ class PoolSession:
                 if message.kind == MessageKind.FETCH:
                     is_connected = self._send_segment(worker, message) and is_connected
                 elif message.kind == MessageKind.UNUSABLE:
-                    # An earlier job has left the process in a state that cannot be undone. The worker has not
-                    # started the task.
+                    # An earlier job has left the worker process in a state that cannot be undone, so the
+                    # worker has not started this task.
                     self._queue.appendleft(message.attempt_key[1:])
                     is_usable = False
                 else:
                     outcomes.append(self._to_outcome(message))
                     worker.last_task_seconds = outcomes[-1].seconds
             except (FrameError, LookupError, ValueError) as error:
-                # The reply is invalid, or requests an unknown part of a block.
+                # The reply is invalid or requests an unknown part of a block.
                 reason = f"its worker sent an invalid reply: {error}"
                 outcomes.append(make_lost_worker_outcome(*message.attempt_key[1:], reason))
                 is_usable = False  # do not send this worker any more tasks
@@ -568,7 +568,7 @@ class PoolSession:
             self._requeue_tasks_and_release_worker(worker, self._worker_pool.remove_worker)
         elif not worker.assigned:
             self._worker_pool.release_worker(worker)
-        elif outcomes:  # the worker has started the next task, which it had received in advance
+        elif outcomes:  # the worker has started the next prefetched task
             attempt_key, _ = worker.assigned[0]
             if self._is_stealable(attempt_key[1:]):
                 self._events.append(AttemptStarted(*attempt_key[1:], worker.state_since, True, worker.host))
@@ -576,7 +576,7 @@ class PoolSession:
         return new_outcomes
 
     def _send_segment(self, worker: WorkerHandle, fetch_message: Message) -> bool:
-        """Send a part of a block that a worker has requested, or start to read it from a store.
+        """Send a worker the part of a block that it has requested, or start reading it from a store.
 
         Return False if the worker is lost.
         """
@@ -595,9 +595,9 @@ class PoolSession:
         )
 
     def _send_read_segments(self, finished_reads: Sequence[FinishedRead]) -> list[Outcome]:
-        """Send parts of blocks that were read from a store to the workers that requested them.
+        """Send the parts of blocks that were read from a store to the workers that requested them.
 
-        Return the outcomes of tasks whose block cannot be read.
+        Return the outcomes of tasks whose block could not be read.
         """
         outcomes = list[Outcome]()
         for attempt_key, segment, data, failure in finished_reads:
@@ -627,9 +627,9 @@ class PoolSession:
     def _requeue_tasks_and_release_worker(
         self, worker: WorkerHandle, release_worker: Callable[[WorkerHandle], None]
     ) -> None:
-        """Put tasks that a worker has received but not started back into the queue.
+        """Put a worker's prefetched tasks back into the queue, then release the worker.
 
-        Then `release_worker` is called with the worker.
+        `release_worker` is called with the worker as its argument.
         """
         self._queue.extendleft(
             attempt_key[1:] for attempt_key, _ in worker.assigned if self._is_stealable(attempt_key[1:])
@@ -637,7 +637,7 @@ class PoolSession:
         release_worker(worker)
 
     def _to_outcome(self, message: Message) -> Outcome:
-        """Convert a reply of a worker to an outcome. Raises FrameError if the reply is invalid."""
+        """Convert a worker's reply to an outcome. Raises FrameError if the reply is invalid."""
         _, task, attempt = message.attempt_key
         if message.kind == MessageKind.CANCELLED:
             return make_lost_worker_outcome(task, attempt, "its worker treated it as cancelled")
@@ -655,7 +655,7 @@ class PoolSession:
     def _read_result_file(self, file_ref: ResultFileRef) -> memoryview | bytes:
         """Return the bytes of a file in which a worker on this machine stored its result. Remove the file.
 
-        Return empty bytes if `file_ref` names an invalid folder.
+        Return empty bytes if `file_ref` does not name a folder of this job.
         """
         if file_ref.folder_index not in range(len(self._result_folders)):
             return b""
@@ -669,7 +669,7 @@ class PoolSession:
     def _make_function_message(self, pickled_function: PickledFunction) -> tuple[bytes, bool]:
         """Return the pickled function and False.
 
-        A large function is written to a file: return its path and True.
+        If the function is large, write it to a file and return the file's path and True.
         A worker on another machine does not have the file. It requests the function from this process.
         """
         if pickled_function.n_bytes <= MAX_INLINE_FUNCTION_BYTES or not self._job_folders:

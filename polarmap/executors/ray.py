@@ -24,14 +24,14 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver
 
-# Seconds between two requests for the list of Ray's nodes.
+# Ray's list of nodes is requested this often, in seconds.
 NODE_LIST_INTERVAL = 5.0
-# Options of `ray.remote` that do not restrict the choice of nodes.
+# `ray.remote` options that do not restrict the choice of nodes.
 UNRESTRICTED_OPTIONS = {"num_cpus", "memory", "runtime_env", "name"}
 TRACE_FILTER_NAME = "polarmap_native_traces"  # the name under which Ray's log dispatcher lists our handler
-# Matches the lines of a C++ stack trace: its title, a frame of glog, or a frame of absl.
+# Matches the lines of a C++ stack trace: its title, glog frames and absl frames.
 NATIVE_TRACE_PATTERN = re.compile(r"^\W*\*\*\* |\*\*\* (StackTrace|SIG)|\[0x[0-9a-f]+\]|(^|\s)@ +0x[0-9a-f]+")
-# Arguments of at least this size (in bytes) are sent once to each node, not with each call.
+# Arguments of at least this many bytes are sent once to each node, not with every call.
 MIN_PUT_BYTES = 1 << 16
 
 
@@ -39,7 +39,7 @@ class RayEngine(Engine):
     """A connection to a Ray cluster, which runs calls and hosts persistent workers.
 
     Single calls are Ray tasks without retries. Persistent workers are Ray actors, spread over the nodes. Each
-    actor is a process that runs tasks for this driver.
+    actor is a separate process that runs tasks for this driver.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class RayEngine(Engine):
 
     name, location = "Ray", ClusterLocation(backend="ray")
     no_connection_advice = "pass executor=ray to the map, whose tasks then are tasks of Ray"
-    placement_timeout = 20.0  # seconds in which a node starts several processes, even if its cores are busy
+    placement_timeout = 20.0  # seconds; enough for a busy node to start several processes
 
     def __init__(self, ray_spec: Any) -> None:
         import ray
@@ -63,25 +63,26 @@ class RayEngine(Engine):
                 "Ray is not initialized: call ray.init(), with the address of a cluster, before"
             )
         hide_native_stack_traces()
-        # This lock is private to Ray. There is no public way to check the connection and then use it safely.
+        # This lock is private to Ray, but there is no public way to check the connection and then use it
+        # safely.
         self._shutdown_lock: Any = getattr(ray._private.worker, "_connect_or_shutdown_lock", nullcontext())
-        # Creates remote functions and actors, with the options that the user passed to `ray.remote`.
+        # Creates remote functions and actors with the options that the user passed to `ray.remote`.
         self.make_remote: Callable[[Any], Any] = ray.remote if ray_spec is ray else ray_spec
         self._make_remote_function = cache(self.make_remote)
-        # Large arguments that several calls share, and their references, by `id()`.
+        # Large arguments shared by several calls: `id()` -> (argument, reference).
         self._put_cache: dict[int, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
-        # References of cancelled tasks that may still be running.
+        # References to the results of cancelled tasks that may still be running.
         self._abandoned_refs: list[Any] = []
-        # The actor that holds references; it exits when its last handle is dropped.
+        # The actor that holds references. It exits when its last handle is deleted.
         self._holder_actor: Any = None
         self._holder_name, self._n_held = f"polarmap blocks {uuid.uuid4()}", 0
         self._pool_token = secrets.token_hex(4)
         self._address_by_node: dict[str, str] = {}
         self._nodes_listed_at = time.monotonic()
-        # The node on which the actor of each worker was started.
+        # Worker id -> the node on which the worker's actor was started.
         self._node_by_worker: dict[int, str] = {}
-        # The actor of each worker, and a future that is done when the actor has ended.
+        # Worker id -> (the worker's actor, a future that is done once the actor has ended).
         self._actors: dict[int, tuple[Any, Future[Any]]] = {}
 
     def _connect(self, head_address: str) -> Any:
@@ -123,8 +124,8 @@ class RayEngine(Engine):
     def _schedule_cancellation(self, object_ref: Any) -> None:
         """Cancel a task whose result is not needed, unless it ends within GRACE_SECONDS.
 
-        The delay makes it unlikely that a task is cancelled just when its reply arrives, which would make Ray
-        end this process (ray-project/ray#54798 is a partial fix).
+        The delay makes it unlikely that a task is cancelled just as its reply arrives, which would make Ray
+        terminate this process (ray-project/ray#54798 is a partial fix).
         """
         with self._lock:
             self._abandoned_refs.append(object_ref)
@@ -146,7 +147,7 @@ class RayEngine(Engine):
     def _to_remote_argument(self, argument: Any) -> Any:
         """Return an argument unchanged, or a reference to it if it is large.
 
-        A large argument of several calls is then sent only once to each node.
+        A large argument that several calls share is then sent to each node only once.
         """
         if not isinstance(argument, bytes) or len(argument) < MIN_PUT_BYTES:
             return argument
@@ -183,8 +184,8 @@ class RayEngine(Engine):
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
         """Return a name for each reference, by which persistent workers look up its value.
 
-        Ray passes references only to its tasks and actors. Therefore an actor holds the references, and a
-        name consists of the name of this actor and an index.
+        Ray only passes references to its own tasks and actors. The references are therefore held by an actor,
+        and a name consists of the actor's name and an index.
         """
         if self._holder_actor is None:
             holder_class = self._make_remote_function(PolarmapBlocks)
@@ -204,19 +205,19 @@ class RayEngine(Engine):
         self.driver_host = self._find_driver_host()
 
     def _find_driver_host(self) -> str:
-        """Return the address of this machine in connections to the head node, or "" if it is unknown."""
+        """Return this machine's address in connections to the head node, or "" if it is unknown."""
         with suppress(Exception):  # a Ray client has no such address
             host, _, _ = self.ray_module.get_runtime_context().gcs_address.rpartition(":")
             return find_local_address_towards(host)
         return ""
 
     def _list_node_addresses(self) -> dict[str, str]:
-        """Return the machine address of each node that is alive and has CPUs, by the id of the node."""
+        """Return the address of each live node that has CPUs, by node id."""
         nodes = [node for node in self.ray_module.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
     def list_machines(self) -> list[str]:
-        """Return the addresses of Ray's nodes. Empty if the options of `ray.remote` choose the nodes."""
+        """Return the addresses of Ray's nodes, or an empty list if `ray.remote` options choose the nodes."""
         options = getattr(self.make_remote, "keywords", {}).get("options", {})
         if not UNRESTRICTED_OPTIONS.issuperset(options):
             return []
@@ -238,9 +239,9 @@ class RayEngine(Engine):
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start an actor for each persistent worker, on the machine that was chosen for it.
+        """Start an actor for each persistent worker, on the machine chosen for it.
 
-        Ray chooses the nodes of all other workers.
+        Ray chooses the node of a worker for which no machine was chosen.
         """
         try:
             actor_class = self.make_remote(PolarmapWorker)
@@ -259,7 +260,7 @@ class RayEngine(Engine):
             raise ExecutorError(f"{self.name} cannot start actors: {reason}") from error
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the ids of persistent workers whose actor has ended, with the reason."""
+        """Return the persistent workers whose actor has ended, as a dict from worker id to reason."""
         exit_reasons = {}
         for worker_id, (_, exit_future) in list(self._actors.items()):
             if exit_future.done():
@@ -270,9 +271,9 @@ class RayEngine(Engine):
         return exit_reasons
 
     def close(self) -> None:
-        """Wait until the actors exit, which they do when their sockets are closed. Kill the remaining actors.
+        """Wait for the actors, which exit when their sockets are closed, and kill those that remain.
 
-        The wait takes up to GRACE_SECONDS.
+        The wait takes at most GRACE_SECONDS.
         """
         exit_futures = [exit_future for _, exit_future in self._actors.values()]
         wait_for(exit_futures, 0 if self.get_unavailable_reason() else GRACE_SECONDS)
@@ -282,8 +283,8 @@ class RayEngine(Engine):
     def _choose_scheduling_strategy(self, worker_id: int, machine: str | None) -> Any:
         """Return the scheduling strategy that places an actor on a machine.
 
-        Of the nodes on this machine, the one with the fewest workers is chosen. Ray chooses another node if
-        this one has stopped or is full.
+        Among the machine's nodes, choose the one with the fewest workers. Ray falls back to another node if
+        this one is down or full.
         """
         nodes = [node for node, address in self._address_by_node.items() if address == machine]
         if not nodes:
@@ -294,7 +295,7 @@ class RayEngine(Engine):
         return strategies.NodeAffinitySchedulingStrategy(chosen_node, soft=True)
 
     def _kill_actor(self, worker_id: int) -> None:
-        """Kill the actor of a worker. It may have ended already."""
+        """Kill a worker's actor, which may have ended already."""
         self._node_by_worker.pop(worker_id, None)
         actor, _ = self._actors.pop(worker_id)
         with suppress(Exception), self.hold_connection():  # Ray may have been shut down
@@ -310,8 +311,8 @@ def _copy_result(future: Future[Any], ray_future: Future[Any]) -> None:
 def hide_native_stack_traces() -> None:
     """Stop Ray from printing stack traces of its node processes (raylets) in this process.
 
-    A raylet that loses its connection exits with a native stack trace. Other lines are still printed. Nothing
-    is changed in versions of Ray without the internal log dispatcher.
+    A raylet that loses its connection exits with a native stack trace. Other lines are still printed. Does
+    nothing in versions of Ray that lack the internal log dispatcher.
     """
     with suppress(AttributeError, ImportError):  # this version of Ray has no such dispatcher
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
@@ -321,17 +322,17 @@ def hide_native_stack_traces() -> None:
 
 
 def remove_native_stack_traces(log_batch: dict[str, Any]) -> None:
-    """Remove native stack traces from the lines of a node process that Ray is about to print."""
+    """Remove native stack traces from a node process's log lines that Ray is about to print."""
     if log_batch.get("pid") == "raylet":
         lines = log_batch.get("lines", ())
         log_batch["lines"] = [line for line in lines if not NATIVE_TRACE_PATTERN.search(line)]
 
 
 class PolarmapWorker:
-    """The Ray actor of a persistent worker. Ray shows the name of this class to users."""
+    """The Ray actor of a persistent worker. Ray shows the class name to users."""
 
     def serve(self, driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> None:
-        """Run tasks for a driver until the lifetime of the worker is over."""
+        """Run tasks for a driver until the worker's lifetime is over."""
         import ray
 
         context: Any = ray.get_runtime_context()
@@ -342,15 +343,15 @@ class PolarmapWorker:
 
 
 class PolarmapBlocks:
-    """A Ray actor that holds references to blocks. Ray shows the name of this class to users."""
+    """A Ray actor that holds references to blocks. Ray shows the class name to users."""
 
     def __init__(self) -> None:
         self._references: list[Any] = []
 
     def add_references(self, references: list[Any]) -> None:
-        """Hold more references."""
+        """Hold further references."""
         self._references += references
 
     def get_reference(self, reference_index: int) -> list[Any]:
-        """Return one of the references, in a list. Ray would replace a bare reference by its value."""
+        """Return a reference, wrapped in a list because Ray would replace a bare reference by its value."""
         return [self._references[reference_index]]

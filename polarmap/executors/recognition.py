@@ -1,4 +1,4 @@
-"""Convert the argument `executor=` to an executor, and import Dask, Ray or Lithops only if it is used."""
+"""Convert the `executor=` argument to an executor, and import Dask, Ray or Lithops only if needed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
-    """Convert an argument `executor=` to a `ResolvedExecutor`, according to its type.
+    """Convert an `executor=` argument to a `ResolvedExecutor`, depending on its type.
 
-    No worker is started yet. A resolved executor is returned unchanged. Raises ExecutorError, with advice on
-    what to pass instead, if the argument is not an executor.
+    This does not start any workers. A resolved executor is returned unchanged. Raises ExecutorError, with
+    advice on what to pass instead, if the argument is not an executor.
     """
     if isinstance(executor_spec, ResolvedExecutor):
         return executor_spec
@@ -61,10 +61,10 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
 
 
 def make_lithops_source(executor_spec: Any) -> LithopsSource:
-    """Return the object that creates Lithops FunctionExecutors for an argument `executor=`.
+    """Return a source of Lithops FunctionExecutors for an `executor=` argument.
 
     The argument is "localhost", the path of a Lithops configuration file, or a FunctionExecutor. Raises
-    ExecutorError if the path is not a configuration.
+    ExecutorError if the path is not a valid configuration file.
     """
     from polarmap.executors.lithops_invocations import LithopsSource
 

@@ -1,11 +1,11 @@
-"""The pool of persistent workers on a cluster or cloud: Lithops functions, Dask tasks or Ray actors.
+"""Pools of persistent workers on a cluster or cloud: Lithops functions, Dask tasks or Ray actors.
 
     RemoteWorkerPool --launch_workers--> WorkerProvider --> worker
            ^                                                  |
            +--- WorkerListener or StorageChannelServer <------+  connects to its driver
 
 A `WorkerProvider` starts and stops workers on one kind of cluster. The pool decides how many workers are
-needed and on which machines. It replaces workers before their time limit, and counts what is billed.
+needed and on which machines, replaces workers before they reach their time limit, and tracks billed usage.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.socket_channel import TCP_TIMEOUT
 from polarmap.worker.worker_entry import DriverAddress
 
-# Seconds within which a worker must connect; a cloud may first have to fetch an image.
+# A worker must connect within this many seconds. A cloud may have to fetch an image first.
 CONNECT_TIMEOUT = 300.0
-# The number of failed launches in a row after which a job without workers fails.
+# A job without workers fails after this many consecutive failed launches.
 MAX_LAUNCH_FAILURES = 3
-# The pause before the next launch after a failure. It doubles with each failure in a row.
+# The pause, in seconds, before the next launch after a failure. It doubles with each consecutive failure.
 MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
-# At most 1/8 of the workers are replaced at a time.
+# Replace at most 1/8 of the workers at a time.
 RENEWAL_DIVISOR = 8
-# Workers expire at different fractions of their time limit, so that they do not all exit at the same time.
+# Workers expire at different fractions of their time limit, so that they do not all exit at once.
 MIN_LIFETIME_FRACTION = 0.6
 MAX_LIFETIME_FRACTION = 0.9
-MACHINE_PROBE_INTERVAL = 5.0  # seconds between tries to start a worker on a machine that cannot be reached
+MACHINE_PROBE_INTERVAL = 5.0  # seconds between attempts to start a worker on an unreachable machine
 NO_MACHINE_CHOICES: Mapping[int, str] = MappingProxyType({})
-GOLDEN_RATIO = 0.6180339887  # the fractional parts of its multiples are spread evenly over [0, 1)
+GOLDEN_RATIO = 0.6180339887  # its multiples modulo 1 are spread evenly over [0, 1)
 
 
 class WorkerProvider:
@@ -68,31 +68,30 @@ class WorkerProvider:
     max_worker_seconds : float
         The time limit of a worker in seconds; inf without a limit.
     max_workers : int or None
-        The largest number of workers at a time; None if it is unknown.
+        The maximum number of workers; None if it is unknown.
     shares_files : bool
-        True if the workers are on this machine and share its files.
+        True if the workers are on this machine and can access its files.
     shares_host : bool
-        True if all machines known so far are this machine. Workers then map block files, and request blocks
-        from the driver if a file is missing.
+        True if all machines known so far are this machine. Workers then memory-map block files, and request
+        blocks from the driver if a file is missing.
     imports_polarmap : bool
-        True if workers can import polarmap. Otherwise the code that they need is sent with each function.
+        True if workers can import polarmap. Otherwise, the code that they need is sent with each function.
     reach : Reach
         The storage that workers can access.
     bucket : str or None
-        The bucket for messages between workers and driver; None without storage.
+        The bucket for messages between workers and driver; None if there is no storage.
     key_prefix : str
-        The common prefix of the keys of these messages.
+        The common key prefix of these messages.
     listing_interval : float
         Seconds between the storage listings that detect exited workers; inf if no listing is needed.
     worker_spec : WorkerSpec or None
         The memory, cores, time limit and price of each worker; None if they are unknown.
     driver_host : str
-        The address of this machine in connections to the cluster, which workers try first; empty if it is
-        unknown.
+        This machine's address in connections to the cluster, which workers try first; empty if it is unknown.
     no_connection_advice : str
-        For error messages: what a user can do if workers cannot connect to this process.
+        Advice for the error message if workers cannot connect to this process.
     placement_timeout : float
-        Seconds until a worker launched on a given machine must connect; later, the machine counts as
+        A worker launched on a chosen machine must connect within this many seconds, or the machine counts as
         unreachable.
     """
 
@@ -110,7 +109,7 @@ class WorkerProvider:
     placement_timeout = CONNECT_TIMEOUT
 
     def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer | None:
-        """Start the message channels of workers that cannot connect by TCP. Return None without a storage.
+        """Start message channels for workers that cannot connect by TCP. Return None if there is no storage.
 
         `on_connected(worker_id, channel, channel_name)` is called for each worker that connects.
         """
@@ -122,17 +121,17 @@ class WorkerProvider:
         lifetimes: Mapping[int, float],
         machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
-        """Start workers that will connect to the driver at `driver_address`.
+        """Start workers, which then connect to the driver at `driver_address`.
 
         Parameters
         ----------
         driver_address : DriverAddress
-            Where and how the workers connect.
+            Where and how the workers connect to the driver.
         lifetimes : mapping of int to float
             The lifetime of each worker in seconds, by worker id.
         machine_by_worker : mapping of int to str
-            The machine on which to start each worker. The provider chooses the machine of workers that are
-            not in the mapping, and of workers whose machine no longer exists.
+            The machine on which to start each worker, by worker id. The provider chooses a machine for
+            workers that are not in the mapping, and for those whose machine no longer exists.
 
         Raises
         ------
@@ -144,8 +143,8 @@ class WorkerProvider:
     def list_machines(self) -> Sequence[str]:
         """Return the addresses of the machines that can run workers now.
 
-        The result is empty if the provider chooses the machines itself. Called without holding a lock, on a
-        thread that may block.
+        The result is empty if the provider chooses the machines itself. This may block, so no lock is held
+        during the call.
         """
         return ()
 
@@ -153,9 +152,9 @@ class WorkerProvider:
         """Cancel the launch of workers that have not connected yet."""
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the ids of workers that have exited since the last call, with the reason ("" if unknown).
+        """Return workers that exited since the last call: worker id -> reason ("" if unknown).
 
-        With `may_query`, the provider may take longer to find the reason.
+        With `may_query`, the provider may take longer to find out the reason.
         """
         raise NotImplementedError
 
@@ -164,10 +163,10 @@ class WorkerProvider:
         return ""
 
     def remove_leftover_objects(self) -> None:
-        """Remove objects that exited workers have left in the storage. This may take long."""
+        """Remove the objects that exited workers have left in the storage, which may take long."""
 
     def close(self) -> None:
-        """Stop all workers, if that is possible from here, and remove the objects that they have stored."""
+        """Stop all workers, if the cluster supports it, and remove the objects that they have stored."""
         raise NotImplementedError
 
     def make_block_store(self) -> BlockStore:
@@ -175,28 +174,28 @@ class WorkerProvider:
         return DriverBlockStore(self.key_prefix)
 
     def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Return the modules that a pickled function needs, but that workers may not have installed.
+        """Return the modules that a pickled function needs and workers may not have installed.
 
-        The result maps each module name to its source code, and whether it is a package.
+        The result maps each module name to its source code and whether it is a package.
         """
         return {}
 
 
 @dataclass
 class LaunchedWorker:
-    """A worker that was started on a cluster or cloud and, as far as is known, has not exited.
+    """A worker that was launched on a cluster or cloud and is not known to have exited.
 
     Attributes
     ----------
     launched_at, expires_at : float
-        When it was launched and when it exits by itself, on the monotonic clock.
+        When the worker was launched and when its lifetime ends, on the monotonic clock.
     has_connected : bool
         True once the worker has connected to the driver.
     machine : str
-        The machine on which it was launched; empty if the provider chose the machine.
+        The machine on which the worker was launched; empty if the provider chose the machine.
     is_extra : bool
-        True if it was launched to replace another worker, so that there are more workers than wanted for a
-        while.
+        True if the worker is to replace another one, so that the pool temporarily has more workers than
+        needed.
     """
 
     launched_at: float
@@ -210,9 +209,9 @@ class LaunchedWorker:
         return not self.has_connected and now > self.launched_at + CONNECT_TIMEOUT
 
     def compute_billed_seconds(self, since: float) -> float:
-        """Return the seconds since `since` for which the worker is billed.
+        """Return the number of seconds since `since` for which the worker is billed.
 
-        A worker that has not connected within CONNECT_TIMEOUT is assumed to have exited then.
+        A worker that has not connected within CONNECT_TIMEOUT is assumed to have exited at that point.
         """
         now = time.monotonic()
         billed_until = self.launched_at + CONNECT_TIMEOUT if self.is_overdue(now) else now
@@ -220,12 +219,12 @@ class LaunchedWorker:
 
 
 class Backoff:
-    """Exponential backoff: the pause before the next retry doubles with each failure in a row.
+    """Exponential backoff: the pause before the next retry doubles with each consecutive failure.
 
     Attributes
     ----------
     n_failures : int
-        The number of failures in a row.
+        The number of consecutive failures.
     last_reason : str
         The reason of the last failure; empty if there was none.
     """
@@ -247,33 +246,33 @@ class Backoff:
         return time.monotonic() >= self._next_retry_at
 
     def get_failing_seconds(self) -> float:
-        """Return the seconds since the first of the failures in a row, or 0 if there was none."""
+        """Return the seconds since the first consecutive failure, or 0 if there was none."""
         return time.monotonic() - self._first_failed_at if self.n_failures else 0.0
 
 
 class RemoteWorkerPool(WorkerPool):
-    """A pool of workers on a cluster or cloud. They are started on demand and replaced before they expire.
+    """A pool of workers on a cluster or cloud, started on demand and replaced before they expire.
 
-    When a map ends, its running tasks are not killed. Other workers are started if they are needed, and
-    surplus workers are removed once a worker has finished its old task.
+    When a map ends, its running tasks are not killed. Additional workers are started if needed, and surplus
+    workers are removed once a worker has finished its old task.
 
     Parameters
     ----------
     provider : WorkerProvider
-        The object that starts the workers. The pool owns it and closes it.
+        The provider that starts the workers. The pool owns and closes it.
     max_workers : int or None
-        The largest number of workers at a time; None: the limit of the provider.
+        The maximum number of workers; None for the provider's limit.
     listen_endpoint : bool or Endpoint
-        True: workers may connect by TCP. An endpoint: they connect to that host and port. False: messages
-        travel only through the provider's storage.
+        True: workers may connect by TCP. An endpoint: workers connect to this host and port. False: messages
+        only travel through the provider's storage.
     block_cache_bytes : int
         The number of bytes of blocks that each worker may cache.
     n_threads : int
         The number of threads that each worker may use for linear algebra.
     tcp_timeout : float
-        Seconds of silence after which both sides treat a connection as lost.
+        Both sides treat a connection as lost after this many seconds of silence.
     fetch_timeout : float
-        Seconds that a worker may take to read a block from the provider's storage.
+        The time limit in seconds for a worker to read a block from the provider's storage.
     """
 
     def __init__(
@@ -289,20 +288,20 @@ class RemoteWorkerPool(WorkerPool):
         super().__init__(max_workers if max_workers is not None else provider.max_workers)
         self._provider = provider
         self._n_wanted = 0
-        # By worker id, until a worker is known to have exited.
+        # Worker id -> worker, until the worker is known to have exited.
         self._launched: dict[int, LaunchedWorker] = {}
-        # Limits retries after the provider has refused a launch.
+        # Delays retries after the provider has refused a launch.
         self._launch_backoff = Backoff()
-        # Limits retries after workers have exited before they connected.
+        # Delays retries after workers have exited before they connected.
         self._startup_backoff = Backoff()
-        # Workers with ids up to this one were discarded, because they run another version of polarmap.
+        # Workers with ids up to this one were discarded because they run another version of polarmap.
         self._newest_given_up_id = -1
         self._machines = tuple(provider.list_machines())
-        self._unreachable_until: dict[str, float] = {}  # when to try each unreachable machine again
-        self._rebalance_backoff = Backoff()  # limits how often workers are spread evenly over machines
-        self._unbilled_seconds = 0.0  # seconds for which exited workers have not been reported as billed yet
+        self._unreachable_until: dict[str, float] = {}  # unreachable machine -> when to retry
+        self._rebalance_backoff = Backoff()  # limits how often workers are rebalanced
+        self._unbilled_seconds = 0.0  # billed seconds of exited workers that are yet to be reported
         self._n_unbilled_starts = 0
-        self._billed_at = time.monotonic()  # the time of the last call of `take_billed_usage`
+        self._billed_at = time.monotonic()  # when `take_billed_usage` was last called
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None
         self._storage_channels: StorageChannelServer | None = None
@@ -324,7 +323,7 @@ class RemoteWorkerPool(WorkerPool):
         self._driver_address = DriverAddress(endpoints, key, *storage_and_limits, tcp_timeout, fetch_timeout)
 
     def request_workers(self, n_workers: int) -> None:
-        """Start the workers that are missing for `n_workers` to run, within the limit of the pool."""
+        """Start workers until there are `n_workers`, within the pool's limit."""
         with self._lock:
             self._check_open()
             n_allowed = n_workers if self._max_workers is None else min(n_workers, self._max_workers)
@@ -332,9 +331,9 @@ class RemoteWorkerPool(WorkerPool):
             self._launch_missing_workers()
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Start workers again whose launch has failed, and one more if other sessions use all workers.
+        """Launch workers again after failures, and one more if other sessions use all workers.
 
-        Raises ExecutorError if no worker is connected and none can be expected.
+        Raises ExecutorError if no worker is connected and none is expected to connect.
         """
         now = time.monotonic()
         with self._lock:
@@ -363,8 +362,8 @@ class RemoteWorkerPool(WorkerPool):
     def _check_protocol_versions(self) -> None:
         """Discard workers that run another version of polarmap.
 
-        If no other worker is connected, the workers that are still starting are discarded, too, so that the
-        next map starts new ones. Then ExecutorError is raised.
+        If no other worker is connected, workers that are still starting are also discarded, so that the next
+        map starts new ones, and ExecutorError is raised.
         """
         sources = [source for source in (self._listener, self._storage_channels) if source is not None]
         for mismatch in (source.mismatches.popleft() for source in sources for _ in list(source.mismatches)):
@@ -378,7 +377,7 @@ class RemoteWorkerPool(WorkerPool):
                     raise ExecutorError(str(mismatch))
 
     def take_billed_usage(self) -> PersistentUsage | None:
-        """Return the billed time and storage requests of the workers since the last call."""
+        """Return the workers' billed time and storage requests since the last call."""
         with self._lock:
             now = time.monotonic()
             launched = self._launched.values()
@@ -406,12 +405,12 @@ class RemoteWorkerPool(WorkerPool):
         return f"{message}, at {hosts}. {cause}: {advice}, or {self._provider.no_connection_advice}"
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """Return how a worker has exited, for error messages. Raises ExecutorError if the pool was closed."""
+        """Return how a worker exited, for error messages. Raises ExecutorError if the pool is closed."""
         description, error = super().get_exit_reason(worker), worker.channel.failure
         if isinstance(error, FrameError) or error is None:
             return description
         label = worker.label and f" ({worker.label})"
-        # A connection is also reset if a process is killed before it has read everything.
+        # A connection is also reset if a process is killed before it has read all data.
         if isinstance(error, ConnectionResetError):
             return f"the connection to its worker was reset: it has exited or cannot be reached{label}"
         return f"the connection to its worker was lost: {error.strerror or error}{label}"
@@ -433,7 +432,7 @@ class RemoteWorkerPool(WorkerPool):
             self._cancel_unconnected_launches()
             self._launch_missing_workers()
             self._rebalance_workers_across_machines()
-        # Do not hold the lock here, so that no job waits for a storage that does not answer.
+        # Do not hold the lock here, so that jobs do not wait for a storage that may hang.
         self._provider.remove_leftover_objects()
 
     def close(self) -> None:
@@ -453,16 +452,16 @@ class RemoteWorkerPool(WorkerPool):
         return None  # `request_workers` starts workers, which are added when they connect
 
     def _get_expiry_time(self, worker: WorkerHandle) -> float:
-        """Return when the lifetime of a worker is over, so that it exits, on the monotonic clock."""
+        """Return when a worker's lifetime ends, on the monotonic clock."""
         return self._launched[worker.worker_id].expires_at
 
     def _terminate_worker(self, worker_id: int) -> None:
-        """Forget a worker that has exited, but remember the time for which it is billed."""
+        """Forget a worker that has exited, and record its billed time."""
         launched = self._launched.pop(worker_id, None)
         self._unbilled_seconds += launched.compute_billed_seconds(self._billed_at) if launched else 0.0
 
     def _remove_unneeded_workers(self) -> None:
-        """Remove expired idle workers, then surplus workers in the order in which they expire."""
+        """Remove expired idle workers, then surplus workers in order of expiry."""
         self._remove_idle_workers(len(self._workers), self._get_expiry_time, time.monotonic())
         n_excess = self._count_excess_workers()
         if len(self._machines) < 2:
@@ -471,11 +470,11 @@ class RemoteWorkerPool(WorkerPool):
             self._remove_workers_from_overfull_machines(n_excess)
 
     def _count_excess_workers(self) -> int:
-        """Return how many more workers there are than wanted. Negative if workers are missing."""
+        """Return the number of surplus workers, negative if workers are missing."""
         return len(self._workers) - self._count_stuck_workers() - self._n_wanted
 
     def _remove_workers_from_overfull_machines(self, n_excess: int) -> None:
-        """Remove up to `n_excess` idle workers from machines with more than their share."""
+        """Remove up to `n_excess` idle workers from machines with more than their fair share."""
         for _ in range(n_excess):
             n_workers_by_machine = Counter(worker.machine for worker in self._workers.values())
             removable_workers = [
@@ -494,7 +493,7 @@ class RemoteWorkerPool(WorkerPool):
             self._unreachable_until.pop(removed_worker.machine, None)
 
     def _remove_worker(self, worker: WorkerHandle) -> None:
-        """Remove a worker. If it was the last one of its machine, treat the machine as unreachable."""
+        """Remove a worker. If it was the last one on its machine, treat the machine as unreachable."""
         super()._remove_worker(worker)
         is_last = not any(other_worker.machine == worker.machine for other_worker in self._workers.values())
         if is_last and worker.machine in self._machines:
@@ -503,7 +502,7 @@ class RemoteWorkerPool(WorkerPool):
     def _choose_idle_worker(
         self, get_task_keys: Callable[[], Collection[Hashable]], allocation: Allocation | None = None
     ) -> WorkerHandle | None:
-        """Choose the idle worker for the next task, so that all machines get about equally many tasks."""
+        """Choose an idle worker for the next task, balancing the number of tasks across machines."""
         if allocation is None or not allocation.n_tasks or len(self._machines) < 2:
             return super()._choose_idle_worker(get_task_keys)
         idle_workers = [item for item in self._workers.values() if item.allocation is None]
@@ -522,7 +521,7 @@ class RemoteWorkerPool(WorkerPool):
                 return
             launched = self._launched.get(worker_id)
             if launched is None:
-                channel.close()  # the pool has given up this worker
+                channel.close()  # the pool has given up on this worker
                 return
             launched.has_connected = True
             previous_handle = self._workers.pop(worker_id, None)
@@ -539,12 +538,12 @@ class RemoteWorkerPool(WorkerPool):
                     allocation.wake_session()
 
     def _launch_missing_workers(self) -> None:
-        """Start as many workers as are missing.
+        """Start the missing workers.
 
-        Workers that are stuck in a task of an ended map do not count. Workers that expire soon are replaced,
-        a few at a time.
+        Workers that are stuck in a task of a finished map count as missing. Workers that expire soon are
+        replaced, a few at a time.
         """
-        # The provider may refuse launches for some time, so replacements are started that much earlier.
+        # The provider may refuse launches for some time, so start replacements that much earlier.
         renewal_deadline = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds)
         workers = self._workers.values()
         n_expiring = sum(self._get_expiry_time(worker) < renewal_deadline for worker in workers)
@@ -554,7 +553,7 @@ class RemoteWorkerPool(WorkerPool):
             try:
                 self._launch_workers(n_missing)
                 self._launch_backoff = Backoff()
-            except ExecutorError as error:  # if launches have worked before, this may be a temporary outage
+            except ExecutorError as error:  # if earlier launches worked, this may be a temporary outage
                 if (
                     not self.latest_channel_name
                     or self._provider.get_unavailable_reason()
@@ -564,24 +563,24 @@ class RemoteWorkerPool(WorkerPool):
                 self._launch_backoff.record_failure(str(error))
 
     def _count_stuck_workers(self) -> int:
-        """Return the number of workers that have been busy with a task of an ended map for GRACE_SECONDS."""
+        """Return the number of workers stuck in a task of a finished map for at least GRACE_SECONDS."""
         return sum(worker.get_abandoned_seconds() > GRACE_SECONDS for worker in self._get_abandoned_workers())
 
     def _count_starting_workers(self) -> int:
-        """Return the number of workers that were launched and can still be expected to connect."""
+        """Return the number of launched workers that are still expected to connect."""
         now = time.monotonic()
         launched = self._launched.values()
         return sum(not (item.has_connected or item.is_extra or item.is_overdue(now)) for item in launched)
 
     def _launch_workers(self, n_workers: int) -> None:
-        """Start workers. If there are several machines, those with the fewest workers are chosen."""
+        """Start workers, on the machines with the fewest workers if there are several machines."""
         reachable = [machine for machine in self._machines if machine not in self._unreachable_until]
         machines = reachable if len(self._machines) > 1 else []
         chosen_machines = choose_machines(n_workers, machines, self._count_workers_by_machine())
         self._launch_on_machines(chosen_machines or [""] * n_workers)
 
     def _launch_on_machines(self, machines: Sequence[str], is_extra: bool = False) -> None:
-        """Start one worker on each of the machines. For an empty name, the provider chooses the machine."""
+        """Start one worker on each machine. For an empty name, the provider chooses the machine."""
         now, lifetimes, launched = time.monotonic(), {}, {}
         worker_ids = itertools.islice(self._worker_ids, len(machines))
         for worker_id, machine in zip(worker_ids, machines, strict=True):
@@ -591,8 +590,8 @@ class RemoteWorkerPool(WorkerPool):
             expires_at = now + lifetimes[worker_id]
             launched[worker_id] = LaunchedWorker(now, expires_at, machine=machine, is_extra=is_extra)
         machine_by_worker = {key: item.machine for key, item in launched.items() if item.machine}
-        # A worker may connect before this call returns. It waits until this thread releases the lock of the
-        # pool.
+        # A worker may connect before this call returns, and then waits until this thread releases the pool's
+        # lock.
         self._provider.launch_workers(self._driver_address, lifetimes, machine_by_worker)
         self._launched |= launched
         self._n_unbilled_starts += len(launched)
@@ -604,9 +603,10 @@ class RemoteWorkerPool(WorkerPool):
         return counts
 
     def _cancel_unconnected_launches(self) -> None:
-        """Abandon workers that have not connected from a machine that is unreachable or no longer exists.
+        """Cancel launches on machines that turn out to be unreachable or no longer exist.
 
-        They are then started on other machines. Otherwise a cluster could wait forever for the lost machine.
+        The workers are then started on other machines. Otherwise, a cluster could wait forever for a lost
+        machine.
         """
         now, reached_machines = time.monotonic(), {worker.machine for worker in self._workers.values()}
         not_connected = {
@@ -629,8 +629,8 @@ class RemoteWorkerPool(WorkerPool):
     def _rebalance_workers_across_machines(self) -> None:
         """Start extra workers on machines that have fewer than others.
 
-        `_remove_unneeded_workers` then removes as many from the other machines. On a machine that was
-        unreachable, one worker is started to see whether it can be reached again.
+        `_remove_unneeded_workers` then removes the same number from the other machines. On a machine that was
+        unreachable, a single worker is started to probe whether it is reachable again.
         """
         now, n_workers_by_machine = time.monotonic(), self._count_workers_by_machine()
         if len(self._machines) < 2 or not self._workers or not self._launch_backoff.can_retry():
@@ -654,7 +654,7 @@ class RemoteWorkerPool(WorkerPool):
             target_machines += underfull
             self._rebalance_backoff.record_failure("workers are not spread evenly")
         if target_machines:
-            # There are enough workers, so it is enough to retry later.
+            # There are enough workers, so a failure can wait for the next retry.
             with contextlib.suppress(ExecutorError):
                 self._launch_on_machines(target_machines, is_extra=True)
 
@@ -670,7 +670,7 @@ class RemoteWorkerPool(WorkerPool):
             elif worker is not None and worker.allocation is None:
                 self._remove_worker(worker)
             if self._storage_channels is not None:
-                # Sessions notice a closed socket by themselves, but not a lost storage channel.
+                # Sessions notice closed sockets by themselves, but not lost storage channels.
                 self._storage_channels.disconnect(worker_id)
         if startup_failure is not None:
             self._startup_backoff.record_failure(startup_failure)

@@ -1,4 +1,4 @@
-"""An executor on a virtual clock, for tests: results arrive at given times, without waiting or processes."""
+"""An executor on a virtual clock, for tests: results arrive at given times, without any waiting."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
 from polarmap.worker.task_execution import run_task
 from polarmap.worker.task_records import Fault, FaultKind, TaskRequest
 
-GIVE_UP_SECONDS = 3600.0  # virtual seconds after which a task that never reports counts as lost
+GIVE_UP_SECONDS = 3600.0  # virtual seconds after which a silent task counts as lost
 
 
 class ReplayExecutor:
     """An executor for tests: f runs in this process, and its results arrive at times on a virtual clock.
 
-    A test of a slow or lost worker therefore does not wait. Injected faults take effect: "sleep" delays the
-    arrival of a result, "kill" and "exit" lose it.
+    Tests of slow or lost workers therefore take no time. Injected faults take effect: "sleep" delays the
+    arrival of a result, whereas "kill" and "exit" lose it.
 
     Parameters
     ----------
     arrival_seconds : mapping of int to float, optional
-        The virtual seconds from the start of a task to the arrival of its result, by task index. The default
-        is 1.0 for each task. `math.inf` means that the task never reports; it is lost after an hour.
+        The virtual seconds from the start of a task to the arrival of its result, by task index. Defaults to
+        1.0 for each task. With `math.inf`, the result never arrives, and the task is lost after an hour.
 
     Examples
     --------
@@ -74,18 +74,19 @@ class ReplaySession:
 
     def __init__(self, arrival_seconds: Mapping[int, float], job_spec: JobSpec) -> None:
         self._arrival_seconds, self._now = arrival_seconds, 0.0
-        # Results stay in this process, so they need no encryption.
+        # Results never leave this process, so they need no encryption.
         self._job_spec = replace(job_spec, encryption=None)
-        # A heap of results by arrival time: (time, task, attempt, function that returns the outcome).
+        # A heap of results, ordered by arrival time: (time, task, attempt, function that returns the
+        # outcome).
         self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
-        self._start_events: list[AttemptStarted] = []  # events that the next `wait` returns
+        self._start_events: list[AttemptStarted] = []  # events for the next call of `wait` to return
 
     def now(self) -> float:
         """Return the virtual time in seconds."""
         return self._now
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Start attempts (runs of a task) now, in virtual time, and schedule when their results arrive."""
+        """Start task attempts at the current virtual time, and schedule the arrival of their results."""
         for task, attempt in attempts:
             self._start_events.append(AttemptStarted(task, attempt, self._now))
             seconds, make_outcome = self._plan_outcome(self._job_spec.make_task_request(task, attempt))
@@ -101,15 +102,15 @@ class ReplaySession:
         return [*start_events, make_outcome()]
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Do nothing: a result arrives at its scheduled time even if it is no longer needed."""
+        """Do nothing: results arrive at their scheduled times even if they are no longer needed."""
 
     def wake(self) -> None:
         """Do nothing: `wait` never blocks."""
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return the tasks that started since the last `wait`.
+        """Return events for the tasks that started since the last `wait`.
 
-        None is queued, because each starts at once.
+        There are no queued tasks, because each task starts at once.
         """
         start_events, self._start_events = self._start_events, []
         return start_events
@@ -121,7 +122,7 @@ class ReplaySession:
         return None
 
     def _plan_outcome(self, request: TaskRequest) -> tuple[float, Callable[[], Outcome]]:
-        """Return how long a task takes, in virtual seconds, and a function that returns its outcome."""
+        """Return a task's duration in virtual seconds, and a function that returns its outcome."""
         task, attempt, fault = request.task, request.attempt, request.fault or Fault("")
         seconds = self._arrival_seconds.get(task, 1.0)
         if fault.kind == FaultKind.SLEEP:
@@ -135,8 +136,8 @@ class ReplaySession:
         return seconds, partial(self._compute_outcome, request, seconds)
 
     def _compute_outcome(self, request: TaskRequest, seconds: float) -> Outcome:
-        """Call f on the block of a task, and return the outcome."""
-        # f gets a copy of the block, because it may write to it.
+        """Call f on a task's block, and return the outcome."""
+        # f may write to its block, so pass a copy.
         block = partial(build_block, self._job_spec.blocks, request.task, np.copy)
         message = run_task(request, FutureTaskIO(self._job_spec.f, block, ThreadCancelToken()))
         assert message is not None

@@ -1,7 +1,7 @@
-"""The interface of executors inside the package.
+"""The package's internal interface of executors.
 
-`resolve_executor` converts every argument `executor=` to a `ResolvedExecutor`. The rest of the package uses
-only its attributes and methods.
+`resolve_executor` converts every `executor=` argument to a `ResolvedExecutor`, and the rest of the package
+only uses its attributes and methods.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ NO_FAULTS: Mapping[int, Fault] = MappingProxyType({})
 
 
 class ResolvedExecutor(ABC):
-    """The base class of all executors, as the rest of the package sees them.
+    """The base class of all executors within the package.
 
-    Users pass many kinds of objects as `executor=`. `resolve_executor` converts each of them to a subclass of
-    this class where the call of the user enters the package, and no other code looks at the argument.
+    Users pass many kinds of objects as `executor=`. At the package's entry points, `resolve_executor`
+    converts each of them to a subclass of this class. No other code inspects the argument.
 
     Attributes
     ----------
     worker_spec : WorkerSpec or None
         The memory, cores, time limit and price of each task; None if they are unknown.
     is_local : bool
-        True if tasks are known to share the cores of this machine.
+        True if tasks are known to share this machine's cores.
     shares_memory : bool
-        True if tasks run on threads of this process, which use the objects of the caller.
+        True if tasks run on threads of this process and use the caller's objects directly.
     pickles_f : bool
-        True if workers receive f pickled. Otherwise, they see changes that the caller makes to f during a
+        True if workers receive a pickle of f. Otherwise, they see changes that the caller makes to f during a
         map.
     can_batch : bool
         True if several short items may be sent to a worker as one task.
     has_persistent_workers : bool
-        True if the workers persist from map to map. Any number of tasks may then be submitted in advance,
+        True if the workers persist from map to map. Any number of tasks can then be submitted in advance,
         because queued tasks can be cancelled.
     prefers_persistent_workers : bool
-        True if each map starts new workers, so that a series of maps is faster on persistent workers.
+        True if each map starts new workers, so that persistent workers are faster for a series of maps.
     max_workers : int or None
-        The number of tasks that run at a time; None if it is unknown.
+        The maximum number of concurrent tasks; None if it is unknown.
     faults : mapping of int to Fault
         The injected faults, by task.
     """
@@ -76,21 +76,21 @@ class ResolvedExecutor(ABC):
 
     @abstractmethod
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session that runs the tasks of one job (one call of a map function). No task starts yet."""
+        """Open a session for a job, i.e. one call of a map function. No task starts yet."""
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the executor on which to run a map of `data`: this one, unless a subclass chooses better.
+        """Return the executor on which to run a map of `data`: this one, unless a subclass overrides this.
 
-        For an array in storage, the default executor chooses an executor whose workers can read that storage.
+        For a stored array, the default executor chooses an executor whose workers can read its storage.
         """
         return self
 
     def suggest_n_blocks(self, max_blocks: int) -> int:
-        """Return the number of equal blocks into which to cut a matrix, at most `max_blocks`."""
+        """Return the number of equal blocks into which to split a matrix, at most `max_blocks`."""
         return max_blocks
 
     def choose_storage(self, data: Any) -> Any:
-        """Return where to store `data` if many maps will use it, as an argument `storage=` of `encode`.
+        """Return where to store `data` for use by many maps, as a value for `storage=` of `encode`.
 
         None means that `data` need not be stored, because its blocks are sent with each task or are cached by
         the workers.
@@ -100,7 +100,7 @@ class ResolvedExecutor(ABC):
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
         """Partition data that is on the cluster of this executor into blocks. Return None for any other data.
 
-        `n_blocks` is the number of blocks. None means about as many blocks as the data has chunks.
+        If `n_blocks` is None, the number of blocks is about the number of chunks.
         """
         return None
 
@@ -126,7 +126,7 @@ class ExecutorHandle(ABC):
 
 
 class DelegatingExecutor(ResolvedExecutor):
-    """A base class for executors that wrap another executor and forward all methods and attributes to it."""
+    """The base class of executors that wrap another executor and delegate everything to it."""
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._executor = executor
@@ -165,12 +165,12 @@ class DelegatingExecutor(ResolvedExecutor):
         return self._executor.choose_storage(data)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the cluster of the wrapped executor. Return None for any other data."""
+        """Partition data that is on the wrapped executor's cluster. Return None for any other data."""
         return self._executor.partition(data, n_blocks)
 
 
 class CustomExecutor(ResolvedExecutor):
-    """An adapter for an executor class that a user wrote, which only needs to open sessions.
+    """An adapter for a user-defined executor class, which only has to open sessions.
 
     Parameters
     ----------

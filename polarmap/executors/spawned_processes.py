@@ -1,4 +1,4 @@
-"""Starts each local worker as a new Python interpreter, where processes cannot fork or with `fork=False`."""
+"""Starts each local worker as a new Python interpreter, for platforms without fork or with `fork=False`."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ spawned_worker.main(options["connection"], options["folders"])
 
 
 class ProcessSpawner:
-    """A starter of worker processes on this machine. Each worker is a new Python interpreter.
+    """Starts worker processes on this machine, each as a new Python interpreter.
 
-    It is used where processes cannot be forked. A worker exits when this process does.
+    Used where processes cannot be forked. Workers exit when this process does.
 
     Parameters
     ----------
     n_threads : int
         The number of threads that NumPy may use in each worker.
     owned_folders : sequence of str
-        The folders that the workers remove when this process has died.
+        Folders that the workers remove when this process has died.
     module_names : sequence of str
-        The modules that each worker imports before its first task.
+        Modules that each worker imports before its first task.
     """
 
     def __init__(self, n_threads: int, owned_folders: Sequence[str], module_names: Sequence[str]) -> None:
@@ -56,16 +56,16 @@ class ProcessSpawner:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def check_started(self) -> None:
-        """Do nothing: each worker is a separate process, so there is no server to check."""
+        """Do nothing: there is no server process to check."""
 
     def is_alive(self) -> bool:
-        """Return True: there is no server process that could have exited."""
+        """Return True: there is no server process that could exit."""
         return True
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
         """Start worker `worker_id`, which talks to this process over `worker_socket`.
 
-        This process closes its copy of the socket.
+        The socket is then closed in this process.
         """
         try:
             ensure_standard_streams()
@@ -84,7 +84,7 @@ class ProcessSpawner:
                     socket_handle if isinstance(socket_handle, int) else socket_handle(process.pid)
                 )
             assert process.stdin is not None
-            # An error means that the worker has exited, which its session notices by the closed socket.
+            # An error means that the worker has exited, which its session notices when the socket closes.
             with contextlib.suppress(OSError):
                 process.stdin.write(json.dumps(worker_options).encode() + b"\n")
                 process.stdin.flush()
@@ -92,7 +92,7 @@ class ProcessSpawner:
             raise ExecutorError(f"{sys.executable} cannot be started: {error}") from error
 
     def kill_worker(self, worker_id: int) -> None:
-        """Kill a worker. On POSIX, the processes that it has started are killed, too."""
+        """Kill a worker and, on POSIX, its child processes."""
         process = self._processes.pop(worker_id, None)
         if process is None:
             return
@@ -103,9 +103,9 @@ class ProcessSpawner:
         _close_stdin(process)
 
     def get_exit_reason(self, worker_id: int) -> str | None:
-        """Return how a worker has exited, or None if it does not exit within EXIT_REPORT_SECONDS.
+        """Return how a worker exited, or None if it does not exit within EXIT_REPORT_SECONDS.
 
-        Raises ExecutorError if the worker has another version of polarmap.
+        Raises ExecutorError if the worker runs another version of polarmap.
         """
         with contextlib.suppress(KeyError, subprocess.TimeoutExpired):
             exit_code = self._processes[worker_id].wait(EXIT_REPORT_SECONDS)
@@ -122,11 +122,11 @@ class ProcessSpawner:
         """Forget the workers in a forked child process. They belong to the parent process."""
         for process in self._processes.values():
             _close_stdin(process)
-            process.returncode = 0  # the workers are not children of this process, so it cannot wait for them
+            process.returncode = 0  # this process is not the workers' parent, so it cannot wait for them
         self._processes.clear()
 
     def _share_socket(self, worker_socket: socket.socket) -> tuple[Any, dict[str, Any]]:
-        """Return how to pass a socket to a new process: a handle, and options of `subprocess.Popen`.
+        """Return a handle and `subprocess.Popen` options that pass a socket to a new process.
 
         On Windows, the handle is a function that computes it from the pid of the new process.
         """

@@ -1,7 +1,7 @@
-"""Message channels between driver and workers through an object storage, if workers cannot connect by TCP.
+"""Message channels between the driver and workers that cannot connect by TCP, through object storage.
 
-The driver writes a single object, the mailbox, with the messages for all workers. The workers poll it. They
-write each reply as a separate object, which the driver lists, reads and deletes.
+The driver writes the messages for all workers to a single object, the mailbox, which the workers poll. The
+workers write each reply as a separate object, which the driver lists, reads and deletes.
 """
 
 from __future__ import annotations
@@ -40,40 +40,41 @@ from polarmap.worker.storage_channel import (
     compute_next_poll_interval,
 )
 
-MAX_PARALLEL_READS = 16  # the largest number of replies that are read in parallel
+MAX_PARALLEL_READS = 16  # the maximum number of replies read in parallel
 
 
 class DriverStorageChannel:
-    """The driver's end of a message channel to one worker, through an object storage.
+    """The driver's end of a message channel to a worker through object storage.
 
-    A thread of `StorageChannelServer` writes and reads the messages. This object queues them, and has the
-    same interface as `SocketChannel`.
+    This object only queues messages, which threads of `StorageChannelServer` write and read. It has the same
+    interface as `SocketChannel`.
 
     Parameters
     ----------
     worker_id : int
         The id of the worker.
     worker_instance : int
-        The number that the worker sends with each reply. It differs if the worker was restarted.
+        A number that the worker sends with each reply, and that changes if the worker is restarted.
     post_message : callable
-        Called with this channel and a message for the worker, or with None when the channel is closed.
+        Called with this channel and a message for the worker, or None when the channel is closed.
 
     Attributes
     ----------
     unacknowledged : deque of QueuedMessage
-        The messages that the worker has not yet reported as received.
+        The messages that the worker has not acknowledged yet.
     n_sent, n_received : int
-        The sequence numbers of the latest message to the worker, and from it.
+        The sequence numbers of the latest message to and from the worker.
     last_heartbeat_at : float
-        When the latest heartbeat of the worker was received, on the monotonic clock.
+        When the worker's latest heartbeat was received, on the monotonic clock.
     n_missed : int
         The number of heartbeats that mention a message that has not arrived.
     is_connected : bool
         True if more messages may arrive.
     has_unsent : bool
-        Always False: `StorageChannelServer` buffers unsent messages, and no socket has to become writable.
+        Always False: `StorageChannelServer` buffers unsent messages, so there is no socket to poll for
+        writing.
     failure : None
-        Always None: there is no connection that could fail.
+        Always None, because there is no connection that could fail.
     """
 
     has_unsent = False
@@ -93,7 +94,7 @@ class DriverStorageChannel:
         self._wake_signal = WakeSignal()
 
     def deliver_frames(self, frames: bytes) -> None:
-        """Decode messages from the worker, and wake the session that polls this channel."""
+        """Decode messages from the worker and wake the session that polls this channel."""
         try:
             self._inbox.extend(FrameDecoder().feed(frames))
         except FrameError:
@@ -101,7 +102,7 @@ class DriverStorageChannel:
         self._wake_signal.set()
 
     def disconnect(self) -> None:
-        """Mark the worker as disconnected, and wake the session that polls this channel."""
+        """Mark the worker as disconnected and wake the session that polls this channel."""
         self.is_connected = False
         self._wake_signal.set()
 
@@ -116,22 +117,22 @@ class DriverStorageChannel:
         return self.is_connected
 
     def flush(self) -> bool:
-        """Return True if the worker is connected. Nothing is written here.
+        """Return True if the worker is connected, without writing anything.
 
         `StorageChannelServer` writes the messages.
         """
         return self.is_connected
 
     def drop_unsent(self) -> list[Message]:
-        """Return an empty list, because this channel hands all messages over immediately."""
+        """Return an empty list, because this channel hands over all messages immediately."""
         return []
 
     def is_stalled(self) -> bool:
-        """Return False. Workers that are silent for too long are disconnected by `StorageChannelServer`."""
+        """Return False: `StorageChannelServer` disconnects workers that are silent for too long."""
         return False
 
     def receive(self) -> tuple[list[Message], bool]:
-        """Return the messages that have arrived since the last call, and whether the worker is connected."""
+        """Return the messages received since the last call, and whether the worker is still connected."""
         self._wake_signal.clear()
         # Read this first, so that messages sent before a disconnection are returned.
         is_connected = self.is_connected
@@ -140,7 +141,7 @@ class DriverStorageChannel:
     def close(self) -> None:
         """Close the channel. The worker then exits.
 
-        In a forked child process, only the resources of this process are closed.
+        In a forked child process, this only closes the child's own resources.
         """
         if os.getpid() == self._owner_pid:
             self._post_message(self, None)
@@ -148,24 +149,24 @@ class DriverStorageChannel:
 
 
 WorkerChannel = SocketChannel | DriverStorageChannel
-# The type of a callback that receives the id of a worker, its channel, and the name of the channel.
+# A callback that receives a worker id, the worker's channel and the channel's name.
 OnConnected = Callable[[int, WorkerChannel, str], None]
 
 
 class StorageChannelServer:
-    """The message channels of a pool whose workers cannot connect by TCP, through an object storage.
+    """Runs a pool's message channels to workers that cannot connect by TCP, through object storage.
 
-    One thread writes the messages for all workers, and another thread reads the replies. Sessions therefore
+    One thread writes the messages for all workers, and another one reads their replies, so that sessions
     never wait for the storage, which may hang.
 
     Parameters
     ----------
     storage : lithops.Storage
-        The storage, which nothing else may use.
+        The storage client, which must not be used by anything else.
     key_prefix : str
-        The common prefix of the keys of all messages.
+        The common key prefix of all messages.
     on_connected : callable
-        Called with the id, the channel and "objects" when the first message of a worker arrives.
+        Called with the worker id, the channel and "objects" when a worker's first message arrives.
 
     Attributes
     ----------
@@ -177,16 +178,16 @@ class StorageChannelServer:
         self._storage, self._keys, self._on_connected = storage, ChannelKeys(key_prefix), on_connected
         self._channels: dict[int, DriverStorageChannel] = {}
         self.mismatches = deque[ProtocolMismatchError]()
-        # The locks are reentrant, because a destructor may close a session or a pool while one is held.
+        # Reentrant: a destructor may close a session or a pool while this thread holds a lock.
         self._lock, self._mailbox_lock = threading.RLock(), threading.RLock()
         self._heartbeat, self._next_heartbeat_at = 0, time.monotonic() + HEARTBEAT_SECONDS
         # The number of requests since they were last reported. Listings cost as much as writes.
         self._n_writes = self._n_reads = 0
-        self._payload_by_digest: dict[bytes, Any] = {}  # the large parts of queued messages, by digest
-        self._stored_digests = set[bytes]()  # the digests of large parts that are stored as separate objects
+        self._payload_by_digest: dict[bytes, Any] = {}  # large parts of queued messages, by digest
+        self._stored_digests = set[bytes]()  # digests of large parts stored as separate objects
         self._has_unwritten = False
         self._posted, self._poll_soon, self._is_closed = [threading.Event() for _ in range(3)]
-        # The latest error of the writing thread, None once it succeeds.
+        # The writing thread's latest error; None once it succeeds.
         self._failure: Exception | None = None
         self._seen_keys: set[str] = set()
         self._write_mailbox()
@@ -200,11 +201,11 @@ class StorageChannelServer:
     def flush_messages(self) -> None:
         """Make the writing thread send all queued messages, without waiting for the storage.
 
-        Raises ExecutorError if the storage has refused messages, or has not answered for OUTAGE_SECONDS.
+        Raises ExecutorError if the storage has refused messages or has not responded for OUTAGE_SECONDS.
         """
         if self._has_unwritten:
             self._posted.set()
-        # Report an error only once, because the next job may be able to reach the storage.
+        # Report each error only once, because the storage may be available to the next job.
         error, self._failure = self._failure, None
         if error is not None:
             raise ExecutorError(
@@ -212,10 +213,10 @@ class StorageChannelServer:
             ) from error
 
     def take_request_counts(self, worker_seconds: float) -> tuple[int, int]:
-        """Return the numbers of billed write and read requests to the storage since the last call.
+        """Return the number of billed write and read requests to the storage since the last call.
 
-        Requests of this process are counted. Requests of workers, which poll the storage, are estimated from
-        `worker_seconds`, the time that all workers together have run.
+        The driver's requests are counted. The workers' polling requests are estimated from `worker_seconds`,
+        the total run time of all workers.
         """
         n_writes, n_reads, self._n_writes, self._n_reads = self._n_writes, self._n_reads, 0, 0
         n_heartbeats, n_polls = worker_seconds / HEARTBEAT_SECONDS, worker_seconds / MAX_POLL_INTERVAL
@@ -224,23 +225,23 @@ class StorageChannelServer:
         )
 
     def disconnect(self, worker_id: int) -> None:
-        """Disconnect the channel of a worker that has exited."""
+        """Mark the channel of an exited worker as disconnected."""
         channel = self._channels.get(worker_id)
         if channel is not None:
             channel.disconnect()
 
     def close(self) -> None:
-        """Stop the threads and delete the object with the messages. The workers then exit.
+        """Stop the threads and delete the mailbox, which makes the workers exit.
 
-        The `WorkerProvider` removes their replies.
+        The `WorkerProvider` removes the remaining replies.
         """
-        deadline = time.monotonic() + OUTAGE_SECONDS  # the storage may not answer
+        deadline = time.monotonic() + OUTAGE_SECONDS  # the storage may hang
         for event in (self._is_closed, self._posted, self._poll_soon):
             event.set()
         for thread in self._threads:
-            if thread is not threading.current_thread():  # a destructor may run on this very thread
+            if thread is not threading.current_thread():  # a destructor may run on this thread
                 thread.join(max(0.0, deadline - time.monotonic()))
-        # Wait for a running write, which would otherwise store the object again after it is deleted.
+        # Wait for any write in progress, which would otherwise re-create the mailbox after it is deleted.
         is_free = self._mailbox_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
         try:
             with contextlib.suppress(Exception):
@@ -250,7 +251,7 @@ class StorageChannelServer:
                 self._mailbox_lock.release()
 
     def _enqueue_message(self, channel: DriverStorageChannel, message: Message | None) -> None:
-        """Queue a message for a worker. None closes the channel. `flush_messages` sends what is queued."""
+        """Queue a message, or None to close the channel. `flush_messages` sends what is queued."""
         with self._lock:
             if message is None:
                 if self._channels.get(channel.worker_id) is channel:
@@ -266,7 +267,7 @@ class StorageChannelServer:
             self._has_unwritten = True
 
     def _write_loop(self) -> None:
-        """Write the messages for all workers whenever they are flushed, and from time to time as a heartbeat.
+        """Write the mailbox whenever messages are flushed, and from time to time as a heartbeat.
 
         Runs on a thread until the server is closed.
         """
@@ -277,18 +278,18 @@ class StorageChannelServer:
             if self._is_closed.is_set() or not is_due:
                 continue
             try:
-                # A heartbeat writes all messages again, because a restarted storage may have lost them.
+                # A heartbeat rewrites all messages, because a restarted storage may have lost them.
                 retry_request(self._write_mailbox)
                 self._failure = None
-            except Exception as error:  # the messages stay in the queue for the next write
+            except Exception as error:  # the messages stay queued for the next write
                 self._failure = error if self._has_unwritten else None
             self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
             self._poll_soon.set()
 
     def _write_mailbox(self) -> None:
-        # Only one thread writes at a time, so that the newest version is stored last.
+        # Only one thread writes at a time, so that the latest version is stored last.
         with self._mailbox_lock:
-            if self._is_closed.is_set():  # do not store the object again after `close` has deleted it
+            if self._is_closed.is_set():  # `close` has deleted the mailbox; do not re-create it
                 return
             with self._lock:
                 channels = list(self._channels.values())  # a worker exits if it is not in the list
@@ -332,7 +333,7 @@ class StorageChannelServer:
                 if started_at >= next_review:
                     next_review = started_at + HEARTBEAT_SECONDS
                     self._disconnect_silent_workers()
-            except Exception:  # missing heartbeats during a storage outage do not mean that workers are lost
+            except Exception:  # heartbeats missed during a storage outage do not mean that workers are lost
                 for channel in list(self._channels.values()):
                     channel.last_heartbeat_at = time.monotonic()
             poll_seconds = time.monotonic() - started_at
@@ -340,10 +341,10 @@ class StorageChannelServer:
             if self._poll_soon.wait(poll_interval):
                 self._poll_soon.clear()
                 poll_interval = 0.0
-                self._is_closed.wait(MIN_POLL_INTERVAL)  # no worker can have replied earlier
+                self._is_closed.wait(MIN_POLL_INTERVAL)  # workers cannot have replied any sooner
 
     def _read_replies(self) -> int:
-        """Read all new replies, deliver them to their channels, and delete them. Return their number."""
+        """Read, deliver and delete all new replies. Return the number of replies."""
         with self._lock:
             self._n_writes += 1
         listed_keys = set(self._storage.list_keys(self._storage.bucket, self._keys.reply_prefix))
@@ -355,10 +356,10 @@ class StorageChannelServer:
         )
         n_replies = sum(reply_key.size > 0 for reply_key, _ in new_replies)
         self._n_reads += n_replies
-        # Read all replies before the first is delivered, so that a single write can answer all of them.
+        # Read all replies before delivering the first one, so that a single write can answer them all.
         contents = map_in_parallel(self._read_object, new_replies, MAX_PARALLEL_READS)
         delivered_keys = list[str]()
-        blocked_workers = set[int]()  # the ids of workers whose next reply is not completely stored yet
+        blocked_workers = set[int]()  # ids of workers whose next reply is incomplete
         for (reply_key, object_key), data in zip(new_replies, contents):
             if reply_key.worker_id in blocked_workers or len(data) != reply_key.size:
                 blocked_workers.add(reply_key.worker_id)
@@ -380,19 +381,19 @@ class StorageChannelServer:
             return None
 
     def _read_object(self, reply: tuple[ReplyKey, str]) -> bytes:
-        """Return the bytes of a reply. A heartbeat has none and is not read."""
+        """Return the bytes of a reply. Heartbeats have no bytes and are not read."""
         reply_key, object_key = reply
         return bytes(self._storage.get_object(self._storage.bucket, object_key)) if reply_key.size else b""
 
     def _handle_reply(self, reply_key: ReplyKey, data: bytes) -> None:
-        """Deliver a reply to the channel of its worker. A new worker gets a new channel.
+        """Deliver a reply to its worker's channel. A new worker gets a new channel.
 
         A reply without data is a heartbeat.
         """
         channel = self._channels.get(reply_key.worker_id)
         if channel is None or channel.worker_instance != reply_key.instance_id:
             if reply_key.last_sent > 1 or not data:
-                # The worker does not know yet that its channel was closed.
+                # The worker does not know yet that its channel has been closed.
                 return
             channel = DriverStorageChannel(reply_key.worker_id, reply_key.instance_id, self._enqueue_message)
             with self._lock:
@@ -404,14 +405,14 @@ class StorageChannelServer:
             while unacknowledged and unacknowledged[0].sequence_number <= reply_key.last_received:
                 unacknowledged.popleft()
         if reply_key.last_sent <= channel.n_received:
-            # This is a heartbeat, or a message that was stored twice.
+            # This is a heartbeat or a message that was stored twice.
             return
         if data:
             channel.n_received, channel.n_missed = reply_key.last_sent, 0
             channel.deliver_frames(data)
         else:
             channel.n_missed += 1
-            if channel.n_missed > 1:  # a restarted storage must have lost a message
+            if channel.n_missed > 1:  # the storage must have lost a message in a restart
                 channel.disconnect()
 
     def _disconnect_silent_workers(self) -> None:

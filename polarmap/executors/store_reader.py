@@ -1,4 +1,4 @@
-"""Reads blocks from a store that only this process can use, for workers that request them."""
+"""Reads blocks from a store that only this process can access, on behalf of workers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from polarmap.worker.task_records import describe_error
 if TYPE_CHECKING:
     from polarmap.storage import Store
 
-# The id of the job, the index of the task, and how often it was started before.
+# The job id, the index of the task, and the number of earlier attempts.
 AttemptKey = tuple[int, int, int]
 
 
 class OpenStoreLocation(StoreLocation):
-    """The location of objects in a storage class that a user wrote, with the open store itself.
+    """The location of objects in a user-defined store, together with the open store itself.
 
-    It exists only in the process that has the store.
+    It exists only in the process that opened the store.
     """
 
     __slots__ = ("store",)
@@ -40,12 +40,12 @@ class OpenStoreLocation(StoreLocation):
     __hash__ = StoreLocation.__hash__
 
     def with_encryption(self, encryption: Any) -> OpenStoreLocation:
-        """Return the location of objects in the same store that are encrypted with `encryption`."""
+        """Return the location of objects in the same store, encrypted with `encryption`."""
         return OpenStoreLocation(self.store, encryption)
 
 
 class FinishedRead(NamedTuple):
-    """The bytes that a worker requested for a task, or the reason why they could not be read."""
+    """The bytes that a worker has requested for a task, or the reason why they cannot be read."""
 
     attempt_key: AttemptKey
     segment: Segment
@@ -54,7 +54,7 @@ class FinishedRead(NamedTuple):
 
 
 class StoreReader:
-    """A reader of a store that only this process can use. It reads blocks for workers on daemon threads.
+    """Reads blocks for workers on daemon threads, from a store that only this process can access.
 
     Each read has a time limit, because a store may hang.
 
@@ -63,9 +63,9 @@ class StoreReader:
     store : Store
         The store.
     fetch_timeout : float
-        The time limit in seconds to read all segments of a block, from the first request on.
+        The time limit in seconds for reading all segments of a block, starting with the first request.
     on_finished : callable
-        Called without arguments, on any thread, when `collect_finished` has something to return.
+        Called without arguments, on any thread, when `collect_finished` has results to return.
     """
 
     def __init__(self, store: Store, fetch_timeout: float, on_finished: Callable[[], None]) -> None:
@@ -77,14 +77,14 @@ class StoreReader:
     def for_blocks(
         cls, blocks: TaskBlocks, fetch_timeout: float, on_finished: Callable[[], None]
     ) -> StoreReader | None:
-        """Return a reader for the store of some blocks, or None if workers can read the blocks themselves."""
+        """Return a reader for the blocks' store, or None if workers can read the blocks themselves."""
         location = blocks.location
         if not isinstance(location, OpenStoreLocation):
             return None
         return cls(location.store, fetch_timeout, on_finished)
 
     def start(self, attempt_key: AttemptKey, segment: Segment) -> None:
-        """Start to read a byte range, which a worker requested for a task."""
+        """Start reading a byte range that a worker has requested for a task."""
         deadline = self._deadlines.setdefault(attempt_key, time.monotonic() + self._fetch_timeout)
         run_in_daemon_thread(partial(self._read, attempt_key, segment, deadline))
 

@@ -1,4 +1,4 @@
-"""Temporary folders whose names identify their process, so that later processes can remove stale ones."""
+"""Temporary folders named after their process, so that later processes can remove stale ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from polarmap.errors import ExecutorError
 from polarmap.worker.private_files import PRIVATE_MODE, ensure_private_folder
 from polarmap.worker.processes import ProcessIdentity, remove_stale_folders
 
-MAX_REMOVE_ATTEMPTS = 10  # tries to remove a folder in which a worker may still be creating files
+MAX_REMOVE_ATTEMPTS = 10  # attempts to remove a folder in which a worker may still be creating files
 SHARED_MEMORY_ROOT = "/dev/shm"  # a file system in memory, on Linux
 
-_owned_folders: set[tuple[int, Path]] = set()  # the pid of the process that created a folder, and the path
+_owned_folders: set[tuple[int, Path]] = set()  # (pid of the process that created the folder, path)
 
 
 def make_shared_memory_folder() -> Path | None:
-    """Create a temporary folder whose files are in memory. Return None if that is not possible."""
+    """Create a temporary folder in shared memory. Return None if that is not possible."""
     try:
         return _make_owned_folder(SHARED_MEMORY_ROOT)
     except OSError:
@@ -28,7 +28,7 @@ def make_shared_memory_folder() -> Path | None:
 
 
 def get_temp_root() -> str:
-    """Return the folder in which to create temporary folders. It is in memory if no other is writable."""
+    """Return the folder for temporary folders, which is in shared memory if no other one is writable."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
@@ -44,9 +44,9 @@ def make_temp_folder() -> Path:
 
 
 def get_process_temp_folder() -> Path:
-    """Return a temporary folder that belongs to this process. Create it again if it was removed.
+    """Return this process's temporary folder, creating it if necessary.
 
-    Raises ExecutorError if that is not possible, or if another user has created a folder of this name.
+    Raises ExecutorError if that is not possible, or if another user has created a folder of the same name.
     """
     folder = _make_process_folder(os.getpid())
     try:
@@ -64,7 +64,7 @@ def _make_process_folder(pid: int) -> Path:
 
 
 def remove_owned_folder(folder: Path) -> None:
-    """Remove a temporary folder. Do nothing if another process has created it."""
+    """Remove a temporary folder, unless another process has created it."""
     if (os.getpid(), folder) in _owned_folders:
         remove_tree(str(folder))
         _owned_folders.discard((os.getpid(), folder))
@@ -95,7 +95,7 @@ def _make_owned_folder(parent_folder: str) -> Path:
     remove_stale_folders({SHARED_MEMORY_ROOT, get_temp_root()})
     folder_name = ProcessIdentity.current().folder_prefix + os.urandom(8).hex()
     folder = Path(parent_folder).resolve() / folder_name
-    # Record the folder before it is created, so that an interrupt leaves no folder behind.
+    # Record the folder before creating it, so that an interrupt leaves no folder behind.
     _owned_folders.add((os.getpid(), folder))
     folder.mkdir(PRIVATE_MODE)
     return folder

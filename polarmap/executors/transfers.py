@@ -1,6 +1,6 @@
-"""Transfers between this process and a storage, several at a time, on daemon threads.
+"""Parallel transfers between this process and a storage, on daemon threads.
 
-A storage may hang. Neither Ctrl-C nor the exit of the interpreter waits for a thread of this module, while
+A storage may hang, so neither Ctrl-C nor interpreter exit waits for the threads of this module. In contrast,
 `concurrent.futures.ThreadPoolExecutor` joins its threads in both cases.
 """
 
@@ -15,20 +15,21 @@ from typing import Generic, TypeVar
 
 from polarmap.worker.daemon_threads import run_in_daemon_thread
 
-# The default number of transfers at the same time.
+# The default number of concurrent transfers.
 MAX_PARALLEL_TRANSFERS = 8
-# A wait without a timeout misses a Ctrl-C just before it starts. On Windows it misses every Ctrl-C.
+# Wait with this timeout in a loop, because an untimed wait misses a Ctrl-C that comes just before it starts
+# and, on Windows, every Ctrl-C.
 INTERRUPT_POLL_SECONDS = 1.0
-GRACE_SECONDS = 5.0  # seconds to wait for running transfers, which may hang, after an error or Ctrl-C
+GRACE_SECONDS = 5.0  # seconds to wait for running transfers after an error or Ctrl-C
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class ParallelTransfers(Generic[T, R]):
-    """Parallel calls of a function with each of several items, on a limited number of daemon threads.
+    """Calls a function with each of several items, in parallel on a limited number of daemon threads.
 
-    The constructor starts the calls. The reference to an item is dropped as soon as its call has returned.
+    The constructor starts the calls. Each item is released as soon as its call has returned.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ class ParallelTransfers(Generic[T, R]):
     items : iterable
         The items, in the order in which their calls start.
     max_threads : int
-        The largest number of calls at the same time.
+        The maximum number of concurrent calls.
 
     Examples
     --------
@@ -57,9 +58,9 @@ class ParallelTransfers(Generic[T, R]):
     def wait_for_results(self, deadline: float = inf) -> list[R]:
         """Block until all calls have returned. Return their results in the order of the items.
 
-        If a call fails, no further call is started. The error is raised once the running calls have ended, or
-        after GRACE_SECONDS, so that they do not interfere with the error handling of the caller. If several
-        calls fail, the error of the first item is raised.
+        If a call fails, no further calls are started. The error is raised once the running calls have ended,
+        or after GRACE_SECONDS, so that they do not interfere with the caller's error handling. If several
+        calls fail, the error of the first of these items is raised.
 
         Parameters
         ----------
@@ -85,9 +86,9 @@ class ParallelTransfers(Generic[T, R]):
         return [self._results[index] for index in range(len(self._results))]
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Start no further calls, and wait for the running ones.
+        """Start no further calls, and wait for the running calls.
 
-        `grace_seconds` is the longest wait in seconds. None means GRACE_SECONDS.
+        The wait takes at most `grace_seconds` seconds; None means GRACE_SECONDS.
         """
         with self._lock:
             self._queue.clear()
@@ -109,7 +110,7 @@ class ParallelTransfers(Generic[T, R]):
             self._on_thread_exit()
 
     def _run_transfers(self) -> None:
-        """Call the function with one item after the other until none is left. Runs on each thread."""
+        """Call the function with one item after another until none is left. This is each thread's target."""
         while (indexed_item := self._pop_item()) is not None:
             index, item = indexed_item
             try:
@@ -133,7 +134,7 @@ class ParallelTransfers(Generic[T, R]):
         self._has_settled.set()
 
     def _on_thread_exit(self) -> None:
-        """Count the exit of a thread. The last thread signals that all calls have ended."""
+        """Count an exiting thread. The last one signals that all calls have ended."""
         with self._lock:
             self._n_running_threads -= 1
             is_last = not self._n_running_threads
@@ -142,7 +143,7 @@ class ParallelTransfers(Generic[T, R]):
             self._is_idle.set()
 
     def _take_first_error(self) -> BaseException | None:
-        """Return the error of the first item that failed, or None. All recorded errors are discarded."""
+        """Return the error of the first failed item, or None, and discard all recorded errors."""
         with self._lock:
             errors, self._errors = self._errors, {}
         return errors[min(errors)] if errors else None
@@ -154,9 +155,9 @@ def map_in_parallel(
     max_threads: int = MAX_PARALLEL_TRANSFERS,
     deadline: float = inf,
 ) -> list[R]:
-    """Call `transfer` with each item, several at a time, and return the results in the order of the items.
+    """Call `transfer` with each item in parallel, and return the results in the order of the items.
 
-    See `ParallelTransfers` for what happens when a call fails or hangs, and at the deadline.
+    See `ParallelTransfers.wait_for_results` for how errors, hanging calls and the deadline are handled.
 
     >>> map_in_parallel(len, ["a", "bc"])
     [1, 2]

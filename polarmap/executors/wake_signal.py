@@ -1,4 +1,4 @@
-"""A file descriptor by which one thread wakes another thread that is waiting in `select` or `poll`."""
+"""A file descriptor with which one thread wakes another that waits in `select` or `poll`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import socket
 
 from polarmap.errors import ExecutorError
 
-# Without this flag, a process in which SIGPIPE has its default action dies when it sends to a closed socket.
+# Without this flag, sending to a closed socket kills a process in which SIGPIPE has its default action.
 MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class WakeSignal:
-    """An event like `threading.Event` that a thread can wait for with `select` or `poll`.
+    """An event like `threading.Event` for which a thread can wait with `select` or `poll`.
 
-    Its file descriptor is readable after `set()`, until `clear()`.
+    The file descriptor is readable from `set()` until `clear()`.
 
     >>> signal = WakeSignal()
     >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()
@@ -35,13 +35,13 @@ class WakeSignal:
         return self._read_socket.fileno()
 
     def set(self) -> None:
-        """Make the descriptor readable, to wake a thread that polls it.
+        """Make the descriptor readable, which wakes the thread that polls it.
 
-        Any thread may call this, also after `close`.
+        Any thread may call this, even after `close`.
         """
         write_socket = self._write_socket  # this reference keeps the socket open
         if write_socket is not None:
-            # The socket may be closed, or its buffer full of earlier signals.
+            # The socket may be closed, or its buffer may be full of earlier signals.
             with contextlib.suppress(OSError):
                 write_socket.send(b".", MSG_NOSIGNAL)
 
@@ -66,8 +66,8 @@ class WakeSignal:
 class _SendSocket(socket.socket):
     """A socket that closes itself when the last thread drops its reference.
 
-    Closing it earlier would be unsafe. The system could give its descriptor to a new file, and a thread that
-    is still sending would write to that file.
+    Closing it earlier would be unsafe: the system could reuse the descriptor for a new file, and a thread
+    that is still sending would write to that file.
     """
 
     __del__ = socket.socket.close

@@ -1,7 +1,7 @@
 """The TCP endpoint to which remote workers connect.
 
-Worker and driver prove to each other that they have the key of the pool. Each authenticated connection
-becomes a `SocketChannel` of the pool.
+Worker and driver prove to each other that they have the pool's key. Each authenticated connection becomes a
+`SocketChannel` of the pool.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl
 
-# The errors of a host name that this machine cannot resolve. Workers may be able to resolve it.
+# Errors for host names that this machine cannot resolve. Workers may be able to resolve them.
 UNRESOLVABLE_HOST_ERRORS = (socket.EAI_NONAME, socket.EAI_AGAIN)
 # The `ioctl` request SIOCGIFADDR, by platform.
 GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)
-MAX_UNAUTHENTICATED = 256  # the largest number of connections that are being authenticated at the same time
+MAX_UNAUTHENTICATED = 256  # the maximum number of pending authentications
 
 
 class WorkerListener:
-    """A thread that accepts TCP connections of remote workers, and checks that they have the right key.
+    """Accepts TCP connections from remote workers on a background thread, and checks that they have the key.
 
     Parameters
     ----------
     authentication_key : bytes
         The key that workers must have.
     on_connected : callable
-        Called with the id of a worker, its channel and "TCP" once the worker has proved that it has the key.
+        Called with a worker id, its channel and "TCP" once the worker has proved that it has the key.
     local_only : bool
-        True: accept only workers on this machine.
+        True to accept only workers on this machine.
     endpoint : Endpoint, optional
         The host and port to which workers connect, for example a tunnel to the same port of this machine.
         None: the addresses of this machine and a free port.
     tcp_timeout : float
-        Seconds without any message after which a connection counts as lost.
+        A connection counts as lost after this many seconds without a message.
     preferred_host : str
-        The address of this machine that workers try first. Empty: the address of the default route.
+        The address of this machine that workers try first; empty for the address of the default route.
 
     Attributes
     ----------
@@ -86,14 +86,14 @@ class WorkerListener:
             tuple((host, port) for host in hosts) if endpoint is None else (endpoint,)
         )
         self._socket.setblocking(False)
-        # Connections that are being authenticated, oldest first.
+        # Connections with a pending authentication, oldest first.
         self._unauthenticated = dict[socket.socket, None]()
         self._stop_signal = WakeSignal()
         self._thread = threading.Thread(target=self._accept_loop, name="polarmap-listener", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening, and close connections that are not authenticated yet."""
+        """Stop listening, and close all connections that are not authenticated yet."""
         self._stop_signal.set()
         self._thread.join(PROOF_TIMEOUT)
         self._stop_signal.close()
@@ -113,7 +113,7 @@ class WorkerListener:
                 with contextlib.ExitStack() as stack:
                     connection = stack.enter_context(self._socket.accept()[0])
                     run_in_daemon_thread(partial(self._authenticate, connection))
-                    stack.pop_all()  # from now on, the new thread closes the connection
+                    stack.pop_all()  # from here on, the new thread owns the connection
             except BlockingIOError:  # the connection was closed before it was accepted
                 continue
             except (OSError, RuntimeError):  # the process is out of file descriptors or threads
@@ -122,7 +122,7 @@ class WorkerListener:
                 shutdown_socket(oldest_connection)
 
     def _authenticate(self, connection: socket.socket) -> None:
-        """Call `on_connected` if a new connection proves that it has the key. Otherwise close it."""
+        """Call `on_connected` if the connecting worker proves that it has the key. Otherwise, disconnect."""
         self._unauthenticated[connection] = None
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
@@ -154,7 +154,7 @@ def check_endpoint(address: str) -> Endpoint:
 def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[str]:
     """Return the addresses, with the preferred one first.
 
-    The preferred address is left out if it is empty, or if other machines cannot use it (such as 127.0.0.1).
+    The preferred address is omitted if it is empty or unreachable from other machines (such as 127.0.0.1).
 
     >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"])
     ['10.0.0.1', '192.0.2.1']
@@ -180,7 +180,7 @@ def _open_listening_socket(hosts: Sequence[str]) -> socket.socket:
 
 
 def find_local_address_towards(remote_host: str) -> str:
-    """Return the address of this machine in connections to a host, or "" if there is no route."""
+    """Return this machine's address in connections to a host, or "" if there is no route."""
     with contextlib.suppress(OSError):
         family, *_, address = socket.getaddrinfo(remote_host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -205,7 +205,7 @@ def _open_listening_socket_at(host: str, port: int) -> socket.socket:
 
 
 def is_every_host_local(hosts: Collection[str | None]) -> bool:
-    """Return True if all hosts are addresses of this machine, and there is at least one.
+    """Return True if all hosts are addresses of this machine and there is at least one host.
 
     On Debian, the host name has the address 127.0.1.1.
     """
@@ -215,7 +215,7 @@ def is_every_host_local(hosts: Collection[str | None]) -> bool:
 def list_local_addresses() -> list[str]:
     """Return the IPv4 addresses of this machine: the default route first, the loopback address last.
 
-    On Linux and macOS, no name server is asked, which could take long without a network.
+    On Linux and macOS, this does not query a name server, which could take long without a network.
     """
     default = [address for address in [find_local_address_towards("192.0.2.1")] if address]
     addresses = [item for item in _list_interface_addresses() if not ipaddress.ip_address(item).is_loopback]

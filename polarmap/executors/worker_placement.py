@@ -1,4 +1,4 @@
-"""Chooses machines for new workers, and workers for tasks, so that machines are loaded evenly."""
+"""Chooses machines for new workers, and workers for tasks, so that the load is balanced across machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def compute_max_per_machine(n_items: int, n_machines: int) -> int:
-    """Return the largest number of workers or tasks per machine if `n_items` are spread evenly.
+    """Return the maximum number of workers or tasks per machine if `n_items` are spread evenly.
 
     >>> compute_max_per_machine(32, 4), compute_max_per_machine(33, 4), compute_max_per_machine(5, 0)
     (8, 9, 5)
@@ -21,7 +21,7 @@ def compute_max_per_machine(n_items: int, n_machines: int) -> int:
 def choose_machines(
     n_new_workers: int, machines: Iterable[str], n_workers_by_machine: Mapping[str, int]
 ) -> list[str]:
-    """Choose a machine for each new worker: always the one that has the fewest workers so far.
+    """Choose a machine for each new worker, always the one with the fewest workers so far.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def choose_machines(
     machines : iterable of str
         The machines that can run workers. The result is empty if there are no machines.
     n_workers_by_machine : mapping of str to int
-        The number of existing workers of each machine; 0 for machines that are not in the mapping.
+        The number of existing workers on each machine; 0 for machines that are not in the mapping.
 
     Examples
     --------
@@ -49,10 +49,10 @@ def choose_machines(
 def find_underfull_machines(
     machines: Sequence[str], n_workers_by_machine: Mapping[str, int], n_leaving: int = 0
 ) -> list[str]:
-    """Return the machines on which to start new workers so that all machines have equally many.
+    """Return the machines on which to start new workers to even out the numbers of workers.
 
-    A machine is listed once for each worker that it gets. The result is empty if the workers are already
-    spread evenly, or will be once `n_leaving` workers on the fullest machines have exited.
+    Each machine is listed once for each worker that it gets. The result is empty if the workers are spread
+    evenly, or will be once `n_leaving` workers on the fullest machines have exited.
 
     >>> find_underfull_machines(["a", "b", "c"], {"a": 4, "b": 2})
     ['c', 'c']
@@ -66,7 +66,7 @@ def find_underfull_machines(
 
 
 def can_spare_worker(machine: str, machines: Sequence[str], n_workers_by_machine: Mapping[str, int]) -> bool:
-    """Return True if a machine has more workers than its share, so that one of them can be removed.
+    """Return True if a machine has more than its fair share of workers, so that one can be removed.
 
     >>> [can_spare_worker(one, ["a", "b", "c"], {"a": 4, "b": 3}) for one in "abc"]
     [True, True, False]
@@ -83,20 +83,20 @@ def choose_worker_for_task(
 ) -> WorkerHandle | None:
     """Choose the idle worker for the next task of a job. Return None if no worker is idle.
 
-    Machines that have had fewer than `max_tasks_per_machine` tasks come first. Among their workers, a worker
-    that has the block of a queued task cached is preferred, then a worker that has connected, then a worker
-    on the machine with the fewest tasks.
+    Workers on machines with fewer than `max_tasks_per_machine` tasks come first. Among these, workers that
+    have the block of a queued task cached are preferred, then connected workers, then workers on the machine
+    with the fewest tasks.
 
     Parameters
     ----------
     idle_workers : collection of WorkerHandle
         The idle workers.
     task_keys : collection
-        The keys of the queued tasks, which identify their blocks.
+        The keys of the queued tasks, which identify the tasks' blocks.
     n_tasks_by_machine : mapping of str to int
-        The number of tasks of the job that were assigned to each machine.
+        The number of the job's tasks that were assigned to each machine.
     max_tasks_per_machine : int
-        The number of tasks per machine if they are spread evenly.
+        The number of tasks per machine if tasks are spread evenly.
     """
 
     def rank_worker(worker: WorkerHandle) -> tuple[bool, bool, bool, int]:

@@ -1,4 +1,4 @@
-"""The driver's record of the persistent workers of a pool, and their allocation to sessions.
+"""The driver's record of a pool's persistent workers, and their allocation to sessions.
 
     PoolSession --acquire_worker--> WorkerPool ----> WorkerHandle.channel ----> worker process
                 <-- WorkerHandle --            <----       replies        <----
@@ -10,11 +10,11 @@ A worker is always in one of three states:
     abandoned   its session has closed, but the running task has not ended yet
 
 `acquire_worker` changes the state of a worker from idle to working, and `release_worker` changes it back.
-`close_allocation` leaves workers that are still busy in the state abandoned.
+`close_allocation` changes the state of workers that are still busy to abandoned.
 
-A single session may use as many workers as the concurrency limit permits. Several sessions share the workers:
-a worker that becomes idle goes to the session that runs the fewest tasks. Among several such sessions, it
-goes to the one that has waited longest.
+A single session may use as many workers as the concurrency limit permits. Concurrent sessions share the
+workers: a worker that becomes idle goes to the session with the fewest running tasks or, among several such
+sessions, to the one that has waited longest.
 """
 
 from __future__ import annotations
@@ -40,45 +40,45 @@ from polarmap.worker.task_records import WorkerIdentity
 if TYPE_CHECKING:
     from polarmap.executors.storage_channels import WorkerChannel
 
-# The largest number of bytes read of what a worker says about its machine.
+# The maximum length, in bytes, of a worker's description of its machine; any more is ignored.
 MAX_LABEL_BYTES = 500
-# The number of recent tasks that are remembered for each worker.
+# The number of recent task keys to remember for each worker.
 MAX_CACHED_TASKS = 1024
-# Seconds that a session without workers waits for other sessions, and that a worker may take to end a task
-# whose session has closed.
+# The time in seconds that a session without workers waits for other sessions, and that a worker may take to
+# finish a task whose session has closed.
 GRACE_SECONDS = 1.0
 
-# The id of the job, the index of the task, and how often it was started before.
+# The job id, the index of the task, and the number of earlier attempts.
 AttemptKey = tuple[int, int, int]
 
 
 @dataclass(eq=False)
 class Allocation:
-    """The workers that currently belong to one session (one running map), and its claim to more workers.
+    """The workers that are allocated to a session, and the session's claim to more workers.
 
     Attributes
     ----------
     wake_session : callable
-        Called with no arguments to make the session check whether it may start a task.
+        Called with no arguments to make the session check whether it can start a task.
     workers : dict of int to WorkerHandle
-        The workers that run tasks of the session, by the file descriptor of their channel. Workers that are
-        still busy when the session closes stay in this mapping.
+        The workers that run the session's tasks, by the file descriptor of their channel. Workers that are
+        still busy when the session closes remain in this mapping.
     poller : Poll
-        Polls the channels of the workers, and the other descriptors for which the session waits.
+        Polls the workers' channels, and the other file descriptors for which the session waits.
     receiving_workers : set of WorkerHandle
         The workers to which messages are still being written.
     n_queued : int
         The number of tasks that the session would start now.
     can_be_woken : bool
-        True if a thread waits in the session, which starts tasks when it is woken.
+        True if a thread is waiting in the session, and starts tasks when it is woken.
     last_progress_at : float
-        When a task of the session last started or ended, or its tasks began to wait, on the monotonic clock.
+        When a task of the session last started, ended or began to wait, on the monotonic clock.
     cores_were_idle : bool
         True if the last poll found idle cores.
     closed_at : float or None
-        When the session closed, on the monotonic clock; None while it is open.
+        When the session was closed, on the monotonic clock; None while it is open.
     n_tasks : int
-        The number of tasks of the session; 0 if it does not matter on which machines they run.
+        The number of the session's tasks; 0 if it does not matter on which machines they run.
     n_tasks_by_machine : dict of str to int
         The number of tasks assigned to each machine, for workers whose machine is known.
     """
@@ -96,9 +96,9 @@ class Allocation:
     n_tasks_by_machine: dict[str, int] = field(default_factory=dict)
 
     def update_polled_events(self, worker: WorkerHandle) -> None:
-        """Choose what to poll the channel of a worker for.
+        """Update the events for which a worker's channel is polled.
 
-        It is always polled for replies, and while messages are waiting to be sent also for room to write.
+        The channel is always polled for reading, and also for writing while there are unsent messages.
         """
         has_unsent = worker.channel.has_unsent
         (self.receiving_workers.add if has_unsent else self.receiving_workers.discard)(worker)
@@ -109,7 +109,7 @@ class Allocation:
 class WorkerHandle:
     """The driver's record of one persistent worker: its connection, its tasks and its state.
 
-    A task key identifies the block of a task, so that it means the same in later jobs on the same blocks.
+    Task keys identify the tasks' blocks, so they stay valid in later jobs on the same blocks.
 
     Attributes
     ----------
@@ -118,12 +118,12 @@ class WorkerHandle:
     channel : WorkerChannel
         The connection to the worker.
     allocation : Allocation or None
-        The allocation of the session whose task the worker runs, even if that session has closed. None while
+        The allocation of the session whose task the worker runs, even after the session is closed. None while
         the worker is idle.
     channel_descriptor : int
         The file descriptor by which the session polls the channel.
     assigned : deque of (AttemptKey, task key)
-        The tasks that were sent to the worker and have not ended, the running task first.
+        The unfinished tasks that were sent to the worker, starting with the running task.
     state_since : float
         When the running task started, or the worker became idle, on the monotonic clock.
     pid : int or None
@@ -132,19 +132,20 @@ class WorkerHandle:
         The name that Dask, Ray or Lithops gives the worker; empty until the worker has reported it.
     machine : str
         The address of the worker's machine: the one on which it was launched, until the worker reports its
-        own. Empty if it is unknown.
+        actual address. Empty if unknown.
     host : str
-        The name of the worker's machine, for reports; empty until reported, and on the driver's machine.
+        The name of the worker's machine, for reports; empty until the worker has reported it, and on the
+        driver's machine.
     job_id : int
-        The id of the job whose settings were sent to the worker last.
+        The id of the job whose settings the worker received last.
     function_digest : bytes or None
-        The digest of the function that was sent to the worker last.
+        The digest of the function that the worker received last.
     last_task_seconds : float
-        The run time of the latest task in seconds; inf before the first.
+        The run time of the latest task in seconds; inf before the first task.
     is_exiting : bool
-        True if the worker has announced that it exits.
+        True if the worker has announced that it is exiting.
     cached_tasks : dict
-        The keys of the latest tasks, whose blocks the worker has in memory, oldest first.
+        The keys of the latest tasks, whose blocks the worker has cached, oldest first.
     """
 
     worker_id: int
@@ -165,16 +166,16 @@ class WorkerHandle:
 
     @property
     def has_open_session(self) -> bool:
-        """True if the worker runs a task of a session that is still open."""
+        """True if the worker is running a task of an open session."""
         return self.allocation is not None and self.allocation.closed_at is None
 
     def get_abandoned_seconds(self) -> float:
-        """Return the seconds since the session whose task this worker runs was closed."""
+        """Return the seconds since the session of the running task was closed."""
         assert self.allocation is not None
         return time.monotonic() - (self.allocation.closed_at or 0.0)
 
     def assign_task(self, attempt_key: AttemptKey, task_key: Hashable) -> None:
-        """Record that a task was sent to the worker. `task_key` identifies the block of the task."""
+        """Record that a task was sent to the worker. `task_key` identifies the task's block."""
         if not self.assigned:
             self.state_since = time.monotonic()
         self.assigned.append((attempt_key, task_key))
@@ -183,9 +184,9 @@ class WorkerHandle:
             n_tasks_by_machine[self.machine] = n_tasks_by_machine.get(self.machine, 0) + 1
 
     def receive_messages(self) -> tuple[list[Message], bool]:
-        """Receive new messages from the worker. Return them, and whether the worker is still connected.
+        """Receive and return new messages from the worker, and whether it is still connected.
 
-        A worker that reports on a task that it was not assigned is disconnected.
+        The worker is disconnected if it reports on a task that it was not assigned.
         """
         messages, is_connected = self.channel.receive()
         valid_messages = []
@@ -200,7 +201,7 @@ class WorkerHandle:
                 if message.kind in TASK_END_KINDS:
                     _, task_key = self.assigned.popleft()
                     self.state_since = time.monotonic()
-                    if message.kind in REPLY_KINDS:  # without a reply, the worker may not have read the block
+                    if message.kind in REPLY_KINDS:  # a reply means that the worker has read the block
                         self._add_cached_task(task_key)
             else:
                 self.channel.disconnect()
@@ -208,10 +209,10 @@ class WorkerHandle:
         return valid_messages, is_connected
 
     def cancel_tasks(self) -> bool:
-        """Cancel the tasks of the worker. Return True if it may still be busy with one of them.
+        """Cancel the worker's tasks. Return True if it may still be busy with one of them.
 
-        Messages that were not sent yet are dropped, and with them the tasks that they would have assigned.
-        Return False if no task is left and no message is being sent.
+        Unsent messages are dropped together with the tasks that they would have assigned. Return False if no
+        task is left and no message is being sent.
         """
         channel = self.channel
         if channel.has_unsent:
@@ -226,7 +227,7 @@ class WorkerHandle:
         return bool(self.assigned or channel.has_unsent)
 
     def write_unsent_messages(self) -> bool:
-        """Write as many waiting messages as the channel accepts. Return False if the worker is lost."""
+        """Write as many unsent messages as the channel accepts. Return False if the worker is lost."""
         channel = self.channel
         if channel.flush() and not channel.is_stalled():
             return True
@@ -246,21 +247,21 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """The base class of the pools of local and of remote workers.
+    """The base class of pools of local and remote workers.
 
-    It assigns idle workers to sessions. Sessions on several threads may share a pool.
+    A pool assigns idle workers to sessions. Sessions on several threads may share a pool.
 
     Parameters
     ----------
     max_workers : int or None
-        The largest number of workers that run tasks at a time; None: no limit.
+        The maximum number of concurrent tasks; None for no limit.
 
     Attributes
     ----------
     shares_host : bool
         True if the workers are on the driver's machine, so that messages to them take almost no time.
     latest_channel_name : str
-        How the latest remote worker is connected ("TCP" or "objects"); empty if none is.
+        How the latest remote worker is connected ("TCP" or "objects"); empty if there is none.
     """
 
     shares_host = False
@@ -272,11 +273,11 @@ class WorkerPool:
         self._lock = threading.RLock()
         self._worker_ids = itertools.count()
         self._workers: dict[int, WorkerHandle] = {}
-        # Weak references, because an interrupt may prevent an allocation from being closed.
+        # Weak references, because an interrupt may keep an allocation from being closed.
         self._allocation_refs = set[weakref.ref[Allocation]]()
-        # The number of tasks that may run at the same time.
+        # The current limit on concurrent tasks.
         self._concurrency_limit = self._get_initial_concurrency_limit()
-        self._last_change_at = time.monotonic()  # the time when a task last started or ended
+        self._last_change_at = time.monotonic()  # when a task last started or ended
         self._is_closed = False
         self._owner_pid = os.getpid()
 
@@ -284,50 +285,50 @@ class WorkerPool:
         return len(self._workers)
 
     def count_busy_workers(self) -> int:
-        """Return the number of workers that run a task, even if its map has already ended."""
+        """Return the number of workers that are running a task, even if its map has already ended."""
         return sum(worker.allocation is not None for worker in list(self._workers.values()))
 
     def count_workers_by_host(self) -> dict[str, int]:
-        """Return the number of workers on each host, by host name. Workers on unnamed hosts are left out."""
+        """Return the number of workers by host name. Workers on unnamed hosts are left out."""
         return dict(Counter(worker.host for worker in list(self._workers.values()) if worker.host))
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
-        """Return the pickled environment (variables and module path) that workers set up for a function.
+        """Return the pickled environment (variables and module path) in which workers run a function.
 
-        It is empty if workers keep their own environment.
+        The result is empty if workers keep their own environment.
         """
         return b""
 
     def request_workers(self, n_workers: int) -> None:
-        """Hint that up to `n_workers` workers could be used right now. Remote pools then start workers."""
+        """Hint that up to `n_workers` workers could be used right now, so that remote pools start them."""
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
         """Check whether more workers could run some of the `n_queued` waiting tasks.
 
-        Called from time to time while a session waits and no worker replies.
+        Called periodically while a session waits and no worker replies.
         """
 
     def explain_missing_workers(self) -> str:
-        """Return why no worker has connected yet and what to do, or an empty string if workers are there."""
+        """Return why no worker has connected yet and what to do, or an empty string if one has connected."""
         return ""
 
     def flush_messages(self) -> None:
-        """Send all buffered messages without blocking. Raises ExecutorError if that is impossible."""
+        """Send all buffered messages without blocking. Raises ExecutorError if sending fails."""
 
     def maintain_workers(self) -> None:
-        """Do periodic maintenance, such as stopping idle workers. Called even if no job runs.
+        """Do periodic maintenance, such as stopping idle workers. Called even while no job runs.
 
-        If an error is raised, the call is repeated later.
+        If this raises an error, it is called again later.
         """
 
     def take_billed_usage(self) -> PersistentUsage | None:
-        """Return the billed time of the workers since the last call, or None if workers are not billed."""
+        """Return the workers' billed time since the last call, or None if workers are not billed."""
         return None
 
     def open_allocation(self, wake_session: Callable[[], None]) -> Allocation:
-        """Register a new session with the pool, and return the record of its workers.
+        """Register a new session with the pool, and return its allocation of workers.
 
-        `wake_session` is called with no arguments when the session may start a task.
+        `wake_session` is called with no arguments when the session can start a task.
         """
         with self._lock:
             if not self._allocation_refs:
@@ -341,17 +342,17 @@ class WorkerPool:
         return len(self._allocation_refs) < 2
 
     def get_idle_seconds(self) -> float:
-        """Return the seconds since the last session closed; 0 while one is open."""
+        """Return the seconds since the last session was closed, or 0 while a session is open."""
         return 0.0 if self._allocation_refs else time.monotonic() - self._last_change_at
 
     def acquire_worker(
         self, allocation: Allocation, n_queued: int, get_task_keys: Callable[[], Collection[Hashable]] = tuple
     ) -> WorkerHandle | None:
-        """Assign a worker to a session for its next task. Return None if the session cannot have one now.
+        """Allocate a worker to a session for its next task. Return None if none is available to it now.
 
-        An idle worker that has the block of a queued task cached is preferred, then an idle worker whose
-        process runs, then a new worker. The result is None if it is the turn of another session, if enough
-        tasks are running already, or if no worker can be started.
+        Idle workers that have the block of a queued task cached are preferred, then idle workers whose
+        process is running, then new workers. The result is None if it is another session's turn, if enough
+        tasks are already running, or if no worker can be started.
 
         Parameters
         ----------
@@ -361,7 +362,7 @@ class WorkerPool:
             The number of tasks that the session would start now.
         get_task_keys : callable
             Returns the keys of the first of these tasks. Called with no arguments, and only if the choice of
-            an idle worker depends on them.
+            an idle worker depends on the keys.
         """
         with self._lock:
             if n_queued and not allocation.n_queued:
@@ -388,7 +389,7 @@ class WorkerPool:
             return worker
 
     def release_worker(self, worker: WorkerHandle) -> None:
-        """Make a worker idle, so that another session can use it. Its own session may be closed already."""
+        """Make a worker idle, so that other sessions can use it. Its own session may already be closed."""
         with self._lock:
             allocation, worker.state_since = worker.allocation, time.monotonic()
             worker.assigned.clear()
@@ -397,7 +398,7 @@ class WorkerPool:
             if allocation.workers.pop(worker.channel_descriptor, None) is not None:
                 allocation.poller.unregister(worker.channel_descriptor)
             allocation.receiving_workers.discard(worker)
-            # This is done last, so that a worker is still marked as busy after an interrupt before this line.
+            # Do this last, so that after an earlier interrupt the worker is still marked as busy.
             worker.allocation = None
             if allocation.closed_at is None:
                 self._last_change_at = allocation.last_progress_at = worker.state_since
@@ -405,7 +406,7 @@ class WorkerPool:
                     self._wake_next_session(allocation)
 
     def remove_worker(self, worker: WorkerHandle) -> None:
-        """Remove a worker that has exited or must exit. Also check which other workers have exited.
+        """Remove a worker that has exited or must exit, and check whether other workers have exited.
 
         Raises ExecutorError if another thread has closed the pool.
         """
@@ -415,23 +416,23 @@ class WorkerPool:
             self._check_open()
 
     def stop_waking_session(self, allocation: Allocation) -> None:
-        """Record that no thread is waiting in a session, so that another session is woken in its place."""
+        """Record that no thread is waiting in a session any more, and wake another session instead."""
         allocation.can_be_woken = False
         if len(self._allocation_refs) > 1:
             with self._lock:
                 self._wake_next_session()
 
     def close_allocation(self, allocation: Allocation, job_id: int | None = None) -> None:
-        """Release the workers of a session that has ended. Their running tasks are cancelled.
+        """Release the workers of a session that has ended, and cancel their running tasks.
 
-        Idle workers on this machine are notified that the job `job_id` has ended, so that they can clean up
+        Idle workers on this machine are notified that job `job_id` has ended, so that they can clean up
         before their next task.
         """
         with self._lock:
             self._allocation_refs.discard(weakref.ref(allocation))
             allocation.closed_at = self._last_change_at = time.monotonic()
             if self._allocation_refs:
-                # The limit is raised again when the remaining sessions leave cores idle.
+                # The limit is raised again if the remaining sessions leave cores idle.
                 initial_limit = self._get_initial_concurrency_limit()
                 self._concurrency_limit = max(self._count_in_flight_tasks(), initial_limit)
                 self._wake_next_session()
@@ -445,7 +446,7 @@ class WorkerPool:
                     worker.channel.send(Message(MessageKind.CANCEL, (job_id, -1, -1)))
 
     def abandon_worker(self, worker: WorkerHandle) -> None:
-        """Cancel the tasks of a worker, and take it away from its session until it is idle."""
+        """Cancel a worker's tasks, and withdraw the worker from its session until it is idle."""
         with self._lock:
             is_busy, assigned = worker.cancel_tasks(), worker.assigned.copy()
             self.release_worker(worker)
@@ -454,17 +455,17 @@ class WorkerPool:
                 worker.allocation = Allocation(lambda: None, closed_at=time.monotonic())
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """Return how a worker has exited, for error messages. Raises ExecutorError if the pool was closed."""
+        """Return how a worker exited, for error messages. Raises ExecutorError if the pool is closed."""
         self._check_open()
         return "its worker process ended without reporting" + (worker.label and f" ({worker.label})")
 
     def find_tasks_cached_on_abandoned_workers(
         self, get_task_keys: Callable[[], Collection[Hashable]]
     ) -> set[Hashable]:
-        """Return the keys of tasks whose blocks only busy workers have cached.
+        """Return the keys of tasks whose blocks are cached only by abandoned workers.
 
-        These workers are still busy with abandoned tasks (tasks of maps that have ended). `get_task_keys`
-        returns the keys to check. It is called only if there are such workers.
+        Abandoned workers are still busy with tasks of finished maps. `get_task_keys` returns the keys to
+        check, and is called only if there are abandoned workers.
         """
         with self._lock:
             if not self._get_abandoned_workers():
@@ -485,12 +486,12 @@ class WorkerPool:
         return not allocation.workers and time.monotonic() > self._last_change_at + GRACE_SECONDS
 
     def close(self) -> None:
-        """Terminate all workers. Jobs that are still running on them fail."""
+        """Terminate all workers. Jobs that are still running on the workers fail."""
         with self._lock:
             self._is_closed = True
             for worker in list(self._workers.values()):
                 if worker.has_open_session:
-                    # Its session polls the channel, and notices that it is disconnected.
+                    # Its session polls the channel and notices the disconnection.
                     self._terminate_worker(worker.worker_id)
                     worker.channel.disconnect()
                 else:
@@ -499,7 +500,7 @@ class WorkerPool:
 
     def after_fork(self) -> None:
         """Forget all workers and sessions in a forked child process. They belong to the parent process."""
-        # The lock is replaced, because another thread of the parent process may have held it.
+        # Replace the lock, because another thread of the parent process may have held it.
         self._is_closed, self._lock = True, threading.RLock()
         self._allocation_refs.clear()
         for worker in self._workers.values():
@@ -515,18 +516,18 @@ class WorkerPool:
             raise ExecutorError("close() or shutdown() ended the workers while a map was running on them")
 
     def _get_initial_concurrency_limit(self) -> int:
-        """Return how many tasks may run at the same time at first. The limit may be raised later."""
+        """Return the initial limit on concurrent tasks, which may be raised later."""
         return sys.maxsize
 
     def _start_worker(self) -> WorkerHandle | None:
-        """Start a worker, or return one that has just become idle. Return None if neither is possible now."""
+        """Start a worker or return one that has just become idle. Return None if neither is possible now."""
         raise NotImplementedError
 
     def _terminate_worker(self, worker_id: int) -> None:
-        """Terminate the process of a worker."""
+        """Terminate a worker's process."""
 
     def _remove_unneeded_workers(self) -> None:
-        """Remove workers that are not needed, such as those stuck for long in a task of a closed session."""
+        """Remove unneeded workers, such as those stuck in a task of a closed session for long."""
 
     def _get_open_allocations(self) -> list[Allocation]:
         """Return the allocations of the open sessions."""
@@ -541,8 +542,8 @@ class WorkerPool:
         """Return the session whose turn it is to start a task, and wake it unless it is `requester`.
 
         Only sessions with queued tasks and a waiting thread are considered. The result is None if no further
-        task may run now. A session without any worker for some time may exceed the limit, so that endless
-        tasks of other sessions do not block it.
+        task may run now. A session that has been without workers for some time may exceed the limit, so that
+        endless tasks of other sessions do not starve it.
         """
         candidates = [
             item
@@ -568,14 +569,15 @@ class WorkerPool:
     ) -> WorkerHandle | None:
         """Choose the idle worker that suits the next task best. Return None if no worker is idle.
 
-        A worker that has the block of one of the tasks cached is preferred, then one whose process runs.
+        Workers that have the block of one of the tasks cached are preferred, then workers whose process is
+        running.
 
         Parameters
         ----------
         get_task_keys : callable
-            Returns the keys of the next tasks; called with no arguments.
+            Returns the keys of the next tasks. Called with no arguments.
         allocation : Allocation, optional
-            The allocation of the session, for pools that spread tasks evenly over machines.
+            The session's allocation, for pools that spread tasks evenly over machines.
         """
         idle_workers = [worker for worker in self._workers.values() if worker.allocation is None]
         task_keys = get_task_keys() if len(idle_workers) > 1 else ()
@@ -587,18 +589,17 @@ class WorkerPool:
         return best_worker or max(idle_workers, key=rank_worker, default=None)
 
     def _get_abandoned_workers(self) -> list[WorkerHandle]:
-        """Return the workers that are still running tasks of closed sessions, the longest-running first."""
-        # Copy the workers first, because a destructor may close a session and change them at any point.
+        """Return the workers that are still running tasks of closed sessions, longest-running first."""
+        # Make a copy first, because a destructor may close a session and change the workers at any point.
         workers = list(self._workers.values())
         abandoned = [item for item in workers if item.allocation and item.allocation.closed_at is not None]
         return sorted(abandoned, key=WorkerHandle.get_abandoned_seconds, reverse=True)
 
     def _poll_unallocated_workers(self, timeout: float = 0.0) -> None:
-        """Check the workers that belong to no open session for replies.
+        """Receive replies from workers that do not belong to an open session.
 
-        Workers that have ended a task of a closed session become idle. Workers that have exited are removed,
-        and so are workers that are no longer needed. The call waits up to `timeout` seconds for the first
-        reply.
+        Workers that have finished a task of a closed session become idle. Workers that have exited or are no
+        longer needed are removed. Wait up to `timeout` seconds for the first reply.
         """
         unallocated = [item for item in list(self._workers.values()) if item.allocation is None]
         unallocated += self._get_abandoned_workers()
@@ -619,9 +620,9 @@ class WorkerPool:
     def _remove_idle_workers(
         self, n_excess: int, sort_key: Callable[[WorkerHandle], float], max_sort_key: float = inf
     ) -> None:
-        """Remove up to `n_excess` idle workers, in ascending order of `sort_key`.
+        """Remove up to `n_excess` idle workers in ascending order of `sort_key`.
 
-        Workers whose key is above `max_sort_key` are kept.
+        Workers with a key above `max_sort_key` are kept.
         """
         unallocated = [item for item in self._workers.values() if item.allocation is None]
         idle_workers = sorted(unallocated, key=sort_key)

@@ -1,7 +1,7 @@
 """Object stores: the protocol `Store`, and the validation of object keys.
 
-`folder` and `bucket` implement the protocol. Coded arrays and blocks for workers are kept in a store, and
-users can pass a store of their own as `storage=`.
+`folder` and `bucket` implement the protocol. Coded arrays and blocks for workers are kept in stores, and
+users can pass their own store as `storage=`.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from typing import Protocol
 from polarmap.errors import StorageError
 
 Data = bytes | bytearray | memoryview
-# Matches keys whose parts begin with a letter, a digit or an underscore.
+# Matches ordinary keys, whose parts begin with a letter, a digit or an underscore.
 _ORDINARY_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*")
 
 
 class Store(Protocol):
     """The interface of an object store, which stores byte strings ("objects") under string keys.
 
-    Implement it to use a storage that polarmap does not support. All methods must be thread-safe. A reader
-    must see either a complete object or none. If the store cannot be used, each method must raise
-    StorageError within seconds.
+    Implement it to use a storage that polarmap does not support. All methods must be thread-safe, and writes
+    must be atomic: a reader sees either a complete object or none. If the store is unavailable, each method
+    must raise StorageError within seconds.
 
     The driver reads such a store for its workers. `polarmap/worker/locations.py` has the kinds of storage
     that workers read themselves.
 
-    A store may have three more methods. `remove_stale_files()` removes the unfinished files of processes that
-    have died. `concatenate(source_keys, target_key)` joins several objects to a new one without reading them
-    into this process, and returns False if that is impossible. `list_sizes(prefix)` returns a dict from the
-    key to the size in bytes of each object whose key begins with the prefix, with few requests.
+    A store may have three optional methods. `remove_stale_files()` removes unfinished files of processes that
+    have died. `concatenate(source_keys, target_key)` concatenates objects into a new one without reading them
+    into this process, and returns False if that is impossible. `list_sizes(prefix)` returns a dict from key
+    to size in bytes for all objects whose key begins with the prefix, using few requests.
     """
 
     @property
     def name(self) -> str:
-        """The name of the store in error messages and reports. It must not contain a secret."""
+        """The name of the store in error messages and reports. It must not contain secrets."""
 
     def put(self, key: str, data: Data) -> None:
-        """Store `data` under `key`, replacing any object with this key."""
+        """Store `data` under `key`, replacing any existing object."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return the bytes `start` to `stop` of an object, or all from `start` on if `stop` is None.
+        """Return an object's bytes from `start` to `stop` (exclusive), or to the end if `stop` is None.
 
         Raises MissingObjectError if the object does not exist.
         """
@@ -53,17 +53,17 @@ class Store(Protocol):
         """Return the sorted keys of all objects whose key begins with `prefix`."""
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete the objects with these keys. Keys that do not exist are ignored."""
+        """Delete the objects with the given keys, ignoring keys that do not exist."""
 
 
 def check_object_key(object_key: object) -> str:
     """Return `object_key` if it is valid; raise StorageError otherwise.
 
-    A valid key has at most 1,000 printable characters and no backslash. It consists of nonempty parts between
-    slashes, and no part is '.' or '..'.
+    A valid key has at most 1,000 printable characters and no backslashes. It consists of nonempty parts
+    separated by slashes, none of which is '.' or '..'.
     """
     if isinstance(object_key, str) and len(object_key) <= 1000 and _ORDINARY_KEY.fullmatch(object_key):
-        return object_key  # This test is fast, and a manifest may have a hundred thousand keys.
+        return object_key  # This check is fast, and a manifest may have a hundred thousand keys.
     is_plain = (
         isinstance(object_key, str)
         and len(object_key) <= 1000

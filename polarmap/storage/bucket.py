@@ -1,6 +1,6 @@
-"""`ObjectStore`, a store in a bucket of any object storage that Lithops supports.
+"""`ObjectStore`, a store in a bucket of any object storage supported by Lithops.
 
-Requests are retried during short outages, and errors of the storage become StorageError.
+Requests are retried during short outages, and storage errors are converted to StorageError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from polarmap.storage import Data, check_object_key
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import OUTAGE_SECONDS, get_s3_error_code, is_transient_error, retry_request
 
-# Requests are retried for this many seconds if the storage has never answered. It may not exist at all.
+# If the storage has never responded, retry requests for only this many seconds: it may not exist at all.
 FIRST_REQUEST_OUTAGE_SECONDS = 5.0
 
 Result = TypeVar("Result")
@@ -30,21 +30,21 @@ _DENIED_CODES = (
 
 
 class ObjectStore:
-    """A store in a bucket of any object storage that Lithops supports, such as S3.
+    """A store in a bucket of any object storage supported by Lithops, such as S3.
 
-    A request is retried if the storage refuses the connection, times out or is too busy. Retries continue for
-    OUTAGE_SECONDS, so that the storage can restart in the meantime, but only for FIRST_REQUEST_OUTAGE_SECONDS
-    if the storage has never answered before. Other errors are raised immediately.
+    Requests are retried if the storage refuses the connection, times out or is too busy. Retries continue for
+    OUTAGE_SECONDS, so that the storage can restart in the meantime, or for only FIRST_REQUEST_OUTAGE_SECONDS
+    if it has never responded before. Other errors are raised immediately.
 
     Parameters
     ----------
     storage : lithops.Storage
-        The client of the storage, whose `bucket` is used.
+        The storage client, whose `bucket` is used.
 
     Attributes
     ----------
     executor : optional
-        The executor on which maps of data in this store run by default; None if not known.
+        The default executor for maps of data in this store; None if unknown.
     """
 
     executor: Any = None
@@ -56,7 +56,7 @@ class ObjectStore:
 
     @property
     def name(self) -> str:
-        """The storage backend and the bucket, as text for error messages."""
+        """The storage backend and the bucket, for error messages."""
         return f"{self.backend} bucket {self.bucket!r}"
 
     def __repr__(self) -> str:
@@ -70,9 +70,9 @@ class ObjectStore:
         )
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return the bytes `start` to `stop` of an object, or all from `start` on if `stop` is None.
+        """Return an object's bytes from `start` to `stop` (exclusive), or to the end if `stop` is None.
 
-        Sends one GET request. If `stop` is given, only that byte range is transferred. Raises
+        Sends one GET request. If `stop` is given, only this byte range is transferred. Raises
         MissingObjectError if the object does not exist.
         """
         if stop is not None and stop <= start:
@@ -92,7 +92,7 @@ class ObjectStore:
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
         """Copy an object inside the storage with an S3 COPY request. Return False if that is impossible.
 
-        Only the copy of a single object is supported, and only by storage with the S3 interface.
+        Only copies of a single object are supported, and only by storage with the S3 API.
         """
         client: Any = self.storage.get_client() if hasattr(self.storage, "get_client") else None
         if len(source_keys) != 1 or not hasattr(client, "copy_object"):
@@ -118,20 +118,20 @@ class ObjectStore:
         return sorted(self._call_with_retries(lambda: self.storage.list_keys(self.bucket, prefix), prefix))
 
     def list_sizes(self, prefix: str) -> dict[str, int]:
-        """Return a dict from key to size in bytes, of all objects whose key begins with `prefix`."""
+        """Return a dict from key to size in bytes for all objects whose key begins with `prefix`."""
         listed = self._call_with_retries(lambda: self.storage.list_objects(self.bucket, prefix), prefix)
         return {str(entry["Key"]): int(entry["Size"]) for entry in listed}
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete the objects with these keys, with one request for every 1,000 objects."""
+        """Delete the objects with the given keys, with one request per 1,000 objects."""
         for start in range(0, len(keys), 1000):
             batch = [check_object_key(key) for key in keys[start : start + 1000]]
             self._call_with_retries(partial(self.storage.delete_objects, self.bucket, batch), batch[0])
 
     def _call_with_retries(self, request: Callable[[], Result], key: str) -> Result:
-        """Call `request` and return its result. Retry it if the storage is unavailable for a short time.
+        """Call `request` and return its result, retrying it during short outages of the storage.
 
-        If it still fails, or fails for another reason, a StorageError is raised that names `key`.
+        If the request still fails, or fails for another reason, raise a StorageError that names `key`.
         """
         try:
             answer = retry_request(

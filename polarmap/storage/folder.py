@@ -21,8 +21,8 @@ from polarmap.worker.processes import ProcessIdentity
 
 _STAGING_FOLDER = ".unfinished"
 COPY_CHUNK_BYTES = 1 << 20
-# If an unfinished file was written on another machine and has not grown for this many seconds, its writer is
-# considered dead.
+# The writer of an unfinished file on another machine is considered dead if the file has not grown for this
+# many seconds.
 STALE_WRITER_SECONDS = 86_400.0
 
 
@@ -30,8 +30,8 @@ class FolderStore:
     """A store in a folder of the file system. Each object is a file, and its key is the relative path.
 
     The folder is created when the first object is stored. Each file is written under a temporary name and
-    then renamed, so an object is never incomplete, even if this process crashes. Files are not flushed to
-    disk, so a crash of the whole machine may leave incomplete objects.
+    then renamed, so objects are never incomplete, even if this process crashes. Files are not synced to disk,
+    so a crash of the whole machine may leave incomplete objects.
 
     Examples
     --------
@@ -49,9 +49,9 @@ class FolderStore:
 
     @classmethod
     def default(cls) -> FolderStore:
-        """Return the default store, in the folder that the environment variable POLARMAP_STORE names.
+        """Return the default store, in the folder named by the environment variable POLARMAP_STORE.
 
-        If the variable is not set, the store is the folder polarmap/ in the XDG data directory.
+        If the variable is not set, the folder is polarmap/ in the XDG data directory.
         """
         configured_path = os.environ.get("POLARMAP_STORE")
         if configured_path:
@@ -61,14 +61,14 @@ class FolderStore:
 
     @property
     def name(self) -> str:
-        """The path of the folder, as text for error messages."""
+        """The path of the folder, for error messages."""
         return f"folder {str(self.root)!r}"
 
     def __repr__(self) -> str:
         return f"FolderStore({str(self.root)!r})"
 
     def put(self, key: str, data: Data) -> None:
-        """Store `data` under `key`, replacing any object with this key."""
+        """Store `data` under `key`, replacing any existing object."""
         with (
             self._convert_os_errors(key, missing_errors=()),
             self._write_staging_file(self._get_key_path(key)) as file,
@@ -76,7 +76,7 @@ class FolderStore:
             file.write_bytes(data)
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Return the bytes `start` to `stop` of an object, or all from `start` on if `stop` is None.
+        """Return an object's bytes from `start` to `stop` (exclusive), or to the end if `stop` is None.
 
         Raises MissingObjectError if the object does not exist.
         """
@@ -103,10 +103,9 @@ class FolderStore:
             return sorted(key for key in self._iterate_keys_below(start) if key.startswith(prefix))
 
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
-        """Join several objects to a new object, and return True.
+        """Join objects into a new object, and return True.
 
-        If there is only one source object, the new one is a hard link to it where the file system allows
-        that.
+        If there is only one source object, the new object is a hard link to it if the file system allows.
         """
         paths = [self._get_key_path(source_key) for source_key in source_keys]
         with (
@@ -114,7 +113,8 @@ class FolderStore:
             self._write_staging_file(self._get_key_path(target_key)) as joined_file,
         ):
             if len(paths) == 1:
-                # If no hard link can be created, copy the file below. A missing file is reported there.
+                # If no hard link can be created, fall through to the copy below, which also reports a missing
+                # file.
                 with contextlib.suppress(OSError):
                     os.link(paths[0], joined_file)
                     return True
@@ -125,7 +125,7 @@ class FolderStore:
         return True
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete the objects with these keys, and the subfolders that become empty."""
+        """Delete the objects with the given keys, and the subfolders that become empty."""
         for key in keys:
             path = self._get_key_path(key)
             with self._convert_os_errors(key):
@@ -139,7 +139,7 @@ class FolderStore:
                     break
 
     def remove_stale_files(self) -> None:
-        """Delete the unfinished files of processes that died while they stored an object."""
+        """Delete unfinished files of processes that died while storing an object."""
         with contextlib.suppress(OSError):
             for path in (self.root / _STAGING_FOLDER).iterdir():
                 owner = ProcessIdentity.parse(path.name.rpartition("+")[0])
@@ -160,11 +160,12 @@ class FolderStore:
             yield staging_path
             self._rename_into_place(staging_path, path)
         finally:
-            # The temporary file may still exist: os.replace does nothing if both paths are links to one file.
+            # The temporary file may still exist: os.replace does nothing if both paths are links to the same
+            # file.
             staging_path.unlink(missing_ok=True)
 
     def _rename_into_place(self, source: Path, target: Path) -> None:
-        """Rename a file, creating the target folder. Retry if `delete` has removed that folder meanwhile."""
+        """Rename a file, creating the target folder. Retry if `delete` concurrently removes that folder."""
         for attempt in range(100):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -189,9 +190,9 @@ class FolderStore:
     def _convert_os_errors(
         self, key: str, missing_errors: tuple[type[OSError], ...] = (FileNotFoundError, IsADirectoryError)
     ) -> Iterator[None]:
-        """Convert an OSError in this context to a StorageError that names `key`.
+        """Convert OSErrors in this context to StorageErrors that name `key`.
 
-        Exceptions of the types `missing_errors` are converted to MissingObjectError.
+        Exceptions of the types `missing_errors` become MissingObjectErrors.
         """
         try:
             yield
