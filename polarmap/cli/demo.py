@@ -26,10 +26,10 @@ SLEEPING_TASKS, KILLED_TASK = (3, 11), 17
     help="Seconds that stragglers sleep.",
 )
 def demo_command(rows: int, columns: int, sleep: float) -> CommandResult:
-    """Compare plain and coded maps when workers are slow or die.
+    """Compare plain and coded maps with slow and dying workers.
 
     Both maps multiply a matrix by a vector on this machine. In both, two workers sleep before they start, to
-    simulate slow machines. In the coded map, worker 17 is killed as well.
+    simulate stragglers. In the coded map, worker 17 is killed as well.
     """
     rng = np.random.default_rng(0)
     A, x = rng.standard_normal((rows, columns)), rng.standard_normal(columns)
