@@ -245,7 +245,7 @@ def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Map
             and is_integer_dtype(actual)
             and is_integer_dtype(expected)
         )
-        # The code computes modulo 2^64, so the sign of 64-bit integers does not matter.
+        # The code computes modulo 2^64, so the signedness of 64-bit integers does not matter.
         if actual != expected and not has_same_bits:
             raise CodeError(
                 f"the results cannot be stored as a coded array: f returned dtype {actual.str} for block "
