@@ -441,7 +441,7 @@ def _restore_pickled_manifest(json_bytes: bytes, key: str | None) -> Manifest:
 
 
 def get_code_parameters(code: PolarCode) -> dict[str, Any]:
-    """Return the arguments from which `PolarCode` recreates the code."""
+    """Return the arguments with which `PolarCode` creates an equal code."""
     parameters = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
     if code.levels_option is not None:
         parameters["levels"] = code.levels_option
@@ -454,14 +454,14 @@ def get_code_parameters(code: PolarCode) -> dict[str, Any]:
 
 
 def serialize_code(code: PolarCode) -> dict[str, Any]:
-    """Describe a code in JSON types: its parameters, and parity values to verify a recreated code."""
+    """Describe a code in JSON types: its parameters, and some parity values to verify a rebuilt code."""
     return {**get_code_parameters(code), "probe": compute_code_fingerprint(code)}
 
 
 def deserialize_code(fields: Mapping[str, Any]) -> PolarCode:
-    """Recreate a code from the result of `serialize_code`.
+    """Rebuild a code from the result of `serialize_code`.
 
-    Raises CodeError if the recreated code yields other parity values than those recorded.
+    Raises CodeError if the rebuilt code does not reproduce the recorded parity values.
     """
     parameters = {**fields}
     expected_probe = parameters.pop("probe")

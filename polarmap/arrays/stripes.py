@@ -150,10 +150,10 @@ def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) ->
 def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: int = 0) -> tuple[int, ...]:
     """Return the shape of the largest contiguous pieces of an array with up to `max_elements` elements.
 
-    `row_multiple` is the number of rows that are stored together, or 0. If positive, a piece has a multiple
-    of this number of rows, provided that many rows fit. Pieces are then also made equally large, so that each
-    can be a Zarr chunk, unless this makes them much smaller. Rows that are too long for a piece are cut as
-    evenly as possible.
+    `row_multiple` is the number of rows that are stored together, or 0. If it is positive, pieces have a
+    multiple of this number of rows, provided that many rows fit. Pieces are then also made equally large, so
+    that each can be a Zarr chunk, unless this makes them much smaller. Rows that are too long for a piece are
+    cut as evenly as possible.
 
     >>> _choose_slab_shape((2, 5), 3), _choose_slab_shape((7, 5), 15), _choose_slab_shape((7, 5), 15, 2)
     ((1, 3), (3, 5), (2, 5))

@@ -67,7 +67,7 @@ def label_axes(axes: Axes, title: str, x_label: str = "", y_label: str = "") -> 
 
 
 def save_figure(figure: Figure, path: FigurePath | None) -> Figure:
-    """Save the figure to `path`, unless `path` is None, and return the figure.
+    """Write the figure to `path`, unless `path` is None, and return the figure.
 
     The suffix of the path determines the format: .png, .svg or .pdf.
     """

@@ -182,7 +182,7 @@ class PersistentWorker(TaskIO):
         return self._is_usable
 
     def _reset_process(self) -> str:
-        """Undo the changes that user functions have made to the state of this process.
+        """Restore the parts of the process state that user functions have changed.
 
         Return "" on success, or else the name of something that cannot be restored, such as a signal handler.
         """

@@ -275,7 +275,7 @@ def make_worker_channel(
 
 
 def configure_tcp(connection: socket.socket, timeout: float = TCP_TIMEOUT) -> None:
-    """Configure a TCP socket to send small messages immediately, and to detect lost connections.
+    """Set up a TCP socket to send small messages immediately and to detect lost connections.
 
     The connection counts as lost after `timeout` seconds without a response. On an idle connection, the
     system sends keepalive probes. Unacknowledged data are retransmitted instead, for many minutes unless a

@@ -36,7 +36,7 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(record_class: type[R], data: bytes | bytearray) -> R:
-    """Unpickle a record that `encode_record` has pickled.
+    """Restore a record that `encode_record` has pickled.
 
     Unpickling can run arbitrary code, so `data` must come from the driver.
     """
