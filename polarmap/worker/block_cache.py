@@ -184,7 +184,7 @@ class BlockCache:
         if not stored_segments or (location.needs_checksums and not has_checksums):
             return self._read_segments(read_segment, location, segments)
         paths = [path for segment in stored_segments if (path := location.get_path(segment.key))]
-        # Files on the driver's machine do not exist on other machines, and then have no signatures.
+        # Files on the driver's machine do not exist on other machines, where they have no signatures.
         file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
         data = memoryview(self._read_segments(read_segment, location, segments)).toreadonly()
         key, entry = (location.fields, segments), CacheEntry(data, file_signatures, block_set_id)

@@ -16,7 +16,7 @@ THREAD_IDLE_SECONDS = 1.0  # idle time in seconds after which a thread exits
 T = TypeVar("T")
 Thunk = Callable[[], None]
 
-# One queue for each idle thread, from which it takes its next call.
+# One queue per idle thread, from which the thread takes its next call.
 _idle_threads: list[SimpleQueue[Thunk]] = []
 
 

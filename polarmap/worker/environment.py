@@ -72,5 +72,5 @@ def count_available_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # sched_getaffinity does not exist on macOS and Windows
+    except AttributeError:  # Not available on macOS and Windows.
         return os.cpu_count() or 1

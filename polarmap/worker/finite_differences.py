@@ -109,7 +109,7 @@ def compute_slopes(
     for u in directions:
         norm = float(np.linalg.norm(u.reshape(-1)))
         norms.append(norm)
-        if norm == 0.0:  # padding, for a group with fewer coordinates than others
+        if norm == 0.0:  # This direction pads a group that has fewer coordinates than others.
             slopes.append(0.0)
             continue
         step = (h / norm) * u * scale

@@ -262,7 +262,7 @@ def make_cached_function(function: Any, cache_options: dict[str, Any]) -> Any:
 def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
     """Return whether a function or class can be imported by its module and qualified name.
 
-    The import must return the same object. If `expected_path` is given, it must be the qualified name.
+    The import must give the same object. If `expected_path` is given, it must be the qualified name.
     """
     name = getattr(value, "__qualname__", None)
     resolved: Any = sys.modules.get(getattr(value, "__module__", None) or "")
@@ -274,7 +274,7 @@ def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
 
 
 class ValueDescription(NamedTuple):
-    """A description of a module's value, used to compare it and to send it to workers.
+    """A description of a value in a module, used to compare it and to send it to workers.
 
     The fields `kind`, `fingerprint` and `payload` have the same meaning as in `ModuleStateItem`.
 

@@ -74,11 +74,11 @@ class PersistentWorker(TaskIO):
     storage : lithops.Storage, optional
         The client for data blocks and results in buckets.
     block_cache : BlockCache, optional
-        A cache of data blocks that workers on other threads of this process share. By default, the worker has
-        its own cache.
+        A cache of data blocks, shared by workers on several threads of this process. By default, the worker
+        has its own cache.
     limit_threads : callable, optional
         Called without arguments; returns a context manager that wraps each task. Pass it only if this process
-        also runs other code, whose state is then not reset between jobs.
+        also runs other code. Its state is then not reset between jobs.
     label : str, optional
         The name of the worker in reports, as given by the cluster. None if the driver has started the worker
         on its own machine.
@@ -255,7 +255,7 @@ class PersistentWorker(TaskIO):
         of the cache. A retry gets a copy, because compiled code in f may have crashed while writing to
         read-only memory.
 
-        Raises UnusableWorkerError if this process causes the failure, for example because it is out of
+        Raises UnusableWorkerError if a failure is due to this process, for example because it is out of
         memory.
         """
         if self._function_and_structure is None:
@@ -357,8 +357,8 @@ class PersistentWorker(TaskIO):
     def _move_data_to_file(self, reply: Message) -> Message | None:
         """Write the result in a reply to a file, and return a reply that names the file instead.
 
-        The driver can read the folder of the file. Return None if the task was cancelled, or the unchanged
-        reply if no folder has enough space.
+        The file is in a folder that the driver can read. Return None if the task was cancelled, or the
+        unchanged reply if no such folder has enough space.
         """
         self._n_result_files += 1
         file_name = f"{os.getpid()}-{self._n_result_files}"

@@ -62,7 +62,7 @@ def pickle_each(
     """Pickle several values separately. `unpickle_item` unpickles each of them.
 
     A value with large arrays becomes an array of bytes, as returned by `pickle_to_array`. Any other value
-    becomes a pickle. A value that cannot be pickled becomes the exception raised. The values share one
+    becomes a pickle. A value that cannot be pickled is replaced by the exception. The values share one
     pickler, because creating a pickler takes longer than pickling a small value.
 
     Parameters

@@ -130,7 +130,7 @@ class ProcessState:
 
 
 def _get_unrestorable_state() -> dict[str, Any]:
-    """Return state that cannot always be restored, as a dict whose keys are its names in messages."""
+    """Return the state that cannot always be restored, keyed by the names to use in messages."""
     return {
         "its signal handlers": [getsignal(signal_number) for signal_number in SIGNALS],
         "its blocked signals": _call_if_present(
@@ -163,7 +163,7 @@ def _get_file_identity(path: str | int) -> tuple[int, int] | None:
 
 
 def _has_free_descriptors() -> bool:
-    """Return whether at least about half of this process's file descriptors are still free."""
+    """Return whether roughly half or more of this process's file descriptors are still free."""
     if resource is None:
         return True
     max_descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -140,7 +140,7 @@ def exit_process_when(
     Parameters
     ----------
     should_exit : callable
-        The condition: called without arguments, and returns whether to exit.
+        Called without arguments; returns whether to exit.
     on_exit : callable
         Called without arguments after each check that returns true. By default, it exits this process.
     update : callable

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-# A layout: the dtype and shape of each of several arrays. A dtype is a string unless it has fields.
+# A layout holds the dtype and shape of each of several arrays. Dtypes without fields are strings.
 Layout = tuple[tuple[Any, Shape], ...]
 # The structure of a tree, without its data, as plain tuples that can always be pickled. A container is
 # represented by (class, keys, structures of the children), and a leaf by (type,), where the type is "array",

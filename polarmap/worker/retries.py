@@ -32,7 +32,7 @@ def retry_request(request: Callable[[], Result], timeout: float = OUTAGE_SECONDS
     """Call `request` and return its result, with retries after transient errors.
 
     The pauses between calls start at MIN_RETRY_PAUSE seconds and double up to one second. After `timeout`
-    seconds, the last error is raised. Other errors are raised immediately.
+    seconds, the last error is raised. Non-transient errors are raised immediately.
 
     >>> retry_request(iter([1, 2]).__next__, timeout=0.0)
     1

@@ -14,7 +14,7 @@ from operator import attrgetter
 from threading import get_ident
 from typing import Any, NamedTuple
 
-MIN_MAPPED_BYTES = 1 << 18  # Byte ranges of a file are memory-mapped from this size on.
+MIN_MAPPED_BYTES = 1 << 18  # Byte ranges of at least this size are memory-mapped.
 
 # Load all pages when a file is mapped, which is faster than a page fault for each page later.
 MMAP_OPTIONS: dict[str, int] = (
@@ -133,7 +133,7 @@ def make_missing_segment_error(segment: Segment) -> DamagedError:
 
 
 def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedError:
-    """Return the error to raise if an object ends within a segment, with only `n_available` bytes of it."""
+    """Return the error to raise if an object ends within a segment, after `n_available` bytes."""
     return DamagedError(
         f"{segment.key} has {n_available} of {segment.size} bytes from {segment.offset} on", "truncated"
     )
