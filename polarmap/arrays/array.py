@@ -100,7 +100,7 @@ class CodedArray:
     def stored_bytes(self) -> int:
         """The number of bytes that the array occupies in storage, including its parity blocks.
 
-        Objects that were already in the storage, so that `encode` did not copy them, do not count.
+        Objects that were already in the storage, and that `encode` did not copy, do not count.
         """
         return self._coded_blocks.manifest.owned_bytes
 
@@ -234,7 +234,7 @@ class CodedArray:
     def delete(self) -> None:
         """Delete the array from storage.
 
-        Objects that were already in the storage, so that `encode` did not copy them, are not deleted.
+        Objects that were already in the storage, and that `encode` did not copy, are not deleted.
         """
         with trimmed_tracebacks:
             self.store.delete([get_manifest_key(self.name)])

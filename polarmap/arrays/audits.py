@@ -29,7 +29,7 @@ from polarmap.worker.segments import DamagedError, Segment
 
 DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
-MAX_LISTED_DAMAGES = 12  # maximum number of damaged parts that an audit's text lists
+MAX_LISTED_DAMAGES = 12  # maximum number of damaged parts listed in the text of an audit
 
 # All tasks must read the same number of segments, so the last task is padded with empty ones.
 EMPTY_SEGMENT = Segment("", 0)

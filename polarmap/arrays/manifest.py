@@ -33,7 +33,7 @@ from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_
 from polarmap.worker.segments import Segment
 
 FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
-ENCRYPTED_FORMAT_VERSION = 2  # A reader of version 1 would take encrypted bytes for damage.
+ENCRYPTED_FORMAT_VERSION = 2  # Readers of version 1 would mistake encrypted bytes for damage.
 CIPHER_NAME = "AES-256-GCM"
 ARRAY_FIELD = b',"array":'  # separates the header of the document from the canonical JSON of the array
 SEGMENT_PREFIX = "polarmap/coded/"  # The keys of all segments begin with this prefix.

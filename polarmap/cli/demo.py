@@ -26,7 +26,7 @@ SLEEPING_TASKS, KILLED_TASK = (3, 11), 17
     help="Seconds that stragglers sleep.",
 )
 def demo_command(rows: int, columns: int, sleep: float) -> CommandResult:
-    """Compare plain and coded maps with slow and dying workers.
+    """Compare plain and coded maps when workers are slow or die.
 
     Both maps multiply a matrix by a vector on this machine. In both, two workers sleep before they start, to
     simulate stragglers. In the coded map, worker 17 is killed as well.

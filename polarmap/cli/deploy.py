@@ -108,7 +108,7 @@ def _check_local_interpreter(backend: str) -> None:
 
 
 def _enable_lithops_logging() -> None:
-    """Show Lithops's log messages on standard error, because building a runtime takes minutes."""
+    """Show log messages from Lithops on standard error, because building a runtime takes minutes."""
     logging.basicConfig(format="polarmap: %(message)s")
     logging.getLogger("lithops").setLevel(logging.INFO)
 

@@ -63,7 +63,7 @@ class CheckResult(NamedTuple):
     state : str
         "ok", "note" (it works, but could be better) or "bad".
     detail : str
-        The findings.
+        What the check found.
     advice : str
         What to do about it; empty if there is nothing to do.
     """
@@ -242,7 +242,7 @@ def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResul
 
 
 def _check_storage(config: Path) -> CheckResult:
-    """Check that a Lithops storage works, by writing, reading and deleting an object."""
+    """Check that the configured storage works, by writing, reading and deleting an object."""
     from polarmap.executors.lithops_internals import close_function_executor
     from polarmap.executors.lithops_invocations import open_function_executor, open_lithops_storage
 

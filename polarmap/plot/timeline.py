@@ -20,7 +20,7 @@ DECODED_LABEL = "decoded from others"
 CANCELLED_LABEL = "cancelled before it started"
 # Tasks in these states never ran, so they have no bar.
 UNSTARTED_STATES = "cancelled", "queued", "held back"
-MAX_LABELLED_TASKS = 48  # Task numbers are shown up to this many tasks.
+MAX_LABELLED_TASKS = 48  # If there are more tasks, their numbers are not shown.
 
 
 class BarStyle(NamedTuple):

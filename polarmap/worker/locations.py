@@ -92,7 +92,7 @@ class Location(ABC):
         return f"{type(self).__name__}({self.root!r}, {self.backend!r})"
 
     def with_encryption(self, encryption: Any) -> Self:
-        """Return a copy of the location with other encryption parameters, or None for no encryption."""
+        """Return a copy of the location with other encryption parameters (None: no encryption)."""
         return type(self)(self.root, self.backend, encryption)
 
     @abstractmethod

@@ -39,7 +39,7 @@ from polarmap.worker.task_records import (
     to_plain_tuple,
 )
 
-SAMPLE_SIZE = 256  # number of entries that are sent to the driver if the result itself is stored
+SAMPLE_SIZE = 256  # number of sampled entries sent to the driver if the result itself is stored
 
 
 class TaskIO:

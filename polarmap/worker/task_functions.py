@@ -91,8 +91,7 @@ def build_csr_matrix(csr_arrays: Sequence[Array], matrix_class: type, n_columns:
     >>> build_csr_matrix(block, csr_array, 2).toarray().tolist()
     [[0.0, 5.0], [0.0, 0.0], [7.0, 0.0]]
     """
-    # Received arrays may be misaligned in memory. Copy them then, as scipy's compiled code may need
-    # alignment.
+    # Copy received arrays that are misaligned in memory, because scipy's compiled code may need alignment.
     data, indices, indptr = (np.require(array, requirements="A") for array in csr_arrays)
     return matrix_class((data, indices, indptr), shape=(len(indptr) - 1, n_columns))
 
@@ -227,7 +226,9 @@ def execute_batch(
 
 
 def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Call f with each tuple of arguments, and return the results. Lets one task run several calls.
+    """Call f with each tuple of arguments, and return the results.
+
+    This lets one task run several calls.
 
     >>> call_each(pow, [(2, 3), (3, 2)])
     [8, 9]
