@@ -61,7 +61,7 @@ class StripePlan(NamedTuple):
         return self.code.parity_dtype(self.dtype)
 
     def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
-        """Return a data block's slice in a stripe as a part of the whole array: one Python slice per axis.
+        """Return where a stripe of a data block is in the whole array, as one Python slice per axis.
 
         Padding rows have indices past the last row of the array.
         """

@@ -115,7 +115,7 @@ class FolderCancelToken(NamedTuple):
         return cls(folder, _get_machine_id(folder))
 
     def cancel(self) -> None:
-        """Cancel the attempt, by creating its file."""
+        """Cancel the attempt by creating its file."""
         with contextlib.suppress(OSError):
             open(os.path.join(self.folder, self.attempt_name), "x").close()
 
@@ -234,7 +234,7 @@ class FutureTaskIO(TaskIO):
         return self._cancel_token.is_cancelled()
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """Return the reply in the form in which the driver expects it.
+        """Return the reply in the form that the driver expects.
 
         The reply is serialized, unless the task runs on a thread of the driver's process.
         """

@@ -296,7 +296,7 @@ class PersistentWorker(TaskIO):
         self._receive(0.0)
 
     def is_cancelled(self) -> bool:
-        """Return whether the messages read so far cancel the current job."""
+        """Return whether a message read so far has cancelled the current job."""
         return any(
             item.kind == MessageKind.CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox
         )
