@@ -34,7 +34,7 @@ class CodedArray:
     The rows are stored as k data blocks, together with n - k parity blocks. Create a coded array with
     `encode`, and open it again with `open_coded`. Slicing reads rows, as in `coded[i:j]`, and
     `numpy.asarray(coded)` reads the whole array. If stored bytes are missing or damaged, they are decoded
-    from the other blocks while rows are read. Coded maps accept a coded array as data.
+    from the other blocks on the fly. Coded maps accept coded arrays as data.
 
     Attributes
     ----------
@@ -45,11 +45,11 @@ class CodedArray:
     dtype : numpy.dtype
         The dtype of the data, in native byte order.
     n, k : int
-        The number of all blocks, and the number of data blocks among them.
+        The total number of blocks, and the number of data blocks among them.
     rows_per_block : int
         The number of rows in each block, ceil(rows / k).
     code : PolarCode
-        The code with which the parity blocks were computed.
+        The code that was used to compute the parity blocks.
     store : Store
         The storage that holds the array.
     """
@@ -75,7 +75,7 @@ class CodedArray:
 
     @property
     def padding(self) -> int:
-        """The number of rows of zeros that were added at the end to fill up the last data block."""
+        """The number of zero rows that pad the last data block."""
         return self._coded_blocks.manifest.n_padding_rows
 
     @property
@@ -93,14 +93,14 @@ class CodedArray:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes of the array in memory, without parity blocks and padding."""
+        """The size of the array in memory, in bytes, without parity blocks and padding."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
     def stored_bytes(self) -> int:
         """The number of bytes that the array occupies in storage, including its parity blocks.
 
-        Objects that `encode` did not copy, because they were in the storage already, do not count.
+        Objects that were already in the storage, and that `encode` did not copy, do not count.
         """
         return self._coded_blocks.manifest.owned_bytes
 
@@ -119,9 +119,9 @@ class CodedArray:
     def zarr_path(self) -> str | None:
         """The place where other libraries can open the rows as a Zarr array, without polarmap.
 
-        This is the path of a folder, or a key in the store, of a Zarr group. The rows are its array "data".
-        The value is None if there is no Zarr array, for example because the coded array is encrypted. The
-        page on the storage format lists all cases.
+        This is the path of a Zarr group, or its key in the store. The rows are its array "data". The value is
+        None if there is no Zarr array, for example because the coded array is encrypted. The page on the
+        storage format lists all such cases.
         """
         manifest = self._coded_blocks.manifest
         if manifest.zarr_view is None or not manifest.has_zarr_array:
@@ -130,22 +130,22 @@ class CodedArray:
         return location.get_path(path) or path
 
     def block_segments(self, block_index: int) -> tuple[Segment, ...]:
-        """Return where the bytes of a block are stored, as a tuple of segments (byte ranges of objects).
+        """Return where a block's bytes are stored, as a tuple of segments (byte ranges of objects).
 
-        The bytes of the segments, joined in order, are the block.
+        The concatenated bytes of the segments are the block.
         """
         return self._coded_blocks.block_segments(block_index)
 
     def coded_blocks(self) -> StoredCodedBlocks:
-        """Return the blocks in the form that `coded_map` uses. Its workers read them from storage."""
+        """Return the blocks in the form that `coded_map` expects. Its workers read them from storage."""
         return self._coded_blocks
 
     def block_layout(self, block_index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Return the dtype and shape of a block, as a tuple that contains one pair."""
+        """Return the layout of a block: a tuple with one (dtype, shape) pair."""
         return self._coded_blocks.block_layout(block_index)
 
     def __getitem__(self, index: Any) -> Array:
-        """Read rows from storage, as a numpy array.
+        """Read rows from storage into a numpy array.
 
         The first index selects one row (an integer), several rows (a slice with a positive step) or all rows
         (`...`). Further indices are applied to the other axes of these rows.
@@ -162,7 +162,7 @@ class CodedArray:
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        # Read as many rows at a time as one stripe (slice) of a block has.
+        # Read as many rows at a time as a block has in one stripe.
         stripe_size = self._coded_blocks.manifest.stripe_bounds[1] if self.nbytes else 0
         n_rows = max(1, stripe_size // max(1, prod(self.shape[1:])))
         for start in range(0, len(self), n_rows):
@@ -176,9 +176,9 @@ class CodedArray:
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
     def check(self, *, executor: Any = None) -> Audit:
-        """Check whether any part of the stored array is missing or damaged.
+        """Check the stored array for missing and damaged parts.
 
-        All stored bytes are read and compared with their checksums. Encrypted parts are also decrypted.
+        All stored bytes are read and verified against their checksums. Encrypted parts are also decrypted.
 
         Parameters
         ----------
@@ -195,12 +195,12 @@ class CodedArray:
             while True:
                 manifest = self._coded_blocks.manifest
                 audit = audits.audit_array(self._coded_blocks, executor)
-                # Another process may have repaired the array in the meantime. Then check it again.
+                # If another process has repaired the array in the meantime, check it again.
                 if audit.ok or not self._coded_blocks.refresh_manifest(manifest):
                     return audit
 
     def repair(self, *, executor: Any = None) -> Audit:
-        """Find missing and damaged parts of the stored array, and rebuild them from intact parts.
+        """Find missing and damaged parts of the stored array, and rebuild them from the intact parts.
 
         Integers are restored bit for bit. Floating-point numbers are restored up to rounding, so their parts
         get new checksums.
@@ -209,7 +209,7 @@ class CodedArray:
         ----------
         executor : optional
             The executor whose workers check and decode the array, as for `encode`. Each task handles one
-            stripe (the same slice of every block). Stripes that contain NaN or inf are still decoded in this
+            stripe (the same slice of every block). Stripes that contain NaN or inf are decoded in this
             process.
 
         Returns
@@ -234,7 +234,7 @@ class CodedArray:
     def delete(self) -> None:
         """Delete the array from storage.
 
-        Objects that `encode` did not copy, because they were in the storage already, are not deleted.
+        Objects that were already in the storage, and that `encode` did not copy, are not deleted.
         """
         with trimmed_tracebacks:
             self.store.delete([get_manifest_key(self.name)])
@@ -251,17 +251,17 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     storage : optional
         The storage that holds the array, as for `encode`.
     key : str or bytes, optional
-        The key of an encrypted array, as for `encode`. Coded maps of the array then need no key argument.
+        The key of an encrypted array, as for `encode`. Coded maps of the array then need no `key` argument.
 
     Returns
     -------
     CodedArray
-        The array. Its data is not read yet, only its manifest (the document that describes it).
+        The array. Only its manifest (the document that describes it) has been read so far.
 
     Raises
     ------
     MissingObjectError
-        If the array does not exist. The message lists the arrays that do.
+        If the array does not exist. The message lists the existing ones.
     StorageError
         If the manifest is damaged or has an unknown version, if the storage cannot be used, if the key is
         missing or wrong, or if a key is passed for an array that is not encrypted.
@@ -290,13 +290,13 @@ def _load_manifest(store: Store, array_name: str, key: str | bytes | None) -> tu
 
 
 def open_without_key(array_name: str, storage: Any = None) -> CodedArray:
-    """Open a coded array only to describe it. The data of an encrypted array cannot be read."""
+    """Open a coded array to describe it. If it is encrypted, its data cannot be read."""
     store = open_store(storage)
     return CodedArray(store, write_transaction.load_manifest(store, check_array_name(array_name))[0])
 
 
 def list_coded(storage: Any = None) -> list[str]:
-    """List the names of all coded arrays in a storage.
+    """List the names of all coded arrays in storage.
 
     Parameters
     ----------
@@ -313,7 +313,7 @@ def list_coded(storage: Any = None) -> list[str]:
 
 
 def _resolve_row_index(row_selection: Any, n_rows: int) -> tuple[int, int, Any]:
-    """Return the range of rows (start, stop) to read for an index, and the index to apply to these rows.
+    """Return the row range (start, stop) to read for an index, and the index to apply to these rows.
 
     >>> _resolve_row_index(-1, 5), _resolve_row_index(slice(1, None, 2), 5)
     ((4, 5, 0), (1, 5, slice(None, None, 2)))

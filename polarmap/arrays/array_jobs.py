@@ -32,20 +32,18 @@ from polarmap.worker.task_records import OutputSpec
 
 JOB_OPTIONS = MapOptions(verify=False, retries=2)
 
-# Called when the arrays of a task are stored, with the task, the segments (where the arrays are), and the
-# summary.
+# Called once a task's arrays are stored, with the task, the stored segments, and the task's summary.
 OnTaskDone = Callable[[int, list[Segment], Array], None]
-# A function that stores an array in this process. Arguments: task, index of the array in the task, array.
+# A function that stores an array in this process. Called with the task, the array's index, and the array.
 StoreArray = Callable[[int, int, Array], Segment]
 
 
 class ArrayJobRunner:
-    """Runs a function for each task, and stores the arrays that the function returns.
+    """Runs a function for each task, and stores the arrays that it returns.
 
-    The function must return a list: the arrays to store, and at the end a summary of the task. With an
-    executor, its workers run the tasks. Late tasks are started a second time, and the first result counts.
-    Without an executor, this process runs one task at a time while the arrays of the previous task are being
-    stored.
+    The function must return a list: the arrays to store, followed by a summary of the task. If there is an
+    executor, its workers run the tasks, with backup tasks for stragglers. Otherwise, this process runs one
+    task at a time while the arrays of the previous task are being stored.
 
     Attributes
     ----------
@@ -68,21 +66,21 @@ class ArrayJobRunner:
         output: OutputSpec | None = None,
         store_array: StoreArray | None = None,
     ) -> None:
-        """Run all tasks, and call `on_task_done` for each task when its arrays are stored.
+        """Run all tasks, and call `on_task_done` for each task once its arrays are stored.
 
         Parameters
         ----------
         f : callable
-            Called with the input block of a task. Must return the arrays to store and a summary, in one list.
+            Called with a task's input block; returns a list of the arrays to store and a summary.
         task_blocks : TaskBlocks
             The input block of each task.
         on_task_done : callable
-            Called with the task, the segments (byte ranges of objects) of its stored arrays, and its summary.
+            Called with the task, the segments (byte ranges of objects) that hold its arrays, and its summary.
         output : OutputSpec, optional
-            Where to store the arrays of a task, and how large they may be. None if f returns a summary only.
+            Where to store the arrays of a task, and how large they may be. None if f returns only a summary.
         store_array : callable, optional
-            Called to store an array if this process runs the tasks. By default, the array is stored as
-            `output` specifies.
+            Called to store an array if this process runs the tasks. By default, arrays are stored as
+            specified by `output`.
         """
 
         def store_task_array(task: int, array_index: int, array: Array) -> Segment:
@@ -99,7 +97,7 @@ class ArrayJobRunner:
     def _run_locally(
         self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, store_array: StoreArray
     ) -> None:
-        # The previous task while its arrays are being stored: its number, the transfers, and its summary.
+        # The previous task, whose arrays are being stored: its index, the transfers, and its summary.
         pending_stores: list[tuple[int, ParallelTransfers[Any, Segment], Array]] = []
 
         def finish_pending_stores() -> None:
@@ -152,7 +150,7 @@ class ArrayJobRunner:
         )
 
     def _load_task_summary(self, returned_summary: Array, summary_segment: Segment) -> Array:
-        """Return the summary of a task. Read it from storage if the worker sent only a sample of it."""
+        """Return a task's summary. If the worker sent only a sample of it, read it from storage."""
         if returned_summary.nbytes == summary_segment.size:
             return returned_summary
         with convert_damage_to_decoding_error():
@@ -160,10 +158,10 @@ class ArrayJobRunner:
 
 
 class SegmentTaskBlocks(TaskBlocks):
-    """The input blocks of tasks that read stored segments (byte ranges of objects).
+    """The input blocks of tasks that read stored segments.
 
-    The input of a task is a list of flat arrays, one for each segment. All tasks have the same number of
-    segments.
+    A segment is a byte range of an object. The input of a task is a list of flat arrays, one per segment. All
+    tasks have the same number of segments.
     """
 
     def __init__(
@@ -177,11 +175,11 @@ class SegmentTaskBlocks(TaskBlocks):
         self.location = segment_store.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments (byte ranges of objects) that the worker of a task has to read."""
+        """Return the segments that a task's worker has to read."""
         return tuple(self._segments_by_task[task])
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each input array of a task. The arrays are flat."""
+        """Return the dtype and shape of each input array of a task. All arrays are flat."""
         return tuple(
             (dtype.str, (segment.size // dtype.itemsize,))
             for segment, dtype in zip(self._segments_by_task[task], self._dtypes)

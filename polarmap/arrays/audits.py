@@ -29,19 +29,19 @@ from polarmap.worker.segments import DamagedError, Segment
 
 DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
-MAX_LISTED_DAMAGES = 12  # The text of an audit lists at most this many damaged parts.
+MAX_LISTED_DAMAGES = 12  # maximum number of damaged parts listed in the text of an audit
 
-# All tasks must read the same number of segments (byte ranges), so the last task gets some empty ones.
+# All tasks must read the same number of segments, so the last task is padded with empty ones.
 EMPTY_SEGMENT = Segment("", 0)
 
 
 class Damage(NamedTuple):
-    """A damaged segment of a coded array: the stored bytes of one stripe (slice) of one block.
+    """A damaged segment of a coded array: the stored bytes of one stripe of one block.
 
     Attributes
     ----------
     block, stripe : int
-        The block and the stripe that the segment belongs to.
+        The block and the stripe (slice of all blocks) that the segment belongs to.
     kind : str
         What is wrong: "missing", "truncated", "corrupt" (the checksum differs), "forged" (the checksum is
         right, but the bytes were not encrypted for this position with the key of the array), or "appended"
@@ -58,23 +58,23 @@ class Damage(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of `CodedArray.check` or `CodedArray.repair`: which parts of a coded array were damaged.
+    """A report on damaged parts of a coded array, returned by `CodedArray.check` and `CodedArray.repair`.
 
-    Print it to see a list. The text calls each segment a part of its block.
+    Print it to see a list, in which each segment is called a part of its block.
 
     Attributes
     ----------
     name : str
         The name of the array.
     n_blocks, n_stripes : int
-        The number of blocks, and the number of segments (parts) of each block.
+        The number of blocks, and of segments (parts) per block.
     damaged : tuple of Damage
         The segments that are missing, truncated, corrupt, forged, or followed by unexpected bytes.
     undecodable_stripes : tuple of int
-        The stripes that `repair()` cannot rebuild, because too few of their segments are intact. A stripe is
-        the same slice of every block.
+        The stripes (slices of all blocks) that `repair()` cannot rebuild, because too few of their segments
+        are intact.
     zarr_damages : tuple of (str, str)
-        Other damaged objects of the Zarr array, as pairs of key and kind of damage. The kind is "foreign" for
+        Other damaged objects of the Zarr array, as (key, kind of damage) pairs. The kind is "foreign" for
         objects that do not belong to the array.
     is_repaired : bool
         Whether all damage has been repaired.
@@ -95,7 +95,7 @@ class Audit:
 
     @property
     def damaged_blocks(self) -> list[int]:
-        """The indices of the blocks that are damaged somewhere, in ascending order."""
+        """The indices of all blocks with damage, in ascending order."""
         return sorted({damage.block for damage in self.damaged})
 
     def __repr__(self) -> str:
@@ -128,7 +128,7 @@ class Audit:
 def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
     """Check all stored bytes of a coded array, and return an `Audit` that lists the damage.
 
-    The workers of `executor` read the array. If it is None, this process does.
+    The array is read by the workers of `executor` or, if it is None, by this process.
     """
     manifest = coded_blocks.manifest
     n_stripes = len(manifest.stripe_bounds) - 1
@@ -167,11 +167,11 @@ def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
 def _find_damage_kinds(
     coded_blocks: StoredCodedBlocks, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """Return what is wrong with each segment (stored piece of a block), or "" if it is intact.
+    """Return the kind of damage of each segment, or "" if it is intact.
 
-    Missing and truncated objects are found by their sizes. All other segments are read and compared with
-    their checksums. Unexpected bytes at the end of an object count as damage of its last segment. Workers can
-    only check arrays that are not encrypted, because they compute the checksums of decrypted bytes.
+    Missing and truncated objects are detected by their sizes. All other segments are read and verified
+    against their checksums. Unexpected bytes at the end of an object count as damage to its last segment.
+    Workers can only check unencrypted arrays, because they compute the checksums of decrypted bytes.
     """
     segment_store, manifest = coded_blocks.segment_store, coded_blocks.manifest
     size_by_key = _get_object_sizes(
@@ -186,7 +186,7 @@ def _find_damage_kinds(
             damage_kinds.append("truncated")
         else:
             damage_kinds.append("appended" if is_last and size > read_end else "")
-            # A Zarr chunk may be padded with zeros at its end. Include these zeros in the check.
+            # A Zarr chunk may end with zero padding. Include this padding in the check.
             n_zeros = read_end - segment.offset - manifest.get_stored_segment_size(segment)
             segments_to_read[index] = segment._replace(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
@@ -203,7 +203,7 @@ def _find_damage_kinds(
 
 
 def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
-    """Read a segment (stored piece of a block). Return what is wrong with it, or "" if it is intact."""
+    """Read a segment, and return the kind of its damage, or "" if it is intact."""
     try:
         segment_store.get(segment)
     except DamagedError as error:
@@ -214,7 +214,7 @@ def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
 def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
     """Return the size in bytes of each object, or None if the object does not exist.
 
-    If the store can list sizes, a single listing is enough. Otherwise, one request is made for each object.
+    If the store can list sizes, a single listing is enough. Otherwise, this makes one request per object.
     """
     listed_sizes = (
         store.list_sizes(get_array_key_prefix(manifest.name)) if hasattr(store, "list_sizes") else {}
@@ -224,7 +224,7 @@ def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -
 
 
 def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
-    """Return where to stop reading a segment (byte range of an object), and whether it is the last one there.
+    """Return where to stop reading a segment, and whether it is the last one in its object.
 
     The last segment of an object is read up to the end of the object, including padding.
     """
@@ -236,9 +236,9 @@ def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, b
 def _find_damage_kinds_on_workers(
     segment_store: SegmentStore, n_per_task: int, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """Let workers read segments (stored pieces of blocks). Return what is wrong with each of them.
+    """Let workers read segments, and return the kind of damage of each one.
 
-    The result is "" for an intact segment. Each task reads `n_per_task` segments.
+    The kind is "" for intact segments. Each task reads `n_per_task` segments.
     """
     unchecked_segments = (segment._replace(crc32=None) for segment in segments)
     segments_by_task = list(zip_longest(*[unchecked_segments] * n_per_task, fillvalue=EMPTY_SEGMENT))
@@ -256,12 +256,12 @@ def _find_damage_kinds_on_workers(
 
 
 def make_checksum_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that computes the CRC-32 of each of several arrays, for workers with only numpy."""
+    """Return a function that computes the CRC-32 of each array, for workers that have only numpy."""
     return lambda segments: [np.array([zlib.crc32(segment.data) for segment in segments], np.int64)]
 
 
 def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> tuple[int, ...]:
-    """Return the stripes (slices of all blocks) that cannot be decoded, because too much is damaged."""
+    """Return the stripes that cannot be decoded because too many of their segments are damaged."""
     all_blocks = set(range(manifest.code.n))
     erased_by_stripe = find_erased_blocks_by_stripe(damages).items()
     return tuple(
@@ -272,9 +272,9 @@ def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> 
 
 
 def find_erased_blocks_by_stripe(damages: Iterable[Damage]) -> dict[int, set[int]]:
-    """Return which blocks are damaged in each damaged stripe (slice of all blocks).
+    """Return the erasures of each damaged stripe: the set of blocks that are damaged there.
 
-    Unexpected bytes at the end ("appended") do not count, because the block itself is intact.
+    Unexpected bytes at the end ("appended") do not count, because they leave the block itself intact.
     """
     erased_by_stripe: dict[int, set[int]] = {}
     for damage in damages:

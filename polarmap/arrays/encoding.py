@@ -28,7 +28,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import check_encryption_key
 from polarmap.validation import check_positive_int
 
-DEFAULT_MEMORY_BYTES = 256 << 20  # The default memory budget for encoding, in bytes.
+DEFAULT_MEMORY_BYTES = 256 << 20  # default memory budget for encoding, in bytes
 MIN_MEMORY_BYTES = 1 << 20
 
 
@@ -47,43 +47,44 @@ def encode(
     key: str | bytes | None = None,
     progress: bool | None = None,
 ) -> PreparedMap[CodedArray]:
-    """Encode an array once, and store it for many coded maps. Lost parts of it can be rebuilt.
+    """Encode an array once and store it, so that many coded maps can use it and lost parts can be rebuilt.
 
-    The rows are cut into k data blocks of ceil(rows / k) rows, and n - k parity blocks are added. If
-    necessary, the last data block is padded with rows of zeros. The data blocks are stored unchanged, as a
-    Zarr v3 array that other libraries can open (`CodedArray.zarr_path`). The data is read and encoded piece
-    by piece (in stripes), so it need not fit into memory. If encoding is interrupted, the array does not
-    exist yet. The next call with the same arguments resumes where the first one stopped.
+    The rows are split into k data blocks of ceil(rows / k) rows, and n - k parity blocks are added. If
+    necessary, the last data block is padded with zero rows. The data blocks are stored unchanged, as a Zarr
+    v3 array that other libraries can open (`CodedArray.zarr_path`). The data is read and encoded in pieces
+    (stripes), so it need not fit into memory. If encoding is interrupted, no array is created, but the next
+    call with the same arguments resumes where this one stopped.
 
     Parameters
     ----------
     A : array-like or path
         Floats, complex numbers or integers in any object with shape, dtype and slicing (numpy, memmap, Zarr,
-        HDF5, dask), a table, a tensor, or the path of a .npy file. Data that is in the storage already can be
-        passed as `RawObjects` or `ZarrObjects`, and is not copied.
+        HDF5, dask), a table, a tensor, or the path of a .npy file. Data that is already in the storage can be
+        passed as `RawObjects` or `ZarrObjects`, and is then not copied.
     blocks, tasks, code : optional
-        The number of data blocks k, the number of all blocks n, and the code, as for `coded_map`.
+        The number of data blocks k, the total number of blocks n, and the code, as for `coded_map`.
     name : str
         The name of the array: letters, digits, '.', '_' and '-'.
     storage : optional
         Where to store the array: the path of a folder, a store object, the path of a Lithops YAML
-        configuration, or a `lithops.FunctionExecutor`, whose storage is then used. By default
-        $POLARMAP_STORE, or else the folder polarmap/ in the XDG data directory.
+        configuration, or a `lithops.FunctionExecutor`, whose storage is used. Defaults to $POLARMAP_STORE, or
+        else to the folder polarmap/ in the XDG data directory.
     overwrite : bool
-        Whether to replace an existing array of this name. The old array stays until the new one is complete.
+        Whether to replace an existing array of this name. The old array is kept until the new one is
+        complete.
     memory : int
-        The number of bytes that encoding may use at a time, in this process or in a worker; at least 1 MiB.
-        With more memory, fewer and larger objects are written. Zarr and HDF5 data is read most efficiently if
-        `memory` is large enough for one chunk per block.
+        The memory budget for encoding in bytes, per process; at least 1 MiB. With more memory, fewer and
+        larger objects are written. Zarr and HDF5 data is read most efficiently if `memory` has room for one
+        chunk per block.
     executor : optional
         The executor whose workers encode, as for `coded_map`. Workers must be able to access the storage and
         the data, which must be a .npy file or memory map on this machine, or raw blocks in the storage. By
         default, this process encodes.
     key : str or bytes, optional
         The key with which to encrypt the array (needs the extra `crypto`). "env:NAME" or "file:PATH" names an
-        environment variable or a file, from which this process and the workers read the key as 64 hexadecimal
-        digits. For workers on this machine, you can also pass the key itself, as 32 bytes. By default, the
-        array is not encrypted.
+        environment variable or file from which this process and the workers read the key, as 64 hexadecimal
+        digits. If all workers run on this machine, you can also pass the key itself, as 32 bytes. By default,
+        the array is not encrypted.
     progress : bool, optional
         Whether to show a progress bar. By default, it is shown if standard error is a terminal.
 
@@ -96,7 +97,7 @@ def encode(
     -----
     RuntimeWarning
         If the data contains NaN or inf, or if the parity blocks overflow. The message says how many entries
-        are affected, and which is the first.
+        are affected, and where the first one is.
 
     Raises
     ------
@@ -135,7 +136,7 @@ def encode(
                     "key= cannot encrypt RawObjects or ZarrObjects, because encode does not rewrite these "
                     "objects: leave key out, or encode the array itself"
                 )
-            # Other libraries could not decrypt the chunks, so an encrypted array gets no Zarr array.
+            # Other libraries could not decrypt the chunks, so encrypted arrays have no Zarr array.
             stripe_plan = stripe_plan._replace(chunk_shape=None)
         max_segment_bytes = stripe_plan.max_stripe_size * max(
             stripe_plan.dtype.itemsize, stripe_plan.parity_dtype.itemsize

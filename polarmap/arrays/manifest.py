@@ -33,20 +33,20 @@ from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_
 from polarmap.worker.segments import Segment
 
 FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
-ENCRYPTED_FORMAT_VERSION = 2  # Programs that only know version 1 would take encrypted bytes for damaged ones.
+ENCRYPTED_FORMAT_VERSION = 2  # Readers of version 1 would mistake encrypted bytes for damage.
 CIPHER_NAME = "AES-256-GCM"
 ARRAY_FIELD = b',"array":'  # separates the header of the document from the canonical JSON of the array
 SEGMENT_PREFIX = "polarmap/coded/"  # The keys of all segments begin with this prefix.
-# Descriptions of arrays have a different key prefix than data, so that the arrays can be listed quickly.
+# Manifests and data have different key prefixes, so that arrays can be listed quickly.
 MANIFEST_PREFIX = "polarmap/manifests/"
-# The exceptions that reading an entry of an invalid JSON document may raise.
+# Exceptions that may be raised while entries of an invalid JSON document are read.
 PARSE_ERRORS = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DTYPE_PATTERN = re.compile(r"[<>|][iufc][0-9]{1,2}")
 
 
 def check_array_name(name: object) -> str:
-    """Return `name` if it is a valid name for a coded array, and raise StorageError otherwise.
+    """Return `name` if it is a valid name for a coded array. Raises StorageError otherwise.
 
     >>> check_array_name("../secrets")
     Traceback (most recent call last):
@@ -62,12 +62,12 @@ digits, '.', '_' or '-', a letter or digit first
 
 
 def get_manifest_key(array_name: str) -> str:
-    """Return the key under which the manifest (the description) of a coded array is stored."""
+    """Return the key under which a coded array's manifest (its description) is stored."""
     return f"{MANIFEST_PREFIX}{array_name}.json"
 
 
 def get_array_key_prefix(array_name: str) -> str:
-    """Return the prefix of the keys of all objects that hold the data of a coded array."""
+    """Return the common key prefix of all objects that hold a coded array's data."""
     return f"{SEGMENT_PREFIX}{array_name}/"
 
 
@@ -75,27 +75,27 @@ def get_array_key_prefix(array_name: str) -> str:
 class Manifest:
     """The description of a coded array in storage: its shape, its code, and where its bytes are.
 
-    The array consists of n blocks with the same number of rows. All blocks are cut at the same places. The
-    parts of all blocks between two cuts are a stripe.
+    The array consists of n blocks with the same number of rows. All blocks are cut at the same positions, and
+    their parts between two cuts form a stripe.
 
     Attributes
     ----------
     name : str
         The name of the array.
     shape, dtype
-        The shape and dtype of the data. The dtype has the byte order of the stored bytes.
+        The shape and dtype of the data. The byte order of the dtype is that of the stored bytes.
     code : PolarCode
-        The code with which the parity blocks were computed.
+        The code that was used to compute the parity blocks.
     segments : tuple of tuples of Segment
-        Where the bytes are: for each block, a tuple with one segment (byte range of an object) per stripe.
+        Where the bytes are: for each block, one segment (byte range of an object) per stripe.
     has_scalar_blocks : bool
-        Whether each block is a single number without axes, and the array is the vector of these numbers.
+        Whether each block is a scalar (without axes), and the array is the vector of these scalars.
     zarr_view : ZarrView or None
-        The Zarr array whose chunks are the data blocks. It is incomplete while a data block is missing. None
-        if the array has no Zarr array.
+        The Zarr array whose chunks are the data blocks, incomplete while a data block is missing. None if
+        there is no Zarr array.
     encryption : Encryption or None
-        How the segments are encrypted. If they are, `Segment.size` counts the bytes before encryption, and
-        `Segment.crc32` is the checksum of the encrypted bytes.
+        How the segments are encrypted. In an encrypted array, `Segment.size` counts the bytes before
+        encryption, and `Segment.crc32` is the checksum of the encrypted bytes.
     transaction_id : str
         The id of the `WriteTransaction` that encoded the array. A repair keeps it. Empty for arrays that were
         stored by early versions of polarmap.
@@ -118,7 +118,7 @@ class Manifest:
 
     @property
     def n_padding_rows(self) -> int:
-        """The number of rows of zeros that fill up the last data block."""
+        """The number of zero rows that pad the last data block."""
         return self.code.k * self.rows_per_block - self.shape[0]
 
     @cached_property
@@ -133,14 +133,14 @@ class Manifest:
 
     @cached_property
     def stripe_bounds(self) -> list[int]:
-        """The positions in a block at which its stripes (slices) begin and end, in elements."""
+        """The positions in a block, in elements, at which its stripes begin and end."""
         return [
             size // self.dtype.itemsize
             for size in accumulate((segment.size for segment in self.segments[0]), initial=0)
         ]
 
     def get_stored_segment_size(self, segment: Segment) -> int:
-        """Return how many bytes a segment (piece of a block) occupies in storage, also if it is encrypted."""
+        """Return how many bytes a segment occupies in storage, taking encryption into account."""
         return segment.size if self.encryption is None else compute_encrypted_size(segment.size)
 
     def get_block_dtype(self, block_index: int) -> np.dtype[Any]:
@@ -148,9 +148,9 @@ class Manifest:
         return self.dtype if block_index < self.code.k else self.parity_dtype
 
     def describes_same_array(self, other: Manifest) -> bool:
-        """Return whether two manifests (descriptions of coded arrays) describe the same data.
+        """Return whether two manifests describe the same coded array.
 
-        This is also True if parts of the data have been rebuilt or moved to other objects in between.
+        This is also the case if parts of the data have been rebuilt or moved to other objects.
         """
         descriptions = [
             (manifest.transaction_id, manifest.shape, manifest.dtype, manifest.stripe_bounds)
@@ -159,7 +159,7 @@ class Manifest:
         return bool(self.transaction_id) and descriptions[0] == descriptions[1]
 
     def with_replaced_segments(self, changed_segments: Mapping[tuple[int, int], Segment]) -> Manifest:
-        """Return a copy of the manifest in which some segments (stored pieces of blocks) are replaced.
+        """Return a copy of the manifest with some of its segments replaced.
 
         `changed_segments` maps (block, stripe) positions to the new segments.
         """
@@ -174,7 +174,7 @@ class Manifest:
 
     @cached_property
     def zarr_chunks(self) -> list[ZarrChunk]:
-        """All chunks that the Zarr array has when it is complete, even if they are not stored yet."""
+        """All chunks of the complete Zarr array, including those that are not stored yet."""
         return (
             []
             if self.zarr_view is None
@@ -193,7 +193,7 @@ class Manifest:
 
     @property
     def has_zarr_array(self) -> bool:
-        """Whether there is a complete Zarr array, with all its chunks and metadata in storage."""
+        """Whether there is a complete Zarr array, with all chunks and metadata in storage."""
         return bool(self.zarr_metadata)
 
     @cached_property
@@ -207,9 +207,9 @@ class Manifest:
 
     @cached_property
     def object_extents(self) -> dict[str, tuple[int, int]]:
-        """The extent of each object of the array, by key: the end of its data and its size, in bytes.
+        """The extent of each object of the array: key -> (end of its data, its size), in bytes.
 
-        The two differ if a Zarr chunk is padded with zeros. Objects that `encode` did not write are left out.
+        The two differ if a Zarr chunk is padded with zeros. Objects not written by `encode` are left out.
         """
         prefix = get_array_key_prefix(self.name)
         extents: dict[str, tuple[int, int]] = {}
@@ -228,13 +228,13 @@ class Manifest:
     def owned_bytes(self) -> int:
         """The number of bytes that the array occupies in storage, without metadata.
 
-        Objects that `encode` did not write do not count.
+        Objects not written by `encode` do not count.
         """
         metadata_bytes = sum(segment.size for segment in self.zarr_metadata)
         return sum(length for _, length in self.object_extents.values()) - metadata_bytes
 
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[bytes, str | None]]:
-        """Pickle the manifest as JSON in a canonical form, so that equal manifests have equal pickles."""
+        """Pickle the manifest as canonical JSON, so that equal manifests have equal pickles."""
         key = None if self.encryption is None else self.encryption.key
         if isinstance(key, bytes):
             raise TypeError(
@@ -258,7 +258,7 @@ class Manifest:
         return header_json[:-1] + ARRAY_FIELD + array_json + b"}"
 
     def _to_json_fields(self, code_fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entry "array" of the JSON document, in which `code_fields` describes the code."""
+        """Return the entry "array" of the JSON document, given the description of the code."""
         array_fields: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
@@ -290,15 +290,15 @@ class Manifest:
         data : bytes
             The JSON document.
         description : str
-            What to call the manifest in error messages. They begin with this text.
+            What to call the manifest in error messages, which begin with this text.
         key : str or bytes, optional
-            The key of an encrypted array. If it is given, it is verified that the manifest was written with
-            this key and was not changed since.
+            The key of an encrypted array. If given, the manifest is verified to have been written with this
+            key, and not to have been modified since.
 
         Raises
         ------
         StorageError
-            If the document is damaged, inconsistent, of an unknown version, or not authentic.
+            If the document is damaged, inconsistent or not authentic, or has an unknown version.
         """
         try:
             document = json.loads(data)
@@ -349,7 +349,7 @@ class Manifest:
     def _check_consistency(self, rows_per_block: Any, parity_dtype: str) -> None:
         """Raise ValueError if entries of the manifest contradict each other.
 
-        The arguments are entries of the JSON document that are redundant, because they follow from others.
+        The arguments are redundant entries of the JSON document, which follow from others.
         """
         sizes_and_offsets = [*self.shape, rows_per_block]
         for segment in itertools.chain(*self.segments, self.zarr_metadata):
@@ -392,7 +392,7 @@ class Manifest:
 
 @contextmanager
 def convert_parse_errors_to_storage_errors(description: str) -> Iterator[None]:
-    """Convert exceptions that an invalid JSON document causes inside this context to StorageError.
+    """Convert exceptions caused by an invalid JSON document to StorageError, within a `with` block.
 
     The error message begins with `description`, a name for the document.
     """
@@ -415,7 +415,7 @@ def _parse_zarr_view(fields: Mapping[str, Any] | None) -> ZarrView | None:
 
 
 def _parse_encryption(array_fields: Mapping[str, Any], key: str | bytes | None) -> Encryption | None:
-    """Parse how an array is encrypted, and combine it with its key. Return None if it is not encrypted."""
+    """Parse an array's encryption parameters, and add its key. Return None if it is not encrypted."""
     if "encryption" not in array_fields:
         return None
     fields = array_fields["encryption"]
@@ -425,7 +425,7 @@ def _parse_encryption(array_fields: Mapping[str, Any], key: str | bytes | None) 
 
 
 def _verify_authentication_tag(document: Mapping[str, Any], encryption: Encryption, description: str) -> None:
-    """Raise StorageError unless the description of an array was written with its key and is unchanged."""
+    """Raise StorageError unless a manifest was written with the array's key and is unchanged."""
     try:
         if document.get("tag") != encryption.compute_tag(_to_canonical_json(document["array"])).hex():
             raise StorageError(f"{description} was not written with this key, or has been changed since")
@@ -441,13 +441,13 @@ def _restore_pickled_manifest(json_bytes: bytes, key: str | None) -> Manifest:
 
 
 def get_code_parameters(code: PolarCode) -> dict[str, Any]:
-    """Return the arguments with which `PolarCode` creates the same code again."""
+    """Return the arguments with which `PolarCode` creates an equal code."""
     parameters = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
     if code.levels_option is not None:
         parameters["levels"] = code.levels_option
     if code.n_groups > 1:
         parameters["groups"] = code.n_groups
-    # None for the default, one number for all workers, or one number per worker.
+    # None (the default), one number for all workers, or one number per worker.
     erasure = code.erasure_option
     erasure_field = None if erasure is None else np.asarray(erasure, float).tolist()
     return {**parameters, "erasure": erasure_field, "seed": int(code.seed)}
@@ -459,9 +459,9 @@ def serialize_code(code: PolarCode) -> dict[str, Any]:
 
 
 def deserialize_code(fields: Mapping[str, Any]) -> PolarCode:
-    """Create a code from the result of `serialize_code`.
+    """Rebuild a code from the result of `serialize_code`.
 
-    Raises CodeError if the new code does not compute the recorded parity values.
+    Raises CodeError if the rebuilt code does not reproduce the recorded parity values.
     """
     parameters = {**fields}
     expected_probe = parameters.pop("probe")
@@ -472,7 +472,7 @@ def deserialize_code(fields: Mapping[str, Any]) -> PolarCode:
 
 
 def compute_code_fingerprint(code: PolarCode) -> list[float]:
-    """Return a few parity values of fixed data, by which a difference between two codes is noticed.
+    """Return a few parity values of fixed data, which reveal whether two codes differ.
 
     These are the first four and the last four parity values of the data x_j = j mod 7.
     """
@@ -484,9 +484,9 @@ def compute_code_fingerprint(code: PolarCode) -> list[float]:
 def _compute_array_checksum(data: bytes, array_fields: Any) -> int:
     """Return the CRC-32 of the canonical JSON of the array.
 
-    `to_bytes` ends with the canonical JSON, so that serializing it again is a waste of time: a third of the
-    time to open an array of 100,000 blocks. Documents that others have written may be formatted in another
-    way.
+    If the document ends with the canonical JSON, as written by `to_bytes`, it need not be serialized again,
+    which saves a third of the time to open an array of 100,000 blocks. Documents written by other programs
+    may be formatted differently.
     """
     header, separator, array_json = data.partition(ARRAY_FIELD)
     checksum = zlib.crc32(array_json[:-1])

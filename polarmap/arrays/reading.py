@@ -32,10 +32,10 @@ from polarmap.worker.segments import DamagedError, Segment
 
 
 class StoredCodedBlocks(CodedData):
-    """The n blocks of a coded array in storage, which are read only when they are needed.
+    """The n blocks of a coded array in storage, which are read on demand.
 
-    Another process may repair the array at any time, and then the bytes of a block move to new objects. So
-    when damaged bytes are found, the manifest (the document that says where the bytes are) is read again.
+    Another process may repair the array at any time, which moves the bytes of a block to new objects. So
+    whenever damage is found, the manifest (the document that says where the bytes are) is read again.
 
     Attributes
     ----------
@@ -49,15 +49,15 @@ class StoredCodedBlocks(CodedData):
         super().__init__(manifest.code, _StoredDataBlocks(self, manifest))
         self.segment_store, self.manifest = SegmentStore(store, manifest.encryption), manifest
         self.location, self._must_refresh = self.segment_store.location, False
-        self._last_manifest_bytes: bytes | None = None  # The last content of the manifest.
+        self._last_manifest_bytes: bytes | None = None  # The content of the manifest when last read.
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredCodedBlocks, (self.segment_store.store, self.manifest)
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments (byte ranges of objects) that the worker of a task has to read.
+        """Return the segments that a task's worker has to read.
 
-        If a worker has reported damage, the manifest, which says where they are, is read again first.
+        If a worker has reported damage, the manifest is read again first.
         """
         if self._must_refresh:
             self._must_refresh = False
@@ -65,14 +65,14 @@ class StoredCodedBlocks(CodedData):
         return self.manifest.segments[task]
 
     def on_damage_found(self) -> None:
-        """Remember that a worker found damage.
+        """Record that a worker has found damage.
 
-        Before the next task, it is checked whether another process has repaired the array.
+        Before the next task, the manifest is read again, in case another process has repaired the array.
         """
         self._must_refresh = True
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Read a block in this process. Damaged parts of a data block are decoded from other blocks."""
+        """Read a block in this process. Damaged parts of data blocks are decoded from other blocks."""
         if task >= self.code.k:
             return self.component_leaves(task)
         rows_per_block = self.manifest.rows_per_block
@@ -99,9 +99,9 @@ class StoredCodedBlocks(CodedData):
         )
 
     def refresh_manifest(self, stale_manifest: Manifest) -> bool:
-        """Read the manifest (the description of the array) again.
+        """Read the manifest again, in case another process has changed it.
 
-        Another process may have changed it. Return whether the manifest now differs from `stale_manifest`.
+        Return whether it now differs from `stale_manifest`.
         """
         store = self.segment_store.store
         with suppress(StorageError):
@@ -116,14 +116,14 @@ class StoredCodedBlocks(CodedData):
         return self.manifest is not stale_manifest
 
     def read_rows(self, start: int, stop: int) -> Array:
-        """Read the rows from `start` up to `stop` (exclusive), and decode damaged parts of them.
+        """Read the rows from `start` up to `stop` (exclusive), and decode damaged parts.
 
-        This needs memory for the rows and for two stripes (slices) of each block.
+        This takes memory for the rows and for two stripes of each block.
         """
         return self._read_with_manifest_refresh(self._read_rows, start, stop)
 
     def _read_with_manifest_refresh(self, read: Callable[..., Array], *arguments: int) -> Array:
-        """Call `read(*arguments)`, and try again if another process has repaired the damage that it finds."""
+        """Call `read(*arguments)`, and retry if another process has repaired the damage it encounters."""
         while True:
             manifest = self.manifest
             try:
@@ -139,7 +139,7 @@ class StoredCodedBlocks(CodedData):
         start_element, stop_element = start * row_size, stop * row_size
         pieces = list[tuple[Array, int, int, slice]]()  # (target array, stripe, block, columns)
         for block_index in range(start // manifest.rows_per_block, -(-stop // manifest.rows_per_block)):
-            block_start = block_index * manifest.stripe_bounds[-1]  # The position in the array, in elements.
+            block_start = block_index * manifest.stripe_bounds[-1]  # position in the array, in elements
             for stripe_index, stripe_bounds in enumerate(pairwise(manifest.stripe_bounds)):
                 stripe_start, stripe_stop = block_start + stripe_bounds[0], block_start + stripe_bounds[1]
                 first, last = max(start_element, stripe_start), min(stop_element, stripe_stop)
@@ -156,8 +156,8 @@ class StoredCodedBlocks(CodedData):
             return segment_values is not None
 
         is_file = self.segment_store.location.is_memory_mapped
-        # The number of threads is limited, so that at most one piece per block is in memory at a time. Files
-        # are read without threads, because starting a thread would take longer than reading a file.
+        # Limit the number of threads, so that at most one piece per block is in memory at a time. Files are
+        # read without threads, because starting a thread takes longer than reading a file.
         bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))
         map_function = map if is_file or len(pieces) == 1 else bounded_map
         for (target, stripe_index, block_index, columns), is_intact in zip(
@@ -168,9 +168,9 @@ class StoredCodedBlocks(CodedData):
         return out
 
     def _decode_columns(self, stripe_index: int, block_index: int, columns: slice) -> Array:
-        """Decode a part of a damaged data block from the other blocks.
+        """Decode part of a damaged data block from the other blocks.
 
-        `columns` selects the elements to decode within the stripe (slice of all blocks) `stripe_index`.
+        `columns` selects the elements to decode within the stripe.
         """
         manifest, k, intact_columns = self.manifest, self.code.k, dict[int, Array]()
         tracker = make_arrival_tracker(manifest, requires_well_conditioned=True)
@@ -184,7 +184,7 @@ class StoredCodedBlocks(CodedData):
         return blocks[block_index]
 
     def read_intact_segments(self, stripe_index: int, block_indices: Sequence[int]) -> dict[int, Array]:
-        """Read one stripe (slice) of several blocks, and leave out blocks that are damaged there.
+        """Read one stripe of several blocks, and leave out blocks that are damaged there.
 
         Returns a dict from block index to flat array.
         """
@@ -196,7 +196,7 @@ class StoredCodedBlocks(CodedData):
         }
 
     def _read_if_intact(self, stripe_index: int, block_index: int) -> Array | None:
-        """Read one stripe (slice) of a block as a flat array. Return None if it is missing or damaged."""
+        """Read one stripe of a block as a flat array. Return None if it is missing or damaged."""
         try:
             segment_bytes = self.segment_store.get(self.manifest.segments[block_index][stripe_index])
         except DamagedError:
@@ -207,8 +207,8 @@ class StoredCodedBlocks(CodedData):
 class _StoredDataBlocks(DataBlocks):
     """The data blocks of a stored array. Their dtype and shape are known without reading them."""
 
-    # A stored array may hold the results of a map. Its padding rows are then f of zeros, which need not be
-    # zero.
+    # A stored array may hold the results of a map. Then its padding rows are f applied to zeros, which need
+    # not be zero.
     has_zero_padding = False
 
     def __init__(self, coded_blocks: StoredCodedBlocks, manifest: Manifest) -> None:
@@ -234,9 +234,9 @@ def _to_native_byte_order(data: bytes | bytearray, dtype: np.dtype[Any]) -> Arra
 
 @contextmanager
 def convert_damage_to_decoding_error() -> Iterator[None]:
-    """Convert a DamagedError inside this context to a NotDecodableError that advises to try again.
+    """Convert a DamagedError within a `with` block to a NotDecodableError that advises a retry.
 
-    Use it to read stored data that was intact when it was checked before.
+    Use this to read stored data that was intact at an earlier check.
     """
     try:
         yield
@@ -247,9 +247,9 @@ def convert_damage_to_decoding_error() -> Iterator[None]:
 def make_arrival_tracker(
     manifest: Manifest, block_indices: Iterable[int] = (), requires_well_conditioned: bool = False
 ) -> ArrivalTracker:
-    """Return an object that tells whether some blocks of an array are enough to decode all of them.
+    """Return a tracker that tells when enough blocks are available to decode all of them.
 
-    The blocks `block_indices` are available from the start, and further ones can be added. If
+    The blocks `block_indices` are available from the start, and more can be added. If
     `requires_well_conditioned` is True, the tracker is not ready while decoding would lose more digits than
     the default `rtol` permits.
     """
@@ -265,7 +265,7 @@ def make_arrival_tracker(
 
 
 def all_finite(arrays: Iterable[Array]) -> bool:
-    """Return whether all entries of all arrays are finite, neither NaN nor inf."""
+    """Return whether all entries of all arrays are finite, that is, neither NaN nor inf."""
     return all(is_integer_dtype(array.dtype) or bool(np.isfinite(array).all()) for array in arrays)
 
 
@@ -278,7 +278,7 @@ def decode_stripe_blocks(
 ) -> dict[int, Array]:
     """Decode damaged data blocks from intact blocks, within one stripe (the same slice of every block).
 
-    Where an intact block contains NaN or inf, this entry is not used for decoding.
+    Entries of intact blocks that are NaN or inf are not used for decoding.
 
     Parameters
     ----------
@@ -289,9 +289,9 @@ def decode_stripe_blocks(
     block_indices : sequence of int
         The data blocks to decode.
     intact_rows : mapping of int to array
-        For each intact block, its stripe as a flat array, or a range of the stripe.
+        The stripe of each intact block, or a range of it, as a flat array.
     first_element : int
-        Where the range begins in the stripe. 0 if the whole stripe is passed.
+        The position in the stripe at which the range begins; 0 for whole stripes.
 
     Returns
     -------
@@ -345,11 +345,10 @@ def _decode_nonfinite_columns(
     decoded_rows: Array,
     first_positions: Indices,
 ) -> Indices:
-    """Decode those columns again that contain NaN or inf, using only blocks that are finite there.
+    """Decode the columns that contain NaN or inf again, using only blocks that are finite there.
 
-    A column consists of the entries of all blocks at the same position. `decoded_rows` is updated in place.
-    If a column cannot be decoded, its padding entries are set to zero, unless a parity block is finite in
-    this column.
+    A column consists of the entries of all blocks at one position. `decoded_rows` is updated in place. If a
+    column cannot be decoded, its padding entries are set to zero, unless a parity block is finite there.
 
     Parameters
     ----------
@@ -360,7 +359,7 @@ def _decode_nonfinite_columns(
     decoded_rows : array (rows, columns)
         The decoded entries of these blocks.
     first_positions : index array (rows, 1)
-        Where each row begins in the flattened array.
+        The position of the start of each row in the flattened array.
 
     Returns
     -------
@@ -387,8 +386,8 @@ def _group_columns_by_finite_blocks(
 ) -> Iterator[tuple[Indices, list[int]]]:
     """Group the columns that contain NaN or inf by the intact blocks that are finite in them.
 
-    A column consists of the entries of all blocks at the same position. Yields pairs: the indices of the
-    columns of a group, and the blocks that are finite in all of them.
+    A column consists of the entries of all blocks at one position. Yields, for each group, the indices of its
+    columns and the blocks that are finite in all of them.
     """
     nonfinite_mask = np.zeros(decoded_rows.shape[1], bool)
     for row in (*intact_rows.values(), *decoded_rows):

@@ -34,7 +34,7 @@ from polarmap.worker.task_records import OutputSpec
 def repair_array(
     coded_blocks: StoredCodedBlocks, manifest_bytes: bytes, executor: Any = None
 ) -> tuple[Manifest, Audit]:
-    """Find all damage of a coded array in storage, and rebuild what is missing or damaged.
+    """Find all missing and damaged parts of a coded array in storage, and rebuild them.
 
     Rebuilt parts are stored in new objects. The manifest (the document that says where the parts are) is
     replaced last, so an interrupted or failed repair changes nothing.
@@ -44,7 +44,7 @@ def repair_array(
     coded_blocks : StoredCodedBlocks
         The blocks of the array.
     manifest_bytes : bytes
-        The current manifest, as stored bytes.
+        The stored bytes of the current manifest.
     executor : optional
         The executor whose workers read and rebuild the array. If None, this process does.
 
@@ -74,7 +74,7 @@ def repair_array(
 
 
 class _ArrayRepair:
-    """Rebuilds the damaged parts of one coded array, and stores them within one transaction."""
+    """Rebuilds the damaged parts of a coded array, and stores them in a single transaction."""
 
     def __init__(
         self, runner: ArrayJobRunner, transaction: WriteTransaction, coded_blocks: StoredCodedBlocks
@@ -85,7 +85,7 @@ class _ArrayRepair:
     def rebuild_damaged_segments(self, audit: Audit) -> Manifest:
         """Rebuild and store everything that `audit` lists as damaged.
 
-        Returns a manifest that describes the repaired array.
+        Returns the manifest of the repaired array.
         """
         runner, transaction, manifest = self._runner, self._transaction, self._manifest
         rebuilt_segments: dict[tuple[int, int], Segment] = {}
@@ -123,9 +123,9 @@ class _ArrayRepair:
         rewritten_blocks: Sequence[int],
         stripe_indices: Sequence[int],
     ) -> dict[int, dict[int, Segment]]:
-        """Rebuild stripes that have lost the same blocks, with one task per stripe, and store the results.
+        """Rebuild stripes with the same erasures, using one task per stripe, and store the results.
 
-        Lost segments (the bytes of one stripe of one block) are computed as weighted sums of intact ones.
+        Lost segments (the bytes of one stripe of one block) are computed as weighted sums of intact segments.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class _ArrayRepair:
         erased_blocks : sequence of int
             The blocks that have lost their segment in each of these stripes.
         rewritten_blocks : sequence of int
-            Blocks whose segment is intact but has to be stored again, because its object is damaged
+            Blocks whose segment is intact, but has to be stored again because its object is damaged
             elsewhere.
         stripe_indices : sequence of int
             The stripes to rebuild.
@@ -143,7 +143,7 @@ class _ArrayRepair:
         -------
         dict of int to dict of int to Segment
             For each stripe, the new segments by block. Stripes that contain NaN or inf are left out, because
-            the workers, which have only numpy, cannot decode them.
+            workers, which have only numpy, cannot decode them.
         """
         manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.get_block_dtype
         available = np.setdiff1d(np.arange(manifest.code.n), erased_blocks)
@@ -176,10 +176,9 @@ class _ArrayRepair:
         return rebuilt_by_stripe
 
     def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
-        """Decode one stripe (slice of all blocks) in this process, also if it contains NaN or inf.
+        """Decode one stripe in this process, even if it contains NaN or inf.
 
-        Returns the slice of each block that has to be stored again: the damaged blocks and
-        `rewritten_blocks`.
+        Returns the slices to store again: those of damaged blocks and of `rewritten_blocks`, by block.
         """
         manifest, code = self._manifest, self._manifest.code
         intact_rows = self._coded_blocks.read_intact_segments(stripe_index, range(code.n))
@@ -213,10 +212,10 @@ class _ArrayRepair:
 def _group_stripes_by_erasures(
     manifest: Manifest, audit: Audit
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
-    """Group the damaged stripes (slices of all blocks) by the blocks that have to be stored again.
+    """Group the damaged stripes by their erasures.
 
-    The key of each group is a pair of tuples: the blocks that have lost this part, and the blocks whose part
-    is intact but is in the same object as a damaged one.
+    The key of each group is a pair of tuples: the erased blocks, and the blocks whose slice is intact but
+    stored in the same object as a damaged one, so that it has to be stored again.
     """
     erased_by_stripe = find_erased_blocks_by_stripe(audit.damaged)
     damaged_keys = {damage.key for damage in audit.damaged} & manifest.object_extents.keys()
@@ -237,10 +236,10 @@ def _group_stripes_by_erasures(
 def make_rebuild_function(
     compute_sums: Callable[[Sequence[Array]], list[Array]], rewritten_rows: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that rebuilds a stripe (slice of all blocks), for workers that have only numpy.
+    """Return a function that rebuilds a stripe, for workers that have only numpy.
 
-    It is called with one row per intact block. It returns a list: the unchanged rows `rewritten_rows`, the
-    rebuilt rows from `compute_sums`, and at the end whether all numbers are finite.
+    The function is called with one row per intact block. It returns a list: the unchanged rows
+    `rewritten_rows`, the rows rebuilt by `compute_sums`, and finally whether all numbers are finite.
     """
 
     def rebuild_rows(rows: Sequence[Array]) -> list[Array]:
@@ -254,9 +253,9 @@ def make_rebuild_function(
 def _check_integers_unchanged(
     manifest: Manifest, block_index: int, stripe_index: int, segment: Segment
 ) -> None:
-    """Raise StorageError if rebuilt integers differ from the integers that were stored originally.
+    """Raise StorageError if rebuilt integers differ from the original ones.
 
-    Integers are decoded exactly, so a different checksum means that other parts of the array are wrong, too.
+    Integers are decoded exactly, so a checksum mismatch means that other parts of the array are wrong, too.
     """
     if manifest.segments[block_index][stripe_index].crc32 not in (None, segment.crc32):
         raise StorageError(

@@ -31,19 +31,19 @@ from polarmap.worker.segments import Segment
 
 
 class DataSource(Protocol):
-    """The interface of the data that `encode` reads and encodes.
+    """The interface of data that `encode` can read.
 
     Attributes
     ----------
     shape, dtype
         The shape and dtype of the whole array, in native byte order.
     rows_per_chunk : int
-        The number of rows that are stored together (as in a Zarr chunk), and should be read together.
+        The number of rows that are stored together, as in a Zarr chunk, and should be read together.
     rows_per_object : int
-        The number of rows in each object, if the data is in the store already. Pieces within one object are
-        not copied. 0 if the data is not in the store.
+        The number of rows per object if the data is already in the store, otherwise 0. Pieces within one
+        object are not copied.
     location : Location
-        Where workers can read the byte ranges that `find_segments` returns.
+        Where workers can read the segments that `find_segments` returns.
     """
 
     shape: tuple[int, ...]
@@ -53,18 +53,18 @@ class DataSource(Protocol):
     location: Location
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read a slab (one slice per axis) of the data into `out`. Rows beyond the end are set to zero."""
+        """Read a slab (one slice per axis) of the data into `out`. Rows past the end are set to zero."""
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return where the raw bytes of a slab are, as byte ranges (segments) of files or objects.
+        """Return where a slab's raw bytes are, as segments (byte ranges of files or objects).
 
-        Return () if the bytes do not exist in this form. The segments have no checksums. The keys of files
-        are their absolute paths without the leading slash. A slab in the store is always a single segment.
+        Return () if the bytes are not available in this form. The segments have no checksums. The key of a
+        file is its absolute path without the leading slash. A slab in the store is always a single segment.
         """
 
 
 class ArraySource:
-    """A `DataSource` for arrays that can be sliced: of numpy, zarr, h5py or dask, or a memory map."""
+    """A `DataSource` for sliceable arrays, such as numpy, zarr, h5py and dask arrays and memory maps."""
 
     location: Location = FolderLocation("/")
 
@@ -75,7 +75,7 @@ class ArraySource:
         self.rows_per_chunk, self.rows_per_object = _get_rows_per_chunk(data), 0
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read a part of the array (one slice per axis) into `out`. Rows beyond the end are set to zero."""
+        """Read a slab of the array into `out`. Rows past the end are set to zero."""
         rows, *inner_slices = slab
         n_rows = max(0, min(rows.stop, self.shape[0]) - rows.start)
         target = out.reshape([axis_slice.stop - axis_slice.start for axis_slice in slab])
@@ -85,10 +85,10 @@ class ArraySource:
         self._release_mapped_pages()
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return which bytes of a memory-mapped file hold a part of the array, or () for other arrays.
+        """Return which bytes of a memory-mapped file hold a slab of the array, or () for other arrays.
 
-        `slab` has one slice per axis. For rows beyond the end, a byte range with an empty key, which stands
-        for zeros, is appended.
+        `slab` has one slice per axis. If there are rows past the end, a segment with an empty key, which
+        stands for zeros, is appended.
         """
         if self._mapped_file is None:
             return ()
@@ -100,7 +100,7 @@ class ArraySource:
 
     @cached_property
     def _mapped_file(self) -> tuple[str, int] | None:
-        """The file of a memory map (its path without the leading slash), and the offset of the data in bytes.
+        """The file of a memory map (its path without the leading slash), and the byte offset of the data.
 
         None if the array is not a contiguous memory map of a file.
         """
@@ -116,7 +116,7 @@ class ArraySource:
         return str(array.filename).lstrip("/"), offset
 
     def _release_mapped_pages(self) -> None:
-        """Release the memory of pages of a mapped file, after they have been read."""
+        """Release the pages of a mapped file from memory after they have been read."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
             with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows does not have madvise.
@@ -125,12 +125,12 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class RawObjects:
-    """An array whose rows are already in the storage, as objects of raw bytes. Pass it to `encode`.
+    """An array whose rows are already in storage, as objects of raw bytes. Pass it to `encode`.
 
     `encode` then stores only parity blocks, and refers to these objects for the data. It never changes or
-    deletes them. Do not change them yourself, because changed objects count as damaged. A piece of a block
-    that crosses the end of an object or of the array has to be copied. To avoid this, make the number of rows
-    per block a multiple of `rows`, or the other way round.
+    deletes them. Do not change them yourself, because changed objects count as damaged. Pieces of a block
+    that cross the end of an object or of the array have to be copied. To avoid this, make the number of rows
+    per block a multiple of `rows`, or vice versa.
 
     Parameters
     ----------
@@ -139,10 +139,9 @@ class RawObjects:
     shape : tuple of int
         The shape of the whole array.
     dtype : dtype-like
-        The dtype of the numbers, which must be in C order. They are copied if they are not in native byte
-        order.
+        The dtype of the numbers, which must be in C order. Numbers in non-native byte order are copied.
     rows : int
-        The number of rows in each object. The last object may hold fewer.
+        The number of rows per object. The last object may hold fewer.
     offset : int
         The number of bytes before the first row of each object.
 
@@ -197,7 +196,7 @@ class RawObjects:
 
 
 class StoredObjectsSource:
-    """A `DataSource` for rows that are already in a store, as objects of raw bytes."""
+    """A `DataSource` for rows that are already in a store as objects of raw bytes."""
 
     def __init__(
         self,
@@ -216,7 +215,7 @@ class StoredObjectsSource:
         self._row_size = prod(self.shape[1:])
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read a part of the array (one slice per axis) into `out`, with one request per object.
+        """Read a slab of the array into `out`, with one request per object.
 
         Rows beyond the end are set to zero.
         """
@@ -232,9 +231,9 @@ class StoredObjectsSource:
             start += n_items
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return the byte range of the object that holds a part of the array, or () if it must be copied.
+        """Return the segment that holds a slab of the array, or () if the slab must be copied.
 
-        `slab` has one slice per axis. It must be copied if it crosses the end of an object, for example.
+        A slab must be copied if it crosses the end of an object, for example.
         """
         start, stop = get_flat_range(self.shape, slab)
         object_size, itemsize = self.rows_per_object * self._row_size, self.dtype.itemsize
@@ -259,7 +258,7 @@ class StoredObjectsSource:
 
 
 def open_data_source(data: Any, store: Store) -> DataSource:
-    """Return a `DataSource` for the array that was passed to `encode`.
+    """Return a `DataSource` for the data that was passed to `encode`.
 
     Raises CodeError if the data cannot be coded.
     """
@@ -282,7 +281,7 @@ def open_data_source(data: Any, store: Store) -> DataSource:
 
 
 def _get_rows_per_chunk(data: Any) -> int:
-    """Return the number of rows per chunk of a Zarr, HDF5 or dask array, or 1 for other arrays."""
+    """Return the number of rows per chunk of a Zarr, HDF5 or dask array; 1 for other arrays."""
     chunks = getattr(data, "chunks", None)
     if not chunks:
         return 1

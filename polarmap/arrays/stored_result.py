@@ -39,23 +39,23 @@ from polarmap.worker.task_records import OutputSpec, ResultRef
 
 T = TypeVar("T")
 
-# A later repair loads one stripe (the same slice of all n results) at a time, of at most this many bytes.
+# Memory budget of a later repair, in bytes. It loads one stripe (the same slice of all n results) at a time.
 MAX_STRIPE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The place where `coded_map` keeps its results, as a coded array. Pass it as `out=`.
+    """Tells `coded_map` to keep its results in storage, as a coded array. Pass it as `out=`.
 
-    Each worker stores its own result, and sends only a sample of it to the driver, which verifies the
-    samples. f must be linear or affine and return one array.
+    Each worker stores its own result, and sends only a sample of it to the driver for verification. f must be
+    linear or affine, and return one array.
 
     Parameters
     ----------
     name : str
         The name of the array: letters, digits, '.', '_' and '-'.
     storage : optional
-        The storage for the array, as for `encode`. By default, that of the data.
+        The storage for the array, as for `encode`. Defaults to the storage of the data.
 
     Examples
     --------
@@ -75,13 +75,13 @@ class Stored:
 
 
 class StoredResult(CodedResult[T]):
-    """The results of a coded map that are kept in storage, as a sequence. `coded_map` accepts it as data.
+    """The results of a coded map in storage, as a sequence. `coded_map` accepts it as data.
 
     Attributes
     ----------
     array : CodedArray
-        The results as one coded array, joined along the first axis. A result that did not arrive is missing
-        in storage. It is decoded each time it is read, until `array.repair()` stores it.
+        The results as one coded array, concatenated along the first axis. Results that did not arrive are
+        missing in storage. They are decoded whenever they are read, until `array.repair()` stores them.
     """
 
     def __init__(self, array: CodedArray, report: LazyReport, structure: Structure) -> None:
@@ -111,13 +111,13 @@ class StoredResult(CodedResult[T]):
         return (self[index] for index in range(len(self)))
 
     def concatenate(self, axis: int = 0) -> Any:
-        """Read the results from storage, and join them along `axis`."""
+        """Read the results from storage, and concatenate them along `axis`."""
         if axis == 0:
             return self.array[:]
         return concatenate_results(list(self), axis)
 
     def coded_blocks(self) -> CodedData:
-        """Return the results in the form that `coded_map` uses as data. Workers read them from storage."""
+        """Return the results in the form that `coded_map` expects as data. Workers read them from storage."""
         return self.array.coded_blocks()
 
     @property
@@ -139,15 +139,14 @@ def prepare_stored_map(
     executor: ResolvedExecutor,
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
-    """Prepare a coded map whose workers store their results, under the name and in the storage of `out`."""
+    """Prepare a coded map whose workers store their results as specified by `out`."""
     _check_output(out, options)
     options_for_storage = replace(options, parity_required_by="out=")
     execution, coded_data = prepare_coded_execution(data, code_options, executor, options_for_storage)
     storage = getattr(data, "store", None) if out.storage is None else out.storage
 
     def compute_sample(block: Any) -> Any:
-        # Workers return a sample of each result. So when the driver checks a result, it must take the same
-        # sample of f.
+        # Workers return only samples of results, so the driver must compare with the same sample of f.
         return sample_evenly(np.asarray(f(block)))
 
     def execute(context: JobContext) -> StoredResult[T]:
@@ -175,7 +174,7 @@ def prepare_stored_map(
                     transaction, manifest, choose_chunk_shape(block_shape, block_shape)
                 )
             manifest = transaction.commit(manifest, None)
-        # `worker.store_result` returns a sample together with the structure of the whole result.
+        # `worker.store_result` returns a sample along with the structure of the whole result.
         _, _, structure = collector.received.structure
         return StoredResult(CodedArray(segment_store.store, manifest), report, structure)
 
@@ -195,10 +194,10 @@ def _check_output(out: Any, options: MapOptions) -> None:
 def _build_result_manifest(
     name: str, code: PolarCode, collector: CodedCollector, n_padding_rows: int, output: OutputSpec
 ) -> Manifest:
-    """Build the manifest (the description) of a coded array whose blocks are the stored results of a map.
+    """Build the manifest of a coded array whose blocks are the stored results of a map.
 
-    Results that did not arrive are listed without a checksum, which marks them as missing.
-    `n_padding_rows` is the number of rows at the end of the last result that come from padding.
+    Results that did not arrive are listed without a checksum, which marks them as missing. `n_padding_rows`
+    counts the rows at the end of the last result that come from padding.
     """
     result_refs, dtype = collector.received.result_refs, collector.decoder.decoded_results[0][0].dtype
     _check_result_dtypes(code, dtype, result_refs)
@@ -234,7 +233,7 @@ def _build_result_manifest(
 
 
 def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Mapping[int, ResultRef]) -> None:
-    """Raise CodeError unless all results have the dtypes that the blocks of a coded array must have.
+    """Raise CodeError unless all results have the dtypes required of a coded array's blocks.
 
     Results of data blocks must have `dtype`, and those of parity blocks the corresponding parity dtype.
     """
@@ -246,7 +245,7 @@ def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Map
             and is_integer_dtype(actual)
             and is_integer_dtype(expected)
         )
-        # The code computes modulo 2^64, so it does not matter whether 64-bit integers are signed.
+        # The code computes modulo 2^64, so the signedness of 64-bit integers does not matter.
         if actual != expected and not has_same_bits:
             raise CodeError(
                 f"the results cannot be stored as a coded array: f returned dtype {actual.str} for block "

@@ -25,9 +25,9 @@ from polarmap.worker.segments import Segment, make_missing_segment_error
 
 
 def open_store(storage_spec: Any) -> Store:
-    """Return the store for the argument `storage=` of `encode` and `open_coded`.
+    """Return the store that the argument `storage=` of `encode` and `open_coded` specifies.
 
-    Raises StorageError if the argument does not specify a store.
+    Raises StorageError if the argument is invalid.
     """
     if storage_spec is None:
         return FolderStore.default()
@@ -51,7 +51,7 @@ def open_store(storage_spec: Any) -> Store:
 
 
 def get_store_location(store: Store) -> Location:
-    """Return the `Location` with which workers open the same store.
+    """Return the `Location` through which workers access the same store.
 
     Workers can open only the stores of polarmap. The driver reads any other store for them, even if it wraps
     one of ours and has a `location`: its methods may do more.
@@ -60,9 +60,9 @@ def get_store_location(store: Store) -> Location:
 
 
 class SegmentStore:
-    """Reads and writes the segments of one coded array in a store, with encryption if the array has a key.
+    """Reads and writes the segments of a coded array in a store, encrypted if the array has a key.
 
-    A segment holds the bytes of one stripe (slice) of one block.
+    A segment holds the bytes of one stripe of one block.
 
     Attributes
     ----------
@@ -82,14 +82,14 @@ class SegmentStore:
 
     @property
     def has_plaintext_checksums(self) -> bool:
-        """Whether checksums are computed from unencrypted bytes: True if the array is not encrypted."""
+        """Whether checksums cover unencrypted bytes, which is the case if the array is not encrypted."""
         return self.location.encryption is None
 
     @classmethod
     def create(cls, store: Store, key: str | bytes | None, max_segment_bytes: int) -> SegmentStore:
         """Create a SegmentStore for a new array. If `key` is not None, the array will be encrypted.
 
-        Raises CodeError if pieces of `max_segment_bytes` bytes are too long to be encrypted.
+        Raises CodeError if segments of `max_segment_bytes` bytes are too long to be encrypted.
         """
         if key is None:
             return cls(store)
@@ -99,13 +99,13 @@ class SegmentStore:
         )
 
     def get(self, segment: Segment) -> bytes:
-        """Read a segment (byte range of an object). Raises DamagedError if it is missing or damaged."""
+        """Read a segment. Raises DamagedError if it is missing or damaged."""
         with self._convert_key_errors_to_storage_errors():
             data: bytes = read_segment(self.location, segment, self._read_raw_segment)
         return data
 
     def put(self, object_key: str, array: Array) -> Segment:
-        """Store an array as a new object. Return a segment, which says where it is.
+        """Store an array as a new object, and return the segment that refers to it.
 
         The array must not be empty.
         """
@@ -116,7 +116,7 @@ class SegmentStore:
 
     @contextmanager
     def _convert_key_errors_to_storage_errors(self) -> Iterator[None]:
-        """Convert errors inside this context that concern the encryption key to StorageError."""
+        """Convert errors about the encryption key to StorageError, within a `with` block."""
         try:
             yield
         except KeyUnavailableError as error:

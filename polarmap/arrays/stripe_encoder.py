@@ -34,22 +34,22 @@ from polarmap.worker.pytree import Layout
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import OutputSpec
 
-# The summary that each encoding task returns begins with three integers: the number of NaN and inf in the
-# data, the index of the first one, and the number of columns of finite data whose parity overflows. Checksums
-# of the data may follow.
+# Each encoding task returns a summary that begins with three integers: the number of NaN and inf entries in
+# the data, the index of the first one, and the number of columns of finite data whose parity overflows.
+# Checksums of the data may follow.
 N_NONFINITE_FIELDS = 3
 
 
 class StripeEncoder:
     """Reads, encodes and stores an array, with one task per stripe (the same slice of every block).
 
-    If the tasks run on workers, these read the data themselves. The constructor raises CodeError if they
-    cannot. Data blocks that are already in the store are not copied.
+    If the tasks run on workers, the workers read the data themselves. The constructor raises CodeError if
+    they cannot. Data blocks that are already in the store are not copied.
     """
 
     def __init__(self, runner: ArrayJobRunner, source: DataSource, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
-        self._summaries: dict[int, Array] = {}  # What the task of each stripe has counted.
+        self._summaries: dict[int, Array] = {}  # stripe -> summary of its task
         positions = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
         if not runner.is_local and not all(
             source.find_segments(plan.get_data_slab(*position)) for position in positions
@@ -62,9 +62,9 @@ class StripeEncoder:
             )
 
     def encode_and_store_array(self, array_name: str, overwrite: bool) -> Manifest:
-        """Encode the array, store its n blocks, and return the manifest that describes it.
+        """Encode the array, store its n blocks, and return its manifest.
 
-        Issues a warning if the data contains NaN or inf.
+        Warns if the data contains NaN or inf.
         """
         plan, store = self._plan, self._runner.segment_store.store
         previous_manifest = check_manifest_replaceable(
@@ -85,8 +85,8 @@ class StripeEncoder:
             manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
                 manifest = publish_as_zarr_array(transaction, manifest, plan.chunk_shape)
-                # The storage cannot join the stripes of a block to a chunk. Blocks may not fit into memory,
-                # so a later repair could not do that either. Therefore there is no Zarr array.
+                # The storage cannot concatenate a block's stripes to a chunk. A later repair could not do so
+                # either, because blocks may not fit into memory. So there is no Zarr array.
                 if not manifest.has_zarr_array and not plan.has_chunk_per_stripe:
                     manifest = replace(manifest, zarr_view=None)
             if reused_stripes:
@@ -96,10 +96,10 @@ class StripeEncoder:
         return manifest
 
     def _find_reusable_stripes(self, earlier_segments: dict[int, list[Segment]]) -> dict[int, list[Segment]]:
-        """Return the stripes (slices of all blocks) that an interrupted call has stored and that are valid.
+        """Return the valid stripes that an interrupted call has stored.
 
-        The data is read again and compared by checksums. Stripes that must be padded to the size of a Zarr
-        chunk are encoded again, because it is not recorded whether they were padded.
+        The data is read again and compared by checksum. Stripes that need padding to the size of a Zarr chunk
+        are encoded again, because there is no record of whether they were padded.
         """
         plan, reused_stripes = self._plan, dict[int, list[Segment]]()
         stripes = [
@@ -123,9 +123,9 @@ class StripeEncoder:
     def _encode_stripes(
         self, stripes: Sequence[int], transaction: WriteTransaction
     ) -> dict[int, list[Segment]]:
-        """Encode and store the given stripes (slices of all blocks), and return where each block is stored.
+        """Encode and store the given stripes, and return where each block is stored.
 
-        Each finished stripe is recorded in storage, so that a later call can reuse it.
+        Finished stripes are recorded in storage, so that a later call can reuse them.
         """
         plan, code, segments_by_stripe = self._plan, self._plan.code, dict[int, list[Segment]]()
         task_blocks = StripeTaskBlocks(plan, self._source, stripes)
@@ -141,7 +141,7 @@ class StripeEncoder:
                 data = zip(task_blocks.block_segments(task), summary[N_NONFINITE_FIELDS:].tolist())
                 segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
             segments_by_stripe[stripe_index] = segments
-            # The last stripe needs no record for resuming, because the array is complete after it.
+            # The last stripe needs no record, because the array is complete after it.
             if len(segments_by_stripe) < len(stripes):
                 transaction.record_finished_stripe(stripe_index, segments)
 
@@ -165,7 +165,7 @@ class StripeEncoder:
     def _store_row(
         self, transaction: WriteTransaction, block_index: int, stripe_index: int, row: Array
     ) -> Segment:
-        """Store a row (a slice of one block), as a Zarr chunk if possible. Return where it is stored.
+        """Store a row (one stripe of one block), as a Zarr chunk if possible, and return where it is.
 
         A row that is already in the store is not copied.
         """
@@ -181,7 +181,7 @@ class StripeEncoder:
 
 
 def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
-    """Return the parameters that two calls must have in common for the second to resume the first."""
+    """Return the parameters that must be equal for one call to resume another."""
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
@@ -194,7 +194,7 @@ def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
 def _check_objects_exist(store: Store, manifest: Manifest) -> None:
     """Raise StorageError if objects of the array are missing.
 
-    This happens if another process deletes objects of an interrupted call while they are being reused.
+    This happens if another process deletes an interrupted call's objects while they are being reused.
     """
     prefix = get_array_key_prefix(manifest.name)
     missing_keys = {key for key in manifest.object_keys if key.startswith(prefix)} - set(store.keys(prefix))
@@ -206,9 +206,9 @@ def _check_objects_exist(store: Store, manifest: Manifest) -> None:
 
 
 class StripeTaskBlocks(TaskBlocks):
-    """The input of each encoding task: one stripe (the same slice) of all k data blocks.
+    """The input of encoding tasks: for each task, one stripe (the same slice) of all k data blocks.
 
-    Workers read it from the file or the objects that hold the data.
+    Workers read it from the file or objects that hold the data.
     """
 
     def __init__(self, plan: StripePlan, data_source: DataSource, stripes: Sequence[int]) -> None:
@@ -217,7 +217,7 @@ class StripeTaskBlocks(TaskBlocks):
         self.location = data_source.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return where a worker finds the input of a task: byte ranges for all data blocks, in order."""
+        """Return where a worker finds a task's input, as byte ranges for all data blocks in order."""
         plan, stripe_index = self._plan, self._stripes[task]
         slabs = (
             plan.get_data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k)
@@ -225,7 +225,7 @@ class StripeTaskBlocks(TaskBlocks):
         return tuple(segment for slab in slabs for segment in self._data_source.find_segments(slab))
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of the input of a task: an array with one row per data block."""
+        """Return the dtype and shape of a task's input: an array with one row per data block."""
         stripe_size = self._plan.count_stripe_elements(self._stripes[task])
         return ((self._plan.dtype.str, (self._plan.code.k, stripe_size)),)
 
@@ -241,9 +241,9 @@ class StripeTaskBlocks(TaskBlocks):
 
 
 def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) -> None:
-    """Issue a warning if the data contains NaN or inf, or if the parity overflows.
+    """Warn if the data contains NaN or inf, or if the parity overflows.
 
-    `summaries` are pairs: the index of a stripe (slice of all blocks), and what its encoding task counted.
+    `summaries` are (stripe index, summary of its encoding task) pairs.
     """
     counts_by_stripe = [(stripe, summary[:N_NONFINITE_FIELDS].tolist()) for stripe, summary in summaries]
     n_nonfinite, n_overflowing = (sum(counts[i] for _, counts in counts_by_stripe) for i in (0, 2))
@@ -276,18 +276,18 @@ def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) 
 def make_stripe_encode_function(
     encode_parity: Callable[[Any], Any] | None, include_data: bool
 ) -> Callable[[Array], list[Array]]:
-    """Return the function that encodes a stripe (slice of all blocks), for workers that have only numpy.
+    """Return a function that encodes a stripe, for workers that have only numpy.
 
-    It is called with an array with one row per data block. It returns a list: the rows to store, and at the
-    end a summary that counts NaN and inf.
+    The function is called with an array with one row per data block. It returns a list: the rows to store,
+    and finally a summary that counts NaN and inf entries.
 
     Parameters
     ----------
     encode_parity : callable or None
-        Called with the stripe, returns the parity rows. None if the stripe is already encoded.
+        Called with the stripe; returns the parity rows. None if the stripe is already encoded.
     include_data : bool
-        Whether to return the data rows, before the parity rows. If False, the summary contains their
-        checksums.
+        Whether to return the data rows before the parity rows. If False, the summary contains their checksums
+        instead.
     """
 
     def count_nonfinite(stripe: Array, rows: Sequence[Array]) -> list[int]:
@@ -295,7 +295,7 @@ def make_stripe_encode_function(
             return [0, 0, 0]
         n_nonfinite, first_index, stripe_size = 0, 0, stripe.shape[1]
         nonfinite_columns, overflow_columns = np.zeros(stripe_size, bool), np.zeros(stripe_size, bool)
-        # Rows are checked one by one, because a mask for all rows would exceed the memory budget.
+        # Check rows one by one, because a mask for all rows would exceed the memory budget.
         for block_index, row in enumerate(stripe):
             nonfinite = ~np.isfinite(row)
             if not n_nonfinite and nonfinite.any():

@@ -21,15 +21,16 @@ from polarmap.codes.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
 
-# The number of stripes (slices of all blocks) in memory at a time: one is computed, one is stored, and one is
-# copied while it is sent.
+# The number of stripes (slices of all blocks) in memory at a time: one is being computed, one is being
+# stored, and one is a copy that is being sent.
 N_STRIPES_IN_MEMORY = 3
-# An array is cut into up to 8 times as many pieces as necessary if each of them can then be a Zarr chunk.
+# An array may be cut into up to this many times as many pieces as necessary, so that each can be a Zarr
+# chunk.
 MAX_SPLIT_FACTOR = 8
 
 
 class StripePlan(NamedTuple):
-    """A plan of how to cut an array into blocks, and all blocks into stripes (slices at equal positions).
+    """A plan for cutting an array into blocks, and all blocks into stripes (slices at equal positions).
 
     Attributes
     ----------
@@ -38,10 +39,9 @@ class StripePlan(NamedTuple):
     shape, dtype
         The shape and dtype of the whole array.
     hyperslabs : tuple of Hyperslab
-        For each stripe, the part of a block that belongs to it, as one slice per axis. In C order it is
-        contiguous.
+        For each stripe, its slice of a block, as one Python slice per axis. It is contiguous in C order.
     chunk_shape : tuple of int or None
-        The shape of the chunks of the Zarr array that the data blocks form. None if there is no Zarr array.
+        The chunk shape of the Zarr array that the data blocks form. None if there is no Zarr array.
     """
 
     code: PolarCode
@@ -61,33 +61,33 @@ class StripePlan(NamedTuple):
         return self.code.parity_dtype(self.dtype)
 
     def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
-        """Return which part of the whole array a stripe (slice) of a data block is, as one slice per axis.
+        """Return where a stripe of a data block is in the whole array, as one Python slice per axis.
 
-        Padding rows have indices beyond the last row of the array.
+        Padding rows have indices past the last row of the array.
         """
         rows, *inner_slices = self.hyperslabs[stripe_index]
         block_start = block_index * self.rows_per_block
         return slice(block_start + rows.start, block_start + rows.stop), *inner_slices
 
     def count_stripe_elements(self, stripe_index: int) -> int:
-        """Return the number of elements that a stripe (slice of all blocks) has in each block."""
+        """Return the number of elements per block in a stripe."""
         return count_elements(self.hyperslabs[stripe_index])
 
     @property
     def has_chunk_per_stripe(self) -> bool:
-        """Whether each stripe (slice) of a data block is one chunk of the Zarr array."""
+        """Whether each stripe of a data block is one chunk of the Zarr array."""
         slabs = self.hyperslabs
         lengths = tuple(axis_slice.stop - axis_slice.start for axis_slice in slabs[0]) if slabs else ()
         return lengths == self.chunk_shape
 
     def is_padded_chunk(self, stripe_index: int) -> bool:
-        """Return whether a stripe (slice) of a block must be padded with zeros to become a Zarr chunk."""
+        """Return whether a stripe of a block must be padded with zeros to become a Zarr chunk."""
         chunk_size = prod(self.chunk_shape or ())
         return self.has_chunk_per_stripe and self.count_stripe_elements(stripe_index) < chunk_size
 
     @property
     def max_stripe_size(self) -> int:
-        """The number of elements that the largest stripe (slice of all blocks) has in each block."""
+        """The number of elements per block in the largest stripe."""
         return max((count_elements(slab) for slab in self.hyperslabs), default=0)
 
 
@@ -99,7 +99,7 @@ def plan_stripes(
     rows_per_chunk: int = 1,
     rows_per_object: int = 0,
 ) -> StripePlan:
-    """Choose how to cut an array into blocks and stripes, so that it can be encoded in limited memory.
+    """Choose how to cut an array into blocks and stripes, so that encoding stays within a memory budget.
 
     A stripe is the same slice of every block, and is encoded on its own.
 
@@ -118,7 +118,7 @@ def plan_stripes(
     bytes_per_column = code.k * dtype.itemsize + (code.n - code.k) * code.parity_dtype(dtype).itemsize
     max_elements = max(1, max_bytes // (N_STRIPES_IN_MEMORY * bytes_per_column))
     inner_shape = shape[1:]
-    if rows_per_object:  # The data is in the store already and stays there.
+    if rows_per_object:  # The data is already in the store and stays there.
         segment_rows = rows_per_object if rows_per_block % rows_per_object == 0 else rows_per_block
         slab_shape = _choose_slab_shape((segment_rows, *inner_shape), max_elements)
         stripe_slabs = tuple(
@@ -134,9 +134,9 @@ def plan_stripes(
 
 
 def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of the Zarr chunks for blocks that are stored in pieces of shape `slab_shape`.
+    """Return the Zarr chunk shape for blocks that are stored in pieces of shape `slab_shape`.
 
-    A chunk is such a piece if its number of rows divides that of a block, and a whole block otherwise.
+    If the number of rows of a piece divides that of a block, a chunk is a piece. Otherwise, it is a block.
 
     >>> choose_chunk_shape((12, 5), (4, 5)), choose_chunk_shape((13, 5), (4, 5))
     ((4, 5), (13, 5))
@@ -148,12 +148,12 @@ def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) ->
 
 
 def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: int = 0) -> tuple[int, ...]:
-    """Return the shape of the largest contiguous pieces of an array with at most `max_elements` elements.
+    """Return the shape of the largest contiguous pieces of an array with up to `max_elements` elements.
 
-    `row_multiple` is the number of rows that are stored together, or 0. If it is positive, the number of rows
-    of a piece is a multiple of it, if that many rows fit. Pieces are then also made equally large, so that
-    each of them can be a Zarr chunk, unless this would make them much smaller. Rows that are too long for a
-    piece are cut as evenly as possible.
+    `row_multiple` is the number of rows that are stored together, or 0. If it is positive, pieces have a
+    multiple of this number of rows, provided that many rows fit. Pieces are then also made equally large, so
+    that each can be a Zarr chunk, unless this makes them much smaller. Rows that are too long for a piece are
+    cut as evenly as possible.
 
     >>> _choose_slab_shape((2, 5), 3), _choose_slab_shape((7, 5), 15), _choose_slab_shape((7, 5), 15, 2)
     ((1, 3), (3, 5), (2, 5))
@@ -173,15 +173,15 @@ def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: in
 
 
 def _choose_even_row_step(n_rows: int, max_step: int, row_multiple: int) -> int:
-    """Choose a number of rows, at most `max_step`, that cuts `n_rows` rows into equal pieces.
+    """Choose a number of rows up to `max_step` that cuts `n_rows` rows into equal pieces.
 
-    The largest suitable divisor of `n_rows` is returned, or `max_step` if all divisors are much smaller. If
+    Return the largest suitable divisor of `n_rows`, or `max_step` if all divisors are much smaller. If
     `row_multiple` divides `n_rows`, only multiples of it are considered, so that whole chunks are read.
     """
     unit = row_multiple if n_rows % row_multiple == 0 and row_multiple <= max_step else 1
     counts = range(-(-n_rows // max_step), -(-MAX_SPLIT_FACTOR * n_rows // max_step))
     steps = (n_rows // count for count in counts if n_rows % count == 0)
-    # With fewer rows, each chunk of the data would be read several times.
+    # With fewer rows, each data chunk would be read several times.
     min_step = min(row_multiple, max_step)
     return next((step for step in steps if step % unit == 0 and step >= min_step), max_step)
 
@@ -212,5 +212,5 @@ def get_flat_range(shape: Sequence[int], hyperslab: Hyperslab) -> tuple[int, int
 
 
 def count_elements(hyperslab: Hyperslab) -> int:
-    """Return the number of elements of a piece of an array, given as one slice per axis."""
+    """Return the number of elements in a piece of an array, given as one slice per axis."""
     return prod(axis_slice.stop - axis_slice.start for axis_slice in hyperslab)

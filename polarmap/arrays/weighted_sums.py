@@ -16,11 +16,11 @@ from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
 
-TILE_ELEMENTS = 1 << 17  # Each matrix product processes about this many numbers.
+TILE_ELEMENTS = 1 << 17  # approximate number of elements per matrix product
 
 
 def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_blocks: Sequence[int]) -> Array:
-    """Return the weights with which lost (erased) blocks can be computed from the available blocks.
+    """Return the weights for computing erased blocks from the available blocks.
 
         erased blocks = weights @ available blocks
 
@@ -31,12 +31,12 @@ def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_block
     dtype : numpy.dtype
         The dtype of the data blocks.
     erased_blocks : sequence of int
-        The blocks to compute, data blocks first. All other blocks are available.
+        The blocks to compute, data blocks first. All other blocks count as available.
 
     Returns
     -------
     array (erased, n - erased)
-        Weights of dtype float64, or uint64 for integers, which are computed modulo 2^64.
+        The weights, of dtype float64; for integers uint64, to be applied modulo 2^64.
     """
     is_integer, available = is_integer_dtype(dtype), np.setdiff1d(np.arange(code.n), erased_blocks)
     data = np.array([index for index in erased_blocks if index < code.k], np.intp)
@@ -61,7 +61,8 @@ def make_weighted_sum_function(
 ) -> Callable[[Sequence[Array]], list[Array]]:
     """Return a function that computes `weights @ rows`, for workers that have only numpy.
 
-    The function takes a sequence of flat arrays (rows), and returns a list of arrays with the given dtypes.
+    The function takes a sequence of flat arrays, the rows, and returns a list of arrays with the given
+    dtypes.
     """
     working_dtype = np.dtype(np.int64) if weights.dtype == np.uint64 else weights.dtype
 

@@ -32,15 +32,15 @@ from polarmap.worker.processes import ProcessIdentity
 from polarmap.worker.segments import Segment
 
 LOCK_FILE = "running.json"
-HEARTBEAT_INTERVAL = 600.0  # The number of seconds between two updates of a lock record.
+HEARTBEAT_INTERVAL = 600.0  # seconds between updates of a lock record
 
-_active_prefixes: set[str] = set()  # The key prefixes of all transactions that are active in this process.
+_active_prefixes: set[str] = set()  # key prefixes of this process's active transactions
 
 
 class WriteTransaction:
-    """A context manager that writes the objects of a coded array, and makes them visible all at once.
+    """A context manager that writes the objects of a coded array and makes them visible atomically.
 
-    At the end of a successful transaction, objects that are no longer used are deleted.
+    A successful transaction ends by deleting objects that are no longer used.
 
     Parameters
     ----------
@@ -49,16 +49,16 @@ class WriteTransaction:
     array_name : str
         The name of the array.
     resume_key : mapping, optional
-        What the transaction does, as JSON data. If it is interrupted, a later transaction with an equal
-        `resume_key` can reuse what was written. None if that is not possible. Encrypted arrays are never
-        resumed, because their checksums do not tell whether the data is the same.
+        A description of what the transaction does, as JSON data. If the transaction is interrupted, a later
+        one with an equal `resume_key` can reuse what it has written. None if that is not possible. Encrypted
+        arrays are never resumed, because their checksums do not show whether the data is the same.
 
     Attributes
     ----------
     transaction_id : str
         The random id of the transaction.
     prefix : str
-        The prefix with which the keys of all objects of the transaction begin.
+        The common key prefix of all objects of the transaction.
     """
 
     def __init__(
@@ -84,13 +84,14 @@ class WriteTransaction:
         if error_type is None:
             collect_garbage(self.store, self._array_name)
         elif self._resume_key is None:
-            with contextlib.suppress(Exception):  # An error here must not hide the original one.
+            with contextlib.suppress(Exception):  # An error here must not mask the original one.
                 collect_garbage(self.store, self._array_name)
 
     def write_heartbeat(self) -> None:
-        """Write the current time to the lock record, to show other processes that this transaction is active.
+        """Write a heartbeat (the current time) to the lock record.
 
-        Calls within HEARTBEAT_INTERVAL seconds of the last update do nothing.
+        It shows other processes that this transaction is active. Calls within HEARTBEAT_INTERVAL seconds of
+        the last update do nothing.
         """
         if time.monotonic() - self._last_heartbeat_at < HEARTBEAT_INTERVAL:
             return
@@ -103,21 +104,21 @@ class WriteTransaction:
         self._last_heartbeat_at = time.monotonic()
 
     def store_segment(self, block_index: int, stripe_index: int, values: Array) -> Segment:
-        """Store one stripe (slice) of a block as a new object. Return a segment, which says where it is."""
+        """Store one stripe of a block as a new object, and return the segment that refers to it."""
         return self._segment_store.put(f"{self.prefix}{stripe_index:06d}/{block_index:05d}", values)
 
     def record_finished_stripe(self, stripe_index: int, segments: Sequence[Segment]) -> None:
-        """Record that a stripe (slice) of all blocks is stored, so that a later transaction can reuse it."""
+        """Record that a stripe of all blocks is stored, so that a later transaction can reuse it."""
         if self._resume_key is not None:
             stripe_record = json.dumps([tuple(segment) for segment in segments])
             self.store.put(f"{self.prefix}{stripe_index:06d}.json", stripe_record.encode())
         self.write_heartbeat()
 
     def find_resumable_stripes(self) -> dict[int, list[Segment]]:
-        """Find the stripes (slices of all blocks) that interrupted transactions have already stored.
+        """Find the stripes that interrupted transactions have already stored.
 
-        Only transactions with the same resume key count. Returns the segments of each stripe, which say where
-        it is stored, by stripe index.
+        Only transactions with the same resume key count. Returns a dict from stripe index to the segments of
+        the stripe.
         """
         segments_by_stripe: dict[int, list[Segment]] = {}
         if self._resume_key is None:
@@ -137,25 +138,25 @@ class WriteTransaction:
         return segments_by_stripe
 
     def commit(self, manifest: Manifest, expected_manifest_bytes: bytes | None) -> Manifest:
-        """Make the written objects the current version of the array, by replacing its manifest.
+        """Make the written objects the current version of the array by replacing its manifest.
 
         Parameters
         ----------
         manifest : Manifest
             The new manifest. It is validated before it is stored.
         expected_manifest_bytes : bytes or None
-            The manifest when the transaction began. None if the array did not exist.
+            The manifest at the start of the transaction. None if the array did not exist.
 
         Returns
         -------
         Manifest
-            The manifest as it is stored, with the transaction id and the encryption.
+            The manifest as stored, with the transaction id and the encryption.
 
         Raises
         ------
         StorageError
             If the manifest is invalid, or if another process has replaced or deleted the array since the
-            transaction began. The array is not changed then.
+            transaction began. In that case, the array is not changed.
         """
         manifest = replace(
             manifest,
@@ -180,10 +181,10 @@ class WriteTransaction:
 
 
 def load_manifest(store: Store, array_name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
-    """Read the manifest (the description) of a coded array, and return it together with its bytes.
+    """Read a coded array's manifest (its description), and return it together with its bytes.
 
-    If `key` is given, it is verified that the manifest was written with this key. Raises MissingObjectError
-    if the array does not exist, and StorageError if the manifest is damaged or has an unknown version.
+    If `key` is given, the manifest is verified to have been written with it. Raises MissingObjectError if the
+    array does not exist, and StorageError if the manifest is damaged or has an unknown version.
     """
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is None:
@@ -198,7 +199,7 @@ def load_manifest(store: Store, array_name: str, key: str | bytes | None = None)
 
 
 def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: str | bytes | None) -> Manifest:
-    """Parse the description of an array. Raises StorageError if it is invalid or describes another array."""
+    """Parse an array's manifest. Raises StorageError if it is invalid or describes another array."""
     description = f"the manifest {get_manifest_key(array_name)!r} in {store.name}"
     manifest = Manifest.from_bytes(manifest_bytes, description, key)
     if manifest.name != array_name:
@@ -207,7 +208,7 @@ def parse_manifest(store: Store, array_name: str, manifest_bytes: bytes, key: st
 
 
 def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
-    """Read the stored description of an array, unparsed. Return None if the array does not exist."""
+    """Read an array's manifest without parsing it. Return None if the array does not exist."""
     try:
         return store.get(get_manifest_key(array_name))
     except MissingObjectError:
@@ -215,10 +216,10 @@ def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
 
 
 def check_manifest_replaceable(store: Store, array_name: str, advice: str) -> bytes | None:
-    """Check that an array may be stored under this name, and return the manifest of the array it replaces.
+    """Check that an array may be stored under a name, and return the bytes of the manifest it replaces.
 
-    Returns None if no array has this name. If one does, it may only be replaced if `advice` is empty.
-    Otherwise, StorageError is raised, with a message that ends with `advice`.
+    Returns None if no array has this name. An existing array may only be replaced if `advice` is empty.
+    Otherwise, raises StorageError with a message that ends with `advice`.
     """
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is not None and advice:
@@ -235,16 +236,17 @@ def list_array_names(store: Store) -> list[str]:
 
 
 def collect_garbage(store: Store, array_name: str) -> None:
-    """Delete objects of an array that are no longer used.
+    """Delete an array's objects that are no longer used.
 
-    Objects are kept if they belong to the array, or if the transaction that wrote them may still be active.
+    Objects are kept if they belong to the array's current version, or if the transaction that wrote them may
+    still be active.
     """
     inactive_keys, array_keys = [], store.keys(get_array_key_prefix(array_name))
     for prefix, owned_keys in _group_keys_by_transaction(array_name, array_keys).items():
         lock_record = _read_lock_record(store, prefix) if f"{prefix}{LOCK_FILE}" in owned_keys else {}
         if not _may_transaction_be_active(prefix, lock_record):
             inactive_keys += owned_keys
-    # Find out which objects are in use only now, after reading the lock records. Otherwise a transaction
+    # Determine which objects are in use after reading the lock records, not before. Otherwise, a transaction
     # could commit in between, and its new objects would be deleted.
     try:
         live_keys = load_manifest(store, array_name)[0].object_keys
@@ -254,7 +256,7 @@ def collect_garbage(store: Store, array_name: str) -> None:
 
 
 def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Group the keys of stored objects by the transaction that wrote them, which their prefix tells."""
+    """Group the keys of stored objects by the prefix of the transaction that wrote them."""
     keys_by_prefix: dict[str, list[str]] = {}
     for key in keys:
         transaction_id = key[len(get_array_key_prefix(array_name)) :].partition("/")[0]
@@ -263,7 +265,7 @@ def _group_keys_by_transaction(array_name: str, keys: Sequence[str]) -> dict[str
 
 
 def _read_lock_record(store: Store, prefix: str) -> dict[str, Any]:
-    """Read the lock record of a transaction, which shows that it is active.
+    """Read a transaction's lock record, which shows whether it is active.
 
     Return an empty dict if the record is missing or invalid.
     """
@@ -272,9 +274,9 @@ def _read_lock_record(store: Store, prefix: str) -> dict[str, Any]:
 
 
 def _read_stripe_record(store: Store, key: str) -> list[Segment]:
-    """Read where a finished stripe (slice of all blocks) is stored.
+    """Read the record of a finished stripe, and return the segments in which it is stored.
 
-    Return an empty list if its record is missing or invalid.
+    Return an empty list if the record is missing or invalid.
     """
     try:
         segments: list[Any] = [Segment(*fields) for fields in _read_json(store, key)]
@@ -293,7 +295,7 @@ def _read_json(store: Store, key: str) -> Any:
 
 
 def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
-    """Return whether a transaction is certainly active, because its process is running on this machine."""
+    """Return whether a transaction is known to be active, because its process is running on this machine."""
     owner = ProcessIdentity.parse(str(lock_record.get("owner")))
     if owner == ProcessIdentity.current():
         return prefix in _active_prefixes
@@ -301,9 +303,9 @@ def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
 
 
 def _may_transaction_be_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
-    """Return whether a transaction may be active.
+    """Return whether a transaction may be active, so that its objects must not be deleted.
 
-    If its process is on another machine, a recent heartbeat (time in its lock record) means that it may be.
+    If its process is on another machine, this is decided by the age of its last heartbeat.
     """
     if ProcessIdentity.parse(str(lock_record.get("owner"))).is_on_this_machine():
         return _is_transaction_active(prefix, lock_record)

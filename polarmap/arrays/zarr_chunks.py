@@ -34,9 +34,9 @@ from polarmap.worker.task_records import OutputSpec
 def store_stripe_as_chunk(
     transaction: WriteTransaction, plan: StripePlan, block_index: int, stripe_index: int, row: Array
 ) -> Segment | None:
-    """Store one stripe (slice) of a data block as a Zarr chunk. Return a segment, which says where it is.
+    """Store one stripe of a data block as a Zarr chunk, and return the segment that refers to it.
 
-    Return None, without storing anything, if the stripe is not a chunk, for example because it is padding.
+    If the stripe is not a chunk, for example because it is padding, store nothing and return None.
     """
     slab = plan.get_data_slab(block_index, stripe_index)
     if plan.chunk_shape is None or not plan.has_chunk_per_stripe or slab[0].start >= plan.shape[0]:
@@ -50,23 +50,22 @@ def store_stripe_as_chunk(
 def publish_as_zarr_array(
     transaction: WriteTransaction, manifest: Manifest, chunk_shape: tuple[int, ...]
 ) -> Manifest:
-    """Make a coded array readable as a Zarr array: store the Zarr chunks and metadata, if possible.
+    """Make a coded array readable as a Zarr array, by storing the chunks and metadata if possible.
 
-    Returns a manifest (description of the coded array) that includes the Zarr array. The Zarr array stays
-    incomplete if bytes would have to be copied and the storage cannot copy them itself.
+    Returns a manifest that includes the Zarr array. The Zarr array stays incomplete if bytes would have to be
+    copied and the storage cannot copy them by itself.
     """
     manifest = replace(manifest, zarr_view=ZarrView(f"{transaction.prefix}{GROUP_NAME}", chunk_shape))
     return _store_chunks_and_metadata(transaction.store, manifest, through_driver=False)
 
 
 def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver: bool) -> Manifest:
-    """Complete the Zarr array of a coded array: store its chunks and metadata.
+    """Complete a coded array's Zarr array by storing its chunks and metadata.
 
     Returns a manifest that describes the new state.
 
-    Bytes in other objects are copied to chunks by the storage itself. If it cannot and `through_driver` is
-    True, this process reads and writes them. If the Zarr array cannot be completed, the manifest is returned
-    unchanged.
+    The storage copies bytes from other objects to chunks. If it cannot and `through_driver` is True, this
+    process reads and writes them. If the Zarr array cannot be completed, the manifest is returned unchanged.
     """
     data_segments = chain.from_iterable(manifest.segments[: manifest.code.k])
     if any(segment.crc32 is None for segment in data_segments):
@@ -84,15 +83,15 @@ def repair_zarr_array(
     new_manifest: Manifest,
     damaged_keys: Collection[str],
 ) -> Manifest:
-    """Update the Zarr array of a coded array, after damaged parts have been rebuilt.
+    """Update a coded array's Zarr array after damaged parts have been rebuilt.
 
     If the Zarr array was complete, rebuilt segments stay in their own objects, and their bytes are copied to
-    the chunks. Otherwise the Zarr array is written now, and the chunks take the place of the data segments.
+    the chunks. Otherwise, the Zarr array is written now, and its chunks replace the data segments.
 
     Parameters
     ----------
     runner : ArrayJobRunner
-        Runs the tasks that join segments to chunks.
+        Runs the tasks that concatenate segments to chunks.
     transaction : WriteTransaction
         The transaction of the repair.
     old_manifest, new_manifest : Manifest
@@ -139,10 +138,10 @@ def repair_zarr_array(
 def _concatenate_chunks_on_workers(
     runner: ArrayJobRunner, transaction: WriteTransaction, manifest: Manifest, chunks: Sequence[ZarrChunk]
 ) -> Manifest:
-    """Let workers join the pieces (segments) of each chunk to a single object, which the storage can copy.
+    """Let workers concatenate the segments of each chunk to a single object, which the storage can copy.
 
     Returns a manifest that refers to these objects. If the runner has no workers, the manifest is returned
-    unchanged, and this process copies the segments later.
+    unchanged, because this process copies the segments later.
     """
     split_chunks = [
         chunk
@@ -158,7 +157,7 @@ def _concatenate_chunks_on_workers(
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
         transaction.write_heartbeat()
 
-    # A chunk that consists of several segments (pieces) is a whole block. So all chunks have equally many.
+    # A chunk with several segments is a whole block, so all chunks have the same number of them.
     byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
@@ -172,21 +171,20 @@ def _concatenate_chunks_on_workers(
 
 
 def make_concatenate_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that joins arrays, for workers that have only numpy.
+    """Return a function that concatenates arrays, for workers that have only numpy.
 
-    Like all functions of `ArrayJobRunner`, it returns a list: the joined array, and a summary, which is not
-    used.
+    As `ArrayJobRunner` requires, it returns a list: the concatenated array and an unused summary.
     """
     return lambda arrays: [np.concatenate(arrays), np.zeros(1)]
 
 
 def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return where the bytes of a Zarr chunk are at present, as byte ranges of objects (segments)."""
+    """Return the segments (byte ranges of objects) that currently hold the bytes of a Zarr chunk."""
     return [manifest.segments[chunk.block_index][stripe_index] for stripe_index in chunk.stripe_range]
 
 
 def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
-    """Return a manifest by which the coded array reads the data of `chunks` from the chunks themselves."""
+    """Return a manifest that makes the coded array read its data from `chunks`."""
     return manifest.with_replaced_segments(
         {
             (chunk.block_index, stripe_index): segment
@@ -197,9 +195,9 @@ def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -
 
 
 def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
-    """List the parts of the Zarr array from which the coded array does not read its data.
+    """List the parts of the Zarr array that the coded array does not read its data from.
 
-    These are chunks that are copies of bytes in other objects, and the metadata.
+    These are the metadata, and chunks that are copies of bytes in other objects.
     """
     if not manifest.has_zarr_array:
         return []
@@ -211,14 +209,14 @@ def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
 
 
 def find_foreign_keys(store: Store, manifest: Manifest) -> list[str]:
-    """Find objects inside the Zarr group that do not belong to the coded array. Return their keys."""
+    """Return the keys of objects inside the Zarr group that do not belong to the coded array."""
     if manifest.zarr_view is None or not manifest.has_zarr_array:
         return []
     return [key for key in store.keys(f"{manifest.zarr_view.path}/") if key not in manifest.object_keys]
 
 
 def _make_segments_within_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return byte ranges (segments) of the chunk itself, one for each of its stripes."""
+    """Return segments of the chunk itself, one for each of its stripes."""
     segments = _get_source_segments(manifest, chunk)
     starts = accumulate((segment.size for segment in segments), initial=0)
     return [segment._replace(key=chunk.key, offset=start) for segment, start in zip(segments, starts)]
@@ -232,9 +230,9 @@ def _is_chunk_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
 def _try_store_chunks(
     store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_driver: bool
 ) -> bool:
-    """Store chunks by copying their bytes from other objects, and return whether this was possible.
+    """Store chunks by copying their bytes from other objects. Return whether this was possible.
 
-    The storage copies the bytes if it can. Otherwise this process does, if `through_driver` is True.
+    The storage copies the bytes if it can. Otherwise, this process does if `through_driver` is True.
     """
     segment_store = SegmentStore(store)
 
@@ -257,7 +255,7 @@ def _try_store_chunks(
 
 
 def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Ask the storage to join whole objects to a chunk. Return False if it cannot."""
+    """Ask the storage to concatenate whole objects to a chunk. Return False if it cannot."""
     segments = _get_source_segments(manifest, chunk)
     keys = list(dict.fromkeys(segment.key for segment in segments))
     if not hasattr(store, "concatenate") or not manifest.object_extents.keys() >= {*keys}:
@@ -273,7 +271,7 @@ def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk
         return False
     try:
         return bool(store.concatenate(keys, chunk.key))
-    except StorageError:  # If the storage has failed, a later write will report it.
+    except StorageError:  # If the storage has failed, a later write will report this.
         return False
 
 
@@ -287,7 +285,7 @@ def _pad_with_zeros(
 def _store_zarr_metadata(store: Store, manifest: Manifest) -> Manifest:
     """Store the metadata of the Zarr array, which completes it.
 
-    Returns a manifest (description of the coded array) that lists the metadata.
+    Returns a manifest that lists the metadata.
     """
     zarr_view = manifest.zarr_view
     assert zarr_view is not None

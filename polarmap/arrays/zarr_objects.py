@@ -25,16 +25,16 @@ from polarmap.storage import Store, check_object_key
 
 @dataclass(frozen=True)
 class ZarrObjects:
-    """A Zarr array that is already in the storage. Pass it to `encode` to add parity blocks.
+    """A Zarr array that is already in storage. Pass it to `encode` to add parity blocks.
 
-    The array (Zarr format 2 or 3) must be uncompressed, and its chunks must consist of whole rows. Then
-    `encode` does not copy the chunks, but refers to them, as for `RawObjects`. Chunks that were never written
-    are stored, filled with the fill value.
+    The array (Zarr format 2 or 3) must be uncompressed, and its chunks must consist of whole rows. `encode`
+    then refers to the chunks instead of copying them, as for `RawObjects`. Chunks that were never written are
+    stored, filled with the fill value.
 
     Parameters
     ----------
     prefix : str
-        The key of the array: that of its `.zarray` or `zarr.json`, without the file name.
+        The key of the array, which is the key of its `.zarray` or `zarr.json` without the file name.
     """
 
     prefix: str
@@ -62,7 +62,7 @@ class ZarrObjects:
 
 
 class _ZarrMetadata(NamedTuple):
-    """The metadata of a Zarr array, as far as it is needed to read its chunks.
+    """The metadata of a Zarr array that is needed to read its chunks.
 
     The key of a chunk consists of `key_prefix` (unless it is empty) and the chunk coordinates, joined by
     `separator`.
@@ -95,7 +95,7 @@ class _ZarrMetadata(NamedTuple):
 def _open_zarr_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None) -> StoredObjectsSource:
     """Return a data source that reads the chunks of a Zarr array.
 
-    Raises CodeError unless the chunks consist of whole rows as raw bytes. `metadata` is None if they are
+    Raises CodeError unless the chunks consist of whole rows of raw bytes. `metadata` is None if they are
     compressed or otherwise encoded.
     """
     if metadata is None:
@@ -146,7 +146,7 @@ def _parse_zarr_v3_metadata(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
 def _parse_zarr_dtype(name: Any) -> np.dtype[Any]:
     """Convert the name of a Zarr data type to a dtype. Raises TypeError unless it is numeric.
 
-    Anything but a string is rejected, because numpy would convert some other objects, even None, to a dtype.
+    Only strings are accepted, because numpy would convert some other objects, even None, to a dtype.
     """
     dtype = np.dtype(name if isinstance(name, str) else "")
     if dtype.kind not in "biufc":
@@ -157,7 +157,7 @@ def _parse_zarr_dtype(name: Any) -> np.dtype[Any]:
 def _parse_fill_value(dtype: np.dtype[Any], value: Any) -> Array:
     """Convert the fill value in the metadata of a Zarr array to a number of the given dtype.
 
-    It may be a number, a string such as "NaN", hexadecimal bits, or the two parts of a complex number.
+    The value may be a number, a string such as "NaN", hexadecimal bits, or the parts of a complex number.
     """
     if isinstance(value, str) and value.startswith("0x"):
         return np.array(int(value, 16), f"{dtype.byteorder}u{dtype.itemsize}").view(dtype)

@@ -28,7 +28,7 @@ METADATA_FILE = "zarr.json"
 class ZarrChunk(NamedTuple):
     """A chunk of the Zarr array that the data blocks of a coded array form.
 
-    It holds one or several consecutive stripes (slices) of data block `block_index`.
+    It holds one or more consecutive stripes of data block `block_index`.
     """
 
     key: str
@@ -37,7 +37,7 @@ class ZarrChunk(NamedTuple):
 
 
 class ZarrView(NamedTuple):
-    """The description of the Zarr array that the data blocks of a coded array form.
+    """Describes the Zarr array that the data blocks of a coded array form.
 
     The array is the only one in its Zarr group. Each of its chunks belongs to one data block.
 
@@ -46,9 +46,9 @@ class ZarrView(NamedTuple):
     path : str
         The key of the Zarr group.
     chunk_shape : tuple of int
-        The shape of every chunk. Its number of rows divides the number of rows of a block.
+        The chunk shape. Its number of rows divides the number of rows per block.
     metadata : tuple of Segment
-        Where the metadata of the group and of the array is stored. Empty as long as chunks are missing.
+        Where the metadata of the group and the array is stored. Empty while chunks are missing.
     """
 
     path: str
@@ -57,7 +57,7 @@ class ZarrView(NamedTuple):
 
     @property
     def metadata_keys(self) -> tuple[str, str]:
-        """The keys of the two metadata objects: of the group, and of the array."""
+        """The keys of the metadata objects of the group and of the array."""
         return f"{self.path}/{METADATA_FILE}", f"{self.path}/{ARRAY_NAME}/{METADATA_FILE}"
 
     def get_chunk_key(self, hyperslab: Hyperslab) -> str:
@@ -72,27 +72,26 @@ class ZarrView(NamedTuple):
         return "/".join([self.path, ARRAY_NAME, "c", *map(str, chunk_coordinates)])
 
     def _iterate_chunk_bounds(self, shape: Sequence[int], rows_per_block: int) -> Iterator[int]:
-        """Yield where the chunks of a block begin and end, in elements."""
+        """Yield the positions, in elements, at which the chunks of a block begin and end."""
         slabs = iterate_hyperslabs((rows_per_block, *shape[1:]), self.chunk_shape)
         return accumulate(map(count_elements, slabs), initial=0)
 
     def compute_chunk_bytes(self, dtype: np.dtype[Any]) -> int:
-        """Return the size of a chunk in bytes. All chunks have the same size, if necessary by padding."""
+        """Return the size of a chunk in bytes. All chunks are padded to the same size."""
         return prod(self.chunk_shape) * dtype.itemsize
 
     def list_chunks(
         self, shape: Sequence[int], rows_per_block: int, stripe_bounds: Sequence[int]
     ) -> list[ZarrChunk]:
-        """List all chunks of the array, with the block and the stripes that each of them holds.
+        """List all chunks of the array, with the block and the stripes that each one holds.
 
-        `stripe_bounds` are the positions at which the stripes (slices) of a block begin and end, in elements.
+        `stripe_bounds` are the positions in a block, in elements, at which its stripes begin and end.
         """
         stripe_by_start = {start: stripe for stripe, start in enumerate(stripe_bounds)}
         stripes = cycle(
             pairwise(stripe_by_start[end] for end in self._iterate_chunk_bounds(shape, rows_per_block))
         )
-        # Slabs are in the order of the blocks. All blocks have the same chunks, but padding rows have
-        # no chunks.
+        # Slabs are in block order. All blocks have the same chunks, except that padding rows have none.
         slabs = iterate_hyperslabs(shape, self.chunk_shape)
         return [
             ZarrChunk(self.get_chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))
@@ -109,7 +108,7 @@ class ZarrView(NamedTuple):
         if len(chunk_shape) != len(shape) or not all(type(size) is int and size > 0 for size in chunk_shape):
             raise ValueError(f"chunks of shape {chunk_shape} do not fit an array of shape {shape}")
         n_chunks = prod(-(-length // step) for length, step in zip((rows_per_block, *shape[1:]), chunk_shape))
-        # Compare the counts first, because an invalid manifest may have more chunks than fit into memory.
+        # Compare counts first, because an invalid manifest may have more chunks than fit into memory.
         if (
             rows_per_block % chunk_shape[0]
             or n_chunks >= len(stripe_bounds)
@@ -124,8 +123,7 @@ class ZarrView(NamedTuple):
     ) -> dict[str, bytes]:
         """Build the Zarr metadata of the group and of the array, as JSON documents by key.
 
-        `manifest_key` is the key of the manifest of the coded array. It is stored as an attribute of the
-        group.
+        `manifest_key` is the key of the coded array's manifest. It is stored as an attribute of the group.
         """
         array_metadata = {
             "zarr_format": 3,
@@ -162,5 +160,5 @@ def _get_byte_order(dtype: np.dtype[Any]) -> str:
 
 
 def _get_fill_value(dtype: np.dtype[Any]) -> Any:
-    """Return the value that Zarr reads in place of a missing chunk: NaN, or 0 for integers."""
+    """Return the value that Zarr reads for missing chunks: NaN, or 0 for integers."""
     return {"f": "NaN", "c": ["NaN", "NaN"]}.get(dtype.kind, 0)

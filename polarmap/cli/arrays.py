@@ -55,8 +55,8 @@ name_argument = click.argument("name")
 def encode_array_command(source: str, name: str, memory: int, **options: Any) -> CommandResult:
     """Encode the array in SOURCE and store it as NAME.
 
-    Encoding divides the array into data blocks and adds parity blocks, from which polarmap can rebuild blocks
-    that are lost or damaged. SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, written as
+    Encoding divides the array into data blocks and adds parity blocks, from which polarmap can rebuild lost
+    or damaged blocks. SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, written as
     file.h5::dataset.
     """
     with _open_source(source) as source_data:
@@ -90,7 +90,7 @@ def check_array_command(
 ) -> CommandResult:
     """Check a coded array for missing and damaged data.
 
-    Every stored byte range is read and compared with its checksum.
+    Reads every stored byte range, and verifies its checksum.
     """
     audit = open_coded(name, storage, key=key).check(executor=executor)
     return CommandResult({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
@@ -106,7 +106,7 @@ def repair_array_command(
 ) -> CommandResult:
     """Rebuild missing and damaged data of a coded array.
 
-    The data are computed from the blocks that are intact.
+    The data are computed from the intact blocks.
     """
     audit = open_coded(name, storage, key=key).repair(executor=executor)
     if audit.ok:
@@ -123,7 +123,7 @@ def repair_array_command(
 def delete_array_command(name: str, storage: str | None, yes: bool) -> CommandResult:
     """Delete a coded array.
 
-    Data that was already in storage when the array was encoded is not deleted.
+    Data that was already in storage before encoding is not deleted.
     """
     coded_array = open_without_key(name, storage)
     if not yes:
@@ -140,7 +140,7 @@ def delete_array_command(name: str, storage: str | None, yes: bool) -> CommandRe
 def _open_source(source: str) -> Iterator[Any]:
     """Open a .npy file, Zarr folder or HDF5 dataset, and yield an object that can be passed to `encode`.
 
-    Raises CodeError if it does not exist or is not an array.
+    Raises CodeError if the source does not exist or is not an array.
     """
     path, separator, dataset = source.partition(DATASET_SEPARATOR)
     if separator:
@@ -178,7 +178,7 @@ def _summarize_array(coded_array: CodedArray) -> dict[str, Any]:
 
 
 def _summarize_array_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
-    """Return a summary of a stored array as a dict, for JSON output, and as a line of text.
+    """Return a summary of a stored array, both as a dict for JSON output and as a line of text.
 
     If the array cannot be opened, both contain the error message instead.
     """

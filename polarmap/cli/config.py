@@ -16,7 +16,7 @@ from polarmap.errors import ExecutorError
 def find_templates_folder() -> Path:
     """Return the folder with the configuration templates (config/) and runtime files (backends/).
 
-    An installed package contains this folder. In a source checkout, it is the root of the repository.
+    The folder is part of an installed package. In a source checkout, it is the root of the repository.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_templates", package.parent):
@@ -45,7 +45,7 @@ def find_config_template(backend: str) -> Path:
 
 
 def find_backend_folder(backend: str) -> Path:
-    """Return the folder with the files from which the image of a backend's workers is built."""
+    """Return the folder with the files for building the image of a backend's workers."""
     return find_templates_folder() / "backends" / backend
 
 
@@ -75,7 +75,7 @@ def list_backends_command() -> CommandResult:
 @result_command("show")
 @click.argument("name")
 def show_config_command(name: str) -> CommandResult:
-    """Print the configuration template of a backend, to be filled in with your settings.
+    """Print the configuration template of a backend, for you to fill in.
 
     Example: polarmap config show aws_lambda > my_lambda.yaml
     """
@@ -114,7 +114,7 @@ for command in (list_backends_command, show_config_command, copy_config_command)
 
 
 def _read_config_template_summary(backend: str) -> str:
-    """Return a one-line summary of a template: the first sentence of the comment at the top of the file."""
+    """Return a one-line summary of a template: the first sentence of its leading comment."""
     lines = find_config_template(backend).read_text(encoding="utf-8").splitlines()
     paragraph = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.strip("# "), lines))
     return re.split(r"(?<!\.)\.(?= [A-Z]|$)", paragraph, maxsplit=1)[0]

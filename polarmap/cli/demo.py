@@ -29,7 +29,7 @@ def demo_command(rows: int, columns: int, sleep: float) -> CommandResult:
     """Compare plain and coded maps when workers are slow or die.
 
     Both maps multiply a matrix by a vector on this machine. In both, two workers sleep before they start, to
-    simulate slow machines. In the coded map, worker 17 is killed as well.
+    simulate stragglers. In the coded map, worker 17 is killed as well.
     """
     rng = np.random.default_rng(0)
     A, x = rng.standard_normal((rows, columns)), rng.standard_normal(columns)

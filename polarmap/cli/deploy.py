@@ -30,8 +30,8 @@ from polarmap.executors.lithops_internals import close_function_executor
 from polarmap.executors.lithops_invocations import open_function_executor
 from polarmap.optional import compare_installed_version, format_pip_install_command
 
-# AWS Lambda runs Python versions below 3.12 on Amazon Linux 2, whose C library (libc) is too old for the
-# wheels of numpy 2.3 and later.
+# AWS Lambda runs Python versions before 3.12 on Amazon Linux 2, whose libc is too old for the wheels of numpy
+# 2.3 and later.
 MIN_LAMBDA_PYTHON_WITH_NEW_LIBC, MIN_NUMPY_NEEDING_NEW_LIBC = (3, 12), (2, 3)
 LOCAL_BACKEND = "localhost"  # the backend name in templates that run workers on this machine
 
@@ -45,9 +45,9 @@ config_argument = click.argument("config", type=EXISTING_FILE, required=False)
 def deploy_command(name: str, config: Path | None) -> CommandResult:
     """Build and deploy the worker runtime of backend NAME.
 
-    The runtime is the image in which workers run. It contains the same package versions that are installed
-    here. CONFIG is your copy of the template that `polarmap config show NAME` prints, with your settings.
-    Deploy again whenever you update numpy or polarmap, and for each value of runtime_memory that you use.
+    The runtime is the image that workers run in. It contains the same package versions as this environment.
+    CONFIG is your copy of the template that `polarmap config show NAME` prints, with your settings. Deploy
+    again whenever you update numpy or polarmap, and for each value of runtime_memory that you use.
     """
     config_path = _resolve_config_path(name, config)
     if name in BACKENDS:
@@ -66,8 +66,8 @@ def deploy_command(name: str, config: Path | None) -> CommandResult:
 def undeploy_command(name: str, config: Path | None) -> CommandResult:
     """Remove the worker runtime that `polarmap deploy` built.
 
-    Buckets, roles and images that you have created yourself are not removed. The documentation of the backend
-    explains how to remove them.
+    Buckets, roles and images that you created yourself are not removed. The backend's documentation explains
+    how to remove them.
     """
     config_path = _resolve_config_path(name, config)
     if name in BACKENDS:
@@ -82,7 +82,7 @@ def undeploy_command(name: str, config: Path | None) -> CommandResult:
 
 
 def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
-    """Return `config_path`, or the path of the template of the backend if `config_path` is None.
+    """Return `config_path`, or the path of the backend's template if it is None.
 
     Raises ExecutorError if the backend is unknown, or if the file is invalid or configures another backend.
     """
@@ -94,7 +94,7 @@ def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
 
 
 def _check_local_interpreter(backend: str) -> None:
-    """Raise ExecutorError if a package that workers need is missing here, or has an unsuitable version."""
+    """Raise ExecutorError if a package that workers need is missing or unsuitable here."""
     checked_requirements = {
         requirement: compare_installed_version(requirement) for requirement in read_requirements(backend)
     }
@@ -108,7 +108,7 @@ def _check_local_interpreter(backend: str) -> None:
 
 
 def _enable_lithops_logging() -> None:
-    """Show the log messages of Lithops on standard error, as building a runtime takes minutes."""
+    """Show log messages from Lithops on standard error, because building a runtime takes minutes."""
     logging.basicConfig(format="polarmap: %(message)s")
     logging.getLogger("lithops").setLevel(logging.INFO)
 
@@ -117,7 +117,7 @@ def _enable_lithops_logging() -> None:
 
 
 def read_requirements(backend: str) -> list[str]:
-    """Return the pip requirements of the packages that workers of a backend need."""
+    """Return the pip requirements of the packages that a backend's workers need."""
     path = find_templates_folder() / "backends" / "requirements.txt"
     lines = map(str.strip, path.read_text().splitlines())
     requirements = [line for line in lines if line and not line.startswith("#")]
@@ -127,7 +127,7 @@ def read_requirements(backend: str) -> list[str]:
 def pin_requirements(requirements: Sequence[str], installed_versions: Mapping[str, str]) -> list[str]:
     """Pin pip requirements to the versions that are installed here.
 
-    Requirements of packages that are not installed are returned unchanged.
+    Requirements for packages that are not installed are returned unchanged.
 
     >>> pin_requirements(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
     ['numpy==2.2.6', 'azure-functions']
@@ -140,7 +140,7 @@ def pin_requirements(requirements: Sequence[str], installed_versions: Mapping[st
 
 
 def build_runtime(config_path: Path, backend: str) -> str:
-    """Build the image in which workers of a backend run, deploy it, and return a one-line description.
+    """Build and deploy the image for a backend's workers, and return a one-line description of it.
 
     Raises ExecutorError if building or deploying fails.
     """
@@ -161,7 +161,7 @@ def build_runtime(config_path: Path, backend: str) -> str:
         )
         if runtime_image.lithops_archive:
             compute_handler.backend.build_runtime(runtime_name, "Dockerfile", [])
-        compute_handler.init()  # For virtual machines, this creates the network that connects them.
+        compute_handler.init()  # For virtual machines, this creates their network.
         metadata = compute_handler.deploy_runtime(runtime_name, memory_mb, timeout_seconds)
         metadata["runtime_timeout"] = timeout_seconds
         runtime_key = compute_handler.get_runtime_key(runtime_name, memory_mb, __version__)
@@ -172,7 +172,7 @@ def build_runtime(config_path: Path, backend: str) -> str:
 
 
 def remove_runtime(config_path: Path, backend: str) -> str:
-    """Remove the deployed image of a backend's workers, and return a one-line description of it.
+    """Remove the deployed image for a backend's workers, and return a one-line description of it.
 
     Raises ExecutorError if removing fails.
     """
@@ -187,7 +187,7 @@ def remove_runtime(config_path: Path, backend: str) -> str:
             compute_handler.delete_runtime(runtime_name, memory_mb, __version__)
         if runtime_image.clean_all is not None:
             compute_handler.clean(all=runtime_image.clean_all)
-        # Lithops stores the metadata of virtual machines under other names, and manages them itself.
+        # Lithops stores the metadata of virtual machines under other names and manages it itself.
         if not runtime_image.is_virtual_machine:
             storage.delete_runtime_meta(compute_handler.get_runtime_key(runtime_name, memory_mb, __version__))
         return _format_runtime(runtime_name, memory_mb)
@@ -208,10 +208,10 @@ def _format_runtime(runtime_name: str, memory_mb: int | None, timeout_seconds: i
 
 
 def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the package versions to install on workers, which are the versions installed here.
+    """Return the package versions to install on workers, which are those installed here.
 
-    Raises ExecutorError if workers cannot install these versions: on AWS Lambda if no numpy wheel fits, on
-    virtual machines if the configuration does not list them.
+    Raises ExecutorError if workers cannot install these versions: on AWS Lambda, if no numpy wheel fits; on
+    virtual machines, if the configuration does not list them.
     """
     versions = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
     python_version, numpy_version = sys.version_info[:2], versions["numpy"]
@@ -226,7 +226,7 @@ def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
         )
     if RUNTIME_IMAGES.get(backend, RUNTIME_IMAGES[LOCAL_BACKEND]).is_virtual_machine:
         configured_packages = set((config.get("standalone") or {}).get("extra_python_packages") or [])
-        # Lithops is not listed, because it installs itself on its virtual machines.
+        # Lithops need not be listed, because it installs itself on virtual machines.
         required_packages = [f"{name}=={versions[name]}" for name in versions if name != "lithops"]
         if not configured_packages.issuperset(required_packages):
             raise ExecutorError(
@@ -241,7 +241,8 @@ def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
 def _open_lithops_executor(config_path: Path, error_prefix: str) -> Iterator[Any]:
     """Open a Lithops FunctionExecutor for the duration of a `with` block, and close it afterwards.
 
-    Any exception of Lithops or of the cloud is raised as an ExecutorError that begins with `error_prefix`.
+    Any exception from Lithops or the cloud is raised as an ExecutorError whose message begins with
+    `error_prefix`.
     """
     try:
         function_executor = open_function_executor(config_path)
@@ -259,8 +260,8 @@ def _open_lithops_executor(config_path: Path, error_prefix: str) -> Iterator[Any
 def _make_build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Path]:
     """Create a temporary folder with a Dockerfile and requirements.txt, and make it the working directory.
 
-    Lithops builds images in the working directory. On exit, the previous one is restored and the folder is
-    deleted.
+    Lithops builds images in the working directory. On exit, the previous working directory is restored, and
+    the folder is deleted.
     """
     template = Template((find_templates_folder() / "backends" / "Dockerfile").read_text())
     runtime_image, python_version = RUNTIME_IMAGES[backend], f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -276,10 +277,10 @@ def _make_build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Pa
 
 @contextlib.contextmanager
 def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_folder: Path) -> Iterator[None]:
-    """Make Lithops install `requirements` on workers, by changing its settings within a `with` block.
+    """Make Lithops install `requirements` on workers, by patching its settings within a `with` block.
 
-    Lithops then also writes the archive of its own code to `build_folder`. By default, it writes that archive
-    to the directory that was current when Lithops was imported.
+    Lithops then also writes the archive of its own code to `build_folder`, instead of the directory that was
+    current when Lithops was imported.
     """
     runtime_image = RUNTIME_IMAGES[backend]
     compute_mode = "standalone" if runtime_image.is_virtual_machine else "serverless"
@@ -303,8 +304,8 @@ def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_fol
 def _disable_lambda_retries(lambda_backend: Any, runtime_name: str, memory_mb: int) -> None:
     """Keep AWS Lambda from retrying failed calls.
 
-    By default, Lambda repeats a failed asynchronous call twice, minutes later. These retries are useless
-    here, because the results of parity tasks replace those of failed tasks.
+    By default, Lambda retries failed asynchronous calls twice, after minutes. Such retries are useless here,
+    because the results of parity tasks make up for failed tasks.
     """
     function_name = lambda_backend._format_function_name(runtime_name, memory_mb)
     lambda_backend.lambda_client.put_function_event_invoke_config(

@@ -37,14 +37,14 @@ from polarmap.worker.environment import count_available_cores
 
 TESTED_PYTHONS = ((3, 11), (3, 14))
 N_BLOCKS, N_TASKS = 4, 6
-# The sample data are integers, so the result of the coded map must be exactly the matrix-vector product.
+# The sample data are integers, so the coded map must return exactly the matrix-vector product.
 SAMPLE_MATRIX = np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3)
 SAMPLE_VECTOR = np.array([1, -2, 3])
 N_LATER_MAPS = 10
-# The first map and later maps are reported as slow if they take longer than these numbers of seconds. On one
-# idle core, they take a fraction of that.
+# The first map and later maps are reported as slow above these numbers of seconds. On an idle core, they take
+# a fraction of that.
 SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = 3.0, 0.03
-MIN_FREE_BYTES = 1 << 30  # With less free space in the temporary folder, large blocks may not fit.
+MIN_FREE_BYTES = 1 << 30  # With less free temporary space, large blocks may not fit.
 OPTIONAL_PACKAGES = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),
     "scipy": ("linalg", "no operators and estimators"),
@@ -63,9 +63,9 @@ class CheckResult(NamedTuple):
     state : str
         "ok", "note" (it works, but could be better) or "bad".
     detail : str
-        What was found.
+        What the check found.
     advice : str
-        What to do about it; empty if nothing.
+        What to do about it; empty if there is nothing to do.
     """
 
     name: str
@@ -95,7 +95,7 @@ def doctor_command(config: Path | None, timeout: float) -> CommandResult:
     """Check that polarmap works here.
 
     The checks cover the installed packages, this machine or a Lithops configuration, and small coded maps.
-    The last check measures how long a map takes on persistent workers, which stay alive between maps.
+    The last check measures how long maps take on persistent workers, which stay alive between maps.
     """
     checks = [
         *_check_installation(),
@@ -146,9 +146,9 @@ def _check_installation() -> Iterator[CheckResult]:
 
 
 def _check_this_machine() -> Iterator[CheckResult]:
-    """Check this machine, on which maps run by default, and its free space for data blocks.
+    """Check this machine, where maps run by default, and its free space for data blocks.
 
-    Yields a note for each Lithops configuration file, as such a file has no effect on maps without
+    Yields a note for each Lithops configuration file found, because it has no effect on maps without
     `executor=`.
     """
     yield CheckResult("configuration", "ok", "none given: workers on this machine")
@@ -220,7 +220,7 @@ def _check_configuration(config_path: Path) -> Iterator[CheckResult]:
 
 
 def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResult]:
-    """Check the configured storage, then run small coded maps.
+    """Check the configured storage, and then run small coded maps.
 
     Stops at the first check that is not "ok".
     """
@@ -242,7 +242,7 @@ def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResul
 
 
 def _check_storage(config: Path) -> CheckResult:
-    """Check that the storage of a Lithops configuration works, by storing, reading and deleting an object."""
+    """Check that the configured storage works, by writing, reading and deleting an object."""
     from polarmap.executors.lithops_internals import close_function_executor
     from polarmap.executors.lithops_invocations import open_function_executor, open_lithops_storage
 
@@ -290,7 +290,7 @@ def _check_coded_map(executor: Any, timeout: float) -> CheckResult:
 def _check_persistent_workers(config: Path | None, timeout: float) -> CheckResult:
     """Measure how long maps take on persistent workers, which stay alive between maps.
 
-    The first map starts the workers, so it is measured separately.
+    The first map is measured separately, because it also starts the workers.
     """
     durations = []
     with Pool(config) as pool:
@@ -316,7 +316,7 @@ def _run_sample_map(executor: Any, timeout: float) -> CodedResult[Any]:
 
 
 def _check_latency(pool_name: str, is_local: bool, first_seconds: float, later_seconds: float) -> CheckResult:
-    """Return "ok" if maps on persistent workers are fast enough, or else a note with advice.
+    """Return "ok" if maps on persistent workers are fast enough, or a note with advice otherwise.
 
     The first map takes `first_seconds`, as it also starts the workers. Later maps take `later_seconds` each.
 

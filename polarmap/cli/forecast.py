@@ -81,9 +81,9 @@ DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
 
 
 def add_run_time_options(command_function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
-    """Add options to a command that specify the distribution of task run times.
+    """Add the options that specify the distribution of task run times to a command.
 
-    The values of the options are combined to one `Distribution`. The command receives it as the argument
+    The option values are combined into a `Distribution`, which is passed to the command as the argument
     `run_times`.
     """
 
@@ -148,7 +148,7 @@ def read_run_times(path: Path, column: str | None) -> Empirical:
     Parameters
     ----------
     path : Path
-        A text file of numbers, a CSV file, or a JSON file that `polarmap measure` wrote. "-" is standard
+        A text file of numbers, a CSV file, or a JSON file written by `polarmap measure`; "-" for standard
         input.
     column : str or None
         The column of a CSV file, or "cold" or "warm" for a JSON file. By default, the only column of a CSV
@@ -160,7 +160,7 @@ def read_run_times(path: Path, column: str | None) -> Empirical:
         with click.open_file(str(path), encoding="utf-8-sig") as file:
             lines = [line for line in file if line.strip()]
         column_names = next(csv.reader(lines), [])
-        # If the first line consists of numbers, the file has no header with column names.
+        # If the first line consists of numbers, there is no header with column names.
         if column is None and _parse_floats(" ".join(column_names).split()) is not None:
             return Empirical(" ".join(lines).replace(",", " ").split())
         if column is None and len(column_names) > 1:
@@ -229,7 +229,7 @@ def _parse_floats(tokens: list[str]) -> list[float] | None:
 def plan_command(config: Path | None, figure_path: Path | None, **options: Any) -> CommandResult:
     """Recommend a number of workers for k data blocks.
 
-    The recommendation depends on the distribution of the run times of tasks, which the options specify.
+    The recommendation depends on the distribution of task run times, which the options specify.
     """
     worker_spec = None if config is None else _read_worker_spec(config)
     k, run_times, objective = (options.pop(name) for name in ("k", "run_times", "objective"))
@@ -245,7 +245,7 @@ def plan_command(config: Path | None, figure_path: Path | None, **options: Any) 
 
 
 def _read_worker_spec(config_path: Path) -> WorkerSpec:
-    """Return the memory, time limit and other resources that a Lithops configuration gives each worker.
+    """Return the resources of each worker in a Lithops configuration, such as memory and time limit.
 
     Raises ExecutorError if the configuration does not specify the memory.
     """
@@ -278,8 +278,8 @@ def simulate_command(
 ) -> CommandResult:
     """Compare plain maps, replication, backup tasks and codes.
 
-    For each scheme, the completion time of a job is computed or simulated from the run times of its tasks,
-    which the options specify.
+    For each scheme, the completion time of a job is computed or simulated from the distribution of task run
+    times, which the options specify.
     """
     n_coded = get_default_n_tasks(k) if n is None else n
     completions = [
@@ -298,7 +298,7 @@ def _count_workers_of_scheme(scheme: str, n: int, k: int) -> int:
     """Return how many workers a scheme starts at the beginning of a job.
 
     `n` is the number of workers of a code with k data blocks. Replication runs each block on n // k workers,
-    at least 2.
+    but at least 2.
     """
     if scheme == "replication":
         return max(2, n // k) * k

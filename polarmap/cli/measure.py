@@ -43,7 +43,7 @@ def measure_command(
 ) -> CommandResult:
     """Measure task run times on cold workers, then on warm ones.
 
-    The same map runs twice. In the first run, the workers have to be started, so they are cold.
+    The same map runs twice. In the first run, the workers are cold, because they have to be started.
 
     CONFIG is the path of a Lithops configuration, or "localhost" for Lithops on this machine. Without
     CONFIG, tasks run in worker processes on this machine.

@@ -16,7 +16,7 @@ from polarmap.errors import PolarmapError
 from polarmap.executors.executor_specs import is_localhost_spec
 from polarmap.report import to_json_value
 
-# click types for arguments and options that are the path of an input file or of an output file.
+# click types for the paths of input files and output files.
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -25,21 +25,21 @@ class LithopsConfigType(click.Path):
     """A click type for a Lithops configuration: the path of an existing file, or the word "localhost"."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        """Return `value` unchanged if it is "localhost", and otherwise as the path of an existing file."""
+        """Return "localhost" unchanged, and any other value as the path of an existing file."""
         return value if is_localhost_spec(value) else super().convert(value, parameter, context)
 
 
 class CommandResult(NamedTuple):
-    """The result of a command, both for programs and for people.
+    """The result of a command, in a form for programs and a form for people.
 
     Attributes
     ----------
     data : mapping
-        The result for programs, which is printed as JSON if the user passes --json.
+        The result for programs, printed as JSON if the user passes --json.
     text : str
-        The result for people, which is printed otherwise.
+        The result for people, printed otherwise.
     ok : bool
-        Whether no problem was found. The exit code of the command is 0 if so, and 1 otherwise.
+        Whether the command found no problem. Its exit code is 0 in this case, and 1 otherwise.
     """
 
     data: Mapping[str, Any]
@@ -52,7 +52,7 @@ def result_command(command_name: str) -> Callable[[Callable[..., CommandResult]]
 
     The decorated function returns a CommandResult, which the command prints. If the function raises an
     expected exception, the command prints its message on standard error, and with --json also {"error": ...}
-    on standard output. Anything that the function itself prints goes to standard error.
+    on standard output. Any other output of the function is redirected to standard error.
     """
 
     def decorate(command_function: Callable[..., CommandResult]) -> click.Command:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# These colours are from the palette of Okabe and Ito (2008), which colour-blind readers can distinguish. They
-# also differ in lightness, so they can be distinguished in greyscale.
+# These colours come from the colour-blind-safe palette of Okabe and Ito (2008). They also differ in
+# lightness, so they can be told apart in greyscale.
 TEXT_COLOR = "#222222"
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
@@ -51,7 +51,7 @@ def new_figure(
 
 
 def style_axes(axes: Axes) -> None:
-    """Apply the common style to axes: only the left and bottom border, and a light grid behind the data."""
+    """Apply the common style to axes: only left and bottom borders, and a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=TEXT_COLOR, labelsize=9)
@@ -67,7 +67,7 @@ def label_axes(axes: Axes, title: str, x_label: str = "", y_label: str = "") -> 
 
 
 def save_figure(figure: Figure, path: FigurePath | None) -> Figure:
-    """Write the figure to the file `path`, unless it is None. Return the figure.
+    """Write the figure to `path`, unless `path` is None, and return the figure.
 
     The suffix of the path determines the format: .png, .svg or .pdf.
     """

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 DECODED_LABEL = "decoded from others"
 CANCELLED_LABEL = "cancelled before it started"
-# Tasks in these states did not run, so they have no bar.
+# Tasks in these states never ran, so they have no bar.
 UNSTARTED_STATES = "cancelled", "queued", "held back"
-MAX_LABELLED_TASKS = 48  # The numbers of the tasks are only shown if there are at most this many.
+MAX_LABELLED_TASKS = 48  # If there are more tasks, their numbers are not shown.
 
 
 class BarStyle(NamedTuple):
-    """The label and the colours of the bars of tasks in one state, in matplotlib and in HTML."""
+    """The label and colours of the bars for one task state, in matplotlib and in HTML."""
 
     label: str
     face_color: str
@@ -52,7 +52,7 @@ class TaskBar(NamedTuple):
 
 
 def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> Figure:
-    """Draw the figure of `Report.plot`: one bar for each task, which shows when the task ran.
+    """Draw the figure of `Report.plot`, with one bar per task that shows when the task ran.
 
     Two vertical lines mark when the k-th result arrived and when the map returned.
     """
@@ -69,7 +69,7 @@ def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> F
 
 
 def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
-    """Return the length of the timeline in seconds, and a bar for each task that may have run."""
+    """Return the duration of the timeline in seconds, and a bar for each task that may have run."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     end_seconds = max([report.seconds, *arrivals]) or 1.0
     started_tasks = [
@@ -81,7 +81,7 @@ def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
 def _make_task_bar(task: Any, report: Any, end_seconds: float) -> TaskBar:
     """Return the bar of a task, from its start on a worker (if known) until its result arrived.
 
-    A bar without a result extends to the end of the timeline.
+    If there is no result, the bar extends to the end of the timeline.
     """
     bar_end = end_seconds if task.arrived is None else task.arrived
     launched_at = task.launched or 0.0
@@ -117,7 +117,7 @@ def _draw_bars(axes: Axes, bars: list[TaskBar]) -> None:
 
 
 def _select_bar_styles(bars: list[TaskBar]) -> dict[str, BarStyle]:
-    """Return the bar style of each task state that occurs, in the order of the legend.
+    """Return the bar style of each task state that occurs, in legend order.
 
     Other states, such as "running", are drawn like "surplus".
     """
@@ -163,7 +163,7 @@ def _mark_cancelled_tasks(axes: Axes, report: Any) -> None:
 
 
 def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Draw marks at the right edge for tasks that failed, were decoded, or were started several times."""
+    """Mark tasks that failed, were decoded, or were started several times, at the right edge."""
     mark_position = 1.012 * end_seconds
     failed_indices = {task.index for task in report.tasks if task.state == "failed"}
     marks = {
@@ -191,7 +191,7 @@ def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _mark_completion_events(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Draw vertical lines, with labels, when the k-th result arrived and when the map returned."""
+    """Draw labelled vertical lines at the times when the k-th result arrived and the map returned."""
     arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
     events = []
     if len(arrivals) >= report.k:
@@ -247,15 +247,15 @@ def _add_legend(figure: Figure, axes: Axes) -> None:
 
 # --- in HTML -----------------------------------------------------------------------------------
 
-SVG_WIDTH = 480  # The width of the timeline in pixels.
-MAX_SVG_HEIGHT = 240  # The largest height of the timeline in pixels, for any number of tasks.
-MAX_ROW_HEIGHT = 6.0  # The largest height of the row of a task in pixels.
+SVG_WIDTH = 480  # width of the timeline in pixels
+MAX_SVG_HEIGHT = 240  # maximum height of the timeline in pixels, for any number of tasks
+MAX_ROW_HEIGHT = 6.0  # maximum height of a task's row in pixels
 
 
 def render_timeline_html(report: Any, summary: str) -> str:
     """Return the HTML that a notebook shows for a report: a text summary, and a timeline as inline SVG.
 
-    The HTML needs no scripts or external styles, and its colours suit light and dark pages.
+    The HTML needs no scripts or external styles, and its colours work on light and dark pages.
     """
     end_seconds, bars = _compute_timeline_end_and_bars(report)
     row_height = min(MAX_ROW_HEIGHT, MAX_SVG_HEIGHT / max(1, report.n))
@@ -275,8 +275,8 @@ def _generate_svg_shapes(
 ) -> Iterator[str]:
     """Yield the SVG elements of a timeline.
 
-    These are a rectangle for each task that ran, circles for cancelled and decoded tasks, and a vertical line
-    when the map returned.
+    Yields a rectangle for each task that ran, circles for cancelled and decoded tasks, and a vertical line at
+    the time when the map returned.
     """
     pixels_per_second, styles = SVG_WIDTH / end_seconds, _select_bar_styles(bars)
     tasks_by_index = {task.index: task for task in report.tasks}
@@ -319,6 +319,6 @@ def _generate_html_legend_entries(bars: list[TaskBar], report: Any) -> Iterator[
 
 
 def _summarize_task(task: Any) -> str:
-    """Return the text that is shown when the mouse is over a task."""
+    """Return the tooltip text for a task."""
     arrival_text = "" if task.arrived is None else f", {task.arrived:.3g} s"
     return f"task {task.index}: {task.state}{arrival_text}"

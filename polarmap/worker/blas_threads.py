@@ -13,10 +13,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-NO_LIMIT = sys.maxsize  # a number of threads that means "no limit"
+NO_LIMIT = sys.maxsize  # stands for "no limit"
 
-# Linear algebra libraries read these environment variables when they are loaded, to decide how many threads
-# to use.
+# Environment variables that linear algebra libraries read at load time to decide how many threads to use.
 THREAD_LIMIT_VARIABLES = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
     *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
@@ -36,24 +35,24 @@ class ThreadLimiter:
 
     If several tasks run at the same time, the lowest of their limits applies until the last one ends. Then
     each library gets back its original number of threads, unless other code has changed that number in the
-    meantime. Without the package threadpoolctl, nothing is limited.
+    meantime. If threadpoolctl is not installed, the limiter does nothing.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._n_tasks = 0  # the number of running tasks
         self._current_limit = NO_LIMIT
-        self._n_loaded_modules = 0  # len(sys.modules) when libraries were last searched for
+        self._n_loaded_modules = 0  # len(sys.modules) at the last search for libraries
 
-        # The loaded libraries, as threadpoolctl controllers. Some libraries have one number of threads for
-        # the whole process, and others have a separate number for each thread that calls them.
+        # threadpoolctl controllers of the loaded libraries. Some libraries have one thread count for the
+        # whole process, others a separate count for each calling thread.
         self._process_libraries: list[Any] = []
         self._per_thread_libraries: list[Any] = []
-        self._original_counts: dict[str, int] = {}  # the original number of threads, by path of the library
+        self._original_counts: dict[str, int] = {}  # library path -> original number of threads
 
     @contextlib.contextmanager
     def limit_process_threads(self, max_threads: int) -> Iterator[None]:
-        """Limit libraries to `max_threads` threads within a `with` block, for all threads of this process."""
+        """Limit libraries to `max_threads` threads within a `with` block, in the whole process."""
         with self._lock:
             self._n_tasks += 1
             self._apply_limit(max_threads)
@@ -68,7 +67,7 @@ class ThreadLimiter:
     def limit_newly_loaded_libraries(self) -> None:
         """Apply the current limit to libraries that have been loaded since the task began.
 
-        Unpickling the function of a task may import such a library.
+        Unpickling a task's function may import such a library.
         """
         with self._lock:
             if self._n_tasks:
@@ -76,9 +75,9 @@ class ThreadLimiter:
 
     @contextlib.contextmanager
     def limit_current_thread(self, max_threads: int) -> Iterator[None]:
-        """Limit libraries to `max_threads` threads within a `with` block, for the calling thread only.
+        """Limit libraries to `max_threads` threads within a `with` block, in the calling thread only.
 
-        This affects only OpenMP, which has a separate number of threads for each calling thread.
+        Only OpenMP is affected, as it keeps a separate number of threads for each calling thread.
         """
         original_counts = [(library, library.num_threads) for library in self._per_thread_libraries]
         for library, n_threads in original_counts:
@@ -90,7 +89,7 @@ class ThreadLimiter:
                 library.set_num_threads(n_threads)
 
     def after_fork(self) -> None:
-        """Remove the limit in a forked process, in which the running tasks of its parent do not exist."""
+        """Remove the limit in a forked process, where the parent's tasks are not running."""
         self._lock = threading.Lock()
         self._n_tasks = 0
         self._restore_thread_counts()
@@ -124,10 +123,10 @@ class ThreadLimiter:
 
 
 def find_threaded_libraries() -> list[Any]:
-    """Return the loaded linear algebra libraries, as threadpoolctl controllers that set their threads.
+    """Return the threadpoolctl controllers of all linear algebra libraries that are loaded.
 
-    A library that is built on OpenMP is left out, because limiting OpenMP limits the library. Return an empty
-    list if the package threadpoolctl is not installed.
+    Libraries built on OpenMP are left out, because limiting OpenMP already limits them. Return an empty list
+    if the package threadpoolctl is not installed.
     """
     try:
         from threadpoolctl import ThreadpoolController
@@ -142,9 +141,9 @@ def find_threaded_libraries() -> list[Any]:
 
 
 def _set_library_threads(library: Any, n_threads: int) -> None:
-    """Set the number of threads of a library, even if another thread has set it before."""
-    # For OpenBLAS, threadpoolctl remembers which thread has changed the number, and ignores changes by other
-    # threads. Make it forget that thread, before and after the change.
+    """Set a library's number of threads, even if it was last set by another thread."""
+    # For OpenBLAS, threadpoolctl remembers which thread changed the number and ignores changes by other
+    # threads. Make it forget that thread, both before and after the change.
     clear_controlling_thread = getattr(library, "clear_controlling_thread", lambda force: None)
     clear_controlling_thread(force=True)
     library.set_num_threads(n_threads)

@@ -22,28 +22,28 @@ from polarmap.worker.pytree import Layout, Structure, flatten, unflatten, unpack
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
-# Default maximum size of the cache of a worker, in bytes. Most of the cached bytes are memory-mapped files,
-# whose memory is shared by the workers of a machine.
+# Default maximum size of a worker's cache, in bytes. Most cached bytes belong to memory-mapped files, whose
+# memory is shared by all workers on a machine.
 CACHE_BYTES = 8 << 30
-CACHE_POLL_INTERVAL = 1.0  # seconds between checks whether the files of cached blocks have been deleted
+CACHE_POLL_INTERVAL = 1.0  # seconds between checks for deleted files of cached blocks
 
 Function = Callable[[Any], Any]
 # A function that reads a segment (a byte range of a stored object), or raises DamagedError if it is damaged.
 ReadSegment = Callable[[Location, Segment], Any]
-# The key of a cache entry: the location as a plain tuple, and the segments whose bytes are cached.
+# The key of a cache entry consists of the location, as a plain tuple, and the segments that are cached.
 CacheKey = tuple[tuple[Any, ...], tuple[Segment, ...]]
 
 
 class CacheEntry(NamedTuple):
-    """An entry of the block cache: the bytes of one or more arrays of a block.
+    """A cache entry, which holds the bytes of one or more arrays of a block.
 
     Attributes
     ----------
     buffer : memoryview
         The cached bytes, which are read-only.
     file_signatures : dict of str to tuple
-        The paths of the files from which the bytes were read, and the signature that each file had then. If
-        the signature of a file has changed since, the file must be read again.
+        The files that the bytes were read from, with their signatures at that time. If a file's signature has
+        changed since, the file must be read again.
     block_set_id : int or None
         The id of the set of blocks (the blocks of one data set on the driver) that has used the bytes last.
         The entry is evicted when that set no longer exists. None: the entry is evicted only to make room.
@@ -55,10 +55,10 @@ class CacheEntry(NamedTuple):
 
 
 class BlockCache:
-    """A least-recently-used cache of the data blocks that a worker has read.
+    """A least recently used (LRU) cache of the data blocks that a worker has read.
 
-    The cache never returns outdated data. A file that has changed is read again. Objects in a bucket or a
-    store of the user are cached by their checksum, and not at all if they have none. Other data never change.
+    The cache never returns stale data. A file that has changed is read again. Objects in a bucket or in the
+    user's own store are cached by checksum, or not at all if they have none. All other data is immutable.
 
     Parameters
     ----------
@@ -68,13 +68,13 @@ class BlockCache:
     Attributes
     ----------
     n_reads : int
-        How many segments (byte ranges of stored objects) were read so far. Used by tests.
+        The number of segments (byte ranges of stored objects) read so far. Used by tests.
     """
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
         self._entries: dict[CacheKey, CacheEntry] = {}
-        self._lock = threading.Lock()  # protects `_entries`, as several threads may load blocks
+        self._lock = threading.Lock()  # protects `_entries`, because several threads may load blocks
         self.n_reads = 0
 
     def __len__(self) -> int:
@@ -122,10 +122,10 @@ class BlockCache:
         return assemble_block(block_ref, structure, read_cached_segments, writable)
 
     def evict_removed_blocks(self, live_block_set_ids: Collection[int] = ()) -> None:
-        """Evict the blocks that can no longer be used.
+        """Evict blocks that can no longer be used.
 
-        A block is evicted if its set of blocks no longer exists on the driver, or if one of its files has
-        been deleted.
+        A block is evicted if the driver has dropped its set of blocks, or if one of its files has been
+        deleted.
 
         Parameters
         ----------
@@ -138,7 +138,7 @@ class BlockCache:
         newest_id = max(live_block_set_ids, default=-1)
 
         def is_removed(entry: CacheEntry) -> bool:
-            # If the block belongs to a set, check only the set. This saves a system call for each file.
+            # If the block belongs to a set, checking the set is enough. This saves a system call per file.
             if live_block_set_ids and entry.block_set_id is not None:
                 return entry.block_set_id < newest_id and entry.block_set_id not in live_block_set_ids
             return not all(map(file_exists, entry.file_signatures))
@@ -163,7 +163,7 @@ class BlockCache:
             return self._read_and_cache(read_segment, block_set_id, location, segments)
         with self._lock:
             self._entries.pop(key, None)
-            # The entries are sorted by their latest use. Move this one to the end of the dict.
+            # Entries are ordered by last use. Move this one to the end of the dict.
             self._entries[key] = entry._replace(block_set_id=block_set_id)
         return entry.buffer
 
@@ -176,7 +176,7 @@ class BlockCache:
     ) -> Any:
         """Read and return the concatenated bytes of segments.
 
-        Cache them too, unless a later change of the stored bytes could go unnoticed.
+        The bytes are also cached, unless a later change to the stored data could go unnoticed.
         """
         # A segment without a key consists of zeros, which are not stored.
         stored_segments = [segment for segment in segments if segment.key]
@@ -184,8 +184,7 @@ class BlockCache:
         if not stored_segments or (location.needs_checksums and not has_checksums):
             return self._read_segments(read_segment, location, segments)
         paths = [path for segment in stored_segments if (path := location.get_path(segment.key))]
-        # If the files are on the driver's machine and this is another one, they do not exist here and have no
-        # signatures.
+        # Files on the driver's machine do not exist on other machines, where they have no signatures.
         file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
         data = memoryview(self._read_segments(read_segment, location, segments)).toreadonly()
         key, entry = (location.fields, segments), CacheEntry(data, file_signatures, block_set_id)
@@ -207,7 +206,7 @@ class BlockCache:
     def _read_segments(
         self, read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]
     ) -> Any:
-        """Read the concatenated bytes of segments, and add to `n_reads`."""
+        """Read the concatenated bytes of segments, and update `n_reads`."""
         self.n_reads += len(segments)
         return read_segments(read_segment, location, segments)
 
@@ -229,7 +228,7 @@ def assemble_block(
     read_bytes : callable
         Called with a location and a tuple of segments; returns the concatenated bytes of the segments.
     writable : bool
-        Copy arrays whose bytes are read-only, so that the user's function may write to them.
+        Whether to copy read-only arrays, so that the user's function may write to them.
     """
     if block_ref.data is not None:
         leaves = unpack_leaves(block_ref.layout, block_ref.data)
@@ -258,10 +257,10 @@ def read_segments(read_segment: ReadSegment, location: Location, segments: tuple
 
 
 def get_file_signature(path: str) -> tuple[int, ...]:
-    """Return a tuple of `os.stat` fields that changes whenever the file is written or replaced.
+    """Return a tuple of `os.stat` fields that changes whenever a file is written or replaced.
 
-    The tuple is empty if the file does not exist. It includes ctime, because programs can set mtime, but not
-    ctime.
+    The tuple is empty if the file does not exist. It includes ctime, because programs can forge mtime, but
+    not ctime.
     """
     try:
         stat_result = os.stat(path)
@@ -277,10 +276,10 @@ def get_file_signature(path: str) -> tuple[int, ...]:
 
 
 class CopyOnWriteFunction:
-    """A wrapper that lets the user's function `f` modify its block, although cached blocks are read-only.
+    """Wraps the user's function `f` so that it may modify its block, although cached blocks are read-only.
 
-    `f` is first called with the read-only block. If it fails because it tries to write, it is called again
-    with a copy, and from then on it is always called with copies.
+    `f` is first called with the read-only block. If that fails because `f` tries to write to it, `f` is
+    called again with a copy, and it gets copies from then on.
     """
 
     def __init__(self, f: Function) -> None:
@@ -301,9 +300,9 @@ class CopyOnWriteFunction:
 def group_segments_by_array(
     segments: tuple[Segment, ...], layout: Layout
 ) -> list[tuple[tuple[Segment, ...], Layout]]:
-    """Divide the segments of a block into the smallest groups that contain whole arrays.
+    """Split a block's segments into the smallest groups that contain whole arrays.
 
-    Return pairs of the segments in a group and the layout (dtypes and shapes) of its arrays.
+    Return (segments, layout) pairs, one per group. The layout lists the dtypes and shapes of its arrays.
     """
     if len(segments) < 2:
         return [(segments, layout)]

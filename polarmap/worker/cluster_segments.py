@@ -12,13 +12,13 @@ import numpy as np
 
 from polarmap.worker.segments import Segment
 
-DASK_FETCH_TIMEOUT = 60.0  # maximum seconds to wait until Dask has transferred an array from another worker
+DASK_FETCH_TIMEOUT = 60.0  # maximum seconds to wait for Dask to transfer an array from another worker
 
 
 def read_from_cluster(engine: str, segment: Segment) -> Any:
     """Return the bytes of an array that is stored in the memory of a Dask or Ray cluster.
 
-    The bytes are not copied if the array is on this machine.
+    If the array is on this machine, its bytes are not copied.
 
     Parameters
     ----------

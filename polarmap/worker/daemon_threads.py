@@ -11,17 +11,17 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-THREAD_IDLE_SECONDS = 1.0  # seconds without a call after which a thread ends
+THREAD_IDLE_SECONDS = 1.0  # idle time in seconds after which a thread exits
 
 T = TypeVar("T")
 Thunk = Callable[[], None]
 
-# For each thread that waits for a call, the queue from which it takes the call.
+# One queue per idle thread, from which the thread takes its next call.
 _idle_threads: list[SimpleQueue[Thunk]] = []
 
 
 def run_in_daemon_thread(thunk: Thunk) -> None:
-    """Call `thunk` on a daemon thread, and return immediately. `thunk` must not raise an exception.
+    """Call `thunk` on a daemon thread, and return immediately. `thunk` must not raise.
 
     Idle threads are reused, because starting a thread takes three times as long as waking one.
     """
@@ -36,14 +36,14 @@ def run_in_daemon_thread(thunk: Thunk) -> None:
 
 
 class CallTimeoutError(Exception):
-    """Raised by `call_with_timeout` if the call has not returned in time."""
+    """Raised by `call_with_timeout` if the call does not return in time."""
 
 
 def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
-    """Call `function` on a daemon thread, wait for it, and return its result or raise its exception.
+    """Call `function` on a daemon thread, and return its result or raise its exception.
 
-    Raises CallTimeoutError if the call takes longer than `seconds`. The call then continues on its thread,
-    and its result is discarded.
+    Raises CallTimeoutError if the call takes longer than `seconds`. In that case, the call keeps running on
+    its thread, and its result is discarded.
     """
     results, errors = list[T](), list[BaseException]()
 
@@ -53,8 +53,8 @@ def call_with_timeout(function: Callable[[], T], seconds: float) -> T:
         except BaseException as error:
             errors.append(error)
 
-    # Use a new thread that ends with the call. An idle thread would remain, and a persistent worker is
-    # replaced if it has more threads after a job than before.
+    # Use a new thread that exits after the call. A reusable thread would stay alive, and a persistent worker
+    # is replaced if it has more threads after a job than before.
     thread = threading.Thread(target=run, name="polarmap-timed", daemon=True)
     thread.start()
     thread.join(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
@@ -72,7 +72,7 @@ def _run_queued_calls(call_queue: SimpleQueue[Thunk]) -> None:
         except Empty:
             try:
                 _idle_threads.remove(call_queue)
-            except ValueError:  # `run_in_daemon_thread` has just chosen this thread for a call.
+            except ValueError:  # `run_in_daemon_thread` has just picked this thread for a call.
                 continue
             return
         thunk()

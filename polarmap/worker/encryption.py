@@ -21,19 +21,18 @@ from polarmap.worker.segments import DamagedError, Segment, SegmentReader, check
 from polarmap.worker.task_records import ErrorInfo, TaskReply, describe_error
 
 KEY_BYTES = SALT_BYTES = 32
-KEY_CHECK_BYTES = 8  # size of the value that is stored with encrypted data to detect a wrong key
+KEY_CHECK_BYTES = 8  # size of the value that is stored alongside encrypted data to detect a wrong key
 
-# Nonces consist of 96 random bits, so two messages under the same cipher key could have the same nonce. Among
-# q messages, the probability is below q^2 / 2^97, which is 2^-33 for the 2^32 messages that NIST SP 800-38D
-# allows. In practice, there are fewer: each array and each job has its own cipher key, derived from the
-# user's key and 256 random bits.
+# Nonces are 96 random bits, so two messages under the same cipher key could share a nonce. For q messages,
+# the probability of a collision is below q^2 / 2^97, which is 2^-33 for the 2^32 messages that NIST SP
+# 800-38D allows. In practice, q is far smaller, because each array and each job has its own cipher key,
+# derived from the user's key and 256 random bits.
 NONCE_BYTES = 12
-CIPHERTEXT_OVERHEAD_BYTES = NONCE_BYTES + 16  # size of the nonce and the tag, which are stored with data
+CIPHERTEXT_OVERHEAD_BYTES = NONCE_BYTES + 16  # size of the nonce and the tag, which are stored with the data
 MAX_PLAINTEXT_BYTES = (1 << 31) - 1  # maximum bytes that `cryptography` encrypts in one call
 KEYGEN_COMMAND = "python -c 'import secrets; print(secrets.token_hex(32))'"
 HKDF_INFO = b"polarmap encryption 1"
-# The first byte of a worker's reply. The rest is either encrypted, or it is the error that encrypting has
-# raised.
+# The first byte of a worker's reply. The rest is either encrypted, or the error that encryption raised.
 ENCRYPTED_REPLY, UNENCRYPTED_ERROR = b"e", b"w"
 
 EncryptionFields = tuple[Any, ...]  # either an `Encryption` or a plain tuple of the same fields
@@ -44,17 +43,17 @@ class KeyUnavailableError(Exception):
 
 
 class Encryption(NamedTuple):
-    """The encryption parameters of a stored array, or of the data blocks and replies of a job.
+    """The encryption parameters of a stored array, or of a job's data blocks and replies.
 
     Attributes
     ----------
     key : str or bytes
-        Where to read the user's key: "env:NAME" for an environment variable, or "file:PATH". Or the key
-        itself as 32 bytes, which never leaves this machine.
+        Where to read the user's key: "env:NAME" for an environment variable, or "file:PATH". Alternatively,
+        the key itself as 32 bytes, which then never leaves this machine.
     salt : bytes
-        Random bytes. The actual encryption keys are derived from the user's key and the salt.
+        Random bytes. The actual encryption keys are derived from the salt and the user's key.
     key_check : bytes
-        Bytes that are derived from the key, to detect a wrong key before it is used.
+        Bytes derived from the key, which reveal a wrong key before it is used.
     """
 
     key: str | bytes
@@ -74,12 +73,12 @@ class Encryption(NamedTuple):
         return cls(key, salt, derive_with_hkdf(read_encryption_key(key), salt)[2])
 
     def compute_tag(self, data: bytes) -> bytes:
-        """Return the HMAC-SHA256 of data that are stored without encryption, to detect later changes."""
+        """Return the HMAC-SHA256 tag of unencrypted data, to detect later changes."""
         return hmac.digest(derive_keys(self)[1], data, "sha256")
 
 
 def derive_keys(encryption: EncryptionFields) -> tuple[bytes, bytes]:
-    """Derive the two keys that are used with these parameters: for AES-GCM, and for HMAC tags.
+    """Derive two keys from the parameters: one for AES-GCM and one for HMAC tags.
 
     Raises KeyUnavailableError if the user's key cannot be read or is not the one used for encryption.
     """
@@ -92,10 +91,9 @@ def derive_keys(encryption: EncryptionFields) -> tuple[bytes, bytes]:
 
 
 def encrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> bytes:
-    """Encrypt `data` with AES-GCM, and return the nonce, the ciphertext and the tag as one byte string.
+    """Encrypt `data` with AES-GCM, and return the nonce, ciphertext and tag as one byte string.
 
-    The text `associated_data` is authenticated, but not encrypted: `decrypt` must be called with the same
-    text.
+    `associated_data` is authenticated but not encrypted. The same text must be passed to `decrypt`.
     """
     aes_gcm, _ = load_ciphers()
     nonce = os.urandom(NONCE_BYTES)
@@ -106,7 +104,7 @@ def encrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> by
 def decrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> bytes:
     """Decrypt bytes that `encrypt` has returned.
 
-    Raises DamagedError if the bytes were changed, or if `associated_data` is not the text that was passed to
+    Raises DamagedError if the bytes were modified, or if `associated_data` differs from what was passed to
     `encrypt`. Raises KeyUnavailableError if the key is missing or wrong.
     """
     aes_gcm, _ = load_ciphers()
@@ -163,10 +161,10 @@ def read_encryption_key(key_spec: str | bytes) -> bytes:
 
 
 def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]:
-    """Import the package cryptography, and return its constructors of AES-GCM and HKDF-SHA256.
+    """Import the package cryptography, and return its constructors for AES-GCM and HKDF-SHA256.
 
-    The first one is called with a key, and the second one with the output length and a salt. Raises
-    KeyUnavailableError if the package is not installed.
+    The first takes a key, and the second takes the output length and a salt. Raises KeyUnavailableError if
+    the package is not installed.
     """
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -180,8 +178,8 @@ def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]
 def make_segment_associated_data(segment: Segment) -> str:
     """Return the text that AES-GCM authenticates together with an encrypted segment.
 
-    The text is different for each segment, as object keys are never reused. Therefore it is noticed if a
-    segment is replaced by another one.
+    The text is unique to the segment, because object keys are never reused. Swapping two segments is
+    therefore detected.
     """
     return f"part {segment.offset} {segment.size} {segment.key}"
 
@@ -194,7 +192,7 @@ def compute_encrypted_size(plaintext_size: int) -> int:
 def encrypt_if_location_requires(location: Location, segment: Segment, *buffers: Any) -> Sequence[Any]:
     """Encrypt the bytes of a segment if its location has encryption parameters.
 
-    Return the buffers to store: a single encrypted one, or `buffers` unchanged.
+    Return the buffers to store: either a single encrypted buffer, or `buffers` unchanged.
     """
     if location.encryption is None:
         return buffers
@@ -218,8 +216,8 @@ def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) 
         Called with a segment; returns its stored bytes, fewer if the object is shorter, or raises
         DamagedError if the object is missing.
     """
-    # Encrypted bytes are verified by their AES-GCM tag. If the tag is wrong although the CRC-32 checksum is
-    # right, the bytes were not damaged by chance: somebody has forged them.
+    # Encrypted bytes are verified by their AES-GCM tag. If the CRC-32 checksum matches but the tag does not,
+    # the bytes were not damaged by accident, but forged.
     if not (segment.key and segment.size):
         return bytes(segment.size)
     if location.encryption is None:
@@ -236,9 +234,9 @@ def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) 
 def write_segments(
     location: Location, key: str, data: Any, segment_bytes: int, write_object: Callable[[str, Any], None]
 ) -> list[Segment]:
-    """Store bytes as an object that consists of segments of equal size, and return the segments.
+    """Store bytes as one object, divided into segments of equal size, and return the segments.
 
-    Each segment has its own checksum, and is encrypted separately, so that it can be read alone.
+    Each segment has its own checksum and is encrypted separately, so that it can be read on its own.
 
     Parameters
     ----------
@@ -266,9 +264,9 @@ def write_segments(
 
 
 def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
-    """Encrypt a worker's reply, so that only its kind and the attempt that it belongs to remain readable.
+    """Encrypt a worker's reply, except for its kind and the attempt it belongs to.
 
-    An attempt is one run of a task. If the reply cannot be encrypted, return a reply with that error instead.
+    An attempt is one run of a task. If encryption fails, a reply with the error is returned instead.
     """
     try:
         associated_data = _make_reply_associated_data(*message.attempt_key[1:])

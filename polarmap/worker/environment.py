@@ -24,9 +24,9 @@ class ProcessEnvironment(NamedTuple):
         return cls(get_working_directory(), tuple(sys.path), dict(os.environ))
 
     def apply_to_process(self) -> None:
-        """Set the working directory, `sys.path` and environment variables of this process to these values.
+        """Apply this environment to the current process.
 
-        The working directory is left unchanged if it does not exist on this machine.
+        The working directory stays the same if the new one does not exist on this machine.
         """
         if get_working_directory() != self.working_directory:
             # If the directory does not exist on this machine, the task may still succeed without it.
@@ -41,13 +41,12 @@ class ProcessEnvironment(NamedTuple):
 
 
 def snapshot_environment() -> tuple[Any, ...]:
-    """Return a copy of the environment of this process, which can be compared with a later one.
+    """Return a copy of this process's environment, to be compared with a later one.
 
     This is faster than `ProcessEnvironment.capture`.
     """
     environ: Any = os.environ
-    # Copy the dict on which os.environ is based, because os.environ itself is slow: it decodes every
-    # variable.
+    # Copy the dict behind os.environ. Copying os.environ itself is slow, because it decodes every variable.
     return get_working_directory(), sys.path[:], dict(environ._data)
 
 
@@ -60,18 +59,18 @@ def get_working_directory() -> str:
 
 
 def get_absolute_sys_path() -> list[str]:
-    """Return `sys.path` with absolute paths, to be used by a process that has another working directory."""
+    """Return `sys.path` with absolute paths, for a process with a different working directory."""
     paths = []
     for path in sys.path:
-        # If the working directory no longer exists, leave out relative paths, which cannot be resolved.
+        # If the working directory no longer exists, relative paths cannot be resolved. Leave them out.
         with contextlib.suppress(FileNotFoundError):
             paths.append(os.path.abspath(path))
     return paths
 
 
 def count_available_cores() -> int:
-    """Return how many processor cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # On macOS and Windows, Python cannot tell which cores a process may use.
+    except AttributeError:  # Not available on macOS and Windows.
         return os.cpu_count() or 1

@@ -21,15 +21,15 @@ class NotScalarError(ValueError):
 
 
 class SlopeErrorInputs(NamedTuple):
-    """The numbers from which the driver estimates the error of a worker's slopes.
+    """The quantities from which the driver estimates the error of a worker's slopes.
 
-    A slope is a directional derivative of f. A worker sends these numbers as an array, together with its
+    A slope is a directional derivative of f. A worker sends these quantities as an array along with its
     slopes.
 
     Attributes
     ----------
     min_value, max_value : float
-        The smallest and the largest value of f that the worker has computed.
+        The smallest and largest values of f that the worker has computed.
     second_difference : float
         |f(x + hu) - 2 f(x) + f(x - hu)| along one direction u; 0 for central differences.
     result_eps : float
@@ -54,7 +54,7 @@ def make_coordinate_slope_task(
     block of a task contains only k coefficients. In a data block, they are a row of the identity matrix,
     which selects one group. In a parity block, they are a linear combination of such rows.
 
-    The task computes one slope (directional derivative of f) for each j: along the combination of the j-th
+    For each j, the task computes one slope (directional derivative of f), along the combination of the j-th
     coordinates of all groups with these coefficients. Coordinates are measured in units of `scale`.
     """
     n_directions = -(-x.size // n_groups)
@@ -85,8 +85,8 @@ def compute_slopes(
     """Compute the derivative of f at x along each direction by finite differences.
 
     Return the slopes, and the fields of `SlopeErrorInputs` as an array. The derivative along a direction u is
-    that of f(x + t * scale * u) at t = 0. For every u, f is evaluated at the same distance h from x, in units
-    of `scale`: the slope is measured along u / |u| and then multiplied by |u|.
+    that of f(x + t * scale * u) at t = 0. For every u, f is evaluated at distance h from x, in units of
+    `scale`: the slope along u / |u| is measured and then multiplied by |u|.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def compute_slopes(
     for u in directions:
         norm = float(np.linalg.norm(u.reshape(-1)))
         norms.append(norm)
-        if norm == 0.0:  # This direction only fills up a group with fewer coordinates than others.
+        if norm == 0.0:  # This direction pads a group that has fewer coordinates than others.
             slopes.append(0.0)
             continue
         step = (h / norm) * u * scale
@@ -125,7 +125,7 @@ def compute_slopes(
 
 
 class _FunctionProbe:
-    """A function that evaluates f at x + step, and records what is needed to estimate errors."""
+    """Evaluates f at x + step, and records what is needed to estimate errors."""
 
     def __init__(self, f: Function, x: Floats) -> None:
         self._f, self._x = f, x
@@ -143,7 +143,7 @@ class _FunctionProbe:
         return result
 
     def make_error_inputs(self, max_direction_norm: float) -> SlopeErrorInputs:
-        """Return what is needed to estimate the error of slopes, for all evaluations so far."""
+        """Return the inputs for estimating the error of slopes, based on all evaluations so far."""
         second_difference = self.second_difference or 0.0
         return SlopeErrorInputs(
             self._min_value, self._max_value, second_difference, self._eps, max_direction_norm

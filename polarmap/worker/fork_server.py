@@ -32,13 +32,12 @@ from polarmap.worker.socket_channel import make_worker_channel
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # option numbers of the system call prctl on Linux
 
-# The path of a file in which Linux lists the children of a process. Only those started by its main thread are
-# listed.
+# The file in which Linux lists the child processes that the main thread of a process has started.
 CHILDREN_FILE = "/proc/{0}/task/{0}/children"
 
 
 class ForkServer:
-    """A server process that forks and kills workers when its driver asks for it.
+    """A server process that forks and kills workers at its driver's request.
 
     The driver is the process that runs the user's program.
 
@@ -53,19 +52,19 @@ class ForkServer:
     def __init__(self, control_socket: socket.socket, driver_folders: list[str]) -> None:
         self._control_socket, self._driver_folders = control_socket, driver_folders
         self._parent_folders = {os.path.dirname(folder) for folder in driver_folders}
-        # The process id of each worker. Workers that were killed at the driver's request are not listed.
+        # worker id -> process id, without workers that were killed at the driver's request
         self._pid_by_worker_id: dict[int, int] = {}
-        # Python writes one byte to this socket pair for each signal, so that `serve` can wait for signals.
+        # Python writes a byte to this socket pair on each signal, so that `serve` can wait for signals.
         self._signal_reader, self._signal_writer = socket.socketpair()
 
     def serve(self) -> None:
-        """Handle the requests of the driver until it disconnects or exits. Then kill all workers."""
+        """Handle the driver's requests until it disconnects or exits, and then kill all workers."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # The handler does nothing, but without one, Python would not write to the wakeup descriptor.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._signal_writer.setblocking(False)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
-        # Adopt the processes that a worker leaves behind when it exits, to be able to kill them.
+        # Adopt processes that a worker leaves behind when it exits, so that they can be killed.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         try:
             with contextlib.suppress(ConnectionError):  # The driver may have exited in the meantime.
@@ -80,13 +79,13 @@ class ForkServer:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _kill_all_children(self) -> None:
-        """Kill all workers and the processes that they have started, and wait until all have exited."""
+        """Kill all workers and the processes they have started, and wait until all have exited."""
         worker_pids = set(self._pid_by_worker_id.values())
         while sum(_kill_process(pid) for pid in worker_pids | _list_child_pids()):
             worker_pids.discard(os.waitpid(-1, 0)[0])
 
     def _handle_request(self) -> bool:
-        """Wait for a request of the driver or for the exit of a worker, and handle it.
+        """Wait for a request from the driver or for a worker's exit, and handle it.
 
         Return False if the driver has disconnected.
         """
@@ -115,7 +114,7 @@ class ForkServer:
         parent_pid = os.getpid()
         try:
             pid = os.fork()
-        except OSError:  # The system has no memory or process ids left. Close the socket to tell the driver.
+        except OSError:  # The system is out of memory or process ids. Close the socket to notify the driver.
             os.close(socket_fd)
             return
         if not pid:
@@ -131,20 +130,20 @@ class ForkServer:
         self._pid_by_worker_id[worker_id] = pid
 
     def _reap_children(self) -> None:
-        """Report the workers that have exited to the driver, and kill the processes they have left behind."""
+        """Report exited workers to the driver, and kill the processes they have left behind."""
         with contextlib.suppress(ChildProcessError):
             while (pid_and_status := os.waitpid(-1, os.WNOHANG))[0]:
                 self._report_exit(*pid_and_status)
         for pid in _list_child_pids() - set(self._pid_by_worker_id.values()):
             _kill_process(pid)
-        # A worker may have started workers itself, which were killed, too. Remove their folders.
+        # Workers started by a worker have been killed, too. Remove their folders.
         remove_stale_folders(self._parent_folders)
 
     def _report_exit(self, pid: int, wait_status: int) -> None:
         worker_ids = [key for key, worker_pid in self._pid_by_worker_id.items() if worker_pid == pid]
         for worker_id in worker_ids:
             del self._pid_by_worker_id[worker_id]
-            # Where this process cannot adopt orphans, kill the process group that the worker has led.
+            # On systems where this process cannot adopt orphans, kill the worker's process group.
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
             with contextlib.suppress(OSError):  # The driver may have exited, or its socket may be full.
@@ -172,7 +171,7 @@ def _list_child_pids() -> set[int]:
 
 
 def _run_worker(parent_pid: int, socket_fd: int) -> None:
-    """Run a worker in the forked process, and exit the process at its end.
+    """Run a worker in the forked process, and exit the process afterwards.
 
     Parameters
     ----------
@@ -193,13 +192,12 @@ def _run_worker(parent_pid: int, socket_fd: int) -> None:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Let Linux kill this process as soon as its parent has exited.
+    """Ask Linux to kill this process as soon as its parent exits.
 
-    Also adopt the processes that children of this process leave behind.
+    Also become the parent of orphans that this process's children leave behind.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The fork server kills orphans that it adopts. Orphans of a live worker must therefore be adopted by the
-    # worker.
+    # The fork server kills all orphans that it adopts, so a live worker must adopt its own orphans.
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != parent_pid:
         os._exit(0)

@@ -24,7 +24,7 @@ class ForkServerCommand(bytes, Enum):
 
 
 class ForkServerRequest(NamedTuple):
-    """A request of a driver to its fork server, to fork or kill a worker process."""
+    """A driver's request to its fork server to fork or kill a worker process."""
 
     command: ForkServerCommand
     worker_id: int
@@ -35,13 +35,13 @@ class ForkServerRequest(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> ForkServerRequest:
-        """Return the request that `encode` has converted to bytes."""
+        """Decode a request from the bytes that `encode` returned."""
         command, worker_id = struct.unpack(REQUEST_FORMAT, data)
         return cls(ForkServerCommand(command), worker_id)
 
 
 class WorkerExitEvent(NamedTuple):
-    """The fork server's report that a worker process has exited.
+    """A fork server's report that a worker process has exited.
 
     Attributes
     ----------
@@ -60,5 +60,5 @@ class WorkerExitEvent(NamedTuple):
 
     @classmethod
     def decode_all(cls, data: bytes) -> Iterator[WorkerExitEvent]:
-        """Decode the bytes of one or more complete events, and yield these events."""
+        """Decode one or more complete events, and yield them."""
         return map(cls._make, struct.iter_unpack(EVENT_FORMAT, data))

@@ -31,24 +31,24 @@ from polarmap.worker.pytree import Structure
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest
 
-# Seconds between checks for the file by which the driver cancels a task.
+# Seconds between checks for the file whose existence cancels a task.
 CANCEL_POLL_INTERVAL = 0.02
 START_MARK_SUFFIX = ".began"  # name suffix of the file by which a worker shows that a task has started
-CACHE_SECONDS = 60.0  # seconds after which the block cache of a process is discarded
+CACHE_SECONDS = 60.0  # lifetime of a process's block cache, in seconds
 
 Function = Callable[[Any], Any]
 Thunk = Callable[[], Message | None]
 
 
 class ThreadCancelToken:
-    """A token by which the driver cancels a task that runs on a thread of the driver's own process.
+    """A token with which the driver cancels a task that runs on a thread of its own process.
 
     Each token is for one attempt, which is one run of a task. A task that fails or is slow may be run again.
 
     Attributes
     ----------
     started_at : float or None
-        The `time.monotonic()` time at which the attempt started; None if it has not started.
+        The value of `time.monotonic()` when the attempt started; None if it has not started.
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ class ThreadCancelToken:
     def cancel(self) -> None:
         """Cancel the attempt.
 
-        If the user's function is already running, it continues, but `run_until_cancelled` stops waiting for
-        it.
+        If the user's function is already running, it keeps running, but `run_until_cancelled` stops waiting
+        for it.
         """
         self._is_cancelled = True
         self._reply_queue.put(None)
@@ -79,8 +79,8 @@ class ThreadCancelToken:
         Return None as soon as the attempt is cancelled. `thunk` then continues to run.
         """
         self.started_at = time.monotonic()
-        # The driver may have cancelled the attempt just before `started_at` was set. It then assumes that the
-        # attempt has not started, so the attempt must not run.
+        # If the driver cancelled the attempt just before `started_at` was set, it assumes that the attempt
+        # has not started. In that case, the attempt must not run.
         if self._is_cancelled:
             self.started_at = None
             return None
@@ -89,7 +89,7 @@ class ThreadCancelToken:
 
 
 class FolderCancelToken(NamedTuple):
-    """A token by which the driver cancels a task that runs in another process, by creating a file.
+    """A token with which the driver cancels a task in another process, by creating a file.
 
     Each token is for one attempt, which is one run of a task. The files of all tokens are in one folder. When
     the driver deletes the folder at the end of its session, all attempts are cancelled.
@@ -99,10 +99,10 @@ class FolderCancelToken(NamedTuple):
     folder : str
         The path of the folder, which exists only on the driver's machine.
     machine_id : tuple
-        The driver's host name, and the device and inode of the directory that contains the folder. They show
-        whether a process runs on the driver's machine.
+        The driver's host name, and the device and inode of the directory that contains the folder. They tell
+        a process whether it runs on the driver's machine.
     attempt_name : str
-        The name of a file in the folder. The attempt is cancelled if the file exists.
+        The name of a file in the folder. Once the file exists, the attempt is cancelled.
     """
 
     folder: str
@@ -111,11 +111,11 @@ class FolderCancelToken(NamedTuple):
 
     @classmethod
     def from_folder(cls, folder: str) -> FolderCancelToken:
-        """Return a token for `folder`, which the driver (this process) has created."""
+        """Return a token for `folder`, which this process (the driver) has created."""
         return cls(folder, _get_machine_id(folder))
 
     def cancel(self) -> None:
-        """Cancel the attempt, by creating its file."""
+        """Cancel the attempt by creating its file."""
         with contextlib.suppress(OSError):
             open(os.path.join(self.folder, self.attempt_name), "x").close()
 
@@ -128,15 +128,15 @@ class FolderCancelToken(NamedTuple):
         return time.monotonic() - max(0.0, time.time() - marked_at)
 
     def mark_started(self) -> None:
-        """Show the driver that the attempt has started, by creating a file.
+        """Create a file that tells the driver that the attempt has started.
 
-        On another machine than the driver's, this does nothing.
+        Do nothing if this is not the driver's machine.
         """
         with contextlib.suppress(OSError):
             open(os.path.join(self.folder, self.attempt_name + START_MARK_SUFFIX), "x").close()
 
     def is_cancelled(self) -> bool:
-        """Return whether the driver has cancelled the attempt. Always False on another machine."""
+        """Return whether the driver has cancelled the attempt; always False on another machine."""
         try:
             if os.path.isdir(self.folder):
                 return os.path.exists(os.path.join(self.folder, self.attempt_name))
@@ -151,8 +151,8 @@ class FolderCancelToken(NamedTuple):
         run.
         """
         self.mark_started()
-        # Check for cancellation only after the start was marked. In the other order, the driver could cancel
-        # between both steps: it would see no mark and assume that the attempt never starts.
+        # Mark the start first, and then check for cancellation. In the opposite order, the driver could
+        # cancel between the two steps, see no mark, and assume that the attempt will never start.
         if self.is_cancelled():
             return None
         reply_queue: SimpleQueue[Message | None] = SimpleQueue()
@@ -170,7 +170,7 @@ CancelToken = ThreadCancelToken | FolderCancelToken
 
 
 def _get_machine_id(folder: str) -> tuple[str, int, int]:
-    """Return a value that identifies the machine on which `folder` exists, or existed until it was deleted.
+    """Return a value that identifies the machine on which `folder` exists or existed.
 
     It consists of the host name, and the device and inode of the directory that contains the folder.
     """
@@ -180,7 +180,7 @@ def _get_machine_id(folder: str) -> tuple[str, int, int]:
 
 @cache
 def get_shared_block_cache() -> BlockCache:
-    """Return the cache of data blocks that all tasks in this process share.
+    """Return the block cache that all tasks in this process share.
 
     The cache is discarded after CACHE_SECONDS, or when it becomes empty.
     """
@@ -213,7 +213,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class FutureTaskIO(TaskIO):
-    """The inputs and the cancellation state of a task that runs in a `concurrent.futures` executor.
+    """The inputs and cancellation state of a task in a `concurrent.futures` executor.
 
     Parameters
     ----------
@@ -230,25 +230,25 @@ class FutureTaskIO(TaskIO):
         self._f, self._block, self._cancel_token = f, block, cancel_token
 
     def is_cancelled(self) -> bool:
-        """Return whether the driver has cancelled this run of the task."""
+        """Return whether the driver has cancelled this attempt."""
         return self._cancel_token.is_cancelled()
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """Return the reply in the form in which it is sent to the driver.
+        """Return the reply in the form that the driver expects.
 
-        The reply is serialized unless the task runs on a thread of the driver's process.
+        The reply is serialized, unless the task runs on a thread of the driver's process.
         """
         if isinstance(self._cancel_token, ThreadCancelToken):
             return reply
         return super().encode_header(reply._replace(host=socket.gethostname()))
 
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
-        """Return the user's function and its argument. An array is returned as a read-only view."""
+        """Return the user's function and its argument. Arrays are returned as read-only views."""
         f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
         block = self._block
         if isinstance(block, partial):
             block = block()
-        elif isinstance(block, np.ndarray):  # Other tasks may use the same array, so f must not modify it.
+        elif isinstance(block, np.ndarray):  # Other tasks may share this array, so f must not modify it.
             block = block.view()
             block.flags.writeable = False
         thread_limiter.limit_newly_loaded_libraries()
@@ -261,8 +261,8 @@ def run_task_in_future(
     """Run a task in a worker of a `concurrent.futures` executor.
 
     Return the reply for the driver, or None if the driver has cancelled the task. The task runs on a daemon
-    thread. If it is cancelled while it runs, the executor's worker is free for other work immediately, and
-    the interpreter can exit.
+    thread. If it is cancelled while running, the executor's worker becomes available for other work
+    immediately, and the interpreter can exit.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure_tcp, make_worker_channel
 
-PROOF_TIMEOUT = 5.0  # seconds within which a connecting worker must prove that it has the secret key
+PROOF_TIMEOUT = 5.0  # time limit in seconds for a connecting worker to prove that it has the secret key
 PROTOCOL_NAME = b"polarmap"
 # `struct` format of the greeting: the name of the protocol, its version, and a nonce.
 GREETING = ">8sH32s"
@@ -38,7 +38,7 @@ GREETING_BYTES = struct.calcsize(GREETING)
 WORKER_ID_BYTES = 8
 # Size of the worker's answer to the driver's greeting.
 RESPONSE_BYTES = GREETING_BYTES + WORKER_ID_BYTES + MAC_BYTES
-CONNECT_TIMEOUT = 2.0  # seconds after which a worker tries the next address of its driver
+CONNECT_TIMEOUT = 2.0  # seconds before a worker tries the driver's next address
 
 Endpoint = tuple[str, int]  # host and port
 
@@ -54,7 +54,7 @@ def connect_to_driver(
     Parameters
     ----------
     endpoints : iterable of (host, port)
-        The addresses of the driver. The first one is used that answers and proves that it has the key.
+        The driver's addresses. The worker uses the first one that answers and proves that it has the key.
     key : bytes
         The secret that driver and worker share.
     worker_id : int
@@ -73,10 +73,10 @@ def connect_to_driver(
 
 
 def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, ChannelAuthenticators]:
-    """Run the driver's part of the handshake with a worker that has connected.
+    """Run the driver's side of the handshake with a connecting worker.
 
-    Return the id of the worker, and the objects that authenticate all later messages. Both ends contribute a
-    nonce, so that messages of an earlier connection cannot be replayed.
+    Return the worker's id, and the authenticators for all later messages. Each end contributes a nonce, so
+    messages from an earlier connection cannot be replayed.
 
     Raises FrameError if the peer does not have the key, and ProtocolMismatchError if it uses another version
     of the protocol. The worker then raises ProtocolMismatchError, too.
@@ -96,7 +96,7 @@ def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, Cha
 
 
 def authenticate_driver(connection: socket.socket, key: bytes, worker_id: int) -> ChannelAuthenticators:
-    """Run the worker's part of the handshake, and return the objects that authenticate all later messages.
+    """Run the worker's side of the handshake, and return the authenticators for all later messages.
 
     Raises FrameError if the driver does not have the key, and ProtocolMismatchError if it uses another
     version of the protocol.
@@ -118,9 +118,9 @@ def _make_greeting() -> bytes:
 
 
 def _parse_version(greeting: bytes) -> int:
-    """Return the version of the protocol in a greeting.
+    """Return the protocol version in a greeting.
 
-    Raises FrameError if it is not a greeting of polarmap.
+    Raises FrameError if the bytes are not a polarmap greeting.
     """
     protocol_name, version, _ = struct.unpack(GREETING, greeting)
     if protocol_name != PROTOCOL_NAME:
@@ -129,9 +129,9 @@ def _parse_version(greeting: bytes) -> int:
 
 
 def _derive_authenticators(key: bytes, nonces: bytes) -> tuple[MessageAuthenticator, MessageAuthenticator]:
-    """Return two objects that authenticate messages: those to the worker, and those to the driver.
+    """Return two authenticators: one for messages to the worker, one for messages to the driver.
 
-    Each uses its own key, which is derived from the shared key and the nonces of this connection.
+    Each has its own key, derived from the shared key and the connection's nonces.
     """
     to_worker = MessageAuthenticator(_compute_hmac(key, b"to worker", nonces))
     return to_worker, MessageAuthenticator(_compute_hmac(key, b"to driver", nonces))

@@ -29,8 +29,8 @@ from polarmap.worker.task_records import TaskRequest
 
 LIVENESS_KEY = "alive"  # name of an object that exists as long as the driver waits for results
 
-# Lithops stores results above this size, in bytes, as separate objects. If a task has been cancelled, such an
-# object would never be deleted.
+# Lithops stores results larger than this number of bytes as separate objects. If the task has been cancelled,
+# such an object would never be deleted.
 MAX_STATUS_BYTES = 8 << 10
 
 Function = Callable[[Any], Any]
@@ -41,8 +41,8 @@ def make_lithops_task(
 ) -> Callable[..., tuple[bytes, bytes] | None]:
     """Return the function that Lithops calls on its workers, once for each task.
 
-    Lithops passes a pair to it: the fields of a `TaskRequest`, and a `LithopsTaskAddress`. The function is a
-    closure, so that cloudpickle sends it by value, together with the modules that f uses.
+    Lithops calls it with a pair: the fields of a `TaskRequest`, and a `LithopsTaskAddress`. The function is a
+    closure, so that cloudpickle pickles it by value, together with the modules that f uses.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def make_lithops_task(
     structure : tuple
         How the arrays of a block are nested, as `flatten` returns it.
     module_state : object, optional
-        An object that is unpickled before f, and sets up the modules that f uses.
+        An object that sets up the modules that f uses. It is unpickled before f.
     """
     state_and_function = module_state, f
 
@@ -65,20 +65,20 @@ def make_lithops_task(
 
 
 class LithopsTaskAddress(TypedDict):
-    """The address of a task's driver, by which the task notices that the driver has died.
+    """The address of a task's driver, which lets the task notice that the driver has died.
 
-    The driver is the process that runs the map. This class is a plain dict at run time, so that it is not
-    pickled with each task.
+    The driver is the process that runs the map. At run time, this class is a plain dict, so it does not have
+    to be pickled with each task.
 
     Attributes
     ----------
     bucket, key_prefix : str
         The bucket, and the prefix of the keys, of the objects that the driver stores for its tasks.
     niceness : int
-        By how much the task lowers its priority, as for `os.nice`.
+        How much the task lowers its priority, as for `os.nice`.
     driver_pid : int or None
-        The process id of the driver if it runs on the same machine, otherwise None. The fields below are used
-        only on the same machine.
+        The driver's process id if it runs on the same machine, otherwise None. The fields below are used only
+        in the former case.
     scratch_folder : str or None
         The temporary folder of the driver, if all objects are stored there. A task removes it once the driver
         has died.
@@ -96,7 +96,7 @@ class LithopsTaskAddress(TypedDict):
 
 
 class LithopsTaskIO(TaskIO):
-    """The inputs of a task that runs as a Lithops function, and its connection to the driver.
+    """The inputs of a task in a Lithops function, and its connection to the driver.
 
     Parameters
     ----------
@@ -117,8 +117,8 @@ class LithopsTaskIO(TaskIO):
     def execute_request(self, request: TaskRequest) -> tuple[bytes, bytes] | None:
         """Run the task, and return the header and the data of the reply to the driver.
 
-        Return None if the task was cancelled. While the task runs, a thread ends this process as soon as the
-        driver dies or no longer waits for results.
+        Return None if the task was cancelled. While the task runs, a background thread ends this process as
+        soon as the driver dies or stops waiting for results.
         """
         os.nice(self._address["niceness"])
         drop_inherited_connections(self.storage)
@@ -141,8 +141,8 @@ class LithopsTaskIO(TaskIO):
     def is_cancelled(self) -> bool:
         """Return whether the driver no longer waits for results.
 
-        On the driver's machine, this checks whether its process is alive. On any other machine, it checks
-        whether the object LIVENESS_KEY still exists, which the driver deletes at the end.
+        On the driver's machine, check whether its process is alive. On any other machine, check whether the
+        object LIVENESS_KEY still exists, which the driver deletes when it finishes.
         """
         address = self._address
         if address["driver_pid"] is not None:
@@ -154,10 +154,10 @@ class LithopsTaskIO(TaskIO):
         return False
 
     def remove_driver_leftovers(self) -> None:
-        """Delete the files and objects of a driver on this machine that was killed."""
+        """Delete the files and objects left by a killed driver on this machine."""
         scratch_folder = self._address["scratch_folder"]
         if scratch_folder is not None:
-            # Other processes may still write files to the folder. Retry until it is gone.
+            # Other processes may still be writing to the folder. Retry until it is gone.
             deadline = time.monotonic() + SHUTDOWN_SECONDS
             while os.path.isdir(scratch_folder) and time.monotonic() < deadline:
                 shutil.rmtree(scratch_folder, ignore_errors=True)
@@ -169,8 +169,8 @@ class LithopsTaskIO(TaskIO):
 def delete_prefix(storage: Any, bucket: str, prefix: str) -> int:
     """Delete the objects whose keys begin with `prefix`, and return how many were listed.
 
-    Some of them may still exist, as Lithops does not report objects that S3 fails to delete. To be sure, call
-    this function until it returns 0.
+    Some of them may still exist afterwards, because Lithops does not report objects that S3 failed to delete.
+    Call this function until it returns 0 to be sure.
     """
     keys = storage.list_keys(bucket, prefix)
     if keys:

@@ -41,39 +41,40 @@ class StorageAccess(Protocol):
         segment : Segment
             The segment to request.
         private_root : str or None
-            A folder on the driver's machine that also contains the segment, as part of a file. A worker on
-            the same machine reads the file instead. None if there is no such folder.
+            A folder on the driver's machine that also contains the segment, as part of a file. Workers on
+            that machine read the file instead. None if there is no such folder.
         """
         ...
 
 
 class Location(ABC):
-    """The base class of places where data are stored, such as a folder or a bucket.
+    """The base class for places where data are stored, such as folders and buckets.
 
-    Data are stored as objects under string keys, and are read in segments (byte ranges of an object).
+    Data are stored as objects under string keys, and are read in segments (byte ranges).
 
     Attributes
     ----------
     root : str
         The path of the folder, or the name of the bucket or store.
     backend : str
-        The name of the storage in Lithops, or of the cluster ("dask" or "ray"). Empty for other locations.
+        The name of the Lithops storage backend, or of the cluster ("dask" or "ray"). Empty for other
+        locations.
     encryption : tuple or None
         The fields of an `Encryption`; None if the data are not encrypted.
     fields : tuple
-        The location as a plain tuple, which is sent to workers. `location_from_fields` reverses this.
+        The location as a plain tuple, to be sent to workers. `location_from_fields` is the inverse.
     """
 
-    # These are class attributes, as properties would make the pickled tasks of Lithops larger.
+    # Class attributes, because properties would make pickled Lithops tasks larger.
     tag = ""  # the name of the class in `fields`
-    is_inline = False  # whether data are sent together with tasks instead of being stored
-    is_memory_mapped = False  # whether data are files, which readers map into memory
-    is_local = False  # whether workers on the driver's machine read without using the network
-    is_sent_by_driver = False  # whether workers have to request data from the driver
-    is_owned_by_blocks = False  # whether data are deleted together with the driver's blocks, and never change
+    is_inline = False  # whether data are sent with tasks instead of being stored
+    is_memory_mapped = False  # whether data are files that readers memory-map
+    is_local = False  # whether workers on the driver's machine read data without the network
+    is_sent_by_driver = False  # whether workers must request data from the driver
+    is_owned_by_blocks = False  # whether data never change, and are deleted with the driver's blocks
     is_writable = False  # whether workers can store results here, by `write` and `delete`
     uses_storage = False  # whether data are accessed through a `lithops.Storage`
-    needs_checksums = False  # whether data may be replaced, which only a checksum shows
+    needs_checksums = False  # whether data may be replaced, which only a checksum reveals
 
     __slots__ = ("backend", "encryption", "fields", "root")
 
@@ -91,7 +92,7 @@ class Location(ABC):
         return f"{type(self).__name__}({self.root!r}, {self.backend!r})"
 
     def with_encryption(self, encryption: Any) -> Self:
-        """Return the same location with other encryption parameters, or without encryption for None."""
+        """Return a copy of the location with other encryption parameters (None: no encryption)."""
         return type(self)(self.root, self.backend, encryption)
 
     @abstractmethod
@@ -107,7 +108,7 @@ class Location(ABC):
         raise NotImplementedError
 
     def delete(self, keys: Iterable[str], access: StorageAccess) -> None:
-        """Delete the objects with these keys, and ignore keys that do not exist."""
+        """Delete the objects with these keys. Keys that do not exist are ignored."""
         raise NotImplementedError
 
     def get_path(self, key: str) -> str | None:
@@ -116,14 +117,14 @@ class Location(ABC):
 
 
 class InlineLocation(Location):
-    """The location of data blocks that are not stored, but sent to workers together with their tasks."""
+    """The location of data blocks that are sent to workers with their tasks instead of being stored."""
 
     __slots__ = ()
     tag = "message"
     is_inline = is_local = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Raise LookupError, because blocks in messages are not stored."""
+        """Raise LookupError, because inline blocks are not stored."""
         raise LookupError(segment)
 
 
@@ -135,7 +136,7 @@ class FolderLocation(Location):
     is_memory_mapped = is_local = is_writable = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return a byte range of a file. A large range is memory-mapped instead of copied."""
+        """Return a byte range of a file. Large ranges are memory-mapped instead of copied."""
         return read_file_segment(self.root, segment)
 
     def write(self, key: str, data: Any, access: StorageAccess) -> None:
@@ -143,7 +144,7 @@ class FolderLocation(Location):
         write_file(self.root, key, data)
 
     def delete(self, keys: Iterable[str], access: StorageAccess) -> None:
-        """Delete files, and ignore keys that do not exist."""
+        """Delete files. Keys that do not exist are ignored."""
         for key in keys:
             with contextlib.suppress(OSError):
                 os.unlink(self.get_path(key))
@@ -154,10 +155,10 @@ class FolderLocation(Location):
 
 
 class PrivateFolderLocation(FolderLocation):
-    """A folder through which a driver shares data with workers on the same machine.
+    """A folder in which a driver shares data with workers on the same machine.
 
-    Only the current user can access the folder. Files are two levels below it. Workers on other machines
-    request the data from the driver instead.
+    Only the current user can access the folder, which contains files two levels down. Workers on other
+    machines request the data from the driver instead.
     """
 
     __slots__ = ()
@@ -165,12 +166,12 @@ class PrivateFolderLocation(FolderLocation):
     is_owned_by_blocks = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Return a byte range of a file. On another machine than the driver's, request it from the driver."""
+        """Return a byte range of a file. On other machines, request it from the driver."""
         return access.fetch_from_driver(segment, self.root)
 
 
 class BucketLocation(Location):
-    """A bucket of an object storage, which is accessed through a `lithops.Storage`. Its name is `root`."""
+    """A bucket in object storage, accessed through a `lithops.Storage`. Its name is `root`."""
 
     __slots__ = ()
     tag = "bucket"
@@ -211,7 +212,7 @@ class DriverLocation(Location):
 
 
 class StoreLocation(DriverLocation):
-    """A store that the user has implemented. Only the driver can access it, and sends the data to workers."""
+    """A user-defined store. Only the driver can access it, and sends the data to workers."""
 
     __slots__ = ()
     tag = "store"
@@ -220,7 +221,7 @@ class StoreLocation(DriverLocation):
 
 
 class ClusterLocation(Location):
-    """The memory of a Dask or Ray cluster, on which polarmap is installed. Its objects are arrays."""
+    """The memory of a Dask or Ray cluster that has polarmap installed. Its objects are arrays."""
 
     __slots__ = ()
     tag = "cluster"
@@ -244,7 +245,7 @@ LOCATION_CLASSES: dict[str, type[Location]] = {
 
 
 def location_from_fields(fields: Sequence[Any]) -> Location:
-    """Rebuild a location from the tuple in its attribute `fields`.
+    """Restore a location from the tuple in its attribute `fields`.
 
     >>> location_from_fields(FolderLocation("/data").fields)
     FolderLocation('/data', '')

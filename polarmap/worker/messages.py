@@ -16,26 +16,26 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
-# The version of the protocol between driver and workers. Increase it whenever their messages change. It must
-# stay at the same position in the greetings of `handshake` and in the objects of `storage_channel`, so that
+# The version of the protocol between driver and workers. Increment it whenever their messages change. Its
+# position in the greetings of `handshake` and in the objects of `storage_channel` must never change, so that
 # both ends can always compare their versions.
 PROTOCOL_VERSION = 1
-# Exit code of a worker that uses another protocol version than its driver (EX_PROTOCOL).
+# Exit code (EX_PROTOCOL) of a worker whose protocol version differs from its driver's.
 MISMATCH_EXIT_CODE = 76
-# `struct` format of the start of a frame: kind, flags, job, task, attempt, header size and data size.
+# `struct` format of a frame's prefix: kind, flags, job, task, attempt, header size and data size.
 FRAME_PREFIX = ">cBqqqQQ"
 FRAME_PREFIX_BYTES = struct.calcsize(FRAME_PREFIX)
-MAX_HEADER_BYTES = 1 << 30  # A frame that announces a larger header is rejected as corrupt.
-MAX_DATA_BYTES = 1 << 40  # A frame that announces more data is rejected as corrupt.
+MAX_HEADER_BYTES = 1 << 30  # Frames that announce a larger header are rejected as corrupt.
+MAX_DATA_BYTES = 1 << 40  # Frames that announce more data are rejected as corrupt.
 
 # Flags of a frame. FILE: the data are the name of a file with the actual data. MORE_FRAMES: this is not the
 # last frame of its message. CONTINUATION: this is not the first frame of its message.
 FILE_FLAG, MORE_FRAMES_FLAG, CONTINUATION_FLAG = 1, 2, 4
 MAC_BYTES = 32  # size of an authentication tag (HMAC-SHA256)
 
-# Larger data are passed in a file or an object if driver and worker share a folder or a storage.
+# If driver and worker share a folder or storage, larger data are passed as a file or object.
 MAX_INLINE_BYTES = 1 << 17
-# A longer message is sent in several frames of this size, as only the current frame has to be copied.
+# Longer messages are split into frames of this size, so that only the current frame is copied.
 MAX_CHUNK_BYTES = 1 << 17
 
 
@@ -65,24 +65,24 @@ class MessageKind(bytes, Enum):
 _KIND_BY_BYTE: dict[bytes, MessageKind] = {kind.value: kind for kind in MessageKind}
 REPLY_KINDS = {MessageKind.TASK_REPLY, MessageKind.FINAL_REPLY}
 TASK_END_KINDS = {MessageKind.CANCELLED, MessageKind.UNUSABLE, *REPLY_KINDS}
-EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # A worker exits after such a message.
+EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # A worker exits after sending one of these.
 
 
 class FrameError(ConnectionError):
-    """Raised if received bytes are not a valid message, or if the sender does not have the secret key."""
+    """Raised if received bytes are not a valid message, or if the sender lacks the secret key."""
 
 
 class ProtocolMismatchError(Exception):
-    """Raised if a driver and a worker use different versions of polarmap's protocol.
+    """Raised if driver and worker use different versions of polarmap's protocol.
 
-    This is not a `ConnectionError`, because it does not help to connect again.
+    This is not a `ConnectionError`, because reconnecting does not help.
 
     Parameters
     ----------
     peer_version : int
-        The version that the process at the other end uses.
+        The version that the peer uses.
     worker_id : int
-        If this process is the driver, the id of the worker that has connected. If it is the worker, -1.
+        On the driver, the id of the connecting worker. On the worker, -1.
     """
 
     def __init__(self, peer_version: int, worker_id: int = -1) -> None:
@@ -96,13 +96,13 @@ class ProtocolMismatchError(Exception):
 
 
 def check_protocol_version(peer_version: int) -> None:
-    """Raise ProtocolMismatchError if this worker's driver uses another version of the protocol."""
+    """Raise ProtocolMismatchError if the peer uses another version of the protocol."""
     if peer_version != PROTOCOL_VERSION:
         raise ProtocolMismatchError(peer_version)
 
 
 def exit_if_protocol_differs(driver_version: int) -> None:
-    """Exit this worker process if its driver uses another version of the protocol.
+    """Exit this worker process if its driver uses a different protocol version.
 
     The exit code is MISMATCH_EXIT_CODE.
     """
@@ -119,10 +119,10 @@ class Message(NamedTuple):
     Attributes
     ----------
     kind : MessageKind
-        The kind of the message, on which the meaning of its header and data depends.
+        The kind of the message, which determines the meaning of its header and data.
     attempt_key : tuple of int
         The id of the job, the index of the task, and the number of the attempt (one run of the task) that the
-        message refers to. A number is -1 if the message does not refer to any.
+        message refers to. Numbers that do not apply are -1.
     header : bytes
         A short description of the data. For most kinds of messages, it is a pickled tuple.
     data : bytes
@@ -139,19 +139,20 @@ class Message(NamedTuple):
 
 
 class MessageAuthenticator:
-    """Computes authentication tags for the messages that are sent in one direction of a connection.
+    """Computes authentication tags for messages in one direction of a connection.
 
-    A tag depends on the position of its message, so that messages cannot be dropped, repeated or reordered.
+    Each tag depends on the message's position in the stream, so messages cannot be dropped, repeated or
+    reordered.
     """
 
     def __init__(self, key: bytes) -> None:
         self._key, self._n_tagged = key, 0
 
     def compute_tag(self, buffers: Iterable[bytes | bytearray | memoryview]) -> bytes:
-        """Return the tag of the next message, whose bytes are the concatenated `buffers`."""
+        """Return the tag of the next message, which consists of the concatenated `buffers`."""
         numbered_buffers = self._n_tagged.to_bytes(8, "big"), *buffers
         self._n_tagged += 1
-        # hmac.digest is faster for short messages. It needs a copy of all bytes, and rejects more than 2 GiB.
+        # hmac.digest is faster for short messages, but needs a copy of all bytes and is limited to 2 GiB.
         if sum(map(len, numbered_buffers)) < MAX_INLINE_BYTES:
             return hmac.digest(self._key, b"".join(numbered_buffers), "sha256")
         mac = hmac.new(self._key, digestmod="sha256")
@@ -161,7 +162,7 @@ class MessageAuthenticator:
 
 
 class ChannelAuthenticators(NamedTuple):
-    """The two objects by which one end of a connection authenticates messages: sent and received ones."""
+    """The authenticators for the messages that one end of a connection sends and receives."""
 
     outgoing: MessageAuthenticator
     incoming: MessageAuthenticator
@@ -170,7 +171,7 @@ class ChannelAuthenticators(NamedTuple):
 def encode_frame(
     message: Message, authenticator: MessageAuthenticator | None = None, flags: int = 0
 ) -> bytes:
-    """Encode a message as one frame, the byte format in which it is sent.
+    """Encode a message as a single frame, ready to be sent.
 
     If an `authenticator` is given, the frame ends with an authentication tag.
     """
@@ -181,7 +182,7 @@ def encode_frame(
 
 
 def split_message(message: Message) -> Iterator[Message]:
-    """Divide a long message into short ones, which contain consecutive parts of its header and data.
+    """Split a long message into short ones with consecutive parts of its header and data.
 
     The data are not copied.
     """
@@ -193,10 +194,10 @@ def split_message(message: Message) -> Iterator[Message]:
 
 
 class FrameDecoder:
-    """Decodes messages from a stream of bytes that arrives in arbitrary pieces.
+    """Decodes messages from a byte stream that arrives in arbitrary pieces.
 
-    A long message consists of several frames. The sender can cancel it by starting another message, and the
-    frames that have arrived are then discarded.
+    A long message consists of several frames. The sender can abort it by starting another message. The frames
+    received so far are then discarded.
 
     Parameters
     ----------
@@ -213,10 +214,10 @@ class FrameDecoder:
 
     def __init__(self, authenticator: MessageAuthenticator | None = None) -> None:
         self._buffer, self._authenticator = bytearray(), authenticator
-        self._partial_message: Message | None = None  # a message whose remaining frames have not arrived yet
+        self._partial_message: Message | None = None  # a message that still lacks frames
 
     def feed(self, received_bytes: bytes) -> Iterator[Message]:
-        """Add received bytes, and yield each message that is now complete.
+        """Add received bytes, and yield every message that they complete.
 
         Raises FrameError if the bytes are invalid.
         """
@@ -233,7 +234,7 @@ class FrameDecoder:
                 return
             if self._authenticator is not None:
                 # A bytearray cannot be shortened while views of it exist. Release them explicitly, because a
-                # profiler may keep references to local variables.
+                # profiler may hold references to local variables.
                 with (
                     memoryview(self._buffer) as view,
                     view[:end] as tagged_bytes,
@@ -251,7 +252,7 @@ class FrameDecoder:
                 yield message
 
     def _append_frame(self, next_frame: Message) -> Message:
-        """Append the content of a frame to the incomplete message, and return that message.
+        """Append a frame to the incomplete message, and return the message.
 
         Raises FrameError if the frame belongs to another message.
         """

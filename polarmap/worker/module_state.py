@@ -36,13 +36,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-try:  # A worker without cloudpickle never receives functions of the user, so any base class will do.
+try:  # Without cloudpickle, a worker never receives the user's functions, so any base class will do.
     from cloudpickle import Pickler
 except ImportError:
     from pickle import Pickler
 
 
-# The kinds of values that are compared. CODE is a function, and OPAQUE is an object that cannot be pickled.
+# The kinds of values that are compared. CODE stands for functions, OPAQUE for objects that cannot be pickled.
 DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"
 LRU_CACHE_TYPE: Any = type(functools.lru_cache(len))
 MAIN_MODULES = ("__main__", "__mp_main__")  # module names of the user's program, which workers cannot import
@@ -50,16 +50,16 @@ MISMATCH_ADVICE = (
     "Pass it to f as an argument, or let the module travel with f: cloudpickle.register_pickle_by_value({})"
 )
 MISSING = "<missing>"  # a placeholder for the value of a name that does not exist
-MAX_SENT_ARRAY_BYTES = 1 << 24  # Larger arrays are compared, but not sent to workers.
+MAX_SENT_ARRAY_BYTES = 1 << 24  # Larger arrays are compared but not sent.
 
-# Maximum size of the pickle of a value that is not an array. Larger values are neither compared nor sent.
+# Maximum pickle size of values other than arrays. Larger values are neither compared nor sent.
 MAX_PICKLE_BYTES = 1 << 20
-CHECKSUM_CHUNK_BYTES = 1 << 12  # A large array has one checksum for each chunk of this size.
+CHECKSUM_CHUNK_BYTES = 1 << 12  # Large arrays have one checksum per chunk of this size.
 
 # The module attribute in which a worker records the state that the driver has sent.
 RECORD_ATTRIBUTE = "__polarmap_state__"
 
-# Attributes of classes that are not compared, because they do not change how a class behaves.
+# Class attributes that are not compared, because they do not affect how a class behaves.
 IGNORED_ATTRIBUTES = {
     "__annotate_func__",
     "__annotations__",
@@ -70,13 +70,13 @@ IGNORED_ATTRIBUTES = {
 
 
 class ModuleStateError(RuntimeError):
-    """Raised if a module on the worker differs from the driver's, and the worker cannot be updated."""
+    """Raised if a module on the worker differs from the driver's and cannot be updated."""
 
 
 class ModuleStateItem(NamedTuple):
     """The value that a name in a module has on the driver.
 
-    There is one item for each name that the user's function f reaches in the user's modules.
+    There is one item for each name in the user's modules that the user's function f can reach.
 
     Attributes
     ----------
@@ -87,11 +87,11 @@ class ModuleStateItem(NamedTuple):
     kind : str
         DATA, CODE (a function), CLASS or OPAQUE (an object that cannot be pickled).
     fingerprint : bytes
-        A digest of the value. If the worker's value has another one, it must be updated.
+        A digest of the value. If the digest of the worker's value differs, that value must be updated.
     payload : bytes or None
         The pickled value; None if it cannot be sent. For a class, the names of its attributes, one per line.
     may_differ_on_worker : bool
-        Whether a different value on the worker is allowed, because calls may have filled in a cache.
+        Whether the value may differ on the worker, because it may be a cache that calls have filled.
     """
 
     module: str
@@ -103,10 +103,10 @@ class ModuleStateItem(NamedTuple):
 
 
 def digest_code(code: types.CodeType) -> str:
-    """Return a digest of a code object, to check whether two functions have the same code.
+    """Return a digest of a code object, used to check whether two functions have the same code.
 
-    The digest covers the instructions, names and constants, also of nested functions. It is the same in every
-    process with this version of Python, and does not depend on the path of the source file.
+    The digest covers the instructions, names and constants, including those of nested functions. For a given
+    version of Python, it is the same in every process and does not depend on the path of the source file.
     """
     inner_digests = [digest_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
     constants = [
@@ -118,9 +118,9 @@ def digest_code(code: types.CodeType) -> str:
 
 
 def _format_code_constant(constant: Any) -> str:
-    """Return a constant of a code object as text that is the same in every process.
+    """Return a code object's constant as text that is the same in every process.
 
-    The items of sets are sorted, because their order can differ between processes.
+    The items of sets are sorted, because their order varies between processes.
     """
     if isinstance(constant, frozenset):
         return f"frozenset({sorted(map(_format_code_constant, constant))})"
@@ -135,10 +135,10 @@ def _format_code_constant(constant: Any) -> str:
 def reduce_code_with_filename(code: types.CodeType) -> Any:
     """Return how to pickle a code object, in the format of `__reduce__`.
 
-    This is what cloudpickle does, except that the name of the source file is kept, for tracebacks.
+    This works as in cloudpickle, except that the name of the source file is kept for tracebacks.
     """
     constructor, arguments = Pickler.dispatch_table[types.CodeType](code)
-    # Copy the string. If other objects shared it, the pickle would depend on them.
+    # Copy the string, because pickles differ depending on whether other objects share it.
     filename = "".join(code.co_filename)
     return constructor, tuple(
         [filename if isinstance(item, str) and item == "<dynamic-code>" else item for item in arguments]
@@ -146,17 +146,17 @@ def reduce_code_with_filename(code: types.CodeType) -> Any:
 
 
 class StatePickler(Pickler):  # type: ignore[misc]
-    """A pickler for values in the user's modules, either to compare them or to send them to workers.
+    """A pickler for values in the user's modules, used to compare them or to send them to workers.
 
     Functions and classes that can be imported are pickled by name. Other functions are pickled without the
-    globals of their module. After unpickling, they use the globals of the worker's module.
+    globals of their module. Once unpickled, they use the globals of the worker's module.
 
     Parameters
     ----------
     file : io.BytesIO
         The file to which the pickle is written.
     definition : callable or None
-        A function to pickle by value although it can be imported.
+        A function to pickle by value even though it can be imported.
     for_fingerprint : bool
         Write digests instead of code. Such a pickle can be compared, but not unpickled.
 
@@ -165,7 +165,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
     reached : list
         The functions, classes and modules that the pickled values refer to.
     contains_code : bool
-        Whether a pickled value contains code.
+        Whether any pickled value contains code.
     """
 
     def __init__(self, file: io.BytesIO, definition: Any, for_fingerprint: bool) -> None:
@@ -195,7 +195,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
             and is_importable_by_name(function)
             and function.__module__ not in MAIN_MODULES
         ):
-            # cloudpickle pickles the function by name, unless its module is registered for pickling by value.
+            # cloudpickle pickles by name, unless the module is registered for pickling by value.
             return super().reducer_override(function)
         if not isinstance(function, types.FunctionType):
             arguments = function.__wrapped__, function.cache_parameters()
@@ -216,7 +216,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
 
 
 def _get_function_state(function: types.FunctionType) -> tuple[Any, ...]:
-    """Return the state of a function as `set_function_state` takes it.
+    """Return a function's state, in the form that `set_function_state` expects.
 
     The state consists of the names, defaults, attributes and closure variables.
     """
@@ -231,10 +231,9 @@ def _get_function_state(function: types.FunctionType) -> tuple[Any, ...]:
 
 
 def make_function(module_name: str, code: types.CodeType, n_cells: int) -> types.FunctionType:
-    """Return a new function with this code, which uses the globals of a module.
+    """Return a new function with the given code and the globals of a module.
 
-    Its closure variables have no values yet. Call `set_function_state` to set these, and the rest of its
-    state.
+    Its closure variables are unset. Call `set_function_state` to set them and the rest of its state.
     """
     namespace = vars(importlib.import_module(module_name))
     closure = tuple(types.CellType() for _ in range(n_cells))
@@ -244,7 +243,7 @@ def make_function(module_name: str, code: types.CodeType, n_cells: int) -> types
 def set_function_state(function: types.FunctionType, state: tuple[Any, ...]) -> None:
     """Set the names, defaults, attributes and closure variables of a function.
 
-    The state is that of a function with the same number of closure variables.
+    The state must come from a function with the same number of closure variables.
     """
     function.__name__, function.__qualname__, function.__module__ = state[:3]
     function.__defaults__, function.__kwdefaults__ = state[3:5]
@@ -256,14 +255,14 @@ def set_function_state(function: types.FunctionType, state: tuple[Any, ...]) -> 
 
 
 def make_cached_function(function: Any, cache_options: dict[str, Any]) -> Any:
-    """Return `function` wrapped in `functools.lru_cache`, called with these options."""
+    """Return `function` wrapped in `functools.lru_cache` with the given options."""
     return functools.lru_cache(**cache_options)(function)
 
 
 def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
-    """Return whether importing a function or class by its module and qualified name gives the same object.
+    """Return whether a function or class can be imported by its module and qualified name.
 
-    If `expected_path` is given, the qualified name must also be `expected_path`.
+    The import must give the same object. If `expected_path` is given, it must be the qualified name.
     """
     name = getattr(value, "__qualname__", None)
     resolved: Any = sys.modules.get(getattr(value, "__module__", None) or "")
@@ -275,7 +274,7 @@ def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
 
 
 class ValueDescription(NamedTuple):
-    """A description of a value in a module, by which it can be compared and sent to workers.
+    """A description of a value in a module, used to compare it and to send it to workers.
 
     The fields `kind`, `fingerprint` and `payload` have the same meaning as in `ModuleStateItem`.
 
@@ -284,7 +283,7 @@ class ValueDescription(NamedTuple):
     reached : sequence
         The functions, classes and modules that the value refers to.
     contains_code : bool
-        Whether the value contains functions that are not pickled by name.
+        Whether the value contains functions that are pickled by value.
     """
 
     kind: str
@@ -295,7 +294,7 @@ class ValueDescription(NamedTuple):
 
 
 class _BoundedFile(io.BytesIO):
-    """A file in memory that raises PicklingError as soon as more than `max_bytes` bytes are written."""
+    """An in-memory file that raises PicklingError once more than `max_bytes` bytes are written."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__()
@@ -309,9 +308,9 @@ class _BoundedFile(io.BytesIO):
 
 
 def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
-    """Return a description of the value that a name in a module has.
+    """Return a description of the value that a name in a module refers to.
 
-    It contains a digest of the value, and the pickled value if that can be sent to workers.
+    It contains a digest of the value and, if the value can be sent to workers, its pickle.
     """
     pickler, definition = None, None
     try:
@@ -329,7 +328,7 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
         payload = _pickle_for_worker(value, definition) if pickler.contains_code else data
         kind, digest = CODE if definition else DATA, _compute_short_digest(data)
         return ValueDescription(kind, digest, payload, pickler.reached, pickler.contains_code)
-    except Exception:  # The value cannot be pickled, or the user's class has raised an error.
+    except Exception:  # The value cannot be pickled, or a method of its class has failed.
         reached = [] if pickler is None else pickler.reached
         if definition is not None and not isinstance(definition, type):
             digest = digest_code(_get_code_object(definition)).encode()
@@ -340,9 +339,9 @@ def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
 
 
 def _find_definition(module_name: str, path: str, value: Any) -> Any:
-    """Return the function or class that is defined by this name in this module.
+    """Return the function or class that a module defines under the given name.
 
-    Return None for other values, and for functions and classes that are only imported under this name.
+    Return None for other values, and for functions and classes that the module only imports.
     """
     is_method = type(value) in (staticmethod, classmethod)
     definition = value.__func__ if is_method else value
@@ -389,7 +388,7 @@ def _describe_bases(cls: type) -> bytes:
 
 
 def list_settable_attributes(cls: type) -> list[str]:
-    """Return the names of the attributes of a class that can be set, in the order of their definition."""
+    """Return the names of a class's settable attributes, in definition order."""
     descriptor_types = types.MemberDescriptorType, types.GetSetDescriptorType
     return [
         name
@@ -404,15 +403,16 @@ def list_settable_attributes(cls: type) -> list[str]:
 def load_with_module_state(
     driver_token: tuple[int, str], items: Sequence[Sequence[Any]], pickled_function: bytes, *buffers: Any
 ) -> Any:
-    """Update the modules that the user's function uses to their state on the driver, and unpickle it.
+    """Update the modules that the user's function needs, and unpickle the function.
 
     Parameters
     ----------
     driver_token : tuple
-        The result of `get_process_token()` on the driver. If this process is the driver itself, its modules
-        are not updated.
+        The result of `get_process_token()` on the driver. If this process is the driver itself, the modules
+        are left unchanged.
     items : sequence
-        The state of the modules: the fields of a `ModuleStateItem` for each name that the function reaches.
+        The driver's state of the modules: the fields of a `ModuleStateItem` for each name that the function
+        reaches.
     pickled_function, *buffers : bytes
         The pickle of the function, and its out-of-band buffers.
     """
@@ -421,7 +421,7 @@ def load_with_module_state(
 
 
 def get_process_token() -> tuple[int, str]:
-    """Return a value that identifies this process. A forked child has a different one."""
+    """Return a value that identifies this process, and differs in a forked child."""
     token: Any = getattr(sys, "_polarmap_process", None)
     if token is None or token[0] != os.getpid():
         token = sys._polarmap_process = os.getpid(), os.urandom(8).hex()  # type: ignore[attr-defined]
@@ -429,7 +429,7 @@ def get_process_token() -> tuple[int, str]:
 
 
 def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[Any]]) -> None:
-    """Update the modules of this worker to the state that they have on the driver.
+    """Update this worker's modules to their state on the driver.
 
     Raises ModuleStateError if a value differs and cannot be set. The parameters are the same as in
     `load_with_module_state`.
@@ -450,7 +450,7 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
     has_changed = first_record.get(names_digest, state_digest) != state_digest or any(
         records[item.module].get(item.path, item.fingerprint) != item.fingerprint for item in importable_items
     )
-    # Update functions and classes first, because data may refer to them.
+    # Functions and classes come first, because data may refer to them.
     ordered_items = [item for item in importable_items if item.kind in (CODE, CLASS)]
     ordered_items += [item for item in importable_items if item.kind not in (CODE, CLASS)]
     changed_items = [
@@ -466,7 +466,7 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
 def _import_if_possible(module_name: str) -> types.ModuleType | None:
     """Import a module and return it, or return None if it cannot be imported.
 
-    The user's function raises ImportError later if it really needs the module.
+    If the user's function really needs the module, it will raise ImportError later.
     """
     if module_name not in sys.modules:
         with contextlib.suppress(ImportError):
@@ -477,7 +477,7 @@ def _import_if_possible(module_name: str) -> types.ModuleType | None:
 def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_changed: bool) -> bool:
     """Set a value in a module if it differs from the driver's, and return whether it was set.
 
-    A value that may be a cache, filled in by calls on this worker, is kept unless the state on the driver has
+    A value that may be a cache, filled by calls on this worker, is kept unless the driver's state has
     changed. Raises ModuleStateError if the value differs and cannot be set.
     """
     owner, value = _resolve_item_or_reload(item)
@@ -503,10 +503,10 @@ def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_chang
 
 
 def _resolve_item_or_reload(item: ModuleStateItem) -> tuple[Any, Any]:
-    """Look up the value of an item in this process. Return the object that has the attribute, and the value.
+    """Look up an item in this process, and return the object that has the attribute, and its value.
 
-    The object is None, and the value is MISSING, if it does not exist. If a class is missing, its module is
-    reloaded first, as the file may have changed since the import.
+    Return (None, MISSING) if the attribute does not exist. If a class is missing, its module is reloaded
+    first, because the file may have changed since it was imported.
     """
     owner, value = _resolve_item(item)
     if item.kind == CLASS and not isinstance(value, type):
@@ -530,7 +530,7 @@ def _get_namespace(owner: Any) -> Any:
 
 
 def _remove_extra_attributes(cls: type, expected_names: Sequence[str]) -> None:
-    """Remove the attributes that a class has on this worker, but not on the driver."""
+    """Remove attributes that a class has on this worker but not on the driver."""
     for name in set(list_settable_attributes(cls)).difference(expected_names):
         with contextlib.suppress(AttributeError, TypeError):
             delattr(cls, name)
@@ -539,8 +539,8 @@ def _remove_extra_attributes(cls: type, expected_names: Sequence[str]) -> None:
 def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> None:
     """Replace the value of an attribute or dict item.
 
-    If both values are functions, the old one is updated in place if possible, so that everything that refers
-    to it calls the new code.
+    If both values are functions, the old one is updated in place where possible, so that all references to it
+    use the new code.
     """
     if _update_function_in_place(old_value, new_value):
         return
@@ -551,7 +551,7 @@ def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> Non
 
 
 def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
-    """Copy the code and state of a new function to an old one. Return False if that is impossible."""
+    """Copy the code and state of a new function to an old one, and return whether that was possible."""
     if type(old_function) is type(new_function) and isinstance(old_function, (staticmethod, classmethod)):
         return _update_function_in_place(old_function.__func__, new_function.__func__)
     if isinstance(old_function, LRU_CACHE_TYPE) and isinstance(new_function, LRU_CACHE_TYPE):
@@ -570,7 +570,7 @@ def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
 
 
 def _clear_function_caches(items: Sequence[ModuleStateItem]) -> None:
-    """Clear the cache of each item that is wrapped in `lru_cache`, as its results may be outdated."""
+    """Clear the cache of each item that is wrapped in `lru_cache`, because it may be stale."""
     for item in items:
         value = _resolve_item(item)[1]
         value = getattr(value, "__func__", value)
@@ -579,7 +579,7 @@ def _clear_function_caches(items: Sequence[ModuleStateItem]) -> None:
 
 
 def _format_mismatch_message(item: ModuleStateItem, value: Any) -> str:
-    """Return the message of ModuleStateError for a value that differs on this worker and cannot be set."""
+    """Return the message of a ModuleStateError for a value that cannot be updated on this worker."""
     worker_value_text = (
         "has no such attribute" if value is MISSING else f"has {type(value).__name__} {value!r:.80}"
     )

@@ -63,7 +63,7 @@ Function = Callable[[Any], Any]
 
 
 class PersistentWorker(TaskIO):
-    """A worker that stays alive between jobs, receives tasks from its driver, runs them and replies.
+    """A worker that stays alive between jobs, runs the tasks that its driver sends, and replies.
 
     The driver is the process that runs the user's program. A job is one parallel map.
 
@@ -74,16 +74,16 @@ class PersistentWorker(TaskIO):
     storage : lithops.Storage, optional
         The client for data blocks and results in buckets.
     block_cache : BlockCache, optional
-        A cache of data blocks that workers on several threads of this process share. By default, the worker
+        A cache of data blocks, shared by workers on several threads of this process. By default, the worker
         has its own cache.
     limit_threads : callable, optional
-        Called without arguments; returns a context manager in which a task runs. Pass it only if this process
-        also runs other code. The state of the process is then not reset between jobs.
+        Called without arguments; returns a context manager that wraps each task. Pass it only if this process
+        also runs other code. Its state is then not reset between jobs.
     label : str, optional
         The name of the worker in reports, as given by the cluster. None if the driver has started the worker
         on its own machine.
     machine_address : str
-        The address by which the cluster identifies the machine; empty if there is none.
+        The address by which the cluster identifies the machine; empty if it has none.
     fetch_timeout : float
         The maximum time for reading a block from a bucket, in seconds.
     """
@@ -105,31 +105,32 @@ class PersistentWorker(TaskIO):
         self._environment = ProcessEnvironment.capture()
         self._environment_bytes = b""  # the environment as the driver has sent it, pickled
 
-        # A copy of the process's environment, to notice when the user's function changes it.
+        # A copy of the process environment, used to detect changes by the user's function.
         self._environment_snapshot: Any = None
         self._process_state = ProcessState() if limit_threads is None else None
-        self._has_run_f = False  # whether a user's function has run since the process was last reset
+        self._has_run_f = False  # whether a user function has run since the last reset of the process
         self._is_usable = True
-        self._inbox = deque[Message]()  # messages that have arrived and are not handled yet
+        self._inbox = deque[Message]()  # messages that have arrived but are not handled yet
         self._attempt_key = -1, -1, -1  # the job, task and attempt of the current message
         self._job_header = JobHeader([], None, None, b"", None, [])
         self._function_data: bytes | bytearray | str = b""
         self._function_and_structure: tuple[Function, Structure] | None = None
         self._n_result_files = 0  # the number of result files that this worker has written
         self._block_cache = BlockCache() if block_cache is None else block_cache
-        # Cache the decoded references to blocks, because jobs on the same data send the same references.
+        # Cache decoded block references, because jobs on the same data send the same references.
         self._parse_block_ref = lru_cache(256)(partial(decode_record, BlockRef))
         self._sent_modules = SentModuleFinder()
 
     def serve(self, deadline: float = inf) -> None:
-        """Handle the messages of the driver until it disconnects.
+        """Handle the driver's messages until it disconnects.
 
-        Return earlier if this process becomes unusable for further tasks, or when the deadline has passed.
+        Return early if this process becomes unusable for further tasks, or once the deadline has passed.
 
         Parameters
         ----------
         deadline : float
-            A time of `time.monotonic()`. It is checked between tasks, and does not end a running task.
+            A time on the clock `time.monotonic()`. It is checked between tasks, and does not interrupt a
+            running task.
         """
         with contextlib.suppress(ConnectionError):
             pid_text = str(os.getpid()).encode()
@@ -146,7 +147,7 @@ class PersistentWorker(TaskIO):
     def _encode_identity(self) -> bytes:
         """Return the bytes that tell the driver where this worker runs.
 
-        They are empty if the driver has started the worker on its own machine.
+        They are empty if the driver started the worker on its own machine.
         """
         if self._label is None:
             return b""
@@ -158,7 +159,7 @@ class PersistentWorker(TaskIO):
             raise ConnectionError("the driver has disconnected")
 
     def _receive(self, timeout: float | None) -> None:
-        """Wait up to `timeout` seconds for messages, and append them to the inbox. None: no time limit.
+        """Wait up to `timeout` seconds for messages (None: forever), and append them to the inbox.
 
         Raises ConnectionError if the driver has disconnected.
         """
@@ -168,23 +169,22 @@ class PersistentWorker(TaskIO):
             raise ConnectionError("the driver has disconnected")
 
     def handle_message(self, message: Message) -> bool:
-        """Handle a message of the driver. Return False if the worker must exit."""
+        """Handle a message from the driver. Return False if the worker must exit."""
         if message.kind == MessageKind.MODULES:
             self._sent_modules.add_sources(pickle.loads(message.data))
         if message.kind == MessageKind.JOB:
             return self._start_job(message)
         if message.kind == MessageKind.TASK:
             self._send_reply(self._run_task(message))
-        # Reset the process at the end of a job, so that the next job does not have to wait for it.
+        # Reset the process as soon as a job ends, so that the next job does not have to wait.
         if message.kind == MessageKind.CANCEL:
             self._reset_process()
         return self._is_usable
 
     def _reset_process(self) -> str:
-        """Restore the state of this process that the user's functions have changed.
+        """Restore the parts of the process state that user functions have changed.
 
-        Return the name of something that cannot be restored, such as a signal handler, or "" if the state is
-        the original one.
+        Return "" on success, or else the name of something that cannot be restored, such as a signal handler.
         """
         unrestored = ""
         if self._process_state and self._has_run_f:
@@ -195,15 +195,15 @@ class PersistentWorker(TaskIO):
     def _start_job(self, job_message: Message) -> bool:
         """Prepare this process for the tasks of a job.
 
-        Return False if that is impossible, because an earlier job has changed the process irreversibly. The
-        driver is notified in that case, and the worker must exit.
+        Return False if an earlier job has changed the process irreversibly. In that case, the driver is
+        notified, and the worker must exit.
 
         Parameters
         ----------
         job_message : Message
             A JOB message. Its attempt key is that of the first task, and its header is a `JobHeader`. Its
-            data are the user's function and the structure of the blocks, pickled by `pickle_to_array`, or
-            empty if both are the same as in the previous job.
+            data are the user's function and the structure of the blocks, pickled by `pickle_to_array`. They
+            are empty if both are unchanged since the previous job.
         """
         self._attempt_key, self._function_and_structure = job_message.attempt_key, None
         self.job_id, *_ = job_message.attempt_key
@@ -238,7 +238,7 @@ class PersistentWorker(TaskIO):
         if task_message.data:
             options = decode_record(TaskOptions, bytes(task_message.data))
         self.receive_pending()
-        if self.is_cancelled():  # The job has ended while this task was waiting.
+        if self.is_cancelled():  # The job ended while this task was waiting.
             return None
         task_and_attempt, header = task_message.attempt_key[1:], self._job_header
         shared_fields = header.output, header.encryption
@@ -252,11 +252,11 @@ class PersistentWorker(TaskIO):
         """Return the user's function f, and the block to call it with.
 
         The function is unpickled once per job. In the first attempt of a task, the block is a read-only view
-        of the cache. A retry gets a copy, as compiled code in f may have crashed by writing to read-only
-        memory.
+        of the cache. A retry gets a copy, because compiled code in f may have crashed while writing to
+        read-only memory.
 
-        Raises UnusableWorkerError if this process is the reason for a failure, for example because it has no
-        memory left.
+        Raises UnusableWorkerError if a failure is due to this process, for example because it is out of
+        memory.
         """
         if self._function_and_structure is None:
             data = self._function_data
@@ -287,19 +287,19 @@ class PersistentWorker(TaskIO):
         return f, block
 
     def _mark_unusable(self, failed_action: str, error: BaseException) -> UnusableWorkerError:
-        """Let this worker exit after the current task, and return the error to raise now."""
+        """Make this worker exit after the current task, and return the error to raise now."""
         self._is_usable = False
         return UnusableWorkerError(f"its worker could not {failed_action}: {type(error).__name__}: {error}")
 
     def receive_pending(self) -> None:
-        """Read the messages that have arrived, without waiting.
+        """Read messages that have already arrived, without blocking.
 
         Raises ConnectionError if the driver has disconnected.
         """
         self._receive(0.0)
 
     def is_cancelled(self) -> bool:
-        """Return whether the driver has cancelled the current job, as far as messages have been read."""
+        """Return whether a message read so far has cancelled the current job."""
         return any(
             item.kind == MessageKind.CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox
         )
@@ -307,7 +307,7 @@ class PersistentWorker(TaskIO):
     def read_segment(self, location: Location, segment: Segment) -> Any:
         """Return the bytes of a segment (a byte range of a stored object).
 
-        Raises TimeoutError if a storage has not returned the whole block within the time limit.
+        Raises TimeoutError if the storage does not return the whole block in time.
         """
         read = partial(super().read_segment, location, segment)
         if not location.uses_storage:
@@ -322,8 +322,8 @@ class PersistentWorker(TaskIO):
     def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
         """Return the bytes of a segment (a byte range of a stored object) that the driver has.
 
-        On the driver's machine, they are read from a file. Otherwise, they are requested from the driver.
-        Raises InterruptedError if the task is cancelled, or if the driver cannot read the segment.
+        On the driver's machine, they are read from a file, and otherwise requested from the driver. Raises
+        InterruptedError if the task is cancelled, or if the driver cannot read the segment.
         """
         if private_root is not None and self._has_file(os.path.join(private_root, segment.key)):
             return read_private_segment(private_root, segment)
@@ -331,7 +331,7 @@ class PersistentWorker(TaskIO):
         self._send(Message(MessageKind.FETCH, self._attempt_key, segment_range))
         while True:
             self.receive_pending()
-            # Even if the task has been cancelled, use a segment that has already arrived.
+            # Use a segment that has already arrived, even if the task has been cancelled.
             for message in self._inbox:
                 if (
                     message.kind in (MessageKind.SEGMENT, MessageKind.NO_SEGMENT)
@@ -350,7 +350,7 @@ class PersistentWorker(TaskIO):
         return self._label is None or is_in_private_folder(path)
 
     def _send_reply(self, reply: Message | None) -> None:
-        """Send the reply of a task to the driver. None means that the task was cancelled.
+        """Send a task's reply to the driver, or nothing if `reply` is None (the task was cancelled).
 
         If the worker shares a folder with the driver, a large result is written to a file there.
         """
@@ -362,8 +362,8 @@ class PersistentWorker(TaskIO):
     def _move_data_to_file(self, reply: Message) -> Message | None:
         """Write the result in a reply to a file, and return a reply that names the file instead.
 
-        The file is in a folder that the driver can read. Return None if the task was cancelled, and the reply
-        unchanged if no folder has enough room.
+        The file is in a folder that the driver can read. Return None if the task was cancelled, or the
+        unchanged reply if no such folder has enough space.
         """
         self._n_result_files += 1
         file_name = f"{os.getpid()}-{self._n_result_files}"
@@ -374,7 +374,7 @@ class PersistentWorker(TaskIO):
                 check_private_folder(os.path.dirname(folder))
                 with open(os.path.join(folder, file_name), "xb") as file:
                     file.write(reply.data)
-            except OSError:  # The disk may be full, or the driver may have removed the folder.
+            except OSError:  # The disk may be full, or the driver has removed the folder.
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, file_name))
             else:
@@ -384,9 +384,9 @@ class PersistentWorker(TaskIO):
     def _create_folder_if_wanted(self, folder: str) -> bool:
         """Create a folder for results if it does not exist. Return whether the driver still wants results.
 
-        If the task was cancelled, the new folder is removed again, and False is returned. This is checked
-        after the folder was created. A driver that removes the folder sends CANCEL or disconnects before, so
-        the worker cannot create the folder again unnoticed.
+        If the task was cancelled, the new folder is removed again, and False is returned. This check comes
+        after the folder is created: a driver sends CANCEL or disconnects before it removes the folder, so the
+        worker cannot recreate it unnoticed.
         """
         created_folders, is_wanted = [folder], False
         try:
@@ -398,6 +398,6 @@ class PersistentWorker(TaskIO):
             is_wanted = not self.is_cancelled()
         finally:
             for created_folder in [] if is_wanted else created_folders:
-                with contextlib.suppress(OSError):  # Other workers may have written files to the folder.
+                with contextlib.suppress(OSError):  # Other workers may have put files there.
                     os.rmdir(created_folder)
         return is_wanted

@@ -20,19 +20,19 @@ import numpy as np
 from polarmap.worker.private_files import check_private_folder
 from polarmap.worker.pytree import Array, PackedTree
 
-try:  # Prefer cloudpickle, as it can also pickle functions and classes that are defined in a notebook.
+try:  # Prefer cloudpickle, which can also pickle functions and classes defined in a notebook.
     from cloudpickle import Pickler, dumps
 except ImportError:
     from pickle import Pickler, dumps
 
-# Buffers of at least this size, in bytes, are stored behind the pickle instead of inside ("out of band").
+# Buffers of at least this many bytes are pickled out of band: they follow the pickle.
 OUT_OF_BAND_BYTES = 4096
 BUFFER_ALIGNMENT = 64  # alignment of out-of-band buffers, in bytes
 MAX_SMALL_PICKLE_BYTES = 1 << 14  # maximum size of a pickle that may share a task with other values
 
 
 def pickle_to_array(value: Any) -> Array:
-    """Pickle any value to an array of bytes. `unpickle_array` reverses this.
+    """Pickle a value to an array of bytes. `unpickle_array` is the inverse.
 
     The array contains the pickle, followed by the large buffers of the value, such as the data of arrays. It
     begins with a header of 8-byte integers: the number of these parts, and the length of each. Each part is
@@ -42,9 +42,9 @@ def pickle_to_array(value: Any) -> Array:
 
 
 def pickle_to_packed_tree(value: Any) -> PackedTree:
-    """Pickle any value to the same bytes as `pickle_to_array`, in the form in which results are sent.
+    """Pickle a value to the same bytes as `pickle_to_array`, but as a `PackedTree`.
 
-    Large arrays in the value are copied only once.
+    This is the form in which results are sent. Large arrays in the value are copied only once.
     """
     _restore_numpy_module()
     buffers: list[memoryview] = []
@@ -59,23 +59,23 @@ def pickle_each(
     pickler_class: Any = Pickler,
     exclude_if: Callable[[list[Any]], Any] | None = None,
 ) -> list[bytes | Array | Exception | None]:
-    """Pickle several values separately. `unpickle_item` reverses this for each of them.
+    """Pickle several values separately. `unpickle_item` unpickles each of them.
 
     A value with large arrays becomes an array of bytes, as returned by `pickle_to_array`. Any other value
-    becomes a pickle. A value that cannot be pickled becomes the exception that it raised. All values share
-    one pickler, because creating a pickler takes longer than pickling a small value.
+    becomes a pickle. A value that cannot be pickled is replaced by the exception. The values share one
+    pickler, because creating a pickler takes longer than pickling a small value.
 
     Parameters
     ----------
     values : iterable
         The values to pickle.
     small_only : bool
-        Return None for each value with large arrays, or with a pickle above MAX_SMALL_PICKLE_BYTES.
+        Whether to return None for each value with large arrays or a pickle above MAX_SMALL_PICKLE_BYTES.
     pickler_class : type
         The class of the pickler.
     exclude_if : callable, optional
-        Called after each value for which the list `reached` of the pickler is not empty, with this list. If
-        it returns true, None is returned for the value. The pickler must be a `StatePickler` then.
+        Called with the pickler's list `reached` after each value, unless the list is empty. If it returns
+        true, None is returned for the value. Requires a `StatePickler`.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def _restore_numpy_module() -> None:
 
 
 def make_buffer_collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Return a `buffer_callback` for a pickler, which appends large buffers to `buffers`.
+    """Return a pickler's `buffer_callback`, which appends large buffers to `buffers`.
 
     Small buffers become part of the pickle.
     """
@@ -134,10 +134,10 @@ def make_buffer_collector(buffers: list[memoryview]) -> Callable[[pickle.PickleB
 
 
 def build_buffer_block(buffers: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Return the pieces that, joined, are the array of `pickle_to_array`.
+    """Return the pieces that make up the array returned by `pickle_to_array`.
 
-    These are a header with the length of each buffer, and the buffers themselves, with padding after each.
-    The first buffer is the pickle.
+    The pieces are a header with the length of each buffer, and then the padded buffers themselves. The first
+    buffer is the pickle.
     """
     length_header = struct.pack(f"<{1 + len(buffers)}q", len(buffers), *map(len, buffers))
     return [
@@ -163,14 +163,14 @@ def unpickle_array(array: Array) -> Any:
 
 
 def unpickle_item(data: bytes | Array) -> Any:
-    """Return the value that `pickle_each` has pickled, as a pickle or as an array of bytes."""
+    """Return a value that `pickle_each` has pickled, either as a pickle or as an array of bytes."""
     return unpickle_array(data) if isinstance(data, np.ndarray) else pickle.loads(data)
 
 
 def unpickle_data_or_file(data_or_path: bytes | bytearray | str) -> Any:
-    """Return the value that `pickle_to_array` has pickled, from its bytes or from a file with these bytes.
+    """Return a value that `pickle_to_array` has pickled, given the bytes or the path of a file with them.
 
-    A file is memory-mapped copy-on-write instead of read. Raises OSError if other users may write to its
+    Files are memory-mapped copy-on-write instead of read. Raises OSError if other users may write to its
     folder, because unpickling a file can run any code.
     """
     buffer: Any = data_or_path

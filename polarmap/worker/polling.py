@@ -10,13 +10,13 @@ import time
 from typing import Any
 
 POLLIN, POLLOUT = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
-# The event that the peer has closed its end of a connection. If the system has the flag POLLRDHUP, it is
-# reported even while received bytes are unread, and otherwise only after all bytes have been read.
+# The event that reports that the peer has closed its end of a connection. POLLRDHUP is reported even if
+# received bytes are unread. Systems without it report the event only after all bytes have been read.
 POLL_HANGUP = getattr(select, "POLLRDHUP", getattr(select, "POLLHUP", POLLIN))
 
 
 class SelectPoll:
-    """A replacement for `select.poll` on Windows, which is based on `select.select`.
+    """A replacement for `select.poll` on Windows, based on `select.select`.
 
     On Windows, only sockets can be polled.
 
@@ -47,10 +47,10 @@ class SelectPoll:
         """Wait until a file descriptor is ready, and return (descriptor, events) pairs.
 
         Return an empty list if none is ready after `timeout_ms` milliseconds. If the timeout is None or
-        negative, there is no time limit.
+        negative, wait indefinitely.
         """
         timeout_seconds = None if timeout_ms is None or timeout_ms < 0 else timeout_ms / 1000
-        # On Windows, `select` raises an error if it is called without sockets.
+        # On Windows, `select` raises an error if there are no sockets.
         if not self._event_masks and timeout_seconds is not None:
             time.sleep(timeout_seconds)
             return []
@@ -76,7 +76,8 @@ def wait_until_ready(connections: Any, event_mask: int, timeout: float | None) -
     event_mask : int
         The events to wait for, such as POLLIN | POLLOUT.
     timeout : float or None
-        The number of seconds after which an empty list is returned; None for no time limit.
+        The maximum number of seconds to wait, after which an empty list is returned; None to wait
+        indefinitely.
     """
     poll, connection_by_fd = Poll(), dict[int, Any]()
     for connection in connections:

@@ -11,14 +11,14 @@ from typing import Any
 
 from polarmap.worker.segments import Segment, make_missing_segment_error, read_file_segment, write_file
 
-# The mode of a private folder, and the permission bits of all other users.
+# The mode of a private folder, and a mask for the permission bits of other users.
 PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077
 
 
 def ensure_private_folder(folder: str) -> bool:
-    """Create a folder that only this user can access, if it does not exist. Return whether it was created.
+    """Create a folder that only this user can access, unless it exists. Return whether it was created.
 
-    Raises OSError if the path exists and is not a folder of this user, or if the file system does not support
+    Raises OSError if the path is not a folder owned by this user, or if the file system does not support
     permissions.
     """
     is_new = True
@@ -35,7 +35,7 @@ def ensure_private_folder(folder: str) -> bool:
 def check_private_folder(folder: str) -> None:
     """Raise OSError if other users can access a folder.
 
-    Call this before unpickling a file in the folder, because unpickling can run any code.
+    Call this before unpickling a file in the folder, because unpickling can run arbitrary code.
     """
     if _get_owned_folder_mode(folder) & OTHERS_MASK:
         raise PermissionError(f"{folder} must not be accessible to other users")

@@ -29,15 +29,15 @@ try:
 except ImportError:  # Windows
     resource = None
 
-# If a user's function replaces an attribute of one of these modules, its worker is not used for further jobs.
-# Later functions, and polarmap itself, use these modules most.
+# If a user function replaces an attribute of one of these modules, its worker is not reused. These are the
+# modules that later functions and polarmap itself use most.
 GUARDED_MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", "sys", "threading", "time")
 SIGNALS = tuple(signal.valid_signals())
 TIMERS = tuple(getattr(signal, name) for name in dir(signal) if name.startswith("ITIMER_"))
 RESOURCE_LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
-# Error numbers which mean that a process has no file descriptors, memory or threads left.
+# Error numbers that mean that a process is out of file descriptors, memory or threads.
 EXHAUSTION_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-SEED_BYTES = 16  # number of random bytes with which numpy's random generator is seeded
+SEED_BYTES = 16  # number of random bytes that seed numpy's random generator
 
 
 def _get_umask() -> int:
@@ -47,12 +47,11 @@ def _get_umask() -> int:
 
 
 def _set_warning_filters(filters: list[Any]) -> None:
-    warnings.resetwarnings()  # This also lets warnings appear again that were already shown.
+    warnings.resetwarnings()  # Also show warnings again that have been shown before.
     warnings.filters[:] = filters  # type: ignore[index]
 
 
-# Settings of a process that can be restored: for each, the function that returns its value, and the function
-# that sets it.
+# Process settings that can be restored, as pairs of a getter and a setter.
 RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (_get_umask, os.umask),
     (sys.getrecursionlimit, sys.setrecursionlimit),
@@ -70,9 +69,9 @@ RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ..
 
 
 class ProcessState:
-    """The state of a worker process before it has run any function of the user, to be restored later.
+    """The state of a worker process before it runs any user function, to be restored later.
 
-    Imports, caches and open files do not count as changes, because it is useful to keep them between jobs.
+    Imports, caches and open files do not count as changes, because it pays to keep them between jobs.
     """
 
     def __init__(self) -> None:
@@ -85,14 +84,14 @@ class ProcessState:
     def restore_or_describe_change(self) -> str:
         """Restore the state of this process, and return "".
 
-        If something has changed that cannot be restored, return its name instead, such as "os.getcwd" or "its
+        If something that cannot be restored has changed, return its name instead, such as "os.getcwd" or "its
         threads", and restore nothing.
         """
         try:
             change = self._find_changed_module_attribute() or self._find_unrestorable_change()
             if not change:
                 self._restore_settings()
-        except Exception as error:  # The user's function may have replaced functions that this check needs.
+        except Exception as error:  # A user function may have replaced functions that this check needs.
             return f"its state could not be checked: {type(error).__name__}: {error}"
         return change
 
@@ -105,7 +104,7 @@ class ProcessState:
         seed_numpy()
 
     def _find_changed_module_attribute(self) -> str:
-        """Return the name of a guarded module, or of its attribute, that was replaced or removed.
+        """Return the name of a guarded module, or of one of its attributes, that was replaced or removed.
 
         Return "" if all are unchanged.
         """
@@ -131,7 +130,7 @@ class ProcessState:
 
 
 def _get_unrestorable_state() -> dict[str, Any]:
-    """Return the state that a process cannot always restore, by the name to use in messages."""
+    """Return the state that cannot always be restored, keyed by the names to use in messages."""
     return {
         "its signal handlers": [getsignal(signal_number) for signal_number in SIGNALS],
         "its blocked signals": _call_if_present(
@@ -164,7 +163,7 @@ def _get_file_identity(path: str | int) -> tuple[int, int] | None:
 
 
 def _has_free_descriptors() -> bool:
-    """Return whether about half of the file descriptors that this process may open are still free."""
+    """Return whether roughly half or more of this process's file descriptors are still free."""
     if resource is None:
         return True
     max_descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -174,7 +173,7 @@ def _has_free_descriptors() -> bool:
 
 
 def seed_numpy() -> None:
-    """Seed numpy's global random generator with random bytes, so that each process draws other numbers.
+    """Seed numpy's global random generator with random bytes, so that processes draw different numbers.
 
     Do nothing if `numpy.random` has not been imported.
     """
@@ -184,7 +183,7 @@ def seed_numpy() -> None:
 
 
 def is_resource_exhaustion(error: BaseException) -> bool:
-    """Return whether an error means that this process has no memory, file descriptors or threads left.
+    """Return whether an error means that this process is out of memory, file descriptors or threads.
 
     >>> is_resource_exhaustion(OSError(errno.EMFILE, "Too many open files"))
     True

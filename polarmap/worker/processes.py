@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 LIVENESS_INTERVAL = 0.5  # seconds between checks whether a process should exit
-SHUTDOWN_SECONDS = 5.0  # maximum seconds to wait until cancelled processes and jobs have ended
+SHUTDOWN_SECONDS = 5.0  # maximum seconds to wait for cancelled processes and jobs to end
 
 
 class ProcessIdentity(NamedTuple):
-    """The identity of a process on any machine.
+    """Identifies a process across machines and reboots.
 
-    It consists of the machine, the process id and the start time. The start time is needed because process
-    ids are reused.
+    The identity consists of the machine, the process id and the start time. The start time is needed because
+    process ids are reused.
     """
 
     host: str
@@ -44,22 +44,22 @@ class ProcessIdentity(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ProcessIdentity:
-        """Parse the text that `str` returns for an identity. For any other text, the host is empty."""
+        """Parse the string form of an identity. For any other text, the result has an empty host."""
         host, _, rest = text.partition("+")
         pid_text, _, start_time = rest.partition("+")
         return cls(host, int(pid_text), start_time) if pid_text.isdecimal() else cls("", 0, "")
 
     @property
     def folder_prefix(self) -> str:
-        """The prefix of the names of this process's temporary folders, which Lithops accepts in names."""
+        """The name prefix of this process's temporary folders, with only characters that Lithops accepts."""
         return f"polarmap-{self}_".replace("+", "_")
 
     def is_on_this_machine(self) -> bool:
-        """Return whether the process runs on this machine, or did so since the machine was last booted."""
+        """Return whether the process runs on this machine, or has run here since the last boot."""
         return self.host == _get_machine_name()
 
     def is_dead(self) -> bool:
-        """Return whether the process is known to have exited. Always False if it is on another machine."""
+        """Return whether the process is known to have exited; always False for other machines."""
         if not self.is_on_this_machine():
             return False
         return not is_process_alive(self.pid) or _get_start_time(self.pid) not in (None, self.start_time)
@@ -67,7 +67,7 @@ class ProcessIdentity(NamedTuple):
 
 @cache
 def _get_machine_name() -> str:
-    """Return a name for this machine, which process ids refer to.
+    """Return a name for the machine within which process ids are valid.
 
     The name changes when the machine is rebooted, and is different in each container.
     """
@@ -89,7 +89,7 @@ def _get_start_time(pid: int) -> str | None:
 
 
 def read_process_status(pid: int) -> list[bytes]:
-    """Return the fields of the file /proc/<pid>/stat, beginning with the state of the process.
+    """Return the fields of /proc/<pid>/stat, starting with the process state.
 
     Raises OSError if the process does not exist, or if this is not Linux.
     """
@@ -98,13 +98,13 @@ def read_process_status(pid: int) -> list[bytes]:
 
 
 def is_process_alive(pid: int) -> bool:
-    """Return whether a process on this machine is alive. A zombie is not. Always True on Windows."""
+    """Return whether a process on this machine is alive, and not a zombie. Always True on Windows."""
     if os.name == "nt":  # The check below could end the process, as signal 0 is CTRL_C_EVENT on Windows.
         return True
     try:
         os.kill(pid, 0)
         return read_process_status(pid)[0] != b"Z"
-    except (ProcessLookupError, OverflowError):  # OverflowError means that the process id is invalid.
+    except (ProcessLookupError, OverflowError):  # OverflowError means an invalid process id.
         return False
     except OSError:
         return True
@@ -133,16 +133,16 @@ def exit_process_when(
     on_exit: Callable[[], object] = lambda: os._exit(0),
     update: Callable[[], object] = lambda: None,
 ) -> Callable[[], None]:
-    """Start a daemon thread that checks a condition periodically, and exits the process once it is true.
+    """Start a daemon thread that exits the process once a condition is true.
 
     The condition is checked every LIVENESS_INTERVAL seconds.
 
     Parameters
     ----------
     should_exit : callable
-        The condition. It is called without arguments, and returns whether to exit.
+        Called without arguments; returns whether to exit.
     on_exit : callable
-        Called without arguments after each check that returned true. By default, it exits this process.
+        Called without arguments after each check that returns true. By default, it exits this process.
     update : callable
         Called without arguments before each check, to refresh the state that `should_exit` uses.
 
@@ -161,7 +161,7 @@ def exit_process_when(
 
     def stop() -> None:
         stop_event.set()
-        # Do not wait longer for the thread, as its check may hang in a request to a storage.
+        # Do not wait any longer, because the thread may hang in a storage request.
         watcher_thread.join(LIVENESS_INTERVAL)
 
     watcher_thread = threading.Thread(target=poll_condition, name="polarmap-watch", daemon=True)
@@ -170,9 +170,9 @@ def exit_process_when(
 
 
 def has_lost_parent(parent_pid: int) -> bool:
-    """Return whether the process that has started this worker process has exited.
+    """Return whether this worker's parent process has exited.
 
-    If a fork server of `multiprocessing` has started this process, that server may outlive the process that
+    If this process was started by a `multiprocessing` fork server, that server may outlive the process that
     uses it. In this case, return whether the latter has exited.
 
     Parameters
@@ -180,16 +180,16 @@ def has_lost_parent(parent_pid: int) -> bool:
     parent_pid : int
         The result of `os.getppid()` when this process started.
     """
-    import multiprocessing  # This import takes 2 ms, and few processes need it.
+    import multiprocessing  # The import takes 2 ms, and few processes need it.
 
     parent_process = multiprocessing.parent_process()
     return os.getppid() != parent_pid or (parent_process is not None and not parent_process.is_alive())
 
 
 def kill_job_and_clean_up(clean_up: Callable[[], None], timeout: float) -> None:
-    """Kill this process and all others of its process group, and then call `clean_up`.
+    """Kill this process and the rest of its process group, and then call `clean_up`.
 
-    A forked child process does both. It leaves the process group first, so that it is not killed.
+    Both are done by a forked child, which first leaves the process group so that it survives.
 
     Parameters
     ----------
@@ -199,19 +199,19 @@ def kill_job_and_clean_up(clean_up: Callable[[], None], timeout: float) -> None:
         The time limit of the child process, in seconds.
     """
     process_group = os.getpgrp()
-    with warnings.catch_warnings():  # Python warns if a process with several threads is forked.
+    with warnings.catch_warnings():  # Python warns about forking a multi-threaded process.
         warnings.simplefilter("ignore")
         child_pid = os.fork()
     if child_pid:
-        os.waitpid(child_pid, 0)  # While this process waits, the child kills it.
+        os.waitpid(child_pid, 0)  # The child kills this process while it waits.
         os._exit(1)
     os.setpgid(0, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(int(timeout))  # Exit even if `clean_up` hangs, for example in a request to a storage.
+    signal.alarm(int(timeout))  # Exit even if `clean_up` hangs, for example in a storage request.
     deadline = time.monotonic() + SHUTDOWN_SECONDS
     try:
         os.killpg(process_group, signal.SIGKILL)
-        # Wait until all processes of the group are gone. Zombies may remain, so the wait has a time limit.
+        # Wait until all processes of the group are gone, up to a time limit, because zombies may remain.
         while time.monotonic() < deadline:
             os.killpg(process_group, 0)
             time.sleep(0.005)

@@ -22,15 +22,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-# The layout of several arrays: the dtype and shape of each. A dtype is a string unless it has fields.
+# A layout holds the dtype and shape of each of several arrays. Dtypes without fields are strings.
 Layout = tuple[tuple[Any, Shape], ...]
-# The structure of a tree without its data, as plain tuples, which can always be pickled. For a container, it
-# is (class, keys, structures of the children). For a leaf, it is (type,), where the type is "array",
+# The structure of a tree, without its data, as plain tuples that can always be pickled. A container is
+# represented by (class, keys, structures of the children), and a leaf by (type,), where the type is "array",
 # "matrix", "numpy" (a numpy scalar) or "python" (a number or string).
 Structure = tuple[Any, ...]
 
-# Two results that are sent together have the structure (BOTH_RESULTS, number of leaves of the first result,
-# structure of the first result, structure of the second result).
+# Two results that are sent together have the structure (BOTH_RESULTS, number of leaves of the first,
+# structure of the first, structure of the second).
 BOTH_RESULTS = "both"
 PYTHON_SCALAR_TYPES = (bool, int, float, complex, str, bytes)
 CONVERSION_ADVICE = {
@@ -43,7 +43,7 @@ CONVERSION_ADVICE = {
 
 
 class PackedTree(NamedTuple):
-    """A tree in the form in which it is sent: the bytes of its arrays, with what is needed to rebuild it.
+    """A serialized tree: the bytes of its arrays, and the metadata needed to rebuild it.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class PackedTree(NamedTuple):
 
 
 def unpack_leaves(layout: Layout, data: bytes | bytearray | memoryview, writable: bool = True) -> list[Array]:
-    """Return the arrays whose bytes `data` contains, one after the other.
+    """Return the arrays whose bytes are concatenated in `data`.
 
     Parameters
     ----------
@@ -70,12 +70,12 @@ def unpack_leaves(layout: Layout, data: bytes | bytearray | memoryview, writable
     data : bytes, bytearray or memoryview
         The bytes of the arrays. The returned arrays share this memory.
     writable : bool
-        If true and `data` is read-only, copy the arrays, so that they can be modified.
+        Whether the arrays must be writable. If `data` is read-only, they are then copied.
 
     Raises
     ------
     ValueError
-        If `data` has more or fewer bytes than these arrays.
+        If the size of `data` does not match the layout.
     """
     leaves, start = [], 0
     for dtype_spec, shape in layout:
@@ -95,21 +95,21 @@ def unpack_leaves(layout: Layout, data: bytes | bytearray | memoryview, writable
 
 
 def flatten(tree: Any, read_leaf: Callable[[Any], Any] | None = None) -> tuple[list[Array], Structure]:
-    """Divide a tree (nested tuples, lists and dicts) into its leaves and its structure.
+    """Split a tree (nested tuples, lists and dicts) into its leaves and its structure.
 
-    Return the leaves as a list of arrays, from left to right, and the structure. `unflatten` reverses this.
+    Return the leaves as a list of arrays, from left to right, and the structure. `unflatten` is the inverse.
 
     Parameters
     ----------
     tree : object
         A result of f, or a block if `read_leaf` is given.
     read_leaf : callable, optional
-        Called with each leaf; returns an array or scalar to use in its place, for example for a table.
+        Called with each leaf; returns an array or scalar to use in its place, for example to convert a table.
 
     Raises
     ------
     TypeError
-        If the tree contains an object for which `unflatten` could not restore the same tree.
+        If the tree contains an object that `unflatten` could not restore.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def _flatten_into(
 
 
 def _check_container(tree: Any, error_prefix: str) -> None:
-    """Raise TypeError if `unflatten` could not rebuild a container from its items, as for many subclasses."""
+    """Raise TypeError if a container cannot be rebuilt from its items, as is the case for many subclasses."""
     container_class = type(tree)
     # The attribute `_make` identifies a named tuple.
     if container_class in (dict, tuple, list, OrderedDict) or hasattr(container_class, "_make"):
@@ -164,9 +164,9 @@ def _check_container(tree: Any, error_prefix: str) -> None:
 
 
 def is_masked_array(value: Any) -> bool:
-    """Return whether a value is a masked array of numpy.
+    """Return whether a value is a numpy masked array.
 
-    This does not import `numpy.ma`, as that would be slow.
+    This avoids importing `numpy.ma`, which is slow.
     """
     numpy_ma = sys.modules.get("numpy.ma")
     return numpy_ma is not None and isinstance(value, numpy_ma.MaskedArray)
@@ -196,7 +196,7 @@ def _get_leaf_type(leaf: Any, error_prefix: str) -> str:
 
 
 def describe_type(value: Any) -> str:
-    """Return the type of a value with its article, for an error message: "a list", "an int"."""
+    """Return the type of a value with an article, for error messages: "a list", "an int"."""
     if value is None:
         return "None"
     value_class = type(value)
@@ -207,7 +207,7 @@ def describe_type(value: Any) -> str:
 
 
 def _get_conversion_advice(value: Any) -> str:
-    """Return the advice of an error message: how to convert a value to a supported type."""
+    """Return advice for an error message on how to convert a value to a supported type."""
     for attribute, advice in CONVERSION_ADVICE.items():
         if hasattr(value, attribute):
             return advice
@@ -233,8 +233,8 @@ def unflatten(structure: Structure, leaves: Sequence[Array]) -> Any:
 
 def _rebuild_tree(structure: Structure, remaining_leaves: Iterator[Array]) -> Any:
     """Rebuild a tree from its structure and the next leaves of an iterator."""
-    # This is not an inner function of `unflatten`. An inner function that calls itself is a reference cycle,
-    # so the leaves would stay in memory until the next garbage collection.
+    # This is not nested in `unflatten`, because a nested recursive function is a reference cycle, which would
+    # keep the leaves in memory until the next garbage collection.
     if len(structure) == 1:
         return _restore_leaf(structure[0], next(remaining_leaves))
     container_class, keys, child_structures = structure
@@ -259,15 +259,14 @@ def _restore_leaf(leaf_type: str, leaf: Array) -> Any:
 
 
 def pack_tree(tree: Any) -> PackedTree:
-    """Convert a tree to the bytes of its arrays, with its structure and layout, so that it can be sent.
+    """Serialize a tree: convert it to the bytes of its arrays, with its structure and layout.
 
-    If `tree` is a PackedTree already, it is returned unchanged.
+    If `tree` is already a PackedTree, it is returned unchanged.
 
     >>> pack_tree((1, np.arange(3, dtype="i2"))).layout
     (('<i8', ()), ('<i2', (3,)))
     """
-    # Compare names instead of classes: a function that was pickled by value has its own copy of the class
-    # PackedTree.
+    # Compare names instead of classes, because a function pickled by value has its own copy of PackedTree.
     if (type(tree).__module__, type(tree).__name__) == (PackedTree.__module__, PackedTree.__name__):
         return PackedTree(*tree)
     leaves, structure = flatten(tree)
@@ -286,7 +285,7 @@ def pack_leaves(leaves: Sequence[Array], structure: Structure) -> PackedTree:
 
 
 def get_layout(leaves: Sequence[Array]) -> Layout:
-    """Return the dtype and shape of each array. A dtype is returned as a string, unless it has fields."""
+    """Return the dtype and shape of each array. Dtypes without fields are returned as strings."""
     return tuple([(_get_dtype_spec(leaf.dtype), leaf.shape) for leaf in leaves])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-OUTAGE_SECONDS = 30.0  # seconds for which requests are retried if a storage is unavailable
+OUTAGE_SECONDS = 30.0  # how long requests to an unavailable storage are retried, in seconds
 MIN_RETRY_PAUSE = 0.1  # seconds before the first retry; the pause doubles each time, up to 1 s
 
 Result = TypeVar("Result")
@@ -18,19 +18,21 @@ _BUSY_CODES = (
     *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"),
     *("500", "502", "503", "504"),
 )
-# Errors are recognized by parts of their class names, as the libraries that define them may not be installed.
+# Errors are recognized by parts of their class names, because the libraries that define them may not be
+# installed.
 _TRANSIENT_ERROR_NAMES = (
     *("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading"),
-    # A storage in a file system raises these if it removes an empty folder while a file is written to it.
+    # A storage in a file system raises these if it removes an empty folder while a file is being written to
+    # it.
     *("FileNotFound", "FileExists"),
 )
 
 
 def retry_request(request: Callable[[], Result], timeout: float = OUTAGE_SECONDS) -> Result:
-    """Call `request` and return its result. After a transient error, wait and call it again.
+    """Call `request` and return its result, with retries after transient errors.
 
     The pauses between calls start at MIN_RETRY_PAUSE seconds and double up to one second. After `timeout`
-    seconds, the last error is raised. Errors that are not transient are raised immediately.
+    seconds, the last error is raised. Non-transient errors are raised immediately.
 
     >>> retry_request(iter([1, 2]).__next__, timeout=0.0)
     1
@@ -47,7 +49,7 @@ def retry_request(request: Callable[[], Result], timeout: float = OUTAGE_SECONDS
 
 
 def is_transient_error(error: Exception) -> bool:
-    """Return whether an error of a storage may be temporary, so that a retry of the request may succeed."""
+    """Return whether a storage error may be temporary, so that the request is worth retrying."""
     code = get_s3_error_code(error)
     if code:
         return code in _BUSY_CODES
@@ -58,6 +60,6 @@ def is_transient_error(error: Exception) -> bool:
 
 
 def get_s3_error_code(error: Exception) -> str:
-    """Return the error code of S3, such as "NoSuchKey", or "" if the error is not a response of S3."""
+    """Return the S3 error code, such as "NoSuchKey", or "" if the error is not an S3 response."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

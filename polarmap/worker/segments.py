@@ -14,9 +14,9 @@ from operator import attrgetter
 from threading import get_ident
 from typing import Any, NamedTuple
 
-MIN_MAPPED_BYTES = 1 << 18  # A byte range of a file is memory-mapped if it has at least this size.
+MIN_MAPPED_BYTES = 1 << 18  # Byte ranges of at least this size are memory-mapped.
 
-# Load all pages when a file is mapped, because that is faster than a page fault for each page later.
+# Load all pages when a file is mapped, which is faster than a page fault for each page later.
 MMAP_OPTIONS: dict[str, int] = (
     {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
     if hasattr(mmap, "MAP_POPULATE")
@@ -35,10 +35,10 @@ class Segment(NamedTuple):
     size : int
         The number of bytes before encryption.
     crc32 : int or None
-        The checksum of the stored bytes, by `zlib.crc32`. None if there is no checksum, or if the bytes have
-        not been written yet.
+        The `zlib.crc32` checksum of the stored bytes. None if there is no checksum, or if the bytes have not
+        been written yet.
     offset : int
-        The position in the object at which the range begins, in bytes.
+        The position in the object at which the range starts, in bytes.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Segment(NamedTuple):
 
 
 class DamagedError(Exception):
-    """Raised if stored bytes are missing, truncated, or differ from the bytes that were written.
+    """Raised if stored bytes are missing, truncated, or different from the bytes that were written.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ SegmentReader = Callable[[Segment], Any]
 
 
 def encode_segment_range(segment: Segment) -> bytes:
-    """Encode a segment as the text by which a worker requests its bytes from the driver.
+    """Encode a segment as the text with which a worker requests it from the driver.
 
     >>> decode_segment_range(encode_segment_range(Segment("a b", 3, None, 8)))
     Segment(key='a b', size=3, crc32=None, offset=8)
@@ -76,13 +76,13 @@ def encode_segment_range(segment: Segment) -> bytes:
 
 
 def decode_segment_range(text: bytes | bytearray) -> Segment:
-    """Decode the text by which a worker requests a segment. Raises ValueError if the text is invalid."""
+    """Decode a worker's request for a segment. Raises ValueError if the text is invalid."""
     offset, size, key = text.decode().split(" ", 2)
     return Segment(key, int(size), None, int(offset))
 
 
 def check_segment_integrity(segment: Segment, data: Any) -> Any:
-    """Return `data` if it has the expected size and checksum. Raises DamagedError otherwise."""
+    """Return `data` if its size and checksum are correct. Raises DamagedError otherwise."""
     if len(data) != segment.size:
         raise make_truncated_segment_error(segment, len(data))
     if segment.crc32 is not None and zlib.crc32(data) != segment.crc32:
@@ -128,21 +128,21 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
 
 
 def make_missing_segment_error(segment: Segment) -> DamagedError:
-    """Return the error to raise if the object that contains a segment does not exist."""
+    """Return the error to raise if a segment's object does not exist."""
     return DamagedError(f"{segment.key} is missing", "missing")
 
 
 def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedError:
-    """Return the error to raise if a stored object ends within a segment, after `n_available` bytes."""
+    """Return the error to raise if an object ends within a segment, after `n_available` bytes."""
     return DamagedError(
         f"{segment.key} has {n_available} of {segment.size} bytes from {segment.offset} on", "truncated"
     )
 
 
 def make_fetch_timeout_error(task: int, seconds: float, place: str, segment: Segment) -> TimeoutError:
-    """Return the error to raise if a worker could not read the data block of a task within `seconds`.
+    """Return the error to raise if a worker could not read a task's data block within `seconds`.
 
-    `place` is the name of the storage that has not returned the segment in time.
+    `place` is the name of the storage that failed to return the segment in time.
     """
     return TimeoutError(
         f"block {task} was not read within {seconds:g} s, as {place} has not returned {segment.key}: check "
@@ -151,18 +151,17 @@ def make_fetch_timeout_error(task: int, seconds: float, place: str, segment: Seg
 
 
 def is_missing_object_error(error: Exception) -> bool:
-    """Return whether an error of a Lithops storage means that the requested object does not exist."""
+    """Return whether a Lithops storage error means that the requested object does not exist."""
     return type(error).__name__ == "StorageNoSuchKeyError"
 
 
 def drop_inherited_connections(storage: Any) -> None:
-    """Close the keep-alive connections of a `lithops.Storage`, so that requests open new ones.
+    """Close the keep-alive connections of a `lithops.Storage`, so that new ones are opened.
 
     Call this in a forked process.
     """
-    # Since Lithops 3.8, a task runs in a forked process, and its parent continues to use the same
-    # connections. Each of the two processes could receive responses to requests of the other. Redis clients
-    # notice a fork themselves.
+    # Since Lithops 3.8, a task runs in a forked process whose parent continues to use the same connections.
+    # Each process could receive responses to the other's requests. Redis clients detect a fork themselves.
     with contextlib.suppress(AttributeError):  # The client of another storage has no such attribute.
         storage.get_client()._endpoint.http_session._manager.clear()  # clients of S3 and IBM Cloud
     for session_path in ("_http", "_pipeline._transport.session"):  # clients of Google Cloud and Azure

@@ -16,7 +16,7 @@ from typing import Any
 class SentModuleFinder(MetaPathFinder, InspectLoader):
     """Lets a worker import modules whose source code the driver has sent.
 
-    It is the last finder in `sys.meta_path`, so modules that are installed on the worker take precedence.
+    It is the last finder in `sys.meta_path`, so modules installed on the worker take precedence.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class SentModuleFinder(MetaPathFinder, InspectLoader):
     def add_sources(self, sources: Mapping[str, tuple[str, bool]]) -> None:
         """Make modules importable.
 
-        If the source code of a module has changed, the module is loaded again at its next import.
+        A module whose source code has changed is reloaded when it is next imported.
 
         Parameters
         ----------
@@ -40,7 +40,7 @@ class SentModuleFinder(MetaPathFinder, InspectLoader):
         self._sources.update(sources)
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return the spec of a module that the driver has sent, or None for any other module."""
+        """Return the spec of a module that the driver has sent, or None for other modules."""
         if fullname not in self._sources:
             return None
         return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])

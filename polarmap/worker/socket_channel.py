@@ -29,40 +29,40 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.polling import POLL_HANGUP, POLLIN, POLLOUT, Poll, wait_until_ready
 
-# The number of bytes to request in the first read, and in further reads. Most messages fit into the first
-# read. It is small, so that it succeeds even if the user's function has left little memory.
+# How many bytes to request in the first read and in later ones. Most messages fit into the first read, which
+# is small enough to succeed even if the user's function has left little memory.
 FIRST_READ_BYTES, MAX_READ_BYTES = 1 << 14, 1 << 18
-MAX_WRITE_BYTES = 1 << 22  # maximum bytes that one `flush` writes, so that other sockets get their turn
+MAX_WRITE_BYTES = 1 << 22  # maximum bytes written by one `flush`, so that other sockets get their turn
 
-# Maximum number of unsent bytes in the kernel. They are few, because they can no longer be cancelled.
+# Maximum number of unsent bytes in the kernel. It is small, because these bytes can no longer be cancelled.
 MAX_UNSENT_BYTES = 1 << 17
-TCP_TIMEOUT = 11.0  # default number of seconds without a response after which a connection counts as lost
-MAX_KEEPALIVE_PROBES = 3  # number of unanswered probes after which an idle connection counts as lost
+TCP_TIMEOUT = 11.0  # default number of seconds without a response until a connection counts as lost
+MAX_KEEPALIVE_PROBES = 3  # number of unanswered probes until an idle connection counts as lost
 
 
 class SocketChannel:
-    """A channel that sends and receives messages over a socket without blocking.
+    """A non-blocking channel for messages over a socket.
 
-    If the socket cannot take a message immediately, the message waits in a queue until `flush` is called. The
-    queue refers to the sender's data instead of copying them: a long message is encoded in small parts while
-    it is written.
+    Messages that the socket cannot accept immediately wait in a queue until `flush` is called. The queue
+    refers to the sender's data instead of copying them, and long messages are encoded piece by piece as they
+    are written.
 
     Parameters
     ----------
     connection : socket
         The connected socket. The channel sets it to non-blocking mode.
     authenticators : ChannelAuthenticators, optional
-        Used to authenticate the messages in both directions. By default, messages are not authenticated,
-        which is enough for a socket pair on one machine.
+        Used to authenticate messages in both directions. By default, messages are not authenticated, which is
+        sufficient for a socket pair on one machine.
     send_timeout : float
-        The number of seconds without progress in writing after which `is_stalled` returns True.
+        `is_stalled` returns True after this many seconds without write progress.
 
     Attributes
     ----------
     has_unsent : bool
-        Whether messages wait in the queue. If so, call `flush` when the socket is writable.
+        Whether messages are waiting in the queue. If so, call `flush` once the socket is writable.
     failure : OSError or None
-        The error that has broken the connection. None if the connection is open or was closed normally.
+        The error that broke the connection. None if the connection is open or was closed normally.
     """
 
     has_unsent = False
@@ -81,19 +81,19 @@ class SocketChannel:
         self._decoder = FrameDecoder(authenticators and authenticators.incoming)
         self._unsent_bytes = memoryview(b"")  # encoded bytes that the socket has not accepted yet
         self._send_queue = deque[Message]()
-        self._current_message: Message | None = None  # a long message that is only partly encoded
-        self._remaining_chunks: Iterator[Message] = iter(())  # the other parts of this message
+        self._current_message: Message | None = None  # a long message that is partly encoded
+        self._remaining_chunks: Iterator[Message] = iter(())  # the rest of this message
         self._next_flags = 0  # the flags of the next frame of this message
 
-        # The time of `time.monotonic()` when bytes were last written, or when the queue ceased to be empty.
+        # The value of `time.monotonic()` when bytes were last written, or when the queue became non-empty.
         self._last_progress_at = 0.0
 
     def fileno(self) -> int:
-        """Return the file descriptor of the socket. It lets `select` and `poll` wait for this channel."""
+        """Return the socket's file descriptor, so that `select` and `poll` accept the channel."""
         return self._connection.fileno()
 
     def send(self, *messages: Message) -> bool:
-        """Send messages without blocking: write what the socket accepts now, and queue the rest.
+        """Send messages without blocking: write what the socket accepts, and queue the rest.
 
         Return False if the connection is broken.
         """
@@ -136,7 +136,7 @@ class SocketChannel:
         return True
 
     def _encode_next_frame(self) -> bool:
-        """Encode the next part of a message, to be written next. Return False if no message is queued."""
+        """Encode the next frame to write. Return False if no message is queued."""
         if self._current_message is None:
             if not self._send_queue:
                 return False
@@ -148,7 +148,7 @@ class SocketChannel:
             self._remaining_chunks = split_message(message)
             self._next_flags = MORE_FRAMES_FLAG
         chunk = next(self._remaining_chunks, None)
-        # A long message ends with an empty frame, because the last chunk cannot be recognized in advance.
+        # A long message ends with an empty frame, because the last chunk cannot be known in advance.
         if chunk is None:
             chunk, self._current_message = self._current_message._replace(header=b"", data=b""), None
             self._next_flags &= ~MORE_FRAMES_FLAG
@@ -157,7 +157,7 @@ class SocketChannel:
         return True
 
     def drop_unsent(self) -> list[Message]:
-        """Remove the queued messages that are not fully encoded yet, and return them.
+        """Remove queued messages that are not fully encoded yet, and return them.
 
         CANCEL messages stay in the queue.
         """
@@ -172,16 +172,16 @@ class SocketChannel:
         return dropped
 
     def is_stalled(self) -> bool:
-        """Return whether messages are queued and no byte could be written for `send_timeout` seconds."""
+        """Return whether messages are queued, but no byte has been written for `send_timeout` seconds."""
         return self.has_unsent and time.monotonic() > self._last_progress_at + self._send_timeout
 
     def receive(self, timeout: float | None = 0.0) -> tuple[list[Message], bool]:
-        """Return the messages that have arrived, and whether the connection is still open.
+        """Return the messages that have arrived, and whether the connection is open.
 
         Parameters
         ----------
         timeout : float or None
-            How many seconds to wait if nothing has arrived; None for no time limit.
+            How many seconds to wait if nothing has arrived; None to wait indefinitely.
         """
         if timeout != 0.0:
             self._poll.poll(timeout and 1000 * max(0.0, timeout))
@@ -198,16 +198,16 @@ class SocketChannel:
             return messages, True
         except OSError as error:
             self.failure = error
-            self.disconnect()  # After invalid bytes, the start of the next message cannot be found.
+            self.disconnect()  # After invalid bytes, there is no way to find the start of the next message.
             return messages, False
 
     def keep_alive(self) -> None:
-        """Do nothing, because the operating system sends keepalive probes by itself."""
+        """Do nothing, because the operating system sends keepalive probes."""
 
     def is_peer_closed(self) -> bool:
         """Return whether the peer has closed its end of the connection.
 
-        On systems without POLLRDHUP, this is noticed only after all received messages have been read.
+        On systems without POLLRDHUP, this is detected only after all received messages have been read.
         """
         if not wait_until_ready([self._connection], POLL_HANGUP, 0.0):
             return False
@@ -216,7 +216,7 @@ class SocketChannel:
     def _has_reached_eof(self) -> bool:
         """Return whether the peer has closed its end and all its bytes have been read.
 
-        This does not remove any bytes from the socket.
+        No bytes are consumed from the socket.
         """
         try:
             return not self._connection.recv(1, socket.MSG_PEEK)
@@ -226,7 +226,7 @@ class SocketChannel:
             return True
 
     def disconnect(self) -> None:
-        """Shut down the connection in both directions, which both ends notice.
+        """Shut down the connection in both directions, so that both ends notice.
 
         The file descriptor remains open until `close` is called.
         """
@@ -244,7 +244,7 @@ def shutdown_socket(connection: socket.socket) -> None:
 
 
 class BlockingSocketChannel(SocketChannel):
-    """A channel whose method `send` blocks until all messages are written."""
+    """A socket channel whose `send` method blocks until all messages are written."""
 
     def send(self, *messages: Message) -> bool:
         """Send messages, and block until they are written. Return False if the connection is broken."""
@@ -260,7 +260,7 @@ def make_worker_channel(
 ) -> BlockingSocketChannel:
     """Return the channel over which a worker exchanges messages with its driver.
 
-    If the user's function forks the worker process, the socket is closed in the child process.
+    If the user's function forks the worker process, the child process closes the socket.
     """
     connection_ref = weakref.ref(connection)
 
@@ -275,24 +275,24 @@ def make_worker_channel(
 
 
 def configure_tcp(connection: socket.socket, timeout: float = TCP_TIMEOUT) -> None:
-    """Set the options of a TCP socket: send small messages immediately, and notice a lost connection.
+    """Set up a TCP socket to send small messages immediately and to detect lost connections.
 
-    The connection is lost after `timeout` seconds without a response. While nothing is sent, the system sends
-    keepalive probes. While data are not acknowledged, it retransmits them instead, for many minutes unless a
+    The connection counts as lost after `timeout` seconds without a response. On an idle connection, the
+    system sends keepalive probes. Unacknowledged data are retransmitted instead, for many minutes unless a
     separate option limits that time.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in get_tcp_options(timeout, sys.platform).items():
-        # The system may not know an option, and a local socket (AF_UNIX) has none of them.
+        # The system may lack an option, and local sockets (AF_UNIX) have none of them.
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def get_tcp_options(timeout: float, platform: str) -> dict[int, int]:
-    """Return the values of the TCP options that end a connection after `timeout` seconds without a response.
+    """Return TCP options that end a connection after `timeout` seconds without a response.
 
-    The keys are the option numbers of the operating system, as Python has no names for some of them.
+    The keys are the operating system's option numbers, because Python lacks names for some of them.
 
     Parameters
     ----------

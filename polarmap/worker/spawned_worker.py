@@ -28,10 +28,10 @@ def main(connection: int | str, driver_folders: Sequence[str]) -> None:
     Parameters
     ----------
     connection : int or str
-        The inherited file descriptor of the socket that is connected to the driver. On Windows, the result of
-        `socket.share` in base64.
+        The inherited file descriptor of the socket that is connected to the driver; on Windows, the
+        base64-encoded result of `socket.share`.
     driver_folders : sequence of str
-        The temporary folders of the driver. They are deleted if the driver exits without deleting them.
+        The driver's temporary folders. They are deleted if the driver exits without doing so.
     """
     driver_pipe, null_fd = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(null_fd, 0)
@@ -45,15 +45,15 @@ def main(connection: int | str, driver_folders: Sequence[str]) -> None:
     with driver_socket:
         channel = make_worker_channel(driver_socket)
         PersistentWorker(channel).serve()
-        # Give the daemon thread time to remove the driver's folders. It also exits this process.
+        # Give the daemon thread time to remove the driver's folders. It then exits this process.
         if channel.is_peer_closed():
             time.sleep(SHUTDOWN_SECONDS)
 
 
 def _exit_with_driver(driver_pipe: int, driver_folders: Sequence[str]) -> None:
-    """Wait until the driver has exited, then delete its temporary folders and exit this process.
+    """Wait until the driver exits, then delete its temporary folders and exit this process.
 
-    `driver_pipe` is a file descriptor of a pipe whose other end the driver holds open.
+    `driver_pipe` is the file descriptor of a pipe whose other end the driver keeps open.
     """
     try:
         while os.read(driver_pipe, 4096):

@@ -30,35 +30,33 @@ from polarmap.worker.messages import (
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
 from polarmap.worker.segments import is_missing_object_error
 
-# A storage is polled for messages: often after a message, and then less and less often until the next
-# message.
+# The storage is polled for messages: frequently after each message, then less and less often.
 MIN_POLL_INTERVAL = 0.002  # minimum seconds between polls
-SLOW_STORAGE_POLL_INTERVAL = 0.01  # seconds before the first poll after a message if the storage is slow
+SLOW_STORAGE_POLL_INTERVAL = 0.01  # seconds before the first poll after a message if storage is slow
 POLL_INTERVAL_GROWTH = 1.2  # factor by which the interval grows with each poll that finds no message
 MAX_POLL_INTERVAL = 1.0  # maximum seconds between polls
 
-# An estimate of the additional polls after each message, for the cost of requests. After about 25 polls, the
-# interval has grown from 0.01 s to 1 s again: log(1 / 0.01) / log(1.2).
+# The estimated number of additional polls after each message, used to compute the cost of requests. It takes
+# about 25 polls for the interval to grow from 0.01 s to 1 s: log(1 / 0.01) / log(1.2).
 N_POLLS_PER_MESSAGE = 25
-# Seconds between two heartbeats of a driver or worker. Without a heartbeat for OUTAGE_SECONDS, it counts as
-# lost.
+# Seconds between heartbeats of a driver or worker. Without a heartbeat for OUTAGE_SECONDS, it counts as lost.
 HEARTBEAT_SECONDS = 5.0
 
-# Pattern of the last part of a reply's key: the protocol version and the fields of a `ReplyKey`.
+# The last part of a reply's key: the protocol version and the fields of a `ReplyKey`.
 REPLY_NAME = re.compile(r"v\d+-\d+(-\d+)*", re.ASCII)
 
 
 def compute_next_poll_interval(previous_interval: float, poll_seconds: float) -> float:
-    """Return how many seconds to wait before the storage is polled for messages again.
+    """Return how many seconds to wait before polling the storage for messages again.
 
-    The interval grows with each poll that finds no message, and is longer for a slow storage.
+    The interval grows with each poll that finds no message, and is longer for slow storage.
 
     Parameters
     ----------
     previous_interval : float
         The previous result of this function, or 0.0 if the latest poll has found a message.
     poll_seconds : float
-        How long the latest poll took, in seconds.
+        The duration of the latest poll, in seconds.
 
     Examples
     --------
@@ -72,16 +70,16 @@ def compute_next_poll_interval(previous_interval: float, poll_seconds: float) ->
 
 
 class QueuedMessage(NamedTuple):
-    """A message to a worker that the worker has not acknowledged yet.
+    """A message that a worker has not acknowledged yet.
 
     Attributes
     ----------
     sequence_number : int
-        The number of the message. The messages to a worker are numbered from 1 on.
+        The number of the message. Messages to a worker are numbered from 1.
     frame : bytes
         The message without its data, as encoded by `encode_frame`.
     digest : bytes or None
-        The digest of the data, under which they are stored separately. None if the message has no data.
+        The digest under which the data are stored separately. None if the message has no data.
     """
 
     sequence_number: int
@@ -90,19 +88,19 @@ class QueuedMessage(NamedTuple):
 
 
 class Mailbox(NamedTuple):
-    """The messages from a driver to its workers, as the content of a single object in a storage.
+    """A driver's messages to its workers, stored as a single object.
 
-    The driver replaces the object when there are new messages. All workers poll it.
+    All workers poll the object, which the driver replaces when there are new messages.
 
     Attributes
     ----------
     heartbeat : int
         A number that changes periodically while the driver is alive.
     payloads : dict of bytes to bytes
-        The data of the messages by their digest, so that data for several workers are stored only once. Large
-        data are stored as separate objects instead.
+        The messages' data by digest, so that data for several workers are stored only once. Large data are
+        stored as separate objects instead.
     messages : dict of int to list of QueuedMessage
-        The messages to each worker that it has not acknowledged yet, by the id of the worker.
+        For each worker id, the messages that the worker has not acknowledged yet.
     """
 
     heartbeat: int
@@ -117,7 +115,7 @@ class Mailbox(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Mailbox:
-        """Return the mailbox that `encode` has converted to bytes.
+        """Decode a mailbox from the bytes that `encode` returned.
 
         Raises ProtocolMismatchError if the driver uses another version of the protocol.
         """
@@ -138,7 +136,7 @@ class ChannelKeys(NamedTuple):
 
     @property
     def mailbox_key(self) -> str:
-        """The key of the object with the messages to workers. The driver deletes it at the end."""
+        """The key of the mailbox (messages to workers). The driver deletes the object when it finishes."""
         return f"{self.prefix}/orders"
 
     @property
@@ -147,19 +145,19 @@ class ChannelKeys(NamedTuple):
         return f"{self.prefix}/replies/"
 
     def make_payload_key(self, digest: bytes) -> str:
-        """Return the key under which the large data of a message are stored, given their digest."""
+        """Return the key under which a message's large data are stored, given their digest."""
         return f"{self.prefix}/data/{digest.hex()}"
 
     def format_reply_key(self, reply_key: tuple[int, ...]) -> str:
         """Return the key of a worker's message, given the fields of its `ReplyKey`.
 
-        If only the first fields are given, the result is the common prefix of all keys with these fields.
+        Given only the first fields, return the common prefix of all keys with these fields.
         """
         fields = "-".join(f"{field:d}" for field in reply_key)
         return f"{self.reply_prefix}v{PROTOCOL_VERSION}-{fields}"
 
     def parse_reply_key(self, object_key: str) -> ReplyKey | None:
-        """Return the fields in the key of a worker's message, or None if the object is no such message.
+        """Return the fields in the key of a worker's message, or None if the key is of another kind.
 
         Raises ProtocolMismatchError if the worker uses another version of the protocol.
         """
@@ -173,7 +171,7 @@ class ChannelKeys(NamedTuple):
 
 
 class ReplyKey(NamedTuple):
-    """The fields in the key of an object that a worker stores: a message to the driver, or a heartbeat.
+    """The fields in the key of a worker's message or heartbeat.
 
     The driver gets these fields by listing keys, without reading the objects.
 
@@ -182,16 +180,15 @@ class ReplyKey(NamedTuple):
     worker_id : int
         The id of the worker. It is the first field in all versions of the protocol.
     instance_id : int
-        A random number. It changes if the cloud restarts the worker.
+        A random number that changes if the cloud restarts the worker.
     sequence_number : int
-        The number of the object. The objects of a worker are numbered from 1 on.
+        The number of the object. A worker numbers its objects from 1.
     last_received : int
         The number of the latest message that the worker has received; 0 if it has received none.
     last_sent : int
-        The number of this message. For a heartbeat, the number of the latest message before it.
+        The number of this message, or for a heartbeat, of the latest message before it.
     size : int
-        The size of the object in bytes, which shows whether it has been written completely. 0 for a
-        heartbeat.
+        The size of the object in bytes, which shows whether it is complete. 0 for a heartbeat.
     """
 
     worker_id: int
@@ -203,9 +200,9 @@ class ReplyKey(NamedTuple):
 
 
 class StorageChannel:
-    """A worker's channel to its driver, in which messages are objects in a storage.
+    """A worker's channel to its driver, which stores each message as an object.
 
-    It is used if the worker cannot connect to the driver by a socket.
+    It is used if the worker cannot connect to the driver through a socket.
 
     Parameters
     ----------
@@ -230,7 +227,7 @@ class StorageChannel:
         self._poll_interval = 0.0  # seconds before the mailbox is polled again
 
     def receive(self, timeout: float | None) -> tuple[list[Message], bool]:
-        """Wait for messages from the driver. Return them, and whether the driver is still connected.
+        """Wait for messages from the driver, and return them and whether the driver is still connected.
 
         The driver counts as disconnected if it has deleted the mailbox (the object with its messages), has
         removed this worker from it, or has not changed it for OUTAGE_SECONDS.
@@ -256,9 +253,9 @@ class StorageChannel:
             time.sleep(min(deadline - finished_at, self._poll_interval))
 
     def send(self, message: Message) -> bool:
-        """Send a message to the driver, by storing it as an object. Return True.
+        """Send a message to the driver by storing it as an object, and return True.
 
-        If the storage is unavailable, this is retried for OUTAGE_SECONDS, and then the error is raised.
+        If the storage is unavailable, the request is retried for OUTAGE_SECONDS before the error is raised.
         """
         data = encode_frame(message)
         retry_request(lambda: self._put_reply(data, self._last_sent + 1))
@@ -266,16 +263,16 @@ class StorageChannel:
         return True
 
     def keep_alive(self) -> None:
-        """Check that the driver is alive, and store a heartbeat that shows that this worker is alive.
+        """Check that the driver is alive, and store a heartbeat of this worker.
 
-        Do nothing if the latest heartbeat is less than HEARTBEAT_SECONDS old. Call this periodically.
+        Call this periodically. It does nothing if the latest heartbeat is less than HEARTBEAT_SECONDS old.
         """
         if time.monotonic() < self._next_heartbeat_at:
             return
         self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         self._poll_mailbox()
         if not self._is_driver_lost:
-            with contextlib.suppress(Exception):  # If this heartbeat fails, the next one may succeed.
+            with contextlib.suppress(Exception):  # Even if this heartbeat fails, the next one may succeed.
                 self._put_reply(b"", self._last_sent)
 
     def is_peer_closed(self) -> bool:
@@ -286,10 +283,7 @@ class StorageChannel:
         """Do nothing, because the channel has no open connection."""
 
     def _poll_mailbox(self) -> None:
-        """Read the mailbox, the object with the driver's messages.
-
-        Also notice if the driver has disconnected.
-        """
+        """Read the mailbox, and detect whether the driver has disconnected."""
         now = self._polled_at = time.monotonic()
         try:
             mailbox_bytes = bytes(self._storage.get_object(self._bucket, self._keys.mailbox_key))
@@ -310,7 +304,7 @@ class StorageChannel:
         self._is_driver_lost = is_silent or (self._is_registered and not has_messages)
 
     def _pop_next_unread_message(self) -> Message | None:
-        """Return the next unread message of the driver, or None if there is none."""
+        """Return the driver's next unread message, or None if there is none."""
         messages = self._mailbox.messages.get(self._worker_id, ())
         queued = next((item for item in messages if item.sequence_number > self._last_received), None)
         if queued is None:
@@ -329,9 +323,9 @@ class StorageChannel:
         return message
 
     def _remove_replies(self) -> None:
-        """Delete the messages of this worker. Call this when the driver is gone and cannot do so itself."""
+        """Delete this worker's messages. Call this if the driver is gone and cannot do so itself."""
         prefix = self._keys.format_reply_key((self._worker_id, self._instance_id)) + "-"
-        with contextlib.suppress(Exception):  # If the storage is unavailable, the next poll tries again.
+        with contextlib.suppress(Exception):  # If the storage is unavailable, try again at the next poll.
             if keys := self._storage.list_keys(self._bucket, prefix):
                 self._storage.delete_objects(self._bucket, keys)
 

@@ -39,11 +39,11 @@ from polarmap.worker.task_records import (
     to_plain_tuple,
 )
 
-SAMPLE_SIZE = 256  # number of entries of a result that are sent to the driver if the result itself is stored
+SAMPLE_SIZE = 256  # number of sampled entries sent to the driver if the result itself is stored
 
 
 class TaskIO:
-    """The base class of objects that load the inputs of a task and access stored data.
+    """The base class for objects that load a task's inputs and access stored data.
 
     There is a subclass for each kind of worker.
 
@@ -65,14 +65,14 @@ class TaskIO:
         raise NotImplementedError
 
     def receive_pending(self) -> None:
-        """Read the messages that the driver has sent. By default, this does nothing."""
+        """Read the messages that the driver has sent. The default implementation does nothing."""
 
     def is_cancelled(self) -> bool:
         """Return whether the driver has cancelled the task."""
         raise NotImplementedError
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """Return the reply in the form in which it is sent to the driver. The result's bytes are separate."""
+        """Return the reply in the form in which it is sent to the driver, without the result's bytes."""
         return pickle_value((reply.error and to_plain_tuple(reply.error), *reply[1:]))
 
     def read_segment(self, location: Location, segment: Segment) -> Any:
@@ -89,8 +89,8 @@ class TaskIO:
     def write_array(self, location: Location, key: str, data: Any, segment_bytes: int) -> list[Segment]:
         """Store the bytes of an array as an object, and return its segments.
 
-        A segment is a byte range that is read and verified separately. Each has `segment_bytes` bytes, except
-        the last one.
+        A segment is a byte range that is read and verified on its own. All segments except the last have
+        `segment_bytes` bytes.
         """
         return write_segments(location, key, data, segment_bytes, partial(location.write, access=self))
 
@@ -98,7 +98,7 @@ class TaskIO:
 def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
     """Run a task, and return the reply for the driver, or None if the task was cancelled.
 
-    The reply contains the result. If the task raises an exception, the reply contains the exception.
+    The reply contains either the result or the exception that the task has raised.
     """
     started_at = time.time()
 
@@ -115,7 +115,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             if n_data_rows
             else compute_result(f, block, fault)
         )
-        del f, block  # The memory of the inputs can be freed before the result is stored or sent.
+        del f, block  # Free the memory of the inputs before the result is stored or sent.
         if request.output is not None:
             task_io.receive_pending()
             if task_io.is_cancelled():
@@ -123,8 +123,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             layout = result.layout
             result, segments = store_result(result, request, request.output, task_io)
             task_io.receive_pending()
-            # A driver that cancels a task deletes its stored results. It may have missed the ones just
-            # written.
+            # When the driver cancels a task, it deletes the stored results, but may have missed these.
             if task_io.is_cancelled():
                 request.output.location.delete({segment.key for segment in segments}, task_io)
                 return None
@@ -139,7 +138,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
 def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = None) -> PackedTree:
     """Call the user's function with a block, and return the result in the form in which it is sent.
 
-    For tests, a `fault` can be injected, such as a crash of the process.
+    For tests, a `fault` can be injected, such as a process crash.
     """
     fault_kind, pid = fault and fault.kind, os.getpid()
     if fault is not None and fault_kind == "sleep":
@@ -153,7 +152,7 @@ def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = No
     try:
         result = f(block)
     finally:
-        # If the user's function has forked this process, only the parent process sends a reply.
+        # If the user's function has forked this process, only the parent sends a reply.
         if os.getpid() != pid:
             os._exit(0)
     packed_result = pack_tree(result)
@@ -163,9 +162,9 @@ def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = No
 def compute_with_and_without_padding(
     f: Callable[[Any], Any], block: Any, n_data_rows: int, fault: Fault | None
 ) -> PackedTree:
-    """Call the user's function twice: with a block that ends with rows of zeros, and without these rows.
+    """Call the user's function twice: with a block that is padded with zero rows, and without the padding.
 
-    The code needs the result of the padded block, and the user expects the other one. Return both results
+    Decoding needs the result of the padded block, whereas the user expects the other one. Return both results
     together. If the function fails only because of the padding, the padded result is empty.
 
     Parameters
@@ -175,12 +174,12 @@ def compute_with_and_without_padding(
     block : object
         The padded block.
     n_data_rows : int
-        The number of rows without the padding.
+        The number of rows before the padding.
     fault : Fault or None
-        A fault to inject for tests.
+        A fault to inject, for tests.
     """
     leaves, structure = flatten(block)
-    # The last array of a sparse block is `indptr`, which has one more entry than the block has rows.
+    # The last array of a sparse block is `indptr`, which has one more entry than there are rows.
     leaves[-1] = leaves[-1][: n_data_rows + (len(leaves) > 1)]
     unpadded = compute_result(f, unflatten(structure, [leaf.copy() for leaf in leaves]), fault)
     padded = PackedTree((), (), b"")
@@ -192,7 +191,7 @@ def compute_with_and_without_padding(
 
 
 def corrupt_result(result: PackedTree) -> PackedTree:
-    """Return a wrong result, which has the same dtypes and shapes. Used to simulate a faulty worker."""
+    """Return a wrong result with the same dtypes and shapes, to simulate a faulty worker."""
     return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
 
 
@@ -204,10 +203,10 @@ def store_result(
 ) -> tuple[PackedTree, tuple[Segment, ...]]:
     """Store each array of a result as an object.
 
-    Return a small sample of the arrays, which is sent to the driver, and the stored segments (byte ranges).
+    Return a small sample of the arrays for the driver, and the stored segments (byte ranges).
     """
-    # The samples of all tasks contain the same entries. The driver can therefore check on the samples whether
-    # the user's function is linear.
+    # All tasks sample the same entries, so that the driver can check on the samples whether the user's
+    # function is linear.
     _check_plain_arrays(result, output.n_arrays)
     segments: list[Segment] = []
     samples = []
@@ -233,7 +232,7 @@ def sample_evenly(array: Any, max_items: int = SAMPLE_SIZE) -> Any:
 
 
 def _check_plain_arrays(result: PackedTree, n_arrays: int) -> None:
-    """Raise TypeError if a result does not consist of `n_arrays` plain arrays, and so cannot be stored."""
+    """Raise TypeError unless a result consists of `n_arrays` plain arrays, which can be stored."""
     if len(result.layout) != n_arrays:
         raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
     if n_arrays == 1 and len(result.structure) > 1:

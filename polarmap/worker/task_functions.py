@@ -27,18 +27,18 @@ from polarmap.worker.pickled_values import (
 from polarmap.worker.pytree import PackedTree, Structure, describe_type, flatten, unflatten
 from polarmap.worker.task_records import describe_error, to_plain_tuple
 
-# If the first items of a batch take longer than this many seconds, the other items are left to other workers.
+# If a batch takes longer than this many seconds, its remaining items are left to other workers.
 MAX_BATCH_SECONDS = 0.1
-SORT_BENCHMARK_SIZE = 20_000  # size of the array that a benchmark task sorts
+SORT_BENCHMARK_SIZE = 20_000  # size of the array sorted by a benchmark task
 
 Array = npt.NDArray[Any]
 
 
 def make_weighted_sum_task(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a task function that computes a weighted sum of results of f.
+    """Return a task function that computes a weighted sum of several results of f.
 
-    The task function takes a pair of an array of coefficients and a sequence of equally many parts. It calls
-    f with each part, and adds up the results, multiplied by the coefficients.
+    The task function takes a pair: an array of coefficients, and a sequence with one part per coefficient. It
+    calls f with each part, and sums the results, each multiplied by its coefficient.
     """
 
     def sum_weighted_results(block: Any) -> Any:
@@ -64,8 +64,8 @@ def make_weighted_sum_task(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def make_csr_task(f: Callable[[Any], Any], matrix_class: type, n_columns: int) -> Callable[[Any], Any]:
     """Return a task function that calls f with a sparse matrix.
 
-    The task function takes the three arrays of the matrix in CSR format: data, indices and indptr. It is a
-    closure, so that the modules that f uses are sent to workers with it.
+    The task function takes the three CSR arrays of the matrix: data, indices and indptr. It is a closure, so
+    that the modules that f uses are sent to workers with it.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def build_csr_matrix(csr_arrays: Sequence[Array], matrix_class: type, n_columns:
     >>> build_csr_matrix(block, csr_array, 2).toarray().tolist()
     [[0.0, 5.0], [0.0, 0.0], [7.0, 0.0]]
     """
-    # Received arrays may not be aligned in memory, as compiled code of scipy may require. If so, copy them.
+    # Copy received arrays that are misaligned in memory, because scipy's compiled code may need alignment.
     data, indices, indptr = (np.require(array, requirements="A") for array in csr_arrays)
     return matrix_class((data, indices, indptr), shape=(len(indptr) - 1, n_columns))
 
@@ -114,17 +114,17 @@ def make_call_task(
     f : callable
         The user's function, which is called with each item.
     star : bool
-        Whether an item is a tuple of positional arguments, as for `itertools.starmap`, instead of a single
+        Whether each item is a tuple of positional arguments, as in `itertools.starmap`, instead of a single
         argument.
     args, kwargs : sequence and dict, optional
-        Further arguments of each call.
+        Additional arguments for each call.
     unpickle_blocks : bool
-        Whether blocks are pickled: a block of dtype int8 is a pickle of several items, and any other block is
-        a single item, pickled by `pickle_to_array`. If False, the block itself is the only item.
+        Whether blocks are pickled. A block of dtype int8 is then a pickle of several items, and any other
+        block is a single item, pickled by `pickle_to_array`. If False, the block itself is the only item.
     may_stop_early : bool
-        Whether to leave the last items of a block to other workers if the first ones take long.
+        Whether to leave the remaining items of a block to other workers if the first ones take long.
     referenced_objects : sequence
-        Classes and functions that the items refer to. The state of their modules is sent with f.
+        Classes and functions that the items refer to. The state of their modules is sent along with f.
 
     Examples
     --------
@@ -159,13 +159,13 @@ def make_call_task(
 
 
 def execute_pickled_call(block: Array) -> PackedTree:
-    """Execute the function call, or the batch of calls, that a block contains. Return the pickled results.
+    """Execute the call, or the batch of calls, in a block, and return the pickled results.
 
     A block of dtype uint8 contains a single call: a function, a tuple of arguments and a dict of keyword
     arguments, pickled by `pickle_to_array`. A block of dtype int8 contains several calls of one function: it
-    is the pickle of the function and a list of pickled arguments. Several calls are run by `execute_batch`.
-    In both cases, the function may be pickled by `pickle_to_array`, or be the path of a file with such a
-    pickle.
+    is the pickle of the function and a list of pickled arguments. Batches are run by `execute_batch`. In both
+    cases, the function may also be given as a pickle by `pickle_to_array`, or as the path of a file with such
+    a pickle.
 
     >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> packed = execute_pickled_call(pickle_to_array((divmod, (7, 2), {})))
@@ -192,11 +192,11 @@ def execute_batch(
     pickled_items: Sequence[bytes | Array],
     may_stop_early: bool = True,
 ) -> PackedTree:
-    """Call f with each item of a batch, and return the results and errors, pickled.
+    """Call f with each item of a batch, and return the pickled results and errors.
 
-    If `may_stop_early` is true, no further item is started after MAX_BATCH_SECONDS. The pickled value is a
-    pair. Its first item is a list with the result of each item that was started, pickled by `pickle_each`.
-    Its second item is a dict from the positions of failed items to their errors, as plain tuples.
+    If `may_stop_early` is true, no new item is started after MAX_BATCH_SECONDS. The pickled value is a pair
+    (results, errors). `results` lists the result of each item that was started, pickled by `pickle_each`.
+    `errors` maps the positions of failed items to their errors, as plain tuples.
 
     >>> data = execute_batch(abs, [pickle.dumps(-3), pickle.dumps("x")]).data
     >>> (three, _), errors = unpickle_array(np.frombuffer(data, np.uint8))
@@ -214,7 +214,7 @@ def execute_batch(
             except BaseException as error:
                 errors[index] = to_plain_tuple(describe_error(error))
             yield result
-            # Leave the other items to other workers. If f has forked this process, the parent runs them.
+            # Leave the remaining items to other workers or, if f has forked this process, to its parent.
             if time.monotonic() > deadline or os.getpid() != original_pid:
                 break
 
@@ -226,7 +226,9 @@ def execute_batch(
 
 
 def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Call f with each tuple of arguments, and return the results. This lets one task run several calls.
+    """Call f with each tuple of arguments, and return the results.
+
+    This lets one task run several calls.
 
     >>> call_each(pow, [(2, 3), (3, 2)])
     [8, 9]
@@ -235,7 +237,7 @@ def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]])
 
 
 def sort_repeatedly(n_repeats: int, block: Any) -> float:
-    """Keep one core busy, as a benchmark task: sort the same numbers `n_repeats` times.
+    """Sort the same numbers `n_repeats` times, as a benchmark that keeps one core busy.
 
     The block is ignored.
 
@@ -251,10 +253,10 @@ def sort_repeatedly(n_repeats: int, block: Any) -> float:
 def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block: Any) -> Array:
     """Return the matrix product `block @ operand` in `dtype`, for a dense or a sparse block.
 
-    The product of integers is computed in `dtype`, even if a parity block has a wider dtype. It may overflow:
-    the equations between blocks hold modulo 2^64, and so also modulo smaller powers of two. For real
-    products, a parity block of dtype uint64 is interpreted as int64, as `check_parity_fits_int64` has
-    verified that its values fit.
+    Integer products are computed in `dtype`, even if a parity block has a wider dtype. Overflow is harmless,
+    because the equations between blocks hold modulo 2^64, and therefore also modulo smaller powers of two.
+    For real products, a parity block of dtype uint64 is interpreted as int64, as `check_parity_fits_int64`
+    has verified that its values fit.
 
     >>> multiply_block(np.array([1.0, 2.0]), np.dtype(float), False, np.eye(2)).tolist()
     [1.0, 2.0]
@@ -265,24 +267,24 @@ def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block:
     values = values.astype(dtype, copy=False)
     if not is_sparse:
         return np.asarray(values @ operand)
-    # The sparse matrix was created for this task, so it may be modified. Only its arrays may be in the cache.
+    # The matrix was created for this task, so it can be modified. Only its arrays may be cached.
     block.data = values
     return np.asarray(block @ operand.astype(dtype, copy=False))
 
 
 def multiply_block_pair(dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
-    """Return a block of a matrix product: A_i B_j, given the pair of A_i and the transpose of B_j."""
+    """Return a block A_i B_j of a matrix product, given the pair of A_i and the transpose of B_j."""
     return np.matmul(block_pair[0], block_pair[1].T, dtype=dtype, casting="unsafe")  # type: ignore[no-any-return]
 
 
 def compute_gram_block(weights: Array | None, dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
-    """Return a block of a weighted Gram matrix: A_i^H diag(weights) A_j.
+    """Return a block A_i^H diag(weights) A_j of a weighted Gram matrix.
 
     Parameters
     ----------
     weights : array or None
-        The weight of each row; None for no weights. If its shape is (rows, m), the result contains m matrices
-        along its last axis, one for each column of weights.
+        The weight of each row; None for an unweighted product. If its shape is (rows, m), the result contains
+        m matrices along its last axis, one for each column of weights.
     dtype : numpy.dtype
         The dtype of the result.
     block_pair : tuple of array

@@ -17,11 +17,11 @@ from polarmap.worker.locations import Location, location_from_fields
 from polarmap.worker.pytree import Layout, Structure
 from polarmap.worker.segments import Segment
 
-MAX_ERROR_CHARACTERS = 10_000  # maximum length of an error message, and of a traceback, in a worker's reply
+MAX_ERROR_CHARACTERS = 10_000  # maximum length of an error message or a traceback in a worker's reply
 
 
 class Record(Protocol):
-    """The interface of named tuples that are sent as plain tuples. `from_tuple` reverses `to_plain_tuple`."""
+    """The interface of named tuples that are sent as plain tuples. `from_tuple` inverts `to_plain_tuple`."""
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> Self: ...
@@ -31,14 +31,14 @@ R = TypeVar("R", bound=Record)
 
 
 def encode_record(record: Record) -> bytes:
-    """Pickle a record to send it to a worker. polarmap need not be installed there to unpickle it."""
+    """Pickle a record for a worker, which can unpickle it even without polarmap."""
     return pickle.dumps(to_plain_tuple(record), pickle.HIGHEST_PROTOCOL)
 
 
 def decode_record(record_class: type[R], data: bytes | bytearray) -> R:
     """Restore a record that `encode_record` has pickled.
 
-    Unpickling can run any code, so `data` must come from the driver.
+    Unpickling can run arbitrary code, so `data` must come from the driver.
     """
     return record_class.from_tuple(pickle.loads(data))
 
@@ -46,10 +46,10 @@ def decode_record(record_class: type[R], data: bytes | bytearray) -> R:
 def to_plain_tuple(record: Any) -> Any:
     """Convert a record to a plain tuple, so that a process without polarmap can unpickle it.
 
-    Named tuples and locations in the record are converted, too.
+    Named tuples and locations inside the record are converted, too.
     """
-    # Named tuples of the user, such as keys of a dict, are not converted. An exception is pickled separately,
-    # so that the driver can read the rest of the record even if it cannot unpickle the exception.
+    # The user's named tuples, such as dict keys, are left as they are. Exceptions are pickled separately, so
+    # that the driver can read the rest of a record even if it cannot unpickle the exception.
     if type(record) is ErrorInfo:
         return (*record[:3], _pickle_if_possible(record.exception))
     if isinstance(record, Location):
@@ -64,7 +64,7 @@ def to_plain_tuple(record: Any) -> Any:
 
 
 class BlockRef(NamedTuple):
-    """A reference to a data block, by which a worker loads the block.
+    """A reference to a data block, from which a worker loads the block.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ class Fault(NamedTuple):
     seconds : float
         How long the task sleeps if the kind is "sleep".
     attempts : int
-        The number of attempts of the task that have this fault. Later attempts run normally.
+        How many attempts of the task have this fault. Later attempts run normally.
     """
 
     kind: str
@@ -123,7 +123,7 @@ class Fault(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """The place where tasks store their results, if results are not sent to the driver.
+    """Where tasks store their results instead of sending them to the driver.
 
     The driver then receives only a small sample of each result.
 
@@ -134,8 +134,8 @@ class OutputSpec(NamedTuple):
     prefix : str
         The prefix of the keys. Array i of a result is stored under the key `prefix/task-attempt/i`.
     max_segment_items : int
-        The maximum number of array entries in a segment (a byte range that is read separately). As entries
-        are counted instead of bytes, results with different dtypes are divided in the same way.
+        The maximum number of array entries in a segment (a byte range that is read separately). Counting
+        entries instead of bytes divides results with different dtypes in the same way.
     n_arrays : int
         The number of arrays of each result.
     """
@@ -157,14 +157,14 @@ class OutputSpec(NamedTuple):
 
 
 class JobHeader(NamedTuple):
-    """The settings that all tasks of a job have in common, as the header of a JOB message.
+    """The settings shared by all tasks of a job, as the header of a JOB message.
 
     The driver sends a JOB message to a worker before the first task of the job.
 
     Attributes
     ----------
     result_folders : list of str
-        Folders in which the worker can pass large results to the driver. Empty if they share no folder.
+        Folders through which the worker can pass large results to the driver. Empty if they share no folder.
     output : OutputSpec or None
         Where tasks store their results; None if results are sent to the driver.
     encryption : tuple or None
@@ -173,10 +173,10 @@ class JobHeader(NamedTuple):
         The working directory, `sys.path` and variables of the driver, as the pickled fields of a
         `ProcessEnvironment`. Empty if the worker keeps its own.
     block_set_id : int or None
-        The id of the set of blocks (the blocks of one data set) that the job uses. The worker removes its
-        blocks from the cache when the set no longer exists. None: it removes them only to make room.
+        The id of the set of blocks (the blocks of one data set) that the job uses. The worker evicts these
+        blocks once the set no longer exists. If None, it evicts them only to make room.
     live_block_set_ids : list of int
-        The ids of all sets of blocks that still exist on the driver.
+        The ids of all sets of blocks that exist on the driver.
     """
 
     result_folders: list[str]
@@ -194,9 +194,9 @@ class JobHeader(NamedTuple):
 
 
 class TaskOptions(NamedTuple):
-    """Options of a task that are rarely used: the fields `fault` and `n_data_rows` of a `TaskRequest`.
+    """Rarely used options of a task: the fields `fault` and `n_data_rows` of a `TaskRequest`.
 
-    They are the data of a TASK message, which are empty if both fields are None.
+    They form the data of a TASK message. If both fields are None, the message has no data.
     """
 
     fault: Fault | None
@@ -210,7 +210,7 @@ class TaskOptions(NamedTuple):
 
 
 class ResultFileRef(NamedTuple):
-    """A reference to a file with a large result, which a worker sends to the driver instead of the result.
+    """A reference to a file with a large result, sent to the driver instead of the result itself.
 
     Attributes
     ----------
@@ -224,18 +224,18 @@ class ResultFileRef(NamedTuple):
     file_name: str
 
     def encode(self) -> bytes:
-        """Return the reference as encoded text, because the driver does not unpickle it."""
+        """Return the reference as text, not as a pickle, because the driver does not unpickle it."""
         return f"{self.folder_index}/{self.file_name}".encode()
 
     @classmethod
     def decode(cls, data: bytes) -> ResultFileRef:
-        """Return the reference that `encode` has encoded. Raises ValueError for any other bytes."""
+        """Decode a reference that `encode` has encoded. Raises ValueError if the bytes are invalid."""
         folder_index, file_name = data.decode().split("/")
         return cls(int(folder_index), file_name)
 
 
 class WorkerIdentity(NamedTuple):
-    """The machine and the name of a worker, which it sends to the driver in its first message.
+    """A worker's machine and name, which it sends to the driver in its first message.
 
     Attributes
     ----------
@@ -252,12 +252,12 @@ class WorkerIdentity(NamedTuple):
     label: str = ""
 
     def encode(self) -> bytes:
-        """Return the fields as encoded lines of text, because the driver does not unpickle them."""
+        """Return the fields as lines of text, not as a pickle, because the driver does not unpickle them."""
         return "\n".join(self).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> WorkerIdentity:
-        """Return the identity that `encode` has encoded. Missing lines become empty fields."""
+        """Decode an identity that `encode` has encoded. Missing lines become empty fields."""
         return cls(*data.decode(errors="replace").split("\n", 2))
 
 
@@ -277,7 +277,7 @@ class ResultRef(NamedTuple):
 
 
 class TaskRequest(NamedTuple):
-    """A request to run a task once. It takes a few hundred bytes when it is sent to a worker.
+    """A request to run a task once. It takes up a few hundred bytes when sent to a worker.
 
     Attributes
     ----------
@@ -293,7 +293,7 @@ class TaskRequest(NamedTuple):
         The fields of an `Encryption` for the reply; None if the reply is not encrypted.
     n_data_rows : int or None
         If the block is padded with rows of zeros, the number of rows before the padding. The user's function
-        is then also called without the padding. None: it is called once, with the whole block.
+        is then also called without the padding. If None, it is called only once, with the whole block.
     """
 
     task: int
@@ -330,11 +330,11 @@ class ErrorInfo(NamedTuple):
 
 
 class UnusableWorkerError(Exception):
-    """Raised if a worker fails, but not because of the user's function. The driver replaces the worker."""
+    """Raised if a worker fails for a reason other than the user's function. The driver then replaces it."""
 
 
 class TaskReply(NamedTuple):
-    """The reply of a worker to a task: either an error, or a description of the result.
+    """A worker's reply to a task: either an error or a description of the result.
 
     The bytes of the result are sent separately. If the result is stored, they are only a sample of it.
 
@@ -343,13 +343,13 @@ class TaskReply(NamedTuple):
     error : ErrorInfo or None
         The exception that the task has raised; None if it has returned a result.
     seconds : float
-        How long the task took on the worker, in seconds.
+        How many seconds the task took on the worker.
     structure, layout : tuple
         How the arrays in the sent bytes are nested, and the dtype and shape of each array.
     result_ref : tuple or None
         The fields of a `ResultRef` if the result is stored; None if it is sent.
     host : str
-        The name of the worker's machine. Empty if the driver knows it already.
+        The name of the worker's machine. Empty if the driver already knows it.
     """
 
     error: ErrorInfo | None
@@ -361,10 +361,10 @@ class TaskReply(NamedTuple):
 
 
 def pickle_value(value: Any) -> bytes:
-    """Pickle a value, by cloudpickle if the module pickle cannot do it."""
+    """Pickle a value, with cloudpickle if the module pickle cannot do it."""
     try:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # The value may be of a class that is defined in a function or a notebook.
+    except Exception:  # The value's class may be defined in a function or a notebook.
         from cloudpickle import dumps
 
         return bytes(dumps(value))
@@ -373,7 +373,7 @@ def pickle_value(value: Any) -> bytes:
 def describe_error(error: BaseException) -> ErrorInfo:
     """Return a description of an exception that can be sent to the driver.
 
-    This works even if the exception is of a class of the user whose methods raise errors.
+    This works even if the methods of a user-defined exception class raise errors.
     """
     message = _call_or_default(lambda error: str(error)[:MAX_ERROR_CHARACTERS], error, "<its __str__ raised>")
     text = _call_or_default(_format_traceback, error, message)
@@ -389,9 +389,9 @@ def _call_or_default(function: Callable[[BaseException], str], error: BaseExcept
 
 
 def _format_traceback(error: BaseException) -> str:
-    """Return the traceback of an exception as text, without the leading frames in polarmap.
+    """Return an exception's traceback as text, without the leading frames in polarmap.
 
-    If the text is too long, its beginning is removed.
+    If the text is too long, it is truncated at the beginning.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("polarmap."):

@@ -28,19 +28,19 @@ from polarmap.worker.storage_channel import StorageChannel
 
 
 class DriverAddress(NamedTuple):
-    """The address of a driver, and settings of the persistent worker that connects to it.
+    """The address of a driver, and settings for the persistent workers that connect to it.
 
     Attributes
     ----------
     endpoints : tuple of (host, port)
         The addresses on which the driver listens. The worker tries them in this order.
     key : bytes
-        The secret by which driver and worker authenticate each other.
+        The secret with which driver and worker authenticate each other.
     bucket, prefix : str
-        The bucket, and the prefix of the keys, of objects by which driver and worker exchange messages if the
-        worker cannot connect to any of the endpoints. If `bucket` is None, only the endpoints are tried.
+        Where driver and worker exchange messages as objects if the worker cannot connect to any of the
+        endpoints: the bucket, and the prefix of the keys. If `bucket` is None, only the endpoints are tried.
     cache_bytes : int
-        The maximum size of the worker's cache of data blocks, in bytes.
+        The maximum size of a worker's block cache, in bytes.
     n_threads : int
         The maximum number of threads that linear algebra libraries use.
     tcp_timeout : float
@@ -62,8 +62,8 @@ class DriverAddress(NamedTuple):
 def make_worker_task(address: DriverAddress) -> Callable[..., None]:
     """Return the function that Lithops calls to run a persistent worker.
 
-    Lithops passes a pair to it: the id of the worker, and its lifetime in seconds. The function is a closure,
-    so that cloudpickle sends the modules that it uses.
+    Lithops calls it with a pair: the worker's id, and its lifetime in seconds. The function is a closure, so
+    that cloudpickle includes the modules that it uses.
     """
     fields: tuple[Any, ...] = tuple(address)
 
@@ -82,10 +82,10 @@ def serve_driver(
     label: str = "",
     machine_address: str = "",
 ) -> None:
-    """Run a persistent worker that has this process for itself.
+    """Run a persistent worker that has this process to itself.
 
     The worker connects to the driver and runs its tasks until the driver disconnects or the lifetime ends. If
-    the driver disconnects during a task, the process is ended.
+    the driver disconnects during a task, the process exits.
 
     Parameters
     ----------
@@ -94,9 +94,9 @@ def serve_driver(
     worker_id : int
         The id of this worker. It must be unique among the workers of the driver.
     lifetime_seconds : float
-        The lifetime of the worker in seconds. A task that is running at its end is completed.
+        The lifetime of the worker in seconds. A task that is running when it ends is completed.
     storage : lithops.Storage or None
-        The client of the storage with data blocks and messages. None if there is no storage.
+        The client for the storage with data blocks and messages; None if there is no storage.
     label, machine_address : str
         The names of the worker and of its machine, as for `PersistentWorker`.
     """
@@ -113,8 +113,7 @@ def serve_driver(
             worker.serve(deadline)
 
 
-# If several workers of the same driver run on threads of this process, they share a cache of data blocks. The
-# keys are the secrets of the drivers.
+# driver's secret -> block cache. Workers of the same driver that run on threads of this process share it.
 _shared_caches = WeakValueDictionary[bytes, BlockCache]()
 
 
@@ -127,9 +126,9 @@ def serve_driver_on_thread(
 ) -> None:
     """Run a persistent worker on a thread of a process that also runs other code.
 
-    In contrast to `serve_driver`, a running task is not interrupted if the driver disconnects. Linear algebra
-    libraries are limited to the driver's number of threads only during tasks, and no longer after the driver
-    has disconnected. Workers of one driver in the same process share a cache of data blocks.
+    Unlike `serve_driver`, this does not interrupt a running task if the driver disconnects. The limit on the
+    threads of linear algebra libraries applies only during tasks, and ends when the driver disconnects.
+    Workers of one driver in the same process share a block cache.
     """
     address = DriverAddress(*address_fields)
     block_cache = _shared_caches.setdefault(address.key, BlockCache(0))
@@ -137,7 +136,7 @@ def serve_driver_on_thread(
     limit_stack, lock = ExitStack(), threading.Lock()
 
     def lift_thread_limit() -> None:
-        # The end of a task and the loss of the driver may call this function at the same time.
+        # The end of a task and the loss of the driver may trigger this function at the same time.
         with lock:
             limit_stack.close()
 
@@ -158,9 +157,9 @@ def serve_driver_on_thread(
 def open_channel(address: DriverAddress, worker_id: int, storage: Any) -> SocketChannel | StorageChannel:
     """Connect a worker to its driver, and return the channel over which they exchange messages.
 
-    The channel is a socket or, if the driver cannot be reached by a socket, a storage. Raises ConnectionError
-    if the driver uses no storage in this case. Raises ProtocolMismatchError if the driver uses another
-    version of the protocol.
+    The channel is a socket or, if the driver cannot be reached through a socket, a storage. Raises
+    ConnectionError if neither is available, and ProtocolMismatchError if the driver uses another version of
+    the protocol.
     """
     channel = connect_to_driver(address.endpoints, address.key, worker_id, address.tcp_timeout)
     if channel is not None:
