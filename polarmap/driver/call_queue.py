@@ -86,6 +86,7 @@ class CallQueue:
             if must_wake and not self._policy.has_items:
                 calls.claim_items([item_indices[0]])  # The first call starts at once.
             self._policy.enqueue_items(calls, item_indices)
+            must_wake = must_wake and not self._policy.waits_for_batch
             if not self._is_thread_running:
                 self._thread = threading.Thread(
                     target=self._run_sessions_in_thread, name="polarmap-executor", daemon=True
