@@ -113,6 +113,10 @@ class BatchPolicy(SchedulingPolicy):
         """Whether the first queued items start only after a running batch. The caller must hold the lock."""
         return bool(self._queue and self._multi_item_tasks) and self._is_batch_incomplete(*self._queue[0])
 
+    def limit_in_flight(self, max_in_flight: int) -> None:
+        """Keep at most this many tasks in flight from now on, not counting backups."""
+        self._max_in_flight = min(self._max_in_flight, max_in_flight)
+
     def collect_sequences(self) -> list[ItemSequence]:
         """Return all item sequences with items that are queued or belong to a task."""
         with self._blocks.lock:

@@ -96,6 +96,11 @@ class CallQueue:
         if must_wake:
             self._wake_session()
 
+    def limit_in_flight(self, max_in_flight: int) -> None:
+        """Submit at most this many calls to the workers at a time, not counting backups."""
+        self._max_in_flight = min(self._max_in_flight, max_in_flight)
+        self._policy.limit_in_flight(self._max_in_flight)
+
     def check_open(self) -> None:
         """Raise RuntimeError if the executor has been shut down or the interpreter is exiting."""
         if self._is_shut_down:

@@ -64,6 +64,18 @@ def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next(
     assert [call.future.result(0) for call in submitted[2:]] == list(range(2, 9))
 
 
+def test_the_number_of_calls_at_a_time_may_be_limited_and_stays_so_in_a_forked_process() -> None:
+    served = Served(max_in_flight=4)
+    served.calls.limit_in_flight(2)
+    submitted = served.add(9)
+    list(served.serve())
+    assert served.max_open_calls == 2
+    assert [call.future.result(0) for call in submitted] == list(range(9))
+    served.calls.limit_in_flight(3)  # It never grows.
+    served.calls.after_fork()
+    assert served.calls._policy._max_in_flight == 2
+
+
 def test_all_fail_where_none_is_opened() -> None:
     served = Served()
     submitted = served.add(3)
