@@ -26,10 +26,13 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 from scipy.sparse.linalg import aslinearoperator, svds
-from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 import polarmap
+import polarmap.joblib
 from benchmarks import (
     Row,
     coding,
@@ -177,8 +180,37 @@ def maps(effort: Effort) -> Iterator[Row]:
     )
 
 
-def list_results(function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    return list(function(*arguments))
+def buffered_calls(effort: Effort) -> Iterator[Row]:
+    """Yield the time of maps of an Executor that read their inputs as results are used."""
+    n_calls, buffersize = 10_000 // effort.size_divisor, 100
+    with polarmap.Executor() as executor:
+        unbuffered_map = partial(list_results, executor.map, float, range(n_calls))
+        buffered_map = partial(unbuffered_map, buffersize=buffersize)
+        assert buffered_map() == unbuffered_map() == list(map(float, range(n_calls)))
+        label = f"Executor.map(buffersize={buffersize}), {n_calls:,} calls"
+        yield effort.measure_row(label, buffered_map, "without buffersize", unbuffered_map, "2", n_steps=4)
+
+
+def searches(effort: Effort) -> Iterator[Row]:
+    """Yield the time of a search of scikit-learn on the joblib backend, beside joblib's default backend."""
+    X, y = load_digits(return_X_y=True)
+    grid = {"C": [0.1, 1.0, 10.0], "gamma": [1e-4, 1e-3, 1e-2]}
+    search = GridSearchCV(SVC(), grid, cv=5, refit=False)
+    X, y = X[:: effort.size_divisor], y[:: effort.size_divisor]
+
+    def search_on(backend: str) -> Any:
+        with joblib.parallel_config(backend=backend, n_jobs=CORES):
+            return search.fit(X, y).cv_results_["mean_test_score"]
+
+    assert np.allclose(search_on("polarmap"), search_on("loky"))
+    label = f"GridSearchCV, SVC on digits, {9 * 5} fits"
+    yield effort.measure_slow_row(
+        label, partial(search_on, "polarmap"), "loky", partial(search_on, "loky"), "1"
+    )
+
+
+def list_results(function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+    return list(function(*arguments, **options))
 
 
 def items(effort: Effort) -> Iterator[Row]:
@@ -313,7 +345,19 @@ def killed_workers(effort: Effort) -> Iterator[Row]:
 
 SUBJECTS: dict[str, Callable[[Effort], Iterator[Row]]] = {
     one.__name__: one
-    for one in (steps, operators, maps, items, fits, solvers, codes, lithops, killed_workers)
+    for one in (
+        steps,
+        operators,
+        maps,
+        items,
+        buffered_calls,
+        searches,
+        fits,
+        solvers,
+        codes,
+        lithops,
+        killed_workers,
+    )
 }
 
 

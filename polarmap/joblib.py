@@ -52,6 +52,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             Executor, executor, backups=backups, retries=retries, retry_delay=retry_delay
         )
         self._executor: Executor | None = None
+        self._n_jobs = 1
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return how many calls run concurrently for the given `n_jobs`. -1 means one per core."""
@@ -66,9 +67,15 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        self.parallel = parallel
-        self._executor = self._make_executor()
+        self.parallel, self._n_jobs = parallel, n_jobs
+        self._executor = self._make_limited_executor()
         return n_jobs
+
+    def _make_limited_executor(self) -> Executor:
+        """Make an executor that runs at most `n_jobs` calls at a time, as joblib submits twice as many."""
+        executor = self._make_executor()
+        executor._call_queue.limit_in_flight(self._n_jobs)
+        return executor
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
         """Submit a batch of calls and return its future.
@@ -100,7 +107,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = self._make_executor() if ensure_ready else None
+            self._executor = self._make_limited_executor() if ensure_ready else None
 
 
 register_parallel_backend("polarmap", PolarmapBackend)

@@ -22,6 +22,7 @@ from sklearn.model_selection import GridSearchCV
 
 import polarmap
 import polarmap.joblib
+from polarmap.driver.call_queue import CallQueue
 from polarmap.errors import ExecutorError
 
 
@@ -42,6 +43,27 @@ def test_calls_run_on_the_given_executor() -> None:
         assert squares(5) == [0, 1, 4, 9, 16]  # The pool is still open.
     with joblib.parallel_config(backend="polarmap", n_jobs=2):
         assert os.getpid() not in Parallel()(delayed(os.getpid)() for _ in range(5))
+
+
+def test_no_more_calls_run_at_a_time_than_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(number: int) -> int:
+        return 1 // number
+
+    limit_in_flight = CallQueue.limit_in_flight
+
+    def limit_and_note(calls: CallQueue, max_in_flight: int) -> None:
+        limit_in_flight(calls, max_in_flight)
+        limits.append(calls._policy._max_in_flight)
+
+    monkeypatch.setattr(CallQueue, "limit_in_flight", limit_and_note)
+    for n_jobs in (2, 3):
+        limits: list[int] = []
+        with joblib.parallel_config(backend="polarmap", n_jobs=n_jobs), Parallel() as parallel:
+            assert parallel(delayed(fail)(number) for number in (1, 2)) == [1, 0]
+            with pytest.raises(ZeroDivisionError):
+                parallel(delayed(fail)(number) for number in (1, 0))
+        assert len(limits) > 1  # The exception has led to another executor.
+        assert set(limits) == {n_jobs}
 
 
 def test_results_can_be_returned_as_a_generator() -> None:

@@ -108,6 +108,15 @@ class BatchPolicy(SchedulingPolicy):
         with self._blocks.lock:
             return bool(self._queue or self._single_items) or self._blocks.has_items
 
+    @property
+    def waits_for_batch(self) -> bool:
+        """Whether the first queued items start only after a running batch. The caller must hold the lock."""
+        return bool(self._queue and self._multi_item_tasks) and self._is_batch_incomplete(*self._queue[0])
+
+    def limit_in_flight(self, max_in_flight: int) -> None:
+        """Keep at most this many tasks in flight from now on, not counting backups."""
+        self._max_in_flight = min(self._max_in_flight, max_in_flight)
+
     def collect_sequences(self) -> list[ItemSequence]:
         """Return all item sequences with items that are queued or belong to a task."""
         with self._blocks.lock:
@@ -123,12 +132,21 @@ class BatchPolicy(SchedulingPolicy):
             return isinstance(items.blocks[item_index], bytes)
 
         if all(map(is_batchable, item_indices)):  # Keep a range unchanged: slicing it is fast.
-            self._queue.append(Batch(items, item_indices))
+            self._append_to_queue(items, item_indices)
             return
         for is_group_batchable, group in groupby(item_indices, is_batchable):
             group_indices = list(group)
             chunks = [group_indices] if is_group_batchable else [[index] for index in group_indices]
             self._queue.extend(Batch(items, chunk) for chunk in chunks)
+
+    def _append_to_queue(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
+        """Append items that may share a task, together with the items just before them if these are last."""
+        if self._queue and self._queue[-1].items is items and isinstance(item_indices, range):
+            last_indices = self._queue[-1].indices
+            if isinstance(last_indices, range) and last_indices.stop == item_indices.start:
+                self._queue.pop()
+                item_indices = range(last_indices.start, item_indices.stop)
+        self._queue.append(Batch(items, item_indices))
 
     def remove_queued_items(
         self, select_items: Callable[[ItemSequence, Sequence[int]], Collection[int]]
@@ -211,7 +229,8 @@ class BatchPolicy(SchedulingPolicy):
         """Remove and return the items of the next task.
 
         Returns None if no item is queued or enough tasks are in flight. Single items also wait until no batch
-        is running: that batch may still be split, and items must start in order, as one may need another.
+        is running: that batch may still be split, and items must start in order, as one may need another. A
+        batch that is too small waits, too, if the results of the running batch will add more items to it.
         """
         queue = self._single_items or self._queue
         if not queue:
@@ -223,7 +242,9 @@ class BatchPolicy(SchedulingPolicy):
         if self._allow_batches and (max_items > 1 or items.item_class not in self._seconds_by_class):
             max_in_flight = min(max_in_flight, 2 * n_running + N_INITIAL_BATCHES)
         n_open_tasks = len(task_table.in_flight) + len(task_table.held_back)
-        if n_open_tasks >= max_in_flight or (max_items == 1 and self._multi_item_tasks):
+        if n_open_tasks >= max_in_flight:
+            return None
+        if self._multi_item_tasks and (max_items == 1 or self._is_batch_incomplete(items, item_indices)):
             return None
         queue.popleft()
         if self._unbatchable_submissions:
@@ -238,8 +259,18 @@ class BatchPolicy(SchedulingPolicy):
         if not (self._allow_batches and item_seconds):
             return 1
         n_per_batch = len(item_indices) // (BATCHES_PER_CORE * count_available_cores())
-        fair_size = max(n_per_batch, int(MIN_BATCH_SECONDS / item_seconds))
+        fair_size = max(n_per_batch, self._compute_min_batch_size(items))
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
+
+    def _compute_min_batch_size(self, items: ItemSequence) -> int:
+        """Return how many items of this class together run for so long that sending them is negligible."""
+        item_seconds = self._seconds_by_class.get(items.item_class)
+        return int(MIN_BATCH_SECONDS / item_seconds) if item_seconds and self._allow_batches else 0
+
+    def _is_batch_incomplete(self, items: ItemSequence, item_indices: Sequence[int]) -> bool:
+        """Return whether more items will soon be queued that should share a task with these ones."""
+        is_last = len(self._queue) == 1 and not self._single_items
+        return items.is_growing and is_last and len(item_indices) < self._compute_min_batch_size(items)
 
     def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
         """Return the number of items before the first item with an injected fault, which must run alone."""

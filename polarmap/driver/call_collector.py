@@ -53,7 +53,8 @@ class CallCollector(EveryTaskCollector):
                 error = failure.cause or RuntimeError(str(failure))
                 label = calls.describe_item(item_index)
                 set_call_exception(calls, item_index, replace_exit_exception(label, error), raised_by_f=True)
-        for item_index, data in batch_outcome.results:
+        # The iterator of a map waits for the first item. Set it last, so that the iterator wakes up once.
+        for item_index, data in reversed(batch_outcome.results):
             _set_call_result(calls, item_index, data)
 
     def try_finish(self) -> bool:

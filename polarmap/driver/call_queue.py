@@ -86,6 +86,7 @@ class CallQueue:
             if must_wake and not self._policy.has_items:
                 calls.claim_items([item_indices[0]])  # The first call starts at once.
             self._policy.enqueue_items(calls, item_indices)
+            must_wake = must_wake and not self._policy.waits_for_batch
             if not self._is_thread_running:
                 self._thread = threading.Thread(
                     target=self._run_sessions_in_thread, name="polarmap-executor", daemon=True
@@ -94,6 +95,11 @@ class CallQueue:
                 self._is_thread_running = True
         if must_wake:
             self._wake_session()
+
+    def limit_in_flight(self, max_in_flight: int) -> None:
+        """Submit at most this many calls to the workers at a time, not counting backups."""
+        self._max_in_flight = min(self._max_in_flight, max_in_flight)
+        self._policy.limit_in_flight(self._max_in_flight)
 
     def check_open(self) -> None:
         """Raise RuntimeError if the executor has been shut down or the interpreter is exiting."""

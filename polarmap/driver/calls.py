@@ -102,12 +102,17 @@ class MappedCalls(CallGroup):
         The function's key from `get_function_key`.
     chunksize : int
         The number of calls per item. The result of an item is the list of its calls' results.
+
+    Attributes
+    ----------
+    collected_chunks : list of list
+        The arguments of chunks that have been read and are not yet submitted.
     """
 
     def __init__(self, function_key: Hashable, chunksize: int = 1) -> None:
         super().__init__((function_key, chunksize))
         self._function_key, self._chunksize = function_key, chunksize
-        self._is_cancelled = False
+        self.collected_chunks, self._is_cancelled = list[list[Any]](), False
         self._claimed = set[int]()
         self._outcomes: dict[int, tuple[bool, Any]] = {}  # item -> (has returned, result or exception)
         self._awaited_index, self._changed = -1, threading.Condition()
@@ -143,6 +148,10 @@ class MappedCalls(CallGroup):
     def set_exception(self, item_index: int, error: BaseException) -> None:
         """Store the exception of an item until `iterate_results` raises it."""
         self._store_item_outcome(item_index, (False, error))
+
+    def must_submit_more(self, item_index: int) -> bool:
+        """Return whether to submit more items before this one is yielded: it is missing or the last."""
+        return item_index not in self._outcomes or item_index + 1 == len(self.blocks)
 
     def _store_item_outcome(self, item_index: int, outcome: tuple[bool, Any]) -> None:
         self._outcomes[item_index], self.blocks[item_index] = outcome, b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,8 @@ from polarmap.worker.task_functions import call_each
 T = TypeVar("T")
 
 MAX_QUEUED_CALLS = 4096  # submit at most this many calls to a worker pool at a time
+# The longest time in seconds for which a map with a buffer collects calls before it submits them.
+MAX_GROUP_SECONDS = 0.002
 
 
 class Executor(ExecutorHandle, futures.Executor):
@@ -118,6 +121,9 @@ class Executor(ExecutorHandle, futures.Executor):
             )
             self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), retry_rule)
             weakref.finalize(self, self._call_queue.shutdown).atexit = False
+            # Maps with a buffer, whose calls may have to be submitted before a shutdown.
+            self._growing_maps = weakref.WeakSet[MappedCalls]()
+            self._submission_lock = threading.RLock()
 
     @property
     def name(self) -> str:
@@ -208,14 +214,36 @@ class Executor(ExecutorHandle, futures.Executor):
         self._enqueue_chunks(mapped_calls, list(itertools.islice(chunks, buffersize)))
         # Keep a reference to the executor only while calls remain to be submitted, so that it can be
         # garbage-collected afterwards.
-        submissions = (
-            () if buffersize is None else (self._enqueue_chunks(mapped_calls, [chunk]) for chunk in chunks)
-        )
+        submissions = iter(()) if buffersize is None else self._submit_in_groups(mapped_calls, chunks)
         return mapped_calls.iterate_results(
-            deadline, iter(submissions), partial(self._call_queue.cancel_calls, [mapped_calls])
+            deadline, submissions, partial(self._call_queue.cancel_calls, [mapped_calls])
         )
 
-    def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> bool:
+    def _submit_in_groups(self, mapped_calls: MappedCalls, chunks: Iterator[list[Any]]) -> Iterator[None]:
+        """Read one chunk in each step, and submit the chunks that have been read before the iterator waits.
+
+        While results are at hand, chunks are collected, so that their calls share tasks and messages.
+        """
+        mapped_calls.is_growing, submit_at = True, time.monotonic() + MAX_GROUP_SECONDS
+        self._growing_maps.add(mapped_calls)
+        for item_index, chunk in enumerate(chunks):
+            self._call_queue.check_open()
+            with self._submission_lock:
+                mapped_calls.collected_chunks.append(chunk)
+            if mapped_calls.must_submit_more(item_index) or time.monotonic() >= submit_at:
+                self._submit_collected_chunks(mapped_calls)
+                submit_at = time.monotonic() + MAX_GROUP_SECONDS
+            yield
+        mapped_calls.is_growing = False
+        self._submit_collected_chunks(mapped_calls)
+
+    def _submit_collected_chunks(self, mapped_calls: MappedCalls) -> None:
+        with self._submission_lock:
+            chunks, mapped_calls.collected_chunks = mapped_calls.collected_chunks, []
+            if chunks:
+                self._enqueue_chunks(mapped_calls, chunks)
+
+    def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> None:
         """Pickle chunks of arguments and submit each chunk as an item of a map.
 
         If a chunk cannot be pickled, its item fails with the reason.
@@ -242,7 +270,6 @@ class Executor(ExecutorHandle, futures.Executor):
             if len(new_indices) < len(chunks)
             else range(first_index, first_index + len(new_indices)),
         )
-        return True
 
     def _pickle_function_once(
         self, f: Callable[..., Any], mapped_calls: MappedCalls
@@ -275,6 +302,9 @@ class Executor(ExecutorHandle, futures.Executor):
         cancel_futures : bool
             Whether to cancel the calls that have not been sent to a worker.
         """
+        for mapped_calls in list(self._growing_maps):
+            with contextlib.suppress(RuntimeError):  # An earlier call of `shutdown` has submitted the chunks.
+                self._submit_collected_chunks(mapped_calls)
         self._call_queue.shutdown(cancel_futures)
         if wait:
             self._call_queue.wait_for_all_calls()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -179,6 +180,46 @@ def test_run_times_are_learned_from_the_first_items_unless_these_are_long() -> N
 def test_batches_fill_their_target_time_when_many_items_are_queued() -> None:
     simulation = SimulatedMap(abs, NumberSequence(1000), seconds=1e-5)
     assert [len(batch) for batch in simulation.start_batches()] == [250, 200, 200, 200, 150]
+
+
+def test_items_of_a_sequence_that_are_queued_in_parts_share_tasks() -> None:
+    policy, items, other = (
+        BatchPolicy(QueuedBatchBlocks(), True, MAX_BATCHES, 1),
+        *map(NumberSequence, (8, 8)),
+    )
+    policy._seconds_by_class["kind"] = 1e-3
+    for part in (range(1), range(1, 4), range(5, 6), range(6, 7)):
+        policy.enqueue_items(items, part)
+    policy.enqueue_items(other, range(7, 8))
+    assert list(policy._queue) == [(items, range(4)), (items, range(5, 7)), (other, range(7, 8))]
+    assert [items.get_submission_index(index) for index in (0, 1, 3, 5, 6)] == [0, 1, 3, 4, 5]
+
+
+def test_a_small_batch_waits_for_one_that_runs_as_long_as_items_are_added() -> None:
+    policy, table = BatchPolicy(QueuedBatchBlocks(), True, MAX_BATCHES, 1), TaskTable(0)
+    items, other = NumberSequence(900), NumberSequence(1)
+    policy._seconds_by_class["kind"], items.is_growing = 1e-5, True
+
+    def add_and_start(items: ItemSequence, added: range) -> list[int]:
+        """Queue items, and return the sizes of the batches that start."""
+        policy.enqueue_items(items, added)
+        assert policy.waits_for_batch == (added.start == 60)
+        first_task = len(table)
+        policy.choose_tasks_to_start(table, Mock(), 0.0)
+        return [len(policy.get_batch(task).indices) for task in table.task_indices()[first_task:]]
+
+    assert add_and_start(items, range(60)) == [60]  # No other batch runs.
+    assert add_and_start(items, range(60, 70)) == []
+    assert add_and_start(items, range(70, 300)) == [200]  # This batch is worth a message: 2 ms.
+    assert add_and_start(other, range(1)) == [40, 1]  # The items of others do not wait.
+    policy.enqueue_items(items, range(300, 310))
+    assert policy.waits_for_batch
+    for task in (0, 1, 2):
+        policy.discard_task(table, task)
+    assert not policy.waits_for_batch
+    items.is_growing = False
+    assert add_and_start(items, range(310, 320)) == [20]
+    assert add_and_start(items, range(320, 330)) == [10]
 
 
 @pytest.mark.parametrize("ends_late", [False, True])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
 from polarmap.driver.batch_policy import MAX_ITEM_CLASSES
+from polarmap.driver.batches import BatchOutcome
 from polarmap.driver.call_collector import SESSION_IDLE_SECONDS, CallCollector
 from polarmap.driver.call_queue import CallQueue
-from polarmap.driver.calls import SubmittedCall
+from polarmap.driver.calls import MappedCalls, SubmittedCall
 from polarmap.driver.collector import JobTimer
 from polarmap.driver.lateness import RUN_TIME_HISTORY_SIZE
 from polarmap.driver.policies import RetryRule
@@ -249,6 +252,23 @@ def test_a_call_that_is_lost_for_the_last_time_fails_without_a_delay() -> None:
     list(simulation.run_steps())
     assert isinstance(call.future.exception(0), WorkerLostError)
     assert simulation.run.now() == pytest.approx(1.0 + 10 + 1 + SESSION_IDLE_SECONDS)
+
+
+def test_the_iterator_of_a_map_wakes_up_once_a_whole_batch_is_stored() -> None:
+    class RecordedCalls(MappedCalls):
+        def set_result(self, item_index: int, value: Any) -> None:
+            super().set_result(item_index, value)
+            n_stored.append(len(self._outcomes) if item_index == 0 else 0)
+
+    n_stored, calls = list[int](), RecordedCalls("f")
+    calls.blocks += [b""] * 3
+    results = [(index, pickle.dumps([index])) for index in range(3)]
+    policy = Mock(split_outcome=lambda table, outcome: BatchOutcome(calls, results))
+    CallCollector(policy, RetryRule(1), TaskTable(0), Mock()).add_outcome(
+        Outcome(0, 0, [], ("array",), None, 1.0)
+    )
+    assert max(n_stored) == 3
+    assert list(calls.iterate_results(0.0, iter(()), int)) == [0, 1, 2]
 
 
 def test_predicates_do_not_change_calls() -> None:

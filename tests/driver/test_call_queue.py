@@ -64,6 +64,18 @@ def test_started_calls_fail_with_their_session_and_queued_calls_continue_in_the_
     assert [call.future.result(0) for call in submitted[2:]] == list(range(2, 9))
 
 
+def test_the_number_of_calls_at_a_time_may_be_limited_and_stays_so_in_a_forked_process() -> None:
+    simulation = SimulatedCalls(max_in_flight=4)
+    simulation.calls.limit_in_flight(2)
+    submitted = simulation.submit_calls(9)
+    list(simulation.run_steps())
+    assert simulation.max_open_calls == 2
+    assert [call.future.result(0) for call in submitted] == list(range(9))
+    simulation.calls.limit_in_flight(3)  # It never grows.
+    simulation.calls.after_fork()
+    assert simulation.calls._policy._max_in_flight == 2
+
+
 def test_all_calls_fail_if_no_session_can_be_opened() -> None:
     simulation = SimulatedCalls()
     submitted = simulation.submit_calls(3)

@@ -14,9 +14,9 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pool_processes import descendants, runs, starts_threads_at_exit, until
 
 import polarmap
 from polarmap import Executor, Pool
+from polarmap.driver.calls import MappedCalls
 from polarmap.errors import CodeError, ExecutorError, FunctionExitError, WorkerLostError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -142,6 +143,68 @@ def test_map_reads_no_further_than_its_buffer(two_workers: Executor) -> None:
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(read) == 7
     results.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("patience", [3600.0, 0.0], ids=["results are at hand", "results are used slowly"])
+def test_calls_of_a_map_with_a_buffer_are_submitted_in_groups(
+    monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    executor, groups, mapped = Executor(ReplayExecutor()), list[list[int]](), list[MappedCalls]()
+
+    def submit(calls: MappedCalls, item_indices: Iterable[int]) -> None:
+        groups.append(list(item_indices))
+        mapped.append(calls)
+
+    monkeypatch.setattr(executor._call_queue, "submit", submit)
+    monkeypatch.setattr("polarmap.maps.executor.MAX_GROUP_SECONDS", patience)
+    results = executor.map(abs, range(10), buffersize=4)
+    assert groups == [[0, 1, 2, 3]]
+    for number in range(4):
+        mapped[0].set_result(number, [number])
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert groups[1:] == ([] if patience else [[4], [5], [6]])
+    assert mapped[0].is_growing
+    assert next(results) == 3
+    assert groups[1:] == ([[4, 5, 6, 7]] if patience else [[4], [5], [6], [7]])
+    for number in (5, 6, 7):  # Item 4 is missing.
+        mapped[0].set_result(number, [number])
+    submit_and_answer = executor._call_queue.submit
+
+    def submit_while_waiting(calls: MappedCalls, item_indices: Iterable[int]) -> None:
+        submit_and_answer(calls, item_indices)  # type: ignore[arg-type]
+        for number in (4, *groups[-1]):
+            calls.set_result(number, [number])
+
+    monkeypatch.setattr(executor._call_queue, "submit", submit_while_waiting)
+    assert list(results) == list(range(4, 10))
+    assert sorted(number for group in groups for number in group) == list(range(10))
+    assert not mapped[0].is_growing
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_calls_that_a_map_with_a_buffer_has_read_are_submitted_before_a_shutdown(
+    monkeypatch: pytest.MonkeyPatch, cancels: bool
+) -> None:
+    monkeypatch.setattr("polarmap.maps.executor.MAX_GROUP_SECONDS", 3600.0)
+    executor, n_read = Executor(ReplayExecutor()), 7
+    results = executor.map(abs, range(10), buffersize=4)
+    executor._call_queue.wait_for_all_calls()
+    assert [next(results) for _ in range(n_read - 4)] == [0, 1, 2]
+    executor.shutdown(cancel_futures=cancels)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        next(results)
+    executor = Executor(ReplayExecutor())
+    results = executor.map(abs, range(n_read), buffersize=4)
+    executor._call_queue.wait_for_all_calls()
+    assert [next(results) for _ in range(n_read - 4)] == [0, 1, 2]
+    for _ in range(2):
+        executor.shutdown(cancel_futures=cancels)
+    if cancels:
+        assert next(results) == 3
+        with suppress(futures.CancelledError):  # unless the thread of the calls has been faster
+            assert list(results) == [4, 5, 6]
+    else:
+        assert list(results) == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o777, None], ids=["private", "open to others", "no folder"])
