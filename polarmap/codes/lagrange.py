@@ -257,9 +257,9 @@ class LagrangeCode(LinearCode):
 
 
 class LagrangeDecoder(PseudoInverseDecoder):
-    """A `PseudoInverseDecoder` that computes the amplification of large codes from the missing rows of G.
+    """A least-squares decoder that computes the amplification of rounding errors without the weights.
 
-    This is cheaper than computing the decoding weights.
+    For large codes, the rows of G that belong to missing results determine it faster.
     """
 
     @cached_property

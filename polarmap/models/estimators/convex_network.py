@@ -195,8 +195,8 @@ class ConvexNetwork(CodedEstimator):
             If the Gram matrices of a step would not fit into memory.
         """
         _check_gram_size(X.shape[1] + loss.fit_intercept, len(gates.offsets), loss.shape[1])
-        # A dense copy of X is small compared to the slacks of the cones, which take two numbers per sample
-        # and gate.
+        # A dense copy of X takes little memory compared to the slack variables of the cone constraints: two
+        # numbers for each sample and gate.
         X = X.toarray() if issparse(X) else X
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
         interior_points = _make_cone_interior_points(gates, loss)
