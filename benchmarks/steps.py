@@ -26,10 +26,12 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 from scipy.sparse.linalg import aslinearoperator, svds
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, make_blobs
 from sklearn.model_selection import GridSearchCV
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from sklearn.utils.estimator_checks import check_estimator
 
 import polarmap
 import polarmap.joblib
@@ -57,6 +59,7 @@ from benchmarks.persistent_workers import (
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Pool
 from polarmap.convex import Lasso, LinearSVC, SparseLogisticRegression
+from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
 from polarmap.glm import LogisticRegression, Ridge
 from polarmap.testing import Fault, FaultyExecutor
 
@@ -285,6 +288,24 @@ def measure_fit(effort: Effort, model: Any, X: np.ndarray, y: np.ndarray, target
     return Row(label, to_milliseconds(polarmap_times), "numpy", to_milliseconds(numpy_times), target)
 
 
+def networks(effort: Effort) -> Iterator[Row]:
+    """Time convex networks on the few samples of scikit-learn's checks, and all of these checks."""
+    X, y = make_blobs(n_samples=21, centers=3, random_state=0)
+    for activation in ("gated_relu", "relu"):
+        model = ConvexMLPClassifier(activation=activation)
+        numpy_model = with_numpy_products(model)
+        fits = [partial(estimator.fit, X, y) for estimator in (model, numpy_model)]
+        polarmap_times, numpy_times = time_in_turns(fits, effort.n_slow_turns)
+        label = f"{activation} network, 21 x 2, 3 classes: {numpy_model.operator.n_products} products"
+        yield Row(label, to_milliseconds(polarmap_times), "numpy", to_milliseconds(numpy_times), "2 s")
+    for network, rival in ((ConvexMLPClassifier(), MLPClassifier()), (ConvexMLPRegressor(), MLPRegressor())):
+        checks = [partial(check_estimator, estimator, on_skip=None) for estimator in (network, rival)]
+        seconds, rival_seconds = time_in_turns(checks, 1)
+        label = f"check_estimator({type(network).__name__}())"
+        baseline = f"scikit-learn's {type(rival).__name__}"
+        yield Row(label, to_milliseconds(seconds), baseline, to_milliseconds(rival_seconds), "60 s")
+
+
 def solvers(effort: Effort) -> Iterator[Row]:
     """Yield svds, encoding included, and familiar iterations without slow workers."""
     A = np.random.default_rng(0).standard_normal((20_000 // effort.size_divisor, 500))
@@ -353,6 +374,7 @@ SUBJECTS: dict[str, Callable[[Effort], Iterator[Row]]] = {
         buffered_calls,
         searches,
         fits,
+        networks,
         solvers,
         codes,
         lithops,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logsumexp, softmax, xlogy
+from scipy.special import expit, xlogy
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
@@ -19,9 +19,10 @@ from polarmap.errors import ModelError
 # Above this exponent, the Poisson loss extends exp linearly by its tangent. Line searches may overshoot, and
 # an infinite loss would break them.
 MAX_EXPONENT = 300.0
-# Iteration limits of the search for the optimal intercept, and the gradient norm at which it stops.
+# Limits of the search for the optimal intercept, and the gradient at which it ends, relative to eta.
 MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40
 GRADIENT_TOL = 8 * FLOAT64_EPS
+N_CACHED_INTERCEPTS = 2
 
 
 # The value of a family is minus the log likelihood of its distribution with the canonical link, up to a
@@ -90,10 +91,17 @@ class MultinomialFamily:
     """
 
     def value(self, eta: Floats, y: Floats) -> Floats:
-        return np.asarray(logsumexp(eta, axis=1, keepdims=True) - np.sum(y * eta, axis=1, keepdims=True))
+        rows, max_columns = np.arange(len(eta)), eta.argmax(axis=1)
+        shifted = eta - eta[rows, max_columns, np.newaxis]
+        # The largest exponential is 1. It is left to log1p, so that a tiny loss keeps its digits.
+        exponentials = np.exp(shifted)
+        exponentials[rows, max_columns] = 0.0
+        log_sums = np.log1p(exponentials.sum(axis=1, keepdims=True))
+        return np.asarray(log_sums - np.sum(y * shifted, axis=1, keepdims=True))
 
     def mean(self, eta: Floats) -> Floats:
-        return np.asarray(softmax(eta, axis=1))
+        exponentials = np.exp(eta - eta.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
     def link(self, mean: Floats) -> Floats:
         logs = np.log(mean)
@@ -284,7 +292,8 @@ class ProfiledLoss(WeightedLoss):
         super().__init__(family, y, weights)
         self.fit_intercept = fit_intercept
         self._null_intercept: Floats = self.fit_null_predictor() if fit_intercept else np.zeros(y.shape[1])
-        self._cached_intercept: tuple[Floats | None, Floats] = None, self._null_intercept
+        # The last etas with their optimal intercepts. Solvers evaluate a loss at two points in turn.
+        self._cached_intercepts: list[tuple[Floats | None, Floats]] = [(None, self._null_intercept)]
 
     def value(self, eta: Floats) -> float:
         """Return the loss at the linear predictor `eta` (samples, outputs), minimized over the intercept."""
@@ -322,13 +331,16 @@ class ProfiledLoss(WeightedLoss):
 
     def compute_hessian_diagonal(self, eta: Floats) -> Floats:
         """Return the diagonal (samples, outputs) of the Hessian at `eta`, with the intercept held fixed."""
+        return np.asarray(np.diagonal(self.compute_output_hessians(eta), axis1=1, axis2=2))
+
+    def compute_output_hessians(self, eta: Floats) -> Floats:
+        """Return the Hessian of each sample for a fixed intercept, (samples, outputs, outputs)."""
         mean = self.family.mean(eta + self.find_optimal_intercept(eta))
-        unit_vectors = np.eye(mean.shape[1])
-        diagonal = [
-            self.family.hessian_product(mean, np.broadcast_to(unit_vector, mean.shape)) @ unit_vector
-            for unit_vector in unit_vectors
+        columns = [
+            self.weights * self.family.hessian_product(mean, np.broadcast_to(unit_vector, mean.shape))
+            for unit_vector in np.eye(mean.shape[1])
         ]
-        return np.asarray(self.weights * np.stack(diagonal, axis=1))
+        return np.stack(columns, axis=2)
 
     def _compute_intercept_hessian(self, mean: Floats) -> Floats:
         """Return the Hessian with respect to the intercept, shape (outputs, outputs)."""
@@ -349,25 +361,33 @@ class ProfiledLoss(WeightedLoss):
             return self._null_intercept
         if isinstance(self.family, GaussianFamily):
             return np.asarray(np.sum(self.weights * (self.y - eta), axis=0))
-        cached_eta, intercept = self._cached_intercept
-        if eta is cached_eta:
-            return intercept
-        max_norm = 1.0 + float(np.ptp(eta))
+        for cached_eta, cached_intercept in self._cached_intercepts:
+            if eta is cached_eta:
+                return cached_intercept
+        intercept = self._search_intercept(eta, self._cached_intercepts[-1][1])
+        self._cached_intercepts = [*self._cached_intercepts, (eta, intercept)][-N_CACHED_INTERCEPTS:]
+        return intercept
+
+    def _search_intercept(self, eta: Floats, intercept: Floats) -> Floats:
+        """Return the intercept whose gradient is 0 up to rounding, by Newton's method from `intercept`."""
+        max_norm = 1.0 + float(np.abs(eta + intercept).max()) + float(np.ptp(eta))
+        # A mean is at most 1, and changes with the rounding of its exponent.
+        tol = GRADIENT_TOL * (1.0 + float(np.abs(eta).max()))
+        mean, gradient = self._compute_intercept_gradient(eta + intercept)
         for _ in range(MAX_NEWTON_STEPS):
-            mean = self.family.mean(eta + intercept)
-            gradient = np.sum(self.weights * (mean - self.y), axis=0)
-            # An absolute tolerance suffices, because means are at most 1.
-            if np.abs(gradient).max() <= GRADIENT_TOL:
+            if np.abs(gradient).max() <= tol:
                 break
             step = self._compute_intercept_newton_step(mean, gradient, max_norm)
-            shortened = self._backtrack_intercept_step(eta, intercept, step, float(gradient @ step))
-            if shortened is None:
-                break
-            # A softmax is invariant under adding a constant to all outputs, so choose the intercept with mean
-            # 0.
-            intercept = shortened - shortened.mean() if len(shortened) > 1 else shortened
-        self._cached_intercept = eta, intercept
+            intercept, mean, gradient = self._backtrack_intercept_step(eta, intercept, step, gradient)
+            # A softmax does not change if a constant is added to all outputs: choose the intercept of mean 0.
+            if len(intercept) > 1:
+                intercept = intercept - intercept.mean()
         return intercept
+
+    def _compute_intercept_gradient(self, eta: Floats) -> tuple[Floats, Floats]:
+        """Return the means at eta, and the gradient with respect to an intercept that is added to eta."""
+        mean = self.family.mean(eta)
+        return mean, np.asarray(self.weights[:, 0] @ (mean - self.y))
 
     def _compute_intercept_newton_step(self, mean: Floats, gradient: Floats, max_norm: float) -> Floats:
         """Return a Newton step for the intercept with a 2-norm of at most `max_norm`.
@@ -380,17 +400,17 @@ class ProfiledLoss(WeightedLoss):
         return np.asarray(-np.linalg.solve(hessian, gradient))
 
     def _backtrack_intercept_step(
-        self, eta: Floats, intercept: Floats, step: Floats, slope: float
-    ) -> Floats | None:
-        """Return the intercept after a backtracking line search along `step`.
+        self, eta: Floats, intercept: Floats, step: Floats, gradient: Floats
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return the intercept after a backtracking line search along `step`, its means and its gradient.
 
-        `slope` is the directional derivative of the loss along `step`. Return None if no step length
-        decreases the loss sufficiently.
+        A step is short enough if the loss, which is convex, still decreases at its end, or if it halves the
+        gradient. Values of the loss are not compared: near the minimum, their differences are rounding.
         """
-        loss_before = super().value(eta + intercept)
+        max_gradient_norm = float(np.linalg.norm(gradient)) / 2
         for n_halvings in range(MAX_BACKTRACKS):
-            step_length = 0.5**n_halvings
-            loss_after = super().value(eta + intercept + step_length * step)
-            if loss_after <= loss_before + 1e-4 * step_length * slope + 4 * FLOAT64_EPS * abs(loss_before):
-                return np.asarray(intercept + step_length * step)
-        return None
+            shortened = intercept + 0.5**n_halvings * step
+            mean, new_gradient = self._compute_intercept_gradient(eta + shortened)
+            if new_gradient @ step <= 0 or np.linalg.norm(new_gradient) <= max_gradient_norm:
+                break
+        return shortened, mean, new_gradient

@@ -121,6 +121,25 @@ def test_the_intercept_of_outputs_is_the_best_one(family: Any, y: np.ndarray, si
     assert not without.find_optimal_intercept(eta).any() and without.value(eta) >= loss.value(eta)
 
 
+@pytest.mark.parametrize(("family", "y"), FAMILIES[1:3], ids=lambda one: type(one).__name__)
+def test_search_for_the_intercept_ends_at_rounding(
+    family: Any, y: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly all samples are predicted with certainty, so that differences of losses are rounding."""
+    calls, compute_mean = [], type(family).mean
+    monkeypatch.setattr(type(family), "mean", lambda self, eta: (calls.append(1), compute_mean(self, eta))[1])
+    stream = np.random.default_rng(0)
+    for scale in (1.0, 10.0, 100.0):
+        for _ in range(20):
+            loss = ProfiledLoss(family, y, WEIGHTS, True)
+            eta = scale * (y - 0.5 + 0.1 * stream.standard_normal(y.shape)) + 100 * stream.standard_normal()
+            calls.clear()
+            intercept = loss.find_optimal_intercept(eta)
+            assert len(calls) <= 60
+            residual = WEIGHTS @ (compute_mean(family, eta + intercept) - y)
+            assert np.abs(residual).max() <= 1e-12
+
+
 @bounded
 @pytest.mark.parametrize("fit_intercept", [True, False])
 def test_gradient_and_conjugate_of_outputs(family: Any, y: np.ndarray, fit_intercept: bool) -> None:

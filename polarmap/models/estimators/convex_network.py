@@ -28,10 +28,8 @@ from polarmap.models.estimators.coded_estimator import (
     ProbabilisticClassifierMixin,
 )
 from polarmap.models.losses import GaussianFamily, LossFamily, ProfiledLoss
-from polarmap.models.operators import AppendedInterceptOperator, GatedOperator
-from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.solvers.cone_interior_point import MAX_GRAM_ENTRIES, cone_interior_point
-from polarmap.models.solvers.proximal_gradient import fista
+from polarmap.models.solvers.gated_training import GatedTraining, supports_newton
 from polarmap.models.whitening import fit_whitening_operator
 
 ACTIVATIONS = ("gated_relu", "relu")
@@ -171,20 +169,14 @@ class ConvexNetwork(CodedEstimator):
         return fit(X, loss, gates).reshape(n_rows, -1, len(gates.offsets), loss.shape[1])
 
     def _fit_gated_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """Find the weights (features, gates * outputs) of gated ReLUs by `fista`."""
+        """Return the weights (features, gates * outputs) of gated ReLUs, found by `GatedTraining`."""
         whitening = fit_whitening_operator(X, loss.weights[:, 0], loss.fit_intercept)
-        n_features, n_columns = len(whitening.scale), len(gates.offsets) * loss.shape[1]
-        # The penalty is the norm of the weights. For whitened coefficients z, it is |z / scale|.
-        penalty = GroupLassoPenalty(float(self.alpha), 1.0 / whitening.scale, n_columns)
-        with self._make_operator(X) as coded_operator:
-            operator: Any = coded_operator
-            if loss.fit_intercept:
-                operator = AppendedInterceptOperator(coded_operator, 1.0)
-            gated_operator = GatedOperator(operator @ whitening, gates.patterns)
-            start = np.zeros((gated_operator.shape[1], loss.shape[1]))
-            solve = partial(fista, gated_operator, loss, penalty, start)
-            solution = self._minimize(coded_operator, solve)
-        return np.asarray(whitening @ solution.reshape(n_features, n_columns))
+        uses_newton = supports_newton(len(loss.y), len(whitening.scale), loss.shape[1])
+        with self._make_operator(_append_bias_column(X, loss) if uses_newton else X) as coded_operator:
+            training = GatedTraining(
+                coded_operator, whitening, loss, gates.patterns, float(self.alpha), uses_newton
+            )
+            return self._minimize(coded_operator, training.minimize)
 
     def _fit_relu_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
         """Find the weights (features, 2 * gates * outputs) of ReLUs by an interior-point method.
@@ -195,10 +187,7 @@ class ConvexNetwork(CodedEstimator):
             If the Gram matrices of a step would not fit into memory.
         """
         _check_gram_size(X.shape[1] + loss.fit_intercept, len(gates.offsets), loss.shape[1])
-        # A dense copy of X takes little memory compared to the slack variables of the cone constraints: two
-        # numbers for each sample and gate.
-        X = X.toarray() if issparse(X) else X
-        A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
+        A = _append_bias_column(X, loss)
         interior_points = _make_cone_interior_points(gates, loss)
         cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior_points)
         with self._make_operator(A) as coded_operator:
@@ -235,6 +224,13 @@ class ConvexNetwork(CodedEstimator):
         return self.network_(X)
 
 
+def _append_bias_column(X: Any, loss: ProfiledLoss) -> Floats:
+    """Return a dense X, with a last column of ones if the units have biases."""
+    # A dense copy of X is small beside the inputs of all units.
+    X = X.toarray() if issparse(X) else X
+    return np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
+
+
 def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
     """Raise ModelError if the Gram matrices of all signs, gates and outputs would not fit into memory."""
     n_entries = 2 * n_features**2 * n_gates * n_outputs
@@ -245,7 +241,7 @@ def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
     raise ModelError(
         f"the Gram matrices of a ReLU network must have at most {MAX_GRAM_ENTRIES:,} entries to fit into "
         f"memory, got 2 * features**2 * gates * outputs = {n_entries:,}. {fewer_gates}, or use "
-        "activation='gated_relu', which needs no Gram matrices"
+        "activation='gated_relu', whose Gram matrices are optional"
     )
 
 

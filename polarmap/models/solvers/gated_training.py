@@ -1,0 +1,94 @@
+"""Training of gated ReLU networks: by Newton steps where these are possible, and by FISTA elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polarmap.dtypes import Floats
+from polarmap.errors import DeadlineExceededError
+from polarmap.models.losses import ProfiledLoss
+from polarmap.models.operators import AppendedInterceptOperator, GatedOperator
+from polarmap.models.penalties import GroupLassoPenalty
+from polarmap.models.solvers.group_newton import (
+    MIN_WORKING_COLUMNS,
+    compute_max_working_columns,
+    group_newton,
+)
+from polarmap.models.solvers.proximal_gradient import fista
+from polarmap.models.solvers.solver import Solution
+from polarmap.models.whitening import WhiteningOperator
+
+Callback = Callable[[float, float], None] | None
+
+
+def supports_newton(n_samples: int, n_features: int, n_outputs: int) -> bool:
+    """Return whether the Hessian of some columns is small enough for Newton steps.
+
+    Examples
+    --------
+    >>> supports_newton(1000, 20, 1), supports_newton(1000, 200, 1)
+    (True, False)
+    """
+    return compute_max_working_columns(n_samples, n_features, n_outputs) >= MIN_WORKING_COLUMNS
+
+
+@dataclass
+class GatedTraining:
+    """The problem of minimizing loss(sum_i D_i A W_i) + alpha * sum_j |W_j| for the patterns D_i of gates.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+        A, with a last column of ones if the loss has an intercept, if `uses_newton`. Otherwise A without it.
+    whitening : WhiteningOperator
+        That of A with the column of ones.
+    loss : ProfiledLoss
+    patterns : bool array (samples, gates)
+    alpha : float
+        Positive.
+    uses_newton : bool
+        Whether to take Newton steps first, for which `operator` must have a method `gram(weights)`.
+    """
+
+    operator: Any
+    whitening: WhiteningOperator
+    loss: ProfiledLoss
+    patterns: Any
+    alpha: float
+    uses_newton: bool
+
+    def minimize(self, *, tol: float, max_iter: int, callback: Callback) -> Solution:
+        """Return the solution W (features, gates * outputs). The keywords are those of `fista`."""
+        options: dict[str, Any] = {"tol": tol, "callback": callback}
+        if not self.uses_newton:
+            n_columns = self.patterns.shape[1] * self.loss.shape[1]
+            start = np.zeros((len(self.whitening.scale), n_columns))
+            return self._run_fista(start, max_iter=max_iter, **options)
+        newton = group_newton(
+            self.operator, self.loss, self.patterns, self.alpha, max_iter=max_iter, **options
+        )
+        n_left = max_iter - newton.n_iter
+        if newton.converged or newton.timed_out or not n_left:
+            return newton
+        try:
+            solution = self._run_fista(newton.x, max_iter=n_left, **options)
+        except DeadlineExceededError:
+            return newton._replace(timed_out=True)
+        return solution._replace(n_iter=newton.n_iter + solution.n_iter)
+
+    def _run_fista(self, start: Floats, **options: Any) -> Solution:
+        """Run FISTA in whitened coordinates from the weights `start`."""
+        scale, n_outputs = self.whitening.scale, self.loss.shape[1]
+        operator = self.operator
+        if self.loss.fit_intercept and not self.uses_newton:
+            operator = AppendedInterceptOperator(operator, 1.0)
+        # The penalty is the norm of the weights themselves, which is |z / scale| for whitened coefficients z.
+        penalty = GroupLassoPenalty(self.alpha, 1.0 / scale, start.shape[1])
+        gated_operator = GatedOperator(operator @ self.whitening, self.patterns)
+        whitened_start = scale[:, np.newaxis] * np.asarray(self.whitening.axes.T @ start)
+        solution = fista(gated_operator, self.loss, penalty, whitened_start.reshape(-1, n_outputs), **options)
+        return solution._replace(x=np.asarray(self.whitening @ solution.x.reshape(start.shape)))

@@ -1,0 +1,336 @@
+"""Proximal Newton method for loss(A W) + alpha * sum_j |W_j|, over few columns W_j at a time.
+
+Each step computes, by coded maps, the Hessian of a working set: the columns that are not 0, and those that
+the gradient moves away from 0. The quadratic model that it defines is minimized on the driver together with
+the penalty, without further products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from polarmap.dtypes import FLOAT64_EPS, Floats, Indices, Mask
+from polarmap.models.losses import ProfiledLoss
+from polarmap.models.operators import GatedOperator
+from polarmap.models.penalties import GroupLassoPenalty
+from polarmap.models.solvers.solver import Solution, run_solver
+
+# The largest number of weights in a working set: the driver solves systems of this size.
+MAX_SYSTEM_SIZE = 1000
+# The largest number of sample weights of all Gram matrices of a step, which go to every worker: 32 MB.
+MAX_GRAM_WEIGHTS = 4_000_000
+MIN_WORKING_COLUMNS = 10  # Working sets start with this many columns, and at most double per step.
+# The solver stalls after this many iterations that leave more than this fraction of the gap.
+MAX_STALLED_ITERATIONS, MIN_GAP_FRACTION = 3, 0.9
+ARMIJO_FRACTION = 1e-4  # The fraction of the predicted decrease that a line search requires.
+MAX_BACKTRACKS = 40
+# A model is minimized with a smoothed penalty. The smoothing decreases in several stages, from one that
+# contributes as much as the duality gap, to this fraction of it.
+N_SMOOTHING_STAGES, SMOOTHING_FACTOR = 3, 0.1
+MAX_NEWTON_STEPS = 30  # A limit for each stage, which takes about four steps.
+# The tolerance of a stage for the predicted decrease of a step, relative to the contribution of smoothing.
+# The last stage is accurate, so that its result does not depend on rounding errors before.
+STAGE_TOL, LAST_STAGE_TOL = 0.01, 1e-8
+# A column leaves the working set if its gradient is below this fraction of alpha, which would be needed for
+# a weight other than 0.
+UNUSED_GRADIENT_FRACTION = 0.9
+# A column is removed at the end if its norm is below this factor times the norm at which smoothing keeps an
+# unused one.
+ZERO_COLUMN_FACTOR = 10.0
+
+
+def compute_max_working_columns(n_samples: int, n_features: int, n_outputs: int) -> int:
+    """Return how many columns a working set may have, so that driver and workers can compute its Hessian.
+
+    Examples
+    --------
+    >>> compute_max_working_columns(1000, 20, 1)
+    50
+    """
+    # A set of c columns has c (c + 1) / 2 pairs, and each column is coupled to all intercepts.
+    max_grams, half = MAX_GRAM_WEIGHTS // n_samples, n_outputs + 0.5
+    return min(MAX_SYSTEM_SIZE // n_features, int(math.sqrt(half**2 + 2 * max_grams) - half))
+
+
+def group_newton(
+    operator: Any,
+    loss: ProfiledLoss,
+    patterns: Any,
+    alpha: float,
+    *,
+    tol: float,
+    max_iter: int,
+    callback: Callable[[float, float], None] | None = None,
+) -> Solution:
+    """Minimize loss(sum_i D_i A W_i) + alpha * sum_j |W_j| for the 0/1 patterns D_i of gates.
+
+    An iteration takes a product with A, a product with A', and one map that computes the Gram matrices of all
+    pairs of columns in the working set. The solver stalls if a minimum needs more columns than that.
+
+    Parameters
+    ----------
+    operator : LinearOperator (samples, features)
+        A, with a last column of ones if the loss has an intercept, and with a method `gram(weights)`.
+    loss : ProfiledLoss
+    patterns : bool array (samples, gates)
+        The diagonals of the D_i.
+    alpha : float
+        The strength of the penalty, positive.
+    tol : float
+        The relative tolerance of the duality gap.
+    max_iter : int
+    callback : callable, optional
+        Called with the objective and the norm of the gradient map after each iteration.
+
+    Returns
+    -------
+    Solution
+        Its x is W (features, gates * outputs), with one column for each gate and output, in that order.
+    """
+    return run_solver(_GroupNewtonSolver(operator, loss, patterns, alpha, tol), max_iter, callback)
+
+
+class _GroupNewtonSolver:
+    """The current weights W and their outputs, the gradient there, and the best lower bound so far."""
+
+    def __init__(self, operator: Any, loss: ProfiledLoss, patterns: Any, alpha: float, tol: float) -> None:
+        self._operator, self._loss, self._alpha, self._tol = operator, loss, alpha, tol
+        self._open_gates = np.asarray(patterns, dtype=np.float64)
+        self._gated_operator = GatedOperator(operator, patterns)
+        n_columns = self._open_gates.shape[1] * loss.shape[1]
+        self.x = np.zeros((operator.shape[1], n_columns))
+        self._eta = np.zeros(loss.shape)
+        self._penalty = GroupLassoPenalty(alpha, np.ones(len(self.x)), n_columns)
+        self._rounding_error = 16 * FLOAT64_EPS * (float(np.sum(loss.weights * loss.y**2)) or 1.0)
+        n_samples, n_features = operator.shape
+        self._max_columns = compute_max_working_columns(n_samples, n_features, loss.shape[1])
+        self.n_iter, self._n_stalled, self._dual_bound = 0, 0, -np.inf
+        self.has_stalled, self._smoothing, self._best_iterate = False, 0.0, (np.inf, self.x)
+        self._update_gradient_and_bound()
+
+    @property
+    def objective(self) -> float:
+        """The objective at the current iterate."""
+        return self._compute_objective_at(self.x, self._eta)
+
+    @property
+    def dual_gap(self) -> float:
+        """The difference between the best objective and the best lower bound."""
+        return max(0.0, self._best_iterate[0] - self._dual_bound)
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether the gap is at most `tol` times the best objective, or within rounding error."""
+        return self.dual_gap <= max(self._tol * self._best_iterate[0], self._rounding_error)
+
+    def step(self) -> None:
+        """Move to the minimum of the model of a working set, or as far as the objective decreases."""
+        columns, gap_before = self._choose_working_set(), self.dual_gap
+        # Powers of the factor, so that rounding errors of the gap do not change the minimum of the model.
+        exponent = math.log(max(gap_before, self._rounding_error) / (2 * len(columns)), SMOOTHING_FACTOR)
+        smoothing = SMOOTHING_FACTOR ** round(exponent)
+        self._smoothing = SMOOTHING_FACTOR ** (N_SMOOTHING_STAGES - 1) * smoothing
+        hessian, weights = self._compute_hessian(columns), self.x[:, columns].T
+        model = _GroupModel(hessian, self._gradient[:, columns].T, weights, self._alpha)
+        direction = np.zeros_like(self.x)
+        direction[:, columns] = (model.minimize(smoothing) - weights).T
+        eta_direction = self._gated_operator.matmat(direction.reshape(-1, self._loss.shape[1]))
+        # Smoothing moves the minimum, and so increases the objective by up to this.
+        step_length = self._line_search(direction, eta_direction, 2 * len(columns) * self._smoothing)
+        self.x = self.x + step_length * direction
+        self._eta = self._eta + step_length * eta_direction
+        self.n_iter += 1
+        self._update_gradient_and_bound()
+        is_progress = self.dual_gap < MIN_GAP_FRACTION * gap_before
+        self._n_stalled = 0 if is_progress else self._n_stalled + 1
+        self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS
+
+    def polish(self) -> None:
+        """Remove unused columns from the best iterate, if this does not increase the objective."""
+        objective, x = self._best_iterate
+        min_norm = ZERO_COLUMN_FACTOR * self._smoothing / self._alpha
+        sparser = x * (np.linalg.norm(x, axis=0) > min_norm)
+        eta = self._gated_operator.matmat(sparser.reshape(-1, self._loss.shape[1]))
+        if (sparser_objective := self._compute_objective_at(sparser, eta)) <= objective:
+            self._best_iterate = sparser_objective, sparser
+
+    def make_solution(self) -> Solution:
+        """Return the best iterate."""
+        objective, x = self._best_iterate
+        return Solution(x, objective, self.dual_gap, self.optimality, self.n_iter, self.has_converged)
+
+    def _compute_objective_at(self, x: Floats, eta: Floats) -> float:
+        return self._loss.value(eta) + self._penalty(x.reshape(-1))
+
+    def _update_gradient_and_bound(self) -> None:
+        """Compute the gradient at the iterate by one product, and update the lower bound."""
+        loss_gradient = self._loss.gradient(self._eta)
+        self._gradient = np.asarray(self._gated_operator.rmatmat(loss_gradient)).reshape(self.x.shape)
+        dual_scale = self._penalty.dual_scale(self._gradient.reshape(-1))
+        self._dual_bound = max(self._dual_bound, -self._loss.conjugate(dual_scale * loss_gradient))
+        if (objective := self.objective) < self._best_iterate[0]:
+            self._best_iterate = objective, self.x
+        subgradient = self._alpha * self.x / np.maximum(np.linalg.norm(self.x, axis=0), np.finfo(float).tiny)
+        excess = np.maximum(np.linalg.norm(self._gradient, axis=0) - self._alpha, 0.0)
+        residuals = np.linalg.norm(self._gradient + subgradient, axis=0)
+        self.optimality = float(np.linalg.norm(np.where(self.x.any(axis=0), residuals, excess)))
+
+    def _choose_working_set(self) -> Indices:
+        """Return the indices of the columns that are not 0, and of those that violate optimality most."""
+        is_used_mask, norms = self.x.any(axis=0), np.linalg.norm(self._gradient, axis=0)
+        n_used = int(is_used_mask.sum())
+        n_violating = int((~is_used_mask & (norms > self._alpha)).sum())
+        n_added = min(n_violating, max(n_used, MIN_WORKING_COLUMNS), self._max_columns - n_used)
+        ranking = np.argsort(np.where(is_used_mask, -np.inf, -norms), kind="stable")
+        return np.sort(ranking[: max(1, n_used + n_added)])
+
+    def _compute_hessian(self, columns: Indices) -> Floats:
+        """Return the Hessian of the loss, (columns, features, columns, features), by one map."""
+        gates, outputs = np.divmod(columns, self._loss.shape[1])
+        n_columns, n_features = len(columns), len(self.x)
+        output_hessians = self._loss.compute_output_hessians(self._eta)
+        first, second = np.triu_indices(n_columns)
+        is_coupled_pair = np.asarray(output_hessians.any(axis=0))
+        is_coupled_mask = is_coupled_pair[outputs[first], outputs[second]]
+        first, second = first[is_coupled_mask], second[is_coupled_mask]
+        open_gates = self._open_gates[:, gates]
+        pair_weights = open_gates[:, first] * open_gates[:, second]
+        pair_weights = pair_weights * output_hessians[:, outputs[first], outputs[second]]
+        # The last feature is 1: the last column of these Gram matrices couples weights to the intercept.
+        intercept_weights = (open_gates[:, :, np.newaxis] * output_hessians[:, outputs]).reshape(
+            len(open_gates), -1
+        )
+        weights = [pair_weights, intercept_weights] if self._loss.fit_intercept else [pair_weights]
+        grams = np.moveaxis(np.asarray(self._operator.gram(np.hstack(weights))), 2, 0)
+        hessian = np.zeros((n_columns, n_columns, n_features, n_features))
+        hessian[first, second] = hessian[second, first] = grams[: len(first)]
+        hessian = hessian.swapaxes(1, 2)
+        if self._loss.fit_intercept:
+            coupling = grams[len(first) :, :, -1].reshape(n_columns, -1, n_features).swapaxes(1, 2)
+            # The Hessian of a softmax is singular: it does not change if all outputs grow by the same.
+            inverse = np.linalg.pinv(output_hessians.sum(axis=0), rcond=1e-12, hermitian=True)
+            hessian = hessian - np.einsum("jfo,op,kgp->jfkg", coupling, inverse, coupling)
+        return hessian
+
+    def _line_search(self, direction: Floats, eta_direction: Floats, max_increase: float) -> float:
+        """Return a step length at which the objective decreases sufficiently, or 0 if none is found.
+
+        `max_increase` is by how much less than sufficient the decrease may be.
+        """
+        objective_before = self.objective
+        slope = float(np.sum(self._gradient * direction))
+        slope += self._penalty((self.x + direction).reshape(-1)) - self._penalty(self.x.reshape(-1))
+        max_increase += 4 * FLOAT64_EPS * abs(objective_before)
+        for n_halvings in range(MAX_BACKTRACKS):
+            step_length = 0.5**n_halvings
+            objective = self._compute_objective_at(
+                self.x + step_length * direction, self._eta + step_length * eta_direction
+            )
+            if objective <= objective_before + ARMIJO_FRACTION * step_length * slope + max_increase:
+                return step_length
+        return 0.0
+
+
+class _GroupModel:
+    """The model <gradient, V - W> + <V - W, H (V - W)> / 2 + alpha * sum_j |V_j| of columns V.
+
+    Parameters
+    ----------
+    hessian : array (columns, features, columns, features)
+    gradient, weights : arrays (columns, features)
+        The gradient of the loss at W = weights.
+    alpha : float
+    """
+
+    def __init__(self, hessian: Floats, gradient: Floats, weights: Floats, alpha: float) -> None:
+        self._hessian = hessian.reshape(weights.size, weights.size)
+        self._gradient, self._weights, self._alpha = gradient, weights, alpha
+
+    def minimize(self, smoothing: float) -> Floats:
+        """Return a minimizer V, found by Newton's method with less and less smoothing of the norms.
+
+        Parameters
+        ----------
+        smoothing : float
+            The first mu: the penalty alpha |v| is replaced by the minimum over t of
+            alpha t - mu log(t^2 - |v|^2), the barrier of its epigraph.
+        """
+        V = self._weights
+        for _ in range(N_SMOOTHING_STAGES - 1):
+            V = self._minimize_smoothed(V, smoothing, STAGE_TOL)
+            smoothing *= SMOOTHING_FACTOR
+        V = self._minimize_smoothed(V, smoothing, LAST_STAGE_TOL)
+        gradient_norms = np.linalg.norm(self._compute_quadratic(V)[1], axis=1)
+        used_mask = gradient_norms > UNUSED_GRADIENT_FRACTION * self._alpha
+        if used_mask.all() or not used_mask.any():
+            return V
+        # The other columns move a little to balance the gradient without the removed ones.
+        sparser = np.zeros_like(V)
+        sparser[used_mask] = self._restrict(used_mask)._minimize_smoothed(
+            V[used_mask], smoothing, LAST_STAGE_TOL
+        )
+        return sparser if self._compute_value(sparser) <= self._compute_value(V) else V
+
+    def _restrict(self, used_mask: Mask) -> _GroupModel:
+        """Return the model of the used columns, with 0 for all other columns."""
+        base = np.where(used_mask[:, np.newaxis], self._weights, 0.0)
+        hessian = self._hessian.reshape(*base.shape, *base.shape)[used_mask][:, :, used_mask]
+        gradient = self._compute_quadratic(base)[1]
+        return _GroupModel(hessian, gradient[used_mask], base[used_mask], self._alpha)
+
+    def _compute_quadratic(self, V: Floats) -> tuple[float, Floats]:
+        """Return the quadratic part of the model at V, and its gradient."""
+        change = V - self._weights
+        product = (self._hessian @ change.reshape(-1)).reshape(V.shape)
+        return float(np.sum(change * (self._gradient + product / 2))), self._gradient + product
+
+    def _compute_value(self, V: Floats) -> float:
+        """Return the model at V, without smoothing."""
+        return self._compute_quadratic(V)[0] + self._alpha * float(np.linalg.norm(V, axis=1).sum())
+
+    def _minimize_smoothed(self, V: Floats, mu: float, tol: float) -> Floats:
+        """Minimize the model with smoothed norms from V, by Newton's method with a line search."""
+        value, gradient = self._evaluate_smoothed(V, mu)
+        for _ in range(MAX_NEWTON_STEPS):
+            system = self._hessian + self._compute_penalty_hessian(V, mu)
+            step = -np.linalg.solve(system, gradient.reshape(-1)).reshape(V.shape)
+            slope = float(np.sum(gradient * step))
+            if -slope <= tol * mu * len(V):
+                break
+            for n_halvings in range(MAX_BACKTRACKS):
+                step_length = 0.5**n_halvings
+                new_value, new_gradient = self._evaluate_smoothed(V + step_length * step, mu)
+                if new_value <= value + ARMIJO_FRACTION * step_length * slope:
+                    break
+            else:
+                break
+            V, value, gradient = V + step_length * step, new_value, new_gradient
+        return V
+
+    def _evaluate_smoothed(self, V: Floats, mu: float) -> tuple[float, Floats]:
+        """Return the model with smoothed norms at V, and its gradient."""
+        value, gradient = self._compute_quadratic(V)
+        _, epigraphs = self._compute_epigraphs(V, mu)
+        barrier = self._alpha * epigraphs - mu * np.log(2 * mu * epigraphs / self._alpha)
+        return value + float(barrier.sum()), gradient + self._alpha * V / epigraphs
+
+    def _compute_epigraphs(self, V: Floats, mu: float) -> tuple[Floats, Floats]:
+        """Return, for each column, the root in the quadratic formula for the best t, and this t."""
+        roots = np.hypot(mu, self._alpha * np.linalg.norm(V, axis=1, keepdims=True))
+        return roots, (mu + roots) / self._alpha
+
+    def _compute_penalty_hessian(self, V: Floats, mu: float) -> Floats:
+        """Return the Hessian of the smoothed norms, which is block diagonal."""
+        roots, epigraphs = self._compute_epigraphs(V, mu)
+        n_columns, n_features = V.shape
+        blocks = np.zeros((n_columns, n_features, n_columns, n_features))
+        directions = V * np.sqrt(self._alpha / (roots * epigraphs))
+        outer_products = directions[:, :, np.newaxis] * directions[:, np.newaxis, :]
+        diagonal = np.arange(n_columns)
+        factors = (self._alpha / epigraphs)[:, :, np.newaxis]
+        blocks[diagonal, :, diagonal, :] = factors * (np.eye(n_features) - outer_products)
+        return blocks.reshape(self._hessian.shape)
