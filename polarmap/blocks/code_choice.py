@@ -226,6 +226,9 @@ def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None,
     n = tasks or get_default_polar_n_tasks(k, kernel)
     if n <= k:
         raise CodeError(f"tasks={n} leaves no parity for {k} blocks: use tasks > {k}")
+    max_n = min(MAX_GROUPED_N, MAX_N * min(k, n - k))
+    if n > max_n:
+        raise CodeError(f"tasks={n} is too many for {k} blocks: use tasks <= {max_n}")
     n_groups = choose_n_groups(n, k)
     if n_groups == 1 and n > MAX_CACHED_N:
         return PolarCode(n, k, kernel=kernel)

@@ -48,8 +48,9 @@ MAX_UNGROUPED_N = 4096
 # Maximum number of coded blocks in a group, if there are enough parity blocks. Integers need the fewest
 # results if it is a power of two.
 GROUP_SIZE = 1024
-# Minimum number of parity blocks in a group. A group with fewer might by chance lose more results than that.
-MIN_GROUP_PARITY = 64
+# Minimum number of data blocks and of parity blocks in a group. A group with fewer parity blocks might by
+# chance lose more results than that. A code with few data blocks is fast without groups.
+MIN_GROUP_BLOCKS = 64
 
 
 def choose_n_groups(n: int, k: int) -> int:
@@ -62,7 +63,7 @@ def choose_n_groups(n: int, k: int) -> int:
     """
     if n <= MAX_UNGROUPED_N:
         return 1
-    return max(-(-n // MAX_N), min(-(-n // GROUP_SIZE), (n - k) // MIN_GROUP_PARITY))
+    return max(1, -(-n // MAX_N), min(-(-n // GROUP_SIZE), min(k, n - k) // MIN_GROUP_BLOCKS))
 
 
 def get_design_erasure_fraction(decoder_name: str) -> float:
