@@ -354,7 +354,7 @@ class Manifest:
         sizes_and_offsets = [*self.shape, rows_per_block]
         for segment in itertools.chain(*self.segments, self.zarr_metadata):
             sizes_and_offsets += [segment.size, segment.offset, 0 if segment.crc32 is None else segment.crc32]
-        if not all(type(count) is int and count >= 0 for count in sizes_and_offsets):
+        if set(map(type, sizes_and_offsets)) != {int} or min(sizes_and_offsets) < 0:
             raise ValueError("a size, offset or checksum is not a nonnegative integer")
         if not self.shape or self.rows_per_block != rows_per_block:
             raise ValueError(f"{self.code.k} blocks of {rows_per_block} rows do not hold shape {self.shape}")
