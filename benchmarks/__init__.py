@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -95,6 +97,24 @@ def measure_cpu_seconds(
             result = action()
             seconds.append(process_time() - started_at)
     return summarize(seconds), result
+
+
+def count_python_calls(action: Callable[[], object]) -> int:
+    """Return how many Python functions an action calls in this process, in all threads."""
+    n_calls = 0
+
+    def count_call(frame: Any, event: str, argument: Any) -> None:
+        nonlocal n_calls
+        n_calls += event == "call"
+
+    threading.setprofile(count_call)
+    sys.setprofile(count_call)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return n_calls
 
 
 @contextmanager

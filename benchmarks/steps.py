@@ -16,7 +16,6 @@ import itertools
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -38,6 +37,7 @@ import polarmap.joblib
 from benchmarks import (
     Row,
     coding,
+    count_python_calls,
     iterations,
     overhead,
     persistent_workers,
@@ -123,22 +123,6 @@ def steps(effort: Effort) -> Iterator[Row]:
         yield Row(label, polarmap_times, BARE_SOCKETS, socket_times, target)
         yield Row(f"{label}, {CORES} of {CORES + 1} tasks", few_block_times, BARE_SOCKETS, socket_times)
     yield Row(label, polarmap_times, "numpy", numpy_times, "1.5 (2)")
-
-
-def count_python_calls(action: Action) -> int:
-    """Return how many Python functions an action calls in this process, in all threads."""
-    n_calls = 0
-
-    def count_call(frame: Any, event: str, argument: Any) -> None:
-        nonlocal n_calls
-        n_calls += event == "call"
-
-    threading.setprofile(count_call)
-    sys.setprofile(count_call)
-    action()
-    sys.setprofile(None)
-    threading.setprofile(None)
-    return n_calls
 
 
 def operators(effort: Effort) -> Iterator[Row]:

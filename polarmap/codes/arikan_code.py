@@ -1,7 +1,8 @@
-"""The Arikan kernel [[1, 1], [0, 1]], which chooses its frozen set by channel polarization.
+"""The Arikan kernel [[1, 1], [0, 1]], whose parity matrix P consists of small integers (arXiv 1901.06811).
 
-The parity matrix P consists of small integers, so that integers are decoded exactly (arXiv 1901.06811).
-`PolarCode` uses this kernel for integer data. No other kernel has the sequential decoder.
+`PolarCode` uses this kernel for integer data, because it decodes integers exactly. For the optimal decoder,
+the inputs of lowest weight are frozen by default. For the sequential decoder, which only this kernel has, the
+frozen set is chosen by channel polarization.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class ArikanCode(PolarCode):
 
     @property
     def _has_low_weight_design(self) -> bool:
-        """True if the inputs of lowest weight are frozen instead of those chosen by channel polarization."""
+        """True if the default frozen set for the optimal decoder is used, which freezes low-weight inputs."""
         is_default = self.erasure_option is None and self.decoder == "optimal"
         return is_default and self.n <= MAX_LOW_WEIGHT_N
 
@@ -318,9 +319,8 @@ class ModularArikanDecoder(ModularSystematicDecoder):
 
     @cached_property
     def _solver(self) -> CancellationSolver:
-        code = self.code
-        leaves = code.codeword_positions, code.zero_input_mask
-        return CancellationSolver(*leaves, self.arrived_indices, self.missing_indices)
+        positions, zero_input_mask = self.code.codeword_positions, self.code.zero_input_mask
+        return CancellationSolver(positions, zero_input_mask, self.arrived_indices, self.missing_indices)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Compute the missing data blocks with the faster of the two methods and write them to `out`."""

@@ -9,6 +9,7 @@ result. Two or more checks can locate the wrong block. A map verifies its result
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -224,24 +225,23 @@ def evaluate_parity_checks(
         return real_residual._replace(violations=np.unique(real_residual.violations // 2))
     arrived_blocks = [received[int(block_index)] for block_index in decoder.arrived_indices]
     check_blocks = decoder.over(dtype).check_blocks
-    blocks_by_check_block = [_select_blocks(arrived_blocks, columns) for _, columns, _ in check_blocks]
     if is_integer_dtype(check_blocks[0].entries.dtype):
-        return _combine_residuals(
-            [
-                _evaluate_modular_checks(checks, blocks, dtype)
-                for (_, _, checks), blocks in zip(check_blocks, blocks_by_check_block)
-            ]
+        evaluate = partial(_evaluate_modular_checks, dtype=dtype)
+    else:
+        rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
+        max_value = max(compute_max_abs(arrived_blocks), magnitude_before_cancellation)
+        absolute_tol = max(estimate_relative_rounding_error(rounding_dtype) * max_value, absolute_tolerance)
+        relative_tol = max(compute_parity_check_tolerance(rounding_dtype), rtol or 0.0)
+        evaluate = partial(
+            _evaluate_real_checks,
+            relative_tol=relative_tol,
+            absolute_tol=absolute_tol,
+            max_value=max_value,
         )
-    rounding_dtype = _choose_tolerance_dtype(dtype, lowest_precision_dtype)
-    max_value = max(compute_max_abs(arrived_blocks), magnitude_before_cancellation)
-    absolute_tol = max(estimate_relative_rounding_error(rounding_dtype) * max_value, absolute_tolerance)
-    relative_tol = max(compute_parity_check_tolerance(rounding_dtype), rtol or 0.0)
-    return _combine_residuals(
-        [
-            _evaluate_real_checks(checks, blocks, relative_tol, absolute_tol, max_value)
-            for (_, _, checks), blocks in zip(check_blocks, blocks_by_check_block)
-        ]
-    )
+    residuals = [
+        evaluate(checks, _select_blocks(arrived_blocks, columns)) for _, columns, checks in check_blocks
+    ]
+    return _combine_residuals(residuals)
 
 
 def _select_blocks(blocks: list[Array], positions: Indices | slice) -> list[Array]:

@@ -1,14 +1,15 @@
-"""Polar codes that consist of independent groups of about a thousand blocks, for tens of thousands of tasks.
+"""Polar codes whose blocks are divided into independent groups, for maps of thousands of tasks.
 
-    coded blocks   0 1 2 3 4 5 ...     ->   group 0: blocks 0, 4, ...     C_0 x_0 = 0
-    (n = G n_0)                             group 1: blocks 1, 3, ...     C_1 x_1 = 0
+    coded blocks 0, 1, ..., n - 1      ->   group 0: blocks 0, 3, 4, ...    C_0 x_0 = 0
+                                            group 1: blocks 1, 2, 5, ...    C_1 x_1 = 0
 
-Each group is a codeword of a smaller `PolarCode`. The parity-check matrix C of all blocks is therefore
-block-diagonal after a permutation, and encoding, deciding and decoding take time and memory in proportion to
-n. The price is the guarantee: any results suffice in which *every* group has enough, instead of any k results
-of all blocks. `compute_failure_probability` computes how likely it is that a group has too few.
+Each group is a codeword of a smaller `PolarCode`, so the parity-check matrix C of all blocks is
+block-diagonal after a permutation. The time and memory to encode, to track decodability and to decode are
+proportional to n. In return, the guarantee is weaker: *every* group needs enough results, whereas almost any
+k results suffice without groups. `compute_failure_probability` returns the probability that a group loses too
+many.
 
-`code_choice` chooses groups for large maps. A code that the caller passes is used as it is.
+`choose_n_groups` selects the number of groups for large maps. A code that the user passes is never divided.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ import numpy.typing as npt
 
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder, MatrixBlock, ReceivedBlocks, WeightMasks
+from polarmap.codes.binomial import compute_binomial_tail
 from polarmap.codes.compute import tiling
-from polarmap.codes.linear_code import GroupGuarantee, LinearCode
+from polarmap.codes.linear_code import GroupGuarantee
 from polarmap.codes.polar import GROUPED, MAX_GROUPED_N, PolarCode
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import (
@@ -144,18 +146,13 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     # -- losses -----------------------------------------------------------------------------
 
-    @property
-    def group_sizes(self) -> Counter[tuple[int, int]]:
-        """The number of groups with each pair (coded blocks, data blocks)."""
-        return Counter((code.n, code.k) for code in self.group_codes)
-
-    def split_into_groups(self) -> list[tuple[LinearCode, Indices]]:
+    def split_into_groups(self) -> list[tuple[PolarCode, Indices]]:
         """Return the code and the coded blocks of each group."""
         return list(zip(self.group_codes, self.group_blocks))
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee:
         """Return how many losses each group survives, and the probability that a group loses more."""
-        max_losses = min(n - k for n, k in self.group_sizes)
+        max_losses = min(code.n - code.k for code in self._distinct_codes)
         return GroupGuarantee(self.n_groups, max_losses, self.compute_failure_probability(loss_rate))
 
     def compute_failure_probability(self, loss_rate: float) -> float:
@@ -175,17 +172,12 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         """
         with np.errstate(divide="ignore"):  # A group may run out with certainty.
             log_success_probability = sum(
-                n_groups * np.log1p(-compute_binomial_tail(n, n - k, loss_rate))
-                for (n, k), n_groups in self.group_sizes.items()
+                n_groups * np.log1p(-compute_binomial_tail(code.n, code.n - code.k, loss_rate))
+                for code, n_groups in Counter(self.group_codes).items()
             )
         return float(-np.expm1(log_success_probability))
 
     # -- matrices ---------------------------------------------------------------------------
-
-    @property
-    def _group_pairs(self) -> zip[tuple[PolarCode, Indices]]:
-        """The code and the coded blocks of each group."""
-        return zip(self.group_codes, self.group_blocks)
 
     @property
     def seed(self) -> int:
@@ -217,7 +209,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     def encoding_matrix(self) -> Array:
         """The parity matrix P, shape (n - k, k), with zeros between different groups."""
         matrix = np.zeros((self.n - self.k, self.k), self.group_codes[0].encoding_matrix.dtype)
-        for code, block_indices in self._group_pairs:
+        for code, block_indices in self.split_into_groups():
             data_indices, parity_indices = np.split(block_indices, [code.k])
             matrix[np.ix_(parity_indices - self.k, data_indices)] = code.encoding_matrix
         return matrix
@@ -225,7 +217,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
         """Return the columns of P that belong to the data blocks `block_indices`, without forming P."""
         columns = np.zeros((self.n - self.k, len(block_indices)), self.group_codes[0].encoding_matrix.dtype)
-        for code, group_blocks in self._group_pairs:
+        for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
             _, positions, positions_in_group = np.intersect1d(
                 block_indices, data_indices, assume_unique=True, return_indices=True
@@ -237,7 +229,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     def compute_encoding_matrix_rows(self, parity_indices: Indices) -> Array:
         """Return the rows of P that belong to the parity blocks k + `parity_indices`, without forming P."""
         rows = np.zeros((len(parity_indices), self.k), self.group_codes[0].encoding_matrix.dtype)
-        for code, group_blocks in self._group_pairs:
+        for code, group_blocks in self.split_into_groups():
             data_indices, group_parity = np.split(group_blocks, [code.k])
             _, positions, positions_in_group = np.intersect1d(
                 parity_indices, group_parity - self.k, assume_unique=True, return_indices=True
@@ -248,7 +240,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
         """Compute weights @ P, group by group."""
         products = np.empty((len(weights), self.k))
-        for code, group_blocks in self._group_pairs:
+        for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
             group_weights = np.ascontiguousarray(weights[:, parity_indices - self.k])
             products[:, data_indices] = code.left_multiply_encoding_matrix(group_weights)
@@ -257,7 +249,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     def count_blocks_per_parity_block(self) -> Indices:
         """Return the number of data blocks that each parity block combines, (n - k,)."""
         counts = np.empty(self.n - self.k, np.intp)
-        for code, group_blocks in self._group_pairs:
+        for code, group_blocks in self.split_into_groups():
             counts[group_blocks[code.k :] - self.k] = code.count_blocks_per_parity_block()
         return counts
 
@@ -283,7 +275,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
             code.precompute_encoding()
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        for code, group_blocks in self._group_pairs:
+        for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
             rows = [blocks[block_index] for block_index in data_indices.tolist()]
             out[parity_indices - self.k] = code.encode_parity(rows)
@@ -293,58 +285,14 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> GroupedDecoder:
         """Build a decoder that combines one decoder per group."""
         group_decoders = [
-            code.make_decoder(arrived_mask[group_blocks], modular) for code, group_blocks in self._group_pairs
+            code.make_decoder(arrived_mask[group_blocks], modular)
+            for code, group_blocks in self.split_into_groups()
         ]
         return GroupedDecoder(self, arrived_mask, group_decoders)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool]:
-        """Return a function that records an arrival and returns whether all groups are decodable.
-
-        Parameters
-        ----------
-        modular : bool
-            Track decodability modulo 2^64 instead of over the reals.
-
-        Returns
-        -------
-        callable
-            Called with the index of each block that arrives.
-        """
+        """Return a function that records an arrival and returns whether all groups can now be decoded."""
         return GroupedDecodabilityTracker(self, modular).add
-
-
-def compute_group_sizes(n: int, k: int, n_groups: int) -> Counter[tuple[int, int]]:
-    """Return the number of groups with each pair (coded blocks, data blocks) in a grouped code.
-
-    Examples
-    --------
-    >>> sorted(compute_group_sizes(10, 7, 2).items())
-    [((4, 3), 1), ((6, 4), 1)]
-    """
-    sizes = [
-        [len(indices) for indices in _deal_to_groups(n_blocks, n_groups, stream)]
-        for stream, n_blocks in enumerate((k, n - k))
-    ]
-    return Counter((n_data + n_parity, n_data) for n_data, n_parity in zip(*sizes))
-
-
-def compute_binomial_tail(n: int, max_losses: int, loss_rate: float) -> float:
-    """Compute the probability that more than `max_losses` of n independent results are lost.
-
-    The terms are summed directly, so that small probabilities keep their relative accuracy.
-
-    Examples
-    --------
-    >>> f"{compute_binomial_tail(4, 2, 0.1):.4f}", compute_binomial_tail(1000, 250, 0.05) < 1e-90
-    ('0.0037', True)
-    """
-    if not 0 < loss_rate < 1:
-        return float(loss_rate >= 1 and n > max_losses)
-    n_losses = np.arange(max_losses + 1, n + 1)
-    log_factorials = np.append(0.0, np.cumsum(np.log(np.arange(1, n + 1))))
-    log_binomials = log_factorials[n] - log_factorials[n_losses] - log_factorials[n - n_losses]
-    log_terms = log_binomials + n_losses * np.log(loss_rate) + (n - n_losses) * np.log1p(-loss_rate)
-    return min(1.0, float(np.exp(log_terms).sum()))
 
 
 def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
@@ -359,7 +307,7 @@ def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
     n_blocks, n_groups : int
         Number of blocks, at least `n_groups`, and of groups.
     stream : int
-        Selects the pseudo-random numbers.
+        Seed of the pseudo-random numbers.
 
     Returns
     -------
@@ -571,10 +519,8 @@ class GroupedDecoder(ErasureDecoder):
         recombined_mask, blocks = np.zeros(len(self.missing_indices), bool), []
         for decoder, positions in self._group_pairs:
             used_in_group, recombined_in_group, [(_, _, invertible)] = decoder.weight_masks
-            used_mask[positions.arrived], recombined_mask[positions.missing] = (
-                used_in_group,
-                recombined_in_group,
-            )
+            used_mask[positions.arrived] = used_in_group
+            recombined_mask[positions.missing] = recombined_in_group
             blocks.append(MatrixBlock(positions.missing, positions.arrived, invertible))
         return WeightMasks(used_mask, recombined_mask, tuple(blocks))
 

@@ -7,7 +7,7 @@ the erasure decoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -180,7 +180,7 @@ class LinearCode(CodeMatrices):
             self._encode_parity_into(blocks, out)
         return out
 
-    def split_into_groups(self) -> list[tuple[LinearCode, Indices]]:
+    def split_into_groups(self) -> Sequence[tuple[LinearCode, Indices]]:
         """Return the code and the coded blocks of each group that is decoded independently.
 
         By default, the code itself and all its blocks are the only group.

@@ -95,10 +95,9 @@ class PolarCode(SystematicCode):
         Number of data blocks, at least 1.
     kernel : {"rotation", "arikan", "hadamard"}, optional
         "rotation" (default) is an orthogonal butterfly with pseudo-random angles, for floats. Almost any k
-        results suffice to decode, as for an MDS code. "arikan" uses the matrix [[1, 1], [0, 1]] and the
-        frozen set of channel polarization (arXiv 1901.06811). Its coefficients are small integers, so
-        integers are decoded exactly. "hadamard" uses [[1, 1], [1, -1]] and a pseudo-random frozen set, for
-        floats. It needs a few more than k results.
+        results suffice to decode, as for an MDS code. "arikan" uses the matrix [[1, 1], [0, 1]] (arXiv
+        1901.06811). Its coefficients are small integers, so integers are decoded exactly. "hadamard" uses
+        [[1, 1], [1, -1]] and a pseudo-random frozen set, for floats. It needs a few more than k results.
     decoder : {"optimal", "sequential"}
         "optimal" decodes every erasure pattern that any decoder can decode. "sequential" (arikan only) is
         successive cancellation. It takes n log n additions and decodes fewer patterns.

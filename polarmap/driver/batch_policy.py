@@ -140,7 +140,7 @@ class BatchPolicy(SchedulingPolicy):
             self._queue.extend(Batch(items, chunk) for chunk in chunks)
 
     def _append_to_queue(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
-        """Append items that may share a task, together with the items just before them if these are last."""
+        """Append items that may share a task. Merge them with the last queued items if they follow these."""
         if self._queue and self._queue[-1].items is items and isinstance(item_indices, range):
             last_indices = self._queue[-1].indices
             if isinstance(last_indices, range) and last_indices.stop == item_indices.start:
@@ -263,7 +263,7 @@ class BatchPolicy(SchedulingPolicy):
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
     def _compute_min_batch_size(self, items: ItemSequence) -> int:
-        """Return how many items of this class together run for so long that sending them is negligible."""
+        """Return how many items a batch needs so that its run time is long compared to sending it."""
         item_seconds = self._seconds_by_class.get(items.item_class)
         return int(MIN_BATCH_SECONDS / item_seconds) if item_seconds and self._allow_batches else 0
 

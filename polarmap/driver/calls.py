@@ -150,7 +150,10 @@ class MappedCalls(CallGroup):
         self._store_item_outcome(item_index, (False, error))
 
     def must_submit_more(self, item_index: int) -> bool:
-        """Return whether to submit more items before this one is yielded: it is missing or the last."""
+        """Return whether more items must be submitted before this one is yielded.
+
+        This is the case if the item has no result yet, so that the caller waits, or if it is the last one.
+        """
         return item_index not in self._outcomes or item_index + 1 == len(self.blocks)
 
     def _store_item_outcome(self, item_index: int, outcome: tuple[bool, Any]) -> None:

@@ -9,15 +9,16 @@ almost any k_g results of a group suffice, as for the rotation kernel.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 
-from polarmap.codes.grouped_code import compute_group_sizes
+from polarmap.codes.binomial import compute_binomial_probabilities
+from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, Floats, Indices
 from polarmap.planning.decodability import ArrivalsNeeded
-from polarmap.planning.order_statistics import compute_log_binomial_coefficients
 
 # Tails of the distribution with less than this probability are cut off. Rounding errors are about 100 times
 # smaller.
@@ -51,7 +52,8 @@ def compute_group_arrivals_needed(n: int, k: int, n_groups: int) -> ArrivalsNeed
     >>> needed.counts.tolist(), needed.probabilities.round(4).tolist()
     ([2.0, 3.0], [0.6667, 0.3333])
     """
-    group_sizes = compute_group_sizes(n, k, n_groups)
+    groups = PolarCode(n, k, groups=n_groups).split_into_groups()
+    group_sizes = Counter((code.n, code.k) for code, _ in groups)
     cumulative, start = np.ones(n + 1), k
     cumulative[:k] = 0.0
     while start < n:
@@ -84,12 +86,12 @@ def _compute_sufficiency_probabilities(
     length = 1 << n_tasks.bit_length()  # At least n_tasks + 1 coefficients.
     transform = np.ones(length // 2 + 1, complex)
     for (n, k), n_groups in group_sizes.items():
-        masses = _compute_binomial_masses(n, p)
-        masses[:k] = 0.0
-        group_transform = np.fft.rfft(masses, length)
+        probabilities = compute_binomial_probabilities(n, p)
+        probabilities[:k] = 0.0
+        group_transform = np.fft.rfft(probabilities, length)
         transform *= _raise_to_power(group_transform, n_groups)
     sufficient = np.fft.irfft(transform, length)[n_results]
-    return np.clip(sufficient / _compute_binomial_masses(n_tasks, p)[n_results], 0.0, 1.0)
+    return np.clip(sufficient / compute_binomial_probabilities(n_tasks, p)[n_results], 0.0, 1.0)
 
 
 def _raise_to_power(values: Array, exponent: int) -> Array:
@@ -101,10 +103,3 @@ def _raise_to_power(values: Array, exponent: int) -> Array:
         values = values * values
         exponent //= 2
     return power
-
-
-def _compute_binomial_masses(n: int, p: float) -> Floats:
-    """Return the binomial probabilities of 0, 1, ..., n successes."""
-    successes = np.arange(n + 1)
-    log_masses = compute_log_binomial_coefficients(n) + successes * np.log(p) + (n - successes) * np.log1p(-p)
-    return np.asarray(np.exp(log_masses))

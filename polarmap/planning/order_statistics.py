@@ -9,11 +9,11 @@ error.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from polarmap.codes.binomial import compute_binomial_tail, compute_log_binomial_coefficients
 from polarmap.planning.distributions import Distribution, Floats, bisect_predicate
 from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.planning.quadrature import (
@@ -109,7 +109,7 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
     if not np.isfinite(run_times.conditional_mean()):
         times[ranks == n] = worker_seconds[ranks == n] = np.inf
     failure_probabilities = [
-        _compute_job_failure_probability(n, int(m), run_times.failure_probability) for m in ranks
+        compute_binomial_tail(n, n - int(m), run_times.failure_probability) for m in ranks
     ]
     return OrderStatisticMeans(times, worker_seconds, np.array(failure_probabilities))
 
@@ -234,23 +234,3 @@ def make_order_statistic_quadrature_nodes(
     )
     start, stop = COARSE_LOGITS[max(low[0] - 1, 0)], COARSE_LOGITS[min(high[-1] + 1, len(COARSE_LOGITS) - 1)]
     return make_logit_spaced_nodes(float(start), float(stop), N_BULK_NODES)
-
-
-@lru_cache(maxsize=64)
-def compute_log_binomial_coefficients(n: int) -> Floats:
-    """Return the logarithms of the binomial coefficients C(n, 0), ..., C(n, n).
-
-    >>> np.exp(compute_log_binomial_coefficients(4)).round(9).tolist()
-    [1.0, 4.0, 6.0, 4.0, 1.0]
-    """
-    log_factorials = np.append(0.0, np.cumsum(np.log(np.arange(1, n + 1))))
-    return np.asarray(log_factorials[n] - log_factorials - log_factorials[::-1])
-
-
-def _compute_job_failure_probability(n: int, min_completed: int, task_failure_probability: float) -> float:
-    """Return the probability that fewer than `min_completed` of n tasks complete."""
-    if not task_failure_probability:
-        return 0.0
-    failure_indicator = (np.arange(n + 1) < min_completed).astype(float)
-    completion_probability = np.array([1 - task_failure_probability])
-    return float(compute_decoding_probability(n, failure_indicator, completion_probability)[0])

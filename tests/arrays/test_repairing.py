@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap.arrays.manifest import get_manifest_key
 from polarmap.blocks.equal import compute_max_nonempty_blocks
+from polarmap.codes import PolarCode
 from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError, StorageError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -355,3 +356,20 @@ def test_workers_that_cannot_reach_the_storage_are_refused(store, threads):
     with pytest.raises(ExecutorError, match="which workers cannot reach: leave executor out"):
         coded.repair(executor=threads)
     assert objects(store) == before
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i8"])
+def test_an_array_of_several_groups_is_opened_and_repaired(store, dtype):
+    A = random_array((60, 3), dtype)
+    code = PolarCode(48, 30, "arikan" if dtype == "i8" else "rotation", groups=3)
+    polarmap.encode(A, code=code, name="a", storage=store)
+    coded = polarmap.open_coded("a", storage=store)
+    assert repr(coded.code) == repr(code)
+    for group_code, blocks in code.split_into_groups():
+        lost = int(blocks[np.flatnonzero((group_code.encoding_matrix % 2).any(axis=0))[0]])
+        damage(store, coded.block_segments(lost)[0], "missing")
+    tolerance = 0 if dtype == "i8" else 1e-10
+    np.testing.assert_allclose(coded[:], A, atol=tolerance)
+    coded.repair()
+    assert coded.check().ok
+    np.testing.assert_allclose(polarmap.open_coded("a", storage=store)[:], A, atol=tolerance)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from polar_codes import by_size, rotation, shapes, sizes
 
 from polarmap.codes.arikan_code import ArikanCode
+from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.rotation_code import RotationCode
 from polarmap.errors import CodeError
@@ -294,3 +295,24 @@ ROTATION_6_4 = [
 def test_rotation_is_mds_at_these_sizes(n: int, k: int) -> None:
     for arrived in oracles.patterns(n):
         assert rotation(n, k).is_decodable(arrived) == (arrived.sum() >= k)
+
+
+@pytest.mark.parametrize(("n", "k"), [(6, 4), (32, 24), (256, 192)])
+@pytest.mark.parametrize("n_columns", [1, 3, 5000])
+def test_small_codes_decode_narrow_and_wide_blocks_of_integers_alike(n: int, k: int, n_columns: int) -> None:
+    # Narrow blocks are multiplied by weights, and wide ones may be decoded by row additions.
+    code, rng = PolarCode(n, k, "arikan"), np.random.default_rng(n)
+    data = rng.integers(-(2**63), 2**63 - 1, (k, n_columns))
+    coded, tracker = code.encode(data), ArrivalTracker(code, modular=True)
+    for block_index in rng.permutation(n).tolist():
+        if tracker.add(block_index):
+            break
+    received = {block_index: coded[block_index] for block_index in tracker.decoder.arrived_indices.tolist()}
+    missing = tracker.missing_indices
+    assert (tracker.decoder.decode(received, data.dtype) == data[missing]).all()
+
+
+def test_first_parity_blocks_combine_the_most_data_blocks() -> None:
+    for n, k in ((32, 24), (100, 75), (512, 384)):
+        n_data_blocks = np.count_nonzero(PolarCode(n, k, "arikan").encoding_matrix % 2, axis=1)
+        assert n_data_blocks.tolist() == sorted(n_data_blocks.tolist(), reverse=True)

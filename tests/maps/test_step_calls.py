@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from benchmarks import ROOT, count_python_calls
 from polarmap import CodedOperator, Pool, coded_map
 from polarmap.testing import ReplayExecutor
 
@@ -30,24 +28,6 @@ A, X = np.random.default_rng(1).standard_normal((96, 1000)), np.ones(1000)
 
 def multiply_block(block: np.ndarray) -> np.ndarray:
     return block @ X
-
-
-def count_python_calls(action: Callable[[], object]) -> int:
-    """Return how many Python functions an action calls, in all threads of this process."""
-    n_calls = 0
-
-    def count_call(frame: Any, event: str, argument: Any) -> None:
-        nonlocal n_calls
-        n_calls += event == "call"
-
-    threading.setprofile(count_call)
-    sys.setprofile(count_call)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
-    return n_calls
 
 
 def count_driver_calls() -> int:
@@ -79,8 +59,8 @@ def count_step_calls() -> int:
 
 
 def test_warm_step_needs_no_more_calls() -> None:
-    command = [sys.executable, "-P", __file__]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    command = [sys.executable, "-m", "tests.maps.test_step_calls"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     driver_calls, step_calls = map(int, run.stdout.split())
     assert driver_calls <= MAX_GROWTH * DRIVER_CALLS

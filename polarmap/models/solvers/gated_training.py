@@ -1,4 +1,7 @@
-"""Training of gated ReLU networks: by Newton steps where these are possible, and by FISTA elsewhere."""
+"""Train gated ReLU networks by Newton steps if the Hessian is small enough, and otherwise by FISTA.
+
+FISTA also continues where Newton steps stall. `ConvexMLPClassifier` and `ConvexMLPRegressor` use this module.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ Callback = Callable[[float, float], None] | None
 
 
 def supports_newton(n_samples: int, n_features: int, n_outputs: int) -> bool:
-    """Return whether the Hessian of some columns is small enough for Newton steps.
+    """Return whether the driver can hold the Hessian of enough columns for Newton steps.
 
     Examples
     --------
@@ -43,15 +46,17 @@ class GatedTraining:
     Parameters
     ----------
     operator : LinearOperator
-        A, with a last column of ones if the loss has an intercept, if `uses_newton`. Otherwise A without it.
+        The matrix A. For Newton steps, and if the loss has an intercept, its last column consists of ones.
     whitening : WhiteningOperator
-        That of A with the column of ones.
+        The whitening of A with the column of ones.
     loss : ProfiledLoss
+        The loss to minimize.
     patterns : bool array (samples, gates)
+        The diagonals of the matrices D_i: True if a gate is open for a sample.
     alpha : float
-        Positive.
+        The strength of the penalty, positive.
     uses_newton : bool
-        Whether to take Newton steps first, for which `operator` must have a method `gram(weights)`.
+        Whether to take Newton steps first. Then `operator` must have a method `gram(weights)`.
     """
 
     operator: Any

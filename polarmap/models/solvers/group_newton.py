@@ -1,8 +1,8 @@
 """Proximal Newton method for loss(A W) + alpha * sum_j |W_j|, over few columns W_j at a time.
 
-Each step computes, by coded maps, the Hessian of a working set: the columns that are not 0, and those that
-the gradient moves away from 0. The quadratic model that it defines is minimized on the driver together with
-the penalty, without further products.
+Each step computes, by coded maps, the Hessian of a working set: the nonzero columns, and the zero columns
+that violate optimality most. The driver then minimizes the quadratic model plus the penalty without further
+products.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from polarmap.models.operators import GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# The largest number of weights in a working set: the driver solves systems of this size.
+# Maximum number of weights in a working set. The driver solves linear systems of this size.
 MAX_SYSTEM_SIZE = 1000
-# The largest number of sample weights of all Gram matrices of a step, which go to every worker: 32 MB.
+# Maximum number of sample weights in a step's Gram matrices. They are sent to every worker, up to 32 MB.
 MAX_GRAM_WEIGHTS = 4_000_000
 MIN_WORKING_COLUMNS = 10  # Working sets start with this many columns, and at most double per step.
-# The solver stalls after this many iterations that leave more than this fraction of the gap.
+# The solver gives up after this many consecutive iterations that each leave more than this fraction of the
+# gap.
 MAX_STALLED_ITERATIONS, MIN_GAP_FRACTION = 3, 0.9
 ARMIJO_FRACTION = 1e-4  # The fraction of the predicted decrease that a line search requires.
 MAX_BACKTRACKS = 40
-# A model is minimized with a smoothed penalty. The smoothing decreases in several stages, from one that
-# contributes as much as the duality gap, to this fraction of it.
+# A model is minimized with a smoothed penalty, in several stages. At first, the smoothing contributes as much
+# to the objective as the duality gap. Each further stage multiplies it by SMOOTHING_FACTOR.
 N_SMOOTHING_STAGES, SMOOTHING_FACTOR = 3, 0.1
-MAX_NEWTON_STEPS = 30  # A limit for each stage, which takes about four steps.
-# The tolerance of a stage for the predicted decrease of a step, relative to the contribution of smoothing.
-# The last stage is accurate, so that its result does not depend on rounding errors before.
+MAX_NEWTON_STEPS = 30  # The limit per stage. A stage usually takes about four steps.
+# A stage ends when the predicted decrease of a step is below this fraction of the contribution of smoothing.
+# The last stage is accurate, so that rounding errors of earlier stages do not change the result.
 STAGE_TOL, LAST_STAGE_TOL = 0.01, 1e-8
-# A column leaves the working set if its gradient is below this fraction of alpha, which would be needed for
-# a weight other than 0.
+# A column leaves the working set if the norm of its gradient is below this fraction of alpha. At a minimum,
+# the norm is alpha for every nonzero column.
 UNUSED_GRADIENT_FRACTION = 0.9
-# A column is removed at the end if its norm is below this factor times the norm at which smoothing keeps an
-# unused one.
+# At the end, a column is set to zero if its norm is below this multiple of the norm that smoothing alone
+# causes.
 ZERO_COLUMN_FACTOR = 10.0
 
 
@@ -95,7 +96,7 @@ def group_newton(
 
 
 class _GroupNewtonSolver:
-    """The current weights W and their outputs, the gradient there, and the best lower bound so far."""
+    """The state of `group_newton`: the iterate W and its outputs, the gradient, and the best lower bound."""
 
     def __init__(self, operator: Any, loss: ProfiledLoss, patterns: Any, alpha: float, tol: float) -> None:
         self._operator, self._loss, self._alpha, self._tol = operator, loss, alpha, tol
@@ -128,9 +129,9 @@ class _GroupNewtonSolver:
         return self.dual_gap <= max(self._tol * self._best_iterate[0], self._rounding_error)
 
     def step(self) -> None:
-        """Move to the minimum of the model of a working set, or as far as the objective decreases."""
+        """Minimize the model of a working set, and move towards its minimum while the objective decreases."""
         columns, gap_before = self._choose_working_set(), self.dual_gap
-        # Powers of the factor, so that rounding errors of the gap do not change the minimum of the model.
+        # Round to a power of SMOOTHING_FACTOR, so that rounding errors of the gap do not change the minimum.
         exponent = math.log(max(gap_before, self._rounding_error) / (2 * len(columns)), SMOOTHING_FACTOR)
         smoothing = SMOOTHING_FACTOR ** round(exponent)
         self._smoothing = SMOOTHING_FACTOR ** (N_SMOOTHING_STAGES - 1) * smoothing
@@ -139,7 +140,7 @@ class _GroupNewtonSolver:
         direction = np.zeros_like(self.x)
         direction[:, columns] = (model.minimize(smoothing) - weights).T
         eta_direction = self._gated_operator.matmat(direction.reshape(-1, self._loss.shape[1]))
-        # Smoothing moves the minimum, and so increases the objective by up to this.
+        # Smoothing moves the minimum of the model, which may increase the objective by up to this amount.
         step_length = self._line_search(direction, eta_direction, 2 * len(columns) * self._smoothing)
         self.x = self.x + step_length * direction
         self._eta = self._eta + step_length * eta_direction
@@ -180,7 +181,7 @@ class _GroupNewtonSolver:
         self.optimality = float(np.linalg.norm(np.where(self.x.any(axis=0), residuals, excess)))
 
     def _choose_working_set(self) -> Indices:
-        """Return the indices of the columns that are not 0, and of those that violate optimality most."""
+        """Return the indices of the nonzero columns and of the zero columns that violate optimality most."""
         is_used_mask, norms = self.x.any(axis=0), np.linalg.norm(self._gradient, axis=0)
         n_used = int(is_used_mask.sum())
         n_violating = int((~is_used_mask & (norms > self._alpha)).sum())
@@ -211,7 +212,7 @@ class _GroupNewtonSolver:
         hessian = hessian.swapaxes(1, 2)
         if self._loss.fit_intercept:
             coupling = grams[len(first) :, :, -1].reshape(n_columns, -1, n_features).swapaxes(1, 2)
-            # The Hessian of a softmax is singular: it does not change if all outputs grow by the same.
+            # The Hessian of a softmax is singular, because adding a constant to all outputs changes nothing.
             inverse = np.linalg.pinv(output_hessians.sum(axis=0), rcond=1e-12, hermitian=True)
             hessian = hessian - np.einsum("jfo,op,kgp->jfkg", coupling, inverse, coupling)
         return hessian
@@ -219,7 +220,7 @@ class _GroupNewtonSolver:
     def _line_search(self, direction: Floats, eta_direction: Floats, max_increase: float) -> float:
         """Return a step length at which the objective decreases sufficiently, or 0 if none is found.
 
-        `max_increase` is by how much less than sufficient the decrease may be.
+        The decrease may fall short of the Armijo condition by `max_increase`.
         """
         objective_before = self.objective
         slope = float(np.sum(self._gradient * direction))
