@@ -23,7 +23,7 @@ from polarmap.arrays.array_jobs import ArrayJobRunner
 from polarmap.arrays.manifest import Manifest, get_array_key_prefix, serialize_code
 from polarmap.arrays.sources import DataSource
 from polarmap.arrays.stripes import StripePlan
-from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
+from polarmap.arrays.weighted_sums import make_parity_function
 from polarmap.arrays.write_transaction import WriteTransaction, check_manifest_replaceable
 from polarmap.arrays.zarr_chunks import publish_as_zarr_array, store_stripe_as_chunk
 from polarmap.dtypes import Array
@@ -151,8 +151,7 @@ class StripeEncoder:
         output = OutputSpec(location, f"{transaction.prefix}stripes", max_items, n_arrays)
         encode_parity: Callable[[Any], Any] = code.encode_parity
         if not self._runner.is_local:
-            weights = compute_recovery_weights(code, plan.dtype, range(code.k, code.n))
-            encode_parity = make_weighted_sum_function(weights, [plan.parity_dtype] * len(weights))
+            encode_parity = make_parity_function(code, plan.dtype)
         self._runner.run_tasks(
             make_stripe_encode_function(encode_parity, include_data),
             task_blocks,

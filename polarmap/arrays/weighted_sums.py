@@ -13,21 +13,22 @@ import numpy as np
 
 from polarmap.codes import modular_linalg
 from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
 
 TILE_ELEMENTS = 1 << 17  # approximate number of elements per matrix product
 
 
-def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_blocks: Sequence[int]) -> Array:
+def compute_recovery_weights(code: LinearCode, dtype: np.dtype[Any], erased_blocks: Sequence[int]) -> Array:
     """Return the weights for computing erased blocks from the available blocks.
 
         erased blocks = weights @ available blocks
 
     Parameters
     ----------
-    code : PolarCode
-        The code that relates the blocks.
+    code : LinearCode
+        The systematic code that relates the blocks.
     dtype : numpy.dtype
         The dtype of the data blocks.
     erased_blocks : sequence of int
@@ -54,6 +55,34 @@ def compute_recovery_weights(code: PolarCode, dtype: np.dtype[Any], erased_block
         multiply = modular_linalg.matmul_mod64 if is_integer else np.matmul
         weights[len(data) :] += multiply(P[:, data], weights[: len(data)])
     return weights
+
+
+def make_parity_function(
+    code: PolarCode, data_dtype: np.dtype[Any]
+) -> Callable[[Sequence[Array]], list[Array]]:
+    """Return a function that computes the parity rows of all data rows, for workers that have only numpy.
+
+    The weights of each group of the code are computed once for all groups of equal size. The matrix P of all
+    blocks is never formed.
+    """
+    parity_dtype, functions, parts = code.parity_dtype(data_dtype), dict[LinearCode, Any](), list[Any]()
+    for group_code, blocks in code.split_into_groups():
+        if group_code not in functions:
+            weights = compute_recovery_weights(group_code, data_dtype, range(group_code.k, group_code.n))
+            functions[group_code] = make_weighted_sum_function(weights, [parity_dtype] * len(weights))
+        data_indices, parity_indices = blocks[: group_code.k], blocks[group_code.k :] - code.k
+        parts.append((functions[group_code], data_indices.tolist(), parity_indices.tolist()))
+    n_parity = code.n - code.k
+
+    def compute_parity(rows: Sequence[Array]) -> list[Array]:
+        parity: list[Any] = [None] * n_parity
+        for compute_sums, data_indices, parity_indices in parts:
+            sums = compute_sums([rows[data_index] for data_index in data_indices])
+            for parity_index, row in zip(parity_indices, sums):
+                parity[parity_index] = row
+        return parity
+
+    return compute_parity
 
 
 def make_weighted_sum_function(

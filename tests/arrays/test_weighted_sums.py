@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+
+import cloudpickle
 import numpy as np
 import pytest
 from array_data import random_array
 
-from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
+from polarmap.arrays.weighted_sums import (
+    compute_recovery_weights,
+    make_parity_function,
+    make_weighted_sum_function,
+)
 from polarmap.codes import PolarCode
 
 
@@ -37,3 +44,19 @@ def test_parity_is_recovered_from_complete_data(monkeypatch, dtype):
     for actual, parity in zip(sums(list(data)), expected, strict=True):
         assert actual.dtype == parity.dtype
         np.testing.assert_allclose(actual, parity, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "c16", "u1", "i8"])
+@pytest.mark.parametrize("groups", [None, 3])
+def test_workers_compute_the_parity_of_all_groups(monkeypatch, dtype, groups):
+    # The oracle is the encoder of the code. The matrix of all groups is not formed.
+    kernel = "arikan" if dtype[0] in "iu" else "rotation"
+    code, data = PolarCode(40, 30, kernel, groups=groups), random_array((30, 50), dtype)
+    expected = code.encode_parity(data)
+    if groups:
+        monkeypatch.setattr(type(code), "encoding_matrix", property(lambda code: pytest.fail("P is formed")))
+    compute_parity = pickle.loads(cloudpickle.dumps(make_parity_function(code, data.dtype)))
+    tolerance = 0 if dtype[0] in "iu" else 64 * np.finfo(dtype).eps
+    for actual, parity in zip(compute_parity(list(data)), expected, strict=True):
+        assert actual.dtype == parity.dtype
+        np.testing.assert_allclose(actual, parity, rtol=0, atol=tolerance)
