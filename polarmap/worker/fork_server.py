@@ -60,7 +60,9 @@ class ForkServer:
     def serve(self) -> None:
         """Handle the driver's requests until it disconnects or exits, and then kill all workers."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # The handler does nothing, but without one, Python would not write to the wakeup descriptor.
+        # The handler does nothing, but without one, Python would not write to the wakeup descriptor. It stays
+        # until the process exits: if it were replaced by SIG_DFL at the moment of a signal, Python would print
+        # "Signal 17 ignored due to race condition" to the user's terminal.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._signal_writer.setblocking(False)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
@@ -72,7 +74,6 @@ class ForkServer:
             while self._handle_request():
                 pass
         finally:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._kill_all_children()
             remove_stale_folders(self._parent_folders)
             for folder in self._driver_folders:

@@ -81,6 +81,8 @@ def test_products_with_any_matrix(
     length = rows if verb == "columns" else columns
     x = stream.integers(-9, 9, (length, 2)).astype(dtype)
     expected = (matrix.toarray().T if verb == "columns" else matrix.toarray()) @ x
+    if rows == 1:  # The map may then have two tasks only. If both raise, f is taken to fail everywhere.
+        lost -= {1}
     executor = lossy({task: Fault("raise", attempts=attempts) for task in lost})
     if verb == "map":
         k = compute_max_nonempty_blocks(rows, min(k, rows))
