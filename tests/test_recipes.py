@@ -141,10 +141,10 @@ def flat(config: dict[str, Any], above: str = "") -> list[str]:
 def test_every_cloud_readme_has_costs_limits_deployment_and_removal(backend: str) -> None:
     text = (ROOT / "backends" / backend / "README.md").read_text()
     titles = re.findall("^## (.+)$", text, flags=re.M)
-    assert titles[:2] == ["Costs", "Limits that matter"] and titles[-2:] == ["Deploy and check", "Tear down"]
+    assert titles[:2] == ["Costs", "Limits"] and titles[-2:] == ["Deploy and check", "Tear down"]
     for command in ("deploy", "undeploy"):  # The commands also work from a wheel.
         assert f"polarmap {command} {backend} my_" in text
-    assert len(text.splitlines()) <= 60
+    assert len(text.splitlines()) <= 110
     named = set(re.findall(r"\]\(([\w.-]+)\)", text))
     files = {path.name for path in (ROOT / "backends" / backend).iterdir()}
     assert files - {"README.md"} == named
