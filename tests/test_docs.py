@@ -430,8 +430,9 @@ def test_readme_repeats_the_pattern_shares_of_the_reliability_page() -> None:
     header, *rows = next(iter(parse_tables(page[page.index("benchmarks.accuracy") :]).values()))
     share = {name: float(cells[header.index("(32, 24)") - 1]) for name, *cells in rows}
     shares_match = re.search(
-        r"\(32, 24\) one in ([\d,]+) with\s+float64, ([\d.]+) % with float32, ([\d.]+) % with float16",
-        readme(),
+        r"24 blocks and 32 tasks, this happens for one in ([\d,]+) combinations with float64, "
+        r"([\d.]+) % with float32 and ([\d.]+) % with float16",
+        " ".join(readme().split()),
     )
     assert shares_match is not None
     assert 100 / float(shares_match[1].replace(",", "")) == pytest.approx(share["float64"])
@@ -592,3 +593,18 @@ def test_relative_links_resolve(page: Path) -> None:
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in slugs(target)):
             broken.append(match["to"])
     assert broken == []
+
+
+# --- the page of errors --------------------------------------------------------------------------
+
+
+def test_the_faq_has_a_heading_for_every_error() -> None:
+    public = {
+        name
+        for name, value in vars(polarmap.errors).items()
+        if inspect.isclass(value) and issubclass(value, polarmap.errors.PolarmapError)
+    }
+    headings = re.findall(r"^### (\w+)$", prose(ROOT / "docs" / "faq.md"), re.MULTILINE)
+    assert len(public) > 10
+    assert public - set(headings) == set(), "add a section to docs/faq.md"
+    assert len(headings) == len(set(headings))
