@@ -190,7 +190,7 @@ def measure_steps(iteration: Iteration, size: Size) -> list[dict[str, float]]:
 def format_tables(medians_by_iteration: dict[str, list[dict[str, float]]]) -> str:
     """Return the tables of all iterations, without and with slow workers."""
     missing_libraries = [name for name, (library, _) in ROWS.items() if not step_rivals.is_installed(library)]
-    sections = [f"{name} is not installed, and left out." for name in missing_libraries]
+    sections = [f"{name} was not installed, so it is missing from the tables." for name in missing_libraries]
     header = ["seconds of a step", "no slow workers", "two slow workers", "two slow / polarmap"]
     for title, (without_slow, with_slow) in medians_by_iteration.items():
         polarmap_seconds = with_slow["**polarmap**"]

@@ -85,6 +85,6 @@ def page_of(name: str, notebook: NotebookNode) -> tuple[str, dict[str, bytes]]:
             elif "image/png" in output.get("data", {}):
                 file = f"{name}-{len(pictures) + 1}.png"
                 pictures[file] = base64.b64decode(output.data["image/png"])
-                parts.append(f"![What the cell above draws]({file})")
-    parts.insert(1, f"[As a notebook]({name}.ipynb), as a script: `examples/{name}.py`")
+                parts.append(f"![Output of the cell above]({file})")
+    parts.insert(1, f"[Download this notebook]({name}.ipynb), or run the script `examples/{name}.py`.")
     return "\n\n".join(parts) + "\n", pictures

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # An attack on a classifier
 #
-# What is the smallest change that makes a network mistake a digit for another? The attack sees only
-# probabilities: `CodedGradient` computes gradients from values on 16 workers, and loses three workers.
+# In this notebook you find the smallest change that makes a network misread a digit. The attack only sees
+# probabilities. `CodedGradient` computes gradients from them on 16 workers, although three workers are lost.
 
 # %%
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ print(f"accuracy on unseen digits: {network.score(X[1400:], y[1400:]):.0%}")
 unlucky_executor = FaultyExecutor(ReplayExecutor({2: np.inf, 11: 3600.0}), {7: Fault("kill", attempts=9)})
 
 # %% [markdown]
-# scipy minimizes |x - x0|², subject to another digit being more likely than the right one.
+# scipy minimizes |x - x0|² under the constraint that another digit is more likely than the right one.
 
 # %%
 attacks = []

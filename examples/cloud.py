@@ -1,9 +1,9 @@
 # %% [markdown]
-# # A cloud, by configuration
+# # A map in a cloud
 #
-# One line of code runs on your machine and on a thousand functions: `executor=` names a Lithops
-# configuration. This one lets Lithops start processes on your machine. For a cloud, copy its recipe
-# (`polarmap config list`), fill in your values, and pass the name of your file.
+# In this notebook you run a map through Lithops. The same code runs on your machine and on a thousand cloud
+# functions, because `executor=` names a configuration file. The file below starts processes on your machine.
+# For a cloud, copy a recipe (`polarmap config list`), fill in your values, and pass the name of your file.
 
 # %%
 import sys
@@ -40,7 +40,7 @@ print(y.report)
 y.report.plot()
 
 # %% [markdown]
-# What would it cost on AWS Lambda? A plan estimates the cost in advance, from list prices:
+# A plan can tell you what a map would cost on AWS Lambda. It estimates the cost from list prices:
 
 # %%
 lambda_worker = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)

@@ -1,8 +1,11 @@
 # %% [markdown]
 # # A neural network at its global optimum
 #
-# Training a network of two layers is equivalent to a convex problem. `polarmap.convexnn` solves it, so the
-# network is globally optimal, and a duality gap proves it. One of six tasks fails in every product.
+# In this notebook you train a small neural network that cannot get stuck in a local optimum. One of six
+# tasks fails in every product.
+#
+# Training a network with two layers is equivalent to a convex problem. `polarmap.convexnn` solves this
+# problem, so the network is globally optimal. A duality gap proves it.
 
 # %%
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +32,8 @@ print(f"{model.n_iter_} iterations; the last product:")
 print(model.report_)
 
 # %% [markdown]
-# The network assigns each point of the plane to an arm:
+# The points come from the two arms of a spiral. The colours show to which arm the network assigns each
+# point of the plane:
 
 # %%
 grid = np.linspace(-1.9, 1.9, 200)

@@ -1,9 +1,11 @@
 # %% [markdown]
 # # Least squares with two dead workers
 #
-# scipy's LSQR solves min |A x - b| by products with A and its transpose, and polarmap computes these on the
-# cores of this machine: 12 blocks of A and 4 parity blocks, with a task for each. In every product two of
-# the 16 tasks are killed.
+# In this notebook you solve a least-squares problem with scipy, although two workers are killed in every
+# product. You only need to replace the matrix by a `CodedOperator`.
+#
+# scipy's LSQR minimizes |A x - b| by products with A and its transpose. polarmap computes these products on
+# the cores of this machine. It cuts A into 12 blocks, adds 4 parity blocks, and runs one task for each block.
 
 # %%
 import numpy as np
@@ -19,7 +21,8 @@ unlucky_executor = FaultyExecutor(None, {3: Fault("kill", attempts=9), 8: Fault(
 operator = CodedOperator(A, blocks=12, tasks=16, executor=unlucky_executor)
 
 # %% [markdown]
-# scipy does not notice: the lost results are decoded from the results that arrive, almost to full precision.
+# scipy does not notice the dead workers. polarmap decodes the lost results from the results that arrive,
+# almost to full precision.
 
 # %%
 x, _, n_iterations = lsqr(operator, b, atol=1e-12, btol=1e-12)[:3]
@@ -32,7 +35,8 @@ print(f"relative difference from numpy's solution: {error:.0e}")
 assert np.allclose(x, numpy_solution)
 
 # %% [markdown]
-# The tasks of this product: a bar ends when its result arrived; a diamond marks a decoded block.
+# This picture shows the tasks of the last product. A bar ends when its result arrived, and a diamond marks a
+# decoded block.
 
 # %%
 operator.report.plot()

@@ -1,8 +1,11 @@
 # %% [markdown]
 # # Logistic regression that loses a worker
 #
-# `polarmap.glm.LogisticRegression` works like scikit-learn's, with products on workers. Here it learns to
-# read digits of 8 x 8 pixels. One of eight tasks fails in every product.
+# In this notebook you train a classifier for handwritten digits, and one of eight tasks fails in every
+# product.
+#
+# `polarmap.glm.LogisticRegression` has the interface of scikit-learn's class of the same name. The workers
+# compute its matrix products. The digits are images of 8 x 8 pixels.
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,7 +29,8 @@ print(f"{model.n_iter_} iterations; the last product:")
 print(model.report_)
 
 # %% [markdown]
-# The coefficients equal scikit-learn's. A dark pixel is evidence for the digit, a light one against it.
+# The coefficients agree with scikit-learn's. In the pictures below, a dark pixel is evidence for the digit,
+# and a light pixel is evidence against it.
 
 # %%
 sklearn_model = linear_model.LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # How many workers, from measured times
+# # Choose the number of workers from measured times
 #
-# With more workers, slow ones matter less, but the job costs more. Measure the run times of your tasks, and
-# let polarmap compute how many workers pay off.
+# In this notebook you measure how long tasks take, and let polarmap compute how many workers pay off. With
+# more workers, slow workers matter less, but the job costs more.
 
 # %%
 import numpy as np
@@ -12,8 +12,9 @@ from polarmap import planning
 from polarmap.testing import Fault, FaultyExecutor
 
 # %% [markdown]
-# `planning.measure` runs tasks that compute for `task_seconds` on an executor: processes of this machine,
-# or a cloud. It runs them twice, since the first map also starts the workers. Two of the tasks sleep.
+# `planning.measure` runs tasks of `task_seconds` seconds on an executor, for example on processes of this
+# machine or in a cloud. It runs them twice, because the first map also starts the workers. Two of the tasks
+# sleep.
 
 # %%
 slow_executor = FaultyExecutor(None, {task: Fault("sleep", seconds=0.1 + 0.01 * task) for task in (3, 17)})
@@ -24,7 +25,7 @@ print(measurement)
 planning.plot_run_times(measurement.warm)
 
 # %% [markdown]
-# This is the plan for 24 blocks with these run times, in seconds:
+# Now make a plan for 24 blocks. It shows the expected times, in seconds:
 
 # %%
 distribution = planning.Empirical(measurement.warm)
@@ -35,8 +36,8 @@ print(plan)
 plan.plot()
 
 # %% [markdown]
-# Pass the plan to a map: it determines the numbers of blocks and tasks. The report of the map provides the
-# run times for the next plan.
+# Pass the plan to a map, and it determines the numbers of blocks and tasks. You can use the run times in the
+# report of this map for your next plan.
 
 # %%
 A = np.random.default_rng(0).standard_normal((240, 50))

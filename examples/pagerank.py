@@ -1,8 +1,11 @@
 # %% [markdown]
 # # PageRank with late workers
 #
+# In this notebook you rank 20,000 pages by their links. In every step two of 16 tasks sleep for half a
+# minute, but the steps do not wait for them.
+#
 # The rank of a page is the share of time that a random surfer spends there. One step of the iteration is a
-# product with the sparse matrix of links. In every step two of 16 tasks sleep for half a minute.
+# product with the sparse matrix of links.
 
 # %%
 import matplotlib.pyplot as plt
@@ -19,8 +22,8 @@ links = sparse.csr_array((np.ones(N_LINKS), (targets, sources)), (N_PAGES, N_PAG
 links = links @ sparse.diags_array(1 / np.maximum(links.sum(axis=0), 1))
 
 # %% [markdown]
-# `code="rotation"` requests parity blocks. By default, polarmap runs backup copies of late tasks for a matrix
-# as sparse as this one.
+# For a matrix as sparse as this one, polarmap starts backup tasks by default. `code="rotation"` requests
+# parity blocks instead.
 
 # %%
 ranks, changes = np.full(N_PAGES, 1 / N_PAGES), []

@@ -1,8 +1,10 @@
 # %% [markdown]
-# # An estimate that gets better
+# # Least squares with early estimates
 #
-# `sketched_lstsq` estimates the least-squares solution from the results that have arrived, bounds the error,
-# and ends with the exact solution. Of 16 workers, 12 are late, each more than the one before.
+# In this notebook you get a first answer to a least-squares problem early, and watch it get better.
+#
+# `sketched_lstsq` estimates the solution from the results that have arrived, and states an error bound. Its
+# last estimate is the exact solution. Here 12 of 16 workers are late, each one later than the one before.
 
 # %%
 import time
@@ -32,7 +34,8 @@ with polarmap.Pool(workers=16) as pool:
 assert np.allclose(estimate.value, exact_solution)
 
 # %% [markdown]
-# The last estimate equals numpy's solution. If you leave the loop earlier, the remaining tasks are cancelled.
+# The last estimate agrees with numpy's solution. You can leave the loop earlier, as soon as an estimate is
+# good enough. The remaining tasks are then cancelled.
 
 # %%
 seconds, n_arrived, errors, error_bounds = np.array(rows[:-1]).T

@@ -1,8 +1,11 @@
 # %% [markdown]
-# # A support vector machine that is proved
+# # A support vector machine with a proof
 #
-# `polarmap.convex.LinearSVC` separates tumours by two features. Two of nine tasks fail or sleep in every
-# product. The duality gap proves that the objective is minimal nevertheless.
+# In this notebook you separate two kinds of tumours by a line, with `polarmap.convex.LinearSVC`. In every
+# product, one of nine tasks fails and another one sleeps.
+#
+# You can check that the result is right all the same. The estimator computes a duality gap, which proves how
+# close its objective is to the minimum.
 
 # %%
 import matplotlib.pyplot as plt
@@ -24,7 +27,7 @@ print(f"objective {model.objective_:.6f}, at most {model.dual_gap_:.0e} above it
 print(model.report_)
 
 # %% [markdown]
-# Only the support vectors, drawn with circles, determine the line.
+# The circles mark the support vectors. Only these points determine the line.
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")

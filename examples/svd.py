@@ -1,6 +1,8 @@
 # %% [markdown]
 # # Singular values while workers sleep
 #
+# In this notebook you compute singular values with scipy, and the slow workers do not hold you up.
+#
 # scipy's `svds` finds the largest singular values of A by products with A and its transpose. In every
 # product, two of 16 tasks sleep for 20 seconds and one fails. The results do not wait for these tasks.
 
@@ -27,7 +29,8 @@ with CodedOperator(A, blocks=12, tasks=16, executor=FaultyExecutor(None, faults)
     print(operator.report)
 
 # %% [markdown]
-# Five values exceed the noise. They agree with numpy's:
+# The matrix has rank 5 plus noise, so five singular values are larger than the noise. They agree with
+# numpy's values:
 
 # %%
 exact_values = np.linalg.svd(A, compute_uv=False)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nbformat
 import pytest
@@ -52,7 +54,7 @@ def test_a_script_becomes_a_page_with_what_its_cells_show(gallery: ModuleType) -
     asyncio.run(gallery.execute([notebook]))
     nbformat.validate(notebook)
     page, pictures = gallery.page_of("line", notebook)
-    title, links, code, printed, picture, end = re.split(r"\n\n(?=\[As|```|!\[|The end)", page)
+    title, links, code, printed, picture, end = re.split(r"\n\n(?=\[Download|```|!\[|The end)", page)
     assert title == "# A line\n\nDrawn by *matplotlib*."
     assert "(line.ipynb)" in links and "`examples/line.py`" in links
     assert code.startswith("```python\nimport matplotlib") and code.endswith("plt.show()\n```")
@@ -75,8 +77,17 @@ def test_the_gallery_shows_every_example(titles: dict[str, str]) -> None:
     assert existing == other_names | {f"{name}.py" for name in cards}
 
 
+def find_sections(entries: list[Any], title: str) -> Iterator[list[dict[str, str]]]:
+    """Yield the entries of each section of the navigation with this title, at any depth."""
+    for name, content in [item for entry in entries if isinstance(entry, dict) for item in entry.items()]:
+        if name == title:
+            yield content
+        elif isinstance(content, list):
+            yield from find_sections(content, title)
+
+
 def test_every_notebook_is_in_the_navigation(titles: dict[str, str]) -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    [pages] = [part["Gallery"] for part in site["nav"] if "Gallery" in part]
+    [pages] = find_sections(site["nav"], "Gallery")
     named = [page for entry in pages for page in entry.values()]
     assert sorted(named) == sorted(["gallery.md", *(f"gallery/{name}.md" for name in titles)])

@@ -19,6 +19,18 @@ Jobs = dict[tuple[Size, str], dict[str, Completion]]
 QUANTIZED_TERMS = (100, 1000)  # Numbers of terms of the sums whose quantization error is measured.
 # Multiple of a plain map's worker-seconds: two or three copies of each task exceed it.
 MAX_RELATIVE_COST = 1.4
+# Rows of the table on top of the page of completion times.
+SUMMARY_SCHEMES = {
+    "uncoded",
+    "2x replication",
+    "3x replication",
+    "backup tasks (cubed)",
+    "backup tasks (tuned)",
+    "dense Gaussian",
+    "rotation",
+    "on demand",
+}
+CODE_SUMMARY = re.compile(r"dense|Fermat|local|Raptor|LDPC.*inactivation|polar, optimal|rotation$")
 POLARMAP_SCHEMES = ("rotation", "on demand", "upfront", "as many blocks", "polar, optimal")
 
 
@@ -34,17 +46,19 @@ def make_page_parts(
     return {
         "comparison.md": {
             "fastest": make_fastest_table(measurements, jobs),
-            **compare_with_rotation(measurements),
+            "ratios": make_ratio_table(measurements),
         },
         "comparison-jobs.md": {
+            "summary": make_summary_table(next(iter(measurements.items())), jobs),
             "sizes": "\n\n".join(
                 make_job_tables(size, size_measurements, jobs)
                 for size, size_measurements in measurements.items()
-            )
+            ),
         },
         "comparison-codes.md": {
             "load": f"{load_average:.0f}",
             "megabytes": str(megabytes),
+            "summary": make_code_summary(next(iter(measurements.values()))),
             "sizes": "\n\n".join(
                 make_code_table(size, measurements[size], extra_rows.get(size, [])) for size in measurements
             ),
@@ -106,31 +120,54 @@ def is_polarmap_scheme(scheme: str) -> bool:
     return any(name_part in scheme for name_part in POLARMAP_SCHEMES) and "embedding" not in scheme
 
 
-def compare_with_rotation(measurements: dict[Size, list[CodeMeasurement]]) -> dict[str, str]:
-    """Return ratios to rotation for each size: coding times of two rivals, median amplification of one."""
-    ratios_by_topic: dict[str, list[str]] = {"dense": [], "sparse": [], "growth": []}
+def make_ratio_table(measurements: dict[Size, list[CodeMeasurement]]) -> str:
+    """Return a table of two rival codes relative to rotation: coding times, and the amplification of one."""
+    rows = []
     for size, size_measurements in measurements.items():
-        size_text = f"at n = {size.n:,}"
         rotation = next(code for code in size_measurements if code.name == "rotation")
         gaussian = next(code for code in size_measurements if code.name == "dense Gaussian")
         ldpc = next(
             code for code in size_measurements if code.name.startswith("LDPC") and "inactivation" in code.name
         )
-        for name, code in (("dense", gaussian), ("sparse", ldpc)):
-            encode = code.encode_seconds / rotation.encode_seconds
-            decode = code.decode_seconds / rotation.decode_seconds
-            ratios_by_topic[name].append(f"{encode:.2g} and {decode:.2g} {size_text}")
+        row = [f"{size.n:,}"]
+        for code in (gaussian, ldpc):
+            row.append(f"{code.encode_seconds / rotation.encode_seconds:.2g}")
+            row.append(f"{code.decode_seconds / rotation.decode_seconds:.2g}")
         if rotation.amplification is not None and ldpc.amplification is not None:
-            ratios_by_topic["growth"].append(
-                f"{10 ** (ldpc.amplification[0] - rotation.amplification[0]):.2g} {size_text}"
-            )
-    return {name: ", ".join(ratios) for name, ratios in ratios_by_topic.items()}
+            row.append(f"{10 ** (ldpc.amplification[0] - rotation.amplification[0]):.2g}")
+        rows.append(row)
+    header = ["coded tasks n", "dense Gaussian: encode", "decode"]
+    header += ["LDPC with inactivation: encode", "decode", "rounding errors"]
+    return markdown_table(header, rows)
+
+
+def make_summary_table(first_size: tuple[Size, list[CodeMeasurement]], jobs: Jobs) -> str:
+    """Return the mean total times and the cost of a few schemes, for the first size and smaller blocks."""
+    size, measurements = first_size
+    distributions = [distribution for job_size, distribution in jobs if job_size == size]
+    schemes_by_distribution = [jobs[size, distribution] for distribution in distributions]
+    first_schemes = schemes_by_distribution[0]
+    costs = {
+        re.sub(r"\(tuned.*\)", "(tuned)", scheme): job.worker_seconds
+        / first_schemes["uncoded"].worker_seconds
+        for scheme, job in first_schemes.items()
+    }
+    rows = []
+    for name, _, _, _, *means in make_total_rows(measurements, schemes_by_distribution, BLOCK_SIZES[0]):
+        scheme = name.strip("*")
+        if scheme in SUMMARY_SCHEMES:
+            rows.append([name, *means, f"{costs[scheme]:.2f}"])
+    return markdown_table(["mean seconds", *distributions, "cost"], rows)
 
 
 def make_job_tables(size: Size, measurements: list[CodeMeasurement], jobs: Jobs) -> str:
-    """Return a table of total times, then a collapsed table of arrivals for each distribution."""
+    """Return folded tables: one of total times for each block size, one of arrivals for each distribution."""
     distributions = [distribution for job_size, distribution in jobs if job_size == size]
-    sections = [f"## {size.k:,} blocks, {size.n:,} coded tasks"]
+    sections = [
+        f"## {size.k:,} blocks, {size.n:,} coded tasks",
+        f"These jobs have {size.k:,} blocks of data, and the codes start {size.n:,} tasks for them. "
+        "Open a table to see all schemes.",
+    ]
     for block_bytes in BLOCK_SIZES:
         header = ["mean seconds", "encode", "transfer", "plan, decode", *distributions]
         table_text = markdown_table(
@@ -139,7 +176,7 @@ def make_job_tables(size: Size, measurements: list[CodeMeasurement], jobs: Jobs)
                 measurements, [jobs[size, distribution] for distribution in distributions], block_bytes
             ),
         )
-        sections += [f"**Blocks of {block_bytes // 1_000_000} MB, everything included**", table_text]
+        sections += fold(f"Blocks of {block_bytes // 1_000_000} MB, everything included", table_text)
     for distribution in distributions:
         schemes = jobs[size, distribution]
         header = ["seconds", "mean", "median", "99 %", "cost", "arrivals", "fails"]
@@ -150,9 +187,13 @@ def make_job_tables(size: Size, measurements: list[CodeMeasurement], jobs: Jobs)
                 for completion in schemes.values()
             ],
         )
-        summary = f'<details markdown="1"><summary>Arrivals alone: {distribution}</summary>'
-        sections += [summary, table_text, "</details>"]
+        sections += fold(f"Arrivals alone: {distribution}", table_text)
     return "\n\n".join(sections)
+
+
+def fold(title: str, text: str) -> list[str]:
+    """Return the lines that show only the title until the reader opens it."""
+    return [f'<details markdown="1"><summary>{title}</summary>', text, "</details>"]
 
 
 def make_total_rows(
@@ -194,11 +235,24 @@ def format_job_row(completion: Completion, uncoded_worker_seconds: float) -> lis
     ]
 
 
+def make_code_summary(measurements: list[CodeMeasurement]) -> str:
+    """Return a table of the most important codes, without operations and worst cases."""
+    rows = [format_code_row(code) for code in measurements if CODE_SUMMARY.match(code.name)]
+    header = ["", "beyond k", "encode s/GB", "decode s/GB", "amplification"]
+    return markdown_table(header, [[row[0], row[1], row[3], row[5], row[6]] for row in rows])
+
+
 def make_code_table(size: Size, measurements: list[CodeMeasurement], extra_rows: list[list[str]]) -> str:
     header = ["", "beyond k", "encode ops", "encode s/GB", "decode ops", "decode s/GB"]
     header += ["amplification", "worst"]
     rows = [*(format_code_row(code) for code in measurements), *extra_rows]
-    return f"## {size.k:,} blocks, {size.n:,} coded\n\n{markdown_table(header, rows)}"
+    sections = [
+        f"## {size.k:,} blocks, {size.n:,} coded",
+        f"All codes here have {size.k:,} data blocks and {size.n:,} coded blocks in total. "
+        "Only local product codes may have more, as their grid requires.",
+        *fold(f"All codes with {size.k:,} blocks", markdown_table(header, rows)),
+    ]
+    return "\n\n".join(sections)
 
 
 def format_code_row(measurement: CodeMeasurement) -> list[str]:

@@ -12,7 +12,8 @@ from benchmarks import format_number
 from benchmarks.compare import codes, elastic, figures, jobs, page
 from benchmarks.compare.__main__ import choose_tuning_trials
 from benchmarks.compare.codes import CodeMeasurement, Size
-from benchmarks.pages import parse_tables, replace_parts
+from benchmarks.compare.jobs import BLOCK_SIZES
+from benchmarks.pages import extract_part, parse_tables, replace_parts
 from benchmarks.rivals import mds
 from polarmap.planning import Completion
 
@@ -71,9 +72,12 @@ def test_mean_completion_times_agree_with_theory(table: dict[str, Completion]) -
 @pytest.mark.parametrize("name", jobs.DISTRIBUTIONS)
 def test_the_page_has_the_means_of_all_schemes(name: str, measured: list[CodeMeasurement]) -> None:
     # tests/planning simulates each scheme independently, event by event; test_rivals checks the codes.
-    page = (ROOT / "docs" / "comparison-jobs.md").read_text(encoding="utf-8").split("\n## ")[1]
-    assert page.startswith(f"{K} blocks, {N} coded tasks\n")
-    [rows] = parse_tables(page.partition(f"Arrivals alone: {name}")[2].partition("</details>")[0]).values()
+    text = (ROOT / "docs" / "comparison-jobs.md").read_text(encoding="utf-8")
+    first_size = extract_part(text, "sizes").split("\n## ")[0]
+    assert first_size.startswith(f"## {K} blocks, {N} coded tasks\n")
+    [rows] = parse_tables(
+        first_size.partition(f"Arrivals alone: {name}")[2].partition("</details>")[0]
+    ).values()
     page_means = {scheme.strip("*"): float(mean) for scheme, mean, *_ in rows[1:]}
     means = {one.scheme: one.mean for one in table_of(name, measured).values() if "tuned" not in one.scheme}
     [tuned] = (
@@ -141,23 +145,40 @@ def test_the_pages_hold_every_scheme_and_code(
     assert all(one.scheme in pages["comparison-elastic.md"] for one in crowd)
     rows = [line for text in pages.values() for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
-    # One collapsed table of arrivals for each size.
-    assert pages["comparison-jobs.md"].count("<details") == 2
+    # For each size, a collapsed table for each size of blocks, and one of arrivals.
+    tables_of_sizes = extract_part(pages["comparison-jobs.md"], "sizes")
+    assert tables_of_sizes.count("<details") == 2 * (len(BLOCK_SIZES) + 1)
+
+
+def test_the_summary_repeats_rows_of_the_tables_of_the_first_size() -> None:
+    text = (ROOT / "docs" / "comparison-jobs.md").read_text(encoding="utf-8")
+    [[header, *summary]] = parse_tables(extract_part(text, "summary")).values()
+    first_size = extract_part(text, "sizes").split("\n## ")[0]
+    [totals], [arrivals] = (
+        parse_tables(first_size.partition(f"<summary>{title}")[2].partition("</details>")[0]).values()
+        for title in ("Blocks of 1 MB", f"Arrivals alone: {header[1]}")
+    )
+    costs = {re.sub(r"\(tuned.*\)", "(tuned)", scheme): float(row[3]) for scheme, *row in arrivals[1:]}
+    assert header == ["mean seconds", *totals[0][4:], "cost"]
+    means = {scheme: row[3:] for scheme, *row in totals}
+    for scheme, *row, cost in summary:
+        assert row == means[scheme] and float(cost) == pytest.approx(costs[scheme], abs=0.0051)
+    assert {scheme.strip("*") for scheme, *_ in summary} == page.SUMMARY_SCHEMES
 
 
 def test_ratios_to_rotation_are_those_of_the_table(measured: list[CodeMeasurement]) -> None:
     by_name = {code.name: code for code in measured}
     [ldpc] = [code for name, code in by_name.items() if re.match("LDPC.*inactivation", name)]
     rotation, dense = by_name["rotation"], by_name["dense Gaussian"]
-    ratios = page.compare_with_rotation({SIZE: measured})
+    [[_, row]] = parse_tables(page.make_ratio_table({SIZE: measured})).values()
     assert rotation.amplification is not None and ldpc.amplification is not None
     ratio = 10 ** ldpc.amplification[0] / 10 ** rotation.amplification[0]
-    assert ratios["growth"] == f"{ratio:.2g} at n = 32"
-    encode, decode = (
-        getattr(dense, attribute) / getattr(rotation, attribute)
+    assert row[0] == "32" and row[-1] == f"{ratio:.2g}"
+    assert row[1:5] == [
+        f"{getattr(code, attribute) / getattr(rotation, attribute):.2g}"
+        for code in (dense, ldpc)
         for attribute in ("encode_seconds", "decode_seconds")
-    )
-    assert ratios["dense"] == f"{encode:.2g} and {decode:.2g} at n = 32"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_all_rows_are_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     medians = {"a model": iterations.measure_steps(make_linear_regression(48, 4, 4), size)}
     assert [list(one) for one in medians["a model"]] == [list(rows)] * 2
     text = iterations.format_tables(medians)
-    assert "Ray is not installed, and left out." in text
+    assert "Ray was not installed, so it is missing from the tables." in text
     assert "## a model" in text and "| **polarmap** | " in text
 
 
