@@ -250,7 +250,7 @@ def _check_storage(config: Path) -> CheckResult:
         function_executor = open_function_executor(config)
     except ExecutorError as error:
         return CheckResult("Lithops", "bad", format_error_message(error), "check that you are logged in")
-    key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
+    key, data = f"polarmap/jobs/{uuid.uuid4().hex}/probe", os.urandom(1024)
     try:
         store = ObjectStore(open_lithops_storage(function_executor))
         started_at = time.monotonic()

@@ -56,7 +56,9 @@ from polarmap.worker.retries import retry_request
 from polarmap.worker.task_records import to_plain_tuple
 from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
-JOB_KEY_PREFIX = "polarmap"  # the keys of all stored objects begin with this
+# The keys of all objects of a job begin with this prefix. Stored arrays have other prefixes, because a bucket
+# may have a rule that deletes what jobs have left after a day.
+JOB_KEY_PREFIX = "polarmap/jobs"
 # Pauses, in seconds, between checks for whether objects have been deleted.
 DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)
 MAX_PARALLEL_WRITES = 16  # The largest number of objects that are written at the same time.
