@@ -101,7 +101,8 @@ def _is_numeric_column(column: Any) -> bool:
 def tensor_to_array(data: Any, argument_name: str) -> Array:
     """Convert a tensor from torch, JAX or any library that supports DLPack to a zero-copy array."""
     advice = (
-        f"copy it to host memory with {argument_name}.cpu() (torch) or numpy.asarray({argument_name}) (JAX)"
+        f"copy it to host memory with {argument_name}.cpu() (torch), numpy.asarray({argument_name}) (JAX) or "
+        f"cupy.asnumpy({argument_name}) (CuPy)"
     )
     try:
         device = int(data.__dlpack_device__()[0])

@@ -61,8 +61,8 @@ class ForkServer:
         """Handle the driver's requests until it disconnects or exits, and then kill all workers."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # The handler does nothing, but without one, Python would not write to the wakeup descriptor. It stays
-        # until the process exits: if it were replaced by SIG_DFL at the moment of a signal, Python would print
-        # "Signal 17 ignored due to race condition" to the user's terminal.
+        # until the process exits. If it were replaced by SIG_DFL at the moment of a signal, Python would
+        # print "Signal 17 ignored due to race condition" to the user's terminal.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._signal_writer.setblocking(False)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
