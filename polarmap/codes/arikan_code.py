@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +28,6 @@ from polarmap.codes.polar_construction import (
 )
 from polarmap.codes.real_decoders import has_dense_parity_matrix
 from polarmap.codes.splitmix import SplitMix64
-from polarmap.codes.successive_cancellation import (
-    CancellationSolver,
-    CancellationTracker,
-    InactivationDecoder,
-    ModularCancellationDecoder,
-    ModularDecodabilityTracker,
-    SuccessiveCancellationDecoder,
-)
 from polarmap.dtypes import (
     Array,
     DType,
@@ -47,6 +40,11 @@ from polarmap.dtypes import (
     is_integer_dtype,
 )
 from polarmap.errors import CodeError
+
+# The decoders of polarmap.codes.successive_cancellation are imported where they are needed, because most maps
+# do not need them.
+if TYPE_CHECKING:
+    from polarmap.codes.successive_cancellation import CancellationSolver, InactivationDecoder
 
 # For up to this many parity rows, a float64 BLAS product encodes 32-bit integers faster than row additions,
 # which need 64-bit sums (measured with benchmarks/coding.py).
@@ -192,6 +190,11 @@ class ArikanCode(PolarCode):
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
         """Build the decoder for the results that have arrived. `modular` selects integers modulo 2^64."""
         if self.decoder == "sequential":
+            from polarmap.codes.successive_cancellation import (
+                ModularCancellationDecoder,
+                SuccessiveCancellationDecoder,
+            )
+
             decoder_class = ModularCancellationDecoder if modular else SuccessiveCancellationDecoder
             return decoder_class(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
         if not modular:
@@ -201,6 +204,8 @@ class ArikanCode(PolarCode):
         return self._make_inactivation_decoder(arrived_mask)
 
     def _make_inactivation_decoder(self, arrived_mask: Mask) -> InactivationDecoder:
+        from polarmap.codes.successive_cancellation import InactivationDecoder
+
         return InactivationDecoder(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
@@ -210,10 +215,14 @@ class ArikanCode(PolarCode):
         by computing a rank.
         """
         if self.decoder == "sequential":
+            from polarmap.codes.successive_cancellation import CancellationTracker
+
             tracker, positions = CancellationTracker(self.zero_input_mask), self.codeword_positions
             return lambda block_index: tracker.add_known_position(int(positions[block_index]))
         if not modular or has_dense_parity_matrix(self.n, self.k):
             return None
+        from polarmap.codes.successive_cancellation import ModularDecodabilityTracker
+
         return ModularDecodabilityTracker(self.n, self.k, self._make_inactivation_decoder).add
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
@@ -319,6 +328,8 @@ class ModularArikanDecoder(ModularSystematicDecoder):
 
     @cached_property
     def _solver(self) -> CancellationSolver:
+        from polarmap.codes.successive_cancellation import CancellationSolver
+
         positions, zero_input_mask = self.code.codeword_positions, self.code.zero_input_mask
         return CancellationSolver(positions, zero_input_mask, self.arrived_indices, self.missing_indices)
 
