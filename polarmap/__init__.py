@@ -16,6 +16,7 @@ _NAMES_BY_MODULE = {
     "linalg.gram": ["coded_gram"],
     "linalg.operators": ["CodedOperator"],
     "linalg.products": ["coded_matmul"],
+    "live.activation": ["dashboard"],
     "maps.coded": ["coded_map"],
     "maps.executor": ["Executor"],
     "maps.gradients": ["CodedGradient", "coded_gradient"],
@@ -57,6 +58,7 @@ if typing.TYPE_CHECKING:  # Type checkers cannot read the tables above.
     from polarmap.linalg.gram import coded_gram as coded_gram
     from polarmap.linalg.operators import CodedOperator as CodedOperator
     from polarmap.linalg.products import coded_matmul as coded_matmul
+    from polarmap.live.activation import dashboard as dashboard
     from polarmap.maps.coded import coded_map as coded_map
     from polarmap.maps.executor import Executor as Executor
     from polarmap.maps.gradients import CodedGradient as CodedGradient

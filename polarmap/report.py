@@ -296,6 +296,27 @@ class Report:
 
         return draw_timeline(self, path)
 
+    def save_html(self, path: str | PathLike[str]) -> None:
+        """Write the final state of the map as a web page: one file that needs no server and no network.
+
+        The page is that of the live view (`polarmap.dashboard`): a square for each task, the timeline, the
+        failures and the cost.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write. An existing file is replaced.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        from polarmap.live.html_export import save_html
+        from polarmap.live.snapshots import make_map_snapshot
+
+        save_html(path, make_map_snapshot(1, "", self, is_running=not self.is_final))
+
     def __repr__(self) -> str:
         return str(self)
 

@@ -16,6 +16,7 @@ from polarmap.driver.events import JobContext
 from polarmap.driver.function_properties import FunctionProperty
 from polarmap.driver.options import (
     OnTimeout,
+    Progress,
     ScheduleName,
     Verify,
     apply_plan,
@@ -88,7 +89,7 @@ def apply(
     on_timeout: OnTimeout = "raise",
     retries: int = 1,
     retry_delay: float = 0.0,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> PreparedMap[Any]:
     """Apply a linear function along dimensions of an xarray object, without waiting for slow workers.
 

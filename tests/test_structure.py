@@ -34,7 +34,8 @@ LAYERS = [
     ["driver"],
     ["blocks"],
     ["executors", "report"],
-    # Uses only the attributes of a report, since Report.plot imports it.
+    # These use only the attributes of a report, since Report.save_html and Report.plot import them.
+    ["live"],
     ["plot"],
     ["storage", "codes", "clouds"],
     ["validation"],
@@ -79,8 +80,10 @@ ONLY_FROM = {
     "joblib": ["polarmap.joblib"],
     "opentelemetry": ["polarmap.driver.observers"],
     "tqdm": ["polarmap.driver.observers"],
+    "tornado": ["polarmap.live.dashboard"],
+    "rich": ["polarmap.live.terminal", "polarmap.cli.top"],
     # IPython is imported only in a notebook, where it is available.
-    "IPython": ["polarmap.driver.observers"],
+    "IPython": ["polarmap.driver.observers", "polarmap.live.notebook"],
     "xarray": ["polarmap.xr"],
     "numba": ["polarmap.codes.compute.transforms_numba"],
     "scipy": [
@@ -133,10 +136,10 @@ SPREADS_OVER_CORES = {"polarmap.codes.compute.tiling": {"concurrent"}}
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 # Folders of tests/ whose files need not be named after a module.
-WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks", "testbed"}
+WHOLE = {"maps", "cloud", "cpython", "site", "soak", "benchmarks", "testbed"}
 # Files at the top of tests/ that test the project, not a module.
 PROJECT = {
-    *["docs", "examples", "gallery", "makefile", "other_systems", "packaging", "recipes"],
+    *["docs", "examples", "gallery", "makefile", "other_systems", "packaging", "recipes", "release_check"],
     *["public_api", "session", "slow_links", "soak", "structure", "texts", "docstrings"],
 }
 
@@ -298,7 +301,8 @@ def test_importing_polarmap_imports_nothing_else(loaded: list[set[str]]) -> None
 def test_a_plain_map_imports_no_heavy_library(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[1] == set()
     internal = {name for name in loaded[1] if is_within(name, ["polarmap"])}
-    above = {"__init__", "blocks", "clouds", "codes", "executors", "maps", "report", "driver"}
+    above = {"__init__", "blocks", "clouds", "codes", "executors", "live", "maps", "report", "driver"}
+    assert "polarmap.live.hub" not in internal
     assert {component_of(name) for name in internal} == {*above, *SHARED}
     assert len(internal) <= 100
 

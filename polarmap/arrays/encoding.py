@@ -23,6 +23,7 @@ from polarmap.arrays.stripes import plan_stripes
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.events import JobContext
+from polarmap.driver.options import Progress
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import check_encryption_key
@@ -45,7 +46,7 @@ def encode(
     memory: int = DEFAULT_MEMORY_BYTES,
     executor: Any = None,
     key: str | bytes | None = None,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> PreparedMap[CodedArray]:
     """Encode an array once and store it, so that many coded maps can use it and lost parts can be rebuilt.
 
@@ -85,8 +86,9 @@ def encode(
         environment variable or file from which this process and the workers read the key, as 64 hexadecimal
         digits. If all workers run on this machine, you can also pass the key itself, as 32 bytes. By default,
         the array is not encrypted.
-    progress : bool, optional
-        Whether to show a progress bar. By default, it is shown if standard error is a terminal.
+    progress : bool or "live", optional
+        Whether to show a progress bar, or a live view of the tasks (as for `coded_map`). By default, a bar is
+        shown if standard error is a terminal.
 
     Returns
     -------

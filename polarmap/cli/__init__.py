@@ -16,6 +16,7 @@ from polarmap.cli.config import config_group
 from polarmap.cli.deploy import deploy_command, undeploy_command
 from polarmap.cli.forecast import plan_command, simulate_command
 from polarmap.cli.measure import measure_command
+from polarmap.cli.top import top_command
 
 EXIT_INTERRUPTED = 130
 
@@ -42,6 +43,7 @@ for command in (
     doctor.doctor_command,
     demo.demo_command,
     measure_command,
+    top_command,
     plan_command,
     simulate_command,
     config_group,

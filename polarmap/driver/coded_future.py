@@ -17,7 +17,7 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures.thread import _threads_queues
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from polarmap.driver.daemon_pool import BACKGROUND_THREADS, register_before_exit
 from polarmap.driver.estimates import EstimateSnapshot, EstimateStream
@@ -38,6 +38,9 @@ from polarmap.driver.prepared_map import PreparedMap
 from polarmap.errors import CodeError, ExecutorError, trim_traceback, trimmed_tracebacks, warn
 from polarmap.report import Report
 from polarmap.worker.processes import SHUTDOWN_SECONDS
+
+if TYPE_CHECKING:
+    from polarmap.live.snapshots import ProgramSnapshot
 
 MAX_REFRESH_SECONDS = 0.1  # how long `report` may wait for the start times of running tasks
 
@@ -133,6 +136,26 @@ class CodedFuture(MapFuture[R]):
         else:
             state = "running" if self.running() else "pending"
         return f"<CodedFuture: {state}{self._background_map.format_progress()}>"
+
+    def _ipython_display_(self) -> None:
+        """Display the map in a notebook, and update it in place until it is done."""
+        from polarmap.live.hub import make_program_snapshot
+        from polarmap.live.snapshots import make_map_snapshot
+        from polarmap.live.views import display_in_notebook
+
+        reference = weakref.ref(self)  # The display does not keep the map running.
+
+        def has_ended() -> bool:
+            future = reference()
+            return future is None or future.done()
+
+        def take_snapshot(is_final: bool) -> ProgramSnapshot:
+            future, is_running = reference(), not has_ended()
+            report = None if future is None else future.report
+            maps = [] if report is None else [make_map_snapshot(1, "", report, is_running)]
+            return make_program_snapshot(maps)
+
+        display_in_notebook(self, take_snapshot, has_ended)
 
     @property
     def report(self) -> Report | None:
@@ -347,7 +370,7 @@ class BackgroundMap(Observer, Generic[R]):
                 _set_result(self._block_future_refs[event.index](), event.get_result)
         elif isinstance(event, JobStarted):
             self._get_report = event.get_report
-        elif isinstance(event, JobFinished) and event.report is not None:
+        elif isinstance(event, JobFinished) and event.get_report is not None:
             self._report, self._get_report, self._is_open = event.report, None, False
 
     def _run_map_in_thread(self) -> None:

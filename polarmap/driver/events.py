@@ -27,9 +27,12 @@ class JobStarted:
     ----------
     get_report : callable
         Call it without arguments on any thread to get the report so far, until the job has finished.
+    function_name : str
+        The name of the function that the job runs.
     """
 
     get_report: Callable[[], Report]
+    function_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +135,23 @@ class JobFinished:
 
     Attributes
     ----------
-    report : Report or None
-        The final report, or the report up to the exception. None if this process only encoded an array.
+    get_report : callable or None
+        Call it without arguments to get the final report, or the report up to the exception. None if this
+        process only encoded an array.
     error : BaseException or None
         The exception, or None if the job has returned.
+    n_results : int
+        The number of results that have arrived.
     """
 
-    report: Report | None
+    get_report: Callable[[], Report] | None
     error: BaseException | None = None
+    n_results: int = 0
+
+    @property
+    def report(self) -> Report | None:
+        """The report. The first access builds it, which takes time for each task."""
+        return None if self.get_report is None else self.get_report()
 
 
 JobEvent = (
@@ -166,9 +178,13 @@ class Observer(ABC):
     ----------
     poll_interval : float
         The maximum time between two `JobPolled` events, in seconds.
+    event_classes : tuple of type, or None
+        The classes of events that the observer handles, or None for all. Events that no observer handles are
+        not created.
     """
 
     poll_interval = inf
+    event_classes: tuple[type, ...] | None = None
 
     @abstractmethod
     def on_event(self, event: JobEvent) -> None:
@@ -183,6 +199,8 @@ class ResultCallback(Observer):
     on_result : callable
         Called as `on_result(index, result)` on the thread that runs the job.
     """
+
+    event_classes: tuple[type, ...] | None = (BlockReady,)
 
     def __init__(self, on_result: Callable[[int, Any], object]) -> None:
         self._on_result = on_result
@@ -212,6 +230,13 @@ class EventStream:
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = tuple(observers)
         self.poll_interval = min((observer.poll_interval for observer in self.observers), default=inf)
+
+    def has_observer_of(self, event_class: type) -> bool:
+        """Return whether an observer handles events of a class."""
+        return any(
+            observer.event_classes is None or event_class in observer.event_classes
+            for observer in self.observers
+        )
 
     def emit(self, event: JobEvent) -> None:
         """Pass an event to each observer."""

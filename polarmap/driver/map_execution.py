@@ -118,24 +118,24 @@ class MapExecution:
         key = job_spec.blocks.encryption_key if options.key is None else options.key
         try:
             if events is not None:
-                events.emit(JobStarted(self.current_report))
+                function_name = _get_function_name(job_spec.user_function or job_spec.f)
+                events.emit(JobStarted(self.current_report, function_name))
             if cancellation is not None:
                 cancellation.raise_if_cancelled()
             if key is not None:
                 job_spec = encrypt_job(job_spec, key)
             collector, report = self._run_session(job_spec, policy, options, make_collector, context)
-            final_report = None
-            if events is not None:
-                final_report = report.report
+            if events is not None and events.has_observer_of(BlockReady):
                 for index, get_result in collector.iterate_accepted_results():
                     events.emit(BlockReady(index, get_result, is_final=True))
         except BaseException as error:
             if events is not None:
-                events.emit_last(JobFinished(self.current_report(), error))
+                interim_report = self.current_report()
+                events.emit_last(JobFinished(lambda: interim_report, error))
             raise
         else:
             if events is not None:
-                events.emit_last(JobFinished(final_report))
+                events.emit_last(JobFinished(lambda: report.report, n_results=collector.n_results))
             return collector, report
         finally:
             self._collector = None
@@ -180,16 +180,22 @@ class MapExecution:
         events, cancellation = context.events, context.cancellation
         if cancellation is not None:
             cancellation.raise_if_cancelled()
-        if events is not None:
+        has_result_observer = events is not None and (
+            events.has_observer_of(AttemptEnded) or events.has_observer_of(BlockReady)
+        )
+        has_poll_observer = events is not None and (
+            events.has_observer_of(JobPolled) or events.has_observer_of(EstimateReady)
+        )
+        if events is not None and has_poll_observer:
             self._emit_poll(events, collector)
         for outcomes in schedule_tasks(session, policy, retry_rule, collector, events):
             for outcome in outcomes:
                 collector.add_outcome(outcome)
-                if events is not None:
+                if events is not None and has_result_observer:
                     _emit_attempt_ended(events, collector, outcome)
             if cancellation is not None:
                 cancellation.raise_if_cancelled()
-            if events is not None:
+            if events is not None and has_poll_observer:
                 self._emit_poll(events, collector)
             if collector.try_finish():
                 return
@@ -235,10 +241,20 @@ class MapExecution:
         collector, report_fields = self._collector, self._report_fields | {"executor": self.executor.name}
         if collector is None:
             return build_interim_report(report_fields, TaskTable(report_fields["n"]))
+        # The billed time of persistent workers is known only at the end of a map.
+        is_billed_by_task = not self.executor.has_persistent_workers
         return build_interim_report(
             report_fields | {"seconds": collector.timer.seconds_since(self._started_at)},
             collector.make_report_table_builder()(),
+            self.executor.worker_spec if is_billed_by_task else None,
         )
+
+
+def _get_function_name(f: Callable[..., Any]) -> str:
+    """Return the name of a function, or of the class of a callable object."""
+    while isinstance(f, partial):
+        f = f.func
+    return str(getattr(f, "__qualname__", type(f).__name__))
 
 
 def _emit_attempt_ended(events: EventStream, collector: Collector, outcome: Outcome) -> None:

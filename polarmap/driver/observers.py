@@ -1,4 +1,4 @@
-"""Observers that show a map as a progress bar, log messages, or OpenTelemetry spans and counters."""
+"""Observers that show a map as a progress bar, in a live view, as log messages, or by OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from polarmap.driver.events import (
     Observer,
     StripesEncoded,
 )
+from polarmap.executors.persistent_executor import list_worker_snapshots
+from polarmap.live import activation
+from polarmap.live.hub import LiveHub, LiveMap, worker_sources
+from polarmap.live.views import close_view, open_view
 from polarmap.report import Report, TaskState, format_indices
 
 LOG = logging.getLogger("polarmap")
@@ -33,6 +37,8 @@ NOTEBOOK_DELAY_SECONDS = 0.3
 
 _MAP_IDS = itertools.count(1)
 
+worker_sources.append(list_worker_snapshots)
+
 
 class ProgressBar(Observer):
     """Shows the progress of a map as a line on standard error, such as "29/32 arrived, 24 needed".
@@ -41,6 +47,7 @@ class ProgressBar(Observer):
     """
 
     poll_interval = 0.25  # seconds between updates of the elapsed time
+    event_classes = JobStarted, JobPolled, StripesEncoded, JobFinished
 
     def __init__(self, is_in_notebook: bool) -> None:
         self._is_in_notebook = is_in_notebook
@@ -126,8 +133,46 @@ class NotebookStatusLine(io.TextIOBase):
         return len(text)
 
 
+class LiveObserver(Observer):
+    """Makes a map visible to viewers, such as `polarmap top`.
+
+    Parameters
+    ----------
+    opens_view : bool
+        Whether to open a view in the terminal or notebook while the map runs.
+    is_in_notebook : bool
+        Whether this process is the kernel of a notebook.
+    """
+
+    poll_interval = 0.25  # seconds; otherwise, a task would be shown as queued until a result arrives
+    event_classes = JobStarted, JobFinished
+
+    def __init__(self, opens_view: bool, is_in_notebook: bool) -> None:
+        self._opens_view, self._is_in_notebook = opens_view, is_in_notebook
+        self._hub: LiveHub | None = None
+        self._live_map: LiveMap | None = None
+
+    def on_event(self, event: JobEvent) -> None:
+        """Add the map to the hub when it starts, and record its report when it has finished."""
+        if isinstance(event, JobStarted):
+            if self._opens_view:
+                open_view(self._is_in_notebook)
+            self._hub = activation.active_hub
+            if self._hub is not None:
+                self._live_map = self._hub.start_map(event.function_name, event.get_report)
+        elif isinstance(event, JobFinished) and self._live_map is not None:
+            assert self._hub is not None
+            live_map, self._live_map = self._live_map, None
+            error_text = "" if event.error is None else str(event.error)
+            self._hub.finish_map(live_map, event.get_report, event.n_results, error_text)
+            if self._opens_view:
+                close_view()
+
+
 class LogObserver(Observer):
     """Logs each map: its start, late and failed tasks, and report at INFO, and returned tasks at DEBUG."""
+
+    event_classes = JobStarted, AttemptsStarted, AttemptEnded, JobFinished
 
     def __init__(self) -> None:
         self._map_name = "map"
@@ -199,6 +244,8 @@ class LogObserver(Observer):
 
 class TraceObserver(Observer):
     """Creates an OpenTelemetry span for each map, and updates OpenTelemetry counters when it ends."""
+
+    event_classes = JobStarted, JobFinished
 
     def __init__(self) -> None:
         self._span: Any = None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Verify = bool | Literal["auto"]
 ScheduleName = Literal["upfront", "on_demand"]
 OnTimeout = Literal["raise", "estimate"]
+Progress = bool | Literal["live"] | None
 
 # The type of a function that computes the tolerances of linearity checks. It is called with the arrays
 # (leaves) of all received results, and returns the maximum error to tolerate in each array, or inf for an

@@ -36,6 +36,7 @@ from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.executors.encryption_keys import check_map_encryption_key
 from polarmap.executors.interface import Function, JobSpec
 from polarmap.executors.resolved import ResolvedExecutor
+from polarmap.live import activation
 from polarmap.report import Report
 from polarmap.worker.task_records import OutputSpec
 
@@ -104,38 +105,47 @@ def make_observers(progress: Any, on_result: Any = None) -> tuple[Observer, ...]
 
     Parameters
     ----------
-    progress : bool or None
-        Whether to show a progress bar. None shows it on a terminal and in a notebook.
+    progress : bool, "live" or None
+        Whether to show a progress bar, or a live view. None shows a bar on a terminal and in a notebook.
     on_result : callable or None
         The user's callback, called as `on_result(index, result)` for each final result.
 
     Returns
     -------
     tuple of Observer
-        A logging observer is included if the logger "polarmap" is enabled for INFO, and one for OpenTelemetry
-        if the program has imported that.
+        A logging observer is included if the logger "polarmap" is enabled for INFO, one for OpenTelemetry if
+        the program has imported that, and one for viewers if the program is visible.
     """
     if progress is None:
-        progress = _is_in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
-    if not isinstance(progress, (bool, int, np.bool_)):
-        raise CodeError(f"progress must be True, False or None, not {progress!r:.100}")
+        progress = activation.is_in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+    is_live = isinstance(progress, str) and progress == "live"
+    if not (is_live or isinstance(progress, (bool, int, np.bool_))):
+        raise CodeError(f"progress must be True, False, 'live' or None, not {progress!r:.100}")
     is_traced = "opentelemetry.trace" in sys.modules or "opentelemetry.metrics" in sys.modules
     is_logged = logging.getLogger("polarmap").isEnabledFor(logging.INFO)
     callbacks = () if on_result is None else (ResultCallback(on_result),)
-    if not (progress or is_traced or is_logged):
+    if not (progress or is_traced or is_logged or activation.active_hub is not None):
         return callbacks
-    from polarmap.driver.observers import LogObserver, ProgressBar, TraceObserver
+    from polarmap.driver.observers import LiveObserver, LogObserver, ProgressBar, TraceObserver
 
-    bars = (ProgressBar(_is_in_notebook()),) if progress else ()
+    bars: tuple[Observer, ...] = (
+        (ProgressBar(activation.is_in_notebook()),) if progress and not is_live else ()
+    )
+    if is_live or activation.active_hub is not None:
+        bars += (LiveObserver(is_live, activation.is_in_notebook()),)
     traces, logs = (TraceObserver(),) * is_traced, (LogObserver(),) * is_logged
     return bars + traces + logs + callbacks
 
 
-def _is_in_notebook() -> bool:
-    """Return whether this process is the kernel of a Jupyter notebook."""
-    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    shell = None if get_ipython is None else get_ipython()
-    return shell is not None and "IPKernelApp" in shell.config
+def open_live_view() -> Callable[[], None]:
+    """Open the view of `progress="live"`, and return the function that closes it.
+
+    Maps share the view while it is open. Raises ImportError if a library is missing.
+    """
+    from polarmap.live.views import close_view, open_view  # lazy import: few programs need it
+
+    open_view(activation.is_in_notebook())
+    return close_view
 
 
 # --- maps of coded data -------------------------------------------------------------------------
@@ -227,6 +237,7 @@ def execute_coded(
     collector, report
     """
     execution.check_backend_limits(coded_data, coded_data.data_blocks.rows_per_block)
+    user_function = f
     f, driver_f = coded_data.wrap_function_for_blocks(f), coded_data.wrap_function_for_blocks(driver_f or f)
     parity_tasks = range(len(coded_data.code.systematic_indices) or coded_data.n, coded_data.n)
     padded_block, padding_analyzer = coded_data.data_blocks.padded_block, None
@@ -236,7 +247,12 @@ def execute_coded(
         padding_analyzer = PaddingAnalyzer(f, coded_data, options, is_stored=output is not None)
         padded_block = padded_block if padding_analyzer.is_evaluated_unpadded else None
     job_spec = JobSpec(
-        f, coded_data, output_spec=output, low_priority_tasks=parity_tasks, padded_block=padded_block
+        f,
+        coded_data,
+        output_spec=output,
+        low_priority_tasks=parity_tasks,
+        padded_block=padded_block,
+        user_function=user_function,
     )
     deadline_estimator = None
     if options.estimate_on_timeout:

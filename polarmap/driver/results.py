@@ -94,12 +94,18 @@ class CodedResult(Sequence[T]):
         return concatenate_results(self._results, axis)
 
 
-def build_interim_report(report_fields: Mapping[str, Any], task_table: TaskTable) -> Report:
-    """Return the report of a running map.
+def build_interim_report(
+    report_fields: Mapping[str, Any], task_table: TaskTable, worker_spec: WorkerSpec | None = None
+) -> Report:
+    """Return the report of a running map, including its estimated cost if it ended now.
 
-    report_fields : all report fields except the tasks.
+    report_fields : all report fields except the tasks and the cost.
+    worker_spec : the platform of workers that are billed for each task, or None if the cost is unknown.
     """
-    return Report(**report_fields, tasks=_build_task_reports(task_table), is_final=False)
+    task_reports, cost = _build_task_reports(task_table), None
+    if worker_spec is not None:
+        cost = estimate_cost(worker_spec, task_reports, report_fields["seconds"], None)
+    return Report(**report_fields, tasks=task_reports, cost=cost, is_final=False)
 
 
 def build_final_report(

@@ -269,6 +269,8 @@ class JobSpec:
     padded_block : tuple of int or None
         The task whose block is padded with rows of zeros, and its number of unpadded rows. Its worker also
         evaluates f on the unpadded rows. None: no block is padded.
+    user_function : callable or None
+        The function that the caller passed, if f is a wrapper around it. A live view shows its name.
     """
 
     f: Function
@@ -278,6 +280,7 @@ class JobSpec:
     low_priority_tasks: Collection[int] = ()
     encryption: Encryption | None = None
     padded_block: tuple[int, int] | None = None
+    user_function: Function | None = None
 
     def get_n_unpadded_rows(self, task: int) -> int | None:
         """Return the number of unpadded rows of a task's block, or None if the block has no padding.

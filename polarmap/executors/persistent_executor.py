@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +30,7 @@ from polarmap.executors.temp_folders import (
     make_temp_folder,
     remove_owned_folder,
 )
-from polarmap.executors.worker_pool import WorkerPool
+from polarmap.executors.worker_pool import WorkerHandle, WorkerPool
 from polarmap.worker.environment import count_available_cores
 from polarmap.worker.handshake import Endpoint
 from polarmap.worker.processes import LIVENESS_INTERVAL
@@ -37,6 +39,7 @@ from polarmap.worker.socket_channel import TCP_TIMEOUT
 if TYPE_CHECKING:
     from polarmap.executors.engine import PartitionedData
     from polarmap.executors.remote_workers import WorkerProvider
+    from polarmap.live.snapshots import WorkerSnapshot
 
 BLOCKS_PER_CORE = 3  # enough to keep all cores busy; more blocks only add overhead
 DEFAULT_FETCH_TIMEOUT = 300.0  # time limit in seconds for reading a block from a bucket or store
@@ -147,6 +150,17 @@ class PersistentExecutor(ResolvedExecutor):
         """The number of workers on each machine, by host name. Empty for processes on this machine."""
         resources = self._resources
         return {} if resources is None else resources.worker_pool.count_workers_by_host()
+
+    def list_worker_snapshots(self) -> list[WorkerSnapshot]:
+        """Return the state of the workers, for a live view. Any thread may call this method."""
+        resources, now = self._resources, time.monotonic()
+        workers = [] if resources is None else resources.worker_pool.list_workers()
+        return [_make_worker_snapshot(self.name, worker, now) for worker in workers]
+
+    @property
+    def is_closed(self) -> bool:
+        """True once `close` was called."""
+        return self._is_closed
 
     @property
     def workers_share_cores(self) -> bool:
@@ -357,6 +371,30 @@ def _is_in_memory_array(data: Any) -> bool:
 
 
 _open_executors: weakref.WeakSet[PersistentExecutor] = weakref.WeakSet()
+
+
+def list_worker_snapshots() -> list[WorkerSnapshot]:
+    """Return the state of the workers of all pools of this process, for a live view."""
+    return [snapshot for executor in list(_open_executors) for snapshot in executor.list_worker_snapshots()]
+
+
+def _make_worker_snapshot(pool_name: str, worker: WorkerHandle, now: float) -> WorkerSnapshot:
+    from polarmap.live.snapshots import WorkerSnapshot  # lazy import: only viewers need it
+
+    # Another thread may change the worker at any moment, so each attribute is read only once.
+    allocation, assigned, state_since = worker.allocation, tuple(worker.assigned), worker.state_since
+    state = "idle"
+    if allocation is not None:
+        state = "working" if allocation.closed_at is None else "abandoned"
+    return WorkerSnapshot(
+        pool=pool_name,
+        worker_id=worker.worker_id,
+        pid=worker.pid,
+        host=worker.host,
+        state=state,
+        task=assigned[0][0][1] if assigned and state != "idle" else None,
+        state_seconds=round(max(0.0, now - state_since), 3) if state_since < inf else 0.0,
+    )
 
 
 def _reset_after_fork() -> None:

@@ -12,8 +12,12 @@ which owns a `WorkerPool` and opens a `PoolSession` for each map. Maps without `
 from __future__ import annotations
 
 import os
+import sys
+import weakref
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
@@ -30,6 +34,9 @@ from polarmap.executors.resolved import ExecutorHandle, ResolvedExecutor
 from polarmap.validation import check_positive_int, is_positive_number
 from polarmap.worker.handshake import Endpoint
 from polarmap.worker.socket_channel import TCP_TIMEOUT
+
+if TYPE_CHECKING:
+    from polarmap.live.snapshots import ProgramSnapshot
 
 
 class Pool(ExecutorHandle):
@@ -73,6 +80,9 @@ class Pool(ExecutorHandle):
         The time limit in seconds for reading a block from a bucket, or from a store class of your own, which
         this process reads for the workers. A block that takes longer counts as lost. The map continues
         without the block if it can. Otherwise, it raises an error that names the block and the store.
+    dashboard : bool
+        True: show the maps of this program in a browser, on a page of this machine, until the pool is closed.
+        The URL is printed to standard error. This needs the extra `live`.
 
     Attributes
     ----------
@@ -80,11 +90,15 @@ class Pool(ExecutorHandle):
         The memory, cores, time limit and price of each worker; None if they are unknown.
     is_local : bool
         True if the workers are processes on this machine.
+    dashboard_url : str or None
+        The URL of the dashboard. None without one, or after the pool was closed.
 
     Raises
     ------
     CodeError
         If an option is invalid.
+    ImportError
+        If `dashboard` is True and a library is missing. The message says how to install it.
     ExecutorError
         If the executor does not support persistent workers.
 
@@ -109,6 +123,7 @@ class Pool(ExecutorHandle):
         fork: bool | None = None,
         tcp_timeout: float = TCP_TIMEOUT,
         fetch_timeout: float = DEFAULT_FETCH_TIMEOUT,
+        dashboard: bool = False,
     ) -> None:
         with trimmed_tracebacks:
             counts = {"workers": 1 if workers is None else workers, "threads_per_worker": threads_per_worker}
@@ -133,6 +148,8 @@ class Pool(ExecutorHandle):
                 raise CodeError(
                     f"fork must be None, False, or True (where the system can fork), not {fork!r:.100}"
                 )
+            if not isinstance(dashboard, (bool, np.bool_)):
+                raise CodeError(f"dashboard must be True or False, not {dashboard!r:.100}")
             limits = float(idle_timeout), int(memory_limit), threads_per_worker
             uses_fork = CAN_FORK if fork is None else fork
             timeouts = float(tcp_timeout), float(fetch_timeout)
@@ -141,6 +158,18 @@ class Pool(ExecutorHandle):
             self._executor = PersistentExecutor(host, workers, options)
             self.executor, self.workers = executor, workers
             self.worker_spec, self.is_local = self._executor.worker_spec, self._executor.is_local
+            self.dashboard_url: str | None = None
+            self._close_dashboard: Callable[[], object] = lambda: None
+            if dashboard:
+                self._open_dashboard()
+
+    def _open_dashboard(self) -> None:
+        from polarmap.live.activation import start_dashboard, stop_dashboard
+
+        server = start_dashboard()
+        self.dashboard_url = server.url
+        self._close_dashboard = weakref.finalize(self, stop_dashboard, server)
+        print(f"polarmap: the dashboard of this program is at {server.url}", file=sys.stderr)
 
     def resolve(self) -> ResolvedExecutor:
         """Return the `ResolvedExecutor` that runs this pool's maps."""
@@ -159,6 +188,26 @@ class Pool(ExecutorHandle):
     def __repr__(self) -> str:
         return repr(self._executor)
 
+    def _ipython_display_(self) -> None:
+        """Display the workers in a notebook until the pool is closed, and the maps of a visible program."""
+        from polarmap.live import activation
+        from polarmap.live.hub import make_program_snapshot
+        from polarmap.live.views import display_in_notebook
+
+        reference = weakref.ref(self._executor)  # The display does not keep the pool open.
+
+        def has_ended() -> bool:
+            executor = reference()
+            return executor is None or executor.is_closed
+
+        def take_snapshot(is_final: bool) -> ProgramSnapshot:
+            executor, hub = reference(), activation.active_hub
+            workers = [] if executor is None else executor.list_worker_snapshots()
+            maps = () if hub is None else hub.take_snapshot(is_final).maps
+            return make_program_snapshot(maps, workers)
+
+        display_in_notebook(self, take_snapshot, has_ended)
+
     def open(self, job_spec: JobSpec) -> Session:
         """Open a session for a job, i.e. one call of a map function.
 
@@ -172,8 +221,10 @@ class Pool(ExecutorHandle):
         self._executor.stop_workers()
 
     def close(self) -> None:
-        """Stop the workers and refuse further maps. Safe to call twice."""
+        """Stop the workers and the dashboard, and refuse further maps. Safe to call twice."""
         self._executor.close()
+        self._close_dashboard()
+        self.dashboard_url = None
 
     def after_fork(self) -> None:
         """Forget the workers in a forked child process. They belong to the parent process."""

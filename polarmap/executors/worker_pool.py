@@ -288,6 +288,10 @@ class WorkerPool:
         """Return the number of workers that are running a task, even if its map has already ended."""
         return sum(worker.allocation is not None for worker in list(self._workers.values()))
 
+    def list_workers(self) -> list[WorkerHandle]:
+        """Return the workers. Safe to call on any thread; their state may change at any time."""
+        return list(self._workers.values())
+
     def count_workers_by_host(self) -> dict[str, int]:
         """Return the number of workers by host name. Workers on unnamed hosts are left out."""
         return dict(Counter(worker.host for worker in list(self._workers.values()) if worker.host))

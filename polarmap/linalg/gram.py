@@ -10,7 +10,7 @@ import numpy as np
 from polarmap.blocks.code_choice import encode_for_reuse
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.driver.events import JobContext
-from polarmap.driver.options import Verify, check_options
+from polarmap.driver.options import Progress, Verify, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import LazyReport
 from polarmap.dtypes import Array, DType, is_integer_dtype
@@ -40,7 +40,7 @@ def coded_gram(
     timeout: float | None = None,
     retries: int = 1,
     retry_delay: float = 0.0,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> PreparedMap[CodedProduct]:
     """Compute A^H A or A^H diag(weights) A without waiting for stragglers.
 

@@ -15,8 +15,8 @@ from polarmap.blocks.code_choice import CodeName, check_not_secret_sharing, chec
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.blocks.sparse import to_canonical_csr
 from polarmap.codes.polar import PolarCode
-from polarmap.driver.options import Verify, check_options
-from polarmap.driver.prepared_map import make_context
+from polarmap.driver.options import Progress, Verify, check_options
+from polarmap.driver.prepared_map import make_context, open_live_view
 from polarmap.driver.results import LazyReport
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError, PolarmapError, trimmed_tracebacks, warn
@@ -102,7 +102,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         timeout: float | None = None,
         retries: int = 1,
         retry_delay: float = 0.0,
-        progress: bool | None = None,
+        progress: Progress = None,
     ) -> None:
         with trimmed_tracebacks:
             check_not_secret_sharing(code)
@@ -131,7 +131,11 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 self._coded_matrix.encodings["rows"] = A
             if transpose is not None:
                 self._coded_matrix.encodings["columns"] = _check_transpose(transpose, matrix)
-            get_context = partial(make_context, bool(progress))  # Products show no progress bar by default.
+            self._view_finalizer: Callable[[], object] = lambda: None
+            # Products show no progress bar by default.
+            get_context = partial(make_context, progress if progress == "live" else bool(progress))
+            if progress == "live":  # All products share a view, which the last one must not close.
+                self._view_finalizer = weakref.finalize(self, open_live_view())
             self._deadline = Deadline()
             self._run_product = make_product_runner(executor, options, get_context, self._deadline)
             self.n_products = 0
@@ -148,6 +152,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         The executor stays open. Further calls have no effect.
         """
         self._finalizer()
+        self._view_finalizer()
 
     def set_deadline(self, seconds: float | None) -> None:
         """Limit the total time of all subsequent products to `seconds`, or remove the limit if None.

@@ -13,7 +13,7 @@ from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_secret_
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.driver.events import JobContext
-from polarmap.driver.options import FunctionTraits, MapOptions, Verify, check_options
+from polarmap.driver.options import FunctionTraits, MapOptions, Progress, Verify, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function, prepare_coded_execution
 from polarmap.driver.results import CodedResult, LazyReport
 from polarmap.dtypes import Array, DType
@@ -61,7 +61,7 @@ def coded_matmul(
     timeout: float | None = None,
     retries: int = 1,
     retry_delay: float = 0.0,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> PreparedMap[CodedProduct]:
     """Compute A @ B without waiting for stragglers, by encoding one or both factors.
 

@@ -14,6 +14,7 @@ from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.secret_sharing import SecretSharing
 from polarmap.driver.options import (
     OnTimeout,
+    Progress,
     ScheduleName,
     Verify,
     apply_plan,
@@ -48,7 +49,7 @@ class SharedMapOptions(TypedDict, total=False):
     on_timeout: OnTimeout
     retries: int
     retry_delay: float
-    progress: bool | None
+    progress: Progress
 
 
 class CodedMapOptions(SharedMapOptions, total=False):
@@ -86,7 +87,7 @@ def coded_map(
     retry_delay: float = 0.0,
     key: str | bytes | None = None,
     on_result: Callable[[int, T], object] | None = None,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> PreparedMap[CodedResult[T]]:
     """Map a linear, affine or polynomial f over blocks of data, without waiting for slow or lost workers.
 
@@ -145,8 +146,10 @@ def coded_map(
         first, in order of arrival, followed by the decoded blocks. A later result may show that an earlier
         one is wrong, so the first call is made when all results have been accepted. An exception that it
         raises ends the map. It cannot be combined with `out`.
-    progress : bool, optional
-        Whether to show a progress bar. By default, it is shown on a terminal.
+    progress : bool or "live", optional
+        Whether to show a progress bar. By default, it is shown on a terminal. "live": show each task and
+        worker in the terminal or notebook while the map runs, and make the program visible to `polarmap top`.
+        This needs the extra `live`.
 
     Returns
     -------

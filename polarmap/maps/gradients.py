@@ -17,7 +17,7 @@ from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.codes.polar import PolarCode
 from polarmap.driver.events import JobContext
-from polarmap.driver.options import FunctionTraits, Verify, check_function, check_options
+from polarmap.driver.options import FunctionTraits, Progress, Verify, check_function, check_options
 from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
 from polarmap.dtypes import FLOAT64_EPS, Array, Floats
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
@@ -88,7 +88,7 @@ def coded_gradient(
     timeout: float | None = None,
     retries: int = 1,
     retry_delay: float = 0.0,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> PreparedMap[GradientResult]:
     """Compute the gradient of f at x from function values alone, without waiting for stragglers.
 

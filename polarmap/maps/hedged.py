@@ -19,7 +19,7 @@ from polarmap.driver.collector import JobTimer
 from polarmap.driver.events import JobContext
 from polarmap.driver.item_results import ItemResults
 from polarmap.driver.map_execution import MapExecution
-from polarmap.driver.options import check_function, check_on_result, check_options
+from polarmap.driver.options import Progress, check_function, check_on_result, check_options
 from polarmap.driver.policies import SchedulingPolicy, make_backup_policy
 from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.driver.results import CodedResult, LazyReport
@@ -50,7 +50,7 @@ def hedged_map(
     retry_delay: float = 0.0,
     return_exceptions: bool = False,
     on_result: Callable[[int, T], object] | None = None,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> PreparedMap[CodedResult[T]]:
     """Apply any function to any items, starting a backup of each late task.
 
@@ -167,7 +167,7 @@ def hedged_map(
             execution.check_backend_limits(task_blocks)
             policy = make_backup_policy(n_tasks, backups)
             make_collector = partial(FixedBatchCollector, task_blocks, results)
-        job_spec = JobSpec(task_function, task_blocks)
+        job_spec = JobSpec(task_function, task_blocks, user_function=f)
         _, report = execution.execute(job_spec, policy, options, make_collector, context)
         return CodedResult([results.values[item_index] for item_index in range(n_items)], report)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from polarmap.blocks.uneven import GradientCodedBlocks, cut_data_into_parts
 from polarmap.driver.events import JobContext
 from polarmap.driver.map_execution import MapExecution
-from polarmap.driver.options import FunctionTraits, check_function, check_on_result, check_options
+from polarmap.driver.options import FunctionTraits, Progress, check_function, check_on_result, check_options
 from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.executors import resolve_executor
@@ -55,7 +55,7 @@ def coded_sum(
     retries: int = 1,
     retry_delay: float = 0.0,
     on_result: Callable[[int, Any], object] | None = None,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> PreparedMap[CodedSum]:
     """Compute the sum of f(part) over all parts, for any f, without waiting for slow or lost workers.
 

@@ -1,19 +1,23 @@
-"""Messages about a fit: one line per iteration with `verbose`, and a warning if the fit did not converge."""
+"""Show the iterations of a fit, as lines of text or in a live view, and warn if it did not converge."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Self
 
 from sklearn.exceptions import ConvergenceWarning
 
 from polarmap.errors import warn
 from polarmap.linalg.operators import CodedOperator
+from polarmap.live import activation
 from polarmap.models.solvers.solver import Solution
 
 
 class IterationLog:
-    """Prints one line per solver iteration to standard output.
+    """Prints one line per solver iteration to standard output, and shows the fit in a live view.
+
+    The live view shows the fit only if the program is visible (`polarmap.live.activation`). Use the log as a
+    context manager around the solver, so that the view knows when the fit has ended.
 
     Parameters
     ----------
@@ -27,8 +31,10 @@ class IterationLog:
 
     Examples
     --------
-    >>> with CodedOperator([[1.0], [2.0]]) as operator:
-    ...     progress = IterationLog("Ridge", operator, verbose=1)
+    >>> with (
+    ...     CodedOperator([[1.0], [2.0]]) as operator,
+    ...     IterationLog("Ridge", operator, verbose=1) as progress,
+    ... ):
     ...     progress.log_iteration(12.5, 0.25)  # doctest: +ELLIPSIS
     [Ridge] iteration 1: objective 1.250000e+01, gradient 2.50e-01, ... s
     """
@@ -37,13 +43,24 @@ class IterationLog:
         self._label, self._operator, self._verbose = label, operator, verbose
         self._n_iter, self._n_products_before = 0, operator.n_products
         self._iteration_started_at = time.perf_counter()
+        self._hub = hub = activation.active_hub
+        self._live_iteration = (
+            None if hub is None else hub.start_iteration(label, lambda: operator.n_products)
+        )
 
     def __bool__(self) -> bool:
-        """Return whether anything is printed."""
-        return self._verbose > 0
+        """Return whether iterations are printed or shown."""
+        return self._verbose > 0 or self._live_iteration is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._hub is not None and self._live_iteration is not None:
+            self._hub.finish_iteration(self._live_iteration)
 
     def log_iteration(self, objective: float | None, gradient_norm: float) -> None:
-        """Print a line for the iteration that has just finished.
+        """Print a line for the iteration that has just finished, and pass it to the live view.
 
         Parameters
         ----------
@@ -52,6 +69,12 @@ class IterationLog:
         gradient_norm : float
             The solver's measure of optimality, printed as "gradient".
         """
+        if self._live_iteration is not None:
+            self._live_iteration.record_step(objective, gradient_norm)
+        if self._verbose:
+            self._print_iteration(objective, gradient_norm)
+
+    def _print_iteration(self, objective: float | None, gradient_norm: float) -> None:
         finished_at, self._n_iter = time.perf_counter(), self._n_iter + 1
         parts = [] if objective is None else [f"objective {objective:.6e}"]
         parts += [f"gradient {gradient_norm:.2e}", f"{finished_at - self._iteration_started_at:.3f} s"]

@@ -21,7 +21,7 @@ import numpy as np
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes.uncoded import Uncoded
 from polarmap.driver.map_execution import MapExecution
-from polarmap.driver.options import check_options
+from polarmap.driver.options import Progress, check_options
 from polarmap.driver.prepared_map import make_context
 from polarmap.driver.uncoded_collector import execute_uncoded
 from polarmap.errors import CodeError
@@ -99,7 +99,7 @@ def measure(
     tasks: int = 200,
     task_seconds: float = 2.0,
     timeout: float | None = None,
-    progress: bool | None = None,
+    progress: Progress = None,
 ) -> Measurement:
     """Measure task run times on an executor by running the same map twice.
 
@@ -117,7 +117,7 @@ def measure(
         The amount of work per task: it sorts numbers for about this many seconds on a core of this machine.
     timeout : float, optional
         The time limit of each map in seconds.
-    progress : bool, optional
+    progress : bool or "live", optional
         As for `coded_map`.
 
     Returns

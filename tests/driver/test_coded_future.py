@@ -58,7 +58,7 @@ class ScriptedMap:
             return ["zero", "one"]
         finally:
             cancellation.set_wake(None)
-            events.emit_last(JobFinished(self.running.current_report(), RuntimeError()))
+            events.emit_last(JobFinished(self.running.current_report, RuntimeError()))
             self.ended.set()
 
 

@@ -86,5 +86,5 @@ def test_progress_selects_the_observers(monkeypatch: pytest.MonkeyPatch) -> None
     [callback] = make_observers(False, print)
     assert isinstance(callback, ResultCallback)
     for progress in ("yes", (1,)):
-        with pytest.raises(CodeError, match=r"progress must be True, False or None, not .*(yes|1)"):
+        with pytest.raises(CodeError, match=r"progress must be True, False, 'live' or None, not .*(yes|1)"):
             make_observers(progress)

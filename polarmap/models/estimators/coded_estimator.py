@@ -235,12 +235,12 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         solve : callable
             Called with the keywords tol, max_iter and callback, as for `fista`. Returns a Solution.
         """
-        iteration_log = IterationLog(type(self).__name__, coded_operator, self.verbose)
-        solution = solve(
-            tol=self.tol,
-            max_iter=self.max_iter,
-            callback=iteration_log.log_iteration if iteration_log else None,
-        )
+        with IterationLog(type(self).__name__, coded_operator, self.verbose) as iteration_log:
+            solution = solve(
+                tol=self.tol,
+                max_iter=self.max_iter,
+                callback=iteration_log.log_iteration if iteration_log else None,
+            )
         warn_if_not_converged(solution, self.max_iter, self.timeout)
         # The type is Any, because Ridge stores an array if there are several targets.
         self.n_iter_: Any = solution.n_iter

@@ -112,8 +112,8 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
             ):
                 # Divide the remaining time equally between the remaining targets.
                 self._set_deadline(coded_operator, 1 / (targets.shape[1] - len(solutions)))
-                iteration_log = IterationLog(label, coded_operator, self.verbose)
-                solution = solve_least_squares(self, system, target, iteration_log)
+                with IterationLog(label, coded_operator, self.verbose) as iteration_log:
+                    solution = solve_least_squares(self, system, target, iteration_log)
                 warn_if_not_converged(solution, self.max_iter, self.timeout)
                 solutions.append(solution)
             self.report_ = coded_operator.report

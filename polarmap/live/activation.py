@@ -1,0 +1,151 @@
+"""Make the maps of this program visible to viewers, and decide whether they are.
+
+A program becomes visible with `progress="live"`, `Pool(dashboard=True)`, `polarmap.dashboard()`, or the
+environment variable POLARMAP_LIVE=1. Until then, this module is all of the live view that is imported, and
+each map only reads the variable `active_hub`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from polarmap.live.dashboard import DashboardServer
+    from polarmap.live.hub import LiveHub
+
+ENVIRONMENT_VARIABLE = "POLARMAP_LIVE"
+
+active_hub: LiveHub | None = None  # the hub of this process while the program is visible, else None
+
+_lock = threading.Lock()
+_n_activations = 0  # how many callers of `activate` have not called `deactivate` yet
+_is_permanent = False  # whether one of them is `activate_until_exit`
+
+
+def activate() -> LiveHub:
+    """Make all maps that start from now on visible, until `deactivate` is called as often as this function.
+
+    `polarmap top` lists the program as long as it is visible.
+    """
+    global active_hub, _n_activations
+    with _lock:
+        _n_activations += 1
+        if active_hub is None:
+            from polarmap.live.hub import LiveHub
+            from polarmap.live.program_socket import start_program_server
+
+            hub = LiveHub()
+            start_program_server(hub)
+            active_hub = hub
+        return active_hub
+
+
+def deactivate() -> None:
+    """Cancel one call of `activate`. The last call makes the program invisible again."""
+    global active_hub, _n_activations
+    with _lock:
+        _n_activations -= 1
+        if _n_activations == 0 and active_hub is not None:
+            from polarmap.live.program_socket import stop_program_server
+
+            active_hub = None
+            stop_program_server()
+
+
+def activate_until_exit() -> LiveHub:
+    """Make all maps that start from now on visible until the program exits. Further calls do nothing."""
+    global _is_permanent
+    hub = active_hub
+    if hub is None or not _is_permanent:
+        _is_permanent, hub = True, activate()
+    return hub
+
+
+@contextmanager
+def dashboard(port: int = 0) -> Iterator[str]:
+    """Show the maps of this program in a browser, as a page on this machine.
+
+    Inside the `with` block, the page shows every map of the program, its workers and its fits. Only this
+    machine can open the page, and only with the token in its URL.
+
+    Parameters
+    ----------
+    port : int
+        The TCP port on 127.0.0.1. By default, the system chooses a free one.
+
+    Yields
+    ------
+    str
+        The URL of the page.
+
+    Raises
+    ------
+    ImportError
+        If tornado is not installed. The message says how to install it.
+    CodeError
+        If `port` is not an integer between 0 and 65,535.
+    OSError
+        If the port is in use.
+
+    Examples
+    --------
+    >>> import polarmap
+    >>> with polarmap.dashboard() as url:  # doctest: +SKIP
+    ...     print("Open", url)
+    ...     y = polarmap.coded_map(f, A, blocks=24)
+    """
+    server = start_dashboard(port)
+    try:
+        yield server.url
+    finally:
+        stop_dashboard(server)
+
+
+def start_dashboard(port: int = 0) -> DashboardServer:
+    """Make the program visible, and start the web server of its dashboard."""
+    from polarmap.live.dashboard import DashboardServer
+
+    hub = activate()
+    try:
+        server = DashboardServer(
+            lambda: [hub.take_snapshot()],
+            port,
+            take_final_snapshots=lambda: [hub.take_snapshot(is_final=True)],
+        )
+        server.start()
+    except BaseException:
+        deactivate()
+        raise
+    return server
+
+
+def stop_dashboard(server: DashboardServer) -> None:
+    """Stop the web server of a dashboard, and make the program invisible again."""
+    try:
+        server.close()
+    finally:
+        deactivate()
+
+
+def is_in_notebook() -> bool:
+    """Return whether this process is the kernel of a Jupyter notebook."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = None if get_ipython is None else get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def _reset_after_fork() -> None:
+    """Make a forked child process invisible. It has none of the threads and maps of its parent."""
+    global active_hub, _lock, _n_activations, _is_permanent
+    active_hub, _lock, _n_activations, _is_permanent = None, threading.Lock(), 0, False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+if os.environ.get(ENVIRONMENT_VARIABLE, "0") not in ("", "0"):
+    activate_until_exit()

@@ -1,0 +1,150 @@
+"""Save the page of the dashboard, with the state of a map or a program, as a single HTML file.
+
+The file contains its style sheet, its script and its data. A browser shows it without a server, and its
+content security policy forbids every request.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from polarmap.live.snapshots import MapSnapshot, ProgramSnapshot
+
+STYLE_LINK = '<link rel="stylesheet" href="dashboard.css">'
+SCRIPT_LINK = '<script src="dashboard.js" defer></script>'
+ICON_LINK = '<link rel="icon" href="icon.svg">'
+# HTML ends a script at "</script>", and JavaScript does not need these characters in JSON.
+JSON_ESCAPES = str.maketrans(
+    {"<": r"\u003c", ">": r"\u003e", "&": r"\u0026", "\u2028": r"\u2028", "\u2029": r"\u2029"}
+)
+
+
+def save_html(path: str | PathLike[str], map_snapshot: MapSnapshot) -> None:
+    """Write a map to an HTML file, which shows its tasks, its timeline and its failures.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file to write. An existing file is replaced.
+    map_snapshot : MapSnapshot
+        The map.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    program = ProgramSnapshot(
+        pid=0,
+        name="",
+        host="",
+        time=time.time(),
+        n_finished_maps=int(not map_snapshot.is_running),
+        results_per_second=map_snapshot.results_per_second,
+        maps=(map_snapshot,),
+    )
+    Path(path).write_text(render_html(program), encoding="utf-8")
+
+
+def render_html(snapshot: ProgramSnapshot) -> str:
+    """Return an HTML file that shows the state of a program, and that needs no other file.
+
+    Parameters
+    ----------
+    snapshot : ProgramSnapshot
+        The program.
+
+    Returns
+    -------
+    str
+        The text of the file, to be written as UTF-8.
+    """
+    page, style, script = map(read_page_file, ("dashboard.html", "dashboard.css", "dashboard.js"))
+    icon = base64.b64encode(read_page_file("icon.svg").encode()).decode()
+    data = SnapshotEncoder().encode([snapshot]).translate(JSON_ESCAPES)
+    style_source, script_source = _hash_source(style), _hash_source(script)
+    policy = f"default-src 'none'; img-src data:; style-src {style_source}; script-src {script_source}"
+    head = (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<link rel="icon" href="data:image/svg+xml;base64,{icon}">'
+    )
+    scripts = (
+        f'<script type="application/json" id="saved-snapshots">{data}</script>\n<script>{script}</script>\n'
+    )
+    replacements = {
+        ICON_LINK: head,
+        STYLE_LINK: f"<style>{style}</style>",
+        SCRIPT_LINK + "\n": "",
+        "</body>": scripts + "</body>",
+    }
+    # One pass, so that the inserted texts are not searched.
+    pattern = "|".join(map(re.escape, replacements))
+    return re.sub(pattern, lambda match: replacements[match[0]], page)
+
+
+def _hash_source(text: str) -> str:
+    """Return the source expression that allows exactly this inline style or script."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+# --- files and data of the page ----------------------------------------------------------------
+
+
+def read_page_file(name: str) -> str:
+    """Return the contents of a file of the page, such as "dashboard.css"."""
+    return files("polarmap.live").joinpath("page", name).read_text(encoding="utf-8")
+
+
+class SnapshotEncoder:
+    """Encodes lists of snapshots as JSON, and encodes finished maps only once.
+
+    In contrast to `ProgramSnapshot.to_json`, numbers that are not finite become null, since JavaScript does
+    not accept them in JSON.
+    """
+
+    def __init__(self) -> None:
+        # The texts of the finished maps of the last list. The snapshot keeps its id from being reused.
+        self._texts_by_id: dict[int, tuple[MapSnapshot, str]] = {}
+
+    def encode(self, snapshots: Sequence[ProgramSnapshot]) -> str:
+        """Encode the snapshots as a JSON list in one line."""
+        texts_by_id: dict[int, tuple[MapSnapshot, str]] = {}
+        programs = []
+        for snapshot in snapshots:
+            values = _get_field_values(snapshot)
+            maps = []
+            for map_snapshot in values.pop("maps"):
+                entry = self._texts_by_id.get(id(map_snapshot))
+                if entry is None:
+                    entry = (map_snapshot, _encode_json(map_snapshot))
+                maps.append(entry[1])
+                if not map_snapshot.is_running:
+                    texts_by_id[id(map_snapshot)] = entry
+            programs.append(f'{_encode_json(values)[:-1]},"maps":[{",".join(maps)}]}}')
+        self._texts_by_id = texts_by_id
+        return f"[{','.join(programs)}]"
+
+
+def _encode_json(value: Any) -> str:
+    try:
+        return json.dumps(value, default=_get_field_values, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # A number is not finite.
+        text = json.dumps(value, default=_get_field_values)
+        finite_values = json.loads(text, parse_constant=lambda name: None)
+        return json.dumps(finite_values, separators=(",", ":"))
+
+
+def _get_field_values(snapshot: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as a dict. Unlike `asdict`, this does not copy their values."""
+    return {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}

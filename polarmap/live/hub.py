@@ -1,0 +1,288 @@
+"""The hub: what runs in this program, and snapshots of it for viewers.
+
+    driver (JobStarted, JobFinished)  --start_map, finish_map-->  LiveHub  <--take_snapshot--  viewers
+    fits                              --start_iteration-------->
+    pools                             --worker sources--------->
+
+A map calls the hub only when it starts and when it finishes. Everything else happens on the viewers' threads,
+which ask running maps for their reports. If nobody watches, no snapshot is taken. `polarmap.live.activation`
+creates the hub of a process when a program becomes visible.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from polarmap.live.snapshots import (
+    RATE_WINDOW_SECONDS,
+    IterationSnapshot,
+    MapSnapshot,
+    ProgramSnapshot,
+    WorkerSnapshot,
+    make_map_snapshot,
+)
+from polarmap.worker.processes import read_process_status
+
+MAX_FINISHED = 8  # Keep this many finished maps, and this many finished fits.
+# Taking snapshots may use at most one part in this many of the time, so that it does not slow down maps.
+SNAPSHOT_TIME_SHARE = 25
+MIN_SNAPSHOT_INTERVAL = 0.2  # seconds
+MAX_SNAPSHOT_SECONDS = 5.0  # If taking a snapshot takes longer, another thread tries it too.
+
+# Each function in this list returns the workers of some pools. The package `executors` adds its own.
+worker_sources: list[Callable[[], list[WorkerSnapshot]]] = []
+
+
+@dataclass(slots=True)
+class LiveMap:
+    """A map that is visible to viewers.
+
+    Attributes
+    ----------
+    map_id : int
+        The number of the map in this program.
+    name : str
+        The name of the map's function.
+    get_report : callable or None
+        Called without arguments on any thread to get the report so far, or the final one. None if there is
+        none.
+    finished_at : float or None
+        When the map finished, on the monotonic clock. None while it runs.
+    error : str
+        The error message if the map has failed.
+    """
+
+    map_id: int
+    name: str
+    get_report: Callable[[], Any] | None
+    finished_at: float | None = None
+    error: str = ""
+    _snapshot: MapSnapshot | None = None
+
+    def take_snapshot(self) -> MapSnapshot | None:
+        """Return the state of the map, or None if it has not got a report."""
+        is_running, get_report = self.finished_at is None, self.get_report
+        if self._snapshot is not None or get_report is None:
+            return self._snapshot
+        report = get_report()
+        if report is None:
+            return None
+        snapshot = make_map_snapshot(self.map_id, self.name, report, is_running, self.error)
+        if not is_running:
+            self._snapshot, self.get_report = snapshot, None
+        return snapshot
+
+
+class LiveIteration:
+    """A fit or another iteration that is visible to viewers.
+
+    Parameters
+    ----------
+    name : str
+        The name of the estimator.
+    get_n_products : callable
+        Called without arguments to get the number of coded products so far.
+    """
+
+    def __init__(self, name: str, get_n_products: Callable[[], int]) -> None:
+        self._name, self._get_n_products = name, get_n_products
+        self._started_at, self._last_step_at = time.monotonic(), time.monotonic()
+        self._finished_at: float | None = None
+        self._n_steps, self._objective, self._gradient_norm = 0, None, None  # type: tuple[int, Any, Any]
+
+    def record_step(self, objective: float | None, gradient_norm: float | None) -> None:
+        """Record that a step has finished. `objective` is None if the solver does not compute it."""
+        self._n_steps, self._last_step_at = self._n_steps + 1, time.monotonic()
+        self._objective = None if objective is None else float(objective)
+        self._gradient_norm = None if gradient_norm is None else float(gradient_norm)
+
+    def finish(self) -> None:
+        """Record the end of the iteration."""
+        self._finished_at = time.monotonic()
+        n_products = self._get_n_products()
+        self._get_n_products = lambda: n_products  # Do not keep the operator and its data alive.
+
+    def take_snapshot(self) -> IterationSnapshot:
+        """Return the state of the iteration."""
+        ended_at = time.monotonic() if self._finished_at is None else self._finished_at
+        seconds_per_step = None
+        if self._n_steps:
+            seconds_per_step = round((self._last_step_at - self._started_at) / self._n_steps, 6)
+        return IterationSnapshot(
+            name=self._name,
+            n_steps=self._n_steps,
+            objective=self._objective,
+            gradient_norm=self._gradient_norm,
+            seconds_per_step=seconds_per_step,
+            n_products=self._get_n_products(),
+            elapsed_seconds=round(ended_at - self._started_at, 3),
+            is_running=self._finished_at is None,
+        )
+
+
+class LiveHub:
+    """The registry of what runs in this program. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._map_ids = itertools.count(1)
+        self._running_maps: dict[int, LiveMap] = {}
+        self._finished_maps = deque[LiveMap](maxlen=MAX_FINISHED)
+        self._running_iterations: list[LiveIteration] = []
+        self._finished_iterations = deque[LiveIteration](maxlen=MAX_FINISHED)
+        self._finished_counts = deque[tuple[float, int]](maxlen=4096)  # (when, number of results)
+        self._n_finished_maps = 0
+        self._snapshot: ProgramSnapshot | None = None
+        self._json_snapshot: tuple[ProgramSnapshot, str] | None = None
+        self._next_snapshot_at = 0.0
+
+    def start_map(self, name: str, get_report: Callable[[], Any]) -> LiveMap:
+        """Add a map that has just started."""
+        live_map = LiveMap(next(self._map_ids), name, get_report)
+        with self._lock:
+            self._running_maps[live_map.map_id] = live_map
+        return live_map
+
+    def finish_map(
+        self, live_map: LiveMap, get_report: Callable[[], Any] | None, n_results: int, error: str = ""
+    ) -> None:
+        """Record the end of a map.
+
+        Parameters
+        ----------
+        live_map : LiveMap
+            The map, from `start_map`.
+        get_report : callable or None
+            Called without arguments to get the last report, as soon as somebody watches.
+        n_results : int
+            The number of results that have arrived.
+        error : str
+            The error message if the map has failed.
+        """
+        live_map.error, live_map.get_report = error, get_report  # The job itself is no longer referenced.
+        live_map.finished_at = time.monotonic()
+        with self._lock:
+            self._running_maps.pop(live_map.map_id, None)
+            self._finished_maps.append(live_map)
+            self._n_finished_maps += 1
+            self._finished_counts.append((live_map.finished_at, n_results))
+
+    def start_iteration(self, name: str, get_n_products: Callable[[], int]) -> LiveIteration:
+        """Add a fit that has just started."""
+        iteration = LiveIteration(name, get_n_products)
+        with self._lock:
+            self._running_iterations.append(iteration)
+        return iteration
+
+    def finish_iteration(self, iteration: LiveIteration) -> None:
+        """Record the end of a fit."""
+        iteration.finish()
+        with self._lock:
+            if iteration in self._running_iterations:
+                self._running_iterations.remove(iteration)
+                self._finished_iterations.append(iteration)
+
+    def seconds_until_next_snapshot(self) -> float:
+        """Return the time until `take_snapshot` returns a new snapshot."""
+        return max(0.0, self._next_snapshot_at - time.monotonic())
+
+    def take_json_snapshot(self) -> str:
+        """Return the state of the program as JSON text. Viewers share it like that of `take_snapshot`."""
+        snapshot, started_at = self.take_snapshot(), time.monotonic()
+        with self._lock:
+            if self._json_snapshot is not None and self._json_snapshot[0] is snapshot:
+                return self._json_snapshot[1]
+        text = snapshot.to_json()
+        with self._lock:
+            self._json_snapshot = snapshot, text
+            self._next_snapshot_at += SNAPSHOT_TIME_SHARE * (time.monotonic() - started_at)
+        return text
+
+    def take_snapshot(self, is_final: bool = False) -> ProgramSnapshot:
+        """Return the state of the program.
+
+        Viewers share a snapshot until the next one is due, which depends on how long the last one took. Pass
+        `is_final` to get a new snapshot in any case.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if self._snapshot is not None and now < self._next_snapshot_at and not is_final:
+                return self._snapshot
+            # Other threads use the previous snapshot in the meantime.
+            self._next_snapshot_at = now + MAX_SNAPSHOT_SECONDS
+        snapshot = self._build_snapshot(now)
+        seconds = time.monotonic() - now
+        with self._lock:
+            self._snapshot = snapshot
+            interval = max(MIN_SNAPSHOT_INTERVAL, SNAPSHOT_TIME_SHARE * seconds)
+            self._next_snapshot_at = time.monotonic() + interval
+        return snapshot
+
+    def _build_snapshot(self, now: float) -> ProgramSnapshot:
+        with self._lock:
+            maps = [*self._finished_maps, *self._running_maps.values()]
+            iterations = [*self._finished_iterations, *self._running_iterations]
+            n_finished_maps = self._n_finished_maps
+            window_start = now - RATE_WINDOW_SECONDS
+            recent_counts = [count for when, count in self._finished_counts if when > window_start]
+        snapshots = [snapshot for live_map in maps if (snapshot := live_map.take_snapshot()) is not None]
+        running_rate = sum(snapshot.results_per_second for snapshot in snapshots if snapshot.is_running)
+        return make_program_snapshot(
+            sorted(snapshots, key=lambda snapshot: snapshot.map_id),
+            [worker for source in worker_sources for worker in source()],
+            [iteration.take_snapshot() for iteration in iterations],
+            n_finished_maps,
+            running_rate + sum(recent_counts) / RATE_WINDOW_SECONDS,
+        )
+
+
+def make_program_snapshot(
+    maps: Sequence[MapSnapshot],
+    workers: Sequence[WorkerSnapshot] = (),
+    iterations: Sequence[IterationSnapshot] = (),
+    n_finished_maps: int = 0,
+    results_per_second: float = 0.0,
+) -> ProgramSnapshot:
+    """Return a snapshot of this program. The arguments are attributes of `ProgramSnapshot`.
+
+    The memory and the processor time of workers on this machine are read here.
+    """
+    return ProgramSnapshot(
+        pid=os.getpid(),
+        name=get_program_name(),
+        host=socket.gethostname(),
+        time=round(time.time(), 3),
+        n_finished_maps=n_finished_maps,
+        results_per_second=round(results_per_second, 1),
+        maps=tuple(maps),
+        workers=tuple(map(_read_usage, workers)),
+        iterations=tuple(iterations),
+    )
+
+
+def get_program_name() -> str:
+    """Return the name of this program, such as "fit.py"."""
+    return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c") else "python"
+
+
+def _read_usage(worker: WorkerSnapshot) -> WorkerSnapshot:
+    """Return the snapshot with the memory and processor time of the process, if it runs on this machine."""
+    if worker.host or worker.pid is None or not hasattr(os, "sysconf"):
+        return worker
+    try:
+        status = read_process_status(worker.pid)
+    except OSError:  # The process has exited, or this is not Linux.
+        return worker
+    # The fields of /proc/<pid>/stat after the name: 11 and 12 are clock ticks, 21 is a number of pages.
+    cpu_seconds = (int(status[11]) + int(status[12])) / os.sysconf("SC_CLK_TCK")
+    memory_bytes = int(status[21]) * os.sysconf("SC_PAGE_SIZE")
+    return replace(worker, memory_bytes=memory_bytes, cpu_seconds=round(cpu_seconds, 2))

@@ -1,0 +1,99 @@
+"""Show the maps of a program in a notebook, as static SVG that is replaced a few times a second.
+
+An update needs no JavaScript and no widget, so a saved or exported notebook shows the final state. A frontend
+that shows only text displays one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable
+from typing import Any
+
+from polarmap.live.snapshots import ProgramSnapshot
+from polarmap.live.svg import format_program_line, render_program_svg
+from polarmap.live.terminal import Refresher, SnapshotSource, ViewScope
+
+
+class NotebookView:
+    """Shows the maps of a program as an output of the current cell, until it is closed.
+
+    The output appears once there is a map or a fit to show, or at once with `shows_all`. After `close`, it
+    shows the final state.
+
+    Parameters
+    ----------
+    take_snapshot : SnapshotSource
+        Called on the view's thread, and in `start` and `close`.
+    shows_all : bool
+        Whether to show maps that had finished before the view started, too.
+    has_ended : callable, optional
+        Called with each snapshot. When it returns True, the view shows a last snapshot and ends.
+
+    Examples
+    --------
+    >>> from polarmap.live.hub import LiveHub
+    >>> view = NotebookView(LiveHub().take_snapshot)
+    >>> view.start()
+    >>> view.close()
+    """
+
+    def __init__(
+        self,
+        take_snapshot: SnapshotSource,
+        shows_all: bool = False,
+        has_ended: Callable[[ProgramSnapshot], bool] | None = None,
+    ) -> None:
+        self._take_snapshot, self._shows_all, self._has_ended = take_snapshot, shows_all, has_ended
+        self._scope: ViewScope | None = None
+        self._display_handle: Any = None
+        self._displayed: dict[str, str] | None = None
+        self._refresher = Refresher(self._refresh)
+
+    def start(self) -> None:
+        """Start to show the program, below the current cell."""
+        snapshot = self._take_snapshot(is_final=True)
+        self._scope = ViewScope(None if self._shows_all else snapshot)
+        self._show(self._scope.select(snapshot))
+        # Jupyter finds the cell of an output in context variables, which a new thread does not inherit.
+        self._refresher.start(contextvars.copy_context().run)
+
+    def close(self) -> None:
+        """Show the final state and end the thread."""
+        scope, self._scope = self._scope, None
+        if scope is not None and self._refresher.close():
+            with contextlib.suppress(Exception):  # A lost frontend must not fail the map.
+                self._show(scope.select(self._take_snapshot(is_final=True)))
+
+    def _refresh(self) -> bool:
+        scope = self._scope
+        if scope is None:
+            return False
+        snapshot = scope.select(self._take_snapshot())
+        self._show(snapshot)
+        if self._has_ended is None or not self._has_ended(snapshot):
+            return True
+        self._show(scope.select(self._take_snapshot(is_final=True)))
+        return False
+
+    def _show(self, snapshot: ProgramSnapshot) -> None:
+        """Show a snapshot, or replace the displayed one if it looks different."""
+        if not (self._shows_all or snapshot.maps or snapshot.iterations):
+            return
+        data = make_mime_bundle(snapshot)
+        if data == self._displayed:
+            return
+        self._displayed = data
+        if self._display_handle is None:
+            from IPython.display import display
+
+            show: Any = display  # IPython has no types.
+            self._display_handle = show(data, raw=True, display_id=True)
+        else:
+            self._display_handle.update(data, raw=True)
+
+
+def make_mime_bundle(snapshot: ProgramSnapshot) -> dict[str, str]:
+    """Return the representations of a program among which a frontend chooses: SVG, and one line of text."""
+    return {"image/svg+xml": render_program_svg(snapshot), "text/plain": format_program_line(snapshot)}

@@ -1,0 +1,616 @@
+"""Show the maps of a program in a terminal, updated in place, or as plain lines if there is no terminal.
+
+`TerminalView` shows the running program, and `polarmap top` uses it for another one. Each view has a separate
+thread. The thread sleeps for 20 times as long as an update takes, so it uses at most 5 % of a core. rich (an
+extra) is imported when a view starts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from polarmap.live import svg
+from polarmap.live.snapshots import (
+    STATE_BY_LETTER,
+    STATE_LETTERS,
+    MapSnapshot,
+    ProgramSnapshot,
+    WorkerSnapshot,
+)
+from polarmap.optional import require_extra
+from polarmap.plot import figure_style
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+LOG = logging.getLogger("polarmap")
+
+MIN_INTERVAL = 0.25  # seconds between updates
+REST_FACTOR = 20  # A view rests for at least this multiple of the time that an update takes.
+CLOSE_TIMEOUT = 1.0  # seconds that `close` waits for a terminal that does not accept output
+
+MAX_FINAL_LINES = 10  # Closing a view leaves at most this many lines.
+MAX_FAILURE_LINES = 3
+MAX_ITERATION_LINES = 3
+MAX_BAR_ROWS = 32  # A timeline shows single tasks if there are at most this many.
+MIN_HOST_WIDTH = 8  # columns for the name of a worker's machine
+MIN_MAP_LINES = 6  # A map is shown only if there is space for this many lines.
+
+DECODED_LETTER = "d"  # instead of the letter of the task's state
+# Symbols differ as well as colours. There are separate symbols for late tasks and decoded blocks.
+STATE_SYMBOLS = {
+    "held back": "·",
+    "queued": "□",
+    "running": "■",
+    "arrived": "■",
+    "surplus": "■",
+    "failed": "×",
+    "cancelled": "○",
+    "abandoned": "▪",
+    svg.LATE: "▲",
+    svg.DECODED: "◆",
+}
+LEVELS = " ▁▂▃▄▅▆▇"  # bars of increasing height, which leave a gap to the row above
+
+
+class SnapshotSource(Protocol):
+    """A function that returns the state of a program, such as `LiveHub.take_snapshot`."""
+
+    def __call__(self, is_final: bool = False) -> ProgramSnapshot:
+        """Return the state of the program.
+
+        If `is_final` is False, the source may return an earlier snapshot that is still recent.
+        """
+
+
+# --- lines of text -----------------------------------------------------------------------------
+
+
+def render_program(snapshot: ProgramSnapshot, width: int, max_lines: int, use_symbols: bool = True) -> Text:
+    """Format a program for a terminal.
+
+    The running maps are shown, or the latest map if none is running. The more space there is, the more is
+    shown of their timelines and of the workers.
+
+    Parameters
+    ----------
+    snapshot : ProgramSnapshot
+        The program.
+    width : int
+        The number of columns. Longer lines are cut off.
+    max_lines : int
+        The maximum number of lines.
+    use_symbols : bool
+        Whether to show tasks as coloured symbols. If False, each task is shown as the letter of its state,
+        which is legible without colours.
+
+    Returns
+    -------
+    rich.text.Text
+        The lines, which rich can print.
+    """
+    lines = [_render_header(snapshot, width), *_render_iterations(snapshot)]
+    n_free = max_lines - len(lines)
+    worker_lines = _render_workers(snapshot.workers, width, max(2, n_free // 3)) if n_free >= 12 else []
+    maps = svg.select_maps(snapshot, max(1, (n_free - len(worker_lines)) // MIN_MAP_LINES))
+    n_free -= len(worker_lines)
+    for n_later_maps, one_map in zip(reversed(range(len(maps))), maps):
+        map_lines = _render_map(one_map, width, n_free // (n_later_maps + 1), use_symbols)
+        lines += map_lines
+        n_free -= len(map_lines)
+    if not (maps or snapshot.iterations):
+        lines.append(_make_text("  no map has started", "dim"))
+    return _join_lines([*lines, *worker_lines][:max_lines], width)
+
+
+def render_final_state(snapshot: ProgramSnapshot, width: int, use_symbols: bool = True) -> Text:
+    """Format the lines that a view leaves behind: the fits, the latest map, and the number of maps."""
+    lines = _render_iterations(snapshot)
+    n_maps = sum(not one_map.is_running for one_map in snapshot.maps)
+    if snapshot.maps and not lines:
+        n_lines = MAX_FINAL_LINES - 1
+        lines += _render_map(snapshot.maps[-1], width, n_lines, use_symbols, has_timeline=False)
+    if max(n_maps, snapshot.n_finished_maps) > 1:
+        lines.append(_make_text(f"{max(n_maps, snapshot.n_finished_maps)} maps finished", "dim"))
+    return _join_lines(lines, width)
+
+
+def _make_text(text: str = "", style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(text, style, end="", no_wrap=True)
+
+
+def _join_lines(lines: Iterable[Text], width: int) -> Text:
+    """Join lines after cutting each to the width."""
+    shortened = []
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+        shortened.append(line)
+    joined = _make_text("\n").join(shortened)
+    joined.no_wrap, joined.end = True, "\n"
+    return joined
+
+
+def _render_header(snapshot: ProgramSnapshot, width: int) -> Text:
+    """Format the line that names the program and counts its maps. Without space, only the name remains."""
+    line = _make_text(svg.format_program_title(snapshot), "bold")
+    facts = "  ".join(svg.list_program_facts(snapshot))
+    if line.cell_len + len(facts) + 2 <= width:
+        line.append(f"  {facts}", "not bold dim")
+    return line
+
+
+def _render_iterations(snapshot: ProgramSnapshot) -> list[Text]:
+    iterations = snapshot.iterations[-MAX_ITERATION_LINES:]
+    return [_make_text(svg.format_iteration_line(iteration)) for iteration in iterations]
+
+
+# --- maps --------------------------------------------------------------------------------------
+
+
+def _render_map(
+    snapshot: MapSnapshot, width: int, max_lines: int, use_symbols: bool, has_timeline: bool = True
+) -> list[Text]:
+    """Format a map in at most `max_lines` lines: what matters most comes first, and the timeline last."""
+    title = _make_text(svg.format_map_title(snapshot), "bold")
+    title.append(
+        f"  {svg.make_printable(snapshot.code)}, {svg.make_printable(snapshot.executor)}", "not bold dim"
+    )
+    status_style = "bold red" if snapshot.error else "green" if not snapshot.is_running else ""
+    status = _make_text(f"  {snapshot.status_text}", status_style)
+    facts = _make_text(f"  {', '.join(svg.list_map_facts(snapshot))}", "dim")
+    below = [facts, *_render_failures(snapshot)]
+    max_cell_lines = max(1, min(max_lines - 3 - len(below), max(3, max_lines // 2)))
+    cells, tasks_per_cell = _render_cells(snapshot, width - 2, max_cell_lines, use_symbols)
+    legend = _render_legend(snapshot, width, use_symbols, tasks_per_cell)
+    lines = [title, status, *cells, *legend, *below]
+    if has_timeline:
+        lines += _render_timeline(snapshot, width - 2, max_lines - len(lines))
+    return lines[: max(1, max_lines)]
+
+
+def _get_cell(group: svg.TaskGroup, use_symbols: bool) -> tuple[str, str]:
+    """Return the character and the colour of a task or a group of tasks."""
+    if not use_symbols:
+        letter = DECODED_LETTER if group.is_decoded else STATE_LETTERS[group.state]
+        return letter.upper() if group.is_late else letter, ""
+    if group.is_decoded:
+        return STATE_SYMBOLS[svg.DECODED], figure_style.GREEN
+    if group.is_late and group.state != "failed":
+        return STATE_SYMBOLS[svg.LATE], svg.STATE_COLORS[group.state]
+    return STATE_SYMBOLS[group.state], _get_color(group.state)
+
+
+def _get_color(state: str) -> str:
+    """Return the colour of a state. Light grey would be invisible on a white terminal."""
+    return figure_style.GREY if state == "queued" else svg.STATE_COLORS.get(state, "")
+
+
+def _render_cells(
+    snapshot: MapSnapshot, width: int, max_lines: int, use_symbols: bool
+) -> tuple[list[Text], int]:
+    """Format a symbol for each task, or for each group of tasks if there are too many.
+
+    Returns the lines, and the number of tasks per symbol. A space follows each symbol if there are few tasks.
+    """
+    groups = svg.group_tasks(snapshot, max(1, width * max_lines))
+    separator = " " if 2 * len(groups) <= width else ""
+    per_line = max(1, width // (1 + len(separator)))
+    lines = []
+    for first in range(0, len(groups), per_line):
+        line, run, run_color = _make_text("  "), "", ""
+        for group in groups[first : first + per_line]:
+            symbol, color = _get_cell(group, use_symbols)
+            if color != run_color:
+                line.append(run, run_color)
+                run, run_color = "", color
+            run += symbol + separator
+        line.append(run.rstrip(), run_color)
+        lines.append(line)
+    return lines, max((group.n_tasks for group in groups), default=1)
+
+
+def _render_legend(snapshot: MapSnapshot, width: int, use_symbols: bool, tasks_per_cell: int) -> list[Text]:
+    """Format the number of tasks in each state that occurs, next to the symbol or letter of the state."""
+    letters = STATE_LETTERS | {svg.LATE: "upper case", svg.DECODED: DECODED_LETTER}
+    entries = []
+    for state, count in svg.count_tasks_by_state(snapshot).items():
+        entry = _make_text(f" {count:,} {state}")
+        if use_symbols:
+            color = figure_style.GREEN if state == svg.DECODED else _get_color(state)
+            entry = _make_text().append(STATE_SYMBOLS[state], color).append_text(entry)
+        else:
+            entry = _make_text(f"{letters[state]}:").append_text(entry)
+        entries.append(entry)
+    if tasks_per_cell > 1:
+        entries.append(_make_text(f"({tasks_per_cell} tasks per symbol)", "dim"))
+    return _wrap_entries(entries, width)
+
+
+def _wrap_entries(entries: Iterable[Text], width: int) -> list[Text]:
+    """Put short texts in lines, without dividing a text."""
+    lines = [_make_text(" ")]
+    for entry in entries:
+        if lines[-1].cell_len + 2 + entry.cell_len > width and lines[-1].cell_len > 1:
+            lines.append(_make_text(" "))
+        lines[-1].append(" ").append_text(entry).append(" ")
+    return lines
+
+
+def _render_failures(snapshot: MapSnapshot) -> list[Text]:
+    lines = [_make_text(f"  The map failed: {svg.make_printable(snapshot.error)}")] if snapshot.error else []
+    failures = snapshot.failures[-MAX_FAILURE_LINES:]
+    for failure in failures:
+        line = _make_text("  × ", figure_style.VERMILLION)
+        lines.append(line.append(svg.format_failure(failure), "default"))
+    hidden_text = svg.describe_hidden_failures(snapshot, len(failures))
+    return [*lines, _make_text(f"    {hidden_text}", "dim")] if hidden_text else lines
+
+
+# --- timeline ----------------------------------------------------------------------------------
+
+
+def _render_timeline(snapshot: MapSnapshot, width: int, max_lines: int) -> list[Text]:
+    """Format when tasks were queued and when they ran, or nothing if there are fewer than 4 lines.
+
+    With enough lines, each task has a row. Otherwise, the rows show how many tasks were queued, were running
+    and had returned.
+    """
+    if max_lines < 4 or not svg.compute_task_times(snapshot):
+        return []
+    label_width = 9
+    n_columns = max(10, width - label_width)
+    if snapshot.n <= min(MAX_BAR_ROWS, max_lines - 1):
+        lines = _render_bars(snapshot, n_columns, label_width)
+    else:
+        lines = _render_counts(snapshot, n_columns, label_width)
+    return [*lines, _render_time_axis(snapshot, n_columns, label_width)]
+
+
+def _render_bars(snapshot: MapSnapshot, n_columns: int, label_width: int) -> list[Text]:
+    """Format a row for each submitted task: dots while it was queued, and a bar while it ran."""
+    columns_per_second = n_columns / svg.get_timeline_end(snapshot)
+    lines = []
+    for times in svg.compute_task_times(snapshot):
+        queued, run, end = (min(n_columns, int(columns_per_second * moment)) for moment in times[1:])
+        state = STATE_BY_LETTER[snapshot.states[times.task].lower()]
+        has_run = times.ended_at > times.run_at
+        run = min(run, n_columns - 1) if has_run else run
+        line = _make_text(f"  {times.task:>{label_width - 1}} {' ' * queued}")
+        line.append("·" * (run - queued), figure_style.GREY)
+        line.append("━" * (max(1, end - run) if has_run else 0), _get_color(state))
+        lines.append(line)
+    return lines
+
+
+def _render_counts(snapshot: MapSnapshot, n_columns: int, label_width: int) -> list[Text]:
+    """Format rows of bars whose heights are the numbers of queued, running and returned tasks over time."""
+    counts = svg.count_tasks_over_time(snapshot, n_columns)
+    rows = (("queued", counts.queued), ("running", counts.running), ("arrived", counts.returned))
+    max_level = len(LEVELS) - 1
+    lines = []
+    for state, values in rows:
+        maximum = max(values) or 1
+        bars = "".join(LEVELS[-(-value * max_level // maximum)] for value in values)
+        lines.append(_make_text(f"  {state:<{label_width}}").append(bars, _get_color(state)))
+    return lines
+
+
+def _render_time_axis(snapshot: MapSnapshot, n_columns: int, label_width: int) -> Text:
+    """Format the time axis, with a mark at the moment when the results sufficed."""
+    end = svg.get_timeline_end(snapshot)
+    end_text = svg.format_seconds(end)
+    axis = f"0 s{' ' * (n_columns - 3 - len(end_text))}{end_text}"
+    if snapshot.sufficed_at is not None:
+        column = min(n_columns - 1, int(n_columns * snapshot.sufficed_at / end))
+        label = "sufficed ▲" if column >= 14 else "▲ sufficed"
+        first = column - len(label) + 1 if column >= 14 else column
+        axis = f"{axis[:first]}{label}{axis[first + len(label) :]}"[:n_columns]
+    return _make_text(f"  {'':<{label_width}}{axis}", "dim")
+
+
+# --- workers -----------------------------------------------------------------------------------
+
+
+def _render_workers(workers: Sequence[WorkerSnapshot], width: int, max_lines: int) -> list[Text]:
+    """Format a line for each worker, below a line that counts them."""
+    if not workers:
+        return []
+    n_shown = len(workers) if len(workers) < max_lines else max_lines - 2
+    # Working and abandoned workers come first.
+    shown = sorted(workers, key=lambda worker: worker.state == "idle")[: max(0, n_shown)]
+    rows = [svg.describe_worker(worker) for worker in shown]
+    column_widths = _fit_columns([max(map(len, column)) for column in zip(*rows)], width)
+    lines = [_make_text(svg.describe_workers(workers), "bold")]
+    for worker, row in zip(shown, rows):
+        cells = [f"{cell[:cell_width]:<{cell_width}}" for cell, cell_width in zip(row, column_widths)]
+        lines.append(_make_text(f"  {'  '.join(cells)}", "dim" if worker.state == "idle" else ""))
+    if len(shown) < len(workers):
+        lines.append(_make_text(f"  and {len(workers) - len(shown)} more", "dim"))
+    return lines[:max_lines]
+
+
+def _fit_columns(column_widths: list[int], width: int) -> list[int]:
+    """Return the widths of the columns that fit: names of machines are cut off, and last columns left out."""
+    for n_columns in range(len(column_widths), 2, -1):
+        fitted = column_widths[:n_columns]
+        n_missing = max(0, sum(fitted) + 2 * n_columns - width)
+        host_width = fitted[1] - n_missing
+        if not n_missing or host_width >= MIN_HOST_WIDTH:
+            return [fitted[0], host_width, *fitted[2:]]
+    return column_widths[:3]
+
+
+# --- updates -----------------------------------------------------------------------------------
+
+
+class Refresher:
+    """Calls a function repeatedly on a daemon thread, for at most 5 % of the time.
+
+    An exception of the function ends the thread, and is logged at DEBUG. It is never raised into a map.
+
+    Parameters
+    ----------
+    refresh : callable
+        Called without arguments at most every `min_interval` seconds. It returns True to be called again.
+    min_interval : float
+        The minimum number of seconds between two calls, and before the first one.
+    """
+
+    def __init__(self, refresh: Callable[[], bool], min_interval: float = MIN_INTERVAL) -> None:
+        self._refresh, self._min_interval = refresh, min_interval
+        self._is_closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, run: Callable[[Callable[[], None]], None] | None = None) -> None:
+        """Start the thread. `run`, if given, is called on it with the function to run."""
+        target: Callable[[], None] = self._run if run is None else lambda: run(self._run)
+        self._thread = threading.Thread(target=target, name="polarmap-view", daemon=True)
+        self._thread.start()
+
+    def close(self) -> bool:
+        """End the thread, and return whether it has ended within a second."""
+        self._is_closed.set()
+        if self._thread is None or self._thread is threading.current_thread():
+            return True
+        self._thread.join(CLOSE_TIMEOUT)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        interval, is_wanted = self._min_interval, True
+        try:
+            while is_wanted and not self._is_closed.wait(interval):
+                started_at = time.perf_counter()
+                is_wanted = self._refresh()
+                interval = max(self._min_interval, REST_FACTOR * (time.perf_counter() - started_at))
+        except Exception:
+            LOG.debug("a live view ended with an exception", exc_info=True)
+
+
+class ViewScope:
+    """Selects the maps and fits that run while a view is open, from all that the program has run.
+
+    Parameters
+    ----------
+    initial : ProgramSnapshot or None
+        The program when the view starts. Maps and fits that have finished by then are not shown. None selects
+        everything.
+    """
+
+    def __init__(self, initial: ProgramSnapshot | None) -> None:
+        maps = () if initial is None else initial.maps
+        iterations = () if initial is None else initial.iterations
+        self._finished_ids = {one_map.map_id for one_map in maps if not one_map.is_running}
+        self._finished_iterations = [iteration for iteration in iterations if not iteration.is_running]
+        self._n_finished_maps = 0 if initial is None else initial.n_finished_maps
+
+    def select(self, snapshot: ProgramSnapshot) -> ProgramSnapshot:
+        """Return the snapshot without what had finished before the view started."""
+        return replace(
+            snapshot,
+            n_finished_maps=max(0, snapshot.n_finished_maps - self._n_finished_maps),
+            maps=tuple(one for one in snapshot.maps if one.map_id not in self._finished_ids),
+            iterations=tuple(one for one in snapshot.iterations if one not in self._finished_iterations),
+        )
+
+
+class TerminalView:
+    """Shows the maps of a program in a terminal until it is closed, and then leaves their final state.
+
+    Lines that the program prints appear above the view. If the stream is not a terminal, the view writes
+    a line for each map that starts or finishes.
+
+    Parameters
+    ----------
+    take_snapshot : SnapshotSource
+        Called on the view's thread, and in `start` and `close`.
+    stream : text file, optional
+        The stream to write to. The default is standard error.
+    shows_all : bool
+        Whether to show maps that had finished before the view started, too.
+
+    Examples
+    --------
+    >>> from polarmap.live.hub import LiveHub
+    >>> view = TerminalView(LiveHub().take_snapshot)
+    >>> view.start()  # doctest: +SKIP
+    >>> view.close()
+    """
+
+    def __init__(
+        self, take_snapshot: SnapshotSource, stream: TextIO | None = None, shows_all: bool = False
+    ) -> None:
+        self._take_snapshot, self._stream, self._shows_all = take_snapshot, stream, shows_all
+        self._scope: ViewScope | None = None
+        self._open_screens: list[LiveScreen | PlainLines] = []  # one, or none before and after the view
+        self._is_closing = False
+        self._refresher = Refresher(self._refresh)
+
+    def start(self) -> None:
+        """Start to show the program.
+
+        Raises
+        ------
+        ImportError
+            If rich is not installed. The message says how to install it.
+        """
+        with require_extra("a live view in a terminal", "rich", "live"):
+            import rich.live  # noqa: F401
+        stream = sys.stderr if self._stream is None else self._stream
+        self._scope = ViewScope(None if self._shows_all else self._take_snapshot(is_final=True))
+        self._open_screens.append(LiveScreen(stream) if is_terminal(stream) else PlainLines(stream))
+        atexit.register(self.close)  # Otherwise, a program that exits early leaves the cursor hidden.
+        self._refresher.start()
+
+    def close(self) -> None:
+        """Show the final state and end the thread.
+
+        If the terminal does not accept output for a second, the final state appears when it does.
+        """
+        atexit.unregister(self.close)
+        self._is_closing = True
+        if self._refresher.close():
+            self._show_final_state()
+
+    def _refresh(self) -> bool:
+        assert self._scope is not None
+        for screen in self._open_screens:
+            screen.show(self._scope.select(self._take_snapshot()))
+        if self._is_closing:  # `close` may have stopped waiting for this call.
+            self._show_final_state()
+        return True
+
+    def _show_final_state(self) -> None:
+        """Show the final state unless this has already been done."""
+        with contextlib.suppress(Exception):  # A closed terminal must not fail the map.
+            while self._open_screens and self._scope is not None:
+                screen = self._open_screens.pop()
+                screen.close(self._scope.select(self._take_snapshot(is_final=True)))
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal on which lines can be updated in place."""
+    try:
+        return bool(stream.isatty()) and os.environ.get("TERM") not in ("dumb", "unknown")
+    except (AttributeError, ValueError):  # The stream is closed, or is not a file.
+        return False
+
+
+class PlainLines:
+    """Writes a line for each map that starts or finishes.
+
+    Parameters
+    ----------
+    stream : text file
+        The stream to write to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._started_ids, self._finished_ids = set[int](), set[int]()
+
+    def show(self, snapshot: ProgramSnapshot) -> None:
+        """Write the lines of maps that have started or finished since the last call."""
+        for one_map in snapshot.maps:
+            map_id = one_map.map_id
+            if one_map.is_running and map_id not in self._started_ids:
+                self._write(f"{svg.format_map_title(one_map)}: {one_map.n} tasks, {one_map.needed} needed")
+            elif not one_map.is_running and map_id not in self._finished_ids:
+                self._finished_ids.add(map_id)
+                self._write(svg.format_map_line(one_map))
+            self._started_ids.add(map_id)
+
+    def close(self, snapshot: ProgramSnapshot) -> None:
+        """Write the remaining lines, and a line for each fit."""
+        self.show(snapshot)
+        for iteration in snapshot.iterations:
+            self._write(svg.format_iteration_line(iteration))
+
+    def _write(self, line: str) -> None:
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+
+class LiveScreen:
+    """Updates lines of a terminal in place.
+
+    Parameters
+    ----------
+    stream : text file
+        A terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+
+        self._console: Console = Console(file=stream, highlight=False, emoji=False, markup=False)
+        self._live: Live | None = None
+        self._use_symbols = can_show_symbols(self._console)
+
+    def show(self, snapshot: ProgramSnapshot) -> None:
+        """Replace the lines on the screen by the current state."""
+        width, height = self._console.size
+        text = render_program(snapshot, width, max(2, height - 1), self._use_symbols)
+        if self._live is None:
+            self._live = self._start_live()
+        self._live.update(text, refresh=True)
+
+    def close(self, snapshot: ProgramSnapshot) -> None:
+        """Replace the lines by the final state: a few lines, or one if nothing was shown yet."""
+        if self._live is None:
+            lines = [*map(svg.format_map_line, snapshot.maps)]
+            lines += map(svg.format_iteration_line, snapshot.iterations)
+            self._console.print("\n".join(lines), soft_wrap=True)
+            return
+        self._live.update(render_final_state(snapshot, self._console.width, self._use_symbols))
+        self._live.stop()
+
+    def _start_live(self) -> Live:
+        """Start rich's live display, which redirects what the program prints to the terminal."""
+        from rich.live import Live
+
+        live = Live(
+            console=self._console,
+            auto_refresh=False,
+            redirect_stdout=is_terminal(sys.stdout),  # else output into a file would appear on the terminal
+            redirect_stderr=is_terminal(sys.stderr),
+        )
+        live.start()
+        _register_fork_handler()
+        return live
+
+
+def can_show_symbols(console: Console) -> bool:
+    """Return whether a terminal has colours and Unicode. Otherwise, tasks are shown as letters."""
+    return bool(console.color_system and not console.no_color and console.encoding.startswith("utf"))
+
+
+_has_fork_handler = False
+
+
+def _register_fork_handler() -> None:
+    """Let forked child processes print directly. They could inherit a lock that the view holds."""
+    global _has_fork_handler
+    if not _has_fork_handler and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_restore_streams)
+        _has_fork_handler = True
+
+
+def _restore_streams() -> None:
+    """Restore the standard output and standard error that rich has redirected."""
+    for name in ("stdout", "stderr"):
+        original = getattr(getattr(sys, name), "rich_proxied_file", None)
+        if original is not None:
+            setattr(sys, name, original)
