@@ -55,6 +55,8 @@ ELASTIC_STYLES = {
     "coded, rotation": ("o-", figure_style.VERMILLION),
 }
 
+MIN_TEXT_POINTS = 11.0  # of figures that a narrow window shrinks
+
 
 def draw_figures(
     folder: Path,
@@ -81,7 +83,30 @@ def draw_example_plan(folder: Path) -> None:
     """Draw the figures of docs/how-many-workers.md: its run times, and the frontier of its plan."""
     run_times = sample_example_run_times()
     plot_run_times(run_times, folder / "run-times.png")
-    plan(24, Empirical(run_times)).plot(folder / "frontier.png")
+    save_narrow(plan(24, Empirical(run_times)).plot(), folder / "frontier.svg")
+
+
+def save_narrow(figure: Any, path: Path) -> None:
+    """Save a figure as SVG in a size whose text is legible when a narrow window shrinks the figure.
+
+    Labels that would cover earlier ones are left out.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    figure.set_size_inches(5.4, 4.4)
+    for text in figure.findobj(Text):
+        text.set_fontsize(max(text.get_fontsize(), MIN_TEXT_POINTS))
+    figure.draw_without_rendering()
+    shown: list[Bbox] = []
+    for label in (label for axes in figure.axes for label in axes.texts):
+        area = label.get_window_extent()
+        label.set_visible(area.count_overlaps(shown) == 0)
+        shown += [area] * label.get_visible()
+    # Every run writes the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "polarmap", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def draw_jobs(jobs: dict[tuple[Size, str], dict[str, Completion]], size: Size, path: Path) -> None:
