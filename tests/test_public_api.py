@@ -5,9 +5,11 @@ After an intended change, write the file again: `python tests/test_public_api.py
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ MODULES = (
     "polarmap.xr",
 )
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
+ROOT = Path(__file__).resolve().parents[1]
+CHANGELOG, NAMES = ROOT / "CHANGELOG.md", ROOT / "docs" / "names.md"
 
 
 def public_names(module: Any) -> list[str]:
@@ -89,6 +93,40 @@ def api() -> str:
 
 def test_public_api_equals_the_snapshot() -> None:
     assert api() == SNAPSHOT.read_text()
+
+
+def stored_attributes(owner: type) -> Iterator[str]:
+    """Yield the public attributes that methods of a class of polarmap or its bases assign to `self`."""
+    for base in owner.__mro__:
+        if base.__module__.partition(".")[0] == "polarmap":
+            for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base)))):
+                if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+                    continue
+                if ast.unparse(node.value) == "self" and not node.attr.startswith("_"):
+                    yield node.attr
+
+
+def test_new_names_in_the_changelog_are_public() -> None:
+    # The changelog links to the page with the tables of renamed names. In their rows, all names but the old
+    # ones have to be public, as in | `Pool` | `idle=` | `idle_timeout=` |
+    renamed = CHANGELOG.read_text(encoding="utf-8").partition("### Renamed\n")[2].partition("\n### ")[0]
+    assert "(docs/names.md)" in renamed
+    rows = [
+        line.strip("|").split("|")
+        for line in NAMES.read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    ]
+    cells = [cell for row in rows for cell in (*row[:-2], row[-1])]
+    named = set(re.findall(r"\w+", " ".join(re.findall("`(.+?)`", " ".join(cells)))))
+    assert named > {"stop_workers", "idle_timeout", "XarrayObject"}
+    classes = [
+        value
+        for module in map(importlib.import_module, MODULES)
+        for value in (getattr(module, name) for name in public_names(module))
+        if inspect.isclass(value)
+    ]
+    attributes = {name for owner in classes for name in stored_attributes(owner)}
+    assert named - set(re.findall(r"\w+", SNAPSHOT.read_text())) - attributes == set()
 
 
 if __name__ == "__main__":
