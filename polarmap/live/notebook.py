@@ -49,6 +49,8 @@ class NotebookView:
         self._scope: ViewScope | None = None
         self._display_handle: Any = None
         self._displayed: dict[str, str] | None = None
+        # Jupyter finds the cell of an output in context variables, which the view's thread does not inherit.
+        self._cell_context = contextvars.copy_context()
         self._refresher = Refresher(self._refresh)
 
     def start(self) -> None:
@@ -56,8 +58,7 @@ class NotebookView:
         snapshot = self._take_snapshot(is_final=True)
         self._scope = ViewScope(None if self._shows_all else snapshot)
         self._show(self._scope.select(snapshot))
-        # Jupyter finds the cell of an output in context variables, which a new thread does not inherit.
-        self._refresher.start(contextvars.copy_context().run)
+        self._refresher.start()
 
     def close(self) -> None:
         """Show the final state and end the thread."""
@@ -89,8 +90,9 @@ class NotebookView:
             from IPython.display import display
 
             show: Any = display  # IPython has no types.
-            self._display_handle = show(data, raw=True, display_id=True)
+            self._display_handle = self._cell_context.run(show, data, raw=True, display_id=True)
         else:
+            # Updates belong to the cell that is running now. Some programs that run notebooks drop others.
             self._display_handle.update(data, raw=True)
 
 

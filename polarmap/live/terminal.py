@@ -374,10 +374,9 @@ class Refresher:
         self._is_closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, run: Callable[[Callable[[], None]], None] | None = None) -> None:
-        """Start the thread. `run`, if given, is called on it with the function to run."""
-        target: Callable[[], None] = self._run if run is None else lambda: run(self._run)
-        self._thread = threading.Thread(target=target, name="polarmap-view", daemon=True)
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="polarmap-view", daemon=True)
         self._thread.start()
 
     def close(self) -> bool:
