@@ -165,8 +165,8 @@ def make_job_tables(size: Size, measurements: list[CodeMeasurement], jobs: Jobs)
     distributions = [distribution for job_size, distribution in jobs if job_size == size]
     sections = [
         f"## {size.k:,} blocks, {size.n:,} coded tasks",
-        f"These jobs have {size.k:,} blocks of data, and the codes start {size.n:,} tasks for them. "
-        "Open a table to see all schemes.",
+        f"The jobs in these tables have {size.k:,} blocks of data, for which codes start {size.n:,} tasks. "
+        "Open a table to compare all schemes.",
     ]
     for block_bytes in BLOCK_SIZES:
         header = ["mean seconds", "encode", "transfer", "plan, decode", *distributions]
@@ -248,8 +248,8 @@ def make_code_table(size: Size, measurements: list[CodeMeasurement], extra_rows:
     rows = [*(format_code_row(code) for code in measurements), *extra_rows]
     sections = [
         f"## {size.k:,} blocks, {size.n:,} coded",
-        f"All codes here have {size.k:,} data blocks and {size.n:,} coded blocks in total. "
-        "Only local product codes may have more, as their grid requires.",
+        f"All codes in this table make {size.n:,} coded blocks out of {size.k:,} data blocks, "
+        "or more to fill the grid of a local product code.",
         *fold(f"All codes with {size.k:,} blocks", markdown_table(header, rows)),
     ]
     return "\n\n".join(sections)
