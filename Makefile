@@ -16,7 +16,7 @@ run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-engines test-network soak-engines cloud-test soak lint bench compare runtime smoke package docs venv interpreter clean
+.PHONY: help demo test test-engines test-network test-site soak-engines cloud-test soak lint bench compare runtime smoke package release-check docs venv interpreter clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,23 @@ test-engines: .venv/.engines-test  ## run the tests that start Ray clusters, whi
 
 test-network: .venv/.test  ## run tests/testbed on machines made of Linux namespaces, as root
 	@$(run) -m pytest -m network tests/testbed
+
+build_site := NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+
+# The tests use Debian's Chromium, which root installs where it is missing.
+has_chromium := test -x /usr/bin/chromium -a -x /usr/bin/chromedriver
+# Files that are newer than the site, without those that Python writes.
+site_sources := docs examples backends polarmap mkdocs.yml setup.cfg README.md CHANGELOG.md CONTRIBUTING.md
+changed_since_site = find $(site_sources) -name __pycache__ -prune -o -type f -newer site/index.html -print -quit
+
+test-site: .venv/.site-test  ## build the site if needed, and run tests/site in Chromium
+	@$(has_chromium) || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium chromium-driver; } >&2 || true
+	@$(has_chromium) || { echo "make: tests/site needs Chromium with its driver in /usr/bin;" \
+	"install them (Debian: apt-get install chromium chromium-driver)." >&2; exit 2; }
+	@if test ! -f site/index.html || test -n "$$($(changed_since_site))"; then \
+	$(build_site); fi
+	@$(run) -m pytest -m site --numprocesses 2 --dist worksteal tests/site
 
 soak-engines: .venv/.test  ## run MAPS=1000 maps on ENGINE=dask or ray in such a network, with slow, cut and killed machines
 	@PYTHONPATH=tests $(run) -m testbed.soak --maps $(MAPS) $(SEED:%=--seed %) $(ENGINE:%=--engine %)
@@ -73,8 +90,11 @@ package: .venv/.test  ## build the sdist and the wheel into dist/ and check thei
 	@$(python) -m build
 	@$(python) -m twine check --strict dist/*
 
+release-check: .venv/.release-check  ## check a release in fresh environments; PYTHONS=... and EXTRAS=... choose some
+	@PYTHONPATH=tests $(run) -m release_check $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(EXTRAS),--extras $(EXTRAS))
+
 docs: .venv/.dev  ## build the documentation site into site/
-	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+	@$(build_site)
 	@echo "Open site/index.html."
 
 venv: .venv/.base  ## set up .venv with polarmap and its dependencies
@@ -91,6 +111,8 @@ stamped_test := base fast test
 stamped_dev  := base fast test dev
 stamped_engines-test := base fast test engines-test
 stamped_cloud-test := base fast test cloud-test
+stamped_site-test := base fast test site-test
+stamped_release-check := base fast test release-check
 
 .venv/.%: setup.cfg pyproject.toml | interpreter
 	@echo "Installing polarmap ($*) into .venv ..."

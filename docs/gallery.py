@@ -38,6 +38,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Show the first picture of each notebook in the list of notebooks."""
     if page.file.src_uri != "gallery.md":
         return markdown
+    page.meta["hide"] = ["toc"]  # The pictures need the place.
     return CARD.sub(r"- [![\1](gallery/\2-1.png)](gallery/\2.md)[\1](gallery/\2.md)", markdown)
 
 
@@ -81,7 +82,7 @@ def page_of(name: str, notebook: NotebookNode) -> tuple[str, dict[str, bytes]]:
         parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
         for output in cell.get("outputs", []):
             if output.get("name") == "stdout":
-                parts.append(f"```text\n{output.text.rstrip()}\n```")
+                parts.append(f'```text title="Output"\n{output.text.rstrip()}\n```')
             elif "image/png" in output.get("data", {}):
                 file = f"{name}-{len(pictures) + 1}.png"
                 pictures[file] = base64.b64decode(output.data["image/png"])

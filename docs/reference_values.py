@@ -51,7 +51,7 @@ def value_of(name: griffe.ExprName, func: griffe.Function) -> griffe.Expr | str 
 
 
 def as_written(section: griffe.DocstringSection, docstring: griffe.Docstring) -> griffe.DocstringSection:
-    """Return the section with one entry per description, and with types in words as they are written."""
+    """Return the section with one entry per description, and with the types as written in the docstring."""
     if isinstance(section, griffe.DocstringSectionRaises):
         for error in section.value:
             if isinstance(error.annotation, griffe.ExprTuple):

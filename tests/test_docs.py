@@ -537,7 +537,12 @@ def described() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["polarmap", *[f"polarmap.{name}" for name in ("planning", "glm", "convex", "convexnn")]]
+    "module",
+    [
+        "polarmap",
+        *[f"polarmap.{name}" for name in ("arrays", "codes", "convex", "convexnn", "glm", "linalg")],
+        *[f"polarmap.{name}" for name in ("planning", "testing", "types")],
+    ],
 )
 def test_the_reference_has_every_public_name(module: str) -> None:
     # documented name by name, and in a sentence

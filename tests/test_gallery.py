@@ -58,7 +58,7 @@ def test_a_script_becomes_a_page_with_what_its_cells_show(gallery: ModuleType) -
     assert title == "# A line\n\nDrawn by *matplotlib*."
     assert "(line.ipynb)" in links and "`examples/line.py`" in links
     assert code.startswith("```python\nimport matplotlib") and code.endswith("plt.show()\n```")
-    assert (printed, end) == ("```text\none\ntwo\n```", "The end.\n")
+    assert (printed, end) == ('```text title="Output"\none\ntwo\n```', "The end.\n")
     assert picture.endswith("(line-1.png)")
     assert pictures["line-1.png"].startswith(b"\x89PNG")
 

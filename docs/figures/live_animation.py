@@ -35,10 +35,10 @@ from rich.console import Console
 from selenium import webdriver
 
 import polarmap
-from polarmap.live import svg
 from polarmap.live.activation import activate
 from polarmap.live.html_export import render_html
 from polarmap.live.snapshots import ProgramSnapshot
+from polarmap.live.svg import render_program_svg
 from polarmap.live.terminal import render_program
 from polarmap.testing import Fault, FaultyExecutor
 
@@ -265,7 +265,7 @@ def main() -> None:
     snapshots = record_map()
     still = choose_still(snapshots)
     draw_terminal(still, HERE / "live-terminal.svg")
-    (HERE / "live-notebook.svg").write_text(svg.render_program_svg(snapshots[-1]), "utf-8")
+    (HERE / "live-notebook.svg").write_text(render_program_svg(snapshots[-1]), "utf-8")
     with open_browser() as driver:
         photographer = Photographer(driver)
         draw_page(photographer, still, HERE / "live-light.png", is_dark=False)
