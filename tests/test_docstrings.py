@@ -20,8 +20,8 @@ VERBS = set(
     Connect Convert Copy Count Create Cut Declare Decode Decrypt Delete Deliver Derive Describe Discard
     Display Disconnect Divide Do Draw Drop Emit Encode Encrypt End Enter Estimate Evaluate Evict Execute Exit
     Explain Fail Fetch Fill Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint
-    Hold Ignore Import Improve Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load Log
-    Look Lower Make Map Mark Measure Memory-map Minimize Mix Move Multiply Name Note Notify Open Pack
+    Hold Ignore Import Improve Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load
+    Log Look Lower Make Map Mark Measure Memory-map Minimize Mix Move Multiply Name Note Notify Open Pack
     Parse Partition Pass Pickle Pin Plot Poll Predict Prepare Print Put Query Queue Raise React Read
     Rebuild Receive Recommend Record Reduce Refuse Register Reject Release Remember Remove Rename
     Replace Report Request Reserve Reset Restart Restore Return Reuse Rewrite Round Run Sample Schedule See

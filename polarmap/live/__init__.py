@@ -1,6 +1,6 @@
 """Show the maps of a program while they run: in a terminal, in a notebook, or in a browser.
 
-    running maps --reports--> hub --ProgramSnapshot--> terminal, notebook
+    running maps --reports--> hub --ProgramSnapshot--> descriptions --> terminal, notebook
                                         |
                                   program socket --> `polarmap top`, dashboard in a browser
 

@@ -11,9 +11,10 @@ import contextvars
 from collections.abc import Callable
 from typing import Any
 
+from polarmap.live.descriptions import format_program_line
+from polarmap.live.refreshing import Refresher, SnapshotSource, ViewScope
 from polarmap.live.snapshots import ProgramSnapshot
-from polarmap.live.svg import format_program_line, render_program_svg
-from polarmap.live.terminal import Refresher, SnapshotSource, ViewScope
+from polarmap.live.svg import render_program_svg
 
 
 class NotebookView:

@@ -1,239 +1,48 @@
-"""Draw snapshots as static SVG for notebooks, and describe them in the words that all text views share.
+"""Draw snapshots as static SVG for notebooks.
 
 An SVG needs no script, no font and no other file. It has its own background, so that it is legible on light
 and dark pages. Its size is limited for any number of tasks: above `MAX_SQUARES`, a square shows a group of
-tasks, and above `MAX_TIMELINE_ROWS`, the timeline shows numbers of tasks instead of single tasks.
+tasks, and above `MAX_TIMELINE_ROWS`, the timeline shows numbers of tasks instead of single tasks. The words
+come from `descriptions`, the groups of tasks from `task_groups`, and the times from `task_times`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from itertools import accumulate
-from typing import NamedTuple
 
-from polarmap.live.snapshots import (
-    STATE_BY_LETTER,
-    FailureSnapshot,
-    IterationSnapshot,
-    MapSnapshot,
-    ProgramSnapshot,
-    WorkerSnapshot,
+from polarmap.live.descriptions import (
+    describe_hidden_failures,
+    describe_map,
+    describe_worker,
+    describe_workers,
+    format_failure,
+    format_iteration_line,
+    format_map_line,
+    format_map_title,
+    format_program_line,
+    format_seconds,
+    list_map_facts,
+    make_printable,
+    select_maps,
+)
+from polarmap.live.snapshots import STATE_BY_LETTER, MapSnapshot, ProgramSnapshot, WorkerSnapshot
+from polarmap.live.task_groups import (
+    DECODED,
+    LATE,
+    STATE_COLORS,
+    TaskGroup,
+    count_tasks_by_state,
+    group_tasks,
+)
+from polarmap.live.task_times import (
+    TaskTimes,
+    compute_task_times,
+    count_tasks_over_time,
+    get_timeline_end,
 )
 from polarmap.plot import figure_style
-
-# A task is in this state if its letter is in upper case, or if its block is among the decoded ones.
-LATE, DECODED = "late", "decoded"
-
-STATE_COLORS = {
-    "arrived": figure_style.BLUE,
-    "running": figure_style.ORANGE,
-    "queued": figure_style.LIGHT_GREY,
-    "held back": figure_style.GREY,
-    "surplus": figure_style.SKY_BLUE,
-    "failed": figure_style.VERMILLION,
-    "abandoned": figure_style.GREY,
-    "cancelled": figure_style.GREY,
-}
-
-
-# --- groups of tasks ---------------------------------------------------------------------------
-
-
-class TaskGroup(NamedTuple):
-    """Consecutive tasks that a view shows as one cell, or a single task.
-
-    Attributes
-    ----------
-    first_task : int
-        The number of the first task.
-    n_tasks : int
-        The number of tasks.
-    state : str
-        "failed" if a task has failed, and otherwise the most common state.
-    is_late : bool
-        Whether a task is late.
-    is_decoded : bool
-        Whether the result of a task was decoded from other results.
-    """
-
-    first_task: int
-    n_tasks: int
-    state: str
-    is_late: bool
-    is_decoded: bool
-
-
-def group_tasks(snapshot: MapSnapshot, max_groups: int) -> list[TaskGroup]:
-    """Divide the tasks of a map into at most `max_groups` groups, which have one task each if possible."""
-    n_tasks = len(snapshot.states)
-    group_size = max(1, -(-n_tasks // max(1, max_groups)))
-    groups_with_decoded_blocks = {block // group_size for block in snapshot.decoded_blocks}
-    groups = []
-    for first_task in range(0, n_tasks, group_size):
-        letters = snapshot.states[first_task : first_task + group_size]
-        state = STATE_BY_LETTER[letters.lower()] if group_size == 1 else _choose_state(letters)
-        is_decoded = first_task // group_size in groups_with_decoded_blocks
-        groups.append(TaskGroup(first_task, len(letters), state, not letters.islower(), is_decoded))
-    return groups
-
-
-def _choose_state(letters: str) -> str:
-    """Return the state that a group of tasks is shown in, which is the one that needs the most attention."""
-    if "f" in letters or "F" in letters:
-        return "failed"
-    return STATE_BY_LETTER[Counter(letters.lower()).most_common(1)[0][0]]
-
-
-def count_tasks_by_state(snapshot: MapSnapshot) -> dict[str, int]:
-    """Return the number of tasks in each state that occurs. The last entries are late and decoded tasks.
-
-    >>> count_tasks_by_state(MapSnapshot(1, "f", "code", "pool", 4, 3, 3, 2, 1.0, True, "aaRq"))
-    {'arrived': 2, 'running': 1, 'queued': 1, 'late': 1}
-    """
-    counts = Counter(snapshot.states.lower())
-    n_late = sum(map(str.isupper, snapshot.states))
-    counts_by_state = {state: counts[letter] for letter, state in _LETTERS_IN_LEGEND_ORDER}
-    counts_by_state |= {LATE: n_late, DECODED: len(snapshot.decoded_blocks)}
-    return {state: count for state, count in counts_by_state.items() if count}
-
-
-_LETTERS_IN_LEGEND_ORDER = sorted(STATE_BY_LETTER.items(), key=lambda item: list(STATE_COLORS).index(item[1]))
-
-
-# --- text --------------------------------------------------------------------------------------
-
-
-def make_printable(text: str) -> str:
-    r"""Replace line breaks and control characters by spaces, so that terminals and XML accept the text.
-
-    >>> make_printable("no \x1b[31mroute\n")
-    'no  [31mroute'
-    """
-    return "".join(character if character.isprintable() else " " for character in text).strip()
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a duration, such as "0.31 s", "12.4 s" or "3 min 05 s".
-
-    >>> [format_seconds(seconds) for seconds in (0.314, 12.44, 185.2, 7500.0)]
-    ['0.31 s', '12.4 s', '3 min 05 s', '2 h 05 min']
-    """
-    if seconds < 9.995:
-        return f"{seconds:.2f} s"
-    if seconds < 99.95:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds // 60)
-    return (
-        f"{minutes} min {seconds % 60:02.0f} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
-
-
-def format_dollars(dollars: float) -> str:
-    """Format an amount with two significant digits, such as "$0.0012" or "$12.30"."""
-    return f"${dollars:.2f}" if dollars >= 0.1 or not dollars else f"${dollars:.2g}"
-
-
-def format_map_title(snapshot: MapSnapshot) -> str:
-    """Return the title of a map, such as "map 3: negative"."""
-    name = make_printable(snapshot.name)
-    return f"map {snapshot.map_id}: {name}" if name else f"map {snapshot.map_id}"
-
-
-def format_map_line(snapshot: MapSnapshot) -> str:
-    """Describe a map in one line, such as "map 3: 24 needed, 24 arrived, done in 0.31 s"."""
-    return f"map {snapshot.map_id}: {snapshot.status_text}"
-
-
-def list_map_facts(snapshot: MapSnapshot) -> list[str]:
-    """Return the time, moment of sufficient results, throughput and cost of a map as short texts.
-
-    The status text already contains the duration of a finished map, and the moment of a running one.
-    """
-    facts = []
-    if snapshot.is_running:
-        facts.append(f"{format_seconds(snapshot.elapsed_seconds)} elapsed")
-    elif snapshot.sufficed_at is not None:
-        facts.append(f"results sufficed after {format_seconds(snapshot.sufficed_at)}")
-    facts.append(f"{snapshot.results_per_second:,.4g} results/s")
-    if snapshot.cost_dollars is not None:
-        so_far = " so far" if snapshot.is_running else ""
-        facts.append(f"{format_dollars(snapshot.cost_dollars)}{so_far}")
-    return facts
-
-
-def format_failure(failure: FailureSnapshot) -> str:
-    """Describe the failure of a task in one line."""
-    place = f" on {make_printable(failure.host)}" if failure.host else ""
-    return f"task {failure.task}{place}: {make_printable(failure.message)}"
-
-
-def describe_hidden_failures(snapshot: MapSnapshot, n_shown: int) -> str:
-    """Describe how many tasks have failed in addition to the `n_shown` that a view shows, or return ""."""
-    n_hidden = snapshot.n_failed_tasks - n_shown
-    return f"{n_hidden} more {'task has' if n_hidden == 1 else 'tasks have'} failed" if n_hidden > 0 else ""
-
-
-def format_iteration_line(iteration: IterationSnapshot) -> str:
-    """Describe a fit in one line: the step, objective, duration of a step, and products."""
-    parts = [f"{make_printable(iteration.name)}: step {iteration.n_steps}"]
-    if iteration.objective is not None:
-        parts.append(f"objective {iteration.objective:.6g}")
-    if iteration.gradient_norm is not None:
-        parts.append(f"optimality {iteration.gradient_norm:.1e}")
-    if iteration.seconds_per_step is not None:
-        parts.append(f"{1e3 * iteration.seconds_per_step:.3g} ms per step")
-    parts.append(f"{iteration.n_products} products")
-    if not iteration.is_running:
-        parts.append(f"done in {format_seconds(iteration.elapsed_seconds)}")
-    return ", ".join(parts)
-
-
-def describe_workers(workers: Sequence[WorkerSnapshot]) -> str:
-    """Count workers by state, as in "4 workers: 3 working, 1 idle"."""
-    counts = Counter(worker.state for worker in workers)
-    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), reverse=True))
-    return f"{len(workers)} {'worker' if len(workers) == 1 else 'workers'}: {states}" if workers else ""
-
-
-def format_program_title(snapshot: ProgramSnapshot) -> str:
-    """Name a program, its process and its machine."""
-    return f"{make_printable(snapshot.name)} (process {snapshot.pid} on {make_printable(snapshot.host)})"
-
-
-def list_program_facts(snapshot: ProgramSnapshot) -> list[str]:
-    """Return the numbers of running and finished maps, and the throughput, as short texts."""
-    n_running = sum(one_map.is_running for one_map in snapshot.maps)
-    facts = [f"{n_running} running", f"{snapshot.n_finished_maps} finished"]
-    if snapshot.results_per_second:
-        facts.append(f"{snapshot.results_per_second:,.4g} results/s")
-    return facts
-
-
-def format_program_line(snapshot: ProgramSnapshot) -> str:
-    """Describe the program's fit, or its running or latest map, in one line."""
-    running_iterations = [iteration for iteration in snapshot.iterations if iteration.is_running]
-    if running_iterations:
-        return format_iteration_line(running_iterations[-1])
-    maps = select_maps(snapshot, 4)
-    if maps:
-        return "; ".join(map(format_map_line, maps))
-    if snapshot.iterations:
-        return format_iteration_line(snapshot.iterations[-1])
-    return describe_workers(snapshot.workers) or "no map has started"
-
-
-def select_maps(snapshot: ProgramSnapshot, max_maps: int) -> tuple[MapSnapshot, ...]:
-    """Return the latest running maps, or the latest finished map if none is running, oldest first."""
-    running_maps = tuple(one_map for one_map in snapshot.maps if one_map.is_running)
-    return running_maps[-max_maps:] or snapshot.maps[-1:]
-
-
-# --- SVG ---------------------------------------------------------------------------------------
 
 WIDTH = 720  # The width of an SVG in pixels.
 MARGIN = 16
@@ -314,7 +123,7 @@ def _limit_size(render: Callable[[int], str]) -> str:
 def _render_map(snapshot: MapSnapshot, max_squares: int) -> str:
     canvas = _Canvas()
     _draw_map(canvas, snapshot, max_squares, MAX_TIMELINE_ROWS)
-    return canvas.render(format_map_line(snapshot), _describe_map(snapshot))
+    return canvas.render(format_map_line(snapshot), describe_map(snapshot))
 
 
 def _render_program(snapshot: ProgramSnapshot, max_squares: int) -> str:
@@ -329,14 +138,7 @@ def _render_program(snapshot: ProgramSnapshot, max_squares: int) -> str:
         _draw_workers(canvas, snapshot.workers)
     if not (snapshot.iterations or maps or snapshot.workers):
         canvas.add_line("No map has started.")
-    return canvas.render(format_program_line(snapshot), " ".join(map(_describe_map, maps)))
-
-
-def _describe_map(snapshot: MapSnapshot) -> str:
-    """Describe a map for screen readers."""
-    counts = ", ".join(f"{count} {state}" for state, count in count_tasks_by_state(snapshot).items())
-    facts = ", ".join(list_map_facts(snapshot))
-    return f"{format_map_title(snapshot)}. {snapshot.n} tasks: {counts}. {facts}."
+    return canvas.render(format_program_line(snapshot), " ".join(map(describe_map, maps)))
 
 
 class _Canvas:
@@ -522,76 +324,6 @@ def _trace_legend_symbol(state: str, x: float, y: float, size: int) -> Iterator[
 # --- timeline ----------------------------------------------------------------------------------
 
 
-class TaskTimes(NamedTuple):
-    """When a task was queued and when it ran, in seconds since the start of its map.
-
-    The task was queued from `queued_at` to `run_at`, and ran from `run_at` to `ended_at`. Each interval may
-    be empty.
-    """
-
-    task: int
-    queued_at: float
-    run_at: float
-    ended_at: float
-
-
-def compute_task_times(snapshot: MapSnapshot) -> list[TaskTimes]:
-    """Return the times of all tasks that were submitted, in the order of the tasks.
-
-    If it is unknown when a task started, it counts as running from its submission if it has returned or
-    is running, and as queued otherwise.
-    """
-    end = snapshot.elapsed_seconds
-    times = []
-    for task, submitted_at in enumerate(snapshot.submitted):
-        if submitted_at is None:
-            continue
-        started_at, arrived_at = snapshot.started[task], snapshot.arrived[task]
-        state = STATE_BY_LETTER[snapshot.states[task].lower()]
-        if started_at is None and arrived_at is None and state in ("queued", "cancelled"):
-            times.append(TaskTimes(task, submitted_at, end, end))
-        else:
-            run_at = submitted_at if started_at is None else max(submitted_at, started_at)
-            times.append(TaskTimes(task, submitted_at, run_at, end if arrived_at is None else arrived_at))
-    return times
-
-
-def get_timeline_end(snapshot: MapSnapshot) -> float:
-    """Return the duration of a map's timeline in seconds, which is above 0."""
-    arrivals = [arrived_at for arrived_at in snapshot.arrived if arrived_at is not None]
-    return max([snapshot.elapsed_seconds, *arrivals]) or 1.0
-
-
-class TaskCounts(NamedTuple):
-    """The numbers of tasks that are queued, running or have returned, at equidistant times."""
-
-    queued: list[int]
-    running: list[int]
-    returned: list[int]
-
-
-def count_tasks_over_time(snapshot: MapSnapshot, n_columns: int) -> TaskCounts:
-    """Count the tasks that are queued, running or have returned in each of `n_columns` equal time steps."""
-    times, end = compute_task_times(snapshot), get_timeline_end(snapshot)
-    edges = [end * (column + 0.5) / n_columns for column in range(n_columns)]
-    n_submitted = _count_up_to([task.queued_at for task in times], edges)
-    n_started = _count_up_to([task.run_at for task in times if task.run_at < task.ended_at], edges)
-    ended_at = [task.ended_at for task in times if task.run_at < task.ended_at]
-    n_ended = _count_up_to(ended_at, edges)
-    arrived_at = [arrival for arrival in snapshot.arrived if arrival is not None]
-    return TaskCounts(
-        [submitted - started for submitted, started in zip(n_submitted, n_started)],
-        [started - ended for started, ended in zip(n_started, n_ended)],
-        _count_up_to(arrived_at, edges),
-    )
-
-
-def _count_up_to(times: list[float], edges: list[float]) -> list[int]:
-    """Return, for each edge, the number of times that are not later."""
-    ordered = sorted(times)
-    return [bisect_right(ordered, edge) for edge in edges]
-
-
 def _draw_timeline(canvas: _Canvas, snapshot: MapSnapshot, max_rows: int) -> None:
     """Draw when tasks were queued and when they ran, and a line at the moment when the results sufficed."""
     times = compute_task_times(snapshot)
@@ -672,8 +404,11 @@ def _trace_steps(top_y: Sequence[float], bottom_y: Sequence[float]) -> str:
     return f"M{MARGIN} {bottom_y[0]:.1f}{forward}{backward}z"
 
 
+# --- workers -----------------------------------------------------------------------------------
+
+
 def _draw_workers(canvas: _Canvas, workers: Sequence[WorkerSnapshot]) -> None:
-    """List the workers: who they are, what they do, and for how long."""
+    """Draw a line for each worker, below a line that counts them."""
     canvas.add_line(describe_workers(workers), is_bold=True)
     for worker in workers[:MAX_SVG_WORKERS]:
         columns = describe_worker(worker)
@@ -682,17 +417,3 @@ def _draw_workers(canvas: _Canvas, workers: Sequence[WorkerSnapshot]) -> None:
         canvas.y += LINE_HEIGHT
     if len(workers) > MAX_SVG_WORKERS:
         canvas.add_line(f"and {len(workers) - MAX_SVG_WORKERS} more", is_note=True)
-
-
-def describe_worker(worker: WorkerSnapshot) -> tuple[str, str, str, str, str]:
-    """Return a worker's process, machine, task and its age, memory, and processor time. Unknown is a dash."""
-    task = worker.state if worker.task is None else f"task {worker.task}"
-    if worker.state == "abandoned" and worker.task is not None:
-        task += " abandoned"
-    return (
-        f"{worker.worker_id}: {'—' if worker.pid is None else worker.pid}",
-        make_printable(worker.host) or "this machine",
-        f"{task}, {format_seconds(worker.state_seconds)}",
-        "—" if worker.memory_bytes is None else f"{worker.memory_bytes / 1e6:,.0f} MB",
-        "—" if worker.cpu_seconds is None else f"{format_seconds(worker.cpu_seconds)} CPU",
-    )

@@ -1,24 +1,36 @@
 """Show the maps of a program in a terminal, updated in place, or as plain lines if there is no terminal.
 
-`TerminalView` shows the running program, and `polarmap top` uses it for another one. Each view has a separate
-thread. The thread sleeps for 20 times as long as an update takes, so it uses at most 5 % of a core. rich (an
-extra) is imported when a view starts.
+`TerminalView` shows the running program, and `polarmap top` uses it for another one. The words come from
+`descriptions`, the groups of tasks from `task_groups`, the times from `task_times`, and the thread that
+updates a view from `refreshing`. rich (an extra) is imported when a view starts.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
-from polarmap.live import svg
+from polarmap.live.descriptions import (
+    describe_hidden_failures,
+    describe_worker,
+    describe_workers,
+    format_failure,
+    format_iteration_line,
+    format_map_line,
+    format_map_start,
+    format_map_title,
+    format_program_title,
+    format_seconds,
+    list_map_facts,
+    list_program_facts,
+    make_printable,
+    select_maps,
+)
+from polarmap.live.refreshing import Refresher, SnapshotSource, ViewScope
 from polarmap.live.snapshots import (
     STATE_BY_LETTER,
     STATE_LETTERS,
@@ -26,6 +38,15 @@ from polarmap.live.snapshots import (
     ProgramSnapshot,
     WorkerSnapshot,
 )
+from polarmap.live.task_groups import (
+    DECODED,
+    LATE,
+    STATE_COLORS,
+    TaskGroup,
+    count_tasks_by_state,
+    group_tasks,
+)
+from polarmap.live.task_times import compute_task_times, count_tasks_over_time, get_timeline_end
 from polarmap.optional import require_extra
 from polarmap.plot import figure_style
 
@@ -33,12 +54,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
-
-LOG = logging.getLogger("polarmap")
-
-MIN_INTERVAL = 0.25  # seconds between updates
-REST_FACTOR = 20  # A view rests for at least this multiple of the time that an update takes.
-CLOSE_TIMEOUT = 1.0  # seconds that `close` waits for a terminal that does not accept output
 
 MAX_FINAL_LINES = 10  # Closing a view leaves at most this many lines.
 MAX_FAILURE_LINES = 3
@@ -58,20 +73,10 @@ STATE_SYMBOLS = {
     "failed": "×",
     "cancelled": "○",
     "abandoned": "▪",
-    svg.LATE: "▲",
-    svg.DECODED: "◆",
+    LATE: "▲",
+    DECODED: "◆",
 }
 LEVELS = " ▁▂▃▄▅▆▇"  # bars of increasing height, which leave a gap to the row above
-
-
-class SnapshotSource(Protocol):
-    """A function that returns the state of a program, such as `LiveHub.take_snapshot`."""
-
-    def __call__(self, is_final: bool = False) -> ProgramSnapshot:
-        """Return the state of the program.
-
-        If `is_final` is False, the source may return an earlier snapshot that is still recent.
-        """
 
 
 # --- lines of text -----------------------------------------------------------------------------
@@ -103,7 +108,7 @@ def render_program(snapshot: ProgramSnapshot, width: int, max_lines: int, use_sy
     lines = [_render_header(snapshot, width), *_render_iterations(snapshot)]
     n_free = max_lines - len(lines)
     worker_lines = _render_workers(snapshot.workers, width, max(2, n_free // 3)) if n_free >= 12 else []
-    maps = svg.select_maps(snapshot, max(1, (n_free - len(worker_lines)) // MIN_MAP_LINES))
+    maps = select_maps(snapshot, max(1, (n_free - len(worker_lines)) // MIN_MAP_LINES))
     n_free -= len(worker_lines)
     for n_later_maps, one_map in zip(reversed(range(len(maps))), maps):
         map_lines = _render_map(one_map, width, n_free // (n_later_maps + 1), use_symbols)
@@ -145,8 +150,8 @@ def _join_lines(lines: Iterable[Text], width: int) -> Text:
 
 def _render_header(snapshot: ProgramSnapshot, width: int) -> Text:
     """Format the line that names the program and counts its maps. Without space, only the name remains."""
-    line = _make_text(svg.format_program_title(snapshot), "bold")
-    facts = "  ".join(svg.list_program_facts(snapshot))
+    line = _make_text(format_program_title(snapshot), "bold")
+    facts = "  ".join(list_program_facts(snapshot))
     if line.cell_len + len(facts) + 2 <= width:
         line.append(f"  {facts}", "not bold dim")
     return line
@@ -154,7 +159,7 @@ def _render_header(snapshot: ProgramSnapshot, width: int) -> Text:
 
 def _render_iterations(snapshot: ProgramSnapshot) -> list[Text]:
     iterations = snapshot.iterations[-MAX_ITERATION_LINES:]
-    return [_make_text(svg.format_iteration_line(iteration)) for iteration in iterations]
+    return [_make_text(format_iteration_line(iteration)) for iteration in iterations]
 
 
 # --- maps --------------------------------------------------------------------------------------
@@ -164,13 +169,11 @@ def _render_map(
     snapshot: MapSnapshot, width: int, max_lines: int, use_symbols: bool, has_timeline: bool = True
 ) -> list[Text]:
     """Format a map in at most `max_lines` lines: what matters most comes first, and the timeline last."""
-    title = _make_text(svg.format_map_title(snapshot), "bold")
-    title.append(
-        f"  {svg.make_printable(snapshot.code)}, {svg.make_printable(snapshot.executor)}", "not bold dim"
-    )
+    title = _make_text(format_map_title(snapshot), "bold")
+    title.append(f"  {make_printable(snapshot.code)}, {make_printable(snapshot.executor)}", "not bold dim")
     status_style = "bold red" if snapshot.error else "green" if not snapshot.is_running else ""
     status = _make_text(f"  {snapshot.status_text}", status_style)
-    facts = _make_text(f"  {', '.join(svg.list_map_facts(snapshot))}", "dim")
+    facts = _make_text(f"  {', '.join(list_map_facts(snapshot))}", "dim")
     below = [facts, *_render_failures(snapshot)]
     max_cell_lines = max(1, min(max_lines - 3 - len(below), max(3, max_lines // 2)))
     cells, tasks_per_cell = _render_cells(snapshot, width - 2, max_cell_lines, use_symbols)
@@ -181,21 +184,21 @@ def _render_map(
     return lines[: max(1, max_lines)]
 
 
-def _get_cell(group: svg.TaskGroup, use_symbols: bool) -> tuple[str, str]:
+def _get_cell(group: TaskGroup, use_symbols: bool) -> tuple[str, str]:
     """Return the character and the colour of a task or a group of tasks."""
     if not use_symbols:
         letter = DECODED_LETTER if group.is_decoded else STATE_LETTERS[group.state]
         return letter.upper() if group.is_late else letter, ""
     if group.is_decoded:
-        return STATE_SYMBOLS[svg.DECODED], figure_style.GREEN
+        return STATE_SYMBOLS[DECODED], figure_style.GREEN
     if group.is_late and group.state != "failed":
-        return STATE_SYMBOLS[svg.LATE], svg.STATE_COLORS[group.state]
+        return STATE_SYMBOLS[LATE], STATE_COLORS[group.state]
     return STATE_SYMBOLS[group.state], _get_color(group.state)
 
 
 def _get_color(state: str) -> str:
     """Return the colour of a state. Light grey would be invisible on a white terminal."""
-    return figure_style.GREY if state == "queued" else svg.STATE_COLORS.get(state, "")
+    return figure_style.GREY if state == "queued" else STATE_COLORS.get(state, "")
 
 
 def _render_cells(
@@ -205,7 +208,7 @@ def _render_cells(
 
     Returns the lines, and the number of tasks per symbol. A space follows each symbol if there are few tasks.
     """
-    groups = svg.group_tasks(snapshot, max(1, width * max_lines))
+    groups = group_tasks(snapshot, max(1, width * max_lines))
     separator = " " if 2 * len(groups) <= width else ""
     per_line = max(1, width // (1 + len(separator)))
     lines = []
@@ -224,12 +227,12 @@ def _render_cells(
 
 def _render_legend(snapshot: MapSnapshot, width: int, use_symbols: bool, tasks_per_cell: int) -> list[Text]:
     """Format the number of tasks in each state that occurs, next to the symbol or letter of the state."""
-    letters = STATE_LETTERS | {svg.LATE: "upper case", svg.DECODED: DECODED_LETTER}
+    letters = STATE_LETTERS | {LATE: "upper case", DECODED: DECODED_LETTER}
     entries = []
-    for state, count in svg.count_tasks_by_state(snapshot).items():
+    for state, count in count_tasks_by_state(snapshot).items():
         entry = _make_text(f" {count:,} {state}")
         if use_symbols:
-            color = figure_style.GREEN if state == svg.DECODED else _get_color(state)
+            color = figure_style.GREEN if state == DECODED else _get_color(state)
             entry = _make_text().append(STATE_SYMBOLS[state], color).append_text(entry)
         else:
             entry = _make_text(f"{letters[state]}:").append_text(entry)
@@ -250,12 +253,12 @@ def _wrap_entries(entries: Iterable[Text], width: int) -> list[Text]:
 
 
 def _render_failures(snapshot: MapSnapshot) -> list[Text]:
-    lines = [_make_text(f"  The map failed: {svg.make_printable(snapshot.error)}")] if snapshot.error else []
+    lines = [_make_text(f"  The map failed: {make_printable(snapshot.error)}")] if snapshot.error else []
     failures = snapshot.failures[-MAX_FAILURE_LINES:]
     for failure in failures:
         line = _make_text("  × ", figure_style.VERMILLION)
-        lines.append(line.append(svg.format_failure(failure), "default"))
-    hidden_text = svg.describe_hidden_failures(snapshot, len(failures))
+        lines.append(line.append(format_failure(failure), "default"))
+    hidden_text = describe_hidden_failures(snapshot, len(failures))
     return [*lines, _make_text(f"    {hidden_text}", "dim")] if hidden_text else lines
 
 
@@ -268,7 +271,7 @@ def _render_timeline(snapshot: MapSnapshot, width: int, max_lines: int) -> list[
     With enough lines, each task has a row. Otherwise, the rows show how many tasks were queued, were running
     and had returned.
     """
-    if max_lines < 4 or not svg.compute_task_times(snapshot):
+    if max_lines < 4 or not compute_task_times(snapshot):
         return []
     label_width = 9
     n_columns = max(10, width - label_width)
@@ -281,9 +284,9 @@ def _render_timeline(snapshot: MapSnapshot, width: int, max_lines: int) -> list[
 
 def _render_bars(snapshot: MapSnapshot, n_columns: int, label_width: int) -> list[Text]:
     """Format a row for each submitted task: dots while it was queued, and a bar while it ran."""
-    columns_per_second = n_columns / svg.get_timeline_end(snapshot)
+    columns_per_second = n_columns / get_timeline_end(snapshot)
     lines = []
-    for times in svg.compute_task_times(snapshot):
+    for times in compute_task_times(snapshot):
         queued, run, end = (min(n_columns, int(columns_per_second * moment)) for moment in times[1:])
         state = STATE_BY_LETTER[snapshot.states[times.task].lower()]
         has_run = times.ended_at > times.run_at
@@ -297,7 +300,7 @@ def _render_bars(snapshot: MapSnapshot, n_columns: int, label_width: int) -> lis
 
 def _render_counts(snapshot: MapSnapshot, n_columns: int, label_width: int) -> list[Text]:
     """Format rows of bars whose heights are the numbers of queued, running and returned tasks over time."""
-    counts = svg.count_tasks_over_time(snapshot, n_columns)
+    counts = count_tasks_over_time(snapshot, n_columns)
     rows = (("queued", counts.queued), ("running", counts.running), ("arrived", counts.returned))
     max_level = len(LEVELS) - 1
     lines = []
@@ -310,8 +313,8 @@ def _render_counts(snapshot: MapSnapshot, n_columns: int, label_width: int) -> l
 
 def _render_time_axis(snapshot: MapSnapshot, n_columns: int, label_width: int) -> Text:
     """Format the time axis, with a mark at the moment when the results sufficed."""
-    end = svg.get_timeline_end(snapshot)
-    end_text = svg.format_seconds(end)
+    end = get_timeline_end(snapshot)
+    end_text = format_seconds(end)
     axis = f"0 s{' ' * (n_columns - 3 - len(end_text))}{end_text}"
     if snapshot.sufficed_at is not None:
         column = min(n_columns - 1, int(n_columns * snapshot.sufficed_at / end))
@@ -331,9 +334,9 @@ def _render_workers(workers: Sequence[WorkerSnapshot], width: int, max_lines: in
     n_shown = len(workers) if len(workers) < max_lines else max_lines - 2
     # Working and abandoned workers come first.
     shown = sorted(workers, key=lambda worker: worker.state == "idle")[: max(0, n_shown)]
-    rows = [svg.describe_worker(worker) for worker in shown]
+    rows = [describe_worker(worker) for worker in shown]
     column_widths = _fit_columns([max(map(len, column)) for column in zip(*rows)], width)
-    lines = [_make_text(svg.describe_workers(workers), "bold")]
+    lines = [_make_text(describe_workers(workers), "bold")]
     for worker, row in zip(shown, rows):
         cells = [f"{cell[:cell_width]:<{cell_width}}" for cell, cell_width in zip(row, column_widths)]
         lines.append(_make_text(f"  {'  '.join(cells)}", "dim" if worker.state == "idle" else ""))
@@ -354,75 +357,6 @@ def _fit_columns(column_widths: list[int], width: int) -> list[int]:
 
 
 # --- updates -----------------------------------------------------------------------------------
-
-
-class Refresher:
-    """Calls a function repeatedly on a daemon thread, for at most 5 % of the time.
-
-    An exception of the function ends the thread, and is logged at DEBUG. It is never raised into a map.
-
-    Parameters
-    ----------
-    refresh : callable
-        Called without arguments at most every `min_interval` seconds. It returns True to be called again.
-    min_interval : float
-        The minimum number of seconds between two calls, and before the first one.
-    """
-
-    def __init__(self, refresh: Callable[[], bool], min_interval: float = MIN_INTERVAL) -> None:
-        self._refresh, self._min_interval = refresh, min_interval
-        self._is_closed = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="polarmap-view", daemon=True)
-        self._thread.start()
-
-    def close(self) -> bool:
-        """End the thread, and return whether it has ended within a second."""
-        self._is_closed.set()
-        if self._thread is None or self._thread is threading.current_thread():
-            return True
-        self._thread.join(CLOSE_TIMEOUT)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        interval, is_wanted = self._min_interval, True
-        try:
-            while is_wanted and not self._is_closed.wait(interval):
-                started_at = time.perf_counter()
-                is_wanted = self._refresh()
-                interval = max(self._min_interval, REST_FACTOR * (time.perf_counter() - started_at))
-        except Exception:
-            LOG.debug("a live view ended with an exception", exc_info=True)
-
-
-class ViewScope:
-    """Selects the maps and fits that run while a view is open, from all that the program has run.
-
-    Parameters
-    ----------
-    initial : ProgramSnapshot or None
-        The program when the view starts. Maps and fits that have finished by then are not shown. None selects
-        everything.
-    """
-
-    def __init__(self, initial: ProgramSnapshot | None) -> None:
-        maps = () if initial is None else initial.maps
-        iterations = () if initial is None else initial.iterations
-        self._finished_ids = {one_map.map_id for one_map in maps if not one_map.is_running}
-        self._finished_iterations = [iteration for iteration in iterations if not iteration.is_running]
-        self._n_finished_maps = 0 if initial is None else initial.n_finished_maps
-
-    def select(self, snapshot: ProgramSnapshot) -> ProgramSnapshot:
-        """Return the snapshot without what had finished before the view started."""
-        return replace(
-            snapshot,
-            n_finished_maps=max(0, snapshot.n_finished_maps - self._n_finished_maps),
-            maps=tuple(one for one in snapshot.maps if one.map_id not in self._finished_ids),
-            iterations=tuple(one for one in snapshot.iterations if one not in self._finished_iterations),
-        )
 
 
 class TerminalView:
@@ -525,17 +459,17 @@ class PlainLines:
         for one_map in snapshot.maps:
             map_id = one_map.map_id
             if one_map.is_running and map_id not in self._started_ids:
-                self._write(f"{svg.format_map_title(one_map)}: {one_map.n} tasks, {one_map.needed} needed")
+                self._write(format_map_start(one_map))
             elif not one_map.is_running and map_id not in self._finished_ids:
                 self._finished_ids.add(map_id)
-                self._write(svg.format_map_line(one_map))
+                self._write(format_map_line(one_map))
             self._started_ids.add(map_id)
 
     def close(self, snapshot: ProgramSnapshot) -> None:
         """Write the remaining lines, and a line for each fit."""
         self.show(snapshot)
         for iteration in snapshot.iterations:
-            self._write(svg.format_iteration_line(iteration))
+            self._write(format_iteration_line(iteration))
 
     def _write(self, line: str) -> None:
         self._stream.write(f"{line}\n")
@@ -569,8 +503,8 @@ class LiveScreen:
     def close(self, snapshot: ProgramSnapshot) -> None:
         """Replace the lines by the final state: a few lines, or one if nothing was shown yet."""
         if self._live is None:
-            lines = [*map(svg.format_map_line, snapshot.maps)]
-            lines += map(svg.format_iteration_line, snapshot.iterations)
+            lines = [*map(format_map_line, snapshot.maps)]
+            lines += map(format_iteration_line, snapshot.iterations)
             self._console.print("\n".join(lines), soft_wrap=True)
             return
         self._live.update(render_final_state(snapshot, self._console.width, self._use_symbols))

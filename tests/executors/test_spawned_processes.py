@@ -77,7 +77,8 @@ def test_workers_and_folders_of_a_killed_driver_are_removed(hangs: bool) -> None
             return os.getpid()
 
         def hang(block):
-            os.write(1, b"%d\\n" % os.getpid())  # One write: `print` writes the line end separately if unbuffered.
+            # Without buffering, `print` would write the line and its end separately.
+            os.write(1, b"%d\\n" % os.getpid())
             time.sleep(600)
 
         with polarmap.Pool(workers=2, fork=False) as pool:

@@ -105,7 +105,7 @@ def displayed(output: Output) -> tuple[str, str]:
 def test_a_closed_view_leaves_one_output_with_the_final_state(outputs: dict[str, list[Output]]) -> None:
     (output,) = outputs["running"]
     svg, text = displayed(output)
-    assert text == "map 2: 3 needed, 3 arrived, done in 0.50 s"
+    assert text == "map 2, negative: 3 needed, 3 arrived, done in 0.50 s"
     assert text in svg
     assert "map 2: negative" in svg
     assert "map 1" not in svg
@@ -117,19 +117,21 @@ def test_closing_twice_does_nothing_and_leaves_no_thread(outputs: dict[str, list
 
 def test_maps_that_had_finished_before_are_shown_only_on_request(outputs: dict[str, list[Output]]) -> None:
     assert outputs["nothing"] == []
-    assert displayed(outputs["everything"][0])[1] == "map 1: 3 needed, 3 arrived, done in 0.20 s"
+    assert displayed(outputs["everything"][0])[1] == "map 1, old: 3 needed, 3 arrived, done in 0.20 s"
 
 
 def test_an_exception_in_a_view_is_not_raised_into_the_program(outputs: dict[str, list[Output]]) -> None:
     (output,) = outputs["failing"]
-    assert displayed(output)[1] == "map 2: 3 needed, 2 arrived"
+    assert displayed(output)[1] == "map 2, negative: 3 needed, 2 arrived"
 
 
 def test_a_view_can_end_itself(outputs: dict[str, list[Output]]) -> None:
     printed = [output["text"] for output in outputs["ends itself"] if output["output_type"] == "stream"]
     shown = [output for output in outputs["ends itself"] if output["output_type"] == "display_data"]
     assert printed == ["0\n"]
-    assert [displayed(output)[1] for output in shown] == ["map 2: 3 needed, 3 arrived, done in 0.50 s"]
+    assert [displayed(output)[1] for output in shown] == [
+        "map 2, negative: 3 needed, 3 arrived, done in 0.50 s"
+    ]
 
 
 def test_an_exported_page_shows_the_final_state(notebook: Any) -> None:

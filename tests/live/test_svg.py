@@ -20,20 +20,8 @@ from polarmap.live.snapshots import (
     WorkerSnapshot,
     make_map_snapshot,
 )
-from polarmap.live.svg import (
-    STATE_COLORS,
-    TaskGroup,
-    compute_task_times,
-    count_tasks_by_state,
-    count_tasks_over_time,
-    describe_hidden_failures,
-    format_dollars,
-    format_program_line,
-    group_tasks,
-    render_map_svg,
-    render_program_svg,
-    select_maps,
-)
+from polarmap.live.svg import render_map_svg, render_program_svg
+from polarmap.live.task_groups import STATE_COLORS
 from polarmap.plot import figure_style
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -91,77 +79,6 @@ def texts_of(root: ElementTree.Element) -> list[str]:
     return [element.text or "" for element in root.iter(f"{NAMESPACE}text")]
 
 
-# --- groups ------------------------------------------------------------------------------------
-
-
-def test_few_tasks_have_a_group_each() -> None:
-    snapshot = replace(RUNNING, decoded_blocks=(3,))
-    groups = group_tasks(snapshot, 8)
-    assert groups[1] == TaskGroup(1, 1, "running", is_late=True, is_decoded=False)
-    assert groups[3] == TaskGroup(3, 1, "failed", is_late=False, is_decoded=True)
-    assert [group.state for group in groups] == [
-        *("arrived", "running", "queued", "failed", "held back", "surplus", "cancelled", "abandoned")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("letters", "state", "is_late"),
-    [
-        ("aaaq", "arrived", False),
-        ("aaaf", "failed", False),
-        ("aaRR", "arrived", True),
-        ("qqrR", "queued", True),
-    ],
-)
-def test_a_group_shows_failed_and_late_tasks(letters: str, state: str, is_late: bool) -> None:
-    (group,) = group_tasks(replace(RUNNING, states=letters), 1)
-    assert (group.state, group.is_late, group.n_tasks) == (state, is_late, 4)
-
-
-@pytest.mark.parametrize("n", [1, 7, 999, 1000, 1001, 10_000])
-def test_groups_are_at_most_as_many_as_requested_and_contain_all_tasks(n: int) -> None:
-    groups = group_tasks(large_map(n), 1000)
-    assert len(groups) <= 1000
-    assert sum(group.n_tasks for group in groups) == n
-    assert [group.first_task for group in groups] == list(range(0, n, groups[0].n_tasks))
-
-
-def test_counts_of_tasks_end_with_late_and_decoded_ones() -> None:
-    counts = count_tasks_by_state(replace(RUNNING, decoded_blocks=(2, 3)))
-    assert list(counts.items())[-2:] == [("late", 1), ("decoded", 2)]
-    assert sum(counts.values()) == 8 + 1 + 2
-
-
-def test_every_state_has_a_colour() -> None:
-    assert set(STATE_COLORS) == set(STATE_LETTERS)
-
-
-# --- times -------------------------------------------------------------------------------------
-
-
-def test_tasks_are_queued_until_a_worker_starts_them() -> None:
-    times = {one.task: one[1:] for one in compute_task_times(RUNNING)}
-    assert times == {
-        0: (0.0, 0.1, 0.6),
-        1: (0.0, 0.2, 1.0),
-        2: (0.0, 1.0, 1.0),
-        3: (0.0, 0.3, 1.0),
-        5: (0.0, 0.2, 0.9),
-        6: (0.0, 1.0, 1.0),
-        7: (0.0, 0.5, 1.0),
-    }
-
-
-def test_counts_over_time_tell_queued_from_running_tasks() -> None:
-    counts = count_tasks_over_time(replace(RUNNING, states="aRqfhscx"), 10)
-    assert counts.queued == [7, 6, 4, 3, 3, 2, 2, 2, 2, 2]
-    assert counts.running == [0, 1, 3, 4, 4, 5, 4, 4, 4, 3]
-    assert counts.returned == [0, 0, 0, 0, 0, 0, 1, 1, 1, 2]
-
-
-# --- SVG ---------------------------------------------------------------------------------------
-
-
 def test_a_map_shows_its_status_legend_timeline_and_failures() -> None:
     snapshot = real_map()
     text = render_map_svg(snapshot)
@@ -189,7 +106,7 @@ def test_queued_and_running_tasks_look_different() -> None:
 def test_a_screen_reader_gets_a_title_and_a_description() -> None:
     root = parsed(render_map_svg(RUNNING))
     assert root.attrib["role"] == "img"
-    assert root.attrib["aria-label"] == "map 3: 6 needed, 1 arrived"
+    assert root.attrib["aria-label"] == "map 3, <f> & g: 6 needed, 1 arrived"
     title, description = root.find(f"{NAMESPACE}title"), root.find(f"{NAMESPACE}desc")
     assert title is not None
     assert title.text == root.attrib["aria-label"]
@@ -265,35 +182,3 @@ def test_a_program_shows_fits_running_maps_and_workers() -> None:
 
 def test_an_empty_program_says_so() -> None:
     assert "No map has started." in texts_of(parsed(render_program_svg(program_of())))
-
-
-# --- text --------------------------------------------------------------------------------------
-
-
-def test_a_program_is_described_by_its_fit_or_maps() -> None:
-    fit = IterationSnapshot("Lasso", 3, 0.5, 1e-3, 0.0123, 12, 0.1, False)
-    finished = replace(RUNNING, is_running=False)
-    assert format_program_line(program_of(RUNNING, RUNNING)).count("map 3: 6 needed, 1 arrived") == 2
-    assert format_program_line(replace(program_of(RUNNING), iterations=(fit,))).startswith("map 3")
-    running_fit = replace(fit, is_running=True)
-    assert format_program_line(replace(program_of(finished), iterations=(running_fit,))).startswith("Lasso")
-    assert format_program_line(replace(program_of(), iterations=(fit,))).startswith("Lasso")
-    assert format_program_line(program_of()) == "no map has started"
-
-
-def test_running_maps_are_selected_or_else_the_latest() -> None:
-    finished = [replace(RUNNING, map_id=number, is_running=False) for number in (1, 2)]
-    running = [replace(RUNNING, map_id=number) for number in (3, 4, 5)]
-    assert select_maps(program_of(*finished, *running), 2) == tuple(running[1:])
-    assert select_maps(program_of(*finished), 2) == (finished[1],)
-
-
-def test_small_and_large_amounts_have_two_significant_digits() -> None:
-    assert [format_dollars(amount) for amount in (0.00123, 0.1, 0.5, 12.3)] == [
-        *("$0.0012", "$0.10", "$0.50", "$12.30")
-    ]
-
-
-def test_hidden_failures_are_counted() -> None:
-    assert describe_hidden_failures(RUNNING, 0) == "2 more tasks have failed"
-    assert describe_hidden_failures(RUNNING, 2) == ""

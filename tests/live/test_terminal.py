@@ -13,14 +13,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
-from polarmap.live import terminal
+from polarmap.live import refreshing
+from polarmap.live.refreshing import Refresher
 from polarmap.live.snapshots import (
     FailureSnapshot,
     IterationSnapshot,
@@ -30,7 +30,6 @@ from polarmap.live.snapshots import (
 )
 from polarmap.live.terminal import (
     PlainLines,
-    Refresher,
     TerminalView,
     can_show_symbols,
     render_final_state,
@@ -210,9 +209,9 @@ def test_without_a_terminal_each_map_has_a_line_at_its_start_and_end() -> None:
         program_of(FINISHED, replace(FINISHED, map_id=4), iterations=(replace(FIT, is_running=False),))
     )
     assert stream.getvalue().splitlines() == [
-        "map 3: negative: 5 tasks, 4 needed",
-        "map 3: 4 needed, 4 arrived, done in 1.00 s",
-        "map 4: 4 needed, 4 arrived, done in 1.00 s",
+        "map 3, negative: 5 tasks, 4 needed",
+        "map 3, negative: 4 needed, 4 arrived, done in 1.00 s",
+        "map 4, negative: 4 needed, 4 arrived, done in 1.00 s",
         "Lasso: step 3, objective 0.5, optimality 1.0e-03, 12.3 ms per step, 12 products, done in 0.10 s",
     ]
 
@@ -315,11 +314,11 @@ def test_a_short_map_leaves_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     view.start()
     source.maps += (FINISHED,)
     view.close()
-    assert stream.getvalue() == "map 3: 4 needed, 4 arrived, done in 1.00 s\n"
+    assert stream.getvalue() == "map 3, negative: 4 needed, 4 arrived, done in 1.00 s\n"
 
 
 def test_a_stuck_terminal_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "CLOSE_TIMEOUT", 0.01)
+    monkeypatch.setattr(refreshing, "CLOSE_TIMEOUT", 0.01)
     stream, source = FakeTerminal(), Source(RUNNING)
     stream.can_write.clear()
     view = TerminalView(source, stream)
@@ -349,22 +348,6 @@ def test_a_broken_view_does_not_fail_the_program(broken: str) -> None:
     view.close()
 
 
-def test_a_view_rests_for_20_times_as_long_as_an_update_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([10.0, 10.5, 20.0, 20.001])
-    monkeypatch.setattr(terminal, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    waits = list[float]()
-
-    def wait(seconds: float) -> bool:
-        waits.append(seconds)
-        return len(waits) == 3
-
-    refresher = Refresher(lambda: True, 0.25)
-    monkeypatch.setattr(refresher, "_is_closed", type("Event", (), {"wait": staticmethod(wait), "set": int}))
-    refresher.start()
-    refresher.close()
-    assert waits == [0.25, 10.0, 0.25]
-
-
 def test_a_missing_rich_is_reported_before_the_view_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.live", None)
     with pytest.raises(ImportError, match=r"a live view in a terminal needs rich: pip install "):
@@ -377,7 +360,8 @@ SCRIPT = """
 import os, sys, threading
 sys.path.insert(0, sys.argv[1])
 from test_terminal import FINISHED, RUNNING, Source
-from polarmap.live.terminal import Refresher, TerminalView
+from polarmap.live.refreshing import Refresher
+from polarmap.live.terminal import TerminalView
 Refresher.__init__.__defaults__ = (0.01,)
 source = Source(RUNNING)
 view = TerminalView(source)

@@ -1,0 +1,193 @@
+"""Describe programs, maps, fits, workers and failures in the words that all text views share.
+
+The functions turn snapshots into short texts without layout or colours. The views place these texts:
+snapshots -> descriptions -> terminal, SVG, plain lines.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from polarmap.live.snapshots import (
+    FailureSnapshot,
+    IterationSnapshot,
+    MapSnapshot,
+    ProgramSnapshot,
+    WorkerSnapshot,
+)
+from polarmap.live.task_groups import count_tasks_by_state
+
+# --- characters and numbers --------------------------------------------------------------------
+
+
+def make_printable(text: str) -> str:
+    r"""Replace line breaks and control characters by spaces, so that terminals and XML accept the text.
+
+    >>> make_printable("no \x1b[31mroute\n")
+    'no  [31mroute'
+    """
+    return "".join(character if character.isprintable() else " " for character in text).strip()
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration, such as "0.31 s", "12.4 s" or "3 min 05 s".
+
+    >>> [format_seconds(seconds) for seconds in (0.314, 12.44, 185.2, 7500.0)]
+    ['0.31 s', '12.4 s', '3 min 05 s', '2 h 05 min']
+    """
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    return (
+        f"{minutes} min {seconds % 60:02.0f} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
+
+
+def format_dollars(dollars: float) -> str:
+    """Format an amount with two significant digits, such as "$0.0012" or "$12.30"."""
+    return f"${dollars:.2f}" if dollars >= 0.1 or not dollars else f"${dollars:.2g}"
+
+
+# --- maps --------------------------------------------------------------------------------------
+
+
+def format_map_title(snapshot: MapSnapshot) -> str:
+    """Return the title of a map, such as "map 3: negative"."""
+    name = make_printable(snapshot.name)
+    return f"map {snapshot.map_id}: {name}" if name else f"map {snapshot.map_id}"
+
+
+def format_map_start(snapshot: MapSnapshot) -> str:
+    """Describe a map that has just started in one line, such as "map 3, negative: 32 tasks, 24 needed"."""
+    return f"{_name_map(snapshot)}: {snapshot.n} tasks, {snapshot.needed} needed"
+
+
+def format_map_line(snapshot: MapSnapshot) -> str:
+    """Describe a map in one line, such as "map 3, negative: 24 needed, 24 arrived, done in 0.31 s"."""
+    return f"{_name_map(snapshot)}: {snapshot.status_text}"
+
+
+def _name_map(snapshot: MapSnapshot) -> str:
+    """Return the number of a map and the name of its function if it is known, such as "map 3, negative"."""
+    name = make_printable(snapshot.name)
+    return f"map {snapshot.map_id}, {name}" if name else f"map {snapshot.map_id}"
+
+
+def describe_map(snapshot: MapSnapshot) -> str:
+    """Describe a map in sentences for screen readers: its title, numbers of tasks by state, and facts."""
+    counts = ", ".join(f"{count} {state}" for state, count in count_tasks_by_state(snapshot).items())
+    facts = ", ".join(list_map_facts(snapshot))
+    return f"{format_map_title(snapshot)}. {snapshot.n} tasks: {counts}. {facts}."
+
+
+def list_map_facts(snapshot: MapSnapshot) -> list[str]:
+    """Return the time, moment of sufficient results, throughput and cost of a map as short texts.
+
+    The status text already contains the duration of a finished map, and the moment of a running one.
+    """
+    facts = []
+    if snapshot.is_running:
+        facts.append(f"{format_seconds(snapshot.elapsed_seconds)} elapsed")
+    elif snapshot.sufficed_at is not None:
+        facts.append(f"results sufficed after {format_seconds(snapshot.sufficed_at)}")
+    facts.append(f"{snapshot.results_per_second:,.4g} results/s")
+    if snapshot.cost_dollars is not None:
+        so_far = " so far" if snapshot.is_running else ""
+        facts.append(f"{format_dollars(snapshot.cost_dollars)}{so_far}")
+    return facts
+
+
+def format_failure(failure: FailureSnapshot) -> str:
+    """Describe the failure of a task in one line, such as "task 3 on node-7: ValueError: bad row"."""
+    place = f" on {make_printable(failure.host)}" if failure.host else ""
+    return f"task {failure.task}{place}: {make_printable(failure.message)}"
+
+
+def describe_hidden_failures(snapshot: MapSnapshot, n_shown: int) -> str:
+    """Describe how many tasks have failed in addition to the `n_shown` that a view shows, or return ""."""
+    n_hidden = snapshot.n_failed_tasks - n_shown
+    return f"{n_hidden} more {'task has' if n_hidden == 1 else 'tasks have'} failed" if n_hidden > 0 else ""
+
+
+# --- fits and workers --------------------------------------------------------------------------
+
+
+def format_iteration_line(iteration: IterationSnapshot) -> str:
+    """Describe a fit in one line: the step, objective, duration of a step, and products."""
+    parts = [f"{make_printable(iteration.name)}: step {iteration.n_steps}"]
+    if iteration.objective is not None:
+        parts.append(f"objective {iteration.objective:.6g}")
+    if iteration.gradient_norm is not None:
+        parts.append(f"optimality {iteration.gradient_norm:.1e}")
+    if iteration.seconds_per_step is not None:
+        parts.append(f"{1e3 * iteration.seconds_per_step:.3g} ms per step")
+    parts.append(f"{iteration.n_products} products")
+    if not iteration.is_running:
+        parts.append(f"done in {format_seconds(iteration.elapsed_seconds)}")
+    return ", ".join(parts)
+
+
+def describe_workers(workers: Sequence[WorkerSnapshot]) -> str:
+    """Count workers by state, as in "4 workers: 3 working, 1 idle"."""
+    counts = Counter(worker.state for worker in workers)
+    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), reverse=True))
+    return f"{len(workers)} {'worker' if len(workers) == 1 else 'workers'}: {states}" if workers else ""
+
+
+def describe_worker(worker: WorkerSnapshot) -> tuple[str, str, str, str, str]:
+    """Return the columns of a table of workers: process, machine, task, memory and processor time.
+
+    The third column also says for how long the worker has been at its task, or idle. Unknown values are
+    dashes.
+    """
+    task = worker.state if worker.task is None else f"task {worker.task}"
+    if worker.state == "abandoned" and worker.task is not None:
+        task += " abandoned"
+    return (
+        f"{worker.worker_id}: {'—' if worker.pid is None else worker.pid}",
+        make_printable(worker.host) or "this machine",
+        f"{task}, {format_seconds(worker.state_seconds)}",
+        "—" if worker.memory_bytes is None else f"{worker.memory_bytes / 1e6:,.0f} MB",
+        "—" if worker.cpu_seconds is None else f"{format_seconds(worker.cpu_seconds)} CPU",
+    )
+
+
+# --- programs ----------------------------------------------------------------------------------
+
+
+def format_program_title(snapshot: ProgramSnapshot) -> str:
+    """Name a program, its process and its machine, as in "fit.py (process 7 on node-1)"."""
+    return f"{make_printable(snapshot.name)} (process {snapshot.pid} on {make_printable(snapshot.host)})"
+
+
+def list_program_facts(snapshot: ProgramSnapshot) -> list[str]:
+    """Return the numbers of running and finished maps, and the throughput, as short texts."""
+    n_running = sum(one_map.is_running for one_map in snapshot.maps)
+    facts = [f"{n_running} running", f"{snapshot.n_finished_maps} finished"]
+    if snapshot.results_per_second:
+        facts.append(f"{snapshot.results_per_second:,.4g} results/s")
+    return facts
+
+
+def format_program_line(snapshot: ProgramSnapshot) -> str:
+    """Describe the program's fit, or its running or latest map, in one line."""
+    running_iterations = [iteration for iteration in snapshot.iterations if iteration.is_running]
+    if running_iterations:
+        return format_iteration_line(running_iterations[-1])
+    maps = select_maps(snapshot, 4)
+    if maps:
+        return "; ".join(map(format_map_line, maps))
+    if snapshot.iterations:
+        return format_iteration_line(snapshot.iterations[-1])
+    return describe_workers(snapshot.workers) or "no map has started"
+
+
+def select_maps(snapshot: ProgramSnapshot, max_maps: int) -> tuple[MapSnapshot, ...]:
+    """Return the latest running maps, or the latest finished map if none is running, oldest first."""
+    running_maps = tuple(one_map for one_map in snapshot.maps if one_map.is_running)
+    return running_maps[-max_maps:] or snapshot.maps[-1:]

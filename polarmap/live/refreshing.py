@@ -1,0 +1,102 @@
+"""Refresh a view on a thread that uses at most 5 % of a core, and select the maps that the view shows.
+
+The views in a terminal and in a notebook share this module. A `Refresher` repeats an update, and sleeps for
+20 times as long as the update took. Each update takes a snapshot, from which a `ViewScope` removes the maps
+and fits that had finished before the view started: snapshot source -> `ViewScope` -> view.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from polarmap.live.snapshots import ProgramSnapshot
+
+LOG = logging.getLogger("polarmap")
+
+MIN_INTERVAL = 0.25  # seconds between updates
+REST_FACTOR = 20  # A view rests for at least this multiple of the time that an update takes.
+CLOSE_TIMEOUT = 1.0  # seconds that `close` waits for the thread, which a stuck terminal can block
+
+
+class SnapshotSource(Protocol):
+    """A function that returns the state of a program, such as `LiveHub.take_snapshot`."""
+
+    def __call__(self, is_final: bool = False) -> ProgramSnapshot:
+        """Return the state of the program.
+
+        If `is_final` is False, the source may return an earlier snapshot that is still recent.
+        """
+
+
+class Refresher:
+    """Calls a function repeatedly on a daemon thread, for at most 5 % of the time.
+
+    An exception of the function ends the thread, and is logged at DEBUG. It is never raised into a map.
+
+    Parameters
+    ----------
+    refresh : callable
+        Called without arguments at most every `min_interval` seconds. It returns True to be called again.
+    min_interval : float
+        The minimum number of seconds between two calls, and before the first one.
+    """
+
+    def __init__(self, refresh: Callable[[], bool], min_interval: float = MIN_INTERVAL) -> None:
+        self._refresh, self._min_interval = refresh, min_interval
+        self._is_closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="polarmap-view", daemon=True)
+        self._thread.start()
+
+    def close(self) -> bool:
+        """End the thread, and return whether it has ended within a second."""
+        self._is_closed.set()
+        if self._thread is None or self._thread is threading.current_thread():
+            return True
+        self._thread.join(CLOSE_TIMEOUT)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        interval, is_wanted = self._min_interval, True
+        try:
+            while is_wanted and not self._is_closed.wait(interval):
+                started_at = time.perf_counter()
+                is_wanted = self._refresh()
+                interval = max(self._min_interval, REST_FACTOR * (time.perf_counter() - started_at))
+        except Exception:
+            LOG.debug("a live view ended with an exception", exc_info=True)
+
+
+class ViewScope:
+    """Selects the maps and fits that run while a view is open, from all that the program has run.
+
+    Parameters
+    ----------
+    initial : ProgramSnapshot or None
+        The program when the view starts. Maps and fits that have finished by then are not shown. None selects
+        everything.
+    """
+
+    def __init__(self, initial: ProgramSnapshot | None) -> None:
+        maps = () if initial is None else initial.maps
+        iterations = () if initial is None else initial.iterations
+        self._finished_ids = {one_map.map_id for one_map in maps if not one_map.is_running}
+        self._finished_iterations = [iteration for iteration in iterations if not iteration.is_running]
+        self._n_finished_maps = 0 if initial is None else initial.n_finished_maps
+
+    def select(self, snapshot: ProgramSnapshot) -> ProgramSnapshot:
+        """Return the snapshot without the maps and fits that had finished before the view started."""
+        return replace(
+            snapshot,
+            n_finished_maps=max(0, snapshot.n_finished_maps - self._n_finished_maps),
+            maps=tuple(one for one in snapshot.maps if one.map_id not in self._finished_ids),
+            iterations=tuple(one for one in snapshot.iterations if one not in self._finished_iterations),
+        )

@@ -1,0 +1,82 @@
+"""Compute when each task of a map was queued and ran, and how many tasks were queued and ran over time.
+
+If a view has space for all tasks, its timeline shows the times of each task. Otherwise, the timeline shows
+numbers of tasks: snapshots -> task times -> timelines in the terminal and in the SVG.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+from polarmap.live.snapshots import STATE_BY_LETTER, MapSnapshot
+
+
+class TaskTimes(NamedTuple):
+    """When a task was queued and when it ran, in seconds since the start of its map.
+
+    The task was queued from `queued_at` to `run_at`, and ran from `run_at` to `ended_at`. Each interval may
+    be empty.
+    """
+
+    task: int
+    queued_at: float
+    run_at: float
+    ended_at: float
+
+
+def compute_task_times(snapshot: MapSnapshot) -> list[TaskTimes]:
+    """Return the times of all tasks that were submitted, in the order of the tasks.
+
+    If it is unknown when a task started, it counts as running from its submission if it has returned or
+    is running, and as queued otherwise.
+    """
+    end = snapshot.elapsed_seconds
+    times = []
+    for task, submitted_at in enumerate(snapshot.submitted):
+        if submitted_at is None:
+            continue
+        started_at, arrived_at = snapshot.started[task], snapshot.arrived[task]
+        state = STATE_BY_LETTER[snapshot.states[task].lower()]
+        if started_at is None and arrived_at is None and state in ("queued", "cancelled"):
+            times.append(TaskTimes(task, submitted_at, end, end))
+        else:
+            run_at = submitted_at if started_at is None else max(submitted_at, started_at)
+            times.append(TaskTimes(task, submitted_at, run_at, end if arrived_at is None else arrived_at))
+    return times
+
+
+def get_timeline_end(snapshot: MapSnapshot) -> float:
+    """Return the duration of a map's timeline in seconds, which is above 0."""
+    arrivals = [arrived_at for arrived_at in snapshot.arrived if arrived_at is not None]
+    return max([snapshot.elapsed_seconds, *arrivals]) or 1.0
+
+
+class TaskCounts(NamedTuple):
+    """The numbers of tasks that are queued, running or have returned, at equidistant times."""
+
+    queued: list[int]
+    running: list[int]
+    returned: list[int]
+
+
+def count_tasks_over_time(snapshot: MapSnapshot, n_columns: int) -> TaskCounts:
+    """Count the tasks that are queued, running or have returned in each of `n_columns` equal time steps."""
+    times, end = compute_task_times(snapshot), get_timeline_end(snapshot)
+    edges = [end * (column + 0.5) / n_columns for column in range(n_columns)]
+    n_submitted = _count_up_to([task.queued_at for task in times], edges)
+    n_started = _count_up_to([task.run_at for task in times if task.run_at < task.ended_at], edges)
+    ended_at = [task.ended_at for task in times if task.run_at < task.ended_at]
+    n_ended = _count_up_to(ended_at, edges)
+    arrived_at = [arrival for arrival in snapshot.arrived if arrival is not None]
+    return TaskCounts(
+        [submitted - started for submitted, started in zip(n_submitted, n_started)],
+        [started - ended for started, ended in zip(n_started, n_ended)],
+        _count_up_to(arrived_at, edges),
+    )
+
+
+def _count_up_to(times: list[float], edges: list[float]) -> list[int]:
+    """Return, for each edge, the number of times that are not later."""
+    ordered = sorted(times)
+    return [bisect_right(ordered, edge) for edge in edges]
