@@ -9,7 +9,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 import sysconfig
@@ -22,13 +22,11 @@ from typing import Any
 
 import pytest
 import yaml
+from release_check.archives import copy_checkout
 
 import polarmap
 
 ROOT = Path(__file__).resolve().parents[1]
-LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist", "site"
-)
 CLEAN = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
@@ -43,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the checkout to a folder with a space in its name, so that building leaves nothing in the
     original.
     """
-    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("with space") / "source", ignore=LEFT_OUT))
+    return copy_checkout(tmp_path_factory.mktemp("with space") / "source")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +110,7 @@ def test_the_wheel_contains_only_the_package_and_templates(wheel: Path) -> None:
     package = {name for name in names if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "polarmap").rglob("*.py")}
     data = {"polarmap/py.typed", "polarmap/planning/training_trace.txt"}
+    data |= {f"polarmap/live/page/{path.name}" for path in (ROOT / "polarmap" / "live" / "page").iterdir()}
     assert package == modules | data | {f"polarmap/_templates/{name}" for name in shipped()}
 
 
@@ -133,7 +132,7 @@ def test_the_metadata_is_complete(wheel: Path) -> None:
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
     assert len(required) <= 7, f"the base install is small, not {required}"
     extras = {"aws", "gcp", "azure", "k8s", "fast", "plot", "storage", "linalg", "glm", "docs", "test", "dev"}
-    extras |= {"convex", "ibm", "opentelemetry", "xarray"}
+    extras |= {"convex", "ibm", "live", "opentelemetry", "xarray"}
     assert extras <= set(metadata.get_all("Provides-Extra", []))
 
 
@@ -182,7 +181,7 @@ def test_an_editable_install_finds_its_configurations(
     assert Path(shown["config"]) == source / "config" / "localhost.yaml"
 
 
-def test_conda_recipe_and_setup_cfg_have_the_same_requirements() -> None:
+def test_the_conda_recipe_agrees_with_setup_cfg() -> None:
     recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
@@ -198,4 +197,5 @@ def test_the_version_is_the_same_in_all_files() -> None:
     version = polarmap.__version__
     assert f"version = {version}\n" in (ROOT / "setup.cfg").read_text()
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None and newest[1] == version

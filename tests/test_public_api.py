@@ -6,6 +6,7 @@ After an intended change, write the file again: `python tests/test_public_api.py
 from __future__ import annotations
 
 import ast
+import enum
 import importlib
 import inspect
 import re
@@ -74,8 +75,9 @@ def members(owner: type) -> Iterator[str]:
 def lines_of(path: str, value: Any) -> Iterator[str]:
     """Yield the lines of one public name: a class with its members, a function with its parameters."""
     if inspect.isclass(value):
-        is_error = issubclass(value, BaseException)
-        yield f"class {path}" + ("" if is_error else parameters(value))
+        # The signature of an enumeration depends on the version of Python.
+        has_parameters = not issubclass(value, (BaseException, enum.Enum))
+        yield f"class {path}" + (parameters(value) if has_parameters else "")
         yield from (f"    {member}" for member in members(value))
     else:
         yield path + (parameters(value) if callable(value) else "")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PRODUCTS = [".*", "__pycache__", "*.py[co]", "*.nb[ic]", "*.egg-info", "build", "dist", "site"]
+PRODUCTS = [".*", "__pycache__", "*.py[co]", "*.nb[ic]", "*.egg-info"]
+TOP_PRODUCTS = ["build", "dist", "site"]  # Products at the top only: tests/site is committed.
 HIDDEN = [".ci", ".github", ".pre-commit-config.yaml"]  # Hidden names that are committed.
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users)/\w|/tmp/d[e]v\b")
 
@@ -39,7 +40,8 @@ def written() -> list[Path]:
     """Return all files here except products and caches."""
     paths = []
     for folder, folders, names in os.walk(ROOT):
-        folders[:] = [name for name in folders if not is_product(name)]
+        products = TOP_PRODUCTS if Path(folder) == ROOT else []
+        folders[:] = [name for name in folders if name not in products and not is_product(name)]
         paths += [Path(folder, name) for name in names if not is_product(name)]
     return paths
 
