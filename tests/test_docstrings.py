@@ -15,8 +15,7 @@ VERBS = set(
     # A list of strings would be one line for each verb.
     """
     Abandon Accept Add Advance Allocate Answer Append Apply Approximate Ask Assemble Assign Authenticate Await
-    Begin
-    Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Compare Compile Complete Compute
+    Begin Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Compare Compile Complete Compute
     Connect Convert Copy Count Create Cut Declare Decode Decrypt Delete Deliver Derive Describe Discard
     Display Disconnect Divide Do Draw Drop Emit Encode Encrypt End Enter Estimate Evaluate Evict Execute Exit
     Explain Fail Fetch Fill Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint
@@ -26,7 +25,7 @@ VERBS = set(
     Rebuild Receive Recommend Record Reduce Refuse Register Reject Release Remember Remove Rename
     Replace Report Request Reserve Reset Restart Restore Return Reuse Rewrite Round Run Sample Schedule See
     Seed Select Send Serialize Serve Set Show Shut Simulate Solve Sort Split Start Step Stop Store Style
-    Submit Sum Summarize Take Terminate Track Turn Unpack Update Validate View Wait Wake Warn Write
+    Submit Sum Summarize Take Terminate Track Train Turn Unpack Update Validate View Wait Wake Warn Write
     Yield
     """.split()  # noqa: SIM905
 )
