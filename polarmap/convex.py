@@ -1,6 +1,6 @@
 """Convex optimization whose matrix products run as coded maps: estimators, losses, penalties and a solver.
 
-Projections and proximal operators are those of pyproximal.
+Projections and proximal operators come from pyproximal.
 """
 
 from polarmap.optional import require_extra

@@ -96,7 +96,7 @@ def machine_epsilon(dtype: DType) -> float:
 
 
 def get_default_rtol(dtype: DType) -> float:
-    """Return the default value of `rtol`, for example 1e-10 for float64 and 0 for integers."""
+    """Return the default permitted relative error of decoding: 1e-10 for float64, 0 for integers."""
     return 0.0 if is_integer_dtype(dtype) else _DEFAULT_RTOL[_get_kind_and_itemsize(to_real_dtype(dtype))]
 
 

@@ -72,7 +72,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs
 
     def _make_limited_executor(self) -> Executor:
-        """Make an executor that runs at most `n_jobs` calls at a time. joblib submits twice as many."""
+        """Make an executor that runs only `n_jobs` calls at a time, because joblib submits twice as many."""
         executor = self._make_executor()
         executor._call_queue.limit_in_flight(self._n_jobs)
         return executor

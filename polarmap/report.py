@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 from polarmap.clouds.prices import Cost
 
 MAX_LINES = 10  # A printed report has at most this many lines.
-PLANNED_LOSS_RATE = 0.05  # A report states the guarantee of groups for this fraction of lost results.
+PLANNED_LOSS_RATE = 0.05  # Reports give the probability that groups fail if this fraction of results is lost.
 
 
 class Verification(StrEnum):

@@ -12,7 +12,7 @@ from polarmap.errors import CodeError
 
 
 def is_choice(value: object, choices: Sequence[str]) -> bool:
-    """Return whether `value` is one of the strings in `choices`. It may have any type.
+    """Return whether `value`, which may have any type, is one of the strings in `choices`.
 
     >>> is_choice("auto", ("auto", "rotation")), is_choice(np.array(["auto"]), ("auto",))
     (True, False)

@@ -108,8 +108,8 @@ def apply(
     dim : name or names
         The dimensions along which f operates. The data is not cut along them.
     output_dims : name, names or mapping from names to coordinates, optional
-        The dimensions that replace `dim` in the result, and their coordinates. By default, they are those of
-        `dim` if each row of the result has as many axes, and none if each row is a single number.
+        The dimensions that replace `dim` in the result, and their coordinates. By default, they are the
+        same as `dim` if each row of the result has as many axes, and none if each row is a single number.
     skipna : bool
         Whether to skip NaN. Use it if f computes averages. The result is f of the data with NaN replaced
         by 0, divided by f of a mask (1 where there is data, 0 elsewhere). It is NaN where f of the mask is 0.
@@ -326,7 +326,7 @@ def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable,
 
 
 class _RowBlocks(NamedTuple):
-    """A variable as an array of rows, ready for applying f.
+    """A variable, converted to an array of rows to which f is applied.
 
     Attributes
     ----------
@@ -373,7 +373,7 @@ def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipn
 def _zero_negligible_weights(weights: Array, report: Report) -> Array:
     """Set decoded values to 0 if they are no larger than rounding errors.
 
-    `weights` is the result of f for masks that are 1 where there is data and 0 where there is NaN.
+    `weights` is the result of f for masks, which are 0 at NaN and 1 at all other values.
     """
     block_rows = -(-len(weights) // report.k)
     decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)

@@ -34,16 +34,25 @@ JOB_OPTIONS = MapOptions(verify=False, retries=2)
 
 # Called once a task's arrays are stored, with the task, the stored segments, and the task's summary.
 OnTaskDone = Callable[[int, list[Segment], Array], None]
-# A function that stores an array in this process. Called with the task, the array's index, and the array.
+# A function that stores one array of a task. Called with the task, the array's index, and the array.
 StoreArray = Callable[[int, int, Array], Segment]
 
 
 class ArrayJobRunner:
-    """Runs a function for each task, and stores the arrays that it returns.
+    """Runs a function for each task of encoding, checking or repairing an array, and stores its results.
 
     The function must return a list: the arrays to store, followed by a summary of the task. If there is an
     executor, its workers run the tasks, with backup tasks for stragglers. Otherwise, this process runs one
     task at a time while the arrays of the previous task are being stored.
+
+    Parameters
+    ----------
+    segment_store : SegmentStore
+        The storage to which the arrays are written.
+    executor : optional
+        Where the tasks run, as for `coded_map`. None for this process.
+    context : JobContext
+        The observers of the job, and the means to cancel it.
 
     Attributes
     ----------

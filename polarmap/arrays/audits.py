@@ -31,7 +31,7 @@ DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreig
 
 MAX_LISTED_DAMAGES = 12  # maximum number of damaged parts listed in the text of an audit
 
-# All tasks must read the same number of segments, so the last task is padded with empty ones.
+# All tasks must read the same number of segments, so this empty one fills up the last task.
 EMPTY_SEGMENT = Segment("", 0)
 
 

@@ -174,7 +174,7 @@ class Manifest:
 
     @cached_property
     def zarr_chunks(self) -> list[ZarrChunk]:
-        """All chunks of the complete Zarr array, including those that are not stored yet."""
+        """All chunks of the complete Zarr array, including chunks that are not stored yet."""
         return (
             []
             if self.zarr_view is None
@@ -447,7 +447,7 @@ def get_code_parameters(code: PolarCode) -> dict[str, Any]:
         parameters["levels"] = code.levels_option
     if code.n_groups > 1:
         parameters["groups"] = code.n_groups
-    # None (the default), one number for all workers, or one number per worker.
+    # The option is None (the default), one number for all workers, or one number per worker.
     erasure = code.erasure_option
     erasure_field = None if erasure is None else np.asarray(erasure, float).tolist()
     return {**parameters, "erasure": erasure_field, "seed": int(code.seed)}

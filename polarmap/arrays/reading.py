@@ -1,7 +1,7 @@
 """Read the blocks and rows of a coded array from storage, and decode what is damaged.
 
 Each segment (the stored bytes of one stripe of one block) is compared with its checksum in the manifest, the
-document that describes the array. A damaged segment is decoded from those of other blocks in the same stripe.
+document that describes the array. A damaged segment is decoded from intact segments of the same stripe.
 If another process has repaired the array in the meantime, the new manifest is read.
 """
 

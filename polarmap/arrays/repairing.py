@@ -178,7 +178,7 @@ class _ArrayRepair:
     def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
         """Decode one stripe in this process, even if it contains NaN or inf.
 
-        Returns the slices to store again: those of damaged blocks and of `rewritten_blocks`, by block.
+        Returns the slices to store again, by block: slices of damaged blocks and of `rewritten_blocks`.
         """
         manifest, code = self._manifest, self._manifest.code
         intact_rows = self._coded_blocks.read_intact_segments(stripe_index, range(code.n))

@@ -100,7 +100,7 @@ class ArraySource:
 
     @cached_property
     def _mapped_file(self) -> tuple[str, int] | None:
-        """The file of a memory map (its path without the leading slash), and the byte offset of the data.
+        """The file of a memory map (its path without the leading slash), and the byte offset of its data.
 
         None if the array is not a contiguous memory map of a file.
         """

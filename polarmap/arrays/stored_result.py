@@ -1,7 +1,7 @@
 """Coded maps that keep their results in storage, as a coded array (`coded_map(..., out=Stored(...))`).
 
-A linear f applied to all blocks of a code gives blocks of the same code. So the results, together with those
-of parity blocks, form a coded array.
+A linear f applied to all blocks of a code gives blocks of the same code. So the results of data
+blocks and of parity blocks form a coded array.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _build_result_manifest(
 def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Mapping[int, ResultRef]) -> None:
     """Raise CodeError unless all results have the dtypes required of a coded array's blocks.
 
-    Results of data blocks must have `dtype`, and those of parity blocks the corresponding parity dtype.
+    Results of data blocks must have `dtype`, and results of parity blocks the corresponding parity dtype.
     """
     dtypes = [dtype] * code.k + [code.parity_dtype(dtype)] * (code.n - code.k)
     for block_index, result_ref in result_refs.items():

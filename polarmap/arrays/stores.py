@@ -53,8 +53,8 @@ def open_store(storage_spec: Any) -> Store:
 def get_store_location(store: Store) -> Location:
     """Return the `Location` through which workers access the same store.
 
-    Workers can open only the stores of polarmap. The driver reads any other store for them, even if it wraps
-    one of ours and has a `location`: its methods may do more.
+    Workers can open only the store classes of polarmap. The driver reads any other store for them, even if it
+    wraps a store of polarmap and has a `location`, because its methods may do more.
     """
     return store.location if isinstance(store, (FolderStore, ObjectStore)) else OpenStoreLocation(store)
 
@@ -99,13 +99,13 @@ class SegmentStore:
         )
 
     def get(self, segment: Segment) -> bytes:
-        """Read a segment. Raises DamagedError if it is missing or damaged."""
+        """Read a segment (a byte range of an object). Raises DamagedError if it is missing or damaged."""
         with self._convert_key_errors_to_storage_errors():
             data: bytes = read_segment(self.location, segment, self._read_raw_segment)
         return data
 
     def put(self, object_key: str, array: Array) -> Segment:
-        """Store an array as a new object, and return the segment that refers to it.
+        """Store an array as a new object, and return the segment that says where its bytes are.
 
         The array must not be empty.
         """

@@ -45,6 +45,15 @@ class StripeEncoder:
 
     If the tasks run on workers, the workers read the data themselves. The constructor raises CodeError if
     they cannot. Data blocks that are already in the store are not copied.
+
+    Parameters
+    ----------
+    runner : ArrayJobRunner
+        Runs the tasks, on workers or in this process.
+    source : DataSource
+        The data to encode.
+    plan : StripePlan
+        How the data is cut into blocks and stripes, and the code.
     """
 
     def __init__(self, runner: ArrayJobRunner, source: DataSource, plan: StripePlan) -> None:
@@ -164,7 +173,7 @@ class StripeEncoder:
     def _store_row(
         self, transaction: WriteTransaction, block_index: int, stripe_index: int, row: Array
     ) -> Segment:
-        """Store a row (one stripe of one block), as a Zarr chunk if possible, and return where it is.
+        """Store a row (one stripe of one block), as a Zarr chunk if possible, and return its location.
 
         A row that is already in the store is not copied.
         """
@@ -180,7 +189,7 @@ class StripeEncoder:
 
 
 def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
-    """Return the parameters that must be equal for one call to resume another."""
+    """Return the parameters that must be equal for a call of `encode` to resume an interrupted one."""
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,

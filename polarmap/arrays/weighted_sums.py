@@ -62,8 +62,8 @@ def make_parity_function(
 ) -> Callable[[Sequence[Array]], list[Array]]:
     """Return a function that computes the parity rows of all data rows, for workers that have only numpy.
 
-    The weights of each group of the code are computed once for all groups of equal size. The matrix P of all
-    blocks is never formed.
+    The weights of each group of the code are computed once for all groups of equal size. The matrix of
+    all weights is never formed.
     """
     parity_dtype, functions, parts = code.parity_dtype(data_dtype), dict[LinearCode, Any](), list[Any]()
     for group_code, blocks in code.split_into_groups():
@@ -91,7 +91,7 @@ def make_weighted_sum_function(
     """Return a function that computes `weights @ rows`, for workers that have only numpy.
 
     The function takes a sequence of flat arrays, the rows, and returns a list of arrays with the given
-    dtypes.
+    dtypes. It multiplies matrices with `multiply`.
     """
     working_dtype = np.dtype(np.int64) if weights.dtype == np.uint64 else weights.dtype
 

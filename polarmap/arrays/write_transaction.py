@@ -274,7 +274,7 @@ def _read_lock_record(store: Store, prefix: str) -> dict[str, Any]:
 
 
 def _read_stripe_record(store: Store, key: str) -> list[Segment]:
-    """Read the record of a finished stripe, and return the segments in which it is stored.
+    """Read the record of a finished stripe, and return where it is stored, as one segment per block.
 
     Return an empty list if the record is missing or invalid.
     """

@@ -184,7 +184,7 @@ def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
 
 
 def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
-    """Return a manifest that makes the coded array read its data from `chunks`."""
+    """Return a copy of the manifest in which the data segments are byte ranges of `chunks`."""
     return manifest.with_replaced_segments(
         {
             (chunk.block_index, stripe_index): segment
@@ -216,14 +216,14 @@ def find_foreign_keys(store: Store, manifest: Manifest) -> list[str]:
 
 
 def _make_segments_within_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return segments of the chunk itself, one for each of its stripes."""
+    """Return the byte ranges of a chunk as segments, one for each stripe that it holds."""
     segments = _get_source_segments(manifest, chunk)
     starts = accumulate((segment.size for segment in segments), initial=0)
     return [segment._replace(key=chunk.key, offset=start) for segment, start in zip(segments, starts)]
 
 
 def _is_chunk_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Return whether a chunk is a copy of bytes that the coded array reads from other objects."""
+    """Return whether a chunk is only a copy, and the coded array reads the same bytes from other objects."""
     return _get_source_segments(manifest, chunk) != _make_segments_within_chunk(manifest, chunk)
 
 

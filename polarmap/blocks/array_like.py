@@ -79,7 +79,7 @@ def load_array_like(data: Any, argument_name: str = "data") -> Any:
 
 
 def load_block_array(value: Any) -> Any:
-    """Convert part of a block to a numpy array if it is an array, table or tensor of any kind."""
+    """Convert part of a block to a numpy array if it is an array, table or tensor. Keep other values."""
     value = as_array_like(value, "a block")
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "toarray"):
         return value

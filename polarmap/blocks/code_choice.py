@@ -70,7 +70,7 @@ class CodeOptions(NamedTuple):
 
     @property
     def is_plain_linear(self) -> bool:
-        """Whether f is linear and no noise hides the data. Otherwise, codes lose accuracy as k grows."""
+        """Whether the code is for linear f and adds no noise. Other codes lose accuracy as k grows."""
         return self.degree == 1 and not isinstance(self.code, SecretSharing)
 
     @property
@@ -125,7 +125,7 @@ def choose_polar_code(
 
 
 def check_polar_code_or_name(code: object) -> None:
-    """Raise CodeError unless `code` is a PolarCode or one of CODE_NAMES."""
+    """Raise CodeError unless `code` is a PolarCode or a name: "auto", "rotation" or "arikan"."""
     if not (isinstance(code, PolarCode) or is_choice(code, CODE_NAMES)):
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
 
@@ -263,6 +263,7 @@ def encode_blocks(
     data : object
         The data of a map. It is already encoded if it has a method `coded_blocks`.
     options : CodeOptions
+        The options that determine the number of blocks and the code.
     rtol : float or None
         The permitted relative error of decoding. None for the default.
     parity_required_by : str
@@ -323,7 +324,9 @@ def encode_sparse(
     Parameters
     ----------
     data : scipy.sparse matrix or array
+        The sparse matrix.
     options : CodeOptions
+        The options that determine the number of blocks and the code.
     keep_parity : bool
         Whether to keep the parity blocks in memory for the next map of the same matrix.
     parity_required_by : str

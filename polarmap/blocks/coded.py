@@ -75,12 +75,16 @@ class CodedData(TaskBlocks):
 
 
 class CodedBlocks(CodedData):
-    """The n coded blocks of in-memory data. All parity blocks are computed when one is first needed.
+    """The n coded blocks of data in memory: the k data blocks, and parity blocks computed from them.
+
+    All parity blocks are computed when one is first needed.
 
     Parameters
     ----------
     data_blocks : DataBlocks
+        The k blocks of data to encode.
     code : LinearCode
+        The code, which defines each parity block as a combination of data blocks.
     keep_parity : bool
         Whether to keep the parity blocks after a map for the next map over the same data.
     """
@@ -111,7 +115,7 @@ class CodedBlocks(CodedData):
                 self._parity = None
 
     def _get_parity(self) -> list[Array]:
-        """Return the parity blocks of each array (leaf) of a block. The first call computes them."""
+        """Return the parity blocks, as one array for each leaf of a block. The first call computes them."""
         with self._encode_lock:
             if self._parity is None:
                 started_at = time.perf_counter()
@@ -134,7 +138,7 @@ class CodedBlocks(CodedData):
 
 
 class SecretSharingBlocks(CodedBlocks):
-    """The n coded blocks of data that random noise in each block hides from the workers.
+    """The n coded blocks of data, each mixed with random noise that hides the data from the workers.
 
     The coded blocks are kept until the map ends, because encoding them again would draw different noise.
     """

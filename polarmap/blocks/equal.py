@@ -3,7 +3,7 @@
     array of 10 rows, k = 4  -->  blocks of 3, 3, 3 and 1 + 2 rows; the last 2 rows are zeros
     sequence of k blocks     -->  the same blocks, which must have equal structure, shapes and dtypes
 
-This module also validates arrays that are to be encoded, and joins the results of a map.
+This module also validates the arrays to encode, and joins the results of a map.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class BlockSummary(NamedTuple):
     n_nonfinite : int
         The number of entries that are NaN or inf.
     first_nonfinite : tuple of int
-        The index of the first NaN or inf, or () if there is none.
+        The index of the first NaN or inf, or () without one.
     max_abs : int
         The largest absolute value of a block of integers. 0 for other dtypes.
     """
@@ -57,7 +57,7 @@ class BlockSummary(NamedTuple):
 
 
 class ClusterDataBlocks(DataBlocks):
-    """The k data blocks of data on a cluster.
+    """The k data blocks of a map whose data is on a Dask or Ray cluster.
 
     A block is fetched to this process only when it is needed here.
     """
@@ -120,7 +120,7 @@ class ClusterDataBlocks(DataBlocks):
 
 
 class ClusterCodedBlocks(CodedData):
-    """The n coded blocks of data on a cluster. All parity blocks are computed when one is first needed.
+    """The n coded blocks of data on a Dask or Ray cluster. Parity blocks are computed when first needed.
 
     Encoding is split into several calls on the cluster. Each call receives the same slice (stripe) of all
     data blocks, so that every number is sent only once.
@@ -134,7 +134,7 @@ class ClusterCodedBlocks(CodedData):
         self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
         self._parity_references: list[Any] = []
-        self._worker_names: dict[bool, list[Any]] = {}  # key: whether they hold data blocks
+        self._worker_names: dict[bool, list[Any]] = {}  # for data blocks (True) and parity blocks (False)
 
     def cluster_reference(self, task: int) -> Any:
         """Return a reference to block `task`, for use as an argument of calls on the cluster."""

@@ -80,7 +80,7 @@ class CodedPairs(CodedData):
         return self.right.block_leaves(component - self._right_offset)
 
     def on_damage_found(self) -> None:
-        """Notify both factors of a damaged block."""
+        """Notify both factors that a worker has found a stored block damaged."""
         self.left.on_damage_found()
         self.right.on_damage_found()
 

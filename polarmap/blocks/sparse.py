@@ -106,9 +106,9 @@ class SparseDataBlocks(DataBlocks):
 
 
 class SparseCodedBlocks(CodedBlocks):
-    """The coded blocks of a sparse matrix, whose parity blocks are also sparse.
+    """The coded blocks of a sparse matrix: its blocks of rows, and sparse parity blocks.
 
-    See `CodedBlocks` for the parameters. `code_reason` says why this code was chosen.
+    See `CodedBlocks` for the parameters. `code_reason` says in the report why this code was chosen.
     """
 
     data_blocks: SparseDataBlocks
@@ -162,7 +162,7 @@ class SparseCodedBlocks(CodedBlocks):
 def build_parity_block(data_blocks: SparseDataBlocks, coefficients: Array, dtype: np.dtype[Any]) -> Any:
     """Return a parity block in CSR format: the sum of the data blocks, weighted by `coefficients`.
 
-    Its sparsity pattern is the union of those of the data blocks with a nonzero coefficient. Integers are
+    Its sparsity pattern is the union of the patterns of data blocks with nonzero coefficients. Integers are
     summed modulo 2^64, and floats are summed in the accumulator dtype of `dtype`.
     """
     matrix = data_blocks.matrix

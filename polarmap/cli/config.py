@@ -28,7 +28,7 @@ def find_templates_folder() -> Path:
 
 
 def list_backends() -> list[str]:
-    """Return the names of the backends that have a configuration template."""
+    """Return the names of the Lithops backends that have a configuration template."""
     return sorted(path.stem for path in (find_templates_folder() / "config").glob("*.yaml"))
 
 

@@ -181,7 +181,7 @@ class ProgramWatcher:
 
 
 def _watch_program(program: VisibleProgram) -> str:
-    """Show a program until it exits or the user quits. Return why it ended, or ""."""
+    """Show a program until it exits or the user quits. Return the reason if the program ended, else ""."""
     from polarmap.live.terminal import TerminalView
 
     with contextlib.closing(ProgramWatcher(program)) as watcher:

@@ -62,10 +62,10 @@ MAX_COMPARED_N = 64
 
 
 class ArikanCode(PolarCode):
-    """A polar code with the Arikan kernel: x = B v, where the inputs v are zero on the frozen set.
+    """A polar code with the Arikan kernel [[1, 1], [0, 1]], which decodes integers exactly.
 
-    B consists of one or more butterflies, each of 2^levels positions. The code has the same parameters as
-    `PolarCode`.
+    The coded blocks are x = B v, where the inputs v are zero on the frozen set. B consists of one or more
+    butterflies, each of 2^levels positions. The code has the same parameters as `PolarCode`.
     """
 
     kernel = option_name = "arikan"
@@ -112,7 +112,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block, data blocks first.
+        """The codeword position (output of the butterflies) of each coded block, data blocks first.
 
         Parity blocks that combine more data blocks come earlier. Data blocks usually arrive first, and a few
         such parity blocks then suffice to decode the missing results.
@@ -128,9 +128,9 @@ class ArikanCode(PolarCode):
         return np.concatenate([data_positions, parity_positions])
 
     def _count_data_blocks_gf2(self, data_positions: Indices, parity_positions: Indices) -> Indices:
-        """Return how many data blocks have an odd coefficient in each parity position.
+        """Return how many data blocks each parity block combines with an odd coefficient.
 
-        The systematic encoder is applied modulo 2 to all unit vectors, packed as bits.
+        To find these coefficients, the encoder is applied modulo 2 to all unit vectors, packed as bits.
         """
         bits = np.packbits(np.eye(self.k, 64 * -(-self.k // 64), dtype=bool), axis=1)
         table = np.zeros((self.mother_code_length, bits.shape[1]), np.uint8)
@@ -143,7 +143,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k). Its entries are small integers."""
+        """The parity matrix P of small integers, shape (n - k, k): parity blocks = P @ data blocks."""
         if self.n - self.k < self.k:
             parity_rows = self.left_multiply_encoding_matrix(np.eye(self.n - self.k))
             # The float64 sums have few terms, so they are exact integers.
@@ -151,7 +151,7 @@ class ArikanCode(PolarCode):
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Compute the columns of P for the data blocks `block_indices`, without forming all of P."""
+        """Compute the columns of the parity matrix for the data blocks `block_indices` only."""
         unit_vectors = np.zeros((self.k, len(block_indices)), np.int64)
         unit_vectors[block_indices, np.arange(len(block_indices))] = 1
         columns = np.empty((self.n - self.k, len(block_indices)), np.int64)
@@ -179,7 +179,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of P, its largest absolute row sum."""
+        """The infinity norm of the parity matrix, which is its largest absolute row sum."""
         data_indicator = np.zeros(self.mother_code_length)
         data_indicator[self.codeword_positions[: self.k]] = 1
         column_weights = data_indicator.reshape(self.transform_shape)
@@ -188,7 +188,10 @@ class ArikanCode(PolarCode):
         return int(row_sums.reshape(-1)[self.codeword_positions[self.k :]].max())
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the results that have arrived. `modular` selects integers modulo 2^64."""
+        """Build the decoder for the results that have arrived.
+
+        If `modular` is True, it decodes integers modulo 2^64 instead of real numbers.
+        """
         if self.decoder == "sequential":
             from polarmap.codes.successive_cancellation import (
                 ModularCancellationDecoder,
@@ -318,10 +321,10 @@ class ArikanCode(PolarCode):
 
 
 class ModularArikanDecoder(ModularSystematicDecoder):
-    """Decodes integers for small codes, either by solving with P or by row additions.
+    """Decodes integers modulo 2^64 for small codes with the Arikan kernel.
 
-    The decoding weights and parity checks are computed from P. For wide blocks, the row additions of
-    inactivation decoding are used if they are faster than a product with the weights.
+    The decoding weights and parity checks are computed from the parity matrix P. For wide blocks, the row
+    additions of inactivation decoding are used if they are faster than a product with the weights.
     """
 
     code: ArikanCode
@@ -334,7 +337,7 @@ class ModularArikanDecoder(ModularSystematicDecoder):
         return CancellationSolver(positions, zero_input_mask, self.arrived_indices, self.missing_indices)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing data blocks with the faster of the two methods and write them to `out`."""
+        """Compute the missing data blocks by weights or row additions, and write them to `out`."""
         n_products = len(self.missing_indices) * len(self.arrived_indices)
         n_additions = ADDITION_COST * self.code.n * self.code.levels
         if out.shape[1] * (n_products - n_additions) < PROGRAM_COST * self.code.n:
@@ -344,7 +347,7 @@ class ModularArikanDecoder(ModularSystematicDecoder):
 
 
 def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:
-    """Return the row operations of the systematic encoder.
+    """Return the row additions that compute the parity blocks of the Arikan kernel.
 
     The encoder applies the inverse butterflies, sets the frozen inputs to zero, and applies the butterflies.
     Additions of zero rows are skipped.

@@ -49,7 +49,7 @@ class ArrivalTracker:
     Attributes
     ----------
     state : DecodingState
-        Whether the missing results can be decoded, and accurately enough.
+        Whether the missing results can be decoded accurately enough.
     n_arrived : int
         Number of distinct blocks that have arrived.
 
@@ -129,7 +129,7 @@ class ArrivalTracker:
 
     @property
     def missing_indices(self) -> Indices:
-        """The indices of the targets that have not arrived yet, in ascending order."""
+        """The indices of the targets (wanted results) that have not arrived yet, in ascending order."""
         if self._missing_indices is None:
             missing_mask = np.ones(self.code.n_targets, bool)
             missing_mask[: self._n_systematic] = ~self.arrived_mask[: self._n_systematic]

@@ -36,9 +36,12 @@ MAX_MODULAR_CHECKS = 16
 
 
 class CodeMatrices(ABC):
-    """The matrices that define a code: coded blocks = E blocks, results = G u, targets = T u.
+    """Base class of codes, which are defined by three matrices E, G and T.
 
-    Here u stands for the unknown blocks, and the targets are the results that the caller wants.
+        coded blocks = E @ blocks,   results = G @ u,   targets = T @ u
+
+    Here `blocks` are the input of the encoder, u stands for the unknown blocks that decoding solves for, and
+    the targets are the results that the caller wants.
 
     Attributes
     ----------
@@ -64,7 +67,8 @@ class CodeMatrices(ABC):
     def generator_matrix(self) -> Array:
         """The generator matrix G, which maps the unknown blocks to the n results.
 
-        Its shape is (n, unknowns). By default, G is E. This holds if f commutes with linear combinations.
+        Its shape is (n, unknowns). By default, G is E. This holds if f, the function that the workers
+        evaluate, commutes with linear combinations.
         """
         return self.encoding_matrix
 
@@ -82,11 +86,13 @@ class CodeMatrices(ABC):
         return int(self.generator_matrix.shape[1])
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Return the columns of E that belong to the input blocks `block_indices`."""
+        """Return the columns of the encoding matrix E that belong to the input blocks `block_indices`."""
         return self.encoding_matrix[:, block_indices]
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Return weights @ E, which expresses combinations of coded blocks in terms of the input blocks.
+        """Return weights @ E, where E is the encoding matrix.
+
+        This expresses linear combinations of coded blocks in terms of the input blocks.
 
         Parameters
         ----------
@@ -145,14 +151,14 @@ class WeightMasks(NamedTuple):
     invertible_weight_blocks: tuple[MatrixBlock, ...]
 
     def count_invertible_weights(self, arrived_mask: Mask) -> Indices:
-        """Return how many of the results in `arrived_mask` each missing result depends on, (missing,)."""
+        """Return how many results selected by `arrived_mask` each missing result depends on, (missing,)."""
         counts = np.zeros(len(self.recombined_results_mask), np.intp)
         for rows, columns, entries in self.invertible_weight_blocks:
             counts[rows] = entries[:, arrived_mask[columns]].sum(axis=1)
         return counts
 
     def find_detectable_arrivals(self, missing_mask: Mask) -> Mask:
-        """Return a mask of the arrived results whose errors change a missing result in `missing_mask`."""
+        """Return a mask of the arrived results whose errors change a result selected by `missing_mask`."""
         detectable_mask = np.zeros(len(self.used_arrivals_mask), bool)
         for rows, columns, entries in self.invertible_weight_blocks:
             detectable_mask[columns] = entries[missing_mask[rows]].any(axis=0)
@@ -180,7 +186,7 @@ def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
 
 
 class ErasureDecoder(ABC):
-    """Computes the missing results of a code from those that have arrived.
+    """Computes the missing results of a code from the results that have arrived.
 
     A decoder handles a single erasure pattern, that is, one set of arrived results. It recovers the missing
     targets, the results that the caller wants. `RealDecoder` decodes real numbers and `ModularDecoder`
@@ -212,10 +218,10 @@ class ErasureDecoder(ABC):
         self.missing_indices: Indices = np.flatnonzero(missing_mask)
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return a decoder for the same arrivals that works in the arithmetic of `dtype`.
+        """Return the decoder to use for results of `dtype`, for the same set of arrived results.
 
-        Integers are decoded modulo 2^64 if the code supports it, and all other data as real numbers. This
-        base class supports a single arithmetic and returns itself.
+        Integers are decoded modulo 2^64 if the code supports it, and all other data as real numbers. By
+        default, a decoder supports one of the two and returns itself.
         """
         return self
 
@@ -242,7 +248,7 @@ class ErasureDecoder(ABC):
 
     @property
     def weights(self) -> Floats | UInt64Array:
-        """The decoding weights, with one row per missing result and one column per arrived result."""
+        """The decoding weights, shape (missing, arrived): missing results = weights @ arrived results."""
         raise NotImplementedError(
             f"{type(self).__name__} has no decoding weights. Use weight_magnitudes instead."
         )
@@ -262,7 +268,7 @@ class ErasureDecoder(ABC):
 
     @property
     def check_blocks(self) -> tuple[MatrixBlock, ...]:
-        """The blocks of `check_matrix`; by default, the whole matrix."""
+        """The nonzero blocks of the block-diagonal `check_matrix`; by default, the whole matrix."""
         return (as_single_block(self.check_matrix),)
 
     @cached_property
@@ -279,12 +285,15 @@ class ErasureDecoder(ABC):
         """The sensitivity of each missing result (row) to an error of 1 in each arrived result (column)."""
 
     def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
-        """Return the row `missing_position` of `weight_magnitudes`, shape (arrived,)."""
+        """Return the sensitivity of one missing result to each arrived result, shape (arrived,).
+
+        This is the row `missing_position` of `weight_magnitudes`.
+        """
         return np.asarray(self.weight_magnitudes[missing_position])
 
     @property
     def max_weight_sum(self) -> float:
-        """The largest sum of `weight_magnitudes` over the arrived results."""
+        """The largest possible change of a missing result if all arrived results have an error of 1."""
         return float(self.weight_magnitudes.sum(axis=1).max(initial=0.0))
 
     @property
@@ -338,7 +347,7 @@ class ErasureDecoder(ABC):
         return self.over(dtype).weight_masks
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return the blocks that `check_matrix` applies to. By default, these are the results."""
+        """Return the blocks that `check_matrix` multiplies: by default, the received results themselves."""
         return received
 
 
@@ -360,7 +369,7 @@ class SystematicEquations(ErasureDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The part of P with the rows of arrived parity blocks and the columns of missing data blocks."""
+        """The rows of arrived parity blocks and columns of missing data blocks of the parity matrix P."""
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
 
@@ -380,5 +389,5 @@ def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
 
 
 def as_single_block(matrix: Array) -> MatrixBlock:
-    """Return the block that covers a whole matrix."""
+    """Return a whole matrix as a single `MatrixBlock`."""
     return MatrixBlock(slice(None), slice(None), matrix)

@@ -18,7 +18,7 @@ from polarmap.codes.base import CodeMatrices
 from polarmap.dtypes import Floats, Indices
 
 NORMAL_P90 = 1.2815515655446004  # The 90 % quantile of the standard normal distribution.
-# Estimating the variation of the deviations takes at least this many results.
+# Minimum number of results from which the quantile of the errors is estimated.
 MIN_RESULTS = 3
 # A block counts as exactly decoded if its expected error is below this many standard deviations of a block.
 # The cutoff for singular values in the pseudo-inverse keeps rounding errors below this tolerance.

@@ -40,7 +40,7 @@ MAX_LOCATION_ENTRIES = 64  # Examine at most this many violated entries to locat
 
 
 class ParityCheckResidual(NamedTuple):
-    """The residual of the parity checks on one array of the results.
+    """The outcome of `evaluate_parity_checks`: how far the results are from satisfying the checks.
 
     Attributes
     ----------
@@ -65,8 +65,8 @@ class ParityCheckResidual(NamedTuple):
 def compute_parity_check_tolerance(dtype: DType) -> float:
     """Return the relative residual above which a parity check counts as violated: the square root of eps.
 
-    A numerically stable f has smaller rounding errors. Errors below this tolerance are not detected;
-    `bound_undetected_error` bounds their effect.
+    The rounding errors of a numerically stable function f are smaller. Wrong results with errors below this
+    tolerance are not detected; `bound_undetected_error` bounds their effect.
     """
     return float(np.sqrt(machine_epsilon(dtype)))
 
@@ -86,7 +86,7 @@ def compute_max_abs(arrays: Sequence[Array]) -> float:
 
 
 def _iter_concatenated_batches(arrays: Sequence[Array]) -> Iterator[Array]:
-    """Yield small arrays concatenated into batches: one call on a copy is faster than many calls."""
+    """Yield the arrays, with small ones concatenated: one call on a batch is faster than many calls."""
     start, batch_bytes = 0, 0
     for stop, array in enumerate(arrays):
         batch_bytes += array.nbytes
@@ -98,7 +98,7 @@ def _iter_concatenated_batches(arrays: Sequence[Array]) -> Iterator[Array]:
 
 
 def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
-    """Return a mask of the arrived blocks in which the parity checks detect every error.
+    """Return a mask of the arrived results in which the parity checks detect every error.
 
     Parameters
     ----------
@@ -117,8 +117,8 @@ def compute_checked_blocks_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
 def compute_max_blocks_per_parity_check(decoder: ErasureDecoder, dtype: DType) -> int:
     """Return the largest number of blocks that one parity check combines, for results of `dtype`.
 
-    A check of two blocks only compares them. If the blocks are equal, the check holds for every f and does
-    not test linearity.
+    A check of two blocks only compares them. If the blocks are equal, the check holds for every function f
+    and does not test whether f is linear.
     """
     return max(
         int(compute_nonzero_mask(checks).sum(axis=1).max(initial=0))
@@ -188,7 +188,9 @@ def evaluate_parity_checks(
     absolute_tolerance: float = 0.0,
     magnitude_before_cancellation: float = 0.0,
 ) -> ParityCheckResidual:
-    """Evaluate the parity checks on one array of the results that have arrived.
+    """Evaluate the parity checks on the results that have arrived.
+
+    If each result consists of several arrays, call this function once for each of them.
 
     Parameters
     ----------

@@ -99,7 +99,7 @@ class GradientCode(LinearCode):
 
     @property
     def norm_inf(self) -> float:
-        """The infinity norm of B, its largest absolute row sum."""
+        """The infinity norm of the generator matrix, which is its largest absolute row sum."""
         return float(np.abs(self.generator_matrix).sum(axis=1).max())
 
     @cached_property
@@ -127,7 +127,7 @@ class GradientCode(LinearCode):
 
 
 class GradientDecoder(RealDecoder):
-    """Combines the arrived results into the sum."""
+    """Decodes a `GradientCode`: combines the arrived results into the sum of all n values."""
 
     code: GradientCode
     # Integers require fractional repetition. Its weights are 0 and 1, so no rounding is needed.
@@ -158,7 +158,7 @@ class GradientDecoder(RealDecoder):
         return weights
 
     def _is_every_value_covered(self) -> bool:
-        """Return whether the results of each group contain all values of the group."""
+        """Return whether the arrived results of each group contain all values of the group."""
         sizes = np.array(self.code.group_sizes)
         group_indices = np.searchsorted(np.cumsum(sizes), self.arrived_indices, side="right")
         n_arrived_by_group = np.bincount(group_indices, minlength=len(sizes))
@@ -190,7 +190,7 @@ class GradientDecoder(RealDecoder):
 
 
 def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
-    """Divide n workers into groups of at least s + 1 and return the group sizes.
+    """Divide n workers into groups of at least s + 1 and return the group sizes; s is `max_stragglers`.
 
     The n mod (s + 1) remaining workers are added to groups in pairs, because the matrix of a cyclic group is
     better conditioned if the number of added workers is even.
@@ -210,12 +210,12 @@ def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def make_group_generator_matrix(group_size: int, max_stragglers: int) -> Floats:
-    """Build the matrix B of one group of workers, shape (size, size).
+    """Build the generator matrix of one group: row i says how worker i combines the values of the group.
 
-    A group of s + 1 workers has a matrix of ones. A larger group has a cyclic matrix with s + 1 coefficients
-    of mean square 1 in each row. The rows are orthogonal to a check matrix H (s, size) with H 1 = 0. If the s
-    highest frequencies form a real matrix, they are H (cyclic MDS codes of Raviv et al. 2018, arXiv
-    1707.03858). Otherwise, H is the best of N_SEEDS pseudo-random matrices.
+    Let s be `max_stragglers`. A group of s + 1 workers has a matrix of ones. A larger group has a cyclic
+    matrix with s + 1 coefficients of mean square 1 in each row. The rows are orthogonal to a check matrix H
+    (s, size) with H 1 = 0. If the s highest frequencies form a real matrix, they are H (cyclic MDS codes of
+    Raviv et al. 2018, arXiv 1707.03858). Otherwise, H is the best of N_SEEDS pseudo-random matrices.
     """
     if group_size == max_stragglers + 1:
         return np.ones((group_size, group_size))
@@ -248,7 +248,10 @@ def _make_random_check_matrix(size: int, n_checks: int, seed: int) -> Floats:
 
 
 def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
-    """Build a matrix orthogonal to `check_matrix` whose row i is nonzero on columns i..i+s only."""
+    """Build a square matrix whose row i is nonzero on columns i..i+s only, for s checks.
+
+    Columns are numbered modulo the size. All rows are orthogonal to `check_matrix` (s, size).
+    """
     n_checks, size = check_matrix.shape
     matrix = np.zeros((size, size))
     for row in range(size):
@@ -270,7 +273,7 @@ def _compute_group_sum_weights(
 
 
 def _solve_for_sum_weights(arrived_rows: Floats) -> Floats | None:
-    """Return the minimum-norm weights with weights @ arrived_rows = 1, or None if none exist."""
+    """Return minimum-norm weights for which weights @ arrived_rows is all ones, or None if impossible."""
     if not len(arrived_rows):
         return None
     all_one_vector = np.ones(arrived_rows.shape[1])

@@ -46,9 +46,9 @@ from polarmap.errors import CodeError
 class GroupedPolarCode(PolarCode, variant=GROUPED):
     """A polar code whose blocks are divided into groups, each with a codeword of its own.
 
-    The parameters are those of `PolarCode`, with `groups` >= 2. Blocks are dealt to the groups in turn, and
-    each round begins at a pseudo-random group. This spreads the blocks of each group over the workers, no
-    matter how tasks are assigned to workers.
+    The parameters are the same as for `PolarCode`, with `groups` >= 2. Blocks are dealt to the groups in
+    turn, and each round begins at a pseudo-random group. This spreads the blocks of each group over the
+    workers, no matter how tasks are assigned to workers.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> GroupedPolarCode:
-        """Create an instance without choosing a subclass by the kernel."""
+        """Create an instance of this class, whereas `PolarCode(...)` chooses a subclass by `kernel`."""
         return object.__new__(cls)
 
     def __init__(
@@ -117,7 +117,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @staticmethod
     def _check_group_count(n: Any, k: Any, groups: Any) -> int:
-        """Return the number of groups. Raise CodeError if it does not fit n and k."""
+        """Return `groups` as an int. Raise CodeError unless it is a valid number of groups for n and k."""
         if not (is_integer(n) and is_integer(k) and 1 <= k < n <= MAX_GROUPED_N):
             raise CodeError(f"groups require 1 <= k < n <= {MAX_GROUPED_N}, not n = {n!r}, k = {k!r}")
         max_groups = min(k, n - k)
@@ -147,7 +147,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     # -- losses -----------------------------------------------------------------------------
 
     def split_into_groups(self) -> list[tuple[PolarCode, Indices]]:
-        """Return the code and the coded blocks of each group."""
+        """Return the code of each group and the indices of its coded blocks."""
         return list(zip(self.group_codes, self.group_blocks))
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee:
@@ -170,7 +170,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         >>> f"{PolarCode(8, 4, groups=2).compute_failure_probability(0.1):.4f}"
         '0.0074'
         """
-        with np.errstate(divide="ignore"):  # A group may run out with certainty.
+        with np.errstate(divide="ignore"):  # log(0) if a group certainly loses too many.
             log_success_probability = sum(
                 n_groups * np.log1p(-compute_binomial_tail(code.n, code.n - code.k, loss_rate))
                 for code, n_groups in Counter(self.group_codes).items()
@@ -186,12 +186,18 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @property
     def frozen_set(self) -> Indices:
-        """The frozen inputs of all groups, numbered after the inputs of the previous groups."""
+        """The inputs of all groups that are frozen to zero.
+
+        Inputs are numbered through all groups, one group after another.
+        """
         return self._concatenate_with_offsets([code.frozen_set for code in self.group_codes])
 
     @property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block, numbered after those of the previous groups."""
+        """The codeword position of each coded block.
+
+        Positions are numbered through all groups, one group after another.
+        """
         positions = np.empty(self.n, np.intp)
         offset_positions = self._concatenate_with_offsets(
             [code.codeword_positions for code in self.group_codes]
@@ -200,14 +206,14 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return positions
 
     def _concatenate_with_offsets(self, index_arrays: Sequence[Indices]) -> Indices:
-        """Join index arrays, one per group, each offset by the positions of the previous groups."""
+        """Join index arrays, one per group, adding to each the number of positions of all previous groups."""
         lengths = [int(code.codeword_positions.max()) + 1 for code in self.group_codes]
         offsets = np.cumsum([0, *lengths[:-1]])
         return np.concatenate([indices + offset for indices, offset in zip(index_arrays, offsets)])
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), with zeros between different groups."""
+        """The parity matrix, shape (n - k, k), with zeros between blocks of different groups."""
         matrix = np.zeros((self.n - self.k, self.k), self.group_codes[0].encoding_matrix.dtype)
         for code, block_indices in self.split_into_groups():
             data_indices, parity_indices = np.split(block_indices, [code.k])
@@ -215,7 +221,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return matrix
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Return the columns of P that belong to the data blocks `block_indices`, without forming P."""
+        """Return the columns of the parity matrix that belong to the data blocks `block_indices`."""
         columns = np.zeros((self.n - self.k, len(block_indices)), self.group_codes[0].encoding_matrix.dtype)
         for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
@@ -227,7 +233,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return columns
 
     def compute_encoding_matrix_rows(self, parity_indices: Indices) -> Array:
-        """Return the rows of P that belong to the parity blocks k + `parity_indices`, without forming P."""
+        """Return the rows of the parity matrix that belong to the parity blocks k + `parity_indices`."""
         rows = np.zeros((len(parity_indices), self.k), self.group_codes[0].encoding_matrix.dtype)
         for code, group_blocks in self.split_into_groups():
             data_indices, group_parity = np.split(group_blocks, [code.k])
@@ -238,7 +244,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return rows
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Compute weights @ P, group by group."""
+        """Compute weights @ P, where P is the parity matrix, group by group."""
         products = np.empty((len(weights), self.k))
         for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
@@ -255,12 +261,12 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of P: the maximum over all groups."""
+        """The infinity norm of the parity matrix: the maximum over all groups."""
         return max(code.norm_inf for code in self._distinct_codes)
 
     @property
     def _distinct_codes(self) -> set[PolarCode]:
-        """The distinct group codes, one per group size."""
+        """The codes of the groups, without duplicates: one for each group size."""
         return set(self.group_codes)
 
     # -- encoding ---------------------------------------------------------------------------
@@ -270,7 +276,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return max((code.parity_dtype(dtype) for code in self._distinct_codes), key=attrgetter("itemsize"))
 
     def precompute_encoding(self) -> None:
-        """Compute and cache the matrices of all groups."""
+        """Compute and cache the matrices that each group needs to encode its blocks."""
         for code in self._distinct_codes:
             code.precompute_encoding()
 
@@ -283,7 +289,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     # -- decoding ---------------------------------------------------------------------------
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> GroupedDecoder:
-        """Build a decoder that combines one decoder per group."""
+        """Build a decoder for the results that have arrived, which combines one decoder per group."""
         group_decoders = [
             code.make_decoder(arrived_mask[group_blocks], modular)
             for code, group_blocks in self.split_into_groups()
@@ -375,7 +381,7 @@ class GroupPositions(NamedTuple):
 
 
 class GroupedDecoder(ErasureDecoder):
-    """Decodes each group of a `GroupedPolarCode` with a decoder of its own.
+    """Decodes each group of a `GroupedPolarCode` with a separate decoder.
 
     Parameters
     ----------
@@ -422,7 +428,7 @@ class GroupedDecoder(ErasureDecoder):
         return zip(self.group_decoders, self.group_positions)
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return the decoder for the same arrivals in the arithmetic of `dtype`."""
+        """Return the decoder to use for results of `dtype`, for the same set of arrived results."""
         return self if not self.modular or is_integer_dtype(dtype) else self._real_decoder
 
     @cached_property
@@ -463,7 +469,7 @@ class GroupedDecoder(ErasureDecoder):
         return self._assemble_blocks([decoder.weight_magnitudes for decoder in self.group_decoders])
 
     def _assemble_blocks(self, group_matrices: list[Array]) -> Array:
-        """Assemble the group matrices into one matrix, shape (missing, arrived)."""
+        """Assemble one matrix per group into a matrix (missing, arrived), with zeros between groups."""
         shape = len(self.missing_indices), len(self.arrived_indices)
         matrix = np.zeros(shape, group_matrices[0].dtype)
         for group_matrix, positions in zip(group_matrices, self.group_positions):
@@ -471,7 +477,10 @@ class GroupedDecoder(ErasureDecoder):
         return matrix
 
     def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
-        """Return the row `missing_position` of `weight_magnitudes`, shape (arrived,)."""
+        """Return the sensitivity of one missing result to each arrived result, shape (arrived,).
+
+        This is the row `missing_position` of `weight_magnitudes`.
+        """
         row = np.zeros(len(self.arrived_indices))
         for decoder, positions in self._group_pairs:
             position_in_group = int(np.searchsorted(positions.missing, missing_position))
@@ -481,7 +490,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The maximum of `weight_magnitudes` over the targets, for each arrived result, shape (arrived,)."""
+        """The largest change that an error of 1 in each arrived result causes in any missing result."""
         maxima = np.empty(len(self.arrived_indices))
         for decoder, positions in self._group_pairs:
             maxima[positions.arrived] = decoder.max_weight_magnitudes
@@ -489,7 +498,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def max_weight_sum(self) -> float:
-        """The largest sum of `weight_magnitudes` over the arrived results."""
+        """The largest possible change of a missing result if all arrived results have an error of 1."""
         return max(decoder.max_weight_sum for decoder in self.group_decoders)
 
     @property

@@ -31,9 +31,10 @@ TIE_BREAKER = 1e-3
 
 
 class HadamardCode(PolarCode):
-    """A polar code with the Hadamard kernel: x = H v, where v is zero on a pseudo-random frozen set.
+    """A polar code with the Hadamard kernel [[1, 1], [1, -1]], for floats.
 
-    The parameters are the same as for `PolarCode`. H has N rows, where N is the smallest power of two >= n.
+    The coded blocks are x = H v, where the inputs v are zero on a pseudo-random frozen set. H is the Hadamard
+    matrix with N rows, where N is the smallest power of two >= n. The parameters are as for `PolarCode`.
     The last N - n codeword positions are punctured (not sent), and the last N - n inputs are zero. This
     corner of H is invertible for every n, so the sent positions determine the codeword.
     """
@@ -63,13 +64,13 @@ class HadamardCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block, data blocks first."""
+        """The codeword position (row of the Hadamard matrix) of each coded block, data blocks first."""
         parity_positions = choose_parity_positions(self._input_checks, self.n, self.n - self.k)
         return np.concatenate([np.setdiff1d(np.arange(self.n), parity_positions), parity_positions])
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), as float64."""
+        """The parity matrix P, shape (n - k, k), as float64: parity blocks = P @ data blocks."""
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         unsent_positions = np.arange(self.n, self._input_checks.shape[1])
         solved_checks = self._input_checks[:, np.concatenate([parity_positions, unsent_positions])]
@@ -79,7 +80,7 @@ class HadamardCode(PolarCode):
         return np.where(compute_nonzero_mask(parity_rows), parity_rows, 0.0)
 
     def precompute_encoding(self) -> None:
-        """Choose the frozen set, compute P, and cache both."""
+        """Choose the frozen set, compute the parity matrix, and cache both."""
         _ = self.encoding_matrix  # Reading the property computes P and caches it.
 
     @property
@@ -100,14 +101,14 @@ def make_hadamard_matrix(size: int) -> Floats:
 
 
 def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
-    """Build the parity checks of the code: the rows of H whose inputs are frozen or punctured.
+    """Build the parity checks of the code: the rows of the Hadamard matrix for inputs that are zero.
 
     Parameters
     ----------
     n : int
         Number of coded blocks.
     frozen_set : index array
-        Frozen inputs.
+        Frozen inputs. The last N - n inputs are zero as well.
 
     Returns
     -------
@@ -169,7 +170,7 @@ def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indi
 
 @lru_cache(maxsize=256)
 def select_frozen_set_seed(n: int, k: int) -> int:
-    """Return the seed whose code decodes the largest number of sampled patterns with exactly k arrivals."""
+    """Return the seed whose code can be decoded for the most sampled sets of exactly k arrived results."""
     erasure_patterns = np.stack(sample_subsets(n, n - k, MAX_PATTERNS))
     unsent_positions = np.arange(n, round_up_to_power_of_two(n))
     unsent_patterns = np.broadcast_to(unsent_positions, (len(erasure_patterns), len(unsent_positions)))

@@ -112,7 +112,7 @@ class IntegerSecretSharingCode(LinearCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The generator matrix [D, N], shape (n, k + noise blocks). Its entries are zeros and ones."""
+        """The matrix that encodes data and noise blocks, shape (n, k + noise blocks), of zeros and ones."""
         mother_length, input_indices = round_up_to_power_of_two(self.n), self.data_and_noise_input_indices
         columns = np.zeros((mother_length, len(input_indices)), np.int64)
         columns[input_indices, np.arange(len(input_indices))] = 1
@@ -193,7 +193,7 @@ def count_noise_blocks(n: int, n_colluders: int) -> int:
 
 
 def compute_min_tasks(k: int, n_colluders: int) -> int:
-    """Return the smallest number of tasks such that a quarter of the results are redundant.
+    """Return the smallest number of tasks for which a quarter of the results are redundant.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def compute_min_tasks(k: int, n_colluders: int) -> int:
 
 
 def compute_max_data_blocks(n_workers: int, n_colluders: int) -> int:
-    """Return the largest number of data blocks such that a quarter of the results are redundant.
+    """Return the largest number of data blocks for which a quarter of the results are redundant.
 
     Parameters
     ----------

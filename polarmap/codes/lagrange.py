@@ -53,7 +53,7 @@ class AmplificationSummary(NamedTuple):
 
 
 class LagrangeCode(LinearCode):
-    """A code over the reals for polynomial functions f of the entries of a block.
+    """A code for maps of a function f that is a polynomial in the entries of its block, over the reals.
 
     The coded blocks are values of a polynomial w that interpolates the data blocks. The results are then
     values of the polynomial f(w), which can be interpolated from sufficiently many of its values.
@@ -118,7 +118,7 @@ class LagrangeCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that suffice to decode, regardless of which tasks they come from."""
+        """The number of results that suffice to decode, from any of the tasks."""
         return compute_recovery_threshold(self.k, self.degree, self.points)
 
     @property
@@ -192,8 +192,8 @@ class LagrangeCode(LinearCode):
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Return whether decoding is accurate in most cases.
 
-        The code passes if, with half of the redundant results missing, 90 % of the erasure patterns have an
-        acceptable amplification.
+        That is, with half of the redundant results missing, 90 % of the erasure patterns amplify errors by at
+        most `max_amplification`.
 
         Parameters
         ----------
@@ -225,8 +225,8 @@ class LagrangeCode(LinearCode):
     def _evaluate_basis(self, degree: int) -> Floats:
         """Evaluate the basis functions at the points of all coded blocks.
 
-        The result has one row per coded block. Degree 1 gives the basis of w, and the degree of f gives the
-        basis of f(w).
+        The result has one row per coded block. Degree 1 gives the basis of the polynomial w that interpolates
+        the data blocks, and the degree of f gives the basis of f(w).
         """
         if self.points == "chebyshev":
             angles = (2 * self.node_indices + 1) * (np.pi / (2 * self.n))
@@ -259,12 +259,13 @@ class LagrangeCode(LinearCode):
 class LagrangeDecoder(PseudoInverseDecoder):
     """A least-squares decoder that computes the amplification of rounding errors without the weights.
 
-    For large codes, the rows of G that belong to missing results determine it faster.
+    For large codes, it is faster to compute the amplification from the rows of the generator matrix that
+    belong to missing results.
     """
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`, or inf if decoding is impossible."""
+        """The largest factor by which decoding multiplies errors, or inf if decoding is impossible."""
         if self.code.n <= MAX_EXACT_AMPLIFICATION_N or not len(self.missing_indices):
             return super().amplification
         erased_indices = np.setdiff1d(np.arange(self.code.n), self.arrived_indices)
@@ -281,8 +282,9 @@ class LagrangeDecoder(PseudoInverseDecoder):
 def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
     """Evaluate a basis of the trigonometric polynomials f(w), for all f of degree `degree`.
 
-    The order of the polynomials is degree * (k - 1) / 2 for odd k, and degree * k / 2 for even k. For even k,
-    the highest frequency occurs with a single phase.
+    Here w is a trigonometric polynomial that interpolates k data blocks at points of the circle. The order of
+    the polynomials is degree * (k - 1) / 2 for odd k, and degree * k / 2 for even k. For even k, the highest
+    frequency occurs with a single phase.
 
     Parameters
     ----------
@@ -311,7 +313,7 @@ def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: flo
 
 
 def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
-    """Return the number of results that suffice to decode, regardless of which tasks they come from.
+    """Return the number of results that suffice to decode, from any of the tasks.
 
     Parameters
     ----------

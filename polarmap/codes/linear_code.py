@@ -30,7 +30,7 @@ from polarmap.errors import CodeError
 
 
 class GroupGuarantee(NamedTuple):
-    """The losses that a code with several groups survives.
+    """The guarantee of a code with several groups of blocks: how many lost results it survives.
 
     Attributes
     ----------
@@ -49,11 +49,14 @@ class GroupGuarantee(NamedTuple):
 
 
 class LinearCode(CodeMatrices):
-    """A code defined by matrices G, T and E: results = G u, targets = T u, coded blocks = E blocks.
+    """Base class of the codes that maps can use, each defined by three matrices E, G and T.
 
-    To define a code, a subclass sets `n`, `k`, `name` and `requirement` and implements `encoding_matrix`,
-    which is E. It overrides the other matrices, the supported dtypes and the attributes below if the defaults
-    do not fit. The map functions depend only on these attributes, never on the class of a code.
+        coded blocks = E @ blocks,   results = G @ u,   targets = T @ u
+
+    Here u stands for the unknown blocks, and the targets are the results that the caller wants. To define a
+    code, a subclass sets `n`, `k`, `name` and `requirement` and implements `encoding_matrix`, which is E. It
+    overrides the other matrices, the supported dtypes and the attributes below if the defaults do not fit.
+    The map functions depend only on these attributes, never on the class of a code.
 
     Attributes
     ----------
@@ -127,16 +130,16 @@ class LinearCode(CodeMatrices):
         return np.arange(0)
 
     def compute_encoding_matrix_rows(self, row_indices: Indices) -> Array:
-        """Return the rows `row_indices` of E."""
+        """Return the rows `row_indices` of the encoding matrix E."""
         return self.encoding_matrix[row_indices]
 
     def count_blocks_per_parity_block(self) -> Indices:
-        """Return the number of input blocks that each row of E combines."""
+        """Return the number of input blocks that each parity block combines, shape (parity blocks,)."""
         return np.asarray(np.count_nonzero(self.encoding_matrix, axis=1))
 
     @property
     def norm_inf(self) -> float:
-        """The infinity norm of E: the maximum factor by which encoding can increase the largest entry."""
+        """The largest factor by which encoding can increase the largest entry: the infinity norm of E."""
         return float(np.abs(self.encoding_matrix).sum(axis=1).max(initial=1.0))
 
     @property
@@ -188,7 +191,7 @@ class LinearCode(CodeMatrices):
         return [(self, np.arange(self.n))]
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee | None:
-        """Return the losses that a code with several groups survives, or None for a code without groups.
+        """Return how many losses a code with several groups survives, or None for a code without groups.
 
         Parameters
         ----------
@@ -259,15 +262,15 @@ class LinearCode(CodeMatrices):
 
 
 class SystematicCode(LinearCode):
-    """A code whose coded blocks are the k data blocks and n - k parity blocks: G = [I; P], T = I, E = P.
+    """Base class of codes whose coded blocks include the unchanged data blocks.
 
-    Coded blocks 0..k-1 are the data blocks, and coded blocks k..n-1 are the parity blocks. A subclass
-    implements `encoding_matrix`, which is P.
+    Coded blocks 0..k-1 are the data blocks, and coded blocks k..n-1 are the parity blocks. In terms of the
+    parity matrix P, G = [I; P], T = I and E = P. A subclass implements `encoding_matrix`, which is P.
     """
 
     @property
     def generator_matrix(self) -> Array:
-        """The generator matrix G = [I; P], shape (n, k)."""
+        """The generator matrix [I; P], shape (n, k), where P is the parity matrix."""
         identity = np.eye(self.k, dtype=self.encoding_matrix.dtype)
         return np.concatenate([identity, self.encoding_matrix])
 

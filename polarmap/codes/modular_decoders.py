@@ -52,7 +52,7 @@ class ModularDecoder(ErasureDecoder):
 
     @abstractmethod
     def _make_real_decoder(self) -> ErasureDecoder:
-        """Build `real_decoder`. Raise CodeError if the code cannot decode floats."""
+        """Build the decoder for float results. Raise CodeError if the code cannot decode floats."""
 
     def over(self, dtype: DType) -> ErasureDecoder:
         """Return this decoder if `dtype` is an integer type, and `real_decoder` for floats."""
@@ -61,7 +61,7 @@ class ModularDecoder(ErasureDecoder):
     @property
     @abstractmethod
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
+        """The decoding weights: missing results = weights @ arrived results, modulo 2^64."""
 
     @property
     def weight_magnitudes(self) -> Floats:
@@ -145,7 +145,7 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
+        """The decoding weights: missing results = weights @ arrived results, modulo 2^64."""
         n_data = len(self.arrived_data_indices)
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
@@ -193,7 +193,7 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
+        """The decoding weights: missing results = weights @ arrived results, modulo 2^64."""
         weights = np.zeros((len(self.missing_indices), len(self.arrived_indices)), np.uint64)
         weights[:, self.pivot_row_indices] = self._weights_of_pivot_rows
         return weights
@@ -207,7 +207,7 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @cached_property
     def _weights_of_pivot_rows(self) -> UInt64Array:
-        """The decoding weights of the pivot rows, shape (targets, pivots). Other rows have weight zero."""
+        """The decoding weights of the solved equations, shape (targets, pivots). All others have weight 0."""
         return matmul_mod64(self.code.target_matrix, self._pivot_inverse)
 
 

@@ -116,6 +116,7 @@ def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int],
     Parameters
     ----------
     matrix : integer array (equations, unknowns)
+        Coefficients of the equations.
 
     Returns
     -------

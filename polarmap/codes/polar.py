@@ -74,6 +74,7 @@ def get_design_erasure_fraction(decoder_name: str) -> float:
     Parameters
     ----------
     decoder_name : {"optimal", "sequential"}
+        The `decoder` of the code.
     """
     return 1.0 if decoder_name == "sequential" else OPTIMAL_DESIGN_FRACTION
 
@@ -244,7 +245,7 @@ class PolarCode(SystematicCode):
 
     @property
     def rate(self) -> float:
-        """The code rate k / n."""
+        """The code rate k / n, the fraction of coded blocks that are data blocks."""
         return self.k / self.n
 
     @property
@@ -259,7 +260,7 @@ class PolarCode(SystematicCode):
 
     @property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block, data blocks first."""
+        """The codeword position (output of the butterfly) of each coded block, data blocks first."""
         return np.arange(self.n)
 
     @cached_property
@@ -300,7 +301,10 @@ class PolarCode(SystematicCode):
 
     @property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k): int64 for the arikan kernel, otherwise float64."""
+        """The parity matrix P, shape (n - k, k): parity blocks = P @ data blocks.
+
+        Its dtype is int64 for the arikan kernel, and otherwise float64.
+        """
         raise NotImplementedError
 
     @property
@@ -311,7 +315,7 @@ class PolarCode(SystematicCode):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of P, rounded up: the maximum factor by which encoding can increase an entry."""
+        """The largest factor by which encoding can increase an entry: the infinity norm of P, rounded up."""
         return int(np.ceil(np.abs(self.encoding_matrix).sum(axis=1).max()))
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
@@ -461,7 +465,7 @@ def _check_erasure_probabilities(erasure: object, n: int) -> float | Floats:
 
 
 def _check_received_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
-    """Convert received blocks to arrays, ordered by index. Raise CodeError if they do not match."""
+    """Convert received blocks to arrays, ordered by index. Raise CodeError if they do not fit the code."""
     if not isinstance(blocks, Mapping):
         raise CodeError(f"blocks must be a mapping from block index to block, not {type(blocks).__name__}")
     for block_index in blocks:

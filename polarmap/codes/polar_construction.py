@@ -194,12 +194,15 @@ def count_undecodable_losses(n: int, frozen_set: Indices) -> tuple[int, int]:
 
 
 def _freeze_worst_inputs(badness: Floats, n: int, k: int) -> Indices:
-    """Return the n - k sent inputs with the largest badness, in ascending order.
+    """Return the n - k inputs to freeze, in ascending order: those with the largest badness.
+
+    Only the last n inputs are candidates, because the inputs before them are punctured.
 
     Parameters
     ----------
     badness : array (size, butterflies)
-        Modified in place so that, with several butterflies, each has at least one frozen and one free input.
+        Number by which inputs are compared. Modified in place so that, with several butterflies, each has at
+        least one frozen and one free input.
     n, k : int
         Number of coded blocks and of data blocks.
     """

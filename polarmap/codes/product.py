@@ -117,7 +117,7 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P of the grid, shape (n - k, k)."""
+        """The parity matrix P of the grid, shape (n - k, k): parity blocks = P @ data blocks."""
         rows, columns = self.grid_coordinates[self.k :].T
         product = np.einsum(
             "pa,pb->pab", self.column_code.generator_matrix[rows], self.row_code.generator_matrix[columns]
@@ -126,7 +126,7 @@ class ProductCode(SystematicCode):
 
     @property
     def norm_inf(self) -> int:
-        """An upper bound on the infinity norm of P: the product of the norms of both codes."""
+        """An upper bound on the infinity norm of the parity matrix: the product of both codes' norms."""
         return self.column_code.norm_inf * self.row_code.norm_inf
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
@@ -138,10 +138,10 @@ class ProductCode(SystematicCode):
 class GridDecoder(ErasureDecoder):
     """Base class of decoders for a grid of blocks, over the reals or modulo 2^64.
 
-    Iterative decoding recovers one row or column at a time: a row needs k_B independent known blocks, and a
-    column k_A. If no line has enough blocks, the parity checks of all rows and columns together may still
-    have a unique solution. Joint decoding solves all of them at once. It is tried only if a unique solution
-    is possible and the system is small enough.
+    Iterative decoding recovers one row or column at a time, once enough of its blocks are known: as many as
+    its code has data blocks. If no line has enough blocks, the parity checks of all rows and columns together
+    may still have a unique solution. Joint decoding solves all of them at once. It is tried only if a unique
+    solution is possible and the system is small enough.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """A mask of the cells that could be decoded if any k blocks determined their row or column."""
+        """A mask of the cells that can be decoded if any k blocks suffice for a line with k data blocks."""
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
         known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True
@@ -253,7 +253,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, with one row per missing result and one column per arrived result."""
+        """The decoding weights, shape (missing, arrived): missing results = weights @ arrived results."""
         if self.line_decodings is None:
             return self.joint.weights
         n_arrived = len(self.arrived_indices)
@@ -288,7 +288,7 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The weights of joint decoding modulo 2^64, with one row per missing result."""
+        """The weights of joint decoding: missing results = weights @ arrived results, modulo 2^64."""
         return self.joint.weights
 
     @property
@@ -326,7 +326,7 @@ class LineDecoding(NamedTuple):
 
     @property
     def newly_known_indices(self) -> Indices:
-        """The positions along the line that this step recovers."""
+        """The positions along the row or column that this step recovers."""
         return np.setdiff1d(np.arange(len(self.block_indices)), self.decoder.arrived_indices)
 
 
@@ -336,6 +336,7 @@ class IterativeDecoder:
     Parameters
     ----------
     code : ProductCode
+        Code of the grid.
     modular : bool
         Decode integers modulo 2^64 instead of real numbers.
 
@@ -462,7 +463,7 @@ def decode_lines(
 def _encode_line_parity(
     code: PolarCode, positions: Sequence[int], line_blocks: ReceivedBlocks, dtype: DType
 ) -> Array:
-    """Compute the parity blocks at `positions` of a line whose data blocks are known."""
+    """Compute the parity blocks at `positions` of a row or column whose data blocks are known."""
     parity_matrix = code.encoding_matrix[[position - code.k for position in positions]]
     data_blocks = [line_blocks[position] for position in range(code.k)]
     out = np.empty((len(positions), data_blocks[0].size), dtype)

@@ -64,7 +64,7 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def weights(self) -> Floats:
-        """The decoding weights, with one row per missing result and one column per arrived result."""
+        """The decoding weights, shape (missing, arrived): missing results = weights @ arrived results."""
         raise NotImplementedError
 
     @property
@@ -81,7 +81,10 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 if nothing is missing, inf if not decodable."""
+        """The largest factor by which decoding multiplies errors: the largest 2-norm of a row of `weights`.
+
+        The factor is 0 if nothing is missing, and inf if decoding is impossible.
+        """
         if not len(self.missing_indices):
             return 0.0
         if self.rank_deficit:
@@ -151,7 +154,8 @@ class RealDecoder(ErasureDecoder):
 class PseudoInverseDecoder(RealDecoder):
     """Decodes any code by solving for all unknowns: weights = T[missing] pinv(G[arrived]).
 
-    Among all unbiased linear decoders, the least-squares decoder amplifies independent errors the least.
+    G is the generator matrix of the code, and T its target matrix. Among all unbiased linear decoders, the
+    least-squares decoder amplifies independent errors the least.
     """
 
     @cached_property
@@ -161,12 +165,15 @@ class PseudoInverseDecoder(RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, with one row per missing result and one column per arrived result."""
+        """The decoding weights, shape (missing, arrived): missing results = weights @ arrived results."""
         return np.asarray(self.code.target_matrix[self.missing_indices] @ self._pseudo_inverse)
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`, times `code.rms_gain`."""
+        """The largest factor by which decoding multiplies errors.
+
+        It is the largest 2-norm of a row of `weights`, times the `rms_gain` of the code.
+        """
         return super().amplification * self.code.rms_gain
 
     @property
@@ -180,13 +187,17 @@ class PseudoInverseDecoder(RealDecoder):
 
 
 class SystematicDecoder(SystematicEquations, RealDecoder):
-    """Decodes systematic codes (G = [I; P], T = I) by solving for the missing data blocks only.
+    """Decodes systematic codes by solving for the missing data blocks only.
 
-    P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
+    With the parity matrix P, the system is
+
+        P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
     """
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P for the rows (parity blocks) and columns (data blocks) of P that have arrived.
+        """Compute weights @ P, restricted to rows and columns of the parity matrix P that have arrived.
+
+        Rows belong to parity blocks and columns to data blocks.
 
         Parameters
         ----------
@@ -207,7 +218,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The least-squares decoding weights, with one row per missing result."""
+        """The least-squares decoding weights: missing results = weights @ arrived results."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):
@@ -280,22 +291,22 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
-    """A `SystematicDecoder` for large codes, which multiplies by P with butterflies and never forms P."""
+    """A `SystematicDecoder` for large codes, which uses butterflies instead of forming the parity matrix."""
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The part of P with the rows of arrived parity blocks and the columns of missing data blocks."""
+        """The rows of arrived parity blocks and columns of missing data blocks of the parity matrix."""
         return self.code.compute_encoding_matrix_columns(self.missing_indices)[self.arrived_parity_indices]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P for the rows and columns that have arrived, without forming P."""
+        """Compute weights @ P for arrived rows and columns, without forming the parity matrix P."""
         parity_weights = np.zeros((len(weights), self.code.n - self.code.k))
         parity_weights[:, self.arrived_parity_indices] = weights
         return self.code.left_multiply_encoding_matrix(parity_weights)[:, self.arrived_data_indices]
 
 
 def has_dense_parity_matrix(n: int, k: int) -> bool:
-    """Return whether an (n, k) rotation code forms P explicitly. Large codes use butterflies instead.
+    """Return whether a code forms its parity matrix. Large codes multiply by butterflies instead.
 
     Parameters
     ----------
@@ -382,12 +393,12 @@ def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors:
 
 
 def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) -> float:
-    """Compute the worst amplification over several patterns of exactly k arrivals.
+    """Compute the largest factor by which decoding multiplies errors, over several sets of k arrivals.
 
     Parameters
     ----------
     parity_matrix : array (n - k, k)
-        P of a systematic code.
+        Parity matrix P of a systematic code.
     arrived_patterns : index array (patterns, k)
         Indices of the arrived blocks in each pattern, in ascending order. All patterns must have the same
         number of data blocks.
@@ -418,9 +429,10 @@ def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) 
 
 
 def compute_erasure_amplification(generator_matrix: Floats, erased_indices: Indices, n_targets: int) -> float:
-    """Compute the amplification for an erasure pattern of a code whose G has orthonormal columns.
+    """Compute the largest factor by which decoding multiplies errors, for one erasure pattern.
 
-    With K = G_erased G_erased', the squared norm of row i of G_erased pinv(G_arrived) is [K / (1 - K)]_ii.
+    The generator matrix G of the code must have orthonormal columns. With K = G_erased G_erased', the squared
+    norm of row i of G_erased pinv(G_arrived) is [K / (1 - K)]_ii.
 
     Parameters
     ----------

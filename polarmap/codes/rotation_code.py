@@ -43,9 +43,10 @@ SYNDROME_BYTES = 64 << 20  # Memory budget, in bytes, for the parity that the de
 
 
 class RotationCode(PolarCode):
-    """A polar code with the rotation kernel: x = [[I, 0], [P, -I]] u, with the last n - k inputs frozen.
+    """A polar code with the rotation kernel, the default code for floats.
 
-    The parameters are the same as for `PolarCode`.
+    The codeword is x = [[I, 0], [P, -I]] u, where P is the parity matrix and the last n - k inputs u are
+    frozen to zero. The parameters are the same as for `PolarCode`.
     """
 
     kernel = option_name = "rotation"
@@ -72,11 +73,11 @@ class RotationCode(PolarCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, shape (n - k, k), as float64."""
+        """The parity matrix P, shape (n - k, k), as float64: parity blocks = P @ data blocks."""
         return compute_rotation_parity_matrix(self.butterfly_network, self.k)
 
     def compute_encoding_matrix_columns(self, block_indices: Indices) -> Array:
-        """Compute the columns of P for the data blocks `block_indices`, without forming all of P."""
+        """Compute the columns of the parity matrix for the data blocks `block_indices` only."""
         return compute_rotation_parity_matrix(self.butterfly_network, self.k, block_indices)
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
@@ -94,7 +95,7 @@ class RotationCode(PolarCode):
         return products
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the arrived results. Decoders of large codes do not form P."""
+        """Build the decoder for the arrived results. For large codes, it does not form the parity matrix."""
         if modular or self._has_dense_parity_matrix:
             return super().make_decoder(arrived_mask, modular)
         return SyndromeDecoder(self, arrived_mask)
@@ -113,7 +114,7 @@ class RotationCode(PolarCode):
 
     @cached_property
     def _has_dense_parity_matrix(self) -> bool:
-        """True if the code is small enough to form P explicitly."""
+        """True if the code is small enough to form its parity matrix explicitly."""
         return has_dense_parity_matrix(self.n, self.k)
 
     def precompute_encoding(self) -> None:
@@ -122,13 +123,13 @@ class RotationCode(PolarCode):
 
     @cached_property
     def butterfly_network(self) -> RotationButterflyNetwork:
-        """The network of butterflies that multiplies blocks by P."""
+        """The network of butterflies that computes parity blocks from data blocks."""
         network = generate_rotation_butterfly_network(self.n, self.k, self.seed)
         return normalize_parity_row_sums(network, self.k)
 
 
 class SyndromeDecoder(ImplicitSystematicDecoder):
-    """A least-squares decoder for large rotation codes that never forms P or the decoding weights.
+    """A least-squares decoder for large rotation codes that forms neither parity matrix nor weights.
 
     It encodes the arrived data blocks and subtracts their parity from the arrived parity blocks. The
     difference is the syndrome, and the pseudo-inverse maps it to the missing blocks.
@@ -168,12 +169,12 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
 
 
 def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> RotationButterflyNetwork:
-    """Return a copy of `network` with a scale and shift that make every row of P sum to one.
+    """Return a copy of `network` with scale and shift such that each row of the parity matrix sums to one.
 
     The mean of each row is subtracted, the row is scaled to norm 1, and 1 / k is added. All parity blocks
     then have the same norm. For k = 2, rows without their mean are parallel and differ only in their norms,
-    so they are not scaled. If P is not formed, the norm is 1 only on average: the mean squared norm of a row
-    of the orthogonal butterflies is k / size.
+    so they are not scaled. If the parity matrix is not formed, the norm is 1 only on average: the mean
+    squared norm of a row of the orthogonal butterflies is k / size.
     """
     if has_dense_parity_matrix(k + len(network.kept_rows), k):
         scale, shift = compute_row_normalization(compute_rotation_parity_matrix(network, k))
@@ -185,7 +186,9 @@ def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> Rota
 
 
 def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
-    """Compute the scale and shift for which each row of P has mean 1 / k and a deviation of norm 1.
+    """Compute the scale and shift for which each row of the parity matrix sums to one.
+
+    Each row then has mean 1 / k, and its deviation from the mean has norm 1.
 
     Parameters
     ----------
@@ -221,7 +224,7 @@ def compute_rotation_parity_matrix(
 
     Returns
     -------
-    array (r, columns)
+    array (parity blocks, columns)
     """
     column_indices = np.arange(k) if block_indices is None else block_indices
     parity_matrix = np.empty((len(network.kept_rows), len(column_indices)))
@@ -238,7 +241,7 @@ def compute_rotation_parity_matrix(
 
 @lru_cache(maxsize=256)
 def select_rotation_seed(n: int, k: int) -> int:
-    """Return the seed whose code has the smallest worst-case amplification for exactly k arrivals."""
+    """Return the seed whose code amplifies errors the least in the worst case of exactly k arrivals."""
     patterns_by_n_data: dict[int, list[Indices]] = {}  # Groups patterns by their number of data blocks.
     for arrived_indices in sample_subsets(n, k, MAX_PATTERNS):
         patterns_by_n_data.setdefault(int(np.searchsorted(arrived_indices, k)), []).append(arrived_indices)

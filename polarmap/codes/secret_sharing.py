@@ -142,17 +142,17 @@ class SecretSharingCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that are needed to decode: k + t."""
+        """The number of results that are needed to decode: k data blocks plus t noise blocks."""
         return self.k + self.n_colluders
 
     @property
     def n_noise_blocks(self) -> int:
-        """The number of noise blocks: t."""
+        """The number of noise blocks, which equals the number of colluders."""
         return self.n_colluders
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """The generator matrix [D, N], shape (n, k + t). Its rows sum to one."""
+        """The matrix that encodes data and noise blocks, shape (n, k + t). Its rows sum to one."""
         return select_generator_matrix(self.n, self.k, self.n_colluders)
 
     @property
@@ -213,8 +213,8 @@ class SecretSharingCode(LinearCode):
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Return whether decoding is accurate in most cases.
 
-        The code passes if, with half of the redundant results missing, 90 % of the erasure patterns have an
-        acceptable amplification.
+        That is, with half of the redundant results missing, 90 % of the erasure patterns amplify errors by at
+        most `max_amplification`.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class SecretSharingCode(LinearCode):
 
 
 def make_noise_matrix(n: int, n_colluders: int) -> Floats:
-    """Build the matrix N of noise coefficients, in which any t rows are independent.
+    """Build the matrix of noise coefficients, in which any t = `n_colluders` rows are independent.
 
     Its shape is (n, t), and its rows have norm 1. The columns are sine and cosine waves on n evenly spaced
     points of the circle, with half-integer frequencies for even t, and with integer frequencies and
@@ -252,10 +252,10 @@ def make_noise_matrix(n: int, n_colluders: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
-    """Choose the generator matrix [D, N] with the smallest worst-case amplification of errors.
+    """Choose the matrix that encodes data and noise blocks, such that decoding amplifies errors the least.
 
-    For up to 64 blocks, N_SEEDS matrices are compared on patterns of exactly k + t arrivals. For more blocks,
-    the matrix of seed 0 is returned.
+    For up to 64 blocks, N_SEEDS matrices are compared by their worst amplification over patterns of exactly
+    k + t arrivals. For more blocks, the matrix of seed 0 is returned.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
 
 
 def _make_random_generator_matrix(n: int, k: int, n_colluders: int, seed: int) -> Floats:
-    """Build a random matrix [D, N] whose rows sum to one.
+    """Build a random matrix [D, N] of data coefficients D and noise coefficients N, with row sums of one.
 
     Except for a constant in each row, D is orthogonal to the noise and to constants.
     """

@@ -327,7 +327,8 @@ class CancellationSolver:
         pivot_checks = self._compute_checks_on_inactivated_inputs(np.int64, pivot_inputs)
         solution_weights = -invert_mod64(pivot_checks).view(np.int64)
         syndrome_rows = scratch_rows[pivot_inputs]
-        # Within a diagonal, no two operations read the same row, so they can run in one batch.
+        # Cyclic diagonals of `solution_weights`: the operations of one diagonal read different rows, so they
+        # can run in one batch.
         for diagonal in range(n_inactivated):
             columns = (np.arange(n_inactivated) + diagonal) % n_inactivated
             factors = solution_weights[np.arange(n_inactivated), columns]
@@ -382,7 +383,7 @@ class CancellationSolver:
         return table[: self._zero_input_mask.size]
 
     def _apply_arikan_transform(self, table: Array, **options: bool) -> Array:
-        """Apply the butterflies to a table of codeword positions, in place."""
+        """Apply the butterflies to a table with one row per codeword position, in place."""
         transforms.apply_arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
         return table
 
@@ -445,7 +446,7 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def weights(self) -> UInt64Array:
-        """The decoding weights modulo 2^64: one row per missing result, one column per arrived result."""
+        """The decoding weights: missing results = weights @ arrived results, modulo 2^64."""
         return self.solver.compute_weights(np.int64).view(np.uint64)
 
     @cached_property
@@ -490,7 +491,7 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
     @cached_property
     def weights(self) -> Floats:
-        """The decoding weights, with one row per missing result and one column per arrived result."""
+        """The decoding weights, shape (missing, arrived): missing results = weights @ arrived results."""
         return self.solver.compute_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:

@@ -25,12 +25,13 @@ from polarmap.errors import CodeError
 
 
 class SymmetricProductCode(SystematicCode):
-    """The upper triangle of a product code: the n (n + 1) / 2 blocks x_ij with i <= j of a symmetric grid.
+    """A product code for Gram matrices, which computes only the blocks x_ij with i <= j of the grid.
 
-    Both rows and columns of the grid are encoded with the same code. Block x_ji is the (conjugate) transpose
-    of x_ij, so each arrival fills two cells of the full grid. The data blocks can be decoded if and only if
-    they can be decoded on the full grid, because the checks of the full grid split into checks of the
-    symmetric and antisymmetric parts.
+    The grid of a `line_code` with n blocks is symmetric and has n (n + 1) / 2 such blocks. Both rows and
+    columns of the grid are encoded with the same code. Block x_ji is the (conjugate) transpose of x_ij, so
+    each arrival fills two cells of the full grid. The data blocks can be decoded if and only if they can be
+    decoded on the full grid, because the checks of the full grid split into checks of the symmetric and
+    antisymmetric parts.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def _full_grid_row_indices(self) -> Indices:
-        """The position of each missing block among the missing blocks of the full grid."""
+        """The index of each missing block in `missing_indices` of the decoder of the full grid."""
         grid_indices = self.code.block_and_transpose_indices[self.missing_indices, 0]
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 
@@ -171,7 +172,7 @@ class SymmetricProductDecoder(ErasureDecoder):
         return self._grid_decoder.decode(grid_blocks, dtype)[self._full_grid_row_indices]
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return x + x' for each arrived block x, keyed by block index."""
+        """Return the sum of each arrived block and its conjugate transpose, keyed by block index."""
         return {
             block_index: block + conjugate_transpose_flat_block(block, self.code.n_block_rows)
             for block_index, block in received.items()

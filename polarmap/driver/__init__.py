@@ -1,1 +1,1 @@
-"""The only loop: outcomes of tasks -> decoders -> results that stand."""
+"""Run maps: schedule tasks, collect outcomes, decode missing results, verify them, and build the report."""

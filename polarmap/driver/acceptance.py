@@ -25,17 +25,22 @@ ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain
 
 
 class AcceptancePolicy:
-    """Decides whether the results that have arrived can be accepted, must be refused, or need further checks.
+    """Decides whether the results of a coded map can be accepted, must be refused, or need further checks.
 
-    It is consulted once enough results have arrived to decode the missing ones.
+    The map asks for a verdict once enough results have arrived to decode the missing ones.
 
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks, one per task.
     options : MapOptions
+        The options of the map, such as `verify`.
     decoder : ResultDecoder
+        Decodes the missing results.
     verifier : Verifier
+        Checks whether f is linear and whether workers returned wrong results.
     limits : WaitLimits
+        Limits how long the map waits for checks.
     task_table : TaskTable
         Shows which results may still arrive, and why tasks failed.
     is_f_known : bool
@@ -59,7 +64,7 @@ class AcceptancePolicy:
         self._must_verify = options.verify is True or (options.verify == "auto" and not is_f_known)
 
     def judge(self) -> Verdict:
-        """Judge the results that have arrived, and decode the missing ones if the verdict is to accept."""
+        """Return the verdict on the arrived results, and decode the missing ones if it is `Accepted`."""
         try:
             if len(self._decoder.tracker.missing_indices):
                 verdict = self._judge_decoded_results()
@@ -77,7 +82,7 @@ class AcceptancePolicy:
     # -- where results are missing ----------------------------------------------------------
 
     def _judge_decoded_results(self) -> Verdict:
-        """Return the verdict if some results are missing and must be decoded."""
+        """Return the verdict on the results of a map in which some are missing and must be decoded."""
         if self._decoder.undecodable_reason:
             raise CodeError(f"a result is missing and cannot be decoded: {self._decoder.undecodable_reason}")
         if self._options.verify is False:
@@ -110,9 +115,9 @@ class AcceptancePolicy:
         return self._judge_by_local_evaluation()
 
     def _judge_by_local_evaluation(self) -> Verdict:
-        """Return the verdict after checking decoded results against local calls of f on the same blocks.
+        """Return the verdict after comparing decoded results with calls of f on the driver.
 
-        The verdict is `Pending` while f is running or while a further result may still settle the question.
+        It is `Pending` while f is running or while a further result may still settle the question.
         """
         verifier, local_checks = self._verifier, self._verifier.local_checks
         evaluation = verifier.poll_local_evaluation()
@@ -149,7 +154,7 @@ class AcceptancePolicy:
         )
 
     def _is_evaluation_hopeless(self, evaluation: LocalEvaluation) -> bool:
-        """Return whether to stop waiting for the local evaluation of f and for further results."""
+        """Return whether to stop waiting for a local call of f, because it failed or takes too long."""
         if self._decoder.seconds_since_ready > self._limits.max_wait_seconds:
             return True
         if evaluation.error is None:
@@ -163,7 +168,7 @@ class AcceptancePolicy:
     # -- where no result is missing ---------------------------------------------------------
 
     def _judge_complete_results(self) -> Verdict:
-        """Return the verdict if the results of all data blocks have arrived and no decoding is needed.
+        """Return the verdict on the results of a map in which no result has to be decoded.
 
         They can be returned whether or not the mapped function f is linear. If f has not been verified yet,
         it is checked anyway: a warning now is better than a failure in a later map that loses a worker.
@@ -262,9 +267,9 @@ class AcceptancePolicy:
     # ---------------------------------------------------------------------------------------
 
     def _judge_contradiction(self) -> Verdict | None:
-        """Return the verdict if the results violate parity checks, else None.
+        """Return the verdict if results contradict each other, so that parity checks fail, else None.
 
-        A violation means that one worker returned garbage or that f is not linear. While the checks cannot
+        This means that one worker returned garbage or that f is not linear. While the checks cannot
         tell which, the verdict is `Pending`: another result may settle the question.
         """
         residuals = self._verifier.parity_checks.evaluate()

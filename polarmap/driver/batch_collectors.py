@@ -29,7 +29,9 @@ class BatchCollector(FirstResultCollector):
         Receives the result of each item. If it keeps exceptions, it also receives the failures of items that
         are not retried. Otherwise such a failure ends the map.
     task_table : TaskTable
+        The state of the map's tasks.
     timer : JobTimer
+        The time since the start of the map.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class BatchCollector(FirstResultCollector):
 
     @property
     def has_sufficient_results(self) -> bool:
-        """Whether every item has a result or a final failure."""
+        """Whether every item has a result, or has failed after all its retries."""
         return self._results.is_complete
 
     def raise_if_f_always_fails(self) -> None:
@@ -71,7 +73,7 @@ class BatchCollector(FirstResultCollector):
         return [item for item in self._blocks.batches[task_index].indices if item not in self._results.values]
 
     def _accept_failure(self, task_index: int, failure: Failure) -> None:
-        """Store a failure for each unfinished item of a task: its own, or else that of the whole task."""
+        """Store a failure for each unfinished item of a task: its own if it has one, else `failure`."""
         for item_index in self._get_unfinished_items(task_index):
             if (item_failure := self._failure_by_item.get(item_index)) is not None:
                 self._results.add_failure([item_index], item_failure)
@@ -92,7 +94,7 @@ class FixedBatchCollector(BatchCollector):
 
     @property
     def n_results(self) -> int:
-        """The number of tasks whose items all have a result or a final failure."""
+        """The number of tasks whose items all have a result, or have failed after all their retries."""
         return len(self.task_table.arrived) + self._n_failed_tasks
 
     def _split_outcome(self, outcome: Outcome) -> BatchOutcome:
@@ -140,7 +142,7 @@ class QueuedBatchCollector(BatchCollector):
 
     @property
     def n_results(self) -> int:
-        """The number of items with a result or a final failure."""
+        """The number of items that have a result, or have failed after all their retries."""
         return len(self._results.values)
 
     @property
@@ -149,7 +151,7 @@ class QueuedBatchCollector(BatchCollector):
         return self._results.n_items
 
     def poll_interval(self) -> float:
-        """Return the seconds until the next poll: 0 if no task has been formed yet."""
+        """Return the seconds until the next poll: 0 if no task exists or the map is complete, else inf."""
         return super().poll_interval() if len(self.task_table) else 0.0
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:

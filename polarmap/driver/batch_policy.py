@@ -28,7 +28,7 @@ from polarmap.worker.task_records import Fault
 # Keep at most this many batches in flight (submitted but not finished). The remaining items stay in the queue
 # and can be grouped into larger batches if items turn out to be short.
 MAX_BATCHES = 128
-# The number of batches in flight before a worker has started any. Each running batch adds two.
+# The maximum number of batches in flight before a worker has started any. Each running batch allows two more.
 N_INITIAL_BATCHES = 8
 TARGET_BATCH_SECONDS = 0.02  # the maximum expected run time of a batch
 MIN_BATCH_SECONDS = 0.002  # the minimum expected run time of a batch: ten times its sending time
@@ -110,7 +110,10 @@ class BatchPolicy(SchedulingPolicy):
 
     @property
     def waits_for_batch(self) -> bool:
-        """Whether the first queued items start only after a running batch. The caller must hold the lock."""
+        """Whether the first queued items wait for a running batch, after which more items may join them.
+
+        The caller must hold the lock of the blocks.
+        """
         return bool(self._queue and self._multi_item_tasks) and self._is_batch_incomplete(*self._queue[0])
 
     def limit_in_flight(self, max_in_flight: int) -> None:
@@ -140,7 +143,7 @@ class BatchPolicy(SchedulingPolicy):
             self._queue.extend(Batch(items, chunk) for chunk in chunks)
 
     def _append_to_queue(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
-        """Append items that may share a task. Merge them with the last queued items if they follow these."""
+        """Append items that may share a task to the queue, in one range with the last items if possible."""
         if self._queue and self._queue[-1].items is items and isinstance(item_indices, range):
             last_indices = self._queue[-1].indices
             if isinstance(last_indices, range) and last_indices.stop == item_indices.start:
@@ -196,9 +199,9 @@ class BatchPolicy(SchedulingPolicy):
         return self._backup_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the seconds until a running task may become late and need a backup.
+        """Return the seconds until a running task may become late, so that its batch is split or backed up.
 
-        No backup is due while a task is queued, but that task may start running at any moment.
+        While a task is queued, no backup is due, but that task may start running at any moment.
         """
         late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
         seconds_until_late = min(late_times, default=inf) - elapsed_seconds
@@ -263,7 +266,7 @@ class BatchPolicy(SchedulingPolicy):
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
     def _compute_min_batch_size(self, items: ItemSequence) -> int:
-        """Return how many items a batch needs so that its run time is long compared to sending it."""
+        """Return how many items a batch needs to run much longer than it takes to send, or 0 if unknown."""
         item_seconds = self._seconds_by_class.get(items.item_class)
         return int(MIN_BATCH_SECONDS / item_seconds) if item_seconds and self._allow_batches else 0
 
@@ -296,7 +299,7 @@ class BatchPolicy(SchedulingPolicy):
     # -- as tasks end --------------------------------------------------------------------------
 
     def split_outcome(self, task_table: TaskTable, outcome: Outcome) -> BatchOutcome | None:
-        """Split the outcome of a task into those of its items, or return None if the task was discarded.
+        """Split the outcome of a task into outcomes of its items. Return None if the task was discarded.
 
         If a batch failed as a whole, its items become separate tasks and have no outcome yet. Items that the
         worker did not process are queued again.
@@ -337,9 +340,11 @@ class BatchPolicy(SchedulingPolicy):
         Parameters
         ----------
         task_table : TaskTable
+            The table of the job's tasks, to which the new task is added.
         task_index, item_index : int
             The task of the batch, and the item.
         failure : Failure
+            Why the item failed.
         is_batch_loss : bool
             Whether the whole batch failed. In that case, the attempt does not count against the item's
             retries, because any other item may have killed the worker.

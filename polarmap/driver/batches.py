@@ -62,11 +62,11 @@ class ItemSequence:
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the items that have been claimed and so can no longer be cancelled."""
+        """Return which of these items have been claimed, so that they can no longer be cancelled."""
         return item_indices
 
     def record_submission(self, item_indices: Sequence[int], submission_index: int) -> None:
-        """Record that the items were submitted in this order from position `submission_index` of the job."""
+        """Record that the first of these items was number `submission_index` in the order of submission."""
         offset = submission_index - item_indices[0]
         if not self._submission_offsets or self._submission_offsets[-1][1] != offset:
             self._submission_offsets.append((item_indices[0], offset))
@@ -90,9 +90,11 @@ class BatchOutcome(NamedTuple):
     Attributes
     ----------
     items : ItemSequence
+        The sequence to which the item indices belong.
     results : sequence of (item index, bytes or array)
         The serialized return values of f, to be passed to `unpickle_item`.
     failures : sequence of (item index, Failure)
+        The items that have no result, and why.
     unprocessed : sequence of int
         Items that the worker did not start because the items before them took too long.
     """
@@ -134,6 +136,7 @@ class BatchBlocks(TaskBlocks):
     Attributes
     ----------
     batches : dict from task index to Batch
+        The batch of each task that has not been removed.
     """
 
     structure = ("array",)

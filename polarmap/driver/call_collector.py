@@ -30,7 +30,9 @@ class CallCollector(EveryTaskCollector):
     retry_rule : RetryRule
         How often to retry a call whose worker was lost. An exception raised by the call itself is final.
     task_table : TaskTable
+        The state of the tasks.
     timer : JobTimer
+        The time since the session with the workers was opened.
     """
 
     def __init__(
@@ -99,9 +101,11 @@ def set_call_exception(
     Parameters
     ----------
     calls : CallGroup
+        The calls, of which one has failed.
     item_index : int
         The index of the call (or chunk of calls) in `calls`.
     error : BaseException
+        The exception to set.
     raised_by_f : bool
         Whether the called function raised the exception, rather than polarmap.
     """

@@ -125,7 +125,7 @@ class MappedCalls(CallGroup):
         return item_indices
 
     def select_claimed_items(self, item_indices: Sequence[int]) -> Sequence[int]:
-        """Return the items that have been claimed and so can no longer be cancelled."""
+        """Return which of these items have been claimed, so that they can no longer be cancelled."""
         return [item_index for item_index in item_indices if item_index in self._claimed]
 
     def cancel(self) -> None:

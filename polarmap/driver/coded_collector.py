@@ -67,9 +67,13 @@ class CodedCollector(Collector):
     driver_f : callable
         The mapped function, in a form that can be called on the driver (this process) to check results.
     coded_data : CodedData
+        The coded blocks, one per task.
     options : MapOptions
+        The options of the map.
     task_table : TaskTable
+        The state of the map's tasks.
     timer : JobTimer
+        The time since the start of the map and until its deadline.
 
     Attributes
     ----------
@@ -121,7 +125,8 @@ class CodedCollector(Collector):
         self._accepted_estimate: Estimate | None = None
         self.verification: Verification | None = None
         self.decoding_error: NonFiniteResultError | NotLinearError | CodeError | None = None
-        # The decoder that led to `decoding_error`. The error is cleared when another result arrives.
+        # The decoder that led to `decoding_error`. The error is cleared when another result arrives, which
+        # creates a new decoder.
         self._refused_decoder: ErasureDecoder | None = None
         # The seconds that earlier maps spent encoding the same blocks.
         self._earlier_encode_seconds = coded_data.encode_seconds
@@ -140,7 +145,7 @@ class CodedCollector(Collector):
             self.decoder.record_all_data_arrived()
 
     def try_finish(self) -> bool:
-        """Judge the results that have arrived, and return whether the map is over."""
+        """Decode, verify and accept the results if enough have arrived. Return whether the map is over."""
         # The warning is set during encoding, so it may appear after the map has started.
         if self._coded_data.parity_warning and not self._has_warned_of_parity:
             self._has_warned_of_parity = True
@@ -167,7 +172,7 @@ class CodedCollector(Collector):
         return self.timer.elapsed_seconds - decodable_at > self._limits.max_wait_seconds
 
     def _try_settle(self) -> bool:
-        """Return whether all results have been accepted, including that of the padded block, if any."""
+        """Check whether all results have been accepted, including the result of a padded block."""
         padded_block, is_accepted = self.padded_block, self.verification is not None
         if padded_block is None:
             return is_accepted
@@ -362,7 +367,7 @@ class CodedCollector(Collector):
         )
 
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
-        """Return the failed tasks to retry: only `awaited_task` if the map waits for nothing else."""
+        """Return the failed tasks to retry: only `awaited_task` if the map waits for no other task."""
         awaited_task = self.awaited_task
         if awaited_task is None:
             return failed_tasks
@@ -413,7 +418,7 @@ class CodedCollector(Collector):
         return self.decoding_error is None and self.decoder.accept_ill_conditioned()
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:
-        """Raise a CodedTimeoutError that gives the reason, unless missing results are to be estimated."""
+        """Raise a CodedTimeoutError that gives the reason, unless missing results will be estimated."""
         if self._deadline_estimator is not None:
             return
         reason, decoder = "", self.decoder
@@ -581,7 +586,7 @@ class CodedCollector(Collector):
         }
 
     def _build_guarantee_fields(self) -> dict[str, Any]:
-        """Return the report fields about groups of blocks, or {} for a code without groups."""
+        """Return the report fields about groups of blocks (the losses they survive), or {} without groups."""
         guarantee = self._code.get_group_guarantee(PLANNED_LOSS_RATE)
         if guarantee is None:
             return {}

@@ -48,7 +48,10 @@ R = TypeVar("R")
 
 
 class MapFuture(Future[R]):
-    """A future for a map or one of its blocks. The map keeps running while any of them is referenced."""
+    """A future for the result of a map, or of one of its blocks.
+
+    The map keeps running as long as the program refers to any of its futures.
+    """
 
     def __init__(self, reference_token: _ReferenceToken, background_map: BackgroundMap[Any]) -> None:
         super().__init__()
@@ -225,9 +228,10 @@ class CodedFuture(MapFuture[R]):
 
 
 class _ReferenceToken:
-    """A token shared by all futures of a map.
+    """An object to which all futures of a map refer.
 
-    Its finalizer runs once none of them is referenced any more.
+    Once the program refers to none of these futures, the finalizer of this object cancels the map, unless a
+    thread or a callback still waits for the result.
     """
 
     def __init__(self, background_map: BackgroundMap[Any]) -> None:
@@ -235,11 +239,14 @@ class _ReferenceToken:
 
 
 class BackgroundMap(Observer, Generic[R]):
-    """Runs a map on a background thread and sets the results of its weakly referenced futures.
+    """Runs a map on a background thread, and sets the results of its futures.
+
+    It refers to the futures weakly, so that the map can be cancelled once the program has dropped them.
 
     Parameters
     ----------
     prepared_map : PreparedMap
+        The map to run.
     observers : sequence of Observer
         Further observers that receive the events of the map.
 
@@ -261,7 +268,7 @@ class BackgroundMap(Observer, Generic[R]):
         self._owner_pid = os.getpid()
         # Objects that keep the map running: futures with callbacks, and one object per waiting thread.
         self._pins: set[object] = set()
-        self._get_report = prepared_map.get_report  # None while the number of tasks is unknown
+        self._get_report = prepared_map.get_report  # is None while the number of tasks is unknown
         self._report: Report | None = None  # the report of the most recently finished job
         self._is_open = False  # whether the map has workers and can be woken to poll its tasks
         self._finished = threading.Event()
@@ -411,7 +418,7 @@ class BackgroundMap(Observer, Generic[R]):
 
     @classmethod
     def finish_maps_at_exit(cls) -> None:
-        """Cancel all maps that nothing waits for, and wait for the rest. Called at interpreter exit.
+        """Cancel all maps that no thread or callback waits for, and wait for the rest. Called at exit.
 
         No map is cancelled while other non-daemon threads are running, because they may need its results.
         """

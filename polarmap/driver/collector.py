@@ -1,12 +1,12 @@
 """Define collectors, which receive the outcomes of a map's tasks and decide when the map is over.
 
-For a map with k = 2 data blocks and n = 3 tasks, of which task 1 is late, the driver calls:
+For a map with k = 2 data blocks and n = 3 tasks, if task 1 is late, the driver calls:
 
     add_outcome(result of task 0)    try_finish() -> False    one result is not enough
     add_outcome(result of task 2)    try_finish() -> True     block 1 is decoded from blocks 0 and 2
 
 `CodedCollector` decodes and verifies results. The subclasses of `EveryTaskCollector` need a result of every
-task. This module also defines the timer of a map and limits for how long it waits.
+task. This module also defines the timer of a map and limits on its waiting times.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class JobTimer:
 
     @property
     def remaining_seconds(self) -> float:
-        """The seconds until the deadline, negative after it, or inf if there is none."""
+        """The seconds until the deadline, negative after it, or inf without a deadline."""
         return inf if self.timeout == inf else self.timeout - self.elapsed_seconds
 
 
@@ -80,7 +80,9 @@ class WaitLimits:
     Parameters
     ----------
     task_table : TaskTable
+        The tasks, whose run times determine the limits.
     timer : JobTimer
+        The time until the deadline of the map.
     """
 
     def __init__(self, task_table: TaskTable, timer: JobTimer) -> None:
@@ -102,12 +104,12 @@ class WaitLimits:
 
     @property
     def local_evaluation_timeout(self) -> float:
-        """The maximum time to block for a local call of f, which is short after the deadline."""
+        """The maximum time, in seconds, to block for a local call of f. It is short after the deadline."""
         return min(self.max_wait_seconds, max(REDUNDANCY_WAIT_BOUNDS[0], self._timer.remaining_seconds))
 
     @property
     def remaining_seconds(self) -> float:
-        """The seconds until the map's deadline, negative after it, or inf if there is none."""
+        """The seconds until the map's deadline, negative after it, or inf without a deadline."""
         return self._timer.remaining_seconds
 
 
@@ -133,7 +135,7 @@ class Collector(ABC):
 
     @abstractmethod
     def try_finish(self) -> bool:
-        """Judge the results that have arrived, and return whether the map is over."""
+        """Accept the results if enough have arrived, and return whether the map is over."""
 
     @abstractmethod
     def on_tasks_exhausted(self) -> None:
@@ -232,14 +234,14 @@ class Collector(ABC):
         """
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:
-        """Return a function that builds the report's task table, where items may count as tasks."""
+        """Return a function that builds the task table of the report, which may count items as tasks."""
         task_table = self.task_table
         return lambda: task_table
 
     @property
     @abstractmethod
     def unneeded_tasks(self) -> Collection[int]:
-        """The tasks whose results were not needed."""
+        """The tasks whose results were not needed. The report calls them surplus."""
 
     @abstractmethod
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
@@ -290,7 +292,7 @@ class EveryTaskCollector(Collector):
         return inf
 
     def try_finish(self) -> bool:
-        """Return whether every task has a result."""
+        """Return whether the map is over, which is the case once every task has a result."""
         return self.has_sufficient_results
 
     def on_timeout(self, n_receiving_workers: int = 0) -> None:

@@ -59,7 +59,7 @@ class DaemonThreadPool:
             del call  # Release the objects that it references before waiting for the next call.
 
     def _pop_call(self) -> Callable[[], None] | None:
-        """Return the next queued call, or None if there is none and the thread must exit."""
+        """Return the next queued call, or None if the queue is empty and the thread must exit."""
         with self._lock:
             if self._queue:
                 return self._queue.popleft()

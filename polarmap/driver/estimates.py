@@ -51,7 +51,7 @@ class Estimate(NamedTuple):
         return self._replace(errors=errors, error_p90=max(errors))
 
     def with_padded_block(self, padded_block: PaddedBlock | None) -> Estimate:
-        """Return a copy with the correct error for the zero-padded block, if any.
+        """Return a copy with the correct error for the block that is padded with zero rows, if there is one.
 
         The error is 0 once the block's task has returned. It is inf (unknown) if zero-padding changes the
         result of the mapped function.
@@ -110,7 +110,7 @@ def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
 
 
 class _LeafEstimate(NamedTuple):
-    """The estimates of one array of the missing results of a group.
+    """The estimates of one array (leaf) of each missing result in a group of blocks.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ class _GroupPredictor(NamedTuple):
     def create(
         cls, code: LinearCode, block_indices: Indices, arrived_mask: Mask, precision: float
     ) -> _GroupPredictor:
-        """Build the predictor of a group from the arrivals of all groups."""
+        """Build the predictor of a group. `arrived_mask` is True for the coded blocks that have arrived."""
         group_mask = arrived_mask[block_indices]
         missing_indices = block_indices[: code.k][~group_mask[: code.k]]
         predictor = None
@@ -166,7 +166,10 @@ class _GroupPredictor(NamedTuple):
     def estimate_leaf(
         self, decoder: ResultDecoder, flat_results: Mapping[int, Array], dtype: DType, leaf_type: str
     ) -> _LeafEstimate:
-        """Estimate one array of the missing results, given that array of all received results by task."""
+        """Estimate one array (leaf) of the missing results.
+
+        `flat_results` maps each task to the same array of its received result.
+        """
         code, predictor = self.code, self.predictor
         is_integer = is_integer_dtype(dtype)
         if predictor is None:
@@ -223,7 +226,7 @@ def _compute_expected_errors(
 
 
 def _compute_relative_scatter(predictor: MissingBlockPredictor, received: Array) -> float:
-    """Return the standard deviation between blocks, relative to the root mean square of all values."""
+    """Return the standard deviation between received results, relative to their root mean square."""
     reals = _to_normalized_reals(received)
     root_mean_square = float(np.sqrt(np.mean(reals**2))) if reals.size else 0.0
     return predictor.compute_block_std(reals) / root_mean_square if root_mean_square > 0 else 0.0

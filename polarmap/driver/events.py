@@ -63,6 +63,7 @@ class AttemptEnded:
     Attributes
     ----------
     outcome : Outcome
+        The result, or the failure.
     elapsed_seconds : float
         Seconds since the start of the job.
     """
@@ -106,7 +107,7 @@ class JobPolled:
 
 @dataclass(frozen=True, slots=True)
 class EstimateReady:
-    """Emitted when it may be possible to estimate the missing results from those that have arrived.
+    """Emitted when it may be possible to estimate the missing results from the results so far.
 
     Attributes
     ----------

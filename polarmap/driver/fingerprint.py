@@ -55,11 +55,11 @@ def compute_function_fingerprint(f: Any) -> str | None:
 
 
 class _PicklePlaceholder:
-    """Stands in for objects that pickle would store by name or could not store at all."""
+    """A stand-in that is pickled for objects that pickle would store by name or could not store."""
 
 
 class _FingerprintPickler(pickle.Pickler):
-    """A pickler that writes to a hash. The user's functions, classes and objects are hashed by value."""
+    """A pickler that hashes a function instead of storing it. Users' functions are hashed by value."""
 
     def __init__(self, f: Any) -> None:
         self.hash = hashlib.sha256()

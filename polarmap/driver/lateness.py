@@ -27,8 +27,8 @@ LATE_FRACTION = 1 / 12  # the fraction of tasks that become late by chance if al
 MIN_LATE_TASKS = 2.0  # let at least this many tasks become late by chance
 # An attempt is never late before this multiple of the median run time.
 MIN_MEDIAN_FACTOR = 1.1
-# Until half of the tasks have returned, an attempt is late after this multiple of the time that half of the
-# tasks would take at the current pace.
+# Before half of the tasks have returned, an attempt is late after this multiple of the time that half of them
+# would take at the current pace.
 EARLY_FACTOR = 3.0
 NO_RESULT_SECONDS = 60.0  # the first attempt is late after this run time if no task has returned
 MIN_WAIT_SECONDS = 1e-9  # the minimum wait: because of rounding, a clock may not advance by less
@@ -135,7 +135,7 @@ class ParityRule:
     Parameters
     ----------
     recovery_threshold : int
-        The number of results that suffice to decode those of all data tasks.
+        The number of results that suffice to decode the results of all data tasks.
     run_times : Distribution, optional
         The distribution of the run time of a task. By default, it is estimated from the tasks of the job.
 
@@ -179,6 +179,7 @@ class LateTracker(Generic[AttemptT]):
     Parameters
     ----------
     lateness_rule : LatenessRule
+        Decides how long an attempt may run before it is late.
     is_open_ended : bool
         Whether the number of tasks is not known in advance. If so, the number of attempts so far replaces
         `lateness_rule.n_tasks`.
@@ -230,6 +231,7 @@ class LateTracker(Generic[AttemptT]):
         Parameters
         ----------
         run_seconds : float
+            The run time, in seconds.
         is_restart : bool
             Whether the attempt replaced a late or a failed attempt.
         """
@@ -263,6 +265,7 @@ class LateTracker(Generic[AttemptT]):
         has_queued : bool
             Whether attempts are queued. They may start at any moment and become late in turn.
         now : float
+            The current time, by the clock of `on_start`.
         """
         wait_seconds = self.find_next_late_time(now) - now
         return max(
@@ -282,7 +285,7 @@ class LateTracker(Generic[AttemptT]):
 
 
 def compute_min_results_to_extrapolate(n_tasks: int) -> int:
-    """Return the number of run times needed to predict those of all `n_tasks` tasks: half of them."""
+    """Return the number of run times needed to predict the run times of all `n_tasks` tasks: half of them."""
     return ceil(n_tasks / 2)
 
 
@@ -300,7 +303,8 @@ def compute_cautious_late_after_seconds(
 ) -> Floats:
     """Return the run time after which attempts are late while less than half of the tasks have returned.
 
-    It is three times the time that half of the tasks would take at the current pace.
+    It is three times the time that half of the tasks would take at the current pace: `n_returned` tasks have
+    returned, and the slowest of them took `slowest_seconds`.
     """
     pace_factor = EARLY_FACTOR * half_n_tasks / np.asarray(n_returned)
     return np.asarray(np.maximum(MIN_BACKUP_SECONDS, pace_factor * np.asarray(slowest_seconds)))
@@ -309,7 +313,10 @@ def compute_cautious_late_after_seconds(
 def extrapolate_quantile(
     fastest_seconds: npt.ArrayLike, median_seconds: npt.ArrayLike, tail_fraction: float
 ) -> Floats:
-    """Return the (1 - `tail_fraction`) quantile of a shifted exponential with this minimum and median."""
+    """Return the (1 - `tail_fraction`) quantile of run times from their minimum and median.
+
+    They are assumed to follow a shifted exponential distribution.
+    """
     median_array = np.asarray(median_seconds)
     n_half_lives = log(1 / tail_fraction) / log(2) - 1
     quantile = median_array + (median_array - np.asarray(fastest_seconds)) * n_half_lives

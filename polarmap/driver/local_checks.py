@@ -28,9 +28,13 @@ class LocalChecks:
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks, one per task.
     options : MapOptions
+        The options of the map.
     decoder : ResultDecoder
+        Decodes the missing results.
     evaluator : LocalEvaluator
+        Calls f on the driver.
     parity_checks : ParityChecks
         Provides the magnitudes relative to which rounding errors are judged.
 
@@ -55,8 +59,8 @@ class LocalChecks:
         self._received, self._evaluator, self._parity_checks = decoder.received, evaluator, parity_checks
         self.results: dict[int, list[Array]] = {}
         self.latest: LocalEvaluation | None = None
-        # For checks of noisy data (see `_start_reflection`): a task, and the call of f on the reflection of
-        # its block at the block of `latest`.
+        # For data with noise (see `_start_reflection`): a task, and the call of f on the reflection of its
+        # block at the block of `latest`.
         self._reflection: tuple[int, LocalEvaluation] | None = None
 
     def start(self, block_index: int) -> None:
@@ -88,16 +92,16 @@ class LocalChecks:
         return self.get_missing_block_mask(self.results)
 
     def get_missing_block_mask(self, block_indices: Collection[int]) -> Mask:
-        """Return a boolean mask over the missing blocks: True for those in `block_indices`."""
+        """Return a boolean mask over the missing blocks: True for the blocks in `block_indices`."""
         missing_indices = self._decoder.tracker.decoder.missing_indices.tolist()
         return np.array([block_index in block_indices for block_index in missing_indices], bool)
 
     def _start_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
         """Start an extra check of f if the coded blocks contain noise (secret sharing), else return None.
 
-        With strong noise, all coded blocks may lie on the same side of a kink of f, such as that of |x|, so
+        With strong noise, all coded blocks may be on the same side of a kink of f, such as that of |x|, so
         that f looks linear. Therefore f is also called on 2 * data block - coded block, the reflection of a
-        coded block at a data block. If the coded block is far enough away, the reflection lies on the other
+        coded block at a data block. If the coded block is far enough away, the reflection is on the other
         side of the kink. The coded block whose result contains the largest value is used. If f is affine, the
         result must be 2 * f(data block) - f(coded block).
         """
@@ -140,7 +144,7 @@ class LocalChecks:
         )
 
     def _find_differing_reflection(self, results: list[list[Array]]) -> list[int]:
-        """Return the latest checked block, as a list, if its reflection check fails, else []."""
+        """Return the latest checked block in a list if the check with its reflection fails, else []."""
         if self.latest is None or self._reflection is None:
             return []
         (task_index, reflection), block_index = self._reflection, self.latest.block_index

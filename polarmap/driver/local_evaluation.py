@@ -64,7 +64,7 @@ class LocalEvaluation:
         return self._finished.wait(EVALUATION_POLL_SECONDS)
 
     def wait_for_leaves(self, timeout: float) -> list[Array] | None:
-        """Wait up to `timeout` seconds for the result. Return its arrays, or None if there is none."""
+        """Wait up to `timeout` seconds for the result. Return its arrays, or None without a result."""
         self._finished.wait(timeout)
         return self.leaves
 
@@ -77,6 +77,7 @@ class LocalEvaluator:
     f : callable
         The mapped function, in a form that the driver can call.
     coded_data : CodedData
+        The blocks on which f can be called.
     limits : WaitLimits
         Limits how long the driver waits for results.
 
@@ -113,7 +114,9 @@ def copy_block(coded_data: CodedData, block_index: int, use_data_block: bool = F
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks of the map.
     block_index : int
+        The number of the block to copy.
     use_data_block : bool
         Whether `block_index` counts the data blocks. This makes a difference only if the code is not
         systematic, that is, if the data blocks are not among the coded blocks.

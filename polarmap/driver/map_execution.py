@@ -51,11 +51,14 @@ CollectorT = TypeVar("CollectorT", bound=Collector)
 
 
 class MapExecution:
-    """Runs one job on an executor and builds its report. Any thread may request the report so far.
+    """Runs one job (one run of a map) on an executor and builds its report.
+
+    Any thread may request the report so far.
 
     Parameters
     ----------
     executor : ResolvedExecutor
+        Where the tasks run.
     """
 
     def __init__(self, executor: ResolvedExecutor) -> None:
@@ -64,7 +67,7 @@ class MapExecution:
         self._collector: Collector | None = None  # set only while the job is running
 
     def set_code(self, code: LinearCode, **report_fields: Any) -> None:
-        """Set the report fields that are known before the job starts: sizes, code and `report_fields`."""
+        """Set the code of the job, and further fields of its report that are known before it starts."""
         n_needed = code.recovery_threshold
         self._report_fields = {
             "n": code.n,
@@ -80,6 +83,7 @@ class MapExecution:
         Parameters
         ----------
         blocks : TaskBlocks
+            The input blocks of the tasks.
         n_rows : int, optional
             The number of rows per block, if known.
         """
@@ -102,6 +106,7 @@ class MapExecution:
         Parameters
         ----------
         job_spec : JobSpec
+            The function and the input blocks of the tasks.
         policy : SchedulingPolicy
             Decides when each task starts.
         options : MapOptions
@@ -109,10 +114,14 @@ class MapExecution:
         make_collector : callable
             Called with the job's task table and timer once the session is open.
         context : JobContext
+            The observers of the job, and the means to cancel it.
 
         Returns
         -------
-        collector, report
+        collector : Collector
+            The finished collector, which holds the results.
+        report : LazyReport
+            The report of the job.
         """
         events, cancellation = context.events, context.cancellation
         key = job_spec.blocks.encryption_key if options.key is None else options.key

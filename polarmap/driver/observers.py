@@ -153,7 +153,7 @@ class LiveObserver(Observer):
         self._live_map: LiveMap | None = None
 
     def on_event(self, event: JobEvent) -> None:
-        """Add the map to the hub when it starts, and record its report when it has finished."""
+        """Show the map to viewers when it starts, and record its report when it has finished."""
         if isinstance(event, JobStarted):
             if self._opens_view:
                 open_view(self._is_in_notebook)

@@ -54,7 +54,10 @@ class PlannedSchedule(ABC):
 
     @abstractmethod
     def apply_to(self, code_options: CodeOptions) -> CodeOptions:
-        """Return `code_options` with the plan's sizes and code. Raise CodeError if they conflict."""
+        """Return `code_options` with the numbers of blocks and tasks and the code of this plan.
+
+        Raise CodeError if they conflict.
+        """
 
 
 Schedule = ScheduleName | PlannedSchedule
@@ -179,5 +182,5 @@ def check_options(
 
 
 def apply_plan(code_options: CodeOptions, schedule: Schedule) -> CodeOptions:
-    """Return `code_options`, completed with the sizes and the code from `schedule` if it is a plan."""
+    """Return `code_options`, completed with the block counts and code of `schedule` if it is a plan."""
     return schedule.apply_to(code_options) if isinstance(schedule, PlannedSchedule) else code_options

@@ -27,11 +27,14 @@ class PaddedBlock:
     received : ReceivedResults
         The results that have arrived, which may include the result of the block without its padding.
     limits : WaitLimits
+        Limits how long the map waits for the trial.
     timer : JobTimer
+        The time since the start of the map.
 
     Attributes
     ----------
     analyzer : PaddingAnalyzer
+        The analyzer passed to the constructor.
     task_index : int
         The number of the padded block and of its task.
     """
@@ -76,7 +79,7 @@ class PaddedBlock:
         )
 
     def poll(self, is_accepted: bool) -> None:
-        """Wait briefly for the trial that determines the effect of padding, if it is needed.
+        """Wait briefly for the trial of f that determines the effect of padding, if it is needed.
 
         Called when all other results have arrived or can be decoded.
 
@@ -89,9 +92,9 @@ class PaddedBlock:
             self.analyzer.poll(self._timer.elapsed_seconds)
 
     def try_settle(self) -> bool:
-        """Return whether the result has arrived or can be decoded. All other results must be accepted.
+        """Check whether the result of this block has arrived or can be decoded.
 
-        Raises CodeError if neither can happen any more.
+        Called once all other results have been accepted. Raises CodeError if neither can happen any more.
         """
         if self.has_unpadded_result:
             return True
@@ -105,7 +108,7 @@ class PaddedBlock:
         return False
 
     def wait_for_effects(self) -> None:
-        """Wait, within limits, for the trial that determines the effect of padding.
+        """Wait, for a limited time, for the trial of f that determines the effect of padding.
 
         Returns at once if the result without padding has arrived.
         """
@@ -139,7 +142,7 @@ class PaddedBlock:
         )
 
     def find_unchecked_results(self, unchecked_tasks: tuple[int, ...]) -> tuple[int, ...]:
-        """Return `unchecked_tasks`, plus this task if no check covers its result without padding."""
+        """Return `unchecked_tasks`, plus this task if its result without padding is unchecked."""
         unpadded_result = self._received.unpadded_result
         if unpadded_result is None or self.task_index in unchecked_tasks:
             return unchecked_tasks

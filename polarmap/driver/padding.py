@@ -74,6 +74,7 @@ class PaddingAnalyzer:
     coded_data : CodedData
         The blocks, the last of which is padded.
     options : MapOptions
+        The options of the map, and the known properties of f.
     is_stored : bool
         Whether results are written to storage, where all blocks must have the same size.
 

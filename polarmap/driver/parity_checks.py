@@ -50,9 +50,13 @@ class ParityChecks:
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks, one per task.
     options : MapOptions
+        The options of the map.
     decoder : ResultDecoder
+        Provides the received results.
     evaluator : LocalEvaluator
+        Calls f on the driver.
 
     Attributes
     ----------
@@ -72,9 +76,9 @@ class ParityChecks:
         self._uncancelled_magnitudes: list[float] = []
 
     def evaluate(self) -> ParityResiduals:
-        """Return the residuals of the received results, cached until another result arrives.
+        """Return how much the received results violate the checks. Cached until another result arrives.
 
-        Raises NonFiniteResultError if NaN or inf makes this impossible.
+        Raises NonFiniteResultError if the results contain NaN or inf.
         """
         decoder = self._decoder.tracker.decoder
         if self.residuals is None or self._checked_decoder is not decoder:
@@ -85,7 +89,7 @@ class ParityChecks:
         return self.residuals
 
     def evaluate_with_parity_block(self, parity_leaves: list[Array]) -> ParityResiduals:
-        """Return the residuals of the results of all data blocks and one parity block.
+        """Return how much f of one parity block contradicts the received results of all data blocks.
 
         Parameters
         ----------
@@ -125,7 +129,7 @@ class ParityChecks:
     def _measure_residuals(
         self, decoder: ErasureDecoder, received_by_leaf: list[dict[int, Array]]
     ) -> ParityResiduals:
-        """Return the residuals of the parity checks of `decoder`.
+        """Return how much results violate the parity checks of `decoder`.
 
         received_by_leaf : for each array of a result, its flattened values by task.
         """
@@ -184,6 +188,7 @@ class ParityChecks:
         Parameters
         ----------
         leaf_index : int
+            The position of the array in each result.
         arrays : list of arrays, optional
             The values of this array in several results, by default the received ones.
         """

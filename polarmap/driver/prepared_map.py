@@ -222,10 +222,15 @@ def execute_coded(
     Parameters
     ----------
     execution : MapExecution
+        The job to run.
     f : Function
+        The function that workers call on each block.
     coded_data : CodedData
+        The coded blocks, one per task.
     options : MapOptions
+        The options of the map.
     context : JobContext
+        The observers of the map, and the means to cancel it.
     driver_f : Function, optional
         The function to call instead of f when results are checked in this process, for the case that workers
         return only samples of their results. By default f.
@@ -234,7 +239,10 @@ def execute_coded(
 
     Returns
     -------
-    collector, report
+    collector : CodedCollector
+        The finished collector, which holds the results.
+    report : LazyReport
+        The report of the map.
     """
     execution.check_backend_limits(coded_data, coded_data.data_blocks.rows_per_block)
     user_function = f

@@ -24,7 +24,7 @@ _get_dtype_kind, _get_shape = attrgetter("dtype.kind"), attrgetter("shape")
 
 
 def get_comparable_types_and_shapes(leaves: Sequence[Array]) -> Any:
-    """Return the dtype kinds and shapes of arrays, for comparison with those of other results.
+    """Return the dtype kinds and shapes of arrays, for comparison with other results.
 
     All signed and unsigned integers count as one kind.
     """
@@ -66,6 +66,7 @@ class ReceivedResults:
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks, one per task.
     expected_shape : tuple of int or None
         The shape of the array in each result, or None if unknown before the map starts.
     task_table : TaskTable
@@ -151,7 +152,7 @@ class ReceivedResults:
 
     @property
     def result_refs(self) -> dict[int, ResultRef]:
-        """References to stored results, of which only samples have been received, by task."""
+        """References to results that workers have stored, sending only samples of them, by task."""
         outcomes = self.by_task.items()
         return {task: outcome.result_ref for task, outcome in outcomes if outcome.result_ref is not None}
 
@@ -181,7 +182,10 @@ class ReceivedResults:
         }
 
     def has_all_data_results(self, task_indices: Collection[int]) -> bool:
-        """Return whether these tasks cover all data blocks, possibly with a result without padding."""
+        """Return whether these tasks provide the results of all data blocks.
+
+        For the padded block, a received result without padding is enough.
+        """
         available, n_data_tasks = set(task_indices), len(self._systematic_indices)
         if self.unpadded_result is not None:
             available.add(n_data_tasks - 1)
@@ -261,7 +265,7 @@ class ReceivedResults:
         self._task_table.reject_result(task_index, Failure(FailureKind.SHAPE, "WrongShape", message))
 
     def _discard_unpadded_result(self, task_index: int) -> None:
-        """Discard the result without padding if it comes from this task, whose result is rejected."""
+        """Discard the result without padding if it comes from this task, because its result is rejected."""
         padded_block = self._coded_data.data_blocks.padded_block
         if padded_block is not None and task_index == padded_block[0]:
             self.unpadded_result = None

@@ -54,13 +54,16 @@ class ResultDecoder:
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks, one per task.
     options : MapOptions
+        The options of the map, such as `rtol`.
     received : ReceivedResults
         The results to decode from. After each change, the caller must call `record_arrival`, `restart` or
         `record_all_data_arrived`.
     evaluator : LocalEvaluator
         Calls f on a data block to determine the result dtypes if no result of a data block has arrived.
     timer : JobTimer
+        The time since the start of the map.
 
     Attributes
     ----------
@@ -107,7 +110,7 @@ class ResultDecoder:
     # -- arrivals ---------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Reset the decoder after the set of usable results has changed other than by a new arrival."""
+        """Reset the decoder when the first result arrives, or when received results are rejected."""
         self.ready_at = self.decodable_at = None
         self.is_ill_conditioned = False
         self.__dict__.pop("undecodable_reason", None)
@@ -158,13 +161,14 @@ class ResultDecoder:
         return self._timer.elapsed_seconds - self.ready_at
 
     def would_suffice(self, task_indices: Collection[int], within_rtol: bool = True) -> bool:
-        """Return whether the results of these tasks alone suffice to decode those of all data blocks.
+        """Return whether the results of all data blocks can be decoded from the results of these tasks alone.
 
         Answering this is as expensive as decoding, so the latest answers are cached.
 
         Parameters
         ----------
         task_indices : collection of int
+            The tasks.
         within_rtol : bool
             Whether the decoded results must also meet `rtol`.
         """
@@ -245,7 +249,7 @@ class ResultDecoder:
     # -- decoding ---------------------------------------------------------------------------
 
     def decode(self) -> list[list[Array]]:
-        """Decode the missing results. Return those of all data blocks, each as a list of arrays.
+        """Decode the missing results, and return the results of all data blocks, each as a list of arrays.
 
         The results are cached until another result arrives.
 
@@ -268,7 +272,7 @@ class ResultDecoder:
         return self.decoded_results
 
     def use_unpadded_results(self) -> None:
-        """Set `decoded_results` to the received results of data blocks, with [] for each missing one."""
+        """Set `decoded_results` to the received results of data blocks, leaving [] for missing ones."""
         outcomes = map(self.received.by_task.get, range(self._code.n_targets))
         self.decoded_results = [[] if outcome is None else outcome.leaves for outcome in outcomes]
 

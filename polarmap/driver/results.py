@@ -156,7 +156,7 @@ def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
 
 
 def warn_if_machine_overloaded(task_table: TaskTable, n: int, k: int) -> None:
-    """Log a warning if one machine ran so many tasks that the map could not have survived its loss.
+    """Log a warning if one machine ran more tasks than the map could have lost.
 
     Each distinct warning is logged only once per process.
     """

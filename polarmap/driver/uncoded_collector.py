@@ -35,7 +35,9 @@ class FirstResultCollector(EveryTaskCollector):
     accept_failures : bool
         Whether a task may fail after all its retries. If not, such a failure ends the map.
     task_table : TaskTable
+        The state of the map's tasks.
     timer : JobTimer
+        The time since the start of the map.
     """
 
     def __init__(self, accept_failures: bool, task_table: TaskTable, timer: JobTimer) -> None:
@@ -79,7 +81,7 @@ class FirstResultCollector(EveryTaskCollector):
 
 
 class UncodedCollector(FirstResultCollector):
-    """A collector for tasks that are not batches of items.
+    """A collector that passes the first result of each task to a callback. Tasks are not batches of items.
 
     Parameters
     ----------
@@ -90,7 +92,9 @@ class UncodedCollector(FirstResultCollector):
     accept_failures : bool
         Whether a task may fail after all its retries. If not, such a failure ends the map.
     task_table : TaskTable
+        The state of the map's tasks.
     timer : JobTimer
+        The time since the start of the map.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class UncodedCollector(FirstResultCollector):
         return len(self._finished)
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Pass on the result of an attempt if it is its task's first result."""
+        """Pass the outcome of an attempt to `on_outcome` if it is the first result of its task."""
         if outcome.failure is None and outcome.task not in self._finished:
             self._finish_task(outcome)
 
@@ -150,10 +154,15 @@ def execute_uncoded(
     Parameters
     ----------
     execution : MapExecution
+        The job to run.
     f : callable
+        The function that workers call on each block.
     blocks : TaskBlocks
+        The input blocks of the tasks.
     options : MapOptions
+        The options of the map.
     context : JobContext
+        The observers of the map, and the means to cancel it.
     on_outcome : callable
         Called with the outcome of the first attempt of each task that returns.
     label_task : callable

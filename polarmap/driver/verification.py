@@ -37,11 +37,11 @@ Found: {finding}.
 
 
 class Pending(NamedTuple):
-    """The verdict that the map should wait for another result or for a local call of f."""
+    """The verdict that the results of a map cannot be judged yet: another result or check must be awaited."""
 
 
 class Accepted(NamedTuple):
-    """The verdict that the results can be returned.
+    """The verdict that the results of a map are right, as far as required, and can be returned.
 
     Attributes
     ----------
@@ -50,7 +50,8 @@ class Accepted(NamedTuple):
     warning : str
         A warning for the caller of the map, or "".
     proves_f : bool
-        Whether the checks prove that f satisfies the code's assumption, so that later maps can skip it.
+        Whether the checks prove what the code assumes of f, for example that it is linear. If so, later maps
+        with the same f need not check it.
     """
 
     verification: Verification
@@ -59,14 +60,14 @@ class Accepted(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The verdict that one result is wrong: it contradicts others, and a local call of f refutes it."""
+    """The verdict that a result is wrong: it contradicts others, and f on the driver does not confirm it."""
 
     task_index: int
     failure: Failure
 
 
 class Refused(NamedTuple):
-    """The verdict that these results cannot be used for decoding, for example because f is not linear."""
+    """The verdict that the results of a map cannot be used for decoding, for example if f is not linear."""
 
     error: NonFiniteResultError | NotLinearError | CodeError
 
@@ -80,7 +81,9 @@ class Verifier:
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks, one per task.
     options : MapOptions
+        The options of the map.
     decoder : ResultDecoder
         Provides the received results and decodes the missing ones.
     evaluator : LocalEvaluator
@@ -127,7 +130,7 @@ class Verifier:
         return Rejected(task_index, Failure(FailureKind.GARBAGE, "GarbageResult", message))
 
     def refuse_f(self, finding: str) -> Refused:
-        """Return the verdict that f violates the assumption of the code, for example that it is linear.
+        """Return the verdict that f is not what the code assumes, for example not linear.
 
         Parameters
         ----------
@@ -199,7 +202,7 @@ class Verifier:
 
     @property
     def has_conclusive_checks(self) -> bool:
-        """Whether the checks so far suffice to accept the results.
+        """Whether the completed checks suffice to accept the results.
 
         They must cover every result used for decoding. In some cases parity checks hold even if f is not
         linear: if all results are equal, if each check only compares copies of a block, or if no worker

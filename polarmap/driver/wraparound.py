@@ -41,15 +41,16 @@ def undo_wraparound(
     weights: Array,
     modular_blocks: Array,
 ) -> list[Array]:
-    """Return the Python integers that have the given residues modulo 2^64.
+    """Restore missing Python integers from their residues modulo 2^64, which is all that decoding gives.
 
-    Raises CodeError if the integer is ambiguous. An integer that is negative or at least 2^63 is accepted
+    Raises CodeError if a result is ambiguous. An integer that is negative or at least 2^63 is accepted
     only if a received result of a data block is in the same range, because f may have used either signed or
     unsigned 64-bit arithmetic.
 
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks of the map.
     received : mapping from int to array (1,)
         The received integers, by task.
     arrived_indices : index array (arrived,)
@@ -97,6 +98,7 @@ def _may_exceed_int64(coded_data: CodedData, include_sums: bool) -> bool:
     Parameters
     ----------
     coded_data : CodedData
+        The coded blocks of the map.
     include_sums : bool
         Whether to consider the sum of all entries in a block rather than its largest entry.
     """

@@ -47,10 +47,9 @@ class MissingExecutor:
 
 
 def to_picklable_spec(executor_spec: Any) -> Any:
-    """Return a picklable stand-in for an executor.
+    """Return a picklable value for `executor=` that selects the same executor.
 
-    The result is a value for `executor=` that selects the same executor, or a `MissingExecutor` if there is
-    none, as for a thread pool.
+    If there is no such value, as for a thread pool, return a `MissingExecutor`.
 
     >>> to_picklable_spec(Pool("localhost")), to_picklable_spec(Pool())
     ('localhost', None)

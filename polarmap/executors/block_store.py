@@ -1,7 +1,7 @@
 """Stores from which workers read blocks: shared memory, files on disk, a bucket, or the driver's memory.
 
-A block consists of components, which several blocks may share. Each component is stored only once, and
-removed when its blocks no longer exist.
+A block is the input data of one task. It consists of components, which several blocks may share. Each
+component is stored only once, and removed when its blocks no longer exist.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from polarmap.worker.task_records import BlockRef
 INLINE_BLOCK_BYTES = 1 << 14
 FREE_SPACE_DIVISOR = 2  # Stored blocks may use at most 1/2 of the free space of a file system in memory.
 DIGEST_BYTES = 16  # Two different blocks have the same digest with a probability of 2**-128.
-# The number of sets of blocks that no longer exist, but whose blocks workers may keep. Their ids are part of
-# every job.
+# Workers may keep cached blocks of this many sets that no longer exist on the driver. The ids of these sets
+# are part of every job.
 MAX_REMOVED_SETS = 64
 NETWORK_BYTES_PER_SECOND = 1e8  # The bandwidth that is assumed to estimate transfer times.
 
@@ -47,10 +47,10 @@ BlockSetKey = tuple[int, Encryption | None]  # the `id()` of the blocks, and how
 
 
 class PublishedBlocks:
-    """A job's blocks as workers read them from a store, shared by all jobs on the same blocks.
+    """A set of blocks that the driver stores for its workers, shared by all jobs on the same blocks.
 
-    A block consists of components, which several blocks may share. A component is stored when a task first
-    needs it. Blocks that are already in storage are read from there and not copied.
+    A block is the input data of one task. It consists of components, which several blocks may share. A
+    component is stored when a task first needs it. Blocks that are already in storage are not copied.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class PublishedBlocks:
         self.blocks_weakref, self._source_location = weakref.ref(blocks), blocks.location
         self._location, self._block_store, self.block_set_id = location, block_store, block_set_id
         self._is_inline = self._source_location is not None and self._source_location.is_inline
-        # The same block of a later set has the same reference, and workers may have it cached.
+        # An equal block of a later set has the same reference, so workers may already have it cached.
         has_stable_refs = self._source_location is not None or block_store.is_content_addressed
         self._is_identified_by_ref = has_stable_refs and not self._is_inline
         self.cache_id = block_set_id if (self._source_location or location).is_owned_by_blocks else None
@@ -83,8 +83,8 @@ class PublishedBlocks:
         self._lock = threading.RLock()
         tasks = range(blocks.n if self._source_location is None else 0)
         self._unpublished = {component for task in tasks for component in blocks.block_components(task)}
-        self._segments: dict[int, Segment] = {}  # by component
-        self._pickled_refs: dict[int, bytes] = {}  # by task
+        self._segments: dict[int, Segment] = {}  # component -> its stored bytes
+        self._pickled_refs: dict[int, bytes] = {}  # task -> pickled `BlockRef`
         # The byte ranges that workers may request from a user's store: (key, offset) -> size.
         self._referenced_ranges: dict[tuple[str, int], int] = {}
 
@@ -314,11 +314,15 @@ class BlockStore(ABC):
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
         """Return the key prefixes under which new blocks can be stored, in order of preference.
 
-        `n_bytes` is the total size of the blocks. Called while `lock` is held.
+        `block_set_id` identifies the set of blocks, and `n_bytes` is its total size. Called while `lock` is
+        held.
         """
 
     def make_segment_key(self, key_prefix: str, component: int, buffers: Sequence[Any]) -> str:
-        """Return the key below `key_prefix` of a component with these bytes; its last part is the index."""
+        """Return the key below `key_prefix` under which to store a component, a part of one or more blocks.
+
+        `component` is the index of the component, with which the key ends. `buffers` are its bytes.
+        """
         return f"{key_prefix}{component}"
 
     @abstractmethod
@@ -333,7 +337,7 @@ class BlockStore(ABC):
         """Remove all stored bytes whose keys begin with one of the prefixes."""
 
     def acquire_blocks(self, job_spec: JobSpec) -> PublishedBlocks:
-        """Return a job's stored blocks, which are not evicted until `release_blocks` is called."""
+        """Return the stored blocks of a job, and keep them until `release_blocks` is called."""
         blocks = job_spec.blocks
         with self.lock:
             published_sets = self._published.items()
@@ -351,7 +355,7 @@ class BlockStore(ABC):
             return published_blocks
 
     def get_live_block_set_ids(self) -> tuple[int, ...]:
-        """Return the ids of all sets of blocks that workers may cache."""
+        """Return the ids of all sets of blocks that workers may keep in their caches."""
         with self.lock:
             return tuple([published.block_set_id for published in self._published.values()])
 
@@ -401,9 +405,9 @@ class DriverBlockStore(BlockStore):
         super().__init__()
         self.location, self._key_prefix = DriverLocation(key_prefix), key_prefix
         self.max_parallel_writes = count_available_cores()  # Segments are hashed instead of written.
-        # The key of the digests is secret: messages are not encrypted, and do not reveal what blocks contain.
+        # Digests use a secret key, so that they do not reveal in unencrypted messages what blocks contain.
         self._digest_key = secrets.token_bytes(DIGEST_BYTES)
-        self._removed_sets = deque[tuple[int, int]]()  # the id and the bytes of each, the latest last
+        self._removed_sets = deque[tuple[int, int]]()  # (id, size in bytes) of each set, the latest last
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
         """Return a single key prefix, which is the same for all sets of blocks."""
@@ -417,13 +421,13 @@ class DriverBlockStore(BlockStore):
         return f"{key_prefix}{digest.hexdigest()}/{component}"
 
     def get_live_block_set_ids(self) -> tuple[int, ...]:
-        """Return the ids of all sets whose blocks exist, and of the latest sets whose blocks do not."""
+        """Return the ids of all sets of blocks that exist, or were removed recently and may stay cached."""
         with self.lock:
             removed_ids = [block_set_id for block_set_id, _ in self._removed_sets]
             return (*removed_ids, *super().get_live_block_set_ids())
 
     def _evict_block_sets(self, set_keys: Iterable[BlockSetKey]) -> None:
-        """Forget sets of blocks, but let workers keep those of the latest that fit `max_removed_bytes`."""
+        """Forget sets of blocks. Workers may keep the latest removed sets, up to `max_removed_bytes`."""
         for published in map(self._published.pop, set_keys):
             self._removed_sets.append((published.block_set_id, published.n_bytes))
         while (

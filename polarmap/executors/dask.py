@@ -357,9 +357,9 @@ def parse_host(worker_address: str) -> str:
 
 
 def _describe_task_exit(future: Any, may_query: bool) -> str:
-    """Describe how a persistent worker's task has ended.
+    """Return how the Dask task of a persistent worker has ended: its error, return value or status.
 
-    With `may_query`, also try to fetch the return value of a finished task.
+    The return value, which says why the worker has exited, is fetched only if `may_query` is true.
     """
     with suppress(Exception):
         if future.status == "error" and (error := future.exception(timeout=1)):

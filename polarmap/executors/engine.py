@@ -80,8 +80,8 @@ class Engine(WorkerProvider, ABC):
     def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
         """Call `function(*arguments)` on the cluster, and return references to its results.
 
-        References among the arguments are replaced by their values. With `n_outputs` above 1, the function
-        must return a sequence of `n_outputs` results.
+        A reference is a Dask future or a Ray object reference. References among the arguments are replaced by
+        their values. With `n_outputs` above 1, the function must return a sequence of `n_outputs` results.
         """
 
     @abstractmethod
@@ -97,10 +97,7 @@ class Engine(WorkerProvider, ABC):
 
     @abstractmethod
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Return a name for each reference.
-
-        Persistent workers use the names to look up the values of the references.
-        """
+        """Return a name for each Dask or Ray reference, by which persistent workers look up its value."""
 
     # -- persistent workers --------------------------------------------------------------------
 

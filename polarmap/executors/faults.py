@@ -59,7 +59,7 @@ class FaultInjectingExecutor(DelegatingExecutor):
     executor : ResolvedExecutor
         The wrapped executor. If it injects faults itself, `faults` take precedence.
     faults : mapping of int to Fault
-        The faults to inject, by task.
+        The faults to inject, by the index of the task.
     """
 
     def __init__(self, executor: ResolvedExecutor, faults: Mapping[int, Fault]) -> None:

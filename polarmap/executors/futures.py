@@ -65,10 +65,10 @@ FinishedAttempt = tuple[AttemptId, Future[Any]]
 class FuturesExecutor(ResolvedExecutor):
     """An executor that runs tasks on a user's pool, which remains usable afterwards.
 
-    A thread pool receives f and the blocks directly, any other pool receives them pickled. When a map ends,
-    tasks that are still running are abandoned: threads are notified, and processes notice that a folder has
-    been removed. A process on another machine cannot see this folder, so it finishes its task and the result
-    is ignored. A task that the pool drops counts as lost.
+    A thread pool receives the user's function and the blocks directly, any other pool receives them pickled.
+    When a map ends, tasks that are still running are abandoned: threads are notified, and processes notice
+    that a folder has been removed. A process on another machine cannot see this folder, so it finishes its
+    task and the result is ignored. A task that the pool drops counts as lost.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class FuturesExecutor(ResolvedExecutor):
     def open(self, job_spec: JobSpec) -> FuturesSession:
         """Open a session that runs the tasks of one job on the pool.
 
-        Raises CodeError if the pool uses processes and f cannot be pickled.
+        Raises CodeError if the pool uses processes and the job's function cannot be pickled.
         """
         return FuturesSession(self, self._pool, job_spec, self.n_threads_per_task)
 
@@ -151,7 +151,7 @@ class FuturesSession:
     Parameters
     ----------
     executor : ResolvedExecutor
-        The executor of the session.
+        The executor that opens the session.
     pool : object
         An object whose method `submit` returns a future for each task.
     job_spec : JobSpec
@@ -229,8 +229,8 @@ class FuturesSession:
     ) -> list[FinishedAttempt]:
         """Return those finished tasks whose results arrived before the connection to the cluster was lost.
 
-        The other tasks are put back into the queue and reported later. Raises ExecutorError if no result has
-        arrived.
+        The other tasks are put back into the queue and reported later. If no result has arrived, raise
+        ExecutorError with the `reason` for which the cluster is unavailable.
         """
         results = [item for item in finished if not (item[1].cancelled() or item[1].exception())]
         if not results:
@@ -345,10 +345,10 @@ class FuturesSession:
         return [finished_attempt for finished_attempt in finished if finished_attempt is not None]
 
     def _make_task_function(self) -> Function | bytes:
-        """Return f as it is submitted to the pool: unchanged for threads, and pickled otherwise.
+        """Return the user's function as it is submitted to the pool: unchanged for threads, else pickled.
 
-        On threads, f gets read-only views of blocks in memory. Otherwise f is wrapped to copy its block on
-        write.
+        On threads, the function gets read-only views of blocks in memory. Otherwise, it is wrapped so that it
+        gets a copy of its block if it writes to the block.
         """
         if self._shares_memory and not self._blocks_are_files:
             return self._job_spec.f

@@ -171,10 +171,10 @@ AttemptId = tuple[int, int]  # the index of a task, and the number of earlier at
 
 
 class TaskBlocks:
-    """The blocks on which a job's tasks evaluate f, one for each task. They are computed on request.
+    """The input data of a job: one block for each task, with which a worker calls the user's function f.
 
-    A block consists of one or more components (one by default). A component that several blocks share is
-    stored only once. Subclasses define `block_leaves` or `component_leaves`.
+    Blocks are computed on request. A block consists of one or more components (one by default). A component
+    that several blocks share is stored only once. Subclasses define `block_leaves` or `component_leaves`.
 
     Attributes
     ----------
@@ -258,7 +258,7 @@ class JobSpec:
     blocks : TaskBlocks
         The input block of each task.
     faults : mapping of int to Fault
-        The faults that a test injects, by task.
+        The faults that a test injects, by the index of the task.
     output_spec : OutputSpec or None
         Where workers store their results, of which only samples are returned to the driver. None: results are
         returned in full.

@@ -105,7 +105,7 @@ class LithopsExecutor(WorkerHost):
             raise
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage that the Lithops functions can access."""
+        """Return the storage that the Lithops functions can access, as a value for `storage=` of `encode`."""
         return self._source.get_storage()
 
     def make_worker_provider(self) -> WorkerProvider:
@@ -335,7 +335,7 @@ class BucketBlockStore(BlockStore):
         self._key_prefix, self._is_closed = key_prefix, False
 
     def close(self) -> None:
-        """Refuse further objects. The caller removes those that are already stored."""
+        """Refuse to store further objects. The caller removes the objects that are already stored."""
         self._is_closed = True
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:

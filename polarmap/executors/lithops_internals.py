@@ -217,7 +217,7 @@ def build_localhost_executor() -> Any:
     function_executor = build_function_executor(
         True, config={"lithops": lithops_section, "localhost": localhost_section}
     )
-    # An absolute path as the bucket keeps objects and job files out of Lithops' shared folder.
+    # The name of the bucket is an absolute path, so that no files are stored in Lithops' shared folder.
     bucket = str(get_process_temp_folder() / "storage")
     function_executor.config["localhost"]["storage_bucket"] = bucket
     function_executor.internal_storage.bucket = function_executor.storage.bucket = bucket
@@ -304,9 +304,10 @@ def is_localhost_function_executor(function_executor: Any) -> bool:
 
 
 def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -> list[Any]:
-    """Return the futures whose local processes have exited without storing a status.
+    """Return the futures whose local processes have exited without reporting the end of their functions.
 
-    The result is empty if the storage cannot be reached.
+    A function reports its end by storing a status object. The result is empty if the storage cannot be
+    reached.
     """
     if function_executor.backend != "localhost":
         return []
@@ -432,7 +433,7 @@ def add_status_callback(futures: Iterable[Any], on_status: Callable[[], object])
 
 
 def is_future_finished(future: Any) -> bool:
-    """Return True if Lithops has seen the function end or has stopped waiting for it."""
+    """Return True if Lithops has seen the end of the future's function, or has stopped waiting for it."""
     return bool(future.ready or future.success or future.done)
 
 

@@ -1,7 +1,8 @@
 """Opens Lithops FunctionExecutors and storages, and invokes functions.
 
 `LithopsSource` knows how to open a FunctionExecutor: on this machine, from a configuration file, or as a
-clone of the user's. `LithopsInvocations` starts functions and collects their results.
+clone of the FunctionExecutor that the user has passed. `LithopsInvocations` starts functions and collects
+their results.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class LithopsInvocations:
         The first executor. A local executor runs its jobs one after another, so each further job gets its
         own.
     running_futures : dict
-        The futures of unfinished functions, by key.
+        The futures of unfinished functions, by the key that the caller of `invoke` has chosen.
     uses_private_folder : bool
         True if all Lithops files are in this process's temporary folder.
     is_local : bool
@@ -280,7 +281,10 @@ def _format_error(error: Exception) -> str:
 
 
 class LithopsSource(NamedTuple):
-    """Opens FunctionExecutors: on this machine, from a configuration, or as clones of the user's.
+    """Opens Lithops FunctionExecutors of the kind that the user's argument `executor=` selects.
+
+    They run functions on this machine, as a configuration file specifies, or like a FunctionExecutor that the
+    user has passed.
 
     Attributes
     ----------

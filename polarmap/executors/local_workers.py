@@ -111,7 +111,8 @@ class LocalWorkerPool(WorkerPool):
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
         """Raise the concurrency limit if cores are idle, for example because running tasks sleep.
 
-        The cores must have been idle in two consecutive polls.
+        The cores must have been idle in two consecutive polls. Called by a session with `n_queued` waiting
+        tasks.
         """
         with self._lock:
             now, is_only_session = time.monotonic(), self.has_one_session()

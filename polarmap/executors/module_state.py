@@ -1,8 +1,9 @@
-"""Collects the globals that f uses in the user's modules, so that their values are sent along with f.
+"""Collects the globals that the user's function f uses in the user's modules, to send their values with f.
 
-They are found by the names in f's code: names of globals, and of attributes of modules and classes. Code that
-looks up names at run time (`getattr`, `globals()`) may refer to anything in the modules that it reaches. The
-standard library, installed libraries, polarmap, and modules that cloudpickle sends by value are skipped.
+The globals are found by the names in f's code: names of globals, and of attributes of modules and classes.
+Code that looks up names at run time (`getattr`, `globals()`) may refer to anything in the modules that it
+reaches. The standard library, installed libraries, polarmap, and modules that cloudpickle sends by value are
+skipped.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def select_user_objects(objects: Iterable[Any]) -> list[Any]:
 
 
 def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
-    """Return the current values of all globals and attributes that the objects use, even indirectly.
+    """Return the current values of all globals and attributes that functions use, even indirectly.
 
     Only the user's own modules are searched, which workers import from files. The result is cached until a
     value changes.
@@ -205,9 +206,9 @@ def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False)
 
 
 class _ModuleStateWalk:
-    """A graph search for all globals and attributes that some objects use, directly or indirectly.
+    """A graph search for all globals and attributes that functions use, directly or indirectly.
 
-    It also records the state that is needed to detect later changes.
+    The search also records what is needed to detect later changes of the values.
 
     Parameters
     ----------

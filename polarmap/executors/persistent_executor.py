@@ -164,7 +164,7 @@ class PersistentExecutor(ResolvedExecutor):
 
     @property
     def workers_share_cores(self) -> bool:
-        """True if the workers are here; for a cluster, if all machines that it had at the start are here."""
+        """True if all workers run on this machine. For a cluster, this is checked when the workers start."""
         resources = self._resources
         return self.is_local or (resources is not None and resources.is_on_this_host)
 
@@ -183,8 +183,8 @@ class PersistentExecutor(ResolvedExecutor):
     def open(self, job_spec: JobSpec) -> Session:
         """Open a session for a job, i.e. one call of a map function.
 
-        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot access the job's
-        storage.
+        Raises CodeError if the job's function cannot be pickled, and ExecutorError if the workers cannot
+        access the job's storage.
         """
         with self._lock:
             if self._is_closed:

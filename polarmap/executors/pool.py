@@ -189,12 +189,15 @@ class Pool(ExecutorHandle):
         return repr(self._executor)
 
     def _ipython_display_(self) -> None:
-        """Display the workers in a notebook until the pool is closed, and the maps of a visible program."""
+        """Display the workers in a notebook, and update them until the pool is closed.
+
+        If a live view of the program is on, its maps are displayed, too.
+        """
         from polarmap.live import activation
         from polarmap.live.hub import make_program_snapshot
         from polarmap.live.views import display_in_notebook
 
-        reference = weakref.ref(self._executor)  # The display does not keep the pool open.
+        reference = weakref.ref(self._executor)  # a weak reference does not keep the pool open
 
         def has_ended() -> bool:
             executor = reference()
@@ -211,8 +214,8 @@ class Pool(ExecutorHandle):
     def open(self, job_spec: JobSpec) -> Session:
         """Open a session for a job, i.e. one call of a map function.
 
-        Raises CodeError if f cannot be pickled, and ExecutorError if the workers cannot access the job's
-        storage.
+        Raises CodeError if the job's function cannot be pickled, and ExecutorError if the workers cannot
+        access the job's storage.
         """
         return self._executor.open(job_spec)
 

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 STEAL_AFTER_SECONDS = 0.002
 # The maximum number of tasks that a worker prefetches. Their messages fit into a socket buffer.
 MAX_PREFETCHED = 8
-LOCALITY_WINDOW = 64  # how many queued tasks to search for one whose block a worker has cached
+LOCALITY_WINDOW = 64  # the number of queued tasks to search for one whose block a worker has cached
 
 
 class PoolSession:
@@ -292,7 +292,7 @@ class PoolSession:
         return [event for event in events if isinstance(event, AttemptStarted)]
 
     def _drain_messages(self, worker: WorkerHandle) -> None:
-        """Discard a worker's replies, but record which tasks it has started."""
+        """Read and discard a worker's replies, but record which tasks it has started."""
         attempt_keys = [attempt_key for attempt_key, _ in worker.assigned]
         _, is_connected = worker.receive_messages()
         if worker.pid is not None:

@@ -343,13 +343,13 @@ class PolarmapWorker:
 
 
 class PolarmapBlocks:
-    """A Ray actor that holds references to blocks. Ray shows the class name to users."""
+    """A Ray actor from which persistent workers get references to blocks. Ray shows its name to users."""
 
     def __init__(self) -> None:
         self._references: list[Any] = []
 
     def add_references(self, references: list[Any]) -> None:
-        """Hold further references."""
+        """Add references, which `get_reference` finds by their index."""
         self._references += references
 
     def get_reference(self, reference_index: int) -> list[Any]:

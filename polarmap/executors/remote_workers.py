@@ -393,7 +393,7 @@ class RemoteWorkerPool(WorkerPool):
         return PersistentUsage(worker_seconds, n_started, n_writes + round(n_listings), n_reads)
 
     def explain_missing_workers(self) -> str:
-        """Return where workers should connect and what to do, or "" if a worker has connected."""
+        """Return a message on why no worker has connected and what the user can do, or "" if one has."""
         if self.latest_channel_name:
             return ""
         message = f"no worker of {self._provider.name} has connected to this process yet"

@@ -49,7 +49,7 @@ class ResolvedExecutor(ABC):
     max_workers : int or None
         The maximum number of concurrent tasks; None if it is unknown.
     faults : mapping of int to Fault
-        The injected faults, by task.
+        The faults that a test injects, by the index of the task.
     """
 
     worker_spec: WorkerSpec | None = None
@@ -79,7 +79,7 @@ class ResolvedExecutor(ABC):
         """Open a session for a job, i.e. one call of a map function. No task starts yet."""
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the executor on which to run a map of `data`: this one, unless a subclass overrides this.
+        """Return the executor on which to run a map of `data`, which is this executor by default.
 
         For a stored array, the default executor chooses an executor whose workers can read its storage.
         """
@@ -118,11 +118,11 @@ class ResolvedExecutor(ABC):
 
 
 class ExecutorHandle(ABC):
-    """An object that users create and pass as `executor=`, such as a `Pool`."""
+    """The base class of polarmap's own objects that users pass as `executor=`, such as `Pool`."""
 
     @abstractmethod
     def resolve(self) -> ResolvedExecutor:
-        """Return the `ResolvedExecutor` that runs the tasks."""
+        """Return the `ResolvedExecutor` that runs the tasks of maps with this object as `executor=`."""
 
 
 class DelegatingExecutor(ResolvedExecutor):
@@ -149,7 +149,7 @@ class DelegatingExecutor(ResolvedExecutor):
 
     @property
     def workers_share_cores(self) -> bool:
-        """True if the workers of the other executor share the cores of this machine."""
+        """True if the workers of the wrapped executor share the cores of this machine."""
         return self._executor.workers_share_cores
 
     def open(self, job_spec: JobSpec) -> Session:

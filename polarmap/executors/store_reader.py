@@ -61,7 +61,7 @@ class StoreReader:
     Parameters
     ----------
     store : Store
-        The store.
+        The user-defined store that contains the blocks.
     fetch_timeout : float
         The time limit in seconds for reading all segments of a block, starting with the first request.
     on_finished : callable

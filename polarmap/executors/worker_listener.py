@@ -37,7 +37,9 @@ MAX_UNAUTHENTICATED = 256  # the maximum number of pending authentications
 
 
 class WorkerListener:
-    """Accepts TCP connections from remote workers on a background thread, and checks that they have the key.
+    """Accepts TCP connections from remote workers, and checks that they have the pool's secret key.
+
+    Both happen on background threads.
 
     Parameters
     ----------

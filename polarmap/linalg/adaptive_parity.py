@@ -25,8 +25,8 @@ MIN_BACKOFF, MAX_BACKOFF = 8, 128
 class AdaptiveParitySchedule:
     """Learns from previous products when the parity tasks of the next product should start.
 
-    It can be passed to `MapOptions` as `run_times=` in place of `RunTimeQuantiles`. All of its quantiles are
-    equal.
+    Parity tasks are redundant tasks, whose results replace late ones. The object can also be passed to
+    `MapOptions` as `run_times=`. A task then counts as late after a fixed time.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class AdaptiveParitySchedule:
         product_seconds : float
             Seconds from the start of the product to the arrival of the last result that it used.
         needed_parity : bool
-            Whether results of parity tasks were needed to decode.
+            Whether some result had to be decoded from results of parity tasks.
         """
         if self._n_upfront_left:
             self._n_upfront_left -= 1

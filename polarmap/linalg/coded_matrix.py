@@ -31,7 +31,7 @@ EncodedMatrix = CodedData | CodedArray
 
 
 class CodedMatrix:
-    """A matrix that is encoded by rows and by columns, each on first use."""
+    """A matrix that is encoded by rows, for products A x, and by columns, for A' y, each on first use."""
 
     def __init__(
         self, matrix: Any, executor: ResolvedExecutor, block_counts: BlockCounts, code: CodeName | PolarCode
@@ -48,7 +48,7 @@ class CodedMatrix:
         self._column_pairs: CodedPairs | None = None
 
     def get_encoding(self, axis: str) -> EncodedMatrix:
-        """Return the encoding of the matrix along an axis, which is created on first use.
+        """Return the coded blocks of the matrix along an axis. They are created on first use.
 
         The axis is "rows", "columns", or "paired columns" (fewer blocks of columns, for products of pairs).
         """
@@ -57,7 +57,7 @@ class CodedMatrix:
         return self.encodings[axis]
 
     def get_encoding_for_real_operand(self, axis: str) -> EncodedMatrix:
-        """Return the encoding of the matrix along an axis, for products with real numbers.
+        """Return the coded blocks of the matrix along an axis, for products with real numbers.
 
         Raise CodeError if parity blocks of 64-bit integers may have overflowed. In this case, only products
         with integers can be decoded.
@@ -83,7 +83,7 @@ class CodedMatrix:
         return self._column_pairs
 
     def release_encodings(self) -> None:
-        """Free the encodings in memory and delete those in storage."""
+        """Free the coded blocks in memory, and delete the ones that were written to storage."""
         self.encodings.clear()
         self._column_pairs = None
         while self._owned_arrays:

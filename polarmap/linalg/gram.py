@@ -45,8 +45,8 @@ def coded_gram(
     """Compute A^H A or A^H diag(weights) A without waiting for stragglers.
 
     The columns of A are partitioned into k blocks, which are encoded as n blocks A_i. Each task computes one
-    product A_i^H diag(w) A_j. Only the products with i <= j are computed, because the others are their
-    conjugate transposes. This takes half the work of `coded_matmul`.
+    product A_i^H diag(w) A_j. Only the products with i <= j are computed, because each other
+    product is the conjugate transpose of one of them. This takes half the work of `coded_matmul`.
 
     Parameters
     ----------
@@ -109,10 +109,14 @@ def compute_gram(
 ) -> tuple[Array, LazyReport]:
     """Compute A^H diag(w) A from pairs of coded column blocks of A.
 
+    `run_product` runs the map (see `make_product_runner`).
+
     Returns
     -------
     gram : array (n_columns, n_columns), or (n_columns, n_columns, m) for weights (rows, m)
+        The Gram matrix.
     report : LazyReport
+        The report of the map.
     """
     block_function = partial(compute_gram_block, weights, dtype.newbyteorder("="))
     shape = (n_columns, n_columns, *(() if weights is None else weights.shape[1:]))

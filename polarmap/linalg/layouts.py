@@ -42,7 +42,7 @@ class ProductLayout(NamedTuple):
 def choose_product_layout(
     method: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
-    """Return the layout for `method`, which is the one with the fastest tasks for "auto".
+    """Choose how to partition the factors of a product. For "auto", choose the method with the fastest tasks.
 
     Raise CodeError if `blocks` or `tasks` do not fit the method or the shape of the product.
     """
@@ -159,7 +159,7 @@ def _make_grid_layout(
 
 
 def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> BlockCounts:
-    """Return the block counts for one side of a grid, with parity for an eighth of the blocks."""
+    """Return the block counts for one side of a grid of tasks. An eighth of the blocks are parity blocks."""
     n_parity = max(1, round(n_coded_blocks / 8))
     k = compute_max_nonempty_blocks(axis_length, max(1, min(n_coded_blocks - n_parity, axis_length)))
     return BlockCounts(k, min(n_coded_blocks, k + n_parity))
@@ -168,7 +168,7 @@ def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> Blo
 def _resolve_grid_axis_block_counts(
     blocks: BlockCountOption, tasks: BlockCountOption, factor_index: int, axis_length: int
 ) -> BlockCounts:
-    """Return the block counts for one side of a grid, given pairs as `blocks`, `tasks` or both."""
+    """Return the block counts of one factor (0: A, 1: B) if `blocks`, `tasks` or both are pairs (A, B)."""
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if option_value is not None and not (_is_pair(option_value) and len(option_value) == 2):  # type: ignore[arg-type]
             raise CodeError(f"{option} of a grid must be a pair (for A, for B), not {option_value!r}")

@@ -57,6 +57,7 @@ def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
     Parameters
     ----------
     matrix : array-like
+        An array, table or tensor, or the path of a .npy file.
     label : str
         Name of the matrix in error messages.
     sparse_advice : str
@@ -129,6 +130,8 @@ def check_finite(array: Array, label: str) -> None:
 
 def check_parity_fits_int64(dtype: DType, max_abs: int, norm_inf: float, label: str) -> None:
     """Raise CodeError if parity blocks of 64-bit integers may overflow.
+
+    A parity block is a weighted sum of data blocks, whose absolute weights have a sum of at most `norm_inf`.
 
     Despite an overflow, products with integers can be decoded, because they wrap around in the same way.
     """

@@ -187,7 +187,7 @@ def _multiply_with_one_coded_factor(
     code: CodeName,
     run_product: ProductRunner,
 ) -> tuple[Array, LazyReport]:
-    """Compute coded_factor @ full_factor, where only the first factor is encoded (by rows)."""
+    """Compute `coded_factor` @ `full_factor`, where only the first factor is encoded, by rows."""
     operand = full_factor[:]
     dtype = np.result_type(coded_factor.dtype, operand.dtype)
     return multiply_row_blocks(encode_for_reuse(coded_factor, *counts, code), operand, dtype, run_product)
@@ -196,7 +196,7 @@ def _multiply_with_one_coded_factor(
 def multiply_row_blocks(
     coded_blocks: Any, operand: Array, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Multiply a matrix that is encoded by rows by a vector or matrix, in a single map."""
+    """Compute the product of a matrix, given as coded blocks of rows, and a vector or matrix, in one map."""
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
     if is_sparse:
         block_rows = coded_blocks.data_blocks.rows_per_block
@@ -231,7 +231,7 @@ def _multiply_with_two_coded_factors(
 def multiply_block_pairs(
     block_function: Callable[[Any], Array], coded_pairs: CodedPairs, shape: Shape, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Multiply pairs of blocks in a single map, and assemble the product without padding.
+    """Compute a matrix product from pairs of blocks in a single map, and remove the padding.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def make_product_runner(
     get_context: Callable[[], JobContext],
     deadline: Deadline | None = None,
 ) -> ProductRunner:
-    """Return a function that runs one product as a map.
+    """Return a function that computes one matrix product by a map. It is called for each product.
 
     If all tasks share the cores of this machine, parity tasks start only when a data task is late, judging by
     the duration of the previous product with the same blocks.
@@ -279,7 +279,7 @@ def make_product_runner(
         Deadline of all products together. A product that would take longer raises DeadlineExceededError.
     """
     deadline = Deadline() if deadline is None else deadline
-    # Schedules, keyed by the id of the coded blocks and the shape of the results.
+    # The schedule of parity tasks, keyed by the id of the coded blocks and the shape of the results.
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()
 
     def run_product(
@@ -301,7 +301,7 @@ def make_product_runner(
             if product_options is map_options:
                 raise
             raise deadline.make_error() from error
-        # Threads of a pool of the caller may wait for something else than a core.
+        # Do not record times of a pool of the caller, whose threads may wait for something other than a core.
         if options.schedule == "upfront" and executor.workers_share_cores:
             arrived = collector.task_table.arrived
             has_missing = len(collector.decoder.tracker.missing_indices) > 0

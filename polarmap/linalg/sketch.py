@@ -1,7 +1,8 @@
 """Estimate least-squares solutions and Gram matrices from the results that have arrived so far.
 
 The rows of A are multiplied by random signs, mixed by a cosine transform, shuffled and divided into blocks.
-The transform is orthogonal and makes all rows equally informative, so any subset of them is a sketch of A
+The transform is orthogonal and makes all rows equally informative, so any subset of them is a sketch of A: a
+smaller matrix with about the same Gram matrix, up to scale
 (Avron, Maymounkov and Toledo 2010; Bartan and Pilanci, arXiv 2309.00682). A worker returns the factor R of
 the QR decomposition of its block. The QR decomposition of the factors that have arrived gives R of the
 sketch. Once all factors have arrived, the result is exact.
@@ -59,7 +60,7 @@ class SketchEstimate:
 
 
 class _Sketch(NamedTuple):
-    """A QR factor R of the `n_rows` rows that have arrived: R'R is their Gram matrix."""
+    """The QR factor R of the `n_rows` mixed rows that have arrived. R'R is the Gram matrix of these rows."""
 
     R: Array
     n_rows: int
@@ -190,7 +191,7 @@ def sketched_gram(
 def _estimate_solutions(
     sketches: Generator[_Sketch, None, None], target_norm: float
 ) -> Iterator[SketchEstimate]:
-    """Yield least-squares solutions from sketches of [A, b]. `target_norm` is the norm of b."""
+    """Yield a least-squares solution for each sketch (QR factor) of [A, b]. `target_norm` is |b|."""
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             n_columns = sketch.R.shape[1] - 1
@@ -207,7 +208,7 @@ def _estimate_solutions(
 
 
 def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: float) -> float:
-    """Return the 90th percentile of |A (estimate - x)| over random sketches."""
+    """Return the 90th percentile of |A (estimate - x)| over random sketches. x is the exact solution."""
     if sketch.n_rows == sketch.n_total_rows:
         return 0.0
     # The errors of x are assumed to be normal, with the covariance of least squares on random rows, and to
@@ -222,7 +223,7 @@ def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squ
 
 
 def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
-    """Yield Gram matrices from sketches of A."""
+    """Yield an estimate of A' A for each sketch (QR factor of some mixed rows) of A."""
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             gram = sketch.R.T @ sketch.R * (sketch.n_total_rows / sketch.n_rows)
@@ -261,7 +262,7 @@ def _generate_sketches(
     retry_delay: float,
     rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
-    """Yield a larger sketch each time more results arrive.
+    """Yield a sketch (the QR factor of all mixed rows that have arrived) each time more results arrive.
 
     If a task fails, its exception is raised after all other results have arrived.
     """

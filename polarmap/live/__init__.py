@@ -4,6 +4,6 @@
                                         |
                                   program socket --> `polarmap top`, dashboard in a browser
 
-Nothing of this package is imported unless a program asks for a live view. Viewers pull snapshots from the
-hub. A map never waits for a viewer.
+Nothing of this package is imported unless a program asks for a live view. Viewers pull snapshots (the state
+of all maps at one moment) from the hub. A map never waits for a viewer.
 """

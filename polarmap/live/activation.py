@@ -1,4 +1,4 @@
-"""Make the maps of this program visible to viewers, and decide whether they are.
+"""Make the maps of this program visible to live views in a terminal, a notebook or a browser.
 
 A program becomes visible with `progress="live"`, `Pool(dashboard=True)`, `polarmap.dashboard()`, or the
 environment variable POLARMAP_LIVE=1. Until then, this module is all of the live view that is imported, and
@@ -23,14 +23,15 @@ ENVIRONMENT_VARIABLE = "POLARMAP_LIVE"
 active_hub: LiveHub | None = None  # the hub of this process while the program is visible, else None
 
 _lock = threading.Lock()
-_n_activations = 0  # how many callers of `activate` have not called `deactivate` yet
-_is_permanent = False  # whether one of them is `activate_until_exit`
+_n_activations = 0  # the number of calls of `activate` without a call of `deactivate`
+_is_permanent = False  # whether `activate_until_exit` has been called
 
 
 def activate() -> LiveHub:
-    """Make all maps that start from now on visible, until `deactivate` is called as often as this function.
+    """Make all maps that start from now on visible to live views, and return the hub that records them.
 
-    `polarmap top` lists the program as long as it is visible.
+    The program stays visible until `deactivate` is called as often as this function. In the meantime,
+    `polarmap top` lists the program.
     """
     global active_hub, _n_activations
     with _lock:
@@ -46,7 +47,7 @@ def activate() -> LiveHub:
 
 
 def deactivate() -> None:
-    """Cancel one call of `activate`. The last call makes the program invisible again."""
+    """Make the program invisible to live views, unless other callers of `activate` still need it."""
     global active_hub, _n_activations
     with _lock:
         _n_activations -= 1
@@ -58,7 +59,10 @@ def deactivate() -> None:
 
 
 def activate_until_exit() -> LiveHub:
-    """Make all maps that start from now on visible until the program exits. Further calls do nothing."""
+    """Make all maps that start from now on visible to live views until the program exits.
+
+    Return the hub that records the maps. Further calls have no other effect.
+    """
     global _is_permanent
     hub = active_hub
     if hub is None or not _is_permanent:
@@ -107,7 +111,7 @@ def dashboard(port: int = 0) -> Iterator[str]:
 
 
 def start_dashboard(port: int = 0) -> DashboardServer:
-    """Make the program visible, and start the web server of its dashboard."""
+    """Make the program visible to live views, and start the web server of its dashboard."""
     from polarmap.live.dashboard import DashboardServer
 
     hub = activate()
@@ -125,7 +129,7 @@ def start_dashboard(port: int = 0) -> DashboardServer:
 
 
 def stop_dashboard(server: DashboardServer) -> None:
-    """Stop the web server of a dashboard, and make the program invisible again."""
+    """Stop the web server of a dashboard, and call `deactivate` to make the program invisible again."""
     try:
         server.close()
     finally:
@@ -140,7 +144,7 @@ def is_in_notebook() -> bool:
 
 
 def _reset_after_fork() -> None:
-    """Make a forked child process invisible. It has none of the threads and maps of its parent."""
+    """Make a forked child process invisible to live views: it has none of its parent's threads and maps."""
     global active_hub, _lock, _n_activations, _is_permanent
     active_hub, _lock, _n_activations, _is_permanent = None, threading.Lock(), 0, False
 

@@ -32,8 +32,8 @@ with require_extra("the dashboard", "tornado", "live"):
     from tornado.iostream import StreamClosedError
     from tornado.web import Application, RequestHandler
 
-MIN_SAMPLING_INTERVAL = 0.25  # seconds
-# Sampling may use at most one part in this many of the time of one core.
+MIN_SAMPLING_INTERVAL = 0.25  # seconds between two samples: snapshots of all programs that the page shows
+# Sampling uses at most 1/20 of the time of one core.
 SAMPLING_TIME_SHARE = 20
 # A sample that only waits, such as for a program that is stopped, delays the next one by at most this time.
 MAX_WAITING_INTERVAL = 10.0  # seconds
@@ -76,7 +76,7 @@ WRONG_ORIGIN_TEXT = "Other pages cannot read this page."
 
 
 class Message(NamedTuple):
-    """An event for the browsers.
+    """A server-sent event with which browsers update the page.
 
     Attributes
     ----------
@@ -150,7 +150,7 @@ class DashboardServer:
 
     @property
     def url(self) -> str:
-        """The URL of the page, with the token. Raises RuntimeError if the server has not been started."""
+        """The URL of the page, with its secret token. Raises RuntimeError if the server is not started."""
         if self._socket is None:
             raise RuntimeError("the dashboard has no URL before it is started: call start() first")
         return f"http://{_format_host(self._host)}:{self._port}/?token={self._token}"
@@ -206,14 +206,17 @@ class DashboardServer:
             seconds, cpu_seconds = time.monotonic() - started_at, time.thread_time() - cpu_started_at
             self._is_closing.wait(_compute_sampling_interval(seconds, cpu_seconds))
             self._has_viewers.clear()
-            if self._viewers or self._is_closing.is_set():  # A viewer may have come before `clear`.
+            if self._viewers or self._is_closing.is_set():  # A viewer may have connected just before `clear`.
                 self._has_viewers.set()
         if self._viewers:
             self._sample(self._take_final_snapshots, "end")
         self._call_in_loop(self._is_last_sampled.set)
 
     def _sample(self, take_snapshots: Callable[[], Sequence[ProgramSnapshot]], event: str) -> None:
-        """Take and publish snapshots. If this fails, the browsers keep the previous ones."""
+        """Take snapshots of the programs and send them to all browsers, as a message of type `event`.
+
+        If this fails, the browsers continue to show the previous snapshots.
+        """
         try:
             snapshots = list(take_snapshots())
             now = time.monotonic()
@@ -227,7 +230,7 @@ class DashboardServer:
         self._call_in_loop(lambda: self._publish(event, data))
 
     def _is_unchanged(self, snapshots: list[ProgramSnapshot]) -> bool:
-        """Return whether these are the same objects as last time: a hub keeps a snapshot for some time."""
+        """Return whether the snapshots are the same objects as in the last sample: hubs cache snapshots."""
         previous = self._last_snapshots
         return (
             bool(self._latest.data)
@@ -287,18 +290,18 @@ class DashboardServer:
             viewer.disconnect()
 
     def _publish(self, event: str, data: bytes) -> None:
-        """Make a message the latest one, and let all viewers send it."""
+        """Make a message the latest one, and wake all event streams to send it to their browsers."""
         self._latest = Message(self._latest.version + 1, event, data)
         for viewer in self._viewers:
             viewer.has_news.set()
 
     @property
     def latest_message(self) -> Message:
-        """The latest message. Its data are empty before the first snapshot."""
+        """The latest message for browsers. Its data are empty before the first snapshot."""
         return self._latest
 
     def add_viewer(self, viewer: _EventStreamHandler) -> bool:
-        """Register an event stream, and return whether there was a place for it."""
+        """Register a browser's event stream. Return False if there are MAX_VIEWERS streams already."""
         if len(self._viewers) >= MAX_VIEWERS or self._is_closing.is_set():
             return False
         self._viewers.add(viewer)
@@ -318,24 +321,28 @@ class DashboardServer:
 
     @property
     def cookie_name(self) -> str:
-        """The name of the cookie with the token. All ports share cookies, so the name contains the port."""
+        """The name of the cookie with the secret token.
+
+        Servers on all ports share their cookies, so the name contains the port.
+        """
         return f"polarmap_{self._port}"
 
     @property
     def token(self) -> str:
-        """The secret that a browser must present."""
+        """The secret that a browser must present with each request, in the URL or in a cookie."""
         return self._token
 
     @property
     def allowed_hosts(self) -> set[str]:
-        """The values of the header Host that are allowed.
+        """The allowed values of the HTTP header Host. Requests with other values are refused.
 
-        If another site's name resolves to this machine (DNS rebinding), the browser still sends that name.
+        This prevents DNS rebinding: if the name of another site resolves to this machine, the browser still
+        sends that name.
         """
         return {f"{name}:{self._port}" for name in (_format_host(self._host), "127.0.0.1", "localhost")}
 
     def is_token(self, candidate: bytes) -> bool:
-        """Compare a candidate with the token, in a time that does not depend on where they differ."""
+        """Return whether `candidate` is the secret token, in a time that does not depend on its contents."""
         return hmac.compare_digest(candidate, self._token.encode())
 
     def close_inherited_socket(self) -> None:
@@ -393,7 +400,7 @@ class _Handler(RequestHandler):
 
 
 class _FileHandler(_Handler):
-    """A request for one of the files of the page."""
+    """A request for one of the files of the dashboard page."""
 
     async def get(self, name: str = "dashboard.html") -> None:
         self.set_header("Content-Type", PAGE_FILES[name])
@@ -459,7 +466,8 @@ class _EventStreamHandler(_Handler):
     async def _send(self, data: bytes) -> bool:
         """Send an event, and return whether the browser has read it in time.
 
-        The next event is encoded only afterwards, so a browser that does not read costs the memory of one.
+        The next event is encoded only afterwards, so a browser that does not read costs the memory of one
+        event.
         """
         try:
             self.write(data)
@@ -491,13 +499,13 @@ def _set_done(future: Future[None]) -> None:
 
 
 async def _await_briefly(awaitable: Awaitable[object], seconds: float) -> None:
-    """Await for at most `seconds`."""
+    """Wait until an awaitable is done, for at most `seconds`."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(awaitable, seconds)
 
 
 def _compute_sampling_interval(seconds: float, cpu_seconds: float) -> float:
-    """Return the time until the next sample, given the duration and the processor time of the last one."""
+    """Return the seconds until the next sample, given the run time and processor time of the last one."""
     waiting_interval = min(SAMPLING_TIME_SHARE * seconds, MAX_WAITING_INTERVAL)
     return max(MIN_SAMPLING_INTERVAL, SAMPLING_TIME_SHARE * cpu_seconds, waiting_interval)
 

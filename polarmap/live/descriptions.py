@@ -86,9 +86,10 @@ def describe_map(snapshot: MapSnapshot) -> str:
 
 
 def list_map_facts(snapshot: MapSnapshot) -> list[str]:
-    """Return the time, moment of sufficient results, throughput and cost of a map as short texts.
+    """Return short texts on a map: its time, when its results sufficed, its throughput and its cost.
 
-    The status text already contains the duration of a finished map, and the moment of a running one.
+    Facts that are part of the map's status text are left out: the duration of a finished map, and the moment
+    when the results of a running map sufficed.
     """
     facts = []
     if snapshot.is_running:
@@ -118,7 +119,7 @@ def describe_hidden_failures(snapshot: MapSnapshot, n_shown: int) -> str:
 
 
 def format_iteration_line(iteration: IterationSnapshot) -> str:
-    """Describe a fit in one line: the step, objective, duration of a step, and products."""
+    """Describe a fit in one line: its name, number of steps, objective, and number of coded products."""
     parts = [f"{make_printable(iteration.name)}: step {iteration.n_steps}"]
     if iteration.objective is not None:
         parts.append(f"objective {iteration.objective:.6g}")

@@ -87,13 +87,13 @@ def render_html(snapshot: ProgramSnapshot) -> str:
         SCRIPT_LINK + "\n": "",
         "</body>": scripts + "</body>",
     }
-    # One pass, so that the inserted texts are not searched.
+    # Replace all in one pass, so that the inserted texts are not searched.
     pattern = "|".join(map(re.escape, replacements))
     return re.sub(pattern, lambda match: replacements[match[0]], page)
 
 
 def _hash_source(text: str) -> str:
-    """Return the source expression that allows exactly this inline style or script."""
+    """Return the expression of a content security policy that allows exactly this inline style or script."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"'sha256-{digest}'"
 
@@ -102,7 +102,7 @@ def _hash_source(text: str) -> str:
 
 
 def read_page_file(name: str) -> str:
-    """Return the contents of a file of the page, such as "dashboard.css"."""
+    """Return the contents of a file of the dashboard page, such as "dashboard.css"."""
     return files("polarmap.live").joinpath("page", name).read_text(encoding="utf-8")
 
 
@@ -114,7 +114,7 @@ class SnapshotEncoder:
     """
 
     def __init__(self) -> None:
-        # The texts of the finished maps of the last list. The snapshot keeps its id from being reused.
+        # `id()` of a finished map in the last list -> (snapshot, JSON). The reference keeps the id unique.
         self._texts_by_id: dict[int, tuple[MapSnapshot, str]] = {}
 
     def encode(self, snapshots: Sequence[ProgramSnapshot]) -> str:

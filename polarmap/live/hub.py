@@ -1,4 +1,4 @@
-"""The hub: what runs in this program, and snapshots of it for viewers.
+"""The hub, which records the running maps, fits and workers of a program for live views.
 
     driver (JobStarted, JobFinished)  --start_map, finish_map-->  LiveHub  <--take_snapshot--  viewers
     fits                              --start_iteration-------->
@@ -33,7 +33,7 @@ from polarmap.live.snapshots import (
 from polarmap.worker.processes import read_process_status
 
 MAX_FINISHED = 8  # Keep this many finished maps, and this many finished fits.
-# Taking snapshots may use at most one part in this many of the time, so that it does not slow down maps.
+# Taking snapshots uses at most 1/25 of the time, so that it does not slow down maps.
 SNAPSHOT_TIME_SHARE = 25
 MIN_SNAPSHOT_INTERVAL = 0.2  # seconds
 MAX_SNAPSHOT_SECONDS = 5.0  # If taking a snapshot takes longer, another thread tries it too.
@@ -69,7 +69,7 @@ class LiveMap:
     _snapshot: MapSnapshot | None = None
 
     def take_snapshot(self) -> MapSnapshot | None:
-        """Return the state of the map, or None if it has not got a report."""
+        """Return the state of the map, or None if there is no report on it."""
         is_running, get_report = self.finished_at is None, self.get_report
         if self._snapshot is not None or get_report is None:
             return self._snapshot
@@ -90,7 +90,7 @@ class LiveIteration:
     name : str
         The name of the estimator.
     get_n_products : callable
-        Called without arguments to get the number of coded products so far.
+        Called without arguments to get the number of products with coded matrices so far.
     """
 
     def __init__(self, name: str, get_n_products: Callable[[], int]) -> None:
@@ -130,7 +130,10 @@ class LiveIteration:
 
 
 class LiveHub:
-    """The registry of what runs in this program. All methods may be called from any thread."""
+    """The registry of a program's maps, fits and workers, from which viewers take snapshots.
+
+    All methods may be called from any thread.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -139,14 +142,14 @@ class LiveHub:
         self._finished_maps = deque[LiveMap](maxlen=MAX_FINISHED)
         self._running_iterations: list[LiveIteration] = []
         self._finished_iterations = deque[LiveIteration](maxlen=MAX_FINISHED)
-        self._finished_counts = deque[tuple[float, int]](maxlen=4096)  # (when, number of results)
+        self._finished_counts = deque[tuple[float, int]](maxlen=4096)  # (end of a map, number of results)
         self._n_finished_maps = 0
         self._snapshot: ProgramSnapshot | None = None
         self._json_snapshot: tuple[ProgramSnapshot, str] | None = None
         self._next_snapshot_at = 0.0
 
     def start_map(self, name: str, get_report: Callable[[], Any]) -> LiveMap:
-        """Add a map that has just started."""
+        """Add a map that has just started. `get_report` returns its report when called without arguments."""
         live_map = LiveMap(next(self._map_ids), name, get_report)
         with self._lock:
             self._running_maps[live_map.map_id] = live_map
@@ -177,7 +180,7 @@ class LiveHub:
             self._finished_counts.append((live_map.finished_at, n_results))
 
     def start_iteration(self, name: str, get_n_products: Callable[[], int]) -> LiveIteration:
-        """Add a fit that has just started."""
+        """Add a fit that has just started. For the parameters, see `LiveIteration`."""
         iteration = LiveIteration(name, get_n_products)
         with self._lock:
             self._running_iterations.append(iteration)
@@ -192,11 +195,11 @@ class LiveHub:
                 self._finished_iterations.append(iteration)
 
     def seconds_until_next_snapshot(self) -> float:
-        """Return the time until `take_snapshot` returns a new snapshot."""
+        """Return the seconds until `take_snapshot` returns a new snapshot instead of the latest one."""
         return max(0.0, self._next_snapshot_at - time.monotonic())
 
     def take_json_snapshot(self) -> str:
-        """Return the state of the program as JSON text. Viewers share it like that of `take_snapshot`."""
+        """Return the result of `take_snapshot` as JSON text. Each snapshot is encoded only once."""
         snapshot, started_at = self.take_snapshot(), time.monotonic()
         with self._lock:
             if self._json_snapshot is not None and self._json_snapshot[0] is snapshot:
@@ -208,10 +211,10 @@ class LiveHub:
         return text
 
     def take_snapshot(self, is_final: bool = False) -> ProgramSnapshot:
-        """Return the state of the program.
+        """Return the state of the program now, or the latest snapshot if it is recent.
 
-        Viewers share a snapshot until the next one is due, which depends on how long the last one took. Pass
-        `is_final` to get a new snapshot in any case.
+        All viewers get the same snapshot until a new one is due, after a time that depends on the cost of the
+        last one. With `is_final`, a new snapshot is always taken.
         """
         now = time.monotonic()
         with self._lock:
@@ -254,7 +257,7 @@ def make_program_snapshot(
 ) -> ProgramSnapshot:
     """Return a snapshot of this program. The arguments are attributes of `ProgramSnapshot`.
 
-    The memory and the processor time of workers on this machine are read here.
+    Add the memory and processor time of workers on this machine, as the operating system reports them.
     """
     return ProgramSnapshot(
         pid=os.getpid(),
@@ -275,7 +278,7 @@ def get_program_name() -> str:
 
 
 def _read_usage(worker: WorkerSnapshot) -> WorkerSnapshot:
-    """Return the snapshot with the memory and processor time of the process, if it runs on this machine."""
+    """Add a worker's memory and processor time to its snapshot, if the worker runs on this machine."""
     if worker.host or worker.pid is None or not hasattr(os, "sysconf"):
         return worker
     try:

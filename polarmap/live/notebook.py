@@ -26,7 +26,7 @@ class NotebookView:
     Parameters
     ----------
     take_snapshot : SnapshotSource
-        Called on the view's thread, and in `start` and `close`.
+        Returns the state of the program. Called on the view's thread, and in `start` and `close`.
     shows_all : bool
         Whether to show maps that had finished before the view started, too.
     has_ended : callable, optional
@@ -93,10 +93,11 @@ class NotebookView:
             show: Any = display  # IPython has no types.
             self._display_handle = self._cell_context.run(show, data, raw=True, display_id=True)
         else:
-            # Updates belong to the cell that is running now. Some programs that run notebooks drop others.
+            # Jupyter assigns the update to the cell that is running now. Some programs that run notebooks
+            # drop updates that belong to a cell that has ended.
             self._display_handle.update(data, raw=True)
 
 
 def make_mime_bundle(snapshot: ProgramSnapshot) -> dict[str, str]:
-    """Return the representations of a program among which a frontend chooses: SVG, and one line of text."""
+    """Return a program as SVG and as one line of text, by MIME type. Notebook frontends show one of them."""
     return {"image/svg+xml": render_program_svg(snapshot), "text/plain": format_program_line(snapshot)}

@@ -44,7 +44,7 @@ LENGTH_FORMAT = struct.Struct("!Q")
 
 
 class _SnapshotHandler(socketserver.BaseRequestHandler):
-    """Sends snapshots to one viewer, one for each byte that the viewer sends."""
+    """Sends snapshots of the program to one viewer: one snapshot for each byte that the viewer sends."""
 
     server: _ProgramServer
 
@@ -81,11 +81,11 @@ class _ProgramServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer)
         )
 
     def start(self) -> None:
-        """Start to accept viewers."""
+        """Start to accept connections of viewers, on a background thread."""
         self._thread.start()
 
     def verify_request(self, request: socket.socket, client_address: object) -> bool:  # type: ignore[override]
-        """Refuse viewers of other users, and viewers beyond the maximum number."""
+        """Return whether to accept a viewer: one of this user, while there are fewer than MAX_VIEWERS."""
         return len(self._connections) < MAX_VIEWERS and _is_same_user(request)
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]

@@ -43,7 +43,7 @@ class FailureSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class MapSnapshot:
-    """A map at one moment. All points in time are in seconds since the start of the map.
+    """The state of a map at one moment. All points in time are in seconds since the start of the map.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class MapSnapshot:
 
     @property
     def status_text(self) -> str:
-        """A line such as "24 needed, 19 arrived, next expected in about 0.3 s"."""
+        """The progress of the map in one line: "24 needed, 19 arrived, next expected in about 0.3 s"."""
         text = f"{self.needed} needed, {self.n_arrived} arrived"
         if self.error:
             return f"{text}, failed after {self.elapsed_seconds:.2f} s"
@@ -127,7 +127,7 @@ class MapSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """A persistent worker at one moment.
+    """The state of a persistent worker at one moment.
 
     Attributes
     ----------
@@ -164,7 +164,7 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class IterationSnapshot:
-    """A fit or another iteration at one moment.
+    """The state of a fit, or of another iterative computation, at one moment.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ class IterationSnapshot:
     seconds_per_step : float or None
         The mean duration of a step, or None before the first step.
     n_products : int
-        The number of coded products so far.
+        The number of products with coded matrices so far.
     elapsed_seconds : float
         The time since the start of the iteration.
     is_running : bool
@@ -198,7 +198,7 @@ class IterationSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ProgramSnapshot:
-    """A program at one moment.
+    """The state of a program at one moment: its maps, workers and fits.
 
     Attributes
     ----------
@@ -334,7 +334,7 @@ def _round_time(seconds: float | None) -> float | None:
 
 
 def _compute_run_times(tasks: Sequence[Any]) -> list[float]:
-    """Return how long the tasks that have returned were running, in ascending order."""
+    """Return the run times of the tasks that have returned, in seconds and in ascending order."""
     run_times = [
         task.arrived - task.started
         for task in tasks
@@ -344,7 +344,7 @@ def _compute_run_times(tasks: Sequence[Any]) -> list[float]:
 
 
 def _find_late_tasks(tasks: Sequence[Any], elapsed_seconds: float) -> set[int]:
-    """Return the late ones of the tasks that are running or were running when the map ended.
+    """Return the indices of late tasks that are running, or were running when the map ended.
 
     A task is late if it has run for longer than twice the median run time, or if it has a backup.
     """
@@ -362,7 +362,7 @@ def _find_late_tasks(tasks: Sequence[Any], elapsed_seconds: float) -> set[int]:
 
 
 def _estimate_next_result(tasks: Sequence[Any], elapsed_seconds: float) -> float | None:
-    """Return the estimated time until the next result, or None if nothing is known about run times.
+    """Return the estimated seconds until the next result, or None if no run times are known.
 
     A running task is expected to take as long as the median of those tasks that took at least as long as it
     has already been running.

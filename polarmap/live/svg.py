@@ -59,7 +59,7 @@ MAX_SQUARES = 1000
 MAX_TIMELINE_ROWS = 120
 MAX_TIMELINE_HEIGHT = 120.0
 TIMELINE_AREA_HEIGHT = 80.0
-# The pitch of squares in pixels, and up to how many squares it is used for.
+# Pairs of the distance between squares in pixels, and the largest number of squares for which it is used.
 SQUARE_PITCHES = ((18, 152), (12, 570), (9, MAX_SQUARES))
 LINE_HEIGHT = 18
 CHARACTER_WIDTH = 6.8  # estimate for the 12 px font, to place the entries of the legend
@@ -112,7 +112,7 @@ def render_program_svg(snapshot: ProgramSnapshot) -> str:
 
 
 def _limit_size(render: Callable[[int], str]) -> str:
-    """Call `render` with the number of squares, and with fewer if the result is too long."""
+    """Return the SVG that `render(max_squares)` returns, with fewer squares if it is too long."""
     max_squares, text = MAX_SQUARES, render(MAX_SQUARES)
     while len(text) > MAX_SVG_LENGTH and max_squares > MIN_SQUARES:
         max_squares //= 2
@@ -158,7 +158,7 @@ class _Canvas:
             self.y += 14
 
     def add_line(self, text: str, is_note: bool = False, is_bold: bool = False) -> None:
-        """Append a line of text."""
+        """Append a line of text. A note is less important, and has another colour."""
         self.add_text(MARGIN, self.y + 13, text, is_note, is_bold)
         self.y += LINE_HEIGHT
 
@@ -227,7 +227,10 @@ _STATE_ATTRIBUTES = {
 
 
 def _draw_squares(canvas: _Canvas, groups: Sequence[TaskGroup], n_data_tasks: int) -> None:
-    """Draw a square for each group of tasks. A gap separates data tasks from parity tasks."""
+    """Draw a square for each group of tasks. The first `n_data_tasks` are data tasks, the rest parity tasks.
+
+    A gap separates the two kinds.
+    """
     pitch = next((pitch for pitch, max_squares in SQUARE_PITCHES if len(groups) <= max_squares), 9)
     size, per_row = pitch * 5 // 6, CONTENT_WIDTH // pitch - 1
     n_data_groups = sum(group.first_task < n_data_tasks for group in groups)
@@ -243,9 +246,10 @@ def _draw_squares(canvas: _Canvas, groups: Sequence[TaskGroup], n_data_tasks: in
 
 
 def _place_squares(n_groups: int, n_data_groups: int, pitch: int, per_row: int) -> Iterator[tuple[int, int]]:
-    """Yield the x and y offsets of all squares.
+    """Yield the x and y offsets of all squares in pixels, with `per_row` squares in a row.
 
-    If there is more than one row, parity tasks begin in a new row.
+    The first `n_data_groups` squares show data tasks. If there is more than one row, the squares of parity
+    tasks begin in a new row.
     """
     if n_groups <= per_row:
         yield from ((pitch * index + (index >= n_data_groups) * pitch // 2, 0) for index in range(n_groups))
@@ -354,7 +358,10 @@ def _draw_timeline(canvas: _Canvas, snapshot: MapSnapshot, max_rows: int) -> Non
 
 
 def _draw_bars(canvas: _Canvas, snapshot: MapSnapshot, times: Sequence[TaskTimes]) -> float:
-    """Draw a row for each task: a thin pale line while it was queued, and a bar while it ran."""
+    """Draw a row for each task: a thin pale line while it was queued, and a bar while it ran.
+
+    Return the height of the drawing in pixels.
+    """
     row_height = min(6.0, MAX_TIMELINE_HEIGHT / snapshot.n)
     pixels_per_second = CONTENT_WIDTH / get_timeline_end(snapshot)
     paths: dict[str, list[str]] = {}
@@ -377,7 +384,10 @@ _QUEUED_STROKE = f'stroke="{figure_style.GREY}" stroke-opacity="0.55" stroke-wid
 
 
 def _draw_areas(canvas: _Canvas, snapshot: MapSnapshot, n_columns: int) -> float:
-    """Draw the numbers of returned, running and queued tasks over time, stacked on each other."""
+    """Draw the numbers of returned, running and queued tasks over time, stacked on each other.
+
+    Return the height of the drawing in pixels.
+    """
     pixels_per_task = TIMELINE_AREA_HEIGHT / max(1, snapshot.n)
     counts = count_tasks_over_time(snapshot, n_columns)
     bottom_y = [canvas.y + TIMELINE_AREA_HEIGHT] * n_columns
@@ -395,7 +405,7 @@ def _draw_areas(canvas: _Canvas, snapshot: MapSnapshot, n_columns: int) -> float
 
 
 def _trace_steps(top_y: Sequence[float], bottom_y: Sequence[float]) -> str:
-    """Draw the outline of an area whose upper and lower edges are step functions."""
+    """Return the SVG path of an area whose upper and lower edges are step functions."""
     step = CONTENT_WIDTH / len(top_y)
     forward = "".join(f"V{y:.1f}H{MARGIN + step * (column + 1):.1f}" for column, y in enumerate(top_y))
     backward = "".join(

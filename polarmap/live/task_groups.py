@@ -12,7 +12,7 @@ from typing import NamedTuple
 from polarmap.live.snapshots import STATE_BY_LETTER, MapSnapshot
 from polarmap.plot import figure_style
 
-# In a legend, a task counts as late if its letter is in upper case, and as decoded if its block was decoded.
+# Legends also count late tasks (whose letter is in upper case) and tasks whose result was decoded.
 LATE, DECODED = "late", "decoded"
 
 # The colour of each state, in the order of a legend.
@@ -53,7 +53,10 @@ class TaskGroup(NamedTuple):
 
 
 def group_tasks(snapshot: MapSnapshot, max_groups: int) -> list[TaskGroup]:
-    """Divide the tasks of a map into at most `max_groups` groups, which have one task each if possible."""
+    """Divide the tasks of a map into at most `max_groups` groups of consecutive tasks.
+
+    Each group has a single task if possible.
+    """
     n_tasks = len(snapshot.states)
     group_size = max(1, -(-n_tasks // max(1, max_groups)))
     groups_with_decoded_blocks = {block // group_size for block in snapshot.decoded_blocks}
@@ -67,14 +70,17 @@ def group_tasks(snapshot: MapSnapshot, max_groups: int) -> list[TaskGroup]:
 
 
 def _choose_state(letters: str) -> str:
-    """Return the state that a group of tasks is shown in, which is the one that needs the most attention."""
+    """Return the state in which a view shows a group of tasks: "failed" if any task has failed.
+
+    Otherwise, return the most common state. `letters` has one state letter for each task.
+    """
     if "f" in letters or "F" in letters:
         return "failed"
     return STATE_BY_LETTER[Counter(letters.lower()).most_common(1)[0][0]]
 
 
 def count_tasks_by_state(snapshot: MapSnapshot) -> dict[str, int]:
-    """Return the number of tasks in each state that occurs. The last entries are late and decoded tasks.
+    """Return the number of tasks in each state that occurs, and of late and decoded tasks if there are any.
 
     >>> count_tasks_by_state(MapSnapshot(1, "f", "code", "pool", 4, 3, 3, 2, 1.0, True, "aaRq"))
     {'arrived': 2, 'running': 1, 'queued': 1, 'late': 1}

@@ -77,6 +77,6 @@ def count_tasks_over_time(snapshot: MapSnapshot, n_columns: int) -> TaskCounts:
 
 
 def _count_up_to(times: list[float], edges: list[float]) -> list[int]:
-    """Return, for each edge, the number of times that are not later."""
+    """Return the number of `times` up to each of the points in time `edges`."""
     ordered = sorted(times)
     return [bisect_right(ordered, edge) for edge in edges]

@@ -62,7 +62,7 @@ MAX_BAR_ROWS = 32  # A timeline shows single tasks if there are at most this man
 MIN_HOST_WIDTH = 8  # columns for the name of a worker's machine
 MIN_MAP_LINES = 6  # A map is shown only if there is space for this many lines.
 
-DECODED_LETTER = "d"  # instead of the letter of the task's state
+DECODED_LETTER = "d"  # shown instead of the state's letter if the task's result was decoded
 # Symbols differ as well as colours. There are separate symbols for late tasks and decoded blocks.
 STATE_SYMBOLS = {
     "held back": "·",
@@ -120,7 +120,7 @@ def render_program(snapshot: ProgramSnapshot, width: int, max_lines: int, use_sy
 
 
 def render_final_state(snapshot: ProgramSnapshot, width: int, use_symbols: bool = True) -> Text:
-    """Format the lines that a view leaves behind: the fits, the latest map, and the number of maps."""
+    """Format the lines that remain after a view is closed: the fits, the latest map, and the map count."""
     lines = _render_iterations(snapshot)
     n_maps = sum(not one_map.is_running for one_map in snapshot.maps)
     if snapshot.maps and not lines:
@@ -346,7 +346,10 @@ def _render_workers(workers: Sequence[WorkerSnapshot], width: int, max_lines: in
 
 
 def _fit_columns(column_widths: list[int], width: int) -> list[int]:
-    """Return the widths of the columns that fit: names of machines are cut off, and last columns left out."""
+    """Return the widths of the table columns that fit into `width` characters.
+
+    If necessary, names of machines are cut off, and the last columns are left out.
+    """
     for n_columns in range(len(column_widths), 2, -1):
         fitted = column_widths[:n_columns]
         n_missing = max(0, sum(fitted) + 2 * n_columns - width)
@@ -368,7 +371,7 @@ class TerminalView:
     Parameters
     ----------
     take_snapshot : SnapshotSource
-        Called on the view's thread, and in `start` and `close`.
+        Returns the state of the program. Called on the view's thread, and in `start` and `close`.
     stream : text file, optional
         The stream to write to. The default is standard error.
     shows_all : bool
@@ -442,7 +445,7 @@ def is_terminal(stream: Any) -> bool:
 
 
 class PlainLines:
-    """Writes a line for each map that starts or finishes.
+    """Shows a program in a file or pipe, by writing a line for each map that starts or finishes.
 
     Parameters
     ----------
@@ -477,7 +480,7 @@ class PlainLines:
 
 
 class LiveScreen:
-    """Updates lines of a terminal in place.
+    """Shows a program in a terminal, in lines that are updated in place.
 
     Parameters
     ----------
@@ -534,7 +537,7 @@ _has_fork_handler = False
 
 
 def _register_fork_handler() -> None:
-    """Let forked child processes print directly. They could inherit a lock that the view holds."""
+    """Make forked child processes print directly, because they may inherit a lock that the view holds."""
     global _has_fork_handler
     if not _has_fork_handler and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_restore_streams)

@@ -30,7 +30,9 @@ _n_users = 0  # the number of maps and operators that share the view
 
 
 def open_view(is_in_notebook: bool) -> None:
-    """Make the program visible and open its view, unless it is open. Each call needs one of `close_view`.
+    """Open the live view of this program, unless it is open, and let `polarmap top` list the program.
+
+    Each call must be followed by a call of `close_view`.
 
     Parameters
     ----------
@@ -65,16 +67,16 @@ def display_in_notebook(
     take_snapshot: Callable[[bool], ProgramSnapshot],
     has_ended: Callable[[], bool],
 ) -> None:
-    """Display an object in the current cell of a notebook, and update it in place until it has ended.
+    """Display a live object, such as a pool, in the current cell of a notebook until it has ended.
 
-    Outside of a notebook, print the `repr` of the object.
+    The output is updated in place. Outside of a notebook, print the `repr` of the object.
 
     Parameters
     ----------
     shown_object : object
         The object whose `repr` is printed outside of a notebook.
     take_snapshot : callable
-        Called as `take_snapshot(is_final)` on the view's thread to get what is to be shown.
+        Called as `take_snapshot(is_final)` on the view's thread to get the snapshot to show.
     has_ended : callable
         Called without arguments. When it returns True, the view shows a last snapshot and ends.
     """
@@ -92,7 +94,7 @@ def display_in_notebook(
 
 
 def close_view() -> None:
-    """Close the view of this program if nobody else uses it."""
+    """Close the view of this program, unless other callers of `open_view` still use it."""
     global _view, _n_users
     with _lock:
         _n_users -= 1

@@ -40,7 +40,7 @@ from polarmap.worker.task_functions import call_each
 T = TypeVar("T")
 
 MAX_QUEUED_CALLS = 4096  # submit at most this many calls to a worker pool at a time
-# The longest time in seconds for which a map with a buffer collects calls before it submits them.
+# The longest time in seconds for which a map with `buffersize` collects calls before it submits them.
 MAX_GROUP_SECONDS = 0.002
 
 
@@ -121,7 +121,7 @@ class Executor(ExecutorHandle, futures.Executor):
             )
             self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), retry_rule)
             weakref.finalize(self, self._call_queue.shutdown).atexit = False
-            # Maps with a buffer, whose calls may have to be submitted before a shutdown.
+            # Maps with `buffersize`, whose collected calls have to be submitted before a shutdown.
             self._growing_maps = weakref.WeakSet[MappedCalls]()
             self._submission_lock = threading.RLock()
 
@@ -136,7 +136,7 @@ class Executor(ExecutorHandle, futures.Executor):
         return self._executor.workers_by_host
 
     def resolve(self) -> ResolvedExecutor:
-        """Return the executor to use for maps, which runs their tasks on the same workers as calls."""
+        """Return an executor that runs the tasks of maps on the same workers as the submitted calls."""
         return ExecutorOfCalls(self, self._executor)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
@@ -220,9 +220,10 @@ class Executor(ExecutorHandle, futures.Executor):
         )
 
     def _submit_in_groups(self, mapped_calls: MappedCalls, chunks: Iterator[list[Any]]) -> Iterator[None]:
-        """Read one chunk in each step, and submit the chunks that have been read before the iterator waits.
+        """Submit the chunks of calls of a map with `buffersize`. Each step of this generator reads one chunk.
 
-        While results are at hand, chunks are collected, so that their calls share tasks and messages.
+        Chunks are collected and submitted together, so that their calls share tasks and messages: when the
+        caller has to wait for a result, or after MAX_GROUP_SECONDS.
         """
         mapped_calls.is_growing, submit_at = True, time.monotonic() + MAX_GROUP_SECONDS
         self._growing_maps.add(mapped_calls)
@@ -288,7 +289,7 @@ class Executor(ExecutorHandle, futures.Executor):
         return f
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session for a map on the executor of the calls. Raises RuntimeError after `shutdown`."""
+        """Open a session for a map on the workers of this executor. Raises RuntimeError after `shutdown`."""
         self._call_queue.check_open()
         return self._executor.open(job_spec)
 
@@ -313,7 +314,7 @@ class Executor(ExecutorHandle, futures.Executor):
 class ExecutorOfCalls(DelegatingExecutor):
     """An executor for maps that run on a `polarmap.Executor`, which it keeps alive.
 
-    Without this reference, the `polarmap.Executor` could be garbage-collected and so shut down.
+    Without a reference to it, the `polarmap.Executor` could be garbage-collected and so shut down.
     """
 
     def __init__(self, owner: Executor, executor: ResolvedExecutor) -> None:

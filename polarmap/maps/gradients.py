@@ -94,7 +94,7 @@ def coded_gradient(
 
     Each worker computes the slopes [f(x + hz) - f(x - hz)] / 2h along several directions z, some of which are
     redundant (Bartan and Pilanci, arXiv 1907.05984). Up to O(h^2), slopes are linear in z, so missing slopes
-    can be decoded from those that have arrived.
+    can be decoded from the received ones.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def _make_blocks_and_slope_task(
     base_directions: Floats | None,
     n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
-    """Return k blocks of directions and the function that computes the slopes along those of a block."""
+    """Return k blocks of directions, and a function that computes the slopes for one block."""
     if base_directions is None:
         return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
     return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
@@ -306,7 +306,7 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
 def _find_second_largest(column: Array) -> float:
     """Return the second largest finite value.
 
-    If there are fewer than three, return the largest, or 0.0 if there are none.
+    If there are fewer than three, return the largest, or 0.0 without any.
     """
     finite = np.sort(column[np.isfinite(column)])
     if len(finite) == 0:

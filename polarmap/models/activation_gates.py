@@ -23,7 +23,9 @@ MIN_DRAWS = 16
 
 
 class ActivationGates(NamedTuple):
-    """Half-spaces x @ directions + offsets >= 0 with distinct activation patterns on the training samples.
+    """Random gates for the units of a network: half-spaces that contain different sets of training samples.
+
+    Gate i is open for a sample x if x @ directions[:, i] + offsets[i] >= 0.
 
     Attributes
     ----------
@@ -53,6 +55,7 @@ def sample_gates(
     Parameters
     ----------
     X : array or sparse array (samples, features)
+        Training samples.
     sample_weight : array (samples,)
         Weights by which the features are standardized, with sum 1.
     n_gates : int

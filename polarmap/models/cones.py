@@ -16,9 +16,10 @@ from polarmap.models.losses import ProfiledLoss
 class ConeConstrainedLoss:
     """The training loss of a ReLU network as a function of its unit inputs, under cone constraints.
 
-    The function is loss(sum_i D_i (E+_i - E-_i)) under (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0. E = A
-    W are the inputs of the units for each sample, with one column per sign, gate and output, in this order.
-    Within the cones, D_i E_i is the ReLU of E_i.
+    E = A W are the inputs of the units for each sample, given data A and weights W. E has one column per
+    sign, gate and output, in this order. D_i is a diagonal matrix of zeros and ones, with a one for each
+    sample at which gate i is open. The function is loss(sum_i D_i (E+_i - E-_i)) under the constraints
+    (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0. Within these cones, D_i E_i is the ReLU of E_i.
 
     Parameters
     ----------
@@ -71,7 +72,7 @@ class ConeConstrainedLoss:
         return feasible_weights.reshape(weights.shape), feasible_inputs.reshape(unit_inputs.shape)
 
     def value(self, unit_inputs: Floats) -> float:
-        """Return the loss for unit inputs E (samples, columns), which must lie within the cones."""
+        """Return the loss for unit inputs E (samples, columns), which must be within the cones."""
         return self.loss.value(self.compute_network_outputs(unit_inputs))
 
     def compute_network_outputs(self, unit_inputs: Floats) -> Floats:
@@ -80,5 +81,5 @@ class ConeConstrainedLoss:
         return np.asarray((self._branch_signs * split_inputs).sum(axis=(1, 2)))
 
     def _split_by_sign_gate_and_output(self, columns: Floats) -> Floats:
-        """Return the columns as a view of shape (rows, signs, gates, outputs)."""
+        """Return a view of the columns in which sign, gate and output are separate axes after the rows."""
         return columns.reshape(len(columns), 2, -1, self._n_outputs)

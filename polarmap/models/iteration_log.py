@@ -16,8 +16,8 @@ from polarmap.models.solvers.solver import Solution
 class IterationLog:
     """Prints one line per solver iteration to standard output, and shows the fit in a live view.
 
-    The live view shows the fit only if the program is visible (`polarmap.live.activation`). Use the log as a
-    context manager around the solver, so that the view knows when the fit has ended.
+    The live view shows the fit only if it is enabled for this program (`polarmap.live.activation`). Use the
+    log as a context manager around the solver, so that the view knows when the fit has ended.
 
     Parameters
     ----------

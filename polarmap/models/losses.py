@@ -19,7 +19,8 @@ from polarmap.errors import ModelError
 # Above this exponent, the Poisson loss extends exp linearly by its tangent. Line searches may overshoot, and
 # an infinite loss would break them.
 MAX_EXPONENT = 300.0
-# Limits of the search for the optimal intercept, and the gradient at which it ends, relative to eta.
+# Maximum number of steps of the search for the optimal intercept, and the gradient at which it stops,
+# relative to eta.
 MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40
 GRADIENT_TOL = 8 * FLOAT64_EPS
 N_CACHED_INTERCEPTS = 2
@@ -180,11 +181,11 @@ class WeightedLoss:
         return float(np.sum(self.weights * self.family.conjugate(dual / self.weights, self.y)))
 
     def fit_null_predictor(self) -> Floats:
-        """Return the optimal constant eta (outputs,), that is, the null model without features."""
+        """Return the constant linear predictor (outputs,) with the smallest loss, as without features."""
         return self.family.link(np.average(self.y, axis=0, weights=self.weights.reshape(-1)))
 
     def compute_null_curvature(self) -> float:
-        """Return the mean second derivative of a sample's loss at the optimal constant eta."""
+        """Return the mean second derivative of a sample's loss at the best constant linear predictor."""
         mean = self.family.mean(self.fit_null_predictor()[np.newaxis])
         unit_vectors = np.eye(mean.shape[1])
         curvatures = [self.family.hessian_product(mean, unit[np.newaxis])[0] @ unit for unit in unit_vectors]
@@ -371,7 +372,7 @@ class ProfiledLoss(WeightedLoss):
     def _search_intercept(self, eta: Floats, intercept: Floats) -> Floats:
         """Return the intercept whose gradient is 0 up to rounding, by Newton's method from `intercept`."""
         max_norm = 1.0 + float(np.abs(eta + intercept).max()) + float(np.ptp(eta))
-        # A mean is at most 1, and changes with the rounding of its exponent.
+        # A mean is at most 1, and its rounding error is proportional to that of its exponent eta.
         tol = GRADIENT_TOL * (1.0 + float(np.abs(eta).max()))
         mean, gradient = self._compute_intercept_gradient(eta + intercept)
         for _ in range(MAX_NEWTON_STEPS):

@@ -104,7 +104,7 @@ class AppendedInterceptOperator(RealMatrixOperator):
     Parameters
     ----------
     operator : LinearOperator (samples, features)
-        Operator A.
+        Features A.
     intercept_scaling : float
         Value of the constant column.
 
@@ -127,15 +127,16 @@ class AppendedInterceptOperator(RealMatrixOperator):
 
 
 class GatedOperator(RealMatrixOperator):
-    """An operator that applies P gates to the rows of A: [D_1 A, ..., D_P A] with D_i = diag(patterns[:, i]).
+    """The data matrix of a gated ReLU network: P copies of A, in which closed gates set samples to zero.
 
-    Its columns are ordered first by column of A, then by gate. A product with c columns takes one product of
-    A with P c columns.
+    The matrix [D_1 A, ..., D_P A] with D_i = diag(patterns[:, i]) has one row per sample and P columns for
+    each feature. It is never formed: a product with c columns takes one product of A with P c columns. The
+    columns are ordered first by column of A, then by gate.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
-        Operator A.
+        Features A.
     patterns : bool array (samples, P)
         True where one of the P gates is open for a sample.
     """

@@ -19,7 +19,7 @@ MAX_NEWTON_STEPS = 100  # Step limit for the secular equation, which usually tak
 
 
 class ElasticNetPenalty:
-    """The penalty sum(l1 |x| + l2 x^2 / 2).
+    """The L1 and L2 penalty of an elastic net, sum(l1 |x| + l2 x^2 / 2).
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class ElasticNetPenalty:
         return float(np.sum(self._l1 * np.abs(x) + self._l2 * x**2 / 2))
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """Return the p that minimizes tau * penalty(p) + |p - x|^2 / 2."""
+        """Apply the proximal operator: return the p that minimizes tau * penalty(p) + |p - x|^2 / 2."""
         thresholded = np.copysign(np.maximum(np.abs(x) - tau * self._l1, 0.0), x)
         return np.asarray(thresholded / (1.0 + tau * self._l2))
 
@@ -58,7 +58,7 @@ class ElasticNetPenalty:
         return float(np.sum(excess**2 / (2 * l2[has_l2_mask])))
 
     def dual_scale(self, dual: Floats) -> float:
-        """Return the largest factor <= 1 for which the conjugate at factor * dual is finite."""
+        """Return the largest factor <= 1 for which the convex conjugate at factor * dual is finite."""
         bound, magnitude = np.broadcast_to(self._l1, dual.shape), np.abs(dual)
         violated_mask = (np.broadcast_to(self._l2, dual.shape) == 0) & (magnitude > bound)
         return float(np.min(bound[violated_mask] / magnitude[violated_mask], initial=1.0))
@@ -96,7 +96,10 @@ class LinearBoxPenalty:
         return float(self.slope @ x)
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """Return the p in the box that minimizes tau * <slope, p> + |p - x|^2 / 2."""
+        """Apply the proximal operator.
+
+        Return the p in the box that minimizes tau * <slope, p> + |p - x|^2 / 2.
+        """
         return np.clip(x - tau * self.slope, self.lower, self.upper)
 
     def conjugate(self, dual: Floats) -> float:
@@ -105,7 +108,7 @@ class LinearBoxPenalty:
         return float(np.sum(np.maximum(reduced_dual * self.lower, reduced_dual * self.upper)))
 
     def dual_scale(self, dual: Floats) -> float:
-        """Return 1, because the conjugate is finite for every `dual`."""
+        """Return the factor 1, because the convex conjugate is finite for every `dual`."""
         return 1.0
 
 
@@ -144,7 +147,7 @@ class GroupLassoPenalty:
         return float(self._strength * np.linalg.norm(scaled, axis=0).sum())
 
     def prox(self, x: Floats, tau: float) -> Floats:
-        """Return the p that minimizes tau * penalty(p) + |p - x|^2 / 2."""
+        """Apply the proximal operator: return the p that minimizes tau * penalty(p) + |p - x|^2 / 2."""
         z, threshold = self._reshape_to_matrix(x), tau * self._strength
         if threshold == 0:
             return np.array(x, dtype=np.float64)
@@ -160,7 +163,7 @@ class GroupLassoPenalty:
         return 0.0
 
     def dual_scale(self, dual: Floats) -> float:
-        """Return the largest factor <= 1 for which the conjugate at factor * dual is finite."""
+        """Return the largest factor <= 1 for which the convex conjugate at factor * dual is finite."""
         scaled = self._reshape_to_matrix(dual) / self._row_scale
         max_norm = float(np.linalg.norm(scaled, axis=0).max(initial=0.0))
         return min(1.0, self._strength / max_norm) if max_norm > 0 else 1.0
@@ -170,7 +173,7 @@ class GroupLassoPenalty:
 
 
 class AffineSet:
-    """The constraint C x = d.
+    """The constraint C x = d, to be passed to `fista` as its penalty.
 
     Projections onto this set are exact and use a QR factorization of C, whereas pyproximal computes them
     iteratively.

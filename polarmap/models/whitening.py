@@ -18,9 +18,10 @@ MIN_RELATIVE_SCALE = 1e-6  # Lower bound on the scale of a direction, relative t
 
 
 class WhiteningOperator(RealMatrixOperator):
-    """An operator W that whitens features: A W are the whitened features of A, with W z = axes (z / scale).
+    """An operator W that whitens features: the columns of A W have about the same variance.
 
-    The axes are orthonormal, so coefficients w = W z have the norm |z / scale|.
+    It is defined by W z = axes (z / scale). The axes are orthonormal, so coefficients w = W z have the norm
+    |z / scale|.
 
     Parameters
     ----------

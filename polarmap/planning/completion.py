@@ -159,7 +159,8 @@ def completion_time(
     n_upfront_parity : int
         For "on_demand": the number of parity tasks that start with the data tasks.
     tasks_per_worker, task_overhead
-        Only for "small_blocks": see `simulate_overdecomposition`.
+        Only for "small_blocks": the number of small tasks per worker, and the seconds that each of them takes
+        in addition to its computation.
     n_trials, seed : int
         The number of jobs (or arrival orders) to simulate for schemes without a formula, and the random seed.
 
@@ -217,7 +218,7 @@ def arrivals_needed(
 ) -> ArrivalsNeeded:
     """Return the probability distribution of the number of results needed to decode.
 
-    The parameters are those of `completion_time`.
+    The parameters are as for `completion_time`.
 
     Examples
     --------
@@ -308,7 +309,7 @@ def completion_cdf(
 ) -> Floats:
     """Return the cdf of a coded job's completion time at the given times.
 
-    The parameters are those of `completion_time`, but `scheme` must be a code or "uncoded". `times` is an
+    The parameters are as for `completion_time`, but `scheme` must be a code or "uncoded". `times` is an
     array of seconds, and the result has the same shape.
 
     Examples
@@ -369,8 +370,9 @@ def summarize_simulated_jobs(
     Parameters
     ----------
     scheme, n, k
-        Stored in the returned `Completion`.
+        The scheme, and the numbers of workers and of data blocks, to store in the returned `Completion`.
     simulated_jobs : SimulatedJobs
+        The time and cost of each job.
     n_arrivals : array (trials,), optional
         The number of results that each job waited for; k by default.
     """

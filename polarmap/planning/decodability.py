@@ -68,7 +68,8 @@ def simulate_arrivals_needed(
 ) -> ArrivalsNeeded:
     """Simulate how many results are needed to decode if they arrive in random order.
 
-    The code is a polar code with Arikan's kernel. `scheme`, one of ARIKAN_SCHEMES, determines the decoder.
+    The code is a polar code with Arikan's kernel, designed for the erasure probability `erasure`. `scheme`,
+    one of ARIKAN_SCHEMES, determines the decoder.
 
     >>> needed = simulate_arrivals_needed(16, 12, "sequential", None, 2000, 0)
     >>> round(float(needed.counts @ needed.probabilities) - 12, 1)
@@ -180,6 +181,7 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
     Parameters
     ----------
     code : PolarCode
+        A code with Arikan's kernel.
     arrival_orders : index array (trials, n)
         The coded block indices of each trial, in the order in which the results arrive.
     modular : bool

@@ -53,7 +53,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the run-time quantiles of tasks that complete, for the given probabilities."""
+        """Return the run-time quantiles of tasks that complete, in seconds, for the given probabilities."""
 
     @abstractmethod
     def integrated_quantile(self, survival: Floats) -> Floats:
@@ -365,6 +365,7 @@ class Mixture(Distribution):
     Parameters
     ----------
     components : sequence of Distribution
+        The distributions to choose from.
     weights : sequence of float
         The probability of each component. They must sum to 1.
 
@@ -503,6 +504,7 @@ def bisect_predicate(
     low, high : arrays of the same shape
         The end points of the search intervals.
     max_bisections : int
+        The maximum number of bisection steps.
 
     Returns
     -------

@@ -92,7 +92,7 @@ class Empirical(Distribution):
     n_completed : int
         The number of completed tasks.
     shared_cores : SharedCores or None
-        As passed.
+        The cores that the tasks shared, as passed.
 
     Examples
     --------
@@ -195,6 +195,7 @@ class Empirical(Distribution):
         Parameters
         ----------
         path : str or path
+            The file to load.
         series : {"warm", "cold"}
             "cold" is the first map of the measurement, "warm" is the second.
 

@@ -33,6 +33,7 @@ def plot_run_times(
     Parameters
     ----------
     run_times : Distribution, run times in seconds, or reports of coded maps
+        The run time of one task.
     path : str or path, optional
         The file to write the figure to: .png, .svg or .pdf. By default, the figure is only returned.
     fitted_distribution : Distribution, optional
@@ -61,6 +62,7 @@ def plot_polarization(
     Parameters
     ----------
     run_times : Distribution, run times in seconds, or reports of coded maps
+        The run time of one task.
     path : str or path, optional
         The file to write the figure to: .png, .svg or .pdf. By default, the figure is only returned.
     depths : tuple of int
@@ -140,7 +142,7 @@ def _add_legend(axes: Axes) -> None:
 
 
 def _pick_colormap_colors(positions: Floats) -> Floats:
-    """Return color-blind-friendly colors from dark (0) to light (1)."""
+    """Return color-blind-friendly colors for positions from 0 (dark) to 1 (light)."""
     from matplotlib import colormaps
 
     return np.asarray(colormaps["cividis"](positions))

@@ -163,6 +163,7 @@ def simulate_heterogeneous_workers(
     Parameters
     ----------
     workers : HeterogeneousWorkers
+        The workers. Each one runs one task of every job.
     k : int
         The number of data blocks.
     scheme : str

@@ -197,7 +197,7 @@ def compute_order_statistic_log_density(
     n : int
         The number of tasks.
     ranks : array (ranks,)
-        The numbers m.
+        The numbers m of completions.
     nodes : ProbabilityPair
         The cdf values of tasks that complete, at which to evaluate the density.
     failure_probability : float

@@ -59,7 +59,7 @@ MIN_SAMPLED_RUN_TIMES = 60_000
 
 @dataclass(frozen=True)
 class Plan(PlannedSchedule):
-    """A recommended number of workers for a map and its alternatives, as returned by `plan`.
+    """A recommended number of workers for a map, with the alternatives, as returned by `plan`.
 
     Print the plan to see a table of time and cost.
 
@@ -407,6 +407,7 @@ def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tupl
     Parameters
     ----------
     candidates : sequence of Completion
+        Jobs to compare, for example with different numbers of workers.
     time_metric : {"mean", "p50", "p95", "p99"}
         Which completion time to compare.
 
@@ -543,7 +544,7 @@ def _make_candidate(
 def _assign_workers_to_tasks(
     workers: HeterogeneousWorkers | None, candidate: Completion
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return the worker of each task and the probability that its result is missing."""
+    """Return the index of each task's worker, and the probability that the task's result is missing."""
     if workers is None:
         return (), ()
     n, k, scheme = candidate.n, candidate.k, candidate.scheme

@@ -93,7 +93,7 @@ def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: 
     """Return the times by which a virtual worker (see `polarize`) has finished with probabilities `p`.
 
     The quantiles are exact, because the recursion can be inverted level by level. The other parameters are
-    those of `virtual_cdf`.
+    as for `virtual_cdf`.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> floa
     """Return the expected run time of a virtual worker (see `polarize`), in seconds.
 
     The mean is inf if tasks may never complete. The average over all 2^depth virtual workers is the expected
-    run time of a real worker. The parameters are those of `virtual_cdf`.
+    run time of a real worker. The parameters are as for `virtual_cdf`.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
     worker has finished. It is 0 if each virtual worker has finished with probability 0 or 1. Each level of
     the recursion multiplies the gap by at most sqrt(3) / 2, so it decreases exponentially with the depth. The
     mean of F stays the same, so the fraction of virtual workers that have finished tends to the cdf of a real
-    worker. The parameters are those of `polarize`.
+    worker. The parameters are as for `polarize`.
 
     Examples
     --------
@@ -225,7 +225,7 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 def _invert_polarization(
     depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
 ) -> ProbabilityPair:
-    """Find the probabilities of a real worker from those of a virtual worker."""
+    """Convert the probabilities that a virtual worker has finished to probabilities of a real worker."""
     cdf, survival = virtual_probabilities
     for bit in reversed(_get_branch_bits(depth, worker_index)):
         if bit:

@@ -45,7 +45,7 @@ class ProbabilityPair(NamedTuple):
         return cls(1 - survival, survival)
 
     def given_completion(self, failure_probability: float) -> ProbabilityPair:
-        """Convert the probabilities of all tasks to those of tasks that complete.
+        """Convert the probabilities of all tasks to probabilities among the tasks that complete.
 
         Parameters
         ----------
@@ -64,7 +64,7 @@ class ProbabilityPair(NamedTuple):
         return ProbabilityPair(conditional_cdf, np.maximum(survival / completion_probability, 0.0))
 
     def of_all_tasks(self, failure_probability: float) -> ProbabilityPair:
-        """Convert the probabilities of tasks that complete to those of all tasks.
+        """Convert the probabilities among the tasks that complete to probabilities of all tasks.
 
         Parameters
         ----------

@@ -105,6 +105,7 @@ def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nod
     Parameters
     ----------
     run_times : Distribution
+        The run time of one task.
     cell_weights : array (cells,)
         The probability of each cell.
     nodes : ProbabilityPair

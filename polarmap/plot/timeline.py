@@ -54,7 +54,7 @@ class TaskBar(NamedTuple):
 def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> Figure:
     """Draw the figure of `Report.plot`, with one bar per task that shows when the task ran.
 
-    Two vertical lines mark when the k-th result arrived and when the map returned.
+    Two vertical lines mark when the k-th result arrived, for k data blocks, and when the map returned.
     """
     figure, ((axes,),) = figure_style.new_figure(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
     end_seconds, bars = _compute_timeline_end_and_bars(report)
@@ -191,7 +191,7 @@ def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _mark_completion_events(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Draw labelled vertical lines at the times when the k-th result arrived and the map returned."""
+    """Draw labelled vertical lines at the times when result k of n arrived and when the map returned."""
     arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
     events = []
     if len(arrivals) >= report.k:
@@ -253,7 +253,7 @@ MAX_ROW_HEIGHT = 6.0  # maximum height of a task's row in pixels
 
 
 def render_timeline_html(report: Any, summary: str) -> str:
-    """Return the HTML that a notebook shows for a report: a text summary, and a timeline as inline SVG.
+    """Return the HTML that a notebook shows for a map's report: a summary, and a timeline as inline SVG.
 
     The HTML needs no scripts or external styles, and its colours work on light and dark pages.
     """

@@ -51,7 +51,7 @@ class ObjectStore:
 
     def __init__(self, storage: Any) -> None:
         self.storage, self.bucket, self.backend = storage, str(storage.bucket), str(storage.backend)
-        self.location = BucketLocation(self.bucket, self.backend)  # for workers
+        self.location = BucketLocation(self.bucket, self.backend)  # where workers read the objects
         self._has_answered = False
 
     @property

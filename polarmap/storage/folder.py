@@ -45,7 +45,7 @@ class FolderStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = _check_folder_path(root)
-        self.location = FolderLocation(str(self.root))  # for workers
+        self.location = FolderLocation(str(self.root))  # where workers read the objects
 
     @classmethod
     def default(cls) -> FolderStore:

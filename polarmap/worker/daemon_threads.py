@@ -21,8 +21,9 @@ _idle_threads: list[SimpleQueue[Thunk]] = []
 
 
 def run_in_daemon_thread(thunk: Thunk) -> None:
-    """Call `thunk` on a daemon thread, and return immediately. `thunk` must not raise.
+    """Call `thunk` on a daemon thread, and return immediately.
 
+    `thunk` is a function without arguments, which must not raise an exception.
     Idle threads are reused, because starting a thread takes three times as long as waking one.
     """
     try:

@@ -1,6 +1,6 @@
-"""Compute directional derivatives of f by finite differences.
+"""Compute directional derivatives of the user's function f by finite differences.
 
-These are the tasks by which workers estimate the gradient of a black-box function.
+Workers run the functions of this module as tasks to estimate the gradient of a black-box function.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class SlopeErrorInputs(NamedTuple):
 def make_coordinate_slope_task(
     f: Function, x: Floats, scale: Floats, h: float, scheme: str, n_groups: int
 ) -> SlopeTask:
-    """Return the task function of a gradient in which each task handles one group of coordinates.
+    """Return the function with which workers compute derivatives of f for groups of coordinates.
 
     The coordinates of x are divided into k = `n_groups` groups: coordinate c belongs to group c % k. The
     block of a task contains only k coefficients. In a data block, they are a row of the identity matrix,
     which selects one group. In a parity block, they are a linear combination of such rows.
 
     For each j, the task computes one slope (directional derivative of f), along the combination of the j-th
-    coordinates of all groups with these coefficients. Coordinates are measured in units of `scale`.
+    coordinates of all groups with these coefficients. For the other parameters, see `compute_slopes`.
     """
     n_directions = -(-x.size // n_groups)
 
@@ -69,10 +69,10 @@ def make_coordinate_slope_task(
 
 
 def make_row_slope_task(f: Function, x: Floats, scale: Floats, h: float, scheme: str) -> SlopeTask:
-    """Return the task function of a gradient in which each task handles the directions in its block.
+    """Return the function with which workers compute derivatives of f along the rows of a block.
 
-    The task computes one slope (directional derivative of f) for each row of the block. A row has as many
-    entries as x.
+    A task computes one slope (directional derivative of f) for each row of its block. A row has as many
+    entries as x. For the parameters, see `compute_slopes`.
     """
     return lambda block: compute_slopes(
         f, x, (row.reshape(x.shape) / scale for row in block), scale, h, scheme
@@ -125,7 +125,7 @@ def compute_slopes(
 
 
 class _FunctionProbe:
-    """Evaluates f at x + step, and records what is needed to estimate errors."""
+    """Evaluates f at x + step, and records the range and precision of its values to estimate errors."""
 
     def __init__(self, f: Function, x: Floats) -> None:
         self._f, self._x = f, x

@@ -1,8 +1,8 @@
 """Run a task as a Lithops function: read its block from the storage and return the reply.
 
 The function is pickled by value, with the modules of this package that it uses. It exits its process once the
-driver has deleted the liveness key or, on the driver's machine, has died. Runs on workers: imports numpy at
-most.
+driver has deleted the object LIVENESS_KEY or, on the driver's machine, has died. Runs on workers: imports
+numpy at most.
 """
 
 from __future__ import annotations

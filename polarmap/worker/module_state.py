@@ -477,8 +477,9 @@ def _import_if_possible(module_name: str) -> types.ModuleType | None:
 def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_changed: bool) -> bool:
     """Set a value in a module if it differs from the driver's, and return whether it was set.
 
-    A value that may be a cache, filled by calls on this worker, is kept unless the driver's state has
-    changed. Raises ModuleStateError if the value differs and cannot be set.
+    A value that may be a cache, filled by calls on this worker, is kept if it has been compared before
+    (`record` contains its name) and the driver's state has not changed since. Raises ModuleStateError if the
+    value differs and cannot be set.
     """
     owner, value = _resolve_item_or_reload(item)
     if value is not MISSING or owner is not None:

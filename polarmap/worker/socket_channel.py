@@ -29,8 +29,8 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.polling import POLL_HANGUP, POLLIN, POLLOUT, Poll, wait_until_ready
 
-# How many bytes to request in the first read and in later ones. Most messages fit into the first read, which
-# is small enough to succeed even if the user's function has left little memory.
+# The number of bytes to request in the first read and in later reads. Most messages fit into the first read,
+# which is small enough to succeed even if the user's function has left little memory.
 FIRST_READ_BYTES, MAX_READ_BYTES = 1 << 14, 1 << 18
 MAX_WRITE_BYTES = 1 << 22  # maximum bytes written by one `flush`, so that other sockets get their turn
 

@@ -330,7 +330,10 @@ class StorageChannel:
                 self._storage.delete_objects(self._bucket, keys)
 
     def _put_reply(self, data: bytes, last_sent: int) -> None:
-        """Store an encoded message as a new object. If `data` is empty, the object is a heartbeat."""
+        """Store an encoded message as a new object, or a heartbeat if `data` is empty.
+
+        `last_sent` is the number of this message or, for a heartbeat, of the latest message.
+        """
         identity = self._worker_id, self._instance_id, next(self._sequence_numbers)
         reply_key = ReplyKey(*identity, self._last_received, last_sent, len(data))
         self._storage.put_object(self._bucket, self._keys.format_reply_key(reply_key), data)

@@ -273,12 +273,15 @@ def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block:
 
 
 def multiply_block_pair(dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
-    """Return a block A_i B_j of a matrix product, given the pair of A_i and the transpose of B_j."""
+    """Return the block A_i B_j of a matrix product A B.
+
+    `block_pair` contains A_i (rows of A) and the transpose of B_j (columns of B).
+    """
     return np.matmul(block_pair[0], block_pair[1].T, dtype=dtype, casting="unsafe")  # type: ignore[no-any-return]
 
 
 def compute_gram_block(weights: Array | None, dtype: np.dtype[Any], block_pair: tuple[Array, Array]) -> Array:
-    """Return a block A_i^H diag(weights) A_j of a weighted Gram matrix.
+    """Return a block of the weighted Gram matrix A^H diag(weights) A, for two blocks of columns of A.
 
     Parameters
     ----------
@@ -288,7 +291,7 @@ def compute_gram_block(weights: Array | None, dtype: np.dtype[Any], block_pair: 
     dtype : numpy.dtype
         The dtype of the result.
     block_pair : tuple of array
-        The transposes of A_i and A_j.
+        The transposes of the two blocks of columns.
     """
     left, right = block_pair
     if weights is None or weights.ndim == 1:

@@ -21,7 +21,10 @@ MAX_ERROR_CHARACTERS = 10_000  # maximum length of an error message or a traceba
 
 
 class Record(Protocol):
-    """The interface of named tuples that are sent as plain tuples. `from_tuple` inverts `to_plain_tuple`."""
+    """The interface of named tuples that drivers and workers send each other as plain tuples.
+
+    The class method `from_tuple` is the inverse of `to_plain_tuple`.
+    """
 
     @classmethod
     def from_tuple(cls, fields: tuple[Any, ...]) -> Self: ...
@@ -330,7 +333,10 @@ class ErrorInfo(NamedTuple):
 
 
 class UnusableWorkerError(Exception):
-    """Raised if a worker fails for a reason other than the user's function. The driver then replaces it."""
+    """Raised if a worker fails for a reason other than the user's function.
+
+    The driver then replaces the worker.
+    """
 
 
 class TaskReply(NamedTuple):

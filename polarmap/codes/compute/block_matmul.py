@@ -116,10 +116,10 @@ def encode_rotation_parity_tiled(
     Parameters
     ----------
     network : RotationButterflyNetwork
-        Butterflies that multiply by P.
+        Butterflies that multiply by the parity matrix.
     rows : array (k, b) or sequence of arrays (b,)
         Flat data blocks.
-    out : array (r, b)
+    out : array (parity blocks, b)
         Array to write the parity to.
     compiled : module, optional
         Module `transforms_numba`. By default, NumPy is used.

@@ -223,6 +223,7 @@ def execute_row_operations(table: Array, operations: npt.NDArray[np.int64]) -> N
     Parameters
     ----------
     table : array (rows, b)
+        Blocks to change, one per row.
     operations : int64 array (operations, 4)
         Target, source, addend and factor of each operation, as in `RowOperationProgram.operation_table`.
     """

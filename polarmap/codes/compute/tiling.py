@@ -74,7 +74,10 @@ def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]
 
 
 def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
-    """Split the columns of `out` into a few ranges per core, so that idle cores can take over work."""
+    """Split the columns of `out` into a few ranges per core, each of at least `min_columns` columns.
+
+    With several ranges per core, cores that finish early take over work from slower ones.
+    """
     width = out.shape[1]
     slice_width = max(min_columns, -(-width // (4 * count_available_cores()) // 512) * 512)
     return [slice(start, min(width, start + slice_width)) for start in range(0, width, slice_width)]

@@ -125,7 +125,7 @@ def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
 
 
 def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Array:
-    """Compute P @ data, the parity blocks of the rotation kernel.
+    """Compute the parity blocks P @ data, where P is the parity matrix of the rotation kernel.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Ar
 
     Returns
     -------
-    array (r, b)
+    array (parity blocks, b)
     """
     padded = np.zeros((len(network.input_rotations) * network.size, data.shape[1]), data.dtype)
     padded[: len(data)] = data
@@ -149,13 +149,13 @@ def encode_rotation_parity(data: Array, network: RotationButterflyNetwork) -> Ar
 
 
 def apply_rotation_parity_adjoint(parity: Array, network: RotationButterflyNetwork, k: int) -> Array:
-    """Compute P' @ parity, shape (k, b), where P is the parity matrix of the rotation kernel.
+    """Compute P' @ parity, shape (k, b), where P' is the transposed parity matrix of the rotation kernel.
 
     The transposed stages of `encode_rotation_parity` are applied in reverse order.
 
     Parameters
     ----------
-    parity : array (r, b)
+    parity : array (parity blocks, b)
         Rows to multiply by P'.
     network : RotationButterflyNetwork
         Butterflies, scale and shift.

@@ -118,7 +118,7 @@ def encode_rotation_parity(
     ----------
     row_addresses : int64 array (k,)
         Memory addresses of contiguous float64 data blocks.
-    out : float64 array (r, b)
+    out : float64 array (parity blocks, b)
         Array to write the parity to.
     start, stop : int
         Range of columns.

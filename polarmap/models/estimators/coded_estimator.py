@@ -39,7 +39,7 @@ from polarmap.validation import is_real_number
 
 @dataclass(eq=False, repr=False)
 class CodedEstimator(BaseEstimator):  # type: ignore[misc]
-    """Base class of all estimators, whose products with X do not wait for stragglers.
+    """Base class of all models. Workers compute products with the data, without waiting for stragglers.
 
     The dataclass fields of a subclass are its scikit-learn parameters. A subclass implements
     `_check_training_data` and `_fit`.
@@ -181,6 +181,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array or sparse array (samples, features)
+            Features.
         sample_weight : array (samples,)
             Weights for the mean and the variance. They must sum to 1.
         ridge_penalty : float
@@ -280,7 +281,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
 class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
     """Mixin for regressors with y of shape (samples,) or (samples, targets).
 
-    List it before `CodedEstimator`.
+    List it before `CodedEstimator` among the base classes.
     """
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Floats]:
@@ -294,6 +295,7 @@ class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
         Parameters
         ----------
         X : array or sparse array (samples, features)
+            Features.
 
         Returns
         -------
@@ -308,9 +310,10 @@ class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
 
 
 class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
-    """Mixin for classifiers, whose y contains class labels. List it before `CodedEstimator`.
+    """Mixin for classifiers, whose y contains class labels.
 
-    With two classes, a model has one output. With more classes, it has one output per class.
+    List it before `CodedEstimator` among the base classes. With two classes, a model has one output. With
+    more classes, it has one output per class.
     """
 
     def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Array]:
@@ -334,6 +337,7 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         Parameters
         ----------
         X : array or sparse array (samples, features)
+            Features.
         indicators : array (samples, outputs)
             1 if the sample belongs to the class of the column, otherwise 0. With two classes, there is only a
             column for the second class.
@@ -357,6 +361,7 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         Parameters
         ----------
         X : array or sparse array (samples, features)
+            Features.
 
         Returns
         -------

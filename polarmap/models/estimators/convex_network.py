@@ -36,11 +36,12 @@ ACTIVATIONS = ("gated_relu", "relu")
 
 
 class TwoLayerNetwork(NamedTuple):
-    """The function f(x) = act(x @ coefs[0] + intercepts[0]) @ coefs[1] + intercepts[1].
+    """A two-layer network of ReLUs or gated ReLUs, which is called like a function of the samples.
 
-    Without gates, the activation function act is the ReLU. With gates, it is a gated ReLU: a unit returns its
-    input, whether positive or negative, if its gate is open for the sample (x @ gates[0] + gates[1] >= 0),
-    and 0 otherwise.
+    Its outputs are act(x @ coefs[0] + intercepts[0]) @ coefs[1] + intercepts[1] for a sample x. Without
+    gates, the activation function act is the ReLU. With gates, it is a gated ReLU: a unit returns its input,
+    whether positive or negative, if its gate is open for the sample (x @ gates[0] + gates[1] >= 0), and 0
+    otherwise.
 
     Attributes
     ----------
@@ -162,7 +163,8 @@ class ConvexNetwork(CodedEstimator):
     def _fit_convex_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
         """Solve the convex problem and return its weights (features, signs, gates, outputs).
 
-        Biases, if any, are the last row. ReLUs have two signs, and gated ReLUs have one.
+        Biases, if any, are the last row. The axis of signs has length 2 for ReLUs (units that add to an
+        output or subtract from it) and 1 for gated ReLUs.
         """
         fit = self._fit_gated_weights if self.activation == "gated_relu" else self._fit_relu_weights
         n_rows = X.shape[1] + loss.fit_intercept
@@ -179,7 +181,7 @@ class ConvexNetwork(CodedEstimator):
             return self._minimize(coded_operator, training.minimize)
 
     def _fit_relu_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """Find the weights (features, 2 * gates * outputs) of ReLUs by an interior-point method.
+        """Return the weights (features, 2 * gates * outputs) of ReLUs, found by an interior-point method.
 
         Raises
         ------
@@ -226,7 +228,7 @@ class ConvexNetwork(CodedEstimator):
 
 def _append_bias_column(X: Any, loss: ProfiledLoss) -> Floats:
     """Return a dense X, with a last column of ones if the units have biases."""
-    # A dense copy of X is small beside the inputs of all units.
+    # A dense copy of X is small compared with the inputs of all units.
     X = X.toarray() if issparse(X) else X
     return np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
 

@@ -17,7 +17,7 @@ from polarmap.models.solvers.solver import Solution
 
 
 class LinearPredictorEstimator(CodedEstimator):
-    """Base class of models that minimize a loss of the linear predictor plus a penalty.
+    """Base class of models that minimize a loss of the linear predictor X w + c plus a penalty.
 
     A subclass implements `_make_solver`, which creates the solver, and sets `_is_l2_penalty`.
     """
@@ -30,6 +30,7 @@ class LinearPredictorEstimator(CodedEstimator):
         Parameters
         ----------
         X : array or sparse array (samples, features)
+            Features.
         loss : WeightedLoss
             Loss whose weights sum to 1.
         penalty_strength : float

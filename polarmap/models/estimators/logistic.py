@@ -15,7 +15,7 @@ from polarmap.models.losses import WeightedLoss
 
 @dataclass(eq=False, repr=False)
 class LogisticMixin(ProbabilisticClassifierMixin):
-    """Mixin for models that minimize C sum_i loss_i plus a penalty, with a logistic loss.
+    """Mixin for models that minimize C times the sum of the samples' logistic losses, plus a penalty.
 
     List it before a subclass of `LinearPredictorEstimator`, which defines the penalty.
     """
@@ -39,7 +39,7 @@ class LogisticMixin(ProbabilisticClassifierMixin):
 class LogisticRegression(LogisticMixin, SmoothEstimator):
     """Logistic regression with an L2 penalty, binary or multinomial, like scikit-learn's.
 
-    The model minimizes C sum_i loss_i + |w|^2 / 2.
+    The model minimizes C sum_i loss_i + |w|^2 / 2, where loss_i is the logistic loss of sample i.
 
     Parameters
     ----------

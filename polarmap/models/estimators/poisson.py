@@ -86,10 +86,13 @@ class PoissonRegression(RegressorMixin, SmoothEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array or sparse array (samples, features)
+            Features.
         y : array (samples,)
+            Observed counts.
         sample_weight : array (samples,), optional
+            Weight of each sample; 1 by default.
         """
-        # Import lazily, because this adds 5 % to the time it takes to import the models.
+        # Imported lazily, because sklearn.metrics adds 5 % to the time it takes to import the models.
         from sklearn.metrics import d2_tweedie_score
 
         return float(d2_tweedie_score(y, self.predict(X), sample_weight=sample_weight, power=1))

@@ -163,8 +163,9 @@ class NonNegativeLeastSquares(PenalizedLinearRegression):
 class SparseLogisticRegression(LogisticMixin, LinearPredictorEstimator):
     """Logistic regression with an L1 penalty, which sets many coefficients to 0.
 
-    The model minimizes C sum_i loss_i + |w|_1, binary or multinomial. Intercepts are not penalized. The model
-    corresponds to scikit-learn's LogisticRegression(l1_ratio=1, solver="saga").
+    The model minimizes C sum_i loss_i + |w|_1, where loss_i is the binary or multinomial logistic loss of
+    sample i. Intercepts are not penalized. The model corresponds to scikit-learn's
+    LogisticRegression(l1_ratio=1, solver="saga").
 
     Parameters
     ----------

@@ -97,7 +97,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         sample_norms = sparse.linalg.norm(A, axis=1) if sparse.issparse(A) else np.linalg.norm(A, axis=1)
         sample_norms[sample_norms == 0] = 1.0
         norm_column = sample_norms[:, np.newaxis]
-        # Use the variables y a |x|, between 0 and y C |x|, which make the diagonal of the Hessian 1.
+        # Scale the dual variables a to y a |x|, between 0 and y C |x|: the diagonal of the Hessian is then 1.
         bound = self._compute_box_bounds(class_indices, sample_weight, indicators)
         signed_bound = label_signs * norm_column * bound
         penalty = LinearBoxPenalty(
@@ -122,7 +122,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         self.intercept_ = augmented_coef[:, -1] if self.fit_intercept else np.zeros(len(augmented_coef))
 
     def _compute_box_bounds(self, class_indices: Array, sample_weight: Floats, indicators: Floats) -> Floats:
-        """Return the upper bound of each a, shape (samples, outputs): C times sample and class weights."""
+        """Return upper bounds of the dual variables: C times sample and class weight, (samples, outputs)."""
         class_weights = self._compute_class_weights(class_indices, sample_weight)
         sample_factors = class_weights[class_indices][:, np.newaxis]
         output_factors = (

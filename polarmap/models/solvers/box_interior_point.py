@@ -22,7 +22,7 @@ MIN_START_FRACTION = 0.1
 MIN_GRADIENT_SCALE = 1e-3
 INITIAL_MULTIPLIER_SCALE = 0.1  # Initial size of the multipliers, relative to the mean size of the gradient.
 FRACTION_TO_BOUNDARY = 0.99  # A step covers at most this fraction of the distance to a bound.
-INACTIVE_TOL = 1e-3  # Columns are frozen when their gap is below this fraction of the largest gap.
+INACTIVE_TOL = 1e-3  # Columns are frozen when their duality gap is below this fraction of the largest.
 # The solver counts as stalled after this many iterations without progress.
 MAX_STALLED_ITERATIONS = 5
 # Upper limit for the Newton weights in the final steps, which keeps the systems well-conditioned. Since it
@@ -40,10 +40,10 @@ def box_interior_point(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize |A' x|^2 / 2 + penalty(x) by Mehrotra's predictor-corrector method (1992).
+    """Solve the dual problem of a linear SVM: minimize |A' x|^2 / 2 + penalty(x) over a box.
 
-    Each iteration takes four products, plus a Gram matrix A' diag(weights) A for each column of x that has
-    not converged.
+    The method is Mehrotra's predictor-corrector method (1992). Each iteration takes four products, plus a
+    Gram matrix A' diag(weights) A for each column of x that has not converged.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class _MehrotraSolver:
         )
 
     def _is_optimal(self) -> bool:
-        """Return whether the gap is at most `tol` times the objective or within rounding errors."""
+        """Return whether the duality gap is at most `tol` times the objective or within rounding errors."""
         rounding = 16 * FLOAT64_EPS * float(np.sum(np.abs(self._slope * self.x)))
         return self.dual_gap <= max(self._tol * abs(self.objective), rounding)
 

@@ -50,11 +50,12 @@ def cone_interior_point(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize loss(A W) + alpha * sum_c |W_c| over the columns of W, with A W in the cones of the gates.
+    """Fit a ReLU network: minimize loss(A W) + alpha * sum_c |W_c| over the columns W_c of W.
 
-    This is a primal-dual interior-point method. Each iteration takes a product with A, a product with A', and
-    Gram matrices of A. If the outputs are coupled (multinomial loss) or there are many gates, conjugate
-    gradients take about ten more products of each kind.
+    The unit inputs A W must stay in the cones of the gates. The method is a primal-dual interior-point
+    method. Each iteration takes a product with A, a product with A', and Gram matrices of A. If the outputs
+    are coupled (multinomial loss) or there are many gates, conjugate gradients take about ten more products
+    of each kind.
 
     Parameters
     ----------
@@ -131,7 +132,7 @@ class _ConeInteriorPointSolver:
 
     @property
     def has_converged(self) -> bool:
-        """True if the gap is at most `tol` times the best objective or within rounding errors."""
+        """True if the duality gap is at most `tol` times the best objective or within rounding errors."""
         return self._is_accurate(self._best_iterate[0])
 
     def _is_accurate(self, objective: float) -> bool:
@@ -202,7 +203,7 @@ class _ConeInteriorPointSolver:
         return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
     def _compute_norm_epigraphs(self) -> tuple[Floats, Floats]:
-        """Return, for each column w, the t that minimizes alpha t - mu log(t^2 - |w|^2).
+        """Return smoothed norms t of the columns w: the minimizers of alpha t - mu log(t^2 - |w|^2).
 
         For mu = 0, t is |w|. The gradient of the minimum with respect to w is alpha w / t. The result is a
         pair of the square root in the quadratic formula for t and t itself.

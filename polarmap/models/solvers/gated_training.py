@@ -29,7 +29,7 @@ Callback = Callable[[float, float], None] | None
 
 
 def supports_newton(n_samples: int, n_features: int, n_outputs: int) -> bool:
-    """Return whether the driver can hold the Hessian of enough columns for Newton steps.
+    """Return whether the data is small enough to train a gated ReLU network by Newton steps on the driver.
 
     Examples
     --------
@@ -41,7 +41,10 @@ def supports_newton(n_samples: int, n_features: int, n_outputs: int) -> bool:
 
 @dataclass
 class GatedTraining:
-    """The problem of minimizing loss(sum_i D_i A W_i) + alpha * sum_j |W_j| for the patterns D_i of gates.
+    """The training problem of a gated ReLU network, and its solution by Newton steps or FISTA.
+
+    It minimizes loss(sum_i D_i A W_i) + alpha * sum_j |W_j|, where W_i are the weights of the units with gate
+    i, W_j is the column of weights of unit j, and D_i is a diagonal matrix of zeros and ones.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ class GatedTraining:
     uses_newton: bool
 
     def minimize(self, *, tol: float, max_iter: int, callback: Callback) -> Solution:
-        """Return the solution W (features, gates * outputs). The keywords are those of `fista`."""
+        """Solve the problem and return W (features, gates * outputs). Keywords are as for `fista`."""
         options: dict[str, Any] = {"tol": tol, "callback": callback}
         if not self.uses_newton:
             n_columns = self.patterns.shape[1] * self.loss.shape[1]

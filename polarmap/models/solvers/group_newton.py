@@ -67,16 +67,19 @@ def group_newton(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize loss(sum_i D_i A W_i) + alpha * sum_j |W_j| for the 0/1 patterns D_i of gates.
+    """Fit a gated ReLU network: minimize loss(sum_i D_i A W_i) + alpha * sum_j |W_j| over weights W.
 
-    An iteration takes a product with A, a product with A', and one map that computes the Gram matrices of all
-    pairs of columns in the working set. The solver stalls if a minimum needs more columns than that.
+    W_i are the weights for gate i, and W_j is a column of W. D_i is a diagonal matrix, with a one for each
+    sample at which the gate is open and zeros elsewhere. An iteration takes a product with A, a product with
+    A', and one map that computes the Gram matrices of all pairs of columns in the working set. The solver
+    stalls if a minimum needs more nonzero columns than a working set can hold.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
         A, with a last column of ones if the loss has an intercept, and with a method `gram(weights)`.
     loss : ProfiledLoss
+        The loss as a function of the outputs of the network.
     patterns : bool array (samples, gates)
         The diagonals of the D_i.
     alpha : float
@@ -84,6 +87,7 @@ def group_newton(
     tol : float
         The relative tolerance of the duality gap.
     max_iter : int
+        The maximum number of iterations.
     callback : callable, optional
         Called with the objective and the norm of the gradient map after each iteration.
 
@@ -125,11 +129,11 @@ class _GroupNewtonSolver:
 
     @property
     def has_converged(self) -> bool:
-        """Whether the gap is at most `tol` times the best objective, or within rounding error."""
+        """True if the duality gap is at most `tol` times the best objective, or within rounding errors."""
         return self.dual_gap <= max(self._tol * self._best_iterate[0], self._rounding_error)
 
     def step(self) -> None:
-        """Minimize the model of a working set, and move towards its minimum while the objective decreases."""
+        """Minimize the quadratic model over a working set of columns, and step towards its minimum."""
         columns, gap_before = self._choose_working_set(), self.dual_gap
         # Round to a power of SMOOTHING_FACTOR, so that rounding errors of the gap do not change the minimum.
         exponent = math.log(max(gap_before, self._rounding_error) / (2 * len(columns)), SMOOTHING_FACTOR)
@@ -190,7 +194,7 @@ class _GroupNewtonSolver:
         return np.sort(ranking[: max(1, n_used + n_added)])
 
     def _compute_hessian(self, columns: Indices) -> Floats:
-        """Return the Hessian of the loss, (columns, features, columns, features), by one map."""
+        """Return the Hessian for `columns`, shape (columns, features, columns, features), by one map."""
         gates, outputs = np.divmod(columns, self._loss.shape[1])
         n_columns, n_features = len(columns), len(self.x)
         output_hessians = self._loss.compute_output_hessians(self._eta)
@@ -237,14 +241,18 @@ class _GroupNewtonSolver:
 
 
 class _GroupModel:
-    """The model <gradient, V - W> + <V - W, H (V - W)> / 2 + alpha * sum_j |V_j| of columns V.
+    """A quadratic model of the loss near the weights W, plus the penalty, as a function of new weights V.
+
+    It is <gradient, V - W> + <V - W, H (V - W)> / 2 + alpha * sum_j |V_j|.
 
     Parameters
     ----------
     hessian : array (columns, features, columns, features)
+        The Hessian H of the loss at W.
     gradient, weights : arrays (columns, features)
         The gradient of the loss at W = weights.
     alpha : float
+        The strength of the penalty.
     """
 
     def __init__(self, hessian: Floats, gradient: Floats, weights: Floats, alpha: float) -> None:
@@ -257,8 +265,8 @@ class _GroupModel:
         Parameters
         ----------
         smoothing : float
-            The first mu: the penalty alpha |v| is replaced by the minimum over t of
-            alpha t - mu log(t^2 - |v|^2), the barrier of its epigraph.
+            The initial strength mu of the smoothing: the penalty alpha |v| is replaced by the minimum over t
+            of alpha t - mu log(t^2 - |v|^2), the barrier of its epigraph.
         """
         V = self._weights
         for _ in range(N_SMOOTHING_STAGES - 1):
@@ -269,7 +277,7 @@ class _GroupModel:
         used_mask = gradient_norms > UNUSED_GRADIENT_FRACTION * self._alpha
         if used_mask.all() or not used_mask.any():
             return V
-        # The other columns move a little to balance the gradient without the removed ones.
+        # The remaining columns move a little to balance the gradient without the removed columns.
         sparser = np.zeros_like(V)
         sparser[used_mask] = self._restrict(used_mask)._minimize_smoothed(
             V[used_mask], smoothing, LAST_STAGE_TOL
@@ -320,7 +328,7 @@ class _GroupModel:
         return value + float(barrier.sum()), gradient + self._alpha * V / epigraphs
 
     def _compute_epigraphs(self, V: Floats, mu: float) -> tuple[Floats, Floats]:
-        """Return, for each column, the root in the quadratic formula for the best t, and this t."""
+        """Return the square root in the quadratic formula for each column's smoothed norm t, and t itself."""
         roots = np.hypot(mu, self._alpha * np.linalg.norm(V, axis=1, keepdims=True))
         return roots, (mu + roots) / self._alpha
 

@@ -22,7 +22,7 @@ GAP_INTERVAL = 10
 MIN_CURVATURE_GROWTH = 1.2
 # Differences of losses that are smaller than this, relative to the loss, have lost too many digits.
 CANCELLATION_TOL = 1e-10
-# Maximum change of eta when the curvature is probed. The loss is nearly quadratic on this scale.
+# Maximum change of eta = A x when the curvature is probed. The loss is nearly quadratic on this scale.
 PROBE_STEP = 1e-3
 
 
@@ -176,7 +176,7 @@ class CompositeProblem:
 
 
 def evaluate_penalty(penalty: Any, x: Floats) -> float:
-    """Return the penalty at an x returned by `prox`. Constraints are satisfied there and count as 0."""
+    """Return the penalty at an x returned by `prox`, or 0 for a constraint, which such an x satisfies."""
     value = penalty(x)
     return 0.0 if isinstance(value, (bool, np.bool_)) else float(value)
 
@@ -218,7 +218,7 @@ class ProximalSolver:
         return self.problem.objective(self.x, self.eta)
 
     def compute_gradients(self) -> tuple[Floats, Floats]:
-        """Return the gradients of the loss at x with respect to eta and x, at the cost of one product."""
+        """Return the gradients of the loss with respect to eta = A x and x, using one product with A'."""
         if self._cached_gradients is None or self._cached_gradients[0] != self.n_iter:
             loss_gradient = self.problem.loss.gradient(self.eta)
             self._cached_gradients = self.n_iter, loss_gradient, self.problem.rmatmul(loss_gradient)

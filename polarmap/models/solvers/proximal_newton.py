@@ -184,7 +184,7 @@ class ProximalNewtonSolver(ProximalSolver):
         self.curvature = float(np.abs(self._hessian).sum(axis=1).max()) or 1.0
 
     def _hessian_product(self, direction: Floats) -> Floats:
-        """Return the Hessian of the loss times a direction, shape (outputs, samples)."""
+        """Return the Hessian of the loss times a direction, both of shape (outputs, samples)."""
         return np.asarray(self.problem.loss.hessian_product(self.eta, direction)).reshape(len(self.eta), -1).T
 
     def _compute_gram(self, weights: Floats) -> Floats:
@@ -238,7 +238,7 @@ class QuadraticModel:
         self._penalty, self._x = penalty, x
 
     def minimize(self, tol: float) -> Floats:
-        """Return a displacement at which the norm of the gradient map is at most `tol`, or within rounding.
+        """Return a minimizer d, at which the norm of the gradient map is at most `tol` or a rounding error.
 
         The method is the proximal point method (Rockafellar, 1976) with an increasing parameter sigma.
         """

@@ -51,8 +51,8 @@ class Solution(NamedTuple):
 class Solver(Protocol):
     """An iterative method that keeps a current iterate and measures how far it is from a minimum.
 
-    Only `step` and `polish` compute products and change the solver. If a product raises an exception,
-    `make_solution` still returns the best iterate completed before.
+    Only `step` and `polish` compute products with the data and change the solver. If a product raises an
+    exception, `make_solution` still returns the best iterate completed before.
     """
 
     @property

@@ -35,6 +35,7 @@ class BackupRule(NamedTuple):
     Attributes
     ----------
     slowdown : float
+        The multiple of a typical run time after which a task gets a backup.
     completed_fraction : float
         The fraction of tasks that must have completed before backups are started.
     min_tasks : int
@@ -195,6 +196,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     sorted_run_times : array (trials, k)
         The run times of each job's tasks, in ascending order.
     rule : BackupRule
+        Decides when a task is late.
 
     Returns
     -------

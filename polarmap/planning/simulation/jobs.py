@@ -55,7 +55,7 @@ def find_jobs_with_early_backups(
     Returns
     -------
     boolean array (trials,)
-        True for each such job.
+        True for each job that has such tasks.
     """
     n_half = compute_min_results_to_extrapolate(rule.n_tasks)
     n_completed = np.arange(1, n_half)
@@ -74,6 +74,7 @@ def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) ->
     sorted_run_times : array (trials, tasks)
         The run times of each job's tasks, in ascending order.
     rule : LatenessRule
+        Decides when a task is late.
 
     Returns
     -------
