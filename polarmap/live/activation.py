@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from polarmap.errors import trimmed_tracebacks
+
 if TYPE_CHECKING:
     from polarmap.live.dashboard import DashboardServer
     from polarmap.live.hub import LiveHub
@@ -103,7 +105,8 @@ def dashboard(port: int = 0) -> Iterator[str]:
     ...     print("Open", url)
     ...     y = polarmap.coded_map(f, A, blocks=24)
     """
-    server = start_dashboard(port)
+    with trimmed_tracebacks:
+        server = start_dashboard(port)
     try:
         yield server.url
     finally:

@@ -120,9 +120,16 @@ def make_pool(
     idle_timeout: Any = 60.0,
     memory_limit: Any = 10**6,
     threads_per_worker: Any = 1,
+    dashboard: Any = False,
 ) -> None:
     options = {"memory_limit": memory_limit, "threads_per_worker": threads_per_worker}
+    options["dashboard"] = dashboard
     polarmap.Pool(executor, workers, idle_timeout=idle_timeout, **options).close()
+
+
+def open_dashboard(port: Any = 0) -> None:
+    with polarmap.dashboard(port):
+        pass
 
 
 def executor_of_calls(executor: Any = None, workers: Any = 2, backups: Any = 2, retries: Any = 1) -> None:
@@ -257,6 +264,7 @@ CALLS: dict[str, Call] = {
     "Fault": Call(map_with_fault, {}),
     "Pool": Call(make_pool, {}),
     "Executor": Call(executor_of_calls, {}),
+    "dashboard": Call(open_dashboard, {}),
     "shutdown": Call(polarmap.shutdown, {}),
     "FaultyExecutor": Call(map_with_faults, {"executor": ReplayExecutor(), "faults": {0: Fault("raise")}}),
     "ReplayExecutor": Call(map_with_run_times, {"seconds": {0: 2.0}}),
