@@ -13,6 +13,7 @@ import pytest
 from pool_processes import until
 
 import polarmap
+from benchmarks import count_python_calls
 from polarmap import Pool, glm
 from polarmap.live import activation, hub
 from polarmap.live.hub import MAX_FINISHED, SNAPSHOT_TIME_SHARE, LiveHub
@@ -169,3 +170,19 @@ def test_forked_child_is_invisible(visible: LiveHub) -> None:
         os._exit(0 if activation.active_hub is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert activation.active_hub is visible
+
+
+def test_visible_map_makes_few_more_calls_than_an_invisible_one() -> None:
+    def run_map() -> None:
+        polarmap.coded_map(np.sum, A, blocks=6, tasks=8, executor=executor, progress=False)
+
+    executor = ReplayExecutor()
+    run_map()
+    n_invisible = count_python_calls(run_map)
+    activation.activate()
+    try:
+        run_map()
+        n_visible = count_python_calls(run_map)
+    finally:
+        activation.deactivate()
+    assert n_visible < n_invisible + 60
