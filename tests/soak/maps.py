@@ -203,9 +203,10 @@ class MapCase:
         return any(np.asarray(leaf).dtype.kind not in "iu" for one in expected[:1] for leaf in leaves(one))
 
     def _wraps(self) -> bool:
-        """Return whether parity of these 64-bit integers may wrap around."""
+        """Return whether parity of these 64-bit integers, or a sum over a parity block, may wrap around."""
         wide = [one for one in self.dtypes if one.kind in "iu" and one.itemsize == 8]
-        is_large = self.largest * float(self.code.norm_inf) >= 2.0**62
+        n_entries = max(np.size(leaf) for leaf in leaves(self.blocks[0]))
+        is_large = self.largest * float(self.code.norm_inf) * n_entries >= 2.0**62
         return bool(wide) and (is_large or any(one.kind == "u" for one in wide))
 
     @property
