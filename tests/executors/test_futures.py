@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from plain import ends
 
 from polarmap.blocks.uneven import UncodedBlocks
+from polarmap.executors import temp_folders
 from polarmap.executors.futures import FuturesExecutor
 from polarmap.executors.interface import AttemptStarted, JobSpec, Outcome
 from polarmap.worker.processes import ProcessIdentity
@@ -121,3 +124,22 @@ def test_cancelled_task_does_not_run_if_its_pool_starts_it() -> None:
         assert run.cancel_queued() == []
         _, call, arguments = pool.calls[1]
         assert call(*arguments) is None
+
+
+def test_cancelled_task_does_not_start_while_its_folder_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    are_cancelled = []
+
+    def check_before_removal(folder: str) -> None:
+        # The file that cancels the task may be deleted before the folder.
+        for file in Path(folder).iterdir():
+            file.unlink()
+        are_cancelled.append(token.is_cancelled())
+        shutil.rmtree(folder)
+
+    run = FuturesExecutor(ManualPool()).open(JobSpec(np.negative, BLOCKS))
+    run.submit([(0, 0)])
+    token = run._get_cancel_token(0, 0)
+    token.cancel()
+    monkeypatch.setattr(temp_folders, "remove_tree", check_before_removal)
+    run.close()
+    assert are_cancelled == [True] and not os.path.exists(token.folder)

@@ -83,6 +83,8 @@ def test_products_with_any_matrix(
     expected = (matrix.toarray().T if verb == "columns" else matrix.toarray()) @ x
     if rows == 1:  # The map may then have two tasks only. If both raise, f is taken to fail everywhere.
         lost -= {1}
+    if dtype[0] in "iu":  # Some pairs of lost results cannot be decoded over the integers.
+        lost = set(sorted(lost)[:1])
     executor = lossy({task: Fault("raise", attempts=attempts) for task in lost})
     if verb == "map":
         k = compute_max_nonempty_blocks(rows, min(k, rows))
