@@ -75,8 +75,9 @@ def test_twice_as_many_items_take_twice_as_many_calls(name: str) -> None:
         # The first map also warms up caches. In a coded map, some tasks may be late and their blocks decoded.
         np.testing.assert_allclose(np.ravel(run(pool, 500)), np.arange(500), atol=1e-9)
         few = min(calls_of(lambda: run(pool, 500)) for _ in range(2))
-        # Four times as many items leave a margin: on a busy machine an item takes up to a sixth more calls.
-        assert any(calls_of(lambda: run(pool, 2000)) < 5 * few for _ in range(2))
+        # Four times as many items leave a margin. On a busy machine, results arrive one by one, so that an
+        # item takes more calls. This does not happen in each of several runs.
+        assert any(calls_of(lambda: run(pool, 2000)) < 5 * few for _ in range(5))
 
 
 def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:
