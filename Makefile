@@ -47,7 +47,7 @@ site_sources := docs examples backends polarmap mkdocs.yml setup.cfg README.md C
 changed_since_site = find $(site_sources) -name __pycache__ -prune -o -type f -newer site/index.html -print -quit
 
 test-site: .venv/.site-test  ## build the site if needed, and run tests/site in Chromium
-	@$(has_chromium) || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { apt-get update -qq && \
+	@$(has_chromium) || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { apt-get update -qq; \
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium chromium-driver; } >&2 || true
 	@$(has_chromium) || { echo "make: tests/site needs Chromium with its driver in /usr/bin;" \
 	"install them (Debian: apt-get install chromium chromium-driver)." >&2; exit 2; }
