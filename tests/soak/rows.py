@@ -12,6 +12,7 @@ import numpy as np
 from plain import cut_rows
 
 import polarmap
+from polarmap.codes import PolarCode
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from soak import oracle
 from soak.draws import Draw
@@ -22,6 +23,19 @@ MOST_ROWS = 200
 ROUNDING = 1e-10  # Error of decoded results relative to the largest number.
 COUNTS = (None, 2, 3, 6, 7, 13, 24, 32)  # Numbers of blocks.
 WAYS = ("nothing lost", "first lost", "last lost once", "last late", "first and parity lost", "last never")
+
+
+def _choose_lost_parity(k: int, n: int, dtype: np.dtype[Any]) -> int:
+    """Return a parity task that may be lost together with task 0. Over the integers, not every one may."""
+    if dtype.kind not in "iu":
+        return k + 1
+    code = PolarCode(n, k, kernel="arikan")
+    for parity_task in range(k + 1, n):
+        arrived = np.ones(n, bool)
+        arrived[[0, parity_task]] = False
+        if code.is_decodable(arrived):
+            return parity_task
+    return k + 1
 
 
 def means(block: Any) -> Any:
@@ -93,12 +107,15 @@ class RowsCase:
 
     def _map(self, data: np.ndarray, k: int | None, f: Callable[[Any], Any], way: str) -> Any:
         """Run a map on a virtual clock on which tasks are lost in this way."""
-        count = k or len(polarmap.coded_map(each_row, data, executor=ReplayExecutor(), verify=False))
+        count, n_tasks = k or 0, 2 * (k or 0) + 2
+        if k is None:
+            report = polarmap.coded_map(each_row, data, executor=ReplayExecutor(), verify=False).report
+            count, n_tasks = report.k, report.n
         last, seconds, faults = count - 1, {}, {}
         if way.startswith("first"):
             seconds[0] = math.inf
         if way == "first and parity lost":
-            seconds[count + 1] = math.inf
+            seconds[_choose_lost_parity(count, n_tasks, data.dtype)] = math.inf
         if way == "last lost once":
             faults[last] = Fault("kill")
         if way == "last late":
@@ -106,7 +123,7 @@ class RowsCase:
         if way == "last never":
             seconds[last] = math.inf
         executor = FaultyExecutor(ReplayExecutor(seconds), faults)
-        options = {"blocks": count, "tasks": 2 * count + 2} if k is not None else {}
+        options = {"blocks": count, "tasks": n_tasks} if k is not None else {}
         verify = "auto" if f in LINEAR else False
         return polarmap.coded_map(f, data, executor=executor, timeout=1000.0, verify=verify, **options)
 
