@@ -232,10 +232,10 @@ class EventStream:
         self.observers = tuple(observers)
         self.poll_interval = min((observer.poll_interval for observer in self.observers), default=inf)
 
-    def has_observer_of(self, event_class: type) -> bool:
-        """Return whether an observer handles events of a class."""
+    def has_observer_of(self, *event_classes: type) -> bool:
+        """Return whether an observer handles events of one of these classes."""
         return any(
-            observer.event_classes is None or event_class in observer.event_classes
+            observer.event_classes is None or not set(event_classes).isdisjoint(observer.event_classes)
             for observer in self.observers
         )
 

@@ -189,12 +189,8 @@ class MapExecution:
         events, cancellation = context.events, context.cancellation
         if cancellation is not None:
             cancellation.raise_if_cancelled()
-        has_result_observer = events is not None and (
-            events.has_observer_of(AttemptEnded) or events.has_observer_of(BlockReady)
-        )
-        has_poll_observer = events is not None and (
-            events.has_observer_of(JobPolled) or events.has_observer_of(EstimateReady)
-        )
+        has_result_observer = events is not None and events.has_observer_of(AttemptEnded, BlockReady)
+        has_poll_observer = events is not None and events.has_observer_of(JobPolled, EstimateReady)
         if events is not None and has_poll_observer:
             self._emit_poll(events, collector)
         for outcomes in schedule_tasks(session, policy, retry_rule, collector, events):

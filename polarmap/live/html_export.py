@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from polarmap.live.snapshots import MapSnapshot, ProgramSnapshot
+from polarmap.live.snapshots import MapSnapshot, ProgramSnapshot, encode_json, get_field_values
 
 STYLE_LINK = '<link rel="stylesheet" href="dashboard.css">'
 SCRIPT_LINK = '<script src="dashboard.js" defer></script>'
@@ -107,11 +104,7 @@ def read_page_file(name: str) -> str:
 
 
 class SnapshotEncoder:
-    """Encodes lists of snapshots as JSON, and encodes finished maps only once.
-
-    In contrast to `ProgramSnapshot.to_json`, numbers that are not finite become null, since JavaScript does
-    not accept them in JSON.
-    """
+    """Encodes lists of snapshots as JSON, and encodes finished maps only once."""
 
     def __init__(self) -> None:
         # `id()` of a finished map in the last list -> (snapshot, JSON). The reference keeps the id unique.
@@ -122,29 +115,15 @@ class SnapshotEncoder:
         texts_by_id: dict[int, tuple[MapSnapshot, str]] = {}
         programs = []
         for snapshot in snapshots:
-            values = _get_field_values(snapshot)
+            values = get_field_values(snapshot)
             maps = []
             for map_snapshot in values.pop("maps"):
                 entry = self._texts_by_id.get(id(map_snapshot))
                 if entry is None:
-                    entry = (map_snapshot, _encode_json(map_snapshot))
+                    entry = (map_snapshot, encode_json(map_snapshot))
                 maps.append(entry[1])
                 if not map_snapshot.is_running:
                     texts_by_id[id(map_snapshot)] = entry
-            programs.append(f'{_encode_json(values)[:-1]},"maps":[{",".join(maps)}]}}')
+            programs.append(f'{encode_json(values)[:-1]},"maps":[{",".join(maps)}]}}')
         self._texts_by_id = texts_by_id
         return f"[{','.join(programs)}]"
-
-
-def _encode_json(value: Any) -> str:
-    try:
-        return json.dumps(value, default=_get_field_values, separators=(",", ":"), allow_nan=False)
-    except ValueError:  # A number is not finite.
-        text = json.dumps(value, default=_get_field_values)
-        finite_values = json.loads(text, parse_constant=lambda name: None)
-        return json.dumps(finite_values, separators=(",", ":"))
-
-
-def _get_field_values(snapshot: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass as a dict. Unlike `asdict`, this does not copy their values."""
-    return {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}

@@ -239,7 +239,7 @@ class ProgramSnapshot:
         >>> ProgramSnapshot.from_json(snapshot.to_json()) == snapshot
         True
         """
-        return json.dumps(_to_dict(self), separators=(",", ":"), default=_to_dict)
+        return encode_json(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ProgramSnapshot:
@@ -254,7 +254,20 @@ class ProgramSnapshot:
             raise ValueError(f"not a snapshot of a program: {error}") from error
 
 
-def _to_dict(snapshot: Any) -> dict[str, Any]:
+def encode_json(value: Any) -> str:
+    """Encode a snapshot, or a container of snapshots, as JSON in one line.
+
+    Numbers that are not finite become null, because JavaScript does not accept them in JSON.
+    """
+    try:
+        return json.dumps(value, default=get_field_values, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # A number is not finite.
+        text = json.dumps(value, default=get_field_values)
+        finite_values = json.loads(text, parse_constant=lambda name: None)
+        return json.dumps(finite_values, separators=(",", ":"))
+
+
+def get_field_values(snapshot: Any) -> dict[str, Any]:
     """Return the fields of a snapshot. Unlike `dataclasses.asdict`, this does not copy their values."""
     return {item.name: getattr(snapshot, item.name) for item in fields(snapshot)}
 
