@@ -65,7 +65,8 @@ class PaddingAnalyzer:
     """Determines how the zero rows that pad the last block of a map affect the mapped function f.
 
     While the map runs, the driver calls f on two rows of a block, on four rows, and on two rows followed by
-    rows of zeros. All maps of the same function share this trial.
+    two rows of zeros. If the padded block has a single row of data, f is called on one row and on three
+    rows instead. All maps of the same function share this trial.
 
     Parameters
     ----------
@@ -99,7 +100,8 @@ class PaddingAnalyzer:
         self._check_blocks_not_empty()
         self._wait_started_at: float | None = None
         dtypes = self._data_blocks.dtypes
-        self._function_property = FunctionProperty(f, PADDING_PROPERTY, dtypes, self._is_rowwise)
+        property_name = f"{PADDING_PROPERTY}, tried on {self._trial_row_counts[0]} rows"
+        self._function_property = FunctionProperty(f, property_name, dtypes, self._is_rowwise)
         self._known_effects: KnownPaddingEffects | None = (
             None if self._is_rowwise else self._function_property.value
         )
@@ -215,7 +217,8 @@ class PaddingAnalyzer:
             few_rows_result, more_rows_result[:n_few_rows], max_magnitude
         ):
             return PaddingEffect.ROWWISE
-        has_same_shape = few_rows_result.shape == padded_result.shape
+        # An empty result of a few rows says nothing about a result of more rows, as for f = block[10:].
+        has_same_shape = few_rows_result.shape == padded_result.shape and few_rows_result.size > 0
         if has_same_shape and self._leaves_agree(few_rows_result, padded_result, max_magnitude):
             return PaddingEffect.NO_EFFECT
         return PaddingEffect.CHANGES_RESULT
@@ -226,10 +229,14 @@ class PaddingAnalyzer:
 
     @property
     def _trial_row_counts(self) -> tuple[int, int]:
-        """The two numbers of rows for the trial, above 1 if possible because f may squeeze a single row."""
+        """The two numbers of rows for the trial: 2 and 4, or less if the padded block has fewer rows.
+
+        f may treat a single row in another way, for example squeeze it. So the smaller number is 1 if and
+        only if the padded block has a single row of data.
+        """
         rows_per_block = self._data_blocks.rows_per_block
         assert rows_per_block is not None
-        n_few_rows = min(2, rows_per_block - 1)
+        n_few_rows = min(2, self.n_rows)
         return n_few_rows, min(n_few_rows + 2, rows_per_block)
 
     def _build_trial_blocks(self) -> tuple[Any, Any, Any]:

@@ -18,7 +18,7 @@ from polarmap import coded_map
 from polarmap.arrays import Stored
 from polarmap.codes import SecretSharing
 from polarmap.driver.local_evaluation import LocalEvaluation
-from polarmap.errors import CodeError
+from polarmap.errors import CodedTimeoutError, CodeError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 STREAM = np.random.default_rng(0)
@@ -177,6 +177,41 @@ def test_rows_that_cancel_do_not_hide_that_f_mixes_them() -> None:
     for rows in (data, np.arange(58.0).reshape(58, 1)):
         result = coded_map(f, rows, blocks=15, tasks=20, executor=losing(), verify=False)
         assert_same(result, plain(f, rows, 15))
+
+
+ROW_SELECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "first two rows": lambda block: block[:2],
+    "all but ten rows": lambda block: block[10:],
+    "every other row": lambda block: block[::2],
+    "last row": lambda block: block[-1:],
+    "third row": lambda block: block[2:3].sum(axis=0),
+    "without axes of length 1": lambda block: np.squeeze(2 * block[:, :1]),
+    "total": total,
+    "twice": twice,
+}
+
+
+@pytest.mark.parametrize("name", ROW_SELECTIONS)
+def test_a_lost_result_of_a_short_block_has_the_rows_that_f_selects_or_is_refused(name: str) -> None:
+    f = ROW_SELECTIONS[name]
+    is_decoded = []
+    # The last block has 3 of 3 rows, 2 of 4, 3 of 4, 1 of 4, 8 of 31, and 1 of 31. The maps share what is
+    # known of f.
+    for n_rows, k in ((9, 3), (10, 3), (11, 3), (13, 4), (101, 4), (94, 4), (11, 3)):
+        data = np.arange(1.0, n_rows + 1)[:, None] * [1.0, 2.0]
+        options = {"blocks": k, "tasks": 2 * k, "timeout": 1000.0}
+        try:
+            result = coded_map(f, data, executor=losing(k - 1), **options)
+        except CodedTimeoutError:
+            is_decoded.append(False)
+            continue
+        assert_same(result[:-1], plain(f, data, k)[:-1])
+        expected = plain(f, data, k)[-1]
+        assert np.shape(result[-1]) == np.shape(expected)
+        np.testing.assert_allclose(result[-1], expected, atol=1e-9)
+        is_decoded.append(True)
+    assert is_decoded[0]  # No padding.
+    assert all(is_decoded) or name not in ("third row", "total", "twice")
 
 
 # --- other ways to call a map -------------------------------------------------------------------
