@@ -31,6 +31,7 @@ from polarmap.executors import resolve_executor
 from polarmap.maps.coded import SharedMapOptions
 from polarmap.optional import require_extra
 from polarmap.report import Report
+from polarmap.worker.pytree import get_layout
 
 with require_extra("polarmap.xr", "xarray", "xarray"):
     import xarray as xr
@@ -428,8 +429,8 @@ def _check_rowwise(
     the first rows of the result for the whole block.
     """
     n_rows = min(2, max(map(len, data_blocks[0])) - 1)
-    dtypes = [rows.dtype for rows in data_blocks[0]]
-    if not n_rows or result.report.errors or FunctionProperty(f, ROWWISE_PROPERTY, dtypes).value:
+    layout = get_layout(data_blocks[0])
+    if not n_rows or result.report.errors or FunctionProperty(f, ROWWISE_PROPERTY, layout).value:
         return
     pairs = (pair for block, block_result in zip(data_blocks, result) for pair in zip(block, block_result))
     rows, result_array = next(
@@ -449,7 +450,7 @@ def _check_rowwise(
             "dimensions along which f works as dim"
         )
     # Create a new object, because calling f may have changed its state.
-    FunctionProperty(f, ROWWISE_PROPERTY, dtypes).remember_value()
+    FunctionProperty(f, ROWWISE_PROPERTY, layout).remember_value()
 
 
 def _has_same_first_rows(separate_result: Array, concatenated_result: Array) -> bool:

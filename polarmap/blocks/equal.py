@@ -66,6 +66,11 @@ class DataBlocks:
         """The dtype and shape of each array (leaf) in a block."""
         return get_layout(self._leaves_by_block[0])
 
+    @property
+    def argument_layout(self) -> Layout:
+        """The dtypes and shapes of what the mapped function receives: those of the arrays in a block."""
+        return self.block_layout
+
     def block_leaves(self, block_index: int) -> list[Array]:
         """Return the arrays of block `block_index`, shaped as the mapped function receives them."""
         return list(self._leaves_by_block[block_index])

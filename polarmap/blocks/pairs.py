@@ -102,6 +102,11 @@ class _PairedDataBlocks(DataBlocks):
         """The dtypes of both factors."""
         return self._coded_pairs.left.data_blocks.dtypes + self._coded_pairs.right.data_blocks.dtypes
 
+    @property
+    def argument_layout(self) -> Layout:
+        """The dtypes and shapes of both blocks of a pair."""
+        return self._coded_pairs.block_layout(0)
+
     def block_leaves(self, block_index: int) -> list[Array]:
         """Return the two blocks of data pair `block_index`."""
         return self._coded_pairs.block_leaves(block_index)

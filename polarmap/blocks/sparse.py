@@ -86,6 +86,12 @@ class SparseDataBlocks(DataBlocks):
         return [self.matrix.dtype]
 
     @property
+    def argument_layout(self) -> Layout:
+        """The dtype and shape of the sparse matrix that the mapped function receives."""
+        n_rows, n_columns = map(int, self.matrix.shape)
+        return ((self.matrix.dtype.str, (n_rows // self.k, n_columns)),)
+
+    @property
     def nonzeros_per_block(self) -> list[int]:
         """The number of stored entries in each block, including explicit zeros."""
         return [len(data) for data, _, _ in self._leaves_by_block]

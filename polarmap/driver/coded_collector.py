@@ -103,9 +103,10 @@ class CodedCollector(Collector):
     ) -> None:
         super().__init__(task_table, timer)
         self._coded_data, self._code, self._options = coded_data, coded_data.code, options
-        data_dtypes, is_trusted = coded_data.data_blocks.dtypes, options.verify is False
+        is_trusted = options.traits.meets_requirement or options.verify is False
+        argument_layout = coded_data.data_blocks.argument_layout
         self._function_property = FunctionProperty(
-            driver_f, self._code.requirement, data_dtypes, options.traits.meets_requirement or is_trusted
+            driver_f, self._code.requirement, argument_layout, is_trusted
         )
         self._limits = limits = WaitLimits(task_table, timer)
         self._evaluator = evaluator = LocalEvaluator(driver_f, coded_data, limits)

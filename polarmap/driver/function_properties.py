@@ -1,21 +1,23 @@
 """A cache of verified properties of functions, such as "linear", shared by all maps of this process.
 
 The first map of a function verifies it. A later map trusts the cached property if the fingerprint of f has
-not changed. A function without a fingerprint is verified in every map.
+not changed and f receives arrays of the same dtypes and shapes: the maximum over the rows of a block is
+linear only for blocks of one row. A function without a fingerprint is verified in every map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
 from typing import Any
 
-import numpy as np
-
 from polarmap.driver.fingerprint import compute_function_fingerprint
+from polarmap.worker.pytree import Layout
 
 LINEAR_OR_AFFINE = "linear or affine in its block"
 # Cache: key of a function property -> value verified by a map in this process.
 VERIFIED_PROPERTIES: dict[str, Any] = {}
+MAX_VERIFIED_PROPERTIES = 10_000  # The oldest are forgotten. An entry takes about 300 bytes.
+_cache_lock = threading.Lock()
 
 
 class FunctionProperty:
@@ -29,8 +31,8 @@ class FunctionProperty:
         The function.
     property_name : str
         The name of the property, for example "linear".
-    dtypes : sequence of numpy.dtype
-        The data types of the input. The property is cached for these dtypes only.
+    argument_layout : Layout
+        The dtypes and shapes of the arrays in a block. The property is cached for these only.
     holds_by_construction : bool
         Whether f is known to have the property. The cache is not used then.
 
@@ -41,19 +43,22 @@ class FunctionProperty:
     """
 
     def __init__(
-        self, f: Any, property_name: str, dtypes: Sequence[np.dtype[Any]], holds_by_construction: bool = False
+        self, f: Any, property_name: str, argument_layout: Layout, holds_by_construction: bool = False
     ) -> None:
-        self._key_arguments = f, property_name, list(dtypes)
+        self._key_arguments = f, property_name, argument_layout
         self._cache_key = None if holds_by_construction else _compute_cache_key(*self._key_arguments)
         self.value: Any = True if holds_by_construction else VERIFIED_PROPERTIES.get(self._cache_key or "")
 
     def remember_value(self, value: Any = True) -> None:
         """Cache `value` for later maps unless f has changed since this map started."""
         if self._cache_key is not None and self._cache_key == _compute_cache_key(*self._key_arguments):
-            VERIFIED_PROPERTIES[self._cache_key] = value
+            with _cache_lock:
+                VERIFIED_PROPERTIES[self._cache_key] = value
+                while len(VERIFIED_PROPERTIES) > MAX_VERIFIED_PROPERTIES:
+                    del VERIFIED_PROPERTIES[next(iter(VERIFIED_PROPERTIES))]
 
 
-def _compute_cache_key(f: Any, property_name: str, dtypes: Sequence[np.dtype[Any]]) -> str | None:
+def _compute_cache_key(f: Any, property_name: str, argument_layout: Layout) -> str | None:
     """Return the cache key of a property of `f`, or None if `f` has no fingerprint."""
     digest = compute_function_fingerprint(f)
-    return None if digest is None else "\n".join([property_name, *(dtype.str for dtype in dtypes), digest])
+    return None if digest is None else f"{property_name}\n{argument_layout}\n{digest}"

@@ -42,23 +42,23 @@ class PaddingEffect(Enum):
 
 
 class KnownPaddingEffects(NamedTuple):
-    """The effects of zero-padding on a function's results, as determined by earlier maps.
+    """The effects of zero-padding a block of a certain shape on a function's results, from an earlier map.
 
     Attributes
     ----------
     effects : tuple of PaddingEffect
         The effect on each array of a result of f.
-    bitwise_equal_layouts : frozenset
-        The block layouts, with their numbers of data rows, for which f returned bitwise equal results with
-        and without padding.
+    has_equal_bits : bool
+        Whether f returned the same bits for the rows of data with and without padding.
     """
 
     effects: tuple[PaddingEffect, ...]
-    bitwise_equal_layouts: frozenset[Any] = frozenset()
+    has_equal_bits: bool = False
 
-    def can_trim_padding(self, block_layout: Any) -> bool:
-        """Return whether trimming the result with padding gives the exact result without padding."""
-        return block_layout in self.bitwise_equal_layouts and set(self.effects) == {PaddingEffect.ROWWISE}
+    @property
+    def can_trim_padding(self) -> bool:
+        """Whether trimming the result with padding gives the exact result without padding."""
+        return self.has_equal_bits and set(self.effects) == {PaddingEffect.ROWWISE}
 
 
 class PaddingAnalyzer:
@@ -66,7 +66,7 @@ class PaddingAnalyzer:
 
     While the map runs, the driver calls f on two rows of a block, on four rows, and on two rows followed by
     two rows of zeros. If the padded block has a single row of data, f is called on one row and on three
-    rows instead. All maps of the same function share this trial.
+    rows instead. Later maps of the same function on blocks of the same shape share this trial.
 
     Parameters
     ----------
@@ -99,15 +99,14 @@ class PaddingAnalyzer:
         self._is_rowwise = options.traits.is_rowwise
         self._check_blocks_not_empty()
         self._wait_started_at: float | None = None
-        dtypes = self._data_blocks.dtypes
-        property_name = f"{PADDING_PROPERTY}, tried on {self._trial_row_counts[0]} rows"
-        self._function_property = FunctionProperty(f, property_name, dtypes, self._is_rowwise)
+        property_name = f"{PADDING_PROPERTY} of {self.n_rows} rows"
+        argument_layout = self._data_blocks.argument_layout
+        self._function_property = FunctionProperty(f, property_name, argument_layout, self._is_rowwise)
         self._known_effects: KnownPaddingEffects | None = (
             None if self._is_rowwise else self._function_property.value
         )
-        self._block_layout = (coded_data.block_layout(0), self.n_rows)
         can_trim_padding = self._is_rowwise or (
-            self._known_effects is not None and self._known_effects.can_trim_padding(self._block_layout)
+            self._known_effects is not None and self._known_effects.can_trim_padding
         )
         self._is_stored, self._has_data_tasks = is_stored, len(coded_data.code.systematic_indices) > 0
         self.is_evaluated_unpadded = not can_trim_padding and not is_stored and self._has_data_tasks
@@ -291,9 +290,7 @@ class PaddingAnalyzer:
             and unpadded_result is not None
             and _has_equal_bits(padded_leaves, unpadded_result, self.n_rows)
         ):
-            known_effects = known_effects._replace(
-                bitwise_equal_layouts=known_effects.bitwise_equal_layouts | {self._block_layout}
-            )
+            known_effects = known_effects._replace(has_equal_bits=True)
         if known_effects != self._known_effects:
             self._function_property.remember_value(known_effects)
 

@@ -18,6 +18,7 @@ from polarmap.driver import local_evaluation
 from polarmap.driver.function_properties import LINEAR_OR_AFFINE, FunctionProperty
 from polarmap.errors import NotLinearError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.worker.pytree import get_layout
 
 
 @pytest.mark.parametrize(("usual", "bound"), [(0.01, 0.2), (1.0, 1.0), (3.0, 3.0), (50.0, 10.0)])
@@ -248,4 +249,4 @@ def test_on_demand_a_parity_block_is_evaluated_on_the_driver() -> None:
     with pytest.warns(RuntimeWarning, match="f of a parity block is off by"):
         coded_map(np.exp, FLOATS, blocks=24, tasks=32, executor=losing(), schedule="on_demand")
     assert coded_map(np.negative, FLOATS, blocks=24, executor=losing(), schedule="on_demand").report.k == 24
-    assert FunctionProperty(np.negative, LINEAR_OR_AFFINE, [np.dtype(float)]).value
+    assert FunctionProperty(np.negative, LINEAR_OR_AFFINE, get_layout([FLOATS[:2]])).value

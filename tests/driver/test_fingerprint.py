@@ -159,8 +159,8 @@ def test_objects_are_compared_by_their_attributes_and_not_by_their_pickles() -> 
 def test_a_function_that_cannot_be_fingerprinted_is_not_trusted(inside: Any) -> None:
     f = times(inside)
     assert compute_function_fingerprint(f) is None
-    FunctionProperty(f, LINEAR_OR_AFFINE, []).remember_value()
-    assert FunctionProperty(f, LINEAR_OR_AFFINE, []).value is None
+    FunctionProperty(f, LINEAR_OR_AFFINE, ()).remember_value()
+    assert FunctionProperty(f, LINEAR_OR_AFFINE, ()).value is None
 
 
 # --- objects that f refers to change between two maps ------------------------------------------------

@@ -27,7 +27,7 @@ def power(exponent: Any) -> Callable[[Any], Any]:
 
 def test_verified_properties_are_remembered_until_the_cache_is_cleared() -> None:
     f = times(np.ones(3))
-    floats, integers = [np.dtype(float)], [np.dtype(int)]
+    floats, integers = (("<f8", (2, 3)),), (("<i8", (2, 3)),)
     assert FunctionProperty(f, LINEAR_OR_AFFINE, floats).value is None
     FunctionProperty(f, LINEAR_OR_AFFINE, floats).remember_value()
     assert FunctionProperty(times(np.ones(3)), LINEAR_OR_AFFINE, floats).value is True
@@ -36,6 +36,27 @@ def test_verified_properties_are_remembered_until_the_cache_is_cleared() -> None
     assert FunctionProperty(f, "another thing", floats).value is None
     VERIFIED_PROPERTIES.clear()
     assert FunctionProperty(f, LINEAR_OR_AFFINE, floats).value is None
+
+
+def test_the_oldest_verified_properties_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polarmap.driver.function_properties.MAX_VERIFIED_PROPERTIES", 3)
+    properties = [FunctionProperty(abs, LINEAR_OR_AFFINE, (("<f8", (n_rows,)),)) for n_rows in range(5)]
+    for one in properties:
+        one.remember_value()
+    layouts = [(("<f8", (n_rows,)),) for n_rows in range(5)]
+    values = [FunctionProperty(abs, LINEAR_OR_AFFINE, layout).value for layout in layouts]
+    assert values == [None, None, True, True, True]
+
+
+@pytest.mark.parametrize("f", [lambda block: block.max(axis=0), lambda block: np.sort(block, axis=0)])
+def test_a_function_that_is_linear_on_one_row_is_verified_again_on_more_rows(
+    f: Callable[[Any], Any],
+) -> None:
+    one_row_each = coded_map(f, DATA, blocks=12, tasks=16, executor=ReplayExecutor())
+    np.testing.assert_array_equal(np.reshape(one_row_each, DATA.shape), DATA)
+    assert len(VERIFIED_PROPERTIES) == 1
+    with pytest.raises(NotLinearError):
+        coded_map(f, DATA, blocks=4, tasks=8, executor=ReplayExecutor({1: math.inf}))
 
 
 def get_verification(f: Callable[[Any], Any], surplus: bool) -> str:

@@ -18,6 +18,7 @@ from polarmap.driver.function_properties import LINEAR_OR_AFFINE, FunctionProper
 from polarmap.driver.verification import Verifier
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.testing import ReplayExecutor
+from polarmap.worker.pytree import get_layout
 
 
 def test_one_nonlinear_block_does_not_count_as_garbage() -> None:
@@ -59,7 +60,7 @@ def test_copies_of_blocks_do_not_make_f_linear() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             coded_map(np.square, data, blocks=3, tasks=8, executor=executor)
-        assert FunctionProperty(np.square, LINEAR_OR_AFFINE, [data.dtype]).value is None
+        assert FunctionProperty(np.square, LINEAR_OR_AFFINE, get_layout([data[:3]])).value is None
 
 
 @pytest.mark.parametrize("lost", [(), (5,), (2,)])

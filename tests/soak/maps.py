@@ -126,26 +126,38 @@ class MapCase:
         if not (self.is_short and self.rows and expected):
             return False
         # Data that is zero itself would hide the effect: the library tries f on other rows.
-        block = np.where(self.blocks[-1] == 0, np.ones_like(self.blocks[-1]), self.blocks[-1])
-        n_tried_rows = min(2, len(block))
-        return self._do_zeros_change_result(block, self.rows) or self._do_zeros_change_result(
-            block[:n_tried_rows], min(n_tried_rows + 2, self.rows)
+        last_block, full_block = (
+            np.where(block == 0, np.ones_like(block), block) for block in (self.blocks[-1], self.blocks[0])
+        )
+        n_tried_rows = min(2, len(last_block))
+        return any(
+            self._do_zeros_change_result(last_block[:n_rows], full_block[:padded_length])
+            for n_rows, padded_length in (
+                (len(last_block), self.rows),
+                (n_tried_rows, min(n_tried_rows + 2, self.rows)),
+            )
         )
 
-    def _do_zeros_change_result(self, block: Any, padded_length: int) -> bool:
-        zeros = np.zeros((padded_length - len(block), *self.data.shape[1:]), self.dtypes[0])
+    def _do_zeros_change_result(self, block: Any, full_block: Any) -> bool:
+        """Return whether rows of zeros up to the length of `full_block` change the result for `block`.
+
+        Rows of the result can be cut off if f of `full_block` begins with f of its first rows.
+        """
+        n_rows, padded_length = len(block), len(full_block)
+        padded_block = np.concatenate([block, np.zeros_like(full_block[n_rows:])])
         try:
             with np.errstate(all="ignore"):
-                padded, unpadded = self.f.call(np.concatenate([block, zeros])), self.f.call(block)
+                padded, unpadded, full, first_rows = (
+                    [np.asarray(leaf) for leaf in leaves(self.f.call(rows))]
+                    for rows in (padded_block, block, full_block, full_block[:n_rows])
+                )
         except Exception:
             return True
-        for padded_leaf, unpadded_leaf in zip(leaves(padded), leaves(unpadded)):
-            padded_leaf, unpadded_leaf = np.asarray(padded_leaf), np.asarray(unpadded_leaf)
-            if (padded_leaf.shape[:1], unpadded_leaf.shape[:1]) == ((padded_length,), (len(block),)):
-                padded_leaf = padded_leaf[: len(block)]
-            if padded_leaf.shape != unpadded_leaf.shape or not np.allclose(
-                padded_leaf, unpadded_leaf, equal_nan=True
-            ):
+        for padded_leaf, unpadded_leaf, full_leaf, first_leaf in zip(padded, unpadded, full, first_rows):
+            can_cut = (full_leaf.shape[:1], first_leaf.shape[:1]) == ((padded_length,), (n_rows,))
+            if can_cut and _are_close(full_leaf[:n_rows], first_leaf):
+                padded_leaf = padded_leaf[:n_rows]
+            if not _are_close(padded_leaf, unpadded_leaf):
                 return True
         return False
 
@@ -247,6 +259,10 @@ class MapCase:
         """Return whether a result arrives before the deadline."""
         healthy = set(range(self.code.n)) - set(self.faults.struck)
         return any(self.faults.seconds.get(task, 1.0) <= deadline for task in healthy)
+
+
+def _are_close(leaf: Any, other_leaf: Any) -> bool:
+    return leaf.shape == other_leaf.shape and bool(np.allclose(leaf, other_leaf, equal_nan=True))
 
 
 class Judge:
