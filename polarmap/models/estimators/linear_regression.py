@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import Floats
-from polarmap.errors import ModelError
 from polarmap.models.estimators.coded_estimator import CodedEstimator, CodedRegressorMixin
 from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
 from polarmap.models.solvers.least_squares import AugmentedOperator, solve_least_squares
@@ -62,8 +61,7 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
     Raises
     ------
     ModelError
-        If there are too few samples to determine the coefficients, or if the features are linearly dependent
-        up to rounding.
+        If the features are nearly linearly dependent, so that the coefficients would have no correct digits.
     DeadlineExceededError
         If `timeout` passes before the end of the first iteration.
 
@@ -90,12 +88,6 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         self._check_choice("solver", ("lsqr", "lsmr", "cg"))
 
     def _fit(self, X: Any, y: Floats, sample_weight: Floats) -> None:
-        n_samples, n_unknowns = X.shape[0], X.shape[1] + bool(self.fit_intercept)
-        if self.alpha == 0 and n_samples < n_unknowns:
-            raise ModelError(
-                f"least squares needs at least {n_unknowns} samples to determine {n_unknowns} coefficients, "
-                f"got n_samples = {n_samples}. Use more samples, or Ridge(alpha=...) with alpha > 0"
-            )
         normalized_weight, sqrt_weight = sample_weight / sample_weight.sum(), np.sqrt(sample_weight)
         penalty = self.alpha / sample_weight.sum()
         coded_operator, A, mean, scale = self._make_standardized_operator(
@@ -137,8 +129,9 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
 class LeastSquares(Ridge):
     """Ordinary least squares, like scikit-learn's LinearRegression.
 
-    The model minimizes |y - X w - c|^2. If features are linearly dependent, w is not unique, and any of the
-    minimizers may be returned. Parameters, attributes and errors are the same as for `Ridge`, without alpha.
+    The model minimizes |y - X w - c|^2. If there are fewer samples than coefficients, or if features are
+    linearly dependent, w is not unique. The solver then approaches the minimizer with the smallest norm of w
+    for standardized features. Parameters, attributes and errors are the same as for `Ridge`, without alpha.
 
     Examples
     --------

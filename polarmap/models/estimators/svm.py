@@ -62,7 +62,7 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
     dual_gap_ : float
         Upper bound on the difference between `objective_` and its minimum.
     optimality_ : float
-        Norm of the gradient map of the dual problem, for samples scaled to norm 1.
+        Norm of the gradient map of the dual problem, for samples scaled to norm sqrt(sample_weight).
     n_iter_ : int
         Number of iterations.
     report_ : Report
@@ -94,10 +94,16 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
     def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
         label_signs = 2.0 * indicators - 1.0
         A = _append_constant_column(X) if self.fit_intercept else X
+        density = A.nnz / (A.shape[0] * A.shape[1]) if sparse.issparse(A) else 1.0
+        # Newton steps need a dense A, but they are so few that they take less time if A is not very sparse.
+        uses_newton_steps = A.shape[1] * label_signs.shape[1] <= MAX_GRAM_SIZE * density
+        if uses_newton_steps and sparse.issparse(A):
+            A = A.toarray()
         sample_norms = sparse.linalg.norm(A, axis=1) if sparse.issparse(A) else np.linalg.norm(A, axis=1)
         sample_norms[sample_norms == 0] = 1.0
-        norm_column = sample_norms[:, np.newaxis]
-        # Scale the dual variables a to y a |x|, between 0 and y C |x|: the diagonal of the Hessian is then 1.
+        norm_column = (sample_norms / np.sqrt(sample_weight))[:, np.newaxis]
+        # Scale the dual variables a to y a |x| / sqrt(sample_weight). The diagonal of the Hessian is then the
+        # sample weight, so that the solvers treat a sample with weight 2 exactly like two equal samples.
         bound = self._compute_box_bounds(class_indices, sample_weight, indicators)
         signed_bound = label_signs * norm_column * bound
         penalty = LinearBoxPenalty(
@@ -108,11 +114,11 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         with self._make_operator(
             sparse.csr_array(A / norm_column) if sparse.issparse(A) else A / norm_column
         ) as coded_operator:
-            if sparse.issparse(A) or A.shape[1] * label_signs.shape[1] > MAX_GRAM_SIZE:
-                loss = SquaredLoss(np.zeros((A.shape[1], label_signs.shape[1])))
-                solve: Any = partial(fista, coded_operator.T, loss, penalty, np.zeros_like(signed_bound))
+            if uses_newton_steps:
+                solve: Any = partial(box_interior_point, coded_operator, penalty, sample_weight)
             else:
-                solve = partial(box_interior_point, coded_operator, penalty, signed_bound.shape)
+                loss = SquaredLoss(np.zeros((A.shape[1], label_signs.shape[1])))
+                solve = partial(fista, coded_operator.T, loss, penalty, np.zeros_like(signed_bound))
             dual_solution = self._minimize(coded_operator, solve)
         # The solver minimized the negative dual objective. Adding the gap gives the primal objective.
         self.objective_ = float(self.dual_gap_ or 0.0) - self.objective_

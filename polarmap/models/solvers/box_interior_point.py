@@ -1,7 +1,7 @@
 """An interior-point method for |A' x|^2 / 2 + <slope, x> over a box: the dual problem of a linear SVM.
 
-Each iteration takes four products with A or A', and one weighted Gram matrix for each column of x. The linear
-systems have the size of this matrix, which is the number of features.
+Each iteration takes four products with A or A', and one for the weighted Gram matrices of all columns of x.
+The linear systems have the size of a Gram matrix, which is the number of features.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_REFINEMENTS = 3  # Maximum number of Newton steps for the entries between th
 def box_interior_point(
     operator: Any,
     penalty: LinearBoxPenalty,
-    shape: tuple[int, int],
+    row_weight: Floats,
     *,
     tol: float,
     max_iter: int,
@@ -42,17 +42,18 @@ def box_interior_point(
 ) -> Solution:
     """Solve the dual problem of a linear SVM: minimize |A' x|^2 / 2 + penalty(x) over a box.
 
-    The method is Mehrotra's predictor-corrector method (1992). Each iteration takes four products, plus a
-    Gram matrix A' diag(weights) A for each column of x that has not converged.
+    The method is Mehrotra's predictor-corrector method (1992). Each iteration takes four products, plus one
+    for the Gram matrices A' diag(weights) A of all columns of x that have not converged.
 
     Parameters
     ----------
     operator : LinearOperator (rows, features)
-        Operator A, with rows of norm 1 and a method `gram(weights)`.
+        Operator A, with a method `gram(weights)`. The norm of each row is the square root of its weight.
     penalty : LinearBoxPenalty
-        Penalty of x, passed as a vector row by row. Its box must contain 0.
-    shape : tuple (rows, columns)
-        Shape of x.
+        Penalty of x of shape (rows, columns), passed as a vector row by row. Its box must contain 0.
+    row_weight : array (rows,)
+        Positive weight of each row. A row with weight 2 has the same effect on all iterates as two equal rows
+        with weight 1, each with half of its x.
     tol : float
         Relative tolerance of the duality gap.
     max_iter : int
@@ -64,7 +65,7 @@ def box_interior_point(
     -------
     Solution
     """
-    return run_solver(_MehrotraSolver(operator, penalty, shape, tol), max_iter, callback)
+    return run_solver(_MehrotraSolver(operator, penalty, row_weight, tol), max_iter, callback)
 
 
 class _Direction(NamedTuple):
@@ -79,11 +80,13 @@ class _MehrotraSolver:
     """The current iterate of the interior-point method: a point in the box, with slacks and multipliers.
 
     The slacks are the distances to the bounds. The gradient always equals the multipliers of the lower bounds
-    minus those of the upper bounds.
+    minus those of the upper bounds. The method drives each product slack * multiplier, divided by the weight
+    of the row, to the same target.
     """
 
-    def __init__(self, operator: Any, penalty: LinearBoxPenalty, shape: tuple[int, int], tol: float) -> None:
+    def __init__(self, operator: Any, penalty: LinearBoxPenalty, row_weight: Floats, tol: float) -> None:
         self._operator, self._tol, self.n_iter = operator, tol, 0
+        self._row_weight, shape = row_weight[:, np.newaxis], (len(row_weight), -1)
         self.has_converged = self.has_stalled = False
         self._lower, self._upper = penalty.lower.reshape(shape), penalty.upper.reshape(shape)
         self._slope = penalty.slope.reshape(shape)
@@ -100,14 +103,19 @@ class _MehrotraSolver:
         self._slack_lower = self.x - self._lower + min_slack
         self._slack_upper = self._upper - self.x + min_slack
         slack = np.minimum(self._slack_lower, self._slack_upper)
-        slope_scale = np.abs(self._slope).mean(axis=0)
-        gradient_scale = np.abs(self._gradient).mean(axis=0) + MIN_GRADIENT_SCALE * slope_scale
+        slope_scale = self._average(np.abs(self._slope))
+        gradient_scale = self._average(np.abs(self._gradient)) + MIN_GRADIENT_SCALE * slope_scale
         gradient_scale[gradient_scale == 0] = 1.0
-        min_multipliers = INITIAL_MULTIPLIER_SCALE * gradient_scale * slack.mean(axis=0) / slack
+        initial_mu = INITIAL_MULTIPLIER_SCALE * gradient_scale * self._average(slack)
+        min_multipliers = initial_mu * self._row_weight / slack
         self._multipliers_lower = np.maximum(self._gradient, 0.0) + min_multipliers
         self._multipliers_upper = self._multipliers_lower - self._gradient
         self._complementarity_sums, self._n_stalled = self._sum_complementarity(), 0
         self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
+
+    def _average(self, values: Floats) -> Floats:
+        """Return the weighted mean of each column of `values`, each divided by the norm of its row."""
+        return np.asarray(np.sum(np.sqrt(self._row_weight) * values, axis=0) / np.sum(self._row_weight))
 
     def _multiply_by_gram(self, x: Floats) -> tuple[Floats, Floats]:
         image = np.asarray(self._operator.rmatmat(x))
@@ -156,9 +164,9 @@ class _MehrotraSolver:
         mu = self._compute_duality_measure_after(affine_direction, 0.0)
         max_step_length = self._compute_max_step_length(affine_direction)
         affine_mu = self._compute_duality_measure_after(affine_direction, max_step_length)
-        target_mu = mu * (affine_mu / mu) ** 3
-        target_lower = target_mu - affine_direction.x * affine_direction.multipliers_lower
-        target_upper = target_mu + affine_direction.x * affine_direction.multipliers_upper
+        target = mu * (affine_mu / mu) ** 3 * self._row_weight
+        target_lower = target - affine_direction.x * affine_direction.multipliers_lower
+        target_upper = target + affine_direction.x * affine_direction.multipliers_upper
         rhs = target_lower / self._slack_lower - target_upper / self._slack_upper - self._gradient
         x, image, gram_product = self._solve_newton(systems, weights, rhs)
         direction = self._complete_direction(x, target_lower, target_upper)
@@ -187,7 +195,8 @@ class _MehrotraSolver:
 
         The result is kept if it satisfies `tol`, or if its gap is smaller than the best gap so far.
         """
-        slope_scale, width = np.abs(self._slope).mean(axis=0), self._upper - self._lower
+        slope_scale = np.sqrt(self._row_weight) * self._average(np.abs(self._slope))
+        width = self._upper - self._lower
         at_lower_mask = self._slack_lower * slope_scale <= self._multipliers_lower * width
         at_upper_mask = self._slack_upper * slope_scale <= self._multipliers_upper * width
         weights = np.minimum(MAX_WEIGHT, self._compute_newton_weights())
@@ -225,9 +234,10 @@ class _MehrotraSolver:
         """
         identity = np.eye(self._operator.shape[1])
         systems = np.tile(identity, (self.x.shape[1], 1, 1))
-        for column in np.flatnonzero(active_mask & weights.any(axis=0)):
-            gram = self._operator.gram(weights[:, column])
-            systems[column] = max(1.0, FLOAT64_EPS * float(np.trace(gram))) * identity + gram
+        if (gram_mask := active_mask & weights.any(axis=0)).any():
+            grams = np.moveaxis(np.asarray(self._operator.gram(weights[:, gram_mask])), -1, 0)
+            traces = np.trace(grams, axis1=1, axis2=2)[:, np.newaxis, np.newaxis]
+            systems[gram_mask] = np.maximum(1.0, FLOAT64_EPS * traces) * identity + grams
         return systems
 
     def _compute_affine_step(self, systems: Floats, weights: Floats) -> Floats:
@@ -278,13 +288,13 @@ class _MehrotraSolver:
         return np.asarray(np.min(step_lengths, axis=0))
 
     def _compute_duality_measure_after(self, direction: _Direction, step_length: Any) -> Floats:
-        """Return the mean of slack * multiplier for each column after a step of the given length."""
+        """Return the mean of slack * multiplier per unit of weight, for each column after such a step."""
         slack_lower = self._slack_lower + step_length * direction.x
         slack_upper = self._slack_upper - step_length * direction.x
         multipliers_lower = self._multipliers_lower + step_length * direction.multipliers_lower
         multipliers_upper = self._multipliers_upper + step_length * direction.multipliers_upper
         products = slack_lower * multipliers_lower + slack_upper * multipliers_upper
-        return np.asarray(np.mean(products, axis=0) / 2)
+        return np.asarray(np.sum(products, axis=0) / (2 * np.sum(self._row_weight)))
 
     def _take_step(self, direction: _Direction, step_length: Floats) -> None:
         self.x = self.x + step_length * direction.x

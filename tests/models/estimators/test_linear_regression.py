@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn import datasets, linear_model
 from straggling_models import Straggling, assert_same_model, options, standardized
 
+from benchmarks.numpy_estimators import with_numpy_products
 from polarmap.glm import LeastSquares, Ridge
 from polarmap.testing import ReplayExecutor
 
@@ -52,6 +54,25 @@ def test_ridge_of_any_shape(samples: int, features: int, seed: int) -> None:
     oracle = linear_model.Ridge(0.5, solver="svd").fit(X, y)
     np.testing.assert_allclose(model.coef_, oracle.coef_, rtol=1e-6, atol=1e-9 * np.abs(oracle.coef_).max())
     np.testing.assert_allclose(model.predict(X), oracle.predict(X), atol=1e-8)
+
+
+@settings(max_examples=25)
+@given(samples=st.integers(1, 8), features=st.integers(8, 20), seed=st.integers(0, 99))
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_least_squares_of_few_samples_has_the_smallest_standardized_coefficients(
+    is_sparse: bool, samples: int, features: int, seed: int
+) -> None:
+    stream = np.random.default_rng(seed)
+    X = stream.standard_normal((samples, features)) * 10.0 ** stream.integers(-3, 4, features)
+    y, weights = stream.standard_normal(samples), stream.integers(1, 4, samples)
+    mean, target_mean = np.average(X, axis=0, weights=weights), np.average(y, weights=weights)
+    deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
+    deviation[deviation == 0] = 1.0
+    standardized_X = np.sqrt(weights)[:, np.newaxis] * (X - mean) / deviation
+    expected = np.linalg.pinv(standardized_X, rtol=1e-9) @ (np.sqrt(weights) * (y - target_mean)) / deviation
+    model = with_numpy_products(LeastSquares()).fit(sparse.csr_array(X) if is_sparse else X, y, weights)
+    np.testing.assert_allclose(model.coef_ * deviation, expected * deviation, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(model.predict(X), y, atol=1e-8)
 
 
 def test_a_constant_column_has_no_coefficient() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conic_solver import conic_minimum
+from scipy import sparse
 from sklearn import svm
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.exceptions import ConvergenceWarning
@@ -84,6 +85,27 @@ def test_weights_are_those_of_sklearn(class_weight: Any) -> None:
         chosen = {"loss": "hinge", "tol": 1e-10, "max_iter": 1_000_000, "class_weight": class_weight}
         oracle = svm.LinearSVC(C=0.05, **chosen).fit(CANCER, LABELS, WEIGHTS)
         np.testing.assert_allclose(model.coef_, oracle.coef_, atol=2e-3)
+
+
+# The first matrix is solved by the interior-point method, and the second by FISTA.
+@pytest.mark.parametrize(("density", "n_features"), [(0.5, 12), (0.03, 60)])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_sample_with_a_weight_equals_copies_of_the_sample(
+    n_classes: int, density: float, n_features: int
+) -> None:
+    stream = np.random.default_rng(0)
+    X = sparse.random_array((50, n_features), density=density, format="csr", rng=stream)
+    y, weights = stream.integers(0, n_classes, 50), stream.integers(0, 5, 50)
+    rows = np.repeat(np.arange(50), weights)
+    weighted, copied = with_numpy_products(LinearSVC(tol=0.01)), with_numpy_products(LinearSVC(tol=0.01))
+    weighted.fit(X, y, weights)
+    copied.fit(X[rows], y[rows])
+    assert weighted.n_iter_ == copied.n_iter_
+    np.testing.assert_allclose(weighted.coef_, copied.coef_, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(weighted.intercept_, copied.intercept_, rtol=1e-7)
+    assert weighted.objective_ == pytest.approx(copied.objective_)
+    dense = with_numpy_products(LinearSVC()).fit(X.toarray(), y, weights)
+    assert abs(weighted.objective_ - dense.objective_) <= 0.01 * dense.objective_
 
 
 @pytest.mark.parametrize("chosen", [{}, {"fit_intercept": False}, {"class_weight": {0: 3.0}}])

@@ -33,7 +33,7 @@ def conic_objective(A: np.ndarray, box: LinearBoxPenalty) -> float:
 @given(rows=st.integers(1, 30), columns=st.integers(1, 8), seed=st.integers(0, 99))
 def test_the_minimum_is_that_of_a_conic_solver(rows: int, columns: int, seed: int) -> None:
     A, box = problem(rows, columns, np.random.default_rng(seed))
-    solution = box_interior_point(PlainOperator(A), box, (rows, 1), tol=1e-9, max_iter=100)
+    solution = box_interior_point(PlainOperator(A), box, np.ones(rows), tol=1e-9, max_iter=100)
     x = solution.x[:, 0]
     assert solution.converged and solution.dual_gap is not None
     assert (x >= box.lower).all() and (x <= box.upper).all()
@@ -47,7 +47,7 @@ def test_the_gap_is_an_upper_bound_at_every_iteration_and_falls() -> None:
     A, box = problem(60, 5, STREAM)
     best, gaps = conic_objective(A, box), []
     for steps in range(1, 12):
-        solution = box_interior_point(PlainOperator(A), box, (60, 1), tol=1e-12, max_iter=steps)
+        solution = box_interior_point(PlainOperator(A), box, np.ones(60), tol=1e-12, max_iter=steps)
         assert solution.n_iter <= steps and solution.objective - best <= solution.dual_gap + 1e-8 * abs(best)
         gaps.append(solution.dual_gap)
     assert gaps[-1] < 1e-4 * gaps[0]
@@ -58,17 +58,38 @@ def test_columns_are_independent_problems() -> None:
     both = [np.stack([part, -part[::-1]], axis=1) for part in (first.lower, first.upper, first.slope)]
     lower, upper = np.minimum(both[0], both[1]), np.maximum(both[0], both[1])
     box = LinearBoxPenalty(lower.reshape(-1), upper.reshape(-1), both[2].reshape(-1))
-    solution = box_interior_point(PlainOperator(A), box, (40, 2), tol=1e-12, max_iter=100)
+    solution = box_interior_point(PlainOperator(A), box, np.ones(40), tol=1e-12, max_iter=100)
     for column in range(2):
         alone = LinearBoxPenalty(lower[:, column], upper[:, column], both[2][:, column])
-        x = box_interior_point(PlainOperator(A), alone, (40, 1), tol=1e-12, max_iter=100).x
+        x = box_interior_point(PlainOperator(A), alone, np.ones(40), tol=1e-12, max_iter=100).x
         np.testing.assert_allclose(A.T @ solution.x[:, column], A.T @ x[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 100])
+def test_row_with_a_weight_equals_copies_of_the_row(steps: int) -> None:
+    stream = np.random.default_rng(1)
+    A, box = problem(25, 4, stream)
+    weights = stream.integers(1, 6, 25)
+    scale = np.sqrt(weights)
+    copied_box = LinearBoxPenalty(*(part.repeat(weights) for part in (box.lower, box.upper, box.slope)))
+    weighted_box = LinearBoxPenalty(scale * box.lower, scale * box.upper, scale * box.slope)
+    copied, weighted = (
+        box_interior_point(PlainOperator(matrix), penalty, row_weight, tol=1e-9, max_iter=steps)
+        for matrix, penalty, row_weight in (
+            (A.repeat(weights, axis=0), copied_box, np.ones(weights.sum())),
+            (scale[:, np.newaxis] * A, weighted_box, weights),
+        )
+    )
+    assert weighted.n_iter == copied.n_iter
+    np.testing.assert_allclose(
+        (weighted.x / scale[:, np.newaxis]).repeat(weights, axis=0), copied.x, rtol=1e-6
+    )
 
 
 def test_most_variables_are_at_their_bounds() -> None:
     A, box = problem(20, 3, STREAM)
     box.lower[:5] = box.upper[:5] = 0.0
-    solution = box_interior_point(PlainOperator(A), box, (20, 1), tol=1e-8, max_iter=100)
+    solution = box_interior_point(PlainOperator(A), box, np.ones(20), tol=1e-8, max_iter=100)
     assert solution.converged and not solution.x[:5].any()
     on_bounds = (solution.x[:, 0] == box.lower) | (solution.x[:, 0] == box.upper)
     assert 20 - on_bounds.sum() <= 3  # at most one variable per feature is strictly between its bounds
@@ -78,7 +99,7 @@ def test_most_variables_are_at_their_bounds() -> None:
 @given(rows=st.integers(5, 40), columns=st.integers(1, 8), seed=st.integers(0, 99))
 def test_gap_is_computed_from_x(rows: int, columns: int, seed: int) -> None:
     A, box = problem(rows, columns, np.random.default_rng(seed))
-    solution = box_interior_point(PlainOperator(A), box, (rows, 1), tol=0.0, max_iter=10_000)
+    solution = box_interior_point(PlainOperator(A), box, np.ones(rows), tol=0.0, max_iter=10_000)
     more, x = A.astype(np.longdouble), solution.x[:, 0].astype(np.longdouble)
     slope = more @ (more.T @ x) + box.slope
     gap = float(np.sum(slope * np.where(slope > 0, x - box.lower, x - box.upper)))
@@ -88,5 +109,5 @@ def test_gap_is_computed_from_x(rows: int, columns: int, seed: int) -> None:
 
 def test_solver_stops_without_progress() -> None:
     A, box = problem(20, 3, STREAM)
-    solution = box_interior_point(PlainOperator(A), box, (20, 1), tol=0.0, max_iter=10_000)
+    solution = box_interior_point(PlainOperator(A), box, np.ones(20), tol=0.0, max_iter=10_000)
     assert solution.n_iter < 100 and solution.dual_gap < 1e-12 * abs(solution.objective)

@@ -95,7 +95,7 @@ def make_solvers(operator: PlainOperator) -> list[Any]:
     return [
         FistaSolver(problem, np.zeros(3), 1e-4),
         ProximalNewtonSolver(problem, np.zeros(3), 1e-4),
-        _MehrotraSolver(operator, box, (20, 1), 1e-4),
+        _MehrotraSolver(operator, box, np.ones(20), 1e-4),
         _ConeInteriorPointSolver(operator, cone_loss, 0.02, 1e-4),
     ]
 
