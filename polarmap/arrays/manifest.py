@@ -15,12 +15,13 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ import numpy as np
 from polarmap.arrays.zarr_view import ZarrChunk, ZarrView
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError, StorageError
-from polarmap.storage import check_object_key
+from polarmap.storage import check_object_key, check_object_keys
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_encrypted_size
 from polarmap.worker.segments import Segment
 
@@ -42,6 +43,7 @@ MANIFEST_PREFIX = "polarmap/manifests/"
 # Exceptions that may be raised while entries of an invalid JSON document are read.
 PARSE_ERRORS = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_get_segment_fields = itemgetter(*Segment._fields)
 _DTYPE_PATTERN = re.compile(r"[<>|][iufc][0-9]{1,2}")
 
 
@@ -339,7 +341,7 @@ class Manifest:
             shape=tuple(array_fields["shape"]),
             dtype=np.dtype(array_fields["dtype"]),
             code=code,
-            segments=tuple(tuple(map(_parse_segment, segments)) for segments in array_fields["blocks"]),
+            segments=_parse_blocks(array_fields["blocks"]),
             has_scalar_blocks=array_fields.get("scalars", False),
             zarr_view=_parse_zarr_view(array_fields.get("zarr")),
             encryption=encryption,
@@ -351,10 +353,13 @@ class Manifest:
 
         The arguments are redundant entries of the JSON document, which follow from others.
         """
-        sizes_and_offsets = [*self.shape, rows_per_block]
-        for segment in itertools.chain(*self.segments, self.zarr_metadata):
-            sizes_and_offsets += [segment.size, segment.offset, 0 if segment.crc32 is None else segment.crc32]
-        if set(map(type, sizes_and_offsets)) != {int} or min(sizes_and_offsets) < 0:
+        segments = [*itertools.chain.from_iterable(self.segments), *self.zarr_metadata]
+        check_object_keys([segment.key for segment in segments])
+        numbers = [*self.shape, rows_per_block]
+        numbers += [segment.size for segment in segments]
+        numbers += [segment.offset for segment in segments]
+        numbers += [segment.crc32 for segment in segments if segment.crc32 is not None]
+        if set(map(type, numbers)) != {int} or min(numbers) < 0:
             raise ValueError("a size, offset or checksum is not a nonnegative integer")
         if not self.shape or self.rows_per_block != rows_per_block:
             raise ValueError(f"{self.code.k} blocks of {rows_per_block} rows do not hold shape {self.shape}")
@@ -377,9 +382,9 @@ class Manifest:
             [self.get_block_dtype(block_index).itemsize * length for length in stripe_sizes]
             for block_index in (0, self.code.n - 1)
         ]
-        for block_index, segments in enumerate(self.segments):
+        for block_index, block_segments in enumerate(self.segments):
             is_parity = block_index >= self.code.k
-            if [segment.size for segment in segments] != expected_sizes[is_parity]:
+            if [segment.size for segment in block_segments] != expected_sizes[is_parity]:
                 raise ValueError(f"block {block_index} is not cut into the same stripes as block 0")
         if self.zarr_view is not None:
             check_object_key(self.zarr_view.path)
@@ -402,8 +407,14 @@ def convert_parse_errors_to_storage_errors(description: str) -> Iterator[None]:
         raise StorageError(f"{description} is inconsistent: {type(error).__name__}: {error}") from error
 
 
+def _parse_blocks(blocks: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[tuple[Segment, ...], ...]:
+    """Parse the segments of all blocks."""
+    segments = map(_parse_segment, itertools.chain.from_iterable(blocks))
+    return tuple([tuple(itertools.islice(segments, n_stripes)) for n_stripes in map(len, blocks)])
+
+
 def _parse_segment(fields: Mapping[str, Any]) -> Segment:
-    return Segment(check_object_key(fields["key"]), fields["size"], fields["crc32"], fields["offset"])
+    return Segment._make(_get_segment_fields(fields))
 
 
 def _parse_zarr_view(fields: Mapping[str, Any] | None) -> ZarrView | None:

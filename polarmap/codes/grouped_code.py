@@ -283,7 +283,10 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
-            rows = [blocks[block_index] for block_index in data_indices.tolist()]
+            if isinstance(blocks, np.ndarray):
+                rows: tiling.FlatBlocks = blocks[data_indices]
+            else:
+                rows = [blocks[block_index] for block_index in data_indices.tolist()]
             out[parity_indices - self.k] = code.encode_parity(rows)
 
     # -- decoding ---------------------------------------------------------------------------

@@ -6,15 +6,12 @@ users can pass their own store as `storage=`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
 from polarmap.errors import StorageError
 
 Data = bytes | bytearray | memoryview
-# Matches ordinary keys, whose parts begin with a letter, a digit or an underscore.
-_ORDINARY_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.=-]*)*")
 
 
 class Store(Protocol):
@@ -62,14 +59,22 @@ def check_object_key(object_key: object) -> str:
     A valid key has at most 1,000 printable characters and no backslashes. It consists of nonempty parts
     separated by slashes, none of which is '.' or '..'.
     """
-    if isinstance(object_key, str) and len(object_key) <= 1000 and _ORDINARY_KEY.fullmatch(object_key):
-        return object_key  # This check is fast, and a manifest may have a hundred thousand keys.
-    is_plain = (
-        isinstance(object_key, str)
-        and len(object_key) <= 1000
-        and object_key.isprintable()
-        and "\\" not in object_key
-    )
-    if is_plain and not {"", ".", ".."} & set(str(object_key).split("/")):
-        return str(object_key)
-    raise StorageError(f"{object_key!r} is not a valid object key")
+    if not _has_only_valid_keys([object_key]):
+        raise StorageError(f"{object_key!r} is not a valid object key")
+    return str(object_key)
+
+
+def check_object_keys(object_keys: Sequence[object]) -> None:
+    """Raise StorageError if one of the keys is invalid, as `check_object_key` does for a single key."""
+    if not _has_only_valid_keys(object_keys):
+        for object_key in object_keys:
+            check_object_key(object_key)
+
+
+def _has_only_valid_keys(object_keys: Sequence[object]) -> bool:
+    """Return whether all keys are valid."""
+    keys = [key for key in object_keys if isinstance(key, str) and len(key) <= 1000]
+    # The parts of all keys are checked at once, because a manifest may have a hundred thousand keys.
+    path = f"/{'/'.join(keys)}/"
+    has_invalid_part = any(part in path for part in ("//", "/./", "/../", "\\"))
+    return len(keys) == len(object_keys) and path.isprintable() and not has_invalid_part

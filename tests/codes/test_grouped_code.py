@@ -69,6 +69,8 @@ def test_matrices_and_encoding_agree(code: GroupedPolarCode, seed: int) -> None:
         assert (parity == matrix @ data).all()
     else:
         np.testing.assert_allclose(parity, matrix @ data, atol=1e-9)
+    # The parity of separate blocks is summed in another order.
+    np.testing.assert_allclose(code.encode_parity(list(data)), parity, atol=1e-9)
     rows = rng.permutation(code.n - code.k)[:3]
     np.testing.assert_allclose(code.compute_encoding_matrix_rows(rows), matrix[rows], atol=1e-12)
     columns = rng.permutation(code.k)[:3]

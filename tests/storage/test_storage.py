@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage import check_object_key
+from polarmap.storage import check_object_key, check_object_keys
 
 
 @pytest.mark.every_store
@@ -43,3 +47,15 @@ def test_valid_keys(key: str) -> None:
 def test_invalid_keys(key: object) -> None:
     with pytest.raises(StorageError, match="is not a valid object key"):
         check_object_key(key)
+    with pytest.raises(StorageError, match=re.escape(f"{key!r} is not a valid object key")):
+        check_object_keys(["a", "0/é", key, "a/b.json"])
+
+
+@given(st.lists(st.text("a./\\\n", max_size=5)))
+def test_keys_are_valid_if_all_their_parts_are(keys: list[str]) -> None:
+    parts = [part for key in keys for part in key.split("/")]
+    if any(part in ("", ".", "..") or "\\" in part or "\n" in part for part in parts):
+        with pytest.raises(StorageError, match="is not a valid object key"):
+            check_object_keys(keys)
+    else:
+        check_object_keys(keys)

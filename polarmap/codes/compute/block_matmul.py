@@ -8,7 +8,7 @@ measured with benchmarks/coding.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -164,17 +164,15 @@ def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | Non
     The loops pay off if `rows` have at least MIN_COMPILED_BYTES. They require Numba and a `dtype` whose sums
     are accumulated in float64.
     """
-    if choose_accumulator_dtype(dtype) != np.float64:
+    if sum(row.nbytes for row in rows) < MIN_COMPILED_BYTES or choose_accumulator_dtype(dtype) != np.float64:
         return None
-    return load_compiled_transforms_if_large(MIN_COMPILED_BYTES, rows)
+    return import_compiled_transforms()
 
 
-def load_compiled_transforms_if_large(min_bytes: int, rows: FlatBlocks) -> ModuleType | None:
-    """Return the module `transforms_numba`, or None if `rows` have fewer than `min_bytes` bytes.
-
-    Also return None if Numba is not installed.
-    """
-    if sum(row.nbytes for row in rows) < min_bytes or find_spec("numba") is None:
+@cache
+def import_compiled_transforms() -> ModuleType | None:
+    """Return the module `transforms_numba`, or None if Numba is not installed."""
+    if find_spec("numba") is None:
         return None
     from polarmap.codes.compute import transforms_numba
 

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from polarmap.dtypes import Floats, Indices
 
-TILE_COLUMNS = 128  # Columns per tile of a butterfly. Such a tile fits into the L2 cache.
+TILE_COLUMNS = 256  # Columns per tile of a butterfly. For 1,024 blocks, two such tiles take 1 MiB.
 PRODUCT_TILE_COLUMNS = 1024  # Columns per tile of a product, which has few rows at a time.
 
 

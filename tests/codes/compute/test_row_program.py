@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -132,6 +133,18 @@ def test_wide_integers_are_encoded_and_decoded_exactly(
     mixed = {index: data[index] if index < 30 else parity[index - 30] for index in range(40)}
     kept = {index: row for index, row in mixed.items() if index not in (0, 7, 22)}
     assert (code.decode(kept) == data).all()
+
+
+def test_numba_is_loaded_once_enough_bytes_have_been_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, data = PolarCode(12, 8, "arikan"), draw_integers(2, (8, WIDTH), "i8")
+    expected = multiply_exactly(code.encoding_matrix, data, "i8")
+    monkeypatch.setattr(RowOperationProgram, "_n_bytes_read", 0)
+    monkeypatch.setattr(row_program, "MIN_COMPILED_BYTES", 3 * data.nbytes)
+    load = Mock(wraps=row_program.block_matmul.import_compiled_transforms)
+    monkeypatch.setattr(row_program.block_matmul, "import_compiled_transforms", load)
+    for n_loads in (0, 0, 1, 2):
+        assert (code.encode_parity(data) == expected).all()
+        assert load.call_count == n_loads
 
 
 @settings(deadline=None, max_examples=20)
