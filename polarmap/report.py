@@ -93,6 +93,8 @@ class TaskReport:
     host
         The host name of the worker that ran the task, with its address if the executor identifies machines by
         address. None if the task ran on this machine, or if the machine is unknown.
+    failed
+        When the last attempt ended, if the task is in the state "failed". None in all other states.
     """
 
     index: int
@@ -104,6 +106,12 @@ class TaskReport:
     launched: float | None = 0.0
     started: float | None = None
     host: str | None = None
+    failed: float | None = None
+
+    @property
+    def ended(self) -> float | None:
+        """When the result arrived, or when the last attempt of a failed task ended. None for other tasks."""
+        return self.failed if self.arrived is None else self.arrived
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,7 @@ class Report:
     def max_concurrent_tasks(self) -> int:
         """The maximum number of tasks that ran at the same time, as far as known."""
         started_tasks = [task for task in self.tasks if task.started is not None]
-        ends = ((self.seconds if task.arrived is None else task.arrived, -1) for task in started_tasks)
+        ends = ((self.seconds if task.ended is None else task.ended, -1) for task in started_tasks)
         starts = ((task.started or 0.0, 1) for task in started_tasks)
         return max(accumulate(step for _, step in sorted([*starts, *ends])), default=0)
 

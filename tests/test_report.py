@@ -126,9 +126,20 @@ def test_a_report_is_json_with_the_fields_that_it_has() -> None:
         "launched": 0.0,
         "started": None,
         "host": None,
+        "failed": None,
     }
     assert (parsed["n"], parsed["recovered"], parsed["errors"]) == (6, [1], [0.0, None])
     assert parsed["cost"] == {"compute": 0.1, "calls": 0.02, "requests": 0.003}
+
+
+def test_a_failed_task_does_not_count_as_running_until_the_end() -> None:
+    tasks = (
+        TaskReport(0, "failed", None, None, 1, ("OSError: disk",), started=0.0, failed=1.0),
+        TaskReport(1, "arrived", 3.0, 1.0, 1, started=2.0),
+        TaskReport(2, "abandoned", None, None, 1, started=2.5),
+    )
+    assert report(tasks=tasks, seconds=3.0).max_concurrent_tasks == 2
+    assert [task.ended for task in tasks] == [1.0, 3.0, None]
 
 
 def test_indented_json_has_the_same_content() -> None:

@@ -108,13 +108,11 @@ class BatchPolicy(SchedulingPolicy):
         with self._blocks.lock:
             return bool(self._queue or self._single_items) or self._blocks.has_items
 
-    @property
-    def waits_for_batch(self) -> bool:
-        """Whether the first queued items wait for a running batch, after which more items may join them.
-
-        The caller must hold the lock of the blocks.
-        """
-        return bool(self._queue and self._multi_item_tasks) and self._is_batch_incomplete(*self._queue[0])
+    def count_items(self) -> int:
+        """Return the number of items that are queued or belong to a task."""
+        with self._blocks.lock:
+            batches = [*self._blocks.batches.values(), *self._single_items, *self._queue]
+        return sum(len(batch.indices) for batch in batches)
 
     def limit_in_flight(self, max_in_flight: int) -> None:
         """Keep at most this many tasks in flight from now on, not counting backups."""
@@ -232,8 +230,7 @@ class BatchPolicy(SchedulingPolicy):
         """Remove and return the items of the next task.
 
         Returns None if no item is queued or enough tasks are in flight. Single items also wait until no batch
-        is running: that batch may still be split, and items must start in order, as one may need another. A
-        batch that is too small waits, too, if the results of the running batch will add more items to it.
+        is running: that batch may still be split, and items must start in order, as one may need another.
         """
         queue = self._single_items or self._queue
         if not queue:
@@ -247,7 +244,7 @@ class BatchPolicy(SchedulingPolicy):
         n_open_tasks = len(task_table.in_flight) + len(task_table.held_back)
         if n_open_tasks >= max_in_flight:
             return None
-        if self._multi_item_tasks and (max_items == 1 or self._is_batch_incomplete(items, item_indices)):
+        if self._multi_item_tasks and max_items == 1:
             return None
         queue.popleft()
         if self._unbatchable_submissions:
@@ -262,18 +259,13 @@ class BatchPolicy(SchedulingPolicy):
         if not (self._allow_batches and item_seconds):
             return 1
         n_per_batch = len(item_indices) // (BATCHES_PER_CORE * count_available_cores())
-        fair_size = max(n_per_batch, self._compute_min_batch_size(items))
+        fair_size = max(n_per_batch, self.compute_min_batch_size(items))
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
-    def _compute_min_batch_size(self, items: ItemSequence) -> int:
+    def compute_min_batch_size(self, items: ItemSequence) -> int:
         """Return how many items a batch needs to run much longer than it takes to send, or 0 if unknown."""
         item_seconds = self._seconds_by_class.get(items.item_class)
         return int(MIN_BATCH_SECONDS / item_seconds) if item_seconds and self._allow_batches else 0
-
-    def _is_batch_incomplete(self, items: ItemSequence, item_indices: Sequence[int]) -> bool:
-        """Return whether more items will soon be queued that should share a task with these ones."""
-        is_last = len(self._queue) == 1 and not self._single_items
-        return items.is_growing and is_last and len(item_indices) < self._compute_min_batch_size(items)
 
     def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
         """Return the number of items before the first item with an injected fault, which must run alone."""

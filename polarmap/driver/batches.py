@@ -42,14 +42,7 @@ class ItemSequence:
     blocks : iterable of bytes or array
         The serialized items: pickles or arrays. If batches are formed at run time, an array is never batched
         with other items.
-
-    Attributes
-    ----------
-    is_growing : bool
-        Whether more items are added as the results of earlier ones are used.
     """
-
-    is_growing = False
 
     def __init__(
         self, item_class: Hashable, context: object = None, blocks: Iterable[bytes | Array] = ()

@@ -5,6 +5,7 @@ A call may be run more than once, by backups and retries. The first attempt that
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
 
 from polarmap.driver.batch_policy import BatchPolicy
@@ -20,6 +21,18 @@ from polarmap.worker.pytree import Array
 SESSION_IDLE_SECONDS = 0.05  # close the session with the workers after this time without calls
 
 
+@dataclass(slots=True)
+class CallCounts:
+    """The number of calls that have returned or failed, and the number of calls that have failed.
+
+    The first number changes when calls leave the policy, so that no call is missing from a live view while
+    the results of its batch are set.
+    """
+
+    n_done: int = 0
+    n_failed: int = 0
+
+
 class CallCollector(EveryTaskCollector):
     """Sets the results and exceptions of submitted calls as attempts finish, until no calls are left.
 
@@ -33,13 +46,20 @@ class CallCollector(EveryTaskCollector):
         The state of the tasks.
     timer : JobTimer
         The time since the session with the workers was opened.
+    counts : CallCounts
+        The counts to update when calls have returned or failed.
     """
 
     def __init__(
-        self, policy: BatchPolicy, retry_rule: RetryRule, task_table: TaskTable, timer: JobTimer
+        self,
+        policy: BatchPolicy,
+        retry_rule: RetryRule,
+        task_table: TaskTable,
+        timer: JobTimer,
+        counts: CallCounts,
     ) -> None:
         super().__init__(task_table, timer)
-        self._policy, self._retry_rule = policy, retry_rule
+        self._policy, self._retry_rule, self._counts = policy, retry_rule, counts
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Set the result or exception of each call in a finished batch."""
@@ -49,15 +69,17 @@ class CallCollector(EveryTaskCollector):
         calls = batch_outcome.items
         assert isinstance(calls, CallGroup)
         if outcome.failure is None or outcome.failure.kind == FailureKind.RAISED:
+            self._counts.n_done += len(batch_outcome.results) + len(batch_outcome.failures)
             self._policy.discard_task(self.task_table, outcome.task)
         for item_index, failure in batch_outcome.failures:
             if outcome.failure is None or failure.kind == FailureKind.RAISED:
                 error = failure.cause or RuntimeError(str(failure))
-                label = calls.describe_item(item_index)
-                set_call_exception(calls, item_index, replace_exit_exception(label, error), raised_by_f=True)
+                label, counts = calls.describe_item(item_index), self._counts
+                error = replace_exit_exception(label, error)
+                set_call_exception(calls, item_index, error, counts, raised_by_f=True)
         # The iterator of a map waits for the first item. Set it last, so that the iterator wakes up once.
         for item_index, data in reversed(batch_outcome.results):
-            _set_call_result(calls, item_index, data)
+            _set_call_result(calls, item_index, data, self._counts)
 
     def try_finish(self) -> bool:
         """Fail the calls that have used up their retries, and return whether no calls are left."""
@@ -66,12 +88,13 @@ class CallCollector(EveryTaskCollector):
             if record.last_failure is not None and not self._retry_rule.allows_retry(record):
                 calls, [item_index] = self._policy.get_batch(task_index)
                 assert isinstance(calls, CallGroup)
+                self._counts.n_done += 1
                 self._policy.discard_task(self.task_table, task_index)
                 message = (
                     f"a call was lost {record.n_attempts} times, with its worker: "
                     f"{record.last_failure.message}"
                 )
-                set_call_exception(calls, item_index, WorkerLostError(message))
+                set_call_exception(calls, item_index, WorkerLostError(message), self._counts)
         return not self._policy.has_items
 
     @property
@@ -94,9 +117,9 @@ class CallCollector(EveryTaskCollector):
 
 
 def set_call_exception(
-    calls: CallGroup, item_index: int, error: BaseException, raised_by_f: bool = False
+    calls: CallGroup, item_index: int, error: BaseException, counts: CallCounts, raised_by_f: bool = False
 ) -> None:
-    """Set the exception of a call, after removing polarmap's own frames from its traceback.
+    """Set and count the exception of a call, after removing polarmap's own frames from its traceback.
 
     Parameters
     ----------
@@ -106,19 +129,22 @@ def set_call_exception(
         The index of the call (or chunk of calls) in `calls`.
     error : BaseException
         The exception to set.
+    counts : CallCounts
+        The counts to update.
     raised_by_f : bool
         Whether the called function raised the exception, rather than polarmap.
     """
     trim_traceback(error, raised_by_f)
+    counts.n_failed += 1
     calls.set_exception(item_index, error)
 
 
-def _set_call_result(calls: CallGroup, item_index: int, data: bytes | Array) -> None:
-    """Set the unpickled result of a call, or the exception if unpickling fails."""
+def _set_call_result(calls: CallGroup, item_index: int, data: bytes | Array, counts: CallCounts) -> None:
+    """Set the unpickled result of a call, or set and count the exception if unpickling fails."""
     try:
         value = unpickle_item(data)
     except BaseException as error:
         label = f"the result of {calls.describe_item(item_index)}"
-        set_call_exception(calls, item_index, replace_exit_exception(label, error))
+        set_call_exception(calls, item_index, replace_exit_exception(label, error), counts)
     else:
         calls.set_result(item_index, value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from polarmap.driver.batch_policy import BatchPolicy, can_batch_items
 from polarmap.driver.batches import ItemSequence, QueuedBatchBlocks
-from polarmap.driver.call_collector import CallCollector, set_call_exception
+from polarmap.driver.call_collector import CallCollector, CallCounts, set_call_exception
 from polarmap.driver.calls import CallGroup
 from polarmap.driver.collector import JobTimer
 from polarmap.driver.daemon_pool import register_before_exit
@@ -19,7 +21,11 @@ from polarmap.driver.scheduler import schedule_tasks
 from polarmap.driver.task_table import TaskTable
 from polarmap.executors.interface import JobSpec, Session
 from polarmap.executors.resolved import ResolvedExecutor
+from polarmap.live import activation
 from polarmap.worker.task_functions import execute_pickled_call
+
+if TYPE_CHECKING:
+    from polarmap.live.snapshots import ExecutorSnapshot
 
 
 class CallQueue:
@@ -54,6 +60,8 @@ class CallQueue:
         self._executor, self._on_close = executor, on_close
         self._max_in_flight, self._max_backups, self._retry_rule = max_in_flight, max_backups, retry_rule
         self._is_shut_down = False
+        self.queue_id = next(_queue_ids)
+        self._job_name = f"Executor {self.queue_id}"
         self.after_fork()
         _call_queues.add(self)
 
@@ -70,6 +78,7 @@ class CallQueue:
         # The lock prevents a call from being started while another thread cancels it. It is reentrant because
         # the garbage collector may shut down an executor at any time, even in a thread that holds the lock.
         self._lock = self._blocks.lock
+        self._counts, self._task_table = CallCounts(), TaskTable(0)
         self._session: Session | None = None
         self._thread: threading.Thread | None = None  # the latest one
         self._is_thread_running = False
@@ -86,7 +95,6 @@ class CallQueue:
             if must_wake and not self._policy.has_items:
                 calls.claim_items([item_indices[0]])  # The first call starts at once.
             self._policy.enqueue_items(calls, item_indices)
-            must_wake = must_wake and not self._policy.waits_for_batch
             if not self._is_thread_running:
                 self._thread = threading.Thread(
                     target=self._run_sessions_in_thread, name="polarmap-executor", daemon=True
@@ -95,6 +103,10 @@ class CallQueue:
                 self._is_thread_running = True
         if must_wake:
             self._wake_session()
+
+    def is_small_batch(self, calls: CallGroup, n_items: int) -> bool:
+        """Return whether a batch of `n_items` calls is known to run hardly longer than it takes to send."""
+        return n_items < self._policy.compute_min_batch_size(calls)
 
     def limit_in_flight(self, max_in_flight: int) -> None:
         """Submit at most this many calls to the workers at a time, not counting backups."""
@@ -138,6 +150,21 @@ class CallQueue:
                 calls.cancel()
             self._policy.remove_queued_items(select_unclaimed)
 
+    def take_snapshot(self) -> ExecutorSnapshot:
+        """Return the numbers of calls in each state, for a live view."""
+        from polarmap.live.snapshots import ExecutorSnapshot  # lazy import: only viewers need it
+
+        with self._lock:
+            n_pending, n_done, table = self._policy.count_items(), self._counts.n_done, self._task_table
+        return ExecutorSnapshot(
+            name=self._job_name,
+            executor=self._executor.name,
+            n_calls=n_done + n_pending,
+            n_done=n_done,
+            n_running=max(0, len(table.in_flight) - len(table.queued)),
+            n_failed=self._counts.n_failed,
+        )
+
     def _wake_session(self) -> None:
         session = self._session
         if session is not None:
@@ -163,12 +190,13 @@ class CallQueue:
 
     def _run_session(self) -> None:
         """Open an executor session and run calls on it until none have been submitted for a while."""
-        task_table = TaskTable(0)
+        task_table = self._task_table = TaskTable(0)
+        job_spec = JobSpec(execute_pickled_call, self._blocks, name=self._job_name)
         try:
-            with closing(self._executor.open(JobSpec(execute_pickled_call, self._blocks))) as session:
+            with closing(self._executor.open(job_spec)) as session:
                 self._session = session
                 timer = JobTimer(session.now)
-                collector = CallCollector(self._policy, self._retry_rule, task_table, timer)
+                collector = CallCollector(self._policy, self._retry_rule, task_table, timer, self._counts)
                 for outcomes in schedule_tasks(session, self._policy, self._retry_rule, collector):
                     has_events = bool(outcomes)
                     while outcomes:  # Pop outcomes so as not to keep references to results.
@@ -198,9 +226,11 @@ class CallQueue:
         for calls, item_indices in failed:
             assert isinstance(calls, CallGroup)
             for item_index in calls.claim_items(item_indices):
-                set_call_exception(calls, item_index, error)
+                self._counts.n_done += 1
+                set_call_exception(calls, item_index, error, self._counts)
 
 
+_queue_ids = itertools.count(1)
 _call_queues: weakref.WeakSet[CallQueue] = weakref.WeakSet()
 _is_exiting = False
 
@@ -218,6 +248,13 @@ def _reset_call_queues_after_fork() -> None:
         calls.after_fork()
 
 
+def list_executor_snapshots() -> list[ExecutorSnapshot]:
+    """Return the calls of each `polarmap.Executor` to which calls have been submitted, for a live view."""
+    queues = sorted(_call_queues, key=lambda queue: queue.queue_id)
+    return [snapshot for queue in queues if (snapshot := queue.take_snapshot()).n_calls]
+
+
+activation.executor_sources.append(list_executor_snapshots)
 register_before_exit(_wait_for_calls_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_call_queues_after_fork)

@@ -190,8 +190,11 @@ class MappedCalls(CallGroup):
         finally:
             on_close()
 
-    def _pop_result(self, item_index: int, deadline: float | None) -> list[Any]:
-        """Wait for an item. Then remove and return its results, or raise its exception."""
+    def wait_for_outcome(self, item_index: int, deadline: float | None) -> bool:
+        """Wait until an item has a result or an exception. Return False at `deadline`.
+
+        `deadline` is a `time.monotonic` time, or None. Raises CancelledError if the item has been cancelled.
+        """
         if item_index not in self._outcomes:
             with self._changed:
                 self._awaited_index = item_index
@@ -199,7 +202,13 @@ class MappedCalls(CallGroup):
                     if self._is_cancelled and item_index not in self._claimed:
                         raise CancelledError
                     if not self._changed.wait(None if deadline is None else deadline - time.monotonic()):
-                        raise TimeoutError
+                        return False
+        return True
+
+    def _pop_result(self, item_index: int, deadline: float | None) -> list[Any]:
+        """Wait for an item. Then remove and return its results, or raise its exception."""
+        if not self.wait_for_outcome(item_index, deadline):
+            raise TimeoutError
         has_returned, value = self._outcomes.pop(item_index)
         if has_returned:
             return value  # type: ignore[no-any-return]

@@ -29,10 +29,13 @@ class JobStarted:
         Call it without arguments on any thread to get the report so far, until the job has finished.
     function_name : str
         The name of the function that the job runs.
+    map_id : int
+        The number of the map in this process, starting at 1.
     """
 
     get_report: Callable[[], Report]
     function_name: str = ""
+    map_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)

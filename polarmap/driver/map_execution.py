@@ -5,6 +5,7 @@ This module opens a session with the workers, schedules the tasks, emits events 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -49,6 +50,8 @@ from polarmap.worker.pytree import count_layout_bytes
 
 CollectorT = TypeVar("CollectorT", bound=Collector)
 
+_map_ids = itertools.count(1)
+
 
 class MapExecution:
     """Runs one job (one run of a map) on an executor and builds its report.
@@ -59,10 +62,19 @@ class MapExecution:
     ----------
     executor : ResolvedExecutor
         Where the tasks run.
+
+    Attributes
+    ----------
+    map_id : int
+        The number of the map in this process, starting at 1. Logs and live views show it.
+    job_name : str
+        The name of the map for live views, such as "map 3".
     """
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._started_at, self.executor = time.monotonic(), executor
+        self.map_id = next(_map_ids)
+        self.job_name = f"map {self.map_id}"
         self._report_fields: dict[str, Any] = {}  # report fields that are known before the job starts
         self._collector: Collector | None = None  # set only while the job is running
 
@@ -128,7 +140,7 @@ class MapExecution:
         try:
             if events is not None:
                 function_name = _get_function_name(job_spec.user_function or job_spec.f)
-                events.emit(JobStarted(self.current_report, function_name))
+                events.emit(JobStarted(self.current_report, function_name, self.map_id))
             if cancellation is not None:
                 cancellation.raise_if_cancelled()
             if key is not None:
@@ -140,7 +152,8 @@ class MapExecution:
         except BaseException as error:
             if events is not None:
                 interim_report = self.current_report()
-                events.emit_last(JobFinished(lambda: interim_report, error))
+                n_results = 0 if self._collector is None else self._collector.n_results
+                events.emit_last(JobFinished(lambda: interim_report, error, n_results))
             raise
         else:
             if events is not None:

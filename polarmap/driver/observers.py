@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -21,9 +20,8 @@ from polarmap.driver.events import (
     Observer,
     StripesEncoded,
 )
-from polarmap.executors.persistent_executor import list_worker_snapshots
 from polarmap.live import activation
-from polarmap.live.hub import LiveHub, LiveMap, worker_sources
+from polarmap.live.hub import LiveHub, LiveMap
 from polarmap.live.views import close_view, open_view
 from polarmap.report import Report, TaskState, format_indices
 
@@ -34,10 +32,6 @@ TELEMETRY_NAME = "polarmap"  # the prefix of all OpenTelemetry names of spans, a
 
 # Create the notebook widget only once a map has run for this long: creating it takes longer than a short map.
 NOTEBOOK_DELAY_SECONDS = 0.3
-
-_MAP_IDS = itertools.count(1)
-
-worker_sources.append(list_worker_snapshots)
 
 
 class ProgressBar(Observer):
@@ -159,7 +153,7 @@ class LiveObserver(Observer):
                 open_view(self._is_in_notebook)
             self._hub = activation.active_hub
             if self._hub is not None:
-                self._live_map = self._hub.start_map(event.function_name, event.get_report)
+                self._live_map = self._hub.start_map(event.map_id, event.function_name, event.get_report)
         elif isinstance(event, JobFinished) and self._live_map is not None:
             assert self._hub is not None
             live_map, self._live_map = self._live_map, None
@@ -185,7 +179,7 @@ class LogObserver(Observer):
         elif isinstance(event, AttemptsStarted):
             self._log_starts(event)
         elif isinstance(event, JobStarted):
-            self._map_name, self._failed_tasks = f"map {next(_MAP_IDS)}", set()
+            self._map_name, self._failed_tasks = f"map {event.map_id}", set()
             report = event.get_report()
             self._log_info(
                 "start: %d tasks for %d blocks, %d results needed (%s, %s)",

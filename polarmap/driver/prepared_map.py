@@ -261,6 +261,7 @@ def execute_coded(
         low_priority_tasks=parity_tasks,
         padded_block=padded_block,
         user_function=user_function,
+        name=execution.job_name,
     )
     deadline_estimator = None
     if options.estimate_on_timeout:

@@ -152,6 +152,7 @@ def _build_task_report(task_index: int, record: TaskRecord) -> TaskReport:
         launched=record.submitted_at[0] if record.submitted_at else None,
         started=record.first_started_at,
         host=record.host,
+        failed=record.ended_at if state is TaskState.FAILED else None,
     )
 
 

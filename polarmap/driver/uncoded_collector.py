@@ -175,7 +175,7 @@ def execute_uncoded(
         Whether a task may fail. `on_outcome` is then called with the failure.
     """
     execution.check_backend_limits(blocks)
-    job_spec = JobSpec(f, blocks, output_spec=output)
+    job_spec = JobSpec(f, blocks, output_spec=output, name=execution.job_name)
     make_collector = partial(UncodedCollector, on_outcome, label_task, accept_failures)
     policy = make_backup_policy(blocks.n, max_backups)
     return execution.execute(job_spec, policy, options, make_collector, context)[1]

@@ -271,6 +271,8 @@ class JobSpec:
         evaluates f on the unpadded rows. None: no block is padded.
     user_function : callable or None
         The function that the caller passed, if f is a wrapper around it. A live view shows its name.
+    name : str
+        The name of the map or `polarmap.Executor`, such as "map 3". A live view shows it with the workers.
     """
 
     f: Function
@@ -281,6 +283,7 @@ class JobSpec:
     encryption: Encryption | None = None
     padded_block: tuple[int, int] | None = None
     user_function: Function | None = None
+    name: str = ""
 
     def get_n_unpadded_rows(self, task: int) -> int | None:
         """Return the number of unpadded rows of a task's block, or None if the block has no padding.

@@ -31,6 +31,7 @@ from polarmap.executors.temp_folders import (
     remove_owned_folder,
 )
 from polarmap.executors.worker_pool import WorkerHandle, WorkerPool
+from polarmap.live import activation
 from polarmap.worker.environment import count_available_cores
 from polarmap.worker.handshake import Endpoint
 from polarmap.worker.processes import LIVENESS_INTERVAL
@@ -383,9 +384,10 @@ def _make_worker_snapshot(pool_name: str, worker: WorkerHandle, now: float) -> W
 
     # Another thread may change the worker at any moment, so each attribute is read only once.
     allocation, assigned, state_since = worker.allocation, tuple(worker.assigned), worker.state_since
-    state = "idle"
+    state, job_name = "idle", ""
     if allocation is not None:
         state = "working" if allocation.closed_at is None else "abandoned"
+        job_name = allocation.job_name
     return WorkerSnapshot(
         pool=pool_name,
         worker_id=worker.worker_id,
@@ -394,7 +396,11 @@ def _make_worker_snapshot(pool_name: str, worker: WorkerHandle, now: float) -> W
         state=state,
         task=assigned[0][0][1] if assigned and state != "idle" else None,
         state_seconds=round(max(0.0, now - state_since), 3) if state_since < inf else 0.0,
+        job=job_name,
     )
+
+
+activation.worker_sources.append(list_worker_snapshots)
 
 
 def _reset_after_fork() -> None:

@@ -128,7 +128,7 @@ class PoolSession:
         # it.
         get_task_key = partial(self._published_blocks.get_task_key, job_spec.blocks)
         self._get_task_key = lru_cache(MAX_CACHED_TASKS)(get_task_key)
-        self._allocation = self._worker_pool.open_allocation(self._wake_signal.set)
+        self._allocation = self._worker_pool.open_allocation(self._wake_signal.set, job_spec.name)
         self._allocation.poller.register(self._wake_signal, POLLIN)
         self._store_reader: StoreReader | None = None
         if job_spec.blocks.location is not None and job_spec.blocks.location.is_sent_by_driver:

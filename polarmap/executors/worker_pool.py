@@ -81,6 +81,8 @@ class Allocation:
         The number of the session's tasks; 0 if it does not matter on which machines they run.
     n_tasks_by_machine : dict of str to int
         The number of tasks assigned to each machine, for workers whose machine is known.
+    job_name : str
+        The name of the session's map or `polarmap.Executor`, such as "map 3"; empty if it has none.
     """
 
     wake_session: Callable[[], None]
@@ -94,6 +96,7 @@ class Allocation:
     closed_at: float | None = None
     n_tasks: int = 0
     n_tasks_by_machine: dict[str, int] = field(default_factory=dict)
+    job_name: str = ""
 
     def update_polled_events(self, worker: WorkerHandle) -> None:
         """Update the events for which a worker's channel is polled.
@@ -329,15 +332,16 @@ class WorkerPool:
         """Return the workers' billed time since the last call, or None if workers are not billed."""
         return None
 
-    def open_allocation(self, wake_session: Callable[[], None]) -> Allocation:
+    def open_allocation(self, wake_session: Callable[[], None], job_name: str = "") -> Allocation:
         """Register a new session with the pool, and return its allocation of workers.
 
-        `wake_session` is called with no arguments when the session can start a task.
+        `wake_session` is called with no arguments when the session can start a task. `job_name` is the name
+        of the session's map.
         """
         with self._lock:
             if not self._allocation_refs:
                 self._concurrency_limit = self._get_initial_concurrency_limit()
-            allocation = Allocation(wake_session)
+            allocation = Allocation(wake_session, job_name=job_name)
             self._allocation_refs.add(weakref.ref(allocation, self._allocation_refs.discard))
             return allocation
 
@@ -453,10 +457,11 @@ class WorkerPool:
         """Cancel a worker's tasks, and withdraw the worker from its session until it is idle."""
         with self._lock:
             is_busy, assigned = worker.cancel_tasks(), worker.assigned.copy()
+            job_name = "" if worker.allocation is None else worker.allocation.job_name
             self.release_worker(worker)
             if is_busy:
                 worker.assigned = assigned
-                worker.allocation = Allocation(lambda: None, closed_at=time.monotonic())
+                worker.allocation = Allocation(lambda: None, closed_at=time.monotonic(), job_name=job_name)
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
         """Return how a worker exited, for error messages. Raises ExecutorError if the pool is closed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,16 @@ from polarmap.errors import trimmed_tracebacks
 if TYPE_CHECKING:
     from polarmap.live.dashboard import DashboardServer
     from polarmap.live.hub import LiveHub
+    from polarmap.live.snapshots import ExecutorSnapshot, WorkerSnapshot
 
 ENVIRONMENT_VARIABLE = "POLARMAP_LIVE"
 
 active_hub: LiveHub | None = None  # the hub of this process while the program is visible, else None
+
+# The functions in these lists return the workers of pools, and the calls of each `polarmap.Executor`. The hub
+# calls them only while somebody watches.
+worker_sources: list[Callable[[], list[WorkerSnapshot]]] = []
+executor_sources: list[Callable[[], list[ExecutorSnapshot]]] = []
 
 _lock = threading.Lock()
 _n_activations = 0  # the number of calls of `activate` without a call of `deactivate`
@@ -42,7 +48,7 @@ def activate() -> LiveHub:
             from polarmap.live.hub import LiveHub
             from polarmap.live.program_socket import start_program_server
 
-            hub = LiveHub()
+            hub = LiveHub(worker_sources, executor_sources)
             start_program_server(hub)
             active_hub = hub
         return active_hub

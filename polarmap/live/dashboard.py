@@ -24,6 +24,7 @@ from weakref import WeakSet
 
 from polarmap.errors import CodeError
 from polarmap.live.html_export import SnapshotEncoder, read_page_file
+from polarmap.live.pace import compute_rest
 from polarmap.live.snapshots import ProgramSnapshot
 from polarmap.optional import require_extra
 
@@ -33,8 +34,6 @@ with require_extra("the dashboard", "tornado", "live"):
     from tornado.web import Application, RequestHandler
 
 MIN_SAMPLING_INTERVAL = 0.25  # seconds between two samples: snapshots of all programs that the page shows
-# Sampling uses at most 1/20 of the time of one core.
-SAMPLING_TIME_SHARE = 20
 # A sample that only waits, such as for a program that is stopped, delays the next one by at most this time.
 MAX_WAITING_INTERVAL = 10.0  # seconds
 # Unchanged snapshots are sent again after this many seconds, to show that the program still responds.
@@ -105,7 +104,7 @@ class DashboardServer:
     take_snapshots : callable
         Called without arguments on a thread of the server to get a list of ProgramSnapshots. It is called at
         most four times a second, only while a browser is connected, and so seldom that the calls take at most
-        5 % of the time.
+        4 % of the time.
     port : int
         The TCP port. By default, the system chooses a free one.
     host : str
@@ -506,8 +505,8 @@ async def _await_briefly(awaitable: Awaitable[object], seconds: float) -> None:
 
 def _compute_sampling_interval(seconds: float, cpu_seconds: float) -> float:
     """Return the seconds until the next sample, given the run time and processor time of the last one."""
-    waiting_interval = min(SAMPLING_TIME_SHARE * seconds, MAX_WAITING_INTERVAL)
-    return max(MIN_SAMPLING_INTERVAL, SAMPLING_TIME_SHARE * cpu_seconds, waiting_interval)
+    waiting_interval = min(compute_rest(seconds, MIN_SAMPLING_INTERVAL), MAX_WAITING_INTERVAL)
+    return compute_rest(cpu_seconds, waiting_interval)
 
 
 # --- addresses ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Describe programs, maps, fits, workers and failures in the words that all text views share.
+"""Describe programs, maps, fits, calls, workers and failures in the words that all text views share.
 
 The functions turn snapshots into short texts without layout or colours. The views place these texts:
 snapshots -> descriptions -> terminal, SVG, plain lines.
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from polarmap.live.snapshots import (
+    ExecutorSnapshot,
     FailureSnapshot,
     IterationSnapshot,
     MapSnapshot,
@@ -115,7 +116,7 @@ def describe_hidden_failures(snapshot: MapSnapshot, n_shown: int) -> str:
     return f"{n_hidden} more {'task has' if n_hidden == 1 else 'tasks have'} failed" if n_hidden > 0 else ""
 
 
-# --- fits and workers --------------------------------------------------------------------------
+# --- fits, calls and workers -------------------------------------------------------------------
 
 
 def format_iteration_line(iteration: IterationSnapshot) -> str:
@@ -133,6 +134,13 @@ def format_iteration_line(iteration: IterationSnapshot) -> str:
     return ", ".join(parts)
 
 
+def format_executor_line(executor: ExecutorSnapshot) -> str:
+    """Describe calls in one line, such as "Executor 1: 120 of 200 calls done, 4 running, 1 failed"."""
+    parts = [f"{executor.name}: {executor.n_done:,} of {executor.n_calls:,} calls done"]
+    counts = {"running": executor.n_running, "failed": executor.n_failed}
+    return ", ".join([*parts, *(f"{count:,} {state}" for state, count in counts.items() if count)])
+
+
 def describe_workers(workers: Sequence[WorkerSnapshot]) -> str:
     """Count workers by state, as in "4 workers: 3 working, 1 idle"."""
     counts = Counter(worker.state for worker in workers)
@@ -146,7 +154,8 @@ def describe_worker(worker: WorkerSnapshot) -> tuple[str, str, str, str, str]:
     The third column also says for how long the worker has been at its task, or idle. Unknown values are
     dashes.
     """
-    task = worker.state if worker.task is None else f"task {worker.task}"
+    job_text = f" of {worker.job}" if worker.job else ""
+    task = worker.state if worker.task is None else f"task {worker.task}{job_text}"
     if worker.state == "abandoned" and worker.task is not None:
         task += " abandoned"
     return (
@@ -176,13 +185,14 @@ def list_program_facts(snapshot: ProgramSnapshot) -> list[str]:
 
 
 def format_program_line(snapshot: ProgramSnapshot) -> str:
-    """Describe the program's fit, or its running or latest map, in one line."""
+    """Describe the program's fit, or its running or latest maps and calls, in one line."""
     running_iterations = [iteration for iteration in snapshot.iterations if iteration.is_running]
     if running_iterations:
         return format_iteration_line(running_iterations[-1])
-    maps = select_maps(snapshot, 4)
-    if maps:
-        return "; ".join(map(format_map_line, maps))
+    lines = [*map(format_map_line, select_maps(snapshot, 4))]
+    lines += map(format_executor_line, select_executors(snapshot, 4))
+    if lines:
+        return "; ".join(lines)
     if snapshot.iterations:
         return format_iteration_line(snapshot.iterations[-1])
     return describe_workers(snapshot.workers) or "no map has started"
@@ -192,3 +202,9 @@ def select_maps(snapshot: ProgramSnapshot, max_maps: int) -> tuple[MapSnapshot, 
     """Return the latest running maps, or the latest finished map if none is running, oldest first."""
     running_maps = tuple(one_map for one_map in snapshot.maps if one_map.is_running)
     return running_maps[-max_maps:] or snapshot.maps[-1:]
+
+
+def select_executors(snapshot: ProgramSnapshot, max_executors: int) -> tuple[ExecutorSnapshot, ...]:
+    """Return the latest executors with unfinished calls, or the latest executor if there are none."""
+    running = tuple(executor for executor in snapshot.executors if executor.is_running)
+    return running[-max_executors:] or snapshot.executors[-1:]

@@ -1,8 +1,9 @@
-"""The hub, which records the running maps, fits and workers of a program for live views.
+"""The hub, which records the maps, fits, workers and submitted calls of a program for live views.
 
     driver (JobStarted, JobFinished)  --start_map, finish_map-->  LiveHub  <--take_snapshot--  viewers
     fits                              --start_iteration-------->
     pools                             --worker sources--------->
+    polarmap.Executor                 --executor sources------->
 
 A map calls the hub only when it starts and when it finishes. Everything else happens on the viewers' threads,
 which ask running maps for their reports. If nobody watches, no snapshot is taken. `polarmap.live.activation`
@@ -11,7 +12,6 @@ creates the hub of a process when a program becomes visible.
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 import sys
@@ -22,8 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from polarmap.live.pace import compute_rest
 from polarmap.live.snapshots import (
     RATE_WINDOW_SECONDS,
+    ExecutorSnapshot,
     IterationSnapshot,
     MapSnapshot,
     ProgramSnapshot,
@@ -33,13 +35,8 @@ from polarmap.live.snapshots import (
 from polarmap.worker.processes import read_process_status
 
 MAX_FINISHED = 8  # Keep this many finished maps, and this many finished fits.
-# Taking snapshots uses at most 1/25 of the time, so that it does not slow down maps.
-SNAPSHOT_TIME_SHARE = 25
 MIN_SNAPSHOT_INTERVAL = 0.2  # seconds
 MAX_SNAPSHOT_SECONDS = 5.0  # If taking a snapshot takes longer, another thread tries it too.
-
-# Each function in this list returns the workers of some pools. The package `executors` adds its own.
-worker_sources: list[Callable[[], list[WorkerSnapshot]]] = []
 
 
 @dataclass(slots=True)
@@ -130,14 +127,25 @@ class LiveIteration:
 
 
 class LiveHub:
-    """The registry of a program's maps, fits and workers, from which viewers take snapshots.
+    """The registry of a program's maps and fits, from which viewers take snapshots of the program.
 
     All methods may be called from any thread.
+
+    Parameters
+    ----------
+    worker_sources : sequence of callable
+        Called without arguments for each snapshot. Each of them returns the workers of some pools.
+    executor_sources : sequence of callable
+        Called in the same way. Each of them returns the calls of some executors.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        worker_sources: Sequence[Callable[[], list[WorkerSnapshot]]] = (),
+        executor_sources: Sequence[Callable[[], list[ExecutorSnapshot]]] = (),
+    ) -> None:
+        self._worker_sources, self._executor_sources = worker_sources, executor_sources
         self._lock = threading.Lock()
-        self._map_ids = itertools.count(1)
         self._running_maps: dict[int, LiveMap] = {}
         self._finished_maps = deque[LiveMap](maxlen=MAX_FINISHED)
         self._running_iterations: list[LiveIteration] = []
@@ -148,9 +156,9 @@ class LiveHub:
         self._json_snapshot: tuple[ProgramSnapshot, str] | None = None
         self._next_snapshot_at = 0.0
 
-    def start_map(self, name: str, get_report: Callable[[], Any]) -> LiveMap:
-        """Add a map that has just started. `get_report` returns its report when called without arguments."""
-        live_map = LiveMap(next(self._map_ids), name, get_report)
+    def start_map(self, map_id: int, name: str, get_report: Callable[[], Any]) -> LiveMap:
+        """Add a map that has just started. For the parameters, see `LiveMap`."""
+        live_map = LiveMap(map_id, name, get_report)
         with self._lock:
             self._running_maps[live_map.map_id] = live_map
         return live_map
@@ -207,7 +215,7 @@ class LiveHub:
         text = snapshot.to_json()
         with self._lock:
             self._json_snapshot = snapshot, text
-            self._next_snapshot_at += SNAPSHOT_TIME_SHARE * (time.monotonic() - started_at)
+            self._next_snapshot_at += compute_rest(time.monotonic() - started_at, 0.0)
         return text
 
     def take_snapshot(self, is_final: bool = False) -> ProgramSnapshot:
@@ -226,8 +234,7 @@ class LiveHub:
         seconds = time.monotonic() - now
         with self._lock:
             self._snapshot = snapshot
-            interval = max(MIN_SNAPSHOT_INTERVAL, SNAPSHOT_TIME_SHARE * seconds)
-            self._next_snapshot_at = time.monotonic() + interval
+            self._next_snapshot_at = time.monotonic() + compute_rest(seconds, MIN_SNAPSHOT_INTERVAL)
         return snapshot
 
     def _build_snapshot(self, now: float) -> ProgramSnapshot:
@@ -241,10 +248,11 @@ class LiveHub:
         running_rate = sum(snapshot.results_per_second for snapshot in snapshots if snapshot.is_running)
         return make_program_snapshot(
             sorted(snapshots, key=lambda snapshot: snapshot.map_id),
-            [worker for source in worker_sources for worker in source()],
+            [worker for source in self._worker_sources for worker in source()],
             [iteration.take_snapshot() for iteration in iterations],
             n_finished_maps,
             running_rate + sum(recent_counts) / RATE_WINDOW_SECONDS,
+            [executor for source in self._executor_sources for executor in source()],
         )
 
 
@@ -254,6 +262,7 @@ def make_program_snapshot(
     iterations: Sequence[IterationSnapshot] = (),
     n_finished_maps: int = 0,
     results_per_second: float = 0.0,
+    executors: Sequence[ExecutorSnapshot] = (),
 ) -> ProgramSnapshot:
     """Return a snapshot of this program. The arguments are attributes of `ProgramSnapshot`.
 
@@ -269,6 +278,7 @@ def make_program_snapshot(
         maps=tuple(maps),
         workers=tuple(map(_read_usage, workers)),
         iterations=tuple(iterations),
+        executors=tuple(executors),
     )
 
 

@@ -20,8 +20,8 @@ from polarmap.live.svg import render_program_svg
 class NotebookView:
     """Shows the maps of a program as an output of the current cell, until it is closed.
 
-    The output appears once there is a map or a fit to show, or at once with `shows_all`. After `close`, it
-    shows the final state.
+    The output appears once there is a map, a fit or a call to show, or at once with `shows_all`. After
+    `close`, it shows the final state.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class NotebookView:
 
     def _show(self, snapshot: ProgramSnapshot) -> None:
         """Show a snapshot, or replace the displayed one if it looks different."""
-        if not (self._shows_all or snapshot.maps or snapshot.iterations):
+        if not (self._shows_all or snapshot.maps or snapshot.iterations or snapshot.executors):
             return
         data = make_mime_bundle(snapshot)
         if data == self._displayed:

@@ -1,8 +1,8 @@
-"""Refresh a view on a thread that uses at most 5 % of a core, and select the maps that the view shows.
+"""Refresh a view on a thread that rests most of the time, and select the maps that the view shows.
 
-The views in a terminal and in a notebook share this module. A `Refresher` repeats an update, and sleeps for
-20 times as long as the update took. Each update takes a snapshot, from which a `ViewScope` removes the maps
-and fits that had finished before the view started: snapshot source -> `ViewScope` -> view.
+The views in a terminal and in a notebook share this module. A `Refresher` repeats an update, at the pace of
+`polarmap.live.pace`. Each update takes a snapshot, from which a `ViewScope` removes the maps, fits and calls
+that had finished before the view started: snapshot source -> `ViewScope` -> view.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from polarmap.live.pace import compute_rest
 from polarmap.live.snapshots import ProgramSnapshot
 
 LOG = logging.getLogger("polarmap")
 
 MIN_INTERVAL = 0.25  # seconds between updates
-REST_FACTOR = 20  # A view rests for at least this multiple of the time that an update takes.
 CLOSE_TIMEOUT = 1.0  # seconds that `close` waits for the thread, which a stuck terminal can block
 
 
@@ -34,7 +34,7 @@ class SnapshotSource(Protocol):
 
 
 class Refresher:
-    """Calls a function repeatedly on a daemon thread, for at most 5 % of the time.
+    """Calls a function repeatedly on a daemon thread, for at most 4 % of the time.
 
     An exception of the function ends the thread, and is logged at DEBUG. It is never raised into a map.
 
@@ -70,33 +70,36 @@ class Refresher:
             while is_wanted and not self._is_closed.wait(interval):
                 started_at = time.perf_counter()
                 is_wanted = self._refresh()
-                interval = max(self._min_interval, REST_FACTOR * (time.perf_counter() - started_at))
+                interval = compute_rest(time.perf_counter() - started_at, self._min_interval)
         except Exception:
             LOG.debug("a live view ended with an exception", exc_info=True)
 
 
 class ViewScope:
-    """Selects the maps and fits that run while a view is open, from all that the program has run.
+    """Selects the maps, fits and calls that run while a view is open, from all that the program has run.
 
     Parameters
     ----------
     initial : ProgramSnapshot or None
-        The program when the view starts. Maps and fits that have finished by then are not shown. None selects
-        everything.
+        The program when the view starts. Maps, fits and calls that have finished by then are not shown. None
+        selects everything.
     """
 
     def __init__(self, initial: ProgramSnapshot | None) -> None:
         maps = () if initial is None else initial.maps
         iterations = () if initial is None else initial.iterations
+        executors = () if initial is None else initial.executors
         self._finished_ids = {one_map.map_id for one_map in maps if not one_map.is_running}
         self._finished_iterations = [iteration for iteration in iterations if not iteration.is_running]
+        self._idle_executors = [executor for executor in executors if not executor.is_running]
         self._n_finished_maps = 0 if initial is None else initial.n_finished_maps
 
     def select(self, snapshot: ProgramSnapshot) -> ProgramSnapshot:
-        """Return the snapshot without the maps and fits that had finished before the view started."""
+        """Return the snapshot without the maps, fits and calls that had finished before the view started."""
         return replace(
             snapshot,
             n_finished_maps=max(0, snapshot.n_finished_maps - self._n_finished_maps),
             maps=tuple(one for one in snapshot.maps if one.map_id not in self._finished_ids),
             iterations=tuple(one for one in snapshot.iterations if one not in self._finished_iterations),
+            executors=tuple(one for one in snapshot.executors if one not in self._idle_executors),
         )

@@ -1,4 +1,4 @@
-"""Snapshots of a running program: its maps, workers and iterations, as plain values that JSON can represent.
+"""Snapshots of a running program: its maps, workers, fits and calls, as plain values that JSON can represent.
 
 The hub takes a snapshot several times a second while somebody watches, and every view shows the same one. A
 snapshot contains names, sizes, times and error messages, but no data of the user.
@@ -65,9 +65,10 @@ class MapSnapshot:
         A letter for each task: see `STATE_LETTERS`. The letter of a late task is in upper case.
     decoded_blocks : tuple of int
         The data blocks whose results were decoded from other results.
-    submitted, started, arrived : tuple of float or None
-        When each task was submitted, was started by a worker, and returned its result. None if it was not, or
-        if this is unknown. Between the first two, a task is queued. After that, it runs.
+    submitted, started, ended : tuple of float or None
+        When each task was submitted, was started by a worker, and returned its result or failed for the last
+        time. None if it was not, or if this is unknown. Between the first two, a task is queued. After that,
+        it runs.
     hosts : tuple of str
         The machine of each task, or "" if it is unknown or this machine. Empty if no machine is known.
     sufficed_at : float or None
@@ -100,7 +101,7 @@ class MapSnapshot:
     decoded_blocks: tuple[int, ...] = ()
     submitted: tuple[float | None, ...] = ()
     started: tuple[float | None, ...] = ()
-    arrived: tuple[float | None, ...] = ()
+    ended: tuple[float | None, ...] = ()
     hosts: tuple[str, ...] = ()
     sufficed_at: float | None = None
     next_result_seconds: float | None = None
@@ -149,6 +150,8 @@ class WorkerSnapshot:
         The memory of the process. None if this process cannot read it.
     cpu_seconds : float or None
         The processor time that the process has used. None if this process cannot read it.
+    job : str
+        The name of the map or the `polarmap.Executor` of the task, such as "map 3". "" if the worker is idle.
     """
 
     pool: str
@@ -160,6 +163,40 @@ class WorkerSnapshot:
     state_seconds: float
     memory_bytes: int | None = None
     cpu_seconds: float | None = None
+    job: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSnapshot:
+    """The calls of a `polarmap.Executor` at one moment. A chunk of calls counts as one call.
+
+    Attributes
+    ----------
+    name : str
+        The name of the executor in its program, such as "Executor 1".
+    executor : str
+        The name of the executor on which the calls run, as in a report.
+    n_calls : int
+        The number of calls that were submitted and not cancelled.
+    n_done : int
+        The number of calls that have returned or failed.
+    n_running : int
+        The number of calls that workers are running.
+    n_failed : int
+        The number of calls that have raised an exception or were lost.
+    """
+
+    name: str
+    executor: str
+    n_calls: int
+    n_done: int
+    n_running: int
+    n_failed: int
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any call is not done yet."""
+        return self.n_done < self.n_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +235,7 @@ class IterationSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ProgramSnapshot:
-    """The state of a program at one moment: its maps, workers and fits.
+    """The state of a program at one moment: its maps, workers, fits and calls.
 
     Attributes
     ----------
@@ -220,6 +257,8 @@ class ProgramSnapshot:
         The persistent workers of all pools.
     iterations : tuple of IterationSnapshot
         The running fits, and the latest of those that have finished.
+    executors : tuple of ExecutorSnapshot
+        Each `polarmap.Executor` to which calls have been submitted, oldest first.
     """
 
     pid: int
@@ -231,6 +270,7 @@ class ProgramSnapshot:
     maps: tuple[MapSnapshot, ...] = ()
     workers: tuple[WorkerSnapshot, ...] = ()
     iterations: tuple[IterationSnapshot, ...] = field(default=())
+    executors: tuple[ExecutorSnapshot, ...] = ()
 
     def to_json(self) -> str:
         """Convert the snapshot to JSON in one line. `from_json` restores it.
@@ -249,7 +289,8 @@ class ProgramSnapshot:
             maps = tuple(_restore_map(item) for item in values.pop("maps"))
             workers = tuple(WorkerSnapshot(**item) for item in values.pop("workers"))
             iterations = tuple(IterationSnapshot(**item) for item in values.pop("iterations"))
-            return cls(**values, maps=maps, workers=workers, iterations=iterations)
+            executors = tuple(ExecutorSnapshot(**item) for item in values.pop("executors"))
+            return cls(**values, maps=maps, workers=workers, iterations=iterations, executors=executors)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a snapshot of a program: {error}") from error
 
@@ -326,7 +367,7 @@ def make_map_snapshot(
         decoded_blocks=tuple(report.recovered),
         submitted=tuple(_round_time(task.launched) for task in tasks),
         started=tuple(_round_time(task.started) for task in tasks),
-        arrived=tuple(_round_time(task.arrived) for task in tasks),
+        ended=tuple(_round_time(task.ended) for task in tasks),
         hosts=tuple(task.host or "" for task in tasks) if any(task.host for task in tasks) else (),
         sufficed_at=_round_time(arrivals[report.needed - 1]) if 0 < report.needed <= len(arrivals) else None,
         next_result_seconds=_estimate_next_result(tasks, report.seconds) if is_running else None,

@@ -17,6 +17,7 @@ from polarmap.live.descriptions import (
     describe_map,
     describe_worker,
     describe_workers,
+    format_executor_line,
     format_failure,
     format_iteration_line,
     format_map_line,
@@ -25,6 +26,7 @@ from polarmap.live.descriptions import (
     format_seconds,
     list_map_facts,
     make_printable,
+    select_executors,
     select_maps,
 )
 from polarmap.live.snapshots import STATE_BY_LETTER, MapSnapshot, ProgramSnapshot, WorkerSnapshot
@@ -50,6 +52,7 @@ CONTENT_WIDTH = WIDTH - 2 * MARGIN
 MAX_SVG_MAPS = 4  # A program shows at most this many maps.
 MAX_SVG_WORKERS = 16
 MAX_SVG_ITERATIONS = 3
+MAX_SVG_EXECUTORS = 3
 MAX_SVG_FAILURES = 3
 MAX_SVG_LENGTH = 58_000  # Characters of an SVG. Most characters take one byte.
 MIN_SQUARES = 50  # Fewer squares would not make an SVG much shorter.
@@ -96,7 +99,7 @@ def render_map_svg(snapshot: MapSnapshot) -> str:
 
 
 def render_program_svg(snapshot: ProgramSnapshot) -> str:
-    """Draw a program as static SVG: its fits, its running maps or else its latest map, and its workers.
+    """Draw a program as static SVG: its fits, calls and workers, and its running maps or else its latest map.
 
     Parameters
     ----------
@@ -130,13 +133,15 @@ def _render_program(snapshot: ProgramSnapshot, max_squares: int) -> str:
     canvas, maps = _Canvas(), select_maps(snapshot, MAX_SVG_MAPS)
     for iteration in snapshot.iterations[-MAX_SVG_ITERATIONS:]:
         canvas.add_line(format_iteration_line(iteration))
+    for executor in select_executors(snapshot, MAX_SVG_EXECUTORS):
+        canvas.add_line(format_executor_line(executor))
     for one_map in maps:
         canvas.add_gap()
         _draw_map(canvas, one_map, max_squares // len(maps), MAX_TIMELINE_ROWS // len(maps))
     if snapshot.workers:
         canvas.add_gap()
         _draw_workers(canvas, snapshot.workers)
-    if not (snapshot.iterations or maps or snapshot.workers):
+    if not (snapshot.iterations or snapshot.executors or maps or snapshot.workers):
         canvas.add_line("No map has started.")
     return canvas.render(format_program_line(snapshot), " ".join(map(describe_map, maps)))
 
@@ -384,7 +389,7 @@ _QUEUED_STROKE = f'stroke="{figure_style.GREY}" stroke-opacity="0.55" stroke-wid
 
 
 def _draw_areas(canvas: _Canvas, snapshot: MapSnapshot, n_columns: int) -> float:
-    """Draw the numbers of returned, running and queued tasks over time, stacked on each other.
+    """Draw the numbers of returned, failed, running and queued tasks over time, stacked on each other.
 
     Return the height of the drawing in pixels.
     """
@@ -393,6 +398,7 @@ def _draw_areas(canvas: _Canvas, snapshot: MapSnapshot, n_columns: int) -> float
     bottom_y = [canvas.y + TIMELINE_AREA_HEIGHT] * n_columns
     for state, layer in (
         ("arrived", counts.returned),
+        ("failed", counts.failed),
         ("running", counts.running),
         ("queued", counts.queued),
     ):
@@ -422,7 +428,7 @@ def _draw_workers(canvas: _Canvas, workers: Sequence[WorkerSnapshot]) -> None:
     canvas.add_line(describe_workers(workers), is_bold=True)
     for worker in workers[:MAX_SVG_WORKERS]:
         columns = describe_worker(worker)
-        for text, x in zip(columns, accumulate((110, 150, 190, 90), initial=float(MARGIN))):
+        for text, x in zip(columns, accumulate((100, 140, 230, 90), initial=float(MARGIN))):
             canvas.add_text(x, canvas.y + 13, text)
         canvas.y += LINE_HEIGHT
     if len(workers) > MAX_SVG_WORKERS:

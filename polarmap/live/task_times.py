@@ -9,7 +9,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple
 
-from polarmap.live.snapshots import STATE_BY_LETTER, MapSnapshot
+from polarmap.live.snapshots import STATE_BY_LETTER, STATE_LETTERS, MapSnapshot
+
+FAILED_LETTER = STATE_LETTERS["failed"]
 
 
 class TaskTimes(NamedTuple):
@@ -28,51 +30,52 @@ class TaskTimes(NamedTuple):
 def compute_task_times(snapshot: MapSnapshot) -> list[TaskTimes]:
     """Return the times of all tasks that were submitted, in the order of the tasks.
 
-    If it is unknown when a task started, it counts as running from its submission if it has returned or
-    is running, and as queued otherwise.
+    A failed task runs until its last failure. If it is unknown when a task started, it counts as running from
+    its submission if it has returned or failed or is running, and as queued otherwise.
     """
     end = snapshot.elapsed_seconds
     times = []
     for task, submitted_at in enumerate(snapshot.submitted):
         if submitted_at is None:
             continue
-        started_at, arrived_at = snapshot.started[task], snapshot.arrived[task]
+        started_at, ended_at = snapshot.started[task], snapshot.ended[task]
         state = STATE_BY_LETTER[snapshot.states[task].lower()]
-        if started_at is None and arrived_at is None and state in ("queued", "cancelled"):
+        if started_at is None and ended_at is None and state in ("queued", "cancelled"):
             times.append(TaskTimes(task, submitted_at, end, end))
         else:
             run_at = submitted_at if started_at is None else max(submitted_at, started_at)
-            times.append(TaskTimes(task, submitted_at, run_at, end if arrived_at is None else arrived_at))
+            times.append(TaskTimes(task, submitted_at, run_at, end if ended_at is None else ended_at))
     return times
 
 
 def get_timeline_end(snapshot: MapSnapshot) -> float:
     """Return the duration of a map's timeline in seconds, which is above 0."""
-    arrivals = [arrived_at for arrived_at in snapshot.arrived if arrived_at is not None]
-    return max([snapshot.elapsed_seconds, *arrivals]) or 1.0
+    ends = [ended_at for ended_at in snapshot.ended if ended_at is not None]
+    return max([snapshot.elapsed_seconds, *ends]) or 1.0
 
 
 class TaskCounts(NamedTuple):
-    """The numbers of tasks that are queued, running or have returned, at equidistant times."""
+    """The numbers of queued, running, returned and failed tasks at equidistant times."""
 
     queued: list[int]
     running: list[int]
     returned: list[int]
+    failed: list[int]
 
 
 def count_tasks_over_time(snapshot: MapSnapshot, n_columns: int) -> TaskCounts:
-    """Count the tasks that are queued, running or have returned in each of `n_columns` equal time steps."""
+    """Count the tasks in each group of `TaskCounts` in each of `n_columns` equal time steps."""
     times, end = compute_task_times(snapshot), get_timeline_end(snapshot)
     edges = [end * (column + 0.5) / n_columns for column in range(n_columns)]
     n_submitted = _count_up_to([task.queued_at for task in times], edges)
     n_started = _count_up_to([task.run_at for task in times if task.run_at < task.ended_at], edges)
-    ended_at = [task.ended_at for task in times if task.run_at < task.ended_at]
-    n_ended = _count_up_to(ended_at, edges)
-    arrived_at = [arrival for arrival in snapshot.arrived if arrival is not None]
+    n_ended = _count_up_to([task.ended_at for task in times if task.run_at < task.ended_at], edges)
+    ends = [(letter, end) for letter, end in zip(snapshot.states.lower(), snapshot.ended) if end is not None]
     return TaskCounts(
         [submitted - started for submitted, started in zip(n_submitted, n_started)],
         [started - ended for started, ended in zip(n_started, n_ended)],
-        _count_up_to(arrived_at, edges),
+        _count_up_to([end for letter, end in ends if letter != FAILED_LETTER], edges),
+        _count_up_to([end for letter, end in ends if letter == FAILED_LETTER], edges),
     )
 
 

@@ -18,6 +18,7 @@ from polarmap.live.descriptions import (
     describe_hidden_failures,
     describe_worker,
     describe_workers,
+    format_executor_line,
     format_failure,
     format_iteration_line,
     format_map_line,
@@ -28,6 +29,7 @@ from polarmap.live.descriptions import (
     list_map_facts,
     list_program_facts,
     make_printable,
+    select_executors,
     select_maps,
 )
 from polarmap.live.refreshing import Refresher, SnapshotSource, ViewScope
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 MAX_FINAL_LINES = 10  # Closing a view leaves at most this many lines.
 MAX_FAILURE_LINES = 3
 MAX_ITERATION_LINES = 3
+MAX_EXECUTOR_LINES = 3
 MAX_BAR_ROWS = 32  # A timeline shows single tasks if there are at most this many.
 MIN_HOST_WIDTH = 8  # columns for the name of a worker's machine
 MIN_MAP_LINES = 6  # A map is shown only if there is space for this many lines.
@@ -105,7 +108,7 @@ def render_program(snapshot: ProgramSnapshot, width: int, max_lines: int, use_sy
     rich.text.Text
         The lines, which rich can print.
     """
-    lines = [_render_header(snapshot, width), *_render_iterations(snapshot)]
+    lines = [_render_header(snapshot, width), *_render_iterations_and_calls(snapshot)]
     n_free = max_lines - len(lines)
     worker_lines = _render_workers(snapshot.workers, width, max(2, n_free // 3)) if n_free >= 12 else []
     maps = select_maps(snapshot, max(1, (n_free - len(worker_lines)) // MIN_MAP_LINES))
@@ -114,17 +117,17 @@ def render_program(snapshot: ProgramSnapshot, width: int, max_lines: int, use_sy
         map_lines = _render_map(one_map, width, n_free // (n_later_maps + 1), use_symbols)
         lines += map_lines
         n_free -= len(map_lines)
-    if not (maps or snapshot.iterations):
+    if not (maps or snapshot.iterations or snapshot.executors):
         lines.append(_make_text("  no map has started", "dim"))
     return _join_lines([*lines, *worker_lines][:max_lines], width)
 
 
 def render_final_state(snapshot: ProgramSnapshot, width: int, use_symbols: bool = True) -> Text:
-    """Format the lines that remain after a view is closed: the fits, the latest map, and the map count."""
-    lines = _render_iterations(snapshot)
+    """Format the lines that remain after a view is closed: fits, calls, the latest map, and the map count."""
+    lines = _render_iterations_and_calls(snapshot)
     n_maps = sum(not one_map.is_running for one_map in snapshot.maps)
-    if snapshot.maps and not lines:
-        n_lines = MAX_FINAL_LINES - 1
+    if snapshot.maps and not snapshot.iterations:
+        n_lines = MAX_FINAL_LINES - 1 - len(lines)
         lines += _render_map(snapshot.maps[-1], width, n_lines, use_symbols, has_timeline=False)
     if max(n_maps, snapshot.n_finished_maps) > 1:
         lines.append(_make_text(f"{max(n_maps, snapshot.n_finished_maps)} maps finished", "dim"))
@@ -157,9 +160,10 @@ def _render_header(snapshot: ProgramSnapshot, width: int) -> Text:
     return line
 
 
-def _render_iterations(snapshot: ProgramSnapshot) -> list[Text]:
-    iterations = snapshot.iterations[-MAX_ITERATION_LINES:]
-    return [_make_text(format_iteration_line(iteration)) for iteration in iterations]
+def _render_iterations_and_calls(snapshot: ProgramSnapshot) -> list[Text]:
+    lines = [*map(format_iteration_line, snapshot.iterations[-MAX_ITERATION_LINES:])]
+    lines += map(format_executor_line, select_executors(snapshot, MAX_EXECUTOR_LINES))
+    return [*map(_make_text, lines)]
 
 
 # --- maps --------------------------------------------------------------------------------------
@@ -268,8 +272,8 @@ def _render_failures(snapshot: MapSnapshot) -> list[Text]:
 def _render_timeline(snapshot: MapSnapshot, width: int, max_lines: int) -> list[Text]:
     """Format when tasks were queued and when they ran, or nothing if there are fewer than 4 lines.
 
-    With enough lines, each task has a row. Otherwise, the rows show how many tasks were queued, were running
-    and had returned.
+    With enough lines, each task has a row. Otherwise, the rows show how many tasks were queued, were running,
+    had returned and had failed.
     """
     if max_lines < 4 or not compute_task_times(snapshot):
         return []
@@ -279,7 +283,7 @@ def _render_timeline(snapshot: MapSnapshot, width: int, max_lines: int) -> list[
         lines = _render_bars(snapshot, n_columns, label_width)
     else:
         lines = _render_counts(snapshot, n_columns, label_width)
-    return [*lines, _render_time_axis(snapshot, n_columns, label_width)]
+    return [*lines[: max_lines - 1], _render_time_axis(snapshot, n_columns, label_width)]
 
 
 def _render_bars(snapshot: MapSnapshot, n_columns: int, label_width: int) -> list[Text]:
@@ -299,9 +303,11 @@ def _render_bars(snapshot: MapSnapshot, n_columns: int, label_width: int) -> lis
 
 
 def _render_counts(snapshot: MapSnapshot, n_columns: int, label_width: int) -> list[Text]:
-    """Format rows of bars whose heights are the numbers of queued, running and returned tasks over time."""
+    """Format rows of bars whose heights are the numbers of tasks in each group of `TaskCounts` over time."""
     counts = count_tasks_over_time(snapshot, n_columns)
-    rows = (("queued", counts.queued), ("running", counts.running), ("arrived", counts.returned))
+    rows = [("queued", counts.queued), ("running", counts.running), ("arrived", counts.returned)]
+    if any(counts.failed):
+        rows.append(("failed", counts.failed))
     max_level = len(LEVELS) - 1
     lines = []
     for state, values in rows:
@@ -469,10 +475,12 @@ class PlainLines:
             self._started_ids.add(map_id)
 
     def close(self, snapshot: ProgramSnapshot) -> None:
-        """Write the remaining lines, and a line for each fit."""
+        """Write the remaining lines, and a line for each fit and for the calls of each executor."""
         self.show(snapshot)
         for iteration in snapshot.iterations:
             self._write(format_iteration_line(iteration))
+        for executor in snapshot.executors:
+            self._write(format_executor_line(executor))
 
     def _write(self, line: str) -> None:
         self._stream.write(f"{line}\n")
@@ -508,6 +516,7 @@ class LiveScreen:
         if self._live is None:
             lines = [*map(format_map_line, snapshot.maps)]
             lines += map(format_iteration_line, snapshot.iterations)
+            lines += map(format_executor_line, snapshot.executors)
             self._console.print("\n".join(lines), soft_wrap=True)
             return
         self._live.update(render_final_state(snapshot, self._console.width, self._use_symbols))

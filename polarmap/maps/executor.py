@@ -12,6 +12,7 @@ from concurrent import futures
 from functools import partial
 from typing import Any, TypeVar
 
+from polarmap.driver.batch_policy import TARGET_BATCH_SECONDS
 from polarmap.driver.call_queue import CallQueue
 from polarmap.driver.calls import MappedCalls, SubmittedCall, get_function_key
 from polarmap.driver.options import check_retry_delay
@@ -222,21 +223,36 @@ class Executor(ExecutorHandle, futures.Executor):
     def _submit_in_groups(self, mapped_calls: MappedCalls, chunks: Iterator[list[Any]]) -> Iterator[None]:
         """Submit the chunks of calls of a map with `buffersize`. Each step of this generator reads one chunk.
 
-        Chunks are collected and submitted together, so that their calls share tasks and messages: when the
-        caller has to wait for a result, or after MAX_GROUP_SECONDS.
+        Chunks are collected and submitted together, so that their calls share tasks and messages: with the
+        last result that can be used before them, after MAX_GROUP_SECONDS, or when the caller has to wait for
+        a result. In the last case, short calls are submitted only if the result does not arrive soon, because
+        more chunks will join them when it is used.
         """
-        mapped_calls.is_growing, submit_at = True, time.monotonic() + MAX_GROUP_SECONDS
+        submit_at = time.monotonic() + MAX_GROUP_SECONDS
         self._growing_maps.add(mapped_calls)
         for item_index, chunk in enumerate(chunks):
             self._call_queue.check_open()
             with self._submission_lock:
                 mapped_calls.collected_chunks.append(chunk)
-            if mapped_calls.must_submit_more(item_index) or time.monotonic() >= submit_at:
+            is_due = time.monotonic() >= submit_at
+            if not is_due and mapped_calls.must_submit_more(item_index):
+                is_due = not self._wait_before_submitting(mapped_calls, item_index)
+                submit_at = time.monotonic() + MAX_GROUP_SECONDS  # The time of the wait does not count.
+            if is_due:
                 self._submit_collected_chunks(mapped_calls)
                 submit_at = time.monotonic() + MAX_GROUP_SECONDS
             yield
-        mapped_calls.is_growing = False
         self._submit_collected_chunks(mapped_calls)
+
+    def _wait_before_submitting(self, mapped_calls: MappedCalls, item_index: int) -> bool:
+        """Wait up to TARGET_BATCH_SECONDS for an item's outcome, and return whether it has arrived.
+
+        Return False at once if no later item has been submitted, or if the collected chunks are worth a task.
+        """
+        n_collected, is_last = len(mapped_calls.collected_chunks), item_index + 1 == len(mapped_calls.blocks)
+        if is_last or not self._call_queue.is_small_batch(mapped_calls, n_collected):
+            return False
+        return mapped_calls.wait_for_outcome(item_index, time.monotonic() + TARGET_BATCH_SECONDS)
 
     def _submit_collected_chunks(self, mapped_calls: MappedCalls) -> None:
         with self._submission_lock:
@@ -249,27 +265,24 @@ class Executor(ExecutorHandle, futures.Executor):
 
         If a chunk cannot be pickled, its item fails with the reason.
         """
-        first_index, new_indices = len(mapped_calls.blocks), list[int]()
-        mapped_calls.blocks += [b""] * len(chunks)
+        first_index, unpicklable = len(mapped_calls.blocks), set[int]()
         with self._pickling_context():
-            for item_index, (chunk, chunk_pickle) in enumerate(
-                zip(chunks, pickle_small_values(chunks)), first_index
-            ):
+            chunk_pickles: list[Any] = pickle_small_values(chunks)
+            mapped_calls.blocks += chunk_pickles
+            is_function_pickled = not callable(mapped_calls.context)
+            for item_index, (chunk, chunk_pickle) in enumerate(zip(chunks, chunk_pickles), first_index):
+                if is_function_pickled and isinstance(chunk_pickle, bytes):
+                    continue
                 try:
-                    must_send_alone = callable(mapped_calls.context) or not isinstance(chunk_pickle, bytes)
-                    call: Any = mapped_calls.context, (chunk,), {}
-                    block: Any = (
-                        pickle_call_to_block(call, self._is_remote) if must_send_alone else chunk_pickle
-                    )
-                    mapped_calls.blocks[item_index] = block
-                    new_indices.append(item_index)
+                    call: Any = mapped_calls.context, (chunk,), {}  # is sent alone
+                    mapped_calls.blocks[item_index] = pickle_call_to_block(call, self._is_remote)
                 except Exception as error:
                     mapped_calls.set_exception(item_index, error)
+                    unpicklable.add(item_index)
+        item_indices = range(first_index, len(mapped_calls.blocks))
         self._call_queue.submit(
             mapped_calls,
-            new_indices
-            if len(new_indices) < len(chunks)
-            else range(first_index, first_index + len(new_indices)),
+            [index for index in item_indices if index not in unpicklable] if unpicklable else item_indices,
         )
 
     def _pickle_function_once(

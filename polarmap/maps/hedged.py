@@ -167,7 +167,7 @@ def hedged_map(
             execution.check_backend_limits(task_blocks)
             policy = make_backup_policy(n_tasks, backups)
             make_collector = partial(FixedBatchCollector, task_blocks, results)
-        job_spec = JobSpec(task_function, task_blocks, user_function=f)
+        job_spec = JobSpec(task_function, task_blocks, user_function=f, name=execution.job_name)
         _, report = execution.execute(job_spec, policy, options, make_collector, context)
         return CodedResult([results.values[item_index] for item_index in range(n_items)], report)
 

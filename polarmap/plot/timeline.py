@@ -70,8 +70,8 @@ def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> F
 
 def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
     """Return the duration of the timeline in seconds, and a bar for each task that may have run."""
-    arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
-    end_seconds = max([report.seconds, *arrivals]) or 1.0
+    ends = [task.ended for task in report.tasks if task.ended is not None]
+    end_seconds = max([report.seconds, *ends]) or 1.0
     started_tasks = [
         task for task in report.tasks if task.launched is not None and task.state not in UNSTARTED_STATES
     ]
@@ -79,11 +79,11 @@ def _compute_timeline_end_and_bars(report: Any) -> tuple[float, list[TaskBar]]:
 
 
 def _make_task_bar(task: Any, report: Any, end_seconds: float) -> TaskBar:
-    """Return the bar of a task, from its start on a worker (if known) until its result arrived.
+    """Return the bar of a task, from its start on a worker (if known) until it returned or failed.
 
-    If there is no result, the bar extends to the end of the timeline.
+    If it did neither, the bar extends to the end of the timeline.
     """
-    bar_end = end_seconds if task.arrived is None else task.arrived
+    bar_end = end_seconds if task.ended is None else task.ended
     launched_at = task.launched or 0.0
     bar_start = launched_at if task.started is None else max(launched_at, task.started)
     if task.arrived is not None and task.seconds is not None:
@@ -320,5 +320,5 @@ def _generate_html_legend_entries(bars: list[TaskBar], report: Any) -> Iterator[
 
 def _summarize_task(task: Any) -> str:
     """Return the tooltip text for a task."""
-    arrival_text = "" if task.arrived is None else f", {task.arrived:.3g} s"
-    return f"task {task.index}: {task.state}{arrival_text}"
+    end_text = "" if task.ended is None else f", {task.ended:.3g} s"
+    return f"task {task.index}: {task.state}{end_text}"

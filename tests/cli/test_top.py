@@ -33,7 +33,7 @@ states = "arrived", "running", "queued"
 times = 0.1, None, None
 tasks = tuple(TaskReport(task, states[task], times[task], None, 1) for task in range(3))
 report = Report(3, 2, "rotation code", "processes", tasks, 2, seconds=0.5, is_final=False)
-activate_until_exit().start_map("negative\\x1b[31m", lambda: report)
+activate_until_exit().start_map(1, "negative\\x1b[31m", lambda: report)
 print("ready", flush=True)
 sys.stdin.read()
 """

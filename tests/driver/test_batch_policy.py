@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
@@ -195,31 +194,13 @@ def test_items_of_a_sequence_that_are_queued_in_parts_share_tasks() -> None:
     assert [items.get_submission_index(index) for index in (0, 1, 3, 5, 6)] == [0, 1, 3, 4, 5]
 
 
-def test_a_small_batch_waits_for_one_that_runs_as_long_as_items_are_added() -> None:
-    policy, table = BatchPolicy(QueuedBatchBlocks(), True, MAX_BATCHES, 1), TaskTable(0)
-    items, other = NumberSequence(900), NumberSequence(1)
-    policy._seconds_by_class["kind"], items.is_growing = 1e-5, True
-
-    def add_and_start(items: ItemSequence, added: range) -> list[int]:
-        """Queue items, and return the sizes of the batches that start."""
-        policy.enqueue_items(items, added)
-        assert policy.waits_for_batch == (added.start == 60)
-        first_task = len(table)
-        policy.choose_tasks_to_start(table, Mock(), 0.0)
-        return [len(policy.get_batch(task).indices) for task in table.task_indices()[first_task:]]
-
-    assert add_and_start(items, range(60)) == [60]  # No other batch runs.
-    assert add_and_start(items, range(60, 70)) == []
-    assert add_and_start(items, range(70, 300)) == [200]  # This batch is worth a message: 2 ms.
-    assert add_and_start(other, range(1)) == [40, 1]  # The items of others do not wait.
-    policy.enqueue_items(items, range(300, 310))
-    assert policy.waits_for_batch
-    for task in (0, 1, 2):
-        policy.discard_task(table, task)
-    assert not policy.waits_for_batch
-    items.is_growing = False
-    assert add_and_start(items, range(310, 320)) == [20]
-    assert add_and_start(items, range(320, 330)) == [10]
+def test_a_batch_is_small_if_its_items_are_known_to_run_for_less_than_two_milliseconds() -> None:
+    policy, items = BatchPolicy(QueuedBatchBlocks(), True, MAX_BATCHES, 1), NumberSequence(1)
+    assert policy.compute_min_batch_size(items) == 0  # The run time is unknown.
+    policy._seconds_by_class["kind"] = 1e-5
+    assert policy.compute_min_batch_size(items) == 200
+    policy._allow_batches = False
+    assert policy.compute_min_batch_size(items) == 0
 
 
 @pytest.mark.parametrize("ends_late", [False, True])

@@ -12,7 +12,7 @@ import pytest
 
 from polarmap.driver.batch_policy import MAX_ITEM_CLASSES
 from polarmap.driver.batches import BatchOutcome
-from polarmap.driver.call_collector import SESSION_IDLE_SECONDS, CallCollector
+from polarmap.driver.call_collector import SESSION_IDLE_SECONDS, CallCollector, CallCounts
 from polarmap.driver.call_queue import CallQueue
 from polarmap.driver.calls import MappedCalls, SubmittedCall
 from polarmap.driver.collector import JobTimer
@@ -59,7 +59,9 @@ class SimulatedCalls:
         self.run = ReplayExecutor(seconds).open(JobSpec(execute_pickled_call, self.blocks, faults or {}))
         self.run.cancel = self.cancelled_attempts.extend  # type: ignore[method-assign]
         calls._session, self.tasks = self.run, TaskTable(0)
-        self.collector = CallCollector(self.policy, calls._retry_rule, self.tasks, JobTimer(self.run.now))
+        self.collector = CallCollector(
+            self.policy, calls._retry_rule, self.tasks, JobTimer(self.run.now), calls._counts
+        )
         self._steps = schedule_tasks(self.run, self.policy, calls._retry_rule, self.collector)
 
     def submit_calls(self, count: int) -> list[SubmittedCall]:
@@ -106,6 +108,20 @@ def test_calls_end_in_order_and_leave_no_state() -> None:
     assert len(simulation.tasks) == 0
     assert not any(kind._running for kind in simulation.policy._trackers_by_class.values())
     assert simulation.cancelled_attempts == []
+
+
+def test_calls_are_counted_by_state() -> None:
+    faults = {0: Fault("kill", attempts=9), 1: Fault("kill"), 2: Fault("raise"), 3: Fault("garbage")}
+    simulation = SimulatedCalls(faults=faults)
+    submitted = simulation.submit_calls(10)
+    assert simulation.calls.take_snapshot().n_calls == 10
+    for _ in simulation.run_steps():
+        calls = simulation.calls.take_snapshot()
+        is_done = [call.future.done() for call in submitted]
+        n_failed = sum(call.future.exception(0) is not None for call in submitted if call.future.done())
+        assert (calls.n_calls, calls.n_done, calls.n_failed) == (10, sum(is_done), n_failed)
+        assert calls.n_running <= 4
+    assert not simulation.calls.take_snapshot().is_running and n_failed >= 2
 
 
 def test_a_late_call_gets_a_backup_and_its_other_attempt_is_cancelled() -> None:
@@ -264,7 +280,7 @@ def test_the_iterator_of_a_map_wakes_up_once_a_whole_batch_is_stored() -> None:
     calls.blocks += [b""] * 3
     results = [(index, pickle.dumps([index])) for index in range(3)]
     policy = Mock(split_outcome=lambda table, outcome: BatchOutcome(calls, results))
-    CallCollector(policy, RetryRule(1), TaskTable(0), Mock()).add_outcome(
+    CallCollector(policy, RetryRule(1), TaskTable(0), Mock(), CallCounts()).add_outcome(
         Outcome(0, 0, [], ("array",), None, 1.0)
     )
     assert max(n_stored) == 3

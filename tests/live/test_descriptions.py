@@ -10,6 +10,7 @@ from polarmap.live.descriptions import (
     describe_worker,
     describe_workers,
     format_dollars,
+    format_executor_line,
     format_failure,
     format_map_line,
     format_map_start,
@@ -17,9 +18,11 @@ from polarmap.live.descriptions import (
     format_program_line,
     list_map_facts,
     list_program_facts,
+    select_executors,
     select_maps,
 )
 from polarmap.live.snapshots import (
+    ExecutorSnapshot,
     FailureSnapshot,
     IterationSnapshot,
     MapSnapshot,
@@ -107,6 +110,25 @@ def test_unknown_values_of_a_worker_are_dashes() -> None:
     )
     unknown = WorkerSnapshot("pool", 1, None, "", "idle", None, 3.0)
     assert describe_worker(unknown) == ("1: —", "this machine", "idle, 3.00 s", "—", "—")
+
+
+def test_the_map_of_a_task_is_named_if_it_is_known() -> None:
+    worker = WorkerSnapshot("pool", 0, 4711, "", "abandoned", 1, 0.8, job="map 3")
+    assert describe_worker(worker)[2] == "task 1 of map 3 abandoned, 0.80 s"
+    assert describe_worker(replace(worker, state="working", job=""))[2] == "task 1, 0.80 s"
+
+
+def test_calls_are_counted_in_one_line() -> None:
+    calls = ExecutorSnapshot("Executor 1", "processes", 2000, 120, 4, 1)
+    assert format_executor_line(calls) == "Executor 1: 120 of 2,000 calls done, 4 running, 1 failed"
+    done = ExecutorSnapshot("Executor 2", "processes", 3, 3, 0, 0)
+    assert format_executor_line(done) == "Executor 2: 3 of 3 calls done"
+    program = replace(program_of(), executors=(done, calls, done))
+    assert select_executors(program, 2) == (calls,)
+    assert select_executors(replace(program, executors=(done, done)), 2) == (done,)
+    assert format_program_line(replace(program_of(RUNNING), executors=(calls,))) == (
+        "map 3, negative: 6 needed, 1 arrived; Executor 1: 120 of 2,000 calls done, 4 running, 1 failed"
+    )
 
 
 def test_facts_of_a_program_count_its_maps() -> None:

@@ -24,7 +24,7 @@ NASTY_TEXT = "</script><script>alert(1)</script><!-- & \u2028 ' \" \\ é"
 
 
 def make_map(map_id: int = 1, is_running: bool = False, **values: object) -> MapSnapshot:
-    fields = {"submitted": (0.0, 0.0), "started": (0.1, None), "arrived": (0.2, None), **values}
+    fields = {"submitted": (0.0, 0.0), "started": (0.1, None), "ended": (0.2, None), **values}
     return MapSnapshot(map_id, "f", "code", "pool", 2, 1, 1, 1, 0.5, is_running, "aq", **fields)  # type: ignore[arg-type]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -16,8 +17,9 @@ import polarmap
 from benchmarks import count_python_calls
 from polarmap import Pool, glm
 from polarmap.live import activation, hub
-from polarmap.live.hub import MAX_FINISHED, SNAPSHOT_TIME_SHARE, LiveHub
-from polarmap.live.snapshots import MapSnapshot
+from polarmap.live.hub import MAX_FINISHED, LiveHub
+from polarmap.live.pace import MAX_TIME_SHARE
+from polarmap.live.snapshots import RATE_WINDOW_SECONDS, MapSnapshot
 from polarmap.testing import ReplayExecutor
 
 A = np.random.default_rng(0).standard_normal((60, 5))
@@ -44,7 +46,8 @@ def test_maps_of_a_visible_program_are_listed(visible: LiveHub) -> None:
     polarmap.hedged_map(abs, [1, 2], executor=ReplayExecutor())
     snapshot = visible.take_snapshot(is_final=True)
     assert [live_map.name for live_map in snapshot.maps] == [double.__qualname__, "abs"]
-    assert [live_map.map_id for live_map in snapshot.maps] == [1, 2] and snapshot.n_finished_maps == 2
+    first, second = snapshot.maps
+    assert second.map_id == first.map_id + 1 and snapshot.n_finished_maps == 2
     assert snapshot.pid == os.getpid() and all(not live_map.is_running for live_map in snapshot.maps)
     assert snapshot.results_per_second > 0
 
@@ -69,6 +72,7 @@ def test_running_map_is_shown_with_its_workers(visible: LiveHub, tmp_path: Any) 
             worker for worker in visible.take_snapshot(is_final=True).workers if worker.state == "working"
         ]
         assert [worker.task for worker in workers] == [0] and workers[0].pid not in (None, os.getpid())
+        assert workers[0].job == f"map {live_map.map_id}"
         if os.path.exists("/proc/self/stat"):
             assert (workers[0].memory_bytes or 0) > 1 << 20 and workers[0].cpu_seconds is not None
         open(tmp_path / "gate", "w").close()
@@ -87,11 +91,81 @@ def test_failed_map_is_listed_with_its_error(visible: LiveHub) -> None:
     assert "no such column" in live_map.error and "no such column" in live_map.failures[-1].message
 
 
+def test_results_of_a_failed_map_count_in_the_throughput(visible: LiveHub) -> None:
+    def fail_on_last(item: int) -> int:
+        return 1 // (9 - item)
+
+    with pytest.raises(ZeroDivisionError):
+        polarmap.hedged_map(fail_on_last, range(10), executor=ReplayExecutor({9: 2.0}), retries=0)
+    [live_map] = get_maps(visible)
+    assert live_map.n_arrived == 9 and live_map.states.lower() == "a" * 9 + "f"
+    rate = visible.take_snapshot(is_final=True).results_per_second
+    assert rate == pytest.approx(9 / RATE_WINDOW_SECONDS, abs=0.05)
+
+
+def test_workers_of_concurrent_maps_are_told_apart(visible: LiveHub, tmp_path: Any) -> None:
+    def wait_for_file(name: str) -> str:
+        while not (tmp_path / name).exists():
+            time.sleep(0.01)
+        return name
+
+    with Pool(workers=2) as pool:
+        futures = [
+            polarmap.submit(polarmap.hedged_map, wait_for_file, [name], executor=pool, backups=0)
+            for name in ("one", "two")
+        ]
+
+        def list_jobs() -> set[str]:
+            return {worker.job for worker in visible.take_snapshot(is_final=True).workers}
+
+        assert until(lambda: len(get_maps(visible)) == 2)
+        names = {f"map {live_map.map_id}" for live_map in get_maps(visible)}
+        assert until(lambda: names <= list_jobs())
+        for name in ("one", "two"):
+            (tmp_path / name).touch()
+        for future in futures:
+            future.result(60.0)
+        assert until(lambda: not names & list_jobs())
+
+
+def test_calls_of_an_executor_are_counted(tmp_path: Any) -> None:
+    def wait_for_file(number: int) -> int:
+        while not (tmp_path / "gate").exists():
+            time.sleep(0.01)
+        return number
+
+    def get_counts(live_hub: LiveHub) -> tuple[int, ...]:
+        [calls] = [one for one in live_hub.take_snapshot(is_final=True).executors if one.name == name]
+        return calls.n_calls, calls.n_done, calls.n_running, calls.n_failed
+
+    with polarmap.Executor(workers=2, backups=0) as executor:
+        name = f"Executor {executor._call_queue.queue_id}"
+        assert list(executor.map(abs, range(20))) == list(range(20))  # The program is not visible yet.
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(divmod, 1, 0).result()
+        live_hub = activation.activate()
+        try:
+            assert get_counts(live_hub) == (21, 21, 0, 1)
+            futures = [executor.submit(wait_for_file, number) for number in range(5)]
+            assert until(lambda: get_counts(live_hub) == (26, 21, 2, 1))
+            workers = live_hub.take_snapshot(is_final=True).workers
+            assert sum(worker.job == name for worker in workers) == 2
+            assert futures[4].cancel()
+            (tmp_path / "gate").touch()
+            assert [future.result() for future in futures[:4]] == [0, 1, 2, 3]
+            assert until(lambda: get_counts(live_hub) == (25, 25, 0, 1))
+        finally:
+            activation.deactivate()
+
+
 def test_only_the_latest_maps_are_kept(visible: LiveHub) -> None:
     for _ in range(MAX_FINISHED + 3):
         polarmap.hedged_map(abs, [1], executor=ReplayExecutor())
-    assert [live_map.map_id for live_map in get_maps(visible)] == list(range(4, MAX_FINISHED + 4))
-    assert visible.take_snapshot(is_final=True).n_finished_maps == MAX_FINISHED + 3
+    map_ids = [live_map.map_id for live_map in get_maps(visible)]
+    assert map_ids == list(range(map_ids[0], map_ids[0] + MAX_FINISHED))
+    [later] = polarmap.hedged_map(abs, [1], executor=ReplayExecutor()) and get_maps(visible)[-1:]
+    assert later.map_id == map_ids[-1] + 1
+    assert visible.take_snapshot(is_final=True).n_finished_maps == MAX_FINISHED + 4
 
 
 def test_fit_is_shown_with_its_steps(visible: LiveHub) -> None:
@@ -134,8 +208,8 @@ def test_viewers_share_snapshots_that_take_long(monkeypatch: pytest.MonkeyPatch)
         nonlocal now, n_reports
         now, n_reports = now + 1.0, n_reports + 1  # Each snapshot takes one second.
 
-    live_hub.start_map("f", get_report)
-    for _ in range(SNAPSHOT_TIME_SHARE - 1):
+    live_hub.start_map(1, "f", get_report)
+    for _ in range(round(1 / MAX_TIME_SHARE) - 1):
         live_hub.take_snapshot()
         now += 1.0
     assert n_reports == 1
@@ -153,7 +227,7 @@ def test_slow_snapshot_does_not_block_other_viewers_or_maps() -> None:
         is_building.set()
         may_finish.wait(60.0)
 
-    live_map = live_hub.start_map("f", get_report)
+    live_map = live_hub.start_map(1, "f", get_report)
     thread = threading.Thread(target=live_hub.take_snapshot, kwargs={"is_final": True})
     thread.start()
     assert is_building.wait(60.0)

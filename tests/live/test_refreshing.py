@@ -10,7 +10,7 @@ import pytest
 
 from polarmap.live import refreshing
 from polarmap.live.refreshing import Refresher, ViewScope
-from polarmap.live.snapshots import IterationSnapshot, MapSnapshot, ProgramSnapshot
+from polarmap.live.snapshots import ExecutorSnapshot, IterationSnapshot, MapSnapshot, ProgramSnapshot
 
 DEADLINE = 60.0
 
@@ -22,7 +22,7 @@ FIT = IterationSnapshot("Lasso", 3, None, None, None, 12, 0.1, False)
 # --- pace --------------------------------------------------------------------------------------
 
 
-def test_a_view_rests_for_20_times_as_long_as_an_update_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_rests_for_25_times_as_long_as_an_update_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 10.5, 20.0, 20.001])
     monkeypatch.setattr(refreshing, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     waits = list[float]()
@@ -35,7 +35,7 @@ def test_a_view_rests_for_20_times_as_long_as_an_update_takes(monkeypatch: pytes
     monkeypatch.setattr(refresher, "_is_closed", type("Event", (), {"wait": staticmethod(wait), "set": int}))
     refresher.start()
     refresher.close()
-    assert waits == [0.25, 10.0, 0.25]
+    assert waits == [0.25, 12.5, 0.25]
 
 
 def test_the_thread_ends_when_the_function_returns_false() -> None:
@@ -102,6 +102,16 @@ def test_maps_and_fits_that_had_finished_before_are_not_shown() -> None:
     assert [one.map_id for one in selected.maps] == [2]
     assert [one.n_steps for one in selected.iterations] == [5]
     assert selected.n_finished_maps == 1
+
+
+def test_calls_that_had_finished_before_are_not_shown() -> None:
+    idle = ExecutorSnapshot("Executor 1", "", 3, 3, 0, 0)
+    busy = ExecutorSnapshot("Executor 2", "", 3, 1, 2, 0)
+    scope = ViewScope(replace(program_of(), executors=(idle, busy)))
+    later = replace(program_of(), executors=(idle, replace(busy, n_done=3)))
+    assert [one.name for one in scope.select(later).executors] == ["Executor 2"]
+    reused = replace(program_of(), executors=(replace(idle, n_calls=4), busy))
+    assert [one.name for one in scope.select(reused).executors] == ["Executor 1", "Executor 2"]
 
 
 def test_without_an_initial_snapshot_everything_is_shown() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ import polarmap
 from polarmap.live.snapshots import (
     MAX_FAILURES,
     STATE_BY_LETTER,
+    ExecutorSnapshot,
     FailureSnapshot,
     IterationSnapshot,
     MapSnapshot,
@@ -86,6 +89,23 @@ def test_next_result_is_expected_after_the_median_of_longer_run_times() -> None:
     assert hopeless.next_result_seconds is None  # No task has taken that long, so there is no estimate.
 
 
+def test_failed_task_ends_with_its_last_failure(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "polarmap")
+    executor = FaultyExecutor(ReplayExecutor({2: 0.3}), {2: Fault("kill", attempts=9)})
+    report = polarmap.coded_map(np.sum, A, blocks=6, tasks=10, executor=executor, retries=1).report
+    # The log reports each failure when the driver notices it.
+    pattern = re.compile(r"lost: task 2 after (\S+) s")
+    times = [float(match[1]) for record in caplog.records if (match := pattern.search(record.getMessage()))]
+    task, snapshot = report.tasks[2], make_map_snapshot(1, "f", report)
+    assert task.state == "failed" and task.failed == pytest.approx(max(times), abs=0.006)
+    assert snapshot.ended[2] == pytest.approx(task.failed, abs=1e-4)
+    others = [other for other in report.tasks if other.index != 2]
+    assert all(other.failed is None for other in others)
+    assert [snapshot.ended[other.index] for other in others] == pytest.approx(
+        [other.arrived for other in others], abs=1e-4
+    )
+
+
 def test_throughput_counts_the_latest_seconds() -> None:
     tasks = [make_task(index, "arrived", 0.0, float(index)) for index in range(20)]
     assert make_map_snapshot(1, "f", make_running_report(tasks, 20, 20.0), True).results_per_second == 1.0
@@ -125,8 +145,15 @@ def test_snapshot_contains_no_data_of_the_user() -> None:
             "elapsed_seconds",
             "is_running",
         ),
-        *("states", "decoded_blocks", "submitted", "started", "arrived", "hosts", "sufficed_at"),
+        *("states", "decoded_blocks", "submitted", "started", "ended", "hosts", "sufficed_at"),
         *("next_result_seconds", "results_per_second", "cost_dollars", "failures", "n_failed_tasks", "error"),
+    }
+    assert {item.name for item in fields(WorkerSnapshot)} == {
+        *("pool", "worker_id", "pid", "host", "state", "task", "job"),
+        *("state_seconds", "memory_bytes", "cpu_seconds"),
+    }
+    assert {item.name for item in fields(ExecutorSnapshot)} == {
+        *("name", "executor", "n_calls", "n_done", "n_running", "n_failed")
     }
 
 
@@ -135,9 +162,12 @@ def test_snapshot_survives_json() -> None:
         *(1, "f", "code", "replay", 2, 1, 1, 1, 0.5, True, "aR", (), (0.0, 0.0), (None, 0.1), (0.2, None)),
         failures=(FailureSnapshot(1, "raised", "node1"),),
     )
-    worker = WorkerSnapshot("pool", 0, 12, "", "working", 1, 0.25, 1 << 20, 0.5)
+    worker = WorkerSnapshot("pool", 0, 12, "", "working", 1, 0.25, 1 << 20, 0.5, "map 1")
+    calls = ExecutorSnapshot("Executor 1", "processes", 200, 120, 4, 1)
     iteration = IterationSnapshot("Ridge", 3, 1.5, 1e-3, 0.01, 7, 0.03, True)
-    program = ProgramSnapshot(1, "fit.py", "node0", 1.0, 2, 3.0, (live_map,), (worker,), (iteration,))
+    program = ProgramSnapshot(
+        1, "fit.py", "node0", 1.0, 2, 3.0, (live_map,), (worker,), (iteration,), (calls,)
+    )
     assert ProgramSnapshot.from_json(program.to_json().encode()) == program
 
 

@@ -13,6 +13,7 @@ import polarmap
 from polarmap.live import svg
 from polarmap.live.snapshots import (
     STATE_LETTERS,
+    ExecutorSnapshot,
     FailureSnapshot,
     IterationSnapshot,
     MapSnapshot,
@@ -32,7 +33,7 @@ RUNNING = MapSnapshot(
     *(3, "<f> & g", "rotation code", "processes", 8, 6, 6, 1, 1.0, True, "aRqfhscx"),
     submitted=(0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0, 0.0),
     started=(0.1, 0.2, None, 0.3, None, 0.2, None, 0.5),
-    arrived=(0.6, None, None, None, None, 0.9, None, None),
+    ended=(0.6, None, None, None, None, 0.9, None, None),
     failures=(FailureSnapshot(3, 'bad <b> & "q"\x00\ud800\n', "node-7"),),
     n_failed_tasks=2,
 )
@@ -61,7 +62,7 @@ def large_map(n: int) -> MapSnapshot:
         states=(letters * n)[:n],
         submitted=tuple(0.001 * (task % 97) for task in range(n)),
         started=tuple(0.1 + 0.003 * (task % 97) for task in range(n)),
-        arrived=tuple(0.4 + 0.007 * (task % 31) if task % 2 else None for task in range(n)),
+        ended=tuple(0.4 + 0.007 * (task % 31) if task % 2 else None for task in range(n)),
         decoded_blocks=tuple(range(0, n, 3)),
         sufficed_at=0.9,
         failures=(FailureSnapshot(3, "&" * 500, "&" * 500),) * 5,
@@ -171,9 +172,11 @@ def test_a_program_shows_fits_running_maps_and_workers() -> None:
     fit = IterationSnapshot("Lasso", 3, None, None, None, 12, 0.1, True)
     workers = tuple(WorkerSnapshot("pool", number, None, "", "idle", None, 1.0) for number in range(20))
     finished = replace(RUNNING, map_id=1, is_running=False)
-    program = replace(program_of(finished, RUNNING), iterations=(fit,), workers=workers)
+    calls = ExecutorSnapshot("Executor 1", "processes", 200, 120, 4, 1)
+    program = replace(program_of(finished, RUNNING), iterations=(fit,), workers=workers, executors=(calls,))
     texts = texts_of(parsed(render_program_svg(program)))
     assert "Lasso: step 3, 12 products" in texts
+    assert "Executor 1: 120 of 200 calls done, 4 running, 1 failed" in texts
     assert "map 3: <f> & g" in texts
     assert not any(line.startswith("map 1") for line in texts)
     assert "20 workers: 20 idle" in texts

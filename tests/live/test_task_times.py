@@ -11,7 +11,7 @@ RUNNING = MapSnapshot(
     *(3, "f", "rotation code", "processes", 8, 6, 6, 1, 1.0, True, "aRqfhscx"),
     submitted=(0.0, 0.0, 0.0, 0.0, None, 0.0, 0.0, 0.0),
     started=(0.1, 0.2, None, 0.3, None, 0.2, None, 0.5),
-    arrived=(0.6, None, None, None, None, 0.9, None, None),
+    ended=(0.6, None, None, None, None, 0.9, None, None),
 )
 
 
@@ -28,6 +28,15 @@ def test_tasks_are_queued_until_a_worker_starts_them() -> None:
     }
 
 
+def test_a_failed_task_runs_until_its_last_failure() -> None:
+    failed = replace(RUNNING, ended=(0.6, None, None, 0.45, None, 0.9, None, None))
+    assert {one.task: one[1:] for one in compute_task_times(failed)}[3] == (0.0, 0.3, 0.45)
+    counts, running = count_tasks_over_time(failed, 10), count_tasks_over_time(RUNNING, 10).running
+    assert counts.failed == [0] * 4 + [1] * 6
+    assert [before - after for before, after in zip(running, counts.running)] == counts.failed
+    assert counts.returned == [0, 0, 0, 0, 0, 0, 1, 1, 1, 2]
+
+
 def test_counts_over_time_tell_queued_from_running_tasks() -> None:
     counts = count_tasks_over_time(RUNNING, 10)
     assert counts.queued == [7, 6, 4, 3, 3, 2, 2, 2, 2, 2]
@@ -38,4 +47,4 @@ def test_counts_over_time_tell_queued_from_running_tasks() -> None:
 def test_the_timeline_ends_with_the_map_or_its_last_result() -> None:
     assert get_timeline_end(RUNNING) == 1.0
     assert get_timeline_end(replace(RUNNING, elapsed_seconds=0.8)) == 0.9
-    assert get_timeline_end(replace(RUNNING, elapsed_seconds=0.0, arrived=())) == 1.0
+    assert get_timeline_end(replace(RUNNING, elapsed_seconds=0.0, ended=())) == 1.0

@@ -22,6 +22,7 @@ from rich.text import Text
 from polarmap.live import refreshing
 from polarmap.live.refreshing import Refresher
 from polarmap.live.snapshots import (
+    ExecutorSnapshot,
     FailureSnapshot,
     IterationSnapshot,
     MapSnapshot,
@@ -44,7 +45,7 @@ RUNNING = MapSnapshot(
     *(3, "negative", "rotation code", "processes", 5, 4, 4, 1, 1.0, True, "aRqfh"),
     submitted=SUBMITTED,
     started=(0.1, 0.2, None, 0.3, None),
-    arrived=(0.6, None, None, None, None),
+    ended=(0.6, None, None, None, None),
     next_result_seconds=0.3,
     results_per_second=1.0,
     cost_dollars=0.00123,
@@ -57,7 +58,7 @@ FINISHED = replace(
     n_arrived=4,
     is_running=False,
     decoded_blocks=(2,),
-    arrived=(0.6, 0.7, None, 0.9, None),
+    ended=(0.6, 0.7, None, 0.9, None),
     sufficed_at=0.9,
     failures=(),
     n_failed_tasks=0,
@@ -67,6 +68,7 @@ WORKERS = (
     WorkerSnapshot("pool 1", 1, None, "node-7", "idle", None, 3.0),
 )
 FIT = IterationSnapshot("Lasso", 3, 0.5, 1e-3, 0.0123, 12, 0.1, True)
+CALLS = ExecutorSnapshot("Executor 1", "processes", 200, 120, 4, 1)
 
 
 def program_of(*maps: MapSnapshot, **values: Any) -> ProgramSnapshot:
@@ -77,9 +79,9 @@ def large_map(n: int) -> MapSnapshot:
     """Return a running map in which the first half has arrived and the rest is queued, except three tasks."""
     states = "a" * (n // 2) + "q" * (n // 2 - 3) + "Rrf"
     started: tuple[float | None, ...] = (0.1,) * (n // 2) + (None,) * (n // 2 - 3) + (0.5,) * 3
-    arrived: tuple[float | None, ...] = (0.5,) * (n // 2) + (None,) * (n // 2)
+    ended: tuple[float | None, ...] = (0.5,) * (n // 2) + (None,) * (n // 2)
     return replace(
-        *(RUNNING,), n=n, k=n - 8, states=states, submitted=(0.0,) * n, started=started, arrived=arrived
+        *(RUNNING,), n=n, k=n - 8, states=states, submitted=(0.0,) * n, started=started, ended=ended
     )
 
 
@@ -96,7 +98,7 @@ def lines_of(text: Text) -> list[str]:
     "program",
     [
         program_of(),
-        program_of(RUNNING, workers=WORKERS * 9, iterations=(FIT,)),
+        program_of(RUNNING, workers=WORKERS * 9, iterations=(FIT,), executors=(CALLS,) * 9),
         program_of(*[replace(RUNNING, map_id=number) for number in range(5)]),
         program_of(large_map(10_000), workers=WORKERS),
     ],
@@ -128,6 +130,15 @@ def test_a_running_map_shows_status_tasks_failures_cost_and_workers() -> None:
     assert re.search(r"1: — +node-7 +idle, 3.00 s +— +—", text)
 
 
+def test_calls_of_an_executor_have_one_line() -> None:
+    line = "Executor 1: 120 of 200 calls done, 4 running, 1 failed"
+    assert lines_of(render_program(program_of(executors=(CALLS,)), 80, 24))[1:] == [line]
+    assert lines_of(render_final_state(program_of(FINISHED, executors=(CALLS,)), 80))[0] == line
+    stream = io.StringIO()
+    PlainLines(stream).close(program_of(executors=(CALLS,)))
+    assert stream.getvalue() == line + "\n"
+
+
 def test_without_colours_tasks_are_letters() -> None:
     text = render_program(program_of(RUNNING), 60, 40, use_symbols=False).plain
     assert "\n  a R q f h\n" in text
@@ -144,6 +155,23 @@ def test_bars_of_the_timeline_tell_queued_from_running_tasks() -> None:
     assert re.fullmatch(r"·{10}━{40}", rows[1])
     assert re.fullmatch(r"·{50}", rows[2])
     assert lines[-1].split() == ["0", "s", "1.00", "s"]
+
+
+def test_the_bar_of_a_failed_task_ends_at_its_failure() -> None:
+    failed = replace(RUNNING, ended=(0.6, None, None, 0.7, None))
+    lines = lines_of(render_program(program_of(failed), 61, 40))
+    rows = [line[11:] for line in lines if line.startswith(" " * 9 + "3 ")]
+    assert rows == ["·" * 15 + "━" * 20]
+
+
+def test_failed_tasks_are_counted_if_there_is_space() -> None:
+    many = large_map(1000)
+    program = program_of(replace(many, ended=(*many.ended[:-1], 0.7)))
+    lines = lines_of(render_program(program, 60, 40))
+    [failed] = [line[11:] for line in lines if line.strip().startswith("failed ")]
+    assert (len(failed.lstrip()), failed.strip()) == (15, "▇" * 15)
+    n_lines = len(lines) - 1  # Without the row of failed tasks, the axis remains.
+    assert lines_of(render_program(program, 60, n_lines))[-1] == lines[-1]
 
 
 def test_the_timeline_of_many_tasks_counts_them() -> None:

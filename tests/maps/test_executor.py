@@ -163,7 +163,6 @@ def test_calls_of_a_map_with_a_buffer_are_submitted_in_groups(
         mapped[0].set_result(number, [number])
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert groups[1:] == ([] if patience else [[4], [5], [6]])
-    assert mapped[0].is_growing
     assert next(results) == 3
     assert groups[1:] == ([[4, 5, 6, 7]] if patience else [[4], [5], [6], [7]])
     for number in (5, 6, 7):  # Item 4 is missing.
@@ -178,7 +177,37 @@ def test_calls_of_a_map_with_a_buffer_are_submitted_in_groups(
     monkeypatch.setattr(executor._call_queue, "submit", submit_while_waiting)
     assert list(results) == list(range(4, 10))
     assert sorted(number for group in groups for number in group) == list(range(10))
-    assert not mapped[0].is_growing
+
+
+@pytest.mark.parametrize("patience", [3600.0, 0.0], ids=["results arrive soon", "results are late"])
+def test_short_calls_of_a_map_with_a_buffer_are_submitted_after_the_results_that_arrive_soon(
+    monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    executor, groups, mapped = Executor(ReplayExecutor()), list[list[int]](), list[MappedCalls]()
+
+    def set_results() -> None:
+        for number in reversed(range(4)):
+            mapped[0].set_result(number, [number])
+
+    def submit(calls: MappedCalls, item_indices: Iterable[int]) -> None:
+        groups.append(list(item_indices))
+        mapped.append(calls)
+        if len(groups) > 1:
+            set_results()
+
+    monkeypatch.setattr(executor._call_queue, "submit", submit)
+    monkeypatch.setattr("polarmap.maps.executor.MAX_GROUP_SECONDS", 3600.0)
+    monkeypatch.setattr("polarmap.maps.executor.TARGET_BATCH_SECONDS", patience)
+    results = executor.map(abs, range(20), buffersize=4)
+    policy = executor._call_queue._policy
+    policy._allow_batches = True
+    policy._record_run_time(mapped[0].item_class, 1e-5)
+    if patience:
+        threading.Timer(0.05, set_results).start()
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert groups == ([[0, 1, 2, 3]] if patience else [[0, 1, 2, 3], [4]])
+    assert next(results) == 3
+    assert groups[1:] == ([[4, 5, 6, 7]] if patience else [[4]])
 
 
 @pytest.mark.parametrize("cancels", [False, True])

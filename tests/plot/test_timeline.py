@@ -121,10 +121,11 @@ def test_every_task_has_a_bar_from_its_start_to_its_end() -> None:
     report = report_of({0: math.inf, 1: 1.5, 7: 1.2}, KILLED)
     bars = {bar.find("title").text.split(":")[0]: bar for bar in drawn(report).iter("rect")}
     assert list(bars) == [f"task {index}" for index in range(9)]
+    assert report.tasks[2].failed is not None
     end = max(report.seconds, *(task.arrived or 0 for task in report.tasks))
     for task in report.tasks:
         bar = bars[f"task {task.index}"]
-        until = end if task.arrived is None else task.arrived
+        until = end if task.index == 0 else task.failed if task.index == 2 else task.arrived
         right = float(bar.get("x", "")) + float(bar.get("width", ""))
         assert right == pytest.approx(SVG_WIDTH * until / end, abs=0.2)
         assert float(bar.get("y", "")) == MAX_ROW_HEIGHT * task.index
@@ -189,6 +190,15 @@ def test_tasks_that_no_worker_has_started_have_a_hollow_mark_and_no_bar() -> Non
     assert titles == ["task 0: arrived, 1 s", "task 1: abandoned"]
     [circle] = picture.iter("circle")
     assert (circle.get("fill"), circle.find("title").text) == ("none", "task 2: cancelled")
+
+
+def test_the_bar_of_a_failed_task_ends_at_its_last_failure() -> None:
+    task = TaskReport(0, "failed", None, None, 2, ("OSError: disk",), started=0.5, failed=1.25)
+    report = Report(1, 1, "rotation", "replay", (task,), 1, seconds=2.0)
+    assert bars(report.plot())["failed"] == [(0, 0.5, 1.25)]
+    [bar] = drawn(report).iter("rect")
+    assert float(bar.get("x", "")) == SVG_WIDTH * 0.25 and float(bar.get("width", "")) == SVG_WIDTH * 0.375
+    assert bar.find("title").text == "task 0: failed, 1.25 s"
 
 
 def test_the_bar_of_a_queued_task_starts_when_its_worker_starts() -> None:

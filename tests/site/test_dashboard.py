@@ -19,6 +19,7 @@ import polarmap
 from polarmap.live.dashboard import DashboardServer
 from polarmap.live.html_export import render_html, save_html
 from polarmap.live.snapshots import (
+    ExecutorSnapshot,
     FailureSnapshot,
     IterationSnapshot,
     MapSnapshot,
@@ -115,6 +116,7 @@ def make_map(states: str, map_id: int = 1, is_running: bool = True, **values: An
     """Return a map whose tasks run for 0.1 s to 0.5 s, one after the other on a quarter as many workers."""
     n, letters = len(states), states.lower()
     has_result = [letter in "as" for letter in letters]
+    has_ended = [letter in "asf" for letter in letters]
     has_started = [letter in "asrfx" for letter in letters]
     started = [round(0.3 * (index // max(1, n // 4)), 4) for index in range(n)]
     fields: dict[str, Any] = {
@@ -122,9 +124,9 @@ def make_map(states: str, map_id: int = 1, is_running: bool = True, **values: An
         "elapsed_seconds": 2.0,
         "submitted": tuple(None if letter == "h" else 0.0 for letter in letters),
         "started": tuple(start if is_known else None for start, is_known in zip(started, has_started)),
-        "arrived": tuple(
+        "ended": tuple(
             round(start + 0.1 + index % 5 / 10, 4) if is_known else None
-            for index, (start, is_known) in enumerate(zip(started, has_result))
+            for index, (start, is_known) in enumerate(zip(started, has_ended))
         ),
         **values,
     }
@@ -316,6 +318,39 @@ def test_texts_of_the_user_are_not_markup(
     wait_for_text(page, ".failures li", text)
     assert page.count("main img") == 0 and page.run("return document.title") != "broken"
     assert page.errors() == []
+
+
+def test_calls_of_executors_and_the_maps_of_workers_are_shown(
+    open_page: Callable[..., Page], server: DashboardServer, source: Source
+) -> None:
+    workers = (
+        WorkerSnapshot("pool", 0, 1, "", "working", 3, 0.1, job="map 2"),
+        WorkerSnapshot("pool", 1, 2, "", "abandoned", 7, 0.1, job="map 1"),
+        WorkerSnapshot("pool", 2, 3, "", "idle", None, 0.1),
+    )
+    source.programs = [
+        make_program(
+            workers=workers, executors=(ExecutorSnapshot("Executor 1", "processes", 2000, 120, 4, 1),)
+        )
+    ]
+    page = open_page(server.url)
+    wait_for_text(page, "#executors tbody tr", "Executor 1")
+    assert list_texts(page, "#executors td") == ["Executor 1", "processes", "120 of 2,000", "4", "1"]
+    assert list_texts(page, "#workers td:nth-child(4)") == ["3 of map 2", "7 of map 1 (abandoned)", "idle"]
+    source.programs = [make_program(workers=workers)]
+    page.wait_for("document.querySelector('#executors-section').hidden")
+    assert page.errors() == []
+
+
+def test_a_failed_task_ends_at_its_failure(
+    open_page: Callable[..., Page], server: DashboardServer, source: Source
+) -> None:
+    source.show(make_map("rfrr", started=(0.2,) * 4, ended=(None, 0.7, None, None)))
+    page = open_page(server.url)
+    wait_for_text(page, ".card .counts", "1 failed")
+    page.run("document.querySelector('.task-slider').focus()")
+    press(page, ARROW_RIGHT)
+    wait_for_text(page, "#tooltip", "Task 1: failed after 0.70 s, queued for 0.20 s, ran for 0.50 s")
 
 
 def test_a_real_pool_is_shown(open_page: Callable[..., Page], tmp_path: Path) -> None:

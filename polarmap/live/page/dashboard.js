@@ -115,15 +115,15 @@
   function describeTask(map, task, decoded) {
     const letter = map.states[task];
     const state = letter.toLowerCase();
-    const [submitted, started, arrived] = [map.submitted[task], map.started[task], map.arrived[task]];
-    const arrival = isTime(arrived) ? [`arrived after ${formatSeconds(arrived)}`] : [];
-    const parts = state === "a" && arrival.length ? arrival : [nameOf(state), ...arrival];
+    const [submitted, started, ended] = [map.submitted[task], map.started[task], map.ended[task]];
+    const ending = isTime(ended) ? [`${state === "f" ? "failed" : "arrived"} after ${formatSeconds(ended)}`] : [];
+    const parts = "af".includes(state) && ending.length ? ending : [nameOf(state), ...ending];
     if (letter !== state) parts.push("late");
     if (isTime(started)) {
       if (isTime(submitted)) parts.push(`queued for ${formatSeconds(Math.max(0, started - submitted))}`);
-      const end = isTime(arrived) ? arrived : map.elapsed_seconds;
+      const end = isTime(ended) ? ended : map.elapsed_seconds;
       const verb = state === "r" ? "running for" : "ran for";
-      if (state !== "f") parts.push(`${verb} ${formatSeconds(Math.max(0, end - started))}`);
+      parts.push(`${verb} ${formatSeconds(Math.max(0, end - started))}`);
     } else if (state === "q" && isTime(submitted)) {
       parts.push(`waiting for ${formatSeconds(Math.max(0, map.elapsed_seconds - submitted))}`);
     }
@@ -485,7 +485,7 @@
       const rowsHeight = this.isGrouped ? 220 : Math.max(MIN_TIMELINE_HEIGHT, Math.ceil(this.rowHeight * n));
       this.bodyHeight = rowsHeight;
       // The last arrival may be later than the end of a map that has returned.
-      this.end = map.arrived.reduce((end, time) => (time > end ? time : end), map.elapsed_seconds) || 1;
+      this.end = map.ended.reduce((end, time) => (time > end ? time : end), map.elapsed_seconds) || 1;
       const height = TIMELINE_TOP + rowsHeight + AXIS_HEIGHT;
       this.context = prepareCanvas(this.canvas, width, height);
       this.context.clearRect(0, 0, width, height);
@@ -546,7 +546,7 @@
             context.strokeRect(startX + 0.5, middle - thickness / 2 + 0.5, Math.max(1, endX - startX - 1), thickness - 1);
           }
         }
-        if (this.decoded.has(task) && rowHeight > 4) drawDiamond(context, Math.max(startX, endX) - 5, middle, Math.min(5, rowHeight / 2 - 0.5));
+        if (this.decoded.has(task) && rowHeight > 4) drawDiamond(context, this.toX(this.end) - 5, middle, Math.min(5, rowHeight / 2 - 0.5));
       }
       if (map.k < map.states.length) {
         const y = TIMELINE_TOP + rowHeight * map.k - 0.5;
@@ -559,13 +559,13 @@
       const { map } = this;
       const submitted = map.submitted[task];
       if (!isTime(submitted)) return null;
-      const end = isTime(map.arrived[task]) ? map.arrived[task] : map.elapsed_seconds;
+      const end = isTime(map.ended[task]) ? map.ended[task] : map.elapsed_seconds;
       const isUnstarted = state === "q" || state === "c" || state === "h";
       const started = isTime(map.started[task]) ? Math.max(submitted, map.started[task]) : isUnstarted ? end : submitted;
       return [submitted, Math.min(started, end), end];
     }
 
-    // The numbers of arrived, running and queued tasks at each moment, stacked.
+    // The numbers of arrived, failed, running and queued tasks at each moment, stacked.
     drawNumbers() {
       const { context, map } = this;
       const columns = Math.max(20, Math.floor((this.width - this.left) / 3));
@@ -579,11 +579,10 @@
         const [from, start, end] = times.map(toColumn);
         queued[from]++;
         queued[start]--;
-        const band = state === "f" ? failed : running;
-        band[start]++;
-        if (isTime(map.arrived[task])) {
-          band[end]--;
-          arrived[end]++;
+        running[start]++;
+        if (isTime(map.ended[task])) {
+          running[end]--;
+          (state === "f" ? failed : arrived)[end]++;
         }
       }
       const heightOfTask = this.bodyHeight / Math.max(1, map.states.length);
@@ -739,7 +738,7 @@
       setText(this.error, map.error && `The map has failed: ${map.error}`);
       setHidden(this.error, !map.error);
       setText(this.timelineTitle, map.n > MAX_TIMELINE_ROWS
-        ? "Number of tasks over time: arrived, running, queued"
+        ? "Number of tasks over time: arrived, failed, running, queued"
         : "Timeline: thin while queued, thick while running");
     }
 
@@ -824,7 +823,8 @@
     textColumn("Process", worker => isTime(worker.pid) ? String(worker.pid) : "–"),
     textColumn("Machine", worker => worker.host || "this machine"),
     textColumn("Task", worker =>
-      worker.state === "idle" ? "idle" : `${worker.task ?? ""}${worker.state === "abandoned" ? " (abandoned)" : ""}`),
+      worker.state === "idle" ? "idle"
+        : `${worker.task ?? ""}${worker.job && ` of ${worker.job}`}${worker.state === "abandoned" ? " (abandoned)" : ""}`),
     { title: "For", style: "wide ages", update: updateAge },
     textColumn("Memory", worker => isTime(worker.memory_bytes) ? formatBytes(worker.memory_bytes) : "–", "number"),
     textColumn("Processor time", worker => isTime(worker.cpu_seconds) ? formatSeconds(worker.cpu_seconds) : "–", "number"),
@@ -903,6 +903,19 @@
     if (!isTime(iteration.objective) || history.at(-1)?.[0] === iteration.n_steps) return;
     history.push([iteration.n_steps, iteration.objective]);
     if (history.length > MAX_SPARKLINE_POINTS) history.splice(0, history.length, ...history.filter((_, index) => index % 2 === 0));
+  }
+
+  const executorsTable = new Table("Submitted calls", [
+    textColumn("Executor", executor => executor.name),
+    textColumn("Runs on", executor => executor.executor),
+    textColumn("Calls done", executor => `${number(executor.n_done)} of ${number(executor.n_calls)}`, "number"),
+    textColumn("Running", executor => number(executor.n_running), "number"),
+    textColumn("Failed", executor => number(executor.n_failed), "number"),
+  ]);
+
+  function renderExecutors(program) {
+    setHidden($("executors-section"), !program.executors.length);
+    executorsTable.update([...program.executors].reverse(), executor => `${program.pid} ${executor.name}`);
   }
 
   function renderIterations(records) {
@@ -997,6 +1010,7 @@
     renderHeader(program);
     renderTotals(program);
     renderIterations(record.iterations);
+    renderExecutors(program);
     renderMaps(program);
     renderWorkers(program);
     renderConnection();
@@ -1103,6 +1117,7 @@
     fillLegend();
     $("workers").append(workersTable.element);
     $("iterations").append(iterationsTable.element);
+    $("executors").append(executorsTable.element);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changeTheme);
     $("program-select").addEventListener("change", event => {
       shownPid = Number(event.target.value);

@@ -1,0 +1,16 @@
+"""Check how long live views rest after their work."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polarmap.live.pace import compute_rest
+
+
+@given(st.floats(0, 1e3), st.floats(0, 10))
+def test_work_takes_at_most_4_percent_of_the_time(seconds: float, min_rest: float) -> None:
+    rest = compute_rest(seconds, min_rest)
+    assert rest >= min_rest
+    assert seconds <= 0.04 * (seconds + rest) + 1e-9
+    assert rest == min_rest or seconds > 0.039 * rest
