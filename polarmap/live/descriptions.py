@@ -160,7 +160,7 @@ def describe_worker(worker: WorkerSnapshot) -> tuple[str, str, str, str, str]:
         task += " abandoned"
     return (
         f"{worker.worker_id}: {'—' if worker.pid is None else worker.pid}",
-        make_printable(worker.host) or "this machine",
+        make_printable(worker.host) or "here",
         f"{task}, {format_seconds(worker.state_seconds)}",
         "—" if worker.memory_bytes is None else f"{worker.memory_bytes / 1e6:,.0f} MB",
         "—" if worker.cpu_seconds is None else f"{format_seconds(worker.cpu_seconds)} CPU",

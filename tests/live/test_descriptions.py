@@ -109,7 +109,7 @@ def test_unknown_values_of_a_worker_are_dashes() -> None:
         "1.50 s CPU",
     )
     unknown = WorkerSnapshot("pool", 1, None, "", "idle", None, 3.0)
-    assert describe_worker(unknown) == ("1: —", "this machine", "idle, 3.00 s", "—", "—")
+    assert describe_worker(unknown) == ("1: —", "here", "idle, 3.00 s", "—", "—")
 
 
 def test_the_map_of_a_task_is_named_if_it_is_known() -> None:

@@ -126,7 +126,7 @@ def test_a_running_map_shows_status_tasks_failures_cost_and_workers() -> None:
     assert "× task 3 on node-7: ValueError: bad [31m row" in text
     assert "2 more tasks have failed" in text
     assert "2 workers: 1 working, 1 idle" in text
-    assert re.search(r"0: 4711 +this machine +task 1, 0.80 s +120 MB +1.50 s CPU", text)
+    assert re.search(r"0: 4711 +here +task 1, 0.80 s +120 MB +1.50 s CPU", text)
     assert re.search(r"1: — +node-7 +idle, 3.00 s +— +—", text)
 
 

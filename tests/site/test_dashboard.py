@@ -247,7 +247,7 @@ def test_all_parts_of_a_program_are_shown(
     assert list_texts(page, "#totals dd") == ["1", "1", "12.5"]
     workers = [row.split("\t") for row in list_texts(page, "#workers tbody tr")]
     assert [cell.strip() for cell in workers[0]] == [
-        *("a-pool-with-a-long-name 0", "4711", "this machine", "3", "0.40 s", "100 MiB", "1.50 s")
+        *("a-pool-with-a-long-name 0", "4711", "this machine", "3", "0.40 s", "105 MB", "1.50 s")
     ]
     assert [cell.strip() for cell in workers[1]] == [
         *("pool 1", "–", "node-with-a-long-name.example", "idle", "12.0 s", "–", "–")

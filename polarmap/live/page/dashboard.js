@@ -62,7 +62,7 @@
   }
 
   function formatBytes(bytes) {
-    const [size, unit] = bytes < 2 ** 30 ? [bytes / 2 ** 20, "MiB"] : [bytes / 2 ** 30, "GiB"];
+    const [size, unit] = bytes < 1e9 ? [bytes / 1e6, "MB"] : [bytes / 1e9, "GB"];
     return `${size < 10 ? size.toFixed(1) : Math.round(size)} ${unit}`;
   }
 
