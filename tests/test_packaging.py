@@ -6,6 +6,7 @@ environment, but not this checkout.
 
 from __future__ import annotations
 
+import ast
 import configparser
 import json
 import os
@@ -17,11 +18,13 @@ import tarfile
 import venv
 import zipfile
 from email import message_from_string
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from page_needs import extras, packages_of
 from release_check.archives import copy_checkout
 
 import polarmap
@@ -191,6 +194,25 @@ def test_the_conda_recipe_agrees_with_setup_cfg() -> None:
     assert recipe["context"]["version"] == settings["metadata"]["version"]
     [command] = [one for one in settings["options.entry_points"]["console_scripts"].split("\n") if one]
     assert recipe["build"]["python"]["entry_points"] == [command]
+
+
+def test_make_test_needs_only_the_packages_of_the_extra_test() -> None:
+    others = set[str]().union(*map(packages_of, extras())) - packages_of("test") - packages_of(None)
+    ignored = re.findall(r"--ignore-glob=(\S+)", (ROOT / "setup.cfg").read_text())
+    paths = [
+        path
+        for path in sorted(ROOT.glob("tests/**/*.py"))
+        if not any(fnmatch(str(path), pattern) for pattern in ignored)
+    ]
+    needed = {
+        (str(path.relative_to(ROOT)), name)
+        for path in paths
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        for name in [alias.name for alias in statement.names] + [getattr(statement, "module", None) or ""]
+        if name.partition(".")[0] in others
+    }
+    assert "selenium" in others and needed == set()
 
 
 def test_the_version_is_the_same_in_all_files() -> None:

@@ -40,7 +40,7 @@ def test_finished_results_are_reported_once() -> None:
     functions.futures[0].ready = functions.futures[1].success = True
     results = jobs.collect_finished_results()
     assert results.pop(2) == 5
-    assert str(results.pop(0)) == "ZeroDivisionError: integer division or modulo by zero"
+    assert str(results.pop(0)).startswith("ZeroDivisionError: ")
     assert (results, jobs.collect_finished_results(), list(jobs.running_futures)) == ({}, {}, [5])
 
 

@@ -63,8 +63,9 @@ def test_dashboard_shows_the_program_while_it_is_open() -> None:
         with urllib.request.urlopen(url, timeout=30.0) as page:
             assert "polarmap" in page.read().decode()
         without_token = url.partition("?")[0]
-        with pytest.raises(urllib.error.HTTPError, match="403"):
+        with pytest.raises(urllib.error.HTTPError, match="403") as refused:
             urllib.request.urlopen(without_token, timeout=30.0)
+        refused.value.close()
     assert activation.active_hub is None
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=30.0)

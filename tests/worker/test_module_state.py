@@ -62,9 +62,17 @@ def describe_items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
 
 def test_functions_are_compared_by_their_bytecode() -> None:
     one = compile("def f(x):\n    return x in {'a', 'b', 'c'}", "one.py", "exec")
-    other = compile("\n\ndef f(x):\n    return x in {'c', 'b', 'a'}", "other.py", "exec")
+    other = compile("\n\ndef f(x):\n    return x in {'a', 'b', 'c'}", "other.py", "exec")
     third = compile("def f(x):\n    return x in {'a', 'b', 'd'}", "one.py", "exec")
     assert digest_code(one) == digest_code(other) != digest_code(third)
+
+
+def test_order_of_a_constant_set_does_not_matter() -> None:
+    one, other, third = (frozenset(numbers) for numbers in ([0, 8], [8, 0], [0, 16]))
+    assert list(one) != list(other)  # 0 and 8 have the same place in the hash table.
+    code = compile("x in {0, 8}", "", "eval")
+    digests = [digest_code(code.replace(co_consts=(constant,))) for constant in (one, other, third)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(
