@@ -26,16 +26,19 @@ WAYS = ("nothing lost", "first lost", "last lost once", "last late", "first and 
 
 
 def _choose_lost_parity(k: int, n: int, dtype: np.dtype[Any]) -> int:
-    """Return a parity task that may be lost together with task 0. Over the integers, not every one may."""
+    """Return a parity task that may be lost together with task 0. Over the integers, not every one may.
+
+    Return 0 if there is none.
+    """
     if dtype.kind not in "iu":
         return k + 1
     code = PolarCode(n, k, kernel="arikan")
-    for parity_task in range(k + 1, n):
+    for parity_task in range(k, n):
         arrived = np.ones(n, bool)
         arrived[[0, parity_task]] = False
         if code.is_decodable(arrived):
             return parity_task
-    return k + 1
+    return 0
 
 
 def means(block: Any) -> Any:
