@@ -43,8 +43,8 @@ MANIFEST_PREFIX = "polarmap/manifests/"
 # Exceptions that may be raised while entries of an invalid JSON document are read.
 PARSE_ERRORS = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_get_segment_fields = itemgetter(*Segment._fields)
 _DTYPE_PATTERN = re.compile(r"[<>|][iufc][0-9]{1,2}")
+_get_segment_fields = itemgetter(*Segment._fields)
 
 
 def check_array_name(name: object) -> str:

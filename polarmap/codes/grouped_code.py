@@ -284,6 +284,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
             if isinstance(blocks, np.ndarray):
+                # Copy the rows of the group: encoding one array is faster than encoding views of its rows.
                 rows: tiling.FlatBlocks = blocks[data_indices]
             else:
                 rows = [blocks[block_index] for block_index in data_indices.tolist()]

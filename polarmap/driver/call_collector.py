@@ -74,9 +74,8 @@ class CallCollector(EveryTaskCollector):
         for item_index, failure in batch_outcome.failures:
             if outcome.failure is None or failure.kind == FailureKind.RAISED:
                 error = failure.cause or RuntimeError(str(failure))
-                label, counts = calls.describe_item(item_index), self._counts
-                error = replace_exit_exception(label, error)
-                set_call_exception(calls, item_index, error, counts, raised_by_f=True)
+                error = replace_exit_exception(calls.describe_item(item_index), error)
+                set_call_exception(calls, item_index, error, self._counts, raised_by_f=True)
         # The iterator of a map waits for the first item. Set it last, so that the iterator wakes up once.
         for item_index, data in reversed(batch_outcome.results):
             _set_call_result(calls, item_index, data, self._counts)

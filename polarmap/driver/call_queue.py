@@ -105,7 +105,7 @@ class CallQueue:
             self._wake_session()
 
     def is_small_batch(self, calls: CallGroup, n_items: int) -> bool:
-        """Return whether a batch of `n_items` calls is known to run hardly longer than it takes to send."""
+        """Return whether a batch of `n_items` calls is expected to run for less than MIN_BATCH_SECONDS."""
         return n_items < self._policy.compute_min_batch_size(calls)
 
     def limit_in_flight(self, max_in_flight: int) -> None:

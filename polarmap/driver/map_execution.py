@@ -67,16 +67,18 @@ class MapExecution:
     ----------
     map_id : int
         The number of the map in this process, starting at 1. Logs and live views show it.
-    job_name : str
-        The name of the map for live views, such as "map 3".
     """
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._started_at, self.executor = time.monotonic(), executor
         self.map_id = next(_map_ids)
-        self.job_name = f"map {self.map_id}"
         self._report_fields: dict[str, Any] = {}  # report fields that are known before the job starts
         self._collector: Collector | None = None  # set only while the job is running
+
+    @property
+    def job_name(self) -> str:
+        """The name of the map for live views, such as "map 3"."""
+        return f"map {self.map_id}"
 
     def set_code(self, code: LinearCode, **report_fields: Any) -> None:
         """Set the code of the job, and further fields of its report that are known before it starts."""

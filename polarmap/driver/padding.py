@@ -26,7 +26,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
-PADDING_PROPERTY = "what rows of zeros do to f"
+PADDING_PROPERTY = "what rows of zeros do to f"  # Known for each number of data rows in the padded block.
 # These values replace zero rows in a trial of the mapped function.
 SAMPLE_VALUES = np.arange(1, 8)
 # Row i of a trial is multiplied by 1 + ROW_FACTOR_STEP * i**2, so that sums of rows are unlikely to cancel.

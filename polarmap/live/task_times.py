@@ -70,12 +70,12 @@ def count_tasks_over_time(snapshot: MapSnapshot, n_columns: int) -> TaskCounts:
     n_submitted = _count_up_to([task.queued_at for task in times], edges)
     n_started = _count_up_to([task.run_at for task in times if task.run_at < task.ended_at], edges)
     n_ended = _count_up_to([task.ended_at for task in times if task.run_at < task.ended_at], edges)
-    ends = [(letter, end) for letter, end in zip(snapshot.states.lower(), snapshot.ended) if end is not None]
+    endings = [(state, at) for state, at in zip(snapshot.states.lower(), snapshot.ended) if at is not None]
     return TaskCounts(
         [submitted - started for submitted, started in zip(n_submitted, n_started)],
         [started - ended for started, ended in zip(n_started, n_ended)],
-        _count_up_to([end for letter, end in ends if letter != FAILED_LETTER], edges),
-        _count_up_to([end for letter, end in ends if letter == FAILED_LETTER], edges),
+        _count_up_to([ended_at for state, ended_at in endings if state != FAILED_LETTER], edges),
+        _count_up_to([ended_at for state, ended_at in endings if state == FAILED_LETTER], edges),
     )
 
 

@@ -41,7 +41,8 @@ from polarmap.worker.task_functions import call_each
 T = TypeVar("T")
 
 MAX_QUEUED_CALLS = 4096  # submit at most this many calls to a worker pool at a time
-# The longest time in seconds for which a map with `buffersize` collects calls before it submits them.
+# The longest time in seconds for which a map with `buffersize` collects calls before it submits them, without
+# the time for which it waits for a result.
 MAX_GROUP_SECONDS = 0.002
 
 
@@ -223,10 +224,10 @@ class Executor(ExecutorHandle, futures.Executor):
     def _submit_in_groups(self, mapped_calls: MappedCalls, chunks: Iterator[list[Any]]) -> Iterator[None]:
         """Submit the chunks of calls of a map with `buffersize`. Each step of this generator reads one chunk.
 
-        Chunks are collected and submitted together, so that their calls share tasks and messages: with the
-        last result that can be used before them, after MAX_GROUP_SECONDS, or when the caller has to wait for
-        a result. In the last case, short calls are submitted only if the result does not arrive soon, because
-        more chunks will join them when it is used.
+        Chunks are collected and submitted together, so that their calls share tasks and messages. They are
+        submitted when the caller needs a result that has not arrived, when no other calls are submitted, or
+        after MAX_GROUP_SECONDS. If the collected calls are short and the result arrives soon, they are kept:
+        the caller will use that result and the next ones, and each of them adds a chunk.
         """
         submit_at = time.monotonic() + MAX_GROUP_SECONDS
         self._growing_maps.add(mapped_calls)
@@ -245,9 +246,10 @@ class Executor(ExecutorHandle, futures.Executor):
         self._submit_collected_chunks(mapped_calls)
 
     def _wait_before_submitting(self, mapped_calls: MappedCalls, item_index: int) -> bool:
-        """Wait up to TARGET_BATCH_SECONDS for an item's outcome, and return whether it has arrived.
+        """Wait up to TARGET_BATCH_SECONDS for the outcome of an item. Return whether it has arrived.
 
-        Return False at once if no later item has been submitted, or if the collected chunks are worth a task.
+        Return False without waiting if no later item has been submitted, or if the collected calls run long
+        enough for a task of their own.
         """
         n_collected, is_last = len(mapped_calls.collected_chunks), item_index + 1 == len(mapped_calls.blocks)
         if is_last or not self._call_queue.is_small_batch(mapped_calls, n_collected):
@@ -274,7 +276,8 @@ class Executor(ExecutorHandle, futures.Executor):
                 if is_function_pickled and isinstance(chunk_pickle, bytes):
                     continue
                 try:
-                    call: Any = mapped_calls.context, (chunk,), {}  # is sent alone
+                    # A call that contains its function, or large arrays, does not share a task with others.
+                    call: Any = mapped_calls.context, (chunk,), {}
                     mapped_calls.blocks[item_index] = pickle_call_to_block(call, self._is_remote)
                 except Exception as error:
                     mapped_calls.set_exception(item_index, error)

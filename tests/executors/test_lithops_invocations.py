@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,9 @@ def test_finished_results_are_reported_once() -> None:
     functions.futures[0].ready = functions.futures[1].success = True
     results = jobs.collect_finished_results()
     assert results.pop(2) == 5
-    assert str(results.pop(0)).startswith("ZeroDivisionError: ")
+    with pytest.raises(ZeroDivisionError) as raised:
+        operator.floordiv(10, 0)  # Python 3.14 changed the message.
+    assert str(results.pop(0)) == f"ZeroDivisionError: {raised.value}"
     assert (results, jobs.collect_finished_results(), list(jobs.running_futures)) == ({}, {}, [5])
 
 

@@ -68,7 +68,7 @@ class RowOperationProgram:
     ([[2]], [[2, 0, 1, -1]])
     """
 
-    _n_bytes_read: ClassVar[int] = 0  # by all programs of this process
+    _n_bytes_read: ClassVar[int] = 0  # The total size of the inputs of all programs of this process.
 
     def __init__(
         self, batches: Sequence[RowOperationBatch], n_rows: int, input_rows: Indices, output_rows: Indices
