@@ -363,6 +363,8 @@ class PoolSession:
 
         Abandoned workers are still running tasks of closed sessions.
         """
+        if not self._queue:
+            return set()
         get_task_keys = partial(self._get_first_task_keys, self._queue)
         return self._worker_pool.find_tasks_cached_on_abandoned_workers(get_task_keys)
 

@@ -47,11 +47,11 @@ class WakeSignal:
 
     def clear(self) -> bool:
         """Reset the signal. Return True if it was set since the last call."""
-        was_set = False
-        with contextlib.suppress(OSError):  # the buffer is empty
-            while self._read_socket.recv(4096):
-                was_set = True
-        return was_set
+        try:
+            # If more signals are left, the descriptor stays readable, and the next poll returns at once.
+            return bool(self._read_socket.recv(4096))
+        except OSError:  # the buffer is empty
+            return False
 
     def close(self) -> None:
         """Close the descriptor. Its copies in forked processes stay open. Safe to call twice."""
