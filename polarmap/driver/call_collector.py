@@ -5,10 +5,12 @@ A call may be run more than once, by backups and retries. The first attempt that
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from math import inf
 
 from polarmap.driver.batch_policy import BatchPolicy
+from polarmap.driver.batches import BatchOutcome
 from polarmap.driver.calls import CallGroup
 from polarmap.driver.collector import EveryTaskCollector, JobTimer
 from polarmap.driver.policies import RetryRule
@@ -60,25 +62,35 @@ class CallCollector(EveryTaskCollector):
     ) -> None:
         super().__init__(task_table, timer)
         self._policy, self._retry_rule, self._counts = policy, retry_rule, counts
+        self._unset_outcomes = deque[BatchOutcome]()  # of finished batches, to be set by `set_outcomes`
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Set the result or exception of each call in a finished batch."""
+        """Record a finished batch. The results and exceptions of its calls are set by `set_outcomes`."""
         batch_outcome = self._policy.split_outcome(self.task_table, outcome)
         if batch_outcome is None:
             return
-        calls = batch_outcome.items
-        assert isinstance(calls, CallGroup)
         if outcome.failure is None or outcome.failure.kind == FailureKind.RAISED:
             self._counts.n_done += len(batch_outcome.results) + len(batch_outcome.failures)
             self._policy.discard_task(self.task_table, outcome.task)
-        for item_index, failure in batch_outcome.failures:
-            if outcome.failure is None or failure.kind == FailureKind.RAISED:
+            self._unset_outcomes.append(batch_outcome)
+
+    def on_due_tasks_started(self) -> None:
+        """Set the outcomes of finished calls. This may take long, as futures then call their callbacks."""
+        self.set_outcomes()
+
+    def set_outcomes(self) -> None:
+        """Set the result or exception of each call in the finished batches."""
+        while self._unset_outcomes:  # Pop the outcomes so as not to keep references to results.
+            batch_outcome = self._unset_outcomes.popleft()
+            calls = batch_outcome.items
+            assert isinstance(calls, CallGroup)
+            for item_index, failure in batch_outcome.failures:
                 error = failure.cause or RuntimeError(str(failure))
                 error = replace_exit_exception(calls.describe_item(item_index), error)
                 set_call_exception(calls, item_index, error, self._counts, raised_by_f=True)
-        # The iterator of a map waits for the first item. Set it last, so that the iterator wakes up once.
-        for item_index, data in reversed(batch_outcome.results):
-            _set_call_result(calls, item_index, data, self._counts)
+            # The iterator of a map waits for the first item. Set it last, so that the iterator wakes up once.
+            for item_index, data in reversed(batch_outcome.results):
+                _set_call_result(calls, item_index, data, self._counts)
 
     def try_finish(self) -> bool:
         """Fail the calls that have used up their retries, and return whether no calls are left."""

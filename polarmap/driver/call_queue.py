@@ -197,12 +197,16 @@ class CallQueue:
                 self._session = session
                 timer = JobTimer(session.now)
                 collector = CallCollector(self._policy, self._retry_rule, task_table, timer, self._counts)
-                for outcomes in schedule_tasks(session, self._policy, self._retry_rule, collector):
-                    has_events = bool(outcomes)
-                    while outcomes:  # Pop outcomes so as not to keep references to results.
-                        collector.add_outcome(outcomes.pop(0))
-                    if collector.try_finish() and not has_events:
-                        break
+                try:
+                    for outcomes in schedule_tasks(session, self._policy, self._retry_rule, collector):
+                        has_events = bool(outcomes)
+                        while outcomes:  # Pop outcomes so as not to keep references to results.
+                            collector.add_outcome(outcomes.pop(0))
+                        # Keep the session for a while after the last call, unless no further call can come.
+                        if collector.try_finish() and (self._is_shut_down or not has_events):
+                            break
+                finally:
+                    collector.set_outcomes()
         except BaseException as error:
             self._on_session_end(task_table, error)
         else:

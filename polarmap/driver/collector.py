@@ -133,6 +133,12 @@ class Collector(ABC):
     def add_outcome(self, outcome: Outcome) -> None:
         """Store the result of an attempt (one run of a task). Failures are already in the task table."""
 
+    def on_due_tasks_started(self) -> None:  # noqa: B027 (most collectors have nothing to do)
+        """Do what can wait until all tasks that are due have been started. Does nothing by default.
+
+        Called before each wait for outcomes, so work done here does not keep workers idle.
+        """
+
     @abstractmethod
     def try_finish(self) -> bool:
         """Accept the results if enough have arrived, and return whether the map is over."""

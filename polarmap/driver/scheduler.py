@@ -95,6 +95,7 @@ def schedule_tasks(
         session.deadline = session.now() + timer.remaining_seconds
     session.submit(task_table.start_attempts(policy.initial_tasks, 0.0))
     while True:
+        collector.on_due_tasks_started()
         timeout = min(poll_interval, collector.poll_interval(), timer.remaining_seconds)
         # Measure from the previous poll rather than from now, because a start may have become due since then.
         if collector.can_use_parity:

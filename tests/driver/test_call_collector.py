@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 from unittest.mock import Mock
@@ -29,6 +31,8 @@ from polarmap.executors.interface import (
 from polarmap.testing import Fault, ReplayExecutor
 from polarmap.worker.pickled_values import pickle_to_array
 from polarmap.worker.task_functions import execute_pickled_call
+
+PATIENCE = 60.0
 
 
 class SimulatedCalls:
@@ -79,6 +83,7 @@ class SimulatedCalls:
         for outcome in outcomes:
             self.collector.add_outcome(outcome)
         self.collector.try_finish()
+        self.collector.set_outcomes()
 
     def admit_calls(self) -> None:
         """Move queued calls to the session, up to its limit, without starting them."""
@@ -241,6 +246,7 @@ def test_two_attempts_of_a_call_may_end_together(first: Failure | None, second: 
     for outcome in ends:
         simulation.collector.add_outcome(outcome)
     assert simulation.collector.try_finish()
+    simulation.collector.set_outcomes()
     failures = [failure for failure in (first, second) if failure is not LOST]
     error = call.future.exception(0)
     if not failures:
@@ -280,11 +286,66 @@ def test_the_iterator_of_a_map_wakes_up_once_a_whole_batch_is_stored() -> None:
     calls.blocks += [b""] * 3
     results = [(index, pickle.dumps([index])) for index in range(3)]
     policy = Mock(split_outcome=lambda table, outcome: BatchOutcome(calls, results))
-    CallCollector(policy, RetryRule(1), TaskTable(0), Mock(), CallCounts()).add_outcome(
-        Outcome(0, 0, [], ("array",), None, 1.0)
-    )
+    collector = CallCollector(policy, RetryRule(1), TaskTable(0), Mock(), CallCounts())
+    collector.add_outcome(Outcome(0, 0, [], ("array",), None, 1.0))
+    collector.set_outcomes()
     assert max(n_stored) == 3
     assert list(calls.iterate_results(0.0, iter(()), int)) == [0, 1, 2]
+
+
+def test_queued_calls_start_before_the_callbacks_of_finished_calls_run() -> None:
+    simulation, in_flight = SimulatedCalls(max_in_flight=1), list[list[int]]()
+    for call in simulation.submit_calls(3):
+        call.future.add_done_callback(lambda _: in_flight.append(list(simulation.tasks.in_flight)))
+    while simulation.policy.has_items:
+        for outcome in next(simulation._steps):
+            simulation.collector.add_outcome(outcome)
+        simulation.collector.try_finish()
+    next(simulation._steps)
+    assert in_flight == [[1], [2], []]
+
+
+class CancellingSession:
+    """A session that returns the result of a call and, when it is woken, a cancelled attempt of that call."""
+
+    now = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self._outcomes = [
+            Outcome(0, 0, [pickle_to_array(7)], ("array",), None, 1.0),
+            Outcome(0, 1, [], (), LOST, 0.0),
+        ]
+        self._is_woken, self.n_idle_waits, self.can_be_woken = threading.Event(), 0, False
+
+    def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
+        self._is_woken.set() if attempts else None
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        self.n_idle_waits += timeout == SESSION_IDLE_SECONDS
+        if timeout and self._is_woken.wait(PATIENCE):
+            self._is_woken.clear()
+            return [self._outcomes.pop(0)]
+        return []
+
+    def wake(self) -> None:
+        if self.can_be_woken:
+            self._is_woken.set()
+
+    def close(self) -> None:
+        self._outcomes.clear()
+
+
+def test_session_ends_at_once_when_the_executor_is_shut_down() -> None:
+    session, closed = CancellingSession(), threading.Event()
+    executor = Mock(can_batch=False, faults={}, open=lambda job_spec: session)
+    queue = CallQueue(executor, closed.set, 4, 2, RetryRule(1))
+    call = SubmittedCall(Future(), "f", pickle_to_array((abs, (-7,), {})))
+    queue.submit(call, [0])
+    assert call.future.result(PATIENCE) == 7
+    session.can_be_woken = True  # `submit` may have called `wake` late.
+    queue.shutdown()
+    queue.wait_for_all_calls()
+    assert closed.is_set() and session.n_idle_waits == 1
 
 
 def test_predicates_do_not_change_calls() -> None:
