@@ -140,7 +140,7 @@ def prepare_stored_map(
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
     """Prepare a coded map whose workers store their results as specified by `out`."""
-    _check_output(out, options)
+    _check_stored_output(out, options)
     options_for_storage = replace(options, parity_required_by="out=")
     execution, coded_data = prepare_coded_execution(data, code_options, executor, options_for_storage)
     storage = getattr(data, "store", None) if out.storage is None else out.storage
@@ -181,7 +181,7 @@ def prepare_stored_map(
     return PreparedMap(execute, is_stored=True)
 
 
-def _check_output(out: Any, options: MapOptions) -> None:
+def _check_stored_output(out: Any, options: MapOptions) -> None:
     if not isinstance(out, Stored):
         advice = f": use Stored({out!r})" if isinstance(out, str) else ""
         raise CodeError(f"out must be None or Stored(name, storage), not {out!r}{advice}")

@@ -149,14 +149,14 @@ class SymmetricProductDecoder(ErasureDecoder):
 
         It is the 2-norm of the weights of the block and its transpose.
         """
-        squared_weights = self._grid_decoder.weight_magnitudes[self._full_grid_row_indices] ** 2
+        squared_weights = self._grid_decoder.weight_magnitudes[self._positions_among_missing_grid_blocks] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))
         squared[:, self._grid_decoder.arrived_indices] = squared_weights
         blocks, transposes = self.code.block_and_transpose_indices[self.arrived_indices].T
         return np.asarray(np.sqrt(squared[:, blocks] + squared[:, transposes] * (blocks != transposes)))
 
     @property
-    def _full_grid_row_indices(self) -> Indices:
+    def _positions_among_missing_grid_blocks(self) -> Indices:
         """The index of each missing block in `missing_indices` of the decoder of the full grid."""
         grid_indices = self.code.block_and_transpose_indices[self.missing_indices, 0]
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
@@ -169,7 +169,7 @@ class SymmetricProductDecoder(ErasureDecoder):
             position, transpose_position = self.code.block_and_transpose_indices[index].tolist()
             grid_blocks[transpose_position] = conjugate_transpose_flat_block(block, self.code.n_block_rows)
             grid_blocks[position] = block
-        return self._grid_decoder.decode(grid_blocks, dtype)[self._full_grid_row_indices]
+        return self._grid_decoder.decode(grid_blocks, dtype)[self._positions_among_missing_grid_blocks]
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
         """Return the sum of each arrived block and its conjugate transpose, keyed by block index."""

@@ -466,7 +466,7 @@ class CodedCollector(Collector):
 
     # -- what the caller of the map gets ----------------------------------------------------
 
-    def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
+    def make_unchecked_result_getter(self, task_index: int) -> Callable[[], Any] | None:
         """Return a function that builds the unchecked result of a data block before the map is over.
 
         Its arrays are read-only, because missing results may still be decoded from them. Returns None if the
@@ -567,9 +567,9 @@ class CodedCollector(Collector):
         if verification not in (Verification.NOT_NEEDED, Verification.NO):
             wait_seconds = max(0.0, elapsed_seconds - (decoder.ready_at or 0.0) - decoder.decode_seconds)
         if verification in (Verification.PARITY, Verification.LOCAL):
-            unchecked_tasks = self.verifier.find_unchecked_results()
+            unchecked_tasks = self.verifier.find_unchecked_tasks()
             if padded_block is not None:
-                unchecked_tasks = padded_block.find_unchecked_results(unchecked_tasks)
+                unchecked_tasks = padded_block.add_unchecked_task(unchecked_tasks)
         if padded_block is not None:
             padded_block.record_effects()
         return {

@@ -219,7 +219,7 @@ class Collector(ABC):
     # -- what the caller of the map gets ----------------------------------------------------
 
     @abstractmethod
-    def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
+    def make_unchecked_result_getter(self, task_index: int) -> Callable[[], Any] | None:
         """Return a function that builds the unchecked result of a data block before the map is over.
 
         Returns None if this task has not returned the result of a data block.
@@ -312,7 +312,7 @@ class EveryTaskCollector(Collector):
         )
         raise CodedTimeoutError(message) from reported_tasks.first_exception
 
-    def make_early_result_getter(self, task_index: int) -> Callable[[], Any] | None:
+    def make_unchecked_result_getter(self, task_index: int) -> Callable[[], Any] | None:
         """Return None: each result is final, and is emitted as soon as it arrives."""
         return None
 

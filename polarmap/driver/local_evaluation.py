@@ -63,7 +63,7 @@ class LocalEvaluation:
         """Wait up to EVALUATION_POLL_SECONDS for the call, and return whether it has finished."""
         return self._finished.wait(EVALUATION_POLL_SECONDS)
 
-    def wait_for_leaves(self, timeout: float) -> list[Array] | None:
+    def wait_for_result_arrays(self, timeout: float) -> list[Array] | None:
         """Wait up to `timeout` seconds for the result. Return its arrays, or None without a result."""
         self._finished.wait(timeout)
         return self.leaves
@@ -103,9 +103,9 @@ class LocalEvaluator:
         """Start calling f on a copy of a block. See `copy_block` for the parameters."""
         return self.start(partial(copy_block, self._coded_data, block_index, use_data_block), block_index)
 
-    def wait_for_leaves(self, evaluation: LocalEvaluation) -> list[Array] | None:
+    def wait_for_result_arrays(self, evaluation: LocalEvaluation) -> list[Array] | None:
         """Wait for a call of f. Return the arrays of its result, or None if f raises or takes too long."""
-        return evaluation.wait_for_leaves(self._limits.local_evaluation_timeout)
+        return evaluation.wait_for_result_arrays(self._limits.local_evaluation_timeout)
 
 
 def copy_block(coded_data: CodedData, block_index: int, use_data_block: bool = False) -> Any:

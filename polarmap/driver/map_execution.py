@@ -280,6 +280,6 @@ def _get_function_name(f: Callable[..., Any]) -> str:
 def _emit_attempt_ended(events: EventStream, collector: Collector, outcome: Outcome) -> None:
     """Emit `AttemptEnded`, and also `BlockReady` if the attempt returned the result of a data block."""
     events.emit(AttemptEnded(outcome, collector.timer.elapsed_seconds))
-    get_result = collector.make_early_result_getter(outcome.task)
+    get_result = collector.make_unchecked_result_getter(outcome.task)
     if get_result is not None:
         events.emit(BlockReady(outcome.task, get_result, is_final=False))

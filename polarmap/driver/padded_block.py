@@ -101,7 +101,7 @@ class PaddedBlock:
         if not self._is_trial_wait_over:
             return False
         effects = self.effects
-        self.analyzer.raise_if_padding_undecodable(effects)
+        self.analyzer.raise_if_padding_prevents_decoding(effects)
         if PaddingEffect.CHANGES_RESULT not in effects:
             return True
         self._was_awaited = True
@@ -141,7 +141,7 @@ class PaddedBlock:
             unpadded_leaves if transform is None else list(map(transform, unpadded_leaves)),
         )
 
-    def find_unchecked_results(self, unchecked_tasks: tuple[int, ...]) -> tuple[int, ...]:
+    def add_unchecked_task(self, unchecked_tasks: tuple[int, ...]) -> tuple[int, ...]:
         """Return `unchecked_tasks`, plus this task if its result without padding is unchecked."""
         unpadded_result = self._received.unpadded_result
         if unpadded_result is None or self.task_index in unchecked_tasks:

@@ -153,7 +153,7 @@ class PaddingAnalyzer:
     def wait_for_padding_effects(self, timeout: float) -> None:
         """Wait up to `timeout` seconds until the trial of f is over."""
         if self._evaluation is not None:
-            self._evaluation.wait_for_leaves(timeout)
+            self._evaluation.wait_for_result_arrays(timeout)
 
     @property
     def has_known_effects(self) -> bool:
@@ -294,7 +294,7 @@ class PaddingAnalyzer:
         if known_effects != self._known_effects:
             self._function_property.remember_value(known_effects)
 
-    def raise_if_padding_undecodable(self, effects: Sequence[PaddingEffect]) -> None:
+    def raise_if_padding_prevents_decoding(self, effects: Sequence[PaddingEffect]) -> None:
         """Raise CodeError if padding changes the result and no worker returns a result without padding."""
         if PaddingEffect.CHANGES_RESULT not in effects or self._is_rowwise:
             return

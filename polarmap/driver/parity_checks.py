@@ -214,7 +214,7 @@ class ParityChecks:
             return []
         block_index, _ = self.densest_parity_block
         build_block = partial(self._build_block_with_random_signs, block_index)
-        leaves = self._evaluator.wait_for_leaves(self._evaluator.start(build_block, block_index)) or []
+        leaves = self._evaluator.wait_for_result_arrays(self._evaluator.start(build_block, block_index)) or []
         return [error_detection.compute_max_abs([leaf]) for leaf in leaves]
 
     def _build_block_with_random_signs(self, block_index: int) -> Any:

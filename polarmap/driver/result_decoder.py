@@ -220,7 +220,7 @@ class ResultDecoder:
             return outcome.leaf_dtypes
         if self._local_sample is None:
             evaluation = self._evaluator.start_on_block(0, use_data_block=True)
-            self._local_sample = self._evaluator.wait_for_leaves(evaluation) or []
+            self._local_sample = self._evaluator.wait_for_result_arrays(evaluation) or []
         if [leaf.shape for leaf in self._local_sample] != outcome.leaf_shapes:
             return outcome.leaf_dtypes
         return [leaf.dtype for leaf in self._local_sample]

@@ -120,7 +120,7 @@ class TaskRecord:
         """The latest failure in which f raised an exception, or None if f never raised."""
         return next((failure for failure in reversed(self.failures) if failure.kind == "raised"), None)
 
-    def drop_shape_failures(self) -> None:
+    def remove_shape_mismatch_failures(self) -> None:
         """Remove failures recorded because of results with the wrong shape."""
         self.failures = [failure for failure in self.failures if failure.kind != "shape"]
 
@@ -307,7 +307,7 @@ class TaskTable:
             task.has_result, task.result_attempt, task.worker_seconds = True, outcome.attempt, outcome.seconds
             task.arrived_at = self.arrived[task_index] = elapsed_seconds
             if task.failures:
-                task.drop_shape_failures()
+                task.remove_shape_mismatch_failures()
             dispatched_at = task.dispatched_at.get(outcome.attempt)
             run_seconds = outcome.seconds if dispatched_at is None else elapsed_seconds - dispatched_at
             if task.late_tracker is not None:
@@ -344,7 +344,7 @@ class TaskTable:
         task = self._records[task_index]
         assert task.arrived_at is not None
         task.has_result, self.arrived[task_index] = True, task.arrived_at
-        task.drop_shape_failures()
+        task.remove_shape_mismatch_failures()
         self._set_attempt_states([(task_index, task.result_attempt)], TaskState.ARRIVED)
 
     def finalize_attempt_states(self) -> None:

@@ -121,7 +121,7 @@ class Verifier:
 
         If the driver gets the same result, f is not linear. Otherwise, the worker returned garbage.
         """
-        local_leaves = self._evaluator.wait_for_leaves(self._evaluator.start_on_block(task_index))
+        local_leaves = self._evaluator.wait_for_result_arrays(self._evaluator.start_on_block(task_index))
         received_leaves = self._received.by_task[task_index].leaves
         if local_leaves is not None and self.local_checks.agrees(local_leaves, received_leaves):
             return self.refuse_f(f"f of block {task_index} does not fit the parity equations")
@@ -174,7 +174,7 @@ class Verifier:
 
     # -- which results the checks involve ---------------------------------------------------
 
-    def find_unchecked_results(self) -> tuple[int, ...]:
+    def find_unchecked_tasks(self) -> tuple[int, ...]:
         """Return the tasks whose results are used but not covered by a check.
 
         If a worker returned garbage for one of these tasks, neither the parity checks nor the local calls of

@@ -65,7 +65,7 @@ fork_server.main(options["descriptor"], options["folders"])
 """
 
 
-def make_import_options(module_names: Sequence[str]) -> dict[str, Any]:
+def make_import_script_options(module_names: Sequence[str]) -> dict[str, Any]:
     """Return the `options` with which IMPORT_SCRIPT imports the same modules as this process.
 
     The options are the module search path, the names of further modules to import, and the protocol version,
@@ -108,7 +108,7 @@ class ForkServerClient:
         self._exit_descriptions: dict[int, str] = {}
         options = {
             "seconds": INTERPRETER_START_SECONDS,
-            **make_import_options(module_names),
+            **make_import_script_options(module_names),
             "descriptor": server_socket.fileno(),
             "folders": list(owned_folders),
         }

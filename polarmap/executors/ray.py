@@ -99,7 +99,7 @@ class RayEngine(Engine):
         return "" if self.ray_module.is_initialized() else "it was shut down"
 
     @contextmanager
-    def hold_connection(self) -> Iterator[None]:
+    def prevent_shutdown(self) -> Iterator[None]:
         """Keep other threads from shutting Ray down inside this context.
 
         Otherwise a call to Ray could start a new cluster. Raises RuntimeError if Ray has already been shut
@@ -115,7 +115,7 @@ class RayEngine(Engine):
     def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
-        with self.hold_connection():
+        with self.prevent_shutdown():
             remote_task = self._make_remote_function(call).options(name="polarmap task", max_retries=0)
             object_ref = remote_task.remote(*map(self._to_remote_argument, arguments))
             object_ref.future().add_done_callback(partial(_copy_result, future))
@@ -137,7 +137,7 @@ class RayEngine(Engine):
         time.sleep(GRACE_SECONDS)
         with self._lock:
             abandoned_refs, self._abandoned_refs = self._abandoned_refs, []
-        with suppress(Exception), self.hold_connection():  # Ray may have been shut down
+        with suppress(Exception), self.prevent_shutdown():  # Ray may have been shut down
             ray = self.ray_module
             n_refs = len(abandoned_refs)
             _, unfinished = ray.wait(abandoned_refs, num_returns=n_refs, timeout=0, fetch_local=False)
@@ -222,7 +222,7 @@ class RayEngine(Engine):
         if not UNRESTRICTED_OPTIONS.issuperset(options):
             return []
         if time.monotonic() > self._nodes_listed_at + NODE_LIST_INTERVAL:
-            with suppress(Exception), self.hold_connection():  # Ray may have been shut down
+            with suppress(Exception), self.prevent_shutdown():  # Ray may have been shut down
                 self._address_by_node = self._list_node_addresses()
             self._nodes_listed_at = time.monotonic()
         return list(dict.fromkeys(self._address_by_node.values()))
@@ -251,7 +251,7 @@ class RayEngine(Engine):
                 configured_class = actor_class.options(
                     name=actor_name, scheduling_strategy=strategy, max_restarts=0
                 )
-                with self.hold_connection():
+                with self.prevent_shutdown():
                     actor = configured_class.remote()
                     served_ref = actor.serve.remote(tuple(driver_address), worker_id, lifetime_seconds)
                     self._actors[worker_id] = actor, served_ref.future()
@@ -298,7 +298,7 @@ class RayEngine(Engine):
         """Kill a worker's actor, which may have ended already."""
         self._node_by_worker.pop(worker_id, None)
         actor, _ = self._actors.pop(worker_id)
-        with suppress(Exception), self.hold_connection():  # Ray may have been shut down
+        with suppress(Exception), self.prevent_shutdown():  # Ray may have been shut down
             self.ray_module.kill(actor)
 
 

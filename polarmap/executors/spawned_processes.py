@@ -21,7 +21,7 @@ from polarmap.executors.fork_server_client import (
     choose_child_stream,
     describe_exit,
     ensure_standard_streams,
-    make_import_options,
+    make_import_script_options,
 )
 from polarmap.worker.blas_threads import get_thread_limit_variables
 from polarmap.worker.processes import SHUTDOWN_SECONDS
@@ -79,7 +79,9 @@ class ProcessSpawner:
                     env=self._environment,
                     **popen_options,
                 )
-                worker_options = make_import_options(self._module_names) | {"folders": self._owned_folders}
+                worker_options = make_import_script_options(self._module_names) | {
+                    "folders": self._owned_folders
+                }
                 worker_options["connection"] = (
                     socket_handle if isinstance(socket_handle, int) else socket_handle(process.pid)
                 )

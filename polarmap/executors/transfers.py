@@ -99,7 +99,7 @@ class ParallelTransfers(Generic[T, R]):
         self._n_running_threads = max(1, n_threads)
         for n_started in range(n_threads):
             try:
-                run_in_daemon_thread(self._run_transfers)
+                run_in_daemon_thread(self._transfer_remaining_items)
             except RuntimeError:
                 if not n_started:
                     raise
@@ -109,7 +109,7 @@ class ParallelTransfers(Generic[T, R]):
         if not n_threads:
             self._on_thread_exit()
 
-    def _run_transfers(self) -> None:
+    def _transfer_remaining_items(self) -> None:
         """Call the function with one item after another until none is left. This is each thread's target."""
         while (indexed_item := self._pop_item()) is not None:
             index, item = indexed_item

@@ -340,7 +340,7 @@ class DashboardServer:
         """
         return {f"{name}:{self._port}" for name in (_format_host(self._host), "127.0.0.1", "localhost")}
 
-    def is_token(self, candidate: bytes) -> bool:
+    def is_valid_token(self, candidate: bytes) -> bool:
         """Return whether `candidate` is the secret token, in a time that does not depend on its contents."""
         return hmac.compare_digest(candidate, self._token.encode())
 
@@ -379,9 +379,9 @@ class _Handler(RequestHandler):
         if origin is not None and origin not in {f"http://{name}" for name in server.allowed_hosts}:
             return WRONG_ORIGIN_TEXT
         cookie = self.get_cookie(server.cookie_name, "") or ""
-        if server.is_token(self.request.query_arguments.get("token", [b""])[-1]):
+        if server.is_valid_token(self.request.query_arguments.get("token", [b""])[-1]):
             self.set_cookie(server.cookie_name, server.token, httponly=True, samesite="Strict")
-        elif not server.is_token(cookie.encode(errors="replace")):
+        elif not server.is_valid_token(cookie.encode(errors="replace")):
             return WRONG_TOKEN_TEXT
         return ""
 

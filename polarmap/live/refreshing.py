@@ -53,7 +53,7 @@ class Refresher:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="polarmap-view", daemon=True)
+        self._thread = threading.Thread(target=self._refresh_until_closed, name="polarmap-view", daemon=True)
         self._thread.start()
 
     def close(self) -> bool:
@@ -64,7 +64,7 @@ class Refresher:
         self._thread.join(CLOSE_TIMEOUT)
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
+    def _refresh_until_closed(self) -> None:
         interval, is_wanted = self._min_interval, True
         try:
             while is_wanted and not self._is_closed.wait(interval):

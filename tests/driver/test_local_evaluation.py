@@ -15,10 +15,10 @@ def test_waiting_for_an_evaluation_ends_after_its_timeout() -> None:
         return 2.0, block
 
     run = LocalEvaluation(f, lambda: 3)
-    assert run.wait_for_leaves(0.0) is None
+    assert run.wait_for_result_arrays(0.0) is None
     assert run.is_running
     gate.set()
-    leaves = run.wait_for_leaves(60.0)
+    leaves = run.wait_for_result_arrays(60.0)
     assert leaves is not None
     assert [leaf.item() for leaf in leaves] == [2.0, 3]
     assert not run.is_running
@@ -34,6 +34,6 @@ def test_an_exception_of_f_is_not_a_result() -> None:
         raise SilentError
 
     run = LocalEvaluation(f, lambda: 0)
-    assert run.wait_for_leaves(60.0) is None
+    assert run.wait_for_result_arrays(60.0) is None
     assert not run.is_running
     assert run.error_text == "SilentError: <its __str__ raised>"

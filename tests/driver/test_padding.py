@@ -144,7 +144,7 @@ def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            assert self.wait_for_leaves(60.0) is not None
+            assert self.wait_for_result_arrays(60.0) is not None
 
     monkeypatch.setattr("polarmap.driver.padding.LocalEvaluation", FinishedRun)
 

@@ -162,12 +162,12 @@ def test_cluster_that_ends_while_actors_start_is_reported_as_shut_down(cluster: 
 def test_shutdown_waits_while_a_task_is_submitted(cluster: Any) -> None:
     engine = RayEngine(ray)
     with ThreadPoolExecutor(1) as threads:
-        with engine.hold_connection():
+        with engine.prevent_shutdown():
             ending = threads.submit(ray.shutdown)
             assert ray.get(ray.remote(lambda: 5).remote()) == 5
             assert not ending.done()
         ending.result(PATIENCE)
-    with pytest.raises(RuntimeError, match="it was shut down"), engine.hold_connection():
+    with pytest.raises(RuntimeError, match="it was shut down"), engine.prevent_shutdown():
         raise AssertionError("it is gone")
 
 

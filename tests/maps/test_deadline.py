@@ -106,9 +106,11 @@ def test_deadline_before_any_parity_returns_the_plain_results() -> None:
 
 def test_evaluation_on_the_driver_does_not_delay_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     # Only parity results arrive, so the driver evaluates f on a data block to learn the dtype of the results.
-    waits, within = list[float](), LocalEvaluation.wait_for_leaves
+    waits, within = list[float](), LocalEvaluation.wait_for_result_arrays
     monkeypatch.setattr(
-        LocalEvaluation, "wait_for_leaves", lambda run, timeout: waits.append(timeout) or within(run, timeout)
+        LocalEvaluation,
+        "wait_for_result_arrays",
+        lambda run, timeout: waits.append(timeout) or within(run, timeout),
     )
     estimated(np.arange(8).reshape(4, 2), losing(0, 1, 2, 3), np.negative, timeout=1.25)
     assert waits
