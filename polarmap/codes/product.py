@@ -47,7 +47,7 @@ MAX_TASKS = 4096
 # Limit on the cost of joint decoding, equations * unknowns^2. It corresponds to about 0.2 s.
 MAX_JOINT_FLOPS = 3e8
 # Joint decoding is preferred for up to this many weights (recovered blocks times received blocks), because it
-# is more accurate. Beyond that, decoding line by line is faster.
+# is more accurate. Beyond that, decoding one row or column at a time is faster.
 MAX_JOINT_WEIGHTS = 1 << 18
 
 
@@ -233,7 +233,7 @@ class GridDecoder(ErasureDecoder):
 
 
 class ProductDecoder(GridDecoder, RealDecoder):
-    """Decodes grids of floats, jointly if this is cheap and otherwise line by line."""
+    """Decodes grids of floats, all together if this is cheap, or else one row or column at a time."""
 
     joint: SystematicDecoder
 
@@ -267,7 +267,10 @@ class ProductDecoder(GridDecoder, RealDecoder):
         return self.joint.compute_parity_check_matrix(max_checks)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Decode the missing data blocks, line by line or jointly, and write them to the rows of `out`."""
+        """Decode the missing data blocks, and write them to the rows of `out`.
+
+        If possible, one row or column of the grid is decoded at a time, and otherwise all blocks together.
+        """
         if self.line_decodings is None or is_integer_dtype(out.dtype):
             super().decode_into(received, out)
         else:
@@ -275,7 +278,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
 
 class ModularProductDecoder(GridDecoder, ModularDecoder):
-    """Decodes grids of integers modulo 2^64, line by line if possible and otherwise jointly."""
+    """Decodes grids of integers modulo 2^64, one row or column at a time if possible, or all together."""
 
     joint: ModularSystematicDecoder
 
@@ -297,7 +300,10 @@ class ModularProductDecoder(GridDecoder, ModularDecoder):
         return self.joint.check_matrix
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Decode the missing data blocks, line by line or jointly, and write them to the rows of `out`."""
+        """Decode the missing data blocks, and write them to the rows of `out`.
+
+        If possible, one row or column of the grid is decoded at a time, and otherwise all blocks together.
+        """
         if self.line_decodings is None:
             self.joint.decode_into(received, out)
         else:

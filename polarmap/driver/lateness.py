@@ -27,8 +27,8 @@ LATE_FRACTION = 1 / 12  # the fraction of tasks that become late by chance if al
 MIN_LATE_TASKS = 2.0  # let at least this many tasks become late by chance
 # An attempt is never late before this multiple of the median run time.
 MIN_MEDIAN_FACTOR = 1.1
-# Before half of the tasks have returned, an attempt is late after this multiple of the time that half of them
-# would take at the current pace.
+# Before half of the tasks have returned, their median run time is estimated from the pace so far. An attempt
+# is late after this multiple of the estimate.
 EARLY_FACTOR = 3.0
 NO_RESULT_SECONDS = 60.0  # the first attempt is late after this run time if no task has returned
 MIN_WAIT_SECONDS = 1e-9  # the minimum wait: because of rounding, a clock may not advance by less
