@@ -36,7 +36,7 @@ from benchmarks import (
 )
 from polarmap.live import activation
 from polarmap.live.hub import MIN_SNAPSHOT_INTERVAL
-from polarmap.live.pace import compute_rest
+from polarmap.live.pace import compute_pause_seconds
 from polarmap.live.program_socket import REQUEST, list_visible_programs
 from polarmap.live.snapshots import ProgramSnapshot, make_map_snapshot
 from polarmap.testing import ReplayExecutor
@@ -150,7 +150,7 @@ def measure_snapshots(task_counts: tuple[int, ...]) -> Iterator[tuple[object, ..
             return ProgramSnapshot(1, "", "", 0.0, maps=(make_map_snapshot(1, "", report, True),)).to_json()
 
         milliseconds = [1e3 * value for value in time_calls(take, N_REPEATS * 4)]
-        interval = compute_rest(median(milliseconds) / 1e3, MIN_SNAPSHOT_INTERVAL)
+        interval = compute_pause_seconds(median(milliseconds) / 1e3, MIN_SNAPSHOT_INTERVAL)
         yield f"{n:,} tasks", format_median_and_p90(milliseconds), len(take()) / 1e3, interval
 
 

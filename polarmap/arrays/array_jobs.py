@@ -121,7 +121,7 @@ class ArrayJobRunner:
 
         with contextlib.ExitStack() as stack:
             stack.callback(stop_pending_stores)
-            show_progress = stack.enter_context(self._context.count_stripes(task_blocks.n))
+            show_progress = stack.enter_context(self._context.track_encoding_progress(task_blocks.n))
             for task in range(task_blocks.n):
                 with convert_damage_to_decoding_error():
                     *arrays, summary = f(build_block(task_blocks, task))

@@ -102,7 +102,7 @@ def doctor_command(config: Path | None, timeout: float) -> CommandResult:
         *(_check_this_machine() if config is None else _check_configuration(config)),
     ]
     if all(check.state != "bad" for check in checks):
-        checks += _run_live_checks(config, timeout)
+        checks += _check_storage_and_maps(config, timeout)
     failed_checks = [check for check in checks if check.state == "bad"]
     verdict = (
         f"{len(failed_checks)} of {len(checks)} checks failed" if failed_checks else "polarmap works here"
@@ -219,7 +219,7 @@ def _check_configuration(config_path: Path) -> Iterator[CheckResult]:
 # --- live checks -------------------------------------------------------------------------------------
 
 
-def _run_live_checks(config: Path | None, timeout: float) -> Iterator[CheckResult]:
+def _check_storage_and_maps(config: Path | None, timeout: float) -> Iterator[CheckResult]:
     """Check the configured storage, and then run small coded maps.
 
     Stops at the first check that is not "ok".

@@ -53,7 +53,7 @@ def top_command(pid: int | None, once: bool, web: bool) -> CommandResult:
     if len(programs) > 1:
         return CommandResult({}, _format_list(programs))
     if once or not _has_terminal():
-        return CommandResult({}, _print_program(programs[0]))
+        return CommandResult({}, _format_program_state(programs[0]))
     return CommandResult({}, _watch_program(programs[0]))
 
 
@@ -115,7 +115,7 @@ def _describe_exit(program: VisibleProgram) -> str:
     return f"{program.name} (process {program.pid}) has exited or is no longer visible"
 
 
-def _print_program(program: VisibleProgram) -> str:
+def _format_program_state(program: VisibleProgram) -> str:
     """Return the state of a program as text, with colours if the output is a terminal."""
     with require_extra("polarmap top", "rich", "live"):
         from rich.console import Console

@@ -136,7 +136,9 @@ class AcceptancePolicy:
             if not self._is_redundancy_wait_over and (differing_blocks or not verifier.has_conclusive_checks):
                 return Pending()
             if differing_blocks:
-                return verifier.refuse_f(f"f of block {differing_blocks[0]} differs from its decoded result")
+                return verifier.make_refused_verdict(
+                    f"f of block {differing_blocks[0]} differs from its decoded result"
+                )
             return Accepted(verification)
         if not self._is_evaluation_hopeless(evaluation):
             return Pending()
@@ -227,11 +229,13 @@ class AcceptancePolicy:
                 for task_failures in parity_failures
                 for failure in task_failures
             ):
-                return self._verifier.refuse_f(f"f fails on parity blocks, here with {evaluation.error_text}")
+                return self._verifier.make_refused_verdict(
+                    f"f fails on parity blocks, here with {evaluation.error_text}"
+                )
             return self._accept_unverified(f"here it raised {evaluation.error_text}")
         residuals = self._verifier.parity_checks.evaluate_with_parity_block(evaluation.leaves)
         if residuals.is_violated:
-            return self._verifier.refuse_f(
+            return self._verifier.make_refused_verdict(
                 f"f of a parity block is off by {residuals.max_residual:.2g} (relative)"
             )
         return self._accept_proof_of_f()
@@ -279,7 +283,7 @@ class AcceptancePolicy:
         if suspects is not None and len(suspects) == 1:
             return self._verifier.reject_result_or_blame_f(*suspects)
         if suspects == set() or self._is_redundancy_wait_over:
-            return self._verifier.refuse_f(
+            return self._verifier.make_refused_verdict(
                 f"the parity equations are off by {residuals.max_residual:.2g} (relative)"
             )
         return Pending()

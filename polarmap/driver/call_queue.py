@@ -208,13 +208,13 @@ class CallQueue:
                 finally:
                     collector.set_outcomes()
         except BaseException as error:
-            self._on_session_end(task_table, error)
+            self._requeue_or_fail_calls(task_table, error)
         else:
-            self._on_session_end(task_table)
+            self._requeue_or_fail_calls(task_table)
         finally:
             self._session = None
 
-    def _on_session_end(self, task_table: TaskTable, error: BaseException | None = None) -> None:
+    def _requeue_or_fail_calls(self, task_table: TaskTable, error: BaseException | None = None) -> None:
         """Queue the unfinished calls again for the next session.
 
         If the session failed, fail the calls that were sent to workers, or all calls if none were sent.

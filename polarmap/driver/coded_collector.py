@@ -156,7 +156,7 @@ class CodedCollector(Collector):
             self.decoder.accept_ill_conditioned()
         if self.verification is None and self.received.by_task:
             self._judge_results()
-        if not (self._try_settle() or self._try_estimate()):
+        if not (self._try_settle() or self._try_estimate_missing_results()):
             return False
         if self.decoder.is_ill_conditioned:
             warn(
@@ -256,7 +256,7 @@ class CodedCollector(Collector):
 
     # -- the deadline -----------------------------------------------------------------------
 
-    def _try_estimate(self) -> bool:
+    def _try_estimate_missing_results(self) -> bool:
         """Estimate and accept missing results if the deadline has passed and the caller requested estimates.
 
         Returns whether the results were accepted.
@@ -285,11 +285,11 @@ class CodedCollector(Collector):
             self._raise_with_cause(
                 CodedTimeoutError(f"no result arrived within {timeout_text}: nothing to estimate from")
             )
-        if not self._has_finite_results:
+        if not self._are_nonfinite_values_harmless:
             self._raise_with_cause(NotDecodableError(self._format_nonfinite_message()))
 
     @property
-    def _has_finite_results(self) -> bool:
+    def _are_nonfinite_values_harmless(self) -> bool:
         """Whether NaN and inf are harmless: none were received, or no result has to be decoded."""
         if isinstance(self.decoding_error, NonFiniteResultError):
             return False
@@ -364,7 +364,7 @@ class CodedCollector(Collector):
         pending = self.task_table.pending_tasks | self.task_table.held_back
         return any(
             self.would_suffice(task_indices, within_rtol)
-            for task_indices in self.received.iter_possible_tasks(pending)
+            for task_indices in self.received.iterate_usable_task_sets(pending)
         )
 
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
@@ -489,7 +489,7 @@ class CodedCollector(Collector):
         decoder, padded_block = self.decoder, self.padded_block
         if not self.received.by_task or decoder.tracker.is_ready:
             return None
-        if not self._has_finite_results or decoder.undecodable_reason:
+        if not self._are_nonfinite_values_harmless or decoder.undecodable_reason:
             return None
         if padded_block is not None and not (
             padded_block.has_unpadded_result or padded_block.analyzer.has_known_effects
@@ -571,7 +571,7 @@ class CodedCollector(Collector):
             if padded_block is not None:
                 unchecked_tasks = padded_block.add_unchecked_task(unchecked_tasks)
         if padded_block is not None:
-            padded_block.record_effects()
+            padded_block.cache_padding_effects()
         return {
             "needed": decoder.n_needed,
             "encode_seconds": self._coded_data.encode_seconds - self._earlier_encode_seconds,

@@ -292,16 +292,16 @@ class BackgroundMap(Observer, Generic[R]):
     def current_report(self) -> Report | None:
         """Return the report of the map so far. Any thread may call this method."""
         self._refresh_task_start_times()
-        return self._peek_report()
+        return self._get_report_without_polling()
 
-    def _peek_report(self) -> Report | None:
+    def _get_report_without_polling(self) -> Report | None:
         """Return the report so far, without first making the map poll its tasks."""
         get_report = self._get_report
         return self._report if get_report is None else get_report()
 
     def format_progress(self) -> str:
         """Return the map's progress as a string, for `repr`."""
-        report = self._peek_report()
+        report = self._get_report_without_polling()
         if report is None:
             return ""
         n_arrived = sum(task.arrived is not None for task in report.tasks)

@@ -247,7 +247,7 @@ class EventStream:
         for observer in self.observers:
             observer.on_event(event)
 
-    def emit_last(self, event: JobFinished) -> None:
+    def emit_final_event(self, event: JobFinished) -> None:
         """Pass the final event of a job to the observers in reverse order."""
         for observer in reversed(self.observers):
             observer.on_event(event)
@@ -278,7 +278,7 @@ class CancellationToken:
         if wake is not None:
             wake()
 
-    def set_wake(self, wake: Callable[[], None] | None) -> None:
+    def set_wake_function(self, wake: Callable[[], None] | None) -> None:
         """Set the function that wakes the job while it is running, or None when the job is over."""
         self._wake = wake
 
@@ -304,7 +304,7 @@ class JobContext:
     cancellation: CancellationToken | None = None
 
     @contextmanager
-    def count_stripes(self, n_stripes: int) -> Iterator[Callable[[int], None]]:
+    def track_encoding_progress(self, n_stripes: int) -> Iterator[Callable[[int], None]]:
         """Return a context manager for encoding an array in `n_stripes` slices, with progress events.
 
         Entering it returns a function to call with the number of slices done so far, which raises
@@ -323,7 +323,7 @@ class JobContext:
             yield show_progress
         finally:
             if events is not None:
-                events.emit_last(JobFinished(None))
+                events.emit_final_event(JobFinished(None))
 
 
 PLAIN_CONTEXT = JobContext()  # has no observers and cannot be cancelled

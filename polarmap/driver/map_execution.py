@@ -155,11 +155,11 @@ class MapExecution:
             if events is not None:
                 interim_report = self.current_report()
                 n_results = 0 if self._collector is None else self._collector.n_results
-                events.emit_last(JobFinished(lambda: interim_report, error, n_results))
+                events.emit_final_event(JobFinished(lambda: interim_report, error, n_results))
             raise
         else:
             if events is not None:
-                events.emit_last(JobFinished(lambda: report.report, n_results=collector.n_results))
+                events.emit_final_event(JobFinished(lambda: report.report, n_results=collector.n_results))
             return collector, report
         finally:
             self._collector = None
@@ -177,7 +177,7 @@ class MapExecution:
         session = self.executor.open(job_spec)
         try:
             if cancellation is not None:
-                cancellation.set_wake(session.wake)
+                cancellation.set_wake_function(session.wake)
             timer = JobTimer(session.now, options.timeout)
             self._collector = collector = make_collector(task_table, timer)
             retry_rule = RetryRule(options.retries, options.retry_delay)
@@ -187,7 +187,7 @@ class MapExecution:
                 task_table.record_start(task, attempt, started_at - timer.started_at, is_confirmed, host)
         finally:
             if cancellation is not None:
-                cancellation.set_wake(None)
+                cancellation.set_wake_function(None)
             usage = session.close()
             task_table.finalize_attempt_states()
         return collector, self._make_report(collector, collector.build_report_fields(ended_at), usage)

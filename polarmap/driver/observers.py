@@ -54,7 +54,7 @@ class ProgressBar(Observer):
         if isinstance(event, JobPolled):
             self._show_arrivals(event.n_results)
         elif isinstance(event, StripesEncoded):
-            self._show_stripes(event.n_done, event.n_stripes)
+            self._show_encoding_progress(event.n_done, event.n_stripes)
         elif isinstance(event, JobStarted):
             self._initial_report, self._started_at = event.get_report(), time.time()
             self._show_arrivals(0)
@@ -62,7 +62,7 @@ class ProgressBar(Observer):
             self._bar.close()
             self._bar = None
 
-    def _show_stripes(self, n_done: int, n_stripes: int) -> None:
+    def _show_encoding_progress(self, n_done: int, n_stripes: int) -> None:
         """Show how many slices (stripes) of an array have been encoded, and the remaining time."""
         if self._bar is None:
             bar_format = "{bar} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"

@@ -163,7 +163,7 @@ class PaddedBlock:
             return "estimated"
         return "rows cut off" if PaddingEffect.ROWWISE in effects else "zeros ignored"
 
-    def record_effects(self) -> None:
+    def cache_padding_effects(self) -> None:
         """Cache the effect of padding for later maps of the same function."""
         outcome = self._received.by_task.get(self.task_index)
         self.analyzer.record_padding_effects(outcome and outcome.leaves, self._received.unpadded_result)

@@ -48,7 +48,7 @@ class RetryRule:
         """Return whether a failed task may be retried."""
         return task.n_counted_attempts <= self.max_retries
 
-    def next_attempt_at(self, task: TaskRecord) -> float:
+    def compute_retry_time(self, task: TaskRecord) -> float:
         """Return the time at which a failed task may be retried, in seconds after the start of the map."""
         if not self.delay_seconds:
             return task.ended_at

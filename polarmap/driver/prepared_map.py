@@ -171,13 +171,13 @@ def prepare_coded_map(
             raise
         return collector.build_result(report)
 
-    no_estimates_reason = _find_no_estimates_reason(coded_data)
+    no_estimates_reason = _explain_missing_estimates(coded_data)
     return PreparedMap(
         execute, execution.current_report, coded_data.code.k, no_estimates_reason=no_estimates_reason
     )
 
 
-def _find_no_estimates_reason(coded_data: CodedData) -> str:
+def _explain_missing_estimates(coded_data: CodedData) -> str:
     """Return why the missing results of a map cannot be estimated, or "" if they can."""
     if coded_data.code.can_estimate:
         return ""
@@ -201,7 +201,7 @@ def prepare_coded_execution(
         coded_data = encode_on_cluster(partitioned_data, code_options, options.rtol)
     if options.key is not None:
         check_map_encryption_key(coded_data, options.key)
-    if options.estimate_on_timeout and (reason := _find_no_estimates_reason(coded_data)):
+    if options.estimate_on_timeout and (reason := _explain_missing_estimates(coded_data)):
         raise CodeError(f"on_timeout='estimate' {reason}")
     report_fields = {"padding": coded_data.data_blocks.n_padding_rows, "code_reason": coded_data.code_reason}
     execution.set_code(coded_data.code, schedule=options.schedule, **report_fields)

@@ -197,7 +197,7 @@ class ReceivedResults:
         leaves = (leaf for outcome in self.by_task.values() for leaf in outcome.leaves)
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
-    def iter_possible_tasks(self, pending_tasks: Collection[int]) -> Iterator[set[int]]:
+    def iterate_usable_task_sets(self, pending_tasks: Collection[int]) -> Iterator[set[int]]:
         """Yield the tasks of each group of equally shaped results, together with the pending tasks.
 
         Each set contains the tasks that could be used if all pending tasks returned results of that shape.

@@ -242,9 +242,9 @@ class ResultDecoder:
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes))
         if self._options.traits.meets_requirement or not has_integers:
             return ""
-        from polarmap.driver.wraparound import find_wraparound_reason  # lazy import: few maps need it
+        from polarmap.driver.wraparound import explain_overflow_obstacle  # lazy import: few maps need it
 
-        return find_wraparound_reason(self.coded_data, self.result_dtypes())
+        return explain_overflow_obstacle(self.coded_data, self.result_dtypes())
 
     # -- decoding ---------------------------------------------------------------------------
 

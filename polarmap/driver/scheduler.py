@@ -124,7 +124,7 @@ def schedule_tasks(
             collector.raise_if_f_always_fails()
             is_stalled = has_nothing_pending or not collector.can_pending_tasks_suffice()
         retry_times = {
-            task: retry_rule.next_attempt_at(task_table[task])
+            task: retry_rule.compute_retry_time(task_table[task])
             for task in sorted(collector.choose_tasks_to_retry(task_table.failed))
             if retry_rule.allows_retry(task_table[task])
         }

@@ -124,12 +124,12 @@ class Verifier:
         local_leaves = self._evaluator.wait_for_result_arrays(self._evaluator.start_on_block(task_index))
         received_leaves = self._received.by_task[task_index].leaves
         if local_leaves is not None and self.local_checks.agrees(local_leaves, received_leaves):
-            return self.refuse_f(f"f of block {task_index} does not fit the parity equations")
+            return self.make_refused_verdict(f"f of block {task_index} does not fit the parity equations")
         self.parity_checks.residuals = None
         message = f"the result of task {task_index} contradicts the parity equations"
         return Rejected(task_index, Failure(FailureKind.GARBAGE, "GarbageResult", message))
 
-    def refuse_f(self, finding: str) -> Refused:
+    def make_refused_verdict(self, finding: str) -> Refused:
         """Return the verdict that f is not what the code assumes, for example not linear.
 
         Parameters

@@ -16,7 +16,7 @@ from polarmap.dtypes import FLOAT64_EPS, Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 
 
-def find_wraparound_reason(coded_data: CodedData, result_dtypes: Sequence[DType]) -> str:
+def explain_overflow_obstacle(coded_data: CodedData, result_dtypes: Sequence[DType]) -> str:
     """Return an error message if integer overflow may prevent decoding, else "".
 
     This is the case if f turns integers into floats, and parity blocks or sums over them may exceed 64 bits.

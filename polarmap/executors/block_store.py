@@ -164,7 +164,7 @@ class PublishedBlocks:
         )
         return stored_buffers[0] if len(stored_buffers) == 1 else b"".join(stored_buffers)
 
-    def check_was_referenced(self, requested: Segment) -> None:
+    def check_segment_is_referenced(self, requested: Segment) -> None:
         """Raise LookupError if a worker requests a byte range to which no task refers."""
         n_bytes = self._referenced_ranges[requested.key, requested.offset]
         if requested.size > compute_encrypted_size(n_bytes):

@@ -132,7 +132,7 @@ class ForkServerClient:
         """Raise ExecutorError if the fork server has exited before it was ready to fork workers."""
         self._read_events()
         exit_code = self._process.poll()
-        check_same_version(exit_code)
+        raise_if_version_mismatch_exit(exit_code)
         if not self._is_ready and exit_code is not None and (exit_code >= 0 or exit_code == -signal.SIGALRM):
             exit_description = f"took more than {INTERPRETER_START_SECONDS} s"
             if exit_code >= 0:
@@ -231,7 +231,7 @@ def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
     return driver_socket, worker_socket
 
 
-def check_same_version(exit_code: int | None) -> None:
+def raise_if_version_mismatch_exit(exit_code: int | None) -> None:
     """Raise ExecutorError if a worker exited because it imported another version of polarmap."""
     if exit_code == MISMATCH_EXIT_CODE:
         raise ExecutorError(

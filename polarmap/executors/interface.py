@@ -490,7 +490,7 @@ class Reach(NamedTuple):
     storage: str = ""
     can_ask_driver: bool = False
 
-    def check_job(self, job_spec: JobSpec) -> None:
+    def check_job_storage_access(self, job_spec: JobSpec) -> None:
         """Raise ExecutorError unless workers can read a job's blocks and store its results."""
         location = job_spec.blocks.location
         if location is not None and (obstacle := self._explain_obstacle(location)):

@@ -48,7 +48,7 @@ from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.lithops_tasks import (
     LIVENESS_KEY,
     LithopsTaskAddress,
-    delete_prefix,
+    delete_objects_with_prefix,
     make_lithops_task,
 )
 from polarmap.worker.locations import BucketLocation
@@ -98,7 +98,7 @@ class LithopsExecutor(WorkerHost):
         check_key_is_portable(job_spec, self.name)
         invocations = LithopsInvocations(self._source, shares_executor=True)
         try:
-            invocations.reach.check_job(job_spec)
+            invocations.reach.check_job_storage_access(job_spec)
             return LithopsSession(invocations, job_spec)
         except BaseException:
             invocations.close()
@@ -357,7 +357,7 @@ class BucketBlockStore(BlockStore):
             ) from error
         if self._is_closed:
             # The store was closed during the request, and its objects may have been removed before this one.
-            delete_prefix(self._storage, bucket, segment_key)
+            delete_objects_with_prefix(self._storage, bucket, segment_key)
         self._check_open()
         return zlib.crc32(data)
 
@@ -368,7 +368,7 @@ class BucketBlockStore(BlockStore):
     def remove_segments_below(self, key_prefixes: Sequence[str]) -> None:
         """Delete all objects whose keys begin with one of the prefixes."""
         for key_prefix in key_prefixes:
-            delete_prefix(self._storage, self._storage.bucket, key_prefix)
+            delete_objects_with_prefix(self._storage, self._storage.bucket, key_prefix)
 
 
 def delete_objects_below(storage: Any, key_prefixes: Sequence[str]) -> None:
@@ -379,7 +379,7 @@ def delete_objects_below(storage: Any, key_prefixes: Sequence[str]) -> None:
     try:
         for key_prefix in key_prefixes:
             for pause in DELETE_RETRY_PAUSES:
-                if not delete_prefix(storage, storage.bucket, key_prefix):
+                if not delete_objects_with_prefix(storage, storage.bucket, key_prefix):
                     break
                 time.sleep(pause)
             else:

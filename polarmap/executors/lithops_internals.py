@@ -303,7 +303,7 @@ def is_localhost_function_executor(function_executor: Any) -> bool:
     return type(function_executor.compute_handler.env).__name__ == "DefaultEnvironment"
 
 
-def find_exited_without_status(function_executor: Any, futures: Sequence[Any]) -> list[Any]:
+def find_futures_without_status(function_executor: Any, futures: Sequence[Any]) -> list[Any]:
     """Return the futures whose local processes have exited without reporting the end of their functions.
 
     A function reports its end by storing a status object. The result is empty if the storage cannot be

@@ -29,7 +29,7 @@ from polarmap.executors.lithops_internals import (
     clone_function_executor,
     close_function_executor,
     fetch_result,
-    find_exited_without_status,
+    find_futures_without_status,
     find_interpreter_error,
     get_interpreter_for_lithops,
     import_lithops,
@@ -204,7 +204,7 @@ class LithopsInvocations:
         results = {key: self._fetch_result(self.running_futures.pop(key)) for key in finished_keys}
         if time.monotonic() >= self._next_poll_at:
             for function_executor in self._job_keys_by_executor:
-                results |= self._remove_silently_exited(function_executor, may_query)
+                results |= self._remove_invocations_without_status(function_executor, may_query)
             self._next_poll_at = time.monotonic() + LISTING_INTERVAL
         self._not_started -= results.keys()
         return results
@@ -256,7 +256,7 @@ class LithopsInvocations:
         except Exception as error:
             return InvocationLostError(_format_error(error))
 
-    def _remove_silently_exited(
+    def _remove_invocations_without_status(
         self, function_executor: Any, may_query: bool
     ) -> dict[Any, InvocationLostError]:
         """Remove functions whose processes exited without a status, and return their errors by key.
@@ -266,7 +266,7 @@ class LithopsInvocations:
         running = self._get_futures_running_on(function_executor)
         key_by_future = {future: key for key, future in running.items()}
         restart_dead_monitor(function_executor, list(key_by_future))
-        silent_futures = find_exited_without_status(function_executor, list(key_by_future))
+        silent_futures = find_futures_without_status(function_executor, list(key_by_future))
         reason = find_interpreter_error(function_executor) if silent_futures and may_query else ""
         error = InvocationLostError("its worker process ended without reporting")
         if reason:

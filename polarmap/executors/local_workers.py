@@ -115,7 +115,7 @@ class LocalWorkerPool(WorkerPool):
         tasks.
         """
         with self._lock:
-            now, is_only_session = time.monotonic(), self.has_one_session()
+            now, is_only_session = time.monotonic(), self.has_at_most_one_session()
             if self._concurrency_limit >= (self._max_workers or sys.maxsize):
                 return
             # A session on another thread has just checked for idle cores.
@@ -227,7 +227,7 @@ class LocalWorkerPool(WorkerPool):
         abandoned = self._get_abandoned_workers()
         n_excess = len(abandoned) - MAX_ABANDONED_WORKERS
         for position, worker in enumerate(abandoned):
-            if position < n_excess or worker.get_abandoned_seconds() > GRACE_SECONDS:
+            if position < n_excess or worker.get_seconds_since_session_closed() > GRACE_SECONDS:
                 self._remove_worker(worker)
 
 
@@ -239,7 +239,7 @@ def is_about_to_finish(worker: WorkerHandle) -> bool:
     # Assume that the running task takes about as long as the worker's previous one.
     is_short = worker.last_task_seconds < WORKER_START_SECONDS
     running_seconds = time.monotonic() - worker.state_since
-    return worker.get_abandoned_seconds() < FINISH_SOON_SECONDS or (
+    return worker.get_seconds_since_session_closed() < FINISH_SOON_SECONDS or (
         is_short and running_seconds < 2 * worker.last_task_seconds
     )
 

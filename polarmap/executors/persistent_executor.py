@@ -308,7 +308,7 @@ class PoolResources:
     def open_session(self, job_spec: JobSpec) -> PoolSession | None:
         """Open a session for a job. Return None if the workers have been stopped in the meantime."""
         is_remote = self._provider is not None
-        self._reach.check_job(job_spec)
+        self._reach.check_job_storage_access(job_spec)
         if is_remote:
             check_key_is_portable(job_spec, self._pool_name)
         by_value = self._provider is not None and not self._provider.imports_polarmap

@@ -29,10 +29,10 @@ from polarmap.worker.module_state import (
     ModuleStateItem,
     apply_module_state,
     get_process_token,
-    load_with_module_state,
     reduce_code_with_filename,
+    unpickle_with_module_state,
 )
-from polarmap.worker.pickled_values import build_buffer_block, make_buffer_collector, pickle_each
+from polarmap.worker.pickled_values import build_buffer_block, make_buffer_callback, pickle_each
 from polarmap.worker.pytree import Array
 from polarmap.worker.task_records import Fault
 
@@ -189,7 +189,7 @@ class FunctionWithState:
         return self._call(*arguments, **keywords)
 
     def __reduce__(self) -> Any:
-        return load_with_module_state, (*self._reduce_arguments, *map(pickle.PickleBuffer, self._buffers))
+        return unpickle_with_module_state, (*self._reduce_arguments, *map(pickle.PickleBuffer, self._buffers))
 
 
 class PickledModuleState:
@@ -215,7 +215,7 @@ def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple
     Large buffers are appended to `buffers`, unless it is None.
     """
     file = io.BytesIO()
-    buffer_callback = None if buffers is None else make_buffer_collector(buffers)
+    buffer_callback = None if buffers is None else make_buffer_callback(buffers)
     pickler = _TrackingPickler(file, protocol=5, buffer_callback=buffer_callback)
     pickler.dump(value)
     return file.getvalue(), pickler.reached
@@ -225,7 +225,7 @@ def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -
     """Return the names of the imported modules in the given root packages that a pickle mentions.
 
     >>> find_referenced_modules(
-    ...     cloudpickle.dumps([CodeType, pickle_function, make_buffer_collector]), ["polarmap"]
+    ...     cloudpickle.dumps([CodeType, pickle_function, make_buffer_callback]), ["polarmap"]
     ... ) == {"polarmap.executors.pickling", "polarmap.worker.pickled_values"}
     True
     """

@@ -154,7 +154,7 @@ class Pool(ExecutorHandle):
             uses_fork = CAN_FORK if fork is None else fork
             timeouts = float(tcp_timeout), float(fetch_timeout)
             options = PoolOptions(*limits, listen_endpoint, uses_fork, *timeouts)
-            host = None if executor is None else _resolve_host(executor)
+            host = None if executor is None else _resolve_worker_host(executor)
             self._executor = PersistentExecutor(host, workers, options)
             self.executor, self.workers = executor, workers
             self.worker_spec, self.is_local = self._executor.worker_spec, self._executor.is_local
@@ -265,7 +265,7 @@ class DefaultExecutor(PersistentExecutor):
         return executor, executor.close
 
 
-def _resolve_host(executor: Any) -> WorkerHost:
+def _resolve_worker_host(executor: Any) -> WorkerHost:
     """Return the executor on which a pool starts its workers. Raises ExecutorError if it supports none."""
     if is_integer(executor):
         raise ExecutorError(

@@ -221,7 +221,7 @@ class PoolSession:
         self._assign_queued_tasks()
 
     def _poll_workers_until(self, deadline: float) -> list[Outcome]:
-        if not self._worker_pool.has_one_session():
+        if not self._worker_pool.has_at_most_one_session():
             self._assign_queued_tasks()  # another session may have released workers
         while True:
             outcomes: list[Outcome] = []
@@ -236,7 +236,7 @@ class PoolSession:
                 if poll_event != POLLOUT
             ]
             for worker in readable_workers:
-                outcomes += [] if worker is None else self._handle_replies(worker)
+                outcomes += [] if worker is None else self._receive_replies(worker)
             if self._store_reader is not None:
                 outcomes += self._send_read_segments(self._store_reader.collect_finished())
             if self._allocation.receiving_workers:
@@ -267,7 +267,7 @@ class PoolSession:
         for worker in list(self._allocation.receiving_workers):
             if not worker.write_unsent_messages():
                 worker.channel.disconnect()
-                lost_outcomes += self._handle_replies(worker)
+                lost_outcomes += self._receive_replies(worker)
             elif not worker.channel.has_unsent:
                 self._allocation.update_polled_events(worker)
             if time.monotonic() >= deadline:  # writing all messages could take too long
@@ -411,7 +411,7 @@ class PoolSession:
             or worker.function_digest != self._function_digest
         ):
             return 0
-        if not (self._prefetches and self._worker_pool.has_one_session()):
+        if not (self._prefetches and self._worker_pool.has_at_most_one_session()):
             return 0
         task_seconds = max(worker.last_task_seconds, STEAL_AFTER_SECONDS / MAX_PREFETCHED)
         n_short_tasks = int(STEAL_AFTER_SECONDS / task_seconds)
@@ -527,7 +527,7 @@ class PoolSession:
             Message(MessageKind.JOB, task_message.attempt_key, self._job_header, *self._function_message),
         ]
 
-    def _handle_replies(self, worker: WorkerHandle) -> list[Outcome]:
+    def _receive_replies(self, worker: WorkerHandle) -> list[Outcome]:
         """Receive a worker's replies, and return the new outcomes.
 
         If the worker has exited, its running task is reported as lost, and its prefetched tasks are put back
@@ -587,7 +587,7 @@ class PoolSession:
         if is_file and segment.key == os.fsdecode(function_data):
             data = read_file_segment("/", segment._replace(size=os.stat(function_data).st_size))
         elif self._store_reader is not None:
-            self._published_blocks.check_was_referenced(segment)
+            self._published_blocks.check_segment_is_referenced(segment)
             self._store_reader.start(fetch_message.attempt_key, segment)
             return True
         else:

@@ -564,7 +564,10 @@ class RemoteWorkerPool(WorkerPool):
 
     def _count_stuck_workers(self) -> int:
         """Return the number of workers stuck in a task of a finished map for at least GRACE_SECONDS."""
-        return sum(worker.get_abandoned_seconds() > GRACE_SECONDS for worker in self._get_abandoned_workers())
+        return sum(
+            worker.get_seconds_since_session_closed() > GRACE_SECONDS
+            for worker in self._get_abandoned_workers()
+        )
 
     def _count_starting_workers(self) -> int:
         """Return the number of launched workers that are still expected to connect."""

@@ -17,11 +17,11 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_client import (
     EXIT_REPORT_SECONDS,
     IMPORT_SCRIPT,
-    check_same_version,
     choose_child_stream,
     describe_exit,
     ensure_standard_streams,
     make_import_script_options,
+    raise_if_version_mismatch_exit,
 )
 from polarmap.worker.blas_threads import get_thread_limit_variables
 from polarmap.worker.processes import SHUTDOWN_SECONDS
@@ -111,7 +111,7 @@ class ProcessSpawner:
         """
         with contextlib.suppress(KeyError, subprocess.TimeoutExpired):
             exit_code = self._processes[worker_id].wait(EXIT_REPORT_SECONDS)
-            check_same_version(exit_code)
+            raise_if_version_mismatch_exit(exit_code)
             return describe_exit(exit_code)
         return None
 

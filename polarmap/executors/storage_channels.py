@@ -123,7 +123,7 @@ class DriverStorageChannel:
         """
         return self.is_connected
 
-    def drop_unsent(self) -> list[Message]:
+    def drop_unsent_messages(self) -> list[Message]:
         """Return an empty list, because this channel hands over all messages immediately."""
         return []
 
@@ -193,7 +193,7 @@ class StorageChannelServer:
         self._write_mailbox()
         self._threads = [
             threading.Thread(target=target, name=f"polarmap-objects-{target.__name__}", daemon=True)
-            for target in (self._write_loop, self._poll_loop)
+            for target in (self._write_mailbox_until_closed, self._poll_replies_until_closed)
         ]
         for thread in self._threads:
             thread.start()
@@ -266,7 +266,7 @@ class StorageChannelServer:
                 channel.unacknowledged.append(QueuedMessage(channel.n_sent, frame, digest))
             self._has_unwritten = True
 
-    def _write_loop(self) -> None:
+    def _write_mailbox_until_closed(self) -> None:
         """Write the mailbox whenever messages are flushed, and from time to time as a heartbeat.
 
         Runs on a thread until the server is closed.
@@ -320,7 +320,7 @@ class StorageChannelServer:
             self._n_writes += 1
         self._storage.put_object(self._storage.bucket, key, data)
 
-    def _poll_loop(self) -> None:
+    def _poll_replies_until_closed(self) -> None:
         """Poll the storage for replies, with exponential backoff while none arrive.
 
         Runs on a thread until the server is closed.

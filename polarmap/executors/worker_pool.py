@@ -172,7 +172,7 @@ class WorkerHandle:
         """True if the worker is running a task of an open session."""
         return self.allocation is not None and self.allocation.closed_at is None
 
-    def get_abandoned_seconds(self) -> float:
+    def get_seconds_since_session_closed(self) -> float:
         """Return the seconds since the session of the running task was closed."""
         assert self.allocation is not None
         return time.monotonic() - (self.allocation.closed_at or 0.0)
@@ -219,7 +219,7 @@ class WorkerHandle:
         """
         channel = self.channel
         if channel.has_unsent:
-            for message in channel.drop_unsent():
+            for message in channel.drop_unsent_messages():
                 if message.kind in (MessageKind.JOB, MessageKind.MODULES):
                     self.job_id, self.function_digest = -1, None
                 elif message.kind == MessageKind.TASK:
@@ -345,7 +345,7 @@ class WorkerPool:
             self._allocation_refs.add(weakref.ref(allocation, self._allocation_refs.discard))
             return allocation
 
-    def has_one_session(self) -> bool:
+    def has_at_most_one_session(self) -> bool:
         """Return True if at most one session is open."""
         return len(self._allocation_refs) < 2
 
@@ -602,7 +602,7 @@ class WorkerPool:
         # Make a copy first, because a destructor may close a session and change the workers at any point.
         workers = list(self._workers.values())
         abandoned = [item for item in workers if item.allocation and item.allocation.closed_at is not None]
-        return sorted(abandoned, key=WorkerHandle.get_abandoned_seconds, reverse=True)
+        return sorted(abandoned, key=WorkerHandle.get_seconds_since_session_closed, reverse=True)
 
     def _poll_unallocated_workers(self, timeout: float = 0.0) -> None:
         """Receive replies from workers that do not belong to an open session.

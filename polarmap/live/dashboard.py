@@ -24,7 +24,7 @@ from weakref import WeakSet
 
 from polarmap.errors import CodeError
 from polarmap.live.html_export import SnapshotEncoder, read_page_file
-from polarmap.live.pace import compute_rest
+from polarmap.live.pace import compute_pause_seconds
 from polarmap.live.snapshots import ProgramSnapshot
 from polarmap.optional import require_extra
 
@@ -366,11 +366,11 @@ class _Handler(RequestHandler):
 
     def prepare(self) -> None:
         """Refuse the request with status 403 if it is not allowed."""
-        refusal = self._find_refusal()
+        refusal = self._explain_refusal()
         if refusal:
             self._send_text(403, refusal)
 
-    def _find_refusal(self) -> str:
+    def _explain_refusal(self) -> str:
         """Return why the request is refused, or "" if it is allowed."""
         server, headers = self.dashboard_server, self.request.headers
         if headers.get("Host", "").lower() not in server.allowed_hosts:
@@ -430,11 +430,11 @@ class _EventStreamHandler(_Handler):
         self.finished: Future[None] = asyncio.get_running_loop().create_future()
         self._disconnected: Future[None] = asyncio.get_running_loop().create_future()
 
-    def _find_refusal(self) -> str:
+    def _explain_refusal(self) -> str:
         # The browser sets this header, and no page can change it.
         if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             return WRONG_ORIGIN_TEXT
-        return super()._find_refusal()
+        return super()._explain_refusal()
 
     async def get(self) -> None:
         if not self.dashboard_server.add_viewer(self):
@@ -505,8 +505,8 @@ async def _await_briefly(awaitable: Awaitable[object], seconds: float) -> None:
 
 def _compute_sampling_interval(seconds: float, cpu_seconds: float) -> float:
     """Return the seconds until the next sample, given the run time and processor time of the last one."""
-    waiting_interval = min(compute_rest(seconds, MIN_SAMPLING_INTERVAL), MAX_WAITING_INTERVAL)
-    return compute_rest(cpu_seconds, waiting_interval)
+    waiting_interval = min(compute_pause_seconds(seconds, MIN_SAMPLING_INTERVAL), MAX_WAITING_INTERVAL)
+    return compute_pause_seconds(cpu_seconds, waiting_interval)
 
 
 # --- addresses ---------------------------------------------------------------------------------

@@ -65,15 +65,15 @@ def format_map_title(snapshot: MapSnapshot) -> str:
 
 def format_map_start(snapshot: MapSnapshot) -> str:
     """Describe a map that has just started in one line, such as "map 3, negative: 32 tasks, 24 needed"."""
-    return f"{_name_map(snapshot)}: {snapshot.n} tasks, {snapshot.needed} needed"
+    return f"{_format_map_name(snapshot)}: {snapshot.n} tasks, {snapshot.needed} needed"
 
 
 def format_map_line(snapshot: MapSnapshot) -> str:
     """Describe a map in one line, such as "map 3, negative: 24 needed, 24 arrived, done in 0.31 s"."""
-    return f"{_name_map(snapshot)}: {snapshot.status_text}"
+    return f"{_format_map_name(snapshot)}: {snapshot.status_text}"
 
 
-def _name_map(snapshot: MapSnapshot) -> str:
+def _format_map_name(snapshot: MapSnapshot) -> str:
     """Return the number of a map and the name of its function if it is known, such as "map 3, negative"."""
     name = make_printable(snapshot.name)
     return f"map {snapshot.map_id}, {name}" if name else f"map {snapshot.map_id}"
@@ -148,7 +148,7 @@ def describe_workers(workers: Sequence[WorkerSnapshot]) -> str:
     return f"{len(workers)} {'worker' if len(workers) == 1 else 'workers'}: {states}" if workers else ""
 
 
-def describe_worker(worker: WorkerSnapshot) -> tuple[str, str, str, str, str]:
+def format_worker_columns(worker: WorkerSnapshot) -> tuple[str, str, str, str, str]:
     """Return the columns of a table of workers: process, machine, task, memory and processor time.
 
     The third column also says for how long the worker has been at its task, or idle. Unknown values are

@@ -69,7 +69,7 @@ def render_html(snapshot: ProgramSnapshot) -> str:
     page, style, script = map(read_page_file, ("dashboard.html", "dashboard.css", "dashboard.js"))
     icon = base64.b64encode(read_page_file("icon.svg").encode()).decode()
     data = SnapshotEncoder().encode([snapshot]).translate(JSON_ESCAPES)
-    style_source, script_source = _hash_source(style), _hash_source(script)
+    style_source, script_source = _format_csp_hash(style), _format_csp_hash(script)
     policy = f"default-src 'none'; img-src data:; style-src {style_source}; script-src {script_source}"
     head = (
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -89,7 +89,7 @@ def render_html(snapshot: ProgramSnapshot) -> str:
     return re.sub(pattern, lambda match: replacements[match[0]], page)
 
 
-def _hash_source(text: str) -> str:
+def _format_csp_hash(text: str) -> str:
     """Return the expression of a content security policy that allows exactly this inline style or script."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"'sha256-{digest}'"

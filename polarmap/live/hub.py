@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polarmap.live.pace import compute_rest
+from polarmap.live.pace import compute_pause_seconds
 from polarmap.live.snapshots import (
     RATE_WINDOW_SECONDS,
     ExecutorSnapshot,
@@ -215,7 +215,7 @@ class LiveHub:
         text = snapshot.to_json()
         with self._lock:
             self._json_snapshot = snapshot, text
-            self._next_snapshot_at += compute_rest(time.monotonic() - started_at, 0.0)
+            self._next_snapshot_at += compute_pause_seconds(time.monotonic() - started_at, 0.0)
         return text
 
     def take_snapshot(self, is_final: bool = False) -> ProgramSnapshot:
@@ -234,7 +234,7 @@ class LiveHub:
         seconds = time.monotonic() - now
         with self._lock:
             self._snapshot = snapshot
-            self._next_snapshot_at = time.monotonic() + compute_rest(seconds, MIN_SNAPSHOT_INTERVAL)
+            self._next_snapshot_at = time.monotonic() + compute_pause_seconds(seconds, MIN_SNAPSHOT_INTERVAL)
         return snapshot
 
     def _build_snapshot(self, now: float) -> ProgramSnapshot:
@@ -276,7 +276,7 @@ def make_program_snapshot(
         n_finished_maps=n_finished_maps,
         results_per_second=round(results_per_second, 1),
         maps=tuple(maps),
-        workers=tuple(map(_read_usage, workers)),
+        workers=tuple(map(_add_process_usage, workers)),
         iterations=tuple(iterations),
         executors=tuple(executors),
     )
@@ -287,7 +287,7 @@ def get_program_name() -> str:
     return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c") else "python"
 
 
-def _read_usage(worker: WorkerSnapshot) -> WorkerSnapshot:
+def _add_process_usage(worker: WorkerSnapshot) -> WorkerSnapshot:
     """Add a worker's memory and processor time to its snapshot, if the worker runs on this machine."""
     if worker.host or worker.pid is None or not hasattr(os, "sysconf"):
         return worker

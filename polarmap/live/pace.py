@@ -5,12 +5,12 @@ from __future__ import annotations
 MAX_TIME_SHARE = 0.04  # Taking snapshots uses at most this share of the time, and so does each view.
 
 
-def compute_rest(seconds: float, min_rest: float) -> float:
+def compute_pause_seconds(seconds: float, min_rest: float) -> float:
     """Return for how many seconds to rest after work that took `seconds`: at least `min_rest`.
 
-    >>> compute_rest(0.01, 0.25), compute_rest(0.001, 0.25)
+    >>> compute_pause_seconds(0.01, 0.25), compute_pause_seconds(0.001, 0.25)
     (0.25, 0.25)
-    >>> compute_rest(0.1, 0.25)
+    >>> compute_pause_seconds(0.1, 0.25)
     2.5
     """
     return max(min_rest, seconds / MAX_TIME_SHARE)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from polarmap.live.pace import compute_rest
+from polarmap.live.pace import compute_pause_seconds
 from polarmap.live.snapshots import ProgramSnapshot
 
 LOG = logging.getLogger("polarmap")
@@ -70,7 +70,7 @@ class Refresher:
             while is_wanted and not self._is_closed.wait(interval):
                 started_at = time.perf_counter()
                 is_wanted = self._refresh()
-                interval = compute_rest(time.perf_counter() - started_at, self._min_interval)
+                interval = compute_pause_seconds(time.perf_counter() - started_at, self._min_interval)
         except Exception:
             LOG.debug("a live view ended with an exception", exc_info=True)
 

@@ -15,7 +15,6 @@ from itertools import accumulate
 from polarmap.live.descriptions import (
     describe_hidden_failures,
     describe_map,
-    describe_worker,
     describe_workers,
     format_executor_line,
     format_failure,
@@ -24,6 +23,7 @@ from polarmap.live.descriptions import (
     format_map_title,
     format_program_line,
     format_seconds,
+    format_worker_columns,
     list_map_facts,
     make_printable,
     select_executors,
@@ -95,7 +95,7 @@ def render_map_svg(snapshot: MapSnapshot) -> str:
     str
         An `svg` element of at most 60 kB, for any number of tasks.
     """
-    return _limit_size(lambda max_squares: _render_map(snapshot, max_squares))
+    return _render_within_size_limit(lambda max_squares: _render_map(snapshot, max_squares))
 
 
 def render_program_svg(snapshot: ProgramSnapshot) -> str:
@@ -111,10 +111,10 @@ def render_program_svg(snapshot: ProgramSnapshot) -> str:
     str
         An `svg` element of at most 60 kB.
     """
-    return _limit_size(lambda max_squares: _render_program(snapshot, max_squares))
+    return _render_within_size_limit(lambda max_squares: _render_program(snapshot, max_squares))
 
 
-def _limit_size(render: Callable[[int], str]) -> str:
+def _render_within_size_limit(render: Callable[[int], str]) -> str:
     """Return the SVG that `render(max_squares)` returns, with fewer squares if it is too long."""
     max_squares, text = MAX_SQUARES, render(MAX_SQUARES)
     while len(text) > MAX_SVG_LENGTH and max_squares > MIN_SQUARES:
@@ -427,7 +427,7 @@ def _draw_workers(canvas: _Canvas, workers: Sequence[WorkerSnapshot]) -> None:
     """Draw a line for each worker, below a line that counts them."""
     canvas.add_line(describe_workers(workers), is_bold=True)
     for worker in workers[:MAX_SVG_WORKERS]:
-        columns = describe_worker(worker)
+        columns = format_worker_columns(worker)
         for text, x in zip(columns, accumulate((100, 140, 230, 90), initial=float(MARGIN))):
             canvas.add_text(x, canvas.y + 13, text)
         canvas.y += LINE_HEIGHT

@@ -63,13 +63,13 @@ def group_tasks(snapshot: MapSnapshot, max_groups: int) -> list[TaskGroup]:
     groups = []
     for first_task in range(0, n_tasks, group_size):
         letters = snapshot.states[first_task : first_task + group_size]
-        state = STATE_BY_LETTER[letters.lower()] if group_size == 1 else _choose_state(letters)
+        state = STATE_BY_LETTER[letters.lower()] if group_size == 1 else _choose_group_state(letters)
         is_decoded = first_task // group_size in groups_with_decoded_blocks
         groups.append(TaskGroup(first_task, len(letters), state, not letters.islower(), is_decoded))
     return groups
 
 
-def _choose_state(letters: str) -> str:
+def _choose_group_state(letters: str) -> str:
     """Return the state in which a view shows a group of tasks: "failed" if any task has failed.
 
     Otherwise, return the most common state. `letters` has one state letter for each task.

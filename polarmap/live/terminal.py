@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from polarmap.live.descriptions import (
     describe_hidden_failures,
-    describe_worker,
     describe_workers,
     format_executor_line,
     format_failure,
@@ -26,6 +25,7 @@ from polarmap.live.descriptions import (
     format_map_title,
     format_program_title,
     format_seconds,
+    format_worker_columns,
     list_map_facts,
     list_program_facts,
     make_printable,
@@ -180,7 +180,7 @@ def _render_map(
     facts = _make_text(f"  {', '.join(list_map_facts(snapshot))}", "dim")
     below = [facts, *_render_failures(snapshot)]
     max_cell_lines = max(1, min(max_lines - 3 - len(below), max(3, max_lines // 2)))
-    cells, tasks_per_cell = _render_cells(snapshot, width - 2, max_cell_lines, use_symbols)
+    cells, tasks_per_cell = _render_task_symbols(snapshot, width - 2, max_cell_lines, use_symbols)
     legend = _render_legend(snapshot, width, use_symbols, tasks_per_cell)
     lines = [title, status, *cells, *legend, *below]
     if has_timeline:
@@ -205,7 +205,7 @@ def _get_color(state: str) -> str:
     return figure_style.GREY if state == "queued" else STATE_COLORS.get(state, "")
 
 
-def _render_cells(
+def _render_task_symbols(
     snapshot: MapSnapshot, width: int, max_lines: int, use_symbols: bool
 ) -> tuple[list[Text], int]:
     """Format a symbol for each task, or for each group of tasks if there are too many.
@@ -340,7 +340,7 @@ def _render_workers(workers: Sequence[WorkerSnapshot], width: int, max_lines: in
     n_shown = len(workers) if len(workers) < max_lines else max_lines - 2
     # Working and abandoned workers come first.
     shown = sorted(workers, key=lambda worker: worker.state == "idle")[: max(0, n_shown)]
-    rows = [describe_worker(worker) for worker in shown]
+    rows = [format_worker_columns(worker) for worker in shown]
     column_widths = _fit_columns([max(map(len, column)) for column in zip(*rows)], width)
     lines = [_make_text(describe_workers(workers), "bold")]
     for worker, row in zip(shown, rows):

@@ -163,10 +163,10 @@ class LithopsTaskIO(TaskIO):
                 shutil.rmtree(scratch_folder, ignore_errors=True)
             return
         for prefix in (f"{self._address['key_prefix']}/", *self._address["job_prefixes"]):
-            delete_prefix(self.storage, self._address["bucket"], prefix)
+            delete_objects_with_prefix(self.storage, self._address["bucket"], prefix)
 
 
-def delete_prefix(storage: Any, bucket: str, prefix: str) -> int:
+def delete_objects_with_prefix(storage: Any, bucket: str, prefix: str) -> int:
     """Delete the objects whose keys begin with `prefix`, and return how many were listed.
 
     Some of them may still exist afterwards, because Lithops does not report objects that S3 failed to delete.

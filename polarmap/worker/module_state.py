@@ -400,7 +400,7 @@ def list_settable_attributes(cls: type) -> list[str]:
 # --- on a worker -----------------------------------------------------------------------------------
 
 
-def load_with_module_state(
+def unpickle_with_module_state(
     driver_token: tuple[int, str], items: Sequence[Sequence[Any]], pickled_function: bytes, *buffers: Any
 ) -> Any:
     """Update the modules that the user's function needs, and unpickle the function.
@@ -432,7 +432,7 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
     """Update this worker's modules to their state on the driver.
 
     Raises ModuleStateError if a value differs and cannot be set. The parameters are the same as in
-    `load_with_module_state`.
+    `unpickle_with_module_state`.
     """
     if driver_token == get_process_token():
         return

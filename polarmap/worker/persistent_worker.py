@@ -178,10 +178,10 @@ class PersistentWorker(TaskIO):
             self._send_reply(self._run_task(message))
         # Reset the process as soon as a job ends, so that the next job does not have to wait.
         if message.kind == MessageKind.CANCEL:
-            self._reset_process()
+            self._restore_process_state()
         return self._is_usable
 
-    def _reset_process(self) -> str:
+    def _restore_process_state(self) -> str:
         """Restore the parts of the process state that user functions have changed.
 
         Return "" on success, or else the name of something that cannot be restored, such as a signal handler.
@@ -207,7 +207,7 @@ class PersistentWorker(TaskIO):
         """
         self._attempt_key, self._function_and_structure = job_message.attempt_key, None
         self.job_id, *_ = job_message.attempt_key
-        if unrestored := self._reset_process():
+        if unrestored := self._restore_process_state():
             self._send(Message(MessageKind.UNUSABLE, self._attempt_key, unrestored.encode()))
             return False
         self._has_run_f = True
@@ -237,7 +237,7 @@ class PersistentWorker(TaskIO):
         block_ref = self._parse_block_ref(bytes(task_message.header))
         if task_message.data:
             options = decode_record(TaskOptions, bytes(task_message.data))
-        self.receive_pending()
+        self.receive_pending_messages()
         if self.is_cancelled():  # The job ended while this task was waiting.
             return None
         task_and_attempt, header = task_message.attempt_key[1:], self._job_header
@@ -291,7 +291,7 @@ class PersistentWorker(TaskIO):
         self._is_usable = False
         return UnusableWorkerError(f"its worker could not {failed_action}: {type(error).__name__}: {error}")
 
-    def receive_pending(self) -> None:
+    def receive_pending_messages(self) -> None:
         """Read messages that have already arrived, without blocking.
 
         Raises ConnectionError if the driver has disconnected.
@@ -330,7 +330,7 @@ class PersistentWorker(TaskIO):
         segment_range = encode_segment_range(segment)
         self._send(Message(MessageKind.FETCH, self._attempt_key, segment_range))
         while True:
-            self.receive_pending()
+            self.receive_pending_messages()
             # Use a segment that has already arrived, even if the task has been cancelled.
             for message in self._inbox:
                 if (
@@ -394,7 +394,7 @@ class PersistentWorker(TaskIO):
                 if ensure_private_folder(os.path.dirname(folder)):
                     created_folders.append(os.path.dirname(folder))
                 os.mkdir(folder)
-            self.receive_pending()
+            self.receive_pending_messages()
             is_wanted = not self.is_cancelled()
         finally:
             for created_folder in [] if is_wanted else created_folders:

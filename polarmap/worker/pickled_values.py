@@ -48,7 +48,7 @@ def pickle_to_packed_tree(value: Any) -> PackedTree:
     """
     _restore_numpy_module()
     buffers: list[memoryview] = []
-    data = dumps(value, protocol=5, buffer_callback=make_buffer_collector(buffers))
+    data = dumps(value, protocol=5, buffer_callback=make_buffer_callback(buffers))
     block = bytearray().join(build_buffer_block([data, *buffers]))
     return PackedTree(("array",), (("|u1", (len(block),)),), block)
 
@@ -88,7 +88,7 @@ def pickle_each(
     # The pickler calls only `write` of its file, once for a small pickle. A list is the fastest such file.
     pieces = list[bytes]()
     file = SimpleNamespace(write=pieces.append)
-    pickler = pickler_class(file, protocol=5, buffer_callback=make_buffer_collector(buffers))
+    pickler = pickler_class(file, protocol=5, buffer_callback=make_buffer_callback(buffers))
     reached: list[Any] = pickler.reached if exclude_if is not None else []
     for value in values:
         reached.clear()
@@ -118,7 +118,7 @@ def _restore_numpy_module() -> None:
         sys.modules["numpy"] = np
 
 
-def make_buffer_collector(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+def make_buffer_callback(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
     """Return a pickler's `buffer_callback`, which appends large buffers to `buffers`.
 
     Small buffers become part of the pickle.

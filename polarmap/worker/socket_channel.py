@@ -156,7 +156,7 @@ class SocketChannel:
         self._next_flags |= CONTINUATION_FLAG
         return True
 
-    def drop_unsent(self) -> list[Message]:
+    def drop_unsent_messages(self) -> list[Message]:
         """Remove queued messages that are not fully encoded yet, and return them.
 
         CANCEL messages stay in the queue.

@@ -64,7 +64,7 @@ class TaskIO:
         """Return the user's function, and the data block to call it with."""
         raise NotImplementedError
 
-    def receive_pending(self) -> None:
+    def receive_pending_messages(self) -> None:
         """Read the messages that the driver has sent. The default implementation does nothing."""
 
     def is_cancelled(self) -> bool:
@@ -117,12 +117,12 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
         )
         del f, block  # Free the memory of the inputs before the result is stored or sent.
         if request.output is not None:
-            task_io.receive_pending()
+            task_io.receive_pending_messages()
             if task_io.is_cancelled():
                 return None
             layout = result.layout
             result, segments = store_result(result, request, request.output, task_io)
-            task_io.receive_pending()
+            task_io.receive_pending_messages()
             # When the driver cancels a task, it deletes the stored results, but may have missed these.
             if task_io.is_cancelled():
                 request.output.location.delete({segment.key for segment in segments}, task_io)

@@ -44,7 +44,7 @@ class ScriptedMap:
         events, cancellation = context.events, context.cancellation
         assert events is not None and cancellation is not None
         events.emit(JobStarted(self.running.current_report))
-        cancellation.set_wake(self.woken.set)
+        cancellation.set_wake_function(self.woken.set)
         try:
             events.emit(BlockReady(1, lambda: "early", is_final=False))
             self.began.set()
@@ -57,8 +57,8 @@ class ScriptedMap:
                 events.emit(BlockReady(index, partial(str, result), is_final=True))
             return ["zero", "one"]
         finally:
-            cancellation.set_wake(None)
-            events.emit_last(JobFinished(self.running.current_report, RuntimeError()))
+            cancellation.set_wake_function(None)
+            events.emit_final_event(JobFinished(self.running.current_report, RuntimeError()))
             self.ended.set()
 
 

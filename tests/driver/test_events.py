@@ -42,7 +42,7 @@ def test_observers_get_each_event_in_their_order_and_the_last_one_in_reverse() -
     )
     polled, finished = JobPolled(3), JobFinished(None)
     events.emit(polled)
-    events.emit_last(finished)
+    events.emit_final_event(finished)
     assert notes == [(0, polled), (1, polled), (2, polled), (2, finished), (1, finished), (0, finished)]
     assert events.poll_interval == 0.5
     assert EventStream([]).poll_interval == math.inf
@@ -63,12 +63,12 @@ def test_a_callback_gets_results_that_are_final() -> None:
 def test_a_token_wakes_the_job_while_it_is_open_and_cancels_it_at_any_time() -> None:
     token, calls = CancellationToken(), list[str]()
     token.wake()
-    token.set_wake(lambda: calls.append("woken"))
+    token.set_wake_function(lambda: calls.append("woken"))
     token.wake()
     token.raise_if_cancelled()
     token.cancel()
     assert calls == ["woken"] * 2
-    token.set_wake(None)
+    token.set_wake_function(None)
     token.cancel()
     assert calls == ["woken"] * 2
     with pytest.raises(JobCancelled):
@@ -79,11 +79,11 @@ def test_stripes_are_counted_from_none_to_the_end() -> None:
     notes: list[tuple[int, JobEvent]] = []
     token = CancellationToken()
     context = JobContext(EventStream([RecordingObserver(notes, 0, math.inf)]), token)
-    with context.count_stripes(3) as show:
+    with context.track_encoding_progress(3) as show:
         show(2)
         token.cancel()
         with pytest.raises(JobCancelled):
             show(3)
     assert [event for _, event in notes] == [StripesEncoded(0, 3), StripesEncoded(2, 3), JobFinished(None)]
-    with JobContext().count_stripes(3) as show:
+    with JobContext().track_encoding_progress(3) as show:
         show(1)

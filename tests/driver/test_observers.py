@@ -240,7 +240,7 @@ def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -
     assert "0/8 arrived, 6 needed" in text
     assert "5/8 arrived, 6 needed" in text
     assert text.endswith("\r")  # The bar is erased.
-    with JobContext(EventStream([bar])).count_stripes(4) as show:
+    with JobContext(EventStream([bar])).track_encoding_progress(4) as show:
         show(3)
     assert "3/4 stripes" in capsys.readouterr().err
 

@@ -167,9 +167,9 @@ def test_a_retry_rule_counts_attempts_and_doubles_the_delay_up_to_a_minute() -> 
     for attempt, delay in enumerate((20.0, 40.0, 60.0)):
         tasks.start_attempts([0], 100.0 * attempt)
         tasks.record_outcome(lost(0, attempt), 100.0 * attempt + 1)
-        assert rule.next_attempt_at(tasks[0]) == 100.0 * attempt + 1 + delay
+        assert rule.compute_retry_time(tasks[0]) == 100.0 * attempt + 1 + delay
         assert rule.allows_retry(tasks[0]) == (attempt < 2)
-    assert RetryRule(1).next_attempt_at(tasks[0]) == 201.0
+    assert RetryRule(1).compute_retry_time(tasks[0]) == 201.0
     assert RetryRule(10**6, 1e-3).compute_delay(10**6) == MAX_RETRY_DELAY
 
 
@@ -178,4 +178,4 @@ def test_an_item_that_was_lost_in_a_batch_waits_for_the_delay_once() -> None:
     tasks.start_attempts([0], 0.0)
     tasks.record_outcome(lost(0, 0), 3.0)
     tasks.split_off_task(0, 1, lost(0, 0).failure, LateTracker(LatenessRule(1)), is_batch_loss=True)
-    assert RetryRule(1, 8.0).next_attempt_at(tasks[1]) == 11.0
+    assert RetryRule(1, 8.0).compute_retry_time(tasks[1]) == 11.0

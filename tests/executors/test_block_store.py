@@ -401,13 +401,13 @@ def test_workers_can_only_read_published_segments_of_a_user_store() -> None:
     stored = DriverBlockStore("prefix").acquire_blocks(make_job_spec(coded))
     assert stored.cache_id is None  # another array may later be stored under the same key
     with pytest.raises(LookupError):
-        stored.check_was_referenced(Segment("key", 8, None, 16))
+        stored.check_segment_is_referenced(Segment("key", 8, None, 16))
     stored.publish_block(coded, 0)
-    stored.check_was_referenced(Segment("key", 8, None, 16))
-    stored.check_was_referenced(Segment("key", 8 + CIPHERTEXT_OVERHEAD_BYTES, None, 16))
+    stored.check_segment_is_referenced(Segment("key", 8, None, 16))
+    stored.check_segment_is_referenced(Segment("key", 8 + CIPHERTEXT_OVERHEAD_BYTES, None, 16))
     for asked in (Segment("key", 8, None, 0), Segment("key", 100, None, 16), Segment("other", 8, None, 16)):
         with pytest.raises(LookupError):
-            stored.check_was_referenced(asked)
+            stored.check_segment_is_referenced(asked)
 
 
 # --- blocks that the driver sends --------------------------------------------------------------

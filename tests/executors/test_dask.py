@@ -468,10 +468,10 @@ def test_tasks_of_a_pool_have_names_in_the_dashboard(client: Any, pool: Pool) ->
 def test_storage_other_than_a_folder_is_refused(client: Any) -> None:
     site = DaskEngine(client.get_executor())
     site.discover_machines()
-    site.reach.check_job(job_reading(None))
-    site.reach.check_job(job_reading(FolderLocation("/data")))
+    site.reach.check_job_storage_access(job_reading(None))
+    site.reach.check_job_storage_access(job_reading(FolderLocation("/data")))
     with pytest.raises(ExecutorError):
-        site.reach.check_job(job_reading(BucketLocation("b", "aws_s3")))
+        site.reach.check_job_storage_access(job_reading(BucketLocation("b", "aws_s3")))
     assert site.max_workers == 8
     assert site.collect_module_sources(b"") == {}
     site.close()

@@ -405,7 +405,7 @@ REFUSED: list[tuple[Location, Reach, str]] = [
 @pytest.mark.parametrize(("location", "reach", "message"), REFUSED)
 def test_blocks_that_workers_cannot_read_are_refused(location: Location, reach: Reach, message: str) -> None:
     with pytest.raises(ExecutorError, match=f"^{re.escape(message)}$"):
-        reach.check_job(job_reading(location))
+        reach.check_job_storage_access(job_reading(location))
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_blocks_that_workers_cannot_read_are_refused(location: Location, reach: 
     ],
 )
 def test_blocks_that_workers_can_read_are_accepted(location: Location | None, reach: Reach) -> None:
-    reach.check_job(job_reading(location))
+    reach.check_job_storage_access(job_reading(location))
 
 
 @pytest.mark.parametrize(
@@ -439,5 +439,5 @@ def test_results_are_stored_only_where_workers_can_write(
 ) -> None:
     job = replace(job_reading(None), output_spec=OutputSpec(location, "y", 5))
     with pytest.raises(ExecutorError, match=f"the results cannot be stored in {message}"):
-        reach.check_job(job)
-    HERE.check_job(replace(job, output_spec=OutputSpec(FolderLocation("/data"), "y", 5)))
+        reach.check_job_storage_access(job)
+    HERE.check_job_storage_access(replace(job, output_spec=OutputSpec(FolderLocation("/data"), "y", 5)))

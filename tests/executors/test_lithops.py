@@ -206,10 +206,10 @@ def test_local_workers_connect_and_end_with_their_pool(choice: Any, name: str) -
     assert (site.name, site.shares_files, site.max_worker_seconds) == (name, True, LOCAL_WORKER_SECONDS)
     workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with closing(workers):
-        site.reach.check_job(job_reading(FolderLocation("/data")))
+        site.reach.check_job_storage_access(job_reading(FolderLocation("/data")))
         stores = "is stored in far" if choice == "localhost" else "uses localhost"
         with pytest.raises(ExecutorError, match=stores):
-            site.reach.check_job(job_reading(BucketLocation("b", "far")))
+            site.reach.check_job_storage_access(job_reading(BucketLocation("b", "far")))
         workers.request_workers(2)
         assert until(lambda: len(workers) == 2, 60.0)
         lease = workers.open_allocation(lambda: None)

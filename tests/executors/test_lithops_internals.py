@@ -27,7 +27,7 @@ from polarmap.executors.lithops_internals import (
     build_localhost_executor,
     close_function_executor,
     fetch_result,
-    find_exited_without_status,
+    find_futures_without_status,
     find_interpreter_error,
     get_interpreter_for_lithops,
     import_lithops,
@@ -73,7 +73,7 @@ def test_private_executor_leaves_no_files_and_processes() -> None:
         assert not is_future_finished(late)
         assert until(lambda: bool(late.running))
         assert until(lambda: set(reported) == {0, 1, 2})
-        assert find_exited_without_status(functions, [late]) == []
+        assert find_futures_without_status(functions, [late]) == []
         restart_dead_monitor(functions, [late])
         assert functions.job_monitor.is_alive()
         abandon_jobs(functions, [late], {f"{late.job_key}0"})

@@ -68,7 +68,7 @@ def test_function_that_ended_without_a_status_is_lost(
     reason: str, may_ask: bool, kind: type, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = invoke(functions := Functions(), 1, 2)
-    monkeypatch.setattr(lithops_invocations, "find_exited_without_status", lambda *_: [functions.futures[1]])
+    monkeypatch.setattr(lithops_invocations, "find_futures_without_status", lambda *_: [functions.futures[1]])
     monkeypatch.setattr(lithops_invocations, "find_interpreter_error", lambda _: reason)
     [(key, error)] = jobs.collect_finished_results(may_ask).items()
     assert (key, type(error), str(error)) == (2, kind, message)

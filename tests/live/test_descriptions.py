@@ -7,7 +7,6 @@ from dataclasses import replace
 from polarmap.live.descriptions import (
     describe_hidden_failures,
     describe_map,
-    describe_worker,
     describe_workers,
     format_dollars,
     format_executor_line,
@@ -16,6 +15,7 @@ from polarmap.live.descriptions import (
     format_map_start,
     format_map_title,
     format_program_line,
+    format_worker_columns,
     list_map_facts,
     list_program_facts,
     select_executors,
@@ -101,7 +101,7 @@ def test_workers_are_counted_by_state() -> None:
 
 def test_unknown_values_of_a_worker_are_dashes() -> None:
     worker = WorkerSnapshot("pool", 0, 4711, "node-7", "abandoned", 1, 0.8, 120_000_000, 1.5)
-    assert describe_worker(worker) == (
+    assert format_worker_columns(worker) == (
         "0: 4711",
         "node-7",
         "task 1 abandoned, 0.80 s",
@@ -109,13 +109,13 @@ def test_unknown_values_of_a_worker_are_dashes() -> None:
         "1.50 s CPU",
     )
     unknown = WorkerSnapshot("pool", 1, None, "", "idle", None, 3.0)
-    assert describe_worker(unknown) == ("1: —", "here", "idle, 3.00 s", "—", "—")
+    assert format_worker_columns(unknown) == ("1: —", "here", "idle, 3.00 s", "—", "—")
 
 
 def test_the_map_of_a_task_is_named_if_it_is_known() -> None:
     worker = WorkerSnapshot("pool", 0, 4711, "", "abandoned", 1, 0.8, job="map 3")
-    assert describe_worker(worker)[2] == "task 1 of map 3 abandoned, 0.80 s"
-    assert describe_worker(replace(worker, state="working", job=""))[2] == "task 1, 0.80 s"
+    assert format_worker_columns(worker)[2] == "task 1 of map 3 abandoned, 0.80 s"
+    assert format_worker_columns(replace(worker, state="working", job=""))[2] == "task 1, 0.80 s"
 
 
 def test_calls_are_counted_in_one_line() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarmap.live.pace import compute_rest
+from polarmap.live.pace import compute_pause_seconds
 
 
 @given(st.one_of(st.just(0.0), st.floats(1e-9, 1e3)), st.floats(0, 10))
 def test_work_takes_at_most_4_percent_of_the_time(seconds: float, min_rest: float) -> None:
-    rest = compute_rest(seconds, min_rest)
+    rest = compute_pause_seconds(seconds, min_rest)
     assert rest >= min_rest
     assert seconds <= 0.04 * (seconds + rest) + 1e-9
     assert rest == min_rest or seconds > 0.039 * rest

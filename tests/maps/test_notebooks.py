@@ -129,7 +129,8 @@ with ThreadPoolExecutor(2) as pool:
 """,
     "stripes": """
 from polarmap.driver.events import EventStream, JobContext
-with JobContext(EventStream([polarmap.driver.observers.ProgressBar(True)])).count_stripes(30) as show:
+job = JobContext(EventStream([polarmap.driver.observers.ProgressBar(True)]))
+with job.track_encoding_progress(30) as show:
     for done in range(1, 31):
         f(None)
         show(done)

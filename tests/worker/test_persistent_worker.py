@@ -67,7 +67,7 @@ def test_polling_for_cancellation_does_not_consume_messages() -> None:
         driver_end.sendall(encode_frame(Message(MessageKind.CANCEL, (worker.job_id, 0, 0))))
         assert_only_asks(worker, worker.is_cancelled)
         assert not worker.is_cancelled()
-        worker.receive_pending()
+        worker.receive_pending_messages()
         assert_only_asks(worker, worker.is_cancelled)
         assert worker.is_cancelled()
 

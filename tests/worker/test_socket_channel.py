@@ -256,7 +256,7 @@ def test_dropped_messages_never_arrive_but_later_messages_do(
         for _ in range(n_read):
             received += other.receive(0.0)[0]
             assert link.flush()
-        dropped = link.drop_unsent()
+        dropped = link.drop_unsent_messages()
         last = Message(MessageKind.CANCEL, (1, 0, 0))
         assert link.send(last)
         while last not in received:
@@ -274,7 +274,7 @@ def test_a_cancellation_is_not_dropped() -> None:
             Message(MessageKind.SEGMENT, (2, 0, 0), data=bytes(10**6)),
         )
         assert link.send(Message(MessageKind.TASK, (1, 2, 0), bytes(10**5)), cancel, part)
-        assert [message.kind for message in link.drop_unsent()] == [MessageKind.SEGMENT]
+        assert [message.kind for message in link.drop_unsent_messages()] == [MessageKind.SEGMENT]
         assert receive_messages(other, link, 2)[-1] == cancel
 
 
