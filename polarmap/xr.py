@@ -189,7 +189,7 @@ def apply(
             name: item.combine_results([next(joined_results) for _ in item.arrays], result.report)
             for name, item in row_blocks.items()
         }
-        labelled_result = _restore_labels(obj, core_dims, output_coords, results_by_name)
+        labelled_result = _build_xarray_result(obj, core_dims, output_coords, results_by_name)
         return (labelled_result, result.report) if return_report else labelled_result
 
     return PreparedMap(execute)
@@ -471,7 +471,7 @@ def _has_same_first_rows(separate_result: Array, concatenated_result: Array) -> 
 # --- restoring labels --------------------------------------------------------------------------------
 
 
-def _restore_labels(
+def _build_xarray_result(
     obj: Any,
     core_dims: Sequence[Hashable],
     output_coords: dict[Hashable, Any] | None,

@@ -20,7 +20,7 @@ from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTaskBlocks
 from polarmap.arrays.manifest import Manifest, get_array_key_prefix
 from polarmap.arrays.reading import StoredCodedBlocks, make_arrival_tracker
 from polarmap.arrays.stores import SegmentStore
-from polarmap.arrays.zarr_chunks import find_foreign_keys, list_chunk_copy_and_metadata_segments
+from polarmap.arrays.zarr_chunks import find_unrelated_zarr_keys, list_chunk_copy_and_metadata_segments
 from polarmap.driver.prepared_map import make_context
 from polarmap.dtypes import Array
 from polarmap.executors.transfers import map_in_parallel
@@ -151,7 +151,7 @@ def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
         if damage_kind:
             kind_by_zarr_key.setdefault(segment.key, damage_kind)
     kind_by_zarr_key |= dict.fromkeys(
-        find_foreign_keys(coded_blocks.segment_store.store, manifest), "foreign"
+        find_unrelated_zarr_keys(coded_blocks.segment_store.store, manifest), "foreign"
     )
     undecodable_stripes = _find_undecodable_stripes(manifest, sorted_damages)
     return Audit(

@@ -164,10 +164,10 @@ class StoredCodedBlocks(CodedData):
             pieces, map_function(read_block_piece, pieces)
         ):
             if not is_intact:
-                target[:] = self._decode_columns(stripe_index, block_index, columns)
+                target[:] = self._decode_stripe_slice(stripe_index, block_index, columns)
         return out
 
-    def _decode_columns(self, stripe_index: int, block_index: int, columns: slice) -> Array:
+    def _decode_stripe_slice(self, stripe_index: int, block_index: int, columns: slice) -> Array:
         """Decode part of a damaged data block from the other blocks.
 
         `columns` selects the elements to decode within the stripe.

@@ -82,7 +82,7 @@ class ArraySource:
         if n_rows:
             target[:n_rows] = np.asarray(self._data[(slice(rows.start, rows.start + n_rows), *inner_slices)])
         target[n_rows:] = 0
-        self._release_mapped_pages()
+        self._release_memory_map_pages()
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
         """Return which bytes of a memory-mapped file hold a slab of the array, or () for other arrays.
@@ -90,16 +90,16 @@ class ArraySource:
         `slab` has one slice per axis. If there are rows past the end, a segment with an empty key, which
         stands for zeros, is appended.
         """
-        if self._mapped_file is None:
+        if self._memory_map_path_and_offset is None:
             return ()
-        path, offset = self._mapped_file
+        path, offset = self._memory_map_path_and_offset
         start, stop = (position * self.dtype.itemsize for position in get_flat_range(self.shape, slab))
         n_available = max(0, min(stop, prod(self.shape) * self.dtype.itemsize) - start)
         segments = (Segment(path, n_available, None, offset + start), Segment("", stop - start - n_available))
         return tuple(segment for segment in segments if segment.size)
 
     @cached_property
-    def _mapped_file(self) -> tuple[str, int] | None:
+    def _memory_map_path_and_offset(self) -> tuple[str, int] | None:
         """The file of a memory map (its path without the leading slash), and the byte offset of its data.
 
         None if the array is not a contiguous memory map of a file.
@@ -115,7 +115,7 @@ class ArraySource:
         offset = map_start + array.__array_interface__["data"][0] - address
         return str(array.filename).lstrip("/"), offset
 
-    def _release_mapped_pages(self) -> None:
+    def _release_memory_map_pages(self) -> None:
         """Release the pages of a mapped file from memory after they have been read."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
@@ -226,7 +226,7 @@ class StoredObjectsSource:
         while start < stop:
             object_index, object_start = divmod(start, object_size)
             n_items = min(stop - start, object_size - object_start)
-            remaining_out[:n_items] = self._read_items(object_index, object_start, n_items)
+            remaining_out[:n_items] = self._read_object_elements(object_index, object_start, n_items)
             remaining_out = remaining_out[n_items:]
             start += n_items
 
@@ -244,7 +244,7 @@ class StoredObjectsSource:
             return ()
         return (Segment(key, (stop - start) * itemsize, None, self._offset + start % object_size * itemsize),)
 
-    def _read_items(self, object_index: int, first_item: int, n_items: int) -> Array | Any:
+    def _read_object_elements(self, object_index: int, first_item: int, n_items: int) -> Array | Any:
         if object_index not in self._key_by_object:
             return self._fill_value
         itemsize, key = self.dtype.itemsize, self._key_by_object[object_index]

@@ -141,7 +141,7 @@ class StripeEncoder:
         include_data = self._runner.is_local or not self._source.rows_per_object
 
         def store_row(task: int, block_index: int, row: Array) -> Segment:
-            return self._store_row(transaction, block_index, stripes[task], row)
+            return self._store_block_stripe(transaction, block_index, stripes[task], row)
 
         def on_task_done(task: int, segments: list[Segment], summary: Array) -> None:
             stripe_index = stripes[task]
@@ -170,7 +170,7 @@ class StripeEncoder:
         )
         return segments_by_stripe
 
-    def _store_row(
+    def _store_block_stripe(
         self, transaction: WriteTransaction, block_index: int, stripe_index: int, row: Array
     ) -> Segment:
         """Store a row (one stripe of one block), as a Zarr chunk if possible, and return its location.

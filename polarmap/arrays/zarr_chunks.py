@@ -73,7 +73,7 @@ def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver:
     copied_chunks = [chunk for chunk in manifest.zarr_chunks if _is_chunk_copied(manifest, chunk)]
     if not _try_store_chunks(store, manifest, copied_chunks, through_driver):
         return manifest
-    return _store_zarr_metadata(store, _point_segments_to_chunks(manifest, copied_chunks))
+    return _store_zarr_metadata(store, _replace_segments_by_chunk_ranges(manifest, copied_chunks))
 
 
 def repair_zarr_array(
@@ -167,7 +167,7 @@ def _concatenate_chunks_on_workers(
         on_task_done,
         output,
     )
-    return _point_segments_to_chunks(manifest, concatenated_chunks)
+    return _replace_segments_by_chunk_ranges(manifest, concatenated_chunks)
 
 
 def make_concatenate_function() -> Callable[[Sequence[Array]], list[Array]]:
@@ -183,7 +183,7 @@ def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
     return [manifest.segments[chunk.block_index][stripe_index] for stripe_index in chunk.stripe_range]
 
 
-def _point_segments_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
+def _replace_segments_by_chunk_ranges(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
     """Return a copy of the manifest in which the data segments are byte ranges of `chunks`."""
     return manifest.with_replaced_segments(
         {
@@ -208,7 +208,7 @@ def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
     ]
 
 
-def find_foreign_keys(store: Store, manifest: Manifest) -> list[str]:
+def find_unrelated_zarr_keys(store: Store, manifest: Manifest) -> list[str]:
     """Return the keys of objects inside the Zarr group that do not belong to the coded array."""
     if manifest.zarr_view is None or not manifest.has_zarr_array:
         return []

@@ -343,7 +343,7 @@ class ModularArikanDecoder(ModularSystematicDecoder):
         if out.shape[1] * (n_products - n_additions) < PROGRAM_COST * self.code.n:
             super().decode_into(received, out)
         else:
-            self._solver.compute_missing(received, out)
+            self._solver.compute_missing_blocks(received, out)
 
 
 def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:

@@ -157,7 +157,7 @@ class WeightMasks(NamedTuple):
             counts[rows] = entries[:, arrived_mask[columns]].sum(axis=1)
         return counts
 
-    def find_detectable_arrivals(self, missing_mask: Mask) -> Mask:
+    def compute_influential_arrivals(self, missing_mask: Mask) -> Mask:
         """Return a mask of the arrived results whose errors change a result selected by `missing_mask`."""
         detectable_mask = np.zeros(len(self.used_arrivals_mask), bool)
         for rows, columns, entries in self.invertible_weight_blocks:
@@ -322,7 +322,7 @@ class ErasureDecoder(ABC):
 
     @property
     @abstractmethod
-    def rounds_integers(self) -> bool:
+    def decodes_integers_by_rounding(self) -> bool:
         """True if integers are decoded as real numbers and rounded at the end."""
 
     @abstractmethod

@@ -131,7 +131,7 @@ class GradientDecoder(RealDecoder):
 
     code: GradientCode
     # Integers require fractional repetition. Its weights are 0 and 1, so no rounding is needed.
-    rounds_integers = False
+    decodes_integers_by_rounding = False
 
     @cached_property
     def rank_deficit(self) -> int:

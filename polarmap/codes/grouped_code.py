@@ -93,8 +93,8 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
                 f"erasure has one probability per worker, which groups={groups} does not support. Pass a "
                 "single number as erasure, or leave groups out."
             )
-        data_groups = _deal_to_groups(int(k), self.n_groups, 0)
-        parity_groups = _deal_to_groups(int(n - k), self.n_groups, 1)
+        data_groups = _assign_blocks_to_groups(int(k), self.n_groups, 0)
+        parity_groups = _assign_blocks_to_groups(int(n - k), self.n_groups, 1)
         group_pairs = list(zip(data_groups, parity_groups))
         self.group_blocks = [
             np.concatenate([data_indices, k + parity_indices]) for data_indices, parity_indices in group_pairs
@@ -305,7 +305,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return GroupedDecodabilityTracker(self, modular).add
 
 
-def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
+def _assign_blocks_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
     """Divide range(n_blocks) into groups whose sizes differ by at most one.
 
     Blocks are dealt in rounds of one block per group, and each round begins at a pseudo-random group. If all
@@ -325,7 +325,7 @@ def _deal_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
 
     Examples
     --------
-    >>> [group.tolist() for group in _deal_to_groups(7, 2, 0)]
+    >>> [group.tolist() for group in _assign_blocks_to_groups(7, 2, 0)]
     [[0, 2, 5, 6], [1, 3, 4]]
     """
     block_indices = np.arange(n_blocks)
@@ -407,9 +407,9 @@ class GroupedDecoder(ErasureDecoder):
         self.modular = group_decoders[0].modular
 
     @property
-    def rounds_integers(self) -> bool:
+    def decodes_integers_by_rounding(self) -> bool:
         """True if integers are decoded as real numbers and then rounded."""
-        return self.group_decoders[0].rounds_integers
+        return self.group_decoders[0].decodes_integers_by_rounding
 
     @cached_property
     def group_positions(self) -> list[GroupPositions]:

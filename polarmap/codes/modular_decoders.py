@@ -39,7 +39,7 @@ class ModularDecoder(ErasureDecoder):
     """
 
     modular = True
-    rounds_integers = False
+    decodes_integers_by_rounding = False
     amplification = 0.0
 
     @cached_property

@@ -373,11 +373,11 @@ class IterativeDecoder:
         axis = 0
         while changed_lines[0] or changed_lines[1]:
             for line_index in sorted(changed_lines[axis]):
-                changed_lines[1 - axis].update(self._decode_line(axis, line_index))
+                changed_lines[1 - axis].update(self._add_line_if_decodable(axis, line_index))
             changed_lines[axis] = set()
             axis = 1 - axis
 
-    def _decode_line(self, axis: int, line_index: int) -> list[int]:
+    def _add_line_if_decodable(self, axis: int, line_index: int) -> list[int]:
         """Add a line to `line_decodings` if it can be decoded, and return the positions that it recovers.
 
         The line is column `line_index` for axis 0, and row `line_index` for axis 1.

@@ -42,7 +42,7 @@ class RealDecoder(ErasureDecoder):
     Integer results are decoded in float64 and rounded to integers at the end.
     """
 
-    rounds_integers = True
+    decodes_integers_by_rounding = True
     _computed_pseudo_inverse: Floats | None = None
 
     @property
@@ -134,7 +134,7 @@ class RealDecoder(ErasureDecoder):
             self._computed_pseudo_inverse = compute_left_inverse(system_matrix)
         return self._computed_pseudo_inverse
 
-    def _drop_weights(self) -> None:
+    def _free_cached_weights(self) -> None:
         """Free the memory of the cached `weights`, which are recomputed when needed."""
         vars(self).pop("weights", None)
 
@@ -253,7 +253,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         """
         if not isinstance(previous, SystematicDecoder):
             return
-        previous._drop_weights()  # Cached weights may take most of a map's memory.
+        previous._free_cached_weights()  # Cached weights may take most of a map's memory.
         previous_inverse = previous._computed_pseudo_inverse
         if previous_inverse is None or not np.isfinite(previous_inverse).all():
             return

@@ -137,7 +137,7 @@ class CancellationProgram:
             return
         node_rows = first_row + np.arange(known_mask.size).reshape(known_mask.shape)
         if len(known_mask) == 1 or zero_input_mask.all() or not zero_input_mask.any():
-            self._assign_constituent_rows(
+            self._append_rate_0_or_1_node_operations(
                 node_rows[~known_mask & zero_input_mask], node_rows[~known_mask & ~zero_input_mask]
             )
             return
@@ -168,7 +168,7 @@ class CancellationProgram:
         )
         append_batch(~upper_known, upper, lower, minus_rows, +1)
 
-    def _assign_constituent_rows(self, frozen_rows: Indices, free_rows: Indices) -> None:
+    def _append_rate_0_or_1_node_operations(self, frozen_rows: Indices, free_rows: Indices) -> None:
         """Append the operations that set frozen rows to zero and free rows to new inactivated inputs.
 
         The rows belong to a rate-0 node (all inputs frozen) or a rate-1 node (all inputs free). For a rate-1
@@ -213,11 +213,11 @@ class CancellationSolver:
         return self._cancellation_program.n_inactivated
 
     @property
-    def n_undetermined(self) -> int:
+    def n_undetermined_inputs(self) -> int:
         """The number of inactivated inputs that the parity checks cannot determine modulo 2^64."""
         return self.n_inactivated - len(self._pivot_check_indices)
 
-    def compute_missing(self, received: ReceivedBlocks, out: Array) -> None:
+    def compute_missing_blocks(self, received: ReceivedBlocks, out: Array) -> None:
         """Compute the missing blocks from the received blocks and write them to `out`, one per row."""
         blocks = [received[block_index] for block_index in self._arrived_indices.tolist()]
         self._row_program.compute_output_rows(blocks, out)
@@ -272,7 +272,7 @@ class CancellationSolver:
             self._positions[self._missing_indices],
         )
 
-    def compute_weights(self, dtype: type[np.number]) -> Array:
+    def compute_decoding_weights(self, dtype: type[np.number]) -> Array:
         """Compute the decoding weights in `dtype`, with one row per missing block."""
         weights = np.empty((len(self._missing_indices), len(self._arrived_indices)), dtype)
         for start in range(0, len(weights), COLUMNS_PER_PASS):
@@ -442,12 +442,12 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def _n_undetermined(self) -> int:
-        return self.solver.n_undetermined
+        return self.solver.n_undetermined_inputs
 
     @property
     def weights(self) -> UInt64Array:
         """The decoding weights: missing results = weights @ arrived results, modulo 2^64."""
-        return self.solver.compute_weights(np.int64).view(np.uint64)
+        return self.solver.compute_decoding_weights(np.int64).view(np.uint64)
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
@@ -462,7 +462,7 @@ class InactivationDecoder(ModularDecoder):
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Compute the missing results and write them to `out`, one per row."""
-        self.solver.compute_missing(received, out)
+        self.solver.compute_missing_blocks(received, out)
 
 
 class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
@@ -492,11 +492,11 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
     @cached_property
     def weights(self) -> Floats:
         """The decoding weights, shape (missing, arrived): missing results = weights @ arrived results."""
-        return self.solver.compute_weights(np.float64)
+        return self.solver.compute_decoding_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Compute the missing results and write them to `out`, one per row."""
-        self.solver.compute_missing(received, out)
+        self.solver.compute_missing_blocks(received, out)
 
 
 class ModularCancellationDecoder(InactivationDecoder):

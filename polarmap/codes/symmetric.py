@@ -104,7 +104,7 @@ class SymmetricProductDecoder(ErasureDecoder):
     but no `weights`.
     """
 
-    rounds_integers = True
+    decodes_integers_by_rounding = True
 
     code: SymmetricProductCode
 

@@ -194,7 +194,7 @@ class Verifier:
         evaluated_mask = self.local_checks.checked_mask
         for dtype in set(self._decoder.result_dtypes()):
             weight_masks = decoder.get_weight_masks(dtype)
-            checked_mask = weight_masks.find_detectable_arrivals(evaluated_mask)
+            checked_mask = weight_masks.compute_influential_arrivals(evaluated_mask)
             if self.parity_checks.residuals is not None:
                 checked_mask |= error_detection.compute_checked_blocks_mask(decoder, dtype)
             unchecked_mask |= (weight_masks.used_arrivals_mask | include_mask) & ~checked_mask
@@ -278,7 +278,7 @@ class Verifier:
         distances_by_block = {index: local_checks.compute_distances(index) for index in checked_blocks}
         for leaf_index, dtype in enumerate(self._decoder.result_dtypes()):
             is_integer = is_integer_dtype(dtype)
-            if is_integer and not decoder.rounds_integers:
+            if is_integer and not decoder.decodes_integers_by_rounding:
                 continue
             # Add an error of the size of rounding to the residual, because it would go unnoticed.
             rounding_unit = machine_epsilon(self._decoder.get_accuracy_limiting_dtype(dtype))

@@ -64,7 +64,7 @@ class AdaptiveParitySchedule:
         """
         return np.full(p.shape, LATE_FACTOR * self._last_seconds)
 
-    def observe_product(self, product_seconds: float, needed_parity: bool) -> None:
+    def record_product(self, product_seconds: float, needed_parity: bool) -> None:
         """Record the outcome of a product and choose the schedule of the next products.
 
         If parity tasks start only on demand, a product that needs parity has to wait for them. After this has

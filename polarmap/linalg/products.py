@@ -306,7 +306,7 @@ def make_product_runner(
             arrived = collector.task_table.arrived
             has_missing = len(collector.decoder.tracker.missing_indices) > 0
             used_tasks = arrived.keys() - collector.unneeded_tasks
-            parity_schedule.observe_product(max(map(arrived.__getitem__, used_tasks)), has_missing)
+            parity_schedule.record_product(max(map(arrived.__getitem__, used_tasks)), has_missing)
         return collector.build_result(report), report
 
     return run_product

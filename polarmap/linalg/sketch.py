@@ -267,7 +267,7 @@ def _generate_sketches(
     If a task fails, its exception is raised after all other results have arrived.
     """
     n_total_rows = len(matrix)
-    blocks = np.array_split(_randomize_rows(matrix, rng), n_tasks)
+    blocks = np.array_split(_mix_and_shuffle_rows(matrix, rng), n_tasks)
     future = submit(
         hedged_map,
         _r_factor,
@@ -294,7 +294,7 @@ def _generate_sketches(
         future.cancel()
 
 
-def _randomize_rows(matrix: Array, rng: np.random.Generator) -> Array:
+def _mix_and_shuffle_rows(matrix: Array, rng: np.random.Generator) -> Array:
     """Mix the rows with a random orthogonal transform and shuffle them."""
     signs = rng.choice(np.array([-1, 1], matrix.dtype), len(matrix))
     transformed = dct(matrix * signs[:, None], axis=0, norm="ortho", overwrite_x=True)

@@ -307,7 +307,7 @@ class ProfiledLoss(WeightedLoss):
     conjugate = WeightedLoss._conjugate
 
     @property
-    def has_separate_outputs(self) -> bool:
+    def is_separable_by_output(self) -> bool:
         """True if the loss is a sum of one loss per output. The multinomial loss is not."""
         return self.shape[1] == 1 or not isinstance(self.family, MultinomialFamily)
 
@@ -365,11 +365,11 @@ class ProfiledLoss(WeightedLoss):
         for cached_eta, cached_intercept in self._cached_intercepts:
             if eta is cached_eta:
                 return cached_intercept
-        intercept = self._search_intercept(eta, self._cached_intercepts[-1][1])
+        intercept = self._solve_intercept_by_newton(eta, self._cached_intercepts[-1][1])
         self._cached_intercepts = [*self._cached_intercepts, (eta, intercept)][-N_CACHED_INTERCEPTS:]
         return intercept
 
-    def _search_intercept(self, eta: Floats, intercept: Floats) -> Floats:
+    def _solve_intercept_by_newton(self, eta: Floats, intercept: Floats) -> Floats:
         """Return the intercept whose gradient is 0 up to rounding, by Newton's method from `intercept`."""
         max_norm = 1.0 + float(np.abs(eta + intercept).max()) + float(np.ptp(eta))
         # A mean is at most 1, and its rounding error is proportional to that of its exponent eta.

@@ -37,7 +37,7 @@ def simplex(size: int, total: float = 1.0) -> Any:
     >>> simplex(3).prox(np.array([1.0, 1.0, -1.0]), 1.0).round(12).tolist()
     [0.5, 0.5, 0.0]
     """
-    _check_sizes(size, total=total)
+    _check_projection_arguments(size, total=total)
     # Import pyproximal lazily, because this takes half as long as importing the models.
     with require_extra("simplex", "pyproximal", "convex"):
         from pyproximal import Simplex
@@ -64,13 +64,13 @@ def l1_ball(size: int, radius: float) -> Any:
     >>> l1_ball(2, 1.0).prox(np.array([2.0, 1.0]), 1.0).round(12).tolist()
     [1.0, 0.0]
     """
-    _check_sizes(size, radius=radius)
+    _check_projection_arguments(size, radius=radius)
     with require_extra("l1_ball", "pyproximal", "convex"):
         from pyproximal import L1Ball
     return L1Ball(size, radius, maxiter=MAX_BISECTIONS, xtol=FLOAT64_EPS * radius)
 
 
-def _check_sizes(size: int, **positive_values: float) -> None:
+def _check_projection_arguments(size: int, **positive_values: float) -> None:
     if size != int(size) or size < 1:
         raise ModelError(f"size must be a whole number, 1 or more, not {size!r}")
     for name, value in positive_values.items():

@@ -74,26 +74,26 @@ class Objective:
         )
         min_failure_probability = min(candidate.failure_probability for candidate in candidates)
         max_failure_probability = self.max_failure_probability
-        reliable = _filter_or_raise(
+        reliable = _filter_candidates(
             lambda candidate: candidate.failure_probability <= max_failure_probability,
             candidates,
             f"{error_prefix}too many tasks never complete, so the job fails with a probability of at least "
             f"{min_failure_probability:.3g}, above max_failure_probability = {max_failure_probability:g}. "
             "Raise the limit, or allow more workers",
         )
-        finite = _filter_or_raise(
+        finite = _filter_candidates(
             lambda candidate: isfinite(self.evaluate_candidate(candidate)),
             reliable,
             f"{error_prefix}the {self.metric} of the completion time is infinite. Plan for a lower quantile",
         )
-        timely = _filter_or_raise(
+        timely = _filter_candidates(
             lambda candidate: self.get_completion_time(candidate) <= self.deadline,
             finite,
             f"{error_prefix}{self.time_metric} is at least {min(map(self.get_completion_time, finite)):.4g} "
             "s, "
             f"later than the deadline of {self.deadline:g} s. Extend the deadline, or allow more workers",
         )
-        return _filter_or_raise(
+        return _filter_candidates(
             lambda candidate: candidate.worker_seconds <= self.budget,
             timely,
             f"{error_prefix}at least "
@@ -128,7 +128,7 @@ class Objective:
         return self.evaluate_candidate(candidate) * worker_seconds, worker_seconds, candidate.n
 
 
-def _filter_or_raise(
+def _filter_candidates(
     predicate: Callable[[Completion], bool], candidates: Sequence[Completion], reason: str
 ) -> list[Completion]:
     matching = [candidate for candidate in candidates if predicate(candidate)]

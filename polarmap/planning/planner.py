@@ -349,7 +349,7 @@ def plan(
     """
     with trimmed_tracebacks:
         workers = HeterogeneousWorkers(run_times) if is_sequence_of_distributions(run_times) else None
-        distribution, observations = _to_common_distribution(run_times, workers)
+        distribution, observations = _to_mixture_distribution(run_times, workers)
         worker_limit = _compute_max_workers(k, max_workers, worker_spec, distribution, workers)
         _check_positive_size("trials", n_trials)
         goal = Objective(objective, slack, deadline, budget, max_failure_probability)
@@ -432,7 +432,7 @@ def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tupl
     return tuple(frontier_candidates)
 
 
-def _to_common_distribution(
+def _to_mixture_distribution(
     run_times: object, workers: HeterogeneousWorkers | None
 ) -> tuple[Distribution, Empirical | None]:
     """Return the run-time distribution of a random worker, and the observations it was estimated from.

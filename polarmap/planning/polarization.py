@@ -81,7 +81,7 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
     """
     cdf, survival = run_times.cdf_and_survival(times)
     # If two run times have the cdf F, their maximum has the cdf F^2 and their minimum 1 - (1 - F)^2.
-    for bit in _get_branch_bits(depth, worker_index):
+    for bit in _get_polarization_path(depth, worker_index):
         if bit:
             cdf, survival = cdf * (1 + survival), survival * survival
         else:
@@ -227,7 +227,7 @@ def _invert_polarization(
 ) -> ProbabilityPair:
     """Convert the probabilities that a virtual worker has finished to probabilities of a real worker."""
     cdf, survival = virtual_probabilities
-    for bit in reversed(_get_branch_bits(depth, worker_index)):
+    for bit in reversed(_get_polarization_path(depth, worker_index)):
         if bit:
             root = np.sqrt(survival)
             cdf, survival = cdf / (1 + root), root
@@ -237,7 +237,7 @@ def _invert_polarization(
     return ProbabilityPair(cdf, survival)
 
 
-def _get_branch_bits(depth: int, worker_index: int) -> list[int]:
+def _get_polarization_path(depth: int, worker_index: int) -> list[int]:
     """Return, for each level, whether the slow (0) or fast (1) worker of a pair is chosen."""
     if not 0 <= worker_index < 1 << _check_depth(depth):
         raise CodeError(

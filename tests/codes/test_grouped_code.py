@@ -131,7 +131,7 @@ def test_blocks_of_weights_and_checks_make_up_the_whole_matrices(
     masks, rng = decoder.get_weight_masks(dtype), np.random.default_rng(seed)
     some_arrived, some_missing = (rng.random(size) < 0.5 for size in unit_mask.T.shape)
     assert (masks.count_invertible_weights(some_arrived) == unit_mask[:, some_arrived].sum(axis=1)).all()
-    assert (masks.find_detectable_arrivals(some_missing) == unit_mask[some_missing].any(axis=0)).all()
+    assert (masks.compute_influential_arrivals(some_missing) == unit_mask[some_missing].any(axis=0)).all()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

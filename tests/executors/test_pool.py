@@ -496,7 +496,9 @@ def test_parity_of_products_waits_for_late_data_where_all_workers_are_on_this_ma
 ) -> None:
     observed = list[float]()
     monkeypatch.setattr(
-        AdaptiveParitySchedule, "observe_product", lambda self, seconds, needed: observed.append(seconds)
+        AdaptiveParitySchedule,
+        "record_product",
+        lambda self, seconds, needed: observed.append(seconds),
     )
     site = ThreadSite()
     site.shares_host = is_here

@@ -24,31 +24,31 @@ def test_a_task_is_late_if_it_takes_slightly_longer_than_the_last_product() -> N
     start = AdaptiveParitySchedule(MapOptions())
     assert get_late_seconds(start) == 0.0
     for took in (2.0, 0.5):
-        start.observe_product(took, needed_parity=False)
+        start.record_product(took, needed_parity=False)
         assert get_late_seconds(start) == LATE_FACTOR * took
 
 
 def test_needed_parity_starts_with_the_data_and_is_delayed_less_and_less_often() -> None:
     start = AdaptiveParitySchedule(MapOptions())
-    start.observe_product(1.0, needed_parity=True)  # Parity started with the data, so this shows nothing.
+    start.record_product(1.0, needed_parity=True)  # Parity started with the data, so this shows nothing.
     for pause in (MIN_BACKOFF, 2 * MIN_BACKOFF, 4 * MIN_BACKOFF):
         assert get_late_seconds(start) == LATE_FACTOR
-        start.observe_product(1.0, needed_parity=True)
+        start.record_product(1.0, needed_parity=True)
         for _ in range(pause):
             assert get_late_seconds(start) == 0.0
-            start.observe_product(1.0, needed_parity=True)
+            start.record_product(1.0, needed_parity=True)
     for _ in range(10_000):
-        start.observe_product(1.0, needed_parity=True)
+        start.record_product(1.0, needed_parity=True)
     pauses = 0
     while get_late_seconds(start):
-        start.observe_product(1.0, needed_parity=True)
+        start.record_product(1.0, needed_parity=True)
     while not get_late_seconds(start):
         pauses += 1
-        start.observe_product(1.0, needed_parity=False)
+        start.record_product(1.0, needed_parity=False)
     assert pauses <= MAX_BACKOFF
-    start.observe_product(1.0, needed_parity=False)
-    start.observe_product(1.0, needed_parity=True)
+    start.record_product(1.0, needed_parity=False)
+    start.record_product(1.0, needed_parity=True)
     for _ in range(MIN_BACKOFF):
         assert get_late_seconds(start) == 0.0
-        start.observe_product(1.0, needed_parity=False)
+        start.record_product(1.0, needed_parity=False)
     assert get_late_seconds(start) == LATE_FACTOR

@@ -109,7 +109,7 @@ def test_nine_in_ten_estimates_are_within_the_reported_error(make: Callable[...,
     exact, size, counts = matrix.T @ matrix, float(np.linalg.norm(b)), (1, 4, 23)
     within = {(kind, blocks): 0 for kind in ("solution", "Gram") for blocks in counts}
     for seed in range(200):
-        mixed = sketch._randomize_rows(np.column_stack([matrix, b]), np.random.default_rng(seed))
+        mixed = sketch._mix_and_shuffle_rows(np.column_stack([matrix, b]), np.random.default_rng(seed))
         for blocks in counts:
             rows = 25 * blocks
             sketched = sketch._Sketch(np.linalg.qr(mixed[:rows], mode="r"), rows, 600, blocks, 24)

@@ -29,7 +29,7 @@ from polarmap.models.estimators.coded_estimator import (
 )
 from polarmap.models.losses import GaussianFamily, LossFamily, ProfiledLoss
 from polarmap.models.solvers.cone_interior_point import MAX_GRAM_ENTRIES, cone_interior_point
-from polarmap.models.solvers.gated_training import GatedTraining, supports_newton
+from polarmap.models.solvers.gated_training import GatedTraining, is_newton_affordable
 from polarmap.models.whitening import fit_whitening_operator
 
 ACTIVATIONS = ("gated_relu", "relu")
@@ -173,7 +173,7 @@ class ConvexNetwork(CodedEstimator):
     def _fit_gated_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
         """Return the weights (features, gates * outputs) of gated ReLUs, found by `GatedTraining`."""
         whitening = fit_whitening_operator(X, loss.weights[:, 0], loss.fit_intercept)
-        uses_newton = supports_newton(len(loss.y), len(whitening.scale), loss.shape[1])
+        uses_newton = is_newton_affordable(len(loss.y), len(whitening.scale), loss.shape[1])
         with self._make_operator(_append_bias_column(X, loss) if uses_newton else X) as coded_operator:
             training = GatedTraining(
                 coded_operator, whitening, loss, gates.patterns, float(self.alpha), uses_newton

@@ -111,7 +111,7 @@ class _MehrotraSolver:
         self._multipliers_lower = np.maximum(self._gradient, 0.0) + min_multipliers
         self._multipliers_upper = self._multipliers_lower - self._gradient
         self._complementarity_sums, self._n_stalled = self._sum_complementarity(), 0
-        self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
+        self._best_solution, self._best_gap = self._make_solution_of_iterate(), self.dual_gap
 
     def _average(self, values: Floats) -> Floats:
         """Return the weighted mean of each column of `values`, each divided by the norm of its row."""
@@ -137,7 +137,7 @@ class _MehrotraSolver:
         distance = np.where(self._gradient > 0, self.x - self._lower, self.x - self._upper)
         return float(np.maximum(0.0, np.sum(self._gradient * distance)))  # Unlike max, np.maximum keeps NaN.
 
-    def _describe_iterate(self) -> Solution:
+    def _make_solution_of_iterate(self) -> Solution:
         return Solution(
             self.x, self.objective, self.dual_gap, self.optimality, self.n_iter, self._is_optimal()
         )
@@ -160,7 +160,9 @@ class _MehrotraSolver:
         weights = self._compute_newton_weights()
         active_mask = self._complementarity_sums >= INACTIVE_TOL * self._complementarity_sums.max()
         systems = self._build_newton_systems(weights, active_mask)
-        affine_direction = self._complete_direction(self._compute_affine_step(systems, weights), 0.0, 0.0)
+        affine_direction = self._compute_primal_dual_direction(
+            self._compute_affine_step(systems, weights), 0.0, 0.0
+        )
         mu = self._compute_duality_measure_after(affine_direction, 0.0)
         max_step_length = self._compute_max_step_length(affine_direction)
         affine_mu = self._compute_duality_measure_after(affine_direction, max_step_length)
@@ -169,14 +171,14 @@ class _MehrotraSolver:
         target_upper = target + affine_direction.x * affine_direction.multipliers_upper
         rhs = target_lower / self._slack_lower - target_upper / self._slack_upper - self._gradient
         x, image, gram_product = self._solve_newton(systems, weights, rhs)
-        direction = self._complete_direction(x, target_lower, target_upper)
+        direction = self._compute_primal_dual_direction(x, target_lower, target_upper)
         max_step_length = self._compute_max_step_length(direction)
         step_length = active_mask * np.minimum(1.0, FRACTION_TO_BOUNDARY * max_step_length)
         self._take_step(direction, step_length)
         self._image = self._image + step_length * image
         self._gradient = self._gradient + step_length * gram_product
         if self.dual_gap < self._best_gap:
-            self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
+            self._best_solution, self._best_gap = self._make_solution_of_iterate(), self.dual_gap
         previous_sums, self._complementarity_sums = self._complementarity_sums, self._sum_complementarity()
         has_progressed = self._complementarity_sums.max() < 0.99 * previous_sums.max()
         self._n_stalled = 0 if has_progressed else self._n_stalled + 1
@@ -210,7 +212,7 @@ class _MehrotraSolver:
                 break
         if not self._is_optimal() and not self.dual_gap < self._best_gap:
             self._move_to_box_point(self._best_solution.x)
-        self._best_solution, self._best_gap = self._describe_iterate(), self.dual_gap
+        self._best_solution, self._best_gap = self._make_solution_of_iterate(), self.dual_gap
 
     def make_solution(self) -> Solution:
         """Return the result of `polish`, or the iterate with the smallest gap if `polish` has not run."""
@@ -263,7 +265,7 @@ class _MehrotraSolver:
         gram_product = np.asarray(self._operator.matmat(image))
         return weights * (rhs - gram_product), image, gram_product
 
-    def _complete_direction(self, x: Floats, target_lower: Any, target_upper: Any) -> _Direction:
+    def _compute_primal_dual_direction(self, x: Floats, target_lower: Any, target_upper: Any) -> _Direction:
         """Return the direction with the given change of x and the corresponding changes of the multipliers.
 
         To first order, the products slack * multiplier become `target_lower` and `target_upper`.

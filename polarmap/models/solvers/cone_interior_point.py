@@ -98,7 +98,7 @@ class _ConeInteriorPointSolver:
         # Small Newton systems are solved directly. Large systems are solved by conjugate gradients, with a
         # preconditioner that ignores the coupling of gates and outputs.
         is_small = n_features * self._n_gates <= MAX_SYSTEM_SIZE
-        self._is_direct = is_small and self._loss.has_separate_outputs
+        self._is_direct = is_small and self._loss.is_separable_by_output
         self._n_coupled_gates = self._n_gates if self._is_direct else 1
         self._open_gates = np.repeat(cone_loss.patterns, self._n_outputs, axis=1).astype(np.float64)
         self._branch_signs = np.repeat([1.0, -1.0], self._open_gates.shape[1])
@@ -133,9 +133,9 @@ class _ConeInteriorPointSolver:
     @property
     def has_converged(self) -> bool:
         """True if the duality gap is at most `tol` times the best objective or within rounding errors."""
-        return self._is_accurate(self._best_iterate[0])
+        return self._is_gap_within_tol(self._best_iterate[0])
 
-    def _is_accurate(self, objective: float) -> bool:
+    def _is_gap_within_tol(self, objective: float) -> bool:
         return max(0.0, objective - self.dual_bound) <= max(self._tol * objective, self._rounding_error)
 
     def step(self) -> None:
@@ -145,7 +145,7 @@ class _ConeInteriorPointSolver:
         """
         is_balanced = self._max_residual <= RESIDUAL_TOL * self._alpha
         target_mu = CENTERING * self._mu if is_balanced else self._mu
-        roots, epigraphs = self._compute_norm_epigraphs()
+        roots, epigraphs = self._compute_smoothed_norms()
         # The derivative of alpha w / t with respect to the target of slack * multiplier, times its change.
         centering_gradient = (self._mu - target_mu) * (1.0 + self._mu / roots) / epigraphs**2 * self.x
         gradient = (
@@ -196,13 +196,15 @@ class _ConeInteriorPointSolver:
         x, image = self._cone_loss.make_feasible(x, image)
         objective = self._compute_objective_at(x, image)
         dual_gap = max(0.0, objective - self.dual_bound)
-        return Solution(x, objective, dual_gap, self.optimality, self.n_iter, self._is_accurate(objective))
+        return Solution(
+            x, objective, dual_gap, self.optimality, self.n_iter, self._is_gap_within_tol(objective)
+        )
 
     def _compute_objective_at(self, x: Floats, image: Floats) -> float:
         """Return the loss plus the penalty at W = x, given A W = image."""
         return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
-    def _compute_norm_epigraphs(self) -> tuple[Floats, Floats]:
+    def _compute_smoothed_norms(self) -> tuple[Floats, Floats]:
         """Return smoothed norms t of the columns w: the minimizers of alpha t - mu log(t^2 - |w|^2).
 
         For mu = 0, t is |w|. The gradient of the minimum with respect to w is alpha w / t. The result is a
@@ -228,7 +230,7 @@ class _ConeInteriorPointSolver:
         )
         self._column_gradients = self._branch_signs * np.tile(gate_gradients, 2)
         unpenalized_gradients = self._column_gradients - multiplier_terms
-        norm_gradients = self._alpha * self.x / self._compute_norm_epigraphs()[1]
+        norm_gradients = self._alpha * self.x / self._compute_smoothed_norms()[1]
         residuals = np.linalg.norm(unpenalized_gradients + norm_gradients, axis=0)
         self.optimality, self._max_residual = float(np.linalg.norm(residuals)), float(residuals.max())
         dual_scale = self._group_penalty.dual_scale(unpenalized_gradients.reshape(-1))

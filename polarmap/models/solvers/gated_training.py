@@ -28,12 +28,12 @@ from polarmap.models.whitening import WhiteningOperator
 Callback = Callable[[float, float], None] | None
 
 
-def supports_newton(n_samples: int, n_features: int, n_outputs: int) -> bool:
+def is_newton_affordable(n_samples: int, n_features: int, n_outputs: int) -> bool:
     """Return whether the data is small enough to train a gated ReLU network by Newton steps on the driver.
 
     Examples
     --------
-    >>> supports_newton(1000, 20, 1), supports_newton(1000, 200, 1)
+    >>> is_newton_affordable(1000, 20, 1), is_newton_affordable(1000, 200, 1)
     (True, False)
     """
     return compute_max_working_columns(n_samples, n_features, n_outputs) >= MIN_WORKING_COLUMNS

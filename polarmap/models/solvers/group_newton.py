@@ -273,33 +273,33 @@ class _GroupModel:
             V = self._minimize_smoothed(V, smoothing, STAGE_TOL)
             smoothing *= SMOOTHING_FACTOR
         V = self._minimize_smoothed(V, smoothing, LAST_STAGE_TOL)
-        gradient_norms = np.linalg.norm(self._compute_quadratic(V)[1], axis=1)
+        gradient_norms = np.linalg.norm(self._evaluate_quadratic_part(V)[1], axis=1)
         used_mask = gradient_norms > UNUSED_GRADIENT_FRACTION * self._alpha
         if used_mask.all() or not used_mask.any():
             return V
         # The remaining columns move a little to balance the gradient without the removed columns.
         sparser = np.zeros_like(V)
-        sparser[used_mask] = self._restrict(used_mask)._minimize_smoothed(
+        sparser[used_mask] = self._restrict_to_columns(used_mask)._minimize_smoothed(
             V[used_mask], smoothing, LAST_STAGE_TOL
         )
-        return sparser if self._compute_value(sparser) <= self._compute_value(V) else V
+        return sparser if self._evaluate_unsmoothed(sparser) <= self._evaluate_unsmoothed(V) else V
 
-    def _restrict(self, used_mask: Mask) -> _GroupModel:
+    def _restrict_to_columns(self, used_mask: Mask) -> _GroupModel:
         """Return the model of the used columns, with 0 for all other columns."""
         base = np.where(used_mask[:, np.newaxis], self._weights, 0.0)
         hessian = self._hessian.reshape(*base.shape, *base.shape)[used_mask][:, :, used_mask]
-        gradient = self._compute_quadratic(base)[1]
+        gradient = self._evaluate_quadratic_part(base)[1]
         return _GroupModel(hessian, gradient[used_mask], base[used_mask], self._alpha)
 
-    def _compute_quadratic(self, V: Floats) -> tuple[float, Floats]:
+    def _evaluate_quadratic_part(self, V: Floats) -> tuple[float, Floats]:
         """Return the quadratic part of the model at V, and its gradient."""
         change = V - self._weights
         product = (self._hessian @ change.reshape(-1)).reshape(V.shape)
         return float(np.sum(change * (self._gradient + product / 2))), self._gradient + product
 
-    def _compute_value(self, V: Floats) -> float:
+    def _evaluate_unsmoothed(self, V: Floats) -> float:
         """Return the model at V, without smoothing."""
-        return self._compute_quadratic(V)[0] + self._alpha * float(np.linalg.norm(V, axis=1).sum())
+        return self._evaluate_quadratic_part(V)[0] + self._alpha * float(np.linalg.norm(V, axis=1).sum())
 
     def _minimize_smoothed(self, V: Floats, mu: float, tol: float) -> Floats:
         """Minimize the model with smoothed norms from V, by Newton's method with a line search."""
@@ -322,19 +322,19 @@ class _GroupModel:
 
     def _evaluate_smoothed(self, V: Floats, mu: float) -> tuple[float, Floats]:
         """Return the model with smoothed norms at V, and its gradient."""
-        value, gradient = self._compute_quadratic(V)
-        _, epigraphs = self._compute_epigraphs(V, mu)
+        value, gradient = self._evaluate_quadratic_part(V)
+        _, epigraphs = self._compute_smoothed_column_norms(V, mu)
         barrier = self._alpha * epigraphs - mu * np.log(2 * mu * epigraphs / self._alpha)
         return value + float(barrier.sum()), gradient + self._alpha * V / epigraphs
 
-    def _compute_epigraphs(self, V: Floats, mu: float) -> tuple[Floats, Floats]:
+    def _compute_smoothed_column_norms(self, V: Floats, mu: float) -> tuple[Floats, Floats]:
         """Return the square root in the quadratic formula for each column's smoothed norm t, and t itself."""
         roots = np.hypot(mu, self._alpha * np.linalg.norm(V, axis=1, keepdims=True))
         return roots, (mu + roots) / self._alpha
 
     def _compute_penalty_hessian(self, V: Floats, mu: float) -> Floats:
         """Return the Hessian of the smoothed norms, which is block diagonal."""
-        roots, epigraphs = self._compute_epigraphs(V, mu)
+        roots, epigraphs = self._compute_smoothed_column_norms(V, mu)
         n_columns, n_features = V.shape
         blocks = np.zeros((n_columns, n_features, n_columns, n_features))
         directions = V * np.sqrt(self._alpha / (roots * epigraphs))

@@ -16,7 +16,7 @@ from scipy.sparse.linalg import LinearOperator, lsmr, lsqr
 from polarmap.dtypes import Floats
 from polarmap.errors import DeadlineExceededError, ModelError
 from polarmap.models.iteration_log import IterationLog
-from polarmap.models.solvers.proximal_newton import count_first_order_iterations
+from polarmap.models.solvers.proximal_newton import choose_n_first_order_iterations
 from polarmap.models.solvers.solver import Solution
 from polarmap.models.whitening import MIN_RELATIVE_SCALE, WhiteningOperator
 
@@ -96,7 +96,9 @@ def solve_least_squares(
         If the deadline of the operator passes before the end of the first iteration.
     """
     rhs = np.concatenate([target, np.zeros(system.shape[0] - len(target))])
-    n_unpreconditioned = count_first_order_iterations(system.A, np.zeros(system.shape[1]), estimator.max_iter)
+    n_unpreconditioned = choose_n_first_order_iterations(
+        system.A, np.zeros(system.shape[1]), estimator.max_iter
+    )
     first = None
     if n_unpreconditioned:
         first = _run_krylov(estimator, system, rhs, iteration_log, n_unpreconditioned)
@@ -203,7 +205,7 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
         else:
             v, product_with_v = self._last_product
             beta = float(np.reshape(u, -1) @ product_with_v)
-            self._record_iteration(beta, np.reshape(product, -1) - beta * v)
+            self._update_solution_and_norms(beta, np.reshape(product, -1) - beta * v)
         return product
 
     def _start_bidiagonalization(self, scaled_v: Floats) -> None:
@@ -213,7 +215,7 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
         self._cosine_bar = 1.0  # Cosine of the second rotation of lsmr.
         self._x, self._direction = np.zeros_like(scaled_v), scaled_v / (alpha or 1.0)
 
-    def _record_iteration(self, beta: float, scaled_v: Floats) -> None:
+    def _update_solution_and_norms(self, beta: float, scaled_v: Floats) -> None:
         """Update the norms and the solution after one iteration, and print a line.
 
         Parameters

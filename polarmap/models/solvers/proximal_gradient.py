@@ -244,19 +244,19 @@ class ProximalSolver:
     def step(self) -> None:
         """Move to the next iterate, and measure how close it is to the minimum."""
         self._advance()
-        self.has_converged = self._measure_convergence()
+        self.has_converged = self._satisfies_tolerance()
 
     def _advance(self) -> None:
         """Move `x` and `eta` to the next iterate, increment `n_iter`, and set `optimality`."""
         raise NotImplementedError
 
-    def _move_to(self, x: Floats, eta: Floats) -> None:
+    def _set_iterate(self, x: Floats, eta: Floats) -> None:
         """Make x the next iterate, given eta = A x."""
         self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
         if (objective := self.objective) < self.best_objective:
             self.best_x, self.best_objective = x, objective
 
-    def _measure_convergence(self) -> bool:
+    def _satisfies_tolerance(self) -> bool:
         """Return whether x satisfies `tol`.
 
         The duality gap is computed only if it is due, or if x is probably accurate enough.
@@ -328,7 +328,7 @@ class FistaSolver(ProximalSolver):
         # By linearity, A times the extrapolated point follows from two known products.
         self._extrapolated = x + extrapolation * (x - self.x)
         self._extrapolated_eta = eta + extrapolation * (eta - self.eta)
-        self._move_to(x, eta)
+        self._set_iterate(x, eta)
 
     def _take_backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
         """Take a proximal gradient step from the extrapolated point, and return the new x and A x.

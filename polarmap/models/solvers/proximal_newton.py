@@ -37,7 +37,7 @@ ARMIJO_FRACTION = 1e-4  # A line search requires this fraction of the predicted 
 FINITE_DIFFERENCE_STEP = 1e-7  # Relative step of the finite difference of a proximal operator.
 
 
-def count_first_order_iterations(operator: Any, start: Floats, max_iter: int) -> int:
+def choose_n_first_order_iterations(operator: Any, start: Floats, max_iter: int) -> int:
     """Return how many iterations of a first-order method to run before switching to Newton steps.
 
     The number is chosen such that the first-order iterations cost about as much as all Newton steps will. A
@@ -93,7 +93,7 @@ def proximal_newton(
     Solution
     """
     problem = CompositeProblem(operator, loss, penalty)
-    n_first_order = count_first_order_iterations(operator, start, max_iter)
+    n_first_order = choose_n_first_order_iterations(operator, start, max_iter)
     if not n_first_order:
         return run_solver(ProximalNewtonSolver(problem, start, tol), max_iter, callback)
     fista_solver = FistaSolver(problem, start, tol)
@@ -101,7 +101,7 @@ def proximal_newton(
     if solution.converged or solution.timed_out or n_first_order == max_iter:
         return solution
     newton_solver = ProximalNewtonSolver(problem, fista_solver.x, tol, fista_solver.eta)
-    newton_solver.continue_from(solution)
+    newton_solver.warm_start_from(solution)
     newton_solver.max_optimality = fista_solver.max_optimality
     return run_solver(newton_solver, max_iter, callback)
 
@@ -129,7 +129,7 @@ class ProximalNewtonSolver(ProximalSolver):
         self._reference_optimality, self.max_optimality = reference_optimality, reference_optimality or 0.0
         self._cached_grams: dict[bytes, Floats] = {}  # Keyed by the bytes of the sample weights.
 
-    def continue_from(self, solution: Solution) -> None:
+    def warm_start_from(self, solution: Solution) -> None:
         """Take over the iteration count, best iterate and dual bound of a previous solver."""
         self.n_iter, self.optimality = solution.n_iter, solution.optimality
         self.best_x, self.best_objective = solution.x, solution.objective
@@ -147,7 +147,7 @@ class ProximalNewtonSolver(ProximalSolver):
         direction = model.minimize(model_tol).reshape(self.x.shape)
         eta_direction, slope = self.problem.matmul(direction), float(np.sum(gradient * direction))
         step_length = self._line_search(direction, eta_direction, slope, objective_before)
-        self._move_to(self.x + step_length * direction, self.eta + step_length * eta_direction)
+        self._set_iterate(self.x + step_length * direction, self.eta + step_length * eta_direction)
         self.optimality = self._compute_optimality()
         stall_objective = objective_before - 16 * FLOAT64_EPS * abs(objective_before)
         self.has_stalled = self.optimality > optimality_before / 2 and self.objective >= stall_objective

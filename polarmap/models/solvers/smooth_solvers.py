@@ -19,7 +19,7 @@ from polarmap.errors import DeadlineExceededError
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
 from polarmap.models.solvers.proximal_gradient import CompositeProblem
-from polarmap.models.solvers.proximal_newton import ProximalNewtonSolver, count_first_order_iterations
+from polarmap.models.solvers.proximal_newton import ProximalNewtonSolver, choose_n_first_order_iterations
 from polarmap.models.solvers.solver import Solution, run_solver
 
 MAX_NEWTON_STEPS = 2  # Maximum number of Newton steps that polish SciPy's solution.
@@ -71,7 +71,7 @@ def minimize_smooth(
     """
     l2_weights = np.repeat(penalty_strengths, start.shape[1])
     problem = CompositeProblem(operator, loss, ElasticNetPenalty(0.0, l2_weights))
-    n_scipy_iter = count_first_order_iterations(operator, start, max_iter)
+    n_scipy_iter = choose_n_first_order_iterations(operator, start, max_iter)
     solution = None
     if n_scipy_iter:
         objective = ScipyObjective(problem, l2_weights, callback)
@@ -86,7 +86,7 @@ def minimize_smooth(
             raise
         return solution._replace(timed_out=True)
     if solution is not None:
-        newton_solver.continue_from(solution)
+        newton_solver.warm_start_from(solution)
     solution = run_solver(newton_solver, max_iter, callback)
     is_stationary = _is_stationary(solution.optimality, solution.objective, tol)
     return solution._replace(converged=solution.converged or is_stationary)
