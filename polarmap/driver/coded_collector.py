@@ -285,11 +285,11 @@ class CodedCollector(Collector):
             self._raise_with_cause(
                 CodedTimeoutError(f"no result arrived within {timeout_text}: nothing to estimate from")
             )
-        if not self._are_nonfinite_values_harmless:
+        if not self._can_tolerate_nonfinite_values:
             self._raise_with_cause(NotDecodableError(self._format_nonfinite_message()))
 
     @property
-    def _are_nonfinite_values_harmless(self) -> bool:
+    def _can_tolerate_nonfinite_values(self) -> bool:
         """Whether NaN and inf are harmless: none were received, or no result has to be decoded."""
         if isinstance(self.decoding_error, NonFiniteResultError):
             return False
@@ -489,7 +489,7 @@ class CodedCollector(Collector):
         decoder, padded_block = self.decoder, self.padded_block
         if not self.received.by_task or decoder.tracker.is_ready:
             return None
-        if not self._are_nonfinite_values_harmless or decoder.undecodable_reason:
+        if not self._can_tolerate_nonfinite_values or decoder.undecodable_reason:
             return None
         if padded_block is not None and not (
             padded_block.has_unpadded_result or padded_block.analyzer.has_known_effects

@@ -345,7 +345,7 @@ class WorkerPool:
             self._allocation_refs.add(weakref.ref(allocation, self._allocation_refs.discard))
             return allocation
 
-    def has_at_most_one_session(self) -> bool:
+    def has_no_other_session(self) -> bool:
         """Return True if at most one session is open."""
         return len(self._allocation_refs) < 2
 
