@@ -269,7 +269,8 @@ class ProductDecoder(GridDecoder, RealDecoder):
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Decode the missing data blocks, and write them to the rows of `out`.
 
-        If possible, one row or column of the grid is decoded at a time, and otherwise all blocks together.
+        Integers are decoded from all results at once, and so are floats if this is cheap or necessary.
+        Otherwise, one row or column of the grid is decoded at a time.
         """
         if self.line_decodings is None or is_integer_dtype(out.dtype):
             super().decode_into(received, out)

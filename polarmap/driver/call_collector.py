@@ -62,26 +62,27 @@ class CallCollector(EveryTaskCollector):
     ) -> None:
         super().__init__(task_table, timer)
         self._policy, self._retry_rule, self._counts = policy, retry_rule, counts
-        self._unset_outcomes = deque[BatchOutcome]()  # of finished batches, to be set by `set_outcomes`
+        # Batches that have finished, but whose calls do not have their results or exceptions yet.
+        self._finished_batches = deque[BatchOutcome]()
 
     def add_outcome(self, outcome: Outcome) -> None:
-        """Record a finished batch. The results and exceptions of its calls are set by `set_outcomes`."""
+        """Record a finished batch. `set_outcomes` sets the results and exceptions of its calls later."""
         batch_outcome = self._policy.split_outcome(self.task_table, outcome)
         if batch_outcome is None:
             return
         if outcome.failure is None or outcome.failure.kind == FailureKind.RAISED:
             self._counts.n_done += len(batch_outcome.results) + len(batch_outcome.failures)
             self._policy.discard_task(self.task_table, outcome.task)
-            self._unset_outcomes.append(batch_outcome)
+            self._finished_batches.append(batch_outcome)
 
     def on_due_tasks_started(self) -> None:
-        """Set the outcomes of finished calls. This may take long, as futures then call their callbacks."""
+        """Set the outcomes of finished calls. This may take long, because futures call their callbacks."""
         self.set_outcomes()
 
     def set_outcomes(self) -> None:
         """Set the result or exception of each call in the finished batches."""
-        while self._unset_outcomes:  # Pop the outcomes so as not to keep references to results.
-            batch_outcome = self._unset_outcomes.popleft()
+        while self._finished_batches:  # Pop the outcomes so as not to keep references to results.
+            batch_outcome = self._finished_batches.popleft()
             calls = batch_outcome.items
             assert isinstance(calls, CallGroup)
             for item_index, failure in batch_outcome.failures:

@@ -202,7 +202,7 @@ class CallQueue:
                         has_events = bool(outcomes)
                         while outcomes:  # Pop outcomes so as not to keep references to results.
                             collector.add_outcome(outcomes.pop(0))
-                        # Keep the session for a while after the last call, unless no further call can come.
+                        # Keep the session open for a while after the last call, unless no more are accepted.
                         if collector.try_finish() and (self._is_shut_down or not has_events):
                             break
                 finally:

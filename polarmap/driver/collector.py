@@ -134,9 +134,9 @@ class Collector(ABC):
         """Store the result of an attempt (one run of a task). Failures are already in the task table."""
 
     def on_due_tasks_started(self) -> None:  # noqa: B027 (most collectors have nothing to do)
-        """Do what can wait until all tasks that are due have been started. Does nothing by default.
+        """Do work that can wait until the tasks that are due have been started, such as running callbacks.
 
-        Called before each wait for outcomes, so work done here does not keep workers idle.
+        Called before each wait for outcomes. Workers are not idle meanwhile. The default does nothing.
         """
 
     @abstractmethod

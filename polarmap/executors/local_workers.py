@@ -115,7 +115,7 @@ class LocalWorkerPool(WorkerPool):
         tasks.
         """
         with self._lock:
-            now, is_only_session = time.monotonic(), self.has_no_other_session()
+            now, is_only_session = time.monotonic(), not self.has_several_sessions()
             if self._concurrency_limit >= (self._max_workers or sys.maxsize):
                 return
             # A session on another thread has just checked for idle cores.

@@ -221,7 +221,7 @@ class PoolSession:
         self._assign_queued_tasks()
 
     def _poll_workers_until(self, deadline: float) -> list[Outcome]:
-        if not self._worker_pool.has_no_other_session():
+        if self._worker_pool.has_several_sessions():
             self._assign_queued_tasks()  # another session may have released workers
         while True:
             outcomes: list[Outcome] = []
@@ -411,7 +411,7 @@ class PoolSession:
             or worker.function_digest != self._function_digest
         ):
             return 0
-        if not (self._prefetches and self._worker_pool.has_no_other_session()):
+        if not self._prefetches or self._worker_pool.has_several_sessions():
             return 0
         task_seconds = max(worker.last_task_seconds, STEAL_AFTER_SECONDS / MAX_PREFETCHED)
         n_short_tasks = int(STEAL_AFTER_SECONDS / task_seconds)

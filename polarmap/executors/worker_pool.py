@@ -345,9 +345,9 @@ class WorkerPool:
             self._allocation_refs.add(weakref.ref(allocation, self._allocation_refs.discard))
             return allocation
 
-    def has_no_other_session(self) -> bool:
-        """Return True if at most one session is open."""
-        return len(self._allocation_refs) < 2
+    def has_several_sessions(self) -> bool:
+        """Return True if more than one session is open, so that the sessions share the workers."""
+        return len(self._allocation_refs) > 1
 
     def get_idle_seconds(self) -> float:
         """Return the seconds since the last session was closed, or 0 while a session is open."""

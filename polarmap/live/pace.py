@@ -1,16 +1,16 @@
-"""Limit the time that live views take from the program, by a rest after each snapshot and each update."""
+"""Limit the time that live views take from the program, by a pause after each snapshot and each update."""
 
 from __future__ import annotations
 
 MAX_TIME_SHARE = 0.04  # Taking snapshots uses at most this share of the time, and so does each view.
 
 
-def compute_pause_seconds(seconds: float, min_rest: float) -> float:
-    """Return for how many seconds to rest after work that took `seconds`: at least `min_rest`.
+def compute_pause_seconds(work_seconds: float, min_seconds: float) -> float:
+    """Return how long to pause after work that took `work_seconds`: `min_seconds` at least.
 
     >>> compute_pause_seconds(0.01, 0.25), compute_pause_seconds(0.001, 0.25)
     (0.25, 0.25)
     >>> compute_pause_seconds(0.1, 0.25)
     2.5
     """
-    return max(min_rest, seconds / MAX_TIME_SHARE)
+    return max(min_seconds, work_seconds / MAX_TIME_SHARE)

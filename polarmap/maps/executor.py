@@ -231,19 +231,16 @@ class Executor(ExecutorHandle, futures.Executor):
         """
         submit_at = time.monotonic() + MAX_GROUP_SECONDS
         self._growing_maps.add(mapped_calls)
-        # These are local names, since the loop runs once per chunk and a chunk may be a single short call.
-        check_open, must_submit_more = self._call_queue.check_open, mapped_calls.must_submit_more
-        collect_chunk, get_time = mapped_calls.collected_chunks.append, time.monotonic
         for item_index, chunk in enumerate(chunks):
-            check_open()
-            collect_chunk(chunk)
-            is_due = get_time() >= submit_at
-            if not is_due and must_submit_more(item_index):
+            self._call_queue.check_open()
+            mapped_calls.collected_chunks.append(chunk)
+            is_due = time.monotonic() >= submit_at
+            if not is_due and mapped_calls.must_submit_more(item_index):
                 is_due = not self._wait_before_submitting(mapped_calls, item_index)
-                submit_at = get_time() + MAX_GROUP_SECONDS  # The time of the wait does not count.
+                submit_at = time.monotonic() + MAX_GROUP_SECONDS  # The time of the wait does not count.
             if is_due:
                 self._submit_collected_chunks(mapped_calls)
-                submit_at = get_time() + MAX_GROUP_SECONDS
+                submit_at = time.monotonic() + MAX_GROUP_SECONDS
             yield
         self._submit_collected_chunks(mapped_calls)
 
@@ -260,7 +257,7 @@ class Executor(ExecutorHandle, futures.Executor):
 
     def _submit_collected_chunks(self, mapped_calls: MappedCalls) -> None:
         with self._submission_lock:
-            # Another thread may append to the list meanwhile, so remove only what is submitted now.
+            # While `shutdown` submits the chunks, the thread that iterates over the map may append another.
             chunks = mapped_calls.collected_chunks[:]
             del mapped_calls.collected_chunks[: len(chunks)]
             if chunks:

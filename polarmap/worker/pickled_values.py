@@ -85,7 +85,8 @@ def pickle_each(
     """
     _restore_numpy_module()
     pickled_values, buffers = list[bytes | Array | Exception | None](), list[memoryview]()
-    # The pickler calls only `write` of its file, once for a small pickle. A list is the fastest such file.
+    # A pickler only calls the `write` method of its file, and once for a small pickle. Appending to a list is
+    # faster than writing to a BytesIO.
     pieces = list[bytes]()
     file = SimpleNamespace(write=pieces.append)
     pickler = pickler_class(file, protocol=5, buffer_callback=make_buffer_callback(buffers))

@@ -318,7 +318,8 @@ class CancellingSession:
         self._is_woken, self.n_idle_waits, self.can_be_woken = threading.Event(), 0, False
 
     def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
-        self._is_woken.set() if attempts else None
+        if attempts:
+            self._is_woken.set()
 
     def wait(self, timeout: float) -> list[Outcome]:
         self.n_idle_waits += timeout == SESSION_IDLE_SECONDS

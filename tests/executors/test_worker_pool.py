@@ -78,7 +78,7 @@ def test_queries_have_no_side_effects(table: FakeWorkerPool) -> None:
     worker = taken(table, lease)
     launched = LaunchedWorker(0.0, 1.0)
     for is_closed in (False, True):
-        assert_only_asks(table, table.has_no_other_session, partial(table.is_allocation_starved, lease))
+        assert_only_asks(table, table.has_several_sessions, partial(table.is_allocation_starved, lease))
         assert_only_asks(lease, partial(table.is_allocation_starved, lease))
         assert_only_asks(worker, lambda: worker.has_open_session, partial(is_about_to_finish, worker))
         assert_only_asks(worker.channel, worker.channel.is_stalled)
@@ -347,7 +347,7 @@ def listening(pool: WorkerPool, *tasks: int) -> list[FakeMap]:
 )
 def test_single_map_uses_all_slots(most: Any, is_here: bool, expected: int) -> None:
     map_ = FakeMap(table_of(is_here, most), 100)
-    assert map_.pool.has_no_other_session()
+    assert not map_.pool.has_several_sessions()
     assert map_.start() == expected
     map_.waiting += 1
     map_.end()
@@ -420,7 +420,7 @@ def test_closed_map_frees_its_slots_once() -> None:
     first.close()
     first.close()
     assert second.calls > 0
-    assert pool.has_no_other_session()
+    assert not pool.has_several_sessions()
     assert second.start() == CORES + 1
     pool.release_worker(first.workers[0])  # Its task was abandoned.
     assert second.start() == 0
@@ -431,7 +431,7 @@ def test_deleted_map_gets_no_slots() -> None:
     first = FakeMap(pool, 9)
     FakeMap(pool, 9)
     gc.collect()
-    assert pool.has_no_other_session()
+    assert not pool.has_several_sessions()
     first.close()
 
 
@@ -536,7 +536,7 @@ def test_forked_child_has_no_workers_even_if_locks_are_held(table: FakeWorkerPoo
 
     def forget() -> None:
         table.after_fork()
-        assert table.has_no_other_session()
+        assert not table.has_several_sessions()
         assert len(table) == 0
         for lease in leases:
             table.close_allocation(lease)
