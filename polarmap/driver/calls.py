@@ -207,7 +207,7 @@ class MappedCalls(CallGroup):
 
     def _pop_result(self, item_index: int, deadline: float | None) -> list[Any]:
         """Wait for an item. Then remove and return its results, or raise its exception."""
-        if not self.wait_for_outcome(item_index, deadline):
+        if item_index not in self._outcomes and not self.wait_for_outcome(item_index, deadline):
             raise TimeoutError
         has_returned, value = self._outcomes.pop(item_index)
         if has_returned:

@@ -258,6 +258,8 @@ class BackupPolicy(SchedulingPolicy):
     ) -> Sequence[int]:
         """Return the tasks that need a backup because their latest attempt is late."""
         trackers, in_flight = self._late_trackers, task_table.in_flight
+        if not in_flight:
+            return []
         late_attempts = set().union(*(tracker.find_late_attempts(elapsed_seconds) for tracker in trackers))
         late_tasks = sorted(task for task, attempt in late_attempts if attempt == max(in_flight[task]))
         due_tasks = [task for task in late_tasks if task_table[task].n_backups < self._max_backups]
@@ -267,6 +269,8 @@ class BackupPolicy(SchedulingPolicy):
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Return the seconds until the next attempt, running or queued, may become late."""
+        if not task_table.in_flight:
+            return inf
         can_queued_start = any(task_table[task].n_backups < self._max_backups for task in task_table.queued)
         return min(
             tracker.seconds_until_next_late_attempt(can_queued_start, elapsed_seconds)

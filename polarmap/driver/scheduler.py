@@ -95,13 +95,13 @@ def schedule_tasks(
         session.deadline = session.now() + timer.remaining_seconds
     session.submit(task_table.start_attempts(policy.initial_tasks, 0.0))
     while True:
-        collector.on_due_tasks_started()
         timeout = min(poll_interval, collector.poll_interval(), timer.remaining_seconds)
         # Measure from the previous poll rather than from now, because a start may have become due since then.
         if collector.can_use_parity:
             timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
         if next_retry_at < inf:
             timeout = min(timeout, next_retry_at - timer.elapsed_seconds)
+        collector.on_due_tasks_started()
         yield record_events(session.wait(max(0.0, timeout)))
         polled_at = now = timer.elapsed_seconds
         due_tasks = policy.choose_tasks_to_start(task_table, collector, now)

@@ -30,7 +30,7 @@ from polarmap.worker.encryption import Encryption, compute_encrypted_size, encry
 from polarmap.worker.environment import count_available_cores
 from polarmap.worker.locations import INLINE, DriverLocation, Location, PrivateFolderLocation
 from polarmap.worker.private_files import write_private_file
-from polarmap.worker.pytree import count_layout_bytes
+from polarmap.worker.pytree import Array, count_layout_bytes, get_layout
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
@@ -158,7 +158,7 @@ class PublishedBlocks:
         `segment_key` ends with the index of the component. A component that is a single array is not copied,
         because many workers may send requests at the same time.
         """
-        buffers = _get_component_buffers(blocks, int(segment_key.rpartition("/")[2]))
+        buffers = _get_buffers(blocks.component_leaves(int(segment_key.rpartition("/")[2])))
         stored_buffers = encrypt_if_location_requires(
             self._location, Segment(segment_key, sum(map(len, buffers))), *buffers
         )
@@ -225,7 +225,7 @@ class PublishedBlocks:
             block_store.collect_garbage()  # free the memory of evicted blocks
 
     def _store_component(self, blocks: TaskBlocks, component: int) -> Segment:
-        buffers, last_error = _get_component_buffers(blocks, component), OSError()
+        buffers, last_error = _get_buffers(blocks.component_leaves(component)), OSError()
         for key_prefix in self.key_prefixes:
             segment_key = self._block_store.make_segment_key(key_prefix, component, buffers)
             segment = Segment(segment_key, sum(map(len, buffers)))
@@ -262,18 +262,14 @@ def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
 
 def _make_inline_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
     """Return a reference that contains the bytes of a task's block."""
-    data = b"".join(
-        buffer
-        for component in blocks.block_components(task)
-        for buffer in _get_component_buffers(blocks, component)
-    )
-    return BlockRef(INLINE, (), blocks.block_layout(task), data)
+    leaves = blocks.block_leaves(task)
+    return BlockRef(INLINE, (), get_layout(leaves), b"".join(_get_buffers(leaves)))
 
 
-def _get_component_buffers(blocks: TaskBlocks, component: int) -> list[Any]:
-    """Return the bytes of each array in a block component. Contiguous arrays are not copied."""
-    leaves = map(np.ascontiguousarray, blocks.component_leaves(component))
-    return [leaf.reshape(-1).view(np.uint8).data if leaf.size and leaf.itemsize else b"" for leaf in leaves]
+def _get_buffers(leaves: Iterable[Array]) -> list[Any]:
+    """Return the bytes of each array. Contiguous arrays are not copied."""
+    arrays = map(np.ascontiguousarray, leaves)
+    return [array.reshape(-1).view(np.uint8).data if array.nbytes else b"" for array in arrays]
 
 
 class BlockStore(ABC):

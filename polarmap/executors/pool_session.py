@@ -143,7 +143,7 @@ class PoolSession:
         # Inline blocks are not prefetched either, because messages that exceed the socket buffer wait until
         # the worker is idle.
         is_inline = job_spec.blocks.location is not None and job_spec.blocks.location.is_inline
-        self._locality_window = 1 if is_inline else LOCALITY_WINDOW
+        self._locality_window = 0 if is_inline else LOCALITY_WINDOW
         self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
@@ -341,12 +341,13 @@ class PoolSession:
             attempts = self._queue or self._find_attempts_behind_slow_task(
                 time.monotonic() - STEAL_AFTER_SECONDS
             )
-            if (
+            if not attempts or (
                 cached_elsewhere
                 and self._is_every_queued_task_in(cached_elsewhere)
                 and self._can_delay_for_locality()
             ):
-                attempts = []
+                self._worker_pool.yield_turn(self._allocation)
+                break
             get_task_keys = partial(self._get_first_task_keys, attempts)
             worker = self._worker_pool.acquire_worker(self._allocation, len(attempts), get_task_keys)
             if worker is None:
@@ -363,7 +364,7 @@ class PoolSession:
 
         Abandoned workers are still running tasks of closed sessions.
         """
-        if not self._queue:
+        if not (self._queue and self._locality_window):
             return set()
         get_task_keys = partial(self._get_first_task_keys, self._queue)
         return self._worker_pool.find_tasks_cached_on_abandoned_workers(get_task_keys)
@@ -423,6 +424,8 @@ class PoolSession:
         A task is slow if it started before `started_before`. Tasks that were already sent to a second worker
         are left out. Tasks behind the longest-running task come first.
         """
+        if not self._prefetches:
+            return []
         slow_workers = [
             item
             for item in self._allocation.workers.values()

@@ -396,6 +396,13 @@ class WorkerPool:
             self._last_change_at = allocation.last_progress_at = time.monotonic()
             return worker
 
+    def yield_turn(self, allocation: Allocation) -> None:
+        """Record that a session has no task to start now, and wake another session if it is its turn."""
+        allocation.n_queued = 0
+        if len(self._allocation_refs) > 1:
+            with self._lock:
+                self._wake_next_session()
+
     def release_worker(self, worker: WorkerHandle) -> None:
         """Make a worker idle, so that other sessions can use it. Its own session may already be closed."""
         with self._lock:
@@ -589,13 +596,13 @@ class WorkerPool:
             The session's allocation, for pools that spread tasks evenly over machines.
         """
         idle_workers = [worker for worker in self._workers.values() if worker.allocation is None]
-        task_keys = get_task_keys() if len(idle_workers) > 1 else ()
-
-        def rank_worker(worker: WorkerHandle) -> tuple[bool, bool]:
-            return not worker.cached_tasks.keys().isdisjoint(task_keys), worker.pid is not None
-
-        best_worker = next((worker for worker in idle_workers if all(rank_worker(worker))), None)
-        return best_worker or max(idle_workers, key=rank_worker, default=None)
+        if len(idle_workers) > 1:
+            task_keys = get_task_keys()
+            for worker in idle_workers:
+                if not worker.cached_tasks.keys().isdisjoint(task_keys):
+                    return worker
+        running_worker = next((worker for worker in idle_workers if worker.pid is not None), None)
+        return running_worker or next(iter(idle_workers), None)
 
     def _get_abandoned_workers(self) -> list[WorkerHandle]:
         """Return the workers that are still running tasks of closed sessions, longest-running first."""

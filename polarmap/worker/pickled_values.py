@@ -75,7 +75,7 @@ def pickle_each(
         The class of the pickler.
     exclude_if : callable, optional
         Called with the pickler's list `reached` after each value, unless the list is empty. If it returns
-        true, None is returned for the value. Requires a `StatePickler`.
+        true, None is returned for the value. Requires a pickler with such a list.
 
     Examples
     --------
