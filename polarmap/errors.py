@@ -10,8 +10,8 @@ PolarmapError
 ├── FunctionExitError    (RuntimeError)  f raised SystemExit, StopIteration or a similar exception
 ├── NotLinearError       (ValueError)    the results contradict each other
 ├── NotDecodableError    (RuntimeError)  too few results arrived, and no more will arrive
-├── CodedTimeoutError    (TimeoutError)  the timeout of a map expired first
-│   └── DeadlineExceededError  (TimeoutError)  the deadline of a series of maps expired first
+├── CodedTimeoutError    (TimeoutError)  the timeout of a map expired
+│   └── DeadlineExceededError  (TimeoutError)  the deadline of a series of maps passed
 └── StorageError         (RuntimeError)  storage, or an object in it, cannot be used
     └── MissingObjectError  (LookupError)  storage has no object of that name
 ```
@@ -63,7 +63,7 @@ class FunctionExitError(PolarmapError, RuntimeError):
 
 
 class NotLinearError(PolarmapError, ValueError):
-    """The results contradict each other: f is not linear, or a worker returned wrong numbers.
+    """The results contradict each other: the function f is not linear, or a worker returned wrong numbers.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class CodedTimeoutError(PolarmapError, TimeoutError):
 
 
 class DeadlineExceededError(CodedTimeoutError):
-    """The deadline for a series of coded maps has passed, for example of `CodedOperator.set_deadline`."""
+    """The deadline for several coded maps has passed, for example that of `CodedOperator.set_deadline`."""
 
 
 class StorageError(PolarmapError, RuntimeError):
@@ -172,7 +172,7 @@ def trim_traceback(error: BaseException, raised_by_f: bool = False) -> None:
     error : BaseException
         The exception. It is modified only if it comes from polarmap or from the user's function f.
     raised_by_f : bool
-        Pass True if f raised the exception but no note says so.
+        Pass True if f raised the exception, but the exception has no note that says so.
     """
     if raised_by_f or _is_user_error(error):
         error.__traceback__ = _skip_internal_frames(error.__traceback__)

@@ -17,7 +17,7 @@ from polarmap.worker.environment import count_available_cores
 class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     """A joblib backend that runs the calls of `joblib.Parallel` on a `polarmap.Executor`.
 
-    A call that takes unusually long is started a second time, and the first result counts. A call whose
+    A call that takes unusually long is started a second time, and the first result is used. A call whose
     worker is lost is restarted.
 
     Parameters
@@ -72,7 +72,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs
 
     def _make_limited_executor(self) -> Executor:
-        """Make an executor that runs only `n_jobs` calls at a time, because joblib submits twice as many."""
+        """Create an executor that runs at most `n_jobs` calls at a time: joblib submits twice as many."""
         executor = self._make_executor()
         executor._call_queue.limit_in_flight(self._n_jobs)
         return executor

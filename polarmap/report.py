@@ -135,7 +135,8 @@ class Report:
     seconds
         The time from the call to the results, including `encode_seconds` and `decode_seconds`.
     redundancy_wait_seconds
-        How long the map waited only to verify its results, for one more result or a call of f on the driver.
+        How long the map waited only to verify its results: for one more result, or for a call of the mapped
+        function f on the driver.
     amplification
         The largest factor by which decoding multiplies the relative error of results.
     error_bound
@@ -161,9 +162,9 @@ class Report:
         How the result of the block with `padding` was obtained:
 
         - "own rows": its worker evaluated f only on the rows of data.
-        - "awaited": as "own rows", but the result could not be decoded, because rows of zeros change the
-          result of f. So the map had to wait for this worker or retry its task.
-        - "rows cut off": f returns one row for each row, and the rows for zeros were removed.
+        - "awaited": as "own rows", but the map had to wait for this worker or retry its task. The result
+          could not be decoded, because rows of zeros change the result of f.
+        - "rows cut off": f returns one row for each row, and the rows that correspond to zeros were removed.
         - "zeros ignored": rows of zeros do not change the result of f.
         - "estimated": the result was estimated after a deadline, because rows of zeros change it.
         - "": there is no padding.
@@ -172,9 +173,9 @@ class Report:
         For an estimated block, it is the root mean square error of the entries relative to the root mean
         square of the results, or inf if the results that arrived are all equal. () if all blocks are exact.
     error_p90
-        The relative root mean square error of all k blocks together that is not exceeded in nine of ten
-        orders of arrival, if the blocks are as similar as random parts of the data. 0.0 if all blocks are
-        exact, and inf while fewer than three results allow an estimate.
+        The 90th percentile, over random orders of arrival, of the relative root mean square error of all k
+        blocks together. It assumes that the blocks are as similar as random parts of the data. 0.0 if all
+        blocks are exact, and inf if fewer than three results are available for an estimate.
     is_final
         Whether the map is done. If False, `needed` is the number of results needed to determine all k
         results.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from polarmap.planning.planner import Plan
 
 ROWWISE_PROPERTY = "row by row"  # The property that f acts on each row separately is cached under this name.
-# Decoded numbers up to this many times epsilon * amplification, relative to the largest one, count as zero.
+# A decoded number counts as 0 if it is at most this many times epsilon * amplification * the largest number.
 ROUNDING_UNITS = 16
 
 XarrayObject = TypeVar("XarrayObject", xr.DataArray, xr.Dataset)
@@ -266,7 +266,7 @@ def _check_output_names_unused(
 def _select_variables(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable]
 ) -> dict[Hashable, xr.Variable]:
-    """Return the variables to which to apply f, by name: those with a dimension in `core_dims`."""
+    """Return the variables to which to apply the function, by name: those with a dimension in `core_dims`."""
     names = list(obj.data_vars) if isinstance(obj, xr.Dataset) else [obj.name]
     variables = {name: obj.variables[name] if isinstance(obj, xr.Dataset) else obj.variable for name in names}
     selected = {
@@ -290,7 +290,7 @@ def _select_variables(
 def _check_variable_mappable(
     variable: xr.Variable, core_dims: Sequence[Hashable], label: str, advice: str
 ) -> None:
-    """Raise CodeError if f cannot be applied to a variable because of its dimensions or dtype."""
+    """Raise CodeError if functions cannot be applied to a variable because of its dimensions or dtype."""
     repeated_dims = [name for name in variable.dims if variable.dims.count(name) > 1]
     if repeated_dims:
         raise CodeError(f"{label} has dimension {repeated_dims[0]!r} twice: rename one of them")
@@ -327,7 +327,7 @@ def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable,
 
 
 class _RowBlocks(NamedTuple):
-    """A variable, converted to an array of rows to which f is applied.
+    """A variable, converted to an array of rows to which the user's function f is applied.
 
     Attributes
     ----------
@@ -345,7 +345,7 @@ class _RowBlocks(NamedTuple):
     mask_indices: Array | None
 
     def combine_results(self, results: list[Array], report: Report) -> Array:
-        """Compute the values of the result variable from the results of f for `arrays`."""
+        """Compute the values of the result variable from the results of the user's function for `arrays`."""
         combined = results[0]
         if self.mask_indices is not None:
             weights = _zero_negligible_weights(results[1], report)[self.mask_indices]
@@ -374,7 +374,7 @@ def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipn
 def _zero_negligible_weights(weights: Array, report: Report) -> Array:
     """Set decoded values to 0 if they are no larger than rounding errors.
 
-    `weights` is the result of f for masks, which are 0 at NaN and 1 at all other values.
+    `weights` is the result of the user's function for masks, which are 0 at NaN and 1 at all other values.
     """
     block_rows = -(-len(weights) // report.k)
     decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)
@@ -409,7 +409,7 @@ def _concatenate_results(result: CodedResult[list[Array]], arrays: Sequence[Arra
 def _check_result_shapes(
     block: Sequence[Array], results: Sequence[Any], core_dims: Sequence[Hashable]
 ) -> None:
-    """Raise CodeError unless f returned an array with as many rows as its argument."""
+    """Raise CodeError unless the user's function returned an array with as many rows as its argument."""
     for rows, array_result in zip(block, results):
         if not isinstance(array_result, np.ndarray):
             raise CodeError(f"f must return one array, not {type(array_result).__name__}")
@@ -477,7 +477,7 @@ def _build_xarray_result(
     output_coords: dict[Hashable, Any] | None,
     results_by_name: Mapping[Hashable, Array],
 ) -> Any:
-    """Build an xarray object from the results of f, with the names, coordinates and attributes of `obj`."""
+    """Build an xarray object from result arrays, with the names, coordinates and attributes of `obj`."""
     variables = obj.variables if isinstance(obj, xr.Dataset) else {obj.name: obj.variable}
     first = next(iter(results_by_name))
     shape = results_by_name[first].shape[len(variables[first].dims) - len(core_dims) :]

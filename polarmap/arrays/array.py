@@ -82,7 +82,7 @@ class CodedArray:
     def executor(self) -> Any:
         """The executor that `coded_map` uses for this array by default, or None.
 
-        It is the Lithops executor or configuration path that was passed as `storage`.
+        If a Lithops executor or configuration path was passed as `storage`, it is also the default executor.
         """
         return getattr(self.store, "executor", None)
 
@@ -130,18 +130,18 @@ class CodedArray:
         return location.get_path(path) or path
 
     def block_segments(self, block_index: int) -> tuple[Segment, ...]:
-        """Return where a block's bytes are stored, as a tuple of segments (byte ranges of objects).
+        """Return where a block is stored, as a tuple of segments (byte ranges of stored objects).
 
-        The concatenated bytes of the segments are the block.
+        Concatenating the bytes of the segments gives the bytes of the block.
         """
         return self._coded_blocks.block_segments(block_index)
 
     def coded_blocks(self) -> StoredCodedBlocks:
-        """Return the blocks in the form that `coded_map` expects. Its workers read them from storage."""
+        """Return the stored blocks as task inputs for `coded_map`. Workers read the blocks from storage."""
         return self._coded_blocks
 
     def block_layout(self, block_index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Return the layout of a block: a tuple with one (dtype, shape) pair."""
+        """Return the dtype and shape of a block, as a tuple that contains one (dtype, shape) pair."""
         return self._coded_blocks.block_layout(block_index)
 
     def __getitem__(self, index: Any) -> Array:
@@ -162,7 +162,8 @@ class CodedArray:
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        # Read as many rows at a time as a block has in one stripe.
+        # Reading rows in batches avoids a request per row. A batch has the size of a stored piece of a block
+        # (one stripe), so that it fits into memory.
         stripe_size = self._coded_blocks.manifest.stripe_bounds[1] if self.nbytes else 0
         n_rows = max(1, stripe_size // max(1, prod(self.shape[1:])))
         for start in range(0, len(self), n_rows):
@@ -290,7 +291,10 @@ def _load_manifest(store: Store, array_name: str, key: str | bytes | None) -> tu
 
 
 def open_without_key(array_name: str, storage: Any = None) -> CodedArray:
-    """Open a coded array to describe it. If it is encrypted, its data cannot be read."""
+    """Open a coded array without its encryption key, to show its properties.
+
+    If the array is encrypted, its data cannot be read.
+    """
     store = open_store(storage)
     return CodedArray(store, write_transaction.load_manifest(store, check_array_name(array_name))[0])
 

@@ -32,9 +32,11 @@ from polarmap.worker.task_records import OutputSpec
 
 JOB_OPTIONS = MapOptions(verify=False, retries=2)
 
-# Called once a task's arrays are stored, with the task, the stored segments, and the task's summary.
+# A callback for a finished task. It is called once the arrays of the task are stored, with the task index,
+# the segments (byte ranges of objects) that hold the arrays, and the summary that the task returned.
 OnTaskDone = Callable[[int, list[Segment], Array], None]
-# A function that stores one array of a task. Called with the task, the array's index, and the array.
+# A function that stores one array returned by a task. It is called with the task index, the index of the
+# array in the task, and the array. It returns the segment (byte range of an object) that holds the array.
 StoreArray = Callable[[int, int, Array], Segment]
 
 
@@ -106,7 +108,8 @@ class ArrayJobRunner:
     def _run_locally(
         self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, store_array: StoreArray
     ) -> None:
-        # The previous task, whose arrays are being stored: its index, the transfers, and its summary.
+        # While a task runs, other threads store the arrays of the previous task. This list holds at most that
+        # one task: its index, its transfers to the storage, and its summary.
         pending_stores: list[tuple[int, ParallelTransfers[Any, Segment], Array]] = []
 
         def finish_pending_stores() -> None:
@@ -159,7 +162,10 @@ class ArrayJobRunner:
         )
 
     def _load_task_summary(self, returned_summary: Array, summary_segment: Segment) -> Array:
-        """Return a task's summary. If the worker sent only a sample of it, read it from storage."""
+        """Return the complete summary of a task.
+
+        If the worker has returned only a sample of a long summary, the summary is read from storage.
+        """
         if returned_summary.nbytes == summary_segment.size:
             return returned_summary
         with convert_damage_to_decoding_error():
@@ -184,11 +190,11 @@ class SegmentTaskBlocks(TaskBlocks):
         self.location = segment_store.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments that a task's worker has to read."""
+        """Return the segments (byte ranges of stored objects) that the worker of a task has to read."""
         return tuple(self._segments_by_task[task])
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each input array of a task. All arrays are flat."""
+        """Return the dtype and shape of each input array of a task. All arrays are one-dimensional."""
         return tuple(
             (dtype.str, (segment.size // dtype.itemsize,))
             for segment, dtype in zip(self._segments_by_task[task], self._dtypes)

@@ -31,7 +31,8 @@ DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreig
 
 MAX_LISTED_DAMAGES = 12  # maximum number of damaged parts listed in the text of an audit
 
-# All tasks must read the same number of segments, so this empty one fills up the last task.
+# All tasks must read the same number of segments (byte ranges of objects). If there are too few segments for
+# the last task, it reads this empty segment instead.
 EMPTY_SEGMENT = Segment("", 0)
 
 
@@ -167,7 +168,7 @@ def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
 def _find_damage_kinds(
     coded_blocks: StoredCodedBlocks, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """Return the kind of damage of each segment, or "" if it is intact.
+    """Return the kind of damage of each segment (byte range of an object), or "" if it is intact.
 
     Missing and truncated objects are detected by their sizes. All other segments are read and verified
     against their checksums. Unexpected bytes at the end of an object count as damage to its last segment.
@@ -186,7 +187,7 @@ def _find_damage_kinds(
             damage_kinds.append("truncated")
         else:
             damage_kinds.append("appended" if is_last and size > read_end else "")
-            # A Zarr chunk may end with zero padding. Include this padding in the check.
+            # A Zarr chunk may end with zero padding. Extend the segment, so that the padding is checked, too.
             n_zeros = read_end - segment.offset - manifest.get_stored_segment_size(segment)
             segments_to_read[index] = segment._replace(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
@@ -203,7 +204,7 @@ def _find_damage_kinds(
 
 
 def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
-    """Read a segment, and return the kind of its damage, or "" if it is intact."""
+    """Read a segment (byte range of an object), and return its kind of damage, or "" if it is intact."""
     try:
         segment_store.get(segment)
     except DamagedError as error:
@@ -224,9 +225,10 @@ def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -
 
 
 def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
-    """Return where to stop reading a segment, and whether it is the last one in its object.
+    """Return the offset at which to stop reading a segment, and whether it is the last one in its object.
 
-    The last segment of an object is read up to the end of the object, including padding.
+    A segment is a byte range of an object. The last segment of an object is read up to the end of the object,
+    including padding.
     """
     segment_end = segment.offset + manifest.get_stored_segment_size(segment)
     last_segment_end, object_end = manifest.object_extents.get(segment.key, (0, segment_end))
@@ -236,9 +238,10 @@ def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, b
 def _find_damage_kinds_on_workers(
     segment_store: SegmentStore, n_per_task: int, segments: Sequence[Segment], executor: Any
 ) -> list[str]:
-    """Let workers read segments, and return the kind of damage of each one.
+    """Let workers compute the checksums of segments, and return the kind of damage of each segment.
 
-    The kind is "" for intact segments. Each task reads `n_per_task` segments.
+    A segment is a byte range of an object. The kind is "corrupt" if the checksum differs, and "" for intact
+    segments. Each task reads `n_per_task` segments.
     """
     unchecked_segments = (segment._replace(crc32=None) for segment in segments)
     segments_by_task = list(zip_longest(*[unchecked_segments] * n_per_task, fillvalue=EMPTY_SEGMENT))
@@ -256,12 +259,15 @@ def _find_damage_kinds_on_workers(
 
 
 def make_checksum_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that computes the CRC-32 of each array, for workers that have only numpy."""
+    """Return a function that computes the CRC-32 checksum of each array.
+
+    Workers can run the function with only numpy installed.
+    """
     return lambda segments: [np.array([zlib.crc32(segment.data) for segment in segments], np.int64)]
 
 
 def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> tuple[int, ...]:
-    """Return the stripes that cannot be decoded because too many of their segments are damaged."""
+    """Return the stripes (slices of all blocks) that have too many damaged blocks to be decoded."""
     all_blocks = set(range(manifest.code.n))
     erased_by_stripe = find_erased_blocks_by_stripe(damages).items()
     return tuple(
@@ -272,7 +278,7 @@ def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> 
 
 
 def find_erased_blocks_by_stripe(damages: Iterable[Damage]) -> dict[int, set[int]]:
-    """Return the erasures of each damaged stripe: the set of blocks that are damaged there.
+    """Return the set of damaged blocks (erasures) for each damaged stripe (slice of all blocks).
 
     Unexpected bytes at the end ("appended") do not count, because they leave the block itself intact.
     """

@@ -34,7 +34,7 @@ from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_
 from polarmap.worker.segments import Segment
 
 FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
-ENCRYPTED_FORMAT_VERSION = 2  # Readers of version 1 would mistake encrypted bytes for damage.
+ENCRYPTED_FORMAT_VERSION = 2  # Readers of version 1 would report encrypted bytes as damaged.
 CIPHER_NAME = "AES-256-GCM"
 ARRAY_FIELD = b',"array":'  # separates the header of the document from the canonical JSON of the array
 SEGMENT_PREFIX = "polarmap/coded/"  # The keys of all segments begin with this prefix.
@@ -161,9 +161,9 @@ class Manifest:
         return bool(self.transaction_id) and descriptions[0] == descriptions[1]
 
     def with_replaced_segments(self, changed_segments: Mapping[tuple[int, int], Segment]) -> Manifest:
-        """Return a copy of the manifest with some of its segments replaced.
+        """Return a copy of the manifest with some of its segments (byte ranges of objects) replaced.
 
-        `changed_segments` maps (block, stripe) positions to the new segments.
+        `changed_segments` maps (block index, stripe index) to the new segment.
         """
         segments_by_block = [
             tuple(
@@ -260,7 +260,7 @@ class Manifest:
         return header_json[:-1] + ARRAY_FIELD + array_json + b"}"
 
     def _to_json_fields(self, code_fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entry "array" of the JSON document, given the description of the code."""
+        """Return the description of the array as JSON types. `code_fields` describes the code."""
         array_fields: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
@@ -351,7 +351,7 @@ class Manifest:
     def _check_consistency(self, rows_per_block: Any, parity_dtype: str) -> None:
         """Raise ValueError if entries of the manifest contradict each other.
 
-        The arguments are redundant entries of the JSON document, which follow from others.
+        The arguments are entries of the JSON document that can also be computed from other entries.
         """
         segments = [*itertools.chain.from_iterable(self.segments), *self.zarr_metadata]
         check_object_keys([segment.key for segment in segments])
@@ -397,7 +397,7 @@ class Manifest:
 
 @contextmanager
 def convert_parse_errors_to_storage_errors(description: str) -> Iterator[None]:
-    """Convert exceptions caused by an invalid JSON document to StorageError, within a `with` block.
+    """Convert exceptions from parsing an invalid JSON document in a `with` block to StorageError.
 
     The error message begins with `description`, a name for the document.
     """
@@ -408,7 +408,7 @@ def convert_parse_errors_to_storage_errors(description: str) -> Iterator[None]:
 
 
 def _parse_blocks(blocks: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[tuple[Segment, ...], ...]:
-    """Parse the segments of all blocks."""
+    """Parse the JSON list of blocks. Return the segments (byte ranges of objects) of each block."""
     segments = map(_parse_segment, itertools.chain.from_iterable(blocks))
     return tuple([tuple(itertools.islice(segments, n_stripes)) for n_stripes in map(len, blocks)])
 
@@ -452,20 +452,23 @@ def _restore_pickled_manifest(json_bytes: bytes, key: str | None) -> Manifest:
 
 
 def get_code_parameters(code: PolarCode) -> dict[str, Any]:
-    """Return the arguments with which `PolarCode` creates an equal code."""
+    """Return the keyword arguments with which `PolarCode` creates a code equal to `code`."""
     parameters = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
     if code.levels_option is not None:
         parameters["levels"] = code.levels_option
     if code.n_groups > 1:
         parameters["groups"] = code.n_groups
-    # The option is None (the default), one number for all workers, or one number per worker.
+    # The design erasure probability is None (the default), one number for all workers, or one per worker.
     erasure = code.erasure_option
     erasure_field = None if erasure is None else np.asarray(erasure, float).tolist()
     return {**parameters, "erasure": erasure_field, "seed": int(code.seed)}
 
 
 def serialize_code(code: PolarCode) -> dict[str, Any]:
-    """Describe a code in JSON types: its parameters, and some parity values to verify a rebuilt code."""
+    """Convert a code to a JSON-serializable dict of its parameters and a few parity values.
+
+    The parity values serve to verify that a code rebuilt from the parameters is the same.
+    """
     return {**get_code_parameters(code), "probe": compute_code_fingerprint(code)}
 
 

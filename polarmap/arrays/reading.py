@@ -55,7 +55,7 @@ class StoredCodedBlocks(CodedData):
         return StoredCodedBlocks, (self.segment_store.store, self.manifest)
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the segments that a task's worker has to read.
+        """Return the segments (byte ranges of stored objects) that the worker of a task has to read.
 
         If a worker has reported damage, the manifest is read again first.
         """
@@ -123,7 +123,11 @@ class StoredCodedBlocks(CodedData):
         return self._read_with_manifest_refresh(self._read_rows, start, stop)
 
     def _read_with_manifest_refresh(self, read: Callable[..., Array], *arguments: int) -> Array:
-        """Call `read(*arguments)`, and retry if another process has repaired the damage it encounters."""
+        """Call `read(*arguments)`, and return its result.
+
+        If stored data is damaged, but another process has changed the manifest in the meantime (for example
+        by a repair), read again with the new manifest.
+        """
         while True:
             manifest = self.manifest
             try:
@@ -156,8 +160,9 @@ class StoredCodedBlocks(CodedData):
             return segment_values is not None
 
         is_file = self.segment_store.location.is_memory_mapped
-        # Limit the number of threads, so that at most one piece per block is in memory at a time. Files are
-        # read without threads, because starting a thread takes longer than reading a file.
+        # Limit the number of threads, so that there are at most `n` pieces in memory at a time, as many as
+        # there are blocks. Files are read without threads, because starting a thread takes longer than
+        # reading.
         bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))
         map_function = map if is_file or len(pieces) == 1 else bounded_map
         for (target, stripe_index, block_index, columns), is_intact in zip(
@@ -168,7 +173,7 @@ class StoredCodedBlocks(CodedData):
         return out
 
     def _decode_stripe_slice(self, stripe_index: int, block_index: int, columns: slice) -> Array:
-        """Decode part of a damaged data block from the other blocks.
+        """Decode part of a damaged data block from one stripe (the same slice) of the other blocks.
 
         `columns` selects the elements to decode within the stripe.
         """
@@ -184,9 +189,9 @@ class StoredCodedBlocks(CodedData):
         return blocks[block_index]
 
     def read_intact_segments(self, stripe_index: int, block_indices: Sequence[int]) -> dict[int, Array]:
-        """Read one stripe of several blocks, and leave out blocks that are damaged there.
+        """Read one stripe (the same slice) of several blocks, and leave out damaged ones.
 
-        Returns a dict from block index to flat array.
+        Returns a dict from block index to a one-dimensional array.
         """
         segment_values = map_in_parallel(partial(self._read_if_intact, stripe_index), block_indices)
         return {
@@ -196,7 +201,7 @@ class StoredCodedBlocks(CodedData):
         }
 
     def _read_if_intact(self, stripe_index: int, block_index: int) -> Array | None:
-        """Read one stripe of a block as a flat array. Return None if it is missing or damaged."""
+        """Read one stripe (slice) of a block as a flat array. Return None if it is missing or damaged."""
         try:
             segment_bytes = self.segment_store.get(self.manifest.segments[block_index][stripe_index])
         except DamagedError:
@@ -207,8 +212,8 @@ class StoredCodedBlocks(CodedData):
 class _StoredDataBlocks(DataBlocks):
     """The data blocks of a stored array. Their dtype and shape are known without reading them."""
 
-    # A stored array may hold the results of a map. Then its padding rows are f applied to zeros, which need
-    # not be zero.
+    # A stored array may hold the results of a map. Its padding rows are then results of f for rows of zeros,
+    # which may be nonzero.
     has_zero_padding = False
 
     def __init__(self, coded_blocks: StoredCodedBlocks, manifest: Manifest) -> None:
@@ -219,11 +224,11 @@ class _StoredDataBlocks(DataBlocks):
 
     @property
     def block_layout(self) -> Layout:
-        """The dtype and shape of a block, as a tuple that contains one pair."""
+        """The dtype and shape of a block, as a tuple that contains one (dtype, shape) pair."""
         return self._layout
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Read one data block, and return it in a list."""
+        """Read one data block, and return it as a list of one array."""
         return self._coded_blocks.block_leaves(block_index)
 
 
@@ -247,11 +252,10 @@ def convert_damage_to_decoding_error() -> Iterator[None]:
 def make_arrival_tracker(
     manifest: Manifest, block_indices: Iterable[int] = (), requires_well_conditioned: bool = False
 ) -> ArrivalTracker:
-    """Return a tracker that tells when enough blocks are available to decode all of them.
+    """Return a tracker that determines when enough blocks are available to decode all other blocks.
 
     The blocks `block_indices` are available from the start, and more can be added. If
-    `requires_well_conditioned` is True, the tracker is not ready while decoding would lose more digits than
-    the default `rtol` permits.
+    `requires_well_conditioned` is True, the tracker is not ready until decoding meets the default `rtol`.
     """
     dtype = manifest.dtype
     is_integer = is_integer_dtype(dtype)
@@ -345,10 +349,10 @@ def _decode_nonfinite_columns(
     decoded_rows: Array,
     first_positions: Indices,
 ) -> Indices:
-    """Decode the columns that contain NaN or inf again, using only blocks that are finite there.
+    """Decode again all columns with NaN or inf, using only the blocks that are finite in each column.
 
     A column consists of the entries of all blocks at one position. `decoded_rows` is updated in place. If a
-    column cannot be decoded, its padding entries are set to zero, unless a parity block is finite there.
+    column cannot be decoded, its padding entries are set to zero, unless a parity block has a finite entry.
 
     Parameters
     ----------

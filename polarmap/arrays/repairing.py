@@ -176,9 +176,10 @@ class _ArrayRepair:
         return rebuilt_by_stripe
 
     def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
-        """Decode one stripe in this process, even if it contains NaN or inf.
+        """Decode one stripe (the same slice of every block) in this process, even if it contains NaN or inf.
 
-        Returns the slices to store again, by block: slices of damaged blocks and of `rewritten_blocks`.
+        Returns a dict from block index to the slice to store: slices of damaged blocks, and unchanged slices
+        of `rewritten_blocks`.
         """
         manifest, code = self._manifest, self._manifest.code
         intact_rows = self._coded_blocks.read_intact_segments(stripe_index, range(code.n))
@@ -212,7 +213,7 @@ class _ArrayRepair:
 def _group_stripes_by_erasures(
     manifest: Manifest, audit: Audit
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
-    """Group the damaged stripes by their erasures.
+    """Group the damaged stripes (slices of all blocks) by the blocks that are damaged in them.
 
     The key of each group is a pair of tuples: the erased blocks, and the blocks whose slice is intact but
     stored in the same object as a damaged one, so that it has to be stored again.
@@ -236,10 +237,11 @@ def _group_stripes_by_erasures(
 def make_rebuild_function(
     compute_sums: Callable[[Sequence[Array]], list[Array]], rewritten_rows: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that rebuilds a stripe, for workers that have only numpy.
+    """Return a function that rebuilds a stripe (the same slice of every block) on a worker.
 
-    The function is called with one row per intact block. It returns a list: the unchanged rows
-    `rewritten_rows`, the rows rebuilt by `compute_sums`, and finally whether all numbers are finite.
+    Workers can run it with only numpy installed. The function is called with one row per intact block. It
+    returns a list: the unchanged rows `rewritten_rows`, the rows rebuilt by `compute_sums`, and finally
+    whether all numbers are finite.
     """
 
     def rebuild_rows(rows: Sequence[Array]) -> list[Array]:
@@ -253,9 +255,9 @@ def make_rebuild_function(
 def _check_integers_unchanged(
     manifest: Manifest, block_index: int, stripe_index: int, segment: Segment
 ) -> None:
-    """Raise StorageError if rebuilt integers differ from the original ones.
+    """Raise StorageError if the checksum of rebuilt integers differs from that of the original ones.
 
-    Integers are decoded exactly, so a checksum mismatch means that other parts of the array are wrong, too.
+    Integers are decoded exactly. A mismatch therefore means that the parts used for decoding are wrong, too.
     """
     if manifest.segments[block_index][stripe_index].crc32 not in (None, segment.crc32):
         raise StorageError(

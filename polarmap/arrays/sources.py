@@ -1,8 +1,8 @@
 """The sources from which `encode` reads its data: array-like objects, files, or objects in the store.
 
 `open_data_source` converts the argument of `encode` to a `DataSource`, from which the data is read in pieces
-(slabs). If the bytes of a slab already exist in a file or in the store, the source says where. Then workers
-can read them directly, and objects in the store need not be copied.
+(slabs). If the bytes of a slab already exist in a file or in the store, the source also returns their
+location. Workers can then read them directly, and objects in the store need not be copied.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DataSource(Protocol):
         """Read a slab (one slice per axis) of the data into `out`. Rows past the end are set to zero."""
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return where a slab's raw bytes are, as segments (byte ranges of files or objects).
+        """Return where the raw bytes of a slab are stored, as segments (byte ranges of files or objects).
 
         Return () if the bytes are not available in this form. The segments have no checksums. The key of a
         file is its absolute path without the leading slash. A slab in the store is always a single segment.
@@ -75,7 +75,7 @@ class ArraySource:
         self.rows_per_chunk, self.rows_per_object = _get_rows_per_chunk(data), 0
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read a slab of the array into `out`. Rows past the end are set to zero."""
+        """Read a slab (one slice per axis) into `out`. Rows past the end of the array are set to zero."""
         rows, *inner_slices = slab
         n_rows = max(0, min(rows.stop, self.shape[0]) - rows.start)
         target = out.reshape([axis_slice.stop - axis_slice.start for axis_slice in slab])
@@ -116,7 +116,7 @@ class ArraySource:
         return str(array.filename).lstrip("/"), offset
 
     def _release_memory_map_pages(self) -> None:
-        """Release the pages of a mapped file from memory after they have been read."""
+        """Release the pages of a memory-mapped file after they have been read, to limit memory usage."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
             with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows does not have madvise.
@@ -215,9 +215,9 @@ class StoredObjectsSource:
         self._row_size = prod(self.shape[1:])
 
     def read_slab(self, slab: Hyperslab, out: Array) -> None:
-        """Read a slab of the array into `out`, with one request per object.
+        """Read a slab (one slice per axis) of the array into `out`, with one request per stored object.
 
-        Rows beyond the end are set to zero.
+        Rows beyond the end of the array are set to zero.
         """
         start, end = get_flat_range(self.shape, slab)
         stop = max(start, min(end, prod(self.shape)))
@@ -231,9 +231,10 @@ class StoredObjectsSource:
             start += n_items
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return the segment that holds a slab of the array, or () if the slab must be copied.
+        """Return the segment (byte range of an object) that holds a slab, or () if the slab must be copied.
 
-        A slab must be copied if it crosses the end of an object, for example.
+        A slab has one slice per axis of the array. It must be copied if it spans several objects, for
+        example.
         """
         start, stop = get_flat_range(self.shape, slab)
         object_size, itemsize = self.rows_per_object * self._row_size, self.dtype.itemsize

@@ -117,7 +117,7 @@ class StoredResult(CodedResult[T]):
         return concatenate_results(list(self), axis)
 
     def coded_blocks(self) -> CodedData:
-        """Return the results in the form that `coded_map` expects as data. Workers read them from storage."""
+        """Return the stored results as task inputs for `coded_map`. Workers read them from storage."""
         return self.array.coded_blocks()
 
     @property
@@ -127,7 +127,7 @@ class StoredResult(CodedResult[T]):
 
     @property
     def executor(self) -> Any:
-        """The executor that `coded_map` uses by default, as for a `CodedArray`."""
+        """The default executor of coded maps of these results, or None (see `CodedArray.executor`)."""
         return self.array.executor
 
 
@@ -146,7 +146,8 @@ def prepare_stored_map(
     storage = getattr(data, "store", None) if out.storage is None else out.storage
 
     def compute_sample(block: Any) -> Any:
-        # Workers return only samples of results, so the driver must compare with the same sample of f.
+        # To verify a result, the driver computes f itself. Workers return only a sample of each result, so
+        # the driver has to take the same sample of its own result.
         return sample_evenly(np.asarray(f(block)))
 
     def execute(context: JobContext) -> StoredResult[T]:
@@ -174,7 +175,7 @@ def prepare_stored_map(
                     transaction, manifest, choose_chunk_shape(block_shape, block_shape)
                 )
             manifest = transaction.commit(manifest, None)
-        # `worker.store_result` returns a sample along with the structure of the whole result.
+        # Workers return a sample of each stored result, along with the structure of the whole result.
         _, _, structure = collector.received.structure
         return StoredResult(CodedArray(segment_store.store, manifest), report, structure)
 
@@ -245,7 +246,7 @@ def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Map
             and is_integer_dtype(actual)
             and is_integer_dtype(expected)
         )
-        # The code computes modulo 2^64, so the signedness of 64-bit integers does not matter.
+        # The code computes modulo 2^64, so signed and unsigned 64-bit integers are interchangeable.
         if actual != expected and not has_same_bits:
             raise CodeError(
                 f"the results cannot be stored as a coded array: f returned dtype {actual.str} for block "

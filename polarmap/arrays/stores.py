@@ -53,8 +53,9 @@ def open_store(storage_spec: Any) -> Store:
 def get_store_location(store: Store) -> Location:
     """Return the `Location` through which workers access the same store.
 
-    Workers can open only the store classes of polarmap. The driver reads any other store for them, even if it
-    wraps a store of polarmap and has a `location`, because its methods may do more.
+    Workers can open only polarmap's own store classes. The driver reads objects of any other class on behalf
+    of the workers. This includes user-defined wrappers of a polarmap store, because their methods may do
+    additional work.
     """
     return store.location if isinstance(store, (FolderStore, ObjectStore)) else OpenStoreLocation(store)
 
@@ -116,7 +117,7 @@ class SegmentStore:
 
     @contextmanager
     def _convert_key_errors_to_storage_errors(self) -> Iterator[None]:
-        """Convert errors about the encryption key to StorageError, within a `with` block."""
+        """Convert errors about the encryption key that occur in a `with` block to StorageError."""
         try:
             yield
         except KeyUnavailableError as error:

@@ -94,8 +94,8 @@ class StripeEncoder:
             manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
                 manifest = publish_as_zarr_array(transaction, manifest, plan.chunk_shape)
-                # The storage cannot concatenate a block's stripes to a chunk. A later repair could not do so
-                # either, because blocks may not fit into memory. So there is no Zarr array.
+                # Here, a chunk is a whole block, but the storage cannot concatenate the stripes of a block. A
+                # later repair could not do so either if blocks exceed its memory. So omit the Zarr array.
                 if not manifest.has_zarr_array and not plan.has_chunk_per_stripe:
                     manifest = replace(manifest, zarr_view=None)
             if reused_stripes:
@@ -105,7 +105,7 @@ class StripeEncoder:
         return manifest
 
     def _find_reusable_stripes(self, earlier_segments: dict[int, list[Segment]]) -> dict[int, list[Segment]]:
-        """Return the valid stripes that an interrupted call has stored.
+        """Return the stripes (slices of all blocks) of an interrupted call that are still valid.
 
         The data is read again and compared by checksum. Stripes that need padding to the size of a Zarr chunk
         are encoded again, because there is no record of whether they were padded.
@@ -132,9 +132,10 @@ class StripeEncoder:
     def _encode_stripes(
         self, stripes: Sequence[int], transaction: WriteTransaction
     ) -> dict[int, list[Segment]]:
-        """Encode and store the given stripes, and return where each block is stored.
+        """Encode and store the given stripes (slices of all blocks).
 
-        Finished stripes are recorded in storage, so that a later call can reuse them.
+        Returns the segments (byte ranges of objects) of each stripe, one segment per block. Finished stripes
+        are recorded in storage, so that a later call can reuse them.
         """
         plan, code, segments_by_stripe = self._plan, self._plan.code, dict[int, list[Segment]]()
         task_blocks = StripeTaskBlocks(plan, self._source, stripes)
@@ -150,7 +151,7 @@ class StripeEncoder:
                 data = zip(task_blocks.block_segments(task), summary[N_NONFINITE_FIELDS:].tolist())
                 segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
             segments_by_stripe[stripe_index] = segments
-            # The last stripe needs no record, because the array is complete after it.
+            # The last stripe needs no record, because the array is complete once this stripe is stored.
             if len(segments_by_stripe) < len(stripes):
                 transaction.record_finished_stripe(stripe_index, segments)
 
@@ -189,7 +190,10 @@ class StripeEncoder:
 
 
 def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
-    """Return the parameters that must be equal for a call of `encode` to resume an interrupted one."""
+    """Return the parameters that identify a call of `encode`, as JSON types.
+
+    A call resumes an interrupted call only if all of these parameters are equal.
+    """
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
@@ -225,7 +229,7 @@ class StripeTaskBlocks(TaskBlocks):
         self.location = data_source.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return where a worker finds a task's input, as byte ranges for all data blocks in order."""
+        """Return the byte ranges from which a worker reads the input of a task, in order of data blocks."""
         plan, stripe_index = self._plan, self._stripes[task]
         slabs = (
             plan.get_data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k)
@@ -249,7 +253,7 @@ class StripeTaskBlocks(TaskBlocks):
 
 
 def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) -> None:
-    """Warn if the data contains NaN or inf, or if the parity overflows.
+    """Warn if the data contains NaN or inf, or if parity blocks of finite data overflow.
 
     `summaries` are (stripe index, summary of its encoding task) pairs.
     """
@@ -284,10 +288,10 @@ def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) 
 def make_stripe_encode_function(
     encode_parity: Callable[[Any], Any] | None, include_data: bool
 ) -> Callable[[Array], list[Array]]:
-    """Return a function that encodes a stripe, for workers that have only numpy.
+    """Return a function that encodes one stripe (the same slice of every block) on a worker.
 
-    The function is called with an array with one row per data block. It returns a list: the rows to store,
-    and finally a summary that counts NaN and inf entries.
+    Workers can run it with only numpy installed. The function is called with an array with one row per data
+    block. It returns a list: the rows to store, and finally a summary that counts NaN and inf entries.
 
     Parameters
     ----------

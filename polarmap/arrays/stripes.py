@@ -24,8 +24,8 @@ Hyperslab = tuple[slice, ...]
 # The number of stripes (slices of all blocks) in memory at a time: one is being computed, one is being
 # stored, and one is a copy that is being sent.
 N_STRIPES_IN_MEMORY = 3
-# An array may be cut into up to this many times as many pieces as necessary, so that each can be a Zarr
-# chunk.
+# Pieces of equal size can be Zarr chunks. To make the pieces equal, an array may be cut into more pieces than
+# the memory budget requires, but at most into about this many times as many.
 MAX_SPLIT_FACTOR = 8
 
 
@@ -61,7 +61,7 @@ class StripePlan(NamedTuple):
         return self.code.parity_dtype(self.dtype)
 
     def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
-        """Return where a stripe of a data block is in the whole array, as one Python slice per axis.
+        """Return the position of one stripe of a data block in the whole array, as one slice per axis.
 
         Padding rows have indices past the last row of the array.
         """
@@ -70,7 +70,7 @@ class StripePlan(NamedTuple):
         return slice(block_start + rows.start, block_start + rows.stop), *inner_slices
 
     def count_stripe_elements(self, stripe_index: int) -> int:
-        """Return the number of elements per block in a stripe."""
+        """Return the number of array elements that a stripe (slice of all blocks) has in each block."""
         return count_elements(self.hyperslabs[stripe_index])
 
     @property
@@ -81,7 +81,7 @@ class StripePlan(NamedTuple):
         return lengths == self.chunk_shape
 
     def is_padded_chunk(self, stripe_index: int) -> bool:
-        """Return whether a stripe of a block must be padded with zeros to become a Zarr chunk."""
+        """Return whether a stripe (slice) of a block is smaller than a Zarr chunk and must be zero-padded."""
         chunk_size = prod(self.chunk_shape or ())
         return self.has_chunk_per_stripe and self.count_stripe_elements(stripe_index) < chunk_size
 
@@ -136,7 +136,8 @@ def plan_stripes(
 def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) -> tuple[int, ...]:
     """Return the Zarr chunk shape for blocks that are stored in pieces of shape `slab_shape`.
 
-    If the number of rows of a piece divides that of a block, a chunk is a piece. Otherwise, it is a block.
+    If the number of rows of a piece divides that of a block, each piece is a chunk. Otherwise, each whole
+    block is a chunk.
 
     >>> choose_chunk_shape((12, 5), (4, 5)), choose_chunk_shape((13, 5), (4, 5))
     ((4, 5), (13, 5))
@@ -181,7 +182,7 @@ def _choose_even_row_step(n_rows: int, max_step: int, row_multiple: int) -> int:
     unit = row_multiple if n_rows % row_multiple == 0 and row_multiple <= max_step else 1
     counts = range(-(-n_rows // max_step), -(-MAX_SPLIT_FACTOR * n_rows // max_step))
     steps = (n_rows // count for count in counts if n_rows % count == 0)
-    # With fewer rows, each data chunk would be read several times.
+    # With fewer rows per piece than the data has per chunk, each chunk would be read several times.
     min_step = min(row_multiple, max_step)
     return next((step for step in steps if step % unit == 0 and step >= min_step), max_step)
 
@@ -200,7 +201,7 @@ def iterate_hyperslabs(shape: Sequence[int], slab_shape: Sequence[int]) -> Itera
 
 
 def get_flat_range(shape: Sequence[int], hyperslab: Hyperslab) -> tuple[int, int]:
-    """Return where a contiguous piece of an array begins and ends in the flattened array.
+    """Return the range (start, stop) of a contiguous piece of an array in the flattened array.
 
     >>> get_flat_range((9, 5), (slice(7, 8), slice(2, 5)))
     (37, 40)

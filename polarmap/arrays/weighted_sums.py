@@ -60,10 +60,11 @@ def compute_recovery_weights(code: LinearCode, dtype: np.dtype[Any], erased_bloc
 def make_parity_function(
     code: PolarCode, data_dtype: np.dtype[Any]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that computes the parity rows of all data rows, for workers that have only numpy.
+    """Return a function that computes the parity rows from the data rows, one row per block.
 
-    The weights of each group of the code are computed once for all groups of equal size. The matrix of
-    all weights is never formed.
+    Workers can run the function with only numpy installed. A code may consist of groups of blocks that are
+    encoded separately. Groups with equal codes share one weight matrix, and the matrix for all blocks is
+    never formed.
     """
     parity_dtype, functions, parts = code.parity_dtype(data_dtype), dict[LinearCode, Any](), list[Any]()
     for group_code, blocks in code.split_into_groups():
@@ -88,10 +89,10 @@ def make_parity_function(
 def make_weighted_sum_function(
     weights: Array, dtypes: Sequence[np.dtype[Any]], multiply: Callable[[Array, Array], Array] = np.matmul
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that computes `weights @ rows`, for workers that have only numpy.
+    """Return a function that computes the weighted sums `weights @ rows`.
 
-    The function takes a sequence of flat arrays, the rows, and returns a list of arrays with the given
-    dtypes. It multiplies matrices with `multiply`.
+    Workers can run the function with only numpy installed. It takes a sequence of one-dimensional arrays, the
+    rows, and returns a list of arrays with the given dtypes. It multiplies matrices with `multiply`.
     """
     working_dtype = np.dtype(np.int64) if weights.dtype == np.uint64 else weights.dtype
 

@@ -104,18 +104,18 @@ class WriteTransaction:
         self._last_heartbeat_at = time.monotonic()
 
     def store_segment(self, block_index: int, stripe_index: int, values: Array) -> Segment:
-        """Store one stripe of a block as a new object, and return the segment that refers to it."""
+        """Store one stripe (slice) of a block as a new object, and return the segment that refers to it."""
         return self._segment_store.put(f"{self.prefix}{stripe_index:06d}/{block_index:05d}", values)
 
     def record_finished_stripe(self, stripe_index: int, segments: Sequence[Segment]) -> None:
-        """Record that a stripe of all blocks is stored, so that a later transaction can reuse it."""
+        """Record that a stripe (slice of all blocks) is stored, so that a later transaction can reuse it."""
         if self._resume_key is not None:
             stripe_record = json.dumps([tuple(segment) for segment in segments])
             self.store.put(f"{self.prefix}{stripe_index:06d}.json", stripe_record.encode())
         self.write_heartbeat()
 
     def find_resumable_stripes(self) -> dict[int, list[Segment]]:
-        """Find the stripes that interrupted transactions have already stored.
+        """Find the stripes (slices of all blocks) that interrupted transactions have already stored.
 
         Only transactions with the same resume key count. Returns a dict from stripe index to the segments of
         the stripe.
@@ -236,7 +236,7 @@ def list_array_names(store: Store) -> list[str]:
 
 
 def collect_garbage(store: Store, array_name: str) -> None:
-    """Delete an array's objects that are no longer used.
+    """Delete stored objects of an array that are no longer used.
 
     Objects are kept if they belong to the array's current version, or if the transaction that wrote them may
     still be active.
@@ -246,8 +246,8 @@ def collect_garbage(store: Store, array_name: str) -> None:
         lock_record = _read_lock_record(store, prefix) if f"{prefix}{LOCK_FILE}" in owned_keys else {}
         if not _may_transaction_be_active(prefix, lock_record):
             inactive_keys += owned_keys
-    # Determine which objects are in use after reading the lock records, not before. Otherwise, a transaction
-    # could commit in between, and its new objects would be deleted.
+    # Read the manifest after the lock records, not before. Otherwise, a transaction could commit in between,
+    # and its objects would be deleted, because the old manifest does not list them.
     try:
         live_keys = load_manifest(store, array_name)[0].object_keys
     except MissingObjectError:
@@ -295,7 +295,7 @@ def _read_json(store: Store, key: str) -> Any:
 
 
 def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
-    """Return whether a transaction is known to be active, because its process is running on this machine."""
+    """Return whether a transaction is certainly active: its process is still running on this machine."""
     owner = ProcessIdentity.parse(str(lock_record.get("owner")))
     if owner == ProcessIdentity.current():
         return prefix in _active_prefixes
@@ -305,7 +305,8 @@ def _is_transaction_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
 def _may_transaction_be_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
     """Return whether a transaction may be active, so that its objects must not be deleted.
 
-    If its process is on another machine, this is decided by the age of its last heartbeat.
+    If its process runs on another machine, the transaction may be active unless its last heartbeat is too
+    old.
     """
     if ProcessIdentity.parse(str(lock_record.get("owner"))).is_on_this_machine():
         return _is_transaction_active(prefix, lock_record)

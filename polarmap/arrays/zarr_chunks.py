@@ -34,9 +34,9 @@ from polarmap.worker.task_records import OutputSpec
 def store_stripe_as_chunk(
     transaction: WriteTransaction, plan: StripePlan, block_index: int, stripe_index: int, row: Array
 ) -> Segment | None:
-    """Store one stripe of a data block as a Zarr chunk, and return the segment that refers to it.
+    """Store one stripe (slice) of a data block as a Zarr chunk, and return the segment that refers to it.
 
-    If the stripe is not a chunk, for example because it is padding, store nothing and return None.
+    If the stripe is not a chunk, for example because it contains only padding, store nothing and return None.
     """
     slab = plan.get_data_slab(block_index, stripe_index)
     if plan.chunk_shape is None or not plan.has_chunk_per_stripe or slab[0].start >= plan.shape[0]:
@@ -50,22 +50,23 @@ def store_stripe_as_chunk(
 def publish_as_zarr_array(
     transaction: WriteTransaction, manifest: Manifest, chunk_shape: tuple[int, ...]
 ) -> Manifest:
-    """Make a coded array readable as a Zarr array, by storing the chunks and metadata if possible.
+    """Make a coded array readable as a Zarr array, by storing the Zarr chunks and metadata if possible.
 
-    Returns a manifest that includes the Zarr array. The Zarr array stays incomplete if bytes would have to be
-    copied and the storage cannot copy them by itself.
+    Returns a manifest that includes the Zarr array. If bytes would have to be copied, and the storage has no
+    copy operation, the Zarr array stays incomplete.
     """
     manifest = replace(manifest, zarr_view=ZarrView(f"{transaction.prefix}{GROUP_NAME}", chunk_shape))
     return _store_chunks_and_metadata(transaction.store, manifest, through_driver=False)
 
 
 def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver: bool) -> Manifest:
-    """Complete a coded array's Zarr array by storing its chunks and metadata.
+    """Store the missing chunks and the metadata of the Zarr array that belongs to a coded array.
 
-    Returns a manifest that describes the new state.
+    The storage copies bytes from other objects to chunks. If the storage cannot copy and `through_driver` is
+    True, this process reads and writes the bytes.
 
-    The storage copies bytes from other objects to chunks. If it cannot and `through_driver` is True, this
-    process reads and writes them. If the Zarr array cannot be completed, the manifest is returned unchanged.
+    Returns a manifest with the complete Zarr array. If the array cannot be completed, the manifest is
+    returned unchanged.
     """
     data_segments = chain.from_iterable(manifest.segments[: manifest.code.k])
     if any(segment.crc32 is None for segment in data_segments):
@@ -83,7 +84,7 @@ def repair_zarr_array(
     new_manifest: Manifest,
     damaged_keys: Collection[str],
 ) -> Manifest:
-    """Update a coded array's Zarr array after damaged parts have been rebuilt.
+    """Update the Zarr array that belongs to a coded array after damaged parts have been rebuilt.
 
     If the Zarr array was complete, rebuilt segments stay in their own objects, and their bytes are copied to
     the chunks. Otherwise, the Zarr array is written now, and its chunks replace the data segments.
@@ -157,7 +158,7 @@ def _concatenate_chunks_on_workers(
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
         transaction.write_heartbeat()
 
-    # A chunk with several segments is a whole block, so all chunks have the same number of them.
+    # Every chunk with several segments is a whole block, so all these chunks have equally many segments.
     byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
@@ -171,9 +172,9 @@ def _concatenate_chunks_on_workers(
 
 
 def make_concatenate_function() -> Callable[[Sequence[Array]], list[Array]]:
-    """Return a function that concatenates arrays, for workers that have only numpy.
+    """Return a function that concatenates arrays on a worker, which needs only numpy.
 
-    As `ArrayJobRunner` requires, it returns a list: the concatenated array and an unused summary.
+    As `ArrayJobRunner` requires, the function returns a list: the concatenated array and an unused summary.
     """
     return lambda arrays: [np.concatenate(arrays), np.zeros(1)]
 
@@ -195,9 +196,10 @@ def _replace_segments_by_chunk_ranges(manifest: Manifest, chunks: Iterable[ZarrC
 
 
 def list_chunk_copy_and_metadata_segments(manifest: Manifest) -> list[Segment]:
-    """List the parts of the Zarr array that the coded array does not read its data from.
+    """List the parts of the Zarr array that exist only for other libraries, as segments (byte ranges).
 
-    These are the metadata, and chunks that are copies of bytes in other objects.
+    These are the metadata, and chunks that are copies of bytes in other objects. The coded array itself does
+    not read them.
     """
     if not manifest.has_zarr_array:
         return []
@@ -216,14 +218,14 @@ def find_unrelated_zarr_keys(store: Store, manifest: Manifest) -> list[str]:
 
 
 def _make_segments_within_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
-    """Return the byte ranges of a chunk as segments, one for each stripe that it holds."""
+    """Return the byte ranges of a Zarr chunk, one segment for each stripe (slice of a block) in the chunk."""
     segments = _get_source_segments(manifest, chunk)
     starts = accumulate((segment.size for segment in segments), initial=0)
     return [segment._replace(key=chunk.key, offset=start) for segment, start in zip(segments, starts)]
 
 
 def _is_chunk_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Return whether a chunk is only a copy, and the coded array reads the same bytes from other objects."""
+    """Return whether a Zarr chunk is a copy of bytes that the coded array reads from other objects."""
     return _get_source_segments(manifest, chunk) != _make_segments_within_chunk(manifest, chunk)
 
 

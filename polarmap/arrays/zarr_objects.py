@@ -62,7 +62,7 @@ class ZarrObjects:
 
 
 class _ZarrMetadata(NamedTuple):
-    """The metadata of a Zarr array that is needed to read its chunks.
+    """The part of the metadata of a Zarr array that is needed to read its chunks.
 
     The key of a chunk consists of `key_prefix` (unless it is empty) and the chunk coordinates, joined by
     `separator`.

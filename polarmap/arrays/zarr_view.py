@@ -72,7 +72,7 @@ class ZarrView(NamedTuple):
         return "/".join([self.path, ARRAY_NAME, "c", *map(str, chunk_coordinates)])
 
     def _iterate_chunk_bounds(self, shape: Sequence[int], rows_per_block: int) -> Iterator[int]:
-        """Yield the positions in a block, in elements, at which its chunks begin and end."""
+        """Yield the element positions in a flattened block at which its Zarr chunks begin and end."""
         slabs = iterate_hyperslabs((rows_per_block, *shape[1:]), self.chunk_shape)
         return accumulate(map(count_elements, slabs), initial=0)
 
@@ -91,7 +91,8 @@ class ZarrView(NamedTuple):
         stripes = cycle(
             pairwise(stripe_by_start[end] for end in self._iterate_chunk_bounds(shape, rows_per_block))
         )
-        # Slabs are in block order. All blocks have the same chunks, except that padding rows have none.
+        # Slabs (one slice per axis) are ordered by block. Each block has the same chunks, so the stripes
+        # repeat. Only the last block may have fewer chunks, because padding rows have no chunks.
         slabs = iterate_hyperslabs(shape, self.chunk_shape)
         return [
             ZarrChunk(self.get_chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))

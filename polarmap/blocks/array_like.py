@@ -79,7 +79,7 @@ def load_array_like(data: Any, argument_name: str = "data") -> Any:
 
 
 def load_block_array(value: Any) -> Any:
-    """Convert part of a block to a numpy array if it is an array, table or tensor. Keep other values."""
+    """Convert a value to a numpy array if it is an array, table or tensor. Return other values unchanged."""
     value = as_array_like(value, "a block")
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "toarray"):
         return value
@@ -90,7 +90,7 @@ def load_block_array(value: Any) -> Any:
 
 
 def is_array_like(value: Any) -> bool:
-    """Return whether `value` has a shape and a dtype, like the arrays of all libraries."""
+    """Return whether `value` has the attributes shape and dtype, as arrays of any library do."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 

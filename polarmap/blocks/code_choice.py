@@ -51,7 +51,8 @@ CODE_NAMES = ("auto", "rotation", "arikan")
 
 # Do not cache codes for more tasks than this, so that the coefficients of 16 cached codes fit in 128 MB.
 MAX_CACHED_N = 2048
-# With these numbers of data blocks, an "arikan" code with a third more tasks leaves one block unprotected.
+# With one of these numbers of data blocks and a third more tasks, an "arikan" code has a data block that no
+# parity block can replace. An additional task avoids this.
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
 
@@ -70,7 +71,10 @@ class CodeOptions(NamedTuple):
 
     @property
     def is_plain_linear(self) -> bool:
-        """Whether the code is for linear f and adds no noise. Other codes lose accuracy as k grows."""
+        """Whether the code is for linear f and adds no noise.
+
+        With other codes, decoding becomes less accurate as the number of blocks k grows.
+        """
         return self.degree == 1 and not isinstance(self.code, SecretSharing)
 
     @property
@@ -80,7 +84,7 @@ class CodeOptions(NamedTuple):
         return given_code.k if self.blocks is None and given_code is not None else self.blocks
 
     def check(self) -> CodeOptions:
-        """Validate the options and return them with counts as int. Raise CodeError if they are invalid."""
+        """Validate the options and return them, with counts converted to int. Raise CodeError if invalid."""
         blocks, tasks, code, degree = self
         degree = check_positive_int("degree", degree)
         if isinstance(code, LinearCode):
@@ -102,7 +106,10 @@ class CodeOptions(NamedTuple):
 def cut_blocks_and_choose_code(
     data: Any, options: CodeOptions, rtol: float | None = None
 ) -> tuple[DataBlocks, LinearCode]:
-    """Cut the data into blocks and choose a code for them."""
+    """Cut the data of a map into blocks, and choose a code with which to encode them.
+
+    `rtol` is the permitted relative error of decoding, or None for the default.
+    """
     data, options = load_array_like(data), options.check()
     if is_array_like(data):
         check_encodable_array(data)
@@ -118,7 +125,10 @@ def cut_blocks_and_choose_code(
 def choose_polar_code(
     n_rows: int, dtype: np.dtype[Any], n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
-    """Choose the number of blocks and the code for an array of `n_rows` rows."""
+    """Choose a polar code, and thereby the numbers of blocks and tasks, for an array of `n_rows` rows.
+
+    Options that are None or "auto" are chosen here.
+    """
     check_polar_code_or_name(code)
     options = CodeOptions(n_blocks, n_tasks, code).check()
     return cast(PolarCode, _make_code(choose_n_blocks(n_rows, options, [dtype]), [dtype], options))
@@ -195,7 +205,7 @@ def get_default_n_tasks(n_needed_results: int) -> int:
 
 
 def get_default_polar_n_tasks(k: int, kernel: str) -> int:
-    """Return the default number of tasks for k data blocks, with which any single result may be missing.
+    """Return the default number of tasks for k data blocks, so that any single result may be missing.
 
     >>> [get_default_polar_n_tasks(k, "arikan") for k in (24, 5)], get_default_polar_n_tasks(5, "rotation")
     ([32, 8], 7)
@@ -206,7 +216,10 @@ def get_default_polar_n_tasks(k: int, kernel: str) -> int:
 def _make_secret_sharing_code(
     k: int, dtypes: Sequence[np.dtype[Any]], n_tasks: int | None, code: SecretSharing
 ) -> LinearCode:
-    """Return a code that hides data from workers, over the reals for floats or mod 2^64 for integers."""
+    """Return a secret-sharing code, which hides the data from workers by adding random noise.
+
+    Floats are encoded over the real numbers, and integers modulo 2^64.
+    """
     n_colluders = int(code.n_colluders)
     is_integer = [is_integer_dtype(dtype) for dtype in dtypes]
     if not any(is_integer):
@@ -237,12 +250,12 @@ def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None,
 
 @lru_cache(maxsize=16)
 def _get_cached_polar_code(n: int, k: int, kernel: str, n_groups: int) -> PolarCode:
-    """Return a cached code, so that maps of the same size compute its coefficients only once."""
+    """Return a polar code from a cache, so that maps with equal codes compute the coefficients only once."""
     return PolarCode(n, k, kernel=kernel, groups=n_groups)
 
 
 def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol: float | None) -> None:
-    """Raise CodeError if decoding with this code would rarely meet `rtol`."""
+    """Raise CodeError if decoding with this code is too often less accurate than `rtol` permits."""
     inexact_dtypes = [dtype for dtype in data_blocks.dtypes if not is_integer_dtype(dtype)]
     amplification_limits = [
         (get_default_rtol(inexact_dtype) if rtol is None else rtol) / machine_epsilon(inexact_dtype)
@@ -295,7 +308,7 @@ def encode_blocks(
 def encode_on_cluster(
     partitioned_data: PartitionedData, options: CodeOptions, rtol: float | None
 ) -> CodedData:
-    """Encode data on the cluster that holds it, and return the coded blocks."""
+    """Encode data on the cluster that stores it, without loading it here, and return the coded blocks."""
     from polarmap.blocks.on_cluster import ClusterCodedBlocks, ClusterDataBlocks
 
     data_blocks, options = ClusterDataBlocks(partitioned_data), options.check()
@@ -317,9 +330,9 @@ def encode_sparse(
     parity_required_by: str = "",
     argument_name: str = "data",
 ) -> SparseCodedBlocks:
-    """Encode a sparse matrix, or return only data blocks if parity blocks would be too dense.
+    """Encode a sparse matrix, or return only its data blocks if parity blocks would be too dense.
 
-    Without parity blocks, late tasks are backed up instead.
+    Without parity blocks, a map starts backup tasks (second copies) of late tasks instead.
 
     Parameters
     ----------
@@ -360,9 +373,9 @@ def encode_sparse(
 def encode_for_reuse(
     data: Any, n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> CodedBlocks:
-    """Return coded blocks that several maps can share.
+    """Return coded blocks that several maps over the same data can share.
 
-    The first map computes the parity blocks, and later ones reuse them.
+    The first map computes the parity blocks, and later maps reuse them.
     """
     return CodedBlocks(
         *cut_blocks_and_choose_code(data, CodeOptions(n_blocks, n_tasks, code)), keep_parity=True
@@ -370,7 +383,7 @@ def encode_for_reuse(
 
 
 def check_not_secret_sharing(code: object) -> None:
-    """Raise CodeError for a secret-sharing code, which can hide the data in one map only."""
+    """Raise CodeError if `code` is a secret-sharing code, which must not be used for more than one map."""
     if isinstance(code, SecretSharing) or (isinstance(code, LinearCode) and code.adds_noise):
         raise CodeError(
             f"{code!r} masks data for a single map: use coded_map(lambda block: block @ x, A, code=...)"

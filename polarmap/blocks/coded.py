@@ -62,12 +62,12 @@ class CodedData(TaskBlocks):
         return f
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each array of block `task`, without encoding it."""
+        """Return the dtype and shape of each array in the input block of a task. The block is not encoded."""
         return self._data_and_parity_layouts[task >= self._n_data_blocks]
 
     @cached_property
     def _data_and_parity_layouts(self) -> tuple[Layout, Layout]:
-        """The layouts of a data block and of a parity block."""
+        """The dtype and shape of each array in a data block, and the same for a parity block."""
         data_layout = self.data_blocks.block_layout
         return data_layout, tuple(
             (self.code.parity_dtype(np.dtype(name)).str, shape) for name, shape in data_layout
@@ -95,14 +95,14 @@ class CodedBlocks(CodedData):
         self._parity: list[Array] | None = None
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Return the arrays of coded block `task`."""
+        """Return the arrays of coded block `task`, which is the input of the task with this index."""
         if task < self._n_data_blocks:
             return self.data_blocks.block_leaves(task)
         rows = (parity[task - self._n_data_blocks] for parity in self._get_parity())
         return [row.reshape(shape) for row, (_, shape) in zip(rows, self.data_blocks.block_layout)]
 
     def prepare_encoding(self) -> None:
-        """Compute the code's coefficients in advance."""
+        """Compute the coefficients of the parity blocks now, so that encoding is faster later."""
         self.code.precompute_encoding()
 
     def release_memory(self) -> None:
@@ -115,7 +115,10 @@ class CodedBlocks(CodedData):
                 self._parity = None
 
     def _get_parity(self) -> list[Array]:
-        """Return the parity blocks, as one array for each leaf of a block. The first call computes them."""
+        """Return all parity blocks, which the first call computes.
+
+        The list has one 2-D array for each array (leaf) in a block, with one flat row per parity block.
+        """
         with self._encode_lock:
             if self._parity is None:
                 started_at = time.perf_counter()
@@ -126,7 +129,7 @@ class CodedBlocks(CodedData):
             return self._parity
 
     def _encode_leaf(self, leaf_index: int) -> Array:
-        """Return the parity blocks of one array (leaf) as flat rows."""
+        """Encode one array (leaf) of the data blocks, and return one flat row for each parity block."""
         return self.code.encode_parity(self.data_blocks.stack_leaf_as_rows(leaf_index))
 
     def _describe_nonfinite_parity(self, parity: Sequence[Array]) -> str:
@@ -162,7 +165,7 @@ class SecretSharingBlocks(CodedBlocks):
 def draw_uniform_noise(
     block_size: int, n_blocks: int, dtype: np.dtype[np.signedinteger | np.unsignedinteger]
 ) -> list[Array]:
-    """Draw blocks of uniform 64-bit integers from the operating system's cryptographic generator."""
+    """Draw blocks of uniformly distributed 64-bit integers from the system's cryptographic generator."""
     return [np.frombuffer(os.urandom(8 * block_size), dtype) for _ in range(n_blocks)]
 
 
@@ -177,7 +180,7 @@ def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: floa
     real_dtype = to_real_dtype(rows[0].dtype)
     working_dtype = choose_accumulator_dtype(real_dtype)
     real_rows = [row.view(real_dtype) for row in rows]
-    with np.errstate(all="ignore"):  # NaN and inf are reported for the results.
+    with np.errstate(all="ignore"):  # NaN and inf in the data lead to a separate warning about the results.
         powers = [np.square(row, dtype=np.float64).mean() if row.size else 0.0 for row in real_rows]
         mean_square = np.mean(powers)
     scale = relative_deviation * (float(np.sqrt(mean_square)) if 0 < mean_square < np.inf else 1.0)
@@ -190,12 +193,12 @@ def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: floa
 
 
 def is_all_finite(array: Array) -> bool:
-    """Return whether an array contains neither NaN nor inf, without allocating a mask."""
+    """Return whether an array contains neither NaN nor inf, without allocating a boolean mask."""
     return not array.size or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> str:
-    """Return a warning that locates NaN or inf in the data, or says that sums of the data overflow."""
+    """Return a warning that says where the data contains NaN or inf, or that sums of the data overflow."""
     n_nonfinite, first_position = 0, ""
     for block_index in range(data_blocks.k):
         array = data_blocks.block_leaves(block_index)[leaf_index]

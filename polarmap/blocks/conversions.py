@@ -38,7 +38,10 @@ def is_dataframe(data: Any) -> bool:
 
 
 def describe_missing_table_labels(data: Any) -> str:
-    """Return a note for errors in functions that expect table labels, or "" if `data` has no labels."""
+    """Return a note for error messages of functions that expect the labels of a table.
+
+    The note is empty if `data` has no labels.
+    """
     if not is_dataframe(data) or not len(data.columns):
         return ""
     return (
@@ -94,7 +97,10 @@ def _column_to_array(column: Any, description: str, advice: str) -> Array:
 
 
 def _is_numeric_column(column: Any) -> bool:
-    """Return whether the name of the column's dtype is numeric, even if numpy converts it to objects."""
+    """Return whether the dtype name of a table column is numeric.
+
+    This can be true even if numpy converts the column to an array of objects.
+    """
     return str(column.dtype).lower().startswith(("int", "uint", "float", "double"))
 
 

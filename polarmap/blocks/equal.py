@@ -68,7 +68,7 @@ class DataBlocks:
 
     @property
     def argument_layout(self) -> Layout:
-        """The dtypes and shapes of what the mapped function receives: those of the arrays in a block."""
+        """The dtype and shape of each array that the mapped function receives as its argument."""
         return self.block_layout
 
     def block_leaves(self, block_index: int) -> list[Array]:
@@ -76,7 +76,7 @@ class DataBlocks:
         return list(self._leaves_by_block[block_index])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """Return the largest absolute value in an integer array over all blocks."""
+        """Return the largest absolute value of array (leaf) `leaf_index`, of integers, over all blocks."""
         maximum = 0
         for block_index in range(self.k):
             array = self.block_leaves(block_index)[leaf_index]
@@ -85,11 +85,11 @@ class DataBlocks:
         return maximum
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return a copy of the first `n_rows` rows of block 0, for a trial of the mapped function."""
+        """Return a copy of the first `n_rows` rows of block 0, for a trial call of the mapped function."""
         return [leaf[:n_rows].copy() for leaf in self.block_leaves(0)]
 
     def copy_padded_rows(self, leaves: Sequence[Array], n_rows: int, padded_length: int) -> list[Array]:
-        """Copy the first `n_rows` rows of each leaf and zero-pad the copy to `padded_length` rows."""
+        """Copy the first `n_rows` rows of each array (leaf), and zero-pad them to `padded_length` rows."""
         n_padding_rows = padded_length - n_rows
         return [
             np.concatenate([leaf[:n_rows], np.zeros((n_padding_rows, *leaf.shape[1:]), leaf.dtype)])
@@ -97,7 +97,10 @@ class DataBlocks:
         ]
 
     def stack_leaf_as_rows(self, leaf_index: int) -> Array | list[Array]:
-        """Return one array (leaf) of each block as k flat rows, in a 2-D array if no copy is needed."""
+        """Return one array (leaf) of each block as k flat rows.
+
+        The rows are a list, or a 2-D array if it can be created without a copy.
+        """
         rows = [np.ascontiguousarray(block[leaf_index]).reshape(-1) for block in self._leaves_by_block]
         return _as_single_array(rows) if rows[0].nbytes else rows
 
@@ -161,7 +164,7 @@ def cut_sequence_into_blocks(data: Any, n_blocks: int | None) -> DataBlocks:
 
 
 def _as_single_array(rows: list[Array]) -> Array | list[Array]:
-    """Return rows as a single 2-D view if they are adjacent in memory, otherwise unchanged."""
+    """Return rows as a single 2-D view if they are adjacent in memory, otherwise as the given list."""
     row_bytes = rows[0].nbytes
     start = rows[0].__array_interface__["data"][0]
     for index, row in enumerate(rows):
@@ -175,7 +178,7 @@ def _as_single_array(rows: list[Array]) -> Array | list[Array]:
 
 
 def describe_leaves(leaves: Sequence[Array]) -> str:
-    """Return the dtype and shape of each leaf as text for messages."""
+    """Return the dtype and shape of each array (leaf) of a block, as text for error messages."""
     return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
 
 

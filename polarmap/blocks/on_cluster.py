@@ -25,11 +25,11 @@ from polarmap.worker.pytree import Layout, count_layout_bytes
 from polarmap.worker.segments import Segment
 
 DEFAULT_N_STRIPES = 16  # the number of encoding calls, so that several workers encode in parallel
-MAX_STRIPE_BYTES = 256 << 20  # the maximum input of an encoding call: larger data takes more calls
+MAX_STRIPE_BYTES = 256 << 20  # the maximum input of an encoding call; larger data is split into more calls
 
 
 class BlockSummary(NamedTuple):
-    """Properties of a block on a cluster, sent to this process in place of the block.
+    """Properties of a block on a cluster, which are sent to this process instead of the block itself.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class BlockSummary(NamedTuple):
 class ClusterDataBlocks(DataBlocks):
     """The k data blocks of a map whose data is on a Dask or Ray cluster.
 
-    A block is fetched to this process only when it is needed here.
+    A block is copied to this process only when `block_leaves` is called.
     """
 
     def __init__(self, partitioned_data: PartitionedData) -> None:
@@ -123,7 +123,7 @@ class ClusterCodedBlocks(CodedData):
     """The n coded blocks of data on a Dask or Ray cluster. Parity blocks are computed when first needed.
 
     Encoding is split into several calls on the cluster. Each call receives the same slice (stripe) of all
-    data blocks, so that every number is sent only once.
+    data blocks, so that no part of the data is sent twice.
     """
 
     data_blocks: ClusterDataBlocks
@@ -149,7 +149,7 @@ class ClusterCodedBlocks(CodedData):
         return self.data_blocks.cluster.fetch_values([self.cluster_reference(task)])
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the location from which a persistent worker fetches block `task` on the cluster."""
+        """Return the name by which a persistent worker on the cluster fetches block `task`, as a segment."""
         is_data, layout = task < self._n_data_blocks, self.block_layout(task)
         self.cluster_reference(task)  # Ensure that the parity blocks exist.
         with self._lock:
@@ -208,7 +208,7 @@ def build_block_and_summary(rows_per_block: int | None, *chunks: Any) -> tuple[A
 
 
 def _chunk_to_array(chunk: Any) -> Array:
-    """Convert a chunk to an array. A dict of columns becomes a 2-D array."""
+    """Convert a chunk of the data to a numpy array. A dict of columns becomes a 2-D array."""
     if isinstance(chunk, dict):
         columns = list(chunk.values())
         return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
@@ -226,7 +226,7 @@ def encode_parity_stripe(code: LinearCode, *stripes: Array) -> Any:
 
 
 def join_stripes_into_block(shape: tuple[int, ...], *stripes: Array) -> Array:
-    """Join the slices of a block and restore its shape."""
+    """Concatenate the flat slices (stripes) of a block, and reshape the result to `shape`."""
     return np.concatenate(stripes).reshape(shape)
 
 

@@ -55,7 +55,7 @@ class CodedPairs(CodedData):
 
     @property
     def encode_seconds(self) -> float:  # type: ignore[override]
-        """The seconds spent on encoding both factors."""
+        """The time spent on encoding both factors so far, in seconds."""
         return self.left.encode_seconds + (self.right.encode_seconds if self._right_offset else 0.0)
 
     def block_layout(self, task: int) -> Layout:
@@ -69,12 +69,15 @@ class CodedPairs(CodedData):
         return self.left.block_segments(row) + self.right.block_segments(column)
 
     def block_components(self, task: int) -> tuple[int, int]:
-        """Return the numbers of the components of pair `task`: its block of A and its block of B."""
+        """Return the component numbers of the two blocks in pair `task`, first that of A and then that of B.
+
+        Components are the blocks of A, followed by the blocks of B if the factors differ.
+        """
         row, column = self.code.grid_coordinates[task].tolist()
         return row, self._right_offset + column
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the array of a component (a block of one factor), as a list of one array."""
+        """Return a component (a block of one of the factors) as a list of one array."""
         if component < self.left.n:
             return self.left.block_leaves(component)
         return self.right.block_leaves(component - self._right_offset)
@@ -91,7 +94,7 @@ class CodedPairs(CodedData):
 
 
 class _PairedDataBlocks(DataBlocks):
-    """The pairs of data blocks of a matrix product, in the form expected by a coded map."""
+    """The pairs of data blocks of both factors, as the input that a coded map over pairs expects."""
 
     def __init__(self, coded_pairs: CodedPairs, k: int) -> None:
         self._coded_pairs, self.k, self.structure = coded_pairs, k, PAIR_STRUCTURE
@@ -108,5 +111,5 @@ class _PairedDataBlocks(DataBlocks):
         return self._coded_pairs.block_layout(0)
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Return the two blocks of data pair `block_index`."""
+        """Return the block of A and the block of B in pair `block_index` of data blocks."""
         return self._coded_pairs.block_leaves(block_index)

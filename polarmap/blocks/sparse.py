@@ -1,7 +1,7 @@
 """Cut sparse matrices into blocks of rows in CSR format, and encode them with sparse parity blocks.
 
-A parity block is a sum of data blocks, so it may have many times as many nonzeros. If this would cost too
-much, `choose_code_or_backups` does without a code, and late tasks get backups instead.
+A parity block is a sum of data blocks, so it may have many times as many nonzeros as a data block. If this
+would cost too much, `choose_code_or_backups` uses no code, and late tasks are started a second time instead.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from polarmap.worker.task_functions import make_csr_task
 # The fixed cost of a task, expressed as the number of nonzeros that a matrix-vector product processes in that
 # time (measured by benchmarks/sparse.py).
 TASK_OVERHEAD_NONZEROS = 400_000
-MAX_SAMPLE_COLUMNS = 3  # the number of nonzero columns in made-up sample rows
+MAX_SAMPLE_COLUMNS = 3  # the maximum number of nonzero columns in the artificial rows for a trial call
 
-# Use a code only up to this cost, relative to a map whose parity blocks are as sparse as its data blocks.
+# The maximum cost of a coded map, relative to a map whose parity blocks are as sparse as its data blocks. If
+# the cost is higher, no code is used.
 MAX_RELATIVE_WORK = 1.6
 
 
@@ -82,7 +83,7 @@ class SparseDataBlocks(DataBlocks):
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """The dtype of the entries, in a list. The index arrays are not encoded."""
+        """The dtype of the matrix entries, as a list. The dtypes of the index arrays are not included."""
         return [self.matrix.dtype]
 
     @property
@@ -97,7 +98,10 @@ class SparseDataBlocks(DataBlocks):
         return [len(data) for data, _, _ in self._leaves_by_block]
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return `n_rows` made-up rows for a trial of the mapped function, since actual rows may be empty."""
+        """Return the CSR arrays of `n_rows` artificial rows, for a trial call of the mapped function.
+
+        The rows contain nonzeros, whereas actual rows may be empty.
+        """
         matrix, n_columns = self.matrix, min(MAX_SAMPLE_COLUMNS, self.matrix.shape[1])
         data = np.resize(np.arange(1, 8), n_rows * n_columns).astype(matrix.dtype)
         indices = np.tile(np.arange(n_columns, dtype=matrix.indices.dtype), n_rows)
@@ -214,7 +218,11 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
 
 
 def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> tuple[LinearCode, str]:
-    """Return the code to use and the reason: `code`, or `Uncoded` with backups if it costs too much."""
+    """Return the code to use for a sparse matrix, and the reason for the choice as text for the report.
+
+    If parity blocks of `code` would cost too much, the choice is `Uncoded`: no parity, but backup tasks for
+    late tasks.
+    """
     data_nonzeros = data_blocks.nonzeros_per_block
     parity_nonzeros = count_parity_nonzeros(data_blocks, code.encoding_matrix)
     relative_work = compute_relative_work(data_nonzeros, parity_nonzeros)
@@ -231,19 +239,22 @@ def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> t
 
 
 def _slice_csr_rows(matrix: Any, start: int, stop: int) -> list[Array]:
-    """Return the CSR arrays of rows `start` to `stop` (exclusive). Data and indices are views."""
+    """Return the CSR arrays (data, indices, indptr) of rows `start` to `stop` (exclusive).
+
+    The first two are views, not copies.
+    """
     indptr = matrix.indptr[start : stop + 1]
     entries = slice(int(indptr[0]), int(indptr[-1]))
     return [matrix.data[entries], matrix.indices[entries], indptr - indptr[0]]
 
 
 def _replace_csr_values(matrix: Any, new_values: Array) -> Any:
-    """Return a matrix with the sparsity pattern of `matrix` and new values."""
+    """Return a CSR matrix with the sparsity pattern of `matrix`, but with other values."""
     return type(matrix)((new_values, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def _convert_to_uint64(integers: Array) -> Array:
-    """Convert integers to uint64, modulo 2^64, so that overflow is well defined."""
+    """Convert integers to uint64 modulo 2^64, so that sums wrap around on overflow."""
     return integers.astype(np.uint64 if integers.dtype.kind == "u" else np.int64).view(np.uint64)
 
 
@@ -269,7 +280,7 @@ def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
 
 
 def _describe_nonfinite_location(data_blocks: SparseDataBlocks) -> str:
-    """Return a warning that locates NaN or inf in the matrix, or says that sums of rows overflow."""
+    """Return a warning that says where the matrix contains NaN or inf, or that sums of rows overflow."""
     matrix = data_blocks.matrix
     positions = np.flatnonzero(~np.isfinite(matrix.data))
     row = int(np.searchsorted(matrix.indptr, positions[0], side="right")) - 1 if len(positions) else None

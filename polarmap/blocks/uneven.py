@@ -199,7 +199,7 @@ class UncodedBlocks(TaskBlocks):
         self._parts, self.structure, self.n = parts, structure, len(parts)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the arrays (leaves) of part number `component`."""
+        """Return the arrays (leaves) of part number `component` of the data."""
         return self._parts[component]
 
 
@@ -236,11 +236,14 @@ class GradientCodedBlocks(CodedData):
         super().__init__(code, data_blocks)
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtypes and shapes of a task's coefficients and of all arrays in its parts."""
+        """Return the dtype and shape of a task's coefficients, and of each array in its parts."""
         return get_layout(self.block_leaves(task))
 
     def block_components(self, task: int) -> Sequence[int]:
-        """Return the component numbers of a task: n_parts + task for its coefficients, then its parts."""
+        """Return the numbers of the components that a task receives: its coefficients, then its parts.
+
+        Parts have the numbers 0 to n_parts - 1, and the coefficients of task i have the number n_parts + i.
+        """
         group_indices = np.flatnonzero(self.code.generator_matrix[task])
         parts = (group_indices[:, None] * self._parts_per_group + np.arange(self._parts_per_group)).ravel()
         return (self.n_parts + task, *parts.tolist())

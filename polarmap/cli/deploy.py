@@ -1,7 +1,8 @@
 """`polarmap deploy` and `polarmap undeploy`: build and remove the worker runtime of a backend.
 
-By default, Lithops installs the newest numpy on its workers, which may be unable to load arrays in an f that
-an older numpy has pickled. Therefore the runtime gets the versions of packages that are installed here.
+By default, Lithops installs the newest numpy on its workers, which may be unable to unpickle arrays that an
+older numpy has pickled here. The runtime is therefore built with the package versions that are installed on
+this machine.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from polarmap.optional import compare_installed_version, format_pip_install_comm
 # AWS Lambda runs Python versions before 3.12 on Amazon Linux 2, whose libc is too old for the wheels of numpy
 # 2.3 and later.
 MIN_LAMBDA_PYTHON_WITH_NEW_LIBC, MIN_NUMPY_NEEDING_NEW_LIBC = (3, 12), (2, 3)
-LOCAL_BACKEND = "localhost"  # the backend name in templates that run workers on this machine
+LOCAL_BACKEND = "localhost"  # the Lithops backend that runs workers on this machine
 
 name_argument = click.argument("name")
 config_argument = click.argument("config", type=EXISTING_FILE, required=False)
@@ -94,7 +95,7 @@ def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
 
 
 def _check_local_interpreter(backend: str) -> None:
-    """Raise ExecutorError if a package that workers need is missing or unsuitable here."""
+    """Raise ExecutorError if a package that workers need is missing here, or has an unsuitable version."""
     checked_requirements = {
         requirement: compare_installed_version(requirement) for requirement in read_requirements(backend)
     }
@@ -302,10 +303,10 @@ def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_fol
 
 
 def _disable_lambda_retries(lambda_backend: Any, runtime_name: str, memory_mb: int) -> None:
-    """Keep AWS Lambda from retrying failed calls.
+    """Configure AWS Lambda not to retry failed calls of the worker function.
 
-    By default, Lambda retries failed asynchronous calls twice, after minutes. Such retries are useless here,
-    because the results of parity tasks make up for failed tasks.
+    By default, Lambda retries failed asynchronous calls twice, after minutes. These retries come too late to
+    be useful, because the results of parity tasks replace the results of failed tasks.
     """
     function_name = lambda_backend._format_function_name(runtime_name, memory_mb)
     lambda_backend.lambda_client.put_function_event_invoke_config(

@@ -41,10 +41,10 @@ N_BLOCKS, N_TASKS = 4, 6
 SAMPLE_MATRIX = np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3)
 SAMPLE_VECTOR = np.array([1, -2, 3])
 N_LATER_MAPS = 10
-# The first map and later maps are reported as slow above these numbers of seconds. On an idle core, they take
-# a fraction of that.
+# Maximum seconds for the first map and for later maps. Slower maps are reported with advice. On an idle core,
+# maps take a fraction of this time.
 SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = 3.0, 0.03
-MIN_FREE_BYTES = 1 << 30  # With less free temporary space, large blocks may not fit.
+MIN_FREE_BYTES = 1 << 30  # The user gets a note if the temporary folder has less free space than this.
 OPTIONAL_PACKAGES = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),
     "scipy": ("linalg", "no operators and estimators"),
@@ -148,8 +148,8 @@ def _check_installation() -> Iterator[CheckResult]:
 def _check_this_machine() -> Iterator[CheckResult]:
     """Check this machine, where maps run by default, and its free space for data blocks.
 
-    Yields a note for each Lithops configuration file found, because it has no effect on maps without
-    `executor=`.
+    Also yield a note for each Lithops configuration file found, because these files have no effect on maps
+    without `executor=`.
     """
     yield CheckResult("configuration", "ok", "none given: workers on this machine")
     for config_path in _find_lithops_configs():

@@ -295,10 +295,10 @@ def simulate_command(
 
 
 def _count_workers_of_scheme(scheme: str, n: int, k: int) -> int:
-    """Return how many workers a scheme starts at the beginning of a job.
+    """Return how many workers a scheme, such as "replication", starts at the beginning of a job.
 
-    `n` is the number of workers of a code with k data blocks. Replication runs each block on n // k workers,
-    but at least 2.
+    `n` is the number of workers of a code with k data blocks. Replication runs each data block on n // k
+    workers, but at least on 2.
     """
     if scheme == "replication":
         return max(2, n // k) * k

@@ -30,7 +30,7 @@ class LithopsConfigType(click.Path):
 
 
 class CommandResult(NamedTuple):
-    """The result of a command, in a form for programs and a form for people.
+    """The result of a command, as data for programs and as text for people.
 
     Attributes
     ----------

@@ -27,9 +27,9 @@ HOW_TO_BECOME_VISIBLE = (
     'A program is visible while it uses progress="live", Pool(dashboard=True) or polarmap.dashboard(), or if '
     "it is started with POLARMAP_LIVE=1."
 )
-MAX_PRINTED_LINES = 60  # The maximum length of the text for a program that is printed once.
-KEY_INTERVAL = 0.2  # seconds between two checks whether the watched program has exited
-LISTING_INTERVAL = 2.0  # seconds between two searches for new programs
+MAX_PRINTED_LINES = 60  # maximum number of lines that `polarmap top --once` prints for a program
+KEY_INTERVAL = 0.2  # maximum seconds to wait for a key press before checking whether the program has exited
+LISTING_INTERVAL = 2.0  # seconds between searches for programs that have started
 
 
 @result_command("top")
@@ -74,8 +74,8 @@ def _find_programs(pid: int | None) -> list[VisibleProgram]:
 
 
 def _has_terminal() -> bool:
-    """Return whether input and output of this process are a terminal."""
-    # sys.stdout is redirected while a command runs.
+    """Return whether standard input, output and error of this process are connected to a terminal."""
+    # Check the file descriptors, because sys.stdout is redirected while a command runs.
     try:
         return all(os.isatty(descriptor) for descriptor in (0, 1, 2))
     except OSError:
@@ -101,7 +101,7 @@ def _read_snapshot(program: VisibleProgram) -> ProgramSnapshot | None:
 
 
 def _export_snapshots(programs: Sequence[VisibleProgram], is_list: bool) -> CommandResult:
-    """Return the snapshots for --json: a list for all programs, or the snapshot of one."""
+    """Return the states of programs as data for --json: a list if `is_list` is true, or else a single one."""
     snapshots = [snapshot for program in programs if (snapshot := _read_snapshot(program)) is not None]
     data = [dataclasses.asdict(snapshot) for snapshot in snapshots]
     if is_list:
@@ -135,14 +135,21 @@ def _format_program_state(program: VisibleProgram) -> str:
 
 
 class ProgramWatcher:
-    """Reads snapshots of a program, and notices when the program has exited.
+    """A connection to a running program, from which the terminal view reads snapshots of the program's maps.
 
     Only the thread of the view uses the connection.
 
     Parameters
     ----------
     program : VisibleProgram
-        The program. Raises ExecutorError if it has exited.
+        The program to connect to. ExecutorError is raised if it has exited.
+
+    Attributes
+    ----------
+    has_ended : threading.Event
+        Set once the program has exited or does not respond.
+    end_reason : str
+        Why `has_ended` was set; empty until then.
     """
 
     def __init__(self, program: VisibleProgram) -> None:
@@ -157,7 +164,7 @@ class ProgramWatcher:
         self.end_reason = ""
 
     def take_snapshot(self, is_final: bool = False) -> ProgramSnapshot:
-        """Return the current snapshot, or the last one if the program has exited or `is_final` is set."""
+        """Return a new snapshot, or the latest one if the program has exited or `is_final` is true."""
         if is_final or self.has_ended.is_set():
             return self._snapshot
         try:
@@ -181,7 +188,7 @@ class ProgramWatcher:
 
 
 def _watch_program(program: VisibleProgram) -> str:
-    """Show a program until it exits or the user quits. Return the reason if the program ended, else ""."""
+    """Show a program until it exits or the user quits. Return why it ended, or "" if the user has quit."""
     from polarmap.live.terminal import TerminalView
 
     with contextlib.closing(ProgramWatcher(program)) as watcher:
@@ -202,7 +209,7 @@ def _wait_for_quit(has_ended: threading.Event) -> None:
 
 @contextlib.contextmanager
 def _open_keyboard() -> Iterator[Callable[[], str]]:
-    """Yield a function that waits for a key for at most `KEY_INTERVAL` seconds and returns it, or ""."""
+    """Yield a function that waits up to KEY_INTERVAL seconds for a key press, and returns the key or ""."""
     try:
         import termios
         import tty
@@ -238,7 +245,7 @@ def _read_key(descriptor: int) -> str:
 
 
 class ProgramConnections:
-    """Connections to all visible programs, including programs that start later."""
+    """Connections to all visible programs of this user, including programs that start later."""
 
     def __init__(self) -> None:
         self._connections: dict[int, ProgramConnection] = {}
@@ -253,7 +260,7 @@ class ProgramConnections:
         for pid, connection in list(self._connections.items()):
             try:
                 snapshot = connection.read_snapshot()
-            except TimeoutError:  # The program is stopped. It is listed again when it answers.
+            except TimeoutError:  # The program may be suspended. Connect to it again once it responds.
                 snapshot = None
             if snapshot is None:
                 self._connections.pop(pid).close()

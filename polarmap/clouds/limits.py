@@ -15,7 +15,7 @@ GB = 2**30
 # The memory, in bytes, that a worker needs before it loads any data. Lithops, NumPy and the cloud's client
 # library take about 75 MB, and the rest of the runtime up to another 75 MB.
 RUNTIME_BYTES = 150 * MB
-# While a worker unpacks a block, it holds two copies of it: the fetched bytes and the arrays.
+# A worker holds two copies of a block in memory while it loads the block: the fetched bytes and the arrays.
 BLOCK_COPIES = 2
 
 
@@ -50,8 +50,8 @@ class BackendLimits:
     source: str
 
 
-# The limits of each backend, by name. The files from which a backend's worker image is built are in the
-# subfolder of that name in backends/.
+# The limits of each backend, by its name in Lithops. The files for building the backend's worker image are in
+# the subfolder of backends/ with the same name.
 BACKENDS = {
     one.name: one
     for one in (
@@ -214,7 +214,7 @@ def _parse_instance_type(backend_section: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class MapSize:
-    """The size of a map: its number of tasks and the size of their blocks.
+    """The size of a map: the number of its tasks, and the size of their blocks.
 
     Attributes
     ----------

@@ -14,9 +14,9 @@ from polarmap.worker.processes import LIVENESS_INTERVAL
 # result. Reads: the function, the input, the block, the end marker and the result. In addition, a worker
 # sends a read request every LIVENESS_INTERVAL seconds to check whether its map is still running.
 WRITES_PER_TASK, READS_PER_TASK = 4, 5
-# The billed seconds of a call beyond the run time of the user's function, in which Lithops fetches the
-# function and its data and reports the result. On an emulated AWS Lambda with eight workers on two
-# processors, this takes 1 to 2 s. Expect about 1 s if each worker has its own CPU.
+# The billed seconds of a call in addition to the run time of the user's function. In this time, Lithops
+# fetches the function and its data, and reports the result. This takes 1 to 2 s on an emulated AWS Lambda
+# with eight workers on two processors. Expect about 1 s if each worker has its own CPU.
 CALL_OVERHEAD_SECONDS = 1.0
 MARKERS_PER_TASK = 2  # the start and end markers that Lithops writes and the driver lists
 KEYS_PER_LISTING = 1000  # the maximum number of objects that one listing request returns
@@ -85,8 +85,8 @@ PRICE_LISTS = {
             "FARGATE",
         ),
         PriceList(
-            # EC2 charges for whole machines. Charge each task for its share of the memory: the price per GB
-            # is the same for all t3 machines from t3.medium up.
+            # EC2 charges for whole machines. Each task is assigned the price of its share of the memory, as
+            # the price per GB is the same for all t3 machines from t3.medium up.
             "aws_ec2", "us-east-1, t3, on demand", 0.0832 / 8 / 3600, 0.0, 0.0, 1.0, 0.0, "2026-11-29",
             "https://aws.amazon.com/ec2/pricing/on-demand/ as quoted by https://go-cloud.io/?p=10607", "t3.",
         ),
@@ -233,7 +233,7 @@ def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
 
 
 def count_listing_requests(n_tasks: int) -> int:
-    """Return the number of listing requests that it takes to find out which of `n_tasks` tasks have ended.
+    """Return how many listing requests it takes to find out which of `n_tasks` tasks have ended.
 
     For each task, Lithops writes one object at the start and one at the end.
 

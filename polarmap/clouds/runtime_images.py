@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RuntimeImage:
-    """Describes how a backend's worker image is built and removed.
+    """A description of how the image that a backend's workers run is built and removed.
 
     Attributes
     ----------
@@ -18,12 +18,13 @@ class RuntimeImage:
     lithops_default_name
         The Lithops setting that lists the packages of the default runtime; empty if the backend has none.
     lithops_archive, entrypoint
-        For container images: the archive of the Lithops code, and the command that starts a worker.
+        For container images: the name of the archive that contains Lithops, and the command that starts a
+        worker. Empty for other images.
     clean_all
         The argument `all` of the Lithops method `clean`, which deletes the backend's resources after the
         image is removed. If None, `clean` is not called.
     is_virtual_machine
-        True if workers are virtual machines, which install the packages listed in their configuration.
+        Whether workers are virtual machines, which install the packages listed in the configuration.
     """
 
     polarmap_extra: str = ""

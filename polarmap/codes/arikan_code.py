@@ -1,8 +1,8 @@
 """The Arikan kernel [[1, 1], [0, 1]], whose parity matrix P consists of small integers (arXiv 1901.06811).
 
-`PolarCode` uses this kernel for integer data, because it decodes integers exactly. For the optimal decoder,
-the inputs of lowest weight are frozen by default. For the sequential decoder, which only this kernel has, the
-frozen set is chosen by channel polarization.
+`PolarCode` uses this kernel for integer data, because it decodes integers exactly. n - k inputs of the
+butterfly are frozen (set to zero). By default, these are the inputs of lowest weight, as in a Reed-Muller
+code. For the sequential decoder, which only this kernel has, they are chosen by channel polarization.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ ADDITION_COST, PROGRAM_COST = 0.7, 4000
 # blocks by the number of data blocks that they combine. Larger codes are decoded by successive cancellation,
 # which is faster for frozen sets chosen by channel polarization.
 MAX_LOW_WEIGHT_N = 4096
-# For codes with up to this many coded blocks, the frozen set of channel polarization is preferred if it
-# survives the loss of more pairs of blocks. This is the case for a few codes with up to 27 blocks.
+# Codes with up to this many coded blocks use the frozen set of channel polarization instead of that of lowest
+# weight if it survives the loss of more pairs of blocks. This is the case for a few codes with up to 27
+# blocks.
 MAX_COMPARED_N = 64
 
 
@@ -65,7 +66,8 @@ class ArikanCode(PolarCode):
     """A polar code with the Arikan kernel [[1, 1], [0, 1]], which decodes integers exactly.
 
     The coded blocks are x = B v, where the inputs v are zero on the frozen set. B consists of one or more
-    butterflies, each of 2^levels positions. The code has the same parameters as `PolarCode`.
+    butterflies, which add pairs of blocks in `levels` stages, as in a fast Fourier transform. The parameters
+    are the same as for `PolarCode`.
     """
 
     kernel = option_name = "arikan"
@@ -75,12 +77,15 @@ class ArikanCode(PolarCode):
 
     @property
     def transform_shape(self) -> tuple[int, int]:
-        """The size of each butterfly (2^levels) and the number of butterflies."""
+        """The size (2^levels rows) and the number of the butterflies that the encoder consists of."""
         return compute_transform_shape(self.n, self.levels)
 
     @property
     def mother_code_length(self) -> int:
-        """The total length N of all butterflies. The first N - n positions are punctured (not sent)."""
+        """The mother code length N, which is the number of rows of all butterflies.
+
+        The first N - n codeword positions are punctured, that is, not sent to workers.
+        """
         size, n_transforms = self.transform_shape
         return size * n_transforms
 
@@ -98,13 +103,13 @@ class ArikanCode(PolarCode):
 
     @property
     def _has_low_weight_design(self) -> bool:
-        """True if the default frozen set for the optimal decoder is used, which freezes low-weight inputs."""
+        """True if the inputs of lowest weight are frozen, which is the default for the optimal decoder."""
         is_default = self.erasure_option is None and self.decoder == "optimal"
         return is_default and self.n <= MAX_LOW_WEIGHT_N
 
     @property
     def zero_input_mask(self) -> Mask:
-        """A mask of the butterfly inputs that are zero: the frozen inputs and the punctured ones."""
+        """A mask of the butterfly inputs that are zero, because they are frozen or punctured."""
         mask = np.zeros(self.transform_shape, bool)
         mask.flat[self.frozen_set] = True
         mask.flat[: self.mother_code_length - self.n] = True
@@ -114,8 +119,8 @@ class ArikanCode(PolarCode):
     def codeword_positions(self) -> Indices:
         """The codeword position (output of the butterflies) of each coded block, data blocks first.
 
-        Parity blocks that combine more data blocks come earlier. Data blocks usually arrive first, and a few
-        such parity blocks then suffice to decode the missing results.
+        By default, parity blocks that combine more data blocks come first. If only a few data blocks are
+        missing, the first few parity blocks then usually suffice to decode them.
         """
         parity_mask = np.zeros(self.mother_code_length, bool)
         parity_mask[self.frozen_set] = True
@@ -130,7 +135,7 @@ class ArikanCode(PolarCode):
     def _count_data_blocks_gf2(self, data_positions: Indices, parity_positions: Indices) -> Indices:
         """Return how many data blocks each parity block combines with an odd coefficient.
 
-        To find these coefficients, the encoder is applied modulo 2 to all unit vectors, packed as bits.
+        The coefficients modulo 2 are found by encoding all k unit vectors at once, packed as bits.
         """
         bits = np.packbits(np.eye(self.k, 64 * -(-self.k // 64), dtype=bool), axis=1)
         table = np.zeros((self.mother_code_length, bits.shape[1]), np.uint8)
@@ -146,7 +151,7 @@ class ArikanCode(PolarCode):
         """The parity matrix P of small integers, shape (n - k, k): parity blocks = P @ data blocks."""
         if self.n - self.k < self.k:
             parity_rows = self.left_multiply_encoding_matrix(np.eye(self.n - self.k))
-            # The float64 sums have few terms, so they are exact integers.
+            # The conversion is exact, because float64 sums of few integers are exact integers.
             return parity_rows.astype(np.int64, order="C")
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
@@ -214,8 +219,8 @@ class ArikanCode(PolarCode):
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
         """Return a function that records an arrival and returns whether all blocks can now be decoded.
 
-        Return None for floats with the optimal decoder and for small codes: their decodability is determined
-        by computing a rank.
+        Return None for floats with the optimal decoder and for small codes, for which decodability is
+        determined by computing a matrix rank.
         """
         if self.decoder == "sequential":
             from polarmap.codes.successive_cancellation import CancellationTracker
@@ -237,7 +242,7 @@ class ArikanCode(PolarCode):
             self._encoding_program.compute_output_rows(blocks, out)
 
     def _encode_by_transform(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        """Compute the parity of `blocks` by butterflies and write it to `out`.
+        """Compute the parity blocks of data blocks by butterflies and write them to `out`.
 
         This is the systematic encoder of Arikan (2011): apply the inverse butterflies, set the frozen inputs
         to zero, and apply the butterflies. The sums are computed in the accumulator dtype of `out`.
@@ -262,7 +267,7 @@ class ArikanCode(PolarCode):
     def _encoding_program(self) -> RowOperationProgram:
         """The program of row additions that computes the parity blocks.
 
-        The program is cached, because building it takes a third of the time needed to encode narrow blocks.
+        The program is cached, because building it takes a third of the time of encoding narrow blocks.
         """
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         return RowOperationProgram(
@@ -323,8 +328,8 @@ class ArikanCode(PolarCode):
 class ModularArikanDecoder(ModularSystematicDecoder):
     """Decodes integers modulo 2^64 for small codes with the Arikan kernel.
 
-    The decoding weights and parity checks are computed from the parity matrix P. For wide blocks, the row
-    additions of inactivation decoding are used if they are faster than a product with the weights.
+    The decoding weights and parity checks are computed from the parity matrix P. Missing blocks are computed
+    by a product with the weights, or by the row additions of inactivation decoding if these are faster.
     """
 
     code: ArikanCode
@@ -337,7 +342,7 @@ class ModularArikanDecoder(ModularSystematicDecoder):
         return CancellationSolver(positions, zero_input_mask, self.arrived_indices, self.missing_indices)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing data blocks by weights or row additions, and write them to `out`."""
+        """Decode the missing data blocks by weights or row additions, and write them to `out`."""
         n_products = len(self.missing_indices) * len(self.arrived_indices)
         n_additions = ADDITION_COST * self.code.n * self.code.levels
         if out.shape[1] * (n_products - n_additions) < PROGRAM_COST * self.code.n:
@@ -349,8 +354,8 @@ class ModularArikanDecoder(ModularSystematicDecoder):
 def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:
     """Return the row additions that compute the parity blocks of the Arikan kernel.
 
-    The encoder applies the inverse butterflies, sets the frozen inputs to zero, and applies the butterflies.
-    Additions of zero rows are skipped.
+    The encoder applies the inverse butterflies, sets the frozen inputs to zero, and applies the butterflies
+    (Arikan 2011). Additions of zero rows are skipped.
 
     Parameters
     ----------

@@ -20,8 +20,8 @@ from polarmap.dtypes import Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import is_real_number
 
-# Compute the rank at most this many times while the n results arrive, because this is slow for thousands of
-# blocks. As a consequence, decodability is detected up to n / MAX_RANK_CHECKS arrivals late.
+# Compute a matrix rank at most this many times while the n results arrive, because this is slow for thousands
+# of blocks. As a consequence, up to n / MAX_RANK_CHECKS more results than necessary may be awaited.
 MAX_RANK_CHECKS = 1000
 
 
@@ -154,14 +154,14 @@ class ArrivalTracker:
 
     @property
     def amplification(self) -> float:
-        """The largest factor by which decoding multiplies errors.
+        """The largest factor by which decoding multiplies errors in the results.
 
-        The factor is 0 if decoding is exact, and inf while the state is UNDECODABLE.
+        The factor is 0 if decoding is exact, and inf while the missing results cannot be decoded.
         """
         return np.inf if self.state is DecodingState.UNDECODABLE else self.decoder.amplification
 
     def _check_decodability(self) -> bool:
-        """Return whether enough results have arrived to decode the rest, ignoring accuracy."""
+        """Return whether the arrived results determine the missing ones, regardless of the accuracy."""
         if self._n_missing_targets == 0:
             return True
         if self.n_arrived < self._next_rank_check:

@@ -1,7 +1,8 @@
 """Base classes of all codes and of all erasure decoders.
 
-A code turns k data blocks into n coded blocks, such that some of the n results can be missing. It is defined
-by matrices. If u stands for the unknown blocks, then
+A code turns k data blocks into n coded blocks. Workers evaluate a function f of each coded block. The results
+that the caller wants, usually f of the data blocks, can be decoded even if some of the n results are missing.
+A code is defined by matrices. If u stands for the unknown blocks, which the decoder solves for, then
 
     results = G u,    targets = T u                        (`CodeMatrices`)
     weights @ G[arrived] = T[missing]                      decodes the missing targets
@@ -23,15 +24,15 @@ import numpy as np
 
 from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
 
-ReceivedBlocks = Mapping[int, Array]  # Maps the index of a coded block to its flat result.
+ReceivedBlocks = Mapping[int, Array]  # Maps the index of a coded block to its result, a 1-D array.
 
-# Coefficients of smaller magnitude are treated as zero.
+# Coefficients of smaller magnitude are treated as zero, because they may be due to rounding.
 COEFFICIENT_TOL = 1e-12
 # Evaluate at most this many parity checks to verify results. More would take time without detecting more
 # errors.
 MAX_CHECKS = 8
-# Evaluate at most this many parity checks modulo 2^64. More are needed here, because an even coefficient can
-# hide an error: 2 * 2^63 is zero. One result in 2^16 has even coefficients in all 16 checks.
+# Evaluate at most this many parity checks modulo 2^64. More are needed than for real numbers, because an even
+# coefficient can hide an error: 2 * 2^63 is zero. One result in 2^16 has even coefficients in all 16 checks.
 MAX_MODULAR_CHECKS = 16
 
 
@@ -58,25 +59,27 @@ class CodeMatrices(ABC):
     @property
     @abstractmethod
     def encoding_matrix(self) -> Array:
-        """The encoding matrix E, which computes all coded blocks except those that equal a data block.
+        """The encoding matrix E, with which the encoder computes coded blocks = E @ input blocks.
 
-        Its shape is (n - len(systematic_indices), input blocks).
+        Its shape is (n - len(systematic_indices), input blocks). Coded blocks that are unchanged data blocks
+        (`systematic_indices`) are not computed and have no row.
         """
 
     @property
     def generator_matrix(self) -> Array:
-        """The generator matrix G, which maps the unknown blocks to the n results.
+        """The generator matrix G, which maps the unknown blocks u to the n results: results = G u.
 
-        Its shape is (n, unknowns). By default, G is E. This holds if f, the function that the workers
-        evaluate, commutes with linear combinations.
+        Its shape is (n, unknowns). By default, G is the encoding matrix. This is correct if the function that
+        the workers evaluate is linear, because encoding its values then gives the results.
         """
         return self.encoding_matrix
 
     @property
     def target_matrix(self) -> Array:
-        """The target matrix T, which maps the unknown blocks to the targets (the results to return).
+        """The target matrix T, which maps the unknown blocks u to the results that the caller wants: T u.
 
-        Its shape is (n_targets, unknowns). By default, T is [I, 0]: the targets are the first unknowns.
+        These results are called targets. The shape of T is (n_targets, unknowns). By default, T is [I, 0], so
+        the targets are the first unknowns.
         """
         return np.eye(self.n_targets, self.encoding_matrix.shape[1], dtype=self.encoding_matrix.dtype)
 
@@ -140,10 +143,11 @@ class WeightMasks(NamedTuple):
     used_arrivals_mask : boolean array (arrived,)
         True for each arrived result that at least one missing result is decoded from.
     recombined_results_mask : boolean array (missing,)
-        True for each missing result that is decoded from two or more arrived results.
+        True for each missing result that is a combination of two or more arrived results.
     invertible_weight_blocks : tuple of MatrixBlock
-        The blocks of a boolean matrix (missing, arrived). An entry is True for each weight that never
-        multiplies an error to zero: every nonzero real weight, and every odd weight modulo 2^64.
+        The blocks of a boolean matrix (missing, arrived). An entry is True if the decoding weight is
+        invertible, so that its product with an error is never zero. This holds for every nonzero real weight,
+        and for every odd weight modulo 2^64.
     """
 
     used_arrivals_mask: Mask
@@ -151,14 +155,21 @@ class WeightMasks(NamedTuple):
     invertible_weight_blocks: tuple[MatrixBlock, ...]
 
     def count_invertible_weights(self, arrived_mask: Mask) -> Indices:
-        """Return how many results selected by `arrived_mask` each missing result depends on, (missing,)."""
+        """Count, for each missing result, the invertible weights of the results in `arrived_mask`.
+
+        An error in such an arrived result always changes the missing result. The counts have shape
+        (missing,).
+        """
         counts = np.zeros(len(self.recombined_results_mask), np.intp)
         for rows, columns, entries in self.invertible_weight_blocks:
             counts[rows] = entries[:, arrived_mask[columns]].sum(axis=1)
         return counts
 
     def compute_influential_arrivals(self, missing_mask: Mask) -> Mask:
-        """Return a mask of the arrived results whose errors change a result selected by `missing_mask`."""
+        """Return a mask of the arrived results whose errors always change a result in `missing_mask`.
+
+        Both masks are boolean, of shape (arrived,) and (missing,).
+        """
         detectable_mask = np.zeros(len(self.used_arrivals_mask), bool)
         for rows, columns, entries in self.invertible_weight_blocks:
             detectable_mask[columns] = entries[missing_mask[rows]].any(axis=0)
@@ -175,7 +186,7 @@ def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
 
 
 def compute_invertible_mask(coefficients: Floats | UInt64Array) -> Mask:
-    """Return a mask of the coefficients that have an inverse: nonzero real numbers, or odd integers mod 2^64.
+    """Return a mask of the invertible coefficients: nonzero real numbers, or odd integers modulo 2^64.
 
     The product of an invertible coefficient and an error is never zero. A parity check therefore detects
     every error in a block whose coefficient is invertible.
@@ -244,7 +255,10 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def n_redundant_checks(self) -> int:
-        """The number of parity checks available to verify the results; negative if too few have arrived."""
+        """The number of redundant parity checks, which decoding does not need and which can verify results.
+
+        It is negative if too few results have arrived to decode.
+        """
 
     @property
     def weights(self) -> Floats | UInt64Array:
@@ -268,12 +282,12 @@ class ErasureDecoder(ABC):
 
     @property
     def check_blocks(self) -> tuple[MatrixBlock, ...]:
-        """The nonzero blocks of the block-diagonal `check_matrix`; by default, the whole matrix."""
+        """The nonzero blocks of `check_matrix`, if it is block-diagonal. By default, the whole matrix."""
         return (as_single_block(self.check_matrix),)
 
     @cached_property
     def checked_arrivals_mask(self) -> Mask:
-        """A mask (arrived,) of the results whose errors the redundant parity checks always detect."""
+        """A mask (arrived,) of the arrived results in which parity checks detect every possible error."""
         checked_mask = np.zeros(len(self.arrived_indices), bool)
         for _, columns, checks in self.check_blocks:
             checked_mask[columns] = compute_invertible_mask(checks).any(axis=0)
@@ -282,10 +296,10 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:
-        """The sensitivity of each missing result (row) to an error of 1 in each arrived result (column)."""
+        """The absolute change of each missing result (row) per unit error in each arrived result (column)."""
 
     def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
-        """Return the sensitivity of one missing result to each arrived result, shape (arrived,).
+        """Return how much an error of 1 in each arrived result changes one missing result, shape (arrived,).
 
         This is the row `missing_position` of `weight_magnitudes`.
         """
@@ -303,7 +317,7 @@ class ErasureDecoder(ABC):
 
     @cached_property
     def weight_masks(self) -> WeightMasks:
-        """Masks of the arrived results that each missing result is decoded from."""
+        """Boolean masks that tell from which arrived results the missing results are decoded."""
         if not len(self.missing_indices):
             return compute_weight_masks(np.empty((0, len(self.arrived_indices))))
         return self._compute_weight_masks()
@@ -327,7 +341,7 @@ class ErasureDecoder(ABC):
 
     @abstractmethod
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing results from the arrived results.
+        """Decode the missing results from the arrived results.
 
         Parameters
         ----------
@@ -343,17 +357,18 @@ class ErasureDecoder(ABC):
         """
 
     def get_weight_masks(self, dtype: DType) -> WeightMasks:
-        """Return masks of the arrived results that are used to decode results of `dtype`."""
+        """Return masks that tell which arrived results are used to decode missing results of `dtype`."""
         return self.over(dtype).weight_masks
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return the blocks that `check_matrix` multiplies: by default, the received results themselves."""
+        """Return the blocks to multiply by `check_matrix`: by default, the received results themselves."""
         return received
 
 
 class SystematicEquations(ErasureDecoder):
-    """The linear equations for the missing data blocks of a systematic code: G = [I; P], T = I.
+    """The linear equations for the missing data blocks of a systematic code.
 
+    The coded blocks of a systematic code are the data blocks, followed by the parity blocks P @ data blocks.
     Each parity block that has arrived gives one equation, and the missing data blocks are the unknowns.
     Decoders over the reals and modulo 2^64 derive from this class and solve the equations.
 
@@ -369,12 +384,12 @@ class SystematicEquations(ErasureDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The rows of arrived parity blocks and columns of missing data blocks of the parity matrix P."""
+        """The part of the parity matrix P with rows of arrived parity and columns of missing data blocks."""
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
 
 def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
-    """Compute masks of the arrived results that the decoding weights use.
+    """Compute masks that tell which arrived results have nonzero decoding weights.
 
     Parameters
     ----------

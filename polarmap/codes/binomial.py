@@ -1,6 +1,6 @@
-"""Binomial probabilities of the number of results that arrive, or that are lost.
+"""Binomial probabilities, for the number of results that arrive or are lost.
 
-The guarantee of grouped codes and the forecasts of `polarmap.planning` are computed from them.
+`GroupedPolarCode` computes its probability of failure from them, and `polarmap.planning` its forecasts.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from polarmap.codes.base import CodeMatrices
 from polarmap.dtypes import Floats, Indices
 
 NORMAL_P90 = 1.2815515655446004  # The 90 % quantile of the standard normal distribution.
-# Minimum number of results from which the quantile of the errors is estimated.
+# The quantile of the errors is only estimated if at least this many results have arrived.
 MIN_RESULTS = 3
 # A block counts as exactly decoded if its expected error is below this many standard deviations of a block.
 # The cutoff for singular values in the pseudo-inverse keeps rounding errors below this tolerance.
@@ -41,7 +41,7 @@ class MissingBlockPredictor(NamedTuple):
     centring_matrix : array (arrived, arrived)
         Matrix that subtracts the mean from the received blocks.
     deviation_norms : array (arrived,)
-        Divisors that give each centred block the standard deviation of a data block.
+        Divisors that scale each centred block to the standard deviation of a data block.
     n_unobserved : float
         Number of degrees of freedom of the missing blocks that no parity check constrains.
     """
@@ -73,7 +73,7 @@ class MissingBlockPredictor(NamedTuple):
         return float(np.sqrt(self._compute_mean_square_deviations(received).mean()))
 
     def estimate_error_to_std_ratio_p90(self, received: Floats) -> float:
-        """Estimate the 90 % quantile of the ratio of the true error to the expected error.
+        """Estimate the 90 % quantile of the ratio of the true error of an estimate to its expected error.
 
         The squared ratio of unobserved to observed deviations is modelled as F-distributed. The degrees of
         freedom per block are estimated from the variation of the received mean square deviations.
@@ -99,7 +99,10 @@ class MissingBlockPredictor(NamedTuple):
         return sqrt(compute_f_distribution_p90(dfn, dfd))
 
     def _compute_mean_square_deviations(self, received: Floats) -> Floats:
-        """Return the mean square deviation of each received block, scaled to that of a data block."""
+        """Return the mean square deviation of each received block from the mean of all received blocks.
+
+        The deviations of parity blocks are scaled to those of data blocks.
+        """
         deviations = self.centring_matrix @ received / self.deviation_norms[:, None]
         return np.asarray((deviations**2).mean(axis=1))
 

@@ -34,7 +34,7 @@ from polarmap.dtypes import (
     to_real_dtype,
 )
 
-# Tolerated rounding error of each entry, in machine epsilons of the largest value in the array.
+# The tolerated rounding error of each entry is this many machine epsilons of the largest value in the array.
 ROUNDING_UNITS = 1024
 MAX_LOCATION_ENTRIES = 64  # Examine at most this many violated entries to locate a wrong block.
 
@@ -45,8 +45,9 @@ class ParityCheckResidual(NamedTuple):
     Attributes
     ----------
     max_relative : float
-        Largest residual. If a check is violated, the residual is relative to the largest value of the same
-        entry in any block. Otherwise it is rounding, and relative to the largest value of the array.
+        Largest residual, relative to the values. If a check is violated, each residual is divided by the
+        largest value of the same entry in any block. Otherwise the residuals are rounding errors, which are
+        divided by the largest value of all blocks.
     violations : index array
         Flat positions of the entries whose residual exceeds the tolerance; empty if all checks hold.
     is_finite : bool
@@ -86,7 +87,7 @@ def compute_max_abs(arrays: Sequence[Array]) -> float:
 
 
 def _iter_concatenated_batches(arrays: Sequence[Array]) -> Iterator[Array]:
-    """Yield the arrays, with small ones concatenated: one call on a batch is faster than many calls."""
+    """Yield the arrays, concatenating small ones: one NumPy call per batch is faster than one per array."""
     start, batch_bytes = 0, 0
     for stop, array in enumerate(arrays):
         batch_bytes += array.nbytes
@@ -247,12 +248,12 @@ def evaluate_parity_checks(
 
 
 def _select_blocks(blocks: list[Array], positions: Indices | slice) -> list[Array]:
-    """Return the blocks at some positions of a list."""
+    """Return the blocks at the given positions of a list."""
     return blocks[positions] if isinstance(positions, slice) else [blocks[i] for i in positions.tolist()]
 
 
 def _combine_residuals(residuals: list[ParityCheckResidual]) -> ParityCheckResidual:
-    """Reduce the residuals of disjoint sets of parity checks to a single residual."""
+    """Combine the residuals of several sets of parity checks into one for all checks."""
     if len(residuals) == 1:
         return residuals[0]
     violated_check_blocks = tuple(i for i, residual in enumerate(residuals) if len(residual.violations))
@@ -301,7 +302,7 @@ def locate_erroneous_blocks(
     lowest_precision_dtype: DType | None = None,
     violated_check_blocks: Sequence[int] = (0,),
 ) -> list[int]:
-    """Return the blocks that may be wrong. Each of them could explain all violated entries on its own.
+    """Return the blocks that may be wrong: an error in each of them alone could explain all violations.
 
     Parameters
     ----------
@@ -324,7 +325,7 @@ def locate_erroneous_blocks(
         Block indices, in ascending order. Empty if fewer than two checks are available, or if no single block
         explains the violations.
     """
-    if len(violated_check_blocks) > 1:  # Each result appears in the checks of a single matrix block.
+    if len(violated_check_blocks) > 1:  # A single wrong result can only violate checks of one matrix block.
         return []
     _, columns, checks = decoder.over(dtype).check_blocks[violated_check_blocks[0]]
     if len(checks) < 2:
@@ -344,9 +345,9 @@ def locate_erroneous_blocks(
 
 
 def _locate_real_errors(checks: Floats, values: Array, rounding_dtype: DType) -> Indices:
-    """Return the columns of `checks` that could each explain all deviations on their own.
+    """Return the columns of the parity checks whose block could have caused all violations on its own.
 
-    A column explains the deviations if they are multiples of the column, up to rounding.
+    An error in a block makes the residuals a multiple of its column, up to rounding.
     """
     if values.dtype.kind == "c":
         values = np.concatenate([values.real, values.imag], axis=1)
@@ -356,7 +357,7 @@ def _locate_real_errors(checks: Floats, values: Array, rounding_dtype: DType) ->
     relative_tol = max(1e-6, 8 * compute_parity_check_tolerance(rounding_dtype))
     max_residual_norm = relative_tol * np.linalg.norm(deviation)
     check_norms = np.linalg.norm(checks, axis=0)
-    # Columns without coefficients belong to blocks that no check involves.
+    # Leave out columns of zeros, which belong to blocks that no check involves.
     checked_columns = np.flatnonzero(check_norms > COEFFICIENT_TOL)
     directions = (checks[:, checked_columns] / check_norms[checked_columns]).T
     residual_norms = np.array(
@@ -384,16 +385,16 @@ def _evaluate_modular_checks(
 
 
 def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: DType) -> Indices:
-    """Return the columns of `checks` that could each explain all deviations on their own, modulo 2^bits.
+    """Return the columns of the parity checks whose block could have caused all violations, modulo 2^bits.
 
-    A column explains the deviations if eliminating it leaves no deviation in any check. The pivot of the
-    elimination is the check in which the column has the fewest factors of two.
+    A block could have caused the violations if eliminating its error from the checks makes all residuals
+    zero. The pivot of the elimination is the check whose coefficient has the fewest factors of two.
     """
     bit_mask = np.uint64((1 << 8 * dtype.itemsize) - 1)
     explaining_columns = []
     for column, coefficients in enumerate(checks.T):
         lowest_bits = coefficients & (~coefficients + np.uint64(1))
-        # The largest power of two that divides each coefficient. Zero is divisible by all of them.
+        # The largest power of two that divides each coefficient. Zero is divisible by every power of two.
         powers_of_two = np.where(coefficients > 0, lowest_bits, bit_mask)
         pivot = int(np.argmin(powers_of_two))
         if not coefficients[pivot]:

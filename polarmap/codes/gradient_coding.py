@@ -26,7 +26,7 @@ from polarmap.errors import CodeError
 
 # For a cyclic group, compare N_SEEDS random matrices on up to MAX_PATTERNS erasure patterns each.
 N_SEEDS, MAX_PATTERNS = 16, 64
-# Maximum deviation of the combined rows from the all-ones vector for weights to be accepted.
+# Decoding weights are accepted if weights @ rows differs from the all-ones vector by at most this much.
 SPAN_TOL = 1e-8
 RANK_TOL = 1e-10  # Singular values below this fraction of the largest are treated as zero.
 
@@ -84,7 +84,7 @@ class GradientCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can contain all n values."""
+        """The smallest number of results that can contain all n values to sum."""
         return sum(-(-size // (self.max_stragglers + 1)) for size in self.group_sizes)
 
     @property
@@ -116,7 +116,7 @@ class GradientCode(LinearCode):
         raise CodeError(f"{self!r} has no parity blocks, because it combines results")
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder of the sum for the results that have arrived. `modular` is ignored."""
+        """Build the decoder that computes the sum from the arrived results. `modular` is ignored."""
         return GradientDecoder(self, arrived_mask)
 
     @property
@@ -130,7 +130,7 @@ class GradientDecoder(RealDecoder):
     """Decodes a `GradientCode`: combines the arrived results into the sum of all n values."""
 
     code: GradientCode
-    # Integers require fractional repetition. Its weights are 0 and 1, so no rounding is needed.
+    # Integers are only supported with fractional repetition. Its weights are 0 and 1, so sums are exact.
     decodes_integers_by_rounding = False
 
     @cached_property
@@ -213,9 +213,10 @@ def make_group_generator_matrix(group_size: int, max_stragglers: int) -> Floats:
     """Build the generator matrix of one group: row i says how worker i combines the values of the group.
 
     Let s be `max_stragglers`. A group of s + 1 workers has a matrix of ones. A larger group has a cyclic
-    matrix with s + 1 coefficients of mean square 1 in each row. The rows are orthogonal to a check matrix H
-    (s, size) with H 1 = 0. If the s highest frequencies form a real matrix, they are H (cyclic MDS codes of
-    Raviv et al. 2018, arXiv 1707.03858). Otherwise, H is the best of N_SEEDS pseudo-random matrices.
+    matrix with s + 1 coefficients of mean square 1 in each row. Its rows are orthogonal to a parity-check
+    matrix H (s, size) whose rows sum to zero. If the s highest frequencies of the discrete Fourier transform
+    form a real matrix, H consists of them (cyclic MDS codes, Raviv et al. 2018, arXiv 1707.03858). Otherwise,
+    H is the best of N_SEEDS pseudo-random matrices.
     """
     if group_size == max_stragglers + 1:
         return np.ones((group_size, group_size))
@@ -248,9 +249,9 @@ def _make_random_check_matrix(size: int, n_checks: int, seed: int) -> Floats:
 
 
 def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
-    """Build a square matrix whose row i is nonzero on columns i..i+s only, for s checks.
+    """Build a square matrix whose row i is nonzero only in columns i..i+s and orthogonal to s checks.
 
-    Columns are numbered modulo the size. All rows are orthogonal to `check_matrix` (s, size).
+    Columns are numbered modulo the size. The checks are the rows of `check_matrix`, shape (s, size).
     """
     n_checks, size = check_matrix.shape
     matrix = np.zeros((size, size))
@@ -264,7 +265,7 @@ def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
 def _compute_group_sum_weights(
     group_size: int, max_stragglers: int, arrived_indices: Indices
 ) -> Floats | None:
-    """Compute weights that combine the results of a group into its sum. Return None if none exist."""
+    """Compute weights that combine the arrived results of a group into its sum, or None if impossible."""
     if group_size > max_stragglers + 1:
         generator_matrix = make_group_generator_matrix(group_size, max_stragglers)
         return _solve_for_sum_weights(generator_matrix[arrived_indices])

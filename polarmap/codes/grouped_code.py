@@ -5,9 +5,9 @@
 
 Each group is a codeword of a smaller `PolarCode`, so the parity-check matrix C of all blocks is
 block-diagonal after a permutation. The time and memory to encode, to track decodability and to decode are
-proportional to n. In return, the guarantee is weaker: *every* group needs enough results, whereas almost any
-k results suffice without groups. `compute_failure_probability` returns the probability that a group loses too
-many.
+proportional to n. The price is a weaker guarantee: *every* group needs enough results, whereas almost any k
+results suffice without groups. `compute_failure_probability` returns the probability that some group loses
+too many results.
 
 `choose_n_groups` selects the number of groups for large maps. A code that the user passes is never divided.
 """
@@ -71,7 +71,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> GroupedPolarCode:
-        """Create an instance of this class, whereas `PolarCode(...)` chooses a subclass by `kernel`."""
+        """Create an instance of this class, without the choice of a subclass in `PolarCode.__new__`."""
         return object.__new__(cls)
 
     def __init__(
@@ -151,7 +151,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return list(zip(self.group_codes, self.group_blocks))
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee:
-        """Return how many losses each group survives, and the probability that a group loses more."""
+        """Return how many lost results every group survives, and the probability that a group loses more."""
         max_losses = min(code.n - code.k for code in self._distinct_codes)
         return GroupGuarantee(self.n_groups, max_losses, self.compute_failure_probability(loss_rate))
 
@@ -181,7 +181,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @property
     def seed(self) -> int:
-        """The seed of the group codes."""
+        """The seed of the pseudo-random choices of the group codes, as for `PolarCode`."""
         return self.group_codes[0].seed
 
     @property
@@ -206,7 +206,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return positions
 
     def _concatenate_with_offsets(self, index_arrays: Sequence[Indices]) -> Indices:
-        """Join index arrays, one per group, adding to each the number of positions of all previous groups."""
+        """Concatenate one index array per group, shifting each by the positions of all previous groups."""
         lengths = [int(code.codeword_positions.max()) + 1 for code in self.group_codes]
         offsets = np.cumsum([0, *lengths[:-1]])
         return np.concatenate([indices + offset for indices, offset in zip(index_arrays, offsets)])
@@ -261,7 +261,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The infinity norm of the parity matrix: the maximum over all groups."""
+        """The infinity norm (largest absolute row sum) of the parity matrix, over all groups."""
         return max(code.norm_inf for code in self._distinct_codes)
 
     @property
@@ -272,7 +272,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     # -- encoding ---------------------------------------------------------------------------
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Return the dtype of the parity blocks, the widest that any group needs."""
+        """Return the dtype of the parity blocks: the widest dtype that any group needs."""
         return max((code.parity_dtype(dtype) for code in self._distinct_codes), key=attrgetter("itemsize"))
 
     def precompute_encoding(self) -> None:
@@ -306,7 +306,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
 
 def _assign_blocks_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
-    """Divide range(n_blocks) into groups whose sizes differ by at most one.
+    """Divide the block indices 0..n_blocks-1 into groups whose sizes differ by at most one.
 
     Blocks are dealt in rounds of one block per group, and each round begins at a pseudo-random group. If all
     rounds began at the same group, a worker that gets every n_groups-th task would get tasks of a single
@@ -336,7 +336,7 @@ def _assign_blocks_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[
 
 
 class GroupedDecodabilityTracker:
-    """Tracks whether the arrivals determine all blocks of every group.
+    """Tracks whether all groups of a `GroupedPolarCode` can be decoded from the results that have arrived.
 
     Parameters
     ----------
@@ -353,7 +353,7 @@ class GroupedDecodabilityTracker:
             position_in_group[block_indices] = np.arange(len(block_indices))
         self._group_of_block: list[int] = group_of_block.tolist()
         self._position_in_group: list[int] = position_in_group.tolist()
-        # Trackers of the groups that cannot be decoded yet.
+        # One tracker for each group that cannot be decoded yet, by group index.
         self._trackers = {
             group: ArrivalTracker(group_code, modular=modular)
             for group, group_code in enumerate(code.group_codes)
@@ -368,7 +368,7 @@ class GroupedDecodabilityTracker:
 
 
 class GroupPositions(NamedTuple):
-    """The positions of a group's blocks in the whole code.
+    """The positions of the blocks of one group among the blocks of the whole grouped code.
 
     Attributes
     ----------
@@ -413,7 +413,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @cached_property
     def group_positions(self) -> list[GroupPositions]:
-        """The positions of each group's blocks in the whole code."""
+        """The positions of the blocks of each group among the blocks of the whole code."""
         position_of_block = np.empty(self.code.n, np.intp)
         position_of_block[self.arrived_indices] = np.arange(len(self.arrived_indices))
         position_of_block[self.missing_indices] = np.arange(len(self.missing_indices))
@@ -428,7 +428,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def _group_pairs(self) -> zip[tuple[ErasureDecoder, GroupPositions]]:
-        """The decoder and the positions of each group."""
+        """Pairs of the decoder and the `GroupPositions` of each group."""
         return zip(self.group_decoders, self.group_positions)
 
     def over(self, dtype: DType) -> ErasureDecoder:
@@ -441,7 +441,7 @@ class GroupedDecoder(ErasureDecoder):
         return GroupedDecoder(self.code, self.arrived_mask, real_decoders)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Take over the decoders of groups without new arrivals, and update the other decoders."""
+        """Reuse the previous decoder of each group without new arrivals, and update the other decoders."""
         if not isinstance(previous, GroupedDecoder):
             return
         for group, previous_decoder in enumerate(previous.group_decoders):
@@ -458,7 +458,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of redundant parity checks; negative while a group has too few results."""
+        """The number of parity checks that can verify results; negative if a group has too few results."""
         counts = [decoder.n_redundant_checks for decoder in self.group_decoders]
         return sum(min(0, n_checks) for n_checks in counts) or sum(counts)
 
@@ -469,7 +469,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The sensitivity of each missing result (row) to an error of 1 in each arrived result (column)."""
+        """The absolute change of each missing result (row) per unit error in each arrived result (column)."""
         return self._assemble_blocks([decoder.weight_magnitudes for decoder in self.group_decoders])
 
     def _assemble_blocks(self, group_matrices: list[Array]) -> Array:
@@ -481,7 +481,7 @@ class GroupedDecoder(ErasureDecoder):
         return matrix
 
     def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
-        """Return the sensitivity of one missing result to each arrived result, shape (arrived,).
+        """Return how much an error of 1 in each arrived result changes one missing result, shape (arrived,).
 
         This is the row `missing_position` of `weight_magnitudes`.
         """
@@ -543,7 +543,7 @@ class GroupedDecoder(ErasureDecoder):
         return max(decoder.amplification for decoder in self.group_decoders)
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing targets, shape (missing, b), group by group."""
+        """Decode the missing results, shape (missing, b), group by group."""
         out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
         for decoder, positions in self._group_pairs:
             blocks_in_group = decoder.arrived_indices.tolist()

@@ -2,10 +2,11 @@
 
     H x = v,   where v is zero on the frozen and on the punctured inputs
 
-The frozen set is random, because with channel polarization this code would equal the Arikan code up to
-signs. Input 0, whose column of H is constant, is never frozen. Constants are therefore codewords, and f may
-be affine. Many square submatrices of H are singular, so decoding needs a few more than k results. For a
-random frozen set, butterflies cannot encode systematically, so the encoder multiplies by the matrix P.
+The frozen set (the inputs that are set to zero) is random, because with channel polarization this code would
+equal the Arikan code up to signs. Input 0, whose column of H is constant, is never frozen. Constants are
+therefore codewords, and f may be affine. Many square submatrices of H are singular, so decoding needs a few
+more than k results. For a random frozen set, butterflies cannot encode systematically, so the encoder
+multiplies by the parity matrix P.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ MAX_HADAMARD_N = 1024
 # For codes with up to MAX_SEED_SEARCH_N blocks, N_SEEDS frozen sets are compared on up to MAX_PATTERNS
 # erasure patterns each, and the best one is used.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-# Relative spread of the pivot weights, which keeps rounding errors from deciding between columns of equal
-# norm.
+# Columns are multiplied by weights that differ by up to this fraction. Otherwise, rounding errors would
+# decide which of several columns of equal norm becomes the pivot.
 TIE_BREAKER = 1e-3
 
 
@@ -101,7 +102,7 @@ def make_hadamard_matrix(size: int) -> Floats:
 
 
 def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
-    """Build the parity checks of the code: the rows of the Hadamard matrix for inputs that are zero.
+    """Build the parity checks of the code: the rows of the Hadamard matrix that belong to zero inputs.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indi
 
     The method is Gram-Schmidt orthogonalization with column pivoting, starting with the columns of the
     punctured positions. Initially, all columns have the same norm, so rounding errors would decide between
-    them. Slightly different weights make the choice reproducible on every machine.
+    them. Multiplying the norms by slightly different weights makes the choice the same on every machine.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indi
 
 @lru_cache(maxsize=256)
 def select_frozen_set_seed(n: int, k: int) -> int:
-    """Return the seed whose code can be decoded for the most sampled sets of exactly k arrived results."""
+    """Return the seed of the code that can be decoded from the most sets of k results in a sample."""
     erasure_patterns = np.stack(sample_subsets(n, n - k, MAX_PATTERNS))
     unsent_positions = np.arange(n, round_up_to_power_of_two(n))
     unsent_patterns = np.broadcast_to(unsent_positions, (len(erasure_patterns), len(unsent_positions)))

@@ -2,10 +2,10 @@
 
     coded blocks = G u  modulo 2^64,   u = (data, noise),   G = [D, N],   T = [I, 0]
 
-D and N are columns of the Arikan butterfly, so each column belongs to an input. The inputs of the Reed-Muller
+D and N are columns of the Arikan butterfly, each of which belongs to an input. The inputs of the Reed-Muller
 code RM(r, m) carry uniform noise. The dual of this code has distance 2^(r+1), so any t < 2^(r+1) rows of N
-are independent modulo 2. The blocks of t workers are therefore uniformly distributed, whatever the data. Of
-the remaining inputs, the most reliable ones carry data, as in a polar code, and all others are frozen.
+are independent modulo 2. The blocks of t workers are therefore uniformly distributed, regardless of the data.
+Of the remaining inputs, the most reliable ones carry data, as in a polar code, and all others are frozen.
 `coded_map` selects this code for integers and code=SecretSharing(...).
 """
 
@@ -67,7 +67,7 @@ class IntegerSecretSharingCode(LinearCode):
     requirement = "linear over the integers, with f(0) = 0"
     supports_integers = adds_noise = True
     is_mds = False
-    noise_std = inf  # Uniform noise modulo 2^64 has no scale.
+    noise_std = inf  # The noise is uniform over all 64-bit integers, so it has no scale relative to the data.
 
     def __init__(self, n: int, k: int, n_colluders: int) -> None:
         n, k = check_positive_int("n", n), check_positive_int("k", k)
@@ -89,7 +89,7 @@ class IntegerSecretSharingCode(LinearCode):
 
     @property
     def n_noise_blocks(self) -> int:
-        """The number of uniform noise blocks."""
+        """The number of input blocks with uniform noise, which hide the data from colluding workers."""
         return count_noise_blocks(self.n, self.n_colluders)
 
     @property
@@ -99,7 +99,7 @@ class IntegerSecretSharingCode(LinearCode):
 
     @cached_property
     def data_and_noise_input_indices(self) -> Indices:
-        """The inputs of the butterfly that carry data blocks, followed by the inputs that carry noise."""
+        """The indices of the butterfly inputs: first those that carry data blocks, then noise blocks."""
         noise_inputs = choose_noise_input_indices(self.n, self.n_colluders)
         mother_length = round_up_to_power_of_two(self.n)
         erasure_probability = OPTIMAL_DESIGN_FRACTION * (self.n - self.k - len(noise_inputs)) / self.n
@@ -193,7 +193,7 @@ def count_noise_blocks(n: int, n_colluders: int) -> int:
 
 
 def compute_min_tasks(k: int, n_colluders: int) -> int:
-    """Return the smallest number of tasks for which a quarter of the results are redundant.
+    """Return the smallest number of tasks for which at least a quarter of the results are redundant.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def compute_min_tasks(k: int, n_colluders: int) -> int:
 
 
 def compute_max_data_blocks(n_workers: int, n_colluders: int) -> int:
-    """Return the largest number of data blocks for which a quarter of the results are redundant.
+    """Return the largest number of data blocks for which at least a quarter of the results are redundant.
 
     Parameters
     ----------

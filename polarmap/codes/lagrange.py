@@ -27,9 +27,11 @@ from polarmap.validation import check_positive_int, is_choice
 
 # Maximum number of coded blocks. Checking decodability takes O(n^3) operations.
 MAX_POINTS = 2048
-# For up to this many coded blocks, the amplification is computed from the decoding weights.
+# For up to this many coded blocks, the amplification of errors is computed from the decoding weights. For
+# more blocks, a formula without the weights is faster.
 MAX_EXACT_AMPLIFICATION_N = 64
-# The amplification is evaluated on this many random erasure patterns and equally many bursts.
+# The amplification of errors is evaluated for this many random sets of missing results, and for equally many
+# sets of neighbouring ones (bursts).
 MAX_PATTERNS = 64
 # A code counts as reliable if, with half of the redundant results missing, this fraction of erasure patterns
 # can be decoded accurately.
@@ -118,7 +120,7 @@ class LagrangeCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that suffice to decode, from any of the tasks."""
+        """The number of results that always suffice to decode, no matter which tasks return them."""
         return compute_recovery_threshold(self.k, self.degree, self.points)
 
     @property
@@ -142,7 +144,7 @@ class LagrangeCode(LinearCode):
 
     @property
     def target_matrix(self) -> Floats:
-        """The target matrix T: the rows of G that belong to the data blocks."""
+        """The target matrix T: the rows of the generator matrix that belong to the data blocks."""
         return self.generator_matrix[: self.k]
 
     @cached_property
@@ -152,7 +154,10 @@ class LagrangeCode(LinearCode):
         return np.asarray(np.linalg.solve(data_basis[: self.k].T, data_basis[self.k :].T).T)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the results that have arrived. `modular` is ignored."""
+        """Build the decoder for the results that have arrived.
+
+        `modular` is ignored, because this code only supports real numbers.
+        """
         return LagrangeDecoder(self, arrived_mask)
 
     def summarize_amplification(self, n_erasures: int) -> AmplificationSummary:
@@ -204,7 +209,7 @@ class LagrangeCode(LinearCode):
         return self.summarize_amplification(n_erasures).p90 <= max_amplification
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
-        """Explain why decoding may be less accurate than required. Return "" if it is accurate enough."""
+        """Return a text that explains why decoding may be too inaccurate, or "" if it is accurate enough."""
         if self.is_well_conditioned(max_amplification):
             return ""
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
@@ -223,10 +228,10 @@ class LagrangeCode(LinearCode):
         return [blocks_by_node[(start_node + np.arange(n_erasures)) % self.n] for start_node in start_nodes]
 
     def _evaluate_basis(self, degree: int) -> Floats:
-        """Evaluate the basis functions at the points of all coded blocks.
+        """Evaluate a basis of polynomials at the interpolation points of all coded blocks.
 
-        The result has one row per coded block. Degree 1 gives the basis of the polynomial w that interpolates
-        the data blocks, and the degree of f gives the basis of f(w).
+        The result has one row per coded block and one column per basis function. Degree 1 gives the basis of
+        the polynomial w that interpolates the data blocks, and the degree of f gives the basis of f(w).
         """
         if self.points == "chebyshev":
             angles = (2 * self.node_indices + 1) * (np.pi / (2 * self.n))
@@ -259,8 +264,8 @@ class LagrangeCode(LinearCode):
 class LagrangeDecoder(PseudoInverseDecoder):
     """A least-squares decoder that computes the amplification of rounding errors without the weights.
 
-    For large codes, it is faster to compute the amplification from the rows of the generator matrix that
-    belong to missing results.
+    The amplification is the largest factor by which decoding multiplies errors. For large codes, it is faster
+    to compute it from the rows of the generator matrix that belong to missing results.
     """
 
     @cached_property
@@ -313,7 +318,7 @@ def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: flo
 
 
 def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
-    """Return the number of results that suffice to decode, from any of the tasks.
+    """Return the number of results that always suffice to decode, no matter which tasks return them.
 
     Parameters
     ----------

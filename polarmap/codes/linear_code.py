@@ -37,8 +37,8 @@ class GroupGuarantee(NamedTuple):
     n_groups : int
         Number of groups of blocks, each decoded independently.
     max_losses : int
-        Number of lost results that every group survives, if almost any set of as many results as data blocks
-        can be decoded.
+        Number of lost results that every group survives. This assumes that a group with k data blocks can be
+        decoded from almost any k of its results.
     failure_probability : float
         Probability that some group loses more results than it has parity blocks.
     """
@@ -134,12 +134,12 @@ class LinearCode(CodeMatrices):
         return self.encoding_matrix[row_indices]
 
     def count_blocks_per_parity_block(self) -> Indices:
-        """Return the number of input blocks that each parity block combines, shape (parity blocks,)."""
+        """Return the number of input blocks that each parity block combines, one entry per parity block."""
         return np.asarray(np.count_nonzero(self.encoding_matrix, axis=1))
 
     @property
     def norm_inf(self) -> float:
-        """The largest factor by which encoding can increase the largest entry: the infinity norm of E."""
+        """The infinity norm of E: the factor by which a coded entry can exceed the largest input entry."""
         return float(np.abs(self.encoding_matrix).sum(axis=1).max(initial=1.0))
 
     @property
@@ -184,14 +184,14 @@ class LinearCode(CodeMatrices):
         return out
 
     def split_into_groups(self) -> Sequence[tuple[LinearCode, Indices]]:
-        """Return the code and the coded blocks of each group that is decoded independently.
+        """Return the groups of blocks that are decoded independently, as pairs (code, coded block indices).
 
-        By default, the code itself and all its blocks are the only group.
+        By default, there is one group, which consists of this code and all its blocks.
         """
         return [(self, np.arange(self.n))]
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee | None:
-        """Return how many losses a code with several groups survives, or None for a code without groups.
+        """Return how many lost results a code with several groups survives, or None for a single group.
 
         Parameters
         ----------
@@ -219,9 +219,9 @@ class LinearCode(CodeMatrices):
         """Compute and cache the matrices that `encode_parity` needs, unless they are cheap to compute."""
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
-        """Compute the parity of real blocks and write it to `out`.
+        """Compute the parity blocks of real input blocks and write them to `out`.
 
-        The sums are computed in the accumulator dtype of `out`, which may have more bits.
+        The sums are computed in the accumulator dtype of `out`, which may have more bits than `out`.
         """
         sum_dtype = choose_accumulator_dtype(out.dtype)
         block_matmul.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
@@ -245,7 +245,7 @@ class LinearCode(CodeMatrices):
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
         """Return a function that tracks whether all blocks can be decoded, or None.
 
-        A code returns such a function if this is faster than computing a rank after each arrival.
+        Codes return a function if calling it is faster than computing a matrix rank after each arrival.
 
         Parameters
         ----------
@@ -264,8 +264,9 @@ class LinearCode(CodeMatrices):
 class SystematicCode(LinearCode):
     """Base class of codes whose coded blocks include the unchanged data blocks.
 
-    Coded blocks 0..k-1 are the data blocks, and coded blocks k..n-1 are the parity blocks. In terms of the
-    parity matrix P, G = [I; P], T = I and E = P. A subclass implements `encoding_matrix`, which is P.
+    Coded blocks 0..k-1 are the data blocks, and coded blocks k..n-1 are the parity blocks P @ data blocks.
+    The generator matrix is therefore [I; P], with the parity matrix P. The target matrix is the identity. A
+    subclass implements `encoding_matrix`, which is P.
     """
 
     @property
@@ -290,5 +291,8 @@ class SystematicCode(LinearCode):
         return np.arange(self.k)
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the least-squares decoder for the results that have arrived. `modular` is ignored."""
+        """Build the least-squares decoder for the results that have arrived.
+
+        `modular` is ignored. Codes that decode integers modulo 2^64 override this method.
+        """
         return SystematicDecoder(self, arrived_mask)

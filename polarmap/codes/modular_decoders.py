@@ -1,9 +1,9 @@
-"""Decode integers exactly, by computing modulo 2^64 as the machine does.
+"""Decode integers exactly, by computing modulo 2^64 like 64-bit integer arithmetic.
 
-Integers wrap around in the decoder just as they do in f, so that decoding is exact. Modulo 2^64, exactly the
-odd numbers are invertible. The classes mirror those of `real_decoders`: `ModularSystematicDecoder` decodes
-systematic codes, and `ModularLinearDecoder` all other codes. If f returns floats, each falls back to a
-decoder over the reals, if there is one.
+On overflow, integers wrap around in the decoder just as they do in f, so that decoding is exact. A number is
+invertible modulo 2^64 if and only if it is odd. `ModularSystematicDecoder` decodes systematic codes, and
+`ModularLinearDecoder` all other codes. If f returns floats, both use the decoder of `real_decoders` for the
+same code, if there is one.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ FLOAT_RESULT_ERROR = (
 class ModularDecoder(ErasureDecoder):
     """Decodes integers modulo 2^64: recovered = weights @ received.
 
-    Floats are delegated to `real_decoder`. Any erasure pattern that can be decoded modulo 2^64 can also be
-    decoded over the reals.
+    Results of a floating dtype are decoded by `real_decoder`. Any set of results that can be decoded modulo
+    2^64 can also be decoded over the reals.
     """
 
     modular = True
@@ -79,14 +79,14 @@ class ModularDecoder(ErasureDecoder):
 
     @abstractmethod
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing results and write them to `out`, one per row."""
+        """Decode the missing results from the received results and write them to `out`, one per row."""
 
 
 class EliminationDecoder(ModularDecoder):
     """Solves system_matrix @ unknowns = results modulo 2^64 by Gaussian elimination.
 
-    It solves one independent equation per unknown, and uses the remaining equations as parity checks of the
-    results.
+    It solves as many linearly independent equations as there are unknowns. The remaining equations serve as
+    parity checks that verify the results.
     """
 
     @property
@@ -95,12 +95,12 @@ class EliminationDecoder(ModularDecoder):
         """The integer matrix of the linear system, shape (equations, unknowns)."""
 
     def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
-        """Convert checks on the equations of the system to checks on the arrived results."""
+        """Convert parity checks from coefficients of equations to coefficients of arrived results."""
         return system_checks
 
     @cached_property
     def pivot_row_indices(self) -> Indices:
-        """The equations to solve: a maximal set of independent rows of `system_matrix`, ascending."""
+        """The indices of the equations to solve: a maximal set of independent rows of `system_matrix`."""
         return np.array(find_independent_rows_gf2(self.system_matrix), dtype=np.intp)
 
     @cached_property
@@ -135,9 +135,9 @@ class EliminationDecoder(ModularDecoder):
 
 
 class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
-    """An exact decoder for systematic codes with integer parity: G = [I; P], T = I.
+    """An exact decoder for systematic codes whose parity blocks are integer combinations of data blocks.
 
-    It uses one parity block per missing data block.
+    It uses as many parity blocks as data blocks are missing.
     """
 
     def _make_real_decoder(self) -> ErasureDecoder:
@@ -160,7 +160,7 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
         return np.concatenate([data_checks, system_checks], axis=1)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing data blocks and write them to `out`, one per row."""
+        """Decode the missing data blocks from the received results and write them to `out`, one per row."""
         pivot_parity = self.arrived_parity_indices[self.pivot_row_indices]
         known_matrix = self.code.encoding_matrix[np.ix_(pivot_parity, self.arrived_data_indices)]
         known_blocks = [received[int(block_index)] for block_index in self.arrived_data_indices]
@@ -187,7 +187,7 @@ class ModularLinearDecoder(EliminationDecoder):
     def approximate_weights(self) -> Floats:
         """The weights modulo 2^64, read as signed integers.
 
-        This is the best approximation for data that is masked by uniform noise.
+        There is no better approximation for data that is hidden by uniform noise (secret sharing).
         """
         return self.weights.view(np.int64).astype(np.float64)
 
@@ -199,7 +199,7 @@ class ModularLinearDecoder(EliminationDecoder):
         return weights
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing targets and write them to `out`, one per row."""
+        """Decode the missing targets (wanted results) and write them to `out`, one per row."""
         pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_row_indices]
         for columns in tiling.iter_column_tiles(out.shape[1], len(pivot_blocks), 8):
             tile = tiling.gather_columns(pivot_blocks, columns, np.int64)
@@ -207,15 +207,18 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @cached_property
     def _weights_of_pivot_rows(self) -> UInt64Array:
-        """The decoding weights of the solved equations, shape (targets, pivots). All others have weight 0."""
+        """The decoding weights of the solved equations, shape (targets, solved equations).
+
+        The weights of all other equations are 0.
+        """
         return matmul_mod64(self.code.target_matrix, self._pivot_inverse)
 
 
 def make_check_combination_matrix(n_checks: int) -> UInt64Array:
     """Build a matrix that combines `n_checks` parity checks into at most MAX_MODULAR_CHECKS checks.
 
-    If there are at most that many checks, they are kept unchanged. Otherwise, the first combination is the
-    sum of all checks.
+    MAX_MODULAR_CHECKS or fewer checks are kept unchanged. Otherwise, the first combination is the sum of all
+    checks.
 
     >>> make_check_combination_matrix(2).tolist(), make_check_combination_matrix(100).shape
     ([[1, 0], [0, 1]], (16, 100))

@@ -74,8 +74,8 @@ def compute_null_space_gf2(matrix: Array) -> Mask:
     [[1, 1, 0]]
     """
     width = matrix.shape[1]
-    # The high bits of a basis element hold a reduced column, and the low bits tell which columns add up to
-    # it.
+    # Each basis element is a packed integer. Its high bits hold a reduced column of the matrix, and its low
+    # bits tell which columns of the matrix add up to this column.
     basis: dict[int, int] = {}
     null_vectors = []
     for column_index, column in enumerate(pack_rows_gf2(matrix.T)):
@@ -174,7 +174,7 @@ def _compute_max_abs(matrix: npt.NDArray[np.int64]) -> int:
 
 
 def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """Split a matrix into pairs (shift, limb) such that the matrix is the sum of all limb << shift.
+    """Split a matrix into pairs (shift, limb), whose sum of all limb << shift is the matrix modulo 2^64.
 
     Leading limbs that are zero in the whole matrix are omitted.
     """
@@ -185,7 +185,7 @@ def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, n
             break
         low_limb = (remaining << (64 - _LIMB_BITS)) >> (64 - _LIMB_BITS)  # Sign-extend the low limb.
         limbs.append((shift, low_limb.astype(np.float64)))
-        # The subtraction can overflow only before the last limb.
+        # For numbers close to 2^63, the subtraction may overflow. The limbs are still correct modulo 2^64.
         remaining = (remaining - low_limb) >> _LIMB_BITS
     return limbs
 

@@ -5,10 +5,11 @@
 
     G = [I; P],   T = I,   C = [P, -I],   C x = 0
 
-A polar code is an invertible butterfly x = B v whose inputs v are zero on a frozen set F of n - k inputs. The
-rows F of the inverse of B therefore give n - k parity checks C x = 0. Solving them for the parity blocks
-gives x = [I; P] u. A linear f commutes with the checks. The rows of P sum to one, so an affine f commutes
-with them as well, and the results satisfy C f(x) = 0.
+The codewords of a polar code are x = B v. The butterfly B is an invertible network of operations on pairs of
+blocks, as in a fast Fourier transform. Its inputs v are zero on a frozen set F of n - k inputs, so the rows F
+of the inverse of B give n - k parity checks C x = 0. Solving them for the parity blocks gives x = [I; P] u.
+If f is linear, the results satisfy the same checks, C f(x) = 0. The rows of P sum to one, so this also holds
+if f is affine.
 
 The butterfly repeats a 2 x 2 matrix, the polarization kernel. Each kernel is a subclass in its own module:
 `rotation_code`, `arikan_code` and `hadamard_code`. The subclass defines P and the frozen set.
@@ -38,18 +39,19 @@ MAX_GROUPED_N = 1 << 20
 # The names of the kernels. Each kernel is implemented in a module named <kernel>_code.
 KERNELS = ("rotation", "arikan", "hadamard")
 GROUPED = "grouped"  # The name under which the class of grouped codes is registered.
-# Codes for the optimal decoder are designed for this fraction of the erasure probability (n - k) / n. A
-# smaller fraction gives parity rows of larger weight, which benefits an optimal decoder. For n >= 128, a
-# fraction of 0.25 needs 2 to 25 times fewer arrivals beyond k than a fraction of 1, and for smaller n never
-# more of them (measured with planning.arrivals_needed).
+# Codes for the optimal decoder are designed for this fraction of the erasure probability (n - k) / n. With a
+# smaller fraction, parity blocks combine more data blocks, which benefits an optimal decoder. For n >= 128, a
+# fraction of 0.25 instead of 1 reduces the number of results needed beyond k by a factor of 2 to 25. For
+# smaller n, it never increases this number (measured with planning.arrivals_needed).
 OPTIMAL_DESIGN_FRACTION = 0.25
 # Up to this many coded blocks, a single code is faster than groups (measured with benchmarks/scale.py).
 MAX_UNGROUPED_N = 4096
-# Maximum number of coded blocks in a group, if there are enough parity blocks. Integers need the fewest
-# results if it is a power of two.
+# Maximum number of coded blocks in a group, if there are enough parity blocks. With a power of two, integers
+# can be decoded from the fewest results.
 GROUP_SIZE = 1024
-# Minimum number of data blocks and of parity blocks in a group. A group with fewer parity blocks might by
-# chance lose more results than that. A code with few data blocks is fast without groups.
+# Minimum number of data blocks and of parity blocks in a group. With fewer parity blocks, it would be too
+# likely that a group loses more results than it has parity blocks. With fewer data blocks, groups save no
+# time.
 MIN_GROUP_BLOCKS = 64
 
 
@@ -154,7 +156,7 @@ class PolarCode(SystematicCode):
             raise CodeError(f"kernel must be one of {kernels_text}, not {kernel!r}")
         variant = kernel if groups in (None, 1) else GROUPED
         if variant not in cls._classes_by_variant:
-            # The import registers the class.
+            # Importing the module of a kernel registers its class in `_classes_by_variant`.
             importlib.import_module(f"polarmap.codes.{variant}_code")
         if cls is PolarCode:
             return object.__new__(cls._classes_by_variant[variant])
@@ -253,7 +255,7 @@ class PolarCode(SystematicCode):
         """The n - k inputs of the butterfly that are frozen to zero, in ascending order.
 
         The arikan kernel numbers the inputs of all its butterflies from 0 to `mother_code_length` - 1. The
-        hadamard kernel also sets the inputs from n on to zero, but does not count them as frozen. The
+        hadamard kernel also sets inputs with an index of n or more to zero, which are not included here. The
         rotation kernel freezes the last n - k inputs of the transform x = [[I, 0], [P, -I]] u.
         """
         raise NotImplementedError
@@ -288,9 +290,9 @@ class PolarCode(SystematicCode):
 
     @property
     def _block_erasure_probabilities(self) -> Floats:
-        """The erasure probability of each coded block, in ascending order.
+        """The probability that the result of each coded block is missing, in ascending order.
 
-        Data blocks come first, so they get the most reliable workers.
+        Data blocks come first, so they are assigned to the most reliable workers.
         """
         return np.sort(np.broadcast_to(self.erasure, self.n))
 
@@ -315,7 +317,7 @@ class PolarCode(SystematicCode):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The largest factor by which encoding can increase an entry: the infinity norm of P, rounded up."""
+        """The infinity norm of the parity matrix P (its largest absolute row sum), rounded up."""
         return int(np.ceil(np.abs(self.encoding_matrix).sum(axis=1).max()))
 
     def encode(self, blocks: npt.ArrayLike) -> Array:

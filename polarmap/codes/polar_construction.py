@@ -52,9 +52,9 @@ def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int
 def compute_input_erasure_probabilities(position_erasure_probabilities: npt.ArrayLike) -> Floats:
     """Compute the erasure probability of each input of a butterfly from those of its outputs.
 
-    Each stage combines pairs of probabilities (a, b). A pair becomes a + b - ab for the minus branch, which
-    behaves like a slow worker, and ab for the plus branch, which behaves like a fast worker. This is eq. (35)
-    of Arikan (2009) for unequal workers.
+    This is density evolution on the erasure channel. Each stage combines pairs of erasure probabilities
+    (a, b). The minus branch is erased if either of a pair is, with probability a + b - ab. The plus branch is
+    erased if both are, with probability ab. This is eq. (35) of Arikan (2009) for unequal channels.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def compute_input_erasure_probabilities(position_erasure_probabilities: npt.Arra
 def choose_frozen_set(
     n: int, k: int, erasure_probabilities: float | Floats, levels: int | None = None
 ) -> Indices:
-    """Choose the n - k inputs of the butterflies to freeze.
+    """Choose the n - k inputs to freeze (set to zero): those that are least likely to become known.
 
     The butterflies have N >= n positions in total. The first N - n positions are punctured (not sent). This
     keeps the all-ones word in the code, so that constants are decoded exactly. The frozen set is downward
@@ -126,7 +126,7 @@ def choose_frozen_set(
 
 
 def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None = None) -> Indices:
-    """Choose the n - k inputs of lowest weight, as in a Reed-Muller code.
+    """Choose the n - k inputs of lowest weight, to be frozen (set to zero) as in a Reed-Muller code.
 
     The weight of an input is the number of sent positions to which it contributes. A codeword that contains
     the input has about that many nonzero blocks. Freezing inputs of low weight therefore leaves few erasure
@@ -156,19 +156,20 @@ def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None =
     weights = np.ones((transform_size, n_transforms))
     weights.flat[: weights.size - n] = 0.0
     check_weights, half = weights.copy(), 1
-    # Count the sent positions whose bits are a subset or a superset of the input's bits.
+    # For each input, count the sent positions whose bits are a subset or a superset of the bits of its index.
     while half < transform_size:
         pairs, check_pairs = (table.reshape(-1, 2, half, n_transforms) for table in (weights, check_weights))
         pairs[:, 1] += pairs[:, 0]
         check_pairs[:, 0] += check_pairs[:, 1]
         half *= 2
     ties = SplitMix64(n, k, seed).random(weights.size).reshape(weights.shape)
-    # The weights are integers, so each term only breaks ties of the previous terms.
+    # The fraction is less than 1, and the weights are integers. So `check_weights` is only compared for
+    # inputs of equal weight, and `ties` only if the check weights are equal, too.
     return _freeze_worst_inputs((check_weights + ties) / (n + 2) - weights, n, k)
 
 
 def count_undecodable_losses(n: int, frozen_set: Indices) -> tuple[int, int]:
-    """Count the single blocks and the pairs of blocks whose loss cannot be recovered modulo 2.
+    """Count the single blocks and the pairs of blocks that cannot be decoded modulo 2 if they are lost.
 
     Parameters
     ----------
@@ -194,15 +195,15 @@ def count_undecodable_losses(n: int, frozen_set: Indices) -> tuple[int, int]:
 
 
 def _freeze_worst_inputs(badness: Floats, n: int, k: int) -> Indices:
-    """Return the n - k inputs to freeze, in ascending order: those with the largest badness.
+    """Return the indices of the n - k inputs with the largest badness, which are frozen, in ascending order.
 
     Only the last n inputs are candidates, because the inputs before them are punctured.
 
     Parameters
     ----------
     badness : array (size, butterflies)
-        Number by which inputs are compared. Modified in place so that, with several butterflies, each has at
-        least one frozen and one free input.
+        The inputs with the largest numbers are frozen. With several butterflies, the numbers are modified in
+        place so that each butterfly has at least one frozen and one free input.
     n, k : int
         Number of coded blocks and of data blocks.
     """

@@ -52,16 +52,18 @@ MAX_JOINT_WEIGHTS = 1 << 18
 
 
 class ProductCode(SystematicCode):
-    """The product of two polar codes: n_A n_B blocks on a grid, including k_A k_B data blocks.
+    """The product of two polar codes: a grid of n_A x n_B blocks whose rows and columns are codewords.
 
-    The data blocks have the first indices, row by row. The parity blocks follow, also row by row.
+    k_A k_B of the blocks are data blocks.
+
+    Blocks are numbered row by row, first all data blocks and then all parity blocks.
 
     Parameters
     ----------
     column_code : PolarCode
-        Code of the columns of the grid, which encodes A along its rows.
+        Code of the columns of the grid. It combines the row blocks of the left matrix A.
     row_code : PolarCode
-        Code of the rows of the grid, which encodes B along its columns.
+        Code of the rows of the grid. It combines the column blocks of the right matrix B.
 
     Raises
     ------
@@ -126,11 +128,11 @@ class ProductCode(SystematicCode):
 
     @property
     def norm_inf(self) -> int:
-        """An upper bound on the infinity norm of the parity matrix: the product of both codes' norms."""
+        """An upper bound on the infinity norm of the parity matrix: the product of the two codes' norms."""
         return self.column_code.norm_inf * self.row_code.norm_inf
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the results that have arrived, over the reals or modulo 2^64."""
+        """Build the decoder for the arrived results, over the reals, or modulo 2^64 if `modular` is True."""
         decoder_class = ModularProductDecoder if modular else ProductDecoder
         return decoder_class(self, arrived_mask)
 
@@ -138,9 +140,9 @@ class ProductCode(SystematicCode):
 class GridDecoder(ErasureDecoder):
     """Base class of decoders for a grid of blocks, over the reals or modulo 2^64.
 
-    Iterative decoding recovers one row or column at a time, once enough of its blocks are known: as many as
-    its code has data blocks. If no line has enough blocks, the parity checks of all rows and columns together
-    may still have a unique solution. Joint decoding solves all of them at once. It is tried only if a unique
+    Iterative decoding recovers one row or column at a time, once as many of its blocks are known as its code
+    has data blocks. If no row or column has enough blocks, the parity checks of all rows and columns together
+    may still have a unique solution. Joint decoding solves all checks at once. It is tried only if a unique
     solution is possible and the system is small enough.
 
     Attributes
@@ -169,14 +171,17 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def iterative_decoder(self) -> IterativeDecoder:
-        """The iterative decoder, to which all arrived results have been added."""
+        """The `IterativeDecoder`, to which all arrived results have been added."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
         iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """A mask of the cells that can be decoded if any k blocks suffice for a line with k data blocks."""
+        """A mask of the grid cells that have arrived or that iterative decoding recovers, shape (n_A, n_B).
+
+        It is assumed that each row or column with k data blocks can be decoded from any k of its blocks.
+        """
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
         known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True
@@ -213,7 +218,7 @@ class GridDecoder(ErasureDecoder):
     def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
         """The rows and columns to decode in order, each with the blocks needed from it.
 
-        None if line-by-line decoding cannot recover everything.
+        None if decoding rows and columns in turn cannot recover all missing blocks.
         """
         if not (self._can_decode_iteratively and self.iterative_decoder.is_complete):
             return None
@@ -233,7 +238,7 @@ class GridDecoder(ErasureDecoder):
 
 
 class ProductDecoder(GridDecoder, RealDecoder):
-    """Decodes grids of floats, all together if this is cheap, or else one row or column at a time."""
+    """Decodes a grid of floats: all blocks jointly if this is cheap, or else one row or column at a time."""
 
     joint: SystematicDecoder
 
@@ -269,8 +274,8 @@ class ProductDecoder(GridDecoder, RealDecoder):
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Decode the missing data blocks, and write them to the rows of `out`.
 
-        Integers are decoded from all results at once, and so are floats if this is cheap or necessary.
-        Otherwise, one row or column of the grid is decoded at a time.
+        Integers are decoded jointly, from all arrived results at once. Floats are also decoded jointly if
+        this is cheap or necessary, and otherwise one row or column of the grid at a time.
         """
         if self.line_decodings is None or is_integer_dtype(out.dtype):
             super().decode_into(received, out)
@@ -279,7 +284,7 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
 
 class ModularProductDecoder(GridDecoder, ModularDecoder):
-    """Decodes grids of integers modulo 2^64, one row or column at a time if possible, or all together."""
+    """Decodes a grid of integers modulo 2^64: one row or column at a time if possible, otherwise jointly."""
 
     joint: ModularSystematicDecoder
 
@@ -338,7 +343,7 @@ class LineDecoding(NamedTuple):
 
 
 class IterativeDecoder:
-    """Determines the rows and columns of a grid that can be decoded one after the other, in order.
+    """Finds an order in which rows and columns of a grid of blocks can be decoded one after the other.
 
     Parameters
     ----------
@@ -369,7 +374,7 @@ class IterativeDecoder:
         """Record arrivals and find all rows and columns that can now be decoded."""
         rows, columns = self._code.grid_coordinates[block_indices].T
         self.known_mask[rows, columns] = True
-        # The columns (first set) and rows (second set) with new blocks, which still have to be checked.
+        # The columns (first set) and rows (second set) with new blocks, which may now be decodable.
         changed_lines = [set(columns.tolist()), set(rows.tolist())]
         axis = 0
         while changed_lines[0] or changed_lines[1]:
@@ -379,9 +384,9 @@ class IterativeDecoder:
             axis = 1 - axis
 
     def _add_line_if_decodable(self, axis: int, line_index: int) -> list[int]:
-        """Add a line to `line_decodings` if it can be decoded, and return the positions that it recovers.
+        """Add a row or column to `line_decodings` if it can be decoded. Return the positions it recovers.
 
-        The line is column `line_index` for axis 0, and row `line_index` for axis 1.
+        This is column `line_index` for axis 0, and row `line_index` for axis 1.
         """
         known_mask = self.known_mask[:, line_index] if axis == 0 else self.known_mask[line_index]
         code = self._code.row_code if axis else self._code.column_code

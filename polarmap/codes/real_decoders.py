@@ -23,12 +23,12 @@ from polarmap.codes.base import (
 from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, is_integer_dtype, to_real_dtype
 
-# Systems with a smaller relative singular value are treated as singular. Their solution would have no correct
-# digits in float32 and only three in float64.
+# Systems are treated as singular if their smallest singular value, relative to the largest, is below this.
+# Their solution would have no correct digits in float32 and only three in float64.
 RANK_TOL = 1e-12
-# P is formed for codes with fewer than MAX_DENSE_N coded blocks, for which products with P are faster than
-# butterflies. It is also formed if there are fewer than MAX_DENSE_SIDE data or parity blocks, because the
-# norms of such short rows vary too much to be normalized by their average.
+# The parity matrix is formed for codes with fewer than MAX_DENSE_N coded blocks, for which products with it
+# are faster than butterflies. It is also formed if there are fewer than MAX_DENSE_SIDE data or parity blocks,
+# because the norms of such short rows vary too much to be normalized by their average.
 MAX_DENSE_N, MAX_DENSE_SIDE = 2048, 256
 # Maximum residual of an updated pseudo-inverse that is corrected by a Newton step. The step squares the
 # residual, so only rounding errors remain.
@@ -59,7 +59,7 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def _system_rank_deficit(self) -> int:
-        """1 if the system is singular although it has enough equations, otherwise 0."""
+        """The additional rank deficit: 1 if the system is singular despite enough equations, otherwise 0."""
         return int(not np.isfinite(self._pseudo_inverse).all())
 
     @property
@@ -69,7 +69,7 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The sensitivity of each missing result (row) to an error of 1 in each arrived result (column)."""
+        """The absolute change of each missing result (row) per unit error in each arrived result (column)."""
         return np.abs(self.weights)
 
     @property
@@ -102,7 +102,7 @@ class RealDecoder(ErasureDecoder):
         raise NotImplementedError
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing results, one per row, from the results that arrived."""
+        """Decode the missing results, one per row, from the results that have arrived."""
         width = next(iter(received.values())).size
         if dtype.kind == "c":
             real_dtype = to_real_dtype(dtype)
@@ -117,7 +117,7 @@ class RealDecoder(ErasureDecoder):
         return out
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing results and write them to `out`, one per row."""
+        """Decode the missing results from the received results and write them to `out`, one per row."""
         arrived_blocks = [received[int(block_index)] for block_index in self.arrived_indices]
         if is_integer_dtype(out.dtype):
             real_result = np.empty(out.shape)
@@ -187,17 +187,17 @@ class PseudoInverseDecoder(RealDecoder):
 
 
 class SystematicDecoder(SystematicEquations, RealDecoder):
-    """Decodes systematic codes by solving for the missing data blocks only.
+    """Decodes systematic codes, whose coded blocks include the data blocks, by least squares.
 
-    With the parity matrix P, the system is
+    It solves for the missing data blocks only. With the parity matrix P, the system is
 
         P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
     """
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P, restricted to rows and columns of the parity matrix P that have arrived.
+        """Compute weights @ P, where P is the parity matrix reduced to blocks that have arrived.
 
-        Rows belong to parity blocks and columns to data blocks.
+        Its rows belong to arrived parity blocks, and its columns to arrived data blocks.
 
         Parameters
         ----------
@@ -238,7 +238,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         return np.concatenate([data_checks, parity_checks], axis=1)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Compute the pseudo-inverse by updating that of a previous decoder with fewer arrivals.
+        """Compute the pseudo-inverse by updating that of a previous decoder, for which fewer results arrived.
 
         Each new data block deletes a column of the system: the remaining rows of the pseudo-inverse are
         projected orthogonally to the deleted rows. Each new parity block adds a row, by Greville's formula
@@ -253,7 +253,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         """
         if not isinstance(previous, SystematicDecoder):
             return
-        previous._free_cached_weights()  # Cached weights may take most of a map's memory.
+        previous._free_cached_weights()  # The weights of large codes may take most of a map's memory.
         previous_inverse = previous._computed_pseudo_inverse
         if previous_inverse is None or not np.isfinite(previous_inverse).all():
             return
@@ -295,18 +295,18 @@ class ImplicitSystematicDecoder(SystematicDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The rows of arrived parity blocks and columns of missing data blocks of the parity matrix."""
+        """The part of the parity matrix with rows of arrived parity and columns of missing data blocks."""
         return self.code.compute_encoding_matrix_columns(self.missing_indices)[self.arrived_parity_indices]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P for arrived rows and columns, without forming the parity matrix P."""
+        """Compute weights @ P, where P is the parity matrix reduced to arrived blocks, without forming it."""
         parity_weights = np.zeros((len(weights), self.code.n - self.code.k))
         parity_weights[:, self.arrived_parity_indices] = weights
         return self.code.left_multiply_encoding_matrix(parity_weights)[:, self.arrived_data_indices]
 
 
 def has_dense_parity_matrix(n: int, k: int) -> bool:
-    """Return whether a code forms its parity matrix. Large codes multiply by butterflies instead.
+    """Return whether a code forms its parity matrix. Large codes apply butterflies instead, in O(n log n).
 
     Parameters
     ----------
@@ -356,8 +356,8 @@ def compute_inverse_or_inf(matrix: Floats) -> Floats:
         inverse = np.asarray(np.linalg.inv(matrix), np.float64)
     except np.linalg.LinAlgError:
         return np.full_like(matrix, np.inf)
-    # norm(matrix) / sqrt(n) is the root mean square of the singular values, and norm(inverse) is at least the
-    # reciprocal of the smallest singular value (both are Frobenius norms).
+    # Estimate the condition number from Frobenius norms: norm(matrix) / sqrt(n) is the root mean square of
+    # the singular values, and norm(inverse) is at least the reciprocal of the smallest singular value.
     condition = np.linalg.norm(inverse) * np.linalg.norm(matrix)
     return inverse if condition * RANK_TOL <= np.sqrt(len(matrix)) else np.full_like(inverse, np.inf)
 

@@ -58,7 +58,7 @@ class RotationCode(PolarCode):
 
     @property
     def frozen_set(self) -> Indices:
-        """The n - k inputs of the transform that are frozen to zero: k..n-1."""
+        """The indices of the n - k inputs that are frozen (set to zero): k..n-1."""
         return np.arange(self.k, self.n)
 
     @cached_property
@@ -95,7 +95,10 @@ class RotationCode(PolarCode):
         return products
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the arrived results. For large codes, it does not form the parity matrix."""
+        """Build the decoder for the results that have arrived.
+
+        For large codes, it applies butterflies instead of forming the parity matrix.
+        """
         if modular or self._has_dense_parity_matrix:
             return super().make_decoder(arrived_mask, modular)
         return SyndromeDecoder(self, arrived_mask)
@@ -129,7 +132,7 @@ class RotationCode(PolarCode):
 
 
 class SyndromeDecoder(ImplicitSystematicDecoder):
-    """A least-squares decoder for large rotation codes that forms neither parity matrix nor weights.
+    """A least-squares decoder for large rotation codes. It forms neither the parity matrix nor the weights.
 
     It encodes the arrived data blocks and subtracts their parity from the arrived parity blocks. The
     difference is the syndrome, and the pseudo-inverse maps it to the missing blocks.
@@ -138,7 +141,7 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
     code: SystematicCode
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing data blocks from the syndrome and write them to `out`, one per row."""
+        """Decode the missing data blocks from the syndrome and write them to `out`, one per row."""
         is_integer = is_integer_dtype(out.dtype)
         sum_dtype = np.dtype(np.float64) if is_integer else choose_accumulator_dtype(out.dtype)
         pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)
@@ -173,8 +176,9 @@ def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> Rota
 
     The mean of each row is subtracted, the row is scaled to norm 1, and 1 / k is added. All parity blocks
     then have the same norm. For k = 2, rows without their mean are parallel and differ only in their norms,
-    so they are not scaled. If the parity matrix is not formed, the norm is 1 only on average: the mean
-    squared norm of a row of the orthogonal butterflies is k / size.
+    so they are not scaled. For large codes, the parity matrix is not formed, so the norms of its rows are
+    unknown. The mean squared norm of a row of the orthogonal butterflies, k / size, is used instead. The
+    norm of a scaled row is then 1 only on average.
     """
     if has_dense_parity_matrix(k + len(network.kept_rows), k):
         scale, shift = compute_row_normalization(compute_rotation_parity_matrix(network, k))
@@ -241,7 +245,10 @@ def compute_rotation_parity_matrix(
 
 @lru_cache(maxsize=256)
 def select_rotation_seed(n: int, k: int) -> int:
-    """Return the seed whose code amplifies errors the least in the worst case of exactly k arrivals."""
+    """Return the seed of the code that amplifies errors the least.
+
+    Seeds are compared by the largest amplification over sampled sets of exactly k arrived results.
+    """
     patterns_by_n_data: dict[int, list[Indices]] = {}  # Groups patterns by their number of data blocks.
     for arrived_indices in sample_subsets(n, k, MAX_PATTERNS):
         patterns_by_n_data.setdefault(int(np.searchsorted(arrived_indices, k)), []).append(arrived_indices)
@@ -255,7 +262,7 @@ def select_rotation_seed(n: int, k: int) -> int:
             amplification = compute_max_amplification(parity_matrix, arrived_indices)
             max_amplification = max(max_amplification, amplification)
             if max_amplification >= min_amplification:
-                # An earlier seed is at least as good, regardless of the remaining patterns.
+                # The best seed so far is at least as good, so the remaining patterns need not be evaluated.
                 break
         else:
             best_seed, min_amplification = seed, max_amplification

@@ -28,6 +28,8 @@ STAGES_PER_MATRIX = 4  # Number of stages fused into one matrix, which has 2^4 =
 class RotationButterflyNetwork:
     """A network of rotation butterflies that maps k data blocks to r parity blocks.
 
+    A butterfly rotates pairs of its rows by given angles, in log2(size) stages.
+
     The data blocks form groups of `size`. Group g passes through an input butterfly with the angles
     `input_rotations[g]`. The sum of all groups is permuted by `permutations[h]` and passes through an output
     butterfly with the angles `output_rotations[h]`, for each group h of parity blocks. The rows `kept_rows`
@@ -65,7 +67,7 @@ class RotationButterflyNetwork:
     def input_stage_matrices(self) -> list[Floats]:
         """The stages of all input butterflies, fused into small matrices.
 
-        The last one also sums the groups.
+        The last matrix also sums the groups of data blocks.
         """
         *matrices, last_matrix = fuse_rotation_stages(self.input_rotations)
         half, n_rows = last_matrix.shape[1:3]

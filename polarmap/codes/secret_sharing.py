@@ -25,7 +25,8 @@ MAX_N = 1 << 16  # Maximum number of coded blocks.
 
 # For codes with up to 64 blocks, N_SEEDS matrices are compared on up to MAX_PATTERNS erasure patterns each.
 N_SEEDS, MAX_PATTERNS = 8, 64
-# The leakage is evaluated for all coalitions of t workers, or for a sample if there are more than this.
+# The leakage is computed for all coalitions of t workers if there are at most this many, and otherwise for a
+# random sample of this size.
 MAX_COALITIONS = 4096
 # The 2-norm of each row of the noise coefficients N.
 NOISE_ROW_NORM = 0.25
@@ -127,7 +128,7 @@ class SecretSharingCode(LinearCode):
             raise CodeError(f"n must be at most {MAX_N} for secret sharing, not {n}")
         if not is_positive_number(noise):
             raise CodeError(f"noise must be a positive number, not {noise!r}")
-        if k < 2:  # With k = 1, row sums of one would leave no freedom for the data coefficients.
+        if k < 2:  # With one data block, the condition that rows sum to one would fix all its coefficients.
             raise CodeError(f"k must be at least 2 for secret sharing, not {k}")
         if n <= k + n_colluders:
             raise CodeError(
@@ -162,12 +163,15 @@ class SecretSharingCode(LinearCode):
 
     @cached_property
     def rms_gain(self) -> float:  # type: ignore[override]
-        """The root mean square of the largest coded block, relative to that of the data."""
+        """The largest root mean square of a coded block (data plus noise), relative to that of the data."""
         squared_coefficients = self.encoding_matrix[:, : self.k] ** 2
         return float(np.sqrt(squared_coefficients.sum(axis=1).max() + self.noise**2))
 
     def leakage(self, correlated: bool = False) -> float:
         """Bound the information that any t colluding workers can learn about the data blocks.
+
+        The bound is the maximum over all coalitions of t workers, or over a sample of them if there are more
+        than 4,096.
 
         Parameters
         ----------
@@ -186,7 +190,8 @@ class SecretSharingCode(LinearCode):
         >>> code.leakage() < 0.0001 < code.leakage(correlated=True)
         True
         """
-        # Always include coalitions of neighbouring workers, whose noise is the most similar.
+        # Always include coalitions of neighbouring workers. Their noise is the most similar, so they are
+        # likely to learn the most.
         adjacent_coalitions = [
             (first_worker + np.arange(self.n_colluders)) % self.n for first_worker in range(self.n)
         ]
@@ -201,7 +206,7 @@ class SecretSharingCode(LinearCode):
         return float(0.5 * np.log2(1 + np.linalg.svd(signal_to_noise, compute_uv=False) ** 2).sum())
 
     def describe_ill_conditioning(self, max_amplification: float) -> str:
-        """Explain why decoding may be less accurate than required. Return "" if it is accurate enough."""
+        """Return a text that explains why decoding may be too inaccurate, or "" if it is accurate enough."""
         if self.is_well_conditioned(max_amplification):
             return ""
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
@@ -252,7 +257,7 @@ def make_noise_matrix(n: int, n_colluders: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
-    """Choose the matrix that encodes data and noise blocks, such that decoding amplifies errors the least.
+    """Choose the matrix that encodes data and noise blocks so that decoding amplifies errors the least.
 
     For up to 64 blocks, N_SEEDS matrices are compared by their worst amplification over patterns of exactly
     k + t arrivals. For more blocks, the matrix of seed 0 is returned.

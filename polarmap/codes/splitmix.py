@@ -16,7 +16,7 @@ from polarmap.dtypes import Floats, Indices
 
 
 class SplitMix64:
-    """A SplitMix64 pseudo-random number generator. Unlike NumPy's, its streams are the same in all versions.
+    """A SplitMix64 pseudo-random number generator, whose numbers never depend on the NumPy version.
 
     Parameters
     ----------

@@ -52,15 +52,17 @@ from polarmap.dtypes import Array, Floats, Indices, Mask, UInt64Array
 # Number of random combinations of parity checks to draw. The first MAX_MODULAR_CHECKS independent ones are
 # kept, and twice as many candidates almost always contain enough of them.
 N_RANDOM_CHECKS = 2 * MAX_MODULAR_CHECKS
-# Number of columns of a table that are processed per pass. Each pass repeats the overhead of all operations.
+# Number of columns of a table that are processed per pass. With fewer columns, the overhead of the
+# operations, which every pass repeats, would dominate.
 COLUMNS_PER_PASS = 128
 
 
 class CancellationTracker:
-    """Tracks which inputs successive cancellation can determine from the arrivals so far.
+    """Tracks which butterfly inputs successive cancellation can determine from the results so far.
 
-    An arrival takes O(log N) steps, because it changes one node per stage. In a pair (a, b), the minus branch
-    a - b becomes known once both a and b are known. After that, the plus branch needs only one of them.
+    Each arrival takes O(log N) steps, because it changes one node per stage. Given a pair (a, b) of codeword
+    positions, the minus branch a - b becomes known once both a and b are known. The plus branch b then needs
+    only one of them.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ class CancellationTracker:
         self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
 
     def add_known_position(self, position: int) -> bool:
-        """Record that a codeword position is known, and return whether all free inputs are now determined."""
+        """Record a known codeword position and return whether all inputs that are not zero are determined."""
         node, transform_index = divmod(position, self._zero_input_mask.shape[1])
         half = len(self._zero_input_mask) // 2
         for known_nodes in self._known_mask[..., transform_index]:
@@ -87,7 +89,7 @@ class CancellationTracker:
 
 
 class CancellationProgram:
-    """The program of row additions by which successive cancellation completes a partially received codeword.
+    """A program of row additions that computes the missing positions of a codeword (successive cancellation).
 
     The program depends only on the received positions. It takes O(N log N) operations on blocks. Subtrees
     whose inputs are all zero (rate-0 nodes) or all free (rate-1 nodes) are completed in one step.
@@ -171,8 +173,9 @@ class CancellationProgram:
     def _append_rate_0_or_1_node_operations(self, frozen_rows: Indices, free_rows: Indices) -> None:
         """Append the operations that set frozen rows to zero and free rows to new inactivated inputs.
 
-        The rows belong to a rate-0 node (all inputs frozen) or a rate-1 node (all inputs free). For a rate-1
-        node, inputs and rows determine each other, so the rows can serve as the inactivated inputs.
+        Inactivated inputs are unknowns that are solved for at the end. The rows belong to a rate-0 node (all
+        inputs frozen) or a rate-1 node (all inputs free). The inputs and the rows of a rate-1 node determine
+        each other, so its rows can serve as the inactivated inputs.
         """
         inactivated_rows = self.zero_row + 1 + self.n_inactivated + np.arange(len(free_rows))
         for target_rows, source_rows in (
@@ -185,9 +188,11 @@ class CancellationProgram:
 
 
 class CancellationSolver:
-    """Decodes one erasure pattern by inactivation decoding, for any numeric type.
+    """Decodes one erasure pattern (one set of missing blocks) by inactivation decoding, for any numeric type.
 
-    It computes the missing blocks, the decoding weights and the redundant parity checks.
+    Inputs that successive cancellation cannot determine are inactivated: they are treated as unknowns and
+    solved for at the end. The solver computes the missing blocks, the decoding weights and the redundant
+    parity checks.
 
     Parameters
     ----------
@@ -214,11 +219,11 @@ class CancellationSolver:
 
     @property
     def n_undetermined_inputs(self) -> int:
-        """The number of inactivated inputs that the parity checks cannot determine modulo 2^64."""
+        """The number of inactivated inputs (unknowns) that the parity checks do not determine modulo 2^64."""
         return self.n_inactivated - len(self._pivot_check_indices)
 
     def compute_missing_blocks(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing blocks from the received blocks and write them to `out`, one per row."""
+        """Decode the missing blocks from the received blocks and write them to `out`, one per row."""
         blocks = [received[block_index] for block_index in self._arrived_indices.tolist()]
         self._row_program.compute_output_rows(blocks, out)
 
@@ -240,7 +245,7 @@ class CancellationSolver:
     def compute_weight_masks(self, random_stream: SplitMix64) -> WeightMasks:
         """Compute masks of the results that the decoding weights use, without computing the weights.
 
-        The solver decodes random numbers and examines which of them have an effect.
+        The solver decodes random numbers and examines which of them affect which decoded blocks.
 
         Parameters
         ----------
@@ -301,8 +306,9 @@ class CancellationSolver:
     def operation_batches(self) -> list[RowOperationBatch]:
         """The row operations that complete the codeword.
 
-        If inputs are inactivated, the operations run in two passes. The first pass sets the inactivated
-        inputs to zero and computes C x. The second pass inserts the solution for the inactivated inputs.
+        If inputs are inactivated (unknown), the operations run in two passes. The first pass sets these
+        inputs to zero and computes the parity checks C x, which determine them. The second pass inserts the
+        solution.
         """
         program = self._cancellation_program
         batches, n_inactivated = program.operation_batches, program.n_inactivated
@@ -340,7 +346,8 @@ class CancellationSolver:
     def find_codewords_supported_on_erasures(self) -> Mask:
         """Return a basis of the codewords modulo 2 that are zero on all arrived blocks, one per row.
 
-        Codewords that differ by an element of their span cannot be distinguished yet.
+        Two codewords whose difference is in the span of this basis agree on all arrived blocks, so they
+        cannot be distinguished yet.
         """
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
@@ -348,7 +355,7 @@ class CancellationSolver:
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
-        """A maximal set of independent parity checks, which determine the inactivated inputs."""
+        """The indices of a maximal set of independent checks, which determine the inactivated inputs."""
         return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
@@ -461,15 +468,15 @@ class InactivationDecoder(ModularDecoder):
         return self.solver.compute_weight_masks(SplitMix64(self.code.k, self.code.n))
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing results and write them to `out`, one per row."""
+        """Decode the missing results from the received results and write them to `out`, one per row."""
         self.solver.compute_missing_blocks(received, out)
 
 
 class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
     """The sequential decoder for floats, which uses successive cancellation only.
 
-    Decoding is not possible if an input would have to be inactivated. The parameters are the same as for
-    `InactivationDecoder`.
+    Unlike `InactivationDecoder`, it cannot decode if an input would have to be inactivated, that is, treated
+    as an unknown. The parameters are the same.
 
     Attributes
     ----------
@@ -495,15 +502,15 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
         return self.solver.compute_decoding_weights(np.float64)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Compute the missing results and write them to `out`, one per row."""
+        """Decode the missing results from the received results and write them to `out`, one per row."""
         self.solver.compute_missing_blocks(received, out)
 
 
 class ModularCancellationDecoder(InactivationDecoder):
     """The sequential decoder for integers, which uses successive cancellation only.
 
-    Decoding is not possible if an input would have to be inactivated. Floats are delegated to a
-    `SuccessiveCancellationDecoder`.
+    Unlike `InactivationDecoder`, it cannot decode if an input would have to be inactivated, that is, treated
+    as an unknown. Floats are decoded by a `SuccessiveCancellationDecoder`.
     """
 
     @property
@@ -515,10 +522,11 @@ class ModularCancellationDecoder(InactivationDecoder):
 
 
 class ModularDecodabilityTracker:
-    """Tracks whether all n blocks can be decoded modulo 2^64.
+    """Tracks whether all n blocks of a code can be decoded modulo 2^64 from the results so far.
 
-    After k arrivals, a decoder computes the codewords that are zero on all arrived blocks, which span what is
-    still unknown. Each later arrival only updates a rank.
+    After k arrivals, a decoder computes the codewords that are zero on all arrived blocks. Their span is the
+    remaining ambiguity. Each later arrival only updates a rank. All blocks are decodable once the rank equals
+    the number of these codewords.
 
     Parameters
     ----------
@@ -530,7 +538,8 @@ class ModularDecodabilityTracker:
 
     def __init__(self, n: int, k: int, make_decoder: Callable[[Mask], InactivationDecoder]) -> None:
         self._arrived_mask, self._n_until_threshold, self._make_decoder = np.zeros(n, bool), k, make_decoder
-        # A GF(2) basis of the `_unresolved_codewords` columns of later arrivals, keyed by leading bit.
+        # A GF(2) basis of the columns of `_unresolved_codewords` that belong to arrivals after the first k.
+        # Its keys are the leading bits of the basis vectors.
         self._arrived_basis: dict[int, int] = {}
         self._unresolved_codewords: Mask
 

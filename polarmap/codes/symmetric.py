@@ -3,9 +3,9 @@
     x = G_A X G_A'   with X' = X,   so the symmetric parts x_ij + x_ij' satisfy   G = [I; P],   T = I
 
 A block below the diagonal is the transpose of a block above it, so computing half of the grid suffices. P is
-the parity matrix of the full grid, with the columns of x_ab and x_ba added. Parity checks use the symmetric
-parts. A block is not determined by its symmetric part, so missing blocks are decoded on the full grid, from
-the arrived blocks and their transposes.
+the parity matrix of the full grid, with the columns of x_ab and x_ba added. Parity checks are evaluated on
+the symmetric parts. A block is not determined by its symmetric part, so missing blocks are decoded on the
+full grid, from the arrived blocks and their transposes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class SymmetricProductCode(SystematicCode):
     line_code : PolarCode
         Code that encodes A along its columns; it must have the rotation kernel.
     n_block_rows : int, optional
-        Number of rows and columns of a block. By default, each block is a square matrix of numbers. Pass it
-        if the entries of a block are arrays.
+        Number of rows and columns of a block, which is only needed if the entries of a block are arrays. By
+        default, each block is a square matrix of numbers.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class SymmetricProductCode(SystematicCode):
 
     @property
     def norm_inf(self) -> float:
-        """An upper bound on the sum of the absolute coefficients of a parity block."""
+        """An upper bound on the infinity norm (largest absolute row sum) of the parity matrix."""
         return self.full_grid.norm_inf
 
     @cached_property
@@ -76,7 +76,7 @@ class SymmetricProductCode(SystematicCode):
 
     @cached_property
     def block_and_transpose_indices(self) -> Indices:
-        """The full-grid indices of each block and its transpose, shape (n, 2)."""
+        """The indices of each block and of its transpose in the full grid, shape (n, 2)."""
         rows, columns = self.grid_coordinates.T
         return np.stack(
             [self.full_grid.block_grid[rows, columns], self.full_grid.block_grid[columns, rows]], axis=1
@@ -91,7 +91,10 @@ class SymmetricProductCode(SystematicCode):
         return np.asarray(full_matrix[:, blocks] + full_matrix[:, transposes] * (blocks != transposes))
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
-        """Build the decoder for the results that have arrived. `modular` is ignored."""
+        """Build the decoder for the results that have arrived.
+
+        `modular` is ignored, because this code only supports real numbers.
+        """
         return SymmetricProductDecoder(self, arrived_mask)
 
 
@@ -122,7 +125,7 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def check_matrix(self) -> Floats:
-        """The parity checks, which apply to the blocks that `transform_for_parity_checks` returns."""
+        """The parity-check matrix, to multiply with the blocks from `transform_for_parity_checks`."""
         return self._symmetric_part_decoder.check_matrix
 
     def _compute_weight_masks(self) -> WeightMasks:
@@ -130,9 +133,10 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weight_magnitudes`.
+        """The largest factor by which decoding multiplies errors.
 
-        It is 0 if nothing is missing, and inf if decoding is impossible.
+        It is the largest 2-norm of a row of `weight_magnitudes`: 0 if nothing is missing, and inf if decoding
+        is impossible.
         """
         if not len(self.missing_indices):
             return 0.0
@@ -145,9 +149,9 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def weight_magnitudes(self) -> Floats:
-        """The sensitivity of each missing block (row) to an error of 1 in each arrived block (column).
+        """The change of each missing block (row) for an error of 1 in each arrived block (column).
 
-        It is the 2-norm of the weights of the block and its transpose.
+        Each entry is the 2-norm of two weights: that of the arrived block, and that of its transpose.
         """
         squared_weights = self._grid_decoder.weight_magnitudes[self._positions_among_missing_grid_blocks] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))
@@ -157,12 +161,12 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def _positions_among_missing_grid_blocks(self) -> Indices:
-        """The index of each missing block in `missing_indices` of the decoder of the full grid."""
+        """The position of each missing block in `missing_indices` of the decoder of the full grid."""
         grid_indices = self.code.block_and_transpose_indices[self.missing_indices, 0]
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Compute the missing data blocks from the arrived blocks. All blocks are square and flattened."""
+        """Decode the missing data blocks from the arrived blocks. All blocks are square and flattened."""
         grid_blocks = {}
         for index in self.arrived_indices.tolist():
             block = received[index]

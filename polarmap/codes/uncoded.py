@@ -1,7 +1,7 @@
-"""The code without parity blocks (G = I, T = I), for maps without redundancy.
+"""The trivial code without parity blocks (G = I, T = I), for maps without redundancy.
 
-Each task computes the result of one data block, and a missing result cannot be decoded. Instead, a late task
-may get backup attempts, which are further copies of the same task.
+Each task computes the result of one data block, and a missing result cannot be decoded from others. Instead,
+a late task may get backup tasks, which are further attempts at the same task (speculative execution).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from polarmap.executors.interface import FailureKind
 from polarmap.report import Verification
 from polarmap.worker.segments import DamagedError
 
-# Evaluate f on at most this many blocks per poll of the driver, which receives results only between polls.
+# Call the mapped function on at most this many blocks per poll: results are received only between polls.
 MAX_EVALUATIONS_PER_POLL = 100
 ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain map"
 
@@ -38,7 +38,7 @@ class AcceptancePolicy:
     decoder : ResultDecoder
         Decodes the missing results.
     verifier : Verifier
-        Checks whether f is linear and whether workers returned wrong results.
+        Checks whether the mapped function f is linear, and whether workers returned wrong results.
     limits : WaitLimits
         Limits how long the map waits for checks.
     task_table : TaskTable
@@ -64,7 +64,10 @@ class AcceptancePolicy:
         self._must_verify = options.verify is True or (options.verify == "auto" and not is_f_known)
 
     def judge(self) -> Verdict:
-        """Return the verdict on the arrived results, and decode the missing ones if it is `Accepted`."""
+        """Decide whether the results that have arrived can be accepted, and return the verdict.
+
+        If the verdict is `Accepted`, the missing results are decoded.
+        """
         try:
             if len(self._decoder.tracker.missing_indices):
                 verdict = self._judge_decoded_results()
@@ -115,9 +118,10 @@ class AcceptancePolicy:
         return self._judge_by_local_evaluation()
 
     def _judge_by_local_evaluation(self) -> Verdict:
-        """Return the verdict after comparing decoded results with calls of f on the driver.
+        """Compare decoded results with results of local calls of f, the mapped function. Return the verdict.
 
-        It is `Pending` while f is running or while a further result may still settle the question.
+        The verdict is `Pending` while f is running, or while another result may still arrive that shows
+        whether the decoded results are right.
         """
         verifier, local_checks = self._verifier, self._verifier.local_checks
         evaluation = verifier.poll_local_evaluation()
@@ -156,7 +160,7 @@ class AcceptancePolicy:
         )
 
     def _is_evaluation_hopeless(self, evaluation: LocalEvaluation) -> bool:
-        """Return whether to stop waiting for a local call of f, because it failed or takes too long."""
+        """Return whether to stop waiting for f, called on the driver, because it failed or takes too long."""
         if self._decoder.seconds_since_ready > self._limits.max_wait_seconds:
             return True
         if evaluation.error is None:
@@ -188,7 +192,7 @@ class AcceptancePolicy:
             contradiction = self._judge_contradiction()
             if contradiction is not None:
                 return contradiction
-        # A parity block that merely copies a data block cannot show whether f is linear.
+        # A parity block that merely copies a data block cannot show whether the mapped function is linear.
         if not self._must_verify or self._verifier.parity_checks.densest_parity_block[1] == 1:
             return Accepted(Verification.NOT_NEEDED)
         if self._verifier.has_check_of_block_sum:
@@ -198,19 +202,19 @@ class AcceptancePolicy:
         return self._judge_by_parity_evaluation()
 
     def _judge_by_parity_evaluation(self) -> Verdict:
-        """Check whether f is linear by calling it on a parity block in this process.
+        """Check whether the mapped function f is linear by calling it on a parity block in this process.
 
         Used if the results of all data blocks but no parity result have arrived.
         """
         decoder, code, limits = self._decoder, self._code, self._limits
         if code.recovery_threshold > code.n_targets:
-            # For a polynomial f, a single parity result cannot serve as a check.
+            # If the mapped function is a polynomial, a single parity result cannot serve as a check.
             return self._accept_unverified("too few results beyond those of the data came")
         evaluation = self._verifier.parity_checks.parity_evaluation
         if not evaluation.poll():
             max_seconds = (
                 limits.max_wait_seconds
-                if self._options.verify is True  # The caller insists, so wait longer.
+                if self._options.verify is True  # The caller requires a check: wait longer.
                 else 2 * limits.redundancy_wait_seconds
             )
             if decoder.seconds_since_ready <= max_seconds and limits.remaining_seconds > 0:
@@ -271,10 +275,10 @@ class AcceptancePolicy:
     # ---------------------------------------------------------------------------------------
 
     def _judge_contradiction(self) -> Verdict | None:
-        """Return the verdict if results contradict each other, so that parity checks fail, else None.
+        """Evaluate the parity checks, and return a verdict if any of them fails, else None.
 
-        This means that one worker returned garbage or that f is not linear. While the checks cannot
-        tell which, the verdict is `Pending`: another result may settle the question.
+        If a check fails, the received results contradict each other: a worker returned a wrong result, or f
+        is not linear. While it is unclear which, the verdict is `Pending`: another result may show it.
         """
         residuals = self._verifier.parity_checks.evaluate()
         if not residuals.is_violated:

@@ -1,6 +1,7 @@
 """Collect the results of items that are sent to workers in batches.
 
-An item may be run more than once, by backups and retries. Its first result counts.
+An item is one call of the mapped function. It may be run more than once, because late items get backups
+(second attempts) and failed items are retried. The first result of an item is used.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class BatchCollector(FirstResultCollector):
         return self._results.is_complete
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise f's exception if f fails in every task and no item has a result or final failure yet."""
+        """Raise the mapped function's exception if it fails in every task and no item is finished yet."""
         if not self._results.values:
             super().raise_if_f_always_fails()
 
@@ -73,7 +74,7 @@ class BatchCollector(FirstResultCollector):
         return [item for item in self._blocks.batches[task_index].indices if item not in self._results.values]
 
     def _accept_failure(self, task_index: int, failure: Failure) -> None:
-        """Store a failure for each unfinished item of a task: its own if it has one, else `failure`."""
+        """Store a failure for each unfinished item of a task: the item's own failure, or else `failure`."""
         for item_index in self._get_unfinished_items(task_index):
             if (item_failure := self._failure_by_item.get(item_index)) is not None:
                 self._results.add_failure([item_index], item_failure)
@@ -117,9 +118,10 @@ class FixedBatchCollector(BatchCollector):
 
 
 class QueuedBatchCollector(BatchCollector):
-    """A collector for batches that a `BatchPolicy` forms while the map runs. Reports count items as tasks.
+    """A collector for batches that a `BatchPolicy` forms while the map runs.
 
-    An item that fails while other items of its batch return becomes a separate task.
+    An item that fails while other items of its batch return becomes a separate task. In reports, each item
+    counts as a task.
 
     Parameters
     ----------

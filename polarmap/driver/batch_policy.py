@@ -31,7 +31,7 @@ MAX_BATCHES = 128
 # The maximum number of batches in flight before a worker has started any. Each running batch allows two more.
 N_INITIAL_BATCHES = 8
 TARGET_BATCH_SECONDS = 0.02  # the maximum expected run time of a batch
-MIN_BATCH_SECONDS = 0.002  # the minimum expected run time of a batch: ten times its sending time
+MIN_BATCH_SECONDS = 0.002  # the minimum expected run time of a batch: ten times the time to send it
 # Split a batch into single items after it has run for this long.
 LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS
 # The maximum number of items in a batch. Each item waits for the items before it in the batch, so in a large
@@ -53,8 +53,8 @@ class BatchPolicy(SchedulingPolicy):
     The run time of items is estimated from earlier items of the same class, so the first ones run alone. If a
     batch is lost with its worker, each of its items is retried alone, and the loss does not count against the
     retries of an item, because any of the items may have killed the worker. A batch that runs for too long is
-    cancelled and its items are started alone, so that no item waits for one that sleeps or is blocked. Once
-    no item is queued, late items get backups (second attempts).
+    cancelled and its items are started alone, so that no item waits behind an item that sleeps or is
+    blocked. Once no item is queued, late items get backups (second attempts).
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class BatchPolicy(SchedulingPolicy):
             self._queue.extend(Batch(items, chunk) for chunk in chunks)
 
     def _append_to_queue(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
-        """Append items that may share a task to the queue, in one range with the last items if possible."""
+        """Append items that may share a task to the queue, merged with its last range if possible."""
         if self._queue and self._queue[-1].items is items and isinstance(item_indices, range):
             last_indices = self._queue[-1].indices
             if isinstance(last_indices, range) and last_indices.stop == item_indices.start:
@@ -199,7 +199,8 @@ class BatchPolicy(SchedulingPolicy):
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Return the seconds until a running task may become late, so that its batch is split or backed up.
 
-        While a task is queued, no backup is due, but that task may start running at any moment.
+        While a task is queued, no task is backed up. A queued task may start at any moment, so the result is
+        then at most `MIN_BACKUP_SECONDS`.
         """
         late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
         seconds_until_late = min(late_times, default=inf) - elapsed_seconds
@@ -229,8 +230,9 @@ class BatchPolicy(SchedulingPolicy):
     def _pop_next_batch(self, task_table: TaskTable) -> Batch | None:
         """Remove and return the items of the next task.
 
-        Returns None if no item is queued or enough tasks are in flight. Single items also wait until no batch
-        is running: that batch may still be split, and items must start in order, as one may need another.
+        Returns None if no item is queued or enough tasks are in flight. An item that does not share a task
+        also waits until no batch is running. A running batch may still be split, and items must start in
+        order, because an item may depend on an earlier one.
         """
         queue = self._single_items or self._queue
         if not queue:
@@ -263,7 +265,7 @@ class BatchPolicy(SchedulingPolicy):
         return max(1, min(MAX_BATCH_ITEMS, int(TARGET_BATCH_SECONDS / item_seconds), fair_size))
 
     def compute_min_batch_size(self, items: ItemSequence) -> int:
-        """Return how many items a batch needs to run much longer than it takes to send, or 0 if unknown."""
+        """Return the number of items with which a batch runs for MIN_BATCH_SECONDS, or 0 if unknown."""
         item_seconds = self._seconds_by_class.get(items.item_class)
         return int(MIN_BATCH_SECONDS / item_seconds) if item_seconds and self._allow_batches else 0
 

@@ -85,7 +85,7 @@ class BatchOutcome(NamedTuple):
     items : ItemSequence
         The sequence to which the item indices belong.
     results : sequence of (item index, bytes or array)
-        The serialized return values of f, to be passed to `unpickle_item`.
+        The serialized return values of the mapped function, to be passed to `unpickle_item`.
     failures : sequence of (item index, Failure)
         The items that have no result, and why.
     unprocessed : sequence of int
@@ -176,7 +176,7 @@ class QueuedBatchBlocks(BatchBlocks):
     def __init__(self) -> None:
         super().__init__(())
         self._next_task_index = 0
-        # Submission index of the faulty item -> the attempts that have suffered its fault.
+        # Submission index of an item with a fault -> the attempts into which the fault has been injected.
         self._attempts_with_fault: dict[int, set[AttemptId]] = {}
 
     @property
@@ -208,7 +208,8 @@ class QueuedBatchBlocks(BatchBlocks):
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
         """Return the fault to inject into an attempt, or None.
 
-        It is the fault of the task's first item whose fault has not yet occurred as often as requested.
+        If several items of the task have a fault, the first fault that has not yet occurred as often as
+        requested is used.
         """
         batch = self.batches.get(task)
         if batch is None:

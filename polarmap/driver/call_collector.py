@@ -1,6 +1,7 @@
 """Collect the outcomes of calls that were submitted to a `polarmap.Executor`, and set their futures.
 
-A call may be run more than once, by backups and retries. The first attempt that returns or raises counts.
+A call may be run more than once, because late calls get backups (second attempts) and lost calls are retried.
+The first attempt that returns or raises an exception determines the result.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ SESSION_IDLE_SECONDS = 0.05  # close the session with the workers after this tim
 
 @dataclass(slots=True)
 class CallCounts:
-    """The number of calls that have returned or failed, and the number of calls that have failed.
+    """The number of calls that are done (returned or failed), and how many of them have failed.
 
-    The first number changes when calls leave the policy, so that no call is missing from a live view while
-    the results of its batch are set.
+    A call counts as done as soon as it leaves the `BatchPolicy`, before its result is set. So at any time,
+    each call is counted by either the policy or this object, and a live view misses none.
     """
 
     n_done: int = 0
@@ -117,8 +118,8 @@ class CallCollector(EveryTaskCollector):
     def poll_interval(self) -> float:
         """Return the seconds until the next poll.
 
-        Before any task has been formed, the result is 0. If no calls are left, it is the time to wait for new
-        ones. Otherwise it is inf.
+        This is 0 before any task has been formed. If no calls are left, it is the time to wait for new calls
+        before the session is closed. Otherwise it is inf.
         """
         if not self._policy.has_items:
             return SESSION_IDLE_SECONDS

@@ -80,7 +80,7 @@ class CallQueue:
         self._lock = self._blocks.lock
         self._counts, self._task_table = CallCounts(), TaskTable(0)
         self._session: Session | None = None
-        self._thread: threading.Thread | None = None  # the latest one
+        self._thread: threading.Thread | None = None  # the most recent background thread
         self._is_thread_running = False
 
     # -- by any thread -------------------------------------------------------------------------
@@ -93,7 +93,8 @@ class CallQueue:
                 return
             must_wake = not self._policy.has_queued_items  # If items are queued, the thread polls anyway.
             if must_wake and not self._policy.has_items:
-                calls.claim_items([item_indices[0]])  # The first call starts at once.
+                # No other call is pending, so this one starts at once and can no longer be cancelled.
+                calls.claim_items([item_indices[0]])
             self._policy.enqueue_items(calls, item_indices)
             if not self._is_thread_running:
                 self._thread = threading.Thread(
@@ -202,7 +203,7 @@ class CallQueue:
                         has_events = bool(outcomes)
                         while outcomes:  # Pop outcomes so as not to keep references to results.
                             collector.add_outcome(outcomes.pop(0))
-                        # Keep the session open for a while after the last call, unless no more are accepted.
+                        # Keep the session open for a while after the last call, unless the queue was closed.
                         if collector.try_finish() and (self._is_shut_down or not has_events):
                             break
                 finally:

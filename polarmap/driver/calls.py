@@ -106,7 +106,7 @@ class MappedCalls(CallGroup):
     Attributes
     ----------
     collected_chunks : list of list
-        The arguments of chunks that have been read and are not yet submitted.
+        The arguments of chunks that have been read from the iterables but not yet submitted.
     """
 
     def __init__(self, function_key: Hashable, chunksize: int = 1) -> None:
@@ -152,7 +152,8 @@ class MappedCalls(CallGroup):
     def must_submit_more(self, item_index: int) -> bool:
         """Return whether more items must be submitted before this one is yielded.
 
-        This is the case if the item has no result yet, so that the caller waits, or if it is the last one.
+        This is the case if the caller has to wait because the item has no result yet, or if it is the last
+        item that has been submitted.
         """
         return item_index not in self._outcomes or item_index + 1 == len(self.blocks)
 

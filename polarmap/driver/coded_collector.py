@@ -230,16 +230,20 @@ class CodedCollector(Collector):
         self._accept(Verification.NOT_NEEDED)
 
     def _accept_unpadded_results(self) -> None:
-        """Accept the results of all data blocks, although f failed on the block with padding.
+        """Accept the results of all data blocks, using the result without padding for the padded block.
 
-        For this block, the result without padding is used.
+        Called if the mapped function failed on this block with padding, but not without.
         """
         self.decoder.use_unpadded_results()
         warning = "f could not be verified: it raised an exception, or gave another shape, of rows of zeros"
         self._accept(Verification.NOT_NEEDED, warning if self._options.verify is True else "")
 
     def _wait_for_all_data(self, error: NonFiniteResultError | NotLinearError | CodeError) -> None:
-        """Stop decoding and wait for the results of all data blocks, or raise `error` if that is futile."""
+        """Stop decoding and wait for the results of all data blocks, which need no decoding.
+
+        If they have all arrived and merely contain NaN or inf, they are accepted. Raises `error`, or an
+        exception with that cause, if waiting cannot help, for example because no task has a data block.
+        """
         is_complete = not len(self.decoder.tracker.missing_indices)
         has_data_tasks = len(self._code.systematic_indices) > 0
         if isinstance(error, NonFiniteResultError):
@@ -329,12 +333,12 @@ class CodedCollector(Collector):
 
     @property
     def can_use_parity(self) -> bool:
-        """Whether results of parity tasks would help: True unless decoding has been ruled out."""
+        """Whether results of parity (redundant) tasks would help: True unless decoding has been ruled out."""
         return self.decoding_error is None
 
     @property
     def awaited_task(self) -> int | None:
-        """The padded block's task if only its result is missing and cannot be decoded, else None."""
+        """The task of the padded block if its result alone is missing and cannot be decoded, else None."""
         padded_block = self.padded_block
         if padded_block is None or self.decoder.ready_at is None:
             return None
@@ -377,9 +381,9 @@ class CodedCollector(Collector):
     def poll_interval(self) -> float:
         """Return the seconds after which to call `try_finish` although no task has ended, or inf.
 
-        Once results can be decoded, the map polls for the outcome of checks on the driver and for more
-        accurate results, at slowly growing intervals. If the results have been refused as wrong, only another
-        result can help, so inf is returned.
+        Once results can be decoded, the map polls at slowly growing intervals. It waits for checks on the
+        driver, or for a further result that makes decoding more accurate. If the results have been refused
+        as wrong, polling is useless until another result arrives, so inf is returned.
         """
         decoder = self.decoder
         decodable_at = decoder.decodable_at if decoder.ready_at is None else decoder.ready_at
@@ -467,7 +471,7 @@ class CodedCollector(Collector):
     # -- what the caller of the map gets ----------------------------------------------------
 
     def make_unchecked_result_getter(self, task_index: int) -> Callable[[], Any] | None:
-        """Return a function that builds the unchecked result of a data block before the map is over.
+        """Return a function that builds the result of a data block before the result has been checked.
 
         Its arrays are read-only, because missing results may still be decoded from them. Returns None if the
         task has returned no data-block result, or only one that may be affected by padding.
@@ -514,7 +518,7 @@ class CodedCollector(Collector):
         return CodedResult(self.block_results, report)
 
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield the index of each result and a function to get it, starting with the received results."""
+        """Yield the index of each accepted result and a function to get the result, received ones first."""
         if self.received.result_refs:  # The results are in storage: only samples were received.
             return
         arrived_at = self.task_table.arrived

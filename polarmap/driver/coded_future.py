@@ -268,7 +268,7 @@ class BackgroundMap(Observer, Generic[R]):
         self._owner_pid = os.getpid()
         # Objects that keep the map running: futures with callbacks, and one object per waiting thread.
         self._pins: set[object] = set()
-        self._get_report = prepared_map.get_report  # is None while the number of tasks is unknown
+        self._get_report = prepared_map.get_report  # None while the number of tasks is unknown
         self._report: Report | None = None  # the report of the most recently finished job
         self._is_open = False  # whether the map has workers and can be woken to poll its tasks
         self._finished = threading.Event()
@@ -353,9 +353,9 @@ class BackgroundMap(Observer, Generic[R]):
             self._pins.discard(pin)
 
     def wait_for_estimate(self, future: Future[Any], n_seen: int) -> EstimateSnapshot | None:
-        """Wait for an estimate of the results that differs from the one based on `n_seen` results.
+        """Wait for an estimate that is based on a number of results other than `n_seen`, and return it.
 
-        Return None once the map is over.
+        Returns None once the map is over.
         """
         self.check_not_forked(future)
         return self._estimate_stream.wait_for_next_estimate(n_seen, self._cancellation.wake)

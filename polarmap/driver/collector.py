@@ -90,12 +90,12 @@ class WaitLimits:
 
     @property
     def max_wait_seconds(self) -> float:
-        """The maximum time, in seconds, to wait for a check: a redundant result or a local call of f."""
+        """The maximum time, in seconds, to wait for a redundant result or a local call to check results."""
         return max(BASE_WAIT_SECONDS, WAIT_TASK_FACTOR * max(self._task_table.worker_seconds, default=0.0))
 
     @property
     def redundancy_wait_seconds(self) -> float:
-        """How long to wait for a redundant result as a check: the median task time, clipped to bounds."""
+        """The time, in seconds, to wait for a redundant result: the median task time, clipped to bounds."""
         seconds = sorted(self._task_table.worker_seconds)
         # `np.median` would import numpy.ma, which is slow.
         median_seconds = (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2
@@ -104,7 +104,10 @@ class WaitLimits:
 
     @property
     def local_evaluation_timeout(self) -> float:
-        """The maximum time, in seconds, to block for a local call of f. It is short after the deadline."""
+        """The maximum time, in seconds, to block for a call of the mapped function on the driver.
+
+        It is short after the deadline of the map.
+        """
         return min(self.max_wait_seconds, max(REDUNDANCY_WAIT_BOUNDS[0], self._timer.remaining_seconds))
 
     @property
@@ -220,7 +223,7 @@ class Collector(ABC):
 
     @abstractmethod
     def make_unchecked_result_getter(self, task_index: int) -> Callable[[], Any] | None:
-        """Return a function that builds the unchecked result of a data block before the map is over.
+        """Return a function that builds the result of a data block before the result has been checked.
 
         Returns None if this task has not returned the result of a data block.
         """

@@ -69,12 +69,13 @@ class Estimate(NamedTuple):
 def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
     """Estimate the missing results from the received ones, and return both.
 
-    At least one result must have been received, and all received values must be finite. Missing blocks are
-    decoded where possible. The error of a block is its root mean square error relative to the root mean
-    square of the received results. If a result has several arrays, their largest error counts.
+    At least one result must have been received, and all received values must be finite. A missing result
+    that the received ones determine is decoded, not estimated. The error of a result is its root mean square
+    error, relative to the root mean square of the received results. If a result consists of several arrays,
+    its error is the largest error of these arrays.
 
-    Raises CodeError if the mapped function turns integers into floats and parity integers may overflow,
-    because parity results are of no use then.
+    Raises CodeError if the mapped function turns integers into floats and the integers in parity blocks may
+    overflow, because results of parity blocks cannot be used then.
     """
     code, received_results = decoder.coded_data.code, decoder.received
     arrived_mask = np.isin(np.arange(code.n), list(received_results.by_task))
@@ -141,7 +142,7 @@ class _GroupPredictor(NamedTuple):
     block_indices : index array
         The coded blocks of the group, in the order of its code.
     predictor : MissingBlockPredictor or None
-        The predictor for the arrivals of the group. None if none of its results has arrived.
+        Predicts the missing results from the received results of the group. None if none has arrived.
     missing_indices : index array
         The data blocks of the group that have not arrived.
     """
@@ -168,7 +169,7 @@ class _GroupPredictor(NamedTuple):
     ) -> _LeafEstimate:
         """Estimate one array (leaf) of the missing results.
 
-        `flat_results` maps each task to the same array of its received result.
+        `flat_results` maps each task to this array of its received result, flattened to one dimension.
         """
         code, predictor = self.code, self.predictor
         is_integer = is_integer_dtype(dtype)
@@ -211,7 +212,7 @@ def _compute_expected_errors(
 ) -> list[float]:
     """Return the expected relative error of each missing block, which is 0.0 if `rtol` can be met."""
     rounding_errors = np.linalg.norm(predictor.weights, axis=1)
-    if is_integer_dtype(dtype):  # Rounding to integers adds errors of up to one.
+    if is_integer_dtype(dtype):  # Rounding to integers adds errors of up to 1.
         rounding_errors /= float(np.abs(received).max(initial=0)) or 1.0
     else:
         rounding_errors *= machine_epsilon(decoder.get_accuracy_limiting_dtype(dtype))
@@ -252,9 +253,9 @@ def _round_to_dtype(values: Array, dtype: DType) -> Array:
 def _decode_modular(
     code: LinearCode, predictor: MissingBlockPredictor, received: dict[int, Array], dtype: DType
 ) -> dict[int, Array]:
-    """Decode exactly, modulo 2^64, the missing blocks of integers that the received results determine.
+    """Decode those missing integer blocks that the received results determine, in arithmetic modulo 2^64.
 
-    Returns a dict that maps the position of each such block among the missing ones to its values.
+    Returns a dict that maps the position of each decoded block in `predictor.missing_indices` to its values.
     """
     parity_indices = predictor.arrived_indices[predictor.arrived_indices >= code.k] - code.k
     known_indices = predictor.arrived_indices[predictor.arrived_indices < code.k]

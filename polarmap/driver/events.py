@@ -40,7 +40,7 @@ class JobStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptsStarted:
-    """Emitted when more attempts start: parity tasks on demand, backups of late tasks, or retries.
+    """Emitted when further attempts start: parity (redundant) tasks, backups of late tasks, or retries.
 
     An attempt is one run of a task. The attempts at the start of a job are not reported.
 
@@ -154,7 +154,7 @@ class JobFinished:
 
     @property
     def report(self) -> Report | None:
-        """The report. The first access builds it, which takes time for each task."""
+        """The report. The first access builds it, which takes time proportional to the number of tasks."""
         return None if self.get_report is None else self.get_report()
 
 

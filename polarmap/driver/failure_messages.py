@@ -139,8 +139,9 @@ def _format_n_tasks(n_tasks: int) -> str:
 def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException | None:
     """Return the exception raised by the mapped function f if f appears to fail in every task, else None.
 
-    This is assumed if no task has returned and f raised the same exception in more tasks than the map can do
-    without. Lost workers do not count, because f is not to blame. A note on the exception mentions them.
+    f is assumed to fail in every task if no task has returned and f raised the same exception in more tasks
+    than the map can lose. Lost workers are not counted, because f did not cause them. A note on the exception
+    mentions them.
     """
     if task_table.arrived:
         return None
@@ -188,7 +189,7 @@ def find_decisive_exception(
 def _has_map_failed_due_to_f(
     raising_tasks: Collection[int], task_table: TaskTable, would_suffice: Callable[[set[int]], bool]
 ) -> bool:
-    """Return whether the exceptions of f in `raising_tasks`, rather than lost workers, made a map fail."""
+    """Return whether a map failed because of exceptions in `raising_tasks` rather than lost workers."""
     all_tasks = set(range(len(task_table)))
     if not would_suffice(all_tasks.difference(raising_tasks)):
         return True

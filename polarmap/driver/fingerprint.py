@@ -1,12 +1,12 @@
 """Compute a fingerprint of a function: a digest of its code and of all data that the code can reach.
 
-Functions with equal fingerprints do the same, so what is known of one holds for the other. The digest covers
-the code, constants, closure, defaults and globals of a function, the attributes of classes, instances and
-modules that its code mentions, and NumPy's handling of floating-point errors (`numpy.errstate`). A function
-of an installed library is represented by its code and the library's globals that it reads, also through
-functions that it calls. Classes of installed libraries and objects implemented in C are represented by their
-names. If the function reaches a value that cannot be compared by value (a lock, a generator, an attribute
-name that is computed at run time), it has no fingerprint.
+Functions with equal fingerprints behave alike, so a property verified for one holds for the other. The digest
+covers the code, constants, closure, defaults and globals of a function, the attributes of classes, instances
+and modules that its code mentions, and NumPy's handling of floating-point errors (`numpy.errstate`). A
+function of an installed library is represented by its code and the library's globals that it reads, directly
+or through functions that it calls. Classes of installed libraries and objects implemented in C are
+represented by their names. If the function reaches a value that cannot be compared by value (a lock, a
+generator, an attribute name that is computed at run time), it has no fingerprint.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def compute_function_fingerprint(f: Any) -> str | None:
 
 
 class _PicklePlaceholder:
-    """A stand-in that is pickled for objects that pickle would store by name or could not store."""
+    """A placeholder to pickle in place of an object that pickle cannot store, or stores by name only."""
 
 
 class _FingerprintPickler(pickle.Pickler):
@@ -165,7 +165,7 @@ class _FingerprintPickler(pickle.Pickler):
     def _dump_module_attributes(self) -> None:
         """Add to the hash those attributes of reachable modules that the function's code mentions.
 
-        The attributes may lead to further modules, so this is repeated until no new ones turn up.
+        An attribute may refer to further modules, so this is repeated until no new attributes are found.
         """
         dumped: set[tuple[str, str]] = set()
         while True:

@@ -1,8 +1,9 @@
 """A cache of verified properties of functions, such as "linear", shared by all maps of this process.
 
-The first map of a function verifies it. A later map trusts the cached property if the fingerprint of f has
-not changed and f receives arrays of the same dtypes and shapes: the maximum over the rows of a block is
-linear only for blocks of one row. A function without a fingerprint is verified in every map.
+The first map of a function f verifies the property. A later map uses the cached value if the fingerprint of f
+is the same and f receives arrays of the same dtypes and shapes. The shapes matter: for example, the maximum
+over the rows of a block is linear only if blocks have one row. A function without a fingerprint is verified
+in every map.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _cache_lock = threading.Lock()
 
 
 class FunctionProperty:
-    """A property of a mapped function, such as linearity, as far as it is known when the map starts.
+    """A property of a mapped function, such as linearity, with its cached value when the map starts.
 
     `value` does not change during the map. If it is None, the map has to verify the property itself.
 
@@ -39,7 +40,8 @@ class FunctionProperty:
     Attributes
     ----------
     value : Any
-        The cached value for a function with the same fingerprint as f, or None if none is cached.
+        The value cached for a function with the same fingerprint as f, or None if no value is cached. True if
+        the property holds by construction.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """Decide when an attempt (one run of a task) is late, so that a parity task or a backup should start.
 
-An attempt is late once it runs longer than 11 of 12 tasks are expected to take. (With few tasks: longer than
-all but two.) If the distribution of run times is not known, it is estimated from the tasks of the same job.
-Once half of the tasks have returned, a shifted exponential distribution is fitted to their run times. Before
-that, an attempt is late after three times the time that half of the tasks would take at the pace so far.
-While no task has returned, the first attempt becomes late after a minute, and each further one after twice as
-long.
+An attempt is late once it has run for longer than 11 of 12 tasks are expected to take. With fewer than 24
+tasks, it is late once it has run for longer than all but two are expected to take. If the distribution of run
+times is not known, it is estimated from the tasks of the same job. Once half of the tasks have returned, a
+shifted exponential distribution is fitted to their run times. Before that, an attempt is late after three
+times the time that half of the tasks would take at the pace so far. While no task has returned, the first
+attempt becomes late after a minute, and each further one after twice the time of the previous one.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MIN_MEDIAN_FACTOR = 1.1
 # is late after this multiple of the estimate.
 EARLY_FACTOR = 3.0
 NO_RESULT_SECONDS = 60.0  # the first attempt is late after this run time if no task has returned
-MIN_WAIT_SECONDS = 1e-9  # the minimum wait: because of rounding, a clock may not advance by less
+MIN_WAIT_SECONDS = 1e-9  # the minimum wait: a shorter one may be less than the resolution of a clock
 # Start no backup before this run time, because a short task is not worth another attempt.
 MIN_BACKUP_SECONDS = 0.1
-# If the number of tasks is unknown, keep at most this many run times. Beyond that, drop every other one.
+# If the number of tasks is unknown, keep at most this many run times. Beyond that, drop every second one.
 RUN_TIME_HISTORY_SIZE = 512
 
 
@@ -42,9 +42,9 @@ class RunTimeQuantiles(Protocol):
     """The quantile function of task run times, for example a `polarmap.planning.Distribution`."""
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the `p`-quantiles of the run times of tasks that finish.
+        """Return the quantiles of the run time, in seconds, at the probabilities `p`.
 
-        Tasks that never finish are ignored.
+        The distribution is conditional on the task finishing: tasks that never finish are ignored.
         """
 
 
@@ -74,15 +74,19 @@ class LatenessRule:
     min_seconds: float = 0.0
 
     def late_after_seconds(self, sorted_run_times: Sequence[float], n_late: int = 0) -> float:
-        """Return the run time in seconds after which the next attempt becomes late.
+        """Return the run time, in seconds, after which the next attempt becomes late.
 
-        If `run_times` is given, this is its quantile at 11/12, given that a task ends. (With few tasks: at
-        1 - 2 / n_tasks, but at least the median.) Otherwise, once half of the tasks have returned, it is the
-        same quantile of a shifted exponential distribution with the minimum and the median of this job, which
-        slow tasks do not affect. In both cases, it is at least 1.1 times the median. Before half of the tasks
-        have returned, it is three times the time that half of them would take at the pace so far, and at
-        least 0.1 s. While no task has returned, it is a minute, doubled for each attempt that is late
-        already.
+        The method depends on what is known of the run times:
+
+        - If `run_times` is given, the result is the 11/12 quantile of that distribution.
+        - Otherwise, once half of the tasks have returned, the result is the 11/12 quantile of a shifted
+          exponential distribution. It is fitted to the minimum and the median, so slow tasks do not matter.
+        - Before half of the tasks have returned, the result is three times the time that half of them would
+          take at the pace so far, and at least 0.1 s.
+        - While no task has returned, the result is a minute, doubled for each attempt that is late already.
+
+        With fewer than 24 tasks, the quantile is 1 - 2 / n_tasks instead of 11/12, but at least the median.
+        The first two results are at least 1.1 times the median.
 
         Parameters
         ----------
@@ -124,13 +128,13 @@ class LatenessRule:
 
 
 def make_backup_lateness_rule(n_tasks: int) -> LatenessRule:
-    """Return the lateness rule for backups. No attempt is late during its first 0.1 s."""
+    """Return the lateness rule for backups (second attempts). No attempt is late during its first 0.1 s."""
     return LatenessRule(n_tasks, min_seconds=MIN_BACKUP_SECONDS)
 
 
 @dataclass(frozen=True)
 class ParityRule:
-    """Decides how many parity tasks to start in place of late and failed tasks.
+    """Decides how many parity tasks to start, whose results replace those of late and failed tasks.
 
     Parameters
     ----------
@@ -238,7 +242,7 @@ class LateTracker(Generic[AttemptT]):
         run_times = self._restart_run_times if is_restart else self._run_times
         insort(run_times, run_seconds)
         if self._is_open_ended and len(run_times) > RUN_TIME_HISTORY_SIZE:
-            del run_times[1::2]  # Thinning out sorted values keeps their distribution.
+            del run_times[1::2]  # Dropping every second sorted value keeps the distribution.
 
     def find_late_attempts(self, now: float) -> set[AttemptT]:
         """Return the running attempts that are late now or were late in an earlier call."""
@@ -246,7 +250,10 @@ class LateTracker(Generic[AttemptT]):
         return set(self._late_attempts)
 
     def find_next_late_time(self, now: float = -inf) -> float:
-        """Return the first time after `now` at which an attempt becomes late if none ends before, or inf."""
+        """Return the next time after `now` at which an attempt becomes late, or inf.
+
+        This assumes that no attempt ends before that time.
+        """
         while self._on_time_heap:
             started_at, _, attempt = self._on_time_heap[0]
             if attempt in self._running:
@@ -258,12 +265,12 @@ class LateTracker(Generic[AttemptT]):
         return inf
 
     def seconds_until_next_late_attempt(self, has_queued: bool, now: float) -> float:
-        """Return the seconds until an attempt may become late if none ends before.
+        """Return the seconds until an attempt may become late, assuming that no attempt ends before.
 
         Parameters
         ----------
         has_queued : bool
-            Whether attempts are queued. They may start at any moment and become late in turn.
+            Whether attempts are queued. A queued attempt may start at any moment and become late later.
         now : float
             The current time, by the clock of `on_start`.
         """
@@ -303,8 +310,8 @@ def compute_cautious_late_after_seconds(
 ) -> Floats:
     """Return the run time after which attempts are late while less than half of the tasks have returned.
 
-    It is three times the time that half of the tasks would take at the current pace: `n_returned` tasks have
-    returned, and the slowest of them took `slowest_seconds`.
+    It is three times the time in which half of the tasks (`half_n_tasks`) would return at the current pace,
+    and at least 0.1 s. `n_returned` tasks have returned, and the slowest of them took `slowest_seconds`.
     """
     pace_factor = EARLY_FACTOR * half_n_tasks / np.asarray(n_returned)
     return np.asarray(np.maximum(MIN_BACKUP_SECONDS, pace_factor * np.asarray(slowest_seconds)))
@@ -313,9 +320,10 @@ def compute_cautious_late_after_seconds(
 def extrapolate_quantile(
     fastest_seconds: npt.ArrayLike, median_seconds: npt.ArrayLike, tail_fraction: float
 ) -> Floats:
-    """Return the (1 - `tail_fraction`) quantile of run times from their minimum and median.
+    """Return the (1 - `tail_fraction`) quantile of run times, given their minimum and median.
 
-    They are assumed to follow a shifted exponential distribution.
+    Run times are assumed to follow a shifted exponential distribution. The result is at least 1.1 times the
+    median.
     """
     median_array = np.asarray(median_seconds)
     n_half_lives = log(1 / tail_fraction) / log(2) - 1

@@ -23,7 +23,7 @@ DECODING_NOISE_FACTOR = 16
 
 
 class LocalChecks:
-    """Compares decoded results with the results of local calls of f, which run one at a time.
+    """Compares decoded results with results of local calls of the mapped function f, one block at a time.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class LocalChecks:
         The result of f on the driver for each checked data block, as a list of arrays (leaves). [] if the
         result has a different structure than the received ones.
     latest : LocalEvaluation or None
-        The call of f that was started last.
+        The most recently started call of f.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class LocalChecks:
         self._received, self._evaluator, self._parity_checks = decoder.received, evaluator, parity_checks
         self.results: dict[int, list[Array]] = {}
         self.latest: LocalEvaluation | None = None
-        # For data with noise (see `_start_reflection`): a task, and the call of f on the reflection of its
-        # block at the block of `latest`.
+        # Only if coded blocks contain noise (see `_start_reflection`): a task, and a call of f on the block
+        # of that task, reflected at the data block of `latest`.
         self._reflection: tuple[int, LocalEvaluation] | None = None
 
     def start(self, block_index: int) -> None:
-        """Start calling f on a data block whose result is missing."""
+        """Start calling the mapped function f on a data block whose result is missing."""
         self.latest = self._evaluator.start_on_block(block_index, use_data_block=True)
         self._reflection = self._start_reflection(block_index)
 
     def poll(self) -> LocalEvaluation:
-        """Wait briefly for the latest call of f, and store its result if it has finished."""
+        """Wait briefly for the latest local call of the mapped function, and store its result if it ended."""
         evaluation = self.latest
         assert evaluation is not None
         has_ended = evaluation.poll() and (self._reflection is None or self._reflection[1].poll())
@@ -83,12 +83,12 @@ class LocalChecks:
 
     @property
     def has_latest_result(self) -> bool:
-        """Whether the latest call of f has returned a result."""
+        """Whether the latest local call of the mapped function has returned a result."""
         return self.latest is not None and self.latest.block_index in self.results
 
     @property
     def checked_mask(self) -> Mask:
-        """A boolean mask over the missing blocks: True where f has been called on the driver."""
+        """A boolean mask over the missing blocks: True where the mapped function was called on the driver."""
         return self.get_missing_block_mask(self.results)
 
     def get_missing_block_mask(self, block_indices: Collection[int]) -> Mask:
@@ -99,11 +99,11 @@ class LocalChecks:
     def _start_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
         """Start an extra check of f if the coded blocks contain noise (secret sharing), else return None.
 
-        With strong noise, all coded blocks may be on the same side of a kink of f, such as that of |x|, so
-        that f looks linear. Therefore f is also called on 2 * data block - coded block, the reflection of a
-        coded block at a data block. If the coded block is far enough away, the reflection is on the other
-        side of the kink. The coded block whose result contains the largest value is used. If f is affine, the
-        result must be 2 * f(data block) - f(coded block).
+        If f, the mapped function, has a kink, as |x| has at 0, strong noise may move all coded blocks to the
+        same side of the kink, where f looks linear. Therefore f is also called on 2 * data block - coded
+        block, the reflection of a coded block at a data block. If the coded block is far enough from the
+        kink, the reflection is on its other side. The coded block whose result contains the largest value is
+        used. If f is affine, the result is 2 * f(data block) - f(coded block).
         """
         code = self._coded_data.code
         has_real_noise = code.adds_noise and not code.supports_integers
@@ -127,7 +127,7 @@ class LocalChecks:
     # -- comparison with decoded results ----------------------------------------------------
 
     def find_differing_blocks(self) -> list[int]:
-        """Return the blocks whose decoded results differ from the local results of f."""
+        """Return the blocks whose decoded results differ from the results that the driver has computed."""
         results, missing_blocks = self._decoder.decode(), self._decoder.tracker.decoder.missing_indices
         differing = [
             index
@@ -137,14 +137,14 @@ class LocalChecks:
         return differing or self._find_differing_reflection(results)
 
     def _differs(self, block_index: int, decoded_leaves: list[Array]) -> bool:
-        """Return whether a decoded result differs from the local result of f."""
+        """Return whether a decoded result differs from the result that the driver has computed."""
         return self._decoder.compute_once(
             ("differs", block_index),
             lambda: not self.agrees(self.results[block_index], decoded_leaves, is_decoded=True),
         )
 
     def _find_differing_reflection(self, results: list[list[Array]]) -> list[int]:
-        """Return the latest checked block in a list if the check with its reflection fails, else []."""
+        """Return a list with the latest checked block if the check with a reflection fails, else []."""
         if self.latest is None or self._reflection is None:
             return []
         (task_index, reflection), block_index = self._reflection, self.latest.block_index
@@ -158,7 +158,7 @@ class LocalChecks:
         return [] if self.agrees(reflection.leaves, implied, is_decoded=True) else [block_index]
 
     def compute_distances(self, block_index: int) -> list[float]:
-        """Return the maximum relative distance of each array of a decoded result from the local result."""
+        """Return the maximum relative distance of each decoded array from the one computed on the driver."""
         leaf_pairs = zip(self.results[block_index], self._decoder.decoded_results[block_index])
         with np.errstate(invalid="ignore"):
             distances = [
@@ -173,14 +173,14 @@ class LocalChecks:
     def agrees(
         self, local_leaves: list[Array], received_leaves: list[Array], is_decoded: bool = False
     ) -> bool:
-        """Return whether a result agrees with the local result of f, up to rounding.
+        """Return whether a result agrees with the result computed on the driver, up to rounding.
 
         Integers must be equal.
 
         Parameters
         ----------
         local_leaves, received_leaves : list of arrays
-            The arrays of the local result of f and of the result to check.
+            The arrays of the result computed on the driver, and of the result to check.
         is_decoded : bool
             Whether the result was decoded, so that rounding errors are amplified.
         """

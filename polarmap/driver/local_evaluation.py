@@ -18,7 +18,9 @@ EVALUATION_POLL_SECONDS = 0.005  # the wait per poll, which keeps a polling loop
 
 
 class LocalEvaluation:
-    """A call of f on one block in a daemon thread of the driver, which also builds the block.
+    """A call of the mapped function f on one block, in a daemon thread of the driver.
+
+    The thread also builds the block.
 
     Attributes
     ----------
@@ -49,12 +51,12 @@ class LocalEvaluation:
 
     @property
     def is_running(self) -> bool:
-        """Whether f has neither returned nor raised an exception yet."""
+        """Whether the call has neither returned nor raised an exception yet."""
         return not self._finished.is_set()
 
     @property
     def error_text(self) -> str:
-        """The type and message of the exception that f raised, even if its own `__str__` fails."""
+        """The type and message of the exception that the call raised, even if its own `__str__` fails."""
         assert self.error is not None
         error_info = describe_error(self.error)
         return f"{error_info.type}: {error_info.message}"
@@ -84,7 +86,7 @@ class LocalEvaluator:
     Attributes
     ----------
     evaluated_blocks : list of int
-        The number of the block of each call so far.
+        The block numbers of all calls so far.
     """
 
     def __init__(self, f: Callable[[Any], Any], coded_data: CodedData, limits: WaitLimits) -> None:
@@ -92,7 +94,7 @@ class LocalEvaluator:
         self.evaluated_blocks: list[int] = []
 
     def start(self, build_block: Callable[[], Any], block_index: int) -> LocalEvaluation:
-        """Start calling f on the block that `build_block` returns.
+        """Start calling the mapped function on the block that `build_block` returns.
 
         The call is recorded under `block_index`.
         """
@@ -100,16 +102,16 @@ class LocalEvaluator:
         return LocalEvaluation(self._f, build_block, block_index)
 
     def start_on_block(self, block_index: int, use_data_block: bool = False) -> LocalEvaluation:
-        """Start calling f on a copy of a block. See `copy_block` for the parameters."""
+        """Start calling the mapped function on a copy of a block. See `copy_block` for the parameters."""
         return self.start(partial(copy_block, self._coded_data, block_index, use_data_block), block_index)
 
     def wait_for_result_arrays(self, evaluation: LocalEvaluation) -> list[Array] | None:
-        """Wait for a call of f. Return the arrays of its result, or None if f raises or takes too long."""
+        """Wait for a call. Return the arrays of its result, or None if it raises or takes too long."""
         return evaluation.wait_for_result_arrays(self._limits.local_evaluation_timeout)
 
 
 def copy_block(coded_data: CodedData, block_index: int, use_data_block: bool = False) -> Any:
-    """Return a copy of a block that f may modify.
+    """Return a copy of a block, which the mapped function may modify.
 
     Parameters
     ----------
@@ -118,8 +120,8 @@ def copy_block(coded_data: CodedData, block_index: int, use_data_block: bool = F
     block_index : int
         The number of the block to copy.
     use_data_block : bool
-        Whether `block_index` counts the data blocks. This makes a difference only if the code is not
-        systematic, that is, if the data blocks are not among the coded blocks.
+        Whether `block_index` refers to a data block rather than a coded block. This makes a difference only
+        if the code is not systematic, that is, if the data blocks are not among the coded blocks.
     """
     blocks = (
         coded_data.data_blocks

@@ -223,7 +223,7 @@ class LogObserver(Observer):
             )
 
     def _log_report(self, report: Report) -> None:
-        for task in report.tasks:  # Results rejected later have been logged as returned.
+        for task in report.tasks:  # A result may have been rejected after it was logged.
             if task.state == TaskState.FAILED and task.index not in self._failed_tasks:
                 self._log_info("lost: task %d: %s", task.index, task.failures[-1])
         if report.late_tasks:

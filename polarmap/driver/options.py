@@ -88,7 +88,7 @@ class FunctionTraits:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """The validated options of a map, and the known properties of f. See `coded_map` for the options."""
+    """The validated options of a map, as for `coded_map`, and the known properties of its function."""
 
     verify: Verify = "auto"
     rtol: float | None = None

@@ -59,7 +59,7 @@ class PaddedBlock:
 
     @property
     def has_unpadded_result(self) -> bool:
-        """Whether the task has returned the result of f without padding."""
+        """Whether the task has returned the result of the mapped function for the block without padding."""
         return self._received.unpadded_result is not None
 
     @property
@@ -79,7 +79,7 @@ class PaddedBlock:
         )
 
     def poll(self, is_accepted: bool) -> None:
-        """Wait briefly for the trial of f that determines the effect of padding, if it is needed.
+        """Wait briefly for the trial of the mapped function that determines the effect of padding, if needed.
 
         Called when all other results have arrived or can be decoded.
 
@@ -108,7 +108,7 @@ class PaddedBlock:
         return False
 
     def wait_for_effects(self) -> None:
-        """Wait, for a limited time, for the trial of f that determines the effect of padding.
+        """Wait, for a limited time, for the trial of the mapped function that shows the effect of padding.
 
         Returns at once if the result without padding has arrived.
         """

@@ -26,7 +26,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
-PADDING_PROPERTY = "what rows of zeros do to f"  # Known for each number of data rows in the padded block.
+PADDING_PROPERTY = "what rows of zeros do to f"  # cached for each number of data rows in the block
 # These values replace zero rows in a trial of the mapped function.
 SAMPLE_VALUES = np.arange(1, 8)
 # Row i of a trial is multiplied by 1 + ROW_FACTOR_STEP * i**2, so that sums of rows are unlikely to cancel.
@@ -34,7 +34,7 @@ ROW_FACTOR_STEP = 0.25
 
 
 class PaddingEffect(Enum):
-    """The effect of zero-padding a block on an array in the mapped function's result."""
+    """The effect that appending rows of zeros to a block has on one array of the mapped function's result."""
 
     ROWWISE = "one row of the result for each row of the block"
     NO_EFFECT = "rows of zeros make no difference"
@@ -47,9 +47,9 @@ class KnownPaddingEffects(NamedTuple):
     Attributes
     ----------
     effects : tuple of PaddingEffect
-        The effect on each array of a result of f.
+        The effect on each array of a result of the function f.
     has_equal_bits : bool
-        Whether f returned the same bits for the rows of data with and without padding.
+        Whether f returned bitwise equal values for the rows of data with and without padding.
     """
 
     effects: tuple[PaddingEffect, ...]
@@ -115,7 +115,7 @@ class PaddingAnalyzer:
         self._f = f
 
     def start_trial_evaluation(self) -> None:
-        """Start a trial of f on a few rows in a thread, unless the effects of padding are already known."""
+        """Start a trial of the mapped function on a few rows, unless the effects of padding are known."""
         if not self._is_rowwise and self._known_effects is None:
             f = self._f
             self._evaluation = LocalEvaluation(lambda blocks: tuple(map(f, blocks)), self._build_trial_blocks)
@@ -138,26 +138,29 @@ class PaddingAnalyzer:
     # -- what f does ------------------------------------------------------------------------
 
     def poll(self, now: float) -> None:
-        """Wait briefly for the trial of f. The first call records `now` as the start of the wait."""
+        """Wait briefly for the trial of the mapped function.
+
+        The first call records `now` as the start of the wait.
+        """
         if self._wait_started_at is None:
             self._wait_started_at = now
         if self._evaluation is not None:
             self._evaluation.poll()
 
     def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
-        """Return whether the trial of f is over or the wait for it has exceeded `max_wait_seconds`."""
+        """Return whether the trial of the mapped function is over or was awaited for `max_wait_seconds`."""
         if self.has_known_effects:
             return True
         return self._wait_started_at is not None and now - self._wait_started_at > max_wait_seconds
 
     def wait_for_padding_effects(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds until the trial of f is over."""
+        """Wait up to `timeout` seconds until the trial of the mapped function is over."""
         if self._evaluation is not None:
             self._evaluation.wait_for_result_arrays(timeout)
 
     @property
     def has_known_effects(self) -> bool:
-        """Whether the trial of f on a few rows is over or not needed."""
+        """Whether the trial of the mapped function on a few rows is over or not needed."""
         return self._evaluation is None or not self._evaluation.is_running
 
     def get_padding_effects(self, result_shapes: Sequence[Shape]) -> tuple[PaddingEffect, ...]:
@@ -216,7 +219,7 @@ class PaddingAnalyzer:
             few_rows_result, more_rows_result[:n_few_rows], max_magnitude
         ):
             return PaddingEffect.ROWWISE
-        # An empty result of a few rows says nothing about a result of more rows, as for f = block[10:].
+        # If the result of a few rows is empty, as for block[10:], it shows nothing about more rows.
         has_same_shape = few_rows_result.shape == padded_result.shape and few_rows_result.size > 0
         if has_same_shape and self._leaves_agree(few_rows_result, padded_result, max_magnitude):
             return PaddingEffect.NO_EFFECT
@@ -230,8 +233,8 @@ class PaddingAnalyzer:
     def _trial_row_counts(self) -> tuple[int, int]:
         """The two numbers of rows for the trial: 2 and 4, or less if the padded block has fewer rows.
 
-        f may treat a single row in another way, for example squeeze it. So the smaller number is 1 if and
-        only if the padded block has a single row of data.
+        The mapped function may treat a single row differently, for example squeeze it. So the smaller number
+        is 1 if and only if the padded block has a single row of data.
         """
         rows_per_block = self._data_blocks.rows_per_block
         assert rows_per_block is not None
@@ -241,8 +244,8 @@ class PaddingAnalyzer:
     def _build_trial_blocks(self) -> tuple[Any, Any, Any]:
         """Return the inputs of the trial: a few rows, a few more rows, and the few rows padded with zeros.
 
-        Zero rows are replaced with made-up values, because they would reveal nothing. So are all rows of
-        stored data, because reading them would take too long.
+        The rows come from the data. A row of zeros is replaced with made-up values, because it would not show
+        the effect of padding. All rows of stored data are replaced too, because reading them takes too long.
         """
         n_few_rows, n_more_rows = self._trial_row_counts
         if self._coded_data.location is None:
@@ -273,9 +276,9 @@ class PaddingAnalyzer:
         Parameters
         ----------
         padded_leaves : list of arrays or None
-            The result of f for the block with padding, or None if its task has not returned it.
+            The function's result for the block with padding, or None if its task has not returned it.
         unpadded_result : TaskResult or None
-            The result of f for the block without padding, or None if its task has not returned it.
+            The function's result for the block without padding, or None if its task has not returned it.
         """
         if self._is_rowwise:
             return
@@ -352,7 +355,7 @@ class PaddingAnalyzer:
 
 
 def _make_rows_distinguishable(rows: Array) -> Array:
-    """Multiply each row by a different factor, so that a result of f shows whether f mixes rows.
+    """Multiply each row by a different factor, so that a function's result shows whether it mixes rows.
 
     NaN, inf and zero rows are first replaced with other values.
     """

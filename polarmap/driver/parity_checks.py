@@ -1,6 +1,7 @@
 """Check results with redundant equations (parity checks), and locate a wrong result.
 
-If more results than needed have arrived and f is linear, they satisfy linear equations up to rounding.
+If more results have arrived than decoding needs, and the mapped function f is linear, then the results
+satisfy linear equations up to rounding.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ParityResiduals(NamedTuple):
     is_violated : bool
         Whether any residual is too large to be explained by rounding errors.
     suspects : set of int or None
-        The tasks whose results could, if wrong, each explain all violations alone. None if unknown.
+        The tasks whose result, if wrong, would explain all violations on its own. None if unknown.
     """
 
     by_leaf: list[float | None]
@@ -56,7 +57,7 @@ class ParityChecks:
     decoder : ResultDecoder
         Provides the received results.
     evaluator : LocalEvaluator
-        Calls f on the driver.
+        Calls the mapped function f on the driver.
 
     Attributes
     ----------
@@ -72,7 +73,8 @@ class ParityChecks:
         self.residuals: ParityResiduals | None = None
         self._checked_decoder: ErasureDecoder | None = None  # the decoder for which `residuals` were computed
 
-        # The largest magnitude of terms that cancel in the sums for each array. [] until it is needed.
+        # For each array of a result, its estimated magnitude if no terms cancelled in the sums of f. [] until
+        # the estimates are needed.
         self._uncancelled_magnitudes: list[float] = []
 
     def evaluate(self) -> ParityResiduals:
@@ -89,12 +91,13 @@ class ParityChecks:
         return self.residuals
 
     def evaluate_with_parity_block(self, parity_leaves: list[Array]) -> ParityResiduals:
-        """Return how much f of one parity block contradicts the received results of all data blocks.
+        """Return how much the result of a parity block contradicts the received results of all data blocks.
 
         Parameters
         ----------
         parity_leaves : list of arrays
-            The arrays of the result of f on `densest_parity_block`, computed on the driver.
+            The result of the mapped function for `densest_parity_block`, computed on the driver, as a list
+            of its arrays.
         """
         received, code = self._received, self._coded_data.code
         data_leaves = received.by_task[min(received.by_task)].leaves
@@ -114,7 +117,7 @@ class ParityChecks:
 
     @cached_property
     def parity_evaluation(self) -> LocalEvaluation:
-        """A local call of f on `densest_parity_block`, started when this property is first read."""
+        """A call of the mapped function on `densest_parity_block`, started when this is first read."""
         return self._evaluator.start_on_block(self.densest_parity_block[0])
 
     @cached_property
@@ -183,7 +186,8 @@ class ParityChecks:
     def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
         """Return the magnitude relative to which rounding errors in a result array (leaf) are measured.
 
-        It is the largest absolute value of the array, or of the terms that are known to cancel in sums of f.
+        It is the largest absolute value of the array, or the magnitude that the array would have if no terms
+        cancelled in sums, if that is known and larger.
 
         Parameters
         ----------
@@ -205,10 +209,11 @@ class ParityChecks:
         return error_detection.compute_max_abs([outcome.leaves[leaf_index] for outcome in outcomes])
 
     def _compute_uncancelled_magnitudes(self) -> list[float]:
-        """Estimate the magnitude of products that cancel in the sums of f, which limits its accuracy.
+        """Estimate how large the arrays of a result would be if no products cancelled in sums.
 
-        This is possible only for polarmap's own matrix products: f is called on the driver with a block of
-        random signs, so that the products do not cancel. Returns [] for other functions.
+        Rounding errors of the mapped function f are relative to these magnitudes. They can be estimated only
+        if f is one of polarmap's own matrix products: f is called on the driver with a block whose signs are
+        random, so that the products do not cancel. Returns [] for other functions.
         """
         if not self._options.traits.is_rowwise:
             return []

@@ -110,7 +110,7 @@ class UpfrontPolicy(SchedulingPolicy):
 
 
 class OnDemandParityPolicy(SchedulingPolicy):
-    """A policy that starts the data tasks first, and parity tasks only if tasks are late or fail.
+    """A policy that starts the data tasks first, and parity (redundant) tasks only if tasks are late or fail.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class OnDemandParityPolicy(SchedulingPolicy):
         n_to_start = self._parity_rule.count_parity_to_start(
             n_returned, len(on_time_tasks), len(self._held_back_parity)
         )
-        if not (self._is_mds and on_time_tasks):  # The threshold may not suffice: ask the collector.
+        if not (self._is_mds and on_time_tasks):  # Ask which sets of results suffice.
             expected_tasks = on_time_tasks.union(collector.decodable_tasks)
             reaches_threshold = len(expected_tasks) + n_to_start >= self._parity_rule.recovery_threshold
             while reaches_threshold and n_to_start < len(self._held_back_parity):
@@ -175,7 +175,9 @@ class OnDemandParityPolicy(SchedulingPolicy):
 
 
 class AwaitedTaskBackupPolicy(SchedulingPolicy):
-    """A policy that adds backups for a single task whose result cannot be decoded and so must arrive.
+    """A policy that adds backups (further attempts) for a single task whose result must arrive.
+
+    The result of that task cannot be decoded from others.
 
     Parameters
     ----------
@@ -231,7 +233,9 @@ def make_backup_policy(n_tasks: int, max_backups: int) -> SchedulingPolicy:
 
 
 class BackupPolicy(SchedulingPolicy):
-    """A policy that starts all tasks at once and backs up late ones. The first result of a task counts.
+    """A policy that starts all tasks at once, and backups (second attempts) of late tasks.
+
+    The first result of a task is used.
 
     Parameters
     ----------

@@ -114,7 +114,7 @@ def make_observers(progress: Any, on_result: Any = None) -> tuple[Observer, ...]
     -------
     tuple of Observer
         A logging observer is included if the logger "polarmap" is enabled for INFO, one for OpenTelemetry if
-        the program has imported that, and one for viewers if the program is visible.
+        the program has imported that, and one for live views if the program is visible to them.
     """
     if progress is None:
         progress = activation.is_in_notebook() or (sys.stderr is not None and sys.stderr.isatty())

@@ -97,13 +97,13 @@ class ReceivedResults:
         task_index = outcome.task
         if outcome.unpadded_result is not None and self.unpadded_result is None:
             if not has_valid_scalar_shapes(outcome.unpadded_result):
-                # The result must be damaged, as f cannot have returned it.
+                # No function can return a number that consists of several values, so the result is damaged.
                 self._reject_misshapen_result(task_index, "returned several numbers where one is due")
                 return Reception.IGNORED
             self.unpadded_result = outcome.unpadded_result
         if outcome.failure is not None or task_index in self.by_task or self.is_frozen:
             return Reception.IGNORED
-        # f raised an exception with padding, but not without.
+        # The mapped function raised an exception on the block with padding, but not without padding.
         if outcome.unpadded_result is not None and not outcome.structure:
             return Reception.UNPADDED_ONLY
         signature = repr(outcome.structure), get_comparable_types_and_shapes(outcome.leaves)
@@ -200,7 +200,8 @@ class ReceivedResults:
     def iterate_usable_task_sets(self, pending_tasks: Collection[int]) -> Iterator[set[int]]:
         """Yield the tasks of each group of equally shaped results, together with the pending tasks.
 
-        Each set contains the tasks that could be used if all pending tasks returned results of that shape.
+        Each set contains the tasks whose results could be used for decoding if all pending tasks returned
+        results of the shape of that group.
         """
         for group in self._groups.values() or [{}]:
             yield {*pending_tasks, *group}
@@ -211,10 +212,10 @@ class ReceivedResults:
         return has_valid_scalar_shapes(outcome) and self._expected_shape in (None, *outcome.leaf_shapes)
 
     def _outvotes_current_results(self, candidates: dict[int, Outcome]) -> bool:
-        """Return whether to switch to the group `candidates` because it is larger.
+        """Return whether to use the results in `candidates` instead, because that group is larger.
 
         If both groups are equally large, or differ only in dtype, a group with results of data blocks takes
-        precedence. The dtypes may differ because f receives wider integers in parity blocks.
+        precedence. The dtypes may differ because parity blocks contain wider integers.
         """
         candidate, current = next(iter(candidates.values())), self.first_received
         has_data, had_data = (

@@ -29,7 +29,7 @@ from polarmap.errors import CodeError
 
 T = TypeVar("T")
 
-MAX_TRIALS = 4  # cache this many answers of `ResultDecoder.would_suffice`
+MAX_TRIALS = 4  # the number of cached return values of `ResultDecoder.would_suffice`
 
 
 class NonFiniteResultError(Exception):
@@ -61,7 +61,8 @@ class ResultDecoder:
         The results to decode from. After each change, the caller must call `record_arrival`, `restart` or
         `record_all_data_arrived`.
     evaluator : LocalEvaluator
-        Calls f on a data block to determine the result dtypes if no result of a data block has arrived.
+        Calls the mapped function on a data block to determine the result dtypes if no result of a data block
+        has arrived.
     timer : JobTimer
         The time since the start of the map.
 
@@ -101,7 +102,7 @@ class ResultDecoder:
         self.decode_seconds = 0.0
         self._latest_decoder: ErasureDecoder | None = None  # the decoder that computed `decoded_results`
 
-        # The result of a local call of f on a data block.
+        # The result of a call of the mapped function on a data block, made on the driver.
         self._local_sample: list[Array] | None = None
         self._cached_decoder: ErasureDecoder | None = None  # the decoder to which `_cached_values` belong
         self._cached_values: dict[Hashable, Any] = {}
@@ -117,7 +118,7 @@ class ResultDecoder:
         result_dtypes = self.received.first_received.leaf_dtypes
         for dtype in result_dtypes:
             _check_result_dtype(dtype)
-        # If f turns integers into floats, its results are rounded and must be decoded as real numbers.
+        # Integers that the mapped function computes from floats are rounded, so decode them as real numbers.
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes or result_dtypes))
         modular = self._code.supports_integers and has_integers and any(map(is_integer_dtype, result_dtypes))
         inexact_dtypes = [
@@ -140,7 +141,7 @@ class ResultDecoder:
             self.record_all_data_arrived()
 
     def record_all_data_arrived(self) -> None:
-        """Record that no decoding is needed if the results of all data blocks have arrived."""
+        """Set `ready_at` if the results of all data blocks have arrived, so that no decoding is needed."""
         received = self.received
         if self.ready_at is None and received.has_all_data_results(received.by_task):
             self.ready_at, self.n_needed = self._timer.elapsed_seconds, received.n_arrived_tasks
@@ -210,7 +211,7 @@ class ResultDecoder:
         """Return the dtypes of the arrays in the result of a data block.
 
         Results of parity blocks may have different dtypes, because the parity of integers is stored in wider
-        integers. If no result of a data block has arrived, f is called once on a data block on the driver.
+        integers. If no result of a data block has arrived, the driver calls the mapped function on one.
         """
         first_task = min(self.received.by_task)
         outcome = self.received.by_task[first_task]
@@ -237,7 +238,8 @@ class ResultDecoder:
     def undecodable_reason(self) -> str:
         """The reason why results of integer data cannot be decoded, or "" if they can.
 
-        Decoding is impossible if f returns floats and the integers in parity blocks may overflow.
+        Decoding is impossible if the mapped function returns floats and the integers in parity blocks may
+        overflow.
         """
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes))
         if self._options.traits.meets_requirement or not has_integers:

@@ -72,7 +72,7 @@ def schedule_tasks(
         session.submit(attempts)
         if events is not None:
             if not policy.initial_tasks:
-                # This policy starts all tasks later, so emit events for retries and backups only.
+                # Under this policy, every task starts on demand. Emit events for retries and backups only.
                 attempts = [attempt_id for attempt_id in attempts if attempt_id[1] > 0]
             _emit_attempts_started(events, task_table, attempts, last_event_at)
 
@@ -96,7 +96,7 @@ def schedule_tasks(
     session.submit(task_table.start_attempts(policy.initial_tasks, 0.0))
     while True:
         timeout = min(poll_interval, collector.poll_interval(), timer.remaining_seconds)
-        # Measure from the previous poll rather than from now, because a start may have become due since then.
+        # Measure from the previous poll rather than from now, because a task may have become due since then.
         if collector.can_use_parity:
             timeout = min(timeout, policy.seconds_until_next_start(task_table, polled_at))
         if next_retry_at < inf:

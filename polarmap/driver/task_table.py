@@ -14,7 +14,7 @@ from polarmap.errors import annotate_exception
 from polarmap.executors.interface import AttemptId, Failure, Outcome
 from polarmap.report import TaskState
 
-# The state of a task without a result is the first of these that any of its attempts is in.
+# A task without a result is in the first of these states that is also the state of one of its attempts.
 STATE_PRECEDENCE = TaskState.RUNNING, TaskState.QUEUED, TaskState.ABANDONED, TaskState.CANCELLED
 
 
@@ -72,7 +72,7 @@ class TaskRecord:
 
     @property
     def host(self) -> str | None:
-        """The machine that returned the result, else that of the latest attempt, or None if unknown."""
+        """The machine that returned the result, or else ran the latest attempt. None if it is unknown."""
         if not self.host_by_attempt:
             return None
         return self.host_by_attempt.get(self.result_attempt if self.has_result else max(self.host_by_attempt))
@@ -117,7 +117,7 @@ class TaskRecord:
 
     @property
     def last_raised_failure(self) -> Failure | None:
-        """The latest failure in which f raised an exception, or None if f never raised."""
+        """The latest failure in which the mapped function raised an exception, or None if there is none."""
         return next((failure for failure in reversed(self.failures) if failure.kind == "raised"), None)
 
     def remove_shape_mismatch_failures(self) -> None:
@@ -265,7 +265,9 @@ class TaskTable:
     def record_start(
         self, task_index: int, attempt: int, started_at: float, is_confirmed: bool = True, host: str = ""
     ) -> None:
-        """Record that an attempt was sent to a worker or started by it. Later reports are ignored.
+        """Record that an attempt was sent to a worker, or that the worker has started it.
+
+        Only the first call of each kind sets the times of the attempt.
 
         Parameters
         ----------
@@ -340,7 +342,7 @@ class TaskTable:
         self._set_attempt_states([(task_index, task.result_attempt)], TaskState.FAILED)
 
     def restore_result(self, task_index: int) -> None:
-        """Mark a task's result as valid again after it was rejected for its shape."""
+        """Mark a task's result as valid again after it was rejected, for example for its shape."""
         task = self._records[task_index]
         assert task.arrived_at is not None
         task.has_result, self.arrived[task_index] = True, task.arrived_at

@@ -1,6 +1,6 @@
 """Collect the results of maps without redundancy, in which every task has to return.
 
-A task may have several attempts (runs), because of backups and retries. Its first result counts.
+A task may have several attempts (runs), because of backups and retries. Its first result is used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FirstResultCollector(EveryTaskCollector):
         self._accept_failures = accept_failures
 
     def raise_if_f_always_fails(self) -> None:
-        """Raise f's exception if f fails for all tasks, unless failures are accepted."""
+        """Raise the mapped function's exception if it fails for all tasks, unless failures are accepted."""
         if not self._accept_failures:
             super().raise_if_f_always_fails()
 

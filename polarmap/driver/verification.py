@@ -41,7 +41,7 @@ class Pending(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """The verdict that the results of a map are right, as far as required, and can be returned.
+    """The verdict that the results of a map have passed the required checks and can be returned.
 
     Attributes
     ----------
@@ -50,8 +50,8 @@ class Accepted(NamedTuple):
     warning : str
         A warning for the caller of the map, or "".
     proves_f : bool
-        Whether the checks prove what the code assumes of f, for example that it is linear. If so, later maps
-        with the same f need not check it.
+        Whether the checks prove the property that the code assumes of the mapped function f, for example that
+        f is linear. If so, later maps with the same f need not check it.
     """
 
     verification: Verification
@@ -60,14 +60,14 @@ class Accepted(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The verdict that a result is wrong: it contradicts others, and f on the driver does not confirm it."""
+    """The verdict that a result is wrong: it contradicts others, and the driver could not reproduce it."""
 
     task_index: int
     failure: Failure
 
 
 class Refused(NamedTuple):
-    """The verdict that the results of a map cannot be used for decoding, for example if f is not linear."""
+    """The verdict that results cannot be used for decoding, as when the mapped function is not linear."""
 
     error: NonFiniteResultError | NotLinearError | CodeError
 
@@ -76,7 +76,7 @@ Verdict = Pending | Accepted | Rejected | Refused
 
 
 class Verifier:
-    """Checks the results of a coded map by parity checks and local calls of f.
+    """Checks the results of a coded map by parity checks and by calls of the mapped function on the driver.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class Verifier:
 
     @cached_property
     def local_checks(self) -> LocalChecks:
-        """The checks of decoded results against local calls of f, created on first access."""
+        """The checks of decoded results against results computed on the driver, created on first access."""
         from polarmap.driver.local_checks import LocalChecks
 
         parts = self._coded_data, self._options, self._decoder, self._evaluator, self.parity_checks
@@ -117,9 +117,10 @@ class Verifier:
         return self.parity_checks.evaluate() if tracker.is_ready and tracker.n_redundant_checks else None
 
     def reject_result_or_blame_f(self, task_index: int) -> Verdict:
-        """Return the verdict on a result that contradicts others, after calling f locally on its block.
+        """Return the verdict on a result that contradicts others.
 
-        If the driver gets the same result, f is not linear. Otherwise, the worker returned garbage.
+        The driver calls the mapped function on the block of that result. If it gets the same result, the
+        function is not linear. Otherwise, the result is rejected as garbage.
         """
         local_leaves = self._evaluator.wait_for_result_arrays(self._evaluator.start_on_block(task_index))
         received_leaves = self._received.by_task[task_index].leaves
@@ -130,7 +131,7 @@ class Verifier:
         return Rejected(task_index, Failure(FailureKind.GARBAGE, "GarbageResult", message))
 
     def make_refused_verdict(self, finding: str) -> Refused:
-        """Return the verdict that f is not what the code assumes, for example not linear.
+        """Return the verdict that the mapped function is not linear, or not of the degree the code assumes.
 
         Parameters
         ----------
@@ -147,9 +148,10 @@ class Verifier:
     # -- f on the driver --------------------------------------------------------------------
 
     def poll_local_evaluation(self) -> LocalEvaluation:
-        """Wait briefly for the current local call of f, or start the next one. Return the call.
+        """Wait briefly for the current call of the mapped function, or start the next one. Return the call.
 
-        f is called on missing blocks, one at a time, until all results used for decoding have been checked.
+        The driver calls the function on missing blocks, one at a time, until all results used for decoding
+        have been checked.
         """
         latest = self.local_checks.latest
         if (
@@ -177,8 +179,8 @@ class Verifier:
     def find_unchecked_tasks(self) -> tuple[int, ...]:
         """Return the tasks whose results are used but not covered by a check.
 
-        If a worker returned garbage for one of these tasks, neither the parity checks nor the local calls of
-        f would reveal it.
+        If a worker returned garbage for one of these tasks, neither the parity checks nor the calls of the
+        mapped function on the driver would reveal it.
         """
         arrived_indices = self._erasure_decoder.arrived_indices
         returned_mask = arrived_indices < len(self._code.systematic_indices)
@@ -204,10 +206,10 @@ class Verifier:
     def has_conclusive_checks(self) -> bool:
         """Whether the completed checks suffice to accept the results.
 
-        They must cover every result used for decoding. In some cases parity checks hold even if f is not
-        linear: if all results are equal, if each check only compares copies of a block, or if no worker
-        receives a data block. Then f must also have been called on the driver. The same applies if the result
-        of a data block had a different shape, which may be due to f itself.
+        They must cover every result used for decoding. In some cases, parity checks hold even if the mapped
+        function f is not linear: if all results are equal, if each check only compares copies of a block, or
+        if no worker receives a data block. Then f must also have been called on the driver. The same applies
+        if the result of a data block had a different shape, which may be due to f itself.
         """
         local_results = self.local_checks.results
         if self._received.mismatched_blocks - local_results.keys() or (
@@ -224,7 +226,7 @@ class Verifier:
     def has_check_of_block_sum(self) -> bool:
         """Whether any check involves a combination of several blocks.
 
-        A parity block that merely copies a data block cannot show whether f is linear.
+        A parity block that merely copies a data block cannot show whether the mapped function is linear.
         """
         is_decoded = len(self._erasure_decoder.missing_indices) > 0
         if is_decoded and self._block_sum_mask[self.local_checks.checked_mask].any():
@@ -246,7 +248,7 @@ class Verifier:
     def has_differing_results(self) -> bool:
         """Return whether results of different tasks differ by more than rounding errors.
 
-        If all results are equal, parity checks prove nothing about f.
+        If all results are equal, parity checks cannot show whether the mapped function is linear.
         """
         return self._decoder.compute_once("has differing results", self._compare_received_results)
 
@@ -268,8 +270,9 @@ class Verifier:
     def compute_error_bound(self) -> float:
         """Return a bound on the relative error that results may have even though all checks have passed.
 
-        The error may come from rounding, amplified by decoding, and from one wrong result whose deviation is
-        so small that the checks mistake it for rounding. It is relative to the largest value in an array.
+        The error is relative to the largest value in an array. It may come from rounding errors, which
+        decoding amplifies, and from one wrong result whose deviation is too small for the checks to tell it
+        from rounding.
         """
         decoder, bound = self._erasure_decoder, 0.0
         residuals, local_checks, checked_blocks = self.parity_checks.residuals, self.local_checks, list[int]()
@@ -280,7 +283,7 @@ class Verifier:
             is_integer = is_integer_dtype(dtype)
             if is_integer and not decoder.decodes_integers_by_rounding:
                 continue
-            # Add an error of the size of rounding to the residual, because it would go unnoticed.
+            # Add an error of the size of rounding to the residual, because checks cannot detect it.
             rounding_unit = machine_epsilon(self._decoder.get_accuracy_limiting_dtype(dtype))
             residual = residuals.by_leaf[leaf_index] if residuals is not None else None
             residual = None if residual is None else residual + rounding_unit
@@ -295,7 +298,7 @@ class Verifier:
             decoded = [leaves[leaf_index] for leaves in self._decoder.decoded_results]
             max_magnitude = self.parity_checks.compute_max_magnitude(leaf_index, decoded)
             if max_magnitude:
-                # If f rounds to integers, each result may be off by 1/2, times its decoding weight.
+                # A result that f rounds to integers may be off by 1/2. Decoding multiplies this by a weight.
                 integer_rounding = 0.0
                 if is_integer:
                     integer_rounding = 0.5 * decoder.max_weight_sum + 0.5

@@ -1,7 +1,7 @@
 """Handle integers that overflow in parity blocks, which are computed modulo 2^64.
 
-Integer results are decoded modulo 2^64 as well, so this is harmless unless f turns the integers into floats
-or into Python integers.
+Integer results are decoded modulo 2^64 as well, so overflow is harmless unless the mapped function turns the
+integers into floats or into Python integers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from polarmap.errors import CodeError
 def explain_overflow_obstacle(coded_data: CodedData, result_dtypes: Sequence[DType]) -> str:
     """Return an error message if integer overflow may prevent decoding, else "".
 
-    This is the case if f turns integers into floats, and parity blocks or sums over them may exceed 64 bits.
+    This is the case if the mapped function turns integers into floats, and values in parity blocks, or sums
+    over a block, may exceed 64 bits.
     """
     float_names = [str(dtype) for dtype in result_dtypes if not is_integer_dtype(dtype)]
     if not (
@@ -41,11 +42,11 @@ def undo_wraparound(
     weights: Array,
     modular_blocks: Array,
 ) -> list[Array]:
-    """Restore missing Python integers from their residues modulo 2^64, which is all that decoding gives.
+    """Restore missing Python integers from their residues modulo 2^64, which decoding has computed.
 
     Raises CodeError if a result is ambiguous. An integer that is negative or at least 2^63 is accepted
-    only if a received result of a data block is in the same range, because f may have used either signed or
-    unsigned 64-bit arithmetic.
+    only if a received result of a data block is in the same range, because the mapped function may have used
+    either signed or unsigned 64-bit arithmetic.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ def undo_wraparound(
     arrived_indices : index array (arrived,)
         The tasks of the received integers.
     weights : array (missing, arrived)
-        Weights by which the missing integers are approximately weights @ received[arrived_indices].
+        The decoding weights: the missing integers are approximately weights @ received[arrived_indices].
     modular_blocks : array (missing, 1)
         The residues of the missing integers.
     """

@@ -17,9 +17,9 @@ from polarmap.executors.resolved import ResolvedExecutor
 def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
     """Convert the `executor=` argument of a public function to a `ResolvedExecutor`.
 
-    This does not start any workers. A resolved executor is returned unchanged, so that one function can pass
-    it on to another. Raises ExecutorError, with advice on what to pass instead, if the argument is not an
-    executor.
+    A `ResolvedExecutor` has the methods with which the package runs tasks. If one is passed, it is returned
+    unchanged. No workers are started. Raises ExecutorError, with advice on what to pass instead, if the
+    argument is not an executor.
     """
     if executor_spec is None:
         return default_executor

@@ -34,14 +34,14 @@ from polarmap.worker.pytree import Array, count_layout_bytes, get_layout
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import BlockRef
 
-# Smaller blocks, in bytes, are sent with their tasks, which is faster than a file.
+# A block of fewer bytes than this is sent in the message of its task, which is faster than writing a file.
 INLINE_BLOCK_BYTES = 1 << 14
 FREE_SPACE_DIVISOR = 2  # Stored blocks may use at most 1/2 of the free space of a file system in memory.
 DIGEST_BYTES = 16  # Two different blocks have the same digest with a probability of 2**-128.
-# Workers may keep cached blocks of this many sets that no longer exist on the driver. The ids of these sets
-# are part of every job.
+# Workers may keep cached blocks of this many sets that the driver has removed. The number is limited because
+# the driver sends the ids of these sets with every job.
 MAX_REMOVED_SETS = 64
-NETWORK_BYTES_PER_SECOND = 1e8  # The bandwidth that is assumed to estimate transfer times.
+NETWORK_BYTES_PER_SECOND = 1e8  # the assumed bandwidth, for estimates of transfer times
 
 BlockSetKey = tuple[int, Encryption | None]  # the `id()` of the blocks, and how they are encrypted
 
@@ -75,7 +75,7 @@ class PublishedBlocks:
         self.blocks_weakref, self._source_location = weakref.ref(blocks), blocks.location
         self._location, self._block_store, self.block_set_id = location, block_store, block_set_id
         self._is_inline = self._source_location is not None and self._source_location.is_inline
-        # An equal block of a later set has the same reference, so workers may already have it cached.
+        # True if equal blocks of different sets have equal references. Workers then cache them only once.
         has_stable_refs = self._source_location is not None or block_store.is_content_addressed
         self._is_identified_by_ref = has_stable_refs and not self._is_inline
         self.cache_id = block_set_id if (self._source_location or location).is_owned_by_blocks else None
@@ -83,7 +83,7 @@ class PublishedBlocks:
         self._lock = threading.RLock()
         tasks = range(blocks.n if self._source_location is None else 0)
         self._unpublished = {component for task in tasks for component in blocks.block_components(task)}
-        self._segments: dict[int, Segment] = {}  # component -> its stored bytes
+        self._segments: dict[int, Segment] = {}  # component index -> its stored byte range
         self._pickled_refs: dict[int, bytes] = {}  # task -> pickled `BlockRef`
         # The byte ranges that workers may request from a user's store: (key, offset) -> size.
         self._referenced_ranges: dict[tuple[str, int], int] = {}
@@ -100,7 +100,7 @@ class PublishedBlocks:
         return 0.0 if is_local else count_layout_bytes(blocks.block_layout(0)) / NETWORK_BYTES_PER_SECOND
 
     def get_pickled_block_ref(self, blocks: TaskBlocks, task: int) -> bytes:
-        """Return the pickled `BlockRef` from which a worker reads a task's block.
+        """Return the pickled `BlockRef` that tells a worker where to read a task's block.
 
         The block is stored first if it is not stored yet.
         """
@@ -117,8 +117,9 @@ class PublishedBlocks:
     def publish_in_parallel(self, blocks: TaskBlocks, tasks: Sequence[int], deadline: float = inf) -> None:
         """Store the blocks of several tasks in parallel, if the store supports parallel writes.
 
-        In any other store, each block is written just before its task is sent, so that the first worker can
-        start early. As a storage may hang, TimeoutError is raised at `deadline`, on the monotonic clock.
+        Do nothing for any other store, in which each block is written just before its task is sent, so that
+        the first worker can start early. Raises TimeoutError at the time `deadline`, on the monotonic clock,
+        because a storage may hang.
         """
         if self._source_location is not None or not self._block_store.max_parallel_writes:
             return
@@ -138,7 +139,7 @@ class PublishedBlocks:
             self._segments |= zip(new_components, new_segments)
 
     def publish_block(self, blocks: TaskBlocks, task: int) -> BlockRef:
-        """Return a reference from which a worker reads a task's block.
+        """Return a reference that tells a worker where to read a task's block.
 
         The block is stored first if it is not stored yet.
         """
@@ -156,7 +157,7 @@ class PublishedBlocks:
         """Return the bytes of a block component that a worker has requested from the driver.
 
         `segment_key` ends with the index of the component. A component that is a single array is not copied,
-        because many workers may send requests at the same time.
+        which saves memory if many workers send requests at the same time.
         """
         buffers = _get_buffers(blocks.component_leaves(int(segment_key.rpartition("/")[2])))
         stored_buffers = encrypt_if_location_requires(
@@ -165,7 +166,7 @@ class PublishedBlocks:
         return stored_buffers[0] if len(stored_buffers) == 1 else b"".join(stored_buffers)
 
     def check_segment_is_referenced(self, requested: Segment) -> None:
-        """Raise LookupError if a worker requests a byte range to which no task refers."""
+        """Raise LookupError unless a byte range that a worker requests belongs to the block of some task."""
         n_bytes = self._referenced_ranges[requested.key, requested.offset]
         if requested.size > compute_encrypted_size(n_bytes):
             raise LookupError(requested)
@@ -200,7 +201,7 @@ class PublishedBlocks:
         return block_ref
 
     def _reserve_block_space(self, blocks: TaskBlocks) -> None:
-        """Reserve space in the store for all blocks. Further calls do nothing."""
+        """Reserve space in the store for all blocks of this set. Further calls do nothing."""
         if self.key_prefixes:
             return
         block_store = self._block_store
@@ -212,7 +213,7 @@ class PublishedBlocks:
         n_bytes = sum(
             count_layout_bytes(blocks.block_layout(task)) for task in set(task_of_component.values())
         )
-        with block_store.lock:  # hold the lock until other threads see the reservation
+        with block_store.lock:  # Other threads must not reserve the same space in the meantime.
             self.key_prefixes = block_store.allocate_key_prefixes(self.block_set_id, n_bytes)
             self.n_bytes = n_bytes
         if self._location.is_memory_mapped:
@@ -222,7 +223,7 @@ class PublishedBlocks:
                 weakref.WeakMethod(block_store.remove_segments_below),
                 self.key_prefixes,
             ).atexit = False
-            block_store.collect_garbage()  # free the memory of evicted blocks
+            block_store.collect_garbage()  # Free the memory of blocks that were evicted to make room.
 
     def _store_component(self, blocks: TaskBlocks, component: int) -> Segment:
         buffers, last_error = _get_buffers(blocks.component_leaves(component)), OSError()
@@ -243,14 +244,14 @@ class PublishedBlocks:
 def _remove_prefixes_if_store_alive(
     remove_weakref: weakref.WeakMethod[Callable[[Sequence[str]], None]], key_prefixes: Sequence[str]
 ) -> None:
-    """Remove stored components, unless the block store and its files no longer exist."""
+    """Remove stored components whose blocks no longer exist, if the block store itself still exists."""
     remove = remove_weakref()
     if remove is not None:
         remove(key_prefixes)
 
 
 def make_block_ref(blocks: TaskBlocks, task: int) -> BlockRef:
-    """Return the reference from which a worker reads a task's block.
+    """Return a reference that tells a worker where to read a task's block.
 
     The blocks must be in storage already, or small enough for their bytes to be part of the reference.
     """
@@ -287,8 +288,8 @@ class BlockStore(ABC):
         The number of objects that can be written at the same time. 0 if it is better to write each block when
         its first task is sent.
     max_removed_bytes : int
-        The number of bytes of blocks that no longer exist but may stay in the caches of workers, for later
-        sets with equal blocks. 0 for stores that are not content-addressed.
+        How many bytes of removed blocks may stay in the workers' caches, in case a later set contains equal
+        blocks. 0 for stores that are not content-addressed.
     garbage_prefixes : list of str
         The key prefixes of stored data that is no longer needed.
     """
@@ -298,11 +299,12 @@ class BlockStore(ABC):
     max_parallel_writes = max_removed_bytes = 0
 
     def __init__(self) -> None:
-        # Reentrant: a destructor may close a session while this thread holds the lock.
+        # The lock is reentrant because a destructor may close a session while this thread holds the lock.
         self.lock = threading.RLock()
         self._garbage_lock = threading.Lock()
         self.next_block_set_id = 0
-        # Ordered by last use, the most recent last. Each job with an encryption key is encrypted separately.
+        # The stored sets of blocks, the most recently used last. The encryption is part of the key, because
+        # each job with an encryption key stores its own encrypted copy of the blocks.
         self._published: dict[BlockSetKey, PublishedBlocks] = {}
         self.garbage_prefixes: list[str] = []
 
@@ -333,7 +335,7 @@ class BlockStore(ABC):
         """Remove all stored bytes whose keys begin with one of the prefixes."""
 
     def acquire_blocks(self, job_spec: JobSpec) -> PublishedBlocks:
-        """Return the stored blocks of a job, and keep them until `release_blocks` is called."""
+        """Return the record of a job's stored blocks, and keep them until `release_blocks` is called."""
         blocks = job_spec.blocks
         with self.lock:
             published_sets = self._published.items()
@@ -356,15 +358,15 @@ class BlockStore(ABC):
             return tuple([published.block_set_id for published in self._published.values()])
 
     def release_blocks(self, published_blocks: PublishedBlocks) -> None:
-        """Record that a session no longer uses stored blocks, which stay cached for later sessions."""
+        """Record that a session no longer uses stored blocks. They stay in the store for later sessions."""
         with self.lock:
             published_blocks.use_count -= 1
 
     def collect_garbage(self) -> None:
-        """Remove stored bytes that no blocks need any more.
+        """Remove stored data that is no longer needed.
 
-        `lock` is not held in the meantime, because the storage may hang. If the storage cannot be reached,
-        the garbage is left for the next call.
+        `lock` is not held during the removal, because the storage may hang. If the storage cannot be reached,
+        the next call tries again.
         """
         if not self._garbage_lock.acquire(blocking=False):
             # Another thread is already collecting garbage. Do not wait for it, because it may hang.
@@ -400,17 +402,17 @@ class DriverBlockStore(BlockStore):
     def __init__(self, key_prefix: str) -> None:
         super().__init__()
         self.location, self._key_prefix = DriverLocation(key_prefix), key_prefix
-        self.max_parallel_writes = count_available_cores()  # Segments are hashed instead of written.
+        self.max_parallel_writes = count_available_cores()  # threads that hash the blocks
         # Digests use a secret key, so that they do not reveal in unencrypted messages what blocks contain.
         self._digest_key = secrets.token_bytes(DIGEST_BYTES)
-        self._removed_sets = deque[tuple[int, int]]()  # (id, size in bytes) of each set, the latest last
+        self._removed_sets = deque[tuple[int, int]]()  # (id, size in bytes) of each set, oldest first
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
         """Return a single key prefix, which is the same for all sets of blocks."""
         return [f"{self._key_prefix}/blocks/"]
 
     def make_segment_key(self, key_prefix: str, component: int, buffers: Sequence[Any]) -> str:
-        """Return the key of a component, with a digest of its bytes."""
+        """Return the key of a component, which contains a digest of its bytes."""
         digest = blake2b(key=self._digest_key, digest_size=DIGEST_BYTES)
         for buffer in buffers:
             digest.update(buffer)
@@ -423,7 +425,7 @@ class DriverBlockStore(BlockStore):
             return (*removed_ids, *super().get_live_block_set_ids())
 
     def _evict_block_sets(self, set_keys: Iterable[BlockSetKey]) -> None:
-        """Forget sets of blocks. Workers may keep the latest removed sets, up to `max_removed_bytes`."""
+        """Remove sets of blocks. Workers may keep the latest removed sets, up to `max_removed_bytes`."""
         for published in map(self._published.pop, set_keys):
             self._removed_sets.append((published.block_set_id, published.n_bytes))
         while (

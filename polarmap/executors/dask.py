@@ -1,4 +1,4 @@
-"""Dask: single calls, data on its cluster, and persistent workers."""
+"""Connects to Dask clusters: runs calls, partitions data there, and starts persistent workers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class DaskEngine(Engine):
             if reason := self.get_unavailable_reason():
                 # If the cluster is lost, every future is cancelled. Report the cause instead.
                 reported_error = RuntimeError(reason)
-            elif dask_future.cancelled():  # Dask's own message differs from call to call.
+            elif dask_future.cancelled():  # Replace Dask's message, which differs from call to call.
                 reported_error = CancelledError("Dask's client cancelled it")
             complete_future(future, error=reported_error)
         else:
@@ -144,7 +144,7 @@ class DaskEngine(Engine):
                 data = response.get("data", {})
             if key in data:
                 return data[key]
-        return await future  # raise the task's exception, or wait until a lost result is recomputed
+        return await future  # Raise the task's exception, or wait until Dask has recomputed a lost result.
 
     # -- data ----------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class DaskEngine(Engine):
         return values
 
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition a list of futures, or the rows of a Dask array or DataFrame.
+        """Partition a list of futures, or the rows of a Dask array or DataFrame, into blocks.
 
         Return None for other data.
         """
@@ -236,7 +236,7 @@ class DaskEngine(Engine):
         if PLACEMENT_OPTIONS & self.submit_options.keys():
             return []
         if time.monotonic() > self._workers_listed_at + WORKER_LIST_INTERVAL and self.is_connected():
-            with suppress(Exception):  # keep the old list if the scheduler is busy or gone
+            with suppress(Exception):  # Keep the old list if the scheduler does not answer.
                 self._n_threads_by_address = self.client.sync(
                     self.client.scheduler.ncores, callback_timeout=WORKER_LIST_INTERVAL
                 )

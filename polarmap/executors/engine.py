@@ -57,7 +57,7 @@ class Engine(WorkerProvider, ABC):
         cancel = self._start_remote_call(future, call, *arguments)
 
         def cancel_if_cancelled(done_future: Future[Any]) -> None:
-            with suppress(Exception):  # The connection may be lost.
+            with suppress(Exception):  # Cancelling fails if the connection is lost.
                 if done_future.cancelled():
                     cancel()
 

@@ -15,12 +15,15 @@ from polarmap.errors import ExecutorError
 
 
 def is_localhost_spec(executor_spec: Any) -> bool:
-    """Return True if the argument is "localhost": Lithops with processes on this machine."""
+    """Return True if the argument is "localhost", which selects Lithops with processes on this machine."""
     return isinstance(executor_spec, str) and executor_spec == "localhost"
 
 
 def is_config_path(executor_spec: Any) -> bool:
-    """Return True if the argument is a string or path that can only be a Lithops configuration file."""
+    """Return True if the argument is a path, or a string other than "localhost" and "ray://...".
+
+    Such an argument can only be the path of a Lithops configuration file.
+    """
     is_text = isinstance(executor_spec, (str, bytes, os.PathLike))
     return is_text and not (is_localhost_spec(executor_spec) or is_ray_spec(executor_spec))
 

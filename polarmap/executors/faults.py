@@ -15,9 +15,9 @@ from polarmap.worker.task_records import FAULT_KINDS, Fault
 
 @dataclass(frozen=True)
 class FaultyExecutor:
-    """An executor that makes selected tasks sleep, fail or die, for tests, demonstrations and benchmarks.
+    """Wraps an executor and makes chosen tasks sleep, fail or die, for tests, demonstrations and benchmarks.
 
-    In all other respects it behaves like the executor that it wraps.
+    All other tasks run unchanged on the wrapped executor.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class FaultInjectingExecutor(DelegatingExecutor):
         return self._executor.open(replace(job_spec, faults={**self.faults, **job_spec.faults}))
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the executor that the wrapped executor chooses for `data`, with the same faults."""
+        """Return the wrapped executor's choice for `data`, into which the same faults are injected."""
         return FaultInjectingExecutor(self._executor.choose_for(data), self._own_faults)
 
     def with_persistent_workers(

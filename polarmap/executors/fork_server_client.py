@@ -34,13 +34,14 @@ from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 from polarmap.worker.socket_channel import configure_tcp
 
-# Pickled functions larger than this many bytes are sent as files, so that all messages to an idle worker fit
-# into its socket buffer.
+# Pickled functions of more bytes than this are sent in files, so that all messages to an idle worker fit into
+# its socket buffer.
 MAX_INLINE_FUNCTION_BYTES = 1 << 18
 INTERPRETER_START_SECONDS = 60  # time limit in seconds for importing the modules on a busy machine
 EXIT_REPORT_SECONDS = 0.1  # seconds to wait for the server to report how a worker exited
 RECEIVE_BYTES = 4096
-# Imports the modules that workers need from the same files as the driver. Runs with a global named `options`.
+# A script that imports the modules that workers need, from the same files as the driver. It reads its options
+# from the global variable `options`.
 IMPORT_SCRIPT = """
 sys.path[:] = [options["home"], *options["module_path"]]
 import polarmap  # from the same files as the driver
@@ -104,7 +105,7 @@ class ForkServerClient:
         self._lock = threading.Lock()
         self._received = b""  # bytes received from the server that are not decoded yet
         self._is_ready = False
-        # Worker id -> how the worker exited. Workers that the driver killed are left out.
+        # Worker id -> how the worker exited, for workers that the driver has not killed.
         self._exit_descriptions: dict[int, str] = {}
         options = {
             "seconds": INTERPRETER_START_SECONDS,
@@ -167,7 +168,7 @@ class ForkServerClient:
             and worker_id not in self._exit_descriptions
             and (remaining_seconds := deadline - time.monotonic()) > 0
         ):
-            with contextlib.suppress(ValueError, OSError):  # another thread may have closed the socket
+            with contextlib.suppress(ValueError, OSError):  # Another thread may have closed the socket.
                 wait_until_ready([self._control_socket], POLLIN, remaining_seconds)
         return self._exit_descriptions.get(worker_id)
 
@@ -226,7 +227,7 @@ def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
     driver_socket, worker_socket = socket.socketpair()
     driver_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_INLINE_FUNCTION_BYTES)
     for each_socket in (driver_socket, worker_socket):
-        if each_socket.family == socket.AF_INET:  # Windows has no Unix sockets
+        if each_socket.family == socket.AF_INET:  # This is the case on Windows, which has no Unix sockets.
             configure_tcp(each_socket)
     return driver_socket, worker_socket
 

@@ -65,7 +65,7 @@ FinishedAttempt = tuple[AttemptId, Future[Any]]
 class FuturesExecutor(ResolvedExecutor):
     """An executor that runs tasks on a user's pool, which remains usable afterwards.
 
-    A thread pool receives the user's function and the blocks directly, any other pool receives them pickled.
+    A thread pool receives the user's function and the blocks directly. Any other pool receives them pickled.
     When a map ends, tasks that are still running are abandoned: threads are notified, and processes notice
     that a folder has been removed. A process on another machine cannot see this folder, so it finishes its
     task and the result is ignored. A task that the pool drops counts as lost.
@@ -175,22 +175,22 @@ class FuturesSession:
         Reach().check_output(job_spec)
         self._executor_name, self._job_spec = executor.name, job_spec
         self._pool, self._engine, self._n_threads_per_task = pool, engine, n_threads_per_task
-        # `wake` puts None into the queue.
+        # Finished futures that `wait` has not returned yet. `wake` adds None, which makes `wait` return.
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
-        # Attempts that may not have started yet.
+        # The futures of attempts that are not known to have started.
         self._not_started: dict[AttemptId, Future[Any]] = {}
         # True once any worker has recorded the start of a task.
         self._has_seen_start_mark = False
-        # The tasks in `_not_started` that are assumed to be running although the pool has not reported it.
+        # The attempts in `_not_started` that are assumed to run, because a remote pool does not report it.
         self._assumed_started: set[AttemptId] = set()
         # True once the pool has accepted a task.
         self._has_accepted = False
-        # Remote pools do not report when a worker gets a task. Assume that they have enough workers.
+        # Remote pools do not report which tasks are running. All of their tasks are assumed to run at once.
         self._reports_running = executor.is_local
         self._shares_memory = executor.shares_memory
         if self._shares_memory:
-            # Threads share memory, so nothing needs encryption.
+            # Threads get the data in memory, so no encryption is needed.
             self._job_spec = replace(job_spec, encryption=None)
         elif not executor.is_local:
             check_key_is_portable(job_spec, self._executor_name)
@@ -201,7 +201,7 @@ class FuturesSession:
         self._folder_token = (
             None if self._shares_memory else FolderCancelToken.from_folder(str(make_temp_folder()))
         )
-        # Thread pools use these tokens, because they have no folder.
+        # The tokens that ask threads to stop. For processes, `_folder_token` is used instead.
         self._thread_tokens: dict[AttemptId, ThreadCancelToken] = {}
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
@@ -227,10 +227,10 @@ class FuturesSession:
     def _keep_results_before_outage(
         self, finished: list[FinishedAttempt], reason: str
     ) -> list[FinishedAttempt]:
-        """Return those finished tasks whose results arrived before the connection to the cluster was lost.
+        """Return the finished tasks whose results arrived before the connection to the cluster was lost.
 
-        The other tasks are put back into the queue and reported later. If no result has arrived, raise
-        ExecutorError with the `reason` for which the cluster is unavailable.
+        All other tasks are put back into the queue and reported later. Raises ExecutorError, with the reason
+        why the cluster is unavailable, if no result has arrived.
         """
         results = [item for item in finished if not (item[1].cancelled() or item[1].exception())]
         if not results:
@@ -241,9 +241,9 @@ class FuturesSession:
         return results
 
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
-        """Cancel task attempts. An attempt that is already running is asked to stop, if possible.
+        """Cancel task attempts. Attempts that are already running are asked to stop, if possible.
 
-        This works for threads of this process, and for processes that can see the session's temporary folder.
+        Only threads of this process, and processes that can see the session's temporary folder, notice this.
         """
         for attempt in attempts:
             if attempt in self._pending_futures and not self._pending_futures[attempt].cancel():
@@ -336,7 +336,7 @@ class FuturesSession:
         return start_events
 
     def _wait_for_finished_attempts(self, timeout: float) -> list[FinishedAttempt]:
-        """Return all finished tasks, waiting up to `timeout` seconds for the first."""
+        """Return all finished attempts. Wait up to `timeout` seconds for the first one."""
         finished = list[FinishedAttempt | None]()
         with contextlib.suppress(queue.Empty):
             finished.append(self._finished_queue.get(timeout=None if timeout == inf else max(0.0, timeout)))
@@ -345,10 +345,10 @@ class FuturesSession:
         return [finished_attempt for finished_attempt in finished if finished_attempt is not None]
 
     def _make_task_function(self) -> Function | bytes:
-        """Return the user's function as it is submitted to the pool: unchanged for threads, else pickled.
+        """Return the user's function in the form that the pool needs: a callable for threads, else a pickle.
 
-        On threads, the function gets read-only views of blocks in memory. Otherwise, it is wrapped so that it
-        gets a copy of its block if it writes to the block.
+        On threads, the function gets read-only views of blocks in memory. In all other cases, it is wrapped
+        so that it gets a copy of its block if it writes to the block.
         """
         if self._shares_memory and not self._blocks_are_files:
             return self._job_spec.f
@@ -359,7 +359,8 @@ class FuturesSession:
         """Return the block of a task, or a callable or reference that provides the block to the worker.
 
         If the blocks are files, the first attempt shares the cached, read-only block. A retry gets a private
-        copy, because compiled code may bypass NumPy's check, write to the read-only block and crash.
+        copy, because the first attempt may have crashed: compiled code can bypass NumPy's check and write to
+        a read-only block.
         """
         blocks = self._job_spec.blocks
         if (reference := blocks.cluster_reference(task)) is not None:
@@ -390,7 +391,7 @@ class FuturesSession:
                 *attempt, f"its folder {self._folder_token and self._folder_token.folder} was removed"
             )
         outcome = self._job_spec.decode_reply(*attempt, reply.header, reply.data)
-        # A user's pool counts as local, so its outcomes have no host name.
+        # Reports show host names only for clusters. All other pools count as running on this machine.
         return outcome if self._engine is not None else outcome._replace(host="")
 
 

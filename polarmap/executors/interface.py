@@ -75,14 +75,14 @@ class Failure(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """A flattened return value of f: its arrays, and the nested structure from which to rebuild it."""
+    """A flattened return value of f: its arrays, and the structure with which to nest them again."""
 
     leaves: list[Array]
     structure: Structure
 
 
 class Outcome(NamedTuple):
-    """An event: a task attempt has ended with a result or a failure.
+    """An event that reports the end of a task attempt, with its result or failure.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class Outcome(NamedTuple):
 
 
 class AttemptStarted(NamedTuple):
-    """An event: a task attempt has started.
+    """An event that reports the start of a task attempt.
 
     Attributes
     ----------
@@ -155,7 +155,9 @@ class AttemptStarted(NamedTuple):
 
 
 class NoWorkers(NamedTuple):
-    """An event: tasks are waiting, but no worker has connected yet. It is repeated until one connects.
+    """An event that reports that tasks are waiting and no worker has connected yet.
+
+    The event is repeated until a worker connects.
 
     Attributes
     ----------
@@ -218,11 +220,11 @@ class TaskBlocks:
         return None
 
     def block_components(self, task: int) -> Sequence[int]:
-        """Return the indices of the components that make up a task's block."""
+        """Return the indices of the components (parts that several blocks may share) of a task's block."""
         return (task,)
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return the arrays of a component, a part that several blocks may share."""
+        """Return the arrays of a component, a part of a block that several blocks may share."""
         return self.block_leaves(component)
 
     def find_injected_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
@@ -235,9 +237,9 @@ class TaskBlocks:
         return fault if fault is not None and attempt < fault.attempts else None
 
     def on_damage_found(self) -> None:
-        """React to a worker's report that a stored block is damaged. Does nothing by default.
+        """Handle a worker's report that a stored block is damaged. Does nothing by default.
 
-        Subclasses look up the block again, because its known location may be out of date.
+        Subclasses read the block's location again, because the one in memory may be out of date.
         """
 
     def prepare_encoding(self) -> None:
@@ -286,10 +288,10 @@ class JobSpec:
     name: str = ""
 
     def get_n_unpadded_rows(self, task: int) -> int | None:
-        """Return the number of unpadded rows of a task's block, or None if the block has no padding.
+        """Return the number of rows of a task's block without padding, or None if the block has no padding.
 
         Rows of zeros may be added to a block to make all blocks equal in size. The worker then also evaluates
-        f on the unpadded rows.
+        f on the rows without the padding.
         """
         if self.padded_block is None or self.padded_block[0] != task:
             return None
@@ -334,14 +336,14 @@ class JobSpec:
                     self.blocks.on_damage_found()
                 return Outcome(task, attempt, [], (), failure, seconds, host=host)
             leaves, unpadded_result = unpack_leaves(layout, data), None
-            if structure[:1] == (BOTH_RESULTS,):  # the task also evaluated f on the unpadded rows
+            if structure[:1] == (BOTH_RESULTS,):  # The worker also evaluated f on the unpadded rows.
                 _, n_leaves, structure, unpadded_structure = structure
                 leaves, unpadded_result = leaves[:n_leaves], TaskResult(leaves[n_leaves:], unpadded_structure)
             if result_ref is not None:
                 result_ref = ResultRef(result_ref[0], tuple(Segment(*segment) for segment in result_ref[1]))
         except DamagedError as error:
             return make_lost_worker_outcome(task, attempt, f"its reply {error}")
-        except Exception as error:  # the data is forged, or needs a class that cannot be imported here
+        except Exception as error:  # The data may be forged, or need a class that is missing here.
             message = f"its reply cannot be read: {type(error).__name__}: {error}"
             return make_lost_worker_outcome(task, attempt, message)
         return Outcome(task, attempt, leaves, structure, None, seconds, result_ref, unpadded_result, host)
@@ -421,7 +423,7 @@ class BlockSendingSession(Protocol):
     deadline: float
 
     def count_receiving_workers(self) -> int:
-        """Return the number of workers to which a block is still being sent."""
+        """Return the number of workers that are still receiving a block."""
         ...
 
 
@@ -447,7 +449,7 @@ class MapExecutor(Protocol):
     def worker_spec(self) -> WorkerSpec | None: ...
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session for a job, i.e. one call of a map function. No task starts yet."""
+        """Open a session that runs the tasks of one job (one call of a map function). No task starts yet."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Runs tasks as Lithops functions, or starts persistent workers as long-running Lithops functions.
+"""Runs tasks as Lithops (cloud) functions, or starts persistent workers as long-running functions.
 
 `LithopsExecutor` opens a session for each map, and `LithopsWorkerProvider` starts the workers of a `Pool`.
 Both store blocks as objects in a bucket, and start functions through `LithopsInvocations`.
@@ -57,14 +57,14 @@ from polarmap.worker.task_records import to_plain_tuple
 from polarmap.worker.worker_entry import DriverAddress, make_worker_task
 
 # The keys of all objects of a job begin with this prefix. Stored arrays have other prefixes, because a bucket
-# may have a rule that deletes what jobs have left after a day.
+# may have a lifecycle rule that deletes leftover objects of jobs after a day.
 JOB_KEY_PREFIX = "polarmap/jobs"
 # Pauses, in seconds, between checks for whether objects have been deleted.
 DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)
-MAX_PARALLEL_WRITES = 16  # The largest number of objects that are written at the same time.
-# Added to the niceness of parity tasks, so that data tasks get this machine's cores first.
+MAX_PARALLEL_WRITES = 16  # the maximum number of objects that are written at the same time
+# Added to the niceness of parity tasks, whose results may not be needed, so that data tasks run first.
 PARITY_NICE = 10
-# The time limit of a worker on this machine, in seconds. Its value in milliseconds fits into 32 bits.
+# The time limit of a worker on this machine, in seconds. In milliseconds, the value must fit into 32 bits.
 LOCAL_WORKER_SECONDS = 20 * 86_400.0
 # Seconds of a function's time limit that are reserved for startup and reporting.
 STARTUP_MARGIN_SECONDS = 15.0
@@ -162,7 +162,7 @@ class LithopsSession:
             task_function = make_lithops_task(self._job_spec.f, blocks.structure, self._module_state)
             self._invocations.invoke(function_executor, task_function, task_arguments)
         except ExecutorError:
-            # The likely reason is that f cannot be pickled. In that case, this call raises a clearer error.
+            # Lithops has probably failed to pickle f. In this case, the next call raises a clearer error.
             pickle_function(self._job_spec.f, self._invocations.name)
             raise
 
@@ -186,7 +186,7 @@ class LithopsSession:
         self._invocations.wake()
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Return events for tasks started since the last `wait`. Lithops cannot cancel queued tasks.
+        """Return events for tasks that started since the last `wait`. Queued tasks cannot be cancelled.
 
         With "localhost", all submitted tasks count as started, because each of them has its own process.
         """
@@ -198,8 +198,8 @@ class LithopsSession:
     def close(self) -> PersistentUsage | None:
         """Abandon the running functions, and remove all stored objects.
 
-        Running functions poll a liveness object, which is removed first so that they notice the end of the
-        job.
+        Running functions poll a liveness object in the storage. It is removed first, so that they notice the
+        end of the job and exit.
         """
         self._block_store.close()
         with contextlib.suppress(Exception):
@@ -244,7 +244,7 @@ class LithopsWorkerProvider(WorkerProvider):
 
     def __init__(self, source: LithopsSource) -> None:
         self._invocations = LithopsInvocations(source)
-        self._has_stored_objects = False  # True if there may be objects to remove
+        self._has_stored_objects = False  # True if `close` may have to remove objects
         self.name = self._invocations.name
         self.shares_files = self._invocations.is_local
         self.reach = self._invocations.reach
@@ -313,12 +313,12 @@ class LithopsWorkerProvider(WorkerProvider):
         """
         try:
             return collect_module_sources(pickled_function, self._invocations.function_executor)
-        except Exception as error:  # Lithops queries the workers' runtime for its modules, which may fail
+        except Exception as error:  # Lithops queries the cloud for the runtime's modules, which may fail.
             raise ExecutorError(f"{self.name} cannot start a job: {type(error).__name__}: {error}") from error
 
 
 def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
-    """Return the lifetime of a persistent worker in seconds, which must fit into a function's time limit."""
+    """Return the maximum lifetime of a persistent worker in seconds, which fits a function's time limit."""
     if worker_spec is None or worker_spec.timeout_seconds is None:
         return LOCAL_WORKER_SECONDS
     return max(1.0, worker_spec.timeout_seconds - STARTUP_MARGIN_SECONDS)
@@ -356,7 +356,8 @@ class BucketBlockStore(BlockStore):
                 f"a block cannot be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
             ) from error
         if self._is_closed:
-            # The store was closed during the request, and its objects may have been removed before this one.
+            # The store was closed during the request. This object may have been written after the others were
+            # removed, so remove it here.
             delete_objects_with_prefix(self._storage, bucket, segment_key)
         self._check_open()
         return zlib.crc32(data)

@@ -43,7 +43,7 @@ def import_lithops() -> Any:
     is_first_import = "lithops" not in sys.modules
     try:
         import lithops
-    except FileNotFoundError as error:  # importing Lithops looks up the temporary folder
+    except FileNotFoundError as error:  # Importing Lithops requires a temporary folder.
         raise ExecutorError(
             f"Lithops needs a temporary folder. Set TMPDIR to an existing folder: {error}"
         ) from error
@@ -182,7 +182,7 @@ def build_function_executor(in_private_folder: bool = False, **options: Any) -> 
     with contextlib.ExitStack() as stack:
         for version in (1, 2):
             module = importlib.import_module(f"lithops.localhost.v{version}.localhost")
-            # Skip `setup`, which would copy Lithops to the shared folder for no use.
+            # Skip `setup`, which would copy Lithops to the shared folder. The copy would not be used.
             stack.enter_context(_patch_attribute(module.DefaultEnvironment, "setup", lambda env: None))
         function_executor = import_lithops().FunctionExecutor(log_level=None, **options)
     if is_localhost_function_executor(function_executor):
@@ -193,8 +193,8 @@ def build_function_executor(in_private_folder: bool = False, **options: Any) -> 
         )
         if settings["runtime"] == get_interpreter_for_lithops():
             metadata = _load_runtime_metadata()
-            # This avoids starting an interpreter in each process, and writing a file to the user's Lithops
-            # cache.
+            # Pass the runtime's metadata directly. Otherwise, Lithops would start an interpreter to find it,
+            # and write a file to the user's Lithops cache.
             function_executor.internal_storage.get_runtime_meta = lambda key: metadata
     return function_executor
 
@@ -261,7 +261,7 @@ def slow_down_monitoring(function_executor: Any) -> float:
     """
     config = function_executor.internal_storage.get_storage_config()
     monitoring_interval = max(MAX_POLL_INTERVAL, float(config["monitoring_interval"]))
-    # Change both copies, because `clone_function_executor` copies the second one.
+    # Change both copies of the setting, because `clone_function_executor` copies the second one.
     for settings in (config, function_executor.config["lithops"]):
         settings["monitoring_interval"] = monitoring_interval
     return monitoring_interval
@@ -323,9 +323,9 @@ def find_futures_without_status(function_executor: Any, futures: Sequence[Any]) 
 def _is_job_finished(compute_handler: Any, job_key: str) -> bool:
     """Return True if no process on this machine is still running functions of the job."""
     job = compute_handler.env.jobs.get(job_key)
-    if isinstance(job, subprocess.Popen):  # in version 1 of the backend, one process runs all tasks of a job
+    if isinstance(job, subprocess.Popen):  # In version 1, one process runs all tasks of a job.
         return job.poll() is not None
-    if job is None:  # the thread that starts jobs has not got to this one yet
+    if job is None:  # Lithops has not started the job yet.
         return compute_handler.job_manager is None or not compute_handler.job_manager.is_alive()
     # In version 2, each task has its own process, and consumer threads count down the remaining tasks.
     return job.done or not any(thread.is_alive() for thread in compute_handler.env.consumer_threads)
@@ -367,7 +367,7 @@ def restart_dead_monitor(function_executor: Any, futures: Sequence[Any]) -> None
 
 
 def abandon_jobs(function_executor: Any, futures: Sequence[Any], job_keys: Collection[str]) -> None:
-    """Drop queued functions, and kill running ones if the backend supports that. Otherwise they run on.
+    """Remove queued functions, and kill running ones if the backend supports this.
 
     The futures of these jobs are also removed, because a FunctionExecutor keeps every future and its result.
 
@@ -403,7 +403,7 @@ def close_function_executor(function_executor: Any) -> None:
     atexit.unregister(function_executor._clean_at_exit)
     with contextlib.suppress(Exception):  # the singularity and k8s backends keep a connection to RabbitMQ
         function_executor.compute_handler.backend.connection.close()
-    with contextlib.suppress(AttributeError):  # only version 1 of the localhost backend has a job manager
+    with contextlib.suppress(AttributeError):  # Only version 1 of the localhost backend has a job manager.
         function_executor.compute_handler.job_manager.join(timeout=5)
     # Remove the job files, which are not in the executor's storage.
     for path in get_process_temp_folder().glob(f"lithops-*/jobs/{function_executor.executor_id}*"):
@@ -440,14 +440,14 @@ def is_future_finished(future: Any) -> bool:
 def fetch_result(future: Any, function_executor: Any) -> Any:
     """Return the result of a function that has ended. Raises InvocationLostError if it has no result."""
     if future.done:
-        # If a future is done before its result was fetched, Lithops has given up on the function.
+        # The future is done although its result was not fetched, so Lithops has given up on the function.
         raise InvocationLostError(_explain_lost_result(future))
-    future._write_activation_logs = lambda: None  # prevents Lithops from keeping the logs of every task
+    future._write_activation_logs = lambda: None  # Otherwise, Lithops would keep the logs of all tasks.
     future.status(throw_except=False, internal_storage=function_executor.internal_storage)
     if future.error:
         raise InvocationLostError(_explain_lost_result(future))
     result = future.result(throw_except=False, internal_storage=function_executor.internal_storage)
-    future._call_output = None  # free the result, which the future would keep alive
+    future._call_output = None  # Otherwise, the future would keep the result alive.
     return result
 
 

@@ -47,13 +47,13 @@ from polarmap.worker.retries import retry_request
 SUBMIT_RETRY_SECONDS = 1.0  # seconds to keep retrying a local job whose files cannot be stored
 LISTING_INTERVAL = 0.1  # seconds between polls that may list the storage
 WRITE_SETTLE_SECONDS = 0.1  # seconds for a PUT request to complete after its sender was killed
-STORAGE_TIMEOUT = 10  # seconds to connect to a storage, and to wait for the next byte; callers retry
+STORAGE_TIMEOUT = 10  # time limit in seconds for connecting to a storage and for each read
 
 PAYLOAD_TOO_LARGE_ADVICE = (
     ". The tasks refer to many stored objects: set data_limit: 0 in the lithops section of the "
     "configuration, or use fewer and larger objects (memory= of encode)"
 )
-_answered_configs: set[Path] = set()  # configuration files that have worked before
+_answered_configs: set[Path] = set()  # configuration files that Lithops has accepted before
 
 
 class InterpreterError(InvocationLostError):
@@ -148,12 +148,12 @@ class LithopsInvocations:
             If Lithops does not accept the job.
         """
         if self.uses_private_folder:
-            # Give each function its own slot, so that functions that sleep do not block others.
+            # Let all functions of the job run at once, so that sleeping functions do not block others.
             function_executor.config["localhost"]["worker_processes"] = len(arguments_by_key)
             map_options["include_modules"] = None
         else:
-            # Lithops sends the pure-Python modules that f needs. polarmap's worker code is already part of
-            # the pickle.
+            # Do not let Lithops send these packages with f: the pickle contains polarmap's worker code, and
+            # workers have NumPy installed.
             map_options["exclude_modules"] = ["polarmap", "numpy"]
         try:
             with pickle_worker_code_by_value():
@@ -166,7 +166,7 @@ class LithopsInvocations:
             advice = PAYLOAD_TOO_LARGE_ADVICE if "maximum size" in str(error) else ""
             raise ExecutorError(f"{self.name} cannot start a job: {reason}{advice}") from error
         add_status_callback(futures, self._status_changed.set)
-        self._status_changed.set()  # the status may have changed before the callback was registered
+        self._status_changed.set()  # A function may have started before the callback was registered.
         self.running_futures |= zip(arguments_by_key, futures, strict=True)
         self._not_started.update(arguments_by_key)
         self._job_keys_by_executor[function_executor] |= {future.job_key for future in futures}
@@ -186,8 +186,8 @@ class LithopsInvocations:
     def collect_started_keys(self, include_unseen: bool = False) -> list[Any]:
         """Return the keys of the functions that have started since the last call.
 
-        On a cloud, functions count as started once they are submitted. With `include_unseen`, so do local
-        functions.
+        On a cloud, functions count as started once they are submitted. With `include_unseen`, local functions
+        also count as started once they are submitted.
         """
         include_all = include_unseen or not self.is_local
         started_keys = [key for key in self._not_started if include_all or self.running_futures[key].running]
@@ -216,7 +216,7 @@ class LithopsInvocations:
         """
         has_late_writes = bool(self.running_futures) and not self.uses_private_folder
         leftover_prefixes = self._close_executors(list(self._job_keys_by_executor))
-        if has_late_writes:  # objects may still appear after their writer was killed
+        if has_late_writes:  # Requests of killed processes may still create objects.
             time.sleep(WRITE_SETTLE_SECONDS)
         return leftover_prefixes
 
@@ -283,8 +283,8 @@ def _format_error(error: Exception) -> str:
 class LithopsSource(NamedTuple):
     """Opens Lithops FunctionExecutors of the kind that the user's argument `executor=` selects.
 
-    They run functions on this machine, as a configuration file specifies, or like a FunctionExecutor that the
-    user has passed.
+    A source opens executors that run functions on this machine, executors from a configuration file, or
+    clones of a FunctionExecutor that the user has passed.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # macOS can fork, but its linear algebra libraries may crash in the child.
 CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
-# If idle cores cannot be detected, the number of concurrent tasks is not limited.
+# True if idle cores can be detected, as on Linux. Otherwise, the number of concurrent tasks is not limited.
 CAN_SEE_IDLE_CORES = os.path.exists("/proc/self/stat")
 MIN_IDLE_CORES_POLL_INTERVAL = 0.005  # seconds without replies until the first check for idle cores
 # The longest pause between later checks, in seconds.
@@ -46,8 +46,8 @@ WORKER_START_SECONDS = 0.05
 SPARE_WORKER_IDLE_SECONDS = 5.0
 # The pool has this many workers more than cores, so that some can fetch blocks while others compute.
 N_SPARE_WORKERS = 2
-# If more workers than this are stuck in tasks of finished maps, some are killed before GRACE_SECONDS are
-# over.
+# If more workers than this are still busy with tasks of finished maps, some are killed before GRACE_SECONDS
+# have passed.
 MAX_ABANDONED_WORKERS = 16
 
 
@@ -83,14 +83,14 @@ class LocalWorkerPool(WorkerPool):
         self._starter: ForkServerClient | ProcessSpawner | None = None
         self._module_names: Sequence[str] = ()
         self._environment_snapshot: Any = None  # this process's environment when the last map started
-        self._pickled_environment = b""  # the environment in the form in which workers receive it
+        self._pickled_environment = b""  # the same environment, as sent to the workers
         self._idle_cores_polled_at = 0.0  # the time of the last check for idle cores, on the monotonic clock
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
         """Return this process's environment variables, module path and thread limits, for the workers.
 
-        The first call also chooses the modules that the fork server preloads: those to which the function
-        refers.
+        The first call also chooses the modules that the fork server imports in advance. These are the modules
+        to which the function refers.
         """
         if self._starter is None:
             self._module_names = sorted(find_referenced_modules(pickled_function, ("polarmap", "scipy")))
@@ -118,7 +118,7 @@ class LocalWorkerPool(WorkerPool):
             now, is_only_session = time.monotonic(), not self.has_several_sessions()
             if self._concurrency_limit >= (self._max_workers or sys.maxsize):
                 return
-            # A session on another thread has just checked for idle cores.
+            # Return if a session on another thread has just checked for idle cores.
             if not is_only_session and now < self._idle_cores_polled_at + MIN_IDLE_CORES_POLL_INTERVAL:
                 return
             self._idle_cores_polled_at = now
@@ -185,7 +185,7 @@ class LocalWorkerPool(WorkerPool):
         arguments = self._n_threads, self._owned_folders, self._module_names
         if self._uses_fork:
             return ForkServerClient(*arguments)
-        # This module is only needed if workers are not forked.
+        # Imported lazily, because the module is only needed if workers are not forked.
         from polarmap.executors.spawned_processes import ProcessSpawner
 
         return ProcessSpawner(*arguments)
@@ -207,7 +207,7 @@ class LocalWorkerPool(WorkerPool):
         try:
             driver_socket, worker_socket = make_worker_socket_pair()
         except OSError as error:
-            if self._workers:  # out of file descriptors: continue with the existing workers
+            if self._workers:  # No file descriptors are left, so continue with the existing workers.
                 return None
             raise ExecutorError(f"no worker can be started: {error}") from error
         worker = WorkerHandle(next(self._worker_ids), SocketChannel(driver_socket))
@@ -232,9 +232,9 @@ class LocalWorkerPool(WorkerPool):
 
 
 def is_about_to_finish(worker: WorkerHandle) -> bool:
-    """Return True if a worker that is still busy with a finished map's task may become idle soon.
+    """Return True if a worker may finish its task sooner than a new worker could start.
 
-    "Soon" means before a new worker could start.
+    The worker is still busy with a task of a map that has already ended.
     """
     # Assume that the running task takes about as long as the worker's previous one.
     is_short = worker.last_task_seconds < WORKER_START_SECONDS
@@ -245,10 +245,10 @@ def is_about_to_finish(worker: WorkerHandle) -> bool:
 
 
 def compute_n_extra_tasks(n_cores: int, n_busy: int, n_idle: int, n_queued: int) -> int:
-    """Return how many more tasks may start because running tasks leave cores idle.
+    """Return how many of the queued tasks to start in addition, because running tasks leave cores idle.
 
     Of the running tasks, `n_busy` use a core and `n_idle` sleep or wait. If many running tasks sleep, the
-    `n_queued` waiting tasks will probably sleep too, so up to half as many as `n_idle` may start at once.
+    `n_queued` tasks will probably sleep too. Up to `n_idle` / 2 of them may therefore start at once.
 
     >>> compute_n_extra_tasks(n_cores=2, n_busy=2, n_idle=5, n_queued=9), compute_n_extra_tasks(
     ...     2, 0, 4, 9), compute_n_extra_tasks(2, 1, 8, 9)

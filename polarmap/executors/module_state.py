@@ -65,9 +65,9 @@ IMMUTABLE_TYPES = {
     types.ModuleType,
 }
 CONTAINER_TYPES = {dict, list, set, OrderedDict, defaultdict, deque}
-# Instances of these types are interchangeable, so their state is not compared.
+# Instances of these types can replace each other, so their state is not compared.
 STATELESS_TYPES = {type(threading.Lock()), type(threading.RLock()), random.Random}
-MAX_CACHED_WALKS = 64  # the maximum number of cached results, one per set of functions
+MAX_CACHED_WALKS = 64  # the cache size of `collect_module_state`, in results
 MODULE_ATTRIBUTES = {
     "__builtins__",
     "__cached__",
@@ -80,7 +80,7 @@ MODULE_ATTRIBUTES = {
 
 
 class CodeNames(NamedTuple):
-    """The names to which a function refers, the globals that it assigns, and the digest of its bytecode."""
+    """The names to which a function refers, the globals that it assigns to, and a digest of its bytecode."""
 
     digest: str
     global_names: frozenset[str]
@@ -129,7 +129,8 @@ def is_installed_file(file: str) -> bool:
     """Return True if a source file belongs to Python, an installed library or polarmap."""
     if file.startswith(_list_installed_path_prefixes()):
         return True
-    folders = file.replace("\\", "/").split("/")  # PYTHONPATH may refer to another environment
+    # Through PYTHONPATH, the file may belong to another environment, whose prefix is not in the list.
+    folders = file.replace("\\", "/").split("/")
     return "site-packages" in folders or "dist-packages" in folders
 
 
@@ -194,7 +195,7 @@ def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False)
     """
     if not select_user_objects(reached_objects):
         return []
-    # Use a function's code object as its key, because the function may be re-created for each map.
+    # Identify a function by its code object, because the function itself may be re-created for each map.
     kept_alive = [getattr(each_object, "__code__", each_object) for each_object in reached_objects]
     cache_key = by_value, *map(id, kept_alive)
     walk = _walk_cache.get(cache_key)
@@ -244,7 +245,8 @@ class _ModuleStateWalk:
         self._mutable_values: list[tuple[str, str, Any, Any]] = []
         for each_object in reached_objects:
             if isinstance(each_object, types.FunctionType) and not is_importable_by_name(each_object):
-                self._record_names(each_object)  # cloudpickle sends the globals of such a function by value
+                # cloudpickle already sends this function's globals by value, so do not collect them.
+                self._record_names(each_object)
             else:
                 self._queue.append(each_object)
         while self._queue or self._add_named_module_attributes():
@@ -354,9 +356,9 @@ class _ModuleStateWalk:
             self._add_value(module_name, f"{user_class.__qualname__}.{name}", attributes, attributes[name])
 
     def _add_named_module_attributes(self) -> bool:
-        """Add the module attributes whose names occur in the visited code.
+        """Add those module attributes whose names occur in the visited code.
 
-        Return True if there are new objects to visit.
+        Return True if this has found new objects to visit.
         """
         for module_name, module in list(self._modules.items()):
             names = vars(module).keys() - MODULE_ATTRIBUTES
@@ -371,7 +373,7 @@ class _ModuleStateWalk:
         if isinstance(value, (types.FunctionType, type, types.ModuleType)):
             defining_module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
             if str(defining_module).partition(".")[0] == "polarmap":
-                # Skip polarmap's own objects, because workers may have another version of polarmap.
+                # Do not send polarmap's own objects, because workers may have another version of polarmap.
                 return
         description = describe_value(module_name, path, value)
         self._described_values[module_name, path] = description, value
@@ -419,7 +421,8 @@ def _check_object_unchanged_since_import(module_name: str, path: str, value: Any
     """
     if type(value) in STATELESS_TYPES or type(value).__module__.startswith("numpy.random"):
         return
-    module_spec = getattr(sys.modules[module_name], "__spec__", None)  # `importlib.reload` creates a new spec
+    # The spec tells whether the module was reloaded, because `importlib.reload` creates a new one.
+    module_spec = getattr(sys.modules[module_name], "__spec__", None)
     seen_spec, first_object_ref = _first_seen_objects.get((module_name, path), (None, None))
     if first_object_ref is None or seen_spec is not module_spec:
         try:
@@ -445,7 +448,7 @@ def _list_functions(value: Any) -> list[types.FunctionType]:
 
 
 def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
-    """Return True if a function or class can only change by being replaced or getting new code."""
+    """Return True if a function or class can change only if it is replaced or its code is replaced."""
     functions = _list_functions(value)
     if not (description.contains_code and functions):
         return not description.contains_code and (bool(functions) or issubclass(type(value), type))

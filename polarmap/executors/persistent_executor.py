@@ -55,15 +55,15 @@ class PoolOptions(NamedTuple):
     idle_timeout : float
         The workers exit after this many seconds without a map.
     block_cache_bytes : int
-        The option `memory_limit`.
+        The number of bytes that cached blocks may take between maps (option `memory_limit`).
     n_threads : int
-        The option `threads_per_worker`.
+        The number of linear algebra threads of each worker (option `threads_per_worker`).
     listen_endpoint : bool or Endpoint
-        The option `listen`, with the address parsed into host and port.
+        Whether workers connect by TCP, or the host and port to which they connect (option `listen`).
     uses_fork : bool
         True to fork local worker processes.
     tcp_timeout, fetch_timeout : float
-        The options of the same names, in seconds.
+        The options of the same names: time limits in seconds.
     """
 
     idle_timeout: float = 60.0
@@ -133,7 +133,7 @@ class PersistentExecutor(ResolvedExecutor):
         self._open_resources = partial(PoolResources, self._name, make_provider, max_workers, options)
         self._lock = threading.Lock()
         self._resources: PoolResources | None = None
-        self._finalizer: Callable[[], object] = lambda: None  # closes the resources; further calls do nothing
+        self._finalizer: Callable[[], object] = lambda: None  # Closes `_resources`. Further calls do nothing.
         self._is_closed = False
         _open_executors.add(self)
 
@@ -194,7 +194,7 @@ class PersistentExecutor(ResolvedExecutor):
                 return self._task_executor.open(job_spec)
             session = None if self._resources is None else self._resources.open_session(job_spec)
             if session is None:
-                self._finalizer()  # release what is left of workers that exited while idle
+                self._finalizer()  # Clean up after workers that exited while idle.
                 self._resources = self._open_resources()  # may raise ExecutorError
                 self._finalizer = weakref.finalize(self, self._resources.close)
                 session = self._resources.open_session(job_spec)
@@ -204,7 +204,7 @@ class PersistentExecutor(ResolvedExecutor):
     def stop_workers(self) -> None:
         """Stop the workers and discard all cached blocks. The next map starts new workers."""
         with self._lock:
-            # From here on, a map on another thread may start new workers, which must not be stopped.
+            # From now on, a map on another thread may start new workers. They are not stopped by this call.
             self._resources, finalizer = None, self._finalizer
         finalizer()
 
@@ -299,7 +299,7 @@ class PoolResources:
                 raise
         reach = Reach() if provider is None else provider.reach
         self._reach = reach._replace(can_ask_driver=True)
-        # Reentrant: a destructor may close the pool while this thread holds the lock.
+        # The lock is reentrant because a destructor may close the pool while this thread holds the lock.
         self._lock = threading.RLock()
         self._owner_pid = os.getpid()
         self._is_closed = threading.Event()
@@ -354,7 +354,7 @@ class PoolResources:
     def _close_when_idle(self) -> None:
         remaining_seconds = self._idle_timeout
         while not self._is_closed.wait(max(min(remaining_seconds, LIVENESS_INTERVAL), 0.01)):
-            # An error, for example from a cloud, must not prevent an idle pool from closing.
+            # Ignore errors, for example from a cloud, so that an idle pool can still close.
             with contextlib.suppress(Exception):
                 self.worker_pool.maintain_workers()
             with self._lock:
@@ -380,7 +380,7 @@ def list_worker_snapshots() -> list[WorkerSnapshot]:
 
 
 def _make_worker_snapshot(pool_name: str, worker: WorkerHandle, now: float) -> WorkerSnapshot:
-    from polarmap.live.snapshots import WorkerSnapshot  # lazy import: only viewers need it
+    from polarmap.live.snapshots import WorkerSnapshot  # imported only here, as few programs need it
 
     # Another thread may change the worker at any moment, so each attribute is read only once.
     allocation, assigned, state_since = worker.allocation, tuple(worker.assigned), worker.state_since

@@ -36,7 +36,7 @@ from polarmap.worker.pickled_values import build_buffer_block, make_buffer_callb
 from polarmap.worker.pytree import Array
 from polarmap.worker.task_records import Fault
 
-# Objects of these types may refer to globals and attributes that f uses.
+# The types of objects that may refer to globals or attributes. The pickler records such objects.
 TRACKED_TYPES = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)
 
 _registry_lock = threading.Lock()
@@ -97,7 +97,7 @@ def pickle_function(
 
 
 def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[memoryview] | None) -> bytes:
-    """Pickle a value like `pickle_function`, but let pickling errors propagate unchanged."""
+    """Pickle a value in the same way as `pickle_function`, but raise the original pickling error."""
     with pickle_worker_code_by_value() if by_value else contextlib.nullcontext():
         buffers: list[memoryview] | None = None if out_of_band_buffers is None else []
         data, reached_objects = _dump_with_references(value, buffers)
@@ -122,7 +122,7 @@ def pickle_call_to_block(call: Any, by_value: bool) -> Any:
 
 
 def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception | None]:
-    """Pickle each value that is small and refers to no user modules. Return None for all others.
+    """Pickle each value, if it is small and refers to no module of the user. Return None for other values.
 
     See `pickle_each` for the format of the result.
     """
@@ -200,7 +200,7 @@ class PickledModuleState:
 
     def __init__(self, f: Any) -> None:
         reached_objects: list[Any] = []
-        # Ignore errors here: the session reports that f cannot be pickled.
+        # Ignore errors here, because the session raises a clear error if f cannot be pickled.
         with contextlib.suppress(Exception):
             _, reached_objects = _dump_with_references(f, [])
         self._reduce_arguments = get_process_token(), list(map(tuple, collect_module_state(reached_objects)))
@@ -297,17 +297,17 @@ def _strip_documentation(owner: Any, module: str) -> None:
     for value in list(vars(owner).values()):
         if isinstance(value, property):
             value.__doc__ = None
-        # Unwrap properties and methods.
+        # Get the function behind a property or method.
         value = getattr(value, "fget", None) or getattr(value, "__func__", value)
         if value is Fault or getattr(value, "__module__", None) != module:
-            # `Fault` is public, so it keeps its documentation. The methods of a named tuple, such as `_make`,
-            # belong to the standard library.
+            # Skip objects from other modules, and the public class `Fault`. Named tuples have methods such as
+            # `_make` that belong to the standard library and still have to be stripped.
             if hasattr(owner, "_fields") and isinstance(value, FunctionType):
                 value.__doc__, value.__annotations__ = None, {}
             continue
         if isinstance(value, type):
             value.__doc__ = None
-            if hasattr(value, "_fields"):  # the annotations of a named tuple are code that would be sent, too
+            if hasattr(value, "_fields"):  # The annotations of a named tuple would also be sent.
                 value.__annotations__ = {}
             _strip_documentation(value, module)
         while isinstance(value, FunctionType):

@@ -197,7 +197,7 @@ class Pool(ExecutorHandle):
         from polarmap.live.hub import make_program_snapshot
         from polarmap.live.views import display_in_notebook
 
-        reference = weakref.ref(self._executor)  # a weak reference does not keep the pool open
+        reference = weakref.ref(self._executor)  # The display must not keep the pool open.
 
         def has_ended() -> bool:
             executor = reference()
@@ -283,7 +283,7 @@ def _resolve_worker_host(executor: Any) -> WorkerHost:
 def _recognize_executor(executor: Any) -> ResolvedExecutor:
     """Convert an `executor=` argument to a `ResolvedExecutor`.
 
-    The import is lazy because the default pool does not need the module.
+    The module `recognition` is imported only here, because the default pool does not need it.
     """
     from polarmap.executors.recognition import recognize_executor
 

@@ -58,7 +58,8 @@ from polarmap.worker.task_records import JobHeader, ResultFileRef, TaskOptions, 
 if TYPE_CHECKING:
     from polarmap.executors.store_reader import FinishedRead, StoreReader
 
-# If a task runs longer than this many seconds, tasks queued behind it may go to a second worker.
+# If a task runs longer than this many seconds, the tasks that its worker has prefetched may also be sent to a
+# second worker.
 STEAL_AFTER_SECONDS = 0.002
 # The maximum number of tasks that a worker prefetches. Their messages fit into a socket buffer.
 MAX_PREFETCHED = 8
@@ -97,8 +98,8 @@ class PoolSession:
     # Job ids are unique across drivers, so that no driver removes files of another driver's job.
     _job_ids = itertools.count(int.from_bytes(os.urandom(6), "big"))
     now = staticmethod(time.monotonic)
-    deadline = inf  # when the job must end, on the monotonic clock
-    _owner_pid = -1  # the pid of the owning process, set once there is something to close
+    deadline = inf  # the time at which the job must end, on the monotonic clock
+    _owner_pid = -1  # the pid of the process that owns the session; -1 until there is something to close
 
     def __init__(
         self,
@@ -116,16 +117,16 @@ class PoolSession:
         self._result_folders = self._job_folders if shares_files else ()
         self._worker_pool, self._block_store = worker_pool, block_store
         self._queue: deque[AttemptId] = deque()
-        self._unfinished: set[AttemptId] = set()  # submitted tasks without an outcome
-        self._stolen: set[AttemptId] = set()  # tasks that were also sent to a second worker
+        self._unfinished: set[AttemptId] = set()  # submitted attempts without an outcome
+        self._stolen: set[AttemptId] = set()  # attempts that were also sent to a second worker
         self._wake_signal = WakeSignal()
-        # Events for the next call of `wait` to return.
+        # The events that the next call of `wait` returns.
         self._events: list[Event] = []
-        # When tasks were last submitted or a task last ended.
+        # The time, on the monotonic clock, at which tasks were last submitted or a task last ended.
         self._last_progress_at = time.monotonic()
         self._published_blocks = block_store.acquire_blocks(job_spec)
-        # A task key identifies a block, so that later jobs on the same blocks find the workers that cached
-        # it.
+        # A task key identifies a task's block, so that later jobs on the same blocks find the workers that
+        # have cached the block.
         get_task_key = partial(self._published_blocks.get_task_key, job_spec.blocks)
         self._get_task_key = lru_cache(MAX_CACHED_TASKS)(get_task_key)
         self._allocation = self._worker_pool.open_allocation(self._wake_signal.set, job_spec.name)
@@ -138,22 +139,22 @@ class PoolSession:
         if not worker_pool.shares_host:
             self._allocation.n_tasks = job_spec.blocks.n
         self._owner_pid = os.getpid()
-        # Workers do not cache inline blocks, which are sent with their tasks, so any worker suits such a
-        # task. Tasks are not prefetched if results are stored, because only one worker may store each result.
-        # Inline blocks are not prefetched either, because messages that exceed the socket buffer wait until
-        # the worker is idle.
+        # Inline blocks are sent with their tasks and not cached by workers, so any worker suits their tasks.
+        # Tasks with inline blocks are not prefetched, because messages that exceed the socket buffer wait
+        # until the worker is idle. If results are stored, no tasks are prefetched, because a prefetched task
+        # may run on two workers, and only one worker may store each result.
         is_inline = job_spec.blocks.location is not None and job_spec.blocks.location.is_inline
         self._locality_window = 0 if is_inline else LOCALITY_WINDOW
         self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
-        # Read the next id first, so that block sets added in between do not look as if they had been removed.
+        # Read the next id first. Otherwise, a set of blocks that another thread adds now would seem removed.
         next_block_set_id = block_store.next_block_set_id
         cache_ids = (
             self._published_blocks.cache_id,
             [*block_store.get_live_block_set_ids(), next_block_set_id],
         )
-        # Pass lists: `encode_record` would convert the items of a tuple one by one.
+        # Pass lists, not tuples, because `encode_record` converts the items of a tuple one by one.
         job_header = JobHeader(
             list(self._result_folders), job_spec.output_spec, job_spec.encryption, environment, *cache_ids
         )
@@ -161,8 +162,8 @@ class PoolSession:
         self._pickled_modules = pickle.dumps(module_sources) if module_sources else b""
         try:
             self._function_message = self._make_function_message(pickled_function)
-            # The digest identifies the function. For a function file, the path will do, because the file
-            # belongs to one job.
+            # The digest identifies the function. A function in a file is identified by the path instead,
+            # because each file belongs to only one job.
             data, is_file = self._function_message
             self._function_digest = (
                 data if is_file else blake2b(self._pickled_modules + data, digest_size=16).digest()
@@ -175,11 +176,11 @@ class PoolSession:
         self.close()
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Queue task attempts, and start as many as there are workers for.
+        """Queue task attempts, and send as many as possible to workers.
 
-        None of them is started if the job's deadline passes before their blocks are stored.
+        No attempt is started if the job's deadline passes before the blocks are stored.
         """
-        # Only remove local files here. Other storage may hang, so a background thread cleans it up.
+        # Only local files are removed here. A background thread cleans up other storage, which may hang.
         if self._block_store.location.is_memory_mapped:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
@@ -193,7 +194,7 @@ class PoolSession:
         self._worker_pool.request_workers(len(self._queue) + len(self._allocation.workers))
         self._assign_queued_tasks()
         if not any(worker.pid for worker in self._allocation.workers.values()):
-            # Use the time while the workers are starting.
+            # No worker has connected yet. Use this time for the slow part of the encoding.
             self._job_spec.blocks.prepare_encoding()
 
     def wait(self, timeout: float) -> list[Event]:
@@ -213,7 +214,7 @@ class PoolSession:
         unfinished = [attempt_id for attempt_id in attempts if attempt_id in self._unfinished]
         for attempt_id in unfinished:
             self._report_cancelled(attempt_id)
-            with contextlib.suppress(ValueError):  # the task is not in the queue
+            with contextlib.suppress(ValueError):  # The attempt may have left the queue already.
                 self._queue.remove(attempt_id)
         for worker in list(self._allocation.workers.values()):
             if worker.assigned and worker.assigned[0][0][1:] in unfinished:
@@ -222,7 +223,7 @@ class PoolSession:
 
     def _poll_workers_until(self, deadline: float) -> list[Outcome]:
         if self._worker_pool.has_several_sessions():
-            self._assign_queued_tasks()  # another session may have released workers
+            self._assign_queued_tasks()  # Another session may have released workers.
         while True:
             outcomes: list[Outcome] = []
             remaining_seconds = max(0.0, deadline - time.monotonic())
@@ -270,7 +271,7 @@ class PoolSession:
                 lost_outcomes += self._receive_replies(worker)
             elif not worker.channel.has_unsent:
                 self._allocation.update_polled_events(worker)
-            if time.monotonic() >= deadline:  # writing all messages could take too long
+            if time.monotonic() >= deadline:  # Writing the rest could take too long.
                 break
         return lost_outcomes
 
@@ -279,9 +280,9 @@ class PoolSession:
         return len(self._allocation.receiving_workers)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Drop the queued tasks. Return the start events since the last `wait`.
+        """Drop the queued tasks. Return events for the tasks that have started since the last `wait`.
 
-        A worker may have finished a task since then and started the next one it had prefetched.
+        For example, a worker may have finished a task and started the next one that it had prefetched.
         """
         self._queue.clear()
         for descriptor, _ in self._allocation.poller.poll(0):
@@ -292,7 +293,7 @@ class PoolSession:
         return [event for event in events if isinstance(event, AttemptStarted)]
 
     def _drain_messages(self, worker: WorkerHandle) -> None:
-        """Read and discard a worker's replies, but record which tasks it has started."""
+        """Read and discard a worker's replies, but record start events for the tasks that it has started."""
         attempt_keys = [attempt_key for attempt_key, _ in worker.assigned]
         _, is_connected = worker.receive_messages()
         if worker.pid is not None:
@@ -318,14 +319,14 @@ class PoolSession:
         if os.getpid() != self._owner_pid or self._allocation.closed_at is not None:
             return None
         self._worker_pool.close_allocation(self._allocation, self._job_id)
-        # Messages that cannot be sent now are sent later, or the workers exit.
+        # Ignore errors: the messages are sent later, or the workers exit and do not need them.
         with contextlib.suppress(ExecutorError):
             self._worker_pool.flush_messages()
         self._queue.clear()
         try:
             for folder in self._job_folders:
                 remove_tree(folder)
-        finally:  # After an interrupt in this loop, the files are removed when the workers exit.
+        finally:  # If Ctrl-C interrupts the loop, the files are removed when the workers exit.
             self._block_store.release_blocks(self._published_blocks)
             self._wake_signal.close()
         return self._worker_pool.take_billed_usage()
@@ -333,8 +334,8 @@ class PoolSession:
     def _assign_queued_tasks(self) -> None:
         """Send queued tasks to workers while workers are available.
 
-        If the queue is empty, tasks that a worker has prefetched but cannot start because of a slow task are
-        also sent to a second worker.
+        If the queue is empty, a second worker also gets the tasks that another worker has prefetched but
+        cannot start, because it is busy with a slow task.
         """
         cached_elsewhere = self._find_tasks_cached_on_busy_workers()
         while True:
@@ -362,7 +363,7 @@ class PoolSession:
     def _find_tasks_cached_on_busy_workers(self) -> set[Hashable]:
         """Return the keys of queued tasks whose blocks are cached only by abandoned workers.
 
-        Abandoned workers are still running tasks of closed sessions.
+        These workers are still busy with tasks of closed sessions, but may become idle soon.
         """
         if not (self._queue and self._locality_window):
             return set()
@@ -377,19 +378,20 @@ class PoolSession:
     def _can_delay_for_locality(self) -> bool:
         """Return True if waiting for a worker with a cached block may be faster than sending the block.
 
-        This is the case if the time since the last progress is shorter than the transfer time of a block.
+        This is assumed for as long as a transfer takes, after tasks were submitted or a task has ended.
         """
         transfer_seconds = self._published_blocks.estimate_transfer_seconds(self._job_spec.blocks)
         return time.monotonic() < self._last_progress_at + transfer_seconds
 
     def _get_first_task_keys(self, attempts: Iterable[AttemptId]) -> list[Hashable]:
-        """Return the keys of the first `_locality_window` tasks. The keys identify the tasks' blocks."""
+        """Return the keys of the first `_locality_window` tasks. A key identifies a task's block."""
         return [self._get_task_key(task) for task, _ in itertools.islice(attempts, self._locality_window)]
 
     def _assign_next_tasks(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> None:
         """Send a worker its next task, and further tasks for it to prefetch.
 
-        Tasks whose keys are in `cached_elsewhere` are left to other workers if possible.
+        If possible, tasks whose keys are in `cached_elsewhere` are left to the workers that have their blocks
+        cached.
         """
         n_more = 1 + self._compute_prefetch_depth(worker) - len(worker.assigned)
         if n_more > 0:
@@ -397,9 +399,9 @@ class PoolSession:
             self._send_tasks(worker, attempts)
 
     def _compute_prefetch_depth(self, worker: WorkerHandle) -> int:
-        """Return the number of tasks that a worker may prefetch, in addition to the one that it runs.
+        """Return the number of tasks that a worker may prefetch, in addition to its running task.
 
-        Every worker gets one task before any prefetches, and a job's last tasks are not prefetched.
+        One queued task is reserved for each worker without a task, and a job's last tasks are not prefetched.
         """
         n_queued = len(self._queue)
         n_workers = len(self._worker_pool)
@@ -421,8 +423,8 @@ class PoolSession:
     def _find_attempts_behind_slow_task(self, started_before: float = inf) -> list[AttemptId]:
         """Return prefetched tasks that cannot start because their worker is busy with a slow task.
 
-        A task is slow if it started before `started_before`. Tasks that were already sent to a second worker
-        are left out. Tasks behind the longest-running task come first.
+        A task is slow if it started before the time `started_before`. Tasks that were already sent to a
+        second worker are left out. The tasks behind the longest-running task come first.
         """
         if not self._prefetches:
             return []
@@ -446,10 +448,10 @@ class PoolSession:
         return attempt_id in self._unfinished and attempt_id not in self._stolen
 
     def _pop_best_attempt(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> AttemptId:
-        """Remove and return the queued task that suits a worker best.
+        """Remove the queued task that suits a worker best, and return it.
 
-        Tasks whose block the worker has cached are preferred, then tasks whose key is not in
-        `cached_elsewhere`, then the first task in the queue.
+        This is the first task whose block the worker has cached. If there is none, it is the first task whose
+        key is not in `cached_elsewhere` or, failing that, the first task in the queue.
         """
         best_position = None
         for position, (task, _) in enumerate(itertools.islice(self._queue, self._locality_window)):
@@ -471,7 +473,7 @@ class PoolSession:
                 try:
                     task_messages.append(self._make_task_message(*attempt_id))
                 except CancelledError:
-                    # The task was cancelled while its block was being built.
+                    # The task was cancelled while its block was being built, so it is not sent.
                     attempts.remove(attempt_id)
                     self._report_cancelled(attempt_id)
             if task_messages:
@@ -498,7 +500,7 @@ class PoolSession:
                 self._events.append(event)
 
     def _report_cancelled(self, attempt_id: AttemptId) -> None:
-        """Report a cancelled task attempt as lost."""
+        """Report a cancelled task attempt as lost, in an event for the next call of `wait`."""
         self._unfinished.discard(attempt_id)
         self._events.append(make_lost_worker_outcome(*attempt_id, "it was cancelled"))
 
@@ -515,8 +517,8 @@ class PoolSession:
     def _make_job_messages(self, worker: WorkerHandle, task_message: Message) -> list[Message]:
         """Return the messages that a worker needs before its first task of this job.
 
-        They contain the job's settings, and the function and modules if the worker does not have them yet.
-        `task_message` is the worker's first task of this job.
+        The messages contain the job's settings, and the function and modules unless the worker already has
+        them. `task_message` is the message for the worker's first task of this job.
         """
         if worker.job_id == self._job_id:
             return []
@@ -546,8 +548,8 @@ class PoolSession:
                 if message.kind == MessageKind.FETCH:
                     is_connected = self._send_segment(worker, message) and is_connected
                 elif message.kind == MessageKind.UNUSABLE:
-                    # An earlier job has left the worker process in a state that cannot be undone, so the
-                    # worker has not started this task.
+                    # An earlier job has changed the state of the worker process, and the change cannot be
+                    # undone. The worker has therefore not started this task, so put it back into the queue.
                     self._queue.appendleft(message.attempt_key[1:])
                     is_usable = False
                 else:
@@ -557,7 +559,7 @@ class PoolSession:
                 # The reply is invalid or requests an unknown part of a block.
                 reason = f"its worker sent an invalid reply: {error}"
                 outcomes.append(make_lost_worker_outcome(*message.attempt_key[1:], reason))
-                is_usable = False  # do not send this worker any more tasks
+                is_usable = False  # Send this worker no more tasks.
         if not is_connected and worker.assigned:
             lost_attempt = worker.assigned.popleft()[0][1:]
             reason = self._worker_pool.get_exit_reason(worker)
@@ -565,7 +567,7 @@ class PoolSession:
         new_outcomes = []
         for outcome in outcomes:
             if (outcome.task, outcome.attempt) in self._unfinished:
-                # A task that was sent to two workers has only one outcome.
+                # If a task was sent to two workers, only the first outcome is reported.
                 new_outcomes.append(outcome._replace(host=worker.host) if worker.host else outcome)
                 self._unfinished.remove((outcome.task, outcome.attempt))
                 is_usable &= outcome.failure is None or outcome.failure.kind != FailureKind.LOST
@@ -573,7 +575,7 @@ class PoolSession:
             self._requeue_tasks_and_release_worker(worker, self._worker_pool.remove_worker)
         elif not worker.assigned:
             self._worker_pool.release_worker(worker)
-        elif outcomes:  # the worker has started the next prefetched task
+        elif outcomes:  # The worker has started its next prefetched task.
             attempt_key, _ = worker.assigned[0]
             if self._is_stealable(attempt_key[1:]):
                 self._events.append(AttemptStarted(*attempt_key[1:], worker.state_since, True, worker.host))
@@ -581,7 +583,7 @@ class PoolSession:
         return new_outcomes
 
     def _send_segment(self, worker: WorkerHandle, fetch_message: Message) -> bool:
-        """Send a worker the part of a block that it has requested, or start reading it from a store.
+        """Send a worker the part of a block that it has requested, or start to read this part from a store.
 
         Return False if the worker is lost.
         """
@@ -658,9 +660,9 @@ class PoolSession:
         return outcome
 
     def _read_result_file(self, file_ref: ResultFileRef) -> memoryview | bytes:
-        """Return the bytes of a file in which a worker on this machine stored its result. Remove the file.
+        """Read and remove the file in which a worker on this machine has stored its result.
 
-        Return empty bytes if `file_ref` does not name a folder of this job.
+        Return empty bytes if `file_ref` does not refer to a folder of this job.
         """
         if file_ref.folder_index not in range(len(self._result_folders)):
             return b""
@@ -672,10 +674,10 @@ class PoolSession:
         return data
 
     def _make_function_message(self, pickled_function: PickledFunction) -> tuple[bytes, bool]:
-        """Return the pickled function and False.
+        """Return the pickled function and False or, if the function is large, a file's path and True.
 
-        If the function is large, write it to a file and return the file's path and True.
-        A worker on another machine does not have the file. It requests the function from this process.
+        A large function is written to the file once for all workers on this machine. Workers on other
+        machines cannot read the file, and request its contents from this process.
         """
         if pickled_function.n_bytes <= MAX_INLINE_FUNCTION_BYTES or not self._job_folders:
             return b"".join(pickled_function.get_buffers_to_send()), False

@@ -1,4 +1,4 @@
-"""Ray: single calls, data on its cluster, and persistent workers."""
+"""Connects to Ray clusters: runs calls, partitions data there, and starts persistent workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from polarmap.worker.worker_entry import DriverAddress, serve_driver
 NODE_LIST_INTERVAL = 5.0
 # `ray.remote` options that do not restrict the choice of nodes.
 UNRESTRICTED_OPTIONS = {"num_cpus", "memory", "runtime_env", "name"}
-TRACE_FILTER_NAME = "polarmap_native_traces"  # the name under which Ray's log dispatcher lists our handler
+TRACE_FILTER_NAME = "polarmap_native_traces"  # the name of our handler in Ray's log dispatcher
 # Matches the lines of a C++ stack trace: its title, glog frames and absl frames.
 NATIVE_TRACE_PATTERN = re.compile(r"^\W*\*\*\* |\*\*\* (StackTrace|SIG)|\[0x[0-9a-f]+\]|(^|\s)@ +0x[0-9a-f]+")
 # Arguments of at least this many bytes are sent once to each node, not with every call.
@@ -50,7 +50,7 @@ class RayEngine(Engine):
 
     name, location = "Ray", ClusterLocation(backend="ray")
     no_connection_advice = "pass executor=ray to the map, whose tasks then are tasks of Ray"
-    placement_timeout = 20.0  # seconds; enough for a busy node to start several processes
+    placement_timeout = 20.0  # seconds in which even a busy node starts several processes
 
     def __init__(self, ray_spec: Any) -> None:
         import ray
@@ -63,18 +63,18 @@ class RayEngine(Engine):
                 "Ray is not initialized: call ray.init(), with the address of a cluster, before"
             )
         hide_native_stack_traces()
-        # This lock is private to Ray, but there is no public way to check the connection and then use it
-        # safely.
+        # Hold this lock so that Ray is not shut down between a check of the connection and its use. The lock
+        # is private to Ray, which has no public alternative.
         self._shutdown_lock: Any = getattr(ray._private.worker, "_connect_or_shutdown_lock", nullcontext())
         # Creates remote functions and actors with the options that the user passed to `ray.remote`.
         self.make_remote: Callable[[Any], Any] = ray.remote if ray_spec is ray else ray_spec
         self._make_remote_function = cache(self.make_remote)
-        # Large arguments shared by several calls: `id()` -> (argument, reference).
+        # Large arguments that several calls share: the argument's `id()` -> (argument, Ray reference).
         self._put_cache: dict[int, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
         # References to the results of cancelled tasks that may still be running.
         self._abandoned_refs: list[Any] = []
-        # The actor that holds references. It exits when its last handle is deleted.
+        # The actor from which workers get references to blocks. It exits when its last handle is deleted.
         self._holder_actor: Any = None
         self._holder_name, self._n_held = f"polarmap blocks {uuid.uuid4()}", 0
         self._pool_token = secrets.token_hex(4)
@@ -102,8 +102,8 @@ class RayEngine(Engine):
     def prevent_shutdown(self) -> Iterator[None]:
         """Keep other threads from shutting Ray down inside this context.
 
-        Otherwise a call to Ray could start a new cluster. Raises RuntimeError if Ray has already been shut
-        down.
+        After a shutdown, a call to Ray could start a new cluster. Raises RuntimeError if Ray has already been
+        shut down.
         """
         with self._shutdown_lock:
             if reason := self.get_unavailable_reason():
@@ -147,7 +147,7 @@ class RayEngine(Engine):
     def _to_remote_argument(self, argument: Any) -> Any:
         """Return an argument unchanged, or a reference to it if it is large.
 
-        A large argument that several calls share is then sent to each node only once.
+        With a reference, an argument that several calls share is sent to each node only once.
         """
         if not isinstance(argument, bytes) or len(argument) < MIN_PUT_BYTES:
             return argument
@@ -184,8 +184,9 @@ class RayEngine(Engine):
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
         """Return a name for each reference, by which persistent workers look up its value.
 
-        Ray only passes references to its own tasks and actors. The references are therefore held by an actor,
-        and a name consists of the actor's name and an index.
+        A persistent worker cannot receive references in messages, because Ray passes them only to its own
+        tasks and actors. An actor therefore holds the references, and a name consists of the actor's name and
+        an index.
         """
         if self._holder_actor is None:
             holder_class = self._make_remote_function(PolarmapBlocks)
@@ -206,7 +207,7 @@ class RayEngine(Engine):
 
     def _find_driver_host(self) -> str:
         """Return this machine's address in connections to the head node, or "" if it is unknown."""
-        with suppress(Exception):  # a Ray client has no such address
+        with suppress(Exception):  # The address is unknown if Ray is used through a Ray client.
             host, _, _ = self.ray_module.get_runtime_context().gcs_address.rpartition(":")
             return find_local_address_towards(host)
         return ""
@@ -265,7 +266,7 @@ class RayEngine(Engine):
         for worker_id, (_, exit_future) in list(self._actors.items()):
             if exit_future.done():
                 error = exit_future.exception()
-                error = getattr(error, "cause", None) or error  # the exception that was raised in the actor
+                error = getattr(error, "cause", None) or error  # the error that the actor raised
                 exit_reasons[worker_id] = f"{type(error).__name__}: {error}" if error else "finished"
                 self._kill_actor(worker_id)
         return exit_reasons
@@ -314,7 +315,7 @@ def hide_native_stack_traces() -> None:
     A raylet that loses its connection exits with a native stack trace. Other lines are still printed. Does
     nothing in versions of Ray that lack the internal log dispatcher.
     """
-    with suppress(AttributeError, ImportError):  # this version of Ray has no such dispatcher
+    with suppress(AttributeError, ImportError):  # Some versions of Ray have no log dispatcher.
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
         if (TRACE_FILTER_NAME, remove_native_stack_traces) not in dispatcher.handlers:
@@ -353,5 +354,5 @@ class PolarmapBlocks:
         self._references += references
 
     def get_reference(self, reference_index: int) -> list[Any]:
-        """Return a reference, wrapped in a list because Ray would replace a bare reference by its value."""
+        """Return a reference in a list, because Ray would replace a bare reference by its value."""
         return [self._references[reference_index]]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
     """Convert an `executor=` argument to a `ResolvedExecutor`, depending on its type.
 
-    This does not start any workers. A resolved executor is returned unchanged. Raises ExecutorError, with
+    This does not start any workers. A `ResolvedExecutor` is returned unchanged. Raises ExecutorError, with
     advice on what to pass instead, if the argument is not an executor.
     """
     if isinstance(executor_spec, ResolvedExecutor):

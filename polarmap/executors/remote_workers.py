@@ -41,21 +41,21 @@ from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.socket_channel import TCP_TIMEOUT
 from polarmap.worker.worker_entry import DriverAddress
 
-# A worker must connect within this many seconds. A cloud may have to fetch an image first.
+# A worker must connect within this many seconds. A cloud may have to download a container image first.
 CONNECT_TIMEOUT = 300.0
 # A job without workers fails after this many consecutive failed launches.
 MAX_LAUNCH_FAILURES = 3
 # The pause, in seconds, before the next launch after a failure. It doubles with each consecutive failure.
 MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
-# Replace at most 1/8 of the workers at a time.
+# At most 1/8 of the workers are replaced at a time.
 RENEWAL_DIVISOR = 8
 # Workers expire at different fractions of their time limit, so that they do not all exit at once.
 MIN_LIFETIME_FRACTION = 0.6
 MAX_LIFETIME_FRACTION = 0.9
 MACHINE_PROBE_INTERVAL = 5.0  # seconds between attempts to start a worker on an unreachable machine
 NO_MACHINE_CHOICES: Mapping[int, str] = MappingProxyType({})
-GOLDEN_RATIO = 0.6180339887  # its multiples modulo 1 are spread evenly over [0, 1)
+GOLDEN_RATIO = 0.6180339887  # Multiples of this number, modulo 1, are spread evenly over [0, 1).
 
 
 class WorkerProvider:
@@ -152,7 +152,7 @@ class WorkerProvider:
         """Cancel the launch of workers that have not connected yet."""
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return workers that exited since the last call: worker id -> reason ("" if unknown).
+        """Return the workers that exited since the last call, as a dict from worker id to reason or "".
 
         With `may_query`, the provider may take longer to find out the reason.
         """
@@ -209,9 +209,9 @@ class LaunchedWorker:
         return not self.has_connected and now > self.launched_at + CONNECT_TIMEOUT
 
     def compute_billed_seconds(self, since: float) -> float:
-        """Return the number of seconds since `since` for which the worker is billed.
+        """Return for how many seconds the worker is billed since the time `since`.
 
-        A worker that has not connected within CONNECT_TIMEOUT is assumed to have exited at that point.
+        A worker that has not connected within CONNECT_TIMEOUT is assumed to have exited at that time.
         """
         now = time.monotonic()
         billed_until = self.launched_at + CONNECT_TIMEOUT if self.is_overdue(now) else now
@@ -294,12 +294,12 @@ class RemoteWorkerPool(WorkerPool):
         self._launch_backoff = Backoff()
         # Delays retries after workers have exited before they connected.
         self._startup_backoff = Backoff()
-        # Workers with ids up to this one were discarded because they run another version of polarmap.
+        # Workers with ids up to this one were discarded, because some of them run another polarmap version.
         self._newest_given_up_id = -1
         self._machines = tuple(provider.list_machines())
         self._unreachable_until: dict[str, float] = {}  # unreachable machine -> when to retry
         self._rebalance_backoff = Backoff()  # limits how often workers are rebalanced
-        self._unbilled_seconds = 0.0  # billed seconds of exited workers that are yet to be reported
+        self._unbilled_seconds = 0.0  # billed seconds of exited workers that were not reported yet
         self._n_unbilled_starts = 0
         self._billed_at = time.monotonic()  # when `take_billed_usage` was last called
         key = secrets.token_bytes(32)
@@ -331,7 +331,7 @@ class RemoteWorkerPool(WorkerPool):
             self._launch_missing_workers()
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Launch workers again after failures, and one more if other sessions use all workers.
+        """Replace failed workers, and start one more worker if other sessions use all workers.
 
         Raises ExecutorError if no worker is connected and none is expected to connect.
         """
@@ -362,8 +362,8 @@ class RemoteWorkerPool(WorkerPool):
     def _check_protocol_versions(self) -> None:
         """Discard workers that run another version of polarmap.
 
-        If no other worker is connected, workers that are still starting are also discarded, so that the next
-        map starts new ones, and ExecutorError is raised.
+        Raises ExecutorError if no other worker is connected. In this case, workers that are still starting
+        are also discarded, and the next map starts new ones.
         """
         sources = [source for source in (self._listener, self._storage_channels) if source is not None]
         for mismatch in (source.mismatches.popleft() for source in sources for _ in list(source.mismatches)):
@@ -393,7 +393,7 @@ class RemoteWorkerPool(WorkerPool):
         return PersistentUsage(worker_seconds, n_started, n_writes + round(n_listings), n_reads)
 
     def explain_missing_workers(self) -> str:
-        """Return a message on why no worker has connected and what the user can do, or "" if one has."""
+        """Explain why no worker has connected and what the user can do. Return "" if one has connected."""
         if self.latest_channel_name:
             return ""
         message = f"no worker of {self._provider.name} has connected to this process yet"
@@ -410,7 +410,7 @@ class RemoteWorkerPool(WorkerPool):
         if isinstance(error, FrameError) or error is None:
             return description
         label = worker.label and f" ({worker.label})"
-        # A connection is also reset if a process is killed before it has read all data.
+        # A killed process also resets its connection if it has not read all data yet.
         if isinstance(error, ConnectionResetError):
             return f"the connection to its worker was reset: it has exited or cannot be reached{label}"
         return f"the connection to its worker was lost: {error.strerror or error}{label}"
@@ -422,7 +422,7 @@ class RemoteWorkerPool(WorkerPool):
 
     def maintain_workers(self) -> None:
         """Replace workers that expire soon, and remove workers that have exited."""
-        machines = tuple(self._provider.list_machines())  # may block, so the lock is not held
+        machines = tuple(self._provider.list_machines())  # This may block, so do not hold the lock.
         with self._lock:
             if self._is_closed:
                 return
@@ -449,7 +449,7 @@ class RemoteWorkerPool(WorkerPool):
             self._listener.after_fork()
 
     def _start_worker(self) -> WorkerHandle | None:
-        return None  # `request_workers` starts workers, which are added when they connect
+        return None  # `request_workers` starts the workers, and `_on_connected` adds them.
 
     def _get_expiry_time(self, worker: WorkerHandle) -> float:
         """Return when a worker's lifetime ends, on the monotonic clock."""
@@ -470,11 +470,11 @@ class RemoteWorkerPool(WorkerPool):
             self._remove_workers_from_overfull_machines(n_excess)
 
     def _count_excess_workers(self) -> int:
-        """Return the number of surplus workers, negative if workers are missing."""
+        """Return the number of workers beyond those needed, which is negative if workers are missing."""
         return len(self._workers) - self._count_stuck_workers() - self._n_wanted
 
     def _remove_workers_from_overfull_machines(self, n_excess: int) -> None:
-        """Remove up to `n_excess` idle workers from machines with more than their fair share."""
+        """Remove up to `n_excess` idle workers from machines with more than their fair share of workers."""
         for _ in range(n_excess):
             n_workers_by_machine = Counter(worker.machine for worker in self._workers.values())
             removable_workers = [
@@ -521,12 +521,12 @@ class RemoteWorkerPool(WorkerPool):
                 return
             launched = self._launched.get(worker_id)
             if launched is None:
-                channel.close()  # the pool has given up on this worker
+                channel.close()  # The pool no longer expects this worker.
                 return
             launched.has_connected = True
             previous_handle = self._workers.pop(worker_id, None)
             if previous_handle is not None and not previous_handle.has_open_session:
-                self._remove_worker(previous_handle)  # the provider has restarted the worker
+                self._remove_worker(previous_handle)  # The provider has restarted the worker.
             elif previous_handle is not None:
                 # The session that uses the worker notices the disconnection and closes the channel.
                 previous_handle.channel.disconnect()
@@ -538,12 +538,12 @@ class RemoteWorkerPool(WorkerPool):
                     allocation.wake_session()
 
     def _launch_missing_workers(self) -> None:
-        """Start the missing workers.
+        """Start workers until there are as many as needed.
 
-        Workers that are stuck in a task of a finished map count as missing. Workers that expire soon are
+        Workers that are still busy with a task of a finished map do not count. Workers that expire soon are
         replaced, a few at a time.
         """
-        # The provider may refuse launches for some time, so start replacements that much earlier.
+        # Replace workers early enough before they expire, as the provider may be unavailable for some time.
         renewal_deadline = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds)
         workers = self._workers.values()
         n_expiring = sum(self._get_expiry_time(worker) < renewal_deadline for worker in workers)
@@ -553,7 +553,7 @@ class RemoteWorkerPool(WorkerPool):
             try:
                 self._launch_workers(n_missing)
                 self._launch_backoff = Backoff()
-            except ExecutorError as error:  # if earlier launches worked, this may be a temporary outage
+            except ExecutorError as error:  # This may be a temporary outage if workers were started before.
                 if (
                     not self.latest_channel_name
                     or self._provider.get_unavailable_reason()
@@ -563,7 +563,7 @@ class RemoteWorkerPool(WorkerPool):
                 self._launch_backoff.record_failure(str(error))
 
     def _count_stuck_workers(self) -> int:
-        """Return the number of workers stuck in a task of a finished map for at least GRACE_SECONDS."""
+        """Return the number of workers still busy with a task of a map that ended over GRACE_SECONDS ago."""
         return sum(
             worker.get_seconds_since_session_closed() > GRACE_SECONDS
             for worker in self._get_abandoned_workers()
@@ -583,7 +583,7 @@ class RemoteWorkerPool(WorkerPool):
         self._launch_on_machines(chosen_machines or [""] * n_workers)
 
     def _launch_on_machines(self, machines: Sequence[str], is_extra: bool = False) -> None:
-        """Start one worker on each machine. For an empty name, the provider chooses the machine."""
+        """Start one worker on each listed machine. For an empty name, the provider chooses a machine."""
         now, lifetimes, launched = time.monotonic(), {}, {}
         worker_ids = itertools.islice(self._worker_ids, len(machines))
         for worker_id, machine in zip(worker_ids, machines, strict=True):
@@ -593,8 +593,7 @@ class RemoteWorkerPool(WorkerPool):
             expires_at = now + lifetimes[worker_id]
             launched[worker_id] = LaunchedWorker(now, expires_at, machine=machine, is_extra=is_extra)
         machine_by_worker = {key: item.machine for key, item in launched.items() if item.machine}
-        # A worker may connect before this call returns, and then waits until this thread releases the pool's
-        # lock.
+        # A worker that connects before this call returns is added later, once this thread releases the lock.
         self._provider.launch_workers(self._driver_address, lifetimes, machine_by_worker)
         self._launched |= launched
         self._n_unbilled_starts += len(launched)
@@ -606,10 +605,9 @@ class RemoteWorkerPool(WorkerPool):
         return counts
 
     def _cancel_unconnected_launches(self) -> None:
-        """Cancel launches on machines that turn out to be unreachable or no longer exist.
+        """Cancel launches on machines that are unreachable or no longer exist.
 
-        The workers are then started on other machines. Otherwise, a cluster could wait forever for a lost
-        machine.
+        Other machines then get the workers. Without this, a cluster could wait for a lost machine forever.
         """
         now, reached_machines = time.monotonic(), {worker.machine for worker in self._workers.values()}
         not_connected = {
@@ -630,7 +628,7 @@ class RemoteWorkerPool(WorkerPool):
             self._provider.cancel_launch(overdue_ids)
 
     def _rebalance_workers_across_machines(self) -> None:
-        """Start extra workers on machines that have fewer than others.
+        """Start extra workers on machines that have fewer workers than others.
 
         `_remove_unneeded_workers` then removes the same number from the other machines. On a machine that was
         unreachable, a single worker is started to probe whether it is reachable again.
@@ -657,12 +655,12 @@ class RemoteWorkerPool(WorkerPool):
             target_machines += underfull
             self._rebalance_backoff.record_failure("workers are not spread evenly")
         if target_machines:
-            # There are enough workers, so a failure can wait for the next retry.
+            # Ignore failures, because there are enough workers. The next call tries again.
             with contextlib.suppress(ExecutorError):
                 self._launch_on_machines(target_machines, is_extra=True)
 
     def _remove_exited_workers(self) -> None:
-        """Remove the workers that have exited, according to the provider."""
+        """Remove the workers that have exited according to the provider."""
         startup_failure: str | None = None
         exited = self._provider.collect_exited_workers(may_query=not self.latest_channel_name)
         for worker_id, reason in exited.items():
@@ -673,7 +671,7 @@ class RemoteWorkerPool(WorkerPool):
             elif worker is not None and worker.allocation is None:
                 self._remove_worker(worker)
             if self._storage_channels is not None:
-                # Sessions notice closed sockets by themselves, but not lost storage channels.
+                # Sessions notice closed sockets, but cannot notice that a worker's storage channel is dead.
                 self._storage_channels.disconnect(worker_id)
         if startup_failure is not None:
             self._startup_backoff.record_failure(startup_failure)

@@ -29,7 +29,7 @@ from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
 from polarmap.worker.task_execution import run_task
 from polarmap.worker.task_records import Fault, FaultKind, TaskRequest
 
-GIVE_UP_SECONDS = 3600.0  # virtual seconds after which a silent task counts as lost
+GIVE_UP_SECONDS = 3600.0  # virtual seconds after which a task without a result counts as lost
 
 
 class ReplayExecutor:
@@ -76,10 +76,10 @@ class ReplaySession:
         self._arrival_seconds, self._now = arrival_seconds, 0.0
         # Results never leave this process, so they need no encryption.
         self._job_spec = replace(job_spec, encryption=None)
-        # A heap of results, ordered by arrival time: (time, task, attempt, function that returns the
-        # outcome).
+        # A heap of future arrivals, ordered by time. Each entry is a tuple of the arrival time, the task, the
+        # attempt and a function that returns the outcome.
         self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
-        self._start_events: list[AttemptStarted] = []  # events for the next call of `wait` to return
+        self._start_events: list[AttemptStarted] = []  # the events that the next call of `wait` returns
 
     def now(self) -> float:
         """Return the virtual time in seconds."""

@@ -126,7 +126,7 @@ class ExecutorHandle(ABC):
 
 
 class DelegatingExecutor(ResolvedExecutor):
-    """The base class of executors that wrap another executor and delegate everything to it."""
+    """The base class of executors that wrap another executor and delegate all methods to it."""
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._executor = executor
@@ -161,7 +161,7 @@ class DelegatingExecutor(ResolvedExecutor):
         return self._executor.suggest_n_blocks(max_blocks)
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage that the wrapped executor chooses."""
+        """Return where the wrapped executor would store `data` for use by many maps."""
         return self._executor.choose_storage(data)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
@@ -191,7 +191,7 @@ class CustomExecutor(ResolvedExecutor):
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name. Empty if the user's class does not know it."""
+        """The number of workers on each machine, by host name. Empty if the user's class lacks it."""
         return dict(getattr(self._executor, "workers_by_host", {}))
 
     def open(self, job_spec: JobSpec) -> Session:

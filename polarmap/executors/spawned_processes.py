@@ -86,7 +86,7 @@ class ProcessSpawner:
                     socket_handle if isinstance(socket_handle, int) else socket_handle(process.pid)
                 )
             assert process.stdin is not None
-            # An error means that the worker has exited, which its session notices when the socket closes.
+            # Ignore errors: the worker has exited, and its session notices this when the socket closes.
             with contextlib.suppress(OSError):
                 process.stdin.write(json.dumps(worker_options).encode() + b"\n")
                 process.stdin.flush()
@@ -124,7 +124,7 @@ class ProcessSpawner:
         """Forget the workers in a forked child process. They belong to the parent process."""
         for process in self._processes.values():
             _close_stdin(process)
-            process.returncode = 0  # this process is not the workers' parent, so it cannot wait for them
+            process.returncode = 0  # Do not wait for a process that is not this process's child.
         self._processes.clear()
 
     def _share_socket(self, worker_socket: socket.socket) -> tuple[Any, dict[str, Any]]:
@@ -134,7 +134,7 @@ class ProcessSpawner:
         """
         if hasattr(worker_socket, "share"):
             share_socket: Any = worker_socket.share
-            # Ctrl-C does not reach a new process group.
+            # Start the worker in a new process group, which Ctrl-C does not reach.
             creation_flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
             return lambda pid: base64.b64encode(share_socket(pid)).decode(), {"creationflags": creation_flags}
         return worker_socket.fileno(), {"pass_fds": [worker_socket.fileno()], "start_new_session": True}

@@ -67,7 +67,7 @@ class DriverStorageChannel:
     last_heartbeat_at : float
         When the worker's latest heartbeat was received, on the monotonic clock.
     n_missed : int
-        The number of heartbeats that mention a message that has not arrived.
+        The number of heartbeats in which the worker has mentioned a message that has not arrived.
     is_connected : bool
         True if more messages may arrive.
     has_unsent : bool
@@ -134,7 +134,7 @@ class DriverStorageChannel:
     def receive(self) -> tuple[list[Message], bool]:
         """Return the messages received since the last call, and whether the worker is still connected."""
         self._wake_signal.clear()
-        # Read this first, so that messages sent before a disconnection are returned.
+        # Read this first, so that messages sent just before a disconnection are still returned.
         is_connected = self.is_connected
         return [self._inbox.popleft() for _ in range(len(self._inbox))], is_connected
 
@@ -149,7 +149,7 @@ class DriverStorageChannel:
 
 
 WorkerChannel = SocketChannel | DriverStorageChannel
-# A callback that receives a worker id, the worker's channel and the channel's name.
+# A callback for new workers, called with the worker id, the worker's channel and the channel's name.
 OnConnected = Callable[[int, WorkerChannel, str], None]
 
 
@@ -178,16 +178,16 @@ class StorageChannelServer:
         self._storage, self._keys, self._on_connected = storage, ChannelKeys(key_prefix), on_connected
         self._channels: dict[int, DriverStorageChannel] = {}
         self.mismatches = deque[ProtocolMismatchError]()
-        # Reentrant: a destructor may close a session or a pool while this thread holds a lock.
+        # The locks are reentrant because a destructor may close a session or a pool while a lock is held.
         self._lock, self._mailbox_lock = threading.RLock(), threading.RLock()
         self._heartbeat, self._next_heartbeat_at = 0, time.monotonic() + HEARTBEAT_SECONDS
         # The number of requests since they were last reported. Listings cost as much as writes.
         self._n_writes = self._n_reads = 0
-        self._payload_by_digest: dict[bytes, Any] = {}  # large parts of queued messages, by digest
+        self._payload_by_digest: dict[bytes, Any] = {}  # large parts of messages, by digest
         self._stored_digests = set[bytes]()  # digests of large parts stored as separate objects
         self._has_unwritten = False
         self._posted, self._poll_soon, self._is_closed = [threading.Event() for _ in range(3)]
-        # The writing thread's latest error; None once it succeeds.
+        # The error of the writing thread's latest attempt; None if it has succeeded.
         self._failure: Exception | None = None
         self._seen_keys: set[str] = set()
         self._write_mailbox()
@@ -205,7 +205,7 @@ class StorageChannelServer:
         """
         if self._has_unwritten:
             self._posted.set()
-        # Report each error only once, because the storage may be available to the next job.
+        # Report each error only once, because the storage may be available again when the next job starts.
         error, self._failure = self._failure, None
         if error is not None:
             raise ExecutorError(
@@ -235,11 +235,11 @@ class StorageChannelServer:
 
         The `WorkerProvider` removes the remaining replies.
         """
-        deadline = time.monotonic() + OUTAGE_SECONDS  # the storage may hang
+        deadline = time.monotonic() + OUTAGE_SECONDS  # The storage may hang.
         for event in (self._is_closed, self._posted, self._poll_soon):
             event.set()
         for thread in self._threads:
-            if thread is not threading.current_thread():  # a destructor may run on this thread
+            if thread is not threading.current_thread():  # A destructor may call this on `thread` itself.
                 thread.join(max(0.0, deadline - time.monotonic()))
         # Wait for any write in progress, which would otherwise re-create the mailbox after it is deleted.
         is_free = self._mailbox_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
@@ -251,7 +251,7 @@ class StorageChannelServer:
                 self._mailbox_lock.release()
 
     def _enqueue_message(self, channel: DriverStorageChannel, message: Message | None) -> None:
-        """Queue a message, or None to close the channel. `flush_messages` sends what is queued."""
+        """Queue a message for a worker, or None to close its channel. `flush_messages` sends it."""
         with self._lock:
             if message is None:
                 if self._channels.get(channel.worker_id) is channel:
@@ -281,18 +281,18 @@ class StorageChannelServer:
                 # A heartbeat rewrites all messages, because a restarted storage may have lost them.
                 retry_request(self._write_mailbox)
                 self._failure = None
-            except Exception as error:  # the messages stay queued for the next write
+            except Exception as error:  # The messages stay queued and are written next time.
                 self._failure = error if self._has_unwritten else None
             self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
             self._poll_soon.set()
 
     def _write_mailbox(self) -> None:
-        # Only one thread writes at a time, so that the latest version is stored last.
+        # Only one thread writes at a time, so that an older version never replaces a newer one.
         with self._mailbox_lock:
-            if self._is_closed.is_set():  # `close` has deleted the mailbox; do not re-create it
+            if self._is_closed.is_set():  # Do not re-create the mailbox that `close` has deleted.
                 return
             with self._lock:
-                channels = list(self._channels.values())  # a worker exits if it is not in the list
+                channels = list(self._channels.values())  # A worker that is not in the mailbox exits.
                 messages = {
                     item.worker_id: list(item.unacknowledged) for item in channels if item.is_connected
                 }
@@ -333,7 +333,7 @@ class StorageChannelServer:
                 if started_at >= next_review:
                     next_review = started_at + HEARTBEAT_SECONDS
                     self._disconnect_silent_workers()
-            except Exception:  # heartbeats missed during a storage outage do not mean that workers are lost
+            except Exception:  # A storage outage does not mean that workers are lost.
                 for channel in list(self._channels.values()):
                     channel.last_heartbeat_at = time.monotonic()
             poll_seconds = time.monotonic() - started_at
@@ -341,14 +341,14 @@ class StorageChannelServer:
             if self._poll_soon.wait(poll_interval):
                 self._poll_soon.clear()
                 poll_interval = 0.0
-                self._is_closed.wait(MIN_POLL_INTERVAL)  # workers cannot have replied any sooner
+                self._is_closed.wait(MIN_POLL_INTERVAL)  # Workers cannot reply sooner than this.
 
     def _read_replies(self) -> int:
         """Read, deliver and delete all new replies. Return the number of replies."""
         with self._lock:
             self._n_writes += 1
         listed_keys = set(self._storage.list_keys(self._storage.bucket, self._keys.reply_prefix))
-        self._seen_keys &= listed_keys  # forget objects that have been deleted
+        self._seen_keys &= listed_keys  # Forget the keys of deleted objects.
         new_replies = sorted(
             (reply_key, object_key)
             for object_key in listed_keys - self._seen_keys
@@ -393,7 +393,7 @@ class StorageChannelServer:
         channel = self._channels.get(reply_key.worker_id)
         if channel is None or channel.worker_instance != reply_key.instance_id:
             if reply_key.last_sent > 1 or not data:
-                # The worker does not know yet that its channel has been closed.
+                # Ignore a worker that has not noticed yet that its channel was closed.
                 return
             channel = DriverStorageChannel(reply_key.worker_id, reply_key.instance_id, self._enqueue_message)
             with self._lock:
@@ -405,14 +405,14 @@ class StorageChannelServer:
             while unacknowledged and unacknowledged[0].sequence_number <= reply_key.last_received:
                 unacknowledged.popleft()
         if reply_key.last_sent <= channel.n_received:
-            # This is a heartbeat or a message that was stored twice.
+            # The reply is a heartbeat, or a message that was stored twice. There is nothing to deliver.
             return
         if data:
             channel.n_received, channel.n_missed = reply_key.last_sent, 0
             channel.deliver_frames(data)
         else:
             channel.n_missed += 1
-            if channel.n_missed > 1:  # the storage must have lost a message in a restart
+            if channel.n_missed > 1:  # The storage has lost a message, for example in a restart.
                 channel.disconnect()
 
     def _disconnect_silent_workers(self) -> None:

@@ -23,9 +23,9 @@ AttemptKey = tuple[int, int, int]
 
 
 class OpenStoreLocation(StoreLocation):
-    """The location of objects in a user-defined store, together with the open store itself.
+    """The location of objects in a user-defined store, together with the store object that reads them.
 
-    It exists only in the process that opened the store.
+    Only the process that has opened the store can use this location.
     """
 
     __slots__ = ("store",)
@@ -45,7 +45,7 @@ class OpenStoreLocation(StoreLocation):
 
 
 class FinishedRead(NamedTuple):
-    """The bytes that a worker has requested for a task, or the reason why they cannot be read."""
+    """The bytes that a worker has requested for its task, or the failure to read these bytes."""
 
     attempt_key: AttemptKey
     segment: Segment

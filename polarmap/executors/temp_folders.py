@@ -14,8 +14,8 @@ from polarmap.worker.private_files import PRIVATE_MODE, ensure_private_folder
 from polarmap.worker.processes import ProcessIdentity, remove_stale_folders
 
 MAX_REMOVE_ATTEMPTS = 10  # attempts to remove a folder in which a worker may still be creating files
-REMOVED_SUFFIX = "-removed"  # name suffix of a folder while its files are being deleted
-SHARED_MEMORY_ROOT = "/dev/shm"  # a file system in memory, on Linux
+REMOVED_SUFFIX = "-removed"  # added to the name of a folder while its files are being deleted
+SHARED_MEMORY_ROOT = "/dev/shm"  # the file system in memory on Linux
 
 _owned_folders: set[tuple[int, Path]] = set()  # (pid of the process that created the folder, path)
 
@@ -65,10 +65,10 @@ def _make_process_folder(pid: int) -> Path:
 
 
 def remove_owned_folder(folder: Path) -> None:
-    """Remove a temporary folder, unless another process has created it."""
+    """Remove a temporary folder. Do nothing if another process has created it."""
     if (os.getpid(), folder) in _owned_folders:
-        # Rename the folder first, so that all of its files disappear at once. A worker that finds the folder
-        # without the file that cancels its task would start the task.
+        # Rename the folder first, so that all of its files disappear at once. Otherwise, a worker could find
+        # the folder without the file that cancels its task, and start the task.
         removed_folder = folder.with_name(folder.name + REMOVED_SUFFIX)
         try:
             os.rename(folder, removed_folder)

@@ -17,8 +17,8 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 
 # The default number of concurrent transfers.
 MAX_PARALLEL_TRANSFERS = 8
-# Wait with this timeout in a loop, because an untimed wait misses a Ctrl-C that comes just before it starts
-# and, on Windows, every Ctrl-C.
+# Wait in a loop, with this timeout in seconds. Without a timeout, a wait misses a Ctrl-C that comes just
+# before it starts and, on Windows, every Ctrl-C.
 INTERRUPT_POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0  # seconds to wait for running transfers after an error or Ctrl-C
 
@@ -59,8 +59,8 @@ class ParallelTransfers(Generic[T, R]):
         """Block until all calls have returned. Return their results in the order of the items.
 
         If a call fails, no further calls are started. The error is raised once the running calls have ended,
-        or after GRACE_SECONDS, so that they do not interfere with the caller's error handling. If several
-        calls fail, the error of the first of these items is raised.
+        or after GRACE_SECONDS, so that these calls do not interfere with the caller's error handling. If
+        several calls fail, the error of the item that comes first is raised.
 
         Parameters
         ----------
@@ -82,7 +82,7 @@ class ParallelTransfers(Generic[T, R]):
             if error is not None:
                 raise error
         finally:
-            del error  # break the reference cycle: the traceback refers to this frame
+            del error  # Break a reference cycle: the error's traceback refers to this frame.
         return [self._results[index] for index in range(len(self._results))]
 
     def stop(self, grace_seconds: float | None = None) -> None:
@@ -110,12 +110,12 @@ class ParallelTransfers(Generic[T, R]):
             self._on_thread_exit()
 
     def _transfer_remaining_items(self) -> None:
-        """Call the function with one item after another until none is left. This is each thread's target."""
+        """Call the function with one item after another until none is left. Each thread runs this method."""
         while (indexed_item := self._pop_item()) is not None:
             index, item = indexed_item
             try:
                 result = self._transfer(item)
-            except BaseException as error:  # `wait_for_results` raises it in the calling thread
+            except BaseException as error:  # `wait_for_results` raises the error in the calling thread.
                 self._record_error(index, error)
             else:
                 self._results[index] = result

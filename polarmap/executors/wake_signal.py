@@ -39,7 +39,7 @@ class WakeSignal:
 
         Any thread may call this, even after `close`.
         """
-        write_socket = self._write_socket  # this reference keeps the socket open
+        write_socket = self._write_socket  # This reference keeps the socket open during the call.
         if write_socket is not None:
             # The socket may be closed, or its buffer may be full of earlier signals.
             with contextlib.suppress(OSError):
@@ -48,9 +48,9 @@ class WakeSignal:
     def clear(self) -> bool:
         """Reset the signal. Return True if it was set since the last call."""
         try:
-            # If more signals are left, the descriptor stays readable, and the next poll returns at once.
+            # If more signals are left, the descriptor stays readable, so the next poll returns at once.
             return bool(self._read_socket.recv(4096))
-        except OSError:  # the buffer is empty
+        except OSError:  # The buffer is empty, so the signal was not set.
             return False
 
     def close(self) -> None:
@@ -59,15 +59,15 @@ class WakeSignal:
         self._read_socket.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # `__init__` has failed, so there are no sockets
+        with contextlib.suppress(AttributeError):  # If `__init__` has failed, there are no sockets.
             self.close()
 
 
 class _SendSocket(socket.socket):
-    """A socket that closes itself when the last thread drops its reference.
+    """A socket that is closed when the last reference to it is deleted.
 
-    Closing it earlier would be unsafe: the system could reuse the descriptor for a new file, and a thread
-    that is still sending would write to that file.
+    Closing the socket earlier would be unsafe. The system could reuse its descriptor for a new file, and a
+    thread that is still sending would write to this file.
     """
 
     __del__ = socket.socket.close

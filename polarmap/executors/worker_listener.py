@@ -26,20 +26,20 @@ from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import LIVENESS_INTERVAL
 from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure_tcp, shutdown_socket
 
-with contextlib.suppress(ImportError):  # on Windows
+with contextlib.suppress(ImportError):  # The module does not exist on Windows.
     import fcntl
 
 # Errors for host names that this machine cannot resolve. Workers may be able to resolve them.
 UNRESOLVABLE_HOST_ERRORS = (socket.EAI_NONAME, socket.EAI_AGAIN)
-# The `ioctl` request SIOCGIFADDR, by platform.
+# The number of the `ioctl` request SIOCGIFADDR (get the address of an interface), by platform.
 GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)
 MAX_UNAUTHENTICATED = 256  # the maximum number of pending authentications
 
 
 class WorkerListener:
-    """Accepts TCP connections from remote workers, and checks that they have the pool's secret key.
+    """Accepts TCP connections from remote workers, and checks that the workers have the pool's secret key.
 
-    Both happen on background threads.
+    Connections are accepted and checked on background threads.
 
     Parameters
     ----------
@@ -115,10 +115,10 @@ class WorkerListener:
                 with contextlib.ExitStack() as stack:
                     connection = stack.enter_context(self._socket.accept()[0])
                     run_in_daemon_thread(partial(self._authenticate, connection))
-                    stack.pop_all()  # from here on, the new thread owns the connection
-            except BlockingIOError:  # the connection was closed before it was accepted
+                    stack.pop_all()  # Do not close the connection here: the new thread owns it now.
+            except BlockingIOError:  # The connection was closed before it was accepted.
                 continue
-            except (OSError, RuntimeError):  # the process is out of file descriptors or threads
+            except (OSError, RuntimeError):  # This process has no file descriptors or threads left.
                 wait_until_ready([self._stop_signal], POLLIN, LIVENESS_INTERVAL)
             for oldest_connection in list(self._unauthenticated)[:-MAX_UNAUTHENTICATED]:
                 shutdown_socket(oldest_connection)
@@ -186,7 +186,7 @@ def find_local_address_towards(remote_host: str) -> str:
     with contextlib.suppress(OSError):
         family, *_, address = socket.getaddrinfo(remote_host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)  # sends nothing
+            probe.connect(address)  # Connecting a UDP socket sends nothing.
             return str(probe.getsockname()[0])
     return ""
 
@@ -234,7 +234,7 @@ def _list_interface_addresses() -> list[str]:
         if GET_ADDRESS is None:
             return [str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
         for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # the interface has no IPv4 address
+            with contextlib.suppress(OSError):  # An interface may have no IPv4 address.
                 request = struct.pack("40s", name.encode()[:15])
                 found.append(socket.inet_ntoa(fcntl.ioctl(probe.fileno(), GET_ADDRESS, request)[20:24]))
     return found

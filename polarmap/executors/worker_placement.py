@@ -49,10 +49,10 @@ def choose_machines(
 def find_underfull_machines(
     machines: Sequence[str], n_workers_by_machine: Mapping[str, int], n_leaving: int = 0
 ) -> list[str]:
-    """Return the machines on which to start new workers to even out the numbers of workers.
+    """Return the machines that need more workers, so that all machines have about the same number.
 
-    Each machine is listed once for each worker that it gets. The result is empty if the workers are spread
-    evenly, or will be once `n_leaving` workers on the fullest machines have exited.
+    A machine is listed once for each worker that it needs. The result is empty if the workers are already
+    spread evenly, or will be once `n_leaving` workers on the fullest machines have exited.
 
     >>> find_underfull_machines(["a", "b", "c"], {"a": 4, "b": 2})
     ['c', 'c']

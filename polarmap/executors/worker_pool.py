@@ -1,4 +1,4 @@
-"""The driver's record of a pool's persistent workers, and their allocation to sessions.
+"""Keeps track of a pool's persistent workers, and allocates them to sessions (one for each running map).
 
     PoolSession --acquire_worker--> WorkerPool ----> WorkerHandle.channel ----> worker process
                 <-- WorkerHandle --            <----       replies        <----
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 MAX_LABEL_BYTES = 500
 # The number of recent task keys to remember for each worker.
 MAX_CACHED_TASKS = 1024
-# The time in seconds that a session without workers waits for other sessions, and that a worker may take to
-# finish a task whose session has closed.
+# A session without workers waits this many seconds for workers of other sessions. A worker has the same time
+# to finish a task whose session has closed.
 GRACE_SECONDS = 1.0
 
 # The job id, the index of the task, and the number of earlier attempts.
@@ -54,7 +54,9 @@ AttemptKey = tuple[int, int, int]
 
 @dataclass(eq=False)
 class Allocation:
-    """The workers that are allocated to a session, and the session's claim to more workers.
+    """The workers that are allocated to a session, and its requests for more workers.
+
+    A session runs the tasks of one map.
 
     Attributes
     ----------
@@ -72,7 +74,7 @@ class Allocation:
     can_be_woken : bool
         True if a thread is waiting in the session, and starts tasks when it is woken.
     last_progress_at : float
-        When a task of the session last started, ended or began to wait, on the monotonic clock.
+        When a task of the session last started or ended, or tasks began to wait, on the monotonic clock.
     cores_were_idle : bool
         True if the last poll found idle cores.
     closed_at : float or None
@@ -204,7 +206,7 @@ class WorkerHandle:
                 if message.kind in TASK_END_KINDS:
                     _, task_key = self.assigned.popleft()
                     self.state_since = time.monotonic()
-                    if message.kind in REPLY_KINDS:  # a reply means that the worker has read the block
+                    if message.kind in REPLY_KINDS:  # The worker has replied, so it has read the block.
                         self._add_cached_task(task_key)
             else:
                 self.channel.disconnect()
@@ -212,10 +214,10 @@ class WorkerHandle:
         return valid_messages, is_connected
 
     def cancel_tasks(self) -> bool:
-        """Cancel the worker's tasks. Return True if it may still be busy with one of them.
+        """Cancel the worker's tasks. Return True if the worker may still be busy with one of them.
 
-        Unsent messages are dropped together with the tasks that they would have assigned. Return False if no
-        task is left and no message is being sent.
+        Tasks whose messages have not been sent are dropped. Return False if no other task is left and no
+        message is being sent.
         """
         channel = self.channel
         if channel.has_unsent:
@@ -272,15 +274,15 @@ class WorkerPool:
 
     def __init__(self, max_workers: int | None) -> None:
         self._max_workers = max_workers
-        # Reentrant: a destructor may close a session while this thread holds the lock.
+        # The lock is reentrant because a destructor may close a session while this thread holds the lock.
         self._lock = threading.RLock()
         self._worker_ids = itertools.count()
         self._workers: dict[int, WorkerHandle] = {}
-        # Weak references, because an interrupt may keep an allocation from being closed.
+        # The references are weak, so that an allocation disappears even if Ctrl-C prevents its closing.
         self._allocation_refs = set[weakref.ref[Allocation]]()
-        # The current limit on concurrent tasks.
+        # The limit on concurrent tasks, which local pools raise if cores are idle.
         self._concurrency_limit = self._get_initial_concurrency_limit()
-        self._last_change_at = time.monotonic()  # when a task last started or ended
+        self._last_change_at = time.monotonic()  # the time at which a task last started or ended
         self._is_closed = False
         self._owner_pid = os.getpid()
 
@@ -292,11 +294,11 @@ class WorkerPool:
         return sum(worker.allocation is not None for worker in list(self._workers.values()))
 
     def list_workers(self) -> list[WorkerHandle]:
-        """Return the workers. Safe to call on any thread; their state may change at any time."""
+        """Return the workers, whose state may change at any time. Safe to call on any thread."""
         return list(self._workers.values())
 
     def count_workers_by_host(self) -> dict[str, int]:
-        """Return the number of workers by host name. Workers on unnamed hosts are left out."""
+        """Return the number of workers by host name, without workers whose host name is unknown."""
         return dict(Counter(worker.host for worker in list(self._workers.values()) if worker.host))
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
@@ -307,7 +309,7 @@ class WorkerPool:
         return b""
 
     def request_workers(self, n_workers: int) -> None:
-        """Hint that up to `n_workers` workers could be used right now, so that remote pools start them."""
+        """Tell the pool that `n_workers` workers could be used now, so that a remote pool starts them."""
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
         """Check whether more workers could run some of the `n_queued` waiting tasks.
@@ -325,7 +327,7 @@ class WorkerPool:
     def maintain_workers(self) -> None:
         """Do periodic maintenance, such as stopping idle workers. Called even while no job runs.
 
-        If this raises an error, it is called again later.
+        If this method raises an error, it is called again later.
         """
 
     def take_billed_usage(self) -> PersistentUsage | None:
@@ -356,11 +358,11 @@ class WorkerPool:
     def acquire_worker(
         self, allocation: Allocation, n_queued: int, get_task_keys: Callable[[], Collection[Hashable]] = tuple
     ) -> WorkerHandle | None:
-        """Allocate a worker to a session for its next task. Return None if none is available to it now.
+        """Allocate a worker to a session for its next task. Return None if the session cannot have one now.
 
         Idle workers that have the block of a queued task cached are preferred, then idle workers whose
-        process is running, then new workers. The result is None if it is another session's turn, if enough
-        tasks are already running, or if no worker can be started.
+        process is running, then new workers. The result is None if it is another session's turn, if the limit
+        on concurrent tasks is reached, or if no worker can be started.
 
         Parameters
         ----------
@@ -397,14 +399,14 @@ class WorkerPool:
             return worker
 
     def yield_turn(self, allocation: Allocation) -> None:
-        """Record that a session has no task to start now, and wake another session if it is its turn."""
+        """Record that a session has no task to start now, and wake the session whose turn it is."""
         allocation.n_queued = 0
         if len(self._allocation_refs) > 1:
             with self._lock:
                 self._wake_next_session()
 
     def release_worker(self, worker: WorkerHandle) -> None:
-        """Make a worker idle, so that other sessions can use it. Its own session may already be closed."""
+        """Mark a worker as idle, so that other sessions can use it. Its session may already be closed."""
         with self._lock:
             allocation, worker.state_since = worker.allocation, time.monotonic()
             worker.assigned.clear()
@@ -413,7 +415,7 @@ class WorkerPool:
             if allocation.workers.pop(worker.channel_descriptor, None) is not None:
                 allocation.poller.unregister(worker.channel_descriptor)
             allocation.receiving_workers.discard(worker)
-            # Do this last, so that after an earlier interrupt the worker is still marked as busy.
+            # Do this last. If Ctrl-C interrupts the lines above, the worker is still marked as busy.
             worker.allocation = None
             if allocation.closed_at is None:
                 self._last_change_at = allocation.last_progress_at = worker.state_since
@@ -431,7 +433,7 @@ class WorkerPool:
             self._check_open()
 
     def stop_waking_session(self, allocation: Allocation) -> None:
-        """Record that no thread is waiting in a session any more, and wake another session instead."""
+        """Record that no thread waits in a session any more, and wake the session whose turn it is."""
         allocation.can_be_woken = False
         if len(self._allocation_refs) > 1:
             with self._lock:
@@ -447,7 +449,7 @@ class WorkerPool:
             self._allocation_refs.discard(weakref.ref(allocation))
             allocation.closed_at = self._last_change_at = time.monotonic()
             if self._allocation_refs:
-                # The limit is raised again if the remaining sessions leave cores idle.
+                # Lower the limit. It is raised again if the remaining sessions leave cores idle.
                 initial_limit = self._get_initial_concurrency_limit()
                 self._concurrency_limit = max(self._count_in_flight_tasks(), initial_limit)
                 self._wake_next_session()
@@ -461,7 +463,10 @@ class WorkerPool:
                     worker.channel.send(Message(MessageKind.CANCEL, (job_id, -1, -1)))
 
     def abandon_worker(self, worker: WorkerHandle) -> None:
-        """Cancel a worker's tasks, and withdraw the worker from its session until it is idle."""
+        """Cancel a worker's tasks, and remove the worker from its session.
+
+        The worker becomes idle once its running task has ended.
+        """
         with self._lock:
             is_busy, assigned = worker.cancel_tasks(), worker.assigned.copy()
             job_name = "" if worker.allocation is None else worker.allocation.job_name
@@ -480,8 +485,8 @@ class WorkerPool:
     ) -> set[Hashable]:
         """Return the keys of tasks whose blocks are cached only by abandoned workers.
 
-        Abandoned workers are still busy with tasks of finished maps. `get_task_keys` returns the keys to
-        check, and is called only if there are abandoned workers.
+        Abandoned workers are still busy with tasks of finished maps. `get_task_keys` returns the keys of the
+        tasks to check. It is called only if there are abandoned workers.
         """
         with self._lock:
             if not self._get_abandoned_workers():
@@ -507,7 +512,7 @@ class WorkerPool:
             self._is_closed = True
             for worker in list(self._workers.values()):
                 if worker.has_open_session:
-                    # Its session polls the channel and notices the disconnection.
+                    # The worker's session polls the channel, and will notice the disconnection.
                     self._terminate_worker(worker.worker_id)
                     worker.channel.disconnect()
                 else:
@@ -516,7 +521,7 @@ class WorkerPool:
 
     def after_fork(self) -> None:
         """Forget all workers and sessions in a forked child process. They belong to the parent process."""
-        # Replace the lock, because another thread of the parent process may have held it.
+        # Replace the lock, because another thread of the parent process may have held it during the fork.
         self._is_closed, self._lock = True, threading.RLock()
         self._allocation_refs.clear()
         for worker in self._workers.values():
@@ -536,14 +541,14 @@ class WorkerPool:
         return sys.maxsize
 
     def _start_worker(self) -> WorkerHandle | None:
-        """Start a worker or return one that has just become idle. Return None if neither is possible now."""
+        """Return a new worker, or one that has just become idle. Return None if there is neither."""
         raise NotImplementedError
 
     def _terminate_worker(self, worker_id: int) -> None:
         """Terminate a worker's process."""
 
     def _remove_unneeded_workers(self) -> None:
-        """Remove unneeded workers, such as those stuck in a task of a closed session for long."""
+        """Remove unneeded workers, for example those that keep running a task of a closed session."""
 
     def _get_open_allocations(self) -> list[Allocation]:
         """Return the allocations of the open sessions."""
@@ -557,9 +562,9 @@ class WorkerPool:
     def _wake_next_session(self, requester: Allocation | None = None) -> Allocation | None:
         """Return the session whose turn it is to start a task, and wake it unless it is `requester`.
 
-        Only sessions with queued tasks and a waiting thread are considered. The result is None if no further
-        task may run now. A session that has been without workers for some time may exceed the limit, so that
-        endless tasks of other sessions do not starve it.
+        Only sessions with queued tasks and a waiting thread are considered. Return None if the limit on
+        concurrent tasks is reached. A session that has been without workers for some time may exceed the
+        limit, so that endless tasks of other sessions do not starve it.
         """
         candidates = [
             item
@@ -605,8 +610,8 @@ class WorkerPool:
         return running_worker or next(iter(idle_workers), None)
 
     def _get_abandoned_workers(self) -> list[WorkerHandle]:
-        """Return the workers that are still running tasks of closed sessions, longest-running first."""
-        # Make a copy first, because a destructor may close a session and change the workers at any point.
+        """Return the workers still running tasks of closed sessions, longest-closed session first."""
+        # Copy the list, because a destructor may close a session at any point and change the workers.
         workers = list(self._workers.values())
         abandoned = [item for item in workers if item.allocation and item.allocation.closed_at is not None]
         return sorted(abandoned, key=WorkerHandle.get_seconds_since_session_closed, reverse=True)
@@ -615,7 +620,7 @@ class WorkerPool:
         """Receive replies from workers that do not belong to an open session.
 
         Workers that have finished a task of a closed session become idle. Workers that have exited or are no
-        longer needed are removed. Wait up to `timeout` seconds for the first reply.
+        longer needed are removed. This method waits up to `timeout` seconds for the first reply.
         """
         unallocated = [item for item in list(self._workers.values()) if item.allocation is None]
         unallocated += self._get_abandoned_workers()

@@ -1,9 +1,9 @@
 """Choose when the parity tasks of repeated products start: together with the data tasks, or on demand.
 
-If all tasks share the cores of one machine, parity tasks that turn out to be unnecessary slow down the data
-tasks. With 8 tasks for 6 results they take a quarter of the time. It is then better to start parity tasks
-only when a data task is late. Repeated products of one matrix take about the same time, so a task counts as
-late if it takes much longer than the whole previous product.
+If all tasks share the cores of one machine, unnecessary parity tasks slow down the data tasks: with 2 parity
+tasks for 6 data tasks, they take a quarter of the time. It is then better to start parity tasks only when a
+data task is late. Repeated products of one matrix take about the same time, so a task counts as late if it
+takes much longer than the whole previous product.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from polarmap.driver.options import MapOptions
 
 # A task counts as late after this many times the duration of the previous product.
 LATE_FACTOR = 1.5
-# Minimum and maximum number of products that start parity tasks together with the data tasks after a product
-# that needed parity.
+# After a product that needed parity, this many following products start parity tasks together with the data
+# tasks. The number doubles from the minimum to the maximum (exponential backoff).
 MIN_BACKOFF, MAX_BACKOFF = 8, 128
 
 
 class AdaptiveParitySchedule:
     """Learns from previous products when the parity tasks of the next product should start.
 
-    Parity tasks are redundant tasks, whose results replace late ones. The object can also be passed to
-    `MapOptions` as `run_times=`. A task then counts as late after a fixed time.
+    Parity tasks are redundant tasks, whose results replace late ones. The object also serves as the argument
+    `run_times=` of `MapOptions`, where it defines the time after which a task counts as late.
 
     Parameters
     ----------
@@ -43,15 +43,15 @@ class AdaptiveParitySchedule:
         self._upfront_options = options
         self._on_demand_options = replace(options, schedule="on_demand", run_times=self)
         self._last_seconds = 0.0
-        self._n_upfront_left = 0  # Number of remaining products that start parity tasks upfront.
+        self._n_upfront_left = 0  # The number of following products that start parity tasks at once.
         self._backoff = MIN_BACKOFF
 
     @property
     def map_options(self) -> MapOptions:
         """The options of the next product.
 
-        Parity tasks start on demand, except in the first product and in a number of products after one that
-        needed parity.
+        Parity tasks start on demand, with two exceptions: in the first product, and in some products after
+        one that needed parity, they start together with the data tasks.
         """
         if self._n_upfront_left or not self._last_seconds:
             return self._upfront_options
@@ -60,7 +60,8 @@ class AdaptiveParitySchedule:
     def quantile_given_completion(self, p: Floats) -> Floats:
         """Return the time in seconds after which a task of the next product counts as late.
 
-        The time is the same for every probability in `p`.
+        This method takes the place of a quantile function of run times, but the time is the same for every
+        probability in `p`.
         """
         return np.full(p.shape, LATE_FACTOR * self._last_seconds)
 

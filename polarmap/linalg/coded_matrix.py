@@ -1,4 +1,4 @@
-"""A matrix that is encoded by rows and by columns, each time when a product first needs it."""
+"""A matrix that is encoded by rows and by columns. Each encoding is created when a product first needs it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ EncodedMatrix = CodedData | CodedArray
 
 
 class CodedMatrix:
-    """A matrix that is encoded by rows, for products A x, and by columns, for A' y, each on first use."""
+    """A matrix that is encoded by rows for products A x, and by columns for products A' y.
+
+    Each of the two encodings is created when a product first needs it.
+    """
 
     def __init__(
         self, matrix: Any, executor: ResolvedExecutor, block_counts: BlockCounts, code: CodeName | PolarCode
@@ -42,7 +45,7 @@ class CodedMatrix:
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
         self.encodings: dict[str, EncodedMatrix] = {}
-        # The largest absolute value of an integer matrix, keyed by axis and computed on demand.
+        # The largest absolute value of an integer matrix, by axis. It is computed when it is first needed.
         self._max_integers: dict[str, int] = {}
         self._owned_arrays: list[CodedArray] = []
         self._column_pairs: CodedPairs | None = None
@@ -50,7 +53,8 @@ class CodedMatrix:
     def get_encoding(self, axis: str) -> EncodedMatrix:
         """Return the coded blocks of the matrix along an axis. They are created on first use.
 
-        The axis is "rows", "columns", or "paired columns" (fewer blocks of columns, for products of pairs).
+        The axis is "rows", "columns", or "paired columns": fewer blocks of columns, for Gram matrices that
+        are computed from pairs of blocks.
         """
         if axis not in self.encodings:
             self.encodings[axis] = self._encode_axis(axis)
@@ -114,7 +118,10 @@ class CodedMatrix:
         return coded_array
 
     def _encode_on_cluster(self, axis: str) -> CodedData | None:
-        """Encode a dask.array on the executor's cluster, or return None for any other matrix or executor."""
+        """Encode a dask.array on the cluster of the executor.
+
+        Return None if the matrix is not a dask.array, or if the executor has no cluster for it.
+        """
         if not hasattr(self._matrix, "rechunk"):
             return None
         matrix = self._matrix if axis == "rows" else self._matrix.T
@@ -130,7 +137,7 @@ class CodedMatrix:
     def _choose_block_counts_and_code(
         self, n_rows: int, is_paired: bool
     ) -> tuple[int, int, CodeName | PolarCode]:
-        """Return k, n and the code for `n_rows` rows, chosen such that no block is empty."""
+        """Return the number of data blocks k, the number of all blocks n, and the code. No block is empty."""
         counts, code = (GRAM_COUNTS, "rotation") if is_paired else (self._block_counts, self._code)
         k = compute_max_nonempty_blocks(int(n_rows), min(counts.k, int(n_rows)))
         n = k + math.ceil((counts.n - counts.k) * k / counts.k)
@@ -138,5 +145,8 @@ class CodedMatrix:
 
 
 def _resize_code(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
-    """Return a code with the options of `code`, but with the given n and k. Names are returned unchanged."""
+    """Return a code with the options of `code`, but with n blocks, of which k are data blocks.
+
+    The name of a code is returned unchanged.
+    """
     return code if isinstance(code, str) else code.with_sizes(n, k)

@@ -45,8 +45,8 @@ def coded_gram(
     """Compute A^H A or A^H diag(weights) A without waiting for stragglers.
 
     The columns of A are partitioned into k blocks, which are encoded as n blocks A_i. Each task computes one
-    product A_i^H diag(w) A_j. Only the products with i <= j are computed, because each other
-    product is the conjugate transpose of one of them. This takes half the work of `coded_matmul`.
+    product A_i^H diag(weights) A_j. Only products with i <= j are computed, because the product for (j, i) is
+    the conjugate transpose of the product for (i, j). This takes half the work of `coded_matmul`.
 
     Parameters
     ----------
@@ -127,10 +127,10 @@ def compute_gram(
 
 
 def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
-    """Encode A by columns and return pairs of coded blocks.
+    """Encode a matrix by columns, and return the pairs (i, j) of coded blocks whose products are computed.
 
-    Integers need all pairs (i, j), not only those with i <= j, because their exact decoding works along the
-    rows and columns of the grid of pairs.
+    Usually, these are the pairs with i <= j. Integers need all pairs, because they are decoded exactly along
+    the rows and columns of the full grid of pairs.
     """
     k, n = check_axis_block_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = operands.ValidatedMatrix(matrix, "A", operands.choose_encoding_dtype(matrix.dtype, dtype))
@@ -139,10 +139,10 @@ def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPair
 
 
 def check_weights(weights: Any, n_rows: int, max_ndim: int = 1) -> Array:
-    """Validate row weights and return them as an array.
+    """Validate row weights and return them as an array of shape (n_rows,).
 
-    Its shape is (rows,), or possibly (rows, m) if `max_ndim` is 2. Raise CodeError if the weights are complex
-    or do not match the rows.
+    If `max_ndim` is 2, the shape (n_rows, m) for m sets of weights is also allowed. Raise CodeError if the
+    weights are complex, or if their number differs from `n_rows`.
     """
     checked = operands.check_operand(weights, "weights")
     if not 1 <= checked.ndim <= max_ndim or len(checked) != n_rows:
@@ -155,7 +155,7 @@ def check_weights(weights: Any, n_rows: int, max_ndim: int = 1) -> Array:
 
 
 def _fill_lower_triangle(matrix: Array, block_size: int) -> None:
-    """Fill the blocks below the diagonal with the conjugate transposes of the blocks above it."""
+    """Copy the blocks above the diagonal, conjugated and transposed, to the blocks below it, in place."""
     for start in range(0, len(matrix), block_size):
         stop = start + block_size
         matrix[stop:, start:stop] = matrix[start:stop, stop:].conj().swapaxes(0, 1)

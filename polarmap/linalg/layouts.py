@@ -12,8 +12,8 @@ from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
 
 DEFAULT_TASKS = 32
-BYTES_PER_SECOND = 5e7  # Throughput between a cloud function with one core and its storage.
-MULTIPLY_ADDS_PER_SECOND = 1e10  # Throughput of one core.
+BYTES_PER_SECOND = 5e7  # Assumed bandwidth between a cloud function with one core and its storage.
+MULTIPLY_ADDS_PER_SECOND = 1e10  # Assumed speed of a matrix product on one core.
 BlockCountOption = int | tuple[int, int] | None
 ProductShape = tuple[int, int, int]  # (M, L, N) for A of shape (M, L) and B of shape (L, N).
 
@@ -25,7 +25,8 @@ class BlockCounts(NamedTuple):
     n: int
 
 
-# The default for A' A gives 28 tasks for pairs of data blocks and 8 parity tasks.
+# By default, 7 blocks of columns are encoded as 8 for A' A. Pairs of them give 28 data tasks and 8 parity
+# tasks.
 GRAM_COUNTS = BlockCounts(7, 8)
 
 
@@ -42,7 +43,9 @@ class ProductLayout(NamedTuple):
 def choose_product_layout(
     method: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
-    """Choose how to partition the factors of a product. For "auto", choose the method with the fastest tasks.
+    """Choose how to partition the factors of a matrix product.
+
+    For the method "auto", choose the method whose tasks are estimated to be the fastest.
 
     Raise CodeError if `blocks` or `tasks` do not fit the method or the shape of the product.
     """
@@ -74,9 +77,9 @@ def resolve_block_counts(
 ) -> BlockCounts:
     """Return the numbers of data blocks (k) and coded blocks (n), with defaults for None.
 
-    By default, k is three quarters of `tasks` if given, and otherwise `default_blocks`, but at most
-    `max_blocks`. The default for n is a third more than k. Since the dtype is not known here, n includes an
-    additional task that some integer codes need.
+    If `tasks` is given, k is three quarters of it by default, otherwise `default_blocks`. Both defaults are
+    limited by `max_blocks`. The default for n is a third more than k. It includes an additional task if codes
+    for integers need one, because the dtype is not known here.
 
     >>> [resolve_block_counts(*counts) for counts in ((None, None, 24), (None, 8, 24), (5, None, 24))]
     [BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8)]
@@ -88,15 +91,15 @@ def resolve_block_counts(
 
 
 def get_default_gram_tasks(n_blocks: int) -> int:
-    """Return the default number of coded blocks for a Gram matrix (one parity per 7 data blocks)."""
+    """Return the default number of coded blocks for a Gram matrix: one parity block for 7 data blocks."""
     return n_blocks + math.ceil(n_blocks / 7)
 
 
 def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: int) -> BlockCounts:
-    """Return block counts for which no block is empty.
+    """Return block counts for which no block of rows or columns is empty.
 
-    If necessary, k is reduced while n stays the same. Raise CodeError if there are more blocks than rows or
-    columns, or no parity blocks.
+    If necessary, the number of data blocks k is reduced, while the number of all blocks n stays the same.
+    Raise CodeError if there are more blocks than rows or columns, or no parity blocks.
 
     >>> check_axis_block_counts(BlockCounts(24, 32), "rows", 25)
     BlockCounts(k=13, n=32)
@@ -159,7 +162,10 @@ def _make_grid_layout(
 
 
 def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> BlockCounts:
-    """Return the block counts for one side of a grid of tasks. An eighth of the blocks are parity blocks."""
+    """Return the numbers of data blocks and coded blocks for one side of a grid of tasks.
+
+    An eighth of the coded blocks are parity blocks.
+    """
     n_parity = max(1, round(n_coded_blocks / 8))
     k = compute_max_nonempty_blocks(axis_length, max(1, min(n_coded_blocks - n_parity, axis_length)))
     return BlockCounts(k, min(n_coded_blocks, k + n_parity))
@@ -168,7 +174,10 @@ def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> Blo
 def _resolve_grid_axis_block_counts(
     blocks: BlockCountOption, tasks: BlockCountOption, factor_index: int, axis_length: int
 ) -> BlockCounts:
-    """Return the block counts of one factor (0: A, 1: B) if `blocks`, `tasks` or both are pairs (A, B)."""
+    """Return the block counts of one factor of a product A B, given `blocks` or `tasks` for both factors.
+
+    `factor_index` is 0 for A and 1 for B. `blocks`, `tasks` or both are pairs (for A, for B).
+    """
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if option_value is not None and not (_is_pair(option_value) and len(option_value) == 2):  # type: ignore[arg-type]
             raise CodeError(f"{option} of a grid must be a pair (for A, for B), not {option_value!r}")

@@ -1,4 +1,4 @@
-"""Validate the matrices and vectors that are multiplied, block by block while they are read."""
+"""Validate the factors of matrix products. Large matrices are checked block by block while they are read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from polarmap.errors import CodeError
 
 
 class TransposedView:
-    """The transpose of a matrix that may not fit into memory.
+    """The transpose of a matrix that may be too large for memory.
 
-    Reading rows of the transpose reads columns of the matrix.
+    Slicing rows of the transpose reads the corresponding columns of the matrix.
     """
 
     def __init__(self, matrix: Any) -> None:
@@ -29,7 +29,7 @@ class TransposedView:
 
 
 class ValidatedMatrix:
-    """A matrix that is cast to a dtype and checked for NaN and inf when it is read.
+    """A matrix whose rows are converted to a dtype and checked for NaN and inf whenever they are read.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ def check_matrix(matrix: Any, label: str, sparse_advice: str = "") -> Any:
 
 
 def check_matrix_shape(matrix: Any, label: str) -> Any:
-    """Return `matrix`, or raise CodeError unless it has two non-empty axes and a supported dtype."""
+    """Return `matrix` unchanged. Raise CodeError unless it has two non-empty axes and a supported dtype."""
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{label} must be a matrix with rows and columns, not of shape {shape}")
@@ -97,7 +97,7 @@ def check_matrix_shape(matrix: Any, label: str) -> Any:
 
 
 def choose_encoding_dtype(dtype: DType, product_dtype: DType) -> DType:
-    """Return the dtype for encoding a factor, such that its parity blocks are as precise as the product."""
+    """Return the dtype in which to encode a factor, so that its parity is as precise as the product."""
     if is_integer_dtype(product_dtype):
         return dtype
     return product_dtype if dtype.kind == "c" else to_real_dtype(product_dtype)
@@ -131,9 +131,11 @@ def check_finite(array: Array, label: str) -> None:
 def check_parity_fits_int64(dtype: DType, max_abs: int, norm_inf: float, label: str) -> None:
     """Raise CodeError if parity blocks of 64-bit integers may overflow.
 
-    A parity block is a weighted sum of data blocks, whose absolute weights have a sum of at most `norm_inf`.
+    Each parity block is a weighted sum of data blocks. The absolute values of its weights have a sum of at
+    most `norm_inf`, so its entries are at most `norm_inf` times `max_abs`.
 
-    Despite an overflow, products with integers can be decoded, because they wrap around in the same way.
+    An overflow matters only for products with real numbers. Products with integers can still be decoded,
+    because they wrap around in the same way.
     """
     if is_integer_dtype(dtype) and dtype.itemsize == 8 and max_abs * norm_inf >= 1 << 63:
         raise CodeError(

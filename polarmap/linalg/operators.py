@@ -134,7 +134,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._view_finalizer: Callable[[], object] = lambda: None
             # Products show no progress bar by default.
             get_context = partial(make_context, progress if progress == "live" else bool(progress))
-            if progress == "live":  # All products share a view, which the last one must not close.
+            if progress == "live":  # All products share a live view, which stays open between them.
                 self._view_finalizer = weakref.finalize(self, open_live_view())
             self._deadline = Deadline()
             self._run_product = make_product_runner(executor, options, get_context, self._deadline)
@@ -147,9 +147,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         return None if self._report is None else self._report.report
 
     def close(self) -> None:
-        """Delete the coded blocks.
+        """Delete the coded blocks of the matrix from memory and storage.
 
-        The executor stays open. Further calls have no effect.
+        The executor stays open. Calling this method again has no effect.
         """
         self._finalizer()
         self._view_finalizer()
@@ -219,7 +219,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # From SciPy, type checkers would infer a union that no function accepts.
+    # Without this declaration, type checkers infer from SciPy a union of types, which most functions reject.
     if TYPE_CHECKING:
 
         def __matmul__(self, x: Any) -> Any: ...
@@ -258,7 +258,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
 
 def _release_coded_matrix(coded_matrix: CodedMatrix, close_executor: Callable[[], None]) -> None:
-    """Free the resources of a closed or deleted operator. Warn if its stored blocks cannot be deleted."""
+    """Free the coded blocks of an operator that has been closed or garbage-collected.
+
+    Warn if blocks in storage cannot be deleted.
+    """
     try:
         coded_matrix.release_encodings()
     except PolarmapError as error:
@@ -282,7 +285,10 @@ def _check_transpose(transpose: CodedArray, matrix: Any) -> CodedArray:
 def _resolve_block_counts(
     blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
 ) -> BlockCounts:
-    """Return the block counts for the given arguments, with `default_blocks` as the default for k."""
+    """Return the numbers of data blocks and coded blocks for the given arguments of `CodedOperator`.
+
+    `default_blocks` is the default number of data blocks.
+    """
     check_polar_code_or_name(code)
     if not isinstance(code, str):
         if blocks not in (None, code.k) or tasks not in (None, code.n):

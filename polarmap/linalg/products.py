@@ -27,8 +27,8 @@ from polarmap.report import Report
 from polarmap.worker.pytree import Shape
 from polarmap.worker.task_functions import multiply_block, multiply_block_pair
 
-# A function that runs a map. It is called with f, the coded blocks and the shape of f's results, and returns
-# the results and their report.
+# A function that computes a product by a coded map. It is called with f, the coded blocks and the shape of
+# the results of f. It returns the results and the report of the map.
 ProductRunner = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
 
 
@@ -159,7 +159,8 @@ def _check_factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     """Validate both factors, and return them with the shape of the product."""
     A = operands.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()")
     B = operands.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()")
-    # Load a coded array once, because each access to its columns would read all of its rows.
+    # Load all of B now if it is a coded array. Its blocks of columns are read one by one, and reading a few
+    # columns of a coded array takes as long as reading all of its rows.
     B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors, whose product is too small for a map: use A @ B")
@@ -187,7 +188,7 @@ def _multiply_with_one_coded_factor(
     code: CodeName,
     run_product: ProductRunner,
 ) -> tuple[Array, LazyReport]:
-    """Compute `coded_factor` @ `full_factor`, where only the first factor is encoded, by rows."""
+    """Compute `coded_factor` @ `full_factor`. The first factor is encoded by rows, the second not at all."""
     operand = full_factor[:]
     dtype = np.result_type(coded_factor.dtype, operand.dtype)
     return multiply_row_blocks(encode_for_reuse(coded_factor, *counts, code), operand, dtype, run_product)
@@ -196,7 +197,7 @@ def _multiply_with_one_coded_factor(
 def multiply_row_blocks(
     coded_blocks: Any, operand: Array, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Compute the product of a matrix, given as coded blocks of rows, and a vector or matrix, in one map."""
+    """Multiply a matrix, which is given as coded blocks of rows, by a vector or matrix, in one coded map."""
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
     if is_sparse:
         block_rows = coded_blocks.data_blocks.rows_per_block
@@ -262,10 +263,10 @@ def make_product_runner(
     get_context: Callable[[], JobContext],
     deadline: Deadline | None = None,
 ) -> ProductRunner:
-    """Return a function that computes one matrix product by a map. It is called for each product.
+    """Return a function that computes one matrix product by a coded map each time it is called.
 
-    If all tasks share the cores of this machine, parity tasks start only when a data task is late, judging by
-    the duration of the previous product with the same blocks.
+    If all tasks share the cores of this machine, parity tasks start only when a data task takes much longer
+    than the previous product with the same blocks.
 
     Parameters
     ----------
@@ -279,7 +280,8 @@ def make_product_runner(
         Deadline of all products together. A product that would take longer raises DeadlineExceededError.
     """
     deadline = Deadline() if deadline is None else deadline
-    # The schedule of parity tasks, keyed by the id of the coded blocks and the shape of the results.
+    # Products of the same matrix and the same size take about the same time, so they share a schedule. The
+    # keys are the id of the coded blocks and the shape of the results.
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()
 
     def run_product(
@@ -301,7 +303,8 @@ def make_product_runner(
             if product_options is map_options:
                 raise
             raise deadline.make_error() from error
-        # Do not record times of a pool of the caller, whose threads may wait for something other than a core.
+        # Do not record times if the caller has passed their own thread pool. Its threads may wait for
+        # something other than a free core, so the times would not show how long a product takes.
         if options.schedule == "upfront" and executor.workers_share_cores:
             arrived = collector.task_table.arrived
             has_missing = len(collector.decoder.tracker.missing_indices) > 0

@@ -34,8 +34,8 @@ with require_extra("a sketch", "scipy", "linalg"):
     from scipy.fft import dct
 
 
-# Returns the factor R of a QR decomposition. This is a partial of a NumPy function, so workers need not
-# import this module.
+# This function returns the factor R of a QR decomposition. It is a partial of a NumPy function, so that
+# workers can unpickle it without importing this module.
 _r_factor: Callable[[Any], Any] = partial(np.linalg.qr, mode="r")
 
 
@@ -60,7 +60,10 @@ class SketchEstimate:
 
 
 class _Sketch(NamedTuple):
-    """The QR factor R of the `n_rows` mixed rows that have arrived. R'R is the Gram matrix of these rows."""
+    """The factor R of a QR decomposition of the `n_rows` randomly mixed rows that have arrived.
+
+    R'R is the Gram matrix of these rows.
+    """
 
     R: Array
     n_rows: int
@@ -191,7 +194,10 @@ def sketched_gram(
 def _estimate_solutions(
     sketches: Generator[_Sketch, None, None], target_norm: float
 ) -> Iterator[SketchEstimate]:
-    """Yield a least-squares solution for each sketch (QR factor) of [A, b]. `target_norm` is |b|."""
+    """Yield a least-squares solution of A x = b from each sketch (a QR factor R) of the matrix [A, b].
+
+    `target_norm` is the norm of b.
+    """
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             n_columns = sketch.R.shape[1] - 1
@@ -208,12 +214,15 @@ def _estimate_solutions(
 
 
 def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: float) -> float:
-    """Return the 90th percentile of |A (estimate - x)| over random sketches. x is the exact solution."""
+    """Return the 90th percentile of the error |A (estimate - x)|, where x is the exact solution.
+
+    The percentile is taken over the random draws of the sketch.
+    """
     if sketch.n_rows == sketch.n_total_rows:
         return 0.0
-    # The errors of x are assumed to be normal, with the covariance of least squares on random rows, and to
-    # vanish as the sketch approaches all rows: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank -
-    # 1).
+    # The error of the estimate x' is assumed to be normally distributed, with the covariance of least squares
+    # on randomly chosen rows. It vanishes when the sketch has all rows, and s^2 is the variance of the
+    # residuals: E |A (x' - x)|^2 = s^2 rank (n_total_rows - n_rows) / (n_rows - rank - 1).
     degrees_of_freedom = sketch.n_rows - rank
     correction = (sketch.n_total_rows - sketch.n_rows) / (degrees_of_freedom - 1)
     if not rank:
@@ -223,7 +232,7 @@ def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squ
 
 
 def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
-    """Yield an estimate of A' A for each sketch (QR factor of some mixed rows) of A."""
+    """Yield an estimate of A' A from each sketch of A, which is the QR factor R of some mixed rows."""
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             gram = sketch.R.T @ sketch.R * (sketch.n_total_rows / sketch.n_rows)
@@ -232,13 +241,13 @@ def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[Sketch
 
 
 def _estimate_gram_error_p90(gram: Array, sketch: _Sketch) -> float:
-    """Return the 90th percentile of the relative error of a Gram matrix over random sketches."""
+    """Return the 90th percentile, over random sketches, of the relative error of an estimated Gram matrix."""
     trace, squared_norm = float(np.trace(gram)), float(np.sum(gram**2))
     if sketch.n_rows == sketch.n_total_rows or trace == 0:
         return 0.0
-    # The mixed rows are assumed to be normal. A Wishart matrix of the sketched rows has E |value - G|^2 = c
-    # (tr(G)^2 + |G|^2), where c is 1 / rows with a correction for finite populations. The squared norm of
-    # `gram` exceeds that of G by the same amount.
+    # The mixed rows are assumed to be normally distributed, so `gram` is a Wishart matrix with mean G = A' A:
+    # E |gram - G|^2 = c (tr(G)^2 + |G|^2). Here c is 1 / n_rows with the correction for a finite population.
+    # The expected squared norm of `gram` exceeds that of G by the same amount.
     relative_variance = (1 - sketch.n_rows / sketch.n_total_rows) / sketch.n_rows
     true_squared_norm = (squared_norm - relative_variance * trace**2) / (1 + relative_variance)  # |G|^2
     true_squared_norm = max(true_squared_norm, trace**2 / len(gram))
@@ -262,7 +271,7 @@ def _generate_sketches(
     retry_delay: float,
     rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
-    """Yield a sketch (the QR factor of all mixed rows that have arrived) each time more results arrive.
+    """Yield a sketch, which is the QR factor R of all mixed rows so far, each time more results arrive.
 
     If a task fails, its exception is raised after all other results have arrived.
     """

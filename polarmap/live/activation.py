@@ -1,8 +1,8 @@
 """Make the maps of this program visible to live views in a terminal, a notebook or a browser.
 
 A program becomes visible with `progress="live"`, `Pool(dashboard=True)`, `polarmap.dashboard()`, or the
-environment variable POLARMAP_LIVE=1. Until then, this module is all of the live view that is imported, and
-each map only reads the variable `active_hub`.
+environment variable POLARMAP_LIVE=1. Until then, no other module of the live view is imported, and each map
+only reads the variable `active_hub`.
 """
 
 from __future__ import annotations

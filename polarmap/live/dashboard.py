@@ -34,7 +34,7 @@ with require_extra("the dashboard", "tornado", "live"):
     from tornado.web import Application, RequestHandler
 
 MIN_SAMPLING_INTERVAL = 0.25  # seconds between two samples: snapshots of all programs that the page shows
-# A sample that only waits, such as for a program that is stopped, delays the next one by at most this time.
+# The maximum time until the next sample if the last one mostly waited, for example for a stopped program.
 MAX_WAITING_INTERVAL = 10.0  # seconds
 # Unchanged snapshots are sent again after this many seconds, to show that the program still responds.
 RESEND_SECONDS = 4.0
@@ -46,7 +46,7 @@ RETRY_MILLISECONDS = 1000  # A browser that has lost the connection tries again 
 LAST_SAMPLE_SECONDS = 0.3  # maximum wait for the last snapshot
 LAST_DELIVERY_SECONDS = 0.2  # maximum wait for browsers to receive the last snapshot
 DISCONNECT_SECONDS = 0.1  # maximum wait for each connection to close
-JOIN_SECONDS = 0.2  # further wait until the server thread has ended
+JOIN_SECONDS = 0.2  # maximum further wait for the server thread to end
 
 MAX_HEADER_BYTES = 16 << 10
 IDLE_CONNECTION_SECONDS = 60.0  # A connection without a request is closed after this many seconds.
@@ -181,7 +181,7 @@ class DashboardServer:
             return
         self._is_closing.set()
         self._has_viewers.set()
-        with contextlib.suppress(RuntimeError):  # The loop has already ended.
+        with contextlib.suppress(RuntimeError):  # The event loop has already ended.
             loop.call_soon_threadsafe(self._closing.set)
         thread.join(LAST_SAMPLE_SECONDS + LAST_DELIVERY_SECONDS + DISCONNECT_SECONDS + JOIN_SECONDS)
         _running_servers.discard(self)
@@ -223,13 +223,16 @@ class DashboardServer:
             if not is_due and self._is_unchanged(snapshots):
                 return
             data = self._encoder.encode(snapshots).encode()
-        except Exception:  # A failure of the view must not disturb the program.
+        except Exception:  # An error in a view must not affect the program.
             return
         self._last_snapshots, self._sent_at = snapshots, now
         self._call_in_loop(lambda: self._publish(event, data))
 
     def _is_unchanged(self, snapshots: list[ProgramSnapshot]) -> bool:
-        """Return whether the snapshots are the same objects as in the last sample: hubs cache snapshots."""
+        """Return whether the snapshots are the same objects as in the last sample.
+
+        Comparing identities is enough, because a hub returns the same object until it takes a new snapshot.
+        """
         previous = self._last_snapshots
         return (
             bool(self._latest.data)
@@ -239,7 +242,7 @@ class DashboardServer:
 
     def _call_in_loop(self, function: Callable[[], object]) -> None:
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # The loop has ended.
+            with contextlib.suppress(RuntimeError):  # The event loop has ended.
                 self._loop.call_soon_threadsafe(function)
 
     # --- on the server thread ---
@@ -341,7 +344,10 @@ class DashboardServer:
         return {f"{name}:{self._port}" for name in (_format_host(self._host), "127.0.0.1", "localhost")}
 
     def is_valid_token(self, candidate: bytes) -> bool:
-        """Return whether `candidate` is the secret token, in a time that does not depend on its contents."""
+        """Return whether `candidate` is the secret token.
+
+        The comparison takes constant time, which prevents timing attacks.
+        """
         return hmac.compare_digest(candidate, self._token.encode())
 
     def close_inherited_socket(self) -> None:
@@ -431,7 +437,7 @@ class _EventStreamHandler(_Handler):
         self._disconnected: Future[None] = asyncio.get_running_loop().create_future()
 
     def _explain_refusal(self) -> str:
-        # The browser sets this header, and no page can change it.
+        # Browsers set this header themselves, so a page of another site cannot forge it.
         if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             return WRONG_ORIGIN_TEXT
         return super()._explain_refusal()
@@ -465,8 +471,8 @@ class _EventStreamHandler(_Handler):
     async def _send(self, data: bytes) -> bool:
         """Send an event, and return whether the browser has read it in time.
 
-        The next event is encoded only afterwards, so a browser that does not read costs the memory of one
-        event.
+        The next event is encoded only afterwards. So a browser that does not read occupies the memory of only
+        one event.
         """
         try:
             self.write(data)

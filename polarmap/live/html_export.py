@@ -20,7 +20,7 @@ from polarmap.live.snapshots import MapSnapshot, ProgramSnapshot, encode_json, g
 STYLE_LINK = '<link rel="stylesheet" href="dashboard.css">'
 SCRIPT_LINK = '<script src="dashboard.js" defer></script>'
 ICON_LINK = '<link rel="icon" href="icon.svg">'
-# HTML ends a script at "</script>", and JavaScript does not need these characters in JSON.
+# Escape these characters in the JSON of a script, because HTML ends a script at any "</script>" in it.
 JSON_ESCAPES = str.maketrans(
     {"<": r"\u003c", ">": r"\u003e", "&": r"\u0026", "\u2028": r"\u2028", "\u2029": r"\u2029"}
 )
@@ -84,7 +84,7 @@ def render_html(snapshot: ProgramSnapshot) -> str:
         SCRIPT_LINK + "\n": "",
         "</body>": scripts + "</body>",
     }
-    # Replace all in one pass, so that the inserted texts are not searched.
+    # Replace all in one pass, so that nothing is replaced inside the inserted texts.
     pattern = "|".join(map(re.escape, replacements))
     return re.sub(pattern, lambda match: replacements[match[0]], page)
 

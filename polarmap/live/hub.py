@@ -35,8 +35,8 @@ from polarmap.live.snapshots import (
 from polarmap.worker.processes import read_process_status
 
 MAX_FINISHED = 8  # Keep this many finished maps, and this many finished fits.
-MIN_SNAPSHOT_INTERVAL = 0.2  # seconds
-MAX_SNAPSHOT_SECONDS = 5.0  # If taking a snapshot takes longer, another thread tries it too.
+MIN_SNAPSHOT_INTERVAL = 0.2  # the minimum pause between two snapshots, in seconds
+MAX_SNAPSHOT_SECONDS = 5.0  # After this time, another thread may also try to take a snapshot.
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class LiveIteration:
         """Record the end of the iteration."""
         self._finished_at = time.monotonic()
         n_products = self._get_n_products()
-        self._get_n_products = lambda: n_products  # Do not keep the operator and its data alive.
+        self._get_n_products = lambda: n_products  # Release the operator and its data.
 
     def take_snapshot(self) -> IterationSnapshot:
         """Return the state of the iteration."""
@@ -221,8 +221,8 @@ class LiveHub:
     def take_snapshot(self, is_final: bool = False) -> ProgramSnapshot:
         """Return the state of the program now, or the latest snapshot if it is recent.
 
-        All viewers get the same snapshot until a new one is due, after a time that depends on the cost of the
-        last one. With `is_final`, a new snapshot is always taken.
+        All viewers get the same snapshot until a new one is due. The more time a snapshot takes, the later
+        the next one is due. With `is_final`, a new snapshot is always taken.
         """
         now = time.monotonic()
         with self._lock:

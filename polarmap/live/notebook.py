@@ -65,7 +65,7 @@ class NotebookView:
         """Show the final state and end the thread."""
         scope, self._scope = self._scope, None
         if scope is not None and self._refresher.close():
-            with contextlib.suppress(Exception):  # A lost frontend must not fail the map.
+            with contextlib.suppress(Exception):  # A lost frontend must not make the map fail.
                 self._show(scope.select(self._take_snapshot(is_final=True)))
 
     def _refresh(self) -> bool:

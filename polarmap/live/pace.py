@@ -1,4 +1,4 @@
-"""Limit the time that live views take from the program, by a pause after each snapshot and each update."""
+"""Limit the run time of live views to a small share of the program's time, by pausing after each update."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ MAX_TIME_SHARE = 0.04  # Taking snapshots uses at most this share of the time, a
 
 
 def compute_pause_seconds(work_seconds: float, min_seconds: float) -> float:
-    """Return how long to pause after work that took `work_seconds`: `min_seconds` at least.
+    """Return how many seconds to pause after work that took `work_seconds`, to limit its share of the time.
+
+    The pause is at least `min_seconds`.
 
     >>> compute_pause_seconds(0.01, 0.25), compute_pause_seconds(0.001, 0.25)
     (0.25, 0.25)

@@ -4,8 +4,8 @@
                                    --length, ProgramSnapshot as JSON-->
 
 The socket is in a folder that only this user can open, and the program checks that the viewer runs as the
-same user. A viewer asks for each snapshot, so a slow viewer receives fewer of them. Each viewer has a thread
-of its own, which no map ever waits for.
+same user. A viewer asks for each snapshot, so a slow viewer receives fewer of them. The program serves each
+viewer on a separate thread, and no map ever waits for this thread.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _SnapshotHandler(socketserver.BaseRequestHandler):
         connection.settimeout(VIEWER_TIMEOUT)
         hub, is_closing = self.server.hub, self.server.is_closing
         with contextlib.suppress(OSError):  # The viewer has exited, or has not read or asked for too long.
-            # A viewer that asks without a pause gets each snapshot once.
+            # Wait for a new snapshot, so that a viewer that asks without a pause gets each one only once.
             while connection.recv(1) and not is_closing.wait(hub.seconds_until_next_snapshot()):
                 data = hub.take_json_snapshot().encode()
                 connection.sendall(LENGTH_FORMAT.pack(len(data)) + data)

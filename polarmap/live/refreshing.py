@@ -1,4 +1,4 @@
-"""Refresh a view on a thread that rests most of the time, and select the maps that the view shows.
+"""Refresh a view on a thread that sleeps most of the time, and select the maps that the view shows.
 
 The views in a terminal and in a notebook share this module. A `Refresher` repeats an update, at the pace of
 `polarmap.live.pace`. Each update takes a snapshot, from which a `ViewScope` removes the maps, fits and calls

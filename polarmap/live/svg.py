@@ -54,11 +54,12 @@ MAX_SVG_WORKERS = 16
 MAX_SVG_ITERATIONS = 3
 MAX_SVG_EXECUTORS = 3
 MAX_SVG_FAILURES = 3
-MAX_SVG_LENGTH = 58_000  # Characters of an SVG. Most characters take one byte.
+MAX_SVG_LENGTH = 58_000  # The maximum number of characters in an SVG. Most of them take one byte.
 MIN_SQUARES = 50  # Fewer squares would not make an SVG much shorter.
 # The maximum number of squares of all maps. If there are more tasks, a square shows several of them.
 MAX_SQUARES = 1000
-# The maximum number of rows of all timelines. A timeline that counts tasks has as many points in time.
+# The maximum number of rows of all timelines together. A timeline without a row for each task shows the
+# numbers of tasks at this many points in time.
 MAX_TIMELINE_ROWS = 120
 MAX_TIMELINE_HEIGHT = 120.0
 TIMELINE_AREA_HEIGHT = 80.0
@@ -68,7 +69,7 @@ LINE_HEIGHT = 18
 CHARACTER_WIDTH = 6.8  # estimate for the 12 px font, to place the entries of the legend
 MAX_LINE_LENGTH = 106  # characters; longer lines are cut off
 
-SECONDARY_COLOR = "#595959"  # of less important text
+SECONDARY_COLOR = "#595959"  # the colour of less important text
 FONT = "font-family=\"system-ui, -apple-system, 'Segoe UI', sans-serif\""
 # Attributes give the colours on a light page. Where the style sheet is supported, it changes them on a dark
 # page. The class names are unique, because the style sheet of an inline SVG applies to the whole page.
@@ -83,7 +84,7 @@ def render_map_svg(snapshot: MapSnapshot) -> str:
     """Draw a map as static SVG.
 
     The SVG shows the status, a square for each task (or group of tasks), a legend with numbers of tasks, a
-    timeline that tells queued from running tasks, and the latest failures.
+    timeline that distinguishes queued from running tasks, and the latest failures.
 
     Parameters
     ----------
@@ -222,7 +223,7 @@ def _draw_map(canvas: _Canvas, snapshot: MapSnapshot, max_squares: int, max_time
 
 _FAILURE_STROKE = f'stroke="{figure_style.VERMILLION}" stroke-width="2"'
 _LATE_STROKE = f'class="polarmap-late" fill="none" stroke="{figure_style.TEXT_COLOR}" stroke-width="1.5"'
-# Shapes differ too, so that states are distinguishable without colours.
+# The states differ in shape as well as in colour, for readers who cannot distinguish the colours.
 _STATE_ATTRIBUTES = {
     **{state: f'fill="{color}"' for state, color in STATE_COLORS.items()},
     "queued": f'class="polarmap-queued" fill="{figure_style.LIGHT_GREY}" stroke="{figure_style.GREY}"',
@@ -272,7 +273,7 @@ _MARK_ATTRIBUTES = {_LATE_STROKE, _DECODED_ATTRIBUTES, _CROSS_ATTRIBUTES}  # dra
 
 
 def _trace_group(group: TaskGroup, x: float, y: float, size: float) -> Iterator[tuple[str, str]]:
-    """Yield attributes and path data of a square and of the marks on it."""
+    """Yield the SVG attributes and path data of a task group's square and of each mark on it."""
     yield _STATE_ATTRIBUTES[group.state], _trace_square(x, y, size)
     if group.state == "failed" and not group.is_decoded:
         yield _CROSS_ATTRIBUTES, _trace_cross(x + size / 2, y + size / 2, size / 4)

@@ -30,8 +30,8 @@ class TaskTimes(NamedTuple):
 def compute_task_times(snapshot: MapSnapshot) -> list[TaskTimes]:
     """Return the times of all tasks that were submitted, in the order of the tasks.
 
-    A failed task runs until its last failure. If it is unknown when a task started, it counts as running from
-    its submission if it has returned or failed or is running, and as queued otherwise.
+    A failed task runs until its last failure. If the start of a task is unknown, the task counts as running
+    from its submission if it is running or has returned or failed. Otherwise, it counts as queued.
     """
     end = snapshot.elapsed_seconds
     times = []
@@ -49,7 +49,7 @@ def compute_task_times(snapshot: MapSnapshot) -> list[TaskTimes]:
 
 
 def get_timeline_end(snapshot: MapSnapshot) -> float:
-    """Return the duration of a map's timeline in seconds, which is above 0."""
+    """Return the duration of a map's timeline in seconds, which is always positive."""
     ends = [ended_at for ended_at in snapshot.ended if ended_at is not None]
     return max([snapshot.elapsed_seconds, *ends]) or 1.0
 
@@ -80,6 +80,6 @@ def count_tasks_over_time(snapshot: MapSnapshot, n_columns: int) -> TaskCounts:
 
 
 def _count_up_to(times: list[float], edges: list[float]) -> list[int]:
-    """Return the number of `times` up to each of the points in time `edges`."""
+    """Return, for each point in time in `edges`, how many of the `times` are not later."""
     ordered = sorted(times)
     return [bisect_right(ordered, edge) for edge in edges]

@@ -66,7 +66,7 @@ MIN_HOST_WIDTH = 8  # columns for the name of a worker's machine
 MIN_MAP_LINES = 6  # A map is shown only if there is space for this many lines.
 
 DECODED_LETTER = "d"  # shown instead of the state's letter if the task's result was decoded
-# Symbols differ as well as colours. There are separate symbols for late tasks and decoded blocks.
+# States differ in symbol as well as in colour. Late tasks and decoded blocks have symbols of their own.
 STATE_SYMBOLS = {
     "held back": "·",
     "queued": "□",
@@ -79,7 +79,7 @@ STATE_SYMBOLS = {
     LATE: "▲",
     DECODED: "◆",
 }
-LEVELS = " ▁▂▃▄▅▆▇"  # bars of increasing height, which leave a gap to the row above
+LEVELS = " ▁▂▃▄▅▆▇"  # bars of increasing height; a full block would touch the row above
 
 
 # --- lines of text -----------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def _render_iterations_and_calls(snapshot: ProgramSnapshot) -> list[Text]:
 def _render_map(
     snapshot: MapSnapshot, width: int, max_lines: int, use_symbols: bool, has_timeline: bool = True
 ) -> list[Text]:
-    """Format a map in at most `max_lines` lines: what matters most comes first, and the timeline last."""
+    """Format a map in at most `max_lines` lines. The most important ones come first, the timeline last."""
     title = _make_text(format_map_title(snapshot), "bold")
     title.append(f"  {make_printable(snapshot.code)}, {make_printable(snapshot.executor)}", "not bold dim")
     status_style = "bold red" if snapshot.error else "green" if not snapshot.is_running else ""
@@ -396,7 +396,7 @@ class TerminalView:
     ) -> None:
         self._take_snapshot, self._stream, self._shows_all = take_snapshot, stream, shows_all
         self._scope: ViewScope | None = None
-        self._open_screens: list[LiveScreen | PlainLines] = []  # one, or none before and after the view
+        self._open_screens: list[LiveScreen | PlainLines] = []  # at most one
         self._is_closing = False
         self._refresher = Refresher(self._refresh)
 
@@ -430,13 +430,13 @@ class TerminalView:
         assert self._scope is not None
         for screen in self._open_screens:
             screen.show(self._scope.select(self._take_snapshot()))
-        if self._is_closing:  # `close` may have stopped waiting for this call.
+        if self._is_closing:  # `close` may no longer be waiting for this call.
             self._show_final_state()
         return True
 
     def _show_final_state(self) -> None:
         """Show the final state unless this has already been done."""
-        with contextlib.suppress(Exception):  # A closed terminal must not fail the map.
+        with contextlib.suppress(Exception):  # A closed terminal must not make the map fail.
             while self._open_screens and self._scope is not None:
                 screen = self._open_screens.pop()
                 screen.close(self._scope.select(self._take_snapshot(is_final=True)))

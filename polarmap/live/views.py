@@ -1,7 +1,7 @@
 """The view that `progress="live"` opens: one for each program, in its terminal or in its notebook.
 
-Maps that run at the same time, and the maps of an operator or a fit, share the view. It closes with the last
-of them, and leaves the final state behind.
+Maps that run at the same time, and the maps of an operator or a fit, share the view. The view closes when the
+last of them ends, and its final state remains visible.
 """
 
 from __future__ import annotations

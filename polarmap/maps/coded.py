@@ -194,6 +194,6 @@ def coded_map(
         raise CodeError(
             "on_result= gets results that workers return, out= keeps them in storage: leave one out"
         )
-    from polarmap.arrays.stored_result import prepare_stored_map  # lazy import: slow to import
+    from polarmap.arrays.stored_result import prepare_stored_map  # a slow import that few maps need
 
     return prepare_stored_map(f, data, code_options, out, resolve_executor(executor), options)

@@ -40,9 +40,9 @@ from polarmap.worker.task_functions import call_each
 
 T = TypeVar("T")
 
-MAX_QUEUED_CALLS = 4096  # submit at most this many calls to a worker pool at a time
-# The longest time in seconds for which a map with `buffersize` collects calls before it submits them, without
-# the time for which it waits for a result.
+MAX_QUEUED_CALLS = 4096  # the maximum number of calls submitted to a worker pool at a time
+# `Executor.map` with `buffersize` collects calls for at most this many seconds before it submits them
+# together. Time in which it waits for a result does not count.
 MAX_GROUP_SECONDS = 0.002
 
 
@@ -54,7 +54,8 @@ class Executor(ExecutorHandle, futures.Executor):
     much longer than earlier calls of the same function, it is started again (as a backup) once no other call
     is queued, and the first result counts. Arguments and results are pickled with cloudpickle, so functions
     may be defined anywhere. If a call raises `SystemExit`, `StopIteration` or the like, its future holds a
-    `FunctionExitError`. A map with `executor=` an Executor runs where the calls run.
+    `FunctionExitError`. You can also pass an `Executor` to `coded_map` as `executor=`: the map's tasks then
+    run on the same workers as the calls.
 
     Parameters
     ----------
@@ -114,16 +115,17 @@ class Executor(ExecutorHandle, futures.Executor):
                 max_in_flight = MAX_QUEUED_CALLS
             else:  # Submitted calls cannot be cancelled, so submit only one more call than there are workers.
                 max_in_flight = used_executor.max_workers + 1
-            self._max_workers = used_executor.max_workers or count_available_cores()  # Dask reads it.
+            # Dask reads this private attribute of the executors that it is given.
+            self._max_workers = used_executor.max_workers or count_available_cores()
             self._shares_files = used_executor.has_persistent_workers and self.is_local
-            # polarmap may not be installed on other machines.
+            # Other machines may not have polarmap installed, so its code is pickled with each function.
             self._is_remote = used_executor.has_persistent_workers and not self.is_local
             self._pickling_context = (
                 pickle_worker_code_by_value if self._is_remote else contextlib.nullcontext
             )
             self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), retry_rule)
             weakref.finalize(self, self._call_queue.shutdown).atexit = False
-            # Maps with `buffersize`, whose collected calls have to be submitted before a shutdown.
+            # Running maps with `buffersize`. `shutdown` submits the calls that they have collected so far.
             self._growing_maps = weakref.WeakSet[MappedCalls]()
             self._submission_lock = threading.RLock()
 
@@ -222,12 +224,13 @@ class Executor(ExecutorHandle, futures.Executor):
         )
 
     def _submit_in_groups(self, mapped_calls: MappedCalls, chunks: Iterator[list[Any]]) -> Iterator[None]:
-        """Submit the chunks of calls of a map with `buffersize`. Each step of this generator reads one chunk.
+        """Submit the remaining chunks of calls of a map with `buffersize`. A generator: each step reads one.
 
         Chunks are collected and submitted together, so that their calls share tasks and messages. They are
-        submitted when the caller needs a result that has not arrived, when no other calls are submitted, or
-        after MAX_GROUP_SECONDS. If the collected calls are short and the result arrives soon, they are kept:
-        the caller will use that result and the next ones, and each of them adds a chunk.
+        submitted when the caller needs a result that has not arrived, when it takes the last submitted
+        result, or after MAX_GROUP_SECONDS. If the collected calls are short and the result arrives soon, more
+        chunks are collected first: the caller takes one result after the other, and each result that it takes
+        adds a chunk.
         """
         submit_at = time.monotonic() + MAX_GROUP_SECONDS
         self._growing_maps.add(mapped_calls)
@@ -237,7 +240,7 @@ class Executor(ExecutorHandle, futures.Executor):
             is_due = time.monotonic() >= submit_at
             if not is_due and mapped_calls.must_submit_more(item_index):
                 is_due = not self._wait_before_submitting(mapped_calls, item_index)
-                submit_at = time.monotonic() + MAX_GROUP_SECONDS  # The time of the wait does not count.
+                submit_at = time.monotonic() + MAX_GROUP_SECONDS  # Restart the period after the wait.
             if is_due:
                 self._submit_collected_chunks(mapped_calls)
                 submit_at = time.monotonic() + MAX_GROUP_SECONDS
@@ -245,10 +248,10 @@ class Executor(ExecutorHandle, futures.Executor):
         self._submit_collected_chunks(mapped_calls)
 
     def _wait_before_submitting(self, mapped_calls: MappedCalls, item_index: int) -> bool:
-        """Wait up to TARGET_BATCH_SECONDS for the outcome of an item. Return whether it has arrived.
+        """Wait up to TARGET_BATCH_SECONDS for the result of an item. Return True if it has arrived.
 
-        Return False without waiting if no later item has been submitted, or if the collected calls run long
-        enough for a task of their own.
+        Return False without waiting if no later item has been submitted, or if the collected calls are
+        expected to run long enough to be worth a task of their own.
         """
         n_collected, is_last = len(mapped_calls.collected_chunks), item_index + 1 == len(mapped_calls.blocks)
         if is_last or not self._call_queue.is_small_batch(mapped_calls, n_collected):
@@ -257,16 +260,16 @@ class Executor(ExecutorHandle, futures.Executor):
 
     def _submit_collected_chunks(self, mapped_calls: MappedCalls) -> None:
         with self._submission_lock:
-            # While `shutdown` submits the chunks, the thread that iterates over the map may append another.
+            # Copy the list, because another thread may append a chunk while `shutdown` submits these chunks.
             chunks = mapped_calls.collected_chunks[:]
             del mapped_calls.collected_chunks[: len(chunks)]
             if chunks:
                 self._enqueue_chunks(mapped_calls, chunks)
 
     def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> None:
-        """Pickle chunks of arguments and submit each chunk as an item of a map.
+        """Pickle chunks of arguments and submit each chunk as one call.
 
-        If a chunk cannot be pickled, its item fails with the reason.
+        If a chunk cannot be pickled, its call fails with the pickling error.
         """
         first_index, unpicklable = len(mapped_calls.blocks), set[int]()
         with self._pickling_context():
@@ -277,7 +280,7 @@ class Executor(ExecutorHandle, futures.Executor):
                 if is_function_pickled and isinstance(chunk_pickle, bytes):
                     continue
                 try:
-                    # A call that contains its function, or large arrays, does not share a task with others.
+                    # The call contains large arrays or its own function, so it gets a task of its own.
                     call: Any = mapped_calls.context, (chunk,), {}
                     mapped_calls.blocks[item_index] = pickle_call_to_block(call, self._is_remote)
                 except Exception as error:
@@ -294,7 +297,7 @@ class Executor(ExecutorHandle, futures.Executor):
     ) -> Callable[..., Any] | str | bytes:
         """Pickle f once for all calls of a map. Return the pickle, or the path to a file if it is large.
 
-        If f cannot be pickled, return f itself, so that each call fails with the reason.
+        If f cannot be pickled, return f itself. Each call then fails with the pickling error.
         """
         with contextlib.suppress(Exception):
             pickled_function = pickle_function_with_buffers(f, "workers", self._is_remote)
@@ -306,7 +309,7 @@ class Executor(ExecutorHandle, futures.Executor):
         return f
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session for a map on the workers of this executor. Raises RuntimeError after `shutdown`."""
+        """Start a map's connection to the workers of this executor. Raises RuntimeError after `shutdown`."""
         self._call_queue.check_open()
         return self._executor.open(job_spec)
 
@@ -329,9 +332,9 @@ class Executor(ExecutorHandle, futures.Executor):
 
 
 class ExecutorOfCalls(DelegatingExecutor):
-    """An executor for maps that run on a `polarmap.Executor`, which it keeps alive.
+    """Runs maps on the workers of a `polarmap.Executor`, and keeps that executor alive.
 
-    Without a reference to it, the `polarmap.Executor` could be garbage-collected and so shut down.
+    Otherwise, the `polarmap.Executor` could be garbage-collected during a map, which would shut it down.
     """
 
     def __init__(self, owner: Executor, executor: ResolvedExecutor) -> None:
@@ -339,14 +342,14 @@ class ExecutorOfCalls(DelegatingExecutor):
         self._owner = owner
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session for a map. Raises RuntimeError after the owner's `shutdown`."""
+        """Start a map's connection to the workers. Raises RuntimeError once the `Executor` is shut down."""
         return self._owner.open(job_spec)
 
 
 def _write_function_file(owner: object, f: PickledFunction) -> str:
     """Write a pickled function to a file that is deleted together with `owner`, and return its path."""
-    folder = make_temp_folder()  # on disk, which has more free space than shared memory
+    folder = make_temp_folder()  # The disk has more free space than shared memory.
     weakref.finalize(owner, remove_owned_folder, folder)
-    check_private_folder(str(folder))  # Workers also check this: some file systems ignore permissions.
+    check_private_folder(str(folder))  # Fail early: workers refuse files in a shared folder.
     write_file(str(folder), "calls/function", *f.get_buffers_to_send())
     return str(folder / "calls/function")

@@ -1,6 +1,6 @@
 """Compute gradients by finite differences on several workers, without waiting for slow or lost ones.
 
-Slopes along a few redundant directions replace the slopes that are missing.
+Slopes (directional derivatives) along a few redundant directions replace missing ones.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class GradientResult:
     gradient
         The gradient, in the shape of x.
     slopes
-        The derivatives along the base directions, in the same order, of shape (r,).
+        The directional derivatives of f along the r base directions, of shape (r,).
     evaluations
         The number of evaluations of f by workers whose results have arrived.
     evaluations_started
@@ -237,16 +237,20 @@ def _make_blocks_and_slope_task(
     base_directions: Floats | None,
     n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
-    """Return k blocks of directions, and a function that computes the slopes for one block."""
+    """Return the k data blocks, and the function with which workers compute the slopes of a block.
+
+    A block contains directions. Without `base_directions`, it is a row of the identity matrix instead: block
+    i stands for the directions of all coordinates c with c % k == i.
+    """
     if base_directions is None:
         return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
     return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
 
 
 def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]:
-    """Divide directions into k blocks, with every k-th direction in the same block.
+    """Divide directions into k = `n_blocks` blocks of equal size. Direction j belongs to block j % k.
 
-    The blocks are zero-padded to equal sizes.
+    Directions of zeros are appended if the number of directions is not a multiple of k.
     """
     n_padded = -(-len(base_directions) // n_blocks) * n_blocks
     padded_directions = np.zeros((n_padded, *base_directions.shape[1:]))
@@ -255,14 +259,15 @@ def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]
 
 
 def merge_slopes(block_slopes: Sequence[Floats], n_directions: int) -> Floats:
-    """Join the slopes of all blocks in the order of the directions, inverting `partition_directions`."""
+    """Return the slopes of all blocks in the order of the directions. Inverts `partition_directions`."""
     return np.stack(block_slopes, axis=1).reshape(-1)[:n_directions]
 
 
 def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats) -> Floats:
-    """Return the gradient that has these slopes along `base_directions`.
+    """Compute a gradient from its slopes (directional derivatives) along `base_directions`.
 
-    If several gradients do, return the one of minimum norm.
+    This is the least-squares solution of minimum norm. Without `base_directions`, the slopes are the
+    derivatives along the coordinates, in units of `scale`.
     """
     if base_directions is None:
         return slopes.reshape(scale.shape) / scale
@@ -285,12 +290,12 @@ def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_direc
 
 
 def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Array]]) -> list[float]:
-    """Return the tolerances for checking results: the slope error to expect for a smooth f, and inf.
+    """Return the absolute tolerances for checking the two arrays that each worker returns.
 
-    The inf belongs to the second array of a result, which is not decoded.
-
-    The error is estimated from the `SlopeErrorInputs` that workers return along with the slopes. The most
-    extreme value is ignored, because it may come from a worker that returned garbage.
+    The first array contains slopes. Its tolerance is the error expected for a smooth f, with a safety factor.
+    The second array contains `SlopeErrorInputs`, from which this error is estimated. They are not decoded, so
+    their tolerance is inf. The most extreme value of each input is ignored, because it may come from a worker
+    that returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
     min_value = -_find_second_largest(-columns["min_value"])
@@ -304,9 +309,9 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
 
 
 def _find_second_largest(column: Array) -> float:
-    """Return the second largest finite value.
+    """Return the second largest finite value of an array.
 
-    If there are fewer than three, return the largest, or 0.0 without any.
+    If there are only one or two finite values, return the largest. If there are none, return 0.0.
     """
     finite = np.sort(column[np.isfinite(column)])
     if len(finite) == 0:
@@ -315,7 +320,7 @@ def _find_second_largest(column: Array) -> float:
 
 
 def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[int, int]:
-    """Return the number of evaluations of f by workers whose results arrived, and the total number."""
+    """Return how many evaluations of f belong to results that arrived, and how many were started in all."""
 
     def count_task_evaluations(task_index: int) -> int:
         # A data block may have one direction fewer than a parity block.

@@ -84,7 +84,7 @@ def hedged_map(
         every time kills at most `retries` + 2 workers, plus one for each of its backups.
     backups : int
         The maximum number of backups per task. A task is late when it has run longer than 0.1 s and longer
-        than eleven in twelve tasks are expected to (`polarmap.planning.LatenessRule`).
+        than the estimated run time of 11 in 12 tasks (`polarmap.planning.LatenessRule`).
     return_exceptions : bool
         Whether an exception that f raises on an item, or a `WorkerLostError`, becomes the result of that item
         while the map continues. By default, the first exception ends the map.

@@ -18,7 +18,8 @@ from polarmap.executors.pickling import copy_by_pickling
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Parameters of map functions that hold data. `submit` copies their values, as the caller may modify them.
+# The parameters of map functions that hold data. `submit` copies their values, because the caller may modify
+# the data while the map runs in the background.
 DATA_PARAMETERS = {
     "data",
     "parts",
@@ -99,9 +100,10 @@ def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
 
 
 def _copy_if_in_memory(data: Any) -> Any:
-    """Return a copy of in-memory data. Data in storage, or that cannot be copied, is returned as is."""
+    """Return a copy of in-memory data. Stored data, and data that cannot be copied, is returned unchanged."""
     is_stored = isinstance(data, (str, os.PathLike, np.memmap))
-    if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):  # Zarr, HDF5, Dask
+    # Zarr, HDF5 and Dask arrays have the attribute `chunks`.
+    if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):
         return data
     try:
         return copy.deepcopy(data)
@@ -110,7 +112,7 @@ def _copy_if_in_memory(data: Any) -> Any:
 
 
 def _copy_by_pickle_round_trip(f: Any) -> Any:
-    """Return a copy of f made by pickling. If that fails, return f and let the map raise the error."""
+    """Return a copy of f made by pickling. If that fails, return f itself: the map then raises the error."""
     try:
         return copy_by_pickling(f, "its workers")
     except Exception:

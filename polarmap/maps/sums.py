@@ -59,9 +59,10 @@ def coded_sum(
 ) -> PreparedMap[CodedSum]:
     """Compute the sum of f(part) over all parts, for any f, without waiting for slow or lost workers.
 
-    Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the results.
-    The results of any n - `tolerate` of the n workers determine the sum. Often fewer results suffice, which
-    is checked after every arrival. The method is gradient coding: Tandon et al. 2017, arXiv 1612.03301.
+    The parts are divided into n shares. Each of n workers evaluates f on the parts in `tolerate` + 1 shares
+    and returns one linear combination of the results. The combinations from any n - `tolerate` workers
+    determine the sum. Often fewer suffice, which is checked whenever one arrives. The method is gradient
+    coding: Tandon et al. 2017, arXiv 1612.03301.
 
     Parameters
     ----------
@@ -82,8 +83,8 @@ def coded_sum(
         Called once, as `on_result(0, value)`, when the sum has been accepted. An exception that it raises
         ends the map.
     rtol : float, optional
-        The permitted relative error of decoding, as for `coded_map`. While eps times the error amplification
-        exceeds it, the map waits for another result.
+        The permitted relative error of decoding, as for `coded_map`. The map waits for another result while
+        the machine epsilon times the error amplification of decoding exceeds `rtol`.
 
     Returns
     -------

@@ -17,8 +17,8 @@ from polarmap.models.operators import compute_weighted_mean_and_variance
 
 # Maximum number of sampling rounds. Sampling stops earlier if there are enough patterns or a round adds none.
 MAX_ROUNDS = 20
-# Minimum number of gates drawn per round. With 16 draws, the probability that no round yields a gate that is
-# open for any sample is below 1e-90.
+# Minimum number of random gates per round. With 16 gates, the probability that none of the rounds finds a
+# gate that is open for at least one sample is below 1e-90.
 MIN_DRAWS = 16
 
 
@@ -88,7 +88,10 @@ def sample_gates(
 
 
 def _find_distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Return the index of the first column of each distinct pattern that is True for some sample."""
+    """Return the column indices of distinct patterns, without patterns that are False for all samples.
+
+    If several columns have the same pattern, the index is that of the first one.
+    """
     packed_patterns = np.packbits(patterns, axis=0)
     _, first_indices = np.unique(packed_patterns, axis=1, return_index=True)
     return np.asarray(np.sort(first_indices[patterns[:, first_indices].any(axis=0)]))

@@ -1,7 +1,8 @@
 """The training loss of a ReLU network, with a cone constraint on the input of each unit.
 
-Each cone contains the unit inputs for which the gate of the unit has the right sign. The interior-point
-method of `polarmap.models.solvers.cone_interior_point` minimizes this loss.
+The cone of a unit contains the inputs that are nonnegative for samples at which the gate of the unit is open,
+and nonpositive for all other samples. The interior-point method of
+`polarmap.models.solvers.cone_interior_point` minimizes this loss.
 """
 
 from __future__ import annotations
@@ -81,5 +82,5 @@ class ConeConstrainedLoss:
         return np.asarray((self._branch_signs * split_inputs).sum(axis=(1, 2)))
 
     def _split_by_sign_gate_and_output(self, columns: Floats) -> Floats:
-        """Return a view of the columns in which sign, gate and output are separate axes after the rows."""
+        """Return a view of the columns with shape (rows, signs, gates, outputs)."""
         return columns.reshape(len(columns), 2, -1, self._n_outputs)

@@ -49,7 +49,7 @@ class IterationLog:
         )
 
     def __bool__(self) -> bool:
-        """Return whether iterations are printed or shown."""
+        """Return whether iterations are printed or shown in a live view."""
         return self._verbose > 0 or self._live_iteration is not None
 
     def __enter__(self) -> Self:
@@ -84,7 +84,7 @@ class IterationLog:
         self._iteration_started_at, self._n_products_before = finished_at, self._operator.n_products
 
     def _format_product_counts(self) -> list[str]:
-        """Format the numbers of products since the last line and of decoded blocks."""
+        """Return the number of products since the last line and the number of decoded blocks, as text."""
         report: Any = self._operator.report
         parts = [f"{self._operator.n_products - self._n_products_before} products"]
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]

@@ -16,11 +16,11 @@ from scipy.special import expit, xlogy
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-# Above this exponent, the Poisson loss extends exp linearly by its tangent. Line searches may overshoot, and
-# an infinite loss would break them.
+# Above this exponent, the Poisson loss replaces exp by its tangent. Otherwise, exp would overflow when a line
+# search tries a step that is too long, and the search would fail with an infinite loss.
 MAX_EXPONENT = 300.0
-# Maximum number of steps of the search for the optimal intercept, and the gradient at which it stops,
-# relative to eta.
+# Limits of Newton's method for the optimal intercept: the maximum number of steps, of step halvings per step,
+# and the gradient at which it stops (relative to the linear predictor eta).
 MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40
 GRADIENT_TOL = 8 * FLOAT64_EPS
 N_CACHED_INTERCEPTS = 2
@@ -94,7 +94,8 @@ class MultinomialFamily:
     def value(self, eta: Floats, y: Floats) -> Floats:
         rows, max_columns = np.arange(len(eta)), eta.argmax(axis=1)
         shifted = eta - eta[rows, max_columns, np.newaxis]
-        # The largest exponential is 1. It is left to log1p, so that a tiny loss keeps its digits.
+        # The largest exponential in each row is 1. It is left out here and added by log1p below, which is
+        # more accurate if the other exponentials are tiny.
         exponentials = np.exp(shifted)
         exponentials[rows, max_columns] = 0.0
         log_sums = np.log1p(exponentials.sum(axis=1, keepdims=True))
@@ -181,7 +182,7 @@ class WeightedLoss:
         return float(np.sum(self.weights * self.family.conjugate(dual / self.weights, self.y)))
 
     def fit_null_predictor(self) -> Floats:
-        """Return the constant linear predictor (outputs,) with the smallest loss, as without features."""
+        """Return the constant linear predictor (outputs,) with the smallest loss."""
         return self.family.link(np.average(self.y, axis=0, weights=self.weights.reshape(-1)))
 
     def compute_null_curvature(self) -> float:
@@ -293,7 +294,8 @@ class ProfiledLoss(WeightedLoss):
         super().__init__(family, y, weights)
         self.fit_intercept = fit_intercept
         self._null_intercept: Floats = self.fit_null_predictor() if fit_intercept else np.zeros(y.shape[1])
-        # The last etas with their optimal intercepts. Solvers evaluate a loss at two points in turn.
+        # Cache the optimal intercepts of the latest linear predictors eta, because solvers alternate between
+        # evaluations of the loss at two points.
         self._cached_intercepts: list[tuple[Floats | None, Floats]] = [(None, self._null_intercept)]
 
     def value(self, eta: Floats) -> float:
@@ -301,7 +303,7 @@ class ProfiledLoss(WeightedLoss):
         return super().value(eta + self.find_optimal_intercept(eta))
 
     def gradient(self, eta: Floats) -> Floats:
-        """Return the gradient with respect to `eta`, whose columns sum to 0 if there is an intercept."""
+        """Return the gradient with respect to `eta`. With an intercept, each of its columns sums to 0."""
         return super().gradient(eta + self.find_optimal_intercept(eta))
 
     conjugate = WeightedLoss._conjugate
@@ -335,7 +337,7 @@ class ProfiledLoss(WeightedLoss):
         return np.asarray(np.diagonal(self.compute_output_hessians(eta), axis1=1, axis2=2))
 
     def compute_output_hessians(self, eta: Floats) -> Floats:
-        """Return the Hessian of each sample for a fixed intercept, (samples, outputs, outputs)."""
+        """Return the Hessian of each sample's loss, for a fixed intercept: (samples, outputs, outputs)."""
         mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         columns = [
             self.weights * self.family.hessian_product(mean, np.broadcast_to(unit_vector, mean.shape))
@@ -370,9 +372,9 @@ class ProfiledLoss(WeightedLoss):
         return intercept
 
     def _solve_intercept_by_newton(self, eta: Floats, intercept: Floats) -> Floats:
-        """Return the intercept whose gradient is 0 up to rounding, by Newton's method from `intercept`."""
+        """Find the intercept with zero gradient, up to rounding, by Newton's method from `intercept`."""
         max_norm = 1.0 + float(np.abs(eta + intercept).max()) + float(np.ptp(eta))
-        # A mean is at most 1, and its rounding error is proportional to that of its exponent eta.
+        # A mean is at most 1. Its rounding error grows with the size of the exponent eta, so `tol` does, too.
         tol = GRADIENT_TOL * (1.0 + float(np.abs(eta).max()))
         mean, gradient = self._compute_intercept_gradient(eta + intercept)
         for _ in range(MAX_NEWTON_STEPS):
@@ -380,13 +382,14 @@ class ProfiledLoss(WeightedLoss):
                 break
             step = self._compute_intercept_newton_step(mean, gradient, max_norm)
             intercept, mean, gradient = self._backtrack_intercept_step(eta, intercept, step, gradient)
-            # A softmax does not change if a constant is added to all outputs: choose the intercept of mean 0.
+            # A softmax does not change if a constant is added to all outputs, so the optimal intercept is not
+            # unique. Choose the one with mean 0.
             if len(intercept) > 1:
                 intercept = intercept - intercept.mean()
         return intercept
 
     def _compute_intercept_gradient(self, eta: Floats) -> tuple[Floats, Floats]:
-        """Return the means at eta, and the gradient with respect to an intercept that is added to eta."""
+        """Return the mean predictions at eta, and the gradient with respect to an intercept added to eta."""
         mean = self.family.mean(eta)
         return mean, np.asarray(self.weights[:, 0] @ (mean - self.y))
 
@@ -406,7 +409,8 @@ class ProfiledLoss(WeightedLoss):
         """Return the intercept after a backtracking line search along `step`, its means and its gradient.
 
         A step is short enough if the loss, which is convex, still decreases at its end, or if it halves the
-        gradient. Values of the loss are not compared: near the minimum, their differences are rounding.
+        gradient. Values of the loss are not compared, because near the minimum, their differences are mere
+        rounding errors.
         """
         max_gradient_norm = float(np.linalg.norm(gradient)) / 2
         for n_halvings in range(MAX_BACKTRACKS):

@@ -52,7 +52,7 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
     if center:
         mean += np.bincount(column_indices, entry_weights * X_csc.data, n_features)
     zero_weight = 1.0 - np.bincount(column_indices, entry_weights, n_features)
-    # A column without zeros should have weight 0, but rounding may leave more.
+    # The total weight of the zeros in a column without zeros is 0, but rounding errors may make it positive.
     zero_weight[zero_weight <= FLOAT64_EPS * X_csc.shape[0]] = 0.0
     variance = (
         np.bincount(column_indices, entry_weights * (X_csc.data - mean[column_indices]) ** 2, n_features)

@@ -115,8 +115,8 @@ class LinearBoxPenalty:
 class GroupLassoPenalty:
     """A group lasso penalty on the columns x_j of a matrix x: strength * sum_j |diag(row_scale) x_j|.
 
-    This is pyproximal.L21 with a scale for each row. The scales let `fista` work on whitened coefficients
-    while penalizing the norm of the original ones.
+    This is pyproximal.L21 with a scale for each row. With these scales, `fista` can optimize whitened
+    coefficients, while the penalty is the norm of the original coefficients.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ class GroupLassoPenalty:
         return p.reshape(-1)
 
     def conjugate(self, dual: Floats) -> float:
-        """Return 0, which is the convex conjugate wherever it is finite."""
+        """Return 0, because the convex conjugate of this penalty is 0 wherever it is finite."""
         return 0.0
 
     def dual_scale(self, dual: Floats) -> float:
@@ -175,8 +175,8 @@ class GroupLassoPenalty:
 class AffineSet:
     """The constraint C x = d, to be passed to `fista` as its penalty.
 
-    Projections onto this set are exact and use a QR factorization of C, whereas pyproximal computes them
-    iteratively.
+    Projections onto this set are exact, because they use a QR factorization of C. pyproximal computes such
+    projections iteratively.
 
     Parameters
     ----------

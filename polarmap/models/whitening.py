@@ -63,7 +63,7 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
     if n_features > MAX_ROTATED_FEATURES:
         _, second_moments = compute_weighted_mean_and_variance(X, sample_weight, False)
         second_moments = np.append(second_moments, [1.0] * fit_intercept)
-        # After scaling to second moments 1, the largest eigenvalue is at most n_features.
+        # If each feature has mean square 1, the largest eigenvalue of the Gram matrix is at most n_features.
         return WhiteningOperator(
             sparse.eye_array(n_features), _clip_scale(np.sqrt(n_features * second_moments))
         )
@@ -80,6 +80,9 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
 
 
 def _clip_scale(scale: Floats) -> Floats:
-    """Return `scale`, clipped from below relative to its maximum, or ones if all scales are 0."""
+    """Return `scale` with each value raised to at least MIN_RELATIVE_SCALE times the maximum.
+
+    Return ones if all values are 0.
+    """
     max_scale = float(scale.max(initial=0.0))
     return np.maximum(scale, MIN_RELATIVE_SCALE * max_scale) if max_scale > 0 else np.ones_like(scale)

@@ -216,9 +216,10 @@ def completion_time(
 def arrivals_needed(
     n: int, k: int, scheme: str, *, erasure: float | None = None, n_trials: int = 1000, seed: int = 0
 ) -> ArrivalsNeeded:
-    """Return the probability distribution of the number of results needed to decode.
+    """Return the probability distribution of the number of results that are needed to decode.
 
-    The parameters are as for `completion_time`.
+    The results of the n workers are assumed to arrive in random order. The parameters are as for
+    `completion_time`.
 
     Examples
     --------

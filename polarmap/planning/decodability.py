@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 # smaller than this fraction of the largest diagonal entry.
 RANK_TOL = 1e-11
 ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # The schemes that use Arikan's kernel.
-# Trials are processed in batches of this size, which fit into the CPU cache.
+# Simulated jobs are processed in batches of about this many bytes, which fit into the CPU cache.
 TILE_BYTES = 1 << 20
 
 
@@ -157,9 +157,9 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
 
 
 def _polarize_arrival_times(times: Array) -> None:
-    """Replace each pair of arrival times by its maximum and minimum, level by level.
+    """Replace each pair of arrival times by its maximum and minimum, stage by stage, in place.
 
-    The pairs are formed along the first axis as in a fast Fourier transform, and `times` is changed in place.
+    The pairs are formed along the first axis of `times`, as in the stages of a fast Fourier transform.
     """
     half = len(times) // 2
     while half:

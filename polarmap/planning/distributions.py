@@ -117,7 +117,7 @@ class Distribution(ABC):
         return self.quantile_at(ProbabilityPair.from_cdf(check_probabilities(p)))
 
     def quantile_at(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the same times as `quantile`, for probabilities given together with their complements."""
+        """Return the quantiles, as `quantile` does, for probabilities p stored together with 1 - p."""
         quantiles = self.conditional_quantile(probabilities.given_completion(self.failure_probability))
         return np.where(probabilities.cdf > 1 - self.failure_probability, inf, quantiles)
 
@@ -619,7 +619,7 @@ def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_n
 
 
 def _compute_cumulative_hazard(probabilities: ProbabilityPair) -> Floats:
-    """Return -log(survival) without losing digits where the survival is close to 1."""
+    """Return the cumulative hazard, -log(survival), with full accuracy where the survival is close to 1."""
     cdf, survival = probabilities
     with np.errstate(divide="ignore"):
         return np.where(cdf < 0.5, -np.log1p(-np.minimum(cdf, 0.5)), -np.log(survival))

@@ -87,7 +87,7 @@ class Empirical(Distribution):
         The probability that a task takes longer than the longest completed one. The observations do not tell
         when such tasks complete, if at all. `with_exponential_tail` extrapolates.
     tail_scale : float
-        The mean time that tasks beyond the median take in excess of it, in seconds. Used by
+        The mean number of seconds by which tasks that are slower than the median exceed it. Used by
         `with_exponential_tail`.
     n_completed : int
         The number of completed tasks.
@@ -215,7 +215,7 @@ class Empirical(Distribution):
         return cls(times, shared_cores=shared_cores)
 
     def resample(self, rng: np.random.Generator) -> Empirical | None:
-        """Draw the observations again with replacement, for a bootstrap.
+        """Return a bootstrap sample: as many observations, drawn at random with replacement.
 
         Return None if no task in the sample has completed.
         """
@@ -346,7 +346,7 @@ def _estimate_tail_scale(times: Floats, completed_mask: Mask) -> float:
     """Estimate the scale of an exponential tail beyond the median of the completed tasks.
 
     The estimate is the total time that tasks spent beyond the median, divided by the number of tasks that
-    completed there.
+    completed after it.
     """
     threshold = np.median(times[completed_mask])
     beyond_mask = np.isfinite(times) & (times > threshold)

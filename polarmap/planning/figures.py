@@ -86,7 +86,7 @@ def plot_polarization(
 
 
 def _make_time_grid(distribution: Distribution) -> Floats:
-    """Return evenly spaced times for a plot that cover nearly all task completions."""
+    """Return evenly spaced times, in seconds, that cover the run times of nearly all tasks."""
     completion_probability = 1 - distribution.failure_probability
     p = np.array([1e-4, 1 - 10 * MIN_SURVIVAL]) * completion_probability
     first_time, last_time = distribution.quantile(p).tolist()

@@ -1,9 +1,9 @@
-"""The number of results after which every group of a grouped code can be decoded, as an exact distribution.
+"""Compute the distribution of the number of results that are needed to decode all groups of a grouped code.
 
     P(m results suffice) = sets of m results with at least k_g results of each group g / all sets of m results
 
-`completion_time` uses it for maps of more tasks than one code encodes. The order of arrival is random, and
-almost any k_g results of a group suffice, as for the rotation kernel.
+`completion_time` uses this distribution for large maps, whose blocks are divided into groups. It is assumed
+that results arrive in random order, and that any k_g results of a group suffice, as for the rotation kernel.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def compute_group_arrivals_needed(n: int, k: int, n_groups: int) -> ArrivalsNeed
 def _compute_sufficiency_probabilities(
     group_sizes: Mapping[tuple[int, int], int], n_tasks: int, n_results: Indices
 ) -> Floats:
-    """Return the probability that a random set of results suffices, for consecutive set sizes.
+    """Return the probability that a random set of results suffices to decode all groups, for each set size.
 
     If each result arrives independently with probability p, the number of results in a group is binomial. The
     generating function of the total, restricted to a sufficient number of results in each group, is the

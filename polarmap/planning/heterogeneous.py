@@ -95,7 +95,7 @@ class HeterogeneousWorkers:
         return times
 
     def select_workers(self, n: int, expected_completions: float) -> WorkerSelection:
-        """Select the n workers that are expected to complete a given number of tasks first.
+        """Select the n workers that are expected to complete a given number of tasks in the shortest time.
 
         At any time, the best n workers are those with the highest probabilities of having completed. The
         target time is the first time at which the best n workers are expected to have completed

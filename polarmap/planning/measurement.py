@@ -201,7 +201,7 @@ def _format_distribution_option(distribution: ShiftedExponential | Pareto | None
 
 
 def _measure_sorts_per_second() -> float:
-    """Measure how many sorts, the workload of a measured task, a core of this machine performs per second."""
+    """Measure how many sorts per second a core performs. Sorting is the workload of a measured task."""
     started_at, n_sorts = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started_at) < CALIBRATION_SECONDS:
         sort_repeatedly(10, None)

@@ -52,7 +52,7 @@ class Objective:
 
     @property
     def time_metric(self) -> str:
-        """The name of the completion time to compare: the metric itself, or "p99" for "cost"."""
+        """The statistic of the completion time that is compared: the metric itself, or "p99" for "cost"."""
         return "p99" if self.metric == "cost" else self.metric
 
     def evaluate_candidate(self, candidate: Completion) -> float:
@@ -60,7 +60,7 @@ class Objective:
         return float(getattr(candidate, "worker_seconds" if self.metric == "cost" else self.metric))
 
     def get_completion_time(self, candidate: Completion) -> float:
-        """Return the completion time of a candidate to compare with the deadline, in seconds."""
+        """Return the completion time of a candidate, in seconds, that is compared with the deadline."""
         return float(getattr(candidate, self.time_metric))
 
     def filter_feasible_candidates(self, candidates: Sequence[Completion]) -> list[Completion]:
@@ -120,9 +120,9 @@ class Objective:
         return min(near_optimal, key=lambda candidate: (getattr(candidate, secondary_metric), candidate.n))
 
     def _get_knee_sort_key(self, candidate: Completion) -> tuple[float, float, int]:
-        """Return the product of time and cost, which is minimal at the knee of their curve.
+        """Return a sort key that is smallest for the candidate at the knee of the time-cost curve.
 
-        The product is followed by two values that break ties.
+        The key is the product of time and cost, followed by two values that break ties.
         """
         worker_seconds = candidate.worker_seconds
         return self.evaluate_candidate(candidate) * worker_seconds, worker_seconds, candidate.n

@@ -26,7 +26,7 @@ from polarmap.planning.quadrature import (
     make_logit_spaced_nodes,
 )
 
-# The number of nodes in the range where the density is not negligible.
+# The number of quadrature nodes in the range where the density of an order statistic is not negligible.
 N_BULK_NODES = 4001
 # A coarse grid of logits log(p / (1 - p)), for finding where the density of an order statistic is not
 # negligible. The density for n tasks peaks between -log(n) and log(n). Beyond its peak, it decreases by a
@@ -190,7 +190,7 @@ def compute_decoding_probability(
 def compute_order_statistic_log_density(
     n: int, ranks: Floats, nodes: ProbabilityPair, failure_probability: float
 ) -> Floats:
-    """Return the log density of the cdf value at which the m-th of n tasks completes (order statistics).
+    """Return the log density of the m-th order statistic of n run times, as a function of their cdf.
 
     Parameters
     ----------

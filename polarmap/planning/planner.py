@@ -49,7 +49,7 @@ SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
 # The maximum number of lines in the text of a plan.
 MAX_TABLE_LINES = 10
-# Compare at most this many worker counts above k.
+# Compare at most this many numbers of workers above k, so that planning is fast.
 MAX_SIZES = 48
 # The numbers of tasks per worker to try with `task_overhead`.
 TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)
@@ -126,7 +126,7 @@ class Plan(PlannedSchedule):
 
     @property
     def time_metric(self) -> str:
-        """The name of the completion time that is compared: the objective, or "p99" for "cost"."""
+        """The statistic of the completion time that is compared: the objective, or "p99" for "cost"."""
         return Objective(self.objective).time_metric
 
     @property
@@ -136,7 +136,7 @@ class Plan(PlannedSchedule):
 
     @property
     def uncoded_cost(self) -> Cost | None:
-        """The expected cost of the uncoded map in US dollars, or None if worker prices are unknown."""
+        """The expected cost of the map without a code in US dollars, or None if prices are unknown."""
         return None if self.worker_spec is None else _estimate_cost(self.uncoded, self.worker_spec)
 
     def __repr__(self) -> str:

@@ -225,7 +225,7 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 def _invert_polarization(
     depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
 ) -> ProbabilityPair:
-    """Convert the probabilities that a virtual worker has finished to probabilities of a real worker."""
+    """Return the probabilities that a real worker has finished, given those of a virtual worker."""
     cdf, survival = virtual_probabilities
     for bit in reversed(_get_polarization_path(depth, worker_index)):
         if bit:
@@ -238,7 +238,7 @@ def _invert_polarization(
 
 
 def _get_polarization_path(depth: int, worker_index: int) -> list[int]:
-    """Return, for each level, whether the slow (0) or fast (1) worker of a pair is chosen."""
+    """Return how a virtual worker is formed: for each level, 0 for the slow and 1 for the fast of a pair."""
     if not 0 <= worker_index < 1 << _check_depth(depth):
         raise CodeError(
             f"worker_index must be from 0 to {(1 << depth) - 1} at depth {depth}, not {worker_index}"

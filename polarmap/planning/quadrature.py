@@ -51,7 +51,7 @@ def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int)
 
 
 def make_full_logit_grid() -> ProbabilityPair:
-    """Return nodes for integrals over all probabilities between 0 and 1."""
+    """Return quadrature nodes for integrals over all probabilities from 0 to 1."""
     return make_logit_spaced_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 

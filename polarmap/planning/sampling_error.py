@@ -21,7 +21,7 @@ from polarmap.planning.objective import Objective
 
 SMALL_SAMPLE_SIZE = 20  # A plan shows a range of worker counts if fewer completed tasks were observed.
 N_RESAMPLES = 200
-COVERAGE = 0.90  # The range contains the number of workers chosen in this fraction of bootstrap samples.
+COVERAGE = 0.90  # The fraction of bootstrap samples whose best number of workers is within the range.
 CONFIDENCE = 0.95  # The confidence level of `WorkerCountRange.max_unseen_fraction`.
 TAIL_STEPS = 16  # The number of steps that approximate an exponential tail beyond the longest run time.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -192,7 +192,7 @@ def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Flo
 
 
 def _compute_left_limits(values: Floats) -> Floats:
-    """Move the values of step functions by one step, so that each is the value just before its step."""
+    """Return the left limits of step functions, that is, the value just before each step."""
     return np.pad(values[:, :-1], ((0, 0), (1, 0)))
 
 

@@ -21,8 +21,9 @@ class Store(Protocol):
     must be atomic: a reader sees either a complete object or none. If the store is unavailable, each method
     must raise StorageError within seconds.
 
-    The driver reads such a store for its workers. `polarmap/worker/locations.py` has the kinds of storage
-    that workers read themselves.
+    Workers do not access a user-defined store. The driver (the process that calls polarmap) reads the data
+    and sends them to workers. `polarmap/worker/locations.py` has the kinds of storage that workers read
+    themselves.
 
     A store may have three optional methods. `remove_stale_files()` removes unfinished files of processes that
     have died. `concatenate(source_keys, target_key)` concatenates objects into a new one without reading them
@@ -65,14 +66,14 @@ def check_object_key(object_key: object) -> str:
 
 
 def check_object_keys(object_keys: Sequence[object]) -> None:
-    """Raise StorageError if one of the keys is invalid, as `check_object_key` does for a single key."""
+    """Raise StorageError if one of the object keys is invalid. See `check_object_key` for the rules."""
     if not _has_only_valid_keys(object_keys):
         for object_key in object_keys:
             check_object_key(object_key)
 
 
 def _has_only_valid_keys(object_keys: Sequence[object]) -> bool:
-    """Return whether all keys are valid."""
+    """Return whether all keys are valid object keys (see `check_object_key`)."""
     keys = [key for key in object_keys if isinstance(key, str) and len(key) <= 1000]
     # The parts of all keys are checked at once, because a manifest may have a hundred thousand keys.
     path = f"/{'/'.join(keys)}/"

@@ -14,7 +14,7 @@ from polarmap.storage import Data, check_object_key
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import OUTAGE_SECONDS, get_s3_error_code, is_transient_error, retry_request
 
-# If the storage has never responded, retry requests for only this many seconds: it may not exist at all.
+# If the storage has never responded, requests are retried for only this many seconds, as it may not exist.
 FIRST_REQUEST_OUTAGE_SECONDS = 5.0
 
 Result = TypeVar("Result")
@@ -90,9 +90,9 @@ class ObjectStore:
         return content[start:] if stop is None else content
 
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
-        """Copy an object inside the storage with an S3 COPY request. Return False if that is impossible.
+        """Copy an object within the storage by an S3 COPY request. Return False if that is impossible.
 
-        Only copies of a single object are supported, and only by storage with the S3 API.
+        There must be exactly one source key, and the storage must support the S3 API.
         """
         client: Any = self.storage.get_client() if hasattr(self.storage, "get_client") else None
         if len(source_keys) != 1 or not hasattr(client, "copy_object"):

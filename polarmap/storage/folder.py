@@ -21,7 +21,7 @@ from polarmap.worker.processes import ProcessIdentity
 
 _STAGING_FOLDER = ".unfinished"
 COPY_CHUNK_BYTES = 1 << 20
-# The writer of an unfinished file on another machine is considered dead if the file has not grown for this
+# A process on another machine that is writing a file is considered dead if the file has not changed for this
 # many seconds.
 STALE_WRITER_SECONDS = 86_400.0
 
@@ -113,8 +113,7 @@ class FolderStore:
             self._write_staging_file(self._get_key_path(target_key)) as joined_file,
         ):
             if len(paths) == 1:
-                # If no hard link can be created, fall through to the copy below, which also reports a missing
-                # file.
+                # If no hard link can be created, copy the file below. A missing file raises an error there.
                 with contextlib.suppress(OSError):
                     os.link(paths[0], joined_file)
                     return True
@@ -160,8 +159,8 @@ class FolderStore:
             yield staging_path
             self._rename_into_place(staging_path, path)
         finally:
-            # The temporary file may still exist: os.replace does nothing if both paths are links to the same
-            # file.
+            # The temporary file may still exist, because os.replace does nothing if both paths are links to
+            # the same file.
             staging_path.unlink(missing_ok=True)
 
     def _rename_into_place(self, source: Path, target: Path) -> None:
@@ -190,9 +189,9 @@ class FolderStore:
     def _convert_os_errors(
         self, key: str, missing_errors: tuple[type[OSError], ...] = (FileNotFoundError, IsADirectoryError)
     ) -> Iterator[None]:
-        """Convert OSErrors in this context to StorageErrors that name `key`.
+        """Convert an OSError in a `with` block to a StorageError whose message names `key`.
 
-        Exceptions of the types `missing_errors` become MissingObjectErrors.
+        Exceptions of the types `missing_errors` are converted to MissingObjectError.
         """
         try:
             yield
@@ -203,7 +202,7 @@ class FolderStore:
 
 
 def _check_folder_path(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a folder, with ~ expanded. The folder need not exist.
+    """Return the absolute path of a folder, with ~ expanded. The folder does not have to exist.
 
     Raises StorageError if the path is invalid.
     """

@@ -1,7 +1,7 @@
 """Limit the number of threads of linear algebra libraries while tasks run.
 
 Tasks that run at the same time compete for cores if each BLAS call starts as many threads as there are cores.
-Runs on workers: imports the standard library, and threadpoolctl if it is installed.
+This module runs on workers, so it imports only the standard library, and threadpoolctl if it is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-NO_LIMIT = sys.maxsize  # stands for "no limit"
+NO_LIMIT = sys.maxsize  # the maximum number of threads if there is no limit
 
 # Environment variables that linear algebra libraries read at load time to decide how many threads to use.
 THREAD_LIMIT_VARIABLES = (
@@ -42,7 +42,7 @@ class ThreadLimiter:
         self._lock = threading.Lock()
         self._n_tasks = 0  # the number of running tasks
         self._current_limit = NO_LIMIT
-        self._n_loaded_modules = 0  # len(sys.modules) at the last search for libraries
+        self._n_loaded_modules = 0  # len(sys.modules) when loaded libraries were last searched for
 
         # threadpoolctl controllers of the loaded libraries. Some libraries have one thread count for the
         # whole process, others a separate count for each calling thread.
@@ -52,7 +52,7 @@ class ThreadLimiter:
 
     @contextlib.contextmanager
     def limit_process_threads(self, max_threads: int) -> Iterator[None]:
-        """Limit libraries to `max_threads` threads within a `with` block, in the whole process."""
+        """Limit linear algebra libraries in this process to `max_threads` threads within a `with` block."""
         with self._lock:
             self._n_tasks += 1
             self._apply_limit(max_threads)
@@ -75,9 +75,9 @@ class ThreadLimiter:
 
     @contextlib.contextmanager
     def limit_current_thread(self, max_threads: int) -> Iterator[None]:
-        """Limit libraries to `max_threads` threads within a `with` block, in the calling thread only.
+        """Limit OpenMP to `max_threads` threads for calls from the current thread, within a `with` block.
 
-        Only OpenMP is affected, as it keeps a separate number of threads for each calling thread.
+        Libraries that do not use OpenMP are not affected, because their limit is for the whole process.
         """
         original_counts = [(library, library.num_threads) for library in self._per_thread_libraries]
         for library, n_threads in original_counts:
@@ -89,15 +89,15 @@ class ThreadLimiter:
                 library.set_num_threads(n_threads)
 
     def after_fork(self) -> None:
-        """Remove the limit in a forked process, where the parent's tasks are not running."""
+        """Remove the limit in a forked child process, because the parent's tasks do not run there."""
         self._lock = threading.Lock()
         self._n_tasks = 0
         self._restore_thread_counts()
 
     def _apply_limit(self, max_threads: int) -> None:
-        """Lower the current limit to `max_threads` if it is higher, and apply it to all loaded libraries.
+        """Lower the current limit to `max_threads` unless it is lower already, and apply it to all libraries.
 
-        The caller holds the lock.
+        Libraries that have been loaded since the last call are included. The caller must hold the lock.
         """
         is_new = self._n_loaded_modules != len(sys.modules)
         if is_new:

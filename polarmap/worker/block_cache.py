@@ -1,6 +1,6 @@
 """Cache data blocks in a worker, so that a block is read only once for all jobs that use it.
 
-Runs on workers: imports numpy at most.
+This module runs on workers, so it imports at most numpy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from polarmap.worker.task_records import BlockRef
 # Default maximum size of a worker's cache, in bytes. Most cached bytes belong to memory-mapped files, whose
 # memory is shared by all workers on a machine.
 CACHE_BYTES = 8 << 30
-CACHE_POLL_INTERVAL = 1.0  # seconds between checks for deleted files of cached blocks
+CACHE_POLL_INTERVAL = 1.0  # seconds between checks whether the files of cached blocks still exist
 
 Function = Callable[[Any], Any]
 # A function that reads a segment (a byte range of a stored object), or raises DamagedError if it is damaged.
@@ -42,8 +42,8 @@ class CacheEntry(NamedTuple):
     buffer : memoryview
         The cached bytes, which are read-only.
     file_signatures : dict of str to tuple
-        The files that the bytes were read from, with their signatures at that time. If a file's signature has
-        changed since, the file must be read again.
+        For each file that the bytes were read from, its signature at that time, as `get_file_signature`
+        returns it. If the signature has changed since, the file must be read again.
     block_set_id : int or None
         The id of the set of blocks (the blocks of one data set on the driver) that has used the bytes last.
         The entry is evicted when that set no longer exists. None: the entry is evicted only to make room.
@@ -100,7 +100,7 @@ class BlockCache:
         writable: bool = False,
         block_set_id: int | None = None,
     ) -> Any:
-        """Return a block from the cache, or read it and add it to the cache.
+        """Return a data block from the cache, or read it from storage and add it to the cache.
 
         Raises DamagedError if stored bytes are missing, truncated or corrupt.
 
@@ -154,7 +154,10 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """Return the concatenated bytes of segments from the cache, or read and cache them."""
+        """Return the concatenated bytes of segments (byte ranges of stored objects).
+
+        The bytes are taken from the cache, or read and added to the cache.
+        """
         key = location.fields, segments
         entry = self._entries.get(key)
         if entry is None or entry.file_signatures != {
@@ -174,9 +177,9 @@ class BlockCache:
         location: Location,
         segments: tuple[Segment, ...],
     ) -> Any:
-        """Read and return the concatenated bytes of segments.
+        """Read segments (byte ranges of stored objects), and return their concatenated bytes.
 
-        The bytes are also cached, unless a later change to the stored data could go unnoticed.
+        The bytes are also cached, unless the cache could not detect a later change to the stored data.
         """
         # A segment without a key consists of zeros, which are not stored.
         stored_segments = [segment for segment in segments if segment.key]
@@ -184,7 +187,7 @@ class BlockCache:
         if not stored_segments or (location.needs_checksums and not has_checksums):
             return self._read_segments(read_segment, location, segments)
         paths = [path for segment in stored_segments if (path := location.get_path(segment.key))]
-        # Files on the driver's machine do not exist on other machines, where they have no signatures.
+        # On other machines, the driver's files do not exist. They have no signature and cannot be checked.
         file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
         data = memoryview(self._read_segments(read_segment, location, segments)).toreadonly()
         key, entry = (location.fields, segments), CacheEntry(data, file_signatures, block_set_id)
@@ -198,7 +201,7 @@ class BlockCache:
     def _evict_over_budget(self) -> None:
         """Evict the least recently used entries until the cache is within its maximum size.
 
-        The caller holds the lock.
+        The caller must hold the lock.
         """
         while sum(len(entry.buffer) for entry in self._entries.values()) > self._max_bytes:
             del self._entries[next(iter(self._entries))]
@@ -276,10 +279,10 @@ def get_file_signature(path: str) -> tuple[int, ...]:
 
 
 class CopyOnWriteFunction:
-    """Wraps the user's function `f` so that it may modify its block, although cached blocks are read-only.
+    """A wrapper that lets the user's function `f` modify its block, although cached blocks are read-only.
 
-    `f` is first called with the read-only block. If that fails because `f` tries to write to it, `f` is
-    called again with a copy, and it gets copies from then on.
+    `f` is first called with the read-only block. If this fails because `f` writes to the block, `f` is called
+    again with a copy of the block. All later calls receive copies, too.
     """
 
     def __init__(self, f: Function) -> None:
@@ -300,9 +303,10 @@ class CopyOnWriteFunction:
 def group_segments_by_array(
     segments: tuple[Segment, ...], layout: Layout
 ) -> list[tuple[tuple[Segment, ...], Layout]]:
-    """Split a block's segments into the smallest groups that contain whole arrays.
+    """Group the stored segments of a block, so that each group consists of one or more whole arrays.
 
-    Return (segments, layout) pairs, one per group. The layout lists the dtypes and shapes of its arrays.
+    A segment is a byte range of a stored object. Groups are as small as possible. Return a pair (segments,
+    layout) for each group, where the layout lists the dtype and shape of each array.
     """
     if len(segments) < 2:
         return [(segments, layout)]

@@ -1,6 +1,7 @@
 """Read blocks that are stored in the memory of a Dask or Ray cluster.
 
-Runs on workers of that cluster, on which this package is installed: it is not pickled by value.
+This module runs on the workers of the cluster. It is not pickled by value, so polarmap must be installed on
+them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Run calls that may never end on daemon threads, so that neither executors nor exit wait for them.
+"""Run calls that may never return on daemon threads, so that neither executors nor exit wait for them.
 
-Runs on workers: imports the standard library only.
+This module runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _idle_threads: list[SimpleQueue[Thunk]] = []
 def run_in_daemon_thread(thunk: Thunk) -> None:
     """Call `thunk` on a daemon thread, and return immediately.
 
-    `thunk` is a function without arguments, which must not raise an exception.
-    Idle threads are reused, because starting a thread takes three times as long as waking one.
+    `thunk` is a function without arguments, which must not raise an exception. Idle threads are reused,
+    because starting a thread takes three times as long as waking one.
     """
     try:
         call_queue = _idle_threads.pop()

@@ -3,7 +3,7 @@
     key (32 bytes) + random salt of an array or job  -- HKDF-SHA256 -->  cipher key, tag key, check bytes
     segment or reply  -- AES-256-GCM, random nonce -->  nonce, ciphertext, tag
 
-Runs on workers too: imports numpy at most, and `cryptography` once there is something to encrypt.
+This module also runs on workers, so it imports at most numpy, and `cryptography` when it is needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CIPHERTEXT_OVERHEAD_BYTES = NONCE_BYTES + 16  # size of the nonce and the tag, w
 MAX_PLAINTEXT_BYTES = (1 << 31) - 1  # maximum bytes that `cryptography` encrypts in one call
 KEYGEN_COMMAND = "python -c 'import secrets; print(secrets.token_hex(32))'"
 HKDF_INFO = b"polarmap encryption 1"
-# The first byte of a worker's reply. The rest is either encrypted, or the error that encryption raised.
+# The first byte of a worker's reply says whether the rest is encrypted, or is an error raised by encryption.
 ENCRYPTED_REPLY, UNENCRYPTED_ERROR = b"e", b"w"
 
 EncryptionFields = tuple[Any, ...]  # either an `Encryption` or a plain tuple of the same fields
@@ -78,7 +78,7 @@ class Encryption(NamedTuple):
 
 
 def derive_keys(encryption: EncryptionFields) -> tuple[bytes, bytes]:
-    """Derive two keys from the parameters: one for AES-GCM and one for HMAC tags.
+    """Derive two keys from encryption parameters: one for AES-GCM and one for HMAC tags.
 
     Raises KeyUnavailableError if the user's key cannot be read or is not the one used for encryption.
     """
@@ -176,10 +176,10 @@ def load_ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]
 
 
 def make_segment_associated_data(segment: Segment) -> str:
-    """Return the text that AES-GCM authenticates together with an encrypted segment.
+    """Return the associated data of a segment: text that AES-GCM authenticates, but does not encrypt.
 
-    The text is unique to the segment, because object keys are never reused. Swapping two segments is
-    therefore detected.
+    A segment is a byte range of a stored object. The text is unique to the segment, because object keys are
+    never reused. Decryption therefore fails if two segments are swapped.
     """
     return f"part {segment.offset} {segment.size} {segment.key}"
 
@@ -190,7 +190,7 @@ def compute_encrypted_size(plaintext_size: int) -> int:
 
 
 def encrypt_if_location_requires(location: Location, segment: Segment, *buffers: Any) -> Sequence[Any]:
-    """Encrypt the bytes of a segment if its location has encryption parameters.
+    """Encrypt the bytes of a segment (a byte range of a stored object) if its location requires encryption.
 
     Return the buffers to store: either a single encrypted buffer, or `buffers` unchanged.
     """
@@ -216,17 +216,17 @@ def read_segment(location: Location, segment: Segment, read_raw: SegmentReader) 
         Called with a segment; returns its stored bytes, fewer if the object is shorter, or raises
         DamagedError if the object is missing.
     """
-    # Encrypted bytes are verified by their AES-GCM tag. If the CRC-32 checksum matches but the tag does not,
-    # the bytes were not damaged by accident, but forged.
     if not (segment.key and segment.size):
         return bytes(segment.size)
     if location.encryption is None:
         return check_segment_integrity(segment, read_raw(segment))
+    # Do not check the CRC-32 checksum of encrypted bytes here, because their AES-GCM tag is verified below.
     stored_segment = segment._replace(size=compute_encrypted_size(segment.size), crc32=None)
     stored_bytes = check_segment_integrity(stored_segment, read_raw(stored_segment))
     try:
         return decrypt(location.encryption, make_segment_associated_data(segment), stored_bytes)
     except DamagedError as error:
+        # If the CRC-32 checksum matches although the AES-GCM tag does not, the bytes were changed on purpose.
         damage_kind = "forged" if segment.crc32 in (None, zlib.crc32(stored_bytes)) else "corrupt"
         raise DamagedError(f"{segment.key} {error}", damage_kind) from error
 
@@ -266,7 +266,7 @@ def write_segments(
 def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
     """Encrypt a worker's reply, except for its kind and the attempt it belongs to.
 
-    An attempt is one run of a task. If encryption fails, a reply with the error is returned instead.
+    An attempt is one run of a task. If encryption fails, return an unencrypted reply with the error instead.
     """
     try:
         associated_data = _make_reply_associated_data(*message.attempt_key[1:])
@@ -291,5 +291,5 @@ def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFiel
 
 
 def _make_reply_associated_data(task: int, attempt: int) -> str:
-    """Return the text that AES-GCM authenticates together with a reply, so that replies cannot be swapped."""
+    """Return the associated data of a reply: text that AES-GCM authenticates, so that a swap is detected."""
     return f"reply {task}-{attempt}"

@@ -1,6 +1,6 @@
 """Give workers the environment of their driver: working directory, module search path and variables.
 
-Runs on workers too: imports the standard library only.
+This module also runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ProcessEnvironment(NamedTuple):
         The working directory stays the same if the new one does not exist on this machine.
         """
         if get_working_directory() != self.working_directory:
-            # If the directory does not exist on this machine, the task may still succeed without it.
+            # Ignore a directory that does not exist on this machine, because the task may not need it.
             with contextlib.suppress(OSError):
                 os.chdir(self.working_directory)
         if sys.path != list(self.sys_path):

@@ -21,10 +21,10 @@ class NotScalarError(ValueError):
 
 
 class SlopeErrorInputs(NamedTuple):
-    """The quantities from which the driver estimates the error of a worker's slopes.
+    """The quantities from which the error of finite-difference slopes is estimated.
 
-    A slope is a directional derivative of f. A worker sends these quantities as an array along with its
-    slopes.
+    A slope is a directional derivative of the user's function f. A worker computes slopes, and sends these
+    quantities along with them to the driver (the process that runs the user's program).
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class SlopeErrorInputs(NamedTuple):
     result_eps : float
         The machine epsilon of the dtype that f returns.
     max_direction_norm : float
-        The norm of the longest direction.
+        The largest Euclidean norm of a direction.
     """
 
     min_value: float
@@ -51,11 +51,12 @@ def make_coordinate_slope_task(
     """Return the function with which workers compute derivatives of f for groups of coordinates.
 
     The coordinates of x are divided into k = `n_groups` groups: coordinate c belongs to group c % k. The
-    block of a task contains only k coefficients. In a data block, they are a row of the identity matrix,
-    which selects one group. In a parity block, they are a linear combination of such rows.
+    block of a task contains only k coefficients, one per group. In a data block, they are a row of the
+    identity matrix, which selects one group. In a parity block, they are a linear combination of such rows.
 
-    For each j, the task computes one slope (directional derivative of f), along the combination of the j-th
-    coordinates of all groups with these coefficients. For the other parameters, see `compute_slopes`.
+    For each j, the task computes one slope (directional derivative of f). Its direction is the sum over all
+    groups of the group's coefficient times the unit vector of the group's j-th coordinate. For the other
+    parameters, see `compute_slopes`.
     """
     n_directions = -(-x.size // n_groups)
 
@@ -109,7 +110,7 @@ def compute_slopes(
     for u in directions:
         norm = float(np.linalg.norm(u.reshape(-1)))
         norms.append(norm)
-        if norm == 0.0:  # This direction pads a group that has fewer coordinates than others.
+        if norm == 0.0:  # The direction is padding for a group that has fewer coordinates than others.
             slopes.append(0.0)
             continue
         step = (h / norm) * u * scale
@@ -125,7 +126,7 @@ def compute_slopes(
 
 
 class _FunctionProbe:
-    """Evaluates f at x + step, and records the range and precision of its values to estimate errors."""
+    """A wrapper of f that computes f(x + step), and records the range and precision of the values."""
 
     def __init__(self, f: Function, x: Floats) -> None:
         self._f, self._x = f, x
@@ -143,7 +144,7 @@ class _FunctionProbe:
         return result
 
     def make_error_inputs(self, max_direction_norm: float) -> SlopeErrorInputs:
-        """Return the inputs for estimating the error of slopes, based on all evaluations so far."""
+        """Return the quantities for estimating the error of slopes, based on all evaluations so far."""
         second_difference = self.second_difference or 0.0
         return SlopeErrorInputs(
             self._min_value, self._max_value, second_difference, self._eps, max_direction_norm

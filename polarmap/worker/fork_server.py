@@ -4,7 +4,8 @@
     driver  <-- exit status of 7 --  fork server  <-- SIGCHLD --  worker 7
 
 The server has imported everything that tasks need, so that it can fork a worker within milliseconds. The
-server itself runs no task and has no threads. Runs in a separate interpreter: imports numpy at most.
+server itself runs no task and has no threads. This module runs in a separate interpreter, and imports at most
+numpy.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ class ForkServer:
     def serve(self) -> None:
         """Handle the driver's requests until it disconnects or exits, and then kill all workers."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # The handler does nothing, but without one, Python would not write to the wakeup descriptor. It stays
-        # until the process exits. If it were replaced by SIG_DFL at the moment of a signal, Python would
-        # print "Signal 17 ignored due to race condition" to the user's terminal.
+        # The handler does nothing, but without a handler, Python would not write to the wakeup descriptor. It
+        # is never removed: if SIG_DFL replaced it just as a signal arrives, Python would print "Signal 17
+        # ignored due to race condition" to the user's terminal.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._signal_writer.setblocking(False)
         signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
-        # Adopt processes that a worker leaves behind when it exits, so that they can be killed.
+        # Become the parent of orphans (processes that an exited worker has started), to be able to kill them.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         try:
             with contextlib.suppress(ConnectionError):  # The driver may have exited in the meantime.
@@ -137,7 +138,7 @@ class ForkServer:
                 self._report_exit(*pid_and_status)
         for pid in _list_child_pids() - set(self._pid_by_worker_id.values()):
             _kill_process(pid)
-        # Workers started by a worker have been killed, too. Remove their folders.
+        # A task may have started workers of its own, which have been killed, too. Remove their folders.
         remove_stale_folders(self._parent_folders)
 
     def _report_exit(self, pid: int, wait_status: int) -> None:

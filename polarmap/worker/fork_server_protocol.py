@@ -1,7 +1,7 @@
-"""Encode requests of a driver to its fork server, and the events that the fork server reports.
+"""Encode and decode the messages between a driver and its fork server, which forks worker processes.
 
-Requests and events have a fixed size and are sent over a socket pair. Runs in the fork server too: imports
-the standard library only.
+Requests of the driver and events of the fork server have a fixed size and are sent over a socket pair. This
+module also runs in the fork server, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -60,5 +60,5 @@ class WorkerExitEvent(NamedTuple):
 
     @classmethod
     def decode_all(cls, data: bytes) -> Iterator[WorkerExitEvent]:
-        """Decode one or more complete events, and yield them."""
+        """Decode a byte string with one or more complete events, and return an iterator over them."""
         return map(cls._make, struct.iter_unpack(EVENT_FORMAT, data))

@@ -5,7 +5,7 @@ The task runs on a daemon thread while the worker's own thread waits for the res
     executor thread:  mark the start | wait for the reply ... | return the reply, or None if cancelled
     daemon thread:                   | read the block, call f | (an abandoned call continues to its end)
 
-Runs on workers: imports numpy at most.
+This module runs on workers, so it imports at most numpy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest
 # Seconds between checks for the file whose existence cancels a task.
 CANCEL_POLL_INTERVAL = 0.02
 START_MARK_SUFFIX = ".began"  # name suffix of the file by which a worker shows that a task has started
-CACHE_SECONDS = 60.0  # lifetime of a process's block cache, in seconds
+CACHE_SECONDS = 60.0  # seconds after which a process discards its cache of data blocks
 
 Function = Callable[[Any], Any]
 Thunk = Callable[[], Message | None]
@@ -43,7 +43,8 @@ Thunk = Callable[[], Message | None]
 class ThreadCancelToken:
     """A token with which the driver cancels a task that runs on a thread of its own process.
 
-    Each token is for one attempt, which is one run of a task. A task that fails or is slow may be run again.
+    The driver is the process that runs the user's program. Each token is for one attempt, which is one run of
+    a task. A task that fails or is slow may be run again.
 
     Attributes
     ----------
@@ -91,8 +92,9 @@ class ThreadCancelToken:
 class FolderCancelToken(NamedTuple):
     """A token with which the driver cancels a task in another process, by creating a file.
 
-    Each token is for one attempt, which is one run of a task. The files of all tokens are in one folder. When
-    the driver deletes the folder at the end of its session, all attempts are cancelled.
+    The driver is the process that runs the user's program. Each token is for one attempt, which is one run of
+    a task. The files of all tokens are in one folder. When the driver deletes the folder at the end of its
+    session, all attempts are cancelled.
 
     Attributes
     ----------

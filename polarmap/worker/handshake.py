@@ -4,9 +4,9 @@
     driver  <-- greeting with another nonce, worker id, HMAC of all these ---  worker
     driver  --- HMAC of all these ------------------------------------------>  worker
 
-Versions are compared only after authentication, so that a stranger cannot make a job fail. All versions of
-the protocol use this handshake.
-Runs on workers too: imports the standard library only.
+Versions are compared only after authentication, so that a process without the key cannot make a job fail. All
+versions of the protocol use this handshake. This module also runs on workers, so it imports only the standard
+library.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def connect_to_driver(
 ) -> SocketChannel | None:
     """Connect this worker to its driver, and return the channel over which they exchange messages.
 
-    Return None if the driver cannot be reached. Raises ProtocolMismatchError if the driver uses another
-    version of the protocol.
+    The driver is the process that runs the user's program. Return None if it cannot be reached. Raises
+    ProtocolMismatchError if it uses another version of the protocol.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def _parse_version(greeting: bytes) -> int:
 
 
 def _derive_authenticators(key: bytes, nonces: bytes) -> tuple[MessageAuthenticator, MessageAuthenticator]:
-    """Return two authenticators: one for messages to the worker, one for messages to the driver.
+    """Return two authenticators of messages: one for messages to the worker, and one for those to the driver.
 
     Each has its own key, derived from the shared key and the connection's nonces.
     """

@@ -1,8 +1,8 @@
 """Run a task as a Lithops function: read its block from the storage and return the reply.
 
-The function is pickled by value, with the modules of this package that it uses. It exits its process once the
-driver has deleted the object LIVENESS_KEY or, on the driver's machine, has died. Runs on workers: imports
-numpy at most.
+The function is pickled by value, with the modules of this package that it uses. While a task runs, a thread
+checks whether the driver (the process that runs the map) still waits for results, and otherwise exits the
+process. This module runs on workers, so it imports at most numpy.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def make_lithops_task(
 ) -> Callable[..., tuple[bytes, bytes] | None]:
     """Return the function that Lithops calls on its workers, once for each task.
 
-    Lithops calls it with a pair: the fields of a `TaskRequest`, and a `LithopsTaskAddress`. The function is a
-    closure, so that cloudpickle pickles it by value, together with the modules that f uses.
+    Lithops calls the function with a pair: the fields of a `TaskRequest` (which describes the task), and a
+    `LithopsTaskAddress` (which identifies the driver). The function is a closure, so that cloudpickle pickles
+    it by value, together with the modules that f uses.
 
     Parameters
     ----------
@@ -107,7 +108,7 @@ class LithopsTaskIO(TaskIO):
     storage : lithops.Storage
         The storage from which the block is read, and to which results are written.
     address : LithopsTaskAddress
-        Where the driver is.
+        The address of the driver, which is the process that runs the map.
     """
 
     def __init__(self, f: Function, structure: Structure, storage: Any, address: LithopsTaskAddress) -> None:
@@ -154,7 +155,7 @@ class LithopsTaskIO(TaskIO):
         return False
 
     def remove_driver_leftovers(self) -> None:
-        """Delete the files and objects left by a killed driver on this machine."""
+        """Delete the files and objects that a killed driver on this machine has left behind."""
         scratch_folder = self._address["scratch_folder"]
         if scratch_folder is not None:
             # Other processes may still be writing to the folder. Retry until it is gone.
@@ -169,8 +170,8 @@ class LithopsTaskIO(TaskIO):
 def delete_objects_with_prefix(storage: Any, bucket: str, prefix: str) -> int:
     """Delete the objects whose keys begin with `prefix`, and return how many were listed.
 
-    Some of them may still exist afterwards, because Lithops does not report objects that S3 failed to delete.
-    Call this function until it returns 0 to be sure.
+    Some of these objects may still exist afterwards, because Lithops does not report objects that S3 failed
+    to delete. To be sure, call this function repeatedly until it returns 0.
     """
     keys = storage.list_keys(bucket, prefix)
     if keys:

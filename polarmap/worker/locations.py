@@ -1,7 +1,7 @@
-"""Locations where data are stored: one class for each kind, with methods that read, write and delete there.
+"""Locations where data are stored: a class for each kind, with methods to read, write and delete objects.
 
 Stored objects are read in segments (byte ranges). `location_from_fields` restores a location from the plain
-data that is sent to workers. Runs on workers too: imports the standard library only.
+data that is sent to workers. This module also runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polarmap.worker.segments import (
 
 
 class StorageAccess(Protocol):
-    """The interface that a location needs to read data for a task.
+    """The interface through which a location accesses storage and the driver when it reads data for a task.
 
     Attributes
     ----------
@@ -71,10 +71,10 @@ class Location(ABC):
     is_memory_mapped = False  # whether data are files that readers memory-map
     is_local = False  # whether workers on the driver's machine read data without the network
     is_sent_by_driver = False  # whether workers must request data from the driver
-    is_owned_by_blocks = False  # whether data never change, and are deleted with the driver's blocks
+    is_owned_by_blocks = False  # whether data are immutable, and are deleted with the driver's blocks
     is_writable = False  # whether workers can store results here, by `write` and `delete`
     uses_storage = False  # whether data are accessed through a `lithops.Storage`
-    needs_checksums = False  # whether data may be replaced, which only a checksum reveals
+    needs_checksums = False  # whether data may be overwritten, which only a checksum can detect
 
     __slots__ = ("backend", "encryption", "fields", "root")
 
@@ -104,7 +104,7 @@ class Location(ABC):
         """
 
     def write(self, key: str, data: Any, access: StorageAccess) -> None:
-        """Store `data` under `key`. Readers see either the whole object or none."""
+        """Store `data` under `key` atomically, so that readers never see an incomplete object."""
         raise NotImplementedError
 
     def delete(self, keys: Iterable[str], access: StorageAccess) -> None:
@@ -140,7 +140,7 @@ class FolderLocation(Location):
         return read_file_segment(self.root, segment)
 
     def write(self, key: str, data: Any, access: StorageAccess) -> None:
-        """Write `data` to a file. Readers see either the whole file or none."""
+        """Write `data` to a file atomically, so that readers never see an incomplete file."""
         write_file(self.root, key, data)
 
     def delete(self, keys: Iterable[str], access: StorageAccess) -> None:
@@ -157,7 +157,7 @@ class FolderLocation(Location):
 class PrivateFolderLocation(FolderLocation):
     """A folder in which a driver shares data with workers on the same machine.
 
-    Only the current user can access the folder, which contains files two levels down. Workers on other
+    Only the current user can access the folder. Files are stored two levels below it. Workers on other
     machines request the data from the driver instead.
     """
 
@@ -171,7 +171,7 @@ class PrivateFolderLocation(FolderLocation):
 
 
 class BucketLocation(Location):
-    """A bucket in object storage, accessed through a `lithops.Storage`. Its name is `root`."""
+    """A bucket in object storage, whose name is `root`. It is accessed through a `lithops.Storage`."""
 
     __slots__ = ()
     tag = "bucket"
@@ -200,7 +200,7 @@ class BucketLocation(Location):
 
 
 class DriverLocation(Location):
-    """The memory of the driver, which sends data to workers on request."""
+    """The memory of the driver (the process that runs the user's program), which sends data on request."""
 
     __slots__ = ()
     tag = "driver"
@@ -212,7 +212,7 @@ class DriverLocation(Location):
 
 
 class StoreLocation(DriverLocation):
-    """A user-defined store. Only the driver can access it, and sends the data to workers."""
+    """A user-defined store, which only the driver can access. The driver sends the data to workers."""
 
     __slots__ = ()
     tag = "store"

@@ -4,7 +4,7 @@
 
 The header is a pickled record and the data are raw bytes. Over a network, each frame ends with an
 authentication tag, which is verified before the frame is used. Long messages are split into several frames.
-Runs on workers too: imports the standard library only.
+This module also runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ MAX_DATA_BYTES = 1 << 40  # Frames that announce more data are rejected as corru
 FILE_FLAG, MORE_FRAMES_FLAG, CONTINUATION_FLAG = 1, 2, 4
 MAC_BYTES = 32  # size of an authentication tag (HMAC-SHA256)
 
-# If driver and worker share a folder or storage, larger data are passed as a file or object.
+# Messages contain at most this many bytes of data if driver and worker share a folder or storage. Larger data
+# are passed as a file or object.
 MAX_INLINE_BYTES = 1 << 17
 # Longer messages are split into frames of this size, so that only the current frame is copied.
 MAX_CHUNK_BYTES = 1 << 17
@@ -69,7 +70,7 @@ EXIT_KINDS = {MessageKind.UNUSABLE, MessageKind.FINAL_REPLY}  # A worker exits a
 
 
 class FrameError(ConnectionError):
-    """Raised if received bytes are not a valid message, or if the sender lacks the secret key."""
+    """Raised if received bytes are not a valid message, or if the sender does not have the secret key."""
 
 
 class ProtocolMismatchError(Exception):
@@ -139,7 +140,7 @@ class Message(NamedTuple):
 
 
 class MessageAuthenticator:
-    """Computes authentication tags for messages in one direction of a connection.
+    """Computes authentication tags (HMAC-SHA256) for messages in one direction of a connection.
 
     Each tag depends on the message's position in the stream, so messages cannot be dropped, repeated or
     reordered.
@@ -171,7 +172,7 @@ class ChannelAuthenticators(NamedTuple):
 def encode_frame(
     message: Message, authenticator: MessageAuthenticator | None = None, flags: int = 0
 ) -> bytes:
-    """Encode a message as a single frame, ready to be sent.
+    """Encode a message as a single frame, which is the sequence of bytes to send.
 
     If an `authenticator` is given, the frame ends with an authentication tag.
     """
@@ -182,7 +183,7 @@ def encode_frame(
 
 
 def split_message(message: Message) -> Iterator[Message]:
-    """Split a long message into short ones with consecutive parts of its header and data.
+    """Split a long message, and yield short messages with consecutive chunks of its header and data.
 
     The data are not copied.
     """
@@ -252,7 +253,7 @@ class FrameDecoder:
                 yield message
 
     def _append_frame(self, next_frame: Message) -> Message:
-        """Append a frame to the incomplete message, and return the message.
+        """Append a frame to the message that still lacks frames, and return this message.
 
         Raises FrameError if the frame belongs to another message.
         """

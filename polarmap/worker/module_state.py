@@ -16,7 +16,7 @@ a worker unpickles f, it compares each item with its own module:
   changes on the driver. These are names that are a container or None on the driver, or that functions of the
   module assign by `global`.
 
-Runs on workers too: imports numpy and cloudpickle at most.
+This module also runs on workers, so it imports at most numpy and cloudpickle.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ except ImportError:
     from pickle import Pickler
 
 
-# The kinds of values that are compared. CODE stands for functions, OPAQUE for objects that cannot be pickled.
+# The kinds of values in modules. CODE means functions, and OPAQUE means objects that cannot be pickled.
 DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"
 LRU_CACHE_TYPE: Any = type(functools.lru_cache(len))
 MAIN_MODULES = ("__main__", "__mp_main__")  # module names of the user's program, which workers cannot import
 MISMATCH_ADVICE = (
     "Pass it to f as an argument, or let the module travel with f: cloudpickle.register_pickle_by_value({})"
 )
-MISSING = "<missing>"  # a placeholder for the value of a name that does not exist
+MISSING = "<missing>"  # returned as the value of a name that does not exist
 MAX_SENT_ARRAY_BYTES = 1 << 24  # Larger arrays are compared but not sent.
 
 # Maximum pickle size of values other than arrays. Larger values are neither compared nor sent.
 MAX_PICKLE_BYTES = 1 << 20
 CHECKSUM_CHUNK_BYTES = 1 << 12  # Large arrays have one checksum per chunk of this size.
 
-# The module attribute in which a worker records the state that the driver has sent.
+# The name of the attribute in which a worker stores, in each module, the state that the driver has sent.
 RECORD_ATTRIBUTE = "__polarmap_state__"
 
 # Class attributes that are not compared, because they do not affect how a class behaves.
@@ -133,9 +133,10 @@ def _format_code_constant(constant: Any) -> str:
 
 
 def reduce_code_with_filename(code: types.CodeType) -> Any:
-    """Return how to pickle a code object, in the format of `__reduce__`.
+    """Return the reduce value of a code object: a constructor and its arguments, as from `__reduce__`.
 
-    This works as in cloudpickle, except that the name of the source file is kept for tracebacks.
+    Pickle uses it to rebuild the code object. Unlike in cloudpickle, the name of the source file is kept, so
+    that it appears in tracebacks.
     """
     constructor, arguments = Pickler.dispatch_table[types.CodeType](code)
     # Copy the string, because pickles differ depending on whether other objects share it.
@@ -175,7 +176,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
         self._definition, self._for_fingerprint = definition, for_fingerprint
 
     def reducer_override(self, value: Any) -> Any:
-        """Return how to pickle `value`, in the format of `__reduce__`. The base class calls this method."""
+        """Return the reduce value of `value`, which tells the pickler how to pickle it (see `__reduce__`)."""
         if isinstance(value, types.CodeType):
             self.contains_code = True
             digest = digest_code(value)
@@ -310,7 +311,7 @@ class _BoundedFile(io.BytesIO):
 def describe_value(module_name: str, path: str, value: Any) -> ValueDescription:
     """Return a description of the value that a name in a module refers to.
 
-    It contains a digest of the value and, if the value can be sent to workers, its pickle.
+    The description contains a digest of the value and, if the value can be sent to workers, its pickle.
     """
     pickler, definition = None, None
     try:
@@ -504,7 +505,7 @@ def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_chang
 
 
 def _resolve_item_or_reload(item: ModuleStateItem) -> tuple[Any, Any]:
-    """Look up an item in this process, and return the object that has the attribute, and its value.
+    """Look up an item in this process. Return the object that has the attribute, and the attribute's value.
 
     Return (None, MISSING) if the attribute does not exist. If a class is missing, its module is reloaded
     first, because the file may have changed since it was imported.
@@ -552,7 +553,7 @@ def _set_attribute(owner: Any, name: str, old_value: Any, new_value: Any) -> Non
 
 
 def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
-    """Copy the code and state of a new function to an old one, and return whether that was possible."""
+    """Copy the code and state of a new function into an old one. Return whether that was possible."""
     if type(old_function) is type(new_function) and isinstance(old_function, (staticmethod, classmethod)):
         return _update_function_in_place(old_function.__func__, new_function.__func__)
     if isinstance(old_function, LRU_CACHE_TYPE) and isinstance(new_function, LRU_CACHE_TYPE):

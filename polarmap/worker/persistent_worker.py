@@ -8,9 +8,10 @@
        <-- TASK_REPLY  (job, 7, 0), result ----
        --- CANCEL (job) ---------------------->  the job has ended: skip its queued tasks
 
-One worker serves many jobs, and keeps blocks and f in memory between them. The channel is a socket or objects
-in a storage. If an earlier f has changed the process irreversibly, the worker replies UNUSABLE and exits, and
-the driver starts another one. Runs on workers: imports numpy at most.
+One worker serves many jobs, and keeps data blocks and the user's function f in memory between them. Messages
+are sent over a socket, or as objects in a storage. If an earlier f has changed the process irreversibly, the
+worker replies UNUSABLE and exits, and the driver starts another worker. This module runs on workers, so it
+imports at most numpy.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class PersistentWorker(TaskIO):
         has its own cache.
     limit_threads : callable, optional
         Called without arguments; returns a context manager that wraps each task. Pass it only if this process
-        also runs other code. Its state is then not reset between jobs.
+        also runs other code. The state of the process is then not reset between jobs.
     label : str, optional
         The name of the worker in reports, as given by the cluster. None if the driver has started the worker
         on its own machine.
@@ -105,7 +106,7 @@ class PersistentWorker(TaskIO):
         self._environment = ProcessEnvironment.capture()
         self._environment_bytes = b""  # the environment as the driver has sent it, pickled
 
-        # A copy of the process environment, used to detect changes by the user's function.
+        # A copy of the process environment, to detect whether the user's function has changed it.
         self._environment_snapshot: Any = None
         self._process_state = ProcessState() if limit_threads is None else None
         self._has_run_f = False  # whether a user function has run since the last reset of the process
@@ -117,7 +118,7 @@ class PersistentWorker(TaskIO):
         self._function_and_structure: tuple[Function, Structure] | None = None
         self._n_result_files = 0  # the number of result files that this worker has written
         self._block_cache = BlockCache() if block_cache is None else block_cache
-        # Cache decoded block references, because jobs on the same data send the same references.
+        # Cache decoded references to blocks, because all jobs on the same data send the same references.
         self._parse_block_ref = lru_cache(256)(partial(decode_record, BlockRef))
         self._sent_modules = SentModuleFinder()
 
@@ -287,7 +288,7 @@ class PersistentWorker(TaskIO):
         return f, block
 
     def _mark_unusable(self, failed_action: str, error: BaseException) -> UnusableWorkerError:
-        """Make this worker exit after the current task, and return the error to raise now."""
+        """Mark this worker as unusable, so that it exits after this task. Return the error to raise."""
         self._is_usable = False
         return UnusableWorkerError(f"its worker could not {failed_action}: {type(error).__name__}: {error}")
 
@@ -299,7 +300,7 @@ class PersistentWorker(TaskIO):
         self._receive(0.0)
 
     def is_cancelled(self) -> bool:
-        """Return whether a message read so far has cancelled the current job."""
+        """Return whether the driver has cancelled the current job, according to the messages read so far."""
         return any(
             item.kind == MessageKind.CANCEL and item.attempt_key[0] == self.job_id for item in self._inbox
         )
@@ -346,7 +347,7 @@ class PersistentWorker(TaskIO):
             self._receive(None)
 
     def _has_file(self, path: str) -> bool:
-        """Return whether a file of the driver is on this machine."""
+        """Return whether the driver's file at `path` can be read on this machine."""
         return self._label is None or is_in_private_folder(path)
 
     def _send_reply(self, reply: Message | None) -> None:
@@ -374,7 +375,7 @@ class PersistentWorker(TaskIO):
                 check_private_folder(os.path.dirname(folder))
                 with open(os.path.join(folder, file_name), "xb") as file:
                     file.write(reply.data)
-            except OSError:  # The disk may be full, or the driver has removed the folder.
+            except OSError:  # The disk may be full, or the driver may have removed the folder.
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, file_name))
             else:

@@ -1,7 +1,7 @@
-"""Pickle any value to an array of bytes, and back, without extra copies of the large arrays in it.
+"""Pickle any value to an array of bytes, and unpickle it, without extra copies of its large arrays.
 
 Calls with arbitrary arguments are sent to workers in this form. Trees of arrays need no pickle: see `pytree`.
-Runs on workers too: imports numpy and cloudpickle at most.
+This module also runs on workers, so it imports at most numpy and cloudpickle.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ MAX_SMALL_PICKLE_BYTES = 1 << 14  # maximum size of a pickle that may share a ta
 def pickle_to_array(value: Any) -> Array:
     """Pickle a value to an array of bytes. `unpickle_array` is the inverse.
 
-    The array contains the pickle, followed by the large buffers of the value, such as the data of arrays. It
-    begins with a header of 8-byte integers: the number of these parts, and the length of each. Each part is
-    padded to a multiple of BUFFER_ALIGNMENT.
+    The array contains a header, the pickle, and the large buffers of the value, such as the data of arrays.
+    The header consists of 8-byte integers: the number of parts after the header, and the length of each. All
+    parts are padded to a multiple of BUFFER_ALIGNMENT bytes.
     """
     return np.frombuffer(pickle_to_packed_tree(value).data, np.uint8)
 
@@ -74,8 +74,9 @@ def pickle_each(
     pickler_class : type
         The class of the pickler.
     exclude_if : callable, optional
-        Called with the pickler's list `reached` after each value, unless the list is empty. If it returns
-        true, None is returned for the value. Requires a pickler with such a list.
+        Called after each value with the pickler's list `reached` (the functions, classes and modules that the
+        value refers to), unless the list is empty. If it returns true, None is returned for the value.
+        Requires a `pickler_class` with this attribute.
 
     Examples
     --------
@@ -114,7 +115,7 @@ def pickle_each(
 
 
 def _restore_numpy_module() -> None:
-    """Restore `sys.modules["numpy"]`, in case the user's function has removed it. Pickling may need it."""
+    """Restore `sys.modules["numpy"]` if the user's function has removed it, because pickling may need it."""
     if sys.modules.get("numpy") is None:
         sys.modules["numpy"] = np
 
@@ -172,8 +173,8 @@ def unpickle_item(data: bytes | Array) -> Any:
 def unpickle_data_or_file(data_or_path: bytes | bytearray | str) -> Any:
     """Return a value that `pickle_to_array` has pickled, given the bytes or the path of a file with them.
 
-    Files are memory-mapped copy-on-write instead of read. Raises OSError if other users may write to its
-    folder, because unpickling a file can run any code.
+    A file is memory-mapped copy-on-write instead of being read. Raises OSError if other users can access the
+    folder of the file, because unpickling can run arbitrary code.
     """
     buffer: Any = data_or_path
     if isinstance(data_or_path, str):

@@ -1,6 +1,6 @@
 """Wait until sockets are readable or writable: by `poll`, or by `select` on Windows, which has no `poll`.
 
-Runs on workers too: imports the standard library only.
+This module also runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations

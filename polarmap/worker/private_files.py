@@ -1,6 +1,6 @@
 """Share files between a driver and its workers on one machine, in folders that only this user can open.
 
-Runs on workers too: imports the standard library only.
+This module also runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _get_owned_folder_mode(folder: str) -> int:
 def write_private_file(path: str, *buffers: Any) -> None:
     """Write the concatenated buffers to a file, two levels below a folder that only this user can access.
 
-    Raises OSError if other users could read or replace the file.
+    Both folders are created if necessary. Raises OSError if other users could read or replace the file.
     """
     folder, name = os.path.split(path)
     ensure_private_folder(os.path.dirname(folder))

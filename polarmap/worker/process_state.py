@@ -1,7 +1,7 @@
 """Restore process state that a user's function has changed, or report a change that cannot be undone.
 
 A persistent worker does this between jobs, so that each function runs as if it were the first one in the
-process. Runs on workers: imports numpy at most.
+process. This module runs on workers, so it imports at most numpy.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ..
 class ProcessState:
     """The state of a worker process before it runs any user function, to be restored later.
 
-    Imports, caches and open files do not count as changes, because it pays to keep them between jobs.
+    Imports, caches and open files do not count as changes, because keeping them makes later jobs faster.
     """
 
     def __init__(self) -> None:
@@ -82,10 +82,10 @@ class ProcessState:
         self._unrestorable_state = _get_unrestorable_state()
 
     def restore_or_describe_change(self) -> str:
-        """Restore the state of this process, and return "".
+        """Restore the original state of this process, and return "" on success.
 
-        If something that cannot be restored has changed, return its name instead, such as "os.getcwd" or "its
-        threads", and restore nothing.
+        If a user function has changed something that cannot be restored, restore nothing, and return the name
+        of what has changed, such as "os.getcwd" or "its threads".
         """
         try:
             change = self._find_changed_module_attribute() or self._find_unrestorable_change()
@@ -130,7 +130,7 @@ class ProcessState:
 
 
 def _get_unrestorable_state() -> dict[str, Any]:
-    """Return the state that cannot always be restored, keyed by the names to use in messages."""
+    """Return the state that cannot always be restored, as a dict whose keys are names for messages."""
     return {
         "its signal handlers": [getsignal(signal_number) for signal_number in SIGNALS],
         "its blocked signals": _call_if_present(

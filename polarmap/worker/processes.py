@@ -1,7 +1,8 @@
 """Identify processes, check whether they are alive, and end processes that no driver needs any more.
 
-The names of temporary folders contain the identity of their owner, so that any process of the machine can
-remove the folders of one that was killed. Runs on workers too: imports the standard library only.
+The name of a temporary folder contains the identity of the process that owns it. If that process is killed,
+any other process on the machine can therefore remove the folder. This module also runs on workers, so it
+imports only the standard library.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ SHUTDOWN_SECONDS = 5.0  # maximum seconds to wait for cancelled processes and jo
 
 
 class ProcessIdentity(NamedTuple):
-    """Identifies a process across machines and reboots.
+    """An identifier of a process that is unique across machines and reboots.
 
-    The identity consists of the machine, the process id and the start time. The start time is needed because
-    process ids are reused.
+    The identifier consists of the machine, the process id and the start time. The start time is needed
+    because process ids are reused.
     """
 
     host: str
@@ -161,7 +162,7 @@ def exit_process_when(
 
     def stop() -> None:
         stop_event.set()
-        # Do not wait any longer, because the thread may hang in a storage request.
+        # Wait only for this time, because the thread may hang in a storage request.
         watcher_thread.join(LIVENESS_INTERVAL)
 
     watcher_thread = threading.Thread(target=poll_condition, name="polarmap-watch", daemon=True)
@@ -172,8 +173,8 @@ def exit_process_when(
 def has_lost_parent(parent_pid: int) -> bool:
     """Return whether this worker's parent process has exited.
 
-    If this process was started by a `multiprocessing` fork server, that server may outlive the process that
-    uses it. In this case, return whether the latter has exited.
+    A worker that was started by the fork server of `multiprocessing` is a child process of that server, which
+    may outlive the user's program. For such a worker, return True also if the user's program has exited.
 
     Parameters
     ----------

@@ -1,12 +1,12 @@
-"""Convert trees of arrays to leaves with a structure, and to raw bytes with a layout, and back.
+"""Flatten trees of arrays (pytrees) into leaves and a structure, and serialize them as raw bytes.
 
-A tree is an array or number, or nested tuples, lists and dicts of these. The user's function f receives and
-returns trees, and codes are applied to their leaves:
+A pytree (a term from JAX) is an array or number, or nested tuples, lists and dicts of these. The user's
+function f receives and returns trees, and codes are applied to their leaves:
 
     {"a": 1.5, "b": (x, y)}  -- flatten -->  leaves 1.5, x, y and structure (dict, ("a", "b"), ...)
                              -- pack_tree -->  structure, dtype and shape of each leaf, and their bytes
 
-Runs on workers too: imports numpy at most.
+This module also runs on workers, so it imports at most numpy.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Layout = tuple[tuple[Any, Shape], ...]
 # "matrix", "numpy" (a numpy scalar) or "python" (a number or string).
 Structure = tuple[Any, ...]
 
-# Two results that are sent together have the structure (BOTH_RESULTS, number of leaves of the first,
-# structure of the first, structure of the second).
+# A task that sends two results together gives them the structure (BOTH_RESULTS, number of leaves of the first
+# result, structure of the first result, structure of the second result).
 BOTH_RESULTS = "both"
 PYTHON_SCALAR_TYPES = (bool, int, float, complex, str, bytes)
 CONVERSION_ADVICE = {
@@ -196,7 +196,7 @@ def _get_leaf_type(leaf: Any, error_prefix: str) -> str:
 
 
 def describe_type(value: Any) -> str:
-    """Return the type of a value with an article, for error messages: "a list", "an int"."""
+    """Return the name of a value's type with an article, for error messages: "a list", "an int"."""
     if value is None:
         return "None"
     value_class = type(value)
@@ -215,7 +215,7 @@ def _get_conversion_advice(value: Any) -> str:
 
 
 def _leaf_to_array(leaf: Any) -> Array:
-    """Convert a leaf to an array.
+    """Convert a leaf of a tree (an array, number or string) to an array.
 
     An empty string becomes an array of length 0, because numpy would convert it to a string of length 1.
     """
@@ -225,7 +225,7 @@ def _leaf_to_array(leaf: Any) -> Array:
 
 
 def unflatten(structure: Structure, leaves: Sequence[Array]) -> Any:
-    """Rebuild a tree from its structure and its leaves. This is the inverse of `flatten`."""
+    """Rebuild a tree of arrays from its structure and its leaves. This is the inverse of `flatten`."""
     if len(structure) == 1:
         return _restore_leaf(structure[0], leaves[0])
     return _rebuild_tree(structure, iter(leaves))

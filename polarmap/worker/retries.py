@@ -1,6 +1,6 @@
 """Retry requests to a storage that is unreachable, restarting or overloaded for a short time.
 
-Runs on workers too: imports the standard library only.
+This module also runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _TRANSIENT_ERROR_NAMES = (
 def retry_request(request: Callable[[], Result], timeout: float = OUTAGE_SECONDS) -> Result:
     """Call `request` and return its result, with retries after transient errors.
 
-    The pauses between calls start at MIN_RETRY_PAUSE seconds and double up to one second. After `timeout`
-    seconds, the last error is raised. Non-transient errors are raised immediately.
+    The pauses between calls start at MIN_RETRY_PAUSE seconds, and double up to one second (exponential
+    backoff). After `timeout` seconds, the last error is raised. Other errors are raised immediately.
 
     >>> retry_request(iter([1, 2]).__next__, timeout=0.0)
     1

@@ -1,6 +1,7 @@
 """Read, verify and write segments: byte ranges of stored objects, with a checksum.
 
-A block in storage consists of one or more segments. Runs on workers too: imports the standard library only.
+A block in storage consists of one or more segments. This module also runs on workers, so it imports only the
+standard library.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ SegmentReader = Callable[[Segment], Any]
 
 
 def encode_segment_range(segment: Segment) -> bytes:
-    """Encode a segment as the text with which a worker requests it from the driver.
+    """Encode a segment (a byte range of a stored object) as text, to request it from the driver.
 
     >>> decode_segment_range(encode_segment_range(Segment("a b", 3, None, 8)))
     Segment(key='a b', size=3, crc32=None, offset=8)
@@ -76,13 +77,13 @@ def encode_segment_range(segment: Segment) -> bytes:
 
 
 def decode_segment_range(text: bytes | bytearray) -> Segment:
-    """Decode a worker's request for a segment. Raises ValueError if the text is invalid."""
+    """Decode a worker's request for a segment (a byte range). Raises ValueError if the text is invalid."""
     offset, size, key = text.decode().split(" ", 2)
     return Segment(key, int(size), None, int(offset))
 
 
 def check_segment_integrity(segment: Segment, data: Any) -> Any:
-    """Return `data` if its size and checksum are correct. Raises DamagedError otherwise."""
+    """Return `data` if its size and checksum are those of the segment. Raises DamagedError otherwise."""
     if len(data) != segment.size:
         raise make_truncated_segment_error(segment, len(data))
     if segment.crc32 is not None and zlib.crc32(data) != segment.crc32:
@@ -113,7 +114,7 @@ def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
 
 
 def write_file(folder: str, key: str, *buffers: Any) -> None:
-    """Write the concatenated buffers to a file below `folder`. Readers see either the whole file or none."""
+    """Write the concatenated buffers to a file below `folder` atomically: it is never seen incomplete."""
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     staging_path = f"{path}.{os.getpid()}-{get_ident()}.unfinished"
@@ -128,12 +129,12 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
 
 
 def make_missing_segment_error(segment: Segment) -> DamagedError:
-    """Return the error to raise if a segment's object does not exist."""
+    """Return the error to raise if the object that contains a segment (a byte range) does not exist."""
     return DamagedError(f"{segment.key} is missing", "missing")
 
 
 def make_truncated_segment_error(segment: Segment, n_available: int) -> DamagedError:
-    """Return the error to raise if an object ends within a segment, after `n_available` bytes."""
+    """Return the error to raise if an object ends after `n_available` bytes of a segment (a byte range)."""
     return DamagedError(
         f"{segment.key} has {n_available} of {segment.size} bytes from {segment.offset} on", "truncated"
     )

@@ -1,6 +1,6 @@
 """Import modules that the driver has sent to its persistent workers as source code.
 
-Runs on workers: imports the standard library only.
+This module runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 
 class SentModuleFinder(MetaPathFinder, InspectLoader):
-    """Lets a worker import modules whose source code the driver has sent.
+    """An import hook for modules whose source code the driver has sent to this worker.
 
-    It is the last finder in `sys.meta_path`, so modules installed on the worker take precedence.
+    The hook is the last finder in `sys.meta_path`, so modules installed on the worker take precedence.
     """
 
     def __init__(self) -> None:
         self._sources: dict[str, tuple[str, bool]] = {}
 
     def add_sources(self, sources: Mapping[str, tuple[str, bool]]) -> None:
-        """Make modules importable.
+        """Make modules importable from their source code.
 
         A module whose source code has changed is reloaded when it is next imported.
 

@@ -1,8 +1,8 @@
 """Exchange messages between a driver and its workers over stream sockets.
 
 The driver's channels never block: messages that a socket does not accept wait in a queue, and the driver
-calls `flush` when the socket is writable. A worker's channel blocks until its messages are written.
-Runs on workers too: imports the standard library only.
+calls `flush` when the socket is writable. A worker's channel blocks until its messages are written. This
+module also runs on workers, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class SocketChannel:
         self._unsent_bytes = memoryview(b"")  # encoded bytes that the socket has not accepted yet
         self._send_queue = deque[Message]()
         self._current_message: Message | None = None  # a long message that is partly encoded
-        self._remaining_chunks: Iterator[Message] = iter(())  # the rest of this message
-        self._next_flags = 0  # the flags of the next frame of this message
+        self._remaining_chunks: Iterator[Message] = iter(())  # unencoded parts of `_current_message`
+        self._next_flags = 0  # the flags of the next frame of `_current_message`
 
         # The value of `time.monotonic()` when bytes were last written, or when the queue became non-empty.
         self._last_progress_at = 0.0
@@ -148,7 +148,7 @@ class SocketChannel:
             self._remaining_chunks = split_message(message)
             self._next_flags = MORE_FRAMES_FLAG
         chunk = next(self._remaining_chunks, None)
-        # A long message ends with an empty frame, because the last chunk cannot be known in advance.
+        # A long message ends with an empty frame, because an iterator does not tell which chunk is the last.
         if chunk is None:
             chunk, self._current_message = self._current_message._replace(header=b"", data=b""), None
             self._next_flags &= ~MORE_FRAMES_FLAG
@@ -226,7 +226,7 @@ class SocketChannel:
             return True
 
     def disconnect(self) -> None:
-        """Shut down the connection in both directions, so that both ends notice.
+        """Shut down the connection in both directions, so that both ends see that it is closed.
 
         The file descriptor remains open until `close` is called.
         """
@@ -278,8 +278,8 @@ def configure_tcp(connection: socket.socket, timeout: float = TCP_TIMEOUT) -> No
     """Set up a TCP socket to send small messages immediately and to detect lost connections.
 
     The connection counts as lost after `timeout` seconds without a response. On an idle connection, the
-    system sends keepalive probes. Unacknowledged data are retransmitted instead, for many minutes unless a
-    separate option limits that time.
+    system sends keepalive probes. If data are unacknowledged, the system retransmits them instead, by default
+    for many minutes. A separate option (TCP_USER_TIMEOUT on Linux) limits that time.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,6 +1,6 @@
 """Run a persistent worker in an interpreter that its driver has started, and that exits with the driver.
 
-Runs on workers: imports numpy at most.
+This module runs on workers, so it imports at most numpy.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     <prefix>/data/<digest>     large data of these messages
     <prefix>/replies/<fields>  one object for each message or heartbeat of a worker; listed by the driver
 
-Used where workers cannot reach their driver by a socket. Both ends poll: often after a message, and then with
-exponential backoff until the next message.
-Runs on workers: imports the standard library only.
+This channel is used if workers cannot connect to their driver by a socket. Both ends poll the storage: often
+after a message, and then with exponential backoff until the next message. This module runs on workers, so it
+imports only the standard library.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SLOW_STORAGE_POLL_INTERVAL = 0.01  # seconds before the first poll after a messa
 POLL_INTERVAL_GROWTH = 1.2  # factor by which the interval grows with each poll that finds no message
 MAX_POLL_INTERVAL = 1.0  # maximum seconds between polls
 
-# The estimated number of additional polls after each message, used to compute the cost of requests. It takes
-# about 25 polls for the interval to grow from 0.01 s to 1 s: log(1 / 0.01) / log(1.2).
+# The estimated number of additional polls after each message, used to compute the cost of storage requests:
+# log(1 / 0.01) / log(1.2), as each poll increases the interval by a factor of 1.2, from 0.01 s to 1 s.
 N_POLLS_PER_MESSAGE = 25
 # Seconds between heartbeats of a driver or worker. Without a heartbeat for OUTAGE_SECONDS, it counts as lost.
 HEARTBEAT_SECONDS = 5.0
@@ -90,7 +90,8 @@ class QueuedMessage(NamedTuple):
 class Mailbox(NamedTuple):
     """A driver's messages to its workers, stored as a single object.
 
-    All workers poll the object, which the driver replaces when there are new messages.
+    The driver is the process that runs the user's program. It replaces the object when there are new
+    messages, and all workers poll the object.
 
     Attributes
     ----------

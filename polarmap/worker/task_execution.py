@@ -1,7 +1,7 @@
 """Run a task on a worker: read its data block, call the user's function f, and store or send the result.
 
 `run_task` does this for every kind of worker. A `TaskIO` object provides f and the block, and accesses stored
-data. Imports numpy at most.
+data. This module runs on workers, so it imports at most numpy.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             layout = result.layout
             result, segments = store_result(result, request, request.output, task_io)
             task_io.receive_pending_messages()
-            # When the driver cancels a task, it deletes the stored results, but may have missed these.
+            # A driver that cancels a task deletes its stored results. Delete results that were stored later.
             if task_io.is_cancelled():
                 request.output.location.delete({segment.key for segment in segments}, task_io)
                 return None
@@ -164,8 +164,8 @@ def compute_with_and_without_padding(
 ) -> PackedTree:
     """Call the user's function twice: with a block that is padded with zero rows, and without the padding.
 
-    Decoding needs the result of the padded block, whereas the user expects the other one. Return both results
-    together. If the function fails only because of the padding, the padded result is empty.
+    Decoding needs the result of the padded block, but the user expects the result without the padding. Return
+    both results together. If the function fails only because of the padding, the padded result is empty.
 
     Parameters
     ----------
@@ -201,17 +201,17 @@ def corrupt_result(result: PackedTree) -> PackedTree:
 def store_result(
     result: PackedTree, request: TaskRequest, output: OutputSpec, task_io: TaskIO
 ) -> tuple[PackedTree, tuple[Segment, ...]]:
-    """Store each array of a result as an object.
+    """Store each array of a task's result as an object in a folder or bucket.
 
-    Return a small sample of the arrays for the driver, and the stored segments (byte ranges).
+    Return a small sample of the arrays for the driver, and the stored segments (byte ranges of objects).
     """
-    # All tasks sample the same entries, so that the driver can check on the samples whether the user's
-    # function is linear.
     _check_plain_arrays(result, output.n_arrays)
     segments: list[Segment] = []
     samples = []
     for array_index, array in enumerate(unpack_leaves(result.layout, result.data, writable=False)):
         flat = array.reshape(-1)
+        # All tasks sample the same entries, so that the driver can use the samples to check whether the
+        # user's function is linear.
         samples.append(sample_evenly(flat, max(1, SAMPLE_SIZE // output.n_arrays)))
         key = output.make_object_key(request.task, request.attempt, array_index)
         segment_bytes = output.max_segment_items * flat.itemsize

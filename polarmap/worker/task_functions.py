@@ -1,8 +1,9 @@
 """Functions that workers call with a data block if the user's function f does not take the block itself.
 
-Some of them convert the block to arguments of f: any pickled values, sparse rows, or several parts whose
-results are added up. Others compute matrix products. The latter are module-level functions, so that they are
-pickled by name. Runs on workers: imports numpy. Tasks on sparse rows also import scipy.
+Some of these functions convert the block to arguments of f: any pickled values, sparse rows, or several parts
+whose results are added up. Others compute matrix products, and are defined at module level, so that they are
+pickled by name. This module runs on workers, so it imports at most numpy. Only tasks on sparse rows also
+import scipy.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from polarmap.worker.pickled_values import (
 from polarmap.worker.pytree import PackedTree, Structure, describe_type, flatten, unflatten
 from polarmap.worker.task_records import describe_error, to_plain_tuple
 
-# If a batch takes longer than this many seconds, its remaining items are left to other workers.
+# After this many seconds, a worker starts no further item of a batch. Other workers run the remaining items.
 MAX_BATCH_SECONDS = 0.1
 SORT_BENCHMARK_SIZE = 20_000  # size of the array sorted by a benchmark task
 
@@ -37,8 +38,8 @@ Array = npt.NDArray[Any]
 def make_weighted_sum_task(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return a task function that computes a weighted sum of several results of f.
 
-    The task function takes a pair: an array of coefficients, and a sequence with one part per coefficient. It
-    calls f with each part, and sums the results, each multiplied by its coefficient.
+    The task function takes a pair: an array of coefficients, and a sequence of data parts, one for each
+    coefficient. It calls f with each part, multiplies each result by the coefficient, and returns the sum.
     """
 
     def sum_weighted_results(block: Any) -> Any:
@@ -159,7 +160,7 @@ def make_call_task(
 
 
 def execute_pickled_call(block: Array) -> PackedTree:
-    """Execute the call, or the batch of calls, in a block, and return the pickled results.
+    """Execute the function call, or batch of calls, that a block contains, and return the pickled results.
 
     A block of dtype uint8 contains a single call: a function, a tuple of arguments and a dict of keyword
     arguments, pickled by `pickle_to_array`. A block of dtype int8 contains several calls of one function: it
@@ -226,9 +227,9 @@ def execute_batch(
 
 
 def call_each(f: Callable[..., Any], argument_tuples: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Call f with each tuple of arguments, and return the results.
+    """Call f with each tuple of arguments, and return the list of results.
 
-    This lets one task run several calls.
+    This function lets a single task run several calls.
 
     >>> call_each(pow, [(2, 3), (3, 2)])
     [8, 9]
@@ -253,10 +254,10 @@ def sort_repeatedly(n_repeats: int, block: Any) -> float:
 def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block: Any) -> Array:
     """Return the matrix product `block @ operand` in `dtype`, for a dense or a sparse block.
 
-    Integer products are computed in `dtype`, even if a parity block has a wider dtype. Overflow is harmless,
-    because the equations between blocks hold modulo 2^64, and therefore also modulo smaller powers of two.
-    For real products, a parity block of dtype uint64 is interpreted as int64, as `check_parity_fits_int64`
-    has verified that its values fit.
+    Integer products are computed in `dtype`, even if a parity block (a linear combination of data blocks) has
+    a wider dtype. Overflow is harmless, because the linear equations between blocks hold modulo 2^64, and
+    therefore also modulo smaller powers of two. For real products, a parity block of dtype uint64 is
+    interpreted as int64, because `check_parity_fits_int64` has verified that its values fit.
 
     >>> multiply_block(np.array([1.0, 2.0]), np.dtype(float), False, np.eye(2)).tolist()
     [1.0, 2.0]
@@ -267,7 +268,7 @@ def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block:
     values = values.astype(dtype, copy=False)
     if not is_sparse:
         return np.asarray(values @ operand)
-    # The matrix was created for this task, so it can be modified. Only its arrays may be cached.
+    # The sparse matrix was created for this task, so it can be modified. Its arrays may be cached.
     block.data = values
     return np.asarray(block @ operand.astype(dtype, copy=False))
 

@@ -1,8 +1,8 @@
 """Records that drivers and workers send each other, and their serialization as plain tuples.
 
 `TaskRequest` describes an attempt (one run of a task), `BlockRef` its data block, and `TaskReply` its result
-or error. They are sent as plain tuples, so that a process without polarmap can unpickle them. Runs on workers
-too: imports numpy at most.
+or error. They are sent as plain tuples, so that a process without polarmap can unpickle them. This module
+also runs on workers, so it imports at most numpy.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def to_plain_tuple(record: Any) -> Any:
 
     Named tuples and locations inside the record are converted, too.
     """
-    # The user's named tuples, such as dict keys, are left as they are. Exceptions are pickled separately, so
+    # Named tuples of the user, such as dict keys, are not converted. Exceptions are pickled separately, so
     # that the driver can read the rest of a record even if it cannot unpickle the exception.
     if type(record) is ErrorInfo:
         return (*record[:3], _pickle_if_possible(record.exception))
@@ -126,9 +126,9 @@ class Fault(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """Where tasks store their results instead of sending them to the driver.
+    """A specification of where tasks store their results, instead of sending them to the driver.
 
-    The driver then receives only a small sample of each result.
+    The driver (the process that runs the user's program) then receives only a small sample of each result.
 
     Attributes
     ----------
@@ -160,7 +160,7 @@ class OutputSpec(NamedTuple):
 
 
 class JobHeader(NamedTuple):
-    """The settings shared by all tasks of a job, as the header of a JOB message.
+    """The settings shared by all tasks of a job (one parallel map), as the header of a JOB message.
 
     The driver sends a JOB message to a worker before the first task of the job.
 
@@ -199,7 +199,7 @@ class JobHeader(NamedTuple):
 class TaskOptions(NamedTuple):
     """Rarely used options of a task: the fields `fault` and `n_data_rows` of a `TaskRequest`.
 
-    They form the data of a TASK message. If both fields are None, the message has no data.
+    These options form the data of a TASK message. If both fields are None, the message has no data.
     """
 
     fault: Fault | None
@@ -280,7 +280,7 @@ class ResultRef(NamedTuple):
 
 
 class TaskRequest(NamedTuple):
-    """A request to run a task once. It takes up a few hundred bytes when sent to a worker.
+    """A driver's request to a worker to run a task once. Its serialized size is a few hundred bytes.
 
     Attributes
     ----------
@@ -333,7 +333,7 @@ class ErrorInfo(NamedTuple):
 
 
 class UnusableWorkerError(Exception):
-    """Raised if a worker fails for a reason other than the user's function.
+    """Raised if a task fails because of its worker, and not because of the user's function.
 
     The driver then replaces the worker.
     """
@@ -342,7 +342,7 @@ class UnusableWorkerError(Exception):
 class TaskReply(NamedTuple):
     """A worker's reply to a task: either an error or a description of the result.
 
-    The bytes of the result are sent separately. If the result is stored, they are only a sample of it.
+    The bytes of the result are sent separately. If the result is stored, only a sample of it is sent.
 
     Attributes
     ----------

@@ -1,7 +1,8 @@
 """Entry points of the persistent workers that Lithops, Dask and Ray start.
 
-Each connects to its driver by a socket or, if no socket reaches it, by objects in a storage. It then serves
-the driver until its lifetime ends or the driver disconnects. Runs on workers: imports numpy at most.
+Each worker connects to its driver by a socket or, if that is impossible, by objects in a storage. The worker
+then serves the driver until its lifetime ends or the driver disconnects. This module runs on workers, so it
+imports at most numpy.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def serve_driver(
     label: str = "",
     machine_address: str = "",
 ) -> None:
-    """Run a persistent worker that has this process to itself.
+    """Run a persistent worker in a process that runs nothing else.
 
     The worker connects to the driver and runs its tasks until the driver disconnects or the lifetime ends. If
     the driver disconnects during a task, the process exits.
@@ -90,7 +91,7 @@ def serve_driver(
     Parameters
     ----------
     address : DriverAddress
-        Where the driver is, and settings of the worker.
+        The address of the driver, and settings of the worker.
     worker_id : int
         The id of this worker. It must be unique among the workers of the driver.
     lifetime_seconds : float
@@ -113,7 +114,7 @@ def serve_driver(
             worker.serve(deadline)
 
 
-# driver's secret -> block cache. Workers of the same driver that run on threads of this process share it.
+# driver's secret -> block cache. Workers that run on threads of this process for one driver share a cache.
 _shared_caches = WeakValueDictionary[bytes, BlockCache]()
 
 
@@ -136,7 +137,7 @@ def serve_driver_on_thread(
     limit_stack, lock = ExitStack(), threading.Lock()
 
     def lift_thread_limit() -> None:
-        # The end of a task and the loss of the driver may trigger this function at the same time.
+        # Two threads may call this function at the same time, if the driver disconnects as a task ends.
         with lock:
             limit_stack.close()
 

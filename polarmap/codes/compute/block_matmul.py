@@ -37,7 +37,8 @@ MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
 # Use several threads for at least this many multiplications. For smaller products, a second thread does not
 # pay off: while workers keep the cores busy, waiting for it takes tens of milliseconds.
 MIN_MULTITHREAD_MULTIPLIES = 1 << 22
-# Limits for the pieces of a single-threaded product, which is slower with fewer columns or longer rows.
+# Single-threaded products are computed in pieces of at least MIN_COLUMNS columns, with sums of at most
+# MAX_INNER_LENGTH terms. Other shapes are slower.
 MIN_COLUMNS, MAX_INNER_LENGTH = 64, 1024
 MIN_TILES_PER_THREAD = 4  # With fewer tiles per thread, starting the thread takes longer than it saves.
 MIN_COMPILED_BYTES = 64 << 20  # For fewer bytes, loading the compiled loops takes longer than they save.
@@ -72,10 +73,9 @@ def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
 
 
 def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
-    """Compute matrix @ tile for arrays of one floating dtype.
+    """Compute matrix @ tile for arrays of one floating dtype, and return the product.
 
-    Small products are computed on the calling thread. The product is written to `out`, if given, and
-    returned.
+    Small products are computed on the calling thread. If `out` is given, the product is written to it.
 
     >>> matmul(np.eye(2), np.ones((2, 3))).tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]

@@ -86,9 +86,9 @@ class RowOperationProgram:
 
     @cached_property
     def _compact_operations_and_n_rows(self) -> tuple[npt.NDArray[np.int64], int]:
-        """The operations that the output depends on, for a table without unused rows, and its number of rows.
+        """The operations that the output depends on, with renumbered rows, and the number of rows.
 
-        In this table, the input rows come first and the output rows last.
+        Rows that are not used are left out. The input rows come first and the output rows last.
         """
         batch_tables = [
             np.stack(np.broadcast_arrays(*batch), axis=1) for batch in self.batches_needed_for_output

@@ -49,7 +49,7 @@ def gather_columns(
     tile = np.empty((len(rows), width), dtype) if out is None else out
     if isinstance(rows, np.ndarray):
         np.copyto(tile, rows[:, column_slice], casting="unsafe")
-    # A single call for all rows is faster if the rows are short.
+    # Concatenating all rows in a single call is faster than copying row by row if the rows are short.
     elif tile.flags.c_contiguous:
         np.concatenate([row[column_slice] for row in rows], out=tile.reshape(-1), casting="unsafe")
     else:
@@ -76,7 +76,7 @@ def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]
 def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
     """Split the columns of `out` into a few ranges per core, each of at least `min_columns` columns.
 
-    With several ranges per core, cores that finish early take over work from slower ones.
+    There are several ranges per core, so that cores that finish early can process the ranges of slower ones.
     """
     width = out.shape[1]
     slice_width = max(min_columns, -(-width // (4 * count_available_cores()) // 512) * 512)
@@ -86,8 +86,9 @@ def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
 def parallel_copy(rows: Array, out: Array) -> None:
     """Copy `rows` to `out` in parallel.
 
-    The first access to a new memory page is slower than writing to it, so parallel access pays off. Each page
-    is accessed by a single thread, because otherwise several threads would clear it.
+    The operating system clears each memory page when it is first accessed, which takes longer than writing to
+    it, so several threads share this work. Each thread copies a separate range of rows, because several
+    threads that access the same new page would all clear it.
     """
     n_chunks = max(1, min(len(rows), out.nbytes // COPY_CHUNK_BYTES))
     bounds = [len(rows) * chunk // n_chunks for chunk in range(n_chunks + 1)]

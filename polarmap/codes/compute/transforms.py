@@ -61,7 +61,7 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
 
     T is the butterfly of `apply_arikan_transform`. Each column of M has a weight in the sums. If d0 and d1
     are the halves of d, then M(d) = [[M(d0), M(d1 - d0)], [0, M(d1)]]. M is diagonal if all entries of d are
-    equal. For polarized inputs, most halves occur many times, so they are cached.
+    equal. For the diagonals of polar codes, most halves occur many times, so their sums are cached.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
 
 
 def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
-    """Apply several fused butterfly stages to the rows of x.
+    """Apply the stages of a butterfly, which are fused into small matrices, to the rows of x.
 
     Parameters
     ----------

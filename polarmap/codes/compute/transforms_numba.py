@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from polarmap.dtypes import Floats, Indices
 
 TILE_COLUMNS = 256  # Columns per tile of a butterfly. For 1,024 blocks, two such tiles take 1 MiB.
-PRODUCT_TILE_COLUMNS = 1024  # Columns per tile of a product, which has few rows at a time.
+PRODUCT_TILE_COLUMNS = 1024  # Columns per tile of a matrix product, which reads only four rows at a time.
 
 
 @intrinsic
@@ -144,8 +144,8 @@ def encode_rotation_parity(
                 tile[row] = group_sum[permutations[group, row]]
             _apply_rotations(tile, output_rotations[group])
             while n_written < kept_rows.shape[0] and kept_rows[n_written] < (group + 1) * size:
-                # The loop writes to a slice, because loops are only vectorized if their indices start at
-                # zero.
+                # The loop below writes to a slice of `out`, because the compiler only vectorizes loops whose
+                # index starts at zero.
                 source = tile[kept_rows[n_written] - group * size]
                 parity = out[n_written, tile_start:tile_stop]
                 a, b = scale[n_written], shift[n_written]

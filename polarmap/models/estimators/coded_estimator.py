@@ -56,8 +56,8 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
     timeout: float | None = None
     verbose: int = 0
 
-    # The deadline of the running fit, in seconds of the monotonic clock. It has no annotation, so it is not a
-    # dataclass field (parameter).
+    # The deadline of the running fit, in seconds of the monotonic clock. Without a type annotation, it is not
+    # a dataclass field, and therefore not a parameter of the model.
     _fit_ends_at = inf
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
@@ -160,7 +160,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return operator
 
     def _set_deadline(self, operator: CodedOperator, fraction: float = 1.0) -> None:
-        """Limit the operator's total time to a fraction of the time left for the fit."""
+        """Limit the total time of the operator's products to a fraction of the time left for the fit."""
         if self._fit_ends_at < inf:
             operator.set_deadline(fraction * max(0.0, self._fit_ends_at - time.monotonic()))
 
@@ -349,7 +349,7 @@ class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
         raise NotImplementedError
 
     def _compute_class_weights(self, class_indices: Array, sample_weight: Floats) -> Floats:
-        """Return the factor by which each class multiplies its sample weights, shape (classes,)."""
+        """Return the class weights, shape (classes,), by which the sample weights are multiplied."""
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             class_totals = np.bincount(class_indices, sample_weight, len(self.classes_))
             return np.asarray(sample_weight.sum() / (len(class_totals) * class_totals))

@@ -98,8 +98,9 @@ def extract_hidden_units(
     unit_gates : index array (units,)
         Gate index of each unit.
     """
-    # A column w becomes w / sqrt(|w|) in the first layer and plus or minus sqrt(|w|) in the second, depending
-    # on its sign index. Among all pairs with the same product, this one minimizes the sum of squares, 2 |w|.
+    # A column w becomes w / sqrt(|w|) in the first layer, and plus or minus sqrt(|w|) in the second,
+    # depending on its sign index. Of all pairs with the same product, this pair has the smallest sum of
+    # squares, 2 |w|.
     n_features, n_signs, n_gates, n_outputs = convex_weights.shape
     weight_columns = convex_weights.reshape(n_features, -1)
     norms = np.linalg.norm(convex_weights, axis=0).reshape(-1)
@@ -228,7 +229,7 @@ class ConvexNetwork(CodedEstimator):
 
 def _append_bias_column(X: Any, loss: ProfiledLoss) -> Floats:
     """Return a dense X, with a last column of ones if the units have biases."""
-    # A dense copy of X is small compared with the inputs of all units.
+    # A dense copy of X needs little memory compared with the inputs of all units, which are dense anyway.
     X = X.toarray() if issparse(X) else X
     return np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
 
@@ -248,7 +249,7 @@ def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
 
 
 def _make_cone_interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
-    """Return an interior point of each gate's cone, as an array (features, gates).
+    """Return a point in the interior of the cone of each gate, as an array (features, gates).
 
     The direction and offset of the gate itself form such a point.
     """

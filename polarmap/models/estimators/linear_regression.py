@@ -118,7 +118,7 @@ class Ridge(CodedRegressorMixin, CodedEstimator):
         self.n_iter_ = int(n_iter[0]) if is_single_target else n_iter
 
     def _make_iteration_log_labels(self, n_targets: int) -> list[str]:
-        """Return the label of each target for `verbose` output."""
+        """Return the name of each target, with which the lines of `verbose` output begin."""
         class_name = type(self).__name__
         if n_targets == 1:
             return [class_name]

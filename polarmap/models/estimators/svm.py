@@ -95,7 +95,8 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         label_signs = 2.0 * indicators - 1.0
         A = _append_constant_column(X) if self.fit_intercept else X
         density = A.nnz / (A.shape[0] * A.shape[1]) if sparse.issparse(A) else 1.0
-        # Newton steps need a dense A, but they are so few that they take less time if A is not very sparse.
+        # Newton steps need a dense A, whereas FISTA also works with a sparse A. But few Newton steps are
+        # enough, so they take less time unless A is very sparse.
         uses_newton_steps = A.shape[1] * label_signs.shape[1] <= MAX_GRAM_SIZE * density
         if uses_newton_steps and sparse.issparse(A):
             A = A.toarray()
@@ -120,7 +121,8 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
                 loss = SquaredLoss(np.zeros((A.shape[1], label_signs.shape[1])))
                 solve = partial(fista, coded_operator.T, loss, penalty, np.zeros_like(signed_bound))
             dual_solution = self._minimize(coded_operator, solve)
-        # The solver minimized the negative dual objective. Adding the gap gives the primal objective.
+        # The solver has minimized the negative dual objective. The dual objective plus the duality gap is the
+        # primal objective.
         self.objective_ = float(self.dual_gap_ or 0.0) - self.objective_
         self.dual_coef_ = (dual_solution / norm_column).T
         augmented_coef = np.asarray(self.dual_coef_ @ A)
@@ -128,7 +130,10 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         self.intercept_ = augmented_coef[:, -1] if self.fit_intercept else np.zeros(len(augmented_coef))
 
     def _compute_box_bounds(self, class_indices: Array, sample_weight: Floats, indicators: Floats) -> Floats:
-        """Return upper bounds of the dual variables: C times sample and class weight, (samples, outputs)."""
+        """Return the upper bounds of the dual variables, shape (samples, outputs).
+
+        They are C times the weight of the sample times the weight of its class.
+        """
         class_weights = self._compute_class_weights(class_indices, sample_weight)
         sample_factors = class_weights[class_indices][:, np.newaxis]
         output_factors = (

@@ -15,8 +15,8 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.penalties import LinearBoxPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# Minimum position of the starting point, as a fraction of the way from 0 to the center of the box. From a
-# point close to a bound, steps would be short.
+# Minimum distance of the starting point from 0, as a fraction of the way to the center of the box. If the
+# starting point were close to a bound, the first steps would be short.
 MIN_START_FRACTION = 0.1
 # Lower bound on the gradient scale, relative to the mean slope, for gradients close to 0.
 MIN_GRADIENT_SCALE = 1e-3
@@ -25,8 +25,8 @@ FRACTION_TO_BOUNDARY = 0.99  # A step covers at most this fraction of the distan
 INACTIVE_TOL = 1e-3  # Columns are frozen when their duality gap is below this fraction of the largest.
 # The solver counts as stalled after this many iterations without progress.
 MAX_STALLED_ITERATIONS = 5
-# Upper limit for the Newton weights in the final steps, which keeps the systems well-conditioned. Since it
-# makes the steps less exact, several are taken.
+# Upper limit for the weights in the Newton systems of `polish`, which keeps the systems well-conditioned. The
+# limit makes the steps less exact, so several steps are taken.
 MAX_WEIGHT = 1e7
 MAX_REFINEMENTS = 3  # Maximum number of Newton steps for the entries between their bounds.
 
@@ -98,7 +98,8 @@ class _MehrotraSolver:
         step_length = np.clip(step_length, MIN_START_FRACTION, 1.0)
         self.x, self._image = step_length * middle, step_length * image
         self._gradient = step_length * gram_product + self._slope
-        # If the bounds are equal, the box has no interior. Adding `min_slack` keeps all slacks positive.
+        # If the lower and upper bound of an entry are equal, the box has no interior. Adding a tiny number
+        # keeps all slacks positive nevertheless.
         min_slack = FLOAT64_EPS * float((self._upper - self._lower).max())
         self._slack_lower = self.x - self._lower + min_slack
         self._slack_upper = self._upper - self.x + min_slack
@@ -133,7 +134,10 @@ class _MehrotraSolver:
 
     @property
     def dual_gap(self) -> float:
-        """The duality gap between x and the dual point A' x (Fenchel-Rockafellar duality)."""
+        """The duality gap at x, an upper bound on the distance of the objective from its minimum.
+
+        The dual point is A' x (Fenchel-Rockafellar duality).
+        """
         distance = np.where(self._gradient > 0, self.x - self._lower, self.x - self._upper)
         return float(np.maximum(0.0, np.sum(self._gradient * distance)))  # Unlike max, np.maximum keeps NaN.
 
@@ -151,8 +155,8 @@ class _MehrotraSolver:
         """Take one predictor-corrector step, and check whether the new iterate has converged."""
         self._take_predictor_corrector_step()
         if self._is_optimal():
-            # Recompute the products with x before deciding, because the updated ones have accumulated
-            # rounding errors.
+            # Confirm convergence with recomputed products, because the products with x were only updated in
+            # each step and have accumulated rounding errors.
             self._move_to_box_point(self.x)
             self.has_converged = self._is_optimal()
 
@@ -182,7 +186,8 @@ class _MehrotraSolver:
         previous_sums, self._complementarity_sums = self._complementarity_sums, self._sum_complementarity()
         has_progressed = self._complementarity_sums.max() < 0.99 * previous_sums.max()
         self._n_stalled = 0 if has_progressed else self._n_stalled + 1
-        # Without rounding errors, the gap is at most the sum of slack * multiplier.
+        # In exact arithmetic, the duality gap is at most the sum of slack * multiplier. A larger gap shows
+        # that rounding errors dominate, so that further steps are useless.
         has_lost_digits = self.dual_gap > 2 * self._complementarity_sums.sum()
         self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS or has_lost_digits
 
@@ -193,9 +198,9 @@ class _MehrotraSolver:
         return np.asarray(np.sum(products_lower + products_upper, axis=0))
 
     def polish(self) -> None:
-        """Set entries close to a bound to that bound, and refine all other entries by Newton steps.
+        """Set entries of x that are close to a bound to this bound, and refine the others by Newton steps.
 
-        The result is kept if it satisfies `tol`, or if its gap is smaller than the best gap so far.
+        The result is kept if it satisfies `tol`, or if its duality gap is the smallest so far.
         """
         slope_scale = np.sqrt(self._row_weight) * self._average(np.abs(self._slope))
         width = self._upper - self._lower
@@ -215,11 +220,11 @@ class _MehrotraSolver:
         self._best_solution, self._best_gap = self._make_solution_of_iterate(), self.dual_gap
 
     def make_solution(self) -> Solution:
-        """Return the result of `polish`, or the iterate with the smallest gap if `polish` has not run."""
+        """Return the result of `polish`, or before that the iterate with the smallest duality gap."""
         return self._best_solution._replace(n_iter=self.n_iter)
 
     def _move_to_box_point(self, x: Floats) -> None:
-        """Make the projection of x onto the box the current iterate, and compute its products."""
+        """Project x onto the box, make the result the current iterate, and compute its products with A."""
         x = np.clip(x, self._lower, self._upper)
         self._image, gram_product = self._multiply_by_gram(x)
         self.x, self._gradient = x, gram_product + self._slope
@@ -232,7 +237,7 @@ class _MehrotraSolver:
     def _build_newton_systems(self, weights: Floats, active_mask: Any = True) -> Floats:
         """Return I + A' diag(weights) A for each active column, and the identity for all other columns.
 
-        If I would be lost to rounding, a larger multiple of I is added.
+        I is the identity. If adding I had no effect because of rounding, a larger multiple of I is added.
         """
         identity = np.eye(self._operator.shape[1])
         systems = np.tile(identity, (self.x.shape[1], 1, 1))
@@ -243,10 +248,10 @@ class _MehrotraSolver:
         return systems
 
     def _compute_affine_step(self, systems: Floats, weights: Floats) -> Floats:
-        """Return the change of x in the affine direction, which aims at slack * multiplier = 0.
+        """Return the change of x in the predictor direction, which aims at slack * multiplier = 0.
 
-        The same two products are used to recompute A' x and the gradient, which have accumulated rounding
-        errors.
+        The two products with A that this takes also serve to recompute A' x and the gradient, because both
+        have accumulated rounding errors.
         """
         products = np.asarray(self._operator.rmatmat(np.hstack([self.x, weights * self._slope])))
         self._image, slope_image = np.hsplit(products, 2)
@@ -257,9 +262,9 @@ class _MehrotraSolver:
         return -weights * (predicted_gram_product + self._slope)
 
     def _solve_newton(self, systems: Floats, weights: Floats, rhs: Floats) -> tuple[Floats, Floats, Floats]:
-        """Solve A A' x + x / weights = rhs for the entries with positive weights. Return x, A' x and A A' x.
+        """Solve A A' x + x / weights = rhs for the entries of x with positive weights. The others are 0.
 
-        All other entries of x are 0.
+        Returns x, A' x and A A' x.
         """
         image = _solve_columns(systems, np.asarray(self._operator.rmatmat(weights * rhs)))
         gram_product = np.asarray(self._operator.matmat(image))
@@ -276,7 +281,7 @@ class _MehrotraSolver:
         return _Direction(x, lower_change, upper_change)
 
     def _compute_max_step_length(self, direction: _Direction) -> Floats:
-        """Return the largest step length up to 1 for each column that keeps slacks and multipliers >= 0."""
+        """Return the largest step length <= 1 for each column that keeps slacks and multipliers >= 0."""
         step_lengths = [np.ones(self.x.shape[1])]
         for value, change in (
             (self._slack_lower, direction.x),
@@ -290,7 +295,10 @@ class _MehrotraSolver:
         return np.asarray(np.min(step_lengths, axis=0))
 
     def _compute_duality_measure_after(self, direction: _Direction, step_length: Any) -> Floats:
-        """Return the mean of slack * multiplier per unit of weight, for each column after such a step."""
+        """Return the duality measure of each column after a step of length `step_length` along `direction`.
+
+        It is the mean of slack * multiplier over both bounds, per unit of sample weight.
+        """
         slack_lower = self._slack_lower + step_length * direction.x
         slack_upper = self._slack_upper - step_length * direction.x
         multipliers_lower = self._multipliers_lower + step_length * direction.multipliers_lower

@@ -20,11 +20,11 @@ from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
 # Newton systems with up to this many weights per output and sign are solved directly. Larger systems are
-# solved by conjugate gradients, whose products couple the gates.
+# solved by conjugate gradients, which need only products with the Hessian.
 MAX_SYSTEM_SIZE = 1000
 # Maximum total number of entries of the Gram matrices of all signs, gates and outputs (240 MB, plus copies).
 MAX_GRAM_ENTRIES = 30_000_000
-# A step aims to multiply the mean of slack * multiplier by this factor.
+# The centering parameter: a step aims to multiply the mean of slack * multiplier by this factor.
 CENTERING = 0.1
 # The target of slack * multiplier is not decreased while the largest residual norm exceeds this multiple of
 # alpha.
@@ -108,7 +108,7 @@ class _ConeInteriorPointSolver:
         null_loss = self._loss.value(np.zeros(self._loss.shape))
         self._rounding_error = 16 * FLOAT64_EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
         self._mu = max(null_loss, self._rounding_error) / self._constraint_mask.size
-        # At this norm, the penalty balances the logarithmic barrier of the slacks.
+        # Start at the norm of a column at which the penalty balances the logarithmic barrier of the slacks.
         initial_norm = n_samples * self._mu / alpha
         directions = cone_loss.interior_points / np.linalg.norm(cone_loss.interior_points, axis=0)
         self.x = initial_norm * np.tile(np.repeat(directions, self._n_outputs, axis=1), 2)
@@ -127,7 +127,7 @@ class _ConeInteriorPointSolver:
 
     @property
     def dual_gap(self) -> float:
-        """The best objective minus the best lower bound on it."""
+        """The best objective so far minus the best lower bound on the minimum."""
         return max(0.0, self._best_iterate[0] - self.dual_bound)
 
     @property
@@ -146,7 +146,8 @@ class _ConeInteriorPointSolver:
         is_balanced = self._max_residual <= RESIDUAL_TOL * self._alpha
         target_mu = CENTERING * self._mu if is_balanced else self._mu
         roots, epigraphs = self._compute_smoothed_norms()
-        # The derivative of alpha w / t with respect to the target of slack * multiplier, times its change.
+        # Account for the change of the target of slack * multiplier: the derivative of alpha w / t with
+        # respect to the target, times the change. Here t is the smoothed norm of a column w.
         centering_gradient = (self._mu - target_mu) * (1.0 + self._mu / roots) / epigraphs**2 * self.x
         gradient = (
             self._column_gradients
@@ -201,20 +202,20 @@ class _ConeInteriorPointSolver:
         )
 
     def _compute_objective_at(self, x: Floats, image: Floats) -> float:
-        """Return the loss plus the penalty at W = x, given A W = image."""
+        """Return the loss plus the penalty at the weights x, given the product image = A x."""
         return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
     def _compute_smoothed_norms(self) -> tuple[Floats, Floats]:
         """Return smoothed norms t of the columns w: the minimizers of alpha t - mu log(t^2 - |w|^2).
 
         For mu = 0, t is |w|. The gradient of the minimum with respect to w is alpha w / t. The result is a
-        pair of the square root in the quadratic formula for t and t itself.
+        pair: the square root in the quadratic formula for t, and t.
         """
         roots = np.hypot(self._mu, self._alpha * np.linalg.norm(self.x, axis=0))
         return roots, (self._mu + roots) / self._alpha
 
     def _update_gradient_and_bound(self) -> None:
-        """Compute gradients, residuals and a lower bound at the current iterate with a single product."""
+        """Compute gradients, residuals and a lower bound on the minimum, using a single product with A'."""
         outputs = self._cone_loss.compute_network_outputs(self._image)
         loss_gradient = self._loss.gradient(outputs)
         self._curvatures = self._loss.compute_hessian_diagonal(outputs)
@@ -308,7 +309,7 @@ class _ConeInteriorPointSolver:
     def _compute_column_hessians(self, epigraphs: Floats, roots: Floats) -> Floats:
         """Return the Hessian of barrier and penalty for each column, shape (columns, features, features).
 
-        If the curvatures have changed, the coupling Hessian of the loss is updated with the same product.
+        If the second derivatives of the loss have changed, its coupling Hessian is updated by the same map.
         """
         n_features, n_columns = self.x.shape
         weights = self._multipliers / self._slacks
@@ -324,7 +325,10 @@ class _ConeInteriorPointSolver:
         return np.asarray(grams[:n_columns] + (np.eye(n_features) - norm_hessians) * penalty_factors)
 
     def _compute_gate_pair_weights(self) -> Floats:
-        """Return the sample weights for the Gram matrix of each pair of coupled gates, group and output."""
+        """Return the sample weights for the Gram matrices of all pairs of gates whose weights are coupled.
+
+        The array has shape (samples, pairs * groups * outputs).
+        """
         first_gates, second_gates = np.triu_indices(self._n_coupled_gates)
         gates = self._open_gates.reshape(len(self._open_gates), -1, self._n_coupled_gates, self._n_outputs)
         pairs = (gates[:, :, first_gates] * gates[:, :, second_gates]).swapaxes(1, 2)
@@ -333,7 +337,8 @@ class _ConeInteriorPointSolver:
     def _assemble_coupling_hessian(self, gram_matrices: Floats) -> Floats:
         """Assemble the Hessian of the loss from the Gram matrices of pairs of gates.
 
-        With an intercept, it is the Hessian of the loss minimized over the intercept, a Schur complement.
+        If the loss has an intercept, the result is the Hessian of the loss minimized over the intercept,
+        which is a Schur complement.
         """
         n_members, n_features = self._n_coupled_gates, len(self.x)
         n_groups, n_outputs = self._n_gates // n_members, self._n_outputs
@@ -357,10 +362,10 @@ def _compute_max_step_length(values: Floats, direction: Floats) -> float:
 
 
 def _make_linear_solver(systems: Any, is_used_once: bool) -> Callable[[Floats], Floats]:
-    """Return a function that solves `systems` for any right-hand sides.
+    """Return a function that solves the linear systems `systems` for any right-hand sides.
 
     If `is_used_once` is True, the function solves the systems directly. Otherwise, it multiplies by their
-    inverses, which is faster but less accurate.
+    inverse matrices, which is faster but less accurate.
     """
     if is_used_once:
         return partial(np.linalg.solve, systems)

@@ -94,7 +94,7 @@ class GatedTraining:
         operator = self.operator
         if self.loss.fit_intercept and not self.uses_newton:
             operator = AppendedInterceptOperator(operator, 1.0)
-        # The penalty is the norm of the weights themselves, which is |z / scale| for whitened coefficients z.
+        # FISTA optimizes whitened coefficients z, but the penalty is the norm of the weights, |z / scale|.
         penalty = GroupLassoPenalty(self.alpha, 1.0 / scale, start.shape[1])
         gated_operator = GatedOperator(operator @ self.whitening, self.patterns)
         whitened_start = scale[:, np.newaxis] * np.asarray(self.whitening.axes.T @ start)

@@ -24,8 +24,8 @@ MAX_SYSTEM_SIZE = 1000
 # Maximum number of sample weights in a step's Gram matrices. They are sent to every worker, up to 32 MB.
 MAX_GRAM_WEIGHTS = 4_000_000
 MIN_WORKING_COLUMNS = 10  # Working sets start with this many columns, and at most double per step.
-# The solver gives up after this many consecutive iterations that each leave more than this fraction of the
-# gap.
+# The solver counts as stalled after this many consecutive iterations in which the duality gap remains above
+# this fraction of its previous value.
 MAX_STALLED_ITERATIONS, MIN_GAP_FRACTION = 3, 0.9
 ARMIJO_FRACTION = 1e-4  # The fraction of the predicted decrease that a line search requires.
 MAX_BACKTRACKS = 40
@@ -33,8 +33,9 @@ MAX_BACKTRACKS = 40
 # to the objective as the duality gap. Each further stage multiplies it by SMOOTHING_FACTOR.
 N_SMOOTHING_STAGES, SMOOTHING_FACTOR = 3, 0.1
 MAX_NEWTON_STEPS = 30  # The limit per stage. A stage usually takes about four steps.
-# A stage ends when the predicted decrease of a step is below this fraction of the contribution of smoothing.
-# The last stage is accurate, so that rounding errors of earlier stages do not change the result.
+# A stage ends when the predicted decrease of a Newton step is below this fraction of what the smoothing adds
+# to the objective. The last stage is so accurate that rounding errors of earlier stages do not affect the
+# result.
 STAGE_TOL, LAST_STAGE_TOL = 0.01, 1e-8
 # A column leaves the working set if the norm of its gradient is below this fraction of alpha. At a minimum,
 # the norm is alpha for every nonzero column.
@@ -52,7 +53,8 @@ def compute_max_working_columns(n_samples: int, n_features: int, n_outputs: int)
     >>> compute_max_working_columns(1000, 20, 1)
     50
     """
-    # A set of c columns has c (c + 1) / 2 pairs, and each column is coupled to all intercepts.
+    # A set of c columns needs Gram matrices for c (c + 1) / 2 pairs of columns, and for c * n_outputs pairs
+    # of a column and an intercept.
     max_grams, half = MAX_GRAM_WEIGHTS // n_samples, n_outputs + 0.5
     return min(MAX_SYSTEM_SIZE // n_features, int(math.sqrt(half**2 + 2 * max_grams) - half))
 
@@ -133,7 +135,7 @@ class _GroupNewtonSolver:
         return self.dual_gap <= max(self._tol * self._best_iterate[0], self._rounding_error)
 
     def step(self) -> None:
-        """Minimize the quadratic model over a working set of columns, and step towards its minimum."""
+        """Minimize the quadratic model over a working set of columns, and take a step towards its minimum."""
         columns, gap_before = self._choose_working_set(), self.dual_gap
         # Round to a power of SMOOTHING_FACTOR, so that rounding errors of the gap do not change the minimum.
         exponent = math.log(max(gap_before, self._rounding_error) / (2 * len(columns)), SMOOTHING_FACTOR)
@@ -144,7 +146,8 @@ class _GroupNewtonSolver:
         direction = np.zeros_like(self.x)
         direction[:, columns] = (model.minimize(smoothing) - weights).T
         eta_direction = self._gated_operator.matmat(direction.reshape(-1, self._loss.shape[1]))
-        # Smoothing moves the minimum of the model, which may increase the objective by up to this amount.
+        # Smoothing shifts the minimum of the model. Allow the objective to increase by as much as this can
+        # cause, which is the last argument.
         step_length = self._line_search(direction, eta_direction, 2 * len(columns) * self._smoothing)
         self.x = self.x + step_length * direction
         self._eta = self._eta + step_length * eta_direction
@@ -172,7 +175,7 @@ class _GroupNewtonSolver:
         return self._loss.value(eta) + self._penalty(x.reshape(-1))
 
     def _update_gradient_and_bound(self) -> None:
-        """Compute the gradient at the iterate by one product, and update the lower bound."""
+        """Compute the gradient at the iterate by one product, and update the lower bound on the minimum."""
         loss_gradient = self._loss.gradient(self._eta)
         self._gradient = np.asarray(self._gated_operator.rmatmat(loss_gradient)).reshape(self.x.shape)
         dual_scale = self._penalty.dual_scale(self._gradient.reshape(-1))
@@ -185,7 +188,10 @@ class _GroupNewtonSolver:
         self.optimality = float(np.linalg.norm(np.where(self.x.any(axis=0), residuals, excess)))
 
     def _choose_working_set(self) -> Indices:
-        """Return the indices of the nonzero columns and of the zero columns that violate optimality most."""
+        """Return the indices of the columns of W to optimize in this step.
+
+        These are the nonzero columns, and the zero columns that violate the optimality conditions most.
+        """
         is_used_mask, norms = self.x.any(axis=0), np.linalg.norm(self._gradient, axis=0)
         n_used = int(is_used_mask.sum())
         n_violating = int((~is_used_mask & (norms > self._alpha)).sum())
@@ -205,7 +211,8 @@ class _GroupNewtonSolver:
         open_gates = self._open_gates[:, gates]
         pair_weights = open_gates[:, first] * open_gates[:, second]
         pair_weights = pair_weights * output_hessians[:, outputs[first], outputs[second]]
-        # The last feature is 1: the last column of these Gram matrices couples weights to the intercept.
+        # The last feature is constant 1, so the last column of each of these Gram matrices is the part of the
+        # Hessian that couples weights and intercept.
         intercept_weights = (open_gates[:, :, np.newaxis] * output_hessians[:, outputs]).reshape(
             len(open_gates), -1
         )
@@ -216,7 +223,8 @@ class _GroupNewtonSolver:
         hessian = hessian.swapaxes(1, 2)
         if self._loss.fit_intercept:
             coupling = grams[len(first) :, :, -1].reshape(n_columns, -1, n_features).swapaxes(1, 2)
-            # The Hessian of a softmax is singular, because adding a constant to all outputs changes nothing.
+            # Use the pseudoinverse, because the Hessian of a softmax is singular: adding a constant to all
+            # outputs changes nothing.
             inverse = np.linalg.pinv(output_hessians.sum(axis=0), rcond=1e-12, hermitian=True)
             hessian = hessian - np.einsum("jfo,op,kgp->jfkg", coupling, inverse, coupling)
         return hessian
@@ -224,7 +232,7 @@ class _GroupNewtonSolver:
     def _line_search(self, direction: Floats, eta_direction: Floats, max_increase: float) -> float:
         """Return a step length at which the objective decreases sufficiently, or 0 if none is found.
 
-        The decrease may fall short of the Armijo condition by `max_increase`.
+        The Armijo condition determines the sufficient decrease, which is reduced by `max_increase`.
         """
         objective_before = self.objective
         slope = float(np.sum(self._gradient * direction))
@@ -277,7 +285,7 @@ class _GroupModel:
         used_mask = gradient_norms > UNUSED_GRADIENT_FRACTION * self._alpha
         if used_mask.all() or not used_mask.any():
             return V
-        # The remaining columns move a little to balance the gradient without the removed columns.
+        # Minimize again without the removed columns, because their removal changes the gradient slightly.
         sparser = np.zeros_like(V)
         sparser[used_mask] = self._restrict_to_columns(used_mask)._minimize_smoothed(
             V[used_mask], smoothing, LAST_STAGE_TOL
@@ -285,7 +293,7 @@ class _GroupModel:
         return sparser if self._evaluate_unsmoothed(sparser) <= self._evaluate_unsmoothed(V) else V
 
     def _restrict_to_columns(self, used_mask: Mask) -> _GroupModel:
-        """Return the model of the used columns, with 0 for all other columns."""
+        """Return the model as a function of the used columns only, with all other columns set to 0."""
         base = np.where(used_mask[:, np.newaxis], self._weights, 0.0)
         hessian = self._hessian.reshape(*base.shape, *base.shape)[used_mask][:, :, used_mask]
         gradient = self._evaluate_quadratic_part(base)[1]
@@ -302,7 +310,7 @@ class _GroupModel:
         return self._evaluate_quadratic_part(V)[0] + self._alpha * float(np.linalg.norm(V, axis=1).sum())
 
     def _minimize_smoothed(self, V: Floats, mu: float, tol: float) -> Floats:
-        """Minimize the model with smoothed norms from V, by Newton's method with a line search."""
+        """Minimize the model with smoothed norms by Newton's method with a line search, starting from V."""
         value, gradient = self._evaluate_smoothed(V, mu)
         for _ in range(MAX_NEWTON_STEPS):
             system = self._hessian + self._compute_penalty_hessian(V, mu)
@@ -328,12 +336,15 @@ class _GroupModel:
         return value + float(barrier.sum()), gradient + self._alpha * V / epigraphs
 
     def _compute_smoothed_column_norms(self, V: Floats, mu: float) -> tuple[Floats, Floats]:
-        """Return the square root in the quadratic formula for each column's smoothed norm t, and t itself."""
+        """Return the smoothed norm t of each column as the second item of a pair.
+
+        The first item is the square root in the quadratic formula for t, which derivatives of t need.
+        """
         roots = np.hypot(mu, self._alpha * np.linalg.norm(V, axis=1, keepdims=True))
         return roots, (mu + roots) / self._alpha
 
     def _compute_penalty_hessian(self, V: Floats, mu: float) -> Floats:
-        """Return the Hessian of the smoothed norms, which is block diagonal."""
+        """Return the Hessian of the penalty with smoothed norms, which has one diagonal block per column."""
         roots, epigraphs = self._compute_smoothed_column_norms(V, mu)
         n_columns, n_features = V.shape
         blocks = np.zeros((n_columns, n_features, n_columns, n_features))

@@ -1,7 +1,7 @@
 """Least squares with an L2 penalty by Krylov methods: LSQR, LSMR or conjugate gradients.
 
 `solve_least_squares` first runs the method without a preconditioner. If this takes many iterations, it
-computes one Gram matrix and runs the method again, on features that the Gram matrix makes orthonormal.
+computes one Gram matrix and runs the method again, on features that are orthonormalized by this matrix.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
 
     @cached_property
     def preconditioner(self) -> WhiteningOperator:
-        """An operator that makes the columns orthonormal when it is applied from the right.
+        """An operator W for which the columns of this operator times W are orthonormal.
 
-        Directions in which the Gram matrix has no correct digits are rotated but not scaled to norm 1.
+        Directions in which the Gram matrix has no correct digits are rotated, but not scaled to norm 1.
         """
         gram = self.A.gram(np.ones(self.A.shape[0]))
         if len(self._sqrt_penalty):
@@ -276,5 +276,5 @@ def _run_conjugate_gradients(
 
 
 def _compute_squared_residual(target: Floats, rhs: Floats, v: Floats, residual: Floats) -> float:
-    """Return |target - A v|^2, given rhs = A' target and residual = rhs - A'A v."""
+    """Return the squared residual norm |target - A v|^2, given rhs = A' target and residual = rhs - A'A v."""
     return float(target @ target - v @ (rhs + residual))

@@ -20,9 +20,11 @@ from polarmap.models.solvers.solver import Solution, run_solver
 GAP_INTERVAL = 10
 # Minimum growth factor of the curvature estimate after a step that was too long.
 MIN_CURVATURE_GROWTH = 1.2
-# Differences of losses that are smaller than this, relative to the loss, have lost too many digits.
+# If the difference of two losses is smaller than this, relative to the loss, rounding errors make it
+# unusable.
 CANCELLATION_TOL = 1e-10
-# Maximum change of eta = A x when the curvature is probed. The loss is nearly quadratic on this scale.
+# Maximum change of eta = A x in the step that estimates the initial curvature. The step is so short that the
+# loss is nearly quadratic along it.
 PROBE_STEP = 1e-3
 
 
@@ -120,7 +122,7 @@ class CompositeProblem:
         return x
 
     def matmul(self, x: Floats) -> Floats:
-        """Return A x, without computing a product if x is 0."""
+        """Return A x. If x is 0, no product is computed."""
         if not x.any():
             return np.zeros((int(self.operator.shape[0]), *x.shape[1:]))
         return np.asarray(self.operator.matvec(x) if x.ndim == 1 else self.operator.matmat(x))
@@ -176,7 +178,10 @@ class CompositeProblem:
 
 
 def evaluate_penalty(penalty: Any, x: Floats) -> float:
-    """Return the penalty at an x returned by `prox`, or 0 for a constraint, which such an x satisfies."""
+    """Return the penalty at a point x that `prox` has returned.
+
+    The value of a constraint is 0, because such a point satisfies it.
+    """
     value = penalty(x)
     return 0.0 if isinstance(value, (bool, np.bool_)) else float(value)
 
@@ -278,7 +283,7 @@ class ProximalSolver:
         return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
     def polish(self) -> None:
-        """Make the last iterate the solution, and compute its gap and its optimality with one product."""
+        """Make the last iterate the solution, and compute its duality gap and optimality with one product."""
         dual_gap, self.optimality = self._compute_dual_gap(), self._compute_optimality()
         self.best_x, self.best_objective, self._final_dual_gap = self.x, self.objective, dual_gap
 
@@ -325,7 +330,7 @@ class FistaSolver(ProximalSolver):
         previous_momentum = 1.0 if is_uphill else self._momentum
         self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * previous_momentum**2)) / 2.0
         extrapolation = (previous_momentum - 1.0) / self._momentum
-        # By linearity, A times the extrapolated point follows from two known products.
+        # Since products are linear, A times the extrapolated point is computed from two known products.
         self._extrapolated = x + extrapolation * (x - self.x)
         self._extrapolated_eta = eta + extrapolation * (eta - self.eta)
         self._set_iterate(x, eta)
@@ -353,7 +358,7 @@ class FistaSolver(ProximalSolver):
     def _compute_bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
         """Return the Bregman divergence of the loss from the extrapolated point to eta.
 
-        It is computed from gradients where a difference of losses would lose too many digits.
+        If the difference of losses would lose too many digits, the divergence is computed from gradients.
         """
         loss, eta_change = self.problem.loss, eta - self._extrapolated_eta
         loss_value, value_before = float(loss.value(eta)), float(loss.value(self._extrapolated_eta))

@@ -23,8 +23,8 @@ from polarmap.models.solvers.solver import Solution, run_solver
 
 # Maximum number of unknowns for Newton steps, whose linear systems are solved on the driver.
 MAX_GRAM_SIZE = 1000
-# With this many columns in the Gram matrix, all Newton steps together cost about as much as one iteration of
-# two products.
+# The cost of a fit by Newton steps grows with the number of columns of the Gram matrix. With this many
+# columns, all steps together cost about as much as one first-order iteration, which takes two products.
 GRAM_COLUMNS_PER_ITERATION = 8
 MODEL_TOL = 1e-8  # Tolerance for minimizing a model, relative to the largest gradient map so far.
 MAX_PROXIMAL_STEPS, MAX_NEWTON_STEPS, MAX_BACKTRACKS = 30, 30, 40
@@ -153,7 +153,7 @@ class ProximalNewtonSolver(ProximalSolver):
         self.has_stalled = self.optimality > optimality_before / 2 and self.objective >= stall_objective
 
     def _estimate_optimality_rounding_error(self) -> float:
-        """Return the rounding error of the norm of the gradient map, including that of the gradient."""
+        """Estimate the rounding error of the norm of the gradient map, including that of the gradient."""
         gradient_norm = float(np.linalg.norm(self.compute_gradients()[1]))
         return 4 * super()._estimate_optimality_rounding_error() + 16 * FLOAT64_EPS * gradient_norm
 
@@ -188,7 +188,7 @@ class ProximalNewtonSolver(ProximalSolver):
         return np.asarray(self.problem.loss.hessian_product(self.eta, direction)).reshape(len(self.eta), -1).T
 
     def _compute_gram(self, weights: Floats) -> Floats:
-        """Return A' diag(weights) A, without computing a product if all weights are 0."""
+        """Return A' diag(weights) A. If all weights are 0, no Gram matrix is computed."""
         if not weights.any():
             return np.zeros((len(self.x), len(self.x)))
         return np.asarray(self.problem.operator.gram(weights))
@@ -259,7 +259,7 @@ class QuadraticModel:
         return d
 
     def _prox(self, d: Floats, tau: float) -> Floats:
-        """Apply the proximal operator of the penalty, expressed in terms of the displacement d."""
+        """Apply the proximal operator of the penalty as a function of the displacement d from x."""
         return np.asarray(self._penalty.prox(self._x + d, tau) - self._x)
 
     def _compute_optimality(self, d: Floats) -> float:

@@ -1,7 +1,7 @@
 """Minimize smooth losses with an L2 penalty, by solvers of SciPy and by Newton steps.
 
-`minimize_smooth` starts with a solver of SciPy, whose iterations take a few products each. If the solver has
-taken as much time as Newton's method would in total, Newton steps with Gram matrices finish the fit.
+`minimize_smooth` starts with a solver of SciPy, whose iterations take a few products each. Once the solver
+has cost about as much as Newton's method would cost in total, Newton steps with Gram matrices finish the fit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from polarmap.models.solvers.solver import Solution, run_solver
 MAX_NEWTON_STEPS = 2  # Maximum number of Newton steps that polish SciPy's solution.
 POLISH_MAX_TOL = 1e-6  # With a larger `tol`, SciPy's solution is not polished.
 POLISH_MAX_GRADIENT = 1e-3  # With a larger gradient norm, Newton steps without a line search might diverge.
-NEWTON_TOL = 1e-2  # Newton steps with Gram matrices stop at a gradient norm of this times `tol`.
+NEWTON_TOL = 1e-2  # Newton steps with Gram matrices stop when the gradient norm is below this times `tol`.
 SCIPY_METHODS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "trust-krylov"}
 
 
@@ -151,10 +151,11 @@ class ScipyObjective:
         callback: Callable[[float, float], None] | None = None,
     ) -> None:
         self._problem, self._l2_weights, self.callback = problem, l2_weights, callback
-        # Linear predictors of the last points, keyed by the bytes of theta. Hessian products reuse them.
+        # Cache the linear predictors of the last points, so that Hessian products can reuse them. The keys
+        # are the bytes of theta.
         self._cached_predictors: dict[bytes, Floats] = {}
-        # Objectives and gradient norms for the callback since the last iteration, keyed by the bytes of
-        # theta.
+        # The objectives and gradient norms computed since the last iteration. The callback gets those of the
+        # point that SciPy accepts. The keys are the bytes of theta.
         self._evaluations: dict[bytes, tuple[float, float]] = {}
         self.n_iter, self.best_point = 0, (np.zeros(0), np.inf, np.zeros(0))
 
@@ -207,7 +208,7 @@ class ScipyObjective:
         return self._problem.matmul(theta.reshape(-1, self._problem.loss.shape[1]))
 
     def _compute_penalized_gradient(self, residual: Floats, theta: Floats) -> Floats:
-        """Return A' residual + l2_weights * theta as a vector."""
+        """Return the gradient of the objective as a vector: A' residual + l2_weights * theta."""
         return self._problem.rmatmul(residual).reshape(-1) + self._l2_weights * theta
 
 
@@ -245,8 +246,8 @@ def _polish_by_newton(
 ) -> tuple[Floats, float, Floats]:
     """Improve SciPy's solution by Newton steps, and return it with its objective and gradient.
 
-    A step is accepted if it halves the gradient norm. So close to the minimum, differences of the objective
-    are mere rounding errors and cannot be used.
+    A step is accepted if it halves the gradient norm. The objective is not compared, because so close to the
+    minimum its differences are mere rounding errors.
     """
     x, value, gradient = scipy_result.x, scipy_result.fun, scipy_result.jac
     if tol > POLISH_MAX_TOL or np.linalg.norm(gradient) > POLISH_MAX_GRADIENT:

@@ -212,7 +212,7 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     start_times = np.full(n_trials, np.inf)
     if k < rule.min_tasks:
         return start_times
-    # Go backwards, so that the earliest time wins.
+    # Go backwards, so that earlier start times overwrite later ones.
     for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):
         late_after = rule.slowdown * _compute_typical_run_times(sorted_run_times, rule, n_completed)
         candidate_times = np.maximum(sorted_run_times[:, n_completed - 1], late_after)

@@ -1,8 +1,8 @@
 """Simulation of parity on demand: parity tasks start only when data tasks are late.
 
-When a task is late (`LatenessRule`) or has failed, a parity task is started in its place. The result of a
-parity task can replace that of any missing task, not only of this one. So a false alarm costs little: if the
-late task completes after all, the job is complete and the parity task is stopped.
+When a task is late (`LatenessRule`) or has failed, a parity task is started. Its result can replace any
+missing result, not only that of the late task. Starting a parity task too early therefore costs little: if
+the late task completes after all, the job is complete and the parity task is stopped.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def simulate_overdecomposition(
     n_results, task_seconds = k * tasks_per_worker, worker_times / tasks_per_worker + task_overhead
     n_queued = n * (tasks_per_worker - 1)  # Tasks that start after a worker has completed another task.
     completion_times = _compute_completion_times(task_seconds, min(n_results, n_queued))
-    # The times at which workers complete their last tasks and become idle.
+    # The time at which each worker completes its last task; inf for workers that do not become idle.
     last_end_times = np.full(worker_times.shape, np.inf)
     if n_results > n_queued:
         with np.errstate(invalid="ignore"):
