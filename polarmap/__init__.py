@@ -8,7 +8,8 @@ from polarmap import lazy_names
 
 __version__ = "1.0.0rc1"
 
-# Defining module -> names that polarmap exports from it.
+# The public names of the package, by the module that defines them. A module is imported when one of its names
+# is first used, so that `import polarmap` is fast.
 _NAMES_BY_MODULE = {
     "arrays.array": ["open_coded"],
     "arrays.encoding": ["encode"],
@@ -39,7 +40,7 @@ _SUBMODULES = [  # Available as `polarmap.convex` etc. without an explicit impor
     "xr",
 ]
 
-if typing.TYPE_CHECKING:  # Type checkers cannot read the tables above.
+if typing.TYPE_CHECKING:  # Type checkers cannot use the tables above: repeat them as import statements.
     from polarmap import arrays as arrays
     from polarmap import codes as codes
     from polarmap import convex as convex

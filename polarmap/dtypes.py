@@ -25,7 +25,7 @@ _DEFAULT_RTOL = {"f2": 1e-1, "f4": 1e-4, "f8": 1e-10}
 
 
 def check_supported_dtype(dtype: npt.DTypeLike, array_name: str) -> DType:
-    """Return `dtype` in native byte order. Raises CodeError if codes do not support it.
+    """Return `dtype` in native byte order. Raises CodeError if arrays of this dtype cannot be encoded.
 
     `array_name` is the name of the array in the error message.
 
@@ -59,7 +59,11 @@ def to_real_dtype(dtype: DType) -> DType:
 
 
 def choose_accumulator_dtype(dtype: DType) -> DType:
-    """Return the real dtype in which blocks of `dtype` are summed. For integers, it is `dtype` itself."""
+    """Return the dtype in which sums of blocks of `dtype` are computed, to limit rounding errors.
+
+    It is a real dtype that is more precise if there is one, for example float64 for float32 and complex64.
+    For integers, it is `dtype` itself.
+    """
     return dtype if is_integer_dtype(dtype) else np.dtype(_ACCUMULATOR_CODES[_get_kind_and_itemsize(dtype)])
 
 

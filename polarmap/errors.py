@@ -94,7 +94,8 @@ class MissingObjectError(StorageError, LookupError):
     """There is no object or array with this name in storage."""
 
 
-# A note with this suffix marks an exception raised by the user's function.
+# An exception raised by the user's function gets a note that ends in this way, such as "f raised this". The
+# note distinguishes it from exceptions that are bugs of polarmap.
 RAISED_NOTE_SUFFIX = " raised this"
 # The frames of these packages, between the user's call and the user's function, are omitted from tracebacks.
 INTERNAL_PACKAGES = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextlib", "threading"}
@@ -132,7 +133,7 @@ def replace_exit_exception(label: str, error: BaseException) -> BaseException:
 
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to an exception unless it already has the same note."""
-    with contextlib.suppress(Exception):  # The user's exception class may define notes differently.
+    with contextlib.suppress(Exception):  # The user's exception class may override `add_note` and fail.
         if note not in getattr(error, "__notes__", ()):  # The same exception may be raised repeatedly.
             error.add_note(note)
 

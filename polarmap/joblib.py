@@ -72,7 +72,10 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs
 
     def _make_limited_executor(self) -> Executor:
-        """Create an executor that runs at most `n_jobs` calls at a time: joblib submits twice as many."""
+        """Create an executor that runs at most `n_jobs` calls at a time.
+
+        The limit is needed because joblib submits calls in advance: up to twice `n_jobs` at a time.
+        """
         executor = self._make_executor()
         executor._call_queue.limit_in_flight(self._n_jobs)
         return executor

@@ -13,8 +13,8 @@ def make_lazy_exports(
     """Create `__getattr__`, `__dir__` and `__all__` for a package that imports its modules lazily.
 
     The names are looked up on each use rather than stored as attributes of the package. Otherwise, the first
-    use of a name would change the package, and with it the fingerprints of functions that use the package
-    (see `driver.fingerprint`).
+    use of a name would change the package. polarmap would then take functions that use the package for
+    changed ones, because their fingerprints include its attributes (see `driver.fingerprint`).
 
     Parameters
     ----------

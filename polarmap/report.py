@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 from polarmap.clouds.prices import Cost
 
 MAX_LINES = 10  # A printed report has at most this many lines.
-PLANNED_LOSS_RATE = 0.05  # Reports give the probability that groups fail if this fraction of results is lost.
+# In a code with groups, each group of blocks is decoded separately. Reports give the probability that a group
+# cannot be decoded if this fraction of all results is lost.
+PLANNED_LOSS_RATE = 0.05
 
 
 class Verification(StrEnum):
-    """The ways in which the results of a map can be verified."""
+    """The ways in which polarmap can verify that the results of a map are correct."""
 
     NOT_NEEDED = "not needed"  # No result was decoded, so there was nothing to verify.
     PARITY = "parity"  # More results arrived than were needed, and they agree.
@@ -110,7 +112,11 @@ class TaskReport:
 
     @property
     def ended(self) -> float | None:
-        """When the result arrived, or when the last attempt of a failed task ended. None for other tasks."""
+        """The time at which the task ended, in seconds since the start of the map.
+
+        The task ended when its result arrived or, if it failed, when its last attempt ended. None for tasks
+        that have not ended in one of these ways.
+        """
         return self.failed if self.arrived is None else self.arrived
 
 
@@ -235,7 +241,7 @@ class Report:
 
     @property
     def max_concurrent_tasks(self) -> int:
-        """The maximum number of tasks that ran at the same time, as far as known."""
+        """The maximum number of tasks that ran at the same time, according to the known run times."""
         started_tasks = [task for task in self.tasks if task.started is not None]
         ends = ((self.seconds if task.ended is None else task.ended, -1) for task in started_tasks)
         starts = ((task.started or 0.0, 1) for task in started_tasks)
@@ -270,7 +276,7 @@ class Report:
 
     @property
     def verification_summary(self) -> str:
-        """A short text that explains `verified`."""
+        """A short text that says how the results were verified. It explains the attribute `verified`."""
         return VERIFICATION_TEXTS.get(self.verified, self.verified)
 
     def to_json(self, indent: int | None = None) -> str:

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from polarmap.planning.planner import Plan
 
 ROWWISE_PROPERTY = "row by row"  # The property that f acts on each row separately is cached under this name.
-# A decoded number counts as 0 if it is at most this many times epsilon * amplification * the largest number.
+# A decoded number counts as 0 if its absolute value is at most ROUNDING_UNITS * machine epsilon *
+# amplification * the largest absolute value. Here, `amplification` is the factor by which decoding amplifies
+# rounding errors.
 ROUNDING_UNITS = 16
 
 XarrayObject = TypeVar("XarrayObject", xr.DataArray, xr.Dataset)
@@ -94,8 +96,11 @@ def apply(
 ) -> PreparedMap[Any]:
     """Apply a linear function along dimensions of an xarray object, without waiting for slow workers.
 
-    This is `xarray.apply_ufunc(f, obj, input_core_dims=[dim], output_core_dims=[output_dims])`, run as a
-    coded map on workers. The data is cut into blocks along the other dimensions.
+    The result is that of `xarray.apply_ufunc(f, obj, input_core_dims=[dim], output_core_dims=[output_dims])`.
+
+    The data is cut into blocks along the other dimensions, and workers apply f to the blocks and to
+    additional parity blocks. Late or missing results are decoded from the results that have arrived, as in
+    `coded_map`.
 
     Parameters
     ----------
@@ -251,7 +256,11 @@ def _resolve_output_coords(
 def _check_output_names_unused(
     obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_names: Iterable[Hashable]
 ) -> None:
-    """Raise CodeError if a new dimension is named like a dimension or coordinate that `obj` keeps."""
+    """Raise CodeError if the name of an output dimension is already used in `obj`.
+
+    The names in `core_dims`, and names of coordinates along these dimensions, may be reused, because the
+    result does not contain them.
+    """
     reserved_names = {name for name, coord in obj.coords.items() if not {*core_dims} & {*coord.dims}} | (
         {*obj.dims} - {*core_dims}
     )
@@ -334,10 +343,11 @@ class _RowBlocks(NamedTuple):
     loop_dims : dict
         The dimensions that are combined into the row axis, with their sizes.
     arrays : list of arrays
-        The arrays to which f is applied. Normally, this is only the array of rows. With skipna, these are the
-        rows with NaN replaced by 0, and an array of masks (0 where there is NaN), without duplicates.
+        The arrays to which f is applied. Normally, this is only the array of rows. With skipna, there are two
+        arrays: the rows with NaN replaced by 0, and the masks of the rows (1 where there is data, 0 where
+        there is NaN). A mask that several rows have in common is contained only once.
     mask_indices : array or None
-        With skipna, the index of the mask of each row.
+        With skipna, the index of each row's mask in the array of masks; otherwise None.
     """
 
     loop_dims: dict[Hashable, int]
@@ -345,7 +355,10 @@ class _RowBlocks(NamedTuple):
     mask_indices: Array | None
 
     def combine_results(self, results: list[Array], report: Report) -> Array:
-        """Compute the values of the result variable from the results of the user's function for `arrays`."""
+        """Compute the values of the result variable from the results of f for each array in `arrays`.
+
+        With skipna, divide the result for the rows by the result for the masks.
+        """
         combined = results[0]
         if self.mask_indices is not None:
             weights = _zero_negligible_weights(results[1], report)[self.mask_indices]
@@ -372,9 +385,10 @@ def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipn
 
 
 def _zero_negligible_weights(weights: Array, report: Report) -> Array:
-    """Set decoded values to 0 if they are no larger than rounding errors.
+    """Set decoded weights to 0 if they differ from 0 only by rounding errors.
 
-    `weights` is the result of the user's function for masks, which are 0 at NaN and 1 at all other values.
+    A weight is the result of the user's function for a mask, which is 0 at NaN and 1 at all other values.
+    Where the weight is exactly 0, the final result is NaN.
     """
     block_rows = -(-len(weights) // report.k)
     decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)
@@ -449,7 +463,7 @@ def _check_rowwise(
             f"f mixes rows: f of {n_rows} rows differs from these rows of f of {len(rows)} rows. Pass all "
             "dimensions along which f works as dim"
         )
-    # Create a new object, because calling f may have changed its state.
+    # Create a new `FunctionProperty`, because the call above may have changed the state of f.
     FunctionProperty(f, ROWWISE_PROPERTY, layout).remember_value()
 
 

@@ -14,19 +14,20 @@ PROPERTIES = {"property", "cached_property", "setter"}  # Their docstrings are n
 VERBS = set(
     # A list of strings would be one line for each verb.
     """
-    Abandon Accept Add Advance Allocate Answer Append Apply Approximate Ask Assemble Assign Authenticate
-    Await Begin Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Combine Compare Compile
-    Complete Compute Concatenate Configure Connect Convert Copy Count Create Cut Decide Declare Decode
-    Decrypt Delete Deliver Derive Describe Discard Disconnect Display Divide Do Draw Drop Emit Encode
-    Encrypt End Enter Estimate Evaluate Evict Execute Exit Explain Fail Fetch Fill Find Fit Forget Form
-    Format Free Fulfil Fuse Generate Go Group Handle Hint Hold Ignore Import Improve Integrate Invert
-    Issue Join Judge Keep Kill Launch Leave Let Limit List Load Log Look Lower Make Map Mark Measure
-    Memory-map Minimize Mix Move Multiply Name Note Notify Open Pack Parse Partition Pass Pickle Pin Plot
-    Poll Predict Prepare Print Project Put Query Queue Raise React Read Rebuild Receive Recommend Record
-    Reduce Refuse Register Reject Release Remember Remove Rename Replace Report Request Reserve Reset
-    Restart Restore Return Reuse Rewrite Round Run Sample Schedule See Seed Select Send Serialize Serve
-    Set Show Shut Simulate Solve Sort Split Start Step Stop Store Style Submit Sum Summarize Take Tell
-    Terminate Track Train Turn Unpack Update Validate View Wait Wake Warn Write Yield
+    Abandon Accept Add Advance Allocate Allow Answer Append Apply Approximate Arrange Ask Assemble Assign
+    Authenticate Await Begin Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Collect
+    Combine Compare Compile Complete Compute Concatenate Configure Connect Convert Copy Count Create Cut
+    Decide Declare Decode Decorate Decrypt Delete Deliver Derive Describe Discard Disconnect Display
+    Divide Do Draw Drop Emit Encode Encrypt End Enter Estimate Evaluate Evict Execute Exit Explain Fail
+    Fetch Fill Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint Hold Ignore
+    Import Improve Increase Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load
+    Log Look Lower Make Map Mark Measure Memory-map Merge Minimize Mix Move Multiply Name Note Notify
+    Open Pack Parse Partition Pass Pickle Pin Plot Poll Predict Prepare Print Project Put Query Queue
+    Raise React Read Rebuild Receive Recommend Record Reduce Refuse Register Reject Release Remember
+    Remove Rename Replace Report Request Reserve Reset Reshape Restart Restore Retry Return Reuse Rewrite
+    Round Run Sample Schedule See Seed Select Send Serialize Serve Set Shorten Show Shut Simulate Solve
+    Sort Split Start Step Stop Store Style Submit Sum Summarize Take Tell Terminate Track Train Turn Undo
+    Unpack Unpickle Update Validate View Wait Wake Warn Write Yield
     """.split()  # noqa: SIM905
 )
 

@@ -75,7 +75,7 @@ class CodedArray:
 
     @property
     def padding(self) -> int:
-        """The number of zero rows that pad the last data block."""
+        """The number of rows that were added to fill the last data block, and are not part of the array."""
         return self._coded_blocks.manifest.n_padding_rows
 
     @property

@@ -108,8 +108,8 @@ class ArrayJobRunner:
     def _run_locally(
         self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, store_array: StoreArray
     ) -> None:
-        # While a task runs, other threads store the arrays of the previous task. This list holds at most that
-        # one task: its index, its transfers to the storage, and its summary.
+        # While a task runs, other threads store the arrays of the previous task. The list is empty, or it
+        # contains only the previous task, as a tuple (task index, transfers to the storage, task summary).
         pending_stores: list[tuple[int, ParallelTransfers[Any, Segment], Array]] = []
 
         def finish_pending_stores() -> None:
@@ -162,9 +162,10 @@ class ArrayJobRunner:
         )
 
     def _load_task_summary(self, returned_summary: Array, summary_segment: Segment) -> Array:
-        """Return the complete summary of a task.
+        """Return the complete summary of a task, which is the last array that its function has returned.
 
-        If the worker has returned only a sample of a long summary, the summary is read from storage.
+        Workers store each summary. They return it directly only if it is short, and otherwise return a sample
+        of its entries. In the second case, the summary is read from storage.
         """
         if returned_summary.nbytes == summary_segment.size:
             return returned_summary

@@ -29,7 +29,7 @@ from polarmap.worker.segments import DamagedError, Segment
 
 DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
-MAX_LISTED_DAMAGES = 12  # maximum number of damaged parts listed in the text of an audit
+MAX_LISTED_DAMAGES = 12  # maximum number of damaged parts that are listed when an `Audit` is printed
 
 # All tasks must read the same number of segments (byte ranges of objects). If there are too few segments for
 # the last task, it reads this empty segment instead.
@@ -172,7 +172,9 @@ def _find_damage_kinds(
 
     Missing and truncated objects are detected by their sizes. All other segments are read and verified
     against their checksums. Unexpected bytes at the end of an object count as damage to its last segment.
-    Workers can only check unencrypted arrays, because they compute the checksums of decrypted bytes.
+
+    Encrypted arrays are always checked by this process. Their checksums are those of the encrypted bytes, but
+    workers would compute the checksums of the decrypted bytes.
     """
     segment_store, manifest = coded_blocks.segment_store, coded_blocks.manifest
     size_by_key = _get_object_sizes(
@@ -187,7 +189,8 @@ def _find_damage_kinds(
             damage_kinds.append("truncated")
         else:
             damage_kinds.append("appended" if is_last and size > read_end else "")
-            # A Zarr chunk may end with zero padding. Extend the segment, so that the padding is checked, too.
+            # If the object is a Zarr chunk, zeros may follow the last segment as padding. Extend the segment
+            # and its checksum by these zeros, so that damage to the padding is also found.
             n_zeros = read_end - segment.offset - manifest.get_stored_segment_size(segment)
             segments_to_read[index] = segment._replace(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
@@ -213,9 +216,10 @@ def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
 
 
 def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
-    """Return the size in bytes of each object, or None if the object does not exist.
+    """Return the size in bytes of each object in `keys`, or None if the object does not exist.
 
-    If the store can list sizes, a single listing is enough. Otherwise, this makes one request per object.
+    If the store can list the sizes of all objects of the array, this is a single request. The sizes of
+    objects that are not listed are requested one by one.
     """
     listed_sizes = (
         store.list_sizes(get_array_key_prefix(manifest.name)) if hasattr(store, "list_sizes") else {}
@@ -227,8 +231,8 @@ def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -
 def _find_segment_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
     """Return the offset at which to stop reading a segment, and whether it is the last one in its object.
 
-    A segment is a byte range of an object. The last segment of an object is read up to the end of the object,
-    including padding.
+    A segment is a byte range of an object. It is usually read up to its own end, but the last segment is read
+    up to the end of the object, which may be padded with zeros.
     """
     segment_end = segment.offset + manifest.get_stored_segment_size(segment)
     last_segment_end, object_end = manifest.object_extents.get(segment.key, (0, segment_end))

@@ -138,7 +138,8 @@ def encode(
                     "key= cannot encrypt RawObjects or ZarrObjects, because encode does not rewrite these "
                     "objects: leave key out, or encode the array itself"
                 )
-            # Other libraries could not decrypt the chunks, so encrypted arrays have no Zarr array.
+            # Do not store the blocks as a Zarr array. Other libraries could not read it, because they cannot
+            # decrypt its chunks.
             stripe_plan = stripe_plan._replace(chunk_shape=None)
         max_segment_bytes = stripe_plan.max_stripe_size * max(
             stripe_plan.dtype.itemsize, stripe_plan.parity_dtype.itemsize

@@ -34,11 +34,14 @@ from polarmap.worker.encryption import Encryption, KeyUnavailableError, compute_
 from polarmap.worker.segments import Segment
 
 FORMAT_NAME, FORMAT_VERSION = "polarmap coded array", 1
-ENCRYPTED_FORMAT_VERSION = 2  # Readers of version 1 would report encrypted bytes as damaged.
+# Encrypted arrays have their own version number, so that programs that can only read version 1 refuse to open
+# them. Such programs would otherwise report the encrypted bytes as damaged.
+ENCRYPTED_FORMAT_VERSION = 2
 CIPHER_NAME = "AES-256-GCM"
 ARRAY_FIELD = b',"array":'  # separates the header of the document from the canonical JSON of the array
 SEGMENT_PREFIX = "polarmap/coded/"  # The keys of all segments begin with this prefix.
-# Manifests and data have different key prefixes, so that arrays can be listed quickly.
+# The keys of all manifests begin with this prefix. It differs from the prefix of the data, so that listing
+# all arrays does not list the objects with their data.
 MANIFEST_PREFIX = "polarmap/manifests/"
 # Exceptions that may be raised while entries of an invalid JSON document are read.
 PARSE_ERRORS = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
@@ -120,7 +123,7 @@ class Manifest:
 
     @property
     def n_padding_rows(self) -> int:
-        """The number of zero rows that pad the last data block."""
+        """The number of rows that were added to fill the last data block, and are not part of the array."""
         return self.code.k * self.rows_per_block - self.shape[0]
 
     @cached_property
@@ -135,18 +138,24 @@ class Manifest:
 
     @cached_property
     def stripe_bounds(self) -> list[int]:
-        """The positions in a block, in elements, at which its stripes begin and end."""
+        """The boundaries of the stripes (slices) of a block, as positions in the flattened block.
+
+        Stripe i consists of the elements from `stripe_bounds[i]` up to `stripe_bounds[i + 1]`.
+        """
         return [
             size // self.dtype.itemsize
             for size in accumulate((segment.size for segment in self.segments[0]), initial=0)
         ]
 
     def get_stored_segment_size(self, segment: Segment) -> int:
-        """Return how many bytes a segment occupies in storage, taking encryption into account."""
+        """Return how many bytes a segment occupies in storage.
+
+        If the array is encrypted, this is more than `segment.size`, the number of bytes before encryption.
+        """
         return segment.size if self.encryption is None else compute_encrypted_size(segment.size)
 
     def get_block_dtype(self, block_index: int) -> np.dtype[Any]:
-        """Return the dtype of block `block_index`."""
+        """Return the dtype of a block. Parity blocks may have a different dtype than data blocks."""
         return self.dtype if block_index < self.code.k else self.parity_dtype
 
     def describes_same_array(self, other: Manifest) -> bool:
@@ -176,7 +185,10 @@ class Manifest:
 
     @cached_property
     def zarr_chunks(self) -> list[ZarrChunk]:
-        """All chunks of the complete Zarr array, including chunks that are not stored yet."""
+        """All chunks of the Zarr array that contains the data blocks, even if they are not stored yet.
+
+        The list is empty if the data blocks are not stored as a Zarr array.
+        """
         return (
             []
             if self.zarr_view is None
@@ -185,12 +197,18 @@ class Manifest:
 
     @property
     def zarr_chunk_bytes(self) -> int:
-        """The size in bytes of each chunk of the Zarr array, or 0 if the array has no Zarr array."""
+        """The size in bytes of each chunk of the Zarr array that contains the data blocks.
+
+        The size is 0 if the data blocks are not stored as a Zarr array.
+        """
         return 0 if self.zarr_view is None else self.zarr_view.compute_chunk_bytes(self.dtype)
 
     @property
     def zarr_metadata(self) -> tuple[Segment, ...]:
-        """The metadata objects of the Zarr array, or an empty tuple while the Zarr array is incomplete."""
+        """The objects with the metadata of the Zarr array that contains the data blocks.
+
+        The tuple is empty if the data blocks are not stored as a Zarr array, or if chunks are still missing.
+        """
         return () if self.zarr_view is None else self.zarr_view.metadata
 
     @property
@@ -209,9 +227,10 @@ class Manifest:
 
     @cached_property
     def object_extents(self) -> dict[str, tuple[int, int]]:
-        """The extent of each object of the array: key -> (end of its data, its size), in bytes.
+        """The stored objects of the array, as a dict that maps each key to a pair of sizes in bytes.
 
-        The two differ if a Zarr chunk is padded with zeros. Objects not written by `encode` are left out.
+        The pair is (size of the object without padding, size of the object). Only Zarr chunks may be padded
+        with zeros. Objects that were not written by `encode` are left out.
         """
         prefix = get_array_key_prefix(self.name)
         extents: dict[str, tuple[int, int]] = {}
@@ -228,9 +247,9 @@ class Manifest:
 
     @property
     def owned_bytes(self) -> int:
-        """The number of bytes that the array occupies in storage, without metadata.
+        """The number of bytes in storage that belong to the array, without metadata.
 
-        Objects not written by `encode` do not count.
+        Objects that already existed in the storage, and that `encode` did not write, do not count.
         """
         metadata_bytes = sum(segment.size for segment in self.zarr_metadata)
         return sum(length for _, length in self.object_extents.values()) - metadata_bytes
@@ -260,7 +279,10 @@ class Manifest:
         return header_json[:-1] + ARRAY_FIELD + array_json + b"}"
 
     def _to_json_fields(self, code_fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the description of the array as JSON types. `code_fields` describes the code."""
+        """Return the description of the array as a dict of JSON types.
+
+        `code_fields` is the entry "code" of the dict, which describes the code.
+        """
         array_fields: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
@@ -351,7 +373,8 @@ class Manifest:
     def _check_consistency(self, rows_per_block: Any, parity_dtype: str) -> None:
         """Raise ValueError if entries of the manifest contradict each other.
 
-        The arguments are entries of the JSON document that can also be computed from other entries.
+        The arguments are entries of the JSON document that are redundant, i.e. that can be computed from
+        other entries. They must have the values computed from these entries.
         """
         segments = [*itertools.chain.from_iterable(self.segments), *self.zarr_metadata]
         check_object_keys([segment.key for segment in segments])
@@ -486,9 +509,10 @@ def deserialize_code(fields: Mapping[str, Any]) -> PolarCode:
 
 
 def compute_code_fingerprint(code: PolarCode) -> list[float]:
-    """Return a few parity values of fixed data, which reveal whether two codes differ.
+    """Return up to eight parity values of fixed data. Codes with different values are different.
 
-    These are the first four and the last four parity values of the data x_j = j mod 7.
+    The data is a column of k numbers, x_j = j mod 7. The first four and the last four of its parity values
+    are returned.
     """
     values = (np.arange(code.k) % 7).astype(np.float64)[:, None]
     parity: list[float] = code.encode_parity(values)[:, 0].tolist()
@@ -498,9 +522,18 @@ def compute_code_fingerprint(code: PolarCode) -> list[float]:
 def _compute_array_checksum(data: bytes, array_fields: Any) -> int:
     """Return the CRC-32 of the canonical JSON of the array.
 
-    If the document ends with the canonical JSON, as written by `to_bytes`, it need not be serialized again,
-    which saves a third of the time to open an array of 100,000 blocks. Documents written by other programs
-    may be formatted differently.
+    Parameters
+    ----------
+    data : bytes
+        The manifest, which is a JSON document.
+    array_fields
+        The entry "array" of the parsed document.
+
+    Notes
+    -----
+    Documents written by `to_bytes` end with the canonical JSON of the array. In this case, the checksum is
+    computed from `data`, which saves a third of the time to open an array of 100,000 blocks. Other programs
+    may format the document differently. Then `array_fields` is serialized again.
     """
     header, separator, array_json = data.partition(ARRAY_FIELD)
     checksum = zlib.crc32(array_json[:-1])

@@ -49,7 +49,8 @@ class StoredCodedBlocks(CodedData):
         super().__init__(manifest.code, _StoredDataBlocks(self, manifest))
         self.segment_store, self.manifest = SegmentStore(store, manifest.encryption), manifest
         self.location, self._must_refresh = self.segment_store.location, False
-        self._last_manifest_bytes: bytes | None = None  # The content of the manifest when last read.
+        # The bytes of the manifest when it was last read from storage, to find out whether it has changed.
+        self._last_manifest_bytes: bytes | None = None
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredCodedBlocks, (self.segment_store.store, self.manifest)
@@ -118,7 +119,7 @@ class StoredCodedBlocks(CodedData):
     def read_rows(self, start: int, stop: int) -> Array:
         """Read the rows from `start` up to `stop` (exclusive), and decode damaged parts.
 
-        This takes memory for the rows and for two stripes of each block.
+        Besides the rows, up to two stripes (slices) of each block are held in memory.
         """
         return self._read_with_manifest_refresh(self._read_rows, start, stop)
 
@@ -141,9 +142,11 @@ class StoredCodedBlocks(CodedData):
         out = np.empty((stop - start, *inner_shape), manifest.dtype.newbyteorder("="))
         flat_out, row_size = out.reshape(-1), prod(inner_shape)
         start_element, stop_element = start * row_size, stop * row_size
-        pieces = list[tuple[Array, int, int, slice]]()  # (target array, stripe, block, columns)
+        # Each piece is read from one stripe (slice) of one block. It is described by the array to read it
+        # into, the index of the stripe, the index of the block, and the elements to read within the stripe.
+        pieces = list[tuple[Array, int, int, slice]]()
         for block_index in range(start // manifest.rows_per_block, -(-stop // manifest.rows_per_block)):
-            block_start = block_index * manifest.stripe_bounds[-1]  # position in the array, in elements
+            block_start = block_index * manifest.stripe_bounds[-1]  # position in the flattened array
             for stripe_index, stripe_bounds in enumerate(pairwise(manifest.stripe_bounds)):
                 stripe_start, stripe_stop = block_start + stripe_bounds[0], block_start + stripe_bounds[1]
                 first, last = max(start_element, stripe_start), min(stop_element, stripe_stop)
@@ -160,9 +163,9 @@ class StoredCodedBlocks(CodedData):
             return segment_values is not None
 
         is_file = self.segment_store.location.is_memory_mapped
-        # Limit the number of threads, so that there are at most `n` pieces in memory at a time, as many as
-        # there are blocks. Files are read without threads, because starting a thread takes longer than
-        # reading.
+        # Each thread holds one piece in memory. Use at most one thread per block, so that the pieces take no
+        # more memory than one stripe (slice) of all `n` blocks. Files are read without threads, because
+        # starting a thread takes longer than reading.
         bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))
         map_function = map if is_file or len(pieces) == 1 else bounded_map
         for (target, stripe_index, block_index, columns), is_intact in zip(
@@ -212,8 +215,8 @@ class StoredCodedBlocks(CodedData):
 class _StoredDataBlocks(DataBlocks):
     """The data blocks of a stored array. Their dtype and shape are known without reading them."""
 
-    # A stored array may hold the results of a map. Its padding rows are then results of f for rows of zeros,
-    # which may be nonzero.
+    # The rows that pad the last block are zeros if the array was stored by `encode`. If the array contains
+    # the results of a map, they are the results of f for rows of zeros, which may be nonzero.
     has_zero_padding = False
 
     def __init__(self, coded_blocks: StoredCodedBlocks, manifest: Manifest) -> None:
@@ -239,9 +242,10 @@ def _to_native_byte_order(data: bytes | bytearray, dtype: np.dtype[Any]) -> Arra
 
 @contextmanager
 def convert_damage_to_decoding_error() -> Iterator[None]:
-    """Convert a DamagedError within a `with` block to a NotDecodableError that advises a retry.
+    """Return a context manager that converts a DamagedError to a NotDecodableError.
 
-    Use this to read stored data that was intact at an earlier check.
+    Use it to read stored data that was intact when it was checked before. The message of the
+    NotDecodableError advises the user to repeat the call.
     """
     try:
         yield
@@ -255,7 +259,8 @@ def make_arrival_tracker(
     """Return a tracker that determines when enough blocks are available to decode all other blocks.
 
     The blocks `block_indices` are available from the start, and more can be added. If
-    `requires_well_conditioned` is True, the tracker is not ready until decoding meets the default `rtol`.
+    `requires_well_conditioned` is True, there must also be enough blocks to decode with small rounding
+    errors, i.e. with the default relative tolerance `rtol`.
     """
     dtype = manifest.dtype
     is_integer = is_integer_dtype(dtype)
@@ -351,8 +356,10 @@ def _decode_nonfinite_columns(
 ) -> Indices:
     """Decode again all columns with NaN or inf, using only the blocks that are finite in each column.
 
-    A column consists of the entries of all blocks at one position. `decoded_rows` is updated in place. If a
-    column cannot be decoded, its padding entries are set to zero, unless a parity block has a finite entry.
+    A column consists of the entries of all blocks at one position. `decoded_rows` is updated in place.
+
+    If a column cannot be decoded, its entries become NaN. But if no parity block is finite in the column,
+    entries in padding rows become zero.
 
     Parameters
     ----------

@@ -178,8 +178,8 @@ class _ArrayRepair:
     def _decode_stripe(self, stripe_index: int, rewritten_blocks: Collection[int]) -> dict[int, Array]:
         """Decode one stripe (the same slice of every block) in this process, even if it contains NaN or inf.
 
-        Returns a dict from block index to the slice to store: slices of damaged blocks, and unchanged slices
-        of `rewritten_blocks`.
+        Returns a dict from block index to the slice to store. It contains the decoded slices of all damaged
+        blocks, and the unchanged slices of `rewritten_blocks`.
         """
         manifest, code = self._manifest, self._manifest.code
         intact_rows = self._coded_blocks.read_intact_segments(stripe_index, range(code.n))
@@ -213,10 +213,10 @@ class _ArrayRepair:
 def _group_stripes_by_erasures(
     manifest: Manifest, audit: Audit
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
-    """Group the damaged stripes (slices of all blocks) by the blocks that are damaged in them.
+    """Group the damaged stripes (slices of all blocks) by the blocks that have to be stored again.
 
-    The key of each group is a pair of tuples: the erased blocks, and the blocks whose slice is intact but
-    stored in the same object as a damaged one, so that it has to be stored again.
+    Returns a dict from (erased blocks, rewritten blocks) to a list of stripes. The slices of erased blocks
+    are lost. The slices of rewritten blocks are intact, but stored in the same object as damaged bytes.
     """
     erased_by_stripe = find_erased_blocks_by_stripe(audit.damaged)
     damaged_keys = {damage.key for damage in audit.damaged} & manifest.object_extents.keys()
@@ -239,9 +239,10 @@ def make_rebuild_function(
 ) -> Callable[[Sequence[Array]], list[Array]]:
     """Return a function that rebuilds a stripe (the same slice of every block) on a worker.
 
-    Workers can run it with only numpy installed. The function is called with one row per intact block. It
-    returns a list: the unchanged rows `rewritten_rows`, the rows rebuilt by `compute_sums`, and finally
-    whether all numbers are finite.
+    Workers can run the function with only numpy installed. It is called with a list of rows, one per intact
+    block, and returns a list of arrays to store: first the rows with the indices `rewritten_rows`, unchanged,
+    and then the lost rows, which `compute_sums` computes. The last item of the list is an array with one
+    boolean, whether all numbers are finite.
     """
 
     def rebuild_rows(rows: Sequence[Array]) -> list[Array]:

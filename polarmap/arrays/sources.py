@@ -38,7 +38,8 @@ class DataSource(Protocol):
     shape, dtype
         The shape and dtype of the whole array, in native byte order.
     rows_per_chunk : int
-        The number of rows that are stored together, as in a Zarr chunk, and should be read together.
+        The number of rows that are stored together, such as the rows of a Zarr chunk. It is faster to read
+        them together.
     rows_per_object : int
         The number of rows per object if the data is already in the store, otherwise 0. Pieces within one
         object are not copied.
@@ -58,8 +59,9 @@ class DataSource(Protocol):
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
         """Return where the raw bytes of a slab are stored, as segments (byte ranges of files or objects).
 
-        Return () if the bytes are not available in this form. The segments have no checksums. The key of a
-        file is its absolute path without the leading slash. A slab in the store is always a single segment.
+        A slab is a piece of the array, given as one slice per axis. Return () if its bytes cannot be read in
+        this way. The segments have no checksums. The key of a file is its absolute path without the leading
+        slash. For data in the store, the tuple contains a single segment.
         """
 
 
@@ -87,8 +89,8 @@ class ArraySource:
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
         """Return which bytes of a memory-mapped file hold a slab of the array, or () for other arrays.
 
-        `slab` has one slice per axis. If there are rows past the end, a segment with an empty key, which
-        stands for zeros, is appended.
+        A slab is a piece of the array, given as one slice per axis. If it extends past the last row, a
+        segment with an empty key is appended, which represents rows of zeros.
         """
         if self._memory_map_path_and_offset is None:
             return ()
@@ -100,9 +102,9 @@ class ArraySource:
 
     @cached_property
     def _memory_map_path_and_offset(self) -> tuple[str, int] | None:
-        """The file of a memory map (its path without the leading slash), and the byte offset of its data.
+        """The path of the file, without the leading slash, and the byte offset of the data in the file.
 
-        None if the array is not a contiguous memory map of a file.
+        The value is None if the array is not a contiguous memory map of a file.
         """
         array = self._data
         mapped = getattr(array, "_mmap", None)
@@ -119,7 +121,8 @@ class ArraySource:
         """Release the pages of a memory-mapped file after they have been read, to limit memory usage."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows does not have madvise.
+            # Ignore an AttributeError, because mmap objects have no method `madvise` on Windows.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
@@ -128,9 +131,10 @@ class RawObjects:
     """An array whose rows are already in storage, as objects of raw bytes. Pass it to `encode`.
 
     `encode` then stores only parity blocks, and refers to these objects for the data. It never changes or
-    deletes them. Do not change them yourself, because changed objects count as damaged. Pieces of a block
-    that cross the end of an object or of the array have to be copied. To avoid this, make the number of rows
-    per block a multiple of `rows`, or vice versa.
+    deletes these objects. Do not change them yourself, because changed objects count as damaged.
+
+    Pieces of a block that cross the end of an object or of the array have to be copied. To avoid this, make
+    the number of rows per block a multiple of `rows`, or vice versa.
 
     Parameters
     ----------
@@ -231,10 +235,10 @@ class StoredObjectsSource:
             start += n_items
 
     def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
-        """Return the segment (byte range of an object) that holds a slab, or () if the slab must be copied.
+        """Return the segment (byte range of an object) that holds a slab, as a tuple with one item.
 
-        A slab has one slice per axis of the array. It must be copied if it spans several objects, for
-        example.
+        A slab is a piece of the array, given as one slice per axis. Return () if its bytes are not a segment,
+        so that they must be copied. This is the case, for example, if the slab spans several objects.
         """
         start, stop = get_flat_range(self.shape, slab)
         object_size, itemsize = self.rows_per_object * self._row_size, self.dtype.itemsize

@@ -39,7 +39,8 @@ from polarmap.worker.task_records import OutputSpec, ResultRef
 
 T = TypeVar("T")
 
-# Memory budget of a later repair, in bytes. It loads one stripe (the same slice of all n results) at a time.
+# Results are stored in stripes (slices), such that one stripe of all n results has about this many bytes at
+# most. A later repair loads one stripe at a time, so this limits how much memory the repair needs.
 MAX_STRIPE_BYTES = 64 << 20
 
 
@@ -175,7 +176,8 @@ def prepare_stored_map(
                     transaction, manifest, choose_chunk_shape(block_shape, block_shape)
                 )
             manifest = transaction.commit(manifest, None)
-        # Workers return a sample of each stored result, along with the structure of the whole result.
+        # Workers return only a sample of each result, but the structure that is returned along with the
+        # sample is that of the whole result.
         _, _, structure = collector.received.structure
         return StoredResult(CodedArray(segment_store.store, manifest), report, structure)
 
@@ -246,7 +248,8 @@ def _check_result_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Map
             and is_integer_dtype(actual)
             and is_integer_dtype(expected)
         )
-        # The code computes modulo 2^64, so signed and unsigned 64-bit integers are interchangeable.
+        # Accept int64 instead of uint64 and vice versa. The code computes modulo 2^64, so the bits of the
+        # results are the same.
         if actual != expected and not has_same_bits:
             raise CodeError(
                 f"the results cannot be stored as a coded array: f returned dtype {actual.str} for block "

@@ -83,7 +83,10 @@ class SegmentStore:
 
     @property
     def has_plaintext_checksums(self) -> bool:
-        """Whether checksums cover unencrypted bytes, which is the case if the array is not encrypted."""
+        """Whether the checksums of the segments are those of the unencrypted bytes.
+
+        This is the case if the array is not encrypted. Otherwise, they are those of the encrypted bytes.
+        """
         return self.location.encryption is None
 
     @classmethod

@@ -34,9 +34,11 @@ from polarmap.worker.pytree import Layout
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import OutputSpec
 
-# Each encoding task returns a summary that begins with three integers: the number of NaN and inf entries in
-# the data, the index of the first one, and the number of columns of finite data whose parity overflows.
-# Checksums of the data may follow.
+# Each encoding task returns a summary, which is an array of integers. The first three are:
+# - the number of NaN and inf entries in the data,
+# - the index of the first such entry,
+# - the number of positions at which all data blocks are finite, but a parity block overflows.
+# They may be followed by checksums of the data.
 N_NONFINITE_FIELDS = 3
 
 
@@ -58,7 +60,7 @@ class StripeEncoder:
 
     def __init__(self, runner: ArrayJobRunner, source: DataSource, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
-        self._summaries: dict[int, Array] = {}  # stripe -> summary of its task
+        self._summaries: dict[int, Array] = {}  # the summary that each task returned, by stripe index
         positions = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
         if not runner.is_local and not all(
             source.find_segments(plan.get_data_slab(*position)) for position in positions
@@ -94,8 +96,9 @@ class StripeEncoder:
             manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
                 manifest = publish_as_zarr_array(transaction, manifest, plan.chunk_shape)
-                # Here, a chunk is a whole block, but the storage cannot concatenate the stripes of a block. A
-                # later repair could not do so either if blocks exceed its memory. So omit the Zarr array.
+                # Omit the Zarr array if it could not be completed because its chunks are whole blocks. Each
+                # chunk would have to be concatenated from several objects (the stripes of a block), which
+                # this storage cannot do. A later repair could not do it either if a block exceeds its memory.
                 if not manifest.has_zarr_array and not plan.has_chunk_per_stripe:
                     manifest = replace(manifest, zarr_view=None)
             if reused_stripes:
@@ -105,10 +108,21 @@ class StripeEncoder:
         return manifest
 
     def _find_reusable_stripes(self, earlier_segments: dict[int, list[Segment]]) -> dict[int, list[Segment]]:
-        """Return the stripes (slices of all blocks) of an interrupted call that are still valid.
+        """Return the stripes that an interrupted call has stored, and whose data has not changed since.
 
-        The data is read again and compared by checksum. Stripes that need padding to the size of a Zarr chunk
-        are encoded again, because there is no record of whether they were padded.
+        A stripe is the same slice of every block. To detect changes, the data is read again and its checksums
+        are compared. Stripes that need padding to the size of a Zarr chunk are not reused, because there is
+        no record of whether they were padded.
+
+        Parameters
+        ----------
+        earlier_segments : dict of int to list of Segment
+            The segments (byte ranges of objects) of each stripe that the interrupted call has stored.
+
+        Returns
+        -------
+        dict of int to list of Segment
+            The items of `earlier_segments` that can be reused.
         """
         plan, reused_stripes = self._plan, dict[int, list[Segment]]()
         stripes = [
@@ -151,7 +165,8 @@ class StripeEncoder:
                 data = zip(task_blocks.block_segments(task), summary[N_NONFINITE_FIELDS:].tolist())
                 segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
             segments_by_stripe[stripe_index] = segments
-            # The last stripe needs no record, because the array is complete once this stripe is stored.
+            # Record each finished stripe for a later call, in case this call is interrupted. The last stripe
+            # needs no record, because the array is complete once this stripe is stored.
             if len(segments_by_stripe) < len(stripes):
                 transaction.record_finished_stripe(stripe_index, segments)
 
@@ -206,7 +221,7 @@ def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
 def _check_objects_exist(store: Store, manifest: Manifest) -> None:
     """Raise StorageError if objects of the array are missing.
 
-    This happens if another process deletes an interrupted call's objects while they are being reused.
+    This happens if another process deletes the objects of an interrupted call while this call reuses them.
     """
     prefix = get_array_key_prefix(manifest.name)
     missing_keys = {key for key in manifest.object_keys if key.startswith(prefix)} - set(store.keys(prefix))
@@ -229,7 +244,10 @@ class StripeTaskBlocks(TaskBlocks):
         self.location = data_source.location
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the byte ranges from which a worker reads the input of a task, in order of data blocks."""
+        """Return the segments (byte ranges of files or objects) from which a worker reads a task's input.
+
+        The segments are in the order of the data blocks.
+        """
         plan, stripe_index = self._plan, self._stripes[task]
         slabs = (
             plan.get_data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k)
@@ -290,8 +308,8 @@ def make_stripe_encode_function(
 ) -> Callable[[Array], list[Array]]:
     """Return a function that encodes one stripe (the same slice of every block) on a worker.
 
-    Workers can run it with only numpy installed. The function is called with an array with one row per data
-    block. It returns a list: the rows to store, and finally a summary that counts NaN and inf entries.
+    Workers can run the function with only numpy installed. It is called with an array that has one row per
+    data block. It returns a list of the rows to store, followed by a summary that counts NaN and inf entries.
 
     Parameters
     ----------

@@ -24,13 +24,16 @@ Hyperslab = tuple[slice, ...]
 # The number of stripes (slices of all blocks) in memory at a time: one is being computed, one is being
 # stored, and one is a copy that is being sent.
 N_STRIPES_IN_MEMORY = 3
-# Pieces of equal size can be Zarr chunks. To make the pieces equal, an array may be cut into more pieces than
-# the memory budget requires, but at most into about this many times as many.
+# Blocks are cut into pieces of equal size if possible, so that each piece can be a Zarr chunk. This may
+# require more pieces than the memory budget does. It is only done if the number of pieces grows by at most
+# about this factor.
 MAX_SPLIT_FACTOR = 8
 
 
 class StripePlan(NamedTuple):
-    """A plan for cutting an array into blocks, and all blocks into stripes (slices at equal positions).
+    """A plan for cutting an array into blocks, and all blocks into stripes.
+
+    A stripe is the same slice of every block. One stripe is encoded at a time.
 
     Attributes
     ----------
@@ -63,7 +66,7 @@ class StripePlan(NamedTuple):
     def get_data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
         """Return the position of one stripe of a data block in the whole array, as one slice per axis.
 
-        Padding rows have indices past the last row of the array.
+        The slice along the first axis may end past the last row of the array. These are padding rows.
         """
         rows, *inner_slices = self.hyperslabs[stripe_index]
         block_start = block_index * self.rows_per_block
@@ -118,7 +121,9 @@ def plan_stripes(
     bytes_per_column = code.k * dtype.itemsize + (code.n - code.k) * code.parity_dtype(dtype).itemsize
     max_elements = max(1, max_bytes // (N_STRIPES_IN_MEMORY * bytes_per_column))
     inner_shape = shape[1:]
-    if rows_per_object:  # The data is already in the store and stays there.
+    # Data that is already in the store is not copied, except for pieces that cross the end of an object. So
+    # cut the blocks at the ends of the objects if possible.
+    if rows_per_object:
         segment_rows = rows_per_object if rows_per_block % rows_per_object == 0 else rows_per_block
         slab_shape = _choose_slab_shape((segment_rows, *inner_shape), max_elements)
         stripe_slabs = tuple(
@@ -149,12 +154,14 @@ def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) ->
 
 
 def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: int = 0) -> tuple[int, ...]:
-    """Return the shape of the largest contiguous pieces of an array with up to `max_elements` elements.
+    """Choose the shape of the pieces into which an array is cut, as large as possible.
 
-    `row_multiple` is the number of rows that are stored together, or 0. If it is positive, pieces have a
-    multiple of this number of rows, provided that many rows fit. Pieces are then also made equally large, so
-    that each can be a Zarr chunk, unless this makes them much smaller. Rows that are too long for a piece are
-    cut as evenly as possible.
+    Each piece is contiguous in C order, and has up to `max_elements` elements. `row_multiple` is the number
+    of rows that are stored together, or 0. If it is positive:
+
+    - Pieces have a multiple of this number of rows, if so many rows fit into a piece.
+    - Pieces have equal sizes, so that each can be a Zarr chunk, unless this makes them much smaller.
+    - If a row is too long for a piece, it is cut as evenly as possible.
 
     >>> _choose_slab_shape((2, 5), 3), _choose_slab_shape((7, 5), 15), _choose_slab_shape((7, 5), 15, 2)
     ((1, 3), (3, 5), (2, 5))
@@ -176,13 +183,15 @@ def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: in
 def _choose_even_row_step(n_rows: int, max_step: int, row_multiple: int) -> int:
     """Choose a number of rows up to `max_step` that cuts `n_rows` rows into equal pieces.
 
-    Return the largest suitable divisor of `n_rows`, or `max_step` if all divisors are much smaller. If
-    `row_multiple` divides `n_rows`, only multiples of it are considered, so that whole chunks are read.
+    Return the largest suitable divisor of `n_rows`, or `max_step` if all divisors are much smaller.
+
+    `row_multiple` is the number of rows per chunk of the data. If possible, the result is a multiple of it,
+    so that only whole chunks are read.
     """
     unit = row_multiple if n_rows % row_multiple == 0 and row_multiple <= max_step else 1
     counts = range(-(-n_rows // max_step), -(-MAX_SPLIT_FACTOR * n_rows // max_step))
     steps = (n_rows // count for count in counts if n_rows % count == 0)
-    # With fewer rows per piece than the data has per chunk, each chunk would be read several times.
+    # If a piece had fewer rows than a chunk of the data, each chunk would be read several times.
     min_step = min(row_multiple, max_step)
     return next((step for step in steps if step % unit == 0 and step >= min_step), max_step)
 

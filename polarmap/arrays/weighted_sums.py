@@ -17,7 +17,9 @@ from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
 
-TILE_ELEMENTS = 1 << 17  # approximate number of elements per matrix product
+# The rows are multiplied by the weights in pieces, to limit memory. Each piece of all rows together has about
+# this many elements.
+TILE_ELEMENTS = 1 << 17
 
 
 def compute_recovery_weights(code: LinearCode, dtype: np.dtype[Any], erased_blocks: Sequence[int]) -> Array:
@@ -62,9 +64,10 @@ def make_parity_function(
 ) -> Callable[[Sequence[Array]], list[Array]]:
     """Return a function that computes the parity rows from the data rows, one row per block.
 
-    Workers can run the function with only numpy installed. A code may consist of groups of blocks that are
-    encoded separately. Groups with equal codes share one weight matrix, and the matrix for all blocks is
-    never formed.
+    Workers can run the function with only numpy installed.
+
+    The blocks of a code may be divided into groups that are encoded separately. To save memory, the function
+    contains a matrix of weights for each distinct code of a group, instead of a matrix for all blocks.
     """
     parity_dtype, functions, parts = code.parity_dtype(data_dtype), dict[LinearCode, Any](), list[Any]()
     for group_code, blocks in code.split_into_groups():
@@ -91,8 +94,9 @@ def make_weighted_sum_function(
 ) -> Callable[[Sequence[Array]], list[Array]]:
     """Return a function that computes the weighted sums `weights @ rows`.
 
-    Workers can run the function with only numpy installed. It takes a sequence of one-dimensional arrays, the
-    rows, and returns a list of arrays with the given dtypes. It multiplies matrices with `multiply`.
+    Workers can run the function with only numpy installed. It takes a sequence of one-dimensional arrays (the
+    rows), and returns a list with one array per row of `weights`. These arrays have the given dtypes.
+    Matrices are multiplied by calling `multiply`.
     """
     working_dtype = np.dtype(np.int64) if weights.dtype == np.uint64 else weights.dtype
 

@@ -84,7 +84,8 @@ class WriteTransaction:
         if error_type is None:
             collect_garbage(self.store, self._array_name)
         elif self._resume_key is None:
-            with contextlib.suppress(Exception):  # An error here must not mask the original one.
+            # Ignore errors of this cleanup, so that the caller gets the original exception.
+            with contextlib.suppress(Exception):
                 collect_garbage(self.store, self._array_name)
 
     def write_heartbeat(self) -> None:
@@ -117,8 +118,8 @@ class WriteTransaction:
     def find_resumable_stripes(self) -> dict[int, list[Segment]]:
         """Find the stripes (slices of all blocks) that interrupted transactions have already stored.
 
-        Only transactions with the same resume key count. Returns a dict from stripe index to the segments of
-        the stripe.
+        Only transactions with the same resume key are considered. Returns a dict from stripe index to the
+        stored segments (byte ranges of objects) of the stripe, one segment per block.
         """
         segments_by_stripe: dict[int, list[Segment]] = {}
         if self._resume_key is None:
@@ -216,10 +217,10 @@ def read_manifest_bytes(store: Store, array_name: str) -> bytes | None:
 
 
 def check_manifest_replaceable(store: Store, array_name: str, advice: str) -> bytes | None:
-    """Check that an array may be stored under a name, and return the bytes of the manifest it replaces.
+    """Check that an array may be stored under a name, and return the manifest that it would replace.
 
-    Returns None if no array has this name. An existing array may only be replaced if `advice` is empty.
-    Otherwise, raises StorageError with a message that ends with `advice`.
+    Returns None if no array has this name. If an existing array must not be replaced, pass a nonempty
+    `advice`. Then a StorageError is raised, whose message ends with this text.
     """
     manifest_bytes = read_manifest_bytes(store, array_name)
     if manifest_bytes is not None and advice:

@@ -52,18 +52,18 @@ def publish_as_zarr_array(
 ) -> Manifest:
     """Make a coded array readable as a Zarr array, by storing the Zarr chunks and metadata if possible.
 
-    Returns a manifest that includes the Zarr array. If bytes would have to be copied, and the storage has no
-    copy operation, the Zarr array stays incomplete.
+    Returns a manifest that describes the Zarr array. Chunks that are not stored yet are copied from other
+    objects. If the storage has no operation for this, the Zarr array stays incomplete.
     """
     manifest = replace(manifest, zarr_view=ZarrView(f"{transaction.prefix}{GROUP_NAME}", chunk_shape))
     return _store_chunks_and_metadata(transaction.store, manifest, through_driver=False)
 
 
 def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver: bool) -> Manifest:
-    """Store the missing chunks and the metadata of the Zarr array that belongs to a coded array.
+    """Complete the Zarr array that contains the data blocks, by storing its missing chunks and its metadata.
 
-    The storage copies bytes from other objects to chunks. If the storage cannot copy and `through_driver` is
-    True, this process reads and writes the bytes.
+    The bytes of the chunks are copied from other objects by the storage itself. If it has no operation for
+    this, and `through_driver` is True, this process reads and writes the bytes.
 
     Returns a manifest with the complete Zarr array. If the array cannot be completed, the manifest is
     returned unchanged.
@@ -84,10 +84,11 @@ def repair_zarr_array(
     new_manifest: Manifest,
     damaged_keys: Collection[str],
 ) -> Manifest:
-    """Update the Zarr array that belongs to a coded array after damaged parts have been rebuilt.
+    """Update the Zarr array that contains the data blocks after damaged parts have been rebuilt.
 
-    If the Zarr array was complete, rebuilt segments stay in their own objects, and their bytes are copied to
-    the chunks. Otherwise, the Zarr array is written now, and its chunks replace the data segments.
+    If the Zarr array was complete, the rebuilt bytes are copied to its chunks, and the coded array itself
+    reads them from other objects. If it was incomplete, all chunks are written now, and the coded array reads
+    its data blocks from the chunks.
 
     Parameters
     ----------
@@ -139,10 +140,10 @@ def repair_zarr_array(
 def _concatenate_chunks_on_workers(
     runner: ArrayJobRunner, transaction: WriteTransaction, manifest: Manifest, chunks: Sequence[ZarrChunk]
 ) -> Manifest:
-    """Let workers concatenate the segments of each chunk to a single object, which the storage can copy.
+    """Let workers concatenate the segments of each chunk, and store the result as a single object.
 
-    Returns a manifest that refers to these objects. If the runner has no workers, the manifest is returned
-    unchanged, because this process copies the segments later.
+    The storage can then copy this object to the chunk. Returns a manifest that refers to the new objects. If
+    the runner has no workers, this process copies the segments later, and the manifest is returned unchanged.
     """
     split_chunks = [
         chunk
@@ -158,7 +159,8 @@ def _concatenate_chunks_on_workers(
         concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
         transaction.write_heartbeat()
 
-    # Every chunk with several segments is a whole block, so all these chunks have equally many segments.
+    # A chunk with several segments is always a whole block, so all of these chunks have the same number of
+    # segments.
     byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])
     chunk_size = sum(segment.size for segment in segments_by_chunk[0])
     output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
@@ -185,7 +187,10 @@ def _get_source_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
 
 
 def _replace_segments_by_chunk_ranges(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
-    """Return a copy of the manifest in which the data segments are byte ranges of `chunks`."""
+    """Return a copy of the manifest that says that the bytes of data blocks are stored in `chunks`.
+
+    The segments that these chunks contain become byte ranges of the chunks, instead of other objects.
+    """
     return manifest.with_replaced_segments(
         {
             (chunk.block_index, stripe_index): segment
@@ -225,7 +230,10 @@ def _make_segments_within_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Se
 
 
 def _is_chunk_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Return whether a Zarr chunk is a copy of bytes that the coded array reads from other objects."""
+    """Return whether a Zarr chunk exists only for other libraries, as a copy of bytes in other objects.
+
+    The coded array itself then reads the other objects. Otherwise, it reads the chunk.
+    """
     return _get_source_segments(manifest, chunk) != _make_segments_within_chunk(manifest, chunk)
 
 
@@ -234,7 +242,8 @@ def _try_store_chunks(
 ) -> bool:
     """Store chunks by copying their bytes from other objects. Return whether this was possible.
 
-    The storage copies the bytes if it can. Otherwise, this process does if `through_driver` is True.
+    If possible, the storage copies the bytes itself. If not, and if `through_driver` is True, this process
+    reads and writes the bytes.
     """
     segment_store = SegmentStore(store)
 
@@ -249,7 +258,8 @@ def _try_store_chunks(
             store.put(chunk.key, _pad_with_zeros(data, manifest.zarr_chunk_bytes))
         return through_driver
 
-    # Try a single chunk first, to find out whether the storage can copy.
+    # Store a single chunk first, to find out whether the storage can copy objects. Only then store the
+    # others.
     if not chunks or not store_chunk(chunks[0]):
         return not chunks
     map_function = map_in_parallel if len(chunks[0].stripe_range) == 1 else map
@@ -257,7 +267,10 @@ def _try_store_chunks(
 
 
 def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Ask the storage to concatenate whole objects to a chunk. Return False if it cannot."""
+    """Ask the storage to concatenate objects, and store the result as a chunk. Return whether it did.
+
+    This is only possible if the chunk consists of the bytes of whole objects.
+    """
     segments = _get_source_segments(manifest, chunk)
     keys = list(dict.fromkeys(segment.key for segment in segments))
     if not hasattr(store, "concatenate") or not manifest.object_extents.keys() >= {*keys}:
@@ -273,7 +286,9 @@ def _try_concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk
         return False
     try:
         return bool(store.concatenate(keys, chunk.key))
-    except StorageError:  # If the storage has failed, a later write will report this.
+    except StorageError:
+        # The caller then writes the chunk or other objects. If the storage does not work at all, this raises
+        # the error again.
         return False
 
 

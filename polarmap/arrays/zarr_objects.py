@@ -64,8 +64,8 @@ class ZarrObjects:
 class _ZarrMetadata(NamedTuple):
     """The part of the metadata of a Zarr array that is needed to read its chunks.
 
-    The key of a chunk consists of `key_prefix` (unless it is empty) and the chunk coordinates, joined by
-    `separator`.
+    The key of a chunk consists of `key_prefix` and the chunk coordinates, joined by `separator`. An empty
+    `key_prefix` is left out. For example, a key is "c/5/1" if `key_prefix` is "c" and `separator` is "/".
     """
 
     shape: list[int]

@@ -26,9 +26,18 @@ METADATA_FILE = "zarr.json"
 
 
 class ZarrChunk(NamedTuple):
-    """A chunk of the Zarr array that the data blocks of a coded array form.
+    """A chunk of the Zarr array that contains the data blocks of a coded array.
 
-    It holds one or more consecutive stripes of data block `block_index`.
+    A chunk holds one or more consecutive stripes (slices) of one data block.
+
+    Attributes
+    ----------
+    key : str
+        The key of the object in which the chunk is stored.
+    block_index : int
+        The data block.
+    stripe_range : range
+        The stripes of the data block.
     """
 
     key: str
@@ -37,7 +46,7 @@ class ZarrChunk(NamedTuple):
 
 
 class ZarrView(NamedTuple):
-    """Describes the Zarr array that the data blocks of a coded array form.
+    """Describes the Zarr array that contains the data blocks of a coded array, for other libraries.
 
     The array is the only one in its Zarr group. Each of its chunks belongs to one data block.
 
@@ -72,7 +81,7 @@ class ZarrView(NamedTuple):
         return "/".join([self.path, ARRAY_NAME, "c", *map(str, chunk_coordinates)])
 
     def _iterate_chunk_bounds(self, shape: Sequence[int], rows_per_block: int) -> Iterator[int]:
-        """Yield the element positions in a flattened block at which its Zarr chunks begin and end."""
+        """Yield the boundaries of the Zarr chunks of a block, as positions in the flattened block."""
         slabs = iterate_hyperslabs((rows_per_block, *shape[1:]), self.chunk_shape)
         return accumulate(map(count_elements, slabs), initial=0)
 
@@ -85,14 +94,16 @@ class ZarrView(NamedTuple):
     ) -> list[ZarrChunk]:
         """List all chunks of the array, with the block and the stripes that each one holds.
 
-        `stripe_bounds` are the positions in a block, in elements, at which its stripes begin and end.
+        `shape` is the shape of the whole array. `stripe_bounds` are the boundaries of the stripes (slices) of
+        a block, as positions in the flattened block.
         """
         stripe_by_start = {start: stripe for stripe, start in enumerate(stripe_bounds)}
         stripes = cycle(
             pairwise(stripe_by_start[end] for end in self._iterate_chunk_bounds(shape, rows_per_block))
         )
-        # Slabs (one slice per axis) are ordered by block. Each block has the same chunks, so the stripes
-        # repeat. Only the last block may have fewer chunks, because padding rows have no chunks.
+        # Each slab is the part of the array that one chunk holds. The slabs are ordered by block, and each
+        # block is cut into chunks in the same way, so `stripes` repeats for each block. Only the last block
+        # may have fewer chunks, because padding rows have no chunks.
         slabs = iterate_hyperslabs(shape, self.chunk_shape)
         return [
             ZarrChunk(self.get_chunk_key(slab), slab[0].start // rows_per_block, range(*stripe_limits))
@@ -102,14 +113,19 @@ class ZarrView(NamedTuple):
     def check(
         self, array_prefix: str, shape: Sequence[int], rows_per_block: int, stripe_bounds: Sequence[int]
     ) -> None:
-        """Raise ValueError unless this description fits a coded array with the given properties."""
+        """Raise ValueError if this description of a Zarr array contradicts the coded array.
+
+        `array_prefix` is the common key prefix of the coded array's objects. The other arguments are those of
+        `list_chunks`.
+        """
         chunk_shape, keys = self.chunk_shape, tuple(segment.key for segment in self.metadata)
         if not self.path.startswith(array_prefix) or keys not in ((), self.metadata_keys):
             raise ValueError(f"the Zarr array at {self.path!r} does not belong to this coded array")
         if len(chunk_shape) != len(shape) or not all(type(size) is int and size > 0 for size in chunk_shape):
             raise ValueError(f"chunks of shape {chunk_shape} do not fit an array of shape {shape}")
         n_chunks = prod(-(-length // step) for length, step in zip((rows_per_block, *shape[1:]), chunk_shape))
-        # Compare counts first, because an invalid manifest may have more chunks than fit into memory.
+        # Compare the numbers of chunks and stripes first. In an invalid manifest, there may be so many chunks
+        # that the set of their boundaries does not fit into memory.
         if (
             rows_per_block % chunk_shape[0]
             or n_chunks >= len(stripe_bounds)

@@ -72,7 +72,7 @@ def as_array_like(data: Any, argument_name: str = "data") -> Any:
 
 
 def load_array_like(data: Any, argument_name: str = "data") -> Any:
-    """Memory-map a .npy file if `data` is a path. Convert other data with `as_array_like`."""
+    """Convert user data like `as_array_like`. If `data` is a path, memory-map the .npy file at this path."""
     if isinstance(data, (str, os.PathLike)):
         return memory_map_npy_file(Path(data), argument_name)
     return as_array_like(data, argument_name)

@@ -49,15 +49,19 @@ if TYPE_CHECKING:
 CodeName = Literal["auto", "rotation", "arikan"]
 CODE_NAMES = ("auto", "rotation", "arikan")
 
-# Do not cache codes for more tasks than this, so that the coefficients of 16 cached codes fit in 128 MB.
+# Codes for more tasks than this are not cached. The cache holds 16 codes, and their coefficients must fit in
+# 128 MB.
 MAX_CACHED_N = 2048
-# With one of these numbers of data blocks and a third more tasks, an "arikan" code has a data block that no
-# parity block can replace. An additional task avoids this.
+# For these numbers of data blocks, an "arikan" code with a third more tasks has a data block that is part of
+# no parity block. If its result were lost, it could not be decoded. One additional task avoids this.
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
 
 class CodeOptions(NamedTuple):
-    """The `coded_map` options that determine the code. None and "auto" leave the choice to polarmap."""
+    """The options of `coded_map` that determine the erasure code, such as the number of blocks and of tasks.
+
+    An option that is None or "auto" is chosen by polarmap.
+    """
 
     blocks: int | None = None
     tasks: int | None = None
@@ -66,14 +70,15 @@ class CodeOptions(NamedTuple):
 
     @property
     def given_code(self) -> LinearCode | None:
-        """The user's code object, or None if polarmap chooses the code."""
+        """The code object that the user passed as `code`, or None if polarmap creates the code."""
         return self.code if isinstance(self.code, LinearCode) else None
 
     @property
     def is_plain_linear(self) -> bool:
-        """Whether the code is for linear f and adds no noise.
+        """Whether a plain linear code is sufficient, because f is linear and the data is not hidden by noise.
 
-        With other codes, decoding becomes less accurate as the number of blocks k grows.
+        Other codes (for polynomial f or for secret sharing) decode less accurately for large numbers of
+        blocks.
         """
         return self.degree == 1 and not isinstance(self.code, SecretSharing)
 
@@ -106,9 +111,10 @@ class CodeOptions(NamedTuple):
 def cut_blocks_and_choose_code(
     data: Any, options: CodeOptions, rtol: float | None = None
 ) -> tuple[DataBlocks, LinearCode]:
-    """Cut the data of a map into blocks, and choose a code with which to encode them.
+    """Cut the data of a map into blocks, and choose a code for them. Return the blocks and the code.
 
-    `rtol` is the permitted relative error of decoding, or None for the default.
+    The blocks are not encoded yet. `rtol` is the permitted relative error of decoding, or None for the
+    default of the dtype.
     """
     data, options = load_array_like(data), options.check()
     if is_array_like(data):
@@ -125,9 +131,10 @@ def cut_blocks_and_choose_code(
 def choose_polar_code(
     n_rows: int, dtype: np.dtype[Any], n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
-    """Choose a polar code, and thereby the numbers of blocks and tasks, for an array of `n_rows` rows.
+    """Return a polar code that suits an array of `n_rows` rows.
 
-    Options that are None or "auto" are chosen here.
+    The code determines into how many blocks the array is cut, and how many tasks a map has. The caller may
+    prescribe these numbers. A number that is None, and a code that is "auto", is chosen here.
     """
     check_polar_code_or_name(code)
     options = CodeOptions(n_blocks, n_tasks, code).check()
@@ -141,9 +148,10 @@ def check_polar_code_or_name(code: object) -> None:
 
 
 def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """Return the number of blocks for `n_rows` rows: about 24, or as many as the number of tasks allows.
+    """Return the number of blocks into which an array of `n_rows` rows is cut.
 
-    Raises CodeError if the number of blocks in `options` would leave a block without rows.
+    If `options` does not specify it, it is about 24 or, for a given number of tasks, as many as these tasks
+    can protect. Raises CodeError if a specified number of blocks would leave a block without rows.
     """
     _, n_tasks, code, degree = options
     n_blocks = options.requested_k
@@ -162,7 +170,11 @@ def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype
 
 
 def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """Return the maximum number of blocks for which about a quarter of `n_tasks` results may be missing."""
+    """Return the maximum number of blocks that `n_tasks` tasks can protect well enough.
+
+    With this number of blocks, all results can still be computed if about a quarter of the tasks fail. Codes
+    for secret sharing of integers need more redundancy, so they have a lower maximum.
+    """
     n_needed = 3 * min(n_tasks, MAX_GROUPED_N if degree == 1 else MAX_N) // 4
     if not isinstance(code, SecretSharing):
         if degree == 1:
@@ -176,7 +188,10 @@ def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np
 
 
 def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
-    """Return the code for k blocks of these dtypes. Raise CodeError if the options do not suit them."""
+    """Return the code object that the options describe, for k blocks whose arrays have these dtypes.
+
+    Raises CodeError if the options contradict k, or if the code does not support a dtype.
+    """
     _, n_tasks, code, degree = options
     if (given_code := options.given_code) is not None:
         if (given_code.n, given_code.k) != (n_tasks or given_code.n, k):
@@ -205,7 +220,9 @@ def get_default_n_tasks(n_needed_results: int) -> int:
 
 
 def get_default_polar_n_tasks(k: int, kernel: str) -> int:
-    """Return the default number of tasks for k data blocks, so that any single result may be missing.
+    """Return the default number of tasks of a polar code for k data blocks: about a third more than k.
+
+    With this number of tasks, the result of any single task may be missing.
 
     >>> [get_default_polar_n_tasks(k, "arikan") for k in (24, 5)], get_default_polar_n_tasks(5, "rotation")
     ([32, 8], 7)
@@ -250,12 +267,15 @@ def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None,
 
 @lru_cache(maxsize=16)
 def _get_cached_polar_code(n: int, k: int, kernel: str, n_groups: int) -> PolarCode:
-    """Return a polar code from a cache, so that maps with equal codes compute the coefficients only once."""
+    """Return a polar code with these parameters. Recently used codes, with their coefficients, are cached."""
     return PolarCode(n, k, kernel=kernel, groups=n_groups)
 
 
 def _check_decoding_reliability(code: LinearCode, data_blocks: DataBlocks, rtol: float | None) -> None:
-    """Raise CodeError if decoding with this code is too often less accurate than `rtol` permits."""
+    """Raise CodeError if this code often amplifies rounding errors beyond the permitted error of results.
+
+    `rtol` is the permitted relative error of decoded results, or None for the default of the dtype.
+    """
     inexact_dtypes = [dtype for dtype in data_blocks.dtypes if not is_integer_dtype(dtype)]
     amplification_limits = [
         (get_default_rtol(inexact_dtype) if rtol is None else rtol) / machine_epsilon(inexact_dtype)
@@ -373,7 +393,7 @@ def encode_sparse(
 def encode_for_reuse(
     data: Any, n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> CodedBlocks:
-    """Return coded blocks that several maps over the same data can share.
+    """Return coded blocks whose parity blocks stay in memory, for several maps over the same data.
 
     The first map computes the parity blocks, and later maps reuse them.
     """

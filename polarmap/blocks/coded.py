@@ -27,9 +27,10 @@ from polarmap.worker.pytree import Layout
 
 
 class CodedData(TaskBlocks):
-    """Base class for the n coded blocks of a map, whether in memory, in storage or on a cluster.
+    """Base class for the n coded blocks of a map: data blocks and redundant parity blocks, one per task.
 
-    If data has a method `coded_blocks() -> CodedData`, `coded_map` calls it instead of encoding the data.
+    Subclasses hold them in memory, in storage or on a cluster. If the data of a map has a method
+    `coded_blocks() -> CodedData`, `coded_map` calls this method instead of encoding the data.
 
     Attributes
     ----------
@@ -58,11 +59,17 @@ class CodedData(TaskBlocks):
         return self
 
     def wrap_function_for_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return the function that workers call with a block: f, or a wrapper that converts the block."""
+        """Return the function that workers call with a block.
+
+        It is f itself or, in subclasses, a wrapper that converts the block to the argument that f expects.
+        """
         return f
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each array in the input block of a task. The block is not encoded."""
+        """Return the dtype and shape of each array in the input block of a task.
+
+        This does not compute the block, not even if it is a parity block.
+        """
         return self._data_and_parity_layouts[task >= self._n_data_blocks]
 
     @cached_property
@@ -77,7 +84,7 @@ class CodedData(TaskBlocks):
 class CodedBlocks(CodedData):
     """The n coded blocks of data in memory: the k data blocks, and parity blocks computed from them.
 
-    All parity blocks are computed when one is first needed.
+    As soon as one parity block is needed, all of them are computed.
 
     Parameters
     ----------
@@ -102,7 +109,7 @@ class CodedBlocks(CodedData):
         return [row.reshape(shape) for row, (_, shape) in zip(rows, self.data_blocks.block_layout)]
 
     def prepare_encoding(self) -> None:
-        """Compute the coefficients of the parity blocks now, so that encoding is faster later."""
+        """Compute the coefficients of the code in advance, so that a later encoding takes less time."""
         self.code.precompute_encoding()
 
     def release_memory(self) -> None:
@@ -115,9 +122,10 @@ class CodedBlocks(CodedData):
                 self._parity = None
 
     def _get_parity(self) -> list[Array]:
-        """Return all parity blocks, which the first call computes.
+        """Return all parity blocks. They are computed by the first call and kept in memory.
 
-        The list has one 2-D array for each array (leaf) in a block, with one flat row per parity block.
+        A block may consist of several arrays (leaves). The returned list has one 2-D array for each of them,
+        in which row i is the flattened array of parity block i.
         """
         with self._encode_lock:
             if self._parity is None:
@@ -129,7 +137,10 @@ class CodedBlocks(CodedData):
             return self._parity
 
     def _encode_leaf(self, leaf_index: int) -> Array:
-        """Encode one array (leaf) of the data blocks, and return one flat row for each parity block."""
+        """Compute one array (leaf) of every parity block from the same array of all data blocks.
+
+        Row i of the returned 2-D array is the flattened array of parity block i.
+        """
         return self.code.encode_parity(self.data_blocks.stack_leaf_as_rows(leaf_index))
 
     def _describe_nonfinite_parity(self, parity: Sequence[Array]) -> str:
@@ -143,7 +154,8 @@ class CodedBlocks(CodedData):
 class SecretSharingBlocks(CodedBlocks):
     """The n coded blocks of data, each mixed with random noise that hides the data from the workers.
 
-    The coded blocks are kept until the map ends, because encoding them again would draw different noise.
+    The coded blocks are encoded only once and then kept, because each encoding draws different noise, and
+    blocks with different noise cannot be decoded together.
     """
 
     code: SecretSharingCode | IntegerSecretSharingCode
@@ -165,16 +177,19 @@ class SecretSharingBlocks(CodedBlocks):
 def draw_uniform_noise(
     block_size: int, n_blocks: int, dtype: np.dtype[np.signedinteger | np.unsignedinteger]
 ) -> list[Array]:
-    """Draw blocks of uniformly distributed 64-bit integers from the system's cryptographic generator."""
+    """Return `n_blocks` arrays of uniformly distributed 64-bit integers, to hide data from workers.
+
+    The random numbers come from the cryptographic generator of the operating system.
+    """
     return [np.frombuffer(os.urandom(8 * block_size), dtype) for _ in range(n_blocks)]
 
 
 def draw_normal_noise(rows: list[Array], n_blocks: int, relative_deviation: float) -> list[Array]:
-    """Draw blocks of normally distributed noise with the same size and dtype as the rows.
+    """Return `n_blocks` arrays of normally distributed noise with the same size and dtype as a row.
 
-    The standard deviation is `relative_deviation` times the root mean square of the rows (of the real and
-    imaginary parts of complex numbers), or `relative_deviation` itself if all rows are zero. The generator,
-    PCG64, is seeded by the operating system. It is statistically good but not cryptographic.
+    The standard deviation of the noise is `relative_deviation` times the root mean square of all rows, or
+    `relative_deviation` itself if all rows are zero. Real and imaginary parts of complex rows count as
+    separate numbers. The generator (PCG64, seeded by the operating system) is not cryptographic.
     """
     generator = np.random.default_rng()
     real_dtype = to_real_dtype(rows[0].dtype)
@@ -198,7 +213,11 @@ def is_all_finite(array: Array) -> bool:
 
 
 def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> str:
-    """Return a warning that says where the data contains NaN or inf, or that sums of the data overflow."""
+    """Return a warning that explains why parity blocks contain NaN or inf.
+
+    Either the data contains NaN or inf, and the warning says where, or sums of the data overflow. Only the
+    array (leaf) with index `leaf_index` of each block is examined.
+    """
     n_nonfinite, first_position = 0, ""
     for block_index in range(data_blocks.k):
         array = data_blocks.block_leaves(block_index)[leaf_index]
@@ -217,7 +236,11 @@ def _describe_nonfinite_location(data_blocks: DataBlocks, leaf_index: int) -> st
 
 
 def format_nonfinite_warning(dtype: np.dtype[Any], n_nonfinite: int, first_position: str) -> str:
-    """Return a warning about `n_nonfinite` NaN and inf values in the data, or about overflow if it is 0."""
+    """Return a warning that some parity blocks are useless because of NaN or inf in the data, or overflow.
+
+    `n_nonfinite` is the number of NaN and inf values in the data, and `first_position` describes where the
+    first one is. If `n_nonfinite` is 0, the cause is that sums of the data overflow `dtype`.
+    """
     problem = f"sums of the data overflow {dtype}"
     if n_nonfinite:
         places = f"{n_nonfinite} position{'s' * (n_nonfinite > 1)}"

@@ -17,7 +17,7 @@ from polarmap.worker.pytree import describe_type
 # DLPack device types whose memory the CPU can access: CPU, CUDA host, ROCm host, CUDA managed.
 HOST_DEVICE_TYPES = (1, 3, 11, 13)
 NUMERIC_KINDS = "iufc"
-# File suffix -> expression that reads such a file, to suggest in error messages.
+# A Python expression that reads files with this suffix. Error messages suggest it to the user.
 READER_BY_SUFFIX = {
     ".csv": "pandas.read_csv({!r})",
     ".parquet": "pandas.read_parquet({!r})",
@@ -38,9 +38,10 @@ def is_dataframe(data: Any) -> bool:
 
 
 def describe_missing_table_labels(data: Any) -> str:
-    """Return a note for error messages of functions that expect the labels of a table.
+    """Return a note for the error message if the user's function f fails because it expects a table.
 
-    The note is empty if `data` has no labels.
+    f receives the rows of a table as numpy arrays, without labels. The note is empty if `data` is not a
+    table.
     """
     if not is_dataframe(data) or not len(data.columns):
         return ""
@@ -56,7 +57,7 @@ def slice_dataframe(dataframe: Any, start: int, stop: int) -> Any:
 
 
 def table_to_array(table: Any, argument_name: str) -> Array:
-    """Convert a DataFrame or Series to an array whose dtype can hold all columns (numpy.result_type)."""
+    """Convert a DataFrame or Series to an array. Its dtype is `numpy.result_type` of all columns."""
     if not is_dataframe(table):
         return _column_to_array(
             table, f"{argument_name}, a {type(table).__name__},", "convert its values first"
@@ -97,9 +98,10 @@ def _column_to_array(column: Any, description: str, advice: str) -> Array:
 
 
 def _is_numeric_column(column: Any) -> bool:
-    """Return whether the dtype name of a table column is numeric.
+    """Return whether a table column has a numeric dtype, judged by the name of the dtype.
 
-    This can be true even if numpy converts the column to an array of objects.
+    The dtype of the converted numpy array is no reliable criterion: numpy converts some numeric columns to
+    arrays of objects.
     """
     return str(column.dtype).lower().startswith(("int", "uint", "float", "double"))
 

@@ -51,7 +51,10 @@ class DataBlocks:
 
     @property
     def padded_block(self) -> tuple[int, int] | None:
-        """The index of the padded block and its number of data rows, or None if there is no padding."""
+        """The index of the block that ends with padding rows, and the number of its rows that are data.
+
+        Only the last block can be padded. None if no block is padded.
+        """
         if self.rows_per_block is None or not self.n_padding_rows:
             return None
         return self.k - 1, self.rows_per_block - self.n_padding_rows
@@ -76,7 +79,10 @@ class DataBlocks:
         return list(self._leaves_by_block[block_index])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """Return the largest absolute value of array (leaf) `leaf_index`, of integers, over all blocks."""
+        """Return the largest absolute value in all blocks. Each block may consist of several arrays (leaves).
+
+        Only the array with index `leaf_index` of each block is considered. It must contain integers.
+        """
         maximum = 0
         for block_index in range(self.k):
             array = self.block_leaves(block_index)[leaf_index]
@@ -97,9 +103,10 @@ class DataBlocks:
         ]
 
     def stack_leaf_as_rows(self, leaf_index: int) -> Array | list[Array]:
-        """Return one array (leaf) of each block as k flat rows.
+        """Return array (leaf) number `leaf_index` of each block, flattened, as the input of an encoder.
 
-        The rows are a list, or a 2-D array if it can be created without a copy.
+        The k flat arrays are the rows of a 2-D array if it can be created without a copy, and a list
+        otherwise.
         """
         rows = [np.ascontiguousarray(block[leaf_index]).reshape(-1) for block in self._leaves_by_block]
         return _as_single_array(rows) if rows[0].nbytes else rows
@@ -119,7 +126,10 @@ def cut_array_into_blocks(data: Any, k: int) -> DataBlocks:
 
 
 def copy_block_rows(data: Any, rows_per_block: int, block_index: int) -> Array:
-    """Return a contiguous copy of one block of rows in native byte order, zero-padded at the end."""
+    """Return the rows of block `block_index` as a contiguous array in native byte order.
+
+    If the last block has fewer than `rows_per_block` rows, it is padded with rows of zeros.
+    """
     block = np.asarray(data[block_index * rows_per_block : (block_index + 1) * rows_per_block])
     block = np.ascontiguousarray(block, dtype=check_supported_dtype(block.dtype, "the data"))
     if len(block) == rows_per_block:
@@ -200,7 +210,8 @@ def find_divisors_near(n_rows: int, target: int) -> list[int]:
 def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
     """Return the largest number of blocks up to `max_blocks` for which no block is empty.
 
-    All blocks except the last one have ceil(rows / blocks) rows.
+    All blocks except the last one have ceil(rows / blocks) rows. For example, 24 blocks for 25 rows would
+    have 2 rows each, so that only 13 of them would contain rows.
 
     >>> [compute_max_nonempty_blocks(*counts) for counts in ((25, 24), (25, 25), (10, 6))]
     [13, 25, 5]
@@ -211,6 +222,8 @@ def compute_max_nonempty_blocks(n_rows: int, max_blocks: int) -> int:
 
 def compute_min_nonempty_blocks(n_rows: int, min_blocks: int) -> int:
     """Return the smallest number of blocks from `min_blocks` upwards for which no block is empty.
+
+    See `compute_max_nonempty_blocks` for the sizes of the blocks.
 
     >>> [compute_min_nonempty_blocks(*counts) for counts in ((25, 24), (25, 10), (10, 6))]
     [25, 13, 10]
@@ -236,8 +249,8 @@ def check_no_empty_blocks(n_rows: int, n_blocks: int) -> None:
 def choose_default_n_blocks(n_rows: int, target: int, max_blocks: int | None = None) -> int:
     """Return the default number of blocks for `n_rows` rows, with no empty blocks.
 
-    It is a divisor of `n_rows` if there is one within a quarter of `target`. Otherwise, it is the feasible
-    number of blocks closest to `target`.
+    It is a divisor of `n_rows` if there is one that differs from `target` by at most a quarter, because equal
+    blocks need no padding. Otherwise, it is the number closest to `target` for which no block is empty.
 
     >>> [choose_default_n_blocks(total, 24) for total in (2000, 1200, 2003, 10, 31)]
     [25, 24, 24, 10, 31]
@@ -280,7 +293,10 @@ def check_not_masked_or_sparse(data: Any, argument_name: str, sparse_advice: str
 
 
 def check_array_class_and_dtype(data: Any, argument_name: str = "data") -> None:
-    """Raise CodeError for dtypes that numpy lacks and for subclasses of ndarray."""
+    """Raise CodeError if `data` has a dtype that numpy lacks, or belongs to a subclass of numpy.ndarray.
+
+    Such properties would be lost, because the mapped function receives plain numpy arrays.
+    """
     array_class = type(data)
     if is_array_like(data) and get_numpy_dtype(data) is None:
         raise CodeError(

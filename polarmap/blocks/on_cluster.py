@@ -24,8 +24,10 @@ from polarmap.executors.engine import PartitionedData
 from polarmap.worker.pytree import Layout, count_layout_bytes
 from polarmap.worker.segments import Segment
 
-DEFAULT_N_STRIPES = 16  # the number of encoding calls, so that several workers encode in parallel
-MAX_STRIPE_BYTES = 256 << 20  # the maximum input of an encoding call; larger data is split into more calls
+# Parity blocks are computed by this many calls on the cluster, so that several workers compute them in
+# parallel. Each call receives the same slice (stripe) of every data block.
+DEFAULT_N_STRIPES = 16
+MAX_STRIPE_BYTES = 256 << 20  # The maximum input of such a call. Larger data is split into more calls.
 
 
 class BlockSummary(NamedTuple):
@@ -100,7 +102,7 @@ class ClusterDataBlocks(DataBlocks):
         return self._layout
 
     def block_leaves(self, block_index: int) -> list[Array]:
-        """Fetch block `block_index` from the cluster."""
+        """Copy block `block_index` from the cluster to this process. Return it as a list of one array."""
         return self.cluster.fetch_values(self.references[block_index : block_index + 1])
 
     def compute_max_abs(self, leaf_index: int) -> int:
@@ -120,10 +122,11 @@ class ClusterDataBlocks(DataBlocks):
 
 
 class ClusterCodedBlocks(CodedData):
-    """The n coded blocks of data on a Dask or Ray cluster. Parity blocks are computed when first needed.
+    """The n coded blocks of data on a Dask or Ray cluster: data blocks and parity blocks.
 
-    Encoding is split into several calls on the cluster. Each call receives the same slice (stripe) of all
-    data blocks, so that no part of the data is sent twice.
+    The parity blocks are computed on the cluster when one of them is first needed, by several calls in
+    parallel. Each call receives the same slice (stripe) of all data blocks, so that no part of the data is
+    sent twice.
     """
 
     data_blocks: ClusterDataBlocks
@@ -134,7 +137,8 @@ class ClusterCodedBlocks(CodedData):
         self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
         self._parity_references: list[Any] = []
-        self._worker_names: dict[bool, list[Any]] = {}  # for data blocks (True) and parity blocks (False)
+        # The names by which workers fetch blocks: of data blocks (key True) and of parity blocks (key False).
+        self._worker_names: dict[bool, list[Any]] = {}
 
     def cluster_reference(self, task: int) -> Any:
         """Return a reference to block `task`, for use as an argument of calls on the cluster."""
@@ -145,11 +149,14 @@ class ClusterCodedBlocks(CodedData):
             return self._parity_references[task - self._n_data_blocks]
 
     def block_leaves(self, task: int) -> list[Array]:
-        """Fetch block `task` from the cluster."""
+        """Copy block `task` from the cluster to this process. Return it as a list of one array."""
         return self.data_blocks.cluster.fetch_values([self.cluster_reference(task)])
 
     def block_segments(self, task: int) -> tuple[Segment, ...]:
-        """Return the name by which a persistent worker on the cluster fetches block `task`, as a segment."""
+        """Return where a persistent worker on the cluster finds block `task`, as a tuple of one segment.
+
+        The segment consists of the name by which the worker fetches the block, and its size in bytes.
+        """
         is_data, layout = task < self._n_data_blocks, self.block_layout(task)
         self.cluster_reference(task)  # Ensure that the parity blocks exist.
         with self._lock:
@@ -184,9 +191,11 @@ class ClusterCodedBlocks(CodedData):
 
 
 def build_block_and_summary(rows_per_block: int | None, *chunks: Any) -> tuple[Array | None, BlockSummary]:
-    """Build a zero-padded block of `rows_per_block` rows from chunks, and return it with its summary.
+    """Build a block from the chunks that contain its rows. Return the block and its summary.
 
-    If the block is identical to a single chunk, None is returned in its place.
+    The chunks are concatenated and padded with zeros to `rows_per_block` rows. If None, nothing is padded. If
+    the block is identical to a single chunk, return None instead of the block, so that it is not stored
+    twice.
     """
     arrays = [_chunk_to_array(chunk) for chunk in chunks]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -221,7 +230,10 @@ def split_block_into_stripes(block: Array, n_stripes: int) -> Any:
 
 
 def encode_parity_stripe(code: LinearCode, *stripes: Array) -> Any:
-    """Encode the same slice (stripe) of all data blocks, and return this slice of each parity block."""
+    """Compute one slice (stripe) of every parity block from the same slice of all data blocks.
+
+    Each position of a parity block depends only on the same position of the data blocks.
+    """
     return _unwrap_single_output(list(code.encode_parity(stripes)))
 
 
@@ -231,5 +243,8 @@ def join_stripes_into_block(shape: tuple[int, ...], *stripes: Array) -> Array:
 
 
 def _unwrap_single_output(outputs: Sequence[Array]) -> Any:
-    """Return `outputs`, or the output itself if there is only one, as Dask and Ray expect."""
+    """Return a sequence of outputs unchanged, but a single output without the sequence around it.
+
+    Dask and Ray expect a function with one output to return this output itself.
+    """
     return outputs if len(outputs) > 1 else outputs[0]

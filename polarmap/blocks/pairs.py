@@ -24,11 +24,12 @@ PAIR_STRUCTURE: Structure = (tuple, (), (("array",), ("array",)))
 
 
 class CodedPairs(CodedData):
-    """The pairs (A_i, B_j) of coded blocks of the two factors of a product A B, one pair per task.
+    """The inputs of the tasks that compute a matrix product A B: each task receives a pair of coded blocks.
 
+    Both factors are cut into blocks and encoded. A pair (A_i, B_j) consists of a block of A and a block of B.
     The pairs of data blocks come first, row by row, followed by all pairs that include a parity block.
 
-    The factors must not contain NaN or inf, because there is no warning about them.
+    The caller must check that the factors contain no NaN or inf, because no warning is issued here.
 
     Parameters
     ----------
@@ -42,7 +43,9 @@ class CodedPairs(CodedData):
 
     def __init__(self, left: CodedData, right: CodedData, upper_triangle: bool = False) -> None:
         self.left, self.right = left, right
-        self._right_offset = 0 if left is right else left.n  # the number of the first block of B
+        # Blocks are numbered consecutively, and the blocks of B follow the blocks of A. This is the number of
+        # the first block of B.
+        self._right_offset = 0 if left is right else left.n
         block_rows = left.block_layout(0)[0][1][0]
         left_code, right_code = cast(PolarCode, left.code), cast(PolarCode, right.code)
         code = (
@@ -69,15 +72,19 @@ class CodedPairs(CodedData):
         return self.left.block_segments(row) + self.right.block_segments(column)
 
     def block_components(self, task: int) -> tuple[int, int]:
-        """Return the component numbers of the two blocks in pair `task`, first that of A and then that of B.
+        """Return the numbers of the two blocks in pair `task`: the block of A, and then the block of B.
 
-        Components are the blocks of A, followed by the blocks of B if the factors differ.
+        The blocks of A are numbered from 0, and the blocks of B follow. If both factors are the same matrix,
+        its blocks are numbered only once.
         """
         row, column = self.code.grid_coordinates[task].tolist()
         return row, self._right_offset + column
 
     def component_leaves(self, component: int) -> list[Array]:
-        """Return a component (a block of one of the factors) as a list of one array."""
+        """Return the block of A or B with the number `component`, as a list of one array.
+
+        See `block_components` for the numbers.
+        """
         if component < self.left.n:
             return self.left.block_leaves(component)
         return self.right.block_leaves(component - self._right_offset)
@@ -94,7 +101,10 @@ class CodedPairs(CodedData):
 
 
 class _PairedDataBlocks(DataBlocks):
-    """The pairs of data blocks of both factors, as the input that a coded map over pairs expects."""
+    """The pairs that consist of two data blocks, as the `DataBlocks` of a map over pairs.
+
+    They are the first pairs of `coded_pairs`, which also contains the pairs with parity blocks.
+    """
 
     def __init__(self, coded_pairs: CodedPairs, k: int) -> None:
         self._coded_pairs, self.k, self.structure = coded_pairs, k, PAIR_STRUCTURE

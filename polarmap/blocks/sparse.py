@@ -29,10 +29,12 @@ from polarmap.worker.task_functions import make_csr_task
 # The fixed cost of a task, expressed as the number of nonzeros that a matrix-vector product processes in that
 # time (measured by benchmarks/sparse.py).
 TASK_OVERHEAD_NONZEROS = 400_000
-MAX_SAMPLE_COLUMNS = 3  # the maximum number of nonzero columns in the artificial rows for a trial call
+# The mapped function is called with a few artificial rows as a trial. They have at most this many nonzeros
+# each.
+MAX_SAMPLE_COLUMNS = 3
 
-# The maximum cost of a coded map, relative to a map whose parity blocks are as sparse as its data blocks. If
-# the cost is higher, no code is used.
+# Parity blocks have more nonzeros than data blocks, so their tasks take longer. If this makes all tasks
+# together more expensive by a factor above this limit, no code is used.
 MAX_RELATIVE_WORK = 1.6
 
 
@@ -98,9 +100,9 @@ class SparseDataBlocks(DataBlocks):
         return [len(data) for data, _, _ in self._leaves_by_block]
 
     def sample_rows(self, n_rows: int) -> list[Array]:
-        """Return the CSR arrays of `n_rows` artificial rows, for a trial call of the mapped function.
+        """Return `n_rows` artificial rows as CSR arrays, for a trial call of the mapped function.
 
-        The rows contain nonzeros, whereas actual rows may be empty.
+        Rows of the matrix are not used, because they may contain only zeros.
         """
         matrix, n_columns = self.matrix, min(MAX_SAMPLE_COLUMNS, self.matrix.shape[1])
         data = np.resize(np.arange(1, 8), n_rows * n_columns).astype(matrix.dtype)
@@ -118,7 +120,8 @@ class SparseDataBlocks(DataBlocks):
 class SparseCodedBlocks(CodedBlocks):
     """The coded blocks of a sparse matrix: its blocks of rows, and sparse parity blocks.
 
-    See `CodedBlocks` for the parameters. `code_reason` says in the report why this code was chosen.
+    See `CodedBlocks` for the parameters. In addition, `code_reason` is a text for the report that explains
+    why this code was chosen.
     """
 
     data_blocks: SparseDataBlocks
@@ -146,7 +149,11 @@ class SparseCodedBlocks(CodedBlocks):
         return [parity.data, parity.indices, parity.indptr]
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of each array in block `task`. This may compute the parity blocks."""
+        """Return the dtype and shape of each array in block `task`.
+
+        If it is a parity block, this computes all parity blocks, because their numbers of nonzeros are
+        needed.
+        """
         if task < self._n_data_blocks:
             return get_layout(self.data_blocks.block_leaves(task))
         if not self._parity_layouts:
@@ -197,7 +204,10 @@ def count_parity_nonzeros(data_blocks: SparseDataBlocks, encoding_matrix: Array)
 
 
 def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequence[int]) -> float:
-    """Return the cost of all tasks, relative to the cost if parity blocks were as sparse as data blocks.
+    """Return the factor by which the density of parity blocks increases the total cost of all tasks.
+
+    The factor is 1 if parity blocks have as many nonzeros as data blocks. The cost of a task is proportional
+    to the number of nonzeros in its block, plus a fixed cost.
 
     Parameters
     ----------
@@ -220,8 +230,9 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
 def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> tuple[LinearCode, str]:
     """Return the code to use for a sparse matrix, and the reason for the choice as text for the report.
 
-    If parity blocks of `code` would cost too much, the choice is `Uncoded`: no parity, but backup tasks for
-    late tasks.
+    The choice is `code`, unless tasks on its parity blocks would cost too much, because these blocks have
+    many nonzeros. Otherwise it is `Uncoded`: the map has no parity blocks, and starts late tasks a second
+    time.
     """
     data_nonzeros = data_blocks.nonzeros_per_block
     parity_nonzeros = count_parity_nonzeros(data_blocks, code.encoding_matrix)
@@ -259,7 +270,11 @@ def _convert_to_uint64(integers: Array) -> Array:
 
 
 def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
-    """Return the weighted sum of the row blocks of a matrix, computed by a single sparse product."""
+    """Return the weighted sum of the row blocks of a sparse matrix, in CSR format.
+
+    The matrix is cut into one row block per coefficient. For speed, the sum is computed as a single product
+    of two sparse matrices.
+    """
     from scipy.sparse import csr_array
 
     nonzero_indices = np.flatnonzero(coefficients)
@@ -280,7 +295,10 @@ def _combine_row_blocks(matrix: Any, coefficients: Array) -> Any:
 
 
 def _describe_nonfinite_location(data_blocks: SparseDataBlocks) -> str:
-    """Return a warning that says where the matrix contains NaN or inf, or that sums of rows overflow."""
+    """Return a warning that explains why parity blocks contain NaN or inf.
+
+    Either the matrix contains NaN or inf, and the warning says where, or sums of rows overflow.
+    """
     matrix = data_blocks.matrix
     positions = np.flatnonzero(~np.isfinite(matrix.data))
     row = int(np.searchsorted(matrix.indptr, positions[0], side="right")) - 1 if len(positions) else None

@@ -25,7 +25,10 @@ from polarmap.worker.pytree import Layout, Structure, describe_type, flatten, ge
 
 
 def cut_data_into_parts(data: Any, n_parts: int | None) -> tuple[list[list[Array]], Structure]:
-    """Return the arrays (leaves) of each part of the data, and the common structure of all parts.
+    """Cut data into parts. Return the arrays (leaves) of each part, and the structure of the parts.
+
+    The structure describes how the arrays of a part are nested in tuples, lists and dicts. It is the same for
+    all parts, but the shapes of the arrays may differ.
 
     Parameters
     ----------
@@ -134,10 +137,11 @@ def convert_items_to_blocks(
     batch_small_items: bool = False,
     pickle_arrays: bool = False,
 ) -> tuple[Sequence[Array | bytes], bool]:
-    """Serialize items for workers. Return the blocks to send, and whether they are pickled.
+    """Convert the items of a map to blocks that can be sent to workers.
 
-    If all items are arrays, they are not pickled. Otherwise, every item is pickled to bytes if it is small,
-    or to an array if it is large.
+    Return the list of blocks, and whether they contain pickled items. If all items are arrays, they are the
+    blocks themselves. Otherwise, each item is pickled, to a bytes object if it is small and to an array of
+    bytes if it is large.
 
     Parameters
     ----------
@@ -204,10 +208,11 @@ class UncodedBlocks(TaskBlocks):
 
 
 class GradientCodedBlocks(CodedData):
-    """The task inputs of `coded_sum`: several parts of the data and their coefficients for each task.
+    """The inputs of the tasks of `coded_sum`: each task receives several parts of the data, and coefficients.
 
-    In gradient coding, the parts are not encoded. Instead, each worker combines the results of its parts with
-    these coefficients. A part is stored only once, even if several tasks receive it.
+    In gradient coding, the parts are not encoded. Instead, each worker applies the function to its parts, and
+    returns the sum of the results, weighted by the coefficients. A part is stored only once, even if several
+    tasks receive it.
 
     Parameters
     ----------
@@ -236,7 +241,7 @@ class GradientCodedBlocks(CodedData):
         super().__init__(code, data_blocks)
 
     def block_layout(self, task: int) -> Layout:
-        """Return the dtype and shape of a task's coefficients, and of each array in its parts."""
+        """Return the dtype and shape of each array that a task receives: its coefficients, then its parts."""
         return get_layout(self.block_leaves(task))
 
     def block_components(self, task: int) -> Sequence[int]:

@@ -138,7 +138,7 @@ def delete_array_command(name: str, storage: str | None, yes: bool) -> CommandRe
 
 @contextlib.contextmanager
 def _open_source(source: str) -> Iterator[Any]:
-    """Open a .npy file, Zarr folder or HDF5 dataset, and yield an object that can be passed to `encode`.
+    """Open a .npy file, Zarr folder or HDF5 dataset, and yield it as an array-like object for `encode`.
 
     Raises CodeError if the source does not exist or is not an array.
     """

@@ -114,7 +114,10 @@ for command in (list_backends_command, show_config_command, copy_config_command)
 
 
 def _read_config_template_summary(backend: str) -> str:
-    """Return a one-line summary of a configuration template: the first sentence of its leading comment."""
+    """Return a one-line summary of a backend's configuration template.
+
+    The summary is the first sentence of the comment at the top of the template.
+    """
     lines = find_config_template(backend).read_text(encoding="utf-8").splitlines()
     paragraph = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.strip("# "), lines))
     return re.split(r"(?<!\.)\.(?= [A-Z]|$)", paragraph, maxsplit=1)[0]

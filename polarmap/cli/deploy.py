@@ -31,8 +31,8 @@ from polarmap.executors.lithops_internals import close_function_executor
 from polarmap.executors.lithops_invocations import open_function_executor
 from polarmap.optional import compare_installed_version, format_pip_install_command
 
-# AWS Lambda runs Python versions before 3.12 on Amazon Linux 2, whose libc is too old for the wheels of numpy
-# 2.3 and later.
+# On AWS Lambda, Python 3.11 and earlier run on Amazon Linux 2. The C library of this system is too old for
+# the wheels of numpy 2.3 and later.
 MIN_LAMBDA_PYTHON_WITH_NEW_LIBC, MIN_NUMPY_NEEDING_NEW_LIBC = (3, 12), (2, 3)
 LOCAL_BACKEND = "localhost"  # the Lithops backend that runs workers on this machine
 
@@ -95,7 +95,10 @@ def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
 
 
 def _check_local_interpreter(backend: str) -> None:
-    """Raise ExecutorError if a package that workers need is missing here, or has an unsuitable version."""
+    """Check that this Python environment has the packages that workers need, in suitable versions.
+
+    Raises ExecutorError if a package is missing, or if its version is unsuitable.
+    """
     checked_requirements = {
         requirement: compare_installed_version(requirement) for requirement in read_requirements(backend)
     }
@@ -188,7 +191,7 @@ def remove_runtime(config_path: Path, backend: str) -> str:
             compute_handler.delete_runtime(runtime_name, memory_mb, __version__)
         if runtime_image.clean_all is not None:
             compute_handler.clean(all=runtime_image.clean_all)
-        # Lithops stores the metadata of virtual machines under other names and manages it itself.
+        # This record is not used for virtual machines: Lithops itself stores and deletes their metadata.
         if not runtime_image.is_virtual_machine:
             storage.delete_runtime_meta(compute_handler.get_runtime_key(runtime_name, memory_mb, __version__))
         return _format_runtime(runtime_name, memory_mb)
@@ -211,8 +214,9 @@ def _format_runtime(runtime_name: str, memory_mb: int | None, timeout_seconds: i
 def check_deployable_config(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the package versions to install on workers, which are those installed here.
 
-    Raises ExecutorError if workers cannot install these versions: on AWS Lambda, if no numpy wheel fits; on
-    virtual machines, if the configuration does not list them.
+    Raises ExecutorError if workers cannot install these versions. On AWS Lambda, this is the case if there is
+    no suitable numpy wheel. On virtual machines, it is the case if the configuration does not list the
+    versions.
     """
     versions = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
     python_version, numpy_version = sys.version_info[:2], versions["numpy"]
@@ -280,8 +284,8 @@ def _make_build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Pa
 def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_folder: Path) -> Iterator[None]:
     """Make Lithops install `requirements` on workers, by patching its settings within a `with` block.
 
-    Lithops then also writes the archive of its own code to `build_folder`, instead of the directory that was
-    current when Lithops was imported.
+    The settings are restored on exit. Inside the block, Lithops also writes the archive of its own code to
+    `build_folder`. Otherwise, it would write to the directory that was current when Lithops was imported.
     """
     runtime_image = RUNTIME_IMAGES[backend]
     compute_mode = "standalone" if runtime_image.is_virtual_machine else "serverless"

@@ -44,7 +44,7 @@ N_LATER_MAPS = 10
 # Maximum seconds for the first map and for later maps. Slower maps are reported with advice. On an idle core,
 # maps take a fraction of this time.
 SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = 3.0, 0.03
-MIN_FREE_BYTES = 1 << 30  # The user gets a note if the temporary folder has less free space than this.
+MIN_FREE_BYTES = 1 << 30  # 1 GiB: with less free space in the temporary folder, the user gets a note.
 OPTIONAL_PACKAGES = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),
     "scipy": ("linalg", "no operators and estimators"),
@@ -146,7 +146,7 @@ def _check_installation() -> Iterator[CheckResult]:
 
 
 def _check_this_machine() -> Iterator[CheckResult]:
-    """Check this machine, where maps run by default, and its free space for data blocks.
+    """Check the free space for data blocks on this machine, where maps run by default.
 
     Also yield a note for each Lithops configuration file found, because these files have no effect on maps
     without `executor=`.

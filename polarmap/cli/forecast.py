@@ -297,8 +297,8 @@ def simulate_command(
 def _count_workers_of_scheme(scheme: str, n: int, k: int) -> int:
     """Return how many workers a scheme, such as "replication", starts at the beginning of a job.
 
-    `n` is the number of workers of a code with k data blocks. Replication runs each data block on n // k
-    workers, but at least on 2.
+    A code starts `n` workers for `k` data blocks. Replication starts n // k workers for each data block, but
+    at least 2. A plain map starts one worker for each data block, and so does a map with backup tasks.
     """
     if scheme == "replication":
         return max(2, n // k) * k

@@ -50,9 +50,11 @@ class CommandResult(NamedTuple):
 def result_command(command_name: str) -> Callable[[Callable[..., CommandResult]], click.Command]:
     """Return a decorator that turns a function into a click command with the option --json.
 
-    The decorated function returns a CommandResult, which the command prints. If the function raises an
-    expected exception, the command prints its message on standard error, and with --json also {"error": ...}
-    on standard output. Any other output of the function is redirected to standard error.
+    The decorated function returns a CommandResult, which the command prints. Anything that the function
+    itself prints goes to standard error.
+
+    If the function raises an expected exception, the command prints its message on standard error. With
+    --json, it also prints {"error": ...} on standard output.
     """
 
     def decorate(command_function: Callable[..., CommandResult]) -> click.Command:

@@ -75,7 +75,7 @@ def _find_programs(pid: int | None) -> list[VisibleProgram]:
 
 def _has_terminal() -> bool:
     """Return whether standard input, output and error of this process are connected to a terminal."""
-    # Check the file descriptors, because sys.stdout is redirected while a command runs.
+    # Check the file descriptors instead of sys.stdout, because sys.stdout is redirected while a command runs.
     try:
         return all(os.isatty(descriptor) for descriptor in (0, 1, 2))
     except OSError:
@@ -101,7 +101,10 @@ def _read_snapshot(program: VisibleProgram) -> ProgramSnapshot | None:
 
 
 def _export_snapshots(programs: Sequence[VisibleProgram], is_list: bool) -> CommandResult:
-    """Return the states of programs as data for --json: a list if `is_list` is true, or else a single one."""
+    """Return the states of programs as data for the option --json.
+
+    If `is_list` is true, the data contain a list of all programs. Otherwise, they describe the only program.
+    """
     snapshots = [snapshot for program in programs if (snapshot := _read_snapshot(program)) is not None]
     data = [dataclasses.asdict(snapshot) for snapshot in snapshots]
     if is_list:
@@ -137,7 +140,7 @@ def _format_program_state(program: VisibleProgram) -> str:
 class ProgramWatcher:
     """A connection to a running program, from which the terminal view reads snapshots of the program's maps.
 
-    Only the thread of the view uses the connection.
+    The connection may be used by one thread only, which is the thread that updates the view.
 
     Parameters
     ----------
@@ -164,7 +167,10 @@ class ProgramWatcher:
         self.end_reason = ""
 
     def take_snapshot(self, is_final: bool = False) -> ProgramSnapshot:
-        """Return a new snapshot, or the latest one if the program has exited or `is_final` is true."""
+        """Request a new snapshot from the program and return it.
+
+        If the program has exited, or if `is_final` is true, return the latest snapshot again.
+        """
         if is_final or self.has_ended.is_set():
             return self._snapshot
         try:
@@ -188,7 +194,10 @@ class ProgramWatcher:
 
 
 def _watch_program(program: VisibleProgram) -> str:
-    """Show a program until it exits or the user quits. Return why it ended, or "" if the user has quit."""
+    """Show the maps of a program in the terminal until the program exits or the user quits.
+
+    Return a message that says why the view has ended, or "" if the user has quit.
+    """
     from polarmap.live.terminal import TerminalView
 
     with contextlib.closing(ProgramWatcher(program)) as watcher:
@@ -213,7 +222,7 @@ def _open_keyboard() -> Iterator[Callable[[], str]]:
     try:
         import termios
         import tty
-    except ImportError:  # On Windows, only Ctrl-C ends the view.
+    except ImportError:  # Windows has no termios: there, only Ctrl-C ends the view.
         yield _wait_without_key
         return
     descriptor = sys.stdin.fileno()
@@ -237,7 +246,7 @@ def _read_key(descriptor: int) -> str:
         return ""
     try:
         return os.read(descriptor, 1).decode(errors="replace") or "q"
-    except OSError:  # The terminal was closed.
+    except OSError:  # The terminal was closed, so end the view.
         return "q"
 
 

@@ -60,7 +60,8 @@ BACKENDS = {
             "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html",
         ),
         BackendLimits(
-            # 540 s is the time limit of event-driven functions, which Lithops creates by default (pub/sub).
+            # The limit of 540 s applies to event-driven functions. Lithops creates them by default, because
+            # its default trigger is pub/sub.
             "gcp_functions", 128, 32_768, (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), 540,
             100, "2026-11-24", "https://cloud.google.com/functions/quotas",
         ),
@@ -95,17 +96,18 @@ BACKENDS = {
     )
 }  # fmt: skip
 
-# Limits for functions with a particular trigger, by backend and trigger. They override BACKENDS.
+# Backends whose limits depend on how a function is triggered. The keys are pairs (backend, trigger). An entry
+# takes precedence over the entry of the backend in BACKENDS.
 LIMITS_BY_TRIGGER = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], max_seconds=3600)}
 
-# The size in bytes of the largest object that a storage accepts in one PUT request, by its name in Lithops.
-# Lithops stores every object with a single PUT.
+# The maximum size of an object in bytes, by the name of the storage in Lithops. It is the limit of a single
+# upload, because Lithops passes every object to the client library of the storage in one call (PUT).
 MAX_OBJECT_BYTES = {
     "ibm_cos": 5 * GB,
     "aws_s3": 5 * GB,  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
     "minio": 5 * GB,
     "ceph": 5 * GB,
-    # An object can have up to 50,000 blocks, and the client library uploads blocks of 4 MB:
+    # Azure stores an object in up to 50,000 parts, and its client library uploads parts of 4 MB:
     # https://learn.microsoft.com/en-us/azure/storage/blobs/scalability-targets
     "azure_storage": 50_000 * 4 * MB,
     "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
@@ -191,9 +193,10 @@ def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
 
 
 def _parse_max_tasks(backend: str, backend_section: Mapping[str, Any]) -> int | None:
-    """Return the maximum number of concurrent tasks, or None if it is not known.
+    """Return how many tasks can run at the same time, or None if this is not known.
 
-    A virtual machine runs `worker_processes` tasks at a time. Any other worker runs one task at a time.
+    This is the configured number of workers times the number of tasks that each of them runs at a time:
+    `worker_processes` tasks for a virtual machine, and one task for any other worker.
     """
     max_workers = backend_section.get("max_workers")
     is_machine = backend in RUNTIME_IMAGES and RUNTIME_IMAGES[backend].is_virtual_machine
@@ -370,7 +373,11 @@ def _check_object_size(worker_spec: WorkerSpec, map_size: MapSize) -> None:
 
 
 def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
-    """Return advice on how to make blocks small enough, for an error message."""
+    """Return the part of an error message that tells the user how to get smaller blocks.
+
+    If possible, it suggests the smallest number of blocks for which no block is larger than
+    `max_block_bytes`, such as "use blocks >= 49".
+    """
     if map_size.rows is None:
         return f"use blocks of at most {_format_bytes(max(max_block_bytes, 0))}"
     max_rows_per_block = max_block_bytes * map_size.rows // map_size.block_bytes
@@ -380,9 +387,9 @@ def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
 
 
 def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimits) -> int | None:
-    """Return the smallest sufficient memory size that the backend offers, in MB.
+    """Return the smallest memory size of a worker, in MB, that provides `n_needed_bytes` bytes.
 
-    Return None if even the largest size is too small.
+    Only sizes that the backend offers are considered. Return None if even the largest one is too small.
     """
     sizes = backend_limits.memory_sizes_mb or (
         max(backend_limits.min_memory_mb, math.ceil(n_needed_bytes / MB)),

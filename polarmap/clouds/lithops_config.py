@@ -15,8 +15,8 @@ from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError
 from polarmap.optional import format_extras_install_command
 
-# polarmap's extras that install the client library of a storage. The storage's name in Lithops begins with
-# the name of the extra: "aws_s3" needs polarmap[aws].
+# The optional dependencies (extras) of polarmap that install the client library of a storage. The name of the
+# extra is the first part of the storage's name in Lithops: "aws_s3" needs polarmap[aws].
 STORAGE_EXTRAS = {
     "aws",
     "azure",
@@ -117,6 +117,9 @@ def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) ->
 
 
 def _list_referenced_sections(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of the sections that configure the compute backend and the storage backend."""
+    """Yield the names of two sections of the configuration: the compute backend's and the storage's.
+
+    Examples are "aws_lambda" and "aws_s3".
+    """
     yield get_backend_name(config)
     yield str((config.get("lithops") or {}).get("storage", ""))

@@ -10,16 +10,17 @@ from typing import NamedTuple
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.worker.processes import LIVENESS_INTERVAL
 
-# The number of storage requests per task. Writes: the block, the start and end markers of Lithops, and the
-# result. Reads: the function, the input, the block, the end marker and the result. In addition, a worker
-# sends a read request every LIVENESS_INTERVAL seconds to check whether its map is still running.
+# The number of storage requests per task. Four objects are written: the block, the result, and the two
+# markers with which Lithops reports the start and the end. Five objects are read: the function, the input,
+# the block, the end marker and the result. In addition, a worker sends a read request every
+# LIVENESS_INTERVAL seconds to check whether its map is still running.
 WRITES_PER_TASK, READS_PER_TASK = 4, 5
 # The billed seconds of a call in addition to the run time of the user's function. In this time, Lithops
 # fetches the function and its data, and reports the result. This takes 1 to 2 s on an emulated AWS Lambda
 # with eight workers on two processors. Expect about 1 s if each worker has its own CPU.
 CALL_OVERHEAD_SECONDS = 1.0
-MARKERS_PER_TASK = 2  # the start and end markers that Lithops writes and the driver lists
-KEYS_PER_LISTING = 1000  # the maximum number of objects that one listing request returns
+MARKERS_PER_TASK = 2  # Lithops writes one small object when a task starts, and another when it ends.
+KEYS_PER_LISTING = 1000  # A listing request to the storage returns the names of up to 1,000 objects.
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ CLOUD_RUN_CPUS_BY_MEMORY = (
     (24_576, 6.0), (32_768, 8.0),
 )  # fmt: skip
 
-# The prices of a write or listing request and of a read request, in US dollars, by the name of the storage.
-# Looked up 2026-11-24 for the storage class Standard. S3 in us-east-1, as quoted by
-# https://c3x.dev/blog/s3-request-fees-explained. Google Cloud Storage in a US region:
-# https://cloud.google.com/storage/pricing-examples. Request prices of other storage are not known.
+# The prices of storage requests in US dollars, by the name of the storage. The first price is for a write or
+# listing request, and the second one is for a read request. Other storage is not listed, because its prices
+# are not known. The prices were looked up 2026-11-24 for the storage class Standard. Sources:
+# S3 in us-east-1: as quoted by https://c3x.dev/blog/s3-request-fees-explained
+# Google Cloud Storage in a US region: https://cloud.google.com/storage/pricing-examples
 USD_PER_WRITE_AND_READ = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
 
 
@@ -235,7 +237,8 @@ def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
 def count_listing_requests(n_tasks: int) -> int:
     """Return how many listing requests it takes to find out which of `n_tasks` tasks have ended.
 
-    For each task, Lithops writes one object at the start and one at the end.
+    Lithops writes two objects for each task, one at its start and one at its end. A listing request returns
+    up to 1,000 objects.
 
     >>> count_listing_requests(24), count_listing_requests(501), count_listing_requests(10_000)
     (1, 2, 20)
@@ -265,7 +268,8 @@ def _compute_cost(
 ) -> Cost:
     """Return the cost of `billed_seconds` of worker time, `n_calls` calls and their storage requests.
 
-    Every call causes a fixed number of storage requests. `n_writes` and `n_reads` are added to these.
+    Every call causes a fixed number of storage requests (WRITES_PER_TASK and READS_PER_TASK). `n_writes` and
+    `n_reads` are the numbers of further requests.
     """
     cpus, memory_gb = worker_spec.cpus, worker_spec.allocated_mb / 1024
     if cpus is None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RuntimeImage:
-    """A description of how the image that a backend's workers run is built and removed.
+    """The instructions for building and removing the runtime image of a backend's workers.
+
+    A runtime image contains the packages that a worker needs to run tasks.
 
     Attributes
     ----------
@@ -52,7 +54,8 @@ RUNTIME_IMAGES = {
     ),
     "gcp_cloudrun": RuntimeImage(
         "gcp", ("google-cloud-storage", "flask", "gunicorn"), lithops_archive="lithops_cloudrun.zip",
-        # gunicorn listens on $PORT. With `--timeout 0`, only Cloud Run limits the duration of a call.
+        # The option `--timeout 0` turns off the time limit of gunicorn, so that only the time limit of Cloud
+        # Run applies. The port needs no option, because gunicorn listens on $PORT.
         entrypoint="gunicorn --timeout 0 lithopsproxy:proxy",
     ),
     "azure_containers": RuntimeImage(

@@ -12,7 +12,8 @@ import typing
 
 from polarmap import lazy_names
 
-# These imports register the kernels with PolarCode. The Hadamard kernel is imported on first use.
+# Importing these modules registers their codes with PolarCode, which selects one of them by the name of its
+# kernel. The module of the Hadamard kernel is rarely needed and is imported on first use.
 from polarmap.codes import arikan_code, rotation_code  # noqa: F401
 
 if typing.TYPE_CHECKING:

@@ -49,25 +49,26 @@ if TYPE_CHECKING:
 # For up to this many parity rows, a float64 BLAS product encodes 32-bit integers faster than row additions,
 # which need 64-bit sums (measured with benchmarks/coding.py).
 MAX_BLAS_INTEGER_ROWS = 16
-# The cost of decoding by row additions, in units of one multiply-add modulo 2^64. ADDITION_COST applies per
-# entry, row and butterfly stage, and PROGRAM_COST once per row. Measured with benchmarks/coding.py.
+# The cost of decoding by row additions, relative to one multiply-add of a matrix product modulo 2^64. The
+# additions cost ADDITION_COST per entry of each coded block and per butterfly stage. Preparing them costs
+# PROGRAM_COST per coded block. Both were measured with benchmarks/coding.py.
 ADDITION_COST, PROGRAM_COST = 0.7, 4000
 # Codes with up to this many coded blocks freeze the inputs of lowest weight by default, and order parity
-# blocks by the number of data blocks that they combine. Larger codes are decoded by successive cancellation,
-# which is faster for frozen sets chosen by channel polarization.
+# blocks by the number of data blocks that they combine. In larger codes, the frozen set is chosen by channel
+# polarization, because successive cancellation decodes them faster with such a set.
 MAX_LOW_WEIGHT_N = 4096
-# Codes with up to this many coded blocks use the frozen set of channel polarization instead of that of lowest
-# weight if it survives the loss of more pairs of blocks. This is the case for a few codes with up to 27
-# blocks.
+# For codes with up to this many coded blocks, two frozen sets are compared: the inputs of lowest weight, and
+# the set chosen by channel polarization. The code uses the set with which fewer losses of two blocks cannot
+# be decoded. This is the second set for only a few codes, all with up to 27 blocks.
 MAX_COMPARED_N = 64
 
 
 class ArikanCode(PolarCode):
     """A polar code with the Arikan kernel [[1, 1], [0, 1]], which decodes integers exactly.
 
-    The coded blocks are x = B v, where the inputs v are zero on the frozen set. B consists of one or more
-    butterflies, which add pairs of blocks in `levels` stages, as in a fast Fourier transform. The parameters
-    are the same as for `PolarCode`.
+    The coded blocks are x = B v, where v consists of the input blocks. Some of the inputs, the frozen set,
+    are always zero. The matrix B consists of one or more butterflies, which add pairs of blocks in `levels`
+    stages, as in a fast Fourier transform. The parameters are the same as for `PolarCode`.
     """
 
     kernel = option_name = "arikan"
@@ -77,21 +78,22 @@ class ArikanCode(PolarCode):
 
     @property
     def transform_shape(self) -> tuple[int, int]:
-        """The size (2^levels rows) and the number of the butterflies that the encoder consists of."""
+        """The size of each butterfly of the encoder (2^levels rows) and the number of butterflies."""
         return compute_transform_shape(self.n, self.levels)
 
     @property
     def mother_code_length(self) -> int:
-        """The mother code length N, which is the number of rows of all butterflies.
+        """The mother code length N, which is the total number of rows of all butterflies.
 
-        The first N - n codeword positions are punctured, that is, not sent to workers.
+        N is usually larger than the number n of coded blocks. The first N - n codeword positions are then
+        punctured, that is, not sent to workers.
         """
         size, n_transforms = self.transform_shape
         return size * n_transforms
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """The n - k inputs of the butterflies that are frozen to zero, in ascending order."""
+        """The indices of the n - k butterfly inputs that are frozen (always zero), in ascending order."""
         sizes = self.n, self.k
         if not self._has_low_weight_design:
             return choose_frozen_set(*sizes, self._position_erasure_probabilities, self.levels)
@@ -109,7 +111,10 @@ class ArikanCode(PolarCode):
 
     @property
     def zero_input_mask(self) -> Mask:
-        """A mask of the butterfly inputs that are zero, because they are frozen or punctured."""
+        """A boolean mask of the butterfly inputs that are zero, because they are frozen or punctured.
+
+        Its shape is (rows of a butterfly, number of butterflies), as in `transform_shape`.
+        """
         mask = np.zeros(self.transform_shape, bool)
         mask.flat[self.frozen_set] = True
         mask.flat[: self.mother_code_length - self.n] = True
@@ -117,10 +122,11 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The codeword position (output of the butterflies) of each coded block, data blocks first.
+        """The codeword position of each coded block, i.e. the row of the butterfly output that contains it.
 
-        By default, parity blocks that combine more data blocks come first. If only a few data blocks are
-        missing, the first few parity blocks then usually suffice to decode them.
+        The k data blocks come first, then the n - k parity blocks. By default, the parity blocks that combine
+        the most data blocks precede the other ones. If only a few data blocks are missing, the first few
+        parity blocks then usually suffice to decode them.
         """
         parity_mask = np.zeros(self.mother_code_length, bool)
         parity_mask[self.frozen_set] = True
@@ -135,7 +141,7 @@ class ArikanCode(PolarCode):
     def _count_data_blocks_gf2(self, data_positions: Indices, parity_positions: Indices) -> Indices:
         """Return how many data blocks each parity block combines with an odd coefficient.
 
-        The coefficients modulo 2 are found by encoding all k unit vectors at once, packed as bits.
+        To find the coefficients modulo 2, all k unit vectors are encoded at once, with one bit per vector.
         """
         bits = np.packbits(np.eye(self.k, 64 * -(-self.k // 64), dtype=bool), axis=1)
         table = np.zeros((self.mother_code_length, bits.shape[1]), np.uint8)
@@ -151,7 +157,7 @@ class ArikanCode(PolarCode):
         """The parity matrix P of small integers, shape (n - k, k): parity blocks = P @ data blocks."""
         if self.n - self.k < self.k:
             parity_rows = self.left_multiply_encoding_matrix(np.eye(self.n - self.k))
-            # The conversion is exact, because float64 sums of few integers are exact integers.
+            # The conversion is exact, because the float64 entries are sums of few integers and thus integers.
             return parity_rows.astype(np.int64, order="C")
         return self.compute_encoding_matrix_columns(np.arange(self.k))
 
@@ -219,8 +225,8 @@ class ArikanCode(PolarCode):
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
         """Return a function that records an arrival and returns whether all blocks can now be decoded.
 
-        Return None for floats with the optimal decoder and for small codes, for which decodability is
-        determined by computing a matrix rank.
+        The function takes the index of the arrived block. With the optimal decoder, None is returned for
+        floats and for small codes. The caller then computes a matrix rank to determine decodability.
         """
         if self.decoder == "sequential":
             from polarmap.codes.successive_cancellation import CancellationTracker
@@ -267,7 +273,7 @@ class ArikanCode(PolarCode):
     def _encoding_program(self) -> RowOperationProgram:
         """The program of row additions that computes the parity blocks.
 
-        The program is cached, because building it takes a third of the time of encoding narrow blocks.
+        The program is cached, because building it takes a third of the time of encoding short blocks with it.
         """
         data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
         return RowOperationProgram(
@@ -278,7 +284,10 @@ class ArikanCode(PolarCode):
         )
 
     def _is_blas_faster(self, dtype: DType) -> bool:
-        """Return whether a float64 BLAS product encodes `dtype` exactly and faster than row additions."""
+        """Return whether to encode data of `dtype` by a matrix product instead of row additions.
+
+        This is the case if a float64 product with BLAS is exact for these integers and faster.
+        """
         if not is_integer_dtype(dtype) or dtype.itemsize != 4:
             return False
         if min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS:
@@ -287,7 +296,10 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _position_erasure_probabilities(self) -> float | Floats:
-        """The erasure probability of each codeword position (n,), or a float if all are equal."""
+        """The probability for each codeword position that its result is missing.
+
+        The shape is (n,). If all probabilities are equal, a single float is returned.
+        """
         if isinstance(self.erasure, float):
             return self.erasure
         worst_first = np.sort(self.erasure)[::-1]
@@ -328,8 +340,9 @@ class ArikanCode(PolarCode):
 class ModularArikanDecoder(ModularSystematicDecoder):
     """Decodes integers modulo 2^64 for small codes with the Arikan kernel.
 
-    The decoding weights and parity checks are computed from the parity matrix P. Missing blocks are computed
-    by a product with the weights, or by the row additions of inactivation decoding if these are faster.
+    The decoding weights and the parity checks are computed from the parity matrix P. A missing block is a
+    weighted sum of the arrived blocks. If the blocks are long
+    and many are missing, a sequence of row additions (inactivation decoding) computes the same sums faster.
     """
 
     code: ArikanCode
@@ -342,7 +355,10 @@ class ModularArikanDecoder(ModularSystematicDecoder):
         return CancellationSolver(positions, zero_input_mask, self.arrived_indices, self.missing_indices)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Decode the missing data blocks by weights or row additions, and write them to `out`."""
+        """Decode the missing data blocks and write them to `out`.
+
+        The faster of two methods is used: a product with the decoding weights, or row additions.
+        """
         n_products = len(self.missing_indices) * len(self.arrived_indices)
         n_additions = ADDITION_COST * self.code.n * self.code.levels
         if out.shape[1] * (n_products - n_additions) < PROGRAM_COST * self.code.n:
@@ -354,8 +370,9 @@ class ModularArikanDecoder(ModularSystematicDecoder):
 def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:
     """Return the row additions that compute the parity blocks of the Arikan kernel.
 
-    The encoder applies the inverse butterflies, sets the frozen inputs to zero, and applies the butterflies
-    (Arikan 2011). Additions of zero rows are skipped.
+    The additions work on a table with one row per codeword position. They apply the inverse butterflies to
+    the data blocks, set the frozen inputs to zero, and apply the butterflies (Arikan 2011). Additions of rows
+    that are known to be zero are skipped.
 
     Parameters
     ----------

@@ -20,13 +20,14 @@ from polarmap.dtypes import Indices, is_integer
 from polarmap.errors import CodeError
 from polarmap.validation import is_real_number
 
-# Compute a matrix rank at most this many times while the n results arrive, because this is slow for thousands
-# of blocks. As a consequence, up to n / MAX_RANK_CHECKS more results than necessary may be awaited.
+# The rank of a matrix tells whether the arrived results can be decoded. Compute it at most this many times
+# while the n results arrive, because it is slow for thousands of blocks. As a consequence, the map may wait
+# for up to n / MAX_RANK_CHECKS more results than necessary.
 MAX_RANK_CHECKS = 1000
 
 
 class DecodingState(Enum):
-    """Tells whether the missing results can be decoded from the results that have arrived so far."""
+    """The possible answers to whether the results that have arrived suffice to decode the missing ones."""
 
     UNDECODABLE = "undecodable"  # Too few results have arrived.
     ILL_CONDITIONED = "ill-conditioned"  # Decoding is possible, but would multiply errors too much.
@@ -113,9 +114,9 @@ class ArrivalTracker:
         return self.state is DecodingState.DECODABLE
 
     def accept_ill_conditioned(self) -> bool:
-        """Accept any amplification from now on, and return whether decoding is possible.
+        """Accept decoding that amplifies errors, however much, and return whether decoding is possible.
 
-        Call this method when no further result can arrive.
+        Call this method when no further result can arrive, so that waiting cannot improve the accuracy.
         """
         self.max_amplification = inf
         if self.state is DecodingState.ILL_CONDITIONED:
@@ -173,7 +174,8 @@ class ArrivalTracker:
         rank_deficit = self.decoder.rank_deficit
         if rank_deficit and not self.modular:
             rank_deficit = max(rank_deficit, self.code.n // MAX_RANK_CHECKS)
-        # Each arrival lowers the rank deficit by at most one, so an earlier check could not succeed.
+        # Each arrival lowers the rank deficit by at most one. Before this many results have arrived, another
+        # check cannot succeed.
         self._next_rank_check = self.n_arrived + rank_deficit
         return rank_deficit == 0
 

@@ -28,11 +28,12 @@ ReceivedBlocks = Mapping[int, Array]  # Maps the index of a coded block to its r
 
 # Coefficients of smaller magnitude are treated as zero, because they may be due to rounding.
 COEFFICIENT_TOL = 1e-12
-# Evaluate at most this many parity checks to verify results. More would take time without detecting more
+# Verify real results with at most this many parity checks. More checks would take time without detecting more
 # errors.
 MAX_CHECKS = 8
-# Evaluate at most this many parity checks modulo 2^64. More are needed than for real numbers, because an even
-# coefficient can hide an error: 2 * 2^63 is zero. One result in 2^16 has even coefficients in all 16 checks.
+# Verify integer results with at most this many parity checks modulo 2^64. More are needed than for real
+# numbers, because an even coefficient can hide an error: 2 * 2^63 is zero modulo 2^64. With 16 checks, only
+# one result in 2^16 has an even coefficient in all of them.
 MAX_MODULAR_CHECKS = 16
 
 
@@ -136,7 +137,7 @@ class MatrixBlock(NamedTuple):
 
 
 class WeightMasks(NamedTuple):
-    """Boolean masks of the arrived results that each missing result is decoded from.
+    """Boolean masks that tell which arrived results each missing result is decoded from.
 
     Attributes
     ----------
@@ -155,10 +156,10 @@ class WeightMasks(NamedTuple):
     invertible_weight_blocks: tuple[MatrixBlock, ...]
 
     def count_invertible_weights(self, arrived_mask: Mask) -> Indices:
-        """Count, for each missing result, the invertible weights of the results in `arrived_mask`.
+        """Count, for each missing result, the results in `arrived_mask` that have an invertible weight.
 
-        An error in such an arrived result always changes the missing result. The counts have shape
-        (missing,).
+        An error in an arrived result always changes the missing results for which its decoding weight is
+        invertible. `arrived_mask` has shape (arrived,), and the counts have shape (missing,).
         """
         counts = np.zeros(len(self.recombined_results_mask), np.intp)
         for rows, columns, entries in self.invertible_weight_blocks:
@@ -179,7 +180,8 @@ class WeightMasks(NamedTuple):
 def compute_nonzero_mask(coefficients: Floats | UInt64Array) -> Mask:
     """Return a mask of the nonzero coefficients.
 
-    Real coefficients below `COEFFICIENT_TOL` count as zero, because they may be due to rounding.
+    Real coefficients with a magnitude of at most `COEFFICIENT_TOL` count as zero, because they may be due to
+    rounding.
     """
     min_magnitude = 0 if is_integer_dtype(coefficients.dtype) else COEFFICIENT_TOL
     return np.asarray((coefficients > min_magnitude) | (coefficients < -min_magnitude))
@@ -232,12 +234,12 @@ class ErasureDecoder(ABC):
         """Return the decoder to use for results of `dtype`, for the same set of arrived results.
 
         Integers are decoded modulo 2^64 if the code supports it, and all other data as real numbers. By
-        default, a decoder supports one of the two and returns itself.
+        default, a decoder supports only one kind of arithmetic and returns itself.
         """
         return self
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Reuse intermediate results of a previous decoder, built when fewer results had arrived.
+        """Reuse intermediate results of a previous decoder, which was built when fewer results had arrived.
 
         Parameters
         ----------
@@ -269,9 +271,10 @@ class ErasureDecoder(ABC):
 
     @property
     def approximate_weights(self) -> Floats:
-        """The decoding weights as real numbers, with one row per missing result.
+        """The decoding weights as real numbers, shape (missing, arrived).
 
-        For integers, they are valid unless a value wraps around modulo 2^64.
+        For integers that are decoded modulo 2^64, these weights give the same result unless a value wraps
+        around.
         """
         return np.asarray(self.over(np.dtype(np.float64)).weights, np.float64)
 
@@ -282,12 +285,15 @@ class ErasureDecoder(ABC):
 
     @property
     def check_blocks(self) -> tuple[MatrixBlock, ...]:
-        """The nonzero blocks of `check_matrix`, if it is block-diagonal. By default, the whole matrix."""
+        """The blocks of `check_matrix`, if it is block-diagonal, otherwise the whole matrix as one block.
+
+        Working on the blocks saves the multiplications by zero.
+        """
         return (as_single_block(self.check_matrix),)
 
     @cached_property
     def checked_arrivals_mask(self) -> Mask:
-        """A mask (arrived,) of the arrived results in which parity checks detect every possible error."""
+        """A mask of the arrived results in which parity checks detect every error, shape (arrived,)."""
         checked_mask = np.zeros(len(self.arrived_indices), bool)
         for _, columns, checks in self.check_blocks:
             checked_mask[columns] = compute_invertible_mask(checks).any(axis=0)
@@ -296,12 +302,16 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def weight_magnitudes(self) -> Floats:
-        """The absolute change of each missing result (row) per unit error in each arrived result (column)."""
+        """How much an error in an arrived result changes a missing result: absolute decoding weights.
+
+        Each row belongs to a missing result and each column to an arrived result. An entry is the absolute
+        change of the missing result if the arrived result has an error of 1.
+        """
 
     def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
-        """Return how much an error of 1 in each arrived result changes one missing result, shape (arrived,).
+        """Return how much an error of 1 in each arrived result changes one missing result.
 
-        This is the row `missing_position` of `weight_magnitudes`.
+        The returned array of shape (arrived,) is the row `missing_position` of `weight_magnitudes`.
         """
         return np.asarray(self.weight_magnitudes[missing_position])
 
@@ -312,7 +322,7 @@ class ErasureDecoder(ABC):
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest change that an error of 1 in each arrived result causes in any missing result."""
+        """The largest change of a missing result per unit error in each arrived result, shape (arrived,)."""
         return np.asarray(self.weight_magnitudes.max(axis=0, initial=0))
 
     @cached_property
@@ -329,7 +339,7 @@ class ErasureDecoder(ABC):
     @property
     @abstractmethod
     def amplification(self) -> float:
-        """The largest factor by which decoding multiplies errors in the results.
+        """The largest factor by which decoding can multiply errors (such as rounding) of the arrived results.
 
         The factor is 0 if nothing is missing or decoding is exact, and inf if decoding is impossible.
         """
@@ -361,7 +371,10 @@ class ErasureDecoder(ABC):
         return self.over(dtype).weight_masks
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return the blocks to multiply by `check_matrix`: by default, the received results themselves."""
+        """Return the blocks to multiply by `check_matrix` in order to verify the received results.
+
+        By default, these are the received results themselves. A subclass can transform them first.
+        """
         return received
 
 
@@ -384,7 +397,10 @@ class SystematicEquations(ErasureDecoder):
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The part of the parity matrix P with rows of arrived parity and columns of missing data blocks."""
+        """The coefficients of the missing data blocks in the arrived parity blocks.
+
+        This is a part of the parity matrix P, with one row per equation and one column per unknown.
+        """
         return self.code.encoding_matrix[np.ix_(self.arrived_parity_indices, self.missing_indices)]
 
 
@@ -404,5 +420,5 @@ def compute_weight_masks(weights: Floats | UInt64Array) -> WeightMasks:
 
 
 def as_single_block(matrix: Array) -> MatrixBlock:
-    """Return a whole matrix as a single `MatrixBlock`."""
+    """Return a `MatrixBlock` that consists of all rows and columns of a matrix."""
     return MatrixBlock(slice(None), slice(None), matrix)

@@ -18,15 +18,15 @@ from polarmap.codes.base import CodeMatrices
 from polarmap.dtypes import Floats, Indices
 
 NORMAL_P90 = 1.2815515655446004  # The 90 % quantile of the standard normal distribution.
-# The quantile of the errors is only estimated if at least this many results have arrived.
+# Estimate the 90 % quantile of the prediction errors only if at least this many results have arrived.
 MIN_RESULTS = 3
-# A block counts as exactly decoded if its expected error is below this many standard deviations of a block.
-# The cutoff for singular values in the pseudo-inverse keeps rounding errors below this tolerance.
+# A block counts as exactly decoded if its expected error is below this fraction of the standard deviation of
+# the blocks. Such a small error is due to rounding.
 DETERMINED_TOL = 1e-7
 
 
 class MissingBlockPredictor(NamedTuple):
-    """A linear predictor of the missing data blocks, for one set of arrived results.
+    """Weights that estimate the missing data blocks from one set of arrived results, and the expected errors.
 
     Attributes
     ----------
@@ -73,10 +73,11 @@ class MissingBlockPredictor(NamedTuple):
         return float(np.sqrt(self._compute_mean_square_deviations(received).mean()))
 
     def estimate_error_to_std_ratio_p90(self, received: Floats) -> float:
-        """Estimate the 90 % quantile of the ratio of the true error of an estimate to its expected error.
+        """Estimate how many times larger than expected the error of an estimated block may be.
 
-        The squared ratio of unobserved to observed deviations is modelled as F-distributed. The degrees of
-        freedom per block are estimated from the variation of the received mean square deviations.
+        The true error is at most this multiple of the expected error with a probability of 90 %. The square
+        of the ratio is modelled as F-distributed. The degrees of freedom per block are estimated from the
+        variation of the mean square deviations of the received blocks.
 
         Parameters
         ----------
@@ -101,7 +102,8 @@ class MissingBlockPredictor(NamedTuple):
     def _compute_mean_square_deviations(self, received: Floats) -> Floats:
         """Return the mean square deviation of each received block from the mean of all received blocks.
 
-        The deviations of parity blocks are scaled to those of data blocks.
+        The deviations of parity blocks, which are sums of several data blocks, are divided by a constant to
+        make them comparable with data blocks. The result has shape (arrived,).
         """
         deviations = self.centring_matrix @ received / self.deviation_norms[:, None]
         return np.asarray((deviations**2).mean(axis=1))
@@ -110,7 +112,8 @@ class MissingBlockPredictor(NamedTuple):
 def compute_f_distribution_p90(dfn: float, dfd: float) -> float:
     """Approximate the 90 % quantile of the F distribution, within 10 %.
 
-    The cube root of F is nearly a ratio of two normal variables (Paulson 1942).
+    The approximation treats the cube root of an F-distributed variable as the ratio of two normal variables
+    (Paulson 1942).
 
     Parameters
     ----------
@@ -141,7 +144,7 @@ def compute_f_distribution_p90(dfn: float, dfd: float) -> float:
 def make_missing_block_predictor(
     code: CodeMatrices, arrived_mask: npt.NDArray[np.bool_], rounding_error: float
 ) -> MissingBlockPredictor:
-    """Build the predictor of the missing data blocks for one set of arrived results.
+    """Build a predictor that estimates the missing data blocks from one set of arrived results.
 
     Parameters
     ----------
@@ -150,8 +153,8 @@ def make_missing_block_predictor(
     arrived_mask : boolean array (n,)
         True for each coded block that has arrived; at least one must be True.
     rounding_error : float
-        Relative rounding error of the results. Singular values of the parity system below its square root,
-        relative to the largest, are ignored.
+        Relative rounding error of the results. In the equations that the arrived parity blocks give, singular
+        values below its square root, relative to the largest singular value, are ignored.
 
     Returns
     -------

@@ -34,7 +34,7 @@ from polarmap.dtypes import (
     to_real_dtype,
 )
 
-# The tolerated rounding error of each entry is this many machine epsilons of the largest value in the array.
+# An entry may have a rounding error of this many machine epsilons, times the largest value in the array.
 ROUNDING_UNITS = 1024
 MAX_LOCATION_ENTRIES = 64  # Examine at most this many violated entries to locate a wrong block.
 
@@ -248,7 +248,7 @@ def evaluate_parity_checks(
 
 
 def _select_blocks(blocks: list[Array], positions: Indices | slice) -> list[Array]:
-    """Return the blocks at the given positions of a list."""
+    """Return the blocks at the given positions of a list, for an index array or a slice."""
     return blocks[positions] if isinstance(positions, slice) else [blocks[i] for i in positions.tolist()]
 
 
@@ -325,7 +325,9 @@ def locate_erroneous_blocks(
         Block indices, in ascending order. Empty if fewer than two checks are available, or if no single block
         explains the violations.
     """
-    if len(violated_check_blocks) > 1:  # A single wrong result can only violate checks of one matrix block.
+    # Each result occurs in a single block of the block-diagonal check matrix. If checks of several blocks are
+    # violated, no single wrong result explains this.
+    if len(violated_check_blocks) > 1:
         return []
     _, columns, checks = decoder.over(dtype).check_blocks[violated_check_blocks[0]]
     if len(checks) < 2:
@@ -347,7 +349,7 @@ def locate_erroneous_blocks(
 def _locate_real_errors(checks: Floats, values: Array, rounding_dtype: DType) -> Indices:
     """Return the columns of the parity checks whose block could have caused all violations on its own.
 
-    An error in a block makes the residuals a multiple of its column, up to rounding.
+    If a single block is wrong, the residuals of all checks are a multiple of its column, up to rounding.
     """
     if values.dtype.kind == "c":
         values = np.concatenate([values.real, values.imag], axis=1)

@@ -24,19 +24,21 @@ from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, is_integer, is_integer_dtype
 from polarmap.errors import CodeError
 
-# For a cyclic group, compare N_SEEDS random matrices on up to MAX_PATTERNS erasure patterns each.
+# The generator matrix of some groups is the best of N_SEEDS random matrices. They are compared on up to
+# MAX_PATTERNS erasure patterns, i.e. sets of missing results.
 N_SEEDS, MAX_PATTERNS = 16, 64
-# Decoding weights are accepted if weights @ rows differs from the all-ones vector by at most this much.
+# The weights of the results must satisfy weights @ rows = (1, ..., 1) up to this absolute error.
 SPAN_TOL = 1e-8
 RANK_TOL = 1e-10  # Singular values below this fraction of the largest are treated as zero.
 
 
 class GradientCode(LinearCode):
-    """A code for the sum of n values of an arbitrary function.
+    """A code for the sum of n values of an arbitrary function, computed although some workers are late.
 
     The workers are divided into groups. In a group of s + 1 workers, each worker returns the plain sum of the
-    group (fractional repetition), so one result is enough. If n is not divisible by s + 1, some groups are
-    larger. They use a cyclic code, which tolerates s missing results, and sometimes more.
+    group's values, so one result is enough. This is called fractional repetition. If n is not divisible by
+    s + 1, some groups are larger. A larger group uses a cyclic code: each worker returns a weighted sum of
+    s + 1 values, and at least s results of the group may be missing.
 
     Parameters
     ----------
@@ -55,7 +57,7 @@ class GradientCode(LinearCode):
 
     requirement = "deterministic"
     is_mds = False
-    n_targets = 1  # The only target is the sum.
+    n_targets = 1  # The decoder returns a single result, the sum.
 
     def __init__(self, n: int, max_stragglers: int) -> None:
         for name, value, min_value in (("n", n, 1), ("tolerate", max_stragglers, 0)):
@@ -84,17 +86,20 @@ class GradientCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results that can contain all n values to sum."""
+        """The smallest number of results that can be enough to compute the sum.
+
+        Each result contains s + 1 values, so fewer results cannot contain all n values.
+        """
         return sum(-(-size // (self.max_stragglers + 1)) for size in self.group_sizes)
 
     @property
     def target_matrix(self) -> Floats:
-        """The target matrix T, a row of n ones: the sum is the only target."""
+        """The target matrix T, a single row of n ones: the caller wants the sum of all values."""
         return np.ones((1, self.n))
 
     @property
     def encoding_matrix(self) -> Floats:
-        """The encoding matrix E = I, because the data is not encoded."""
+        """The encoding matrix E, which is the identity: the workers receive data that is not encoded."""
         return np.eye(self.n)
 
     @property
@@ -121,16 +126,20 @@ class GradientCode(LinearCode):
 
     @property
     def group_starts_and_sizes(self) -> list[tuple[int, int]]:
-        """The first worker and the size of each group."""
+        """Each group as a pair (index of its first worker, number of workers)."""
         first_workers = np.cumsum((0, *self.group_sizes[:-1])).tolist()
         return list(zip(first_workers, self.group_sizes, strict=True))
 
 
 class GradientDecoder(RealDecoder):
-    """Decodes a `GradientCode`: combines the arrived results into the sum of all n values."""
+    """Computes the sum of all n values from the results of a `GradientCode` that have arrived.
+
+    The sum is a weighted sum of the arrived results.
+    """
 
     code: GradientCode
-    # Integers are only supported with fractional repetition. Its weights are 0 and 1, so sums are exact.
+    # Integers are not decoded as floats and rounded: they are only supported by fractional repetition, where
+    # the sum of the groups is exact.
     decodes_integers_by_rounding = False
 
     @cached_property
@@ -158,7 +167,10 @@ class GradientDecoder(RealDecoder):
         return weights
 
     def _is_every_value_covered(self) -> bool:
-        """Return whether the arrived results of each group contain all values of the group."""
+        """Return whether each group has enough arrived results to contain all values of the group.
+
+        Each result contains at most s + 1 values. This necessary condition is faster than computing weights.
+        """
         sizes = np.array(self.code.group_sizes)
         group_indices = np.searchsorted(np.cumsum(sizes), self.arrived_indices, side="right")
         n_arrived_by_group = np.bincount(group_indices, minlength=len(sizes))
@@ -172,11 +184,17 @@ class GradientDecoder(RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks that can verify the results."""
+        """The number of linear equations (parity checks) that correct results must satisfy.
+
+        They can be used to detect wrong results.
+        """
         return int(self._left_null_space.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Return a parity-check matrix with up to `max_checks` rows for the arrived results."""
+        """Return up to `max_checks` parity checks as a matrix with one column per arrived result.
+
+        The product of the matrix and correct results is zero.
+        """
         return self._left_null_space[:, :max_checks].T
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -184,16 +202,16 @@ class GradientDecoder(RealDecoder):
         if not is_integer_dtype(out.dtype):
             super().decode_into(received, out)
             return
-        out[:] = 0  # With fractional repetition, all weights are 0 or 1.
+        out[:] = 0  # Integers use fractional repetition, so a weight is 0 or 1: add the results of weight 1.
         for worker_index in self.arrived_indices[self.weights[0] != 0]:
             out[0] += received[int(worker_index)].astype(out.dtype, copy=False)
 
 
 def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
-    """Divide n workers into groups of at least s + 1 and return the group sizes; s is `max_stragglers`.
+    """Divide n workers into groups of at least `max_stragglers` + 1 workers and return the group sizes.
 
-    The n mod (s + 1) remaining workers are added to groups in pairs, because the matrix of a cyclic group is
-    better conditioned if the number of added workers is even.
+    If n is not divisible by the minimum size, the remaining workers are added to groups in pairs. Pairs are
+    used because the matrix of an enlarged group is better conditioned if its number of added workers is even.
 
     >>> choose_group_sizes(23, 5)
     (8, 8, 7)
@@ -210,13 +228,16 @@ def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def make_group_generator_matrix(group_size: int, max_stragglers: int) -> Floats:
-    """Build the generator matrix of one group: row i says how worker i combines the values of the group.
+    """Build the generator matrix of one group, a square matrix of the size of the group.
 
-    Let s be `max_stragglers`. A group of s + 1 workers has a matrix of ones. A larger group has a cyclic
-    matrix with s + 1 coefficients of mean square 1 in each row. Its rows are orthogonal to a parity-check
-    matrix H (s, size) whose rows sum to zero. If the s highest frequencies of the discrete Fourier transform
-    form a real matrix, H consists of them (cyclic MDS codes, Raviv et al. 2018, arXiv 1707.03858). Otherwise,
-    H is the best of N_SEEDS pseudo-random matrices.
+    Row i contains the coefficients with which worker i combines the values of the group. Let s be
+    `max_stragglers`. A group of s + 1 workers has a matrix of ones. A larger group has a cyclic matrix with
+    s + 1 coefficients in each row, whose mean square is 1.
+
+    The rows of a cyclic matrix are orthogonal to a parity-check matrix H (s, size) whose rows sum to zero. If
+    the s highest frequencies of the discrete Fourier transform form a real matrix, H consists of them (cyclic
+    MDS codes, Raviv et al. 2018, arXiv 1707.03858). Otherwise, H is the best of N_SEEDS pseudo-random
+    matrices.
     """
     if group_size == max_stragglers + 1:
         return np.ones((group_size, group_size))
@@ -239,7 +260,7 @@ def _make_highest_frequency_check_matrix(size: int, n_checks: int) -> Floats:
     frequencies = np.arange((size - n_checks + 1) // 2, size // 2 + 1)
     phases = np.outer(frequencies, np.arange(size)) * (2 * np.pi / size)
     waves = np.concatenate([np.cos(phases), np.sin(phases)])
-    # Leave out the sine of the Nyquist frequency, which is zero.
+    # For an even size, the sine wave of the highest (Nyquist) frequency is zero everywhere. Leave it out.
     return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])
 
 
@@ -249,9 +270,10 @@ def _make_random_check_matrix(size: int, n_checks: int, seed: int) -> Floats:
 
 
 def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
-    """Build a square matrix whose row i is nonzero only in columns i..i+s and orthogonal to s checks.
+    """Build the square generator matrix of a cyclic code from its parity-check matrix.
 
-    Columns are numbered modulo the size. The checks are the rows of `check_matrix`, shape (s, size).
+    `check_matrix` has the shape (s, size). Row i of the result is orthogonal to all rows of `check_matrix`.
+    It is nonzero only in the s + 1 columns i, i + 1, ..., i + s, which wrap around at the last column.
     """
     n_checks, size = check_matrix.shape
     matrix = np.zeros((size, size))
@@ -265,16 +287,22 @@ def _make_cyclic_generator_matrix(check_matrix: Floats) -> Floats:
 def _compute_group_sum_weights(
     group_size: int, max_stragglers: int, arrived_indices: Indices
 ) -> Floats | None:
-    """Compute weights that combine the arrived results of a group into its sum, or None if impossible."""
+    """Compute the weight of each arrived result of a group in the sum of the group's values.
+
+    `arrived_indices` are relative to the group. Return None if the results do not determine the sum.
+    """
     if group_size > max_stragglers + 1:
         generator_matrix = make_group_generator_matrix(group_size, max_stragglers)
         return _solve_for_sum_weights(generator_matrix[arrived_indices])
-    # All results of a repetition group are equal, so the first one is used.
+    # All workers of this group return the same sum, so the first arrived result gets weight 1.
     return np.eye(1, len(arrived_indices))[0] if len(arrived_indices) else None
 
 
 def _solve_for_sum_weights(arrived_rows: Floats) -> Floats | None:
-    """Return minimum-norm weights for which weights @ arrived_rows is all ones, or None if impossible."""
+    """Solve weights @ arrived_rows = (1, ..., 1) for the weights with the smallest norm.
+
+    These weights turn the arrived results into the sum of all values. Return None if there is no solution.
+    """
     if not len(arrived_rows):
         return None
     all_one_vector = np.ones(arrived_rows.shape[1])

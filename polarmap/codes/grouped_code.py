@@ -44,11 +44,11 @@ from polarmap.errors import CodeError
 
 
 class GroupedPolarCode(PolarCode, variant=GROUPED):
-    """A polar code whose blocks are divided into groups, each with a codeword of its own.
+    """A polar code whose blocks are divided into groups, each with its own codeword.
 
-    The parameters are the same as for `PolarCode`, with `groups` >= 2. Blocks are dealt to the groups in
-    turn, and each round begins at a pseudo-random group. This spreads the blocks of each group over the
-    workers, no matter how tasks are assigned to workers.
+    Each group can be encoded and decoded separately, which is faster for thousands of blocks. The parameters
+    are the same as for `PolarCode`, with `groups` >= 2. Blocks are assigned to groups pseudo-randomly, so the
+    tasks of a worker belong to many groups, and its loss costs each group only a few results.
 
     Attributes
     ----------
@@ -71,7 +71,10 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> GroupedPolarCode:
-        """Create an instance of this class, without the choice of a subclass in `PolarCode.__new__`."""
+        """Create an instance of this class.
+
+        This bypasses `PolarCode.__new__`, which chooses a subclass from the arguments.
+        """
         return object.__new__(cls)
 
     def __init__(
@@ -138,7 +141,10 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         )
 
     def with_sizes(self, n: int, k: int) -> PolarCode:
-        """Return a code with the same options and number of groups, but different numbers of blocks."""
+        """Return a code with n coded blocks, k data blocks, and otherwise the same options.
+
+        The number of groups is reduced if there are fewer data blocks or parity blocks than groups.
+        """
         if (n, k) == (self.n, self.k):
             return self
         options = self.kernel, self.decoder, self.erasure_option, self._seed, self.levels_option
@@ -151,7 +157,10 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return list(zip(self.group_codes, self.group_blocks))
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee:
-        """Return how many lost results every group survives, and the probability that a group loses more."""
+        """Return how many lost results every group tolerates, and how likely any group loses too many.
+
+        `loss_rate` is the probability that a result is lost.
+        """
         max_losses = min(code.n - code.k for code in self._distinct_codes)
         return GroupGuarantee(self.n_groups, max_losses, self.compute_failure_probability(loss_rate))
 
@@ -170,7 +179,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         >>> f"{PolarCode(8, 4, groups=2).compute_failure_probability(0.1):.4f}"
         '0.0074'
         """
-        with np.errstate(divide="ignore"):  # log(0) if a group certainly loses too many.
+        with np.errstate(divide="ignore"):  # log(0) = -inf is correct if a group is certain to fail.
             log_success_probability = sum(
                 n_groups * np.log1p(-compute_binomial_tail(code.n, code.n - code.k, loss_rate))
                 for code, n_groups in Counter(self.group_codes).items()
@@ -186,17 +195,17 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @property
     def frozen_set(self) -> Indices:
-        """The inputs of all groups that are frozen to zero.
+        """The indices of the encoder inputs that are always zero (frozen), over all groups.
 
-        Inputs are numbered through all groups, one group after another.
+        The inputs of the first group come first, then those of the second group, and so on.
         """
         return self._concatenate_with_offsets([code.frozen_set for code in self.group_codes])
 
     @property
     def codeword_positions(self) -> Indices:
-        """The codeword position of each coded block.
+        """The position of each coded block in the codeword, shape (n,).
 
-        Positions are numbered through all groups, one group after another.
+        The positions of the first group come first, then those of the second group, and so on.
         """
         positions = np.empty(self.n, np.intp)
         offset_positions = self._concatenate_with_offsets(
@@ -206,14 +215,20 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return positions
 
     def _concatenate_with_offsets(self, index_arrays: Sequence[Indices]) -> Indices:
-        """Concatenate one index array per group, shifting each by the positions of all previous groups."""
+        """Concatenate one index array per group into indices that are unique over all groups.
+
+        Each array is shifted by the number of codeword positions of all previous groups.
+        """
         lengths = [int(code.codeword_positions.max()) + 1 for code in self.group_codes]
         offsets = np.cumsum([0, *lengths[:-1]])
         return np.concatenate([indices + offset for indices, offset in zip(index_arrays, offsets)])
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The parity matrix, shape (n - k, k), with zeros between blocks of different groups."""
+        """The parity matrix P, shape (n - k, k): parity blocks = P @ data blocks.
+
+        An entry is zero if its parity block and its data block are in different groups.
+        """
         matrix = np.zeros((self.n - self.k, self.k), self.group_codes[0].encoding_matrix.dtype)
         for code, block_indices in self.split_into_groups():
             data_indices, parity_indices = np.split(block_indices, [code.k])
@@ -233,7 +248,10 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return columns
 
     def compute_encoding_matrix_rows(self, parity_indices: Indices) -> Array:
-        """Return the rows of the parity matrix that belong to the parity blocks k + `parity_indices`."""
+        """Return the rows `parity_indices` of the parity matrix, shape (rows, k).
+
+        Row i belongs to the coded block k + i.
+        """
         rows = np.zeros((len(parity_indices), self.k), self.group_codes[0].encoding_matrix.dtype)
         for code, group_blocks in self.split_into_groups():
             data_indices, group_parity = np.split(group_blocks, [code.k])
@@ -244,7 +262,10 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return rows
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Compute weights @ P, where P is the parity matrix, group by group."""
+        """Compute weights @ P, where P is the parity matrix.
+
+        The product is computed separately for each group, without building P.
+        """
         products = np.empty((len(weights), self.k))
         for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
@@ -253,7 +274,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return products
 
     def count_blocks_per_parity_block(self) -> Indices:
-        """Return the number of data blocks that each parity block combines, (n - k,)."""
+        """Return the number of data blocks that each parity block combines, shape (n - k,)."""
         counts = np.empty(self.n - self.k, np.intp)
         for code, group_blocks in self.split_into_groups():
             counts[group_blocks[code.k :] - self.k] = code.count_blocks_per_parity_block()
@@ -266,7 +287,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
 
     @property
     def _distinct_codes(self) -> set[PolarCode]:
-        """The codes of the groups, without duplicates: one for each group size."""
+        """The set of different codes that the groups use. Groups of equal size share a code."""
         return set(self.group_codes)
 
     # -- encoding ---------------------------------------------------------------------------
@@ -284,7 +305,7 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         for code, group_blocks in self.split_into_groups():
             data_indices, parity_indices = np.split(group_blocks, [code.k])
             if isinstance(blocks, np.ndarray):
-                # Copy the rows of the group: encoding one array is faster than encoding views of its rows.
+                # Copy the group's rows into one array, because it is faster to encode than a list of views.
                 rows: tiling.FlatBlocks = blocks[data_indices]
             else:
                 rows = [blocks[block_index] for block_index in data_indices.tolist()]
@@ -293,7 +314,10 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
     # -- decoding ---------------------------------------------------------------------------
 
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> GroupedDecoder:
-        """Build a decoder for the results that have arrived, which combines one decoder per group."""
+        """Build a decoder for the results that have arrived.
+
+        It consists of one decoder per group. `modular` selects integers modulo 2^64 instead of real numbers.
+        """
         group_decoders = [
             code.make_decoder(arrived_mask[group_blocks], modular)
             for code, group_blocks in self.split_into_groups()
@@ -301,16 +325,19 @@ class GroupedPolarCode(PolarCode, variant=GROUPED):
         return GroupedDecoder(self, arrived_mask, group_decoders)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool]:
-        """Return a function that records an arrival and returns whether all groups can now be decoded."""
+        """Return a function to call with the index of each block that arrives.
+
+        It returns whether all groups can be decoded now.
+        """
         return GroupedDecodabilityTracker(self, modular).add
 
 
 def _assign_blocks_to_groups(n_blocks: int, n_groups: int, stream: int) -> list[Indices]:
     """Divide the block indices 0..n_blocks-1 into groups whose sizes differ by at most one.
 
-    Blocks are dealt in rounds of one block per group, and each round begins at a pseudo-random group. If all
-    rounds began at the same group, a worker that gets every n_groups-th task would get tasks of a single
-    group.
+    Each run of `n_groups` consecutive blocks is assigned to the groups in cyclic order, from a pseudo-random
+    group on. If all runs began with the same group, a worker that gets every n_groups-th task would get tasks
+    of a single group.
 
     Parameters
     ----------
@@ -353,7 +380,7 @@ class GroupedDecodabilityTracker:
             position_in_group[block_indices] = np.arange(len(block_indices))
         self._group_of_block: list[int] = group_of_block.tolist()
         self._position_in_group: list[int] = position_in_group.tolist()
-        # One tracker for each group that cannot be decoded yet, by group index.
+        # Maps the index of each group that cannot be decoded yet to a tracker of its arrived blocks.
         self._trackers = {
             group: ArrivalTracker(group_code, modular=modular)
             for group, group_code in enumerate(code.group_codes)
@@ -368,15 +395,15 @@ class GroupedDecodabilityTracker:
 
 
 class GroupPositions(NamedTuple):
-    """The positions of the blocks of one group among the blocks of the whole grouped code.
+    """Index arrays that convert indices within one group to indices within the whole grouped code.
 
     Attributes
     ----------
     blocks : index array
-        Coded blocks, in the order of the group's code.
+        Index of each coded block of the group among all coded blocks.
     arrived, missing : index array
-        Positions in `arrived_indices` and `missing_indices` of the whole code, in the order of the same
-        attributes of the group's decoder.
+        Position of each arrived (or missing) result of the group among the arrived (or missing) results of
+        the whole code, i.e. in `arrived_indices` (or `missing_indices`) of the `GroupedDecoder`.
     """
 
     blocks: Indices
@@ -394,7 +421,7 @@ class GroupedDecoder(ErasureDecoder):
     arrived_mask : boolean array (n,)
         True for each result that has arrived.
     group_decoders : list of ErasureDecoder
-        The decoder of each group for these arrivals.
+        One decoder for each group, for the results of the group that have arrived.
     """
 
     code: GroupedPolarCode
@@ -413,7 +440,7 @@ class GroupedDecoder(ErasureDecoder):
 
     @cached_property
     def group_positions(self) -> list[GroupPositions]:
-        """The positions of the blocks of each group among the blocks of the whole code."""
+        """For each group, the index arrays that convert its indices to indices of the whole code."""
         position_of_block = np.empty(self.code.n, np.intp)
         position_of_block[self.arrived_indices] = np.arange(len(self.arrived_indices))
         position_of_block[self.missing_indices] = np.arange(len(self.missing_indices))
@@ -432,7 +459,10 @@ class GroupedDecoder(ErasureDecoder):
         return zip(self.group_decoders, self.group_positions)
 
     def over(self, dtype: DType) -> ErasureDecoder:
-        """Return the decoder to use for results of `dtype`, for the same set of arrived results."""
+        """Return a decoder of the same arrived results for results of `dtype`.
+
+        A decoder of integers modulo 2^64 cannot decode floats and returns a decoder of real numbers then.
+        """
         return self if not self.modular or is_integer_dtype(dtype) else self._real_decoder
 
     @cached_property
@@ -441,7 +471,11 @@ class GroupedDecoder(ErasureDecoder):
         return GroupedDecoder(self.code, self.arrived_mask, real_decoders)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Reuse the previous decoder of each group without new arrivals, and update the other decoders."""
+        """Take over computations from the decoder of an earlier subset of the arrived results.
+
+        A group without new results uses its previous decoder again. The decoders of other groups take over
+        what they can from their predecessors.
+        """
         if not isinstance(previous, GroupedDecoder):
             return
         for group, previous_decoder in enumerate(previous.group_decoders):
@@ -453,27 +487,39 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def rank_deficit(self) -> int:
-        """A lower bound on the number of additional results needed, or 0 if the targets are decodable."""
+        """A lower bound on the number of additional results needed to decode, or 0 if none is needed."""
         return sum(decoder.rank_deficit for decoder in self.group_decoders)
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks that can verify results; negative if a group has too few results."""
+        """The number of redundant parity checks, which can be used to detect wrong results.
+
+        The number is negative if a group has too few results to be decoded.
+        """
         counts = [decoder.n_redundant_checks for decoder in self.group_decoders]
         return sum(min(0, n_checks) for n_checks in counts) or sum(counts)
 
     @property
     def weights(self) -> Floats | UInt64Array:
-        """The decoding weights, shape (missing, arrived), with zeros between blocks of different groups."""
+        """The decoding weights, shape (missing, arrived): missing results = weights @ arrived results.
+
+        An entry is zero if its two results belong to different groups.
+        """
         return self._assemble_blocks([decoder.weights for decoder in self.group_decoders])
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The absolute change of each missing result (row) per unit error in each arrived result (column)."""
+        """The factors by which errors of arrived results affect decoded results, shape (missing, arrived).
+
+        Entry (i, j) is the absolute change of missing result i if arrived result j has an error of 1.
+        """
         return self._assemble_blocks([decoder.weight_magnitudes for decoder in self.group_decoders])
 
     def _assemble_blocks(self, group_matrices: list[Array]) -> Array:
-        """Assemble one matrix per group into a matrix (missing, arrived), with zeros between groups."""
+        """Assemble one matrix per group into one matrix of shape (missing, arrived).
+
+        Entries whose row and column belong to different groups are zero.
+        """
         shape = len(self.missing_indices), len(self.arrived_indices)
         matrix = np.zeros(shape, group_matrices[0].dtype)
         for group_matrix, positions in zip(group_matrices, self.group_positions):
@@ -481,9 +527,9 @@ class GroupedDecoder(ErasureDecoder):
         return matrix
 
     def get_weight_magnitudes_of_target(self, missing_position: int) -> Floats:
-        """Return how much an error of 1 in each arrived result changes one missing result, shape (arrived,).
+        """Return row `missing_position` of `weight_magnitudes`, shape (arrived,).
 
-        This is the row `missing_position` of `weight_magnitudes`.
+        It contains the absolute change of one missing result per unit error in each arrived result.
         """
         row = np.zeros(len(self.arrived_indices))
         for decoder, positions in self._group_pairs:
@@ -494,7 +540,10 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest change that an error of 1 in each arrived result causes in any missing result."""
+        """The maximum of each column of `weight_magnitudes`, shape (arrived,).
+
+        Entry j is the largest change of any missing result if arrived result j has an error of 1.
+        """
         maxima = np.empty(len(self.arrived_indices))
         for decoder, positions in self._group_pairs:
             maxima[positions.arrived] = decoder.max_weight_magnitudes
@@ -502,12 +551,18 @@ class GroupedDecoder(ErasureDecoder):
 
     @property
     def max_weight_sum(self) -> float:
-        """The largest possible change of a missing result if all arrived results have an error of 1."""
+        """The maximum row sum of `weight_magnitudes`.
+
+        No missing result changes by more than this if every arrived result has an error of at most 1.
+        """
         return max(decoder.max_weight_sum for decoder in self.group_decoders)
 
     @property
     def check_matrix(self) -> Floats | UInt64Array:
-        """The redundant parity checks of all groups, shape (checks, arrived)."""
+        """A matrix of parity checks that verify the results, shape (checks, arrived).
+
+        It contains the checks of all groups, each of which involves only results of one group.
+        """
         matrix = np.zeros(
             (sum(len(block.entries) for block in self.check_blocks), len(self.arrived_indices)),
             self.check_blocks[0].entries.dtype,
@@ -518,7 +573,10 @@ class GroupedDecoder(ErasureDecoder):
 
     @cached_property
     def check_blocks(self) -> tuple[MatrixBlock, ...]:
-        """The redundant parity checks of each group, as blocks of `check_matrix`."""
+        """The nonzero blocks of `check_matrix`, one for each group.
+
+        Each block contains the parity checks of one group, with their rows and columns in `check_matrix`.
+        """
         check_blocks, n_checks = [], 0
         for decoder, positions in self._group_pairs:
             checks = decoder.check_matrix
@@ -543,7 +601,10 @@ class GroupedDecoder(ErasureDecoder):
         return max(decoder.amplification for decoder in self.group_decoders)
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Decode the missing results, shape (missing, b), group by group."""
+        """Decode the missing results and return them as an array (missing, b).
+
+        Here b is the number of entries of a result. Each group is decoded separately.
+        """
         out = np.empty((len(self.missing_indices), next(iter(received.values())).size), dtype)
         for decoder, positions in self._group_pairs:
             blocks_in_group = decoder.arrived_indices.tolist()

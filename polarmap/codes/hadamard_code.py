@@ -21,23 +21,25 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64, sample_subsets
 from polarmap.dtypes import Array, Floats, Indices
 
-# Maximum number of coded blocks. Choosing the parity positions for 2,048 blocks would take 16 s.
+# Maximum number of coded blocks. Constructing a code with 2,048 blocks would take 16 s.
 MAX_HADAMARD_N = 1024
-# For codes with up to MAX_SEED_SEARCH_N blocks, N_SEEDS frozen sets are compared on up to MAX_PATTERNS
-# erasure patterns each, and the best one is used.
+# A code with up to MAX_SEED_SEARCH_N blocks uses the best of N_SEEDS random frozen sets. They are compared on
+# up to MAX_PATTERNS erasure patterns, i.e. sets of missing results.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-# Columns are multiplied by weights that differ by up to this fraction. Otherwise, rounding errors would
-# decide which of several columns of equal norm becomes the pivot.
+# The norms of columns are multiplied by weights between 1 and 1 + TIE_BREAKER before the largest is chosen as
+# a pivot. Otherwise, rounding errors would decide between columns of equal norm.
 TIE_BREAKER = 1e-3
 
 
 class HadamardCode(PolarCode):
     """A polar code with the Hadamard kernel [[1, 1], [1, -1]], for floats.
 
-    The coded blocks are x = H v, where the inputs v are zero on a pseudo-random frozen set. H is the Hadamard
-    matrix with N rows, where N is the smallest power of two >= n. The parameters are as for `PolarCode`.
-    The last N - n codeword positions are punctured (not sent), and the last N - n inputs are zero. This
-    corner of H is invertible for every n, so the sent positions determine the codeword.
+    The parameters are the same as for `PolarCode`. The coded blocks are entries of x = H v, where H is the
+    Hadamard matrix with N rows, and N is the smallest power of two >= n. The inputs v are zero on a
+    pseudo-random set, the frozen set.
+
+    If n < N, the last N - n entries of x are punctured (not sent), and the last N - n inputs are zero as
+    well. The n sent entries determine the others, because this corner of H is invertible for every n.
     """
 
     kernel = option_name = "hadamard"
@@ -50,9 +52,9 @@ class HadamardCode(PolarCode):
 
     @cached_property
     def seed(self) -> int:
-        """The seed of the frozen set.
+        """The seed of the pseudo-random frozen set.
 
-        The default is the best of several seeds for up to 64 blocks, and 0 for larger codes.
+        By default, the best of several seeds is used for up to 64 coded blocks, and 0 for larger codes.
         """
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
@@ -60,12 +62,18 @@ class HadamardCode(PolarCode):
 
     @cached_property
     def frozen_set(self) -> Indices:
-        """The n - k inputs that are frozen to zero, in ascending order. Input 0 is never frozen."""
+        """The indices of the n - k inputs that are always zero (frozen), in ascending order.
+
+        Input 0 is never frozen.
+        """
         return choose_random_frozen_set(self.n, self.k, self.seed)
 
     @cached_property
     def codeword_positions(self) -> Indices:
-        """The codeword position (row of the Hadamard matrix) of each coded block, data blocks first."""
+        """The row of the Hadamard matrix that each coded block belongs to, shape (n,).
+
+        The rows of the data blocks come first, then those of the parity blocks.
+        """
         parity_positions = choose_parity_positions(self._input_checks, self.n, self.n - self.k)
         return np.concatenate([np.setdiff1d(np.arange(self.n), parity_positions), parity_positions])
 
@@ -77,7 +85,7 @@ class HadamardCode(PolarCode):
         solved_checks = self._input_checks[:, np.concatenate([parity_positions, unsent_positions])]
         solution = np.linalg.solve(solved_checks, -self._input_checks[:, data_positions])
         parity_rows = np.asarray(solution[: self.n - self.k], np.float64)
-        # Clear coefficients that are nonzero only because of rounding.
+        # Set coefficients to zero that differ from zero only because of rounding errors.
         return np.where(compute_nonzero_mask(parity_rows), parity_rows, 0.0)
 
     def precompute_encoding(self) -> None:
@@ -102,7 +110,9 @@ def make_hadamard_matrix(size: int) -> Floats:
 
 
 def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
-    """Build the parity checks of the code: the rows of the Hadamard matrix that belong to zero inputs.
+    """Build a parity-check matrix, whose product with every codeword is zero.
+
+    It consists of the rows of the Hadamard matrix that belong to zero inputs.
 
     Parameters
     ----------
@@ -114,7 +124,7 @@ def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
     Returns
     -------
     array (checks, N)
-        The product of each row and any codeword is zero. N is the smallest power of two >= n.
+        One parity check per row. N is the smallest power of two >= n.
     """
     transform_size = round_up_to_power_of_two(n)
     zero_inputs = np.concatenate([frozen_set, np.arange(n, transform_size)])
@@ -122,7 +132,7 @@ def make_zero_input_checks(n: int, frozen_set: Indices) -> Floats:
 
 
 def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
-    """Draw the n - k frozen inputs from 1..n-1 at random, in ascending order.
+    """Draw the frozen set: n - k different random numbers from 1 to n - 1, in ascending order.
 
     Parameters
     ----------
@@ -142,9 +152,10 @@ def choose_random_frozen_set(n: int, k: int, seed: int) -> Indices:
 def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indices:
     """Choose the codeword positions of the parity blocks so that encoding is numerically stable.
 
-    The method is Gram-Schmidt orthogonalization with column pivoting, starting with the columns of the
-    punctured positions. Initially, all columns have the same norm, so rounding errors would decide between
-    them. Multiplying the norms by slightly different weights makes the choice the same on every machine.
+    The positions are the pivot columns of a Gram-Schmidt orthogonalization with column pivoting, after the
+    columns of the punctured positions have been eliminated. At first, many columns have the same norm, so
+    rounding errors would decide between them. Multiplying the norms by slightly different weights makes the
+    choice the same on every machine.
 
     Parameters
     ----------
@@ -171,7 +182,10 @@ def choose_parity_positions(input_checks: Floats, n: int, n_parity: int) -> Indi
 
 @lru_cache(maxsize=256)
 def select_frozen_set_seed(n: int, k: int) -> int:
-    """Return the seed of the code that can be decoded from the most sets of k results in a sample."""
+    """Return the seed of the best frozen set among N_SEEDS seeds.
+
+    For a sample of sets of k results, each seed is rated by the number of sets that can be decoded.
+    """
     erasure_patterns = np.stack(sample_subsets(n, n - k, MAX_PATTERNS))
     unsent_positions = np.arange(n, round_up_to_power_of_two(n))
     unsent_patterns = np.broadcast_to(unsent_positions, (len(erasure_patterns), len(unsent_positions)))
@@ -182,4 +196,4 @@ def select_frozen_set_seed(n: int, k: int) -> int:
         ranks = np.linalg.matrix_rank(checks[:, unknown_leaves].swapaxes(0, 1))
         return int((ranks == len(checks)).sum())
 
-    return max(range(N_SEEDS), key=count_decodable_patterns)  # The first seed wins a tie.
+    return max(range(N_SEEDS), key=count_decodable_patterns)  # The lowest of several best seeds.

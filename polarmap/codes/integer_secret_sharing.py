@@ -27,16 +27,17 @@ from polarmap.dtypes import Array, DType, Indices, Mask, check_supported_dtype, 
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int
 
-MAX_N = 1 << 12  # Maximum number of coded blocks. Computing ranks modulo 2 requires dense matrices.
+# Maximum number of coded blocks. Decoding computes ranks of dense matrices of this size, modulo 2.
+MAX_N = 1 << 12
 
 
 class IntegerSecretSharingCode(LinearCode):
-    """A code whose n coded blocks are sums of integer data blocks and uniform noise blocks modulo 2^64.
+    """A code that hides integer data from the workers by adding random noise modulo 2^64.
 
-    Any t colluding workers see only uniformly distributed numbers. This is perfect secrecy: it holds
-    regardless of their prior knowledge and computing power. Decoding is exact. f must be linear over the
-    integers, with f(0) = 0 and integer results, because a constant term could not be separated from the
-    noise.
+    Each coded block is a sum of data blocks and noise blocks. Any t colluding workers see only uniformly
+    distributed numbers, so they learn nothing, regardless of their prior knowledge and computing power.
+    Decoding is exact. f must be linear over the integers, with f(0) = 0 and integer results. A constant term
+    of f could not be separated from the noise.
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ class IntegerSecretSharingCode(LinearCode):
     requirement = "linear over the integers, with f(0) = 0"
     supports_integers = adds_noise = True
     is_mds = False
-    noise_std = inf  # The noise is uniform over all 64-bit integers, so it has no scale relative to the data.
+    noise_std = inf  # The noise is uniform over all 64-bit integers, so it hides data of any magnitude.
 
     def __init__(self, n: int, k: int, n_colluders: int) -> None:
         n, k = check_positive_int("n", n), check_positive_int("k", k)
@@ -94,12 +95,15 @@ class IntegerSecretSharingCode(LinearCode):
 
     @property
     def n_input_blocks(self) -> int:
-        """The number of blocks that the encoder takes as input, including noise blocks."""
+        """The number of blocks that the encoder takes as input: data blocks and noise blocks."""
         return len(self.data_and_noise_input_indices)
 
     @cached_property
     def data_and_noise_input_indices(self) -> Indices:
-        """The indices of the butterfly inputs: first those that carry data blocks, then noise blocks."""
+        """The butterfly inputs (rows of its input array) that carry data and noise.
+
+        The inputs of the k data blocks come first, then those of the noise blocks. All others are zero.
+        """
         noise_inputs = choose_noise_input_indices(self.n, self.n_colluders)
         mother_length = round_up_to_power_of_two(self.n)
         erasure_probability = OPTIMAL_DESIGN_FRACTION * (self.n - self.k - len(noise_inputs)) / self.n
@@ -112,14 +116,19 @@ class IntegerSecretSharingCode(LinearCode):
 
     @cached_property
     def encoding_matrix(self) -> Array:
-        """The matrix that encodes data and noise blocks, shape (n, k + noise blocks), of zeros and ones."""
+        """The encoding matrix E, shape (n, k + noise blocks), of zeros and ones.
+
+        The coded blocks are E @ (data blocks, noise blocks), modulo 2^64.
+        """
         mother_length, input_indices = round_up_to_power_of_two(self.n), self.data_and_noise_input_indices
         columns = np.zeros((mother_length, len(input_indices)), np.int64)
         columns[input_indices, np.arange(len(input_indices))] = 1
         return transforms.apply_arikan_transform(columns)[mother_length - self.n :]
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Return the 64-bit dtype of the coded blocks. Narrower integers could overflow in f.
+        """Return the dtype of the coded blocks, a 64-bit integer type.
+
+        Data of narrower integer types is converted to int64, because coded blocks are numbers modulo 2^64.
 
         Raises
         ------
@@ -153,8 +162,9 @@ class IntegerSecretSharingCode(LinearCode):
 def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
     """Choose the butterfly inputs that carry noise, so that any t of the n outputs are uniformly distributed.
 
-    These are the inputs of the Reed-Muller code RM(r, m), whose columns have weight 2^(m-r) or more.
-    Punctured inputs are omitted.
+    Then the coded blocks of any t workers reveal nothing about the data. The inputs are those of the
+    Reed-Muller code RM(r, m): the columns of the butterfly matrix with 2^(m-r) or more ones. Punctured inputs
+    are omitted.
 
     Parameters
     ----------
@@ -173,7 +183,7 @@ def choose_noise_input_indices(n: int, n_colluders: int) -> Indices:
     [[7], [3, 5, 6, 7], [3, 5, 6, 7]]
     """
     mother_length = round_up_to_power_of_two(n)
-    # The order is the smallest r with 2^(r+1) > t.
+    # The order r of the Reed-Muller code is the smallest with 2^(r+1) > t, where t is `n_colluders`.
     reed_muller_order = (n_colluders + 1).bit_length() - 1 + ((n_colluders + 1) & n_colluders != 0) - 1
     min_bit_count = mother_length.bit_length() - 1 - reed_muller_order
     return np.array(
@@ -193,7 +203,9 @@ def count_noise_blocks(n: int, n_colluders: int) -> int:
 
 
 def compute_min_tasks(k: int, n_colluders: int) -> int:
-    """Return the smallest number of tasks for which at least a quarter of the results are redundant.
+    """Return the smallest recommended number of tasks for k data blocks.
+
+    With this number, at least a quarter of the results are redundant, so that some of them may be late.
 
     Parameters
     ----------
@@ -214,7 +226,9 @@ def compute_min_tasks(k: int, n_colluders: int) -> int:
 
 
 def compute_max_data_blocks(n_workers: int, n_colluders: int) -> int:
-    """Return the largest number of data blocks for which at least a quarter of the results are redundant.
+    """Return the largest recommended number of data blocks for `n_workers` workers.
+
+    With this number, at least a quarter of the results are redundant, so that some of them may be late.
 
     Parameters
     ----------

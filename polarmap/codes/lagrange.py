@@ -25,23 +25,24 @@ from polarmap.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import check_positive_int, is_choice
 
-# Maximum number of coded blocks. Checking decodability takes O(n^3) operations.
+# Maximum number of coded blocks. Checking whether n results can be decoded takes O(n^3) operations.
 MAX_POINTS = 2048
 # For up to this many coded blocks, the amplification of errors is computed from the decoding weights. For
 # more blocks, a formula without the weights is faster.
 MAX_EXACT_AMPLIFICATION_N = 64
-# The amplification of errors is evaluated for this many random sets of missing results, and for equally many
-# sets of neighbouring ones (bursts).
+# To estimate how much decoding amplifies errors, try this many random sets of missing results, and equally
+# many sets of results that are missing at neighbouring interpolation points (bursts).
 MAX_PATTERNS = 64
-# A code counts as reliable if, with half of the redundant results missing, this fraction of erasure patterns
-# can be decoded accurately.
+# A code counts as reliable if this fraction of erasure patterns (sets of missing results) can be decoded
+# accurately. The patterns have half as many missing results as there are redundant results.
 RELIABLE_QUANTILE = 0.9
 
 
 class AmplificationSummary(NamedTuple):
-    """Statistics of the amplification, the factor by which decoding multiplies errors.
+    """Statistics of the amplification, which is the factor by which decoding multiplies errors.
 
-    The statistics are taken over erasure patterns with the same number of missing results.
+    The amplification depends on which results are missing. The statistics are taken over many sets of missing
+    results of the same size.
 
     Attributes
     ----------
@@ -57,8 +58,9 @@ class AmplificationSummary(NamedTuple):
 class LagrangeCode(LinearCode):
     """A code for maps of a function f that is a polynomial in the entries of its block, over the reals.
 
-    The coded blocks are values of a polynomial w that interpolates the data blocks. The results are then
-    values of the polynomial f(w), which can be interpolated from sufficiently many of its values.
+    The coded blocks are values of a polynomial w that passes through the data blocks. The results are then
+    values of another polynomial, f(w). Any sufficiently large set of results determines this polynomial, and
+    therefore also its values at the data blocks.
 
     Parameters
     ----------
@@ -120,7 +122,7 @@ class LagrangeCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The number of results that always suffice to decode, no matter which tasks return them."""
+        """The number of results from which decoding is always possible, no matter which tasks return them."""
         return compute_recovery_threshold(self.k, self.degree, self.points)
 
     @property
@@ -139,17 +141,24 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def generator_matrix(self) -> Floats:
-        """The generator matrix G, shape (n, recovery_threshold). Its columns are orthonormal."""
+        """The generator matrix G, shape (n, recovery_threshold).
+
+        Each column contains the values of a basis function of f(w) at the n interpolation points. The columns
+        are orthonormal.
+        """
         return np.asarray(np.linalg.qr(self._evaluate_basis(self.degree))[0])
 
     @property
     def target_matrix(self) -> Floats:
-        """The target matrix T: the rows of the generator matrix that belong to the data blocks."""
+        """The target matrix T, shape (k, recovery_threshold).
+
+        The wanted results are those of the data blocks, so T consists of their rows of the generator matrix.
+        """
         return self.generator_matrix[: self.k]
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """The matrix that computes the parity blocks, shape (n - k, k). Its rows sum to one."""
+        """The parity matrix P, shape (n - k, k): parity blocks = P @ data blocks. Its rows sum to one."""
         data_basis = self._evaluate_basis(1)
         return np.asarray(np.linalg.solve(data_basis[: self.k].T, data_basis[self.k :].T).T)
 
@@ -163,8 +172,9 @@ class LagrangeCode(LinearCode):
     def summarize_amplification(self, n_erasures: int) -> AmplificationSummary:
         """Summarize how much decoding amplifies errors if `n_erasures` results are missing.
 
-        The median and the 90 % quantile are taken over all erasure patterns, or over a fixed random sample if
-        there are many. The maximum also includes the worst patterns, which are bursts of neighbouring points.
+        The median and the 90 % quantile are taken over all sets of missing results, or over a fixed random
+        sample if there are many. The maximum also includes the worst sets, which belong to neighbouring
+        interpolation points.
 
         Parameters
         ----------
@@ -197,13 +207,13 @@ class LagrangeCode(LinearCode):
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Return whether decoding is accurate in most cases.
 
-        That is, with half of the redundant results missing, 90 % of the erasure patterns amplify errors by at
-        most `max_amplification`.
+        The criterion considers sets with half as many missing results as there are redundant results.
+        Decoding must be accurate for 90 % of these sets.
 
         Parameters
         ----------
         max_amplification : float
-            Largest amplification that counts as accurate.
+            Decoding is accurate if it multiplies errors by at most this factor.
         """
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
         return self.summarize_amplification(n_erasures).p90 <= max_amplification
@@ -230,8 +240,8 @@ class LagrangeCode(LinearCode):
     def _evaluate_basis(self, degree: int) -> Floats:
         """Evaluate a basis of polynomials at the interpolation points of all coded blocks.
 
-        The result has one row per coded block and one column per basis function. Degree 1 gives the basis of
-        the polynomial w that interpolates the data blocks, and the degree of f gives the basis of f(w).
+        The result has one row per coded block and one column per basis function. Pass degree 1 for a basis of
+        the polynomials w through the data blocks, or the degree of f for a basis of the polynomials f(w).
         """
         if self.points == "chebyshev":
             angles = (2 * self.node_indices + 1) * (np.pi / (2 * self.n))
@@ -244,7 +254,10 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def _top_frequency_phase(self) -> float:
-        """The phase of the highest frequency for even k, chosen such that any degree * k results suffice.
+        """The phase of the wave with the highest frequency in radians; 0 for odd k, which needs none.
+
+        For even k, the basis contains only one wave of the highest frequency. Its phase is chosen such that
+        any degree * k results can be decoded.
 
         A set of m = degree * k results cannot be decoded if a nonzero function of the basis vanishes at all
         of its angles. A trigonometric polynomial of order m / 2 with these zeros has the highest frequency
@@ -256,16 +269,17 @@ class LagrangeCode(LinearCode):
         """
         if self.k % 2:
             return 0.0
-        # Count k * phase in units of pi / (n * degree). Integers make the result the same on all machines.
+        # Compute k * phase as an integer multiple of pi / (n * degree), which is the same on all machines.
         farthest_from_data = self.degree * (2 * int(self.node_indices[: self.k].sum()) + self.n)
         return (farthest_from_data | 1) * np.pi / (self.n * self.degree * self.k)
 
 
 class LagrangeDecoder(PseudoInverseDecoder):
-    """A least-squares decoder that computes the amplification of rounding errors without the weights.
+    """A least-squares decoder for Lagrange codes.
 
-    The amplification is the largest factor by which decoding multiplies errors. For large codes, it is faster
-    to compute it from the rows of the generator matrix that belong to missing results.
+    It differs from its base class in the amplification, which is the largest factor by which decoding
+    multiplies errors. For large codes, it is computed from the rows of the generator matrix that belong to
+    missing results, which is faster than computing the decoding weights first.
     """
 
     @cached_property
@@ -285,11 +299,11 @@ class LagrangeDecoder(PseudoInverseDecoder):
 
 
 def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
-    """Evaluate a basis of the trigonometric polynomials f(w), for all f of degree `degree`.
+    """Evaluate a basis of trigonometric polynomials (sines and cosines) at the given angles.
 
-    Here w is a trigonometric polynomial that interpolates k data blocks at points of the circle. The order of
-    the polynomials is degree * (k - 1) / 2 for odd k, and degree * k / 2 for even k. For even k, the highest
-    frequency occurs with a single phase.
+    The basis spans all functions f(w), where w is a trigonometric polynomial that interpolates k data blocks,
+    and f is a polynomial of degree `degree`. The highest frequency is degree * (k - 1) / 2 for odd k, and
+    degree * k / 2 for even k. For even k, the basis contains only one wave of the highest frequency.
 
     Parameters
     ----------
@@ -318,7 +332,9 @@ def evaluate_trigonometric_basis(angles: Floats, k: int, degree: int, phase: flo
 
 
 def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
-    """Return the number of results that always suffice to decode, no matter which tasks return them.
+    """Return the number of results from which a Lagrange code can always be decoded.
+
+    It does not matter which tasks return these results.
 
     Parameters
     ----------
@@ -338,7 +354,7 @@ def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
 
 
 def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int:
-    """Return the largest number of data blocks that can be decoded from `n_results` results, or 0.
+    """Return the largest number of data blocks that any `n_results` results suffice to decode, or 0.
 
     Parameters
     ----------
@@ -364,7 +380,7 @@ def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int
 
 @lru_cache(maxsize=64)
 def compute_max_well_conditioned_k(n: int, degree: int, max_amplification: float) -> int:
-    """Return the largest number of data blocks for which a Lagrange code is well-conditioned, or 0.
+    """Return the largest number of data blocks for which a Lagrange code decodes accurately, or 0 if none.
 
     Parameters
     ----------

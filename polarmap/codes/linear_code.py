@@ -30,14 +30,14 @@ from polarmap.errors import CodeError
 
 
 class GroupGuarantee(NamedTuple):
-    """The guarantee of a code with several groups of blocks: how many lost results it survives.
+    """Describes how many lost results a code with several groups of blocks tolerates.
 
     Attributes
     ----------
     n_groups : int
         Number of groups of blocks, each decoded independently.
     max_losses : int
-        Number of lost results that every group survives. This assumes that a group with k data blocks can be
+        Number of results that every group may lose. This assumes that a group with k data blocks can be
         decoded from almost any k of its results.
     failure_probability : float
         Probability that some group loses more results than it has parity blocks.
@@ -49,14 +49,15 @@ class GroupGuarantee(NamedTuple):
 
 
 class LinearCode(CodeMatrices):
-    """Base class of the codes that maps can use, each defined by three matrices E, G and T.
+    """Base class of the codes that a parallel map can use. Each code is defined by three matrices.
 
         coded blocks = E @ blocks,   results = G @ u,   targets = T @ u
 
-    Here u stands for the unknown blocks, and the targets are the results that the caller wants. To define a
-    code, a subclass sets `n`, `k`, `name` and `requirement` and implements `encoding_matrix`, which is E. It
-    overrides the other matrices, the supported dtypes and the attributes below if the defaults do not fit.
-    The map functions depend only on these attributes, never on the class of a code.
+    Here u stands for the unknown blocks, and the targets are the results that the caller wants.
+
+    To define a code, a subclass sets `n`, `k`, `name` and `requirement`, and implements `encoding_matrix`,
+    which is E. It overrides the other matrices, the supported dtypes and the attributes below if the defaults
+    do not fit. The map functions depend only on these attributes, never on the class of a code.
 
     Attributes
     ----------
@@ -139,7 +140,10 @@ class LinearCode(CodeMatrices):
 
     @property
     def norm_inf(self) -> float:
-        """The infinity norm of E: the factor by which a coded entry can exceed the largest input entry."""
+        """The infinity norm (largest absolute row sum) of the encoding matrix E, at least 1.
+
+        No entry of a coded block exceeds the largest entry of the input by more than this factor.
+        """
         return float(np.abs(self.encoding_matrix).sum(axis=1).max(initial=1.0))
 
     @property
@@ -148,7 +152,7 @@ class LinearCode(CodeMatrices):
         return int(self.encoding_matrix.shape[1])
 
     def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
-        """Compute the parity blocks: all coded blocks that are not data blocks.
+        """Compute the parity blocks, i.e. all coded blocks that are not copies of data blocks.
 
         Parameters
         ----------
@@ -191,7 +195,7 @@ class LinearCode(CodeMatrices):
         return [(self, np.arange(self.n))]
 
     def get_group_guarantee(self, loss_rate: float) -> GroupGuarantee | None:
-        """Return how many lost results a code with several groups survives, or None for a single group.
+        """Return how many lost results a code with several groups tolerates, or None for a single group.
 
         Parameters
         ----------
@@ -216,7 +220,10 @@ class LinearCode(CodeMatrices):
         return ""
 
     def precompute_encoding(self) -> None:
-        """Compute and cache the matrices that `encode_parity` needs, unless they are cheap to compute."""
+        """Compute and cache the matrices that `encode_parity` needs, so that the first call is not slower.
+
+        By default, nothing is computed.
+        """
 
     def _encode_parity_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """Compute the parity blocks of real input blocks and write them to `out`.
@@ -243,9 +250,9 @@ class LinearCode(CodeMatrices):
         return PseudoInverseDecoder(self, arrived_mask)
 
     def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
-        """Return a function that tracks whether all blocks can be decoded, or None.
+        """Return a function that tells after each arrival whether all blocks can be decoded, or None.
 
-        Codes return a function if calling it is faster than computing a matrix rank after each arrival.
+        A code returns such a function only if it is faster than computing a matrix rank after each arrival.
 
         Parameters
         ----------
@@ -277,12 +284,12 @@ class SystematicCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """The smallest number of results from which decoding is possible: k."""
+        """The smallest number of results from which decoding is possible: k, the number of data blocks."""
         return self.k
 
     @property
     def n_input_blocks(self) -> int:
-        """The number of blocks that the encoder takes as input: k."""
+        """The number of blocks that the encoder takes as input: k, the number of data blocks."""
         return self.k
 
     @property

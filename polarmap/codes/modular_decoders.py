@@ -32,10 +32,11 @@ FLOAT_RESULT_ERROR = (
 
 
 class ModularDecoder(ErasureDecoder):
-    """Decodes integers modulo 2^64: recovered = weights @ received.
+    """Base class of decoders for integer results, which compute modulo 2^64.
 
-    Results of a floating dtype are decoded by `real_decoder`. Any set of results that can be decoded modulo
-    2^64 can also be decoded over the reals.
+    Missing results are linear combinations of received results: recovered = weights @ received. If f returns
+    floats, `real_decoder` decodes them instead. Any set of results that can be decoded modulo 2^64 can also
+    be decoded over the reals.
     """
 
     modular = True
@@ -44,7 +45,7 @@ class ModularDecoder(ErasureDecoder):
 
     @cached_property
     def real_decoder(self) -> ErasureDecoder:
-        """The decoder for float results of the same tasks.
+        """The decoder to use if the tasks return floats instead of integers.
 
         Raises CodeError if the code cannot decode floats.
         """
@@ -65,7 +66,10 @@ class ModularDecoder(ErasureDecoder):
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The absolute values of the weights, read as signed 64-bit integers."""
+        """The absolute values of the decoding weights, as floats.
+
+        Weights are numbers modulo 2^64. Here they are interpreted as signed 64-bit integers.
+        """
         return np.abs(self.weights.view(np.int64).astype(np.float64))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
@@ -83,10 +87,10 @@ class ModularDecoder(ErasureDecoder):
 
 
 class EliminationDecoder(ModularDecoder):
-    """Solves system_matrix @ unknowns = results modulo 2^64 by Gaussian elimination.
+    """Base class of decoders that solve a linear system modulo 2^64 by Gaussian elimination.
 
-    It solves as many linearly independent equations as there are unknowns. The remaining equations serve as
-    parity checks that verify the results.
+    The system is system_matrix @ unknowns = results. As many linearly independent equations are solved as
+    there are unknowns. The remaining equations can be used to verify the results (parity checks).
     """
 
     @property
@@ -95,12 +99,18 @@ class EliminationDecoder(ModularDecoder):
         """The integer matrix of the linear system, shape (equations, unknowns)."""
 
     def _expand_checks_to_arrived_blocks(self, system_checks: UInt64Array) -> UInt64Array:
-        """Convert parity checks from coefficients of equations to coefficients of arrived results."""
+        """Convert parity checks on the equations of the system to parity checks on the arrived results.
+
+        The input has one column per equation, and the output has one column per arrived result.
+        """
         return system_checks
 
     @cached_property
     def pivot_row_indices(self) -> Indices:
-        """The indices of the equations to solve: a maximal set of independent rows of `system_matrix`."""
+        """The indices of the equations that are solved.
+
+        They are a maximal set of linearly independent rows of `system_matrix`.
+        """
         return np.array(find_independent_rows_gf2(self.system_matrix), dtype=np.intp)
 
     @cached_property
@@ -111,14 +121,17 @@ class EliminationDecoder(ModularDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks available to verify the results; negative if too few have arrived."""
+        """The number of parity checks that can verify the results.
+
+        It is negative if too few results have arrived to decode.
+        """
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """A parity-check matrix with up to MAX_MODULAR_CHECKS rows.
+        """A matrix of parity checks that verify the results, with one column per arrived result.
 
-        Its product with correct results is zero modulo 2^64.
+        Its product with correct results is zero modulo 2^64. It has at most MAX_MODULAR_CHECKS rows.
         """
         other_rows = np.setdiff1d(np.arange(len(self.system_matrix)), self.pivot_row_indices)
         combinations = make_check_combination_matrix(len(other_rows))
@@ -135,9 +148,10 @@ class EliminationDecoder(ModularDecoder):
 
 
 class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
-    """An exact decoder for systematic codes whose parity blocks are integer combinations of data blocks.
+    """An exact decoder of integers for systematic codes, whose coded blocks include the data blocks.
 
-    It uses as many parity blocks as data blocks are missing.
+    The parity blocks must be linear combinations of data blocks with integer coefficients. The decoder uses
+    all data blocks that have arrived, and one parity block for each missing data block.
     """
 
     def _make_real_decoder(self) -> ErasureDecoder:
@@ -173,7 +187,10 @@ class ModularSystematicDecoder(SystematicEquations, EliminationDecoder):
 
 
 class ModularLinearDecoder(EliminationDecoder):
-    """An exact decoder for any code with integer G and T, which solves for all unknowns modulo 2^64."""
+    """An exact decoder of integers for any code whose matrices G and T consist of integers.
+
+    It solves for all unknowns of the code modulo 2^64, and computes the missing results from them.
+    """
 
     @cached_property
     def system_matrix(self) -> Array:
@@ -185,9 +202,10 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @property
     def approximate_weights(self) -> Floats:
-        """The weights modulo 2^64, read as signed integers.
+        """The decoding weights as floats.
 
-        There is no better approximation for data that is hidden by uniform noise (secret sharing).
+        The weights, which are numbers modulo 2^64, are interpreted as signed integers. Data that is hidden by
+        uniform noise (secret sharing) has no better approximation.
         """
         return self.weights.view(np.int64).astype(np.float64)
 
@@ -199,7 +217,7 @@ class ModularLinearDecoder(EliminationDecoder):
         return weights
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Decode the missing targets (wanted results) and write them to `out`, one per row."""
+        """Decode the missing results that the caller wants (targets) and write them to `out`, one per row."""
         pivot_blocks = [received[int(self.arrived_indices[pivot])] for pivot in self.pivot_row_indices]
         for columns in tiling.iter_column_tiles(out.shape[1], len(pivot_blocks), 8):
             tile = tiling.gather_columns(pivot_blocks, columns, np.int64)
@@ -207,9 +225,9 @@ class ModularLinearDecoder(EliminationDecoder):
 
     @cached_property
     def _weights_of_pivot_rows(self) -> UInt64Array:
-        """The decoding weights of the solved equations, shape (targets, solved equations).
+        """The columns of `weights` that may be nonzero, shape (targets, solved equations).
 
-        The weights of all other equations are 0.
+        They belong to the results that are used for decoding. All other results have weight 0.
         """
         return matmul_mod64(self.code.target_matrix, self._pivot_inverse)
 
@@ -217,8 +235,8 @@ class ModularLinearDecoder(EliminationDecoder):
 def make_check_combination_matrix(n_checks: int) -> UInt64Array:
     """Build a matrix that combines `n_checks` parity checks into at most MAX_MODULAR_CHECKS checks.
 
-    MAX_MODULAR_CHECKS or fewer checks are kept unchanged. Otherwise, the first combination is the sum of all
-    checks.
+    Each row contains the coefficients of one combined check. If there are at most MAX_MODULAR_CHECKS checks,
+    the matrix is the identity. Otherwise, its first row, which is all ones, gives the sum of all checks.
 
     >>> make_check_combination_matrix(2).tolist(), make_check_combination_matrix(100).shape
     ([[1, 0], [0, 1]], (16, 100))

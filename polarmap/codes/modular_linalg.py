@@ -11,15 +11,17 @@ import numpy.typing as npt
 
 from polarmap.dtypes import Array, Mask, UInt64Array
 
-# float64 represents every integer up to this magnitude.
+# The largest magnitude up to which float64 represents every integer exactly.
 MAX_EXACT_FLOAT64 = 1 << 53
-# Large numbers are split into limbs of this many bits, so that sums of up to 2^20 products are exact in
-# float64.
+# Large integers are split into parts (limbs) of this many bits before they are multiplied as floats. Sums of
+# up to 2^20 products of limbs are exact in float64.
 _LIMB_BITS = 16
 
 
 def find_independent_rows_gf2(matrix: Array) -> list[int]:
-    """Return the indices of a maximal set of rows that are linearly independent modulo 2, earliest first.
+    """Return the indices of a maximal set of rows that are linearly independent modulo 2.
+
+    The rows are chosen greedily from the first to the last.
 
     >>> find_independent_rows_gf2(np.array([[1, 0], [1, 2], [0, 3]]))
     [0, 2]
@@ -36,7 +38,9 @@ def find_independent_rows_gf2(matrix: Array) -> list[int]:
 
 
 def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int:
-    """Reduce a packed row over GF(2), by subtracting basis rows that have the same leading bit.
+    """Reduce a row of bits modulo 2 by basis rows, as in one step of Gaussian elimination.
+
+    As long as a basis row has the same leading bit as the row, it is subtracted (XOR).
 
     Parameters
     ----------
@@ -48,7 +52,7 @@ def reduce_row_gf2(packed_row: int, basis_by_leading_bit: dict[int, int]) -> int
     Returns
     -------
     int
-        The remainder; 0 if the row is a sum of basis rows.
+        The reduced row; 0 if the row is a sum of basis rows.
 
     Examples
     --------
@@ -74,8 +78,8 @@ def compute_null_space_gf2(matrix: Array) -> Mask:
     [[1, 1, 0]]
     """
     width = matrix.shape[1]
-    # Each basis element is a packed integer. Its high bits hold a reduced column of the matrix, and its low
-    # bits tell which columns of the matrix add up to this column.
+    # Each basis element is an integer with two parts. Its high bits are a sum of some columns of the matrix,
+    # and its low bits tell which columns these are. If the sum is zero, the low bits are a null vector.
     basis: dict[int, int] = {}
     null_vectors = []
     for column_index, column in enumerate(pack_rows_gf2(matrix.T)):
@@ -88,9 +92,9 @@ def compute_null_space_gf2(matrix: Array) -> Mask:
 
 
 def invert_mod64(matrix: Array) -> UInt64Array:
-    """Invert a square matrix modulo 2^64. The matrix must be invertible modulo 2.
+    """Compute the inverse of a square integer matrix modulo 2^64.
 
-    The inverse modulo 2 is extended to 64 bits by Hensel lifting.
+    The matrix must be invertible modulo 2. Its inverse modulo 2 is extended to 64 bits by Hensel lifting.
 
     >>> invert_mod64(np.array([[3]])) * np.uint64(3)
     array([[1]], dtype=uint64)
@@ -102,7 +106,7 @@ def invert_mod64(matrix: Array) -> UInt64Array:
     unsigned_matrix = matrix.astype(np.int64).view(np.uint64)
     twice_identity = 2 * np.eye(size, dtype=np.uint64)
     n_bits = 1
-    while n_bits < 64:  # Each step X <- X (2 I - A X) doubles the number of correct bits.
+    while n_bits < 64:  # A step X <- X (2 I - A X) doubles the number of correct bits.
         n_bits *= 2
         bit_mask = np.uint64((1 << n_bits) - 1)
         correction = twice_identity - matmul_mod64(unsigned_matrix & bit_mask, inverse)
@@ -112,6 +116,8 @@ def invert_mod64(matrix: Array) -> UInt64Array:
 
 def find_determined_unknowns_mod64(matrix: Array) -> tuple[list[int], list[int], UInt64Array]:
     """Solve matrix @ x = s modulo 2^64 for the unknowns that are uniquely determined.
+
+    The solution is returned as a matrix that can be applied to any right-hand side s.
 
     Parameters
     ----------
@@ -174,16 +180,18 @@ def _compute_max_abs(matrix: npt.NDArray[np.int64]) -> int:
 
 
 def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """Split a matrix into pairs (shift, limb), whose sum of all limb << shift is the matrix modulo 2^64.
+    """Split each integer of a matrix into limbs of 16 bits, and return pairs (shift, limb matrix).
 
-    Leading limbs that are zero in the whole matrix are omitted.
+    The sum of all limb << shift is the matrix modulo 2^64. Leading limbs are omitted if they are zero in the
+    whole matrix.
     """
     remaining = matrix
     limbs = []
     for shift in range(0, 64, _LIMB_BITS):
         if not remaining.any():
             break
-        low_limb = (remaining << (64 - _LIMB_BITS)) >> (64 - _LIMB_BITS)  # Sign-extend the low limb.
+        # The lowest 16 bits, as a signed number.
+        low_limb = (remaining << (64 - _LIMB_BITS)) >> (64 - _LIMB_BITS)
         limbs.append((shift, low_limb.astype(np.float64)))
         # For numbers close to 2^63, the subtraction may overflow. The limbs are still correct modulo 2^64.
         remaining = (remaining - low_limb) >> _LIMB_BITS
@@ -191,7 +199,10 @@ def _split_into_16_bit_limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, n
 
 
 def pack_rows_gf2(matrix: Array) -> list[int]:
-    """Pack each row, taken modulo 2, into a Python integer whose lowest bit is column 0."""
+    """Pack each row of an integer matrix, modulo 2, into the bits of a Python integer.
+
+    Column 0 becomes the lowest bit.
+    """
     packed_bits = np.packbits((matrix & 1).astype(np.uint8), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in packed_bits]
 

@@ -39,12 +39,14 @@ MAX_GROUPED_N = 1 << 20
 # The names of the kernels. Each kernel is implemented in a module named <kernel>_code.
 KERNELS = ("rotation", "arikan", "hadamard")
 GROUPED = "grouped"  # The name under which the class of grouped codes is registered.
-# Codes for the optimal decoder are designed for this fraction of the erasure probability (n - k) / n. With a
-# smaller fraction, parity blocks combine more data blocks, which benefits an optimal decoder. For n >= 128, a
-# fraction of 0.25 instead of 1 reduces the number of results needed beyond k by a factor of 2 to 25. For
-# smaller n, it never increases this number (measured with planning.arrivals_needed).
+# A code for the optimal decoder is designed for an erasure probability (probability that a result is missing)
+# of this fraction times (n - k) / n. With a smaller fraction, parity blocks combine more data blocks, which
+# benefits an optimal decoder. For n >= 128, a fraction of 0.25 instead of 1 reduces the number of results
+# needed beyond k by a factor of 2 to 25. For smaller n, it never increases this number (measured with
+# planning.arrivals_needed).
 OPTIMAL_DESIGN_FRACTION = 0.25
-# Up to this many coded blocks, a single code is faster than groups (measured with benchmarks/scale.py).
+# Larger codes are divided into groups by default. Up to this many coded blocks, a single group is faster
+# (measured with benchmarks/scale.py).
 MAX_UNGROUPED_N = 4096
 # Maximum number of coded blocks in a group, if there are enough parity blocks. With a power of two, integers
 # can be decoded from the fewest results.
@@ -56,7 +58,9 @@ MIN_GROUP_BLOCKS = 64
 
 
 def choose_n_groups(n: int, k: int) -> int:
-    """Return the number of groups of the default code with k data blocks and n coded blocks.
+    """Return the number of groups that the default code for k data blocks and n coded blocks is divided into.
+
+    Each group is encoded and decoded independently, which is faster if there are thousands of blocks.
 
     >>> [choose_n_groups(n, 3 * n // 4) for n in (32, 4096, 10_000, 100_000)]
     [1, 1, 10, 98]
@@ -69,9 +73,10 @@ def choose_n_groups(n: int, k: int) -> int:
 
 
 def get_design_erasure_fraction(decoder_name: str) -> float:
-    """Return the design erasure probability of a code, as a fraction of (n - k) / n.
+    """Return the erasure probability that a code is designed for, as a fraction of (n - k) / n.
 
-    The design probability decides which inputs of a polar code are frozen. It depends on the decoder.
+    This probability, with which a result is assumed to be missing, decides which inputs of the polar code are
+    frozen. The best fraction depends on the decoder.
 
     Parameters
     ----------
@@ -140,7 +145,8 @@ class PolarCode(SystematicCode):
     kernel: str = "rotation"
     _max_n: ClassVar[int] = MAX_N
     _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
-    # The classes of all kernels and of grouped codes. Each class is in a module named <variant>_code.
+    # Maps the name of each kernel, and "grouped", to its class. The classes are registered when their modules
+    # are imported, which are named <variant>_code.
     _classes_by_variant: ClassVar[dict[str, type[PolarCode]]] = {}
 
     def __init_subclass__(cls, variant: str = "") -> None:
@@ -202,7 +208,10 @@ class PolarCode(SystematicCode):
         return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels_text})"
 
     def _check_levels(self, levels: object) -> int:
-        """Return the number of butterfly stages. Raise CodeError if the kernel does not support `levels`."""
+        """Return the number of butterfly stages for the argument `levels`.
+
+        Raise CodeError if the kernel does not support `levels`. By default, only None is supported.
+        """
         if levels is not None:
             raise CodeError(
                 f"levels={levels!r} needs kernel='arikan', because the {self.kernel} kernel always uses all "
@@ -252,7 +261,7 @@ class PolarCode(SystematicCode):
 
     @property
     def frozen_set(self) -> Indices:
-        """The n - k inputs of the butterfly that are frozen to zero, in ascending order.
+        """The indices of the n - k butterfly inputs that are always zero (frozen), in ascending order.
 
         The arikan kernel numbers the inputs of all its butterflies from 0 to `mother_code_length` - 1. The
         hadamard kernel also sets inputs with an index of n or more to zero, which are not included here. The
@@ -262,7 +271,10 @@ class PolarCode(SystematicCode):
 
     @property
     def codeword_positions(self) -> Indices:
-        """The codeword position (output of the butterfly) of each coded block, data blocks first."""
+        """The position of each coded block in the codeword (the output of the butterfly), shape (n,).
+
+        The positions of the data blocks come first, then those of the parity blocks.
+        """
         return np.arange(self.n)
 
     @cached_property
@@ -290,15 +302,16 @@ class PolarCode(SystematicCode):
 
     @property
     def _block_erasure_probabilities(self) -> Floats:
-        """The probability that the result of each coded block is missing, in ascending order.
+        """The probability for each coded block that its result is missing, shape (n,).
 
-        Data blocks come first, so they are assigned to the most reliable workers.
+        The array is sorted in ascending order, and data blocks come first: they are assigned to the workers
+        that fail least often.
         """
         return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @property
     def seed(self) -> int:
-        """The seed of the rotation angles or of the hadamard frozen set."""
+        """The seed of the pseudo-random choices of the code, such as the rotation angles."""
         return self._seed or 0
 
     @property
@@ -467,7 +480,10 @@ def _check_erasure_probabilities(erasure: object, n: int) -> float | Floats:
 
 
 def _check_received_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
-    """Convert received blocks to arrays, ordered by index. Raise CodeError if they do not fit the code."""
+    """Convert the blocks to arrays and check them. Return a dict that is ordered by block index.
+
+    Raise CodeError if an index, a shape or a dtype does not fit the code.
+    """
     if not isinstance(blocks, Mapping):
         raise CodeError(f"blocks must be a mapping from block index to block, not {type(blocks).__name__}")
     for block_index in blocks:

@@ -24,7 +24,9 @@ def round_up_to_power_of_two(size: int) -> int:
 
 
 def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int]:
-    """Compute the size and number of butterflies for n codeword positions.
+    """Compute the size and number of the butterflies that encode n blocks.
+
+    A butterfly is a network of additions, as in a fast Fourier transform. Its size is a power of two.
 
     Parameters
     ----------
@@ -50,11 +52,12 @@ def compute_transform_shape(n: int, levels: int | None = None) -> tuple[int, int
 
 
 def compute_input_erasure_probabilities(position_erasure_probabilities: npt.ArrayLike) -> Floats:
-    """Compute the erasure probability of each input of a butterfly from those of its outputs.
+    """Compute the probability that each input of a butterfly is unknown, given those of its outputs.
 
-    This is density evolution on the erasure channel. Each stage combines pairs of erasure probabilities
-    (a, b). The minus branch is erased if either of a pair is, with probability a + b - ab. The plus branch is
-    erased if both are, with probability ab. This is eq. (35) of Arikan (2009) for unequal channels.
+    This is density evolution on the erasure channel (eq. (35) of Arikan 2009, for unequal channels). Each
+    stage combines two positions with the erasure probabilities a and b into two branches. The minus branch is
+    erased if at least one of the positions is, with probability a + b - ab. The plus branch is erased if both
+    are, with probability ab.
 
     Parameters
     ----------
@@ -84,19 +87,20 @@ def compute_input_erasure_probabilities(position_erasure_probabilities: npt.Arra
 def choose_frozen_set(
     n: int, k: int, erasure_probabilities: float | Floats, levels: int | None = None
 ) -> Indices:
-    """Choose the n - k inputs to freeze (set to zero): those that are least likely to become known.
+    """Choose the n - k inputs to freeze (set to zero), i.e. those that are least likely to become known.
 
-    The butterflies have N >= n positions in total. The first N - n positions are punctured (not sent). This
-    keeps the all-ones word in the code, so that constants are decoded exactly. The frozen set is downward
-    closed: if the bits of i are a subset of the bits of a frozen input j, then i is also frozen. The two-pass
-    systematic encoder needs this property.
+    The butterflies have N >= n positions in total, and the first N - n positions are punctured (not sent).
+    This keeps the all-ones word in the code, so that constants are decoded exactly.
+
+    The frozen set is downward closed, which the encoder needs: if the bits of i are a subset of the bits of a
+    frozen input j, then i is also frozen.
 
     Parameters
     ----------
     n, k : int
         Number of coded blocks and of data blocks.
     erasure_probabilities : float or array (n,)
-        Erasure probability of all positions that are sent, or of each of them.
+        Probability that a sent position is erased: one number for all, or one for each.
     levels : int, optional
         Number of stages, as in `compute_transform_shape`. With several butterflies, each has at least one
         frozen and one free input.
@@ -115,7 +119,8 @@ def choose_frozen_set(
     position_probabilities = np.ones(transform_size * n_transforms)
     position_probabilities[n_punctured:] = erasure_probabilities
     z = compute_input_erasure_probabilities(position_probabilities.reshape(transform_size, n_transforms))
-    # The minimum of the erasure probabilities z_i over all inputs i whose bits are a subset of the bits of j.
+    # To make the frozen set downward closed, replace each z_j by the minimum of z_i over all inputs i whose
+    # bits are a subset of the bits of j.
     envelope = z.copy()
     half = transform_size // 2
     while half:
@@ -128,11 +133,12 @@ def choose_frozen_set(
 def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None = None) -> Indices:
     """Choose the n - k inputs of lowest weight, to be frozen (set to zero) as in a Reed-Muller code.
 
-    The weight of an input is the number of sent positions to which it contributes. A codeword that contains
-    the input has about that many nonzero blocks. Freezing inputs of low weight therefore leaves few erasure
-    patterns for which the optimal decoder fails. Among inputs of equal weight, those whose parity check
-    involves the most sent positions are frozen first, so that every block is covered by a check. Remaining
-    ties are broken pseudo-randomly. The set is downward closed, like that of `choose_frozen_set`.
+    The weight of an input is the number of sent blocks that it contributes to. If an input has a low weight,
+    losing these few blocks may make it impossible to decode. Freezing such inputs avoids this.
+
+    Among inputs of equal weight, those whose parity check involves the most sent blocks are frozen first, so
+    that every block is covered by a check. Remaining ties are broken pseudo-randomly. The set is downward
+    closed, like that of `choose_frozen_set`.
 
     Parameters
     ----------
@@ -156,20 +162,23 @@ def choose_low_weight_frozen_set(n: int, k: int, seed: int, levels: int | None =
     weights = np.ones((transform_size, n_transforms))
     weights.flat[: weights.size - n] = 0.0
     check_weights, half = weights.copy(), 1
-    # For each input, count the sent positions whose bits are a subset or a superset of the bits of its index.
+    # Compute two counts for each input i: the sent positions whose bits are a subset of the bits of i
+    # (`weights`), and those whose bits are a superset of them (`check_weights`).
     while half < transform_size:
         pairs, check_pairs = (table.reshape(-1, 2, half, n_transforms) for table in (weights, check_weights))
         pairs[:, 1] += pairs[:, 0]
         check_pairs[:, 0] += check_pairs[:, 1]
         half *= 2
     ties = SplitMix64(n, k, seed).random(weights.size).reshape(weights.shape)
-    # The fraction is less than 1, and the weights are integers. So `check_weights` is only compared for
-    # inputs of equal weight, and `ties` only if the check weights are equal, too.
+    # Sort by weight, then by check weight, then by `ties`, with a single number. The weights are integers and
+    # the fraction is less than 1, so `check_weights` only matters for inputs of equal weight.
     return _freeze_worst_inputs((check_weights + ties) / (n + 2) - weights, n, k)
 
 
 def count_undecodable_losses(n: int, frozen_set: Indices) -> tuple[int, int]:
-    """Count the single blocks and the pairs of blocks that cannot be decoded modulo 2 if they are lost.
+    """Count the blocks, and the pairs of blocks, that cannot be decoded if exactly these are lost.
+
+    Decoding is considered modulo 2, i.e. for integers.
 
     Parameters
     ----------
@@ -188,16 +197,16 @@ def count_undecodable_losses(n: int, frozen_set: Indices) -> tuple[int, int]:
     ((0, 6), (0, 0))
     """
     positions = np.arange(n) + round_up_to_power_of_two(n) - n
-    # The check of input i involves the positions whose bits are a superset of the bits of i.
+    # Each frozen input i gives a parity check of all positions whose bits are a superset of the bits of i.
     checks = (frozen_set[:, None] & positions) == frozen_set[:, None]
     _, multiplicities = np.unique(checks, axis=1, return_counts=True)
     return int((~checks.any(axis=0)).sum()), int((multiplicities * (multiplicities - 1) // 2).sum())
 
 
 def _freeze_worst_inputs(badness: Floats, n: int, k: int) -> Indices:
-    """Return the indices of the n - k inputs with the largest badness, which are frozen, in ascending order.
+    """Return the n - k inputs to freeze, i.e. the indices of the largest badness, in ascending order.
 
-    Only the last n inputs are candidates, because the inputs before them are punctured.
+    Only the last n inputs are candidates, because the inputs before them are punctured (not used).
 
     Parameters
     ----------

@@ -44,19 +44,20 @@ BlockIndices = set[int]
 
 # Maximum number of tasks. With more tasks, joint decoding would take too long.
 MAX_TASKS = 4096
-# Limit on the cost of joint decoding, equations * unknowns^2. It corresponds to about 0.2 s.
+# Joint decoding solves a linear system for all missing blocks at once. It is not tried if its number of
+# operations, equations * unknowns^2, exceeds this limit, which corresponds to about 0.2 s.
 MAX_JOINT_FLOPS = 3e8
-# Joint decoding is preferred for up to this many weights (recovered blocks times received blocks), because it
-# is more accurate. Beyond that, decoding one row or column at a time is faster.
+# Joint decoding, which is more accurate, is preferred if the number of recovered blocks times the number of
+# received blocks is at most this. Otherwise, decoding one row or column at a time is faster.
 MAX_JOINT_WEIGHTS = 1 << 18
 
 
 class ProductCode(SystematicCode):
-    """The product of two polar codes: a grid of n_A x n_B blocks whose rows and columns are codewords.
+    """A code for matrix products A B: a grid of blocks whose rows and columns are codewords of polar codes.
 
-    k_A k_B of the blocks are data blocks.
-
-    Blocks are numbered row by row, first all data blocks and then all parity blocks.
+    The grid has n_A x n_B blocks. The data blocks are in its first k_A rows and first k_B columns, and all
+    other blocks are parity blocks. Blocks are numbered row by row, first all data blocks and then all parity
+    blocks.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def grid_coordinates(self) -> Indices:
-        """The grid coordinates (row and column) of every block, shape (n, 2)."""
+        """The row and column of each block in the grid, shape (n, 2)."""
         rows, columns = np.divmod(np.arange(self.n), self.row_code.n)
         parity_mask = (rows >= self.column_code.k) | (columns >= self.row_code.k)
         order = np.argsort(parity_mask, kind="stable")
@@ -112,7 +113,7 @@ class ProductCode(SystematicCode):
 
     @cached_property
     def block_grid(self) -> Indices:
-        """The block index of every cell of the grid, shape (n_A, n_B)."""
+        """The index of the block at each row and column of the grid, shape (n_A, n_B)."""
         block_indices = np.empty((self.column_code.n, self.row_code.n), np.intp)
         block_indices[self.grid_coordinates[:, 0], self.grid_coordinates[:, 1]] = np.arange(self.n)
         return block_indices
@@ -140,10 +141,10 @@ class ProductCode(SystematicCode):
 class GridDecoder(ErasureDecoder):
     """Base class of decoders for a grid of blocks, over the reals or modulo 2^64.
 
-    Iterative decoding recovers one row or column at a time, once as many of its blocks are known as its code
-    has data blocks. If no row or column has enough blocks, the parity checks of all rows and columns together
-    may still have a unique solution. Joint decoding solves all checks at once. It is tried only if a unique
-    solution is possible and the system is small enough.
+    There are two methods. Iterative decoding recovers one row or column at a time. This is possible once as
+    many of its blocks are known as its code has data blocks. If no row or column has enough blocks, joint
+    decoding solves the parity checks of all rows and columns at once. It is tried only if a unique solution
+    is possible and the linear system is small enough.
 
     Attributes
     ----------
@@ -166,21 +167,25 @@ class GridDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks available to verify the results; negative if too few have arrived."""
+        """The number of parity checks that can verify the results.
+
+        It is negative if too few results have arrived to decode.
+        """
         return self.joint.n_redundant_checks
 
     @cached_property
     def iterative_decoder(self) -> IterativeDecoder:
-        """The `IterativeDecoder`, to which all arrived results have been added."""
+        """An `IterativeDecoder` that has determined which rows and columns the arrived results can decode."""
         iterative_decoder = IterativeDecoder(self.code, self.modular)
         iterative_decoder.add_arrivals(self.arrived_indices)
         return iterative_decoder
 
     @cached_property
     def _mask_recoverable_by_counting(self) -> Mask:
-        """A mask of the grid cells that have arrived or that iterative decoding recovers, shape (n_A, n_B).
+        """A mask of the blocks that have arrived or can be decoded iteratively, shape (n_A, n_B).
 
-        It is assumed that each row or column with k data blocks can be decoded from any k of its blocks.
+        This is an estimate by counting: it assumes that a row or column with k data blocks can be decoded
+        from any k of its blocks.
         """
         column_code, row_code = self.code.column_code, self.code.row_code
         known_mask = np.zeros((column_code.n, row_code.n), bool)
@@ -199,11 +204,12 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def _is_joint_decoding_tractable(self) -> bool:
-        """True if joint decoding can have a unique solution and the system is small enough.
+        """True if joint decoding may have a unique solution and its linear system is small enough.
 
-        The codewords that are zero outside a rows and b columns form a space of dimension (a - r_A)(b - r_B),
-        where r_A and r_B are the numbers of parity rows and columns. Every known cell in these rows and
-        columns reduces the dimension by at most one.
+        The solution is not unique if some nonzero codeword is zero at all known blocks. The codewords that
+        are zero outside a rows and b columns form a space of dimension (a - r_A)(b - r_B), where r_A and r_B
+        are the numbers of parity rows and columns. Every known block in these rows and columns reduces the
+        dimension by at most one.
         """
         column_code, row_code = self.code.column_code, self.code.row_code
         unknown_mask = ~self._mask_recoverable_by_counting
@@ -216,9 +222,9 @@ class GridDecoder(ErasureDecoder):
 
     @cached_property
     def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
-        """The rows and columns to decode in order, each with the blocks needed from it.
+        """The rows and columns to decode one after the other, each with the blocks that are needed from it.
 
-        None if decoding rows and columns in turn cannot recover all missing blocks.
+        The value is None if decoding rows and columns in turn cannot recover all missing blocks.
         """
         if not (self._can_decode_iteratively and self.iterative_decoder.is_complete):
             return None
@@ -238,7 +244,10 @@ class GridDecoder(ErasureDecoder):
 
 
 class ProductDecoder(GridDecoder, RealDecoder):
-    """Decodes a grid of floats: all blocks jointly if this is cheap, or else one row or column at a time."""
+    """Decodes a product code over the reals.
+
+    All missing blocks are decoded jointly if this is cheap, and otherwise one row or column at a time.
+    """
 
     joint: SystematicDecoder
 
@@ -248,9 +257,9 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
     @cached_property
     def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
-        """The rows and columns to decode in order, each with the blocks needed from it.
+        """The rows and columns to decode one after the other, each with the blocks that are needed from it.
 
-        None if all blocks are decoded jointly.
+        The value is None if all blocks are decoded jointly instead.
         """
         if len(self.missing_indices) * len(self.arrived_indices) <= MAX_JOINT_WEIGHTS:
             return None
@@ -268,7 +277,11 @@ class ProductDecoder(GridDecoder, RealDecoder):
         return out
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute a parity-check matrix with up to `max_checks` rows for the arrived results."""
+        """Compute up to `max_checks` parity checks that verify the arrived results.
+
+        They are the rows of a matrix with one column per arrived result. Its product with correct results is
+        zero.
+        """
         return self.joint.compute_parity_check_matrix(max_checks)
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
@@ -284,7 +297,10 @@ class ProductDecoder(GridDecoder, RealDecoder):
 
 
 class ModularProductDecoder(GridDecoder, ModularDecoder):
-    """Decodes a grid of integers modulo 2^64: one row or column at a time if possible, otherwise jointly."""
+    """Decodes a product code for integers, modulo 2^64.
+
+    One row or column is decoded at a time if possible. Otherwise, all missing blocks are decoded jointly.
+    """
 
     joint: ModularSystematicDecoder
 
@@ -325,11 +341,11 @@ class LineDecoding(NamedTuple):
     Attributes
     ----------
     block_indices : index array
-        Indices of the blocks along the line.
+        Indices of the blocks in the row or column.
     code : PolarCode
-        Code of all lines in this direction.
+        Code of all rows, or of all columns.
     decoder : ErasureDecoder
-        Decoder of the line, for the blocks of the line that are known before this step.
+        Decoder of the row or column, for its blocks that are known before this step.
     """
 
     block_indices: Indices
@@ -338,7 +354,7 @@ class LineDecoding(NamedTuple):
 
     @property
     def newly_known_indices(self) -> Indices:
-        """The positions along the row or column that this step recovers."""
+        """The positions in the row or column whose blocks this step recovers."""
         return np.setdiff1d(np.arange(len(self.block_indices)), self.decoder.arrived_indices)
 
 
@@ -357,7 +373,8 @@ class IterativeDecoder:
     known_mask : boolean array (n_A, n_B)
         True for each cell whose block has arrived or can be decoded.
     line_decodings : list of LineDecoding
-        Rows and columns to decode, ordered such that the blocks that each one needs are known by then.
+        Rows and columns in order of decoding. Each one needs only blocks that have arrived or that the
+        previous ones recover.
     """
 
     def __init__(self, code: ProductCode, modular: bool) -> None:
@@ -367,14 +384,15 @@ class IterativeDecoder:
 
     @property
     def is_complete(self) -> bool:
-        """True if all data blocks have arrived or can be decoded."""
+        """True if every data block has arrived or can be decoded."""
         return bool(self.known_mask[: self._code.column_code.k, : self._code.row_code.k].all())
 
     def add_arrivals(self, block_indices: Sequence[int] | Indices) -> None:
-        """Record arrivals and find all rows and columns that can now be decoded."""
+        """Record that blocks have arrived, and find all rows and columns that can be decoded now."""
         rows, columns = self._code.grid_coordinates[block_indices].T
         self.known_mask[rows, columns] = True
-        # The columns (first set) and rows (second set) with new blocks, which may now be decodable.
+        # The columns (first set) and rows (second set) that have new known blocks. Decoding a column adds
+        # known blocks to rows, and vice versa, so columns and rows are examined in turn.
         changed_lines = [set(columns.tolist()), set(rows.tolist())]
         axis = 0
         while changed_lines[0] or changed_lines[1]:
@@ -384,9 +402,10 @@ class IterativeDecoder:
             axis = 1 - axis
 
     def _add_line_if_decodable(self, axis: int, line_index: int) -> list[int]:
-        """Add a row or column to `line_decodings` if it can be decoded. Return the positions it recovers.
+        """Add a row or column to `line_decodings` if it can be decoded.
 
-        This is column `line_index` for axis 0, and row `line_index` for axis 1.
+        This is column `line_index` for axis 0, and row `line_index` for axis 1. Return the positions in the
+        row or column whose blocks are recovered.
         """
         known_mask = self.known_mask[:, line_index] if axis == 0 else self.known_mask[line_index]
         code = self._code.row_code if axis else self._code.column_code
@@ -405,7 +424,9 @@ class IterativeDecoder:
 def select_required_line_decodings(
     line_decodings: Sequence[LineDecoding], missing_indices: BlockIndices
 ) -> list[tuple[LineDecoding, BlockIndices]]:
-    """Select the rows and columns that have to be decoded to recover the missing blocks.
+    """Select the rows and columns that must be decoded to recover the missing blocks.
+
+    Rows and columns that recover no required block are omitted.
 
     Parameters
     ----------
@@ -417,7 +438,7 @@ def select_required_line_decodings(
     Returns
     -------
     list of (LineDecoding, set of int)
-        Selected lines in order of decoding, each with the blocks that are needed from it.
+        Selected rows and columns in order of decoding, each with the blocks that are needed from it.
     """
     required_blocks, selected = set(missing_indices), []
     for decoding in reversed(line_decodings):
@@ -432,12 +453,13 @@ def select_required_line_decodings(
 def decode_lines(
     line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
 ) -> dict[int, Array]:
-    """Decode rows and columns in the given order, and return all blocks that are then known.
+    """Decode rows and columns of a grid in the given order, and return all blocks that are known then.
 
     Parameters
     ----------
     line_decodings : sequence of (LineDecoding, set of int)
-        Lines with the blocks that are needed from each, as from `select_required_line_decodings`.
+        Rows and columns, each with the blocks that are needed from it, as from
+        `select_required_line_decodings`.
     received : mapping from int to array (b,)
         Flat results by block index.
     dtype : dtype
@@ -475,7 +497,10 @@ def decode_lines(
 def _encode_line_parity(
     code: PolarCode, positions: Sequence[int], line_blocks: ReceivedBlocks, dtype: DType
 ) -> Array:
-    """Compute the parity blocks at `positions` of a row or column whose data blocks are known."""
+    """Compute the parity blocks at the given positions of a row or column from its data blocks.
+
+    `line_blocks` maps positions in the row or column to blocks. It must contain all data blocks.
+    """
     parity_matrix = code.encoding_matrix[[position - code.k for position in positions]]
     data_blocks = [line_blocks[position] for position in range(code.k)]
     out = np.empty((len(positions), data_blocks[0].size), dtype)

@@ -23,23 +23,25 @@ from polarmap.codes.base import (
 from polarmap.codes.compute import block_matmul
 from polarmap.dtypes import Array, DType, Floats, Indices, is_integer_dtype, to_real_dtype
 
-# Systems are treated as singular if their smallest singular value, relative to the largest, is below this.
-# Their solution would have no correct digits in float32 and only three in float64.
+# A linear system is treated as singular if the ratio of its smallest to its largest singular value is below
+# this. Its solution would have no correct digits in float32 and only three in float64.
 RANK_TOL = 1e-12
-# The parity matrix is formed for codes with fewer than MAX_DENSE_N coded blocks, for which products with it
-# are faster than butterflies. It is also formed if there are fewer than MAX_DENSE_SIDE data or parity blocks,
-# because the norms of such short rows vary too much to be normalized by their average.
+# A parity matrix is computed explicitly if the code has fewer than MAX_DENSE_N coded blocks. Products with
+# the matrix are then faster than a butterfly network, i.e. a fast transform that is equivalent to it. A
+# matrix with fewer than MAX_DENSE_SIDE rows or columns is also computed, because the norms of its rows vary
+# too much to be normalized by their average.
 MAX_DENSE_N, MAX_DENSE_SIDE = 2048, 256
-# Maximum residual of an updated pseudo-inverse that is corrected by a Newton step. The step squares the
-# residual, so only rounding errors remain.
+# When more results arrive, the pseudo-inverse is updated, and a Newton step corrects its errors if the
+# residual is at most UPDATE_TOL. The step squares the residual, so only rounding errors remain.
 UPDATE_TOL = 1e-6
 WEIGHT_BATCH = 256  # Number of missing blocks whose weights are computed at a time, to limit memory.
 
 
 class RealDecoder(ErasureDecoder):
-    """Decodes real and complex results: recovered = weights @ received.
+    """Base class of decoders that compute missing results in floating-point arithmetic.
 
-    Integer results are decoded in float64 and rounded to integers at the end.
+    Missing results are linear combinations of received results: recovered = weights @ received. Results may
+    be real or complex. Integer results are decoded in float64 and rounded to integers at the end.
     """
 
     decodes_integers_by_rounding = True
@@ -59,7 +61,10 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def _system_rank_deficit(self) -> int:
-        """The additional rank deficit: 1 if the system is singular despite enough equations, otherwise 0."""
+        """The rank deficit of a linear system that has enough equations.
+
+        The value is 1 if the system is singular, so that decoding needs more results, and otherwise 0.
+        """
         return int(not np.isfinite(self._pseudo_inverse).all())
 
     @property
@@ -69,21 +74,28 @@ class RealDecoder(ErasureDecoder):
 
     @property
     def weight_magnitudes(self) -> Floats:
-        """The absolute change of each missing result (row) per unit error in each arrived result (column)."""
+        """The absolute values of the decoding weights, shape (missing, arrived).
+
+        Entry (i, j) is the absolute change of missing result i if arrived result j has an error of 1.
+        """
         return np.abs(self.weights)
 
     @property
     def max_weight_magnitudes(self) -> Floats:
-        """The largest change that an error of 1 in each arrived result causes in any missing result."""
+        """The maximum of each column of `weight_magnitudes`, shape (arrived,).
+
+        Entry j is the largest change of any missing result if arrived result j has an error of 1.
+        """
         # Avoid np.abs: it would copy the weights, which may already take most of a map's memory.
         weights = self.weights
         return np.asarray(np.maximum(weights.max(axis=0, initial=0), -weights.min(axis=0, initial=0)))
 
     @cached_property
     def amplification(self) -> float:
-        """The largest factor by which decoding multiplies errors: the largest 2-norm of a row of `weights`.
+        """The largest factor by which decoding multiplies errors.
 
-        The factor is 0 if nothing is missing, and inf if decoding is impossible.
+        It is the largest 2-norm of a row of `weights`: 0 if nothing is missing, and inf if decoding is
+        impossible.
         """
         if not len(self.missing_indices):
             return 0.0
@@ -94,11 +106,18 @@ class RealDecoder(ErasureDecoder):
 
     @cached_property
     def check_matrix(self) -> Floats:
-        """A parity-check matrix with up to MAX_CHECKS rows. Its product with correct results is zero."""
+        """A matrix of parity checks that verify the results, with one column per arrived result.
+
+        Its product with correct results is zero. It has at most MAX_CHECKS rows.
+        """
         return self.compute_parity_check_matrix(MAX_CHECKS)
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute a parity-check matrix with up to `max_checks` rows for the arrived results."""
+        """Compute up to `max_checks` parity checks that verify the arrived results.
+
+        They are the rows of a matrix with one column per arrived result. Its product with correct results is
+        zero.
+        """
         raise NotImplementedError
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
@@ -135,16 +154,18 @@ class RealDecoder(ErasureDecoder):
         return self._computed_pseudo_inverse
 
     def _free_cached_weights(self) -> None:
-        """Free the memory of the cached `weights`, which are recomputed when needed."""
+        """Delete the cached `weights` to free memory. They are recomputed when they are needed again."""
         vars(self).pop("weights", None)
 
     def _compute_null_space_checks(self, max_checks: int) -> Floats:
-        """Compute up to `max_checks` orthonormal combinations of the equations that cancel all unknowns.
+        """Compute up to `max_checks` combinations of the equations in which all unknowns cancel.
+
+        Such a combination is a parity check: it must hold for correct results, whatever the unknowns are.
 
         Returns
         -------
         array (checks, equations)
-            Without rows if the system cannot be solved.
+            Orthonormal rows of coefficients. There are none if the system cannot be solved.
         """
         if self.n_redundant_checks <= 0 or not np.isfinite(self._pseudo_inverse).all():
             return np.empty((0, len(self.system_matrix)))
@@ -152,10 +173,11 @@ class RealDecoder(ErasureDecoder):
 
 
 class PseudoInverseDecoder(RealDecoder):
-    """Decodes any code by solving for all unknowns: weights = T[missing] pinv(G[arrived]).
+    """A least-squares decoder for any code, which solves for all unknowns of the code.
 
-    G is the generator matrix of the code, and T its target matrix. Among all unbiased linear decoders, the
-    least-squares decoder amplifies independent errors the least.
+    The decoding weights are T[missing] pinv(G[arrived]), where G is the generator matrix of the code, and T
+    its target matrix. Among all unbiased linear decoders, the least-squares decoder amplifies independent
+    errors the least.
     """
 
     @cached_property
@@ -172,32 +194,41 @@ class PseudoInverseDecoder(RealDecoder):
     def amplification(self) -> float:
         """The largest factor by which decoding multiplies errors.
 
-        It is the largest 2-norm of a row of `weights`, times the `rms_gain` of the code.
+        It is the largest 2-norm of a row of `weights`, times the `rms_gain` of the code. This gain is
+        the factor by which coded blocks, and therefore their rounding errors, may be larger than data blocks.
         """
         return super().amplification * self.code.rms_gain
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks available to verify the results; negative if too few have arrived."""
+        """The number of parity checks that can verify the results.
+
+        It is negative if too few results have arrived to decode.
+        """
         return int(self.system_matrix.shape[0] - self.system_matrix.shape[1])
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute a parity-check matrix with up to `max_checks` rows for the arrived results."""
+        """Compute up to `max_checks` parity checks that verify the arrived results.
+
+        They are the rows of a matrix with one column per arrived result. Its product with correct results is
+        zero.
+        """
         return self._compute_null_space_checks(max_checks)
 
 
 class SystematicDecoder(SystematicEquations, RealDecoder):
-    """Decodes systematic codes, whose coded blocks include the data blocks, by least squares.
+    """A least-squares decoder for systematic codes, whose coded blocks include the data blocks.
 
-    It solves for the missing data blocks only. With the parity matrix P, the system is
+    It solves for the missing data blocks only. The equations are given by the rows of the parity matrix P
+    that belong to arrived parity blocks:
 
-        P[arrived, missing] missing blocks = parity - P[arrived, known] known blocks
+        P[arrived, missing] missing blocks = arrived parity blocks - P[arrived, known] known blocks
     """
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P, where P is the parity matrix reduced to blocks that have arrived.
+        """Compute weights @ P[arrived parity, arrived data], where P is the parity matrix.
 
-        Its rows belong to arrived parity blocks, and its columns to arrived data blocks.
+        The result is the part of each combination of parity blocks that is due to arrived data blocks.
 
         Parameters
         ----------
@@ -213,12 +244,15 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks available to verify the results; negative if too few have arrived."""
+        """The number of parity checks that can verify the results.
+
+        It is negative if too few results have arrived to decode.
+        """
         return len(self.arrived_parity_indices) - len(self.missing_indices)
 
     @cached_property
     def weights(self) -> Floats:
-        """The least-squares decoding weights: missing results = weights @ arrived results."""
+        """The decoding weights, shape (missing, arrived): missing results = weights @ arrived results."""
         weights = np.empty((len(self.missing_indices), len(self.arrived_indices)))
         n_arrived_data = len(self.arrived_data_indices)
         for start in range(0, len(weights), WEIGHT_BATCH):
@@ -229,22 +263,25 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
         return weights
 
     def compute_parity_check_matrix(self, max_checks: int) -> Floats:
-        """Compute a parity-check matrix with up to `max_checks` rows for the arrived results.
+        """Compute up to `max_checks` parity checks that verify the arrived results.
 
-        The coefficients of the parity blocks are orthonormal.
+        They are the rows of a matrix with one column per arrived result. The columns of parity blocks form a
+        matrix with orthonormal rows.
         """
         parity_checks = self._compute_null_space_checks(max_checks)
         data_checks = -self.multiply_by_arrived_data_columns(parity_checks)
         return np.concatenate([data_checks, parity_checks], axis=1)
 
     def reuse_computations_of(self, previous: ErasureDecoder) -> None:
-        """Compute the pseudo-inverse by updating that of a previous decoder, for which fewer results arrived.
+        """Update the pseudo-inverse of a previous decoder, for which fewer results had arrived.
 
-        Each new data block deletes a column of the system: the remaining rows of the pseudo-inverse are
-        projected orthogonally to the deleted rows. Each new parity block adds a row, by Greville's formula
-        (1960). One Newton-Schulz step X <- X + (I - X A) X then removes the rounding errors. If the residual
-        I - X A has an entry above UPDATE_TOL, the update is discarded, and the pseudo-inverse is computed
-        from scratch when needed.
+        This is faster than computing the pseudo-inverse from scratch. Each new data block deletes a column of
+        the linear system: the remaining rows of the pseudo-inverse are projected orthogonally to the deleted
+        rows. Each new parity block adds a row to the system, by Greville's formula (1960).
+
+        One Newton-Schulz step X <- X + (I - X A) X then removes the rounding errors. If the residual I - X A
+        has an entry above UPDATE_TOL, the update is discarded, and the pseudo-inverse is computed from
+        scratch when needed.
 
         Parameters
         ----------
@@ -283,7 +320,7 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
             batch = slice(start, start + WEIGHT_BATCH)
             identity = np.eye(len(updated[batch]), len(updated), start)
             residual_matrix = identity - updated[batch] @ self.system_matrix
-            # This is not `> UPDATE_TOL`, because NaN should also count as too large.
+            # `not ... <=` is used instead of `>`, so that NaN also counts as too large.
             if not np.abs(residual_matrix).max(initial=0) <= UPDATE_TOL:
                 return
             updated[batch] += residual_matrix @ updated
@@ -291,22 +328,30 @@ class SystematicDecoder(SystematicEquations, RealDecoder):
 
 
 class ImplicitSystematicDecoder(SystematicDecoder):
-    """A `SystematicDecoder` for large codes, which uses butterflies instead of forming the parity matrix."""
+    """A `SystematicDecoder` for large codes, which does not compute the parity matrix P as a whole.
+
+    Products with P are computed by the fast transform (butterfly network) of the code, in O(n log n).
+    """
 
     @cached_property
     def system_matrix(self) -> Array:
-        """The part of the parity matrix with rows of arrived parity and columns of missing data blocks."""
+        """The part of the parity matrix that relates arrived parity blocks to missing data blocks.
+
+        It has one row per arrived parity block and one column per missing data block.
+        """
         return self.code.compute_encoding_matrix_columns(self.missing_indices)[self.arrived_parity_indices]
 
     def multiply_by_arrived_data_columns(self, weights: Floats) -> Floats:
-        """Compute weights @ P, where P is the parity matrix reduced to arrived blocks, without forming it."""
+        """Compute weights @ P[arrived parity, arrived data] without computing the parity matrix P."""
         parity_weights = np.zeros((len(weights), self.code.n - self.code.k))
         parity_weights[:, self.arrived_parity_indices] = weights
         return self.code.left_multiply_encoding_matrix(parity_weights)[:, self.arrived_data_indices]
 
 
 def has_dense_parity_matrix(n: int, k: int) -> bool:
-    """Return whether a code forms its parity matrix. Large codes apply butterflies instead, in O(n log n).
+    """Return whether a code should compute its parity matrix explicitly.
+
+    Large codes use a fast transform (butterfly network) instead, which takes O(n log n) operations.
 
     Parameters
     ----------
@@ -322,9 +367,9 @@ def has_dense_parity_matrix(n: int, k: int) -> bool:
 
 
 def compute_left_inverse(matrix: Floats) -> Floats:
-    """Compute the pseudo-inverse of a matrix.
+    """Compute the pseudo-inverse of a matrix with linearly independent columns.
 
-    Its shape is (columns, rows). All entries are inf if the columns of the matrix are linearly dependent.
+    The result has the shape (columns, rows). All its entries are inf if the columns are linearly dependent.
 
     Examples
     --------
@@ -332,7 +377,8 @@ def compute_left_inverse(matrix: Floats) -> Floats:
     array([[0.5, 0. ]])
     """
     n_rows, n_columns = matrix.shape
-    # Prefer the inverse: while workers keep all cores busy, QR of a thousand rows takes ten times as long.
+    # For a square matrix, compute the inverse. A QR decomposition of a thousand rows takes ten times as long
+    # while workers keep all cores busy.
     if n_rows == n_columns:
         return compute_inverse_or_inf(matrix)
     orthonormal_factor, triangular_factor = np.linalg.qr(matrix)
@@ -363,7 +409,7 @@ def compute_inverse_or_inf(matrix: Floats) -> Floats:
 
 
 def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors: int) -> Floats:
-    """Compute an orthonormal basis of the left null space, z' matrix = 0, as columns.
+    """Compute orthonormal vectors z with z' matrix = 0, i.e. vectors of the left null space of a matrix.
 
     Parameters
     ----------
@@ -377,6 +423,7 @@ def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors:
     Returns
     -------
     array (rows, vectors)
+        One vector per column.
 
     Examples
     --------
@@ -393,7 +440,7 @@ def compute_left_null_space(matrix: Floats, pseudo_inverse: Floats, max_vectors:
 
 
 def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) -> float:
-    """Compute the largest factor by which decoding multiplies errors, over several sets of k arrivals.
+    """Compute the largest factor by which decoding multiplies errors, for several sets of k arrived results.
 
     Parameters
     ----------
@@ -429,10 +476,11 @@ def compute_max_amplification(parity_matrix: Floats, arrived_patterns: Indices) 
 
 
 def compute_erasure_amplification(generator_matrix: Floats, erased_indices: Indices, n_targets: int) -> float:
-    """Compute the largest factor by which decoding multiplies errors, for one erasure pattern.
+    """Compute the largest factor by which decoding multiplies errors, for one set of missing results.
 
     The generator matrix G of the code must have orthonormal columns. With K = G_erased G_erased', the squared
-    norm of row i of G_erased pinv(G_arrived) is [K / (1 - K)]_ii.
+    norm of row i of the weights G_erased pinv(G_arrived) is [K / (1 - K)]_ii. This formula is faster than
+    computing the weights.
 
     Parameters
     ----------

@@ -31,22 +31,25 @@ from polarmap.codes.rotation_network import RotationButterflyNetwork, generate_r
 from polarmap.codes.splitmix import sample_subsets
 from polarmap.dtypes import Array, Floats, Indices, Mask, choose_accumulator_dtype, is_integer_dtype
 
-# For up to this many parity rows, a BLAS product is faster than the compiled butterfly (measured with
-# benchmarks/coding.py). The second limit applies to blocks that must first be copied into one array.
+# If there are at most this many parity blocks or data blocks, parity is computed by a matrix product (BLAS),
+# which is then faster than the compiled butterfly transform (measured with benchmarks/coding.py). The second
+# limit applies to data blocks that must first be copied into one array.
 MAX_DENSE_ROWS, MAX_DENSE_ROWS_GATHERED = 32, 12
-# For up to this many parity rows, a BLAS product is faster than the butterfly in NumPy.
+# This limit is used instead if the butterfly transform is not compiled, but computed with NumPy.
 MAX_DENSE_ROWS_UNCOMPILED = 512
-# For codes of up to MAX_SEED_SEARCH_N blocks, N_SEEDS seeds are compared on up to MAX_PATTERNS erasure
-# patterns each, and the best seed is used.
+# A code of up to MAX_SEED_SEARCH_N blocks uses the best of N_SEEDS seeds. They are compared on up to
+# MAX_PATTERNS erasure patterns, i.e. sets of missing results.
 MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
-SYNDROME_BYTES = 64 << 20  # Memory budget, in bytes, for the parity that the decoder computes at a time.
+# The decoder computes the parity of the arrived data blocks in batches of columns of at most this many bytes.
+SYNDROME_BYTES = 64 << 20
 
 
 class RotationCode(PolarCode):
     """A polar code with the rotation kernel, the default code for floats.
 
-    The codeword is x = [[I, 0], [P, -I]] u, where P is the parity matrix and the last n - k inputs u are
-    frozen to zero. The parameters are the same as for `PolarCode`.
+    The kernel is a 2 x 2 rotation. A network of such rotations by pseudo-random angles computes the parity
+    blocks from the data blocks. The parameters are the same as for `PolarCode`. As a polar code, the codeword
+    is x = [[I, 0], [P, -I]] u with the parity matrix P, and the last n - k inputs u are frozen to zero.
     """
 
     kernel = option_name = "rotation"
@@ -58,14 +61,14 @@ class RotationCode(PolarCode):
 
     @property
     def frozen_set(self) -> Indices:
-        """The indices of the n - k inputs that are frozen (set to zero): k..n-1."""
+        """The indices of the n - k inputs that are always zero (frozen): k, ..., n - 1."""
         return np.arange(self.k, self.n)
 
     @cached_property
     def seed(self) -> int:
-        """The seed of the rotation angles.
+        """The seed of the pseudo-random rotation angles.
 
-        The default is the best of several seeds for up to 64 blocks, and 0 for larger codes.
+        By default, the best of several seeds is used for up to 64 coded blocks, and 0 for larger codes.
         """
         if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
@@ -81,7 +84,10 @@ class RotationCode(PolarCode):
         return compute_rotation_parity_matrix(self.butterfly_network, self.k, block_indices)
 
     def left_multiply_encoding_matrix(self, weights: Floats) -> Floats:
-        """Compute weights @ P, where P is the parity matrix, without forming P."""
+        """Compute weights @ P for the parity matrix P.
+
+        P is not computed. Instead, the transpose of the butterfly network is applied to the weights.
+        """
         products = np.empty((len(weights), self.k))
 
         def multiply_rows(row_slice: slice) -> None:
@@ -97,7 +103,7 @@ class RotationCode(PolarCode):
     def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
         """Build the decoder for the results that have arrived.
 
-        For large codes, it applies butterflies instead of forming the parity matrix.
+        The decoder of a large code never computes the parity matrix, but applies the butterfly network.
         """
         if modular or self._has_dense_parity_matrix:
             return super().make_decoder(arrived_mask, modular)
@@ -117,11 +123,14 @@ class RotationCode(PolarCode):
 
     @cached_property
     def _has_dense_parity_matrix(self) -> bool:
-        """True if the code is small enough to form its parity matrix explicitly."""
+        """True if the code is small enough to compute its parity matrix explicitly."""
         return has_dense_parity_matrix(self.n, self.k)
 
     def precompute_encoding(self) -> None:
-        """Choose and cache the seed of the angles, which takes a few hundredths of a second."""
+        """Choose the seed of the rotation angles and cache it.
+
+        Comparing several seeds takes a few hundredths of a second.
+        """
         _ = self.seed  # Reading the property chooses the seed and caches it.
 
     @cached_property
@@ -132,16 +141,18 @@ class RotationCode(PolarCode):
 
 
 class SyndromeDecoder(ImplicitSystematicDecoder):
-    """A least-squares decoder for large rotation codes. It forms neither the parity matrix nor the weights.
+    """A least-squares decoder for large rotation codes.
 
-    It encodes the arrived data blocks and subtracts their parity from the arrived parity blocks. The
-    difference is the syndrome, and the pseudo-inverse maps it to the missing blocks.
+    The decoder encodes the data blocks that have arrived, with zeros for missing ones, and subtracts the
+    resulting parity from the arrived parity blocks. The difference, called syndrome, only depends on the
+    missing data blocks. A pseudo-inverse maps it to these blocks. This requires neither the parity matrix nor
+    the matrix of decoding weights, which would both be large.
     """
 
     code: SystematicCode
 
     def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
-        """Decode the missing data blocks from the syndrome and write them to `out`, one per row."""
+        """Decode the missing data blocks from the received results and write them to `out`, one per row."""
         is_integer = is_integer_dtype(out.dtype)
         sum_dtype = np.dtype(np.float64) if is_integer else choose_accumulator_dtype(out.dtype)
         pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)
@@ -156,9 +167,9 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
     def _compute_syndrome(
         self, received: ReceivedBlocks, columns: slice, sum_dtype: np.dtype[np.floating]
     ) -> Array:
-        """Compute the syndrome: the arrived parity blocks minus the parity of the arrived data blocks.
+        """Compute the arrived parity blocks minus the parity of the arrived data blocks (the syndrome).
 
-        Missing data blocks count as zero.
+        Missing data blocks count as zero. Only the given columns (entries of each block) are computed.
         """
         zero_block = np.zeros(columns.stop - columns.start, sum_dtype)
         data_blocks = [zero_block] * self.code.k
@@ -174,11 +185,13 @@ class SyndromeDecoder(ImplicitSystematicDecoder):
 def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> RotationButterflyNetwork:
     """Return a copy of `network` with scale and shift such that each row of the parity matrix sums to one.
 
-    The mean of each row is subtracted, the row is scaled to norm 1, and 1 / k is added. All parity blocks
-    then have the same norm. For k = 2, rows without their mean are parallel and differ only in their norms,
-    so they are not scaled. For large codes, the parity matrix is not formed, so the norms of its rows are
-    unknown. The mean squared norm of a row of the orthogonal butterflies, k / size, is used instead. The
-    norm of a scaled row is then 1 only on average.
+    The mean of each row is subtracted, the row is scaled to norm 1, and 1 / k is added. All rows of the
+    parity matrix then have the same norm. There are two exceptions:
+
+    * For k = 2, rows are not scaled. Without their mean, they are parallel and differ only in their norms.
+    * For large codes, the parity matrix is not computed, so the norms of its rows are unknown. The mean
+      squared norm of a row of the orthogonal butterflies, k / size, is used instead. The norm of a scaled row
+      is then 1 only on average.
     """
     if has_dense_parity_matrix(k + len(network.kept_rows), k):
         scale, shift = compute_row_normalization(compute_rotation_parity_matrix(network, k))
@@ -190,14 +203,15 @@ def normalize_parity_row_sums(network: RotationButterflyNetwork, k: int) -> Rota
 
 
 def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
-    """Compute the scale and shift for which each row of the parity matrix sums to one.
+    """Compute a scale and a shift for each row of a matrix, with which the row sums to one.
 
-    Each row then has mean 1 / k, and its deviation from the mean has norm 1.
+    A scaled and shifted row, scale * row + shift, has mean 1 / k, and its deviation from the mean has norm 1.
+    For k = 2, rows are shifted only.
 
     Parameters
     ----------
     unscaled_matrix : array (r, k)
-        Matrix R of the butterflies, without scale and shift.
+        Matrix of a butterfly network without scale and shift.
 
     Returns
     -------
@@ -245,11 +259,11 @@ def compute_rotation_parity_matrix(
 
 @lru_cache(maxsize=256)
 def select_rotation_seed(n: int, k: int) -> int:
-    """Return the seed of the code that amplifies errors the least.
+    """Return the seed of the rotation angles for which decoding multiplies errors the least.
 
-    Seeds are compared by the largest amplification over sampled sets of exactly k arrived results.
+    N_SEEDS seeds are compared by the largest factor for a sample of sets of k arrived results.
     """
-    patterns_by_n_data: dict[int, list[Indices]] = {}  # Groups patterns by their number of data blocks.
+    patterns_by_n_data: dict[int, list[Indices]] = {}  # Patterns by number of data blocks.
     for arrived_indices in sample_subsets(n, k, MAX_PATTERNS):
         patterns_by_n_data.setdefault(int(np.searchsorted(arrived_indices, k)), []).append(arrived_indices)
     patterns = [np.stack(patterns_by_n_data[n_data]) for n_data in sorted(patterns_by_n_data)]
@@ -262,7 +276,7 @@ def select_rotation_seed(n: int, k: int) -> int:
             amplification = compute_max_amplification(parity_matrix, arrived_indices)
             max_amplification = max(max_amplification, amplification)
             if max_amplification >= min_amplification:
-                # The best seed so far is at least as good, so the remaining patterns need not be evaluated.
+                # The best seed so far is at least as good as this one, so skip the remaining patterns.
                 break
         else:
             best_seed, min_amplification = seed, max_amplification

@@ -17,23 +17,27 @@ from polarmap.codes.polar_construction import round_up_to_power_of_two
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Floats, Indices
 
-# Range of the rotation angles in radians. Angles near 0 or pi / 2 would barely mix the two inputs.
+# Range of the rotation angles in radians. With angles near 0 or pi / 2, each output of a rotation would
+# depend on only one of its two inputs.
 ANGLE_RANGE = (0.3, 1.2)
-# Minimum number of rows of a butterfly. Smaller butterflies have too few angles to appear random.
+# Minimum number of rows of a butterfly. A smaller butterfly would consist of too few rotations for its matrix
+# to behave like a random one.
 MIN_TRANSFORM_SIZE = 16
-STAGES_PER_MATRIX = 4  # Number of stages fused into one matrix, which has 2^4 = 16 rows.
+# Maximum number of butterfly stages that are computed by one matrix product. The matrix has up to 2^4 rows.
+STAGES_PER_MATRIX = 4
 
 
 @dataclass(frozen=True)
 class RotationButterflyNetwork:
     """A network of rotation butterflies that maps k data blocks to r parity blocks.
 
-    A butterfly rotates pairs of its rows by given angles, in log2(size) stages.
+    A butterfly is a fast orthogonal transform: in log2(size) stages, it rotates pairs of rows by given
+    angles. The network has four steps:
 
-    The data blocks form groups of `size`. Group g passes through an input butterfly with the angles
-    `input_rotations[g]`. The sum of all groups is permuted by `permutations[h]` and passes through an output
-    butterfly with the angles `output_rotations[h]`, for each group h of parity blocks. The rows `kept_rows`
-    of the stacked outputs y are scaled and shifted:
+    * The data blocks form groups of `size`. Each group passes through its own input butterfly.
+    * The outputs of all groups are added.
+    * For each group of parity blocks, the sum is permuted and passes through an output butterfly.
+    * The rows `kept_rows` of all outputs, y, are scaled and shifted. The result is the parity blocks:
 
         parity_i = scale_i y_i + shift_i (sum of all data blocks)
 
@@ -65,7 +69,7 @@ class RotationButterflyNetwork:
 
     @cached_property
     def input_stage_matrices(self) -> list[Floats]:
-        """The stages of all input butterflies, fused into small matrices.
+        """The input butterflies as a list of small dense matrices, each combining several stages.
 
         The last matrix also sums the groups of data blocks.
         """
@@ -75,7 +79,7 @@ class RotationButterflyNetwork:
 
     @cached_property
     def output_stage_matrices(self) -> list[Floats]:
-        """The stages of all output butterflies, fused into small matrices."""
+        """The output butterflies as a list of small dense matrices, each combining several stages."""
         return fuse_rotation_stages(self.output_rotations)
 
 
@@ -114,10 +118,10 @@ def generate_rotation_butterfly_network(n: int, k: int, seed: int) -> RotationBu
 
 
 def fuse_rotation_stages(rotations: Floats) -> list[Floats]:
-    """Fuse the stages of butterflies into small dense matrices.
+    """Combine the stages of butterflies into small dense matrices, each applying several stages.
 
-    Each matrix applies several stages. This takes more operations than applying the stages one by one, but
-    BLAS performs them faster.
+    Multiplying by such a matrix takes more operations than applying the stages one by one, but BLAS performs
+    them faster.
 
     Parameters
     ----------

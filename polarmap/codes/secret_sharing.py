@@ -23,15 +23,16 @@ from polarmap.validation import check_positive_int, is_positive_number
 
 MAX_N = 1 << 16  # Maximum number of coded blocks.
 
-# For codes with up to 64 blocks, N_SEEDS matrices are compared on up to MAX_PATTERNS erasure patterns each.
+# A code with up to 64 blocks uses the best of N_SEEDS random matrices. They are compared on up to
+# MAX_PATTERNS erasure patterns, i.e. sets of missing results.
 N_SEEDS, MAX_PATTERNS = 8, 64
-# The leakage is computed for all coalitions of t workers if there are at most this many, and otherwise for a
-# random sample of this size.
+# The leakage is the information that a coalition of t workers can learn. It is computed for all coalitions if
+# there are at most this many, and otherwise for a random sample of this size.
 MAX_COALITIONS = 4096
-# The 2-norm of each row of the noise coefficients N.
+# The 2-norm of the noise coefficients in each coded block.
 NOISE_ROW_NORM = 0.25
-# A code counts as reliable if, with half of the redundant results missing, this fraction of erasure patterns
-# can be decoded accurately.
+# A code counts as reliable if this fraction of erasure patterns (sets of missing results) can be decoded
+# accurately. The patterns have half as many missing results as there are redundant results.
 RELIABLE_QUANTILE = 0.9
 
 
@@ -81,9 +82,10 @@ class SecretSharing:
 
 
 class SecretSharingCode(LinearCode):
-    """A code whose n coded blocks are linear combinations of k data blocks and t noise blocks.
+    """A code that hides the data from the workers by adding random noise to every coded block.
 
-    Any k + t results suffice to decode, and any t colluding workers learn little about the data.
+    The n coded blocks are linear combinations of k data blocks and t noise blocks. Any k + t results suffice
+    to decode, and any t colluding workers learn little about the data.
 
     Parameters
     ----------
@@ -128,7 +130,9 @@ class SecretSharingCode(LinearCode):
             raise CodeError(f"n must be at most {MAX_N} for secret sharing, not {n}")
         if not is_positive_number(noise):
             raise CodeError(f"noise must be a positive number, not {noise!r}")
-        if k < 2:  # With one data block, the condition that rows sum to one would fix all its coefficients.
+        # The rows of the encoding matrix must sum to one. With one data block, this would leave no choice for
+        # the coefficients of the data.
+        if k < 2:
             raise CodeError(f"k must be at least 2 for secret sharing, not {k}")
         if n <= k + n_colluders:
             raise CodeError(
@@ -153,7 +157,10 @@ class SecretSharingCode(LinearCode):
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """The matrix that encodes data and noise blocks, shape (n, k + t). Its rows sum to one."""
+        """The encoding matrix E, shape (n, k + t): coded blocks = E @ (data blocks, noise blocks).
+
+        Its rows sum to one.
+        """
         return select_generator_matrix(self.n, self.k, self.n_colluders)
 
     @property
@@ -163,21 +170,24 @@ class SecretSharingCode(LinearCode):
 
     @cached_property
     def rms_gain(self) -> float:  # type: ignore[override]
-        """The largest root mean square of a coded block (data plus noise), relative to that of the data."""
+        """The largest ratio of the root mean square of a coded block to that of the data.
+
+        Coded blocks are large, because they contain the noise.
+        """
         squared_coefficients = self.encoding_matrix[:, : self.k] ** 2
         return float(np.sqrt(squared_coefficients.sum(axis=1).max() + self.noise**2))
 
     def leakage(self, correlated: bool = False) -> float:
-        """Bound the information that any t colluding workers can learn about the data blocks.
+        """Compute an upper bound on the information that t colluding workers can learn about the data.
 
-        The bound is the maximum over all coalitions of t workers, or over a sample of them if there are more
-        than 4,096.
+        The bound is the maximum over all sets of t workers, or over a sample of them if there are more than
+        4,096.
 
         Parameters
         ----------
         correlated : bool
-            If True, the bound holds for any correlation between the data blocks; otherwise for uncorrelated
-            data blocks.
+            If True, the bound holds even if the data blocks are correlated. By default, it only holds for
+            uncorrelated data blocks.
 
         Returns
         -------
@@ -190,8 +200,8 @@ class SecretSharingCode(LinearCode):
         >>> code.leakage() < 0.0001 < code.leakage(correlated=True)
         True
         """
-        # Always include coalitions of neighbouring workers. Their noise is the most similar, so they are
-        # likely to learn the most.
+        # A random sample may lack the worst coalitions. Always include coalitions of neighbouring workers:
+        # their noise is the most similar, so they are likely to learn the most.
         adjacent_coalitions = [
             (first_worker + np.arange(self.n_colluders)) % self.n for first_worker in range(self.n)
         ]
@@ -218,13 +228,13 @@ class SecretSharingCode(LinearCode):
     def is_well_conditioned(self, max_amplification: float) -> bool:
         """Return whether decoding is accurate in most cases.
 
-        That is, with half of the redundant results missing, 90 % of the erasure patterns amplify errors by at
-        most `max_amplification`.
+        The criterion considers sets with half as many missing results as there are redundant results.
+        Decoding must be accurate for 90 % of these sets.
 
         Parameters
         ----------
         max_amplification : float
-            Largest amplification that counts as accurate.
+            Decoding is accurate if it multiplies errors by at most this factor.
         """
         n_erasures = (self.n - self.recovery_threshold + 1) // 2
         amplifications = [
@@ -236,11 +246,12 @@ class SecretSharingCode(LinearCode):
 
 
 def make_noise_matrix(n: int, n_colluders: int) -> Floats:
-    """Build the matrix of noise coefficients, in which any t = `n_colluders` rows are independent.
+    """Build the matrix of noise coefficients of the coded blocks, shape (n, t), where t is `n_colluders`.
 
-    Its shape is (n, t), and its rows have norm 1. The columns are sine and cosine waves on n evenly spaced
-    points of the circle, with half-integer frequencies for even t, and with integer frequencies and
-    alternating signs for odd t. The constant vector is therefore not in their span.
+    Any t rows are linearly independent, so t colluding workers cannot combine their blocks such that the
+    noise cancels. The rows have norm 1. The columns are sine and cosine waves on n evenly spaced points of
+    the circle, with half-integer frequencies for even t, and with integer frequencies and alternating signs
+    for odd t. The constant vector is therefore not in their span.
 
     >>> np.linalg.norm(make_noise_matrix(5, 2), axis=1).round(12).tolist()
     [1.0, 1.0, 1.0, 1.0, 1.0]
@@ -257,10 +268,11 @@ def make_noise_matrix(n: int, n_colluders: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
-    """Choose the matrix that encodes data and noise blocks so that decoding amplifies errors the least.
+    """Choose a matrix for encoding data and noise blocks, such that decoding multiplies errors the least.
 
-    For up to 64 blocks, N_SEEDS matrices are compared by their worst amplification over patterns of exactly
-    k + t arrivals. For more blocks, the matrix of seed 0 is returned.
+    For up to 64 coded blocks, N_SEEDS random matrices are compared. The criterion is the largest factor by
+    which decoding multiplies errors, over a sample of sets of k + t arrived results. For more blocks, the
+    matrix of seed 0 is returned.
 
     Parameters
     ----------
@@ -283,9 +295,11 @@ def select_generator_matrix(n: int, k: int, n_colluders: int) -> Floats:
 
 
 def _make_random_generator_matrix(n: int, k: int, n_colluders: int, seed: int) -> Floats:
-    """Build a random matrix [D, N] of data coefficients D and noise coefficients N, with row sums of one.
+    """Build a random matrix that encodes data and noise blocks, shape (n, k + t).
 
-    Except for a constant in each row, D is orthogonal to the noise and to constants.
+    The matrix is [D, N] with data coefficients D and noise coefficients N, and its rows sum to one. Apart
+    from a constant that is added to each row of D, the columns of D are orthogonal to those of N and to the
+    constant vector.
     """
     noise_matrix = NOISE_ROW_NORM * make_noise_matrix(n, n_colluders)
     row_remainders = 1 - noise_matrix.sum(axis=1, keepdims=True)

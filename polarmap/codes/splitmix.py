@@ -16,12 +16,14 @@ from polarmap.dtypes import Floats, Indices
 
 
 class SplitMix64:
-    """A SplitMix64 pseudo-random number generator, whose numbers never depend on the NumPy version.
+    """A SplitMix64 pseudo-random number generator.
+
+    Unlike the generators of NumPy, it returns the same numbers with every version of NumPy.
 
     Parameters
     ----------
     *seeds : int
-        Non-negative integers that together select the stream.
+        Non-negative integers that together determine the sequence of random numbers.
     """
 
     def __init__(self, *seeds: int) -> None:

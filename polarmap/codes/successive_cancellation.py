@@ -49,20 +49,21 @@ from polarmap.codes.real_decoders import ImplicitSystematicDecoder
 from polarmap.codes.splitmix import SplitMix64
 from polarmap.dtypes import Array, Floats, Indices, Mask, UInt64Array
 
-# Number of random combinations of parity checks to draw. The first MAX_MODULAR_CHECKS independent ones are
-# kept, and twice as many candidates almost always contain enough of them.
+# Results are verified with up to MAX_MODULAR_CHECKS linearly independent parity checks. To find them, draw
+# this many random combinations of all checks, which almost always contain enough independent ones.
 N_RANDOM_CHECKS = 2 * MAX_MODULAR_CHECKS
-# Number of columns of a table that are processed per pass. With fewer columns, the overhead of the
-# operations, which every pass repeats, would dominate.
+# Row operations are applied to this many columns of a table at a time. With fewer columns, the overhead of
+# starting each operation, which is repeated for every batch of columns, would dominate.
 COLUMNS_PER_PASS = 128
 
 
 class CancellationTracker:
-    """Tracks which butterfly inputs successive cancellation can determine from the results so far.
+    """Tracks whether successive cancellation can decode the results that have arrived so far.
 
-    Each arrival takes O(log N) steps, because it changes one node per stage. Given a pair (a, b) of codeword
-    positions, the minus branch a - b becomes known once both a and b are known. The plus branch b then needs
-    only one of them.
+    The tracker records which values in the stages of the butterfly can be determined. Each arrival takes
+    O(log N) steps, because it determines one value per stage. A pair (a, b) of values has two branches in the
+    next stage. The minus branch a - b is known once both a and b are known. The plus branch b is known once
+    one of them is known, because a - b has been determined before.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class CancellationTracker:
         self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
 
     def add_known_position(self, position: int) -> bool:
-        """Record a known codeword position and return whether all inputs that are not zero are determined."""
+        """Record that a codeword position is known. Return whether all nonzero inputs are determined now."""
         node, transform_index = divmod(position, self._zero_input_mask.shape[1])
         half = len(self._zero_input_mask) // 2
         for known_nodes in self._known_mask[..., transform_index]:
@@ -89,14 +90,18 @@ class CancellationTracker:
 
 
 class CancellationProgram:
-    """A program of row additions that computes the missing positions of a codeword (successive cancellation).
+    """A list of row additions that computes the missing positions of a codeword (successive cancellation).
 
-    The program depends only on the received positions. It takes O(N log N) operations on blocks. Subtrees
-    whose inputs are all zero (rate-0 nodes) or all free (rate-1 nodes) are completed in one step.
+    The list depends only on which positions were received, not on their values. It takes O(N log N)
+    operations on blocks. If the inputs of a subtree of the butterfly are all zero (rate-0 node) or all free
+    (rate-1 node), the subtree is completed in one step.
 
-    The additions work on the rows of a table. Rows 0..N-1 are the codeword positions, rows N..2N-1 are
-    scratch space with one region per stage, row 2N is zero, and each inactivated input has one of the rows
-    after it.
+    The additions work on the rows of a table:
+
+    * Rows 0..N-1 are the codeword positions.
+    * Rows N..2N-1 are scratch space, with one region per stage.
+    * Row 2N is zero.
+    * The remaining rows are the inactivated inputs, i.e. inputs that cancellation needs but cannot determine.
 
     Parameters
     ----------
@@ -130,10 +135,10 @@ class CancellationProgram:
     def _append_node_operations(
         self, first_row: int, first_scratch_row: int, zero_input_mask: Mask, known_mask: Mask
     ) -> None:
-        """Append the operations that complete one node (subtree) of all butterflies.
+        """Append the row operations that compute all unknown rows of one node (subtree of the butterflies).
 
-        The node occupies the rows from `first_row` on. Scratch rows from `first_scratch_row` on may be
-        overwritten.
+        The node occupies as many rows from `first_row` on as `known_mask` has entries. Scratch rows from
+        `first_scratch_row` on may be overwritten.
         """
         if known_mask.all():
             return
@@ -171,11 +176,11 @@ class CancellationProgram:
         append_batch(~upper_known, upper, lower, minus_rows, +1)
 
     def _append_rate_0_or_1_node_operations(self, frozen_rows: Indices, free_rows: Indices) -> None:
-        """Append the operations that set frozen rows to zero and free rows to new inactivated inputs.
+        """Append the operations that set `frozen_rows` to zero and `free_rows` to new unknowns.
 
-        Inactivated inputs are unknowns that are solved for at the end. The rows belong to a rate-0 node (all
-        inputs frozen) or a rate-1 node (all inputs free). The inputs and the rows of a rate-1 node determine
-        each other, so its rows can serve as the inactivated inputs.
+        The unknowns are called inactivated inputs and are solved for at the end. The rows belong to a rate-0
+        node (all inputs frozen) or a rate-1 node (all inputs free). The inputs and the rows of a rate-1 node
+        determine each other, so its rows can be used as unknowns instead of its inputs.
         """
         inactivated_rows = self.zero_row + 1 + self.n_inactivated + np.arange(len(free_rows))
         for target_rows, source_rows in (
@@ -188,11 +193,11 @@ class CancellationProgram:
 
 
 class CancellationSolver:
-    """Decodes one erasure pattern (one set of missing blocks) by inactivation decoding, for any numeric type.
+    """Decodes a given set of missing blocks of an Arikan code by inactivation decoding.
 
-    Inputs that successive cancellation cannot determine are inactivated: they are treated as unknowns and
-    solved for at the end. The solver computes the missing blocks, the decoding weights and the redundant
-    parity checks.
+    If successive cancellation needs an input that is not known yet, the input is inactivated: it is treated
+    as an unknown and solved for at the end. The solver computes the missing blocks, the decoding weights and
+    the redundant parity checks, for any numeric type.
 
     Parameters
     ----------
@@ -214,12 +219,18 @@ class CancellationSolver:
 
     @property
     def n_inactivated(self) -> int:
-        """The number of inactivated inputs; 0 if successive cancellation alone succeeds."""
+        """The number of inactivated inputs, i.e. inputs that are treated as unknowns.
+
+        It is 0 if successive cancellation alone succeeds.
+        """
         return self._cancellation_program.n_inactivated
 
     @property
     def n_undetermined_inputs(self) -> int:
-        """The number of inactivated inputs (unknowns) that the parity checks do not determine modulo 2^64."""
+        """The number of additional equations needed to determine all inactivated inputs (unknowns).
+
+        The value is 0 if the parity checks determine all of them modulo 2^64.
+        """
         return self.n_inactivated - len(self._pivot_check_indices)
 
     def compute_missing_blocks(self, received: ReceivedBlocks, out: Array) -> None:
@@ -228,7 +239,9 @@ class CancellationSolver:
         self._row_program.compute_output_rows(blocks, out)
 
     def compute_check_matrix(self, random_stream: SplitMix64) -> UInt64Array:
-        """Compute a parity-check matrix with up to MAX_MODULAR_CHECKS rows for the arrived results.
+        """Compute a parity-check matrix that verifies the arrived results, one check per row.
+
+        It has one column per arrived result and at most MAX_MODULAR_CHECKS rows.
 
         Parameters
         ----------
@@ -243,9 +256,10 @@ class CancellationSolver:
         return checks[find_independent_rows_gf2(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
 
     def compute_weight_masks(self, random_stream: SplitMix64) -> WeightMasks:
-        """Compute masks of the results that the decoding weights use, without computing the weights.
+        """Compute masks that tell which arrived results each missing result is decoded from.
 
-        The solver decodes random numbers and examines which of them affect which decoded blocks.
+        The decoding weights are not computed, because this would take longer. Instead, random numbers are
+        decoded in place of results, to see which of them are used.
 
         Parameters
         ----------
@@ -292,10 +306,11 @@ class CancellationSolver:
     def _apply_adjoint_operations(
         self, batches: list[RowOperationBatch], combination_columns: Array
     ) -> Array:
-        """Rewrite linear combinations of codeword positions as combinations of the arrived results.
+        """Convert coefficients of codeword positions to coefficients of arrived results.
 
-        Each column of `combination_columns` is one combination. If the columns are bit sets (unsigned
-        integers), the coefficients are computed modulo 2.
+        Each column of `combination_columns` contains the coefficients of one linear combination of all
+        codeword positions. The result expresses the same combination by the arrived results. Unsigned
+        integers are treated as bit sets: each bit is a combination with coefficients modulo 2.
         """
         table = np.zeros((self._n_rows, combination_columns.shape[1]), combination_columns.dtype)
         table[: len(combination_columns)] = combination_columns
@@ -304,11 +319,11 @@ class CancellationSolver:
 
     @cached_property
     def operation_batches(self) -> list[RowOperationBatch]:
-        """The row operations that complete the codeword.
+        """The row operations that compute the missing positions of the codeword.
 
-        If inputs are inactivated (unknown), the operations run in two passes. The first pass sets these
-        inputs to zero and computes the parity checks C x, which determine them. The second pass inserts the
-        solution.
+        If there are inactivated inputs (unknowns), the operations run in two passes. The first pass sets the
+        unknowns to zero and computes the parity checks C x, from which the unknowns are computed. The second
+        pass inserts their values.
         """
         program = self._cancellation_program
         batches, n_inactivated = program.operation_batches, program.n_inactivated
@@ -333,8 +348,8 @@ class CancellationSolver:
         pivot_checks = self._compute_checks_on_inactivated_inputs(np.int64, pivot_inputs)
         solution_weights = -invert_mod64(pivot_checks).view(np.int64)
         syndrome_rows = scratch_rows[pivot_inputs]
-        # Cyclic diagonals of `solution_weights`: the operations of one diagonal read different rows, so they
-        # can run in one batch.
+        # Multiply by `solution_weights`, one cyclic diagonal of the matrix at a time. The operations of one
+        # diagonal read and write different rows, so they can run in one batch.
         for diagonal in range(n_inactivated):
             columns = (np.arange(n_inactivated) + diagonal) % n_inactivated
             factors = solution_weights[np.arange(n_inactivated), columns]
@@ -346,8 +361,8 @@ class CancellationSolver:
     def find_codewords_supported_on_erasures(self) -> Mask:
         """Return a basis of the codewords modulo 2 that are zero on all arrived blocks, one per row.
 
-        Two codewords whose difference is in the span of this basis agree on all arrived blocks, so they
-        cannot be distinguished yet.
+        These codewords describe what is still ambiguous: adding one of them to the true codeword changes no
+        arrived block, so the two cannot be distinguished yet.
         """
         null_vectors = compute_null_space_gf2(self._inactivated_input_checks_gf2)
         leaves = self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))
@@ -355,20 +370,23 @@ class CancellationSolver:
 
     @cached_property
     def _pivot_check_indices(self) -> list[int]:
-        """The indices of a maximal set of independent checks, which determine the inactivated inputs."""
+        """The indices of the parity checks that are solved for the inactivated inputs (unknowns).
+
+        They are a maximal set of linearly independent checks.
+        """
         return find_independent_rows_gf2(self._inactivated_input_checks_gf2)
 
     @cached_property
     def _inactivated_input_checks_gf2(self) -> Array:
-        """The parity checks of a codeword modulo 2, as linear functions of the inactivated inputs."""
+        """The coefficient of each inactivated input (column) in each parity check (row), modulo 2."""
         return self._compute_checks_on_inactivated_inputs(np.int8, self._zero_input_indices) & 1
 
     def _compute_checks_on_inactivated_inputs(
         self, dtype: type[np.signedinteger], input_indices: Indices
     ) -> Array:
-        """Compute parity checks of a codeword as linear functions of the inactivated inputs.
+        """Compute the coefficient of each inactivated input (column) in each parity check (row).
 
-        Each row of the result is one of the checks `input_indices`. Integers wrap around on overflow, as in
+        Each check belongs to one of the zero inputs `input_indices`. Integers wrap around on overflow, as in
         `dtype`.
         """
         unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
@@ -380,9 +398,9 @@ class CancellationSolver:
         return checks
 
     def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
-        """Compute the codeword with the given inactivated inputs and with all arrived results zero.
+        """Compute codewords from values of the inactivated inputs, with all arrived results set to zero.
 
-        Each column of `input_values` gives one column of the returned table.
+        Each column of `input_values` gives one codeword, which is a column of the returned table.
         """
         table = np.zeros((self._n_rows, input_values.shape[1]), input_values.dtype)
         table[self._cancellation_program.zero_row + 1 :] = input_values
@@ -390,7 +408,7 @@ class CancellationSolver:
         return table[: self._zero_input_mask.size]
 
     def _apply_arikan_transform(self, table: Array, **options: bool) -> Array:
-        """Apply the butterflies to a table with one row per codeword position, in place."""
+        """Apply the Arikan transform (butterflies) to each column of `table`, in place, and return it."""
         transforms.apply_arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
         return table
 
@@ -406,7 +424,9 @@ class CancellationSolver:
 
 
 class InactivationDecoder(ModularDecoder):
-    """The optimal decoder of the Arikan kernel: inactivation decoding of integers, least squares for floats.
+    """The optimal decoder for codes with the Arikan kernel.
+
+    Integers are decoded by inactivation decoding, which is exact modulo 2^64, and floats by least squares.
 
     Parameters
     ----------
@@ -437,7 +457,10 @@ class InactivationDecoder(ModularDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks available to verify the results; negative if too few have arrived."""
+        """The number of parity checks that can verify the results.
+
+        It is negative if too few results have arrived to decode.
+        """
         return len(self.arrived_indices) - self.code.k
 
     @cached_property
@@ -458,9 +481,9 @@ class InactivationDecoder(ModularDecoder):
 
     @cached_property
     def check_matrix(self) -> UInt64Array:
-        """A parity-check matrix with up to MAX_MODULAR_CHECKS rows.
+        """A matrix of parity checks that verify the results, with one column per arrived result.
 
-        Its product with correct results is zero modulo 2^64.
+        Its product with correct results is zero modulo 2^64. It has at most MAX_MODULAR_CHECKS rows.
         """
         return self.solver.compute_check_matrix(SplitMix64(self.code.n, self.code.k))
 
@@ -473,10 +496,11 @@ class InactivationDecoder(ModularDecoder):
 
 
 class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
-    """The sequential decoder for floats, which uses successive cancellation only.
+    """A decoder of floats that uses successive cancellation only (`decoder="sequential"`).
 
-    Unlike `InactivationDecoder`, it cannot decode if an input would have to be inactivated, that is, treated
-    as an unknown. The parameters are the same.
+    Successive cancellation determines the inputs of the butterfly one after the other. Unlike
+    `InactivationDecoder`, this decoder fails if an input cannot be determined when it is needed. The
+    parameters are the same.
 
     Attributes
     ----------
@@ -507,10 +531,11 @@ class SuccessiveCancellationDecoder(ImplicitSystematicDecoder):
 
 
 class ModularCancellationDecoder(InactivationDecoder):
-    """The sequential decoder for integers, which uses successive cancellation only.
+    """A decoder of integers that uses successive cancellation only (`decoder="sequential"`).
 
-    Unlike `InactivationDecoder`, it cannot decode if an input would have to be inactivated, that is, treated
-    as an unknown. Floats are decoded by a `SuccessiveCancellationDecoder`.
+    Successive cancellation determines the inputs of the butterfly one after the other. Unlike
+    `InactivationDecoder`, this decoder fails if an input cannot be determined when it is needed. Floats are
+    decoded by a `SuccessiveCancellationDecoder`.
     """
 
     @property
@@ -524,9 +549,10 @@ class ModularCancellationDecoder(InactivationDecoder):
 class ModularDecodabilityTracker:
     """Tracks whether all n blocks of a code can be decoded modulo 2^64 from the results so far.
 
-    After k arrivals, a decoder computes the codewords that are zero on all arrived blocks. Their span is the
-    remaining ambiguity. Each later arrival only updates a rank. All blocks are decodable once the rank equals
-    the number of these codewords.
+    The tracker is fast, because most arrivals only update a rank. After k arrivals, a decoder computes a
+    basis of the codewords that are zero on all arrived blocks. As long as there is such a codeword, decoding
+    is ambiguous. Each later arrival that excludes some of them increases the rank. All blocks are decodable
+    once the rank equals the size of the basis.
 
     Parameters
     ----------
@@ -538,8 +564,8 @@ class ModularDecodabilityTracker:
 
     def __init__(self, n: int, k: int, make_decoder: Callable[[Mask], InactivationDecoder]) -> None:
         self._arrived_mask, self._n_until_threshold, self._make_decoder = np.zeros(n, bool), k, make_decoder
-        # A GF(2) basis of the columns of `_unresolved_codewords` that belong to arrivals after the first k.
-        # Its keys are the leading bits of the basis vectors.
+        # A basis modulo 2 of some columns of `_unresolved_codewords`: those of the blocks that arrived after
+        # the first k blocks. The keys are the leading bits of the basis vectors.
         self._arrived_basis: dict[int, int] = {}
         self._unresolved_codewords: Mask
 

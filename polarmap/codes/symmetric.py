@@ -25,20 +25,22 @@ from polarmap.errors import CodeError
 
 
 class SymmetricProductCode(SystematicCode):
-    """A product code for Gram matrices, which computes only the blocks x_ij with i <= j of the grid.
+    """A product code for Gram matrices A' A, which computes only about half of the blocks.
 
-    The grid of a `line_code` with n blocks is symmetric and has n (n + 1) / 2 such blocks. Both rows and
-    columns of the grid are encoded with the same code. Block x_ji is the (conjugate) transpose of x_ij, so
-    each arrival fills two cells of the full grid. The data blocks can be decoded if and only if they can be
-    decoded on the full grid, because the checks of the full grid split into checks of the symmetric and
-    antisymmetric parts.
+    The blocks of a product form a grid, whose rows and columns are codewords of the same `line_code`. The
+    grid of a Gram matrix is symmetric: block x_ji is the (conjugate) transpose of x_ij. Tasks therefore
+    compute only the blocks x_ij with i <= j, which are n (n + 1) / 2 blocks of a grid of n x n, and each
+    result fills two cells of the grid.
+
+    The data blocks can be decoded if and only if they can be decoded on the full grid. This is because the
+    parity checks of the full grid split into checks of the symmetric and antisymmetric parts.
 
     Parameters
     ----------
     line_code : PolarCode
         Code that encodes A along its columns; it must have the rotation kernel.
     n_block_rows : int, optional
-        Number of rows and columns of a block, which is only needed if the entries of a block are arrays. By
+        Number of rows and columns of a block. It is only needed if the entries of a block are arrays. By
         default, each block is a square matrix of numbers.
 
     Examples
@@ -70,13 +72,13 @@ class SymmetricProductCode(SystematicCode):
 
     @cached_property
     def grid_coordinates(self) -> Indices:
-        """The coordinates (row and column) of every block on the full grid, shape (n, 2)."""
+        """The row and column of each block in the full grid, shape (n, 2)."""
         full_coordinates = self.full_grid.grid_coordinates
         return full_coordinates[full_coordinates[:, 0] <= full_coordinates[:, 1]]
 
     @cached_property
     def block_and_transpose_indices(self) -> Indices:
-        """The indices of each block and of its transpose in the full grid, shape (n, 2)."""
+        """The index of each block, and of its transpose, among the blocks of the full grid, shape (n, 2)."""
         rows, columns = self.grid_coordinates.T
         return np.stack(
             [self.full_grid.block_grid[rows, columns], self.full_grid.block_grid[columns, rows]], axis=1
@@ -84,7 +86,10 @@ class SymmetricProductCode(SystematicCode):
 
     @cached_property
     def encoding_matrix(self) -> Floats:
-        """The parity matrix P of the symmetric parts x_ij + x_ji, shape (n - k, k)."""
+        """The parity matrix P of the sums of each block and its transpose, shape (n - k, k).
+
+        These symmetric sums satisfy: parity sums = P @ data sums.
+        """
         blocks, transposes = self.block_and_transpose_indices[: self.k].T
         parity_rows = self.block_and_transpose_indices[self.k :, 0] - self.full_grid.k
         full_matrix = self.full_grid.encoding_matrix[parity_rows]
@@ -101,10 +106,12 @@ class SymmetricProductCode(SystematicCode):
 class SymmetricProductDecoder(ErasureDecoder):
     """A decoder for a `SymmetricProductCode`.
 
-    Missing blocks are recovered by a decoder of the full grid from the arrived blocks and their transposes. A
-    second decoder provides parity checks for the symmetric parts x + x'. A recovered block depends on an
-    arrived block and on its transpose with different weights. The decoder therefore has `weight_magnitudes`,
-    but no `weights`.
+    It combines two decoders. A decoder of the full grid recovers missing blocks from the arrived blocks and
+    their transposes. Another decoder provides parity checks, which hold for the sums of each block and its
+    transpose.
+
+    A recovered block depends on an arrived block and on its transpose with different weights. This decoder
+    therefore has `weight_magnitudes`, but no `weights`.
     """
 
     decodes_integers_by_rounding = True
@@ -120,12 +127,18 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def n_redundant_checks(self) -> int:
-        """The number of parity checks available to verify the results; negative if too few have arrived."""
+        """The number of parity checks that can verify the results.
+
+        It is negative if too few results have arrived to decode.
+        """
         return self._symmetric_part_decoder.n_redundant_checks
 
     @property
     def check_matrix(self) -> Floats:
-        """The parity-check matrix, to multiply with the blocks from `transform_for_parity_checks`."""
+        """The parity-check matrix, with one column per arrived result.
+
+        It applies to the sums of each result and its transpose, from `transform_for_parity_checks`.
+        """
         return self._symmetric_part_decoder.check_matrix
 
     def _compute_weight_masks(self) -> WeightMasks:
@@ -149,9 +162,10 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @cached_property
     def weight_magnitudes(self) -> Floats:
-        """The change of each missing block (row) for an error of 1 in each arrived block (column).
+        """The factors by which errors of arrived blocks affect missing blocks, shape (missing, arrived).
 
-        Each entry is the 2-norm of two weights: that of the arrived block, and that of its transpose.
+        Each entry combines the weight of the arrived block and the weight of its transpose, as the square
+        root of the sum of their squares.
         """
         squared_weights = self._grid_decoder.weight_magnitudes[self._positions_among_missing_grid_blocks] ** 2
         squared = np.zeros((len(squared_weights), self.code.full_grid.n))
@@ -161,12 +175,18 @@ class SymmetricProductDecoder(ErasureDecoder):
 
     @property
     def _positions_among_missing_grid_blocks(self) -> Indices:
-        """The position of each missing block in `missing_indices` of the decoder of the full grid."""
+        """The row of each missing block in the output of the decoder of the full grid.
+
+        This is its position in `missing_indices` of that decoder.
+        """
         grid_indices = self.code.block_and_transpose_indices[self.missing_indices, 0]
         return np.asarray(np.searchsorted(self._grid_decoder.missing_indices, grid_indices))
 
     def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
-        """Decode the missing data blocks from the arrived blocks. All blocks are square and flattened."""
+        """Decode the missing data blocks from the received blocks, and return one block per row.
+
+        All blocks are square matrices that are flattened to one dimension.
+        """
         grid_blocks = {}
         for index in self.arrived_indices.tolist():
             block = received[index]
@@ -176,7 +196,10 @@ class SymmetricProductDecoder(ErasureDecoder):
         return self._grid_decoder.decode(grid_blocks, dtype)[self._positions_among_missing_grid_blocks]
 
     def transform_for_parity_checks(self, received: ReceivedBlocks) -> ReceivedBlocks:
-        """Return the sum of each arrived block and its conjugate transpose, keyed by block index."""
+        """Return the sum of each received block and its conjugate transpose, by block index.
+
+        The parity checks of this code hold for these sums, and not for the blocks themselves.
+        """
         return {
             block_index: block + conjugate_transpose_flat_block(block, self.code.n_block_rows)
             for block_index, block in received.items()
@@ -184,7 +207,9 @@ class SymmetricProductDecoder(ErasureDecoder):
 
 
 def conjugate_transpose_flat_block(block: Array, n_block_rows: int | None = None) -> Array:
-    """Return the conjugate transpose of a square block. Both blocks are flattened to one dimension.
+    """Return the conjugate transpose of a square matrix that is flattened to one dimension.
+
+    The result is flattened, too.
 
     Parameters
     ----------

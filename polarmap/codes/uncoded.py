@@ -14,11 +14,14 @@ from polarmap.codes.linear_code import SystematicCode
 from polarmap.dtypes import Array, DType, check_supported_dtype
 from polarmap.errors import CodeError
 
-DEFAULT_BACKUPS = 2  # Maximum number of backup tasks per late task.
+# Default of the maximum number of backup tasks (further attempts) for each late task.
+DEFAULT_BACKUPS = 2
 
 
 class Uncoded(SystematicCode):
-    """A code without parity blocks: the k coded blocks are the data blocks.
+    """The trivial code, which has no parity blocks: its k coded blocks are the data blocks.
+
+    A missing result cannot be decoded. A late task may get backup tasks instead.
 
     Parameters
     ----------
@@ -49,7 +52,7 @@ class Uncoded(SystematicCode):
 
     @property
     def encoding_matrix(self) -> Array:
-        """The parity matrix P, which has no rows. Its shape is (0, k)."""
+        """The parity matrix, an empty array of shape (0, k), because there are no parity blocks."""
         return np.empty((0, self.k))
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:

@@ -19,7 +19,8 @@ from polarmap.executors.interface import FailureKind
 from polarmap.report import Verification
 from polarmap.worker.segments import DamagedError
 
-# Call the mapped function on at most this many blocks per poll: results are received only between polls.
+# The maximum number of local calls of the mapped function in a row. Results of workers are not received
+# during these calls.
 MAX_EVALUATIONS_PER_POLL = 100
 ALL_DATA_ARRIVED = "all data tasks reported, so the results are those of a plain map"
 
@@ -118,10 +119,10 @@ class AcceptancePolicy:
         return self._judge_by_local_evaluation()
 
     def _judge_by_local_evaluation(self) -> Verdict:
-        """Compare decoded results with results of local calls of f, the mapped function. Return the verdict.
+        """Return the verdict on decoded results after comparing some of them with local calls of f.
 
-        The verdict is `Pending` while f is running, or while another result may still arrive that shows
-        whether the decoded results are right.
+        Here, f is the mapped function, and a local call runs on the driver. The verdict is `Pending` while f
+        is running, or while another result may still arrive that shows whether the decoded results are right.
         """
         verifier, local_checks = self._verifier, self._verifier.local_checks
         evaluation = verifier.poll_local_evaluation()
@@ -160,7 +161,10 @@ class AcceptancePolicy:
         )
 
     def _is_evaluation_hopeless(self, evaluation: LocalEvaluation) -> bool:
-        """Return whether to stop waiting for f, called on the driver, because it failed or takes too long."""
+        """Return whether to stop waiting for the local check, a call of the mapped function on the driver.
+
+        Waiting stops if the call takes too long, or if it failed and no other result can serve as a check.
+        """
         if self._decoder.seconds_since_ready > self._limits.max_wait_seconds:
             return True
         if evaluation.error is None:
@@ -176,8 +180,9 @@ class AcceptancePolicy:
     def _judge_complete_results(self) -> Verdict:
         """Return the verdict on the results of a map in which no result has to be decoded.
 
-        They can be returned whether or not the mapped function f is linear. If f has not been verified yet,
-        it is checked anyway: a warning now is better than a failure in a later map that loses a worker.
+        These results can be returned whether or not the mapped function f is linear. If f has not been
+        verified yet, it is checked anyway: a warning now is better than a failure in a later map, which may
+        lose a worker and then has to decode its result.
         """
         decoder, code = self._decoder, self._code
         residuals = self._verifier.parity_checks.residuals
@@ -185,7 +190,7 @@ class AcceptancePolicy:
             return Accepted(Verification.NOT_NEEDED)
         if code.n == code.n_targets:
             return Accepted(Verification.NOT_NEEDED)
-        # Finding the reason requires a pass over all blocks, which is too slow if the data is in storage.
+        # Computing `undecodable_reason` reads all blocks, which takes too long if they are in storage.
         if self._coded_data.location is None and decoder.undecodable_reason:
             return self._accept_undecodable(decoder.undecodable_reason)
         if decoder.tracker.n_redundant_checks:
@@ -208,7 +213,8 @@ class AcceptancePolicy:
         """
         decoder, code, limits = self._decoder, self._code, self._limits
         if code.recovery_threshold > code.n_targets:
-            # If the mapped function is a polynomial, a single parity result cannot serve as a check.
+            # A code for polynomials needs more results than there are data blocks. The result of a single
+            # parity block is then not enough for a check.
             return self._accept_unverified("too few results beyond those of the data came")
         evaluation = self._verifier.parity_checks.parity_evaluation
         if not evaluation.poll():
@@ -221,7 +227,7 @@ class AcceptancePolicy:
                 return Pending()
             return self._accept_unverified(f"here it had not ended after {decoder.seconds_since_ready:.3g} s")
         if evaluation.leaves is None:
-            if isinstance(evaluation.error, DamagedError):  # Stored data is damaged.
+            if isinstance(evaluation.error, DamagedError):  # Damaged data says nothing about f.
                 return self._accept_unverified(
                     f"a parity block could not be read here: {evaluation.error_text}"
                 )
@@ -249,7 +255,7 @@ class AcceptancePolicy:
         return Accepted(Verification.NOT_NEEDED, proves_f=proves_f)
 
     def _accept_undecodable(self, reason: str) -> Accepted:
-        """Accept the complete results, with a warning that decoding would have been impossible.
+        """Accept the results, which have all arrived, with a warning that a lost one could not be decoded.
 
         Raises CodeError instead if the caller asked for verification (`verify=True`).
         """
@@ -294,7 +300,7 @@ class AcceptancePolicy:
 
     @property
     def _is_redundancy_wait_over(self) -> bool:
-        """Whether to stop waiting for redundant results, which only serve as checks."""
+        """Whether to stop waiting for results that are not needed for decoding, but could serve as checks."""
         return (
             not self._task_table.pending_tasks
             or self._decoder.seconds_since_ready >= self._limits.redundancy_wait_seconds

@@ -40,7 +40,7 @@ class BatchCollector(FirstResultCollector):
     ) -> None:
         super().__init__(results.keep_exceptions, task_table, timer)
         self._blocks, self._results = blocks, results
-        # Failures of items whose batch returned results for other items.
+        # Item index -> failure, for items that failed while other items of their batch returned.
         self._failure_by_item: dict[int, Failure] = {}
 
     def add_outcome(self, outcome: Outcome) -> None:
@@ -89,7 +89,10 @@ class BatchCollector(FirstResultCollector):
 
 
 class FixedBatchCollector(BatchCollector):
-    """A collector for fixed batches of items: if one item fails, the whole batch is retried."""
+    """A collector for batches of items that are formed before the map starts.
+
+    If an item fails, its whole batch is retried.
+    """
 
     _n_failed_tasks = 0
 
@@ -102,7 +105,10 @@ class FixedBatchCollector(BatchCollector):
         return split_outcome_by_item(self._blocks.batches[outcome.task], outcome)
 
     def _retry_items(self, outcome: Outcome, failures: Sequence[tuple[int, Failure]]) -> None:
-        """Reject the task's result so that the task is retried, unless all its items have results by now."""
+        """Retry the whole task, unless each of its items has a result by now.
+
+        Another attempt of the same task may have returned the results that are missing here.
+        """
         task_index, record = outcome.task, self.task_table[outcome.task]
         if record.has_result and record.result_attempt == outcome.attempt:
             pending_failures = [failure for failure in failures if failure[0] not in self._results.values]
@@ -153,7 +159,11 @@ class QueuedBatchCollector(BatchCollector):
         return self._results.n_items
 
     def poll_interval(self) -> float:
-        """Return the seconds until the next poll: 0 if no task exists or the map is complete, else inf."""
+        """Return the seconds until the next poll.
+
+        This is 0 if no task has been formed yet or if the map is complete. Otherwise it is inf, because
+        there is nothing to do before a task finishes.
+        """
         return super().poll_interval() if len(self.task_table) else 0.0
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:

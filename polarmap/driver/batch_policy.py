@@ -30,31 +30,34 @@ from polarmap.worker.task_records import Fault
 MAX_BATCHES = 128
 # The maximum number of batches in flight before a worker has started any. Each running batch allows two more.
 N_INITIAL_BATCHES = 8
-TARGET_BATCH_SECONDS = 0.02  # the maximum expected run time of a batch
-MIN_BATCH_SECONDS = 0.002  # the minimum expected run time of a batch: ten times the time to send it
-# Split a batch into single items after it has run for this long.
+# A batch has at most as many items as are expected to finish within this time.
+TARGET_BATCH_SECONDS = 0.02
+# A batch should run for at least this long, which is about ten times the time it takes to send it.
+MIN_BATCH_SECONDS = 0.002
+# A batch that has run for this long is cancelled, and its items become separate tasks.
 LATE_BATCH_SECONDS = 4 * MAX_BATCH_SECONDS
 # The maximum number of items in a batch. Each item waits for the items before it in the batch, so in a large
 # batch one slow item delays many others.
 MAX_BATCH_ITEMS = 1024
-MAX_ITEM_CLASSES = 64  # remember the run times of at most this many classes of similar items
-# The number of batches per core if only a few items are queued.
+# Remember the run times of at most this many item classes. Items of the same class run about equally long.
+MAX_ITEM_CLASSES = 64
+# Divide the queued items into at least this many batches per core, unless the batches become too short.
 BATCHES_PER_CORE = 4
 # Injected faults (for tests) that affect a single item rather than its whole batch.
 SINGLE_ITEM_FAULTS = "raise", "garbage"
-# Defines when an item is late. The number of items is not known in advance, so `LateTracker` replaces the 1
-# with the number of items seen so far.
+# Defines when an item is late. The first argument is the number of items, which is not known in advance:
+# `LateTracker` replaces the 1 with the number of items seen so far.
 OPEN_ENDED_RULE = LatenessRule(1, min_seconds=MIN_BACKUP_SECONDS)
 
 
 class BatchPolicy(SchedulingPolicy):
-    """A scheduling policy for many items (calls of f) that batches short items into one task.
+    """A scheduling policy for many items (calls of f) that groups short items into batches, one per task.
 
-    The run time of items is estimated from earlier items of the same class, so the first ones run alone. If a
-    batch is lost with its worker, each of its items is retried alone, and the loss does not count against the
-    retries of an item, because any of the items may have killed the worker. A batch that runs for too long is
-    cancelled and its items are started alone, so that no item waits behind an item that sleeps or is
-    blocked. Once no item is queued, late items get backups (second attempts).
+    The run time of an item is estimated from earlier items of the same class. The first items of a class run
+    alone, i.e. each is a task. If the worker of a batch is lost, each item of the batch is retried alone. The
+    loss does not count against the retries of an item, because any of the items may have killed the worker.
+    A batch that runs for too long is cancelled, and its items are run alone, so that no item waits for an
+    item that sleeps or is blocked. Once no item is queued, late items get backups (second attempts).
 
     Parameters
     ----------
@@ -88,7 +91,7 @@ class BatchPolicy(SchedulingPolicy):
         self._queue = deque[Batch]()
         self._single_items = deque[Batch]()  # the items of late batches, which start before the queue
         self._multi_item_tasks = set[int]()  # unfinished tasks with several items
-        self._seconds_by_class: dict[Hashable, float] = {}  # item class -> run time per item
+        self._seconds_by_class: dict[Hashable, float] = {}  # item class -> estimated run time of an item
         self._backup_policy = BackupPolicy(0, OPEN_ENDED_RULE, max_backups)
         self.late_tracker = self._backup_policy.late_tracker
         # The references are weak, so a tracker lives only while it is in use or among the most recent ones.
@@ -99,7 +102,7 @@ class BatchPolicy(SchedulingPolicy):
 
     @property
     def has_queued_items(self) -> bool:
-        """Whether items are queued, not counting the single items of late batches."""
+        """Whether the queue contains items. Items of late batches are in another queue and do not count."""
         return bool(self._queue)
 
     @property
@@ -115,7 +118,7 @@ class BatchPolicy(SchedulingPolicy):
         return sum(len(batch.indices) for batch in batches)
 
     def limit_in_flight(self, max_in_flight: int) -> None:
-        """Keep at most this many tasks in flight from now on, not counting backups."""
+        """Keep at most this many tasks submitted but unfinished from now on, not counting backups."""
         self._max_in_flight = min(self._max_in_flight, max_in_flight)
 
     def collect_sequences(self) -> list[ItemSequence]:
@@ -132,7 +135,7 @@ class BatchPolicy(SchedulingPolicy):
         def is_batchable(item_index: int) -> bool:
             return isinstance(items.blocks[item_index], bytes)
 
-        if all(map(is_batchable, item_indices)):  # Keep a range unchanged: slicing it is fast.
+        if all(map(is_batchable, item_indices)):  # Keep a range, which is fast to slice.
             self._append_to_queue(items, item_indices)
             return
         for is_group_batchable, group in groupby(item_indices, is_batchable):
@@ -141,7 +144,10 @@ class BatchPolicy(SchedulingPolicy):
             self._queue.extend(Batch(items, chunk) for chunk in chunks)
 
     def _append_to_queue(self, items: ItemSequence, item_indices: Sequence[int]) -> None:
-        """Append items that may share a task to the queue, merged with its last range if possible."""
+        """Append items that may share a task to the queue.
+
+        If their indices continue the last range in the queue, that range is extended.
+        """
         if self._queue and self._queue[-1].items is items and isinstance(item_indices, range):
             last_indices = self._queue[-1].indices
             if isinstance(last_indices, range) and last_indices.stop == item_indices.start:
@@ -199,8 +205,8 @@ class BatchPolicy(SchedulingPolicy):
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Return the seconds until a running task may become late, so that its batch is split or backed up.
 
-        While a task is queued, no task is backed up. A queued task may start at any moment, so the result is
-        then at most `MIN_BACKUP_SECONDS`.
+        While a submitted task still waits for a worker, no backups are started. As this task may
+        start at any moment, the result is then at most `MIN_BACKUP_SECONDS`.
         """
         late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
         seconds_until_late = min(late_times, default=inf) - elapsed_seconds
@@ -230,9 +236,9 @@ class BatchPolicy(SchedulingPolicy):
     def _pop_next_batch(self, task_table: TaskTable) -> Batch | None:
         """Remove and return the items of the next task.
 
-        Returns None if no item is queued or enough tasks are in flight. An item that does not share a task
-        also waits until no batch is running. A running batch may still be split, and items must start in
-        order, because an item may depend on an earlier one.
+        Returns None if no item is queued, or if enough tasks are in flight (submitted but not finished). An
+        item that gets its own task also waits until no batch is running. Otherwise it could start before the
+        remaining items of a batch that is split, although it may depend on one of them.
         """
         queue = self._single_items or self._queue
         if not queue:
@@ -270,7 +276,10 @@ class BatchPolicy(SchedulingPolicy):
         return int(MIN_BATCH_SECONDS / item_seconds) if item_seconds and self._allow_batches else 0
 
     def _count_items_before_fault(self, items: ItemSequence, item_indices: Sequence[int]) -> int:
-        """Return the number of items before the first item with an injected fault, which must run alone."""
+        """Return how many of these items may share a task in view of the faults that are injected for tests.
+
+        An item with such a fault must run alone, so the task ends before it, unless it is the first item.
+        """
         faulty_offsets = (
             offset
             for offset, item_index in enumerate(item_indices)

@@ -48,7 +48,8 @@ class ItemSequence:
         self, item_class: Hashable, context: object = None, blocks: Iterable[bytes | Array] = ()
     ) -> None:
         self.item_class, self.context, self.blocks = item_class, context, list(blocks)
-        self._submission_offsets = list[tuple[int, int]]()  # (first item, submission index minus item index)
+        # For each range of items: its first item index, and the submission index minus the item index.
+        self._submission_offsets = list[tuple[int, int]]()
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
         """Claim the items that have not been cancelled, and return them. They can no longer be cancelled."""

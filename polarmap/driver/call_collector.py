@@ -28,8 +28,8 @@ SESSION_IDLE_SECONDS = 0.05  # close the session with the workers after this tim
 class CallCounts:
     """The number of calls that are done (returned or failed), and how many of them have failed.
 
-    A call counts as done as soon as it leaves the `BatchPolicy`, before its result is set. So at any time,
-    each call is counted by either the policy or this object, and a live view misses none.
+    A call counts as done as soon as it leaves the `BatchPolicy`, before its result is set. Each call is thus
+    always counted by either the policy or this object, and a live view can add the two numbers.
     """
 
     n_done: int = 0
@@ -77,7 +77,10 @@ class CallCollector(EveryTaskCollector):
             self._finished_batches.append(batch_outcome)
 
     def on_due_tasks_started(self) -> None:
-        """Set the outcomes of finished calls. This may take long, because futures call their callbacks."""
+        """Set the results and exceptions of the futures of finished calls.
+
+        This is done after starting tasks, because it may take long: the futures call their callbacks.
+        """
         self.set_outcomes()
 
     def set_outcomes(self) -> None:
@@ -112,7 +115,7 @@ class CallCollector(EveryTaskCollector):
 
     @property
     def has_sufficient_results(self) -> bool:
-        """Whether no lost call is waiting for a retry."""
+        """Whether no call has to be retried because its worker was lost."""
         return not self.task_table.failed
 
     def poll_interval(self) -> float:

@@ -91,7 +91,7 @@ class CallQueue:
             self.check_open()
             if not item_indices:
                 return
-            must_wake = not self._policy.has_queued_items  # If items are queued, the thread polls anyway.
+            must_wake = not self._policy.has_queued_items  # While items are queued, the thread polls anyway.
             if must_wake and not self._policy.has_items:
                 # No other call is pending, so this one starts at once and can no longer be cancelled.
                 calls.claim_items([item_indices[0]])

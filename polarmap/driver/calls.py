@@ -76,7 +76,7 @@ class SubmittedCall(CallGroup):
         """Cancel the call unless it has been sent to a worker."""
         if not self._is_cancelled and self.future.cancel():
             self._is_cancelled = True
-            self.future.set_running_or_notify_cancel()  # Wake the threads that wait for it.
+            self.future.set_running_or_notify_cancel()  # Wake threads that wait for the future.
 
     def describe_item(self, item_index: int) -> str:
         """Return a description of the call for error messages."""
@@ -114,7 +114,8 @@ class MappedCalls(CallGroup):
         self._function_key, self._chunksize = function_key, chunksize
         self.collected_chunks, self._is_cancelled = list[list[Any]](), False
         self._claimed = set[int]()
-        self._outcomes: dict[int, tuple[bool, Any]] = {}  # item -> (has returned, result or exception)
+        # Item index -> (True, its result) or (False, its exception).
+        self._outcomes: dict[int, tuple[bool, Any]] = {}
         self._awaited_index, self._changed = -1, threading.Condition()
 
     def claim_items(self, item_indices: Sequence[int]) -> Sequence[int]:
@@ -221,6 +222,8 @@ class MappedCalls(CallGroup):
 
 def get_function_key(f: Callable[..., Any]) -> Hashable:
     """Return a key for a function: its code object, or its name if it is not written in Python.
+
+    Calls of functions with equal keys are assumed to have similar run times.
 
     >>> get_function_key(min) == get_function_key(max)
     False

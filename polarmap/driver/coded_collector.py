@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 # Errors that rule out decoding. They end the map unless the results of all data blocks arrive.
 PERMANENT_DECODING_ERRORS = NotLinearError, CodeError
-# The maximum interval, in seconds, between polls for a check or for a result that improves accuracy.
+# The longest time between two polls, in seconds, while the collector waits for a check of decoded results or
+# for another result that makes decoding more accurate.
 MAX_SETTLE_INTERVAL = 0.25
 
 
@@ -126,10 +127,10 @@ class CodedCollector(Collector):
         self._accepted_estimate: Estimate | None = None
         self.verification: Verification | None = None
         self.decoding_error: NonFiniteResultError | NotLinearError | CodeError | None = None
-        # The decoder that led to `decoding_error`. The error is cleared when another result arrives, which
-        # creates a new decoder.
+        # The decoder that was in use when `decoding_error` was set. The error is cleared once another result
+        # has arrived, because there is a new decoder then.
         self._refused_decoder: ErasureDecoder | None = None
-        # The seconds that earlier maps spent encoding the same blocks.
+        # The seconds that earlier maps spent encoding the same blocks. The report does not count them.
         self._earlier_encode_seconds = coded_data.encode_seconds
         self._has_warned_of_parity = False
 
@@ -173,7 +174,10 @@ class CodedCollector(Collector):
         return self.timer.elapsed_seconds - decodable_at > self._limits.max_wait_seconds
 
     def _try_settle(self) -> bool:
-        """Check whether all results have been accepted, including the result of a padded block."""
+        """Return whether all results have been accepted, including that of the padded block.
+
+        The padded block is the last block if rows of zeros were appended to make it as long as the others.
+        """
         padded_block, is_accepted = self.padded_block, self.verification is not None
         if padded_block is None:
             return is_accepted
@@ -230,9 +234,9 @@ class CodedCollector(Collector):
         self._accept(Verification.NOT_NEEDED)
 
     def _accept_unpadded_results(self) -> None:
-        """Accept the results of all data blocks, using the result without padding for the padded block.
+        """Accept the results of all data blocks. The result of the last block is that without padding.
 
-        Called if the mapped function failed on this block with padding, but not without.
+        Called if the mapped function failed on this block with its padding (rows of zeros), but not without.
         """
         self.decoder.use_unpadded_results()
         warning = "f could not be verified: it raised an exception, or gave another shape, of rows of zeros"
@@ -294,7 +298,7 @@ class CodedCollector(Collector):
 
     @property
     def _can_tolerate_nonfinite_values(self) -> bool:
-        """Whether NaN and inf are harmless: none were received, or no result has to be decoded."""
+        """Whether NaN and inf do no harm, because no result contains any or no result has to be decoded."""
         if isinstance(self.decoding_error, NonFiniteResultError):
             return False
         return self.received.has_all_data_results(self.received.by_task) or self.received.has_finite_values
@@ -327,7 +331,8 @@ class CodedCollector(Collector):
     def decodable_tasks(self) -> Collection[int]:
         """The tasks whose results can be used for decoding.
 
-        Excludes the task of a padded block if it returned the result of its data rows only.
+        The last block may be padded with rows of zeros. Its task is excluded if it returned only the result
+        for the block without padding.
         """
         return self.received.by_task.keys()
 
@@ -338,7 +343,11 @@ class CodedCollector(Collector):
 
     @property
     def awaited_task(self) -> int | None:
-        """The task of the padded block if its result alone is missing and cannot be decoded, else None."""
+        """The index of the only task that the map still waits for, or None if there is no such task.
+
+        This is the task of the padded block (the last block, with rows of zeros appended) if its result is
+        the only one missing and cannot be decoded.
+        """
         padded_block = self.padded_block
         if padded_block is None or self.decoder.ready_at is None:
             return None
@@ -372,7 +381,10 @@ class CodedCollector(Collector):
         )
 
     def choose_tasks_to_retry(self, failed_tasks: Collection[int]) -> Collection[int]:
-        """Return the failed tasks to retry: only `awaited_task` if the map waits for no other task."""
+        """Return which of the failed tasks to retry.
+
+        These are all of them, unless the map waits for `awaited_task` only.
+        """
         awaited_task = self.awaited_task
         if awaited_task is None:
             return failed_tasks
@@ -417,7 +429,10 @@ class CodedCollector(Collector):
         self._raise_with_cause(NotDecodableError(message))
 
     def _try_accept_ill_conditioned(self) -> bool:
-        """Decode regardless of `rtol`. Return whether this is possible now or may become possible."""
+        """Allow decoding that is less accurate than `rtol` requires.
+
+        Returns whether the missing results can then be decoded, now or once more tasks have returned.
+        """
         if self.task_table.pending_tasks and self.can_pending_tasks_suffice(within_rtol=False):
             return True
         return self.decoding_error is None and self.decoder.accept_ill_conditioned()
@@ -518,7 +533,10 @@ class CodedCollector(Collector):
         return CodedResult(self.block_results, report)
 
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield the index of each accepted result and a function to get the result, received ones first."""
+        """Yield each accepted result as a pair: its block index and a function that returns the result.
+
+        Received results are yielded first, in order of arrival, followed by decoded ones.
+        """
         if self.received.result_refs:  # The results are in storage: only samples were received.
             return
         arrived_at = self.task_table.arrived
@@ -591,7 +609,10 @@ class CodedCollector(Collector):
         }
 
     def _build_guarantee_fields(self) -> dict[str, Any]:
-        """Return the report fields about groups of blocks (the losses they survive), or {} without groups."""
+        """Return the report fields that say how many lost blocks each group of blocks survives.
+
+        The dict is empty if the code does not divide the blocks into groups.
+        """
         guarantee = self._code.get_group_guarantee(PLANNED_LOSS_RATE)
         if guarantee is None:
             return {}

@@ -268,7 +268,7 @@ class BackgroundMap(Observer, Generic[R]):
         self._owner_pid = os.getpid()
         # Objects that keep the map running: futures with callbacks, and one object per waiting thread.
         self._pins: set[object] = set()
-        self._get_report = prepared_map.get_report  # None while the number of tasks is unknown
+        self._get_report = prepared_map.get_report  # returns the report of the running job, if any
         self._report: Report | None = None  # the report of the most recently finished job
         self._is_open = False  # whether the map has workers and can be woken to poll its tasks
         self._finished = threading.Event()
@@ -353,9 +353,10 @@ class BackgroundMap(Observer, Generic[R]):
             self._pins.discard(pin)
 
     def wait_for_estimate(self, future: Future[Any], n_seen: int) -> EstimateSnapshot | None:
-        """Wait for an estimate that is based on a number of results other than `n_seen`, and return it.
+        """Wait for a new estimate of the results, and return it.
 
-        Returns None once the map is over.
+        An estimate is new if it is based on a number of received results other than `n_seen`. Returns None
+        once the map is over.
         """
         self.check_not_forked(future)
         return self._estimate_stream.wait_for_next_estimate(n_seen, self._cancellation.wake)
@@ -390,7 +391,7 @@ class BackgroundMap(Observer, Generic[R]):
             self._report, self._get_report = getattr(result, "report", self._report), None
             self._warn_about_wrong_early_results()
         except JobCancelled:
-            if (future := self._future_ref()) is not None:  # A caller may still hold the future at exit.
+            if (future := self._future_ref()) is not None:  # At exit, the future may still be referenced.
                 future.cancel()
         except BaseException as error:
             trim_traceback(error)
@@ -438,7 +439,10 @@ class BackgroundMap(Observer, Generic[R]):
 
 
 def _has_other_threads() -> bool:
-    """Return whether any non-daemon thread is running besides this one, the main one and thread pools."""
+    """Return whether the program runs other non-daemon threads that may need results of maps.
+
+    The current thread, the main thread and the threads of thread pools are not counted.
+    """
     other_threads = {thread for thread in threading.enumerate() if not thread.daemon} - {
         threading.current_thread()
     }

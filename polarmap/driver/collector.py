@@ -95,7 +95,10 @@ class WaitLimits:
 
     @property
     def redundancy_wait_seconds(self) -> float:
-        """The time, in seconds, to wait for a redundant result: the median task time, clipped to bounds."""
+        """The time, in seconds, to wait for a redundant result that can serve as a check.
+
+        This is the median run time of the tasks, limited to `REDUNDANCY_WAIT_BOUNDS`.
+        """
         seconds = sorted(self._task_table.worker_seconds)
         # `np.median` would import numpy.ma, which is slow.
         median_seconds = (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2
@@ -106,7 +109,7 @@ class WaitLimits:
     def local_evaluation_timeout(self) -> float:
         """The maximum time, in seconds, to block for a call of the mapped function on the driver.
 
-        It is short after the deadline of the map.
+        Once the deadline of the map has passed, this is only a fraction of a second.
         """
         return min(self.max_wait_seconds, max(REDUNDANCY_WAIT_BOUNDS[0], self._timer.remaining_seconds))
 
@@ -230,9 +233,9 @@ class Collector(ABC):
 
     @abstractmethod
     def iterate_accepted_results(self) -> Iterable[tuple[int, Callable[[], Any]]]:
-        """Yield each result accepted at the end of the map, as its index and a function to get it.
+        """Yield the index of each result, and a function that returns the result, once the map is over.
 
-        Called once the map is over. Yields nothing if results are accepted one by one as they arrive.
+        Yields nothing if results are accepted one by one as they arrive instead of at the end of the map.
         """
 
     @abstractmethod
@@ -243,7 +246,10 @@ class Collector(ABC):
         """
 
     def make_report_table_builder(self) -> Callable[[], TaskTable]:
-        """Return a function that builds the task table of the report, which may count items as tasks."""
+        """Return a function that builds the task table for the report.
+
+        If tasks are batches of several items, each item may count as a task in this table.
+        """
         task_table = self.task_table
         return lambda: task_table
 
@@ -333,5 +339,5 @@ class EveryTaskCollector(Collector):
         return ()
 
     def build_report_fields(self, elapsed_seconds: float) -> dict[str, Any]:
-        """Return the report field for verification, which is unnecessary as nothing was decoded."""
+        """Return the report field `verified`: no verification was needed, because nothing was decoded."""
         return {"verified": str(Verification.NOT_NEEDED)}

@@ -111,7 +111,7 @@ def estimate_missing_results(decoder: ResultDecoder) -> Estimate:
 
 
 class _LeafEstimate(NamedTuple):
-    """The estimates of one array (leaf) of each missing result in a group of blocks.
+    """The estimated missing results of a group of blocks, for one of the arrays (leaves) of each result.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ def _get_p90_ratio(estimate: _LeafEstimate) -> float:
 
 
 class _GroupPredictor(NamedTuple):
-    """Estimates the missing results of one group of blocks, which is the whole code for most maps.
+    """Estimates the missing results of one group of blocks. For most codes, all blocks form one group.
 
     Attributes
     ----------
@@ -200,7 +200,10 @@ class _GroupPredictor(NamedTuple):
         return _LeafEstimate(blocks, np.array(expected_errors, np.float64), p90_ratio)
 
     def _use_mean_of_other_groups(self, flat_results: Mapping[int, Array], dtype: DType) -> _LeafEstimate:
-        """Estimate each missing result by the mean of all received results, with an unknown error."""
+        """Estimate each missing result by the mean of the received results. The error is inf (unknown).
+
+        Used if no result of this group of blocks has arrived.
+        """
         mean = np.mean(np.stack(list(flat_results.values())), axis=0)[np.newaxis]
         [block] = _round_to_dtype(mean, dtype) if is_integer_dtype(dtype) else mean.astype(dtype)
         n_missing = len(self.missing_indices)
@@ -210,7 +213,10 @@ class _GroupPredictor(NamedTuple):
 def _compute_expected_errors(
     decoder: ResultDecoder, predictor: MissingBlockPredictor, received: Array, dtype: DType
 ) -> list[float]:
-    """Return the expected relative error of each missing block, which is 0.0 if `rtol` can be met."""
+    """Return the expected relative error of each missing block.
+
+    The error is 0.0 if a block can be decoded as accurately as `rtol` requires.
+    """
     rounding_errors = np.linalg.norm(predictor.weights, axis=1)
     if is_integer_dtype(dtype):  # Rounding to integers adds errors of up to 1.
         rounding_errors /= float(np.abs(received).max(initial=0)) or 1.0
@@ -219,7 +225,7 @@ def _compute_expected_errors(
         rounding_errors[rounding_errors <= decoder.get_rtol(dtype)] = 0.0
     relative_scatter = _compute_relative_scatter(predictor, received)
     if relative_scatter <= estimate_relative_rounding_error(decoder.get_accuracy_limiting_dtype(dtype)):
-        relative_scatter = np.inf  # The differences are mere rounding errors, so the error is unknown.
+        relative_scatter = np.inf  # The results differ only by rounding, so the error is unknown.
     expected_errors: list[float] = np.multiply(
         predictor.error_stds, relative_scatter, out=rounding_errors, where=predictor.error_stds > 0
     ).tolist()
@@ -227,7 +233,10 @@ def _compute_expected_errors(
 
 
 def _compute_relative_scatter(predictor: MissingBlockPredictor, received: Array) -> float:
-    """Return the standard deviation between received results, relative to their root mean square."""
+    """Return how much the received results differ, as an input of error estimates.
+
+    This is the standard deviation between the results, divided by their root mean square.
+    """
     reals = _to_normalized_reals(received)
     root_mean_square = float(np.sqrt(np.mean(reals**2))) if reals.size else 0.0
     return predictor.compute_block_std(reals) / root_mean_square if root_mean_square > 0 else 0.0

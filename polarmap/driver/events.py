@@ -127,7 +127,10 @@ class EstimateReady:
 
 @dataclass(frozen=True, slots=True)
 class StripesEncoded:
-    """Emitted while this process encodes an array: `n_done` of its `n_stripes` slices are done."""
+    """Emitted to show the progress of encoding an array in this process.
+
+    The array is encoded in `n_stripes` slices (stripes), of which `n_done` are done.
+    """
 
     n_done: int
     n_stripes: int
@@ -221,9 +224,8 @@ class EventStream:
     Parameters
     ----------
     observers : sequence of Observer
-        They receive events in this order, except that the final event of a job is delivered in reverse order.
-        So an observer that opens something when a job starts closes it after the observers that follow it,
-        like nested `with` statements.
+        The observers in the order in which they receive events. The final event of a job is delivered in
+        reverse order: like nested `with` statements, the observer that was started first is closed last.
 
     Attributes
     ----------
@@ -305,10 +307,10 @@ class JobContext:
 
     @contextmanager
     def track_encoding_progress(self, n_stripes: int) -> Iterator[Callable[[int], None]]:
-        """Return a context manager for encoding an array in `n_stripes` slices, with progress events.
+        """Return a context manager that emits progress events while an array is encoded in slices.
 
-        Entering it returns a function to call with the number of slices done so far, which raises
-        JobCancelled if the job has been cancelled.
+        Entering the context returns a function to be called with the number of slices done so far. This
+        function raises JobCancelled if the job has been cancelled.
         """
         events, cancellation = self.events, self.cancellation
 

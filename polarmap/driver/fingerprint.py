@@ -59,7 +59,10 @@ class _PicklePlaceholder:
 
 
 class _FingerprintPickler(pickle.Pickler):
-    """A pickler that hashes a function instead of storing it. Users' functions are hashed by value."""
+    """A pickler that hashes its output instead of storing it, to compute the fingerprint of a function.
+
+    Python functions are pickled by value, i.e. with their code and the data that they use, not by name.
+    """
 
     def __init__(self, f: Any) -> None:
         self.hash = hashlib.sha256()
@@ -71,7 +74,10 @@ class _FingerprintPickler(pickle.Pickler):
         self._dump_module_attributes()
 
     def reducer_override(self, value: Any) -> Any:
-        """Return a placeholder to pickle in place of `value`, whose state consists of the value's parts."""
+        """Return what to pickle in place of `value`: a placeholder whose state consists of its parts.
+
+        Called by the pickler for each object that it reaches.
+        """
         if value is _PicklePlaceholder:
             return NotImplemented
         for classes, reduce_value in _REDUCERS:

@@ -17,14 +17,16 @@ from polarmap.worker.pytree import Layout
 LINEAR_OR_AFFINE = "linear or affine in its block"
 # Cache: key of a function property -> value verified by a map in this process.
 VERIFIED_PROPERTIES: dict[str, Any] = {}
-MAX_VERIFIED_PROPERTIES = 10_000  # The oldest are forgotten. An entry takes about 300 bytes.
+# The maximum number of entries of this cache, of about 300 bytes each. The oldest entry is removed first.
+MAX_VERIFIED_PROPERTIES = 10_000
 _cache_lock = threading.Lock()
 
 
 class FunctionProperty:
-    """A property of a mapped function, such as linearity, with its cached value when the map starts.
+    """A property of a mapped function, such as linearity, which an earlier map may have verified.
 
-    `value` does not change during the map. If it is None, the map has to verify the property itself.
+    If `value` is None, no verified value is cached, so the current map has to verify the property. `value`
+    does not change during the map.
 
     Parameters
     ----------

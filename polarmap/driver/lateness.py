@@ -23,16 +23,20 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-LATE_FRACTION = 1 / 12  # the fraction of tasks that become late by chance if all workers are healthy
-MIN_LATE_TASKS = 2.0  # let at least this many tasks become late by chance
+# Tasks are late after a run time that this fraction of them exceeds by chance if all workers are healthy.
+LATE_FRACTION = 1 / 12
+# In a job of few tasks, tasks are late after a run time that this many of them exceed by chance.
+MIN_LATE_TASKS = 2.0
 # An attempt is never late before this multiple of the median run time.
 MIN_MEDIAN_FACTOR = 1.1
 # Before half of the tasks have returned, their median run time is estimated from the pace so far. An attempt
 # is late after this multiple of the estimate.
 EARLY_FACTOR = 3.0
-NO_RESULT_SECONDS = 60.0  # the first attempt is late after this run time if no task has returned
-MIN_WAIT_SECONDS = 1e-9  # the minimum wait: a shorter one may be less than the resolution of a clock
-# Start no backup before this run time, because a short task is not worth another attempt.
+# While no task has returned, the first attempt becomes late after this run time.
+NO_RESULT_SECONDS = 60.0
+# The minimum wait for an attempt to become late: a shorter one may be less than the resolution of a clock.
+MIN_WAIT_SECONDS = 1e-9
+# Start no backup of an attempt before it has run for this long: a short task is not worth another attempt.
 MIN_BACKUP_SECONDS = 0.1
 # If the number of tasks is unknown, keep at most this many run times. Beyond that, drop every second one.
 RUN_TIME_HISTORY_SIZE = 512
@@ -209,9 +213,9 @@ class LateTracker(Generic[AttemptT]):
     ) -> None:
         self._lateness_rule, self._is_open_ended = lateness_rule, is_open_ended
         self.n_initial = n_initial_attempts
-        self._on_time_heap: list[
-            tuple[float, int, AttemptT]
-        ] = []  # (start, n_started, attempt), including finished attempts
+        # Heap of (start time, order of starting, attempt) for the attempts that have not become late. It may
+        # contain finished attempts, which are removed when they reach the top.
+        self._on_time_heap: list[tuple[float, int, AttemptT]] = []
         self._n_started = 0
         self._running: set[AttemptT] = set()
         self._late_attempts: set[AttemptT] = set()
@@ -310,7 +314,7 @@ def compute_cautious_late_after_seconds(
 ) -> Floats:
     """Return the run time after which attempts are late while less than half of the tasks have returned.
 
-    It is three times the time in which half of the tasks (`half_n_tasks`) would return at the current pace,
+    This is three times the time in which half of the tasks (`half_n_tasks`) would return at the current pace,
     and at least 0.1 s. `n_returned` tasks have returned, and the slowest of them took `slowest_seconds`.
     """
     pace_factor = EARLY_FACTOR * half_n_tasks / np.asarray(n_returned)

@@ -59,8 +59,8 @@ class LocalChecks:
         self._received, self._evaluator, self._parity_checks = decoder.received, evaluator, parity_checks
         self.results: dict[int, list[Array]] = {}
         self.latest: LocalEvaluation | None = None
-        # Only if coded blocks contain noise (see `_start_reflection`): a task, and a call of f on the block
-        # of that task, reflected at the data block of `latest`.
+        # A task, and a call of f on the coded block of this task, reflected at the data block of `latest`.
+        # This extra check is made only if coded blocks contain noise (see `_start_reflection`).
         self._reflection: tuple[int, LocalEvaluation] | None = None
 
     def start(self, block_index: int) -> None:
@@ -75,7 +75,7 @@ class LocalChecks:
         has_ended = evaluation.poll() and (self._reflection is None or self._reflection[1].poll())
         if has_ended and evaluation.leaves is not None:
             expected_structure = self._received.structure
-            # If results are in storage, only samples have been received.
+            # If results are in storage, only samples were received, whose structure cannot be compared.
             is_sample = expected_structure[0] == "sample"
             has_same_structure = is_sample or repr(evaluation.structure) == repr(expected_structure)
             self.results[evaluation.block_index] = evaluation.leaves if has_same_structure else []
@@ -99,11 +99,11 @@ class LocalChecks:
     def _start_reflection(self, block_index: int) -> tuple[int, LocalEvaluation] | None:
         """Start an extra check of f if the coded blocks contain noise (secret sharing), else return None.
 
-        If f, the mapped function, has a kink, as |x| has at 0, strong noise may move all coded blocks to the
-        same side of the kink, where f looks linear. Therefore f is also called on 2 * data block - coded
-        block, the reflection of a coded block at a data block. If the coded block is far enough from the
-        kink, the reflection is on its other side. The coded block whose result contains the largest value is
-        used. If f is affine, the result is 2 * f(data block) - f(coded block).
+        Strong noise may hide that the mapped function f is not linear. For example, |x| has a kink at 0, and
+        the noise may move all coded blocks to the same side of it, where f looks linear. Therefore f is also
+        called on the reflection of a coded block at a data block, 2 * data block - coded block. If the coded
+        block is far enough from the kink, its reflection is on the other side. If f is affine, the result is
+        2 * f(data block) - f(coded block). The coded block whose result contains the largest value is used.
         """
         code = self._coded_data.code
         has_real_noise = code.adds_noise and not code.supports_integers
@@ -144,7 +144,10 @@ class LocalChecks:
         )
 
     def _find_differing_reflection(self, results: list[list[Array]]) -> list[int]:
-        """Return a list with the latest checked block if the check with a reflection fails, else []."""
+        """Return a list with the latest checked block if the extra check of noisy blocks fails, else [].
+
+        This is the check that `_start_reflection` has started.
+        """
         if self.latest is None or self._reflection is None:
             return []
         (task_index, reflection), block_index = self._reflection, self.latest.block_index
@@ -248,6 +251,6 @@ def leaves_agree(
         absolute_tolerance = relative_error * max(max_magnitude, float(magnitudes.max(initial=0)))
         tolerances = relative_tolerance * magnitudes + max(absolute_tolerance, max_error)
         close_mask = np.abs(local_leaf - other_leaf) <= tolerances
-    # The difference of equal infinities is NaN.
+    # Equal infinities agree, although their difference is NaN.
     equal_mask = (local_leaf == other_leaf) | (np.isnan(local_leaf) & np.isnan(other_leaf))
     return bool((close_mask | equal_mask).all())

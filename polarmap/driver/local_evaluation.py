@@ -14,7 +14,8 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.pytree import Structure, flatten, unflatten
 from polarmap.worker.task_records import describe_error
 
-EVALUATION_POLL_SECONDS = 0.005  # the wait per poll, which keeps a polling loop from occupying a whole core
+# Wait for this long in each poll, so that a loop of polls does not occupy a whole core.
+EVALUATION_POLL_SECONDS = 0.005
 
 
 class LocalEvaluation:

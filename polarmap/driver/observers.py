@@ -138,7 +138,9 @@ class LiveObserver(Observer):
         Whether this process is the kernel of a notebook.
     """
 
-    poll_interval = 0.25  # seconds; otherwise, a task would be shown as queued until a result arrives
+    # Poll the workers this often, in seconds. Otherwise, viewers would show a running task as queued until a
+    # result arrives.
+    poll_interval = 0.25
     event_classes = JobStarted, JobFinished
 
     def __init__(self, opens_view: bool, is_in_notebook: bool) -> None:
@@ -164,7 +166,11 @@ class LiveObserver(Observer):
 
 
 class LogObserver(Observer):
-    """Logs each map: its start, late and failed tasks, and report at INFO, and returned tasks at DEBUG."""
+    """Logs the progress of each map with the `logging` module.
+
+    The start, late or failed tasks, and the final report are logged at level INFO. Each returned task is
+    logged at level DEBUG.
+    """
 
     event_classes = JobStarted, AttemptsStarted, AttemptEnded, JobFinished
 
@@ -223,7 +229,7 @@ class LogObserver(Observer):
             )
 
     def _log_report(self, report: Report) -> None:
-        for task in report.tasks:  # A result may have been rejected after it was logged.
+        for task in report.tasks:  # Also log results that were rejected after their arrival.
             if task.state == TaskState.FAILED and task.index not in self._failed_tasks:
                 self._log_info("lost: task %d: %s", task.index, task.failures[-1])
         if report.late_tasks:

@@ -19,6 +19,8 @@ from polarmap.worker.pytree import unflatten
 class PaddedBlock:
     """Obtains the result of a padded block: from its worker, or by decoding it and removing the padding.
 
+    A padded block is the last block of an array, with rows of zeros that make it as long as the others.
+
     Parameters
     ----------
     analyzer : PaddingAnalyzer
@@ -51,7 +53,7 @@ class PaddedBlock:
     def effects(self) -> tuple[PaddingEffect, ...]:
         """The effect of zero-padding on each array of the result.
 
-        An unknown effect is assumed to be a change.
+        An effect that is not known yet is reported as CHANGES_RESULT.
         """
         return self.analyzer.get_padding_effects(self._received.leaf_shapes)
 
@@ -79,9 +81,10 @@ class PaddedBlock:
         )
 
     def poll(self, is_accepted: bool) -> None:
-        """Wait briefly for the trial of the mapped function that determines the effect of padding, if needed.
+        """Wait briefly for the trial that determines how padding affects the mapped function, if needed.
 
-        Called when all other results have arrived or can be decoded.
+        In the trial, the driver calls the function on a few rows with and without padding. This method is
+        called when all other results have arrived or can be decoded.
 
         Parameters
         ----------
@@ -108,9 +111,10 @@ class PaddedBlock:
         return False
 
     def wait_for_effects(self) -> None:
-        """Wait, for a limited time, for the trial of the mapped function that shows the effect of padding.
+        """Wait, for a limited time, for the trial that determines how padding affects the mapped function.
 
-        Returns at once if the result without padding has arrived.
+        In the trial, the driver calls the function on a few rows with and without padding. This method
+        returns at once if the result without padding has arrived.
         """
         if not self.has_unpadded_result:
             self.analyzer.wait_for_padding_effects(self._limits.local_evaluation_timeout)
@@ -155,7 +159,7 @@ class PaddedBlock:
 
     @property
     def result_source(self) -> str:
-        """A text for the report field `last_block` that says how the result was obtained."""
+        """How the result was obtained, for the report field `last_block`: for example, "rows cut off"."""
         if self.has_unpadded_result:
             return "awaited" if self._was_awaited else "own rows"
         effects = self.effects

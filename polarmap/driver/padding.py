@@ -27,9 +27,10 @@ from polarmap.executors.interface import TaskResult
 from polarmap.worker.pytree import Shape, unflatten
 
 PADDING_PROPERTY = "what rows of zeros do to f"  # cached for each number of data rows in the block
-# These values replace zero rows in a trial of the mapped function.
+# The mapped function is called on a few rows to find out how padding affects it. These values replace rows of
+# zeros among them.
 SAMPLE_VALUES = np.arange(1, 8)
-# Row i of a trial is multiplied by 1 + ROW_FACTOR_STEP * i**2, so that sums of rows are unlikely to cancel.
+# Row i of these rows is multiplied by 1 + ROW_FACTOR_STEP * i**2, so that they hardly ever cancel in sums.
 ROW_FACTOR_STEP = 0.25
 
 
@@ -138,7 +139,7 @@ class PaddingAnalyzer:
     # -- what f does ------------------------------------------------------------------------
 
     def poll(self, now: float) -> None:
-        """Wait briefly for the trial of the mapped function.
+        """Wait briefly for the trial calls of the mapped function, which show how padding affects it.
 
         The first call records `now` as the start of the wait.
         """
@@ -148,19 +149,22 @@ class PaddingAnalyzer:
             self._evaluation.poll()
 
     def is_trial_wait_over(self, now: float, max_wait_seconds: float) -> bool:
-        """Return whether the trial of the mapped function is over or was awaited for `max_wait_seconds`."""
+        """Return whether to stop waiting for the trial calls that show how padding affects the function.
+
+        This is the case once they are over, or `max_wait_seconds` after the first call of `poll`.
+        """
         if self.has_known_effects:
             return True
         return self._wait_started_at is not None and now - self._wait_started_at > max_wait_seconds
 
     def wait_for_padding_effects(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds until the trial of the mapped function is over."""
+        """Wait up to `timeout` seconds for the trial calls that show how padding affects the function."""
         if self._evaluation is not None:
             self._evaluation.wait_for_result_arrays(timeout)
 
     @property
     def has_known_effects(self) -> bool:
-        """Whether the trial of the mapped function on a few rows is over or not needed."""
+        """Whether the trial calls that show how padding affects the function are over or not needed."""
         return self._evaluation is None or not self._evaluation.is_running
 
     def get_padding_effects(self, result_shapes: Sequence[Shape]) -> tuple[PaddingEffect, ...]:
@@ -179,13 +183,13 @@ class PaddingAnalyzer:
         )
 
     def _is_effect_valid_for_shape(self, effect: PaddingEffect, result_shape: Shape) -> bool:
-        """Return whether an effect measured in the trial also applies to results of this shape."""
+        """Return whether an effect found in calls on a few rows also applies to results of this shape."""
         if effect is PaddingEffect.ROWWISE:
             return result_shape[:1] == (self._data_blocks.rows_per_block,)
         return self._data_blocks.has_zero_padding
 
     def _find_measured_effects(self, n_leaves: int) -> tuple[PaddingEffect, ...] | None:
-        """Return the effect on each of the `n_leaves` arrays of a result, or None until the trial is over."""
+        """Return the effect of padding on each of the `n_leaves` arrays of a result, or None if unknown."""
         if self._is_rowwise:
             return (PaddingEffect.ROWWISE,) * n_leaves
         if self._known_effects is not None:
@@ -255,7 +259,7 @@ class PaddingAnalyzer:
                 np.zeros((n_more_rows, *shape[1:]), dtype_name)
                 for dtype_name, shape in self._coded_data.block_layout(0)
             ]
-        if len(leaves) == 1:  # Sparse rows have three leaves.
+        if len(leaves) == 1:  # The rows are dense: sparse rows have three leaves.
             leaves = [_make_rows_distinguishable(leaves[0])]
         cut_rows, structure = self._data_blocks.copy_padded_rows, self._coded_data.structure
         row_counts = ((n_few_rows, n_few_rows), (n_more_rows, n_more_rows), (n_few_rows, n_more_rows))

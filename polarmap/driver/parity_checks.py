@@ -73,8 +73,8 @@ class ParityChecks:
         self.residuals: ParityResiduals | None = None
         self._checked_decoder: ErasureDecoder | None = None  # the decoder for which `residuals` were computed
 
-        # For each array of a result, its estimated magnitude if no terms cancelled in the sums of f. [] until
-        # the estimates are needed.
+        # For each array of a result, an estimate of the magnitude that it would have if no terms cancelled in
+        # the sums that f computes. Rounding errors are relative to it. [] until the estimates are needed.
         self._uncancelled_magnitudes: list[float] = []
 
     def evaluate(self) -> ParityResiduals:
@@ -186,8 +186,8 @@ class ParityChecks:
     def compute_max_magnitude(self, leaf_index: int, arrays: list[Array] | None = None) -> float:
         """Return the magnitude relative to which rounding errors in a result array (leaf) are measured.
 
-        It is the largest absolute value of the array, or the magnitude that the array would have if no terms
-        cancelled in sums, if that is known and larger.
+        This is the largest absolute value in the array. If terms cancel in the sums that the mapped function
+        computes, it is the magnitude that the array would have without cancellation, provided it is known.
 
         Parameters
         ----------

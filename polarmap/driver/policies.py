@@ -156,7 +156,7 @@ class OnDemandParityPolicy(SchedulingPolicy):
         n_to_start = self._parity_rule.count_parity_to_start(
             n_returned, len(on_time_tasks), len(self._held_back_parity)
         )
-        if not (self._is_mds and on_time_tasks):  # Ask which sets of results suffice.
+        if not (self._is_mds and on_time_tasks):  # Counting results may not be enough: ask the collector.
             expected_tasks = on_time_tasks.union(collector.decodable_tasks)
             reaches_threshold = len(expected_tasks) + n_to_start >= self._parity_rule.recovery_threshold
             while reaches_threshold and n_to_start < len(self._held_back_parity):
@@ -198,9 +198,9 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
     def choose_tasks_to_start(
         self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
     ) -> Sequence[int]:
-        """Return the base policy's tasks.
+        """Return the tasks that the base policy starts now.
 
-        If the map is waiting only for the task to back up, return that task instead once it is late.
+        If the map is waiting only for the task that this policy backs up, return that task once it is late.
         """
         if collector.awaited_task != self._task_index:
             return self._base_policy.choose_tasks_to_start(task_table, collector, elapsed_seconds)
@@ -218,9 +218,9 @@ class AwaitedTaskBackupPolicy(SchedulingPolicy):
         return (self._task_index,)
 
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
-        """Return the base policy's value.
+        """Return the seconds until the base policy may start a task, or inf.
 
-        This suffices because a map that waits for one task polls often.
+        Backups need not be considered, because a map that waits for a single task polls often.
         """
         return self._base_policy.seconds_until_next_start(task_table, elapsed_seconds)
 

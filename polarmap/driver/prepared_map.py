@@ -72,7 +72,7 @@ class PreparedMap(NamedTuple, Generic[R]):
 
 
 def map_function(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
-    """Turn a function that prepares a map into a public map function that also runs it (decorator).
+    """Decorate a function that prepares a map, so that calling it also runs the map.
 
     The undecorated function is stored as the attribute `prepare`, which `submit` uses. The options `progress`
     and `on_result` are handled here and in `submit`. `prepare` only validates them.

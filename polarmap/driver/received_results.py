@@ -87,7 +87,7 @@ class ReceivedResults:
     ) -> None:
         self._coded_data, self._expected_shape, self._task_table = coded_data, expected_shape, task_table
         self._systematic_indices = coded_data.code.systematic_indices
-        self._groups: dict[Any, dict[int, Outcome]] = {}  # key: structure, types and shapes
+        self._groups: dict[Any, dict[int, Outcome]] = {}  # (structure, types and shapes) -> results
         self.by_task: dict[int, Outcome] = {}
         self.unpadded_result: TaskResult | None = None
         self.is_frozen = False
@@ -112,7 +112,7 @@ class ReceivedResults:
             message = f"returned {outcome.result_description} where {expected} is due"
             self._reject_misshapen_result(task_index, message)
             return Reception.IGNORED
-        # The task may have been retried after it returned a result of a different shape.
+        # Remove an earlier result of this task with a different shape: the task may have been retried.
         for group in self._groups.values():
             group.pop(task_index, None)
         group = self._groups.setdefault(signature, {})
@@ -152,7 +152,10 @@ class ReceivedResults:
 
     @property
     def result_refs(self) -> dict[int, ResultRef]:
-        """References to results that workers have stored, sending only samples of them, by task."""
+        """References to the results that workers have written to storage, by task.
+
+        These workers have returned only samples of their results.
+        """
         outcomes = self.by_task.items()
         return {task: outcome.result_ref for task, outcome in outcomes if outcome.result_ref is not None}
 
@@ -212,10 +215,11 @@ class ReceivedResults:
         return has_valid_scalar_shapes(outcome) and self._expected_shape in (None, *outcome.leaf_shapes)
 
     def _outvotes_current_results(self, candidates: dict[int, Outcome]) -> bool:
-        """Return whether to use the results in `candidates` instead, because that group is larger.
+        """Return whether the results in `candidates` should be used instead of the current ones.
 
-        If both groups are equally large, or differ only in dtype, a group with results of data blocks takes
-        precedence. The dtypes may differ because parity blocks contain wider integers.
+        Each group contains results of equal structure and shape, and the larger group is used. If both are
+        equally large, or differ only in dtype, a group with results of data blocks takes precedence. The
+        dtypes may differ because parity blocks contain wider integers.
         """
         candidate, current = next(iter(candidates.values())), self.first_received
         has_data, had_data = (

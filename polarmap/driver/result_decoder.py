@@ -39,8 +39,8 @@ class NonFiniteResultError(Exception):
 def find_accuracy_limiting_dtype(result_dtype: DType, data_dtypes: Sequence[DType]) -> DType:
     """Return the dtype that limits the accuracy of a decoded result.
 
-    It is the least precise dtype of the data and the result, because parity blocks are rounded to the dtypes
-    of the data.
+    This is the least precise dtype of the data and the result, because parity blocks are rounded to the
+    dtypes of the data.
     """
     if is_integer_dtype(result_dtype):
         return np.dtype(np.float64)
@@ -102,7 +102,8 @@ class ResultDecoder:
         self.decode_seconds = 0.0
         self._latest_decoder: ErasureDecoder | None = None  # the decoder that computed `decoded_results`
 
-        # The result of a call of the mapped function on a data block, made on the driver.
+        # The result of a call of the mapped function on a data block, made on the driver to find out the
+        # dtypes of results.
         self._local_sample: list[Array] | None = None
         self._cached_decoder: ErasureDecoder | None = None  # the decoder to which `_cached_values` belong
         self._cached_values: dict[Hashable, Any] = {}
@@ -111,14 +112,18 @@ class ResultDecoder:
     # -- arrivals ---------------------------------------------------------------------------
 
     def restart(self) -> None:
-        """Reset the decoder when the first result arrives, or when received results are rejected."""
+        """Reset the decoder, and record the arrival of all results that are used now.
+
+        Called when the first result has arrived, or when received results have been rejected.
+        """
         self.ready_at = self.decodable_at = None
         self.is_ill_conditioned = False
         self.__dict__.pop("undecodable_reason", None)
         result_dtypes = self.received.first_received.leaf_dtypes
         for dtype in result_dtypes:
             _check_result_dtype(dtype)
-        # Integers that the mapped function computes from floats are rounded, so decode them as real numbers.
+        # Decode integers modulo 2^64 only if the data contains integers. Integers that the mapped function
+        # computes from floats are rounded, so decode them as real numbers.
         has_integers = any(map(is_integer_dtype, self.coded_data.data_blocks.dtypes or result_dtypes))
         modular = self._code.supports_integers and has_integers and any(map(is_integer_dtype, result_dtypes))
         inexact_dtypes = [
@@ -157,7 +162,7 @@ class ResultDecoder:
 
     @property
     def seconds_since_ready(self) -> float:
-        """The time since `ready_at`, in seconds."""
+        """The seconds since enough results have arrived to decode the missing ones."""
         assert self.ready_at is not None
         return self._timer.elapsed_seconds - self.ready_at
 

@@ -29,7 +29,8 @@ from polarmap.executors.interface import (
     Session,
 )
 
-# While other tasks are running, retry failed tasks only after this many seconds without any news.
+# While other tasks are running, which may make a retry unnecessary, retry failed tasks only after this many
+# seconds in which no task was submitted or finished.
 RETRY_IDLE_SECONDS = 1.0
 MAX_POLL_INTERVAL = 5.0  # wait at most this many seconds for events, in case a wake-up is missed
 

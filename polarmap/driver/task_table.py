@@ -14,7 +14,8 @@ from polarmap.errors import annotate_exception
 from polarmap.executors.interface import AttemptId, Failure, Outcome
 from polarmap.report import TaskState
 
-# A task without a result is in the first of these states that is also the state of one of its attempts.
+# The state of a task without a result is that of its attempts. If the attempts are in different states, the
+# first of the following states is used.
 STATE_PRECEDENCE = TaskState.RUNNING, TaskState.QUEUED, TaskState.ABANDONED, TaskState.CANCELLED
 
 

@@ -87,7 +87,7 @@ class Verifier:
     decoder : ResultDecoder
         Provides the received results and decodes the missing ones.
     evaluator : LocalEvaluator
-        Calls f on the driver.
+        Calls the mapped function on the driver.
     """
 
     def __init__(
@@ -163,7 +163,11 @@ class Verifier:
         return self.local_checks.poll()
 
     def _choose_block_to_evaluate(self) -> int:
-        """Return the missing block whose local check covers the most unchecked results."""
+        """Return the missing block to check next by calling the mapped function on it on the driver.
+
+        Blocks for which a worker returned another shape come first. Otherwise, this is the block whose
+        decoded result depends on the largest number of unchecked results.
+        """
         decoder, unchecked_mask = self._erasure_decoder, self._find_unchecked_mask()
         scores = sum(
             decoder.get_weight_masks(dtype).count_invertible_weights(unchecked_mask)
@@ -206,10 +210,11 @@ class Verifier:
     def has_conclusive_checks(self) -> bool:
         """Whether the completed checks suffice to accept the results.
 
-        They must cover every result used for decoding. In some cases, parity checks hold even if the mapped
-        function f is not linear: if all results are equal, if each check only compares copies of a block, or
-        if no worker receives a data block. Then f must also have been called on the driver. The same applies
-        if the result of a data block had a different shape, which may be due to f itself.
+        The checks must cover every result used for decoding. The mapped function f must also have been called
+        on the driver if the parity checks hold even for an f that is not linear. This is the case if all
+        results are equal, if each check only compares copies of a block, or if no worker receives a data
+        block. The call is also required if the result of a data block had a different shape, which may be
+        due to f itself.
         """
         local_results = self.local_checks.results
         if self._received.mismatched_blocks - local_results.keys() or (
@@ -239,7 +244,7 @@ class Verifier:
 
     @property
     def _block_sum_mask(self) -> Mask:
-        """A boolean mask over the missing blocks: True if decoding does more than copy one result."""
+        """A boolean mask over the missing blocks: True if a block is not decoded by copying one result."""
         combination_mask = np.zeros(len(self._erasure_decoder.missing_indices), bool)
         for dtype in set(self._decoder.result_dtypes()):
             combination_mask |= self._erasure_decoder.get_weight_masks(dtype).recombined_results_mask

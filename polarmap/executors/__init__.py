@@ -35,6 +35,8 @@ def resolve_executor(executor_spec: Any) -> ResolvedExecutor:
 class MissingExecutor:
     """A placeholder that is pickled in place of an executor that cannot be pickled, such as a thread pool.
 
+    It only stores the executor's name, which is shown if the placeholder is used as an executor.
+
     >>> MissingExecutor("ThreadPoolExecutor")
     <ThreadPoolExecutor, left behind>
     """
@@ -47,9 +49,10 @@ class MissingExecutor:
 
 
 def to_picklable_spec(executor_spec: Any) -> Any:
-    """Return a picklable value for `executor=` that selects the same executor.
+    """Replace an `executor=` argument by a picklable value that selects the same executor.
 
-    If there is no such value, as for a thread pool, return a `MissingExecutor`.
+    Some executors, such as thread pools, cannot be described by a picklable value. For these, return a
+    `MissingExecutor`.
 
     >>> to_picklable_spec(Pool("localhost")), to_picklable_spec(Pool())
     ('localhost', None)

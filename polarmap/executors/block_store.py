@@ -36,14 +36,15 @@ from polarmap.worker.task_records import BlockRef
 
 # A block of fewer bytes than this is sent in the message of its task, which is faster than writing a file.
 INLINE_BLOCK_BYTES = 1 << 14
-FREE_SPACE_DIVISOR = 2  # Stored blocks may use at most 1/2 of the free space of a file system in memory.
+FREE_SPACE_DIVISOR = 2  # Stored blocks may use at most 1/2 of the free space in shared memory (/dev/shm).
 DIGEST_BYTES = 16  # Two different blocks have the same digest with a probability of 2**-128.
-# Workers may keep cached blocks of this many sets that the driver has removed. The number is limited because
-# the driver sends the ids of these sets with every job.
+# Workers may keep cached copies of sets of blocks that the driver has removed, in case equal blocks are
+# needed again. The number of such sets is limited because their ids are sent with every job.
 MAX_REMOVED_SETS = 64
 NETWORK_BYTES_PER_SECOND = 1e8  # the assumed bandwidth, for estimates of transfer times
 
-BlockSetKey = tuple[int, Encryption | None]  # the `id()` of the blocks, and how they are encrypted
+# Identifies a stored copy of a set of blocks: the `id()` of the `TaskBlocks` object, and the encryption.
+BlockSetKey = tuple[int, Encryption | None]
 
 
 class PublishedBlocks:
@@ -75,7 +76,8 @@ class PublishedBlocks:
         self.blocks_weakref, self._source_location = weakref.ref(blocks), blocks.location
         self._location, self._block_store, self.block_set_id = location, block_store, block_set_id
         self._is_inline = self._source_location is not None and self._source_location.is_inline
-        # True if equal blocks of different sets have equal references. Workers then cache them only once.
+        # References are stable if blocks are already in storage, or if keys contain a digest of the bytes.
+        # Equal blocks of different sets then have equal references, so that a worker caches them only once.
         has_stable_refs = self._source_location is not None or block_store.is_content_addressed
         self._is_identified_by_ref = has_stable_refs and not self._is_inline
         self.cache_id = block_set_id if (self._source_location or location).is_owned_by_blocks else None
@@ -89,7 +91,10 @@ class PublishedBlocks:
         self._referenced_ranges: dict[tuple[str, int], int] = {}
 
     def get_task_key(self, blocks: TaskBlocks, task: int) -> Hashable:
-        """Return a key that identifies a task's block in all jobs that use the same blocks."""
+        """Return a key by which a scheduler recognizes workers that have cached a task's block.
+
+        All jobs that use the same blocks have the same keys.
+        """
         if not self._is_identified_by_ref:
             return self.block_set_id, task
         return self._pickled_refs.get(task) or self.get_pickled_block_ref(blocks, task)
@@ -110,16 +115,17 @@ class PublishedBlocks:
                 location, segments, *other_fields = self.publish_block(blocks, task)
                 fields = location.fields, tuple(map(tuple, segments)), *other_fields
                 pickled_ref = pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
-                if not self._is_inline:  # inline blocks change too often to be cached
+                # An inline block may be different the next time that its task is sent, so do not cache it.
+                if not self._is_inline:
                     self._pickled_refs[task] = pickled_ref
             return pickled_ref
 
     def publish_in_parallel(self, blocks: TaskBlocks, tasks: Sequence[int], deadline: float = inf) -> None:
         """Store the blocks of several tasks in parallel, if the store supports parallel writes.
 
-        Do nothing for any other store, in which each block is written just before its task is sent, so that
-        the first worker can start early. Raises TimeoutError at the time `deadline`, on the monotonic clock,
-        because a storage may hang.
+        Otherwise do nothing: each block is then written just before its task is sent, so that the first
+        worker can start early. Raises TimeoutError if writing takes until `deadline`, a time on the monotonic
+        clock.
         """
         if self._source_location is not None or not self._block_store.max_parallel_writes:
             return
@@ -166,7 +172,10 @@ class PublishedBlocks:
         return stored_buffers[0] if len(stored_buffers) == 1 else b"".join(stored_buffers)
 
     def check_segment_is_referenced(self, requested: Segment) -> None:
-        """Raise LookupError unless a byte range that a worker requests belongs to the block of some task."""
+        """Raise LookupError if a worker requests a byte range that belongs to no task's block.
+
+        Workers must not be able to read other data of the user's store.
+        """
         n_bytes = self._referenced_ranges[requested.key, requested.offset]
         if requested.size > compute_encrypted_size(n_bytes):
             raise LookupError(requested)
@@ -201,7 +210,7 @@ class PublishedBlocks:
         return block_ref
 
     def _reserve_block_space(self, blocks: TaskBlocks) -> None:
-        """Reserve space in the store for all blocks of this set. Further calls do nothing."""
+        """Reserve space in the store for all blocks of this set. If it is already reserved, do nothing."""
         if self.key_prefixes:
             return
         block_store = self._block_store
@@ -244,7 +253,10 @@ class PublishedBlocks:
 def _remove_prefixes_if_store_alive(
     remove_weakref: weakref.WeakMethod[Callable[[Sequence[str]], None]], key_prefixes: Sequence[str]
 ) -> None:
-    """Remove stored components whose blocks no longer exist, if the block store itself still exists."""
+    """Remove stored data below some key prefixes, if the block store itself still exists.
+
+    This is the finalizer of a set of blocks: it is called once the blocks have been garbage-collected.
+    """
     remove = remove_weakref()
     if remove is not None:
         remove(key_prefixes)
@@ -312,14 +324,15 @@ class BlockStore(ABC):
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
         """Return the key prefixes under which new blocks can be stored, in order of preference.
 
-        `block_set_id` identifies the set of blocks, and `n_bytes` is its total size. Called while `lock` is
-        held.
+        For example, these are a folder in memory and then a folder on disk. `block_set_id` identifies the set
+        of blocks, and `n_bytes` is its total size. Called while `lock` is held.
         """
 
     def make_segment_key(self, key_prefix: str, component: int, buffers: Sequence[Any]) -> str:
-        """Return the key below `key_prefix` under which to store a component, a part of one or more blocks.
+        """Return the key under which to store a component, i.e. a part of one or more blocks.
 
-        `component` is the index of the component, with which the key ends. `buffers` are its bytes.
+        The key begins with `key_prefix` and ends with `component`, the index of the component. `buffers` are
+        the bytes to store, from which some stores compute a part of the key.
         """
         return f"{key_prefix}{component}"
 
@@ -335,7 +348,10 @@ class BlockStore(ABC):
         """Remove all stored bytes whose keys begin with one of the prefixes."""
 
     def acquire_blocks(self, job_spec: JobSpec) -> PublishedBlocks:
-        """Return the record of a job's stored blocks, and keep them until `release_blocks` is called."""
+        """Return the `PublishedBlocks` of a job, which manages the stored copies of the job's blocks.
+
+        The copies are not evicted before `release_blocks` is called.
+        """
         blocks = job_spec.blocks
         with self.lock:
             published_sets = self._published.items()
@@ -358,7 +374,10 @@ class BlockStore(ABC):
             return tuple([published.block_set_id for published in self._published.values()])
 
     def release_blocks(self, published_blocks: PublishedBlocks) -> None:
-        """Record that a session no longer uses stored blocks. They stay in the store for later sessions."""
+        """Record that a session no longer uses a set of blocks.
+
+        The blocks stay in the store for later sessions, but may be evicted to make room.
+        """
         with self.lock:
             published_blocks.use_count -= 1
 
@@ -388,8 +407,8 @@ class BlockStore(ABC):
 class DriverBlockStore(BlockStore):
     """A store that copies nothing: blocks stay in the driver's memory and are sent on request.
 
-    The key of a segment contains a digest of its bytes. A worker that has cached a block of an array thus
-    finds it again in later jobs on an equal array, and does not request it.
+    The key of each stored piece of a block contains a digest of its bytes, so that equal blocks have equal
+    keys. A worker that has cached a block can therefore reuse it in later jobs on an equal array.
 
     Parameters
     ----------
@@ -402,30 +421,38 @@ class DriverBlockStore(BlockStore):
     def __init__(self, key_prefix: str) -> None:
         super().__init__()
         self.location, self._key_prefix = DriverLocation(key_prefix), key_prefix
-        self.max_parallel_writes = count_available_cores()  # threads that hash the blocks
+        # "Writing" a block only computes its digest, so use as many threads as there are cores.
+        self.max_parallel_writes = count_available_cores()
         # Digests use a secret key, so that they do not reveal in unencrypted messages what blocks contain.
         self._digest_key = secrets.token_bytes(DIGEST_BYTES)
         self._removed_sets = deque[tuple[int, int]]()  # (id, size in bytes) of each set, oldest first
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return a single key prefix, which is the same for all sets of blocks."""
+        """Return a single key prefix. All sets share it, so that equal blocks have equal keys."""
         return [f"{self._key_prefix}/blocks/"]
 
     def make_segment_key(self, key_prefix: str, component: int, buffers: Sequence[Any]) -> str:
-        """Return the key of a component, which contains a digest of its bytes."""
+        """Return a key that contains a digest of the bytes, so that equal components have equal keys."""
         digest = blake2b(key=self._digest_key, digest_size=DIGEST_BYTES)
         for buffer in buffers:
             digest.update(buffer)
         return f"{key_prefix}{digest.hexdigest()}/{component}"
 
     def get_live_block_set_ids(self) -> tuple[int, ...]:
-        """Return the ids of all sets of blocks that exist, or were removed recently and may stay cached."""
+        """Return the ids of all sets of blocks that workers may keep in their caches.
+
+        These are the existing sets, and recently removed ones, whose blocks may be needed again.
+        """
         with self.lock:
             removed_ids = [block_set_id for block_set_id, _ in self._removed_sets]
             return (*removed_ids, *super().get_live_block_set_ids())
 
     def _evict_block_sets(self, set_keys: Iterable[BlockSetKey]) -> None:
-        """Remove sets of blocks. Workers may keep the latest removed sets, up to `max_removed_bytes`."""
+        """Remove sets of blocks from the store.
+
+        Workers may keep their cached copies of the sets that were removed last, because a later set may
+        contain equal blocks. The total size of these sets is limited to `max_removed_bytes`.
+        """
         for published in map(self._published.pop, set_keys):
             self._removed_sets.append((published.block_set_id, published.n_bytes))
         while (
@@ -466,7 +493,10 @@ class MemoryMappedBlockStore(BlockStore):
         self._max_memory_bytes = max_memory_bytes
 
     def allocate_key_prefixes(self, block_set_id: int, n_bytes: int) -> list[str]:
-        """Return a folder in memory (if there is enough space after evictions) and a folder on disk."""
+        """Return a folder on disk, preceded by a folder in shared memory if there is enough space.
+
+        To make space in memory, blocks that no session uses are evicted.
+        """
         folders = [self._disk_folder]
         if self._memory_folder is not None and self._try_free_memory(self._memory_folder, n_bytes):
             folders.insert(0, self._memory_folder)
@@ -485,7 +515,7 @@ class MemoryMappedBlockStore(BlockStore):
             shutil.rmtree(os.path.join("/", key_prefix), ignore_errors=True)
 
     def _try_free_memory(self, memory_folder: Path, n_bytes: int) -> bool:
-        """Evict unused blocks until `n_bytes` more bytes fit into memory. Return True if they fit."""
+        """Evict unused blocks until `n_bytes` more bytes fit into shared memory. Return True if they fit."""
         try:
             file_system = os.statvfs(memory_folder)
         except OSError:

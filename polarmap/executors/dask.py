@@ -23,7 +23,7 @@ from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver_on_thread
 
-# Dask's list of workers is requested this often, in seconds. A request times out after the same time.
+# The interval in seconds at which the list of Dask's workers is refreshed. It is also the request's timeout.
 WORKER_LIST_INTERVAL = 5.0
 # The options with which a user chooses the workers of a Dask task.
 PLACEMENT_OPTIONS = {"workers", "resources"}
@@ -102,7 +102,7 @@ class DaskEngine(Engine):
             if reason := self.get_unavailable_reason():
                 # If the cluster is lost, every future is cancelled. Report the cause instead.
                 reported_error = RuntimeError(reason)
-            elif dask_future.cancelled():  # Replace Dask's message, which differs from call to call.
+            elif dask_future.cancelled():  # Dask's own message contains a random key, so replace it.
                 reported_error = CancelledError("Dask's client cancelled it")
             complete_future(future, error=reported_error)
         else:
@@ -149,9 +149,10 @@ class DaskEngine(Engine):
     # -- data ----------------------------------------------------------------------------------
 
     def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
-        """Submit a task.
+        """Submit the call `function(*arguments)` as a Dask task, and return its future in a list.
 
-        Return its future, or one future for each of the `n_outputs` items that it returns.
+        If `n_outputs` is above 1, the function returns a sequence of `n_outputs` items, and the list contains
+        one future for each item.
         """
         task_key, submit = f"polarmap-data-{uuid.uuid4()}", self.client.submit
         options = {"pure": False, **self.submit_options}
@@ -199,9 +200,9 @@ class DaskEngine(Engine):
         return PartitionedData(self, [[future] for future in block_futures], data.shape[0])
 
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Wait until all results exist, and return the keys under which workers find them.
+        """Return the Dask keys of some futures, with which workers can fetch the results from each other.
 
-        Raises ExecutorError if the scheduler is lost.
+        Block until all results have been computed. Raises ExecutorError if the scheduler is lost.
         """
         import distributed
 
@@ -294,8 +295,8 @@ class DaskEngine(Engine):
         import distributed
 
         wait: Any = distributed.wait
-        # Ignore errors: some tasks may take longer, or the client may be closed. `wait` uses the current
-        # client.
+        # Ignore errors, because a task may take longer than the timeout, or the client may be closed.
+        # `as_current` is needed because `wait` has no parameter for the client.
         with suppress(Exception), self.client.as_current():
             if self.is_connected():
                 wait(list(self._futures.values()), timeout=GRACE_SECONDS)
@@ -359,7 +360,8 @@ def parse_host(worker_address: str) -> str:
 def _describe_task_exit(future: Any, may_query: bool) -> str:
     """Return how the Dask task of a persistent worker has ended: its error, return value or status.
 
-    The return value, which says why the worker has exited, is fetched only if `may_query` is true.
+    The return value, which says why the worker has exited, is fetched from the cluster only if `may_query`
+    is true.
     """
     with suppress(Exception):
         if future.status == "error" and (error := future.exception(timeout=1)):

@@ -23,9 +23,10 @@ KEY_REFERENCE_PREFIXES = ("env:", "file:")
 
 
 def check_encryption_key(key: Any) -> str | bytes:
-    """Return a valid encryption key. Raises CodeError if `key` is invalid or cannot be read.
+    """Validate an encryption key and return it. Raises CodeError if it is invalid or cannot be read.
 
-    A string says where to read the key, as 'env:NAME' or 'file:PATH'. Bytes are the key itself.
+    A string names the environment variable or file that contains the key, as 'env:NAME' or 'file:PATH'. Bytes
+    are the key itself.
     """
     if isinstance(key, (bytes, bytearray, memoryview)):
         if len(key) != KEY_BYTES:

@@ -72,7 +72,10 @@ class Engine(WorkerProvider, ABC):
     def _start_remote_call(
         self, future: Future[Any], call: Callable[..., Any], *arguments: Any
     ) -> Callable[[], object]:
-        """Submit a call that completes `future` with its result. Return a function that cancels the call."""
+        """Submit a call to the cluster, and set its result or exception on `future` once it has ended.
+
+        Return a function that cancels the call.
+        """
 
     # -- data ----------------------------------------------------------------------------------
 
@@ -97,7 +100,10 @@ class Engine(WorkerProvider, ABC):
 
     @abstractmethod
     def make_worker_reference_names(self, references: Sequence[Any]) -> list[Any]:
-        """Return a name for each Dask or Ray reference, by which persistent workers look up its value."""
+        """Return a picklable name for each reference (a Dask future or a Ray object reference).
+
+        Persistent workers look up the values on the cluster by these names.
+        """
 
     # -- persistent workers --------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def is_lithops_spec(executor_spec: Any) -> bool:
 def check_config_path(config_path: str | bytes | os.PathLike[Any]) -> None:
     """Raise ExecutorError unless a path exists or has the extension of a YAML file.
 
-    The error message says what the user may have meant.
+    The error message says what the user may have meant, for example a thread pool.
     """
     path = os.fspath(config_path)
     if isinstance(path, bytes):

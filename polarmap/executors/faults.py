@@ -72,7 +72,10 @@ class FaultInjectingExecutor(DelegatingExecutor):
         return self._executor.open(replace(job_spec, faults={**self.faults, **job_spec.faults}))
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the wrapped executor's choice for `data`, into which the same faults are injected."""
+        """Return the executor that the wrapped executor chooses for a map of `data`, with the same faults.
+
+        The default executor, for example, chooses other workers for an array in cloud storage.
+        """
         return FaultInjectingExecutor(self._executor.choose_for(data), self._own_faults)
 
     def with_persistent_workers(

@@ -34,8 +34,8 @@ from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.processes import SHUTDOWN_SECONDS
 from polarmap.worker.socket_channel import configure_tcp
 
-# Pickled functions of more bytes than this are sent in files, so that all messages to an idle worker fit into
-# its socket buffer.
+# The maximum size in bytes of a pickled function that is sent through a worker's socket. A larger function is
+# written to a file, so that the messages to an idle worker always fit into its socket buffer.
 MAX_INLINE_FUNCTION_BYTES = 1 << 18
 INTERPRETER_START_SECONDS = 60  # time limit in seconds for importing the modules on a busy machine
 EXIT_REPORT_SECONDS = 0.1  # seconds to wait for the server to report how a worker exited
@@ -67,10 +67,10 @@ fork_server.main(options["descriptor"], options["folders"])
 
 
 def make_import_script_options(module_names: Sequence[str]) -> dict[str, Any]:
-    """Return the `options` with which IMPORT_SCRIPT imports the same modules as this process.
+    """Return the `options` that IMPORT_SCRIPT needs to import the same modules as this process.
 
-    The options are the module search path, the names of further modules to import, and the protocol version,
-    which is checked because polarmap may have been upgraded on disk since this process imported it.
+    They contain the module search path and `module_names`, the modules to import. They also contain the
+    protocol version, by which the script notices if polarmap has been upgraded on disk in the meantime.
     """
     package_root = str(Path(__file__).resolve().parents[2])
     return {
@@ -221,8 +221,8 @@ class ForkServerClient:
 def make_worker_socket_pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets, one for the driver and one for a new worker.
 
-    The send buffer has room for all messages of one task, so that a worker that does not read never blocks
-    the driver. Linux grants at least 2 * 208 KiB.
+    The driver's send buffer has room for all messages of one task. Sending them therefore never blocks the
+    driver, even if the worker does not read. Linux allows send buffers of at least 2 * 208 KiB by default.
     """
     driver_socket, worker_socket = socket.socketpair()
     driver_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_INLINE_FUNCTION_BYTES)
@@ -254,10 +254,10 @@ def describe_exit(exit_code: int) -> str:
 
 
 def ensure_standard_streams() -> None:
-    """Open file descriptors 0, 1 and 2 on the null device if they are closed.
+    """Open the standard streams (file descriptors 0, 1 and 2) on the null device if they are closed.
 
-    Otherwise a new socket could get one of these descriptors. Libraries write warnings to descriptor 2, and a
-    child process inherits all three.
+    Otherwise a new socket could get one of these descriptors. It would then receive warnings that libraries
+    write to descriptor 2, and every child process would inherit it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -267,7 +267,7 @@ def ensure_standard_streams() -> None:
 def choose_child_stream(descriptor: int) -> int | None:
     """Return the `subprocess.Popen` argument for a standard stream: None to inherit it, or DEVNULL.
 
-    If the descriptor was closed when this process started, a library (such as libffi) may have opened a
-    private file there. Such a file is not inheritable, and the child gets the null device.
+    If the stream was closed when this process started, its descriptor may now belong to a private file of a
+    library, such as libffi. Such a file is not inheritable, so the child gets the null device instead.
     """
     return None if os.get_inheritable(descriptor) else subprocess.DEVNULL

@@ -178,15 +178,16 @@ class FuturesSession:
         # Finished futures that `wait` has not returned yet. `wake` adds None, which makes `wait` return.
         self._finished_queue: queue.SimpleQueue[FinishedAttempt | None] = queue.SimpleQueue()
         self._pending_futures: dict[AttemptId, Future[Any]] = {}
-        # The futures of attempts that are not known to have started.
+        # The futures of attempts that, as far as the driver knows, have not started yet.
         self._not_started: dict[AttemptId, Future[Any]] = {}
-        # True once any worker has recorded the start of a task.
+        # True once the driver has seen the start of any task. False for workers on other machines.
         self._has_seen_start_mark = False
-        # The attempts in `_not_started` that are assumed to run, because a remote pool does not report it.
+        # Attempts in `_not_started` that are assumed to run, because a remote pool does not report the start.
         self._assumed_started: set[AttemptId] = set()
         # True once the pool has accepted a task.
         self._has_accepted = False
-        # Remote pools do not report which tasks are running. All of their tasks are assumed to run at once.
+        # Remote pools do not report which tasks are running, so each of their tasks is assumed to start as
+        # soon as it is submitted.
         self._reports_running = executor.is_local
         self._shares_memory = executor.shares_memory
         if self._shares_memory:
@@ -227,10 +228,10 @@ class FuturesSession:
     def _keep_results_before_outage(
         self, finished: list[FinishedAttempt], reason: str
     ) -> list[FinishedAttempt]:
-        """Return the finished tasks whose results arrived before the connection to the cluster was lost.
+        """Return the attempts in `finished` whose results arrived before the cluster's connection was lost.
 
-        All other tasks are put back into the queue and reported later. Raises ExecutorError, with the reason
-        why the cluster is unavailable, if no result has arrived.
+        The other attempts, which may have failed only because of the lost connection, are put back into the
+        queue. If no result has arrived, raise ExecutorError with the `reason` why the cluster is unavailable.
         """
         results = [item for item in finished if not (item[1].cancelled() or item[1].exception())]
         if not results:
@@ -243,7 +244,8 @@ class FuturesSession:
     def cancel(self, attempts: Sequence[AttemptId]) -> None:
         """Cancel task attempts. Attempts that are already running are asked to stop, if possible.
 
-        Only threads of this process, and processes that can see the session's temporary folder, notice this.
+        Threads of this process can always be asked. A process must be able to read the session's temporary
+        folder, in which the driver leaves the request, so it must run on this machine.
         """
         for attempt in attempts:
             if attempt in self._pending_futures and not self._pending_futures[attempt].cancel():
@@ -256,12 +258,13 @@ class FuturesSession:
     def cancel_queued(self) -> list[AttemptStarted]:
         """Cancel the tasks that have not started. Return events for those that started since the last `wait`.
 
-        A worker creates a file when it starts a task. If there are no such files at all, the workers must be
-        on other machines, which cannot see the folder. All tasks then count as started.
+        On a cluster, tasks that started are recognized by a file that the worker creates. If no task has such
+        a file, the workers are probably on other machines, where the driver cannot see the files. All tasks
+        then count as started.
         """
         started = self._collect_started_attempts(check_all=True)
         for attempt, future in self._not_started.items():
-            # A cluster may start a task before the cancellation reaches it.
+            # Also ask the task itself to stop, because a cluster may start it before it is cancelled.
             if not (future.cancel() and self._reports_running):
                 self._get_cancel_token(*attempt).cancel()
         started += self._collect_started_attempts(check_all=True)
@@ -297,7 +300,8 @@ class FuturesSession:
             )
             self._has_accepted = True
         except Exception as error:
-            # The pool may be shut down or broken, or building the block may have failed.
+            # The pool may be shut down or broken, or the block could not be built. Raise the error only if no
+            # task has been accepted before. Otherwise only this task fails.
             if not (self._has_accepted or isinstance(error, (DamagedError, CancelledError))):
                 raise ExecutorError(
                     f"{self._executor_name} accepts no tasks: {format_pool_error(error)}"
@@ -315,9 +319,9 @@ class FuturesSession:
     def _collect_started_attempts(self, check_all: bool = False) -> list[AttemptStarted]:
         """Return an event for each task that has started since the last call.
 
-        On a remote cluster, a task's first event is unconfirmed, because the driver cannot see whether a
-        worker has started the task. A local pool starts tasks in order, so the check stops at the first task
-        that has not started, unless `check_all` is true.
+        A local pool starts tasks in order. The search therefore stops at the first task that has not started,
+        unless `check_all` is true. The driver usually cannot see whether a remote worker has started a task,
+        so such a task first gets an event with `is_confirmed=False`.
         """
         start_events, started_ids = list[AttemptStarted](), list[AttemptId]()
         for attempt, future in self._not_started.items():
@@ -345,10 +349,10 @@ class FuturesSession:
         return [finished_attempt for finished_attempt in finished if finished_attempt is not None]
 
     def _make_task_function(self) -> Function | bytes:
-        """Return the user's function in the form that the pool needs: a callable for threads, else a pickle.
+        """Return the user's function as a callable for a thread pool, or pickled for any other pool.
 
-        On threads, the function gets read-only views of blocks in memory. In all other cases, it is wrapped
-        so that it gets a copy of its block if it writes to the block.
+        Blocks in memory are passed to threads as read-only views. In all other cases, the function is
+        wrapped, so that it gets a copy of its block if it tries to write to it.
         """
         if self._shares_memory and not self._blocks_are_files:
             return self._job_spec.f
@@ -356,11 +360,11 @@ class FuturesSession:
         return f if self._shares_memory else pickle_function(f, self._executor_name)
 
     def _make_block_argument(self, task: int, attempt: int) -> Any:
-        """Return the block of a task, or a callable or reference that provides the block to the worker.
+        """Return what is sent to the worker as a task's block.
 
-        If the blocks are files, the first attempt shares the cached, read-only block. A retry gets a private
-        copy, because the first attempt may have crashed: compiled code can bypass NumPy's check and write to
-        a read-only block.
+        This is the block itself, a Dask or Ray reference to it, or a callable that reads it on the worker. If
+        the blocks are files, the first attempt of each task uses the worker's cached, read-only copy. A retry
+        reads its own copy, because the first attempt may have crashed when it tried to write to the block.
         """
         blocks = self._job_spec.blocks
         if (reference := blocks.cluster_reference(task)) is not None:

@@ -75,7 +75,10 @@ class Failure(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """A flattened return value of f: its arrays, and the structure with which to nest them again."""
+    """The return value of the user's function f, as a flat list of arrays.
+
+    `structure` describes the tuples, lists and dicts in which the arrays are nested.
+    """
 
     leaves: list[Array]
     structure: Structure
@@ -117,12 +120,12 @@ class Outcome(NamedTuple):
 
     @property
     def leaf_shapes(self) -> list[Shape]:
-        """The shapes of the result's arrays."""
+        """The shape of each array of the result."""
         return [leaf.shape for leaf in self.leaves]
 
     @property
     def leaf_dtypes(self) -> list[np.dtype[Any]]:
-        """The dtypes of the result's arrays."""
+        """The dtype of each array of the result."""
         return [leaf.dtype for leaf in self.leaves]
 
     @property
@@ -239,7 +242,8 @@ class TaskBlocks:
     def on_damage_found(self) -> None:
         """Handle a worker's report that a stored block is damaged. Does nothing by default.
 
-        Subclasses read the block's location again, because the one in memory may be out of date.
+        Subclasses can look up where the blocks are stored now: if the stored array has been replaced since
+        its location was read, the block only appears to be damaged.
         """
 
     def prepare_encoding(self) -> None:
@@ -290,8 +294,8 @@ class JobSpec:
     def get_n_unpadded_rows(self, task: int) -> int | None:
         """Return the number of rows of a task's block without padding, or None if the block has no padding.
 
-        Rows of zeros may be added to a block to make all blocks equal in size. The worker then also evaluates
-        f on the rows without the padding.
+        Rows of zeros may be added to a block to make all blocks equal in size. Because they may change the
+        result of f, the worker then also evaluates f on the rows without the padding.
         """
         if self.padded_block is None or self.padded_block[0] != task:
             return None
@@ -412,7 +416,9 @@ class Session(Protocol):
 
 @runtime_checkable
 class BlockSendingSession(Protocol):
-    """A session that sends or stores the blocks for its workers itself, which may take long.
+    """A session in which the driver itself sends the blocks to the workers or stores them for the workers.
+
+    This may take long, so the session must know when the job ends.
 
     Attributes
     ----------
@@ -423,7 +429,7 @@ class BlockSendingSession(Protocol):
     deadline: float
 
     def count_receiving_workers(self) -> int:
-        """Return the number of workers that are still receiving a block."""
+        """Return the number of workers that are still receiving a block. Called if the job times out."""
         ...
 
 

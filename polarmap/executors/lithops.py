@@ -64,7 +64,8 @@ DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)
 MAX_PARALLEL_WRITES = 16  # the maximum number of objects that are written at the same time
 # Added to the niceness of parity tasks, whose results may not be needed, so that data tasks run first.
 PARITY_NICE = 10
-# The time limit of a worker on this machine, in seconds. In milliseconds, the value must fit into 32 bits.
+# The maximum lifetime of a worker on this machine: 20 days, in seconds. The same time in milliseconds must
+# fit into a signed 32-bit integer.
 LOCAL_WORKER_SECONDS = 20 * 86_400.0
 # Seconds of a function's time limit that are reserved for startup and reporting.
 STARTUP_MARGIN_SECONDS = 15.0
@@ -105,7 +106,10 @@ class LithopsExecutor(WorkerHost):
             raise
 
     def choose_storage(self, data: Any) -> Any:
-        """Return the storage that the Lithops functions can access, as a value for `storage=` of `encode`."""
+        """Return the storage that the Lithops functions can access.
+
+        The return value can be passed to `encode` as `storage=`.
+        """
         return self._source.get_storage()
 
     def make_worker_provider(self) -> WorkerProvider:
@@ -114,7 +118,7 @@ class LithopsExecutor(WorkerHost):
 
 
 class LithopsSession:
-    """A session that runs each task of a job as a Lithops function, with the blocks in a bucket."""
+    """A session that runs each task of a job as a Lithops function, which reads its block from a bucket."""
 
     now = staticmethod(time.monotonic)
 
@@ -162,7 +166,7 @@ class LithopsSession:
             task_function = make_lithops_task(self._job_spec.f, blocks.structure, self._module_state)
             self._invocations.invoke(function_executor, task_function, task_arguments)
         except ExecutorError:
-            # Lithops has probably failed to pickle f. In this case, the next call raises a clearer error.
+            # The usual cause is that Lithops cannot pickle f. If so, the next call raises a clearer error.
             pickle_function(self._job_spec.f, self._invocations.name)
             raise
 
@@ -222,7 +226,10 @@ class LithopsSession:
         return outcomes
 
     def _to_outcome(self, attempt: AttemptId, reply: Any) -> Outcome:
-        """Convert a function's reply, or the error with which it was lost, to an outcome."""
+        """Convert the reply of a Lithops function to an `Outcome`.
+
+        A function that was lost has an error instead of a reply, and a cancelled function has None.
+        """
         if reply is None:
             return make_lost_worker_outcome(*attempt, "it was cancelled")
         if isinstance(reply, InvocationLostError):
@@ -280,7 +287,8 @@ class LithopsWorkerProvider(WorkerProvider):
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
         """Return the workers whose Lithops function has ended, as a dict from worker id to reason.
 
-        With `may_query`, also check the Python interpreter of local workers that exited without a status.
+        With `may_query`, also find out whether local workers exited early because their Python interpreter
+        does not work.
         """
         finished = self._invocations.collect_finished_results(may_query)
         if finished:
@@ -318,7 +326,10 @@ class LithopsWorkerProvider(WorkerProvider):
 
 
 def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
-    """Return the maximum lifetime of a persistent worker in seconds, which fits a function's time limit."""
+    """Return the maximum lifetime of a persistent worker in seconds.
+
+    On a cloud, this is the time limit of a function, less a margin for startup and reporting.
+    """
     if worker_spec is None or worker_spec.timeout_seconds is None:
         return LOCAL_WORKER_SECONDS
     return max(1.0, worker_spec.timeout_seconds - STARTUP_MARGIN_SECONDS)

@@ -101,7 +101,11 @@ def write_runner_script(interpreter: str, localhost_version: int, in_private_fol
 
 
 def _make_lithops_only_folder() -> str:
-    """Return a folder from which another interpreter can import the driver's Lithops, and nothing else."""
+    """Return a folder that contains only a link to the driver's Lithops package.
+
+    Another Python interpreter can use it as a module search path without importing the driver's other
+    packages.
+    """
     folder = get_process_temp_folder() / "packages"
     folder.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -174,10 +178,11 @@ def _patch_attribute(owner: Any, attribute_name: str, value: Any) -> Iterator[No
 
 
 def build_function_executor(in_private_folder: bool = False, **options: Any) -> Any:
-    """Create a FunctionExecutor with `options`. Local functions run the same Lithops as the driver.
+    """Create a Lithops FunctionExecutor with the given `options`.
 
-    Functions in containers run the Lithops of their image. With `in_private_folder`, files are written to
-    this process's temporary folder instead of Lithops' shared folder.
+    Functions that run as processes on this machine use the same Lithops package as the driver. Functions in
+    containers use the one in their image. With `in_private_folder`, files are written to this process's
+    temporary folder instead of Lithops' shared folder.
     """
     with contextlib.ExitStack() as stack:
         for version in (1, 2):
@@ -202,8 +207,8 @@ def build_function_executor(in_private_folder: bool = False, **options: Any) -> 
 def build_localhost_executor() -> Any:
     """Create a FunctionExecutor that runs functions as processes on this machine.
 
-    All of its files are in this process's temporary folder. The number of functions that a job runs at a time
-    is read from the configuration when the job starts.
+    All of its files are in this process's temporary folder. To change how many functions of a job run at the
+    same time, change `worker_processes` in its configuration before the job is started.
     """
     lithops_section = {
         "backend": "localhost",
@@ -255,9 +260,10 @@ def clone_function_executor(function_executor: Any, n_processes: int | None = No
 
 
 def slow_down_monitoring(function_executor: Any) -> float:
-    """Raise the monitoring interval to at least MAX_POLL_INTERVAL, and return it in seconds.
+    """Increase the monitoring interval of Lithops to at least MAX_POLL_INTERVAL, and return it in seconds.
 
-    Each poll sends a storage listing request, which is billed.
+    This is the interval at which Lithops looks for finished functions. Each time, it sends a listing request
+    to the storage, which is billed.
     """
     config = function_executor.internal_storage.get_storage_config()
     monitoring_interval = max(MAX_POLL_INTERVAL, float(config["monitoring_interval"]))
@@ -270,8 +276,8 @@ def slow_down_monitoring(function_executor: Any) -> float:
 def collect_module_sources(pickled_function: bytes, function_executor: Any) -> dict[str, tuple[str, bool]]:
     """Return the modules that a pickled function needs but the workers' runtime lacks.
 
-    The result maps each module name to its source code and whether it is a package. The modules are found in
-    the same way as Lithops finds those of a function that it maps.
+    The result maps each module name to its source code and whether it is a package. To find the modules, the
+    same analysis is used as in `FunctionExecutor.map`.
     """
     candidate_roots = {name.partition(".")[0] for name in list(sys.modules)}
     candidate_roots -= {"__main__", "polarmap", "numpy", "cloudpickle", *sys.stdlib_module_names}
@@ -323,11 +329,13 @@ def find_futures_without_status(function_executor: Any, futures: Sequence[Any]) 
 def _is_job_finished(compute_handler: Any, job_key: str) -> bool:
     """Return True if no process on this machine is still running functions of the job."""
     job = compute_handler.env.jobs.get(job_key)
-    if isinstance(job, subprocess.Popen):  # In version 1, one process runs all tasks of a job.
+    # In version 1 of the localhost backend, one process runs all tasks of a job.
+    if isinstance(job, subprocess.Popen):
         return job.poll() is not None
     if job is None:  # Lithops has not started the job yet.
         return compute_handler.job_manager is None or not compute_handler.job_manager.is_alive()
-    # In version 2, each task has its own process, and consumer threads count down the remaining tasks.
+    # In version 2, each task has its own process, and threads that wait for these processes set `job.done`. A
+    # job also counts as finished if all of these threads have died.
     return job.done or not any(thread.is_alive() for thread in compute_handler.env.consumer_threads)
 
 
@@ -393,19 +401,19 @@ def abandon_jobs(function_executor: Any, futures: Sequence[Any], job_keys: Colle
 def close_function_executor(function_executor: Any) -> None:
     """Kill the functions of a FunctionExecutor that polarmap has created, and close it.
 
-    The job keys are passed explicitly. Otherwise, Lithops would not kill a job that it is just about to
-    start.
+    Lithops itself would not kill a job that it is just about to start, so all jobs are first passed to
+    `abandon_jobs`.
     """
     futures = function_executor.futures
     abandon_jobs(function_executor, futures, {future.job_key for future in futures})
     with contextlib.suppress(Exception):
         function_executor.__exit__(None, None, None)
     atexit.unregister(function_executor._clean_at_exit)
-    with contextlib.suppress(Exception):  # the singularity and k8s backends keep a connection to RabbitMQ
+    with contextlib.suppress(Exception):  # Only the singularity and k8s backends connect to RabbitMQ.
         function_executor.compute_handler.backend.connection.close()
     with contextlib.suppress(AttributeError):  # Only version 1 of the localhost backend has a job manager.
         function_executor.compute_handler.job_manager.join(timeout=5)
-    # Remove the job files, which are not in the executor's storage.
+    # Lithops keeps its local job files outside the storage, so they have to be removed separately.
     for path in get_process_temp_folder().glob(f"lithops-*/jobs/{function_executor.executor_id}*"):
         path.unlink(missing_ok=True)
 

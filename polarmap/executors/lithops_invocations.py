@@ -45,7 +45,7 @@ from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.retries import retry_request
 
 SUBMIT_RETRY_SECONDS = 1.0  # seconds to keep retrying a local job whose files cannot be stored
-LISTING_INTERVAL = 0.1  # seconds between polls that may list the storage
+LISTING_INTERVAL = 0.1  # seconds between polls, each of which may send a listing request to the storage
 WRITE_SETTLE_SECONDS = 0.1  # seconds for a PUT request to complete after its sender was killed
 STORAGE_TIMEOUT = 10  # time limit in seconds for connecting to a storage and for each read
 
@@ -53,7 +53,8 @@ PAYLOAD_TOO_LARGE_ADVICE = (
     ". The tasks refer to many stored objects: set data_limit: 0 in the lithops section of the "
     "configuration, or use fewer and larger objects (memory= of encode)"
 )
-_answered_configs: set[Path] = set()  # configuration files that Lithops has accepted before
+# Configuration files that Lithops has accepted before. If a later request fails, it is therefore repeated.
+_answered_configs: set[Path] = set()
 
 
 class InterpreterError(InvocationLostError):
@@ -61,9 +62,10 @@ class InterpreterError(InvocationLostError):
 
 
 class LithopsInvocations:
-    """Starts Lithops functions for a map or a pool, and tracks them by key.
+    """Starts Lithops functions for a map or a pool, and tracks which of them have started or ended.
 
-    The functions run on one or more FunctionExecutors.
+    Each function is identified by a key that the caller chooses, such as the index of a task. The functions
+    run on one or more FunctionExecutors.
 
     Parameters
     ----------
@@ -105,8 +107,14 @@ class LithopsInvocations:
     def get_executor_for_next_job(self, n_slots: int | None = None) -> Any:
         """Return the FunctionExecutor to use for the next job. Raises ExecutorError if none can be opened.
 
-        `n_slots` is the number of functions that must run concurrently on this machine. None keeps the
-        configured value.
+        On this machine, a FunctionExecutor runs its jobs one after another. Each further job therefore gets a
+        new FunctionExecutor, so that jobs run at the same time.
+
+        Parameters
+        ----------
+        n_slots : int or None
+            The number of functions of the job that must be able to run concurrently on this machine. None
+            keeps the configured value.
         """
         if self.function_executor.backend != "localhost" or not (
             self._job_keys_by_executor[self.function_executor] or n_slots
@@ -159,7 +167,8 @@ class LithopsInvocations:
             with pickle_worker_code_by_value():
                 arguments = list(arguments_by_key.values())
                 submit = partial(function_executor.map, task_function, arguments, chunksize=1, **map_options)
-                # Retry local jobs, because another map may just have removed the empty job folder.
+                # Retry local jobs, because writing their files fails if another map has just removed the
+                # empty job folder.
                 futures = retry_request(submit, SUBMIT_RETRY_SECONDS if self.is_local else 0.0)
         except Exception as error:
             reason = find_interpreter_error(function_executor) or _format_error(error)
@@ -186,8 +195,8 @@ class LithopsInvocations:
     def collect_started_keys(self, include_unseen: bool = False) -> list[Any]:
         """Return the keys of the functions that have started since the last call.
 
-        On a cloud, functions count as started once they are submitted. With `include_unseen`, local functions
-        also count as started once they are submitted.
+        Only the start of functions on this machine can be observed. On a cloud, functions count as started
+        once they are submitted. With `include_unseen`, this also applies to functions on this machine.
         """
         include_all = include_unseen or not self.is_local
         started_keys = [key for key in self._not_started if include_all or self.running_futures[key].running]
@@ -197,8 +206,9 @@ class LithopsInvocations:
     def collect_finished_results(self, may_query: bool = True) -> dict[Any, Any]:
         """Return the results of the functions that have ended since the last call, by key.
 
-        For a function without a result, the value is an InvocationLostError. With `may_query`, also check the
-        Python interpreter of local processes that exited without a status.
+        For a function without a result, the value is an InvocationLostError. If processes on this machine
+        have exited early and `may_query` is true, also test their Python interpreter, which may take seconds.
+        If it does not work, the value is an InterpreterError.
         """
         finished_keys = [key for key, future in self.running_futures.items() if is_future_finished(future)]
         results = {key: self._fetch_result(self.running_futures.pop(key)) for key in finished_keys}
@@ -216,12 +226,12 @@ class LithopsInvocations:
         """
         has_late_writes = bool(self.running_futures) and not self.uses_private_folder
         leftover_prefixes = self._close_executors(list(self._job_keys_by_executor))
-        if has_late_writes:  # Requests of killed processes may still create objects.
+        if has_late_writes:  # Write requests that killed processes have sent may still create objects.
             time.sleep(WRITE_SETTLE_SECONDS)
         return leftover_prefixes
 
     def close_idle_executors(self) -> list[str]:
-        """Close the FunctionExecutors without unfinished functions, except the first one.
+        """Close all FunctionExecutors whose functions have ended, except the first FunctionExecutor.
 
         Return the key prefixes of the objects that are left in the storage.
         """
@@ -229,7 +239,7 @@ class LithopsInvocations:
         return self._close_executors([item for item in others if not self._get_futures_running_on(item)])
 
     def _get_futures_running_on(self, function_executor: Any) -> dict[Any, Any]:
-        """Return the futures of one FunctionExecutor's unfinished functions, by key."""
+        """Return the Lithops futures of the functions that still run on a FunctionExecutor, by key."""
         job_keys = self._job_keys_by_executor[function_executor]
         return {key: future for key, future in self.running_futures.items() if future.job_key in job_keys}
 
@@ -259,9 +269,9 @@ class LithopsInvocations:
     def _remove_invocations_without_status(
         self, function_executor: Any, may_query: bool
     ) -> dict[Any, InvocationLostError]:
-        """Remove functions whose processes exited without a status, and return their errors by key.
+        """Stop tracking local functions that ended without storing a status, and return their errors by key.
 
-        Such a process was killed, or could not reach its storage.
+        The process of such a function was killed, or could not reach its storage.
         """
         running = self._get_futures_running_on(function_executor)
         key_by_future = {future: key for key, future in running.items()}
@@ -394,9 +404,9 @@ def open_lithops_storage(executor_spec: Any) -> Any:
 def _open_config_file(config_path: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the path of a configuration file, and defaults for settings that it omits.
 
-    If the file sets no `runtime`, Lithops would run `python` on this machine. The default here is this
-    process's interpreter. Lithops errors are converted to an ExecutorError that names the file and what to
-    install.
+    If the file names no Python interpreter (`runtime`) for functions on this machine, Lithops would run the
+    command `python`. The default that is yielded is this process's interpreter. Lithops errors inside the
+    context are converted to an ExecutorError that names the file and any package to install.
     """
     file = Path(config_path)
     config = lithops_config.read_config(file)

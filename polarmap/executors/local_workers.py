@@ -35,19 +35,21 @@ if TYPE_CHECKING:
 CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
 # True if idle cores can be detected, as on Linux. Otherwise, the number of concurrent tasks is not limited.
 CAN_SEE_IDLE_CORES = os.path.exists("/proc/self/stat")
-MIN_IDLE_CORES_POLL_INTERVAL = 0.005  # seconds without replies until the first check for idle cores
-# The longest pause between later checks, in seconds.
+# While no worker replies, the driver checks whether cores are idle. This is the pause in seconds before the
+# first check. The pauses then grow up to MAX_IDLE_CORES_POLL_INTERVAL.
+MIN_IDLE_CORES_POLL_INTERVAL = 0.005
 MAX_IDLE_CORES_POLL_INTERVAL = 0.05
-# Most workers that are still busy when their map ends become idle within this many seconds.
+# When a map ends, some workers are still busy. Most of them become idle within this many seconds, so it is
+# better to wait for them than to start new workers.
 FINISH_SOON_SECONDS = 0.02
-# The time in seconds to start a new worker and memory-map its blocks.
+# The typical time in seconds to start a new worker and memory-map its blocks.
 WORKER_START_SECONDS = 0.05
 # Surplus workers are stopped after this many idle seconds.
 SPARE_WORKER_IDLE_SECONDS = 5.0
-# The pool has this many workers more than cores, so that some can fetch blocks while others compute.
+# The number of workers in excess of the number of cores, so that some can fetch blocks while others compute.
 N_SPARE_WORKERS = 2
-# If more workers than this are still busy with tasks of finished maps, some are killed before GRACE_SECONDS
-# have passed.
+# Workers that are still busy with tasks of finished maps are killed after GRACE_SECONDS. If there are more of
+# them than this number, the excess workers are killed earlier.
 MAX_ABANDONED_WORKERS = 16
 
 
@@ -87,10 +89,10 @@ class LocalWorkerPool(WorkerPool):
         self._idle_cores_polled_at = 0.0  # the time of the last check for idle cores, on the monotonic clock
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
-        """Return this process's environment variables, module path and thread limits, for the workers.
+        """Return the pickled settings of this process that workers adopt before they run a function.
 
-        The first call also chooses the modules that the fork server imports in advance. These are the modules
-        to which the function refers.
+        These are the environment variables, the module search path and the thread limits. The first call also
+        chooses which modules are imported before workers are forked: those to which the function refers.
         """
         if self._starter is None:
             self._module_names = sorted(find_referenced_modules(pickled_function, ("polarmap", "scipy")))
@@ -111,8 +113,8 @@ class LocalWorkerPool(WorkerPool):
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
         """Raise the concurrency limit if cores are idle, for example because running tasks sleep.
 
-        The cores must have been idle in two consecutive polls. Called by a session with `n_queued` waiting
-        tasks.
+        The limit is raised only if two consecutive calls find idle cores. A session calls this method
+        regularly while it has `n_queued` tasks that wait for a worker.
         """
         with self._lock:
             now, is_only_session = time.monotonic(), not self.has_several_sessions()
@@ -232,9 +234,9 @@ class LocalWorkerPool(WorkerPool):
 
 
 def is_about_to_finish(worker: WorkerHandle) -> bool:
-    """Return True if a worker may finish its task sooner than a new worker could start.
+    """Return True if a busy worker will probably be idle before a new worker could start.
 
-    The worker is still busy with a task of a map that has already ended.
+    The worker still runs a task of a map that has already ended.
     """
     # Assume that the running task takes about as long as the worker's previous one.
     is_short = worker.last_task_seconds < WORKER_START_SECONDS

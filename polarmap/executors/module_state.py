@@ -65,9 +65,9 @@ IMMUTABLE_TYPES = {
     types.ModuleType,
 }
 CONTAINER_TYPES = {dict, list, set, OrderedDict, defaultdict, deque}
-# Instances of these types can replace each other, so their state is not compared.
+# Types whose instances are interchangeable, such as locks. It makes no difference if one has been replaced.
 STATELESS_TYPES = {type(threading.Lock()), type(threading.RLock()), random.Random}
-MAX_CACHED_WALKS = 64  # the cache size of `collect_module_state`, in results
+MAX_CACHED_WALKS = 64  # the maximum number of results in the cache of `collect_module_state`
 MODULE_ATTRIBUTES = {
     "__builtins__",
     "__cached__",
@@ -80,7 +80,10 @@ MODULE_ATTRIBUTES = {
 
 
 class CodeNames(NamedTuple):
-    """The names to which a function refers, the globals that it assigns to, and a digest of its bytecode."""
+    """The names that a function's code uses, by kind, and a digest of its bytecode.
+
+    `assigned_globals` contains the names of the globals that the function assigns to or deletes.
+    """
 
     digest: str
     global_names: frozenset[str]
@@ -117,7 +120,10 @@ def analyze_code(code: types.CodeType) -> CodeNames:
 
 @functools.cache
 def _list_installed_path_prefixes() -> tuple[str, ...]:
-    """Return the path prefixes of the standard library, installed libraries and polarmap."""
+    """Return the path prefixes of files that are not the user's own code.
+
+    These are the folders of the standard library, of installed libraries and of polarmap.
+    """
     package_parent = os.path.dirname(os.path.dirname(__file__))
     paths = sysconfig.get_paths()
     installed_paths = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -129,7 +135,7 @@ def is_installed_file(file: str) -> bool:
     """Return True if a source file belongs to Python, an installed library or polarmap."""
     if file.startswith(_list_installed_path_prefixes()):
         return True
-    # Through PYTHONPATH, the file may belong to another environment, whose prefix is not in the list.
+    # PYTHONPATH may contain a folder of another Python environment, whose prefix is not in the list.
     folders = file.replace("\\", "/").split("/")
     return "site-packages" in folders or "dist-packages" in folders
 
@@ -183,13 +189,13 @@ def select_user_objects(objects: Iterable[Any]) -> list[Any]:
 def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
     """Return the current values of all globals and attributes that functions use, even indirectly.
 
-    Only the user's own modules are searched, which workers import from files. The result is cached until a
-    value changes.
+    Only the user's own modules are searched. Workers import them from files, so the values there may differ.
+    The result is cached until a value changes.
 
     Parameters
     ----------
     reached_objects : sequence
-        The functions, classes and modules that the pickle of f contains.
+        The functions, classes and modules that the pickle of the user's function f contains.
     by_value : bool
         True if polarmap's worker code is part of the pickle.
     """
@@ -235,13 +241,13 @@ class _ModuleStateWalk:
         self._assigned_names: dict[str, set[str]] = {}
         self._modules: dict[str, types.ModuleType] = {}
         self._is_dynamic = False
-        # The (namespace, name, value) of each name in the visited namespaces.
+        # The (namespace, name, value) of each name found, to detect whether the name gets another value.
         self._bindings: list[tuple[Any, str, Any]] = []
-        # Each visited namespace and its number of names.
+        # Each visited namespace and its number of names, to detect new names.
         self._namespace_sizes: list[tuple[Any, int]] = []
-        # Each function with its code, its defaults and its number of attributes.
+        # Each function found, with its code, defaults and number of attributes, to detect changes of these.
         self._function_codes: list[tuple[Any, ...]] = []
-        # The module name, path, value and fingerprint of each mutable value.
+        # The module name, path, value and fingerprint of each mutable value, to detect changes in place.
         self._mutable_values: list[tuple[str, str, Any, Any]] = []
         for each_object in reached_objects:
             if isinstance(each_object, types.FunctionType) and not is_importable_by_name(each_object):
@@ -294,7 +300,7 @@ class _ModuleStateWalk:
             self._visit_function(value)
 
     def _visit_function(self, value: Any) -> None:
-        """Add the globals to which a user's function refers."""
+        """Collect the values of the globals to which a user's function refers."""
         function = value
         while isinstance(function, LRU_CACHE_TYPE):
             function = function.__wrapped__
@@ -323,10 +329,10 @@ class _ModuleStateWalk:
         return code_names
 
     def _visit_imports(self, function: types.FunctionType, imported_names: Iterable[str]) -> None:
-        """Add the modules that a function's code imports.
+        """Queue the modules that a function's code imports, to be visited later.
 
-        Names may be absolute, or relative to the function's package. A module's parent packages are added
-        too, except those above the base of a relative import.
+        The names may be absolute, or relative to any package that contains the function, so each name is
+        looked up in both ways. Parent packages that are part of an imported name are also queued.
         """
         package = str(function.__globals__.get("__package__") or "").split(".")
         base_packages = [package[:depth] for depth in range(len(package) + 1)]
@@ -337,7 +343,7 @@ class _ModuleStateWalk:
             self._queue += [sys.modules[item] for item in sorted(module_names & sys.modules.keys())]
 
     def _visit_class(self, user_class: type) -> None:
-        """Add the attributes of a user's class, and visit its base classes."""
+        """Collect the values of the attributes of a user's class, and queue its base classes."""
         self._queue += [*user_class.__bases__, type(user_class)]
         module_name = user_class.__module__
         if not _is_user_module(module_name) or "<" in user_class.__qualname__:
@@ -356,9 +362,10 @@ class _ModuleStateWalk:
             self._add_value(module_name, f"{user_class.__qualname__}.{name}", attributes, attributes[name])
 
     def _add_named_module_attributes(self) -> bool:
-        """Add those module attributes whose names occur in the visited code.
+        """Collect the module attributes that the visited code may use, as in `module.attribute`.
 
-        Return True if this has found new objects to visit.
+        These are the attributes whose names occur in the code, or all attributes if the code looks up names
+        at run time. Return True if this has found new objects to visit.
         """
         for module_name, module in list(self._modules.items()):
             names = vars(module).keys() - MODULE_ATTRIBUTES
@@ -367,7 +374,11 @@ class _ModuleStateWalk:
         return bool(self._queue)
 
     def _add_value(self, module_name: str, path: str, namespace: Any, value: Any) -> None:
-        """Add the value of a name in a module, or in one of its classes or instances."""
+        """Collect a value, and queue the functions, classes and modules to which it refers.
+
+        `path` is the name of the value in its module, with dots for an attribute of a class or instance, for
+        example "Config.limit". `namespace` is the dict that contains the value.
+        """
         if (module_name, path) in self._described_values or path in MODULE_ATTRIBUTES:
             return
         if isinstance(value, (types.FunctionType, type, types.ModuleType)):
@@ -393,7 +404,10 @@ class _ModuleStateWalk:
             self._add_opaque_members(module_name, path, value)
 
     def _add_opaque_members(self, module_name: str, path: str, value: Any) -> None:
-        """Add the attributes of an instance or the items of a dict that cannot be pickled as a whole."""
+        """Collect the attributes of an instance, or the items of a dict, one by one.
+
+        This is done if the instance or dict cannot be pickled as a whole.
+        """
         is_dict = type(value) is dict
         if not (is_dict or _is_user_module(type(value).__module__)) or id(value) in self._visited_ids:
             return
@@ -415,13 +429,14 @@ class _ModuleStateWalk:
 
 
 def _check_object_unchanged_since_import(module_name: str, path: str, value: Any) -> None:
-    """Raise CodeError if an unpicklable object is no longer the module's original one.
+    """Raise CodeError if an object that cannot be pickled has been replaced since the first map.
 
-    The objects that the first map finds count as the original ones.
+    Such an object is not sent. Workers use the object that is created when they import the module, which
+    corresponds only to the original object.
     """
     if type(value) in STATELESS_TYPES or type(value).__module__.startswith("numpy.random"):
         return
-    # The spec tells whether the module was reloaded, because `importlib.reload` creates a new one.
+    # The module's spec shows whether the module was reloaded, because `importlib.reload` creates a new spec.
     module_spec = getattr(sys.modules[module_name], "__spec__", None)
     seen_spec, first_object_ref = _first_seen_objects.get((module_name, path), (None, None))
     if first_object_ref is None or seen_spec is not module_spec:
@@ -448,7 +463,11 @@ def _list_functions(value: Any) -> list[types.FunctionType]:
 
 
 def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
-    """Return True if a function or class can change only if it is replaced or its code is replaced."""
+    """Return True if changes of a function or class can be detected without computing a fingerprint.
+
+    This is the case if it has no mutable state, such as a closure. It can then change only if the object
+    itself or its code is replaced.
+    """
     functions = _list_functions(value)
     if not (description.contains_code and functions):
         return not description.contains_code and (bool(functions) or issubclass(type(value), type))
@@ -463,6 +482,6 @@ def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
     )
 
 
-# (module name, path) -> (module spec, reference) of each object that the first map found.
+# For each unpicklable object that the first map found: (module name, path) -> (module spec, reference).
 _first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}
 _walk_cache: dict[tuple[bool | int, ...], _ModuleStateWalk] = {}

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from polarmap.executors.remote_workers import WorkerProvider
     from polarmap.live.snapshots import WorkerSnapshot
 
-BLOCKS_PER_CORE = 3  # enough to keep all cores busy; more blocks only add overhead
+BLOCKS_PER_CORE = 3  # This keeps all cores busy. More blocks would only add overhead.
 DEFAULT_FETCH_TIMEOUT = 300.0  # time limit in seconds for reading a block from a bucket or store
 DEFAULT_BLOCK_CACHE_BYTES = 2**30  # bytes of memory that cached blocks may take between maps
 
@@ -160,7 +160,7 @@ class PersistentExecutor(ResolvedExecutor):
 
     @property
     def is_closed(self) -> bool:
-        """True once `close` was called."""
+        """True if `close` has been called. A closed pool runs no more maps."""
         return self._is_closed
 
     @property
@@ -221,11 +221,17 @@ class PersistentExecutor(ResolvedExecutor):
             resources.worker_pool.after_fork()
 
     def suggest_n_blocks(self, max_blocks: int) -> int:
-        """Return the number of blocks for a matrix: on this machine, at most BLOCKS_PER_CORE per core."""
+        """Return the number of equal blocks into which to split a matrix, at most `max_blocks`.
+
+        On this machine, it is also at most BLOCKS_PER_CORE for each core.
+        """
         return min(max_blocks, BLOCKS_PER_CORE * count_available_cores()) if self.is_local else max_blocks
 
     def choose_storage(self, data: Any) -> Any:
-        """Return where to store `data` for the workers, or None for an array in memory."""
+        """Return where to store `data` for the workers, or None if `data` need not be stored.
+
+        None is returned for an array in memory, because persistent workers cache its blocks.
+        """
         if _is_in_memory_array(data):
             return None
         return get_process_temp_folder() / "arrays" if self._host is None else self._host.choose_storage(data)

@@ -50,7 +50,7 @@ cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 
 
 class PickledFunction(NamedTuple):
-    """A pickled function, with the data of large arrays in separate, uncopied buffers."""
+    """A pickled function. The data of large arrays are in separate buffers, so that they are not copied."""
 
     pickle_bytes: bytes
     buffers: Sequence[memoryview]
@@ -61,7 +61,7 @@ class PickledFunction(NamedTuple):
         return len(self.pickle_bytes) + sum(map(len, self.buffers))
 
     def get_buffers_to_send(self) -> list[bytes | memoryview]:
-        """Return the buffers to send to a worker, in the format defined by `pickle_to_array`."""
+        """Return the buffers to send to a worker. Concatenated, they have the format of `pickle_to_array`."""
         return build_buffer_block([self.pickle_bytes, *self.buffers])
 
 
@@ -112,9 +112,9 @@ def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[mem
 
 
 def pickle_call_to_block(call: Any, by_value: bool) -> Any:
-    """Pickle a function call and the globals that it uses into a byte array.
+    """Pickle a function call, and the globals that it uses, to a byte array.
 
-    The array serves as the block of the call, and has the format of `pickle_to_array`.
+    The array is the input block of the task that runs the call. It has the format of `pickle_to_array`.
     """
     buffers: list[memoryview] = []
     pickled_call = PickledFunction(_pickle_with_state(call, by_value, buffers), buffers)
@@ -122,17 +122,19 @@ def pickle_call_to_block(call: Any, by_value: bool) -> Any:
 
 
 def pickle_small_values(values: Iterable[Any]) -> list[bytes | Array | Exception | None]:
-    """Pickle each value, if it is small and refers to no module of the user. Return None for other values.
+    """Pickle several small values separately, so that they can be sent to a worker together.
 
-    See `pickle_each` for the format of the result.
+    The list has None for each value that is large or refers to the user's own functions, classes or modules.
+    See `pickle_each` for the format of the other items.
     """
     return pickle_each(values, True, _TrackingPickler, select_user_objects)
 
 
 def pickle_item_to_block(value: Any, user_objects: list[Any]) -> Any:
-    """Pickle a value into a byte array, like `pickle_to_array`.
+    """Pickle a value to a byte array, the input block of a task. It has the format of `pickle_to_array`.
 
-    The user's functions, classes and modules to which the value refers are appended to `user_objects`.
+    The user's functions, classes and modules to which the value refers are appended to `user_objects`. The
+    caller must send their current state to the workers as well.
     """
     buffers: list[memoryview] = []
     data, reached_objects = _dump_with_references(value, buffers)
@@ -162,9 +164,9 @@ def copy_by_pickling(f: Any, destination: str) -> Any:
 
 
 class FunctionWithState:
-    """A function together with the values, when it was pickled, of the globals that it uses.
+    """A function that is pickled together with the current values of the globals that it uses.
 
-    Unpickling this object restores the values and returns the bare function.
+    Unpickling this object on a worker sets the globals to these values, and returns the function itself.
 
     Parameters
     ----------
@@ -193,9 +195,9 @@ class FunctionWithState:
 
 
 class PickledModuleState:
-    """The current values of the globals that f uses in the user's modules.
+    """The current values of the globals that the user's function f uses in the user's modules.
 
-    When this object is unpickled on a worker, it sets the globals there.
+    Unpickling this object on a worker sets the globals there to these values.
     """
 
     def __init__(self, f: Any) -> None:
@@ -222,7 +224,9 @@ def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple
 
 
 def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -> set[str]:
-    """Return the names of the imported modules in the given root packages that a pickle mentions.
+    """Return the names of the modules to which a pickle refers and which this process has imported.
+
+    Only modules in the given top-level packages are returned.
 
     >>> find_referenced_modules(
     ...     cloudpickle.dumps([CodeType, pickle_function, make_buffer_callback]), ["polarmap"]
@@ -292,8 +296,8 @@ def pickle_worker_code_by_value() -> Iterator[None]:
 
 def _strip_documentation(owner: Any, module: str) -> None:
     """Remove docstrings and annotations from the functions and classes that a worker module defines."""
-    # cloudpickle takes docstrings both from the function and from its code object. Line numbers for
-    # tracebacks are in a separate table of the code object, so they are kept.
+    # cloudpickle pickles the docstring of a function and also the copy of it in the code object, so both have
+    # to be removed. The code object's table of line numbers is kept, for tracebacks.
     for value in list(vars(owner).values()):
         if isinstance(value, property):
             value.__doc__ = None

@@ -15,18 +15,19 @@ import numpy as np
 from polarmap.driver.lateness import Floats
 from polarmap.driver.options import MapOptions
 
-# A task counts as late after this many times the duration of the previous product.
+# A task is considered late if it has run LATE_FACTOR times as long as the whole previous product.
 LATE_FACTOR = 1.5
-# After a product that needed parity, this many following products start parity tasks together with the data
-# tasks. The number doubles from the minimum to the maximum (exponential backoff).
+# If a product had to wait for parity tasks, this is the number of next products that start parity tasks
+# together with the data tasks. Each time this happens again, the number doubles, up to the maximum.
 MIN_BACKOFF, MAX_BACKOFF = 8, 128
 
 
 class AdaptiveParitySchedule:
-    """Learns from previous products when the parity tasks of the next product should start.
+    """Decides when the parity tasks of the next product start, based on the previous products.
 
-    Parity tasks are redundant tasks, whose results replace late ones. The object also serves as the argument
-    `run_times=` of `MapOptions`, where it defines the time after which a task counts as late.
+    Parity tasks are redundant: their results replace those of late data tasks. They start either together
+    with the data tasks or on demand, i.e. when a data task is late. For parity on demand, this object is also
+    the argument `run_times=` of `MapOptions`, which defines when a task is late.
 
     Parameters
     ----------
@@ -43,15 +44,16 @@ class AdaptiveParitySchedule:
         self._upfront_options = options
         self._on_demand_options = replace(options, schedule="on_demand", run_times=self)
         self._last_seconds = 0.0
-        self._n_upfront_left = 0  # The number of following products that start parity tasks at once.
+        # The number of next products that start parity tasks together with the data tasks.
+        self._n_upfront_left = 0
         self._backoff = MIN_BACKOFF
 
     @property
     def map_options(self) -> MapOptions:
-        """The options of the next product.
+        """The options for the map that computes the next product.
 
-        Parity tasks start on demand, with two exceptions: in the first product, and in some products after
-        one that needed parity, they start together with the data tasks.
+        Usually, parity tasks start only when a data task is late. In the first product, and for some time
+        after a product that needed parity, they start together with the data tasks.
         """
         if self._n_upfront_left or not self._last_seconds:
             return self._upfront_options
@@ -60,17 +62,18 @@ class AdaptiveParitySchedule:
     def quantile_given_completion(self, p: Floats) -> Floats:
         """Return the time in seconds after which a task of the next product counts as late.
 
-        This method takes the place of a quantile function of run times, but the time is the same for every
-        probability in `p`.
+        `MapOptions` expects a distribution of run times, whose method with this name returns one quantile for
+        each probability in `p`. Here, all these quantiles are the same time.
         """
         return np.full(p.shape, LATE_FACTOR * self._last_seconds)
 
     def record_product(self, product_seconds: float, needed_parity: bool) -> None:
-        """Record the outcome of a product and choose the schedule of the next products.
+        """Record the outcome of a product, and choose the schedule of the next products.
 
-        If parity tasks start only on demand, a product that needs parity has to wait for them. After this has
-        happened, the next few products start parity tasks together with the data tasks (exponential backoff).
-        Their number doubles each time, until a product with parity on demand needs no parity.
+        If parity tasks start on demand, a product that needs their results has to wait for them. The next
+        MIN_BACKOFF products then start parity tasks together with the data tasks. Each time this happens
+        again, their number doubles, up to MAX_BACKOFF (exponential backoff). A product with parity on demand
+        that needs no parity resets the number.
 
         Parameters
         ----------

@@ -31,40 +31,41 @@ EncodedMatrix = CodedData | CodedArray
 
 
 class CodedMatrix:
-    """A matrix that is encoded by rows for products A x, and by columns for products A' y.
+    """A matrix A, encoded as blocks of rows for products A x, and as blocks of columns for products A' y.
 
-    Each of the two encodings is created when a product first needs it.
+    The rows or the columns are encoded only when a product first needs them.
     """
 
     def __init__(
         self, matrix: Any, executor: ResolvedExecutor, block_counts: BlockCounts, code: CodeName | PolarCode
     ) -> None:
         self._matrix, self._block_counts, self._code = matrix, block_counts, code
-        self.is_sparse = is_scipy_sparse(matrix)  # Sparse matrices stay in memory.
+        self.is_sparse = is_scipy_sparse(matrix)  # The coded blocks of a sparse matrix are kept in memory.
         self._storage = None if self.is_sparse else executor.choose_storage(matrix)
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
         self.encodings: dict[str, EncodedMatrix] = {}
-        # The largest absolute value of an integer matrix, by axis. It is computed when it is first needed.
+        # The largest absolute value of the entries if they are integers, for each axis in `encodings`. It is
+        # computed when it is first needed.
         self._max_integers: dict[str, int] = {}
         self._owned_arrays: list[CodedArray] = []
         self._column_pairs: CodedPairs | None = None
 
     def get_encoding(self, axis: str) -> EncodedMatrix:
-        """Return the coded blocks of the matrix along an axis. They are created on first use.
+        """Return the coded blocks of rows or columns of the matrix. They are created on first use.
 
-        The axis is "rows", "columns", or "paired columns": fewer blocks of columns, for Gram matrices that
-        are computed from pairs of blocks.
+        `axis` is "rows", "columns" or "paired columns". The last one has fewer blocks of columns. It is used
+        for Gram matrices, whose tasks multiply pairs of blocks.
         """
         if axis not in self.encodings:
             self.encodings[axis] = self._encode_axis(axis)
         return self.encodings[axis]
 
     def get_encoding_for_real_operand(self, axis: str) -> EncodedMatrix:
-        """Return the coded blocks of the matrix along an axis, for products with real numbers.
+        """Return the coded blocks of rows or columns for a product with a floating-point vector or matrix.
 
-        Raise CodeError if parity blocks of 64-bit integers may have overflowed. In this case, only products
-        with integers can be decoded.
+        `axis` is "rows" or "columns". If A contains 64-bit integers, its parity blocks may have overflowed.
+        Only products with integers can then be decoded, so CodeError is raised.
         """
         encoding, dtype = self.get_encoding(axis), self._matrix.dtype
         if is_integer_dtype(dtype) and dtype.itemsize == 8:
@@ -76,8 +77,8 @@ class CodedMatrix:
     def get_column_pairs(self) -> CodedPairs:
         """Return the pairs of coded column blocks from which A' A is computed.
 
-        The encoding by columns is reused unless it has too many blocks. In that case, the columns are encoded
-        again with fewer blocks.
+        The coded blocks for products A' y are reused if their number and code are suitable. Otherwise, the
+        columns are encoded again with fewer blocks.
         """
         if self._column_pairs is None:
             code = self.get_encoding("columns").code
@@ -118,9 +119,9 @@ class CodedMatrix:
         return coded_array
 
     def _encode_on_cluster(self, axis: str) -> CodedData | None:
-        """Encode a dask.array on the cluster of the executor.
+        """Encode the matrix on the cluster of the executor if it is a dask.array.
 
-        Return None if the matrix is not a dask.array, or if the executor has no cluster for it.
+        Return None if the matrix is not a dask.array, or if it is not on the cluster of the executor.
         """
         if not hasattr(self._matrix, "rechunk"):
             return None
@@ -137,7 +138,11 @@ class CodedMatrix:
     def _choose_block_counts_and_code(
         self, n_rows: int, is_paired: bool
     ) -> tuple[int, int, CodeName | PolarCode]:
-        """Return the number of data blocks k, the number of all blocks n, and the code. No block is empty."""
+        """Return k, n and the code for a matrix with `n_rows` rows: k data blocks, encoded as n blocks.
+
+        k is reduced if some blocks would be empty. If `is_paired` is True, the blocks are for the pairs from
+        which a Gram matrix is computed.
+        """
         counts, code = (GRAM_COUNTS, "rotation") if is_paired else (self._block_counts, self._code)
         k = compute_max_nonempty_blocks(int(n_rows), min(counts.k, int(n_rows)))
         n = k + math.ceil((counts.n - counts.k) * k / counts.k)
@@ -145,8 +150,8 @@ class CodedMatrix:
 
 
 def _resize_code(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
-    """Return a code with the options of `code`, but with n blocks, of which k are data blocks.
+    """Return a copy of `code` for n blocks, of which k are data blocks, with the same options.
 
-    The name of a code is returned unchanged.
+    If `code` is a name such as "rotation", return it unchanged, because it does not fix the sizes.
     """
     return code if isinstance(code, str) else code.with_sizes(n, k)

@@ -12,7 +12,7 @@ from polarmap.validation import is_real_number
 
 
 class Deadline:
-    """A deadline that a series of products shares. Without a call of `set`, there is no time limit.
+    """A common deadline for a series of matrix products. There is no time limit until `set` is called.
 
     Examples
     --------
@@ -33,7 +33,7 @@ class Deadline:
         self._ends_at = inf if seconds is None else time.monotonic() + seconds
 
     def limit_timeout(self, options: MapOptions) -> MapOptions:
-        """Return `options` with a timeout that ends at the deadline, unless it already ends earlier.
+        """Return `options`, with the timeout shortened if a map that starts now could exceed the deadline.
 
         Raises
         ------

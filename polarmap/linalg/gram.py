@@ -107,9 +107,10 @@ def coded_gram(
 def compute_gram(
     coded_pairs: CodedPairs, n_columns: int, weights: Array | None, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Compute A^H diag(w) A from pairs of coded column blocks of A.
+    """Compute the Gram matrix A^H diag(w) A in one coded map, whose tasks multiply pairs of column blocks.
 
-    `run_product` runs the map (see `make_product_runner`).
+    `coded_pairs` contains the coded blocks of A, which has `n_columns` columns. If `weights` is None, all
+    weights are 1. `run_product` runs the map (see `make_product_runner`).
 
     Returns
     -------
@@ -127,10 +128,10 @@ def compute_gram(
 
 
 def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
-    """Encode a matrix by columns, and return the pairs (i, j) of coded blocks whose products are computed.
+    """Encode blocks of columns of a matrix, and return the pairs of coded blocks that tasks multiply.
 
-    Usually, these are the pairs with i <= j. Integers need all pairs, because they are decoded exactly along
-    the rows and columns of the full grid of pairs.
+    Usually, pairs (i, j) with i <= j are enough, because a Gram matrix is Hermitian. Integers need all pairs,
+    because they are decoded exactly along the rows and columns of the full grid of pairs.
     """
     k, n = check_axis_block_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = operands.ValidatedMatrix(matrix, "A", operands.choose_encoding_dtype(matrix.dtype, dtype))

@@ -19,21 +19,22 @@ ProductShape = tuple[int, int, int]  # (M, L, N) for A of shape (M, L) and B of 
 
 
 class BlockCounts(NamedTuple):
-    """The numbers of data blocks (k) and coded blocks (n) of a factor."""
+    """The number of data blocks (k) of a matrix, and the number of coded blocks (n) computed from them."""
 
     k: int
     n: int
 
 
-# By default, 7 blocks of columns are encoded as 8 for A' A. Pairs of them give 28 data tasks and 8 parity
-# tasks.
+# The default for a Gram matrix A' A: 7 blocks of columns are encoded as 8 coded blocks. There is a task for
+# each pair of coded blocks (i, j) with i <= j, which gives 28 data tasks and 8 parity tasks.
 GRAM_COUNTS = BlockCounts(7, 8)
 
 
 class ProductLayout(NamedTuple):
-    """The partition of the factors of a product A B: A by rows, and B by columns.
+    """The numbers of blocks into which the factors of a product A B are partitioned.
 
-    A factor whose counts are None is not partitioned: every worker gets the whole factor.
+    `row_counts` is for A, which is partitioned by rows, and `column_counts` is for B, which is partitioned by
+    columns. If the counts of a factor are None, it is not partitioned: every worker gets the whole factor.
     """
 
     row_counts: BlockCounts | None
@@ -45,7 +46,7 @@ def choose_product_layout(
 ) -> ProductLayout:
     """Choose how to partition the factors of a matrix product.
 
-    For the method "auto", choose the method whose tasks are estimated to be the fastest.
+    If `method` is "auto", the layout with the shortest estimated duration of a task is chosen.
 
     Raise CodeError if `blocks` or `tasks` do not fit the method or the shape of the product.
     """
@@ -75,11 +76,11 @@ def estimate_task_seconds(layout: ProductLayout, shape: ProductShape, itemsize: 
 def resolve_block_counts(
     blocks: Any, tasks: Any, default_blocks: int, max_blocks: float = math.inf
 ) -> BlockCounts:
-    """Return the numbers of data blocks (k) and coded blocks (n), with defaults for None.
+    """Return the numbers of data blocks (k) and coded blocks (n). Either argument may be None.
 
-    If `tasks` is given, k is three quarters of it by default, otherwise `default_blocks`. Both defaults are
-    limited by `max_blocks`. The default for n is a third more than k. It includes an additional task if codes
-    for integers need one, because the dtype is not known here.
+    k is `blocks`. Its default is three quarters of `tasks`, or `default_blocks` if `tasks` is None as well,
+    but at most `max_blocks`. n is `tasks`. Its default is a third more than k. If a code for integers would
+    need another task, the default includes it, because the dtype is not known here.
 
     >>> [resolve_block_counts(*counts) for counts in ((None, None, 24), (None, 8, 24), (5, None, 24))]
     [BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8)]
@@ -91,14 +92,18 @@ def resolve_block_counts(
 
 
 def get_default_gram_tasks(n_blocks: int) -> int:
-    """Return the default number of coded blocks for a Gram matrix: one parity block for 7 data blocks."""
+    """Return the default number of coded blocks for a Gram matrix with `n_blocks` data blocks.
+
+    There is one parity block for every 7 data blocks, rounded up.
+    """
     return n_blocks + math.ceil(n_blocks / 7)
 
 
 def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: int) -> BlockCounts:
     """Return block counts for which no block of rows or columns is empty.
 
-    If necessary, the number of data blocks k is reduced, while the number of all blocks n stays the same.
+    If necessary, the number of data blocks k is reduced, while the number of all blocks n stays the same. For
+    example, blocks of 2 rows are needed to partition 25 rows into at most 24 blocks, so 13 blocks are enough.
     Raise CodeError if there are more blocks than rows or columns, or no parity blocks.
 
     >>> check_axis_block_counts(BlockCounts(24, 32), "rows", 25)
@@ -121,7 +126,10 @@ def check_axis_block_counts(block_counts: BlockCounts, axis: str, axis_length: i
 def _make_one_factor_layout(
     axis: str, shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption
 ) -> ProductLayout:
-    """Return a layout that encodes one factor and sends the other one unchanged to every worker."""
+    """Return a layout in which one factor is encoded, and every worker gets the whole other factor.
+
+    The first factor is encoded if `axis` is "rows", and the second one if it is "columns".
+    """
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if _is_pair(option_value):
             raise CodeError(
@@ -137,9 +145,10 @@ def _make_one_factor_layout(
 def _make_grid_layout(
     shape: ProductShape, blocks: BlockCountOption, tasks: BlockCountOption, itemsize: int
 ) -> ProductLayout:
-    """Return a layout that encodes both factors, so that the tasks form a grid.
+    """Return a layout that encodes both factors. Each task multiplies a block of A by a block of B.
 
-    By default, the grid with the fastest tasks is chosen.
+    If the number of blocks of each factor is not given, the layout with the shortest estimated duration of a
+    task is chosen.
     """
     if blocks is not None or _is_pair(tasks):
         row_counts = _resolve_grid_axis_block_counts(blocks, tasks, 0, shape[0])
@@ -162,9 +171,10 @@ def _make_grid_layout(
 
 
 def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> BlockCounts:
-    """Return the numbers of data blocks and coded blocks for one side of a grid of tasks.
+    """Return the numbers of data blocks and coded blocks of one factor, if both factors are encoded.
 
-    An eighth of the coded blocks are parity blocks.
+    About one eighth of the `n_coded_blocks` coded blocks are parity blocks. There are fewer blocks if some
+    would be empty. `axis_length` is the number of rows or columns that are partitioned.
     """
     n_parity = max(1, round(n_coded_blocks / 8))
     k = compute_max_nonempty_blocks(axis_length, max(1, min(n_coded_blocks - n_parity, axis_length)))
@@ -174,9 +184,10 @@ def _choose_grid_axis_block_counts(n_coded_blocks: int, axis_length: int) -> Blo
 def _resolve_grid_axis_block_counts(
     blocks: BlockCountOption, tasks: BlockCountOption, factor_index: int, axis_length: int
 ) -> BlockCounts:
-    """Return the block counts of one factor of a product A B, given `blocks` or `tasks` for both factors.
+    """Return the numbers of data blocks and coded blocks of A or B, for a product A B of encoded factors.
 
-    `factor_index` is 0 for A and 1 for B. `blocks`, `tasks` or both are pairs (for A, for B).
+    `factor_index` is 0 for A and 1 for B. `blocks` and `tasks` are pairs with one number for each factor. One
+    of them may be None.
     """
     for option, option_value in (("blocks", blocks), ("tasks", tasks)):
         if option_value is not None and not (_is_pair(option_value) and len(option_value) == 2):  # type: ignore[arg-type]

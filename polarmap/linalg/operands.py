@@ -97,7 +97,11 @@ def check_matrix_shape(matrix: Any, label: str) -> Any:
 
 
 def choose_encoding_dtype(dtype: DType, product_dtype: DType) -> DType:
-    """Return the dtype in which to encode a factor, so that its parity is as precise as the product."""
+    """Return the dtype in which a factor is encoded, so that its parity blocks are as precise as the product.
+
+    For example, a float32 factor of a float64 product is encoded as float64. A real factor of a complex
+    product stays real.
+    """
     if is_integer_dtype(product_dtype):
         return dtype
     return product_dtype if dtype.kind == "c" else to_real_dtype(product_dtype)
@@ -131,11 +135,12 @@ def check_finite(array: Array, label: str) -> None:
 def check_parity_fits_int64(dtype: DType, max_abs: int, norm_inf: float, label: str) -> None:
     """Raise CodeError if parity blocks of 64-bit integers may overflow.
 
-    Each parity block is a weighted sum of data blocks. The absolute values of its weights have a sum of at
-    most `norm_inf`, so its entries are at most `norm_inf` times `max_abs`.
+    A parity block is a weighted sum of data blocks, whose entries are at most `max_abs`. The absolute values
+    of the weights sum to at most `norm_inf`. The entries of a parity block are therefore at most `norm_inf`
+    times `max_abs`.
 
     An overflow matters only for products with real numbers. Products with integers can still be decoded,
-    because they wrap around in the same way.
+    because parity blocks, products and decoding all use arithmetic modulo 2^64.
     """
     if is_integer_dtype(dtype) and dtype.itemsize == 8 and max_abs * norm_inf >= 1 << 63:
         raise CodeError(

@@ -241,7 +241,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             raise CodeError("this CodedOperator is closed: create a new one")
 
     def _multiply(self, axis: str, operand: Any) -> Array:
-        """Compute A @ operand from blocks of rows, or A.T @ operand from blocks of columns."""
+        """Compute A @ operand if `axis` is "rows", or A.T @ operand if it is "columns", in one coded map."""
         with trimmed_tracebacks:
             self._check_open()
             operand = operands.check_operand(operand)
@@ -285,9 +285,10 @@ def _check_transpose(transpose: CodedArray, matrix: Any) -> CodedArray:
 def _resolve_block_counts(
     blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
 ) -> BlockCounts:
-    """Return the numbers of data blocks and coded blocks for the given arguments of `CodedOperator`.
+    """Return the numbers of data blocks and coded blocks of a `CodedOperator`.
 
-    `default_blocks` is the default number of data blocks.
+    `blocks`, `tasks` and `code` are its arguments. `default_blocks` is the number of data blocks if none of
+    these arguments determines it.
     """
     check_polar_code_or_name(code)
     if not isinstance(code, str):

@@ -27,8 +27,8 @@ from polarmap.report import Report
 from polarmap.worker.pytree import Shape
 from polarmap.worker.task_functions import multiply_block, multiply_block_pair
 
-# A function that computes a product by a coded map. It is called with f, the coded blocks and the shape of
-# the results of f. It returns the results and the report of the map.
+# A function that computes a product by a coded map. It is called with the function that each task applies to
+# its block, the coded blocks, and the shape of a result. It returns the decoded results and the report.
 ProductRunner = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
 
 
@@ -159,8 +159,8 @@ def _check_factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     """Validate both factors, and return them with the shape of the product."""
     A = operands.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()")
     B = operands.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()")
-    # Load all of B now if it is a coded array. Its blocks of columns are read one by one, and reading a few
-    # columns of a coded array takes as long as reading all of its rows.
+    # B is read in blocks of columns. A coded array is stored by rows, so reading a few of its columns takes
+    # as long as reading the whole array. Therefore, load it completely and only once.
     B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors, whose product is too small for a map: use A @ B")
@@ -188,7 +188,10 @@ def _multiply_with_one_coded_factor(
     code: CodeName,
     run_product: ProductRunner,
 ) -> tuple[Array, LazyReport]:
-    """Compute `coded_factor` @ `full_factor`. The first factor is encoded by rows, the second not at all."""
+    """Compute `coded_factor` @ `full_factor` in one coded map.
+
+    The first factor is encoded by rows. Each task multiplies one of its blocks by the whole second factor.
+    """
     operand = full_factor[:]
     dtype = np.result_type(coded_factor.dtype, operand.dtype)
     return multiply_row_blocks(encode_for_reuse(coded_factor, *counts, code), operand, dtype, run_product)
@@ -197,7 +200,10 @@ def _multiply_with_one_coded_factor(
 def multiply_row_blocks(
     coded_blocks: Any, operand: Array, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Multiply a matrix, which is given as coded blocks of rows, by a vector or matrix, in one coded map."""
+    """Multiply a matrix by a vector or another matrix in one coded map.
+
+    The first matrix is given as coded blocks of rows. Each task multiplies one of them by `operand`.
+    """
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
     if is_sparse:
         block_rows = coded_blocks.data_blocks.rows_per_block
@@ -232,7 +238,9 @@ def _multiply_with_two_coded_factors(
 def multiply_block_pairs(
     block_function: Callable[[Any], Array], coded_pairs: CodedPairs, shape: Shape, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
-    """Compute a matrix product from pairs of blocks in a single map, and remove the padding.
+    """Compute a matrix product in a single map, in which each task multiplies a pair of blocks.
+
+    Blocks may have been padded to equal sizes. The padding is removed from the product.
 
     Parameters
     ----------
@@ -280,8 +288,8 @@ def make_product_runner(
         Deadline of all products together. A product that would take longer raises DeadlineExceededError.
     """
     deadline = Deadline() if deadline is None else deadline
-    # Products of the same matrix and the same size take about the same time, so they share a schedule. The
-    # keys are the id of the coded blocks and the shape of the results.
+    # Products of the same matrix and the same size take about the same time, so they share a schedule, which
+    # is adapted to their durations. The keys are the id of the coded blocks and the shape of the results.
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()
 
     def run_product(
@@ -303,8 +311,9 @@ def make_product_runner(
             if product_options is map_options:
                 raise
             raise deadline.make_error() from error
-        # Do not record times if the caller has passed their own thread pool. Its threads may wait for
-        # something other than a free core, so the times would not show how long a product takes.
+        # The schedule is adapted to the duration of this product, unless the caller has passed their own
+        # thread pool. Its threads may wait for something other than a free core, so its durations do not show
+        # how long a product takes.
         if options.schedule == "upfront" and executor.workers_share_cores:
             arrived = collector.task_table.arrived
             has_missing = len(collector.decoder.tracker.missing_indices) > 0

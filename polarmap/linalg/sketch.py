@@ -60,9 +60,11 @@ class SketchEstimate:
 
 
 class _Sketch(NamedTuple):
-    """The factor R of a QR decomposition of the `n_rows` randomly mixed rows that have arrived.
+    """A summary of the rows of a matrix that have been processed so far.
 
-    R'R is the Gram matrix of these rows.
+    The rows are mixed by a random orthogonal transform, and tasks process blocks of the mixed rows. R is the
+    factor of a QR decomposition of the `n_rows` mixed rows in the results that have arrived, so R'R is the
+    Gram matrix of these rows.
     """
 
     R: Array
@@ -91,8 +93,8 @@ def sketched_lstsq(
     Parameters
     ----------
     A : array-like (M, N)
-        A real matrix with more rows than columns. It is loaded and mixed on the driver, which takes
-        M log(M) N operations.
+        A real matrix with more rows than columns. The driver loads it and mixes its rows by a random
+        orthogonal transform, which takes M log(M) N operations.
     b : array-like (M,)
         Right-hand side, real.
     tasks : int, optional
@@ -164,7 +166,7 @@ def sketched_gram(
     Parameters
     ----------
     A : array-like (M, N)
-        A real matrix. It is loaded and mixed on the driver.
+        A real matrix. The driver loads it and mixes its rows by a random orthogonal transform.
     tasks, executor, timeout, retries, retry_delay, seed : optional
         As for `sketched_lstsq`, which also lists the exceptions.
 
@@ -194,9 +196,10 @@ def sketched_gram(
 def _estimate_solutions(
     sketches: Generator[_Sketch, None, None], target_norm: float
 ) -> Iterator[SketchEstimate]:
-    """Yield a least-squares solution of A x = b from each sketch (a QR factor R) of the matrix [A, b].
+    """Yield an estimate of the least-squares solution of A x = b from each sketch of the matrix [A, b].
 
-    `target_norm` is the norm of b.
+    A sketch contains the QR factor R of some mixed rows of this matrix. `target_norm` is the norm of b, by
+    which errors are divided.
     """
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
@@ -216,13 +219,14 @@ def _estimate_solutions(
 def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: float) -> float:
     """Return the 90th percentile of the error |A (estimate - x)|, where x is the exact solution.
 
-    The percentile is taken over the random draws of the sketch.
+    The percentile refers to the random choice of the rows in the sketch. `residual_sum_of_squares` is the
+    squared norm of the residuals of these rows, and `rank` is the rank of A.
     """
     if sketch.n_rows == sketch.n_total_rows:
         return 0.0
-    # The error of the estimate x' is assumed to be normally distributed, with the covariance of least squares
-    # on randomly chosen rows. It vanishes when the sketch has all rows, and s^2 is the variance of the
-    # residuals: E |A (x' - x)|^2 = s^2 rank (n_total_rows - n_rows) / (n_rows - rank - 1).
+    # Assume that the error of the estimate x' is normally distributed, with the covariance of least squares
+    # on randomly chosen rows. Then E |A (x' - x)|^2 = s^2 rank (n_total_rows - n_rows) / (n_rows - rank - 1),
+    # where s^2 is the variance of the residuals. The error is 0 once the sketch contains all rows.
     degrees_of_freedom = sketch.n_rows - rank
     correction = (sketch.n_total_rows - sketch.n_rows) / (degrees_of_freedom - 1)
     if not rank:
@@ -232,7 +236,10 @@ def _estimate_solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squ
 
 
 def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
-    """Yield an estimate of A' A from each sketch of A, which is the QR factor R of some mixed rows."""
+    """Yield an estimate of A' A from each sketch of A.
+
+    A sketch contains the QR factor R of some mixed rows. R' R, scaled up to all rows, estimates A' A.
+    """
     with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             gram = sketch.R.T @ sketch.R * (sketch.n_total_rows / sketch.n_rows)
@@ -245,9 +252,9 @@ def _estimate_gram_error_p90(gram: Array, sketch: _Sketch) -> float:
     trace, squared_norm = float(np.trace(gram)), float(np.sum(gram**2))
     if sketch.n_rows == sketch.n_total_rows or trace == 0:
         return 0.0
-    # The mixed rows are assumed to be normally distributed, so `gram` is a Wishart matrix with mean G = A' A:
-    # E |gram - G|^2 = c (tr(G)^2 + |G|^2). Here c is 1 / n_rows with the correction for a finite population.
-    # The expected squared norm of `gram` exceeds that of G by the same amount.
+    # Assume that the mixed rows are normally distributed. Then `gram` is a Wishart matrix with mean G = A' A,
+    # and E |gram - G|^2 = c (tr(G)^2 + |G|^2). The factor c is `relative_variance`: 1 / n_rows, corrected for
+    # sampling without replacement. The same amount is subtracted from |gram|^2 to estimate |G|^2.
     relative_variance = (1 - sketch.n_rows / sketch.n_total_rows) / sketch.n_rows
     true_squared_norm = (squared_norm - relative_variance * trace**2) / (1 + relative_variance)  # |G|^2
     true_squared_norm = max(true_squared_norm, trace**2 / len(gram))
@@ -271,9 +278,10 @@ def _generate_sketches(
     retry_delay: float,
     rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
-    """Yield a sketch, which is the QR factor R of all mixed rows so far, each time more results arrive.
+    """Yield a sketch of the matrix each time more results arrive.
 
-    If a task fails, its exception is raised after all other results have arrived.
+    Each task computes the QR factor R of one block of mixed rows. A sketch combines the factors that have
+    arrived. If a task fails, its exception is raised after all other results have arrived.
     """
     n_total_rows = len(matrix)
     blocks = np.array_split(_mix_and_shuffle_rows(matrix, rng), n_tasks)
@@ -304,7 +312,10 @@ def _generate_sketches(
 
 
 def _mix_and_shuffle_rows(matrix: Array, rng: np.random.Generator) -> Array:
-    """Mix the rows with a random orthogonal transform and shuffle them."""
+    """Mix the rows with a random orthogonal transform and shuffle them.
+
+    Any subset of the mixed rows then represents the whole matrix about equally well.
+    """
     signs = rng.choice(np.array([-1, 1], matrix.dtype), len(matrix))
     transformed = dct(matrix * signs[:, None], axis=0, norm="ortho", overwrite_x=True)
     return np.asarray(transformed[rng.permutation(len(matrix))])

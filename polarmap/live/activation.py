@@ -23,23 +23,25 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_VARIABLE = "POLARMAP_LIVE"
 
-active_hub: LiveHub | None = None  # the hub of this process while the program is visible, else None
+# The registry of this process's maps, from which live views read. None while the program is not visible.
+active_hub: LiveHub | None = None
 
-# The functions in these lists return the workers of pools, and the calls of each `polarmap.Executor`. The hub
-# calls them only while somebody watches.
+# Functions that a live view calls to list the persistent workers and the calls of each `polarmap.Executor`.
+# They are called only while somebody watches the program.
 worker_sources: list[Callable[[], list[WorkerSnapshot]]] = []
 executor_sources: list[Callable[[], list[ExecutorSnapshot]]] = []
 
 _lock = threading.Lock()
-_n_activations = 0  # the number of calls of `activate` without a call of `deactivate`
+_n_activations = 0  # the number of calls of `activate` that `deactivate` has not yet undone
 _is_permanent = False  # whether `activate_until_exit` has been called
 
 
 def activate() -> LiveHub:
     """Make all maps that start from now on visible to live views, and return the hub that records them.
 
-    The program stays visible until `deactivate` is called as often as this function. In the meantime,
-    `polarmap top` lists the program.
+    A live view, such as `polarmap top` or the dashboard, shows maps while they run. Each call of this
+    function must be followed by a call of `deactivate`, which makes the program invisible again when no other
+    caller needs a view.
     """
     global active_hub, _n_activations
     with _lock:
@@ -55,7 +57,10 @@ def activate() -> LiveHub:
 
 
 def deactivate() -> None:
-    """Make the program invisible to live views, unless other callers of `activate` still need it."""
+    """Undo one call of `activate`.
+
+    When all calls have been undone, the program is no longer visible to live views.
+    """
     global active_hub, _n_activations
     with _lock:
         _n_activations -= 1
@@ -69,7 +74,7 @@ def deactivate() -> None:
 def activate_until_exit() -> LiveHub:
     """Make all maps that start from now on visible to live views until the program exits.
 
-    Return the hub that records the maps. Further calls have no other effect.
+    Return the hub that records the maps. If the function is called again, it only returns the hub.
     """
     global _is_permanent
     hub = active_hub
@@ -153,7 +158,10 @@ def is_in_notebook() -> bool:
 
 
 def _reset_after_fork() -> None:
-    """Make a forked child process invisible to live views: it has none of its parent's threads and maps."""
+    """Make a forked child process invisible to live views.
+
+    The child process has none of the threads that serve the views and run the maps of its parent.
+    """
     global active_hub, _lock, _n_activations, _is_permanent
     active_hub, _lock, _n_activations, _is_permanent = None, threading.Lock(), 0, False
 

@@ -33,19 +33,21 @@ with require_extra("the dashboard", "tornado", "live"):
     from tornado.iostream import StreamClosedError
     from tornado.web import Application, RequestHandler
 
-MIN_SAMPLING_INTERVAL = 0.25  # seconds between two samples: snapshots of all programs that the page shows
-# The maximum time until the next sample if the last one mostly waited, for example for a stopped program.
-MAX_WAITING_INTERVAL = 10.0  # seconds
+# Minimum seconds between two samples. A sample takes a snapshot of each program that the page shows.
+MIN_SAMPLING_INTERVAL = 0.25
+# Maximum seconds between two samples, for samples that take long because a program does not answer. A sample
+# that uses much processor time can be followed by a longer pause.
+MAX_WAITING_INTERVAL = 10.0
 # Unchanged snapshots are sent again after this many seconds, to show that the program still responds.
 RESEND_SECONDS = 4.0
 VIEWER_TIMEOUT = 30.0  # A browser that reads nothing for this many seconds is disconnected.
-MAX_VIEWERS = 16  # Further event streams are refused.
-RETRY_MILLISECONDS = 1000  # A browser that has lost the connection tries again after this time.
+MAX_VIEWERS = 16  # the maximum number of browsers that can be connected at the same time
+RETRY_MILLISECONDS = 1000  # A browser that has lost the connection connects again after this time.
 
-# Closing the server takes less than a second in total.
+# Time limits for the steps of closing the server, in seconds. Their sum is less than one second.
 LAST_SAMPLE_SECONDS = 0.3  # maximum wait for the last snapshot
 LAST_DELIVERY_SECONDS = 0.2  # maximum wait for browsers to receive the last snapshot
-DISCONNECT_SECONDS = 0.1  # maximum wait for each connection to close
+DISCONNECT_SECONDS = 0.1  # maximum wait for all connections to close
 JOIN_SECONDS = 0.2  # maximum further wait for the server thread to end
 
 MAX_HEADER_BYTES = 16 << 10
@@ -102,9 +104,9 @@ class DashboardServer:
     Parameters
     ----------
     take_snapshots : callable
-        Called without arguments on a thread of the server to get a list of ProgramSnapshots. It is called at
-        most four times a second, only while a browser is connected, and so seldom that the calls take at most
-        4 % of the time.
+        Called without arguments on a thread of the server to get a list of ProgramSnapshots. It is called
+        only while a browser is connected, and at most four times a second. If the calls are slow, the pauses
+        between them are longer, so that the calls use at most 4 % of the time.
     port : int
         The TCP port. By default, the system chooses a free one.
     host : str
@@ -141,7 +143,9 @@ class DashboardServer:
         self._last_snapshots: list[ProgramSnapshot] = []
         self._sent_at = 0.0
         self._is_closing = threading.Event()
-        self._has_viewers = threading.Event()  # Also set to wake the sampling thread when the server closes.
+        # The sampling thread waits for this event. It is set while browsers are connected, and also when the
+        # server closes, to wake the thread.
+        self._has_viewers = threading.Event()
         self._viewers: set[_EventStreamHandler] = set()
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -175,13 +179,16 @@ class DashboardServer:
         threading.Thread(target=self._sample_until_closed, name="polarmap-sampling", daemon=True).start()
 
     def close(self) -> None:
-        """Send the final state to all browsers, disconnect them, and stop the server, within a second."""
+        """Send the final state to all browsers, disconnect them, and stop the server.
+
+        This takes at most one second.
+        """
         thread, loop = self._server_thread, self._loop
         if self._is_closing.is_set() or thread is None or loop is None:
             return
         self._is_closing.set()
         self._has_viewers.set()
-        with contextlib.suppress(RuntimeError):  # The event loop has already ended.
+        with contextlib.suppress(RuntimeError):  # The event loop has already ended, so no wake-up is needed.
             loop.call_soon_threadsafe(self._closing.set)
         thread.join(LAST_SAMPLE_SECONDS + LAST_DELIVERY_SECONDS + DISCONNECT_SECONDS + JOIN_SECONDS)
         _running_servers.discard(self)
@@ -205,7 +212,8 @@ class DashboardServer:
             seconds, cpu_seconds = time.monotonic() - started_at, time.thread_time() - cpu_started_at
             self._is_closing.wait(_compute_sampling_interval(seconds, cpu_seconds))
             self._has_viewers.clear()
-            if self._viewers or self._is_closing.is_set():  # A viewer may have connected just before `clear`.
+            # Set the event again if a browser is connected, or has connected just before `clear`.
+            if self._viewers or self._is_closing.is_set():
                 self._has_viewers.set()
         if self._viewers:
             self._sample(self._take_final_snapshots, "end")
@@ -214,7 +222,7 @@ class DashboardServer:
     def _sample(self, take_snapshots: Callable[[], Sequence[ProgramSnapshot]], event: str) -> None:
         """Take snapshots of the programs and send them to all browsers, as a message of type `event`.
 
-        If this fails, the browsers continue to show the previous snapshots.
+        If no snapshot can be taken, the browsers continue to show the previous ones.
         """
         try:
             snapshots = list(take_snapshots())
@@ -223,7 +231,7 @@ class DashboardServer:
             if not is_due and self._is_unchanged(snapshots):
                 return
             data = self._encoder.encode(snapshots).encode()
-        except Exception:  # An error in a view must not affect the program.
+        except Exception:  # An error in the dashboard must not affect the program that it shows.
             return
         self._last_snapshots, self._sent_at = snapshots, now
         self._call_in_loop(lambda: self._publish(event, data))
@@ -242,7 +250,7 @@ class DashboardServer:
 
     def _call_in_loop(self, function: Callable[[], object]) -> None:
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # The event loop has ended.
+            with contextlib.suppress(RuntimeError):  # The event loop has ended, and no browser is connected.
                 self._loop.call_soon_threadsafe(function)
 
     # --- on the server thread ---
@@ -264,7 +272,8 @@ class DashboardServer:
             ],
             default_handler_class=_MissingPageHandler,
             default_handler_args={"server": self},
-            # The log would contain the token, and refused requests would appear on the user's terminal.
+            # Do not log requests. The log would contain the secret token, and refused requests would be
+            # printed on the user's terminal.
             log_function=lambda handler: None,
         )
         http_server = HTTPServer(
@@ -282,7 +291,10 @@ class DashboardServer:
         await _await_briefly(http_server.close_all_connections(), DISCONNECT_SECONDS)
 
     async def _end_streams(self) -> None:
-        """Send the last message to all viewers, give them a limited time to read it, and disconnect them."""
+        """Send the last message to all browsers, and disconnect them.
+
+        Browsers that have not read the message within LAST_DELIVERY_SECONDS are disconnected anyway.
+        """
         if self._latest.event != "end":  # No last snapshot was available in time.
             self._publish("end", self._latest.data or b"[]")
         if self._viewers:
@@ -292,14 +304,14 @@ class DashboardServer:
             viewer.disconnect()
 
     def _publish(self, event: str, data: bytes) -> None:
-        """Make a message the latest one, and wake all event streams to send it to their browsers."""
+        """Store a new message, and wake all event streams, which then send it to their browsers."""
         self._latest = Message(self._latest.version + 1, event, data)
         for viewer in self._viewers:
             viewer.has_news.set()
 
     @property
     def latest_message(self) -> Message:
-        """The latest message for browsers. Its data are empty before the first snapshot."""
+        """The latest message for browsers. Its `data` is empty if no snapshot has been taken yet."""
         return self._latest
 
     def add_viewer(self, viewer: _EventStreamHandler) -> bool:
@@ -325,7 +337,8 @@ class DashboardServer:
     def cookie_name(self) -> str:
         """The name of the cookie with the secret token.
 
-        Servers on all ports share their cookies, so the name contains the port.
+        Browsers send a cookie to all ports of a machine. So the name contains the port, to distinguish
+        servers.
         """
         return f"polarmap_{self._port}"
 
@@ -338,8 +351,8 @@ class DashboardServer:
     def allowed_hosts(self) -> set[str]:
         """The allowed values of the HTTP header Host. Requests with other values are refused.
 
-        This prevents DNS rebinding: if the name of another site resolves to this machine, the browser still
-        sends that name.
+        This prevents DNS rebinding attacks, in which the domain name of a malicious site resolves to this
+        machine. The browser then sends the name of that site as the host.
         """
         return {f"{name}:{self._port}" for name in (_format_host(self._host), "127.0.0.1", "localhost")}
 
@@ -360,7 +373,10 @@ class DashboardServer:
 
 
 class _Handler(RequestHandler):
-    """A request that is answered only if it comes from this machine and has the token."""
+    """The base class of request handlers, which refuses requests without the secret token.
+
+    The handler also refuses requests that use another host name or that come from pages of other sites.
+    """
 
     def initialize(self, server: DashboardServer) -> None:
         self.dashboard_server = server
@@ -371,7 +387,7 @@ class _Handler(RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        """Refuse the request with status 403 if it is not allowed."""
+        """Refuse the request with status 403 if it is not allowed. tornado calls this before `get`."""
         refusal = self._explain_refusal()
         if refusal:
             self._send_text(403, refusal)
@@ -401,11 +417,11 @@ class _Handler(RequestHandler):
         self._send_text(status_code, f"{status_code}: {self._reason}.")
 
     def log_exception(self, *exception: Any) -> None:
-        """Log nothing: the entry would contain the token, which is part of the URL."""
+        """Do nothing. A log entry would contain the URL, which contains the secret token."""
 
 
 class _FileHandler(_Handler):
-    """A request for one of the files of the dashboard page."""
+    """Handles requests for the files of the dashboard page, such as its style sheet."""
 
     async def get(self, name: str = "dashboard.html") -> None:
         self.set_header("Content-Type", PAGE_FILES[name])
@@ -413,14 +429,14 @@ class _FileHandler(_Handler):
 
 
 class _MissingPageHandler(_Handler):
-    """A request for a page that does not exist."""
+    """Handles requests for pages that do not exist, with status 404."""
 
     async def get(self) -> None:
         await self._send_text(404, "This page does not exist.")
 
 
 class _EventStreamHandler(_Handler):
-    """An open stream of server-sent events.
+    """Handles the connection of one browser, which receives snapshots as a stream of server-sent events.
 
     Attributes
     ----------
@@ -471,15 +487,15 @@ class _EventStreamHandler(_Handler):
     async def _send(self, data: bytes) -> bool:
         """Send an event, and return whether the browser has read it in time.
 
-        The next event is encoded only afterwards. So a browser that does not read occupies the memory of only
-        one event.
+        The caller encodes the next event only after this one has been sent. So if a browser reads slowly, at
+        most one event is in memory for it.
         """
         try:
             self.write(data)
             flushed = asyncio.ensure_future(self.flush())
         except StreamClosedError:
             return False
-        # tornado does not resolve the future of `flush` if the browser disconnects.
+        # If the browser disconnects, `flush` never completes. So wait for the end of the connection, too.
         futures: list[Future[None]] = [flushed, self._disconnected]
         await asyncio.wait(futures, timeout=VIEWER_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         has_read = flushed.done() and flushed.exception() is None
@@ -504,13 +520,16 @@ def _set_done(future: Future[None]) -> None:
 
 
 async def _await_briefly(awaitable: Awaitable[object], seconds: float) -> None:
-    """Wait until an awaitable is done, for at most `seconds`."""
+    """Wait until an awaitable is done, but for at most `seconds`."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(awaitable, seconds)
 
 
 def _compute_sampling_interval(seconds: float, cpu_seconds: float) -> float:
-    """Return the seconds until the next sample, given the run time and processor time of the last one."""
+    """Return how many seconds to pause after a sample. The longer a sample takes, the longer the pause.
+
+    `seconds` and `cpu_seconds` are the run time and the processor time of the last sample.
+    """
     waiting_interval = min(compute_pause_seconds(seconds, MIN_SAMPLING_INTERVAL), MAX_WAITING_INTERVAL)
     return compute_pause_seconds(cpu_seconds, waiting_interval)
 
@@ -543,7 +562,10 @@ _running_servers: WeakSet[DashboardServer] = WeakSet()
 
 
 def _close_inherited_sockets() -> None:
-    """Close the sockets of all servers in a forked child, which would otherwise keep the ports in use."""
+    """Close the listening sockets of all servers in a forked child process.
+
+    Otherwise, the child would keep the ports in use after its parent has closed the servers.
+    """
     for server in list(_running_servers):
         server.close_inherited_socket()
 

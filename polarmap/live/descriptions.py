@@ -80,17 +80,21 @@ def _format_map_name(snapshot: MapSnapshot) -> str:
 
 
 def describe_map(snapshot: MapSnapshot) -> str:
-    """Describe a map in sentences for screen readers: its title, numbers of tasks by state, and facts."""
+    """Describe a map in sentences for screen readers.
+
+    The sentences contain the title of the map, the number of tasks in each state, and the texts from
+    `list_map_facts`.
+    """
     counts = ", ".join(f"{count} {state}" for state, count in count_tasks_by_state(snapshot).items())
     facts = ", ".join(list_map_facts(snapshot))
     return f"{format_map_title(snapshot)}. {snapshot.n} tasks: {counts}. {facts}."
 
 
 def list_map_facts(snapshot: MapSnapshot) -> list[str]:
-    """Return short texts on a map: its time, when its results sufficed, its throughput and its cost.
+    """Return short texts on a map, such as ["12.4 s elapsed", "31 results/s", "$0.0012 so far"].
 
-    Facts that are part of the map's status text are left out: the duration of a finished map, and the moment
-    when the results of a running map sufficed.
+    For a finished map, the first text says after how many seconds enough results had arrived to compute all
+    others. Facts in the status text of the map are not repeated.
     """
     facts = []
     if snapshot.is_running:
@@ -111,7 +115,10 @@ def format_failure(failure: FailureSnapshot) -> str:
 
 
 def describe_hidden_failures(snapshot: MapSnapshot, n_shown: int) -> str:
-    """Describe how many tasks have failed in addition to the `n_shown` that a view shows, or return ""."""
+    """Describe how many failed tasks a view does not show, such as "2 more tasks have failed".
+
+    Return "" if the view shows all of them. It shows the failures of `n_shown` tasks.
+    """
     n_hidden = snapshot.n_failed_tasks - n_shown
     return f"{n_hidden} more {'task has' if n_hidden == 1 else 'tasks have'} failed" if n_hidden > 0 else ""
 
@@ -120,7 +127,10 @@ def describe_hidden_failures(snapshot: MapSnapshot, n_shown: int) -> str:
 
 
 def format_iteration_line(iteration: IterationSnapshot) -> str:
-    """Describe a fit in one line: its name, number of steps, objective, and number of coded products."""
+    """Describe a fit in one line: "Lasso: step 12, objective 0.31, 5.2 ms per step, 24 products".
+
+    The number of products counts the matrix-vector products that coded maps have computed for the fit.
+    """
     parts = [f"{make_printable(iteration.name)}: step {iteration.n_steps}"]
     if iteration.objective is not None:
         parts.append(f"objective {iteration.objective:.6g}")
@@ -135,7 +145,7 @@ def format_iteration_line(iteration: IterationSnapshot) -> str:
 
 
 def format_executor_line(executor: ExecutorSnapshot) -> str:
-    """Describe calls in one line, such as "Executor 1: 120 of 200 calls done, 4 running, 1 failed"."""
+    """Count an executor's calls in one line: "Executor 1: 120 of 200 calls done, 4 running, 1 failed"."""
     parts = [f"{executor.name}: {executor.n_done:,} of {executor.n_calls:,} calls done"]
     counts = {"running": executor.n_running, "failed": executor.n_failed}
     return ", ".join([*parts, *(f"{count:,} {state}" for state, count in counts.items() if count)])
@@ -151,8 +161,8 @@ def describe_workers(workers: Sequence[WorkerSnapshot]) -> str:
 def format_worker_columns(worker: WorkerSnapshot) -> tuple[str, str, str, str, str]:
     """Return the columns of a table of workers: process, machine, task, memory and processor time.
 
-    The third column also says for how long the worker has been at its task, or idle. Unknown values are
-    dashes.
+    The third column also contains the time since the worker started its task or became idle. Unknown values
+    are shown as dashes.
     """
     job_text = f" of {worker.job}" if worker.job else ""
     task = worker.state if worker.task is None else f"task {worker.task}{job_text}"
@@ -176,7 +186,10 @@ def format_program_title(snapshot: ProgramSnapshot) -> str:
 
 
 def list_program_facts(snapshot: ProgramSnapshot) -> list[str]:
-    """Return the numbers of running and finished maps, and the throughput, as short texts."""
+    """Return short texts on a program, such as ["1 running", "3 finished", "31 results/s"].
+
+    The first two texts are numbers of maps.
+    """
     n_running = sum(one_map.is_running for one_map in snapshot.maps)
     facts = [f"{n_running} running", f"{snapshot.n_finished_maps} finished"]
     if snapshot.results_per_second:
@@ -185,7 +198,11 @@ def list_program_facts(snapshot: ProgramSnapshot) -> list[str]:
 
 
 def format_program_line(snapshot: ProgramSnapshot) -> str:
-    """Describe the program's fit, or its running or latest maps and calls, in one line."""
+    """Describe in one line what a program is doing.
+
+    The line describes the running fit. If no fit is running, the line describes the running maps and calls,
+    or the latest ones.
+    """
     running_iterations = [iteration for iteration in snapshot.iterations if iteration.is_running]
     if running_iterations:
         return format_iteration_line(running_iterations[-1])
@@ -199,12 +216,18 @@ def format_program_line(snapshot: ProgramSnapshot) -> str:
 
 
 def select_maps(snapshot: ProgramSnapshot, max_maps: int) -> tuple[MapSnapshot, ...]:
-    """Return the latest running maps, or the latest finished map if none is running, oldest first."""
+    """Return the maps that a view shows: the latest running maps, at most `max_maps`, oldest first.
+
+    If no map is running, return the latest finished map.
+    """
     running_maps = tuple(one_map for one_map in snapshot.maps if one_map.is_running)
     return running_maps[-max_maps:] or snapshot.maps[-1:]
 
 
 def select_executors(snapshot: ProgramSnapshot, max_executors: int) -> tuple[ExecutorSnapshot, ...]:
-    """Return the latest executors with unfinished calls, or the latest executor if there are none."""
+    """Return the executors that a view shows: the latest executors with unfinished calls, oldest first.
+
+    At most `max_executors` are returned. If all calls are finished, return the latest executor.
+    """
     running = tuple(executor for executor in snapshot.executors if executor.is_running)
     return running[-max_executors:] or snapshot.executors[-1:]

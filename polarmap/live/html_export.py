@@ -20,7 +20,8 @@ from polarmap.live.snapshots import MapSnapshot, ProgramSnapshot, encode_json, g
 STYLE_LINK = '<link rel="stylesheet" href="dashboard.css">'
 SCRIPT_LINK = '<script src="dashboard.js" defer></script>'
 ICON_LINK = '<link rel="icon" href="icon.svg">'
-# Escape these characters in the JSON of a script, because HTML ends a script at any "</script>" in it.
+# Escape these characters in JSON inside a `script` element. Otherwise, a string in the JSON that contains
+# "</script>" would end the element.
 JSON_ESCAPES = str.maketrans(
     {"<": r"\u003c", ">": r"\u003e", "&": r"\u0026", "\u2028": r"\u2028", "\u2029": r"\u2029"}
 )
@@ -84,13 +85,16 @@ def render_html(snapshot: ProgramSnapshot) -> str:
         SCRIPT_LINK + "\n": "",
         "</body>": scripts + "</body>",
     }
-    # Replace all in one pass, so that nothing is replaced inside the inserted texts.
+    # Make all replacements in one pass, so that nothing is replaced inside the inserted texts.
     pattern = "|".join(map(re.escape, replacements))
     return re.sub(pattern, lambda match: replacements[match[0]], page)
 
 
 def _format_csp_hash(text: str) -> str:
-    """Return the expression of a content security policy that allows exactly this inline style or script."""
+    """Return the hash by which a content security policy allows an inline style sheet or script.
+
+    `text` is the style sheet or the script.
+    """
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"'sha256-{digest}'"
 
@@ -104,10 +108,14 @@ def read_page_file(name: str) -> str:
 
 
 class SnapshotEncoder:
-    """Encodes lists of snapshots as JSON, and encodes finished maps only once."""
+    """Encodes lists of snapshots as JSON.
+
+    A finished map no longer changes, so it is encoded only once, and its JSON text is reused.
+    """
 
     def __init__(self) -> None:
-        # `id()` of a finished map in the last list -> (snapshot, JSON). The reference keeps the id unique.
+        # The JSON texts of the finished maps in the last list, by `id(snapshot)`. The snapshot is stored with
+        # its text, so that Python cannot reuse the id for another object.
         self._texts_by_id: dict[int, tuple[MapSnapshot, str]] = {}
 
     def encode(self, snapshots: Sequence[ProgramSnapshot]) -> str:

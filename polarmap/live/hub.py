@@ -34,14 +34,16 @@ from polarmap.live.snapshots import (
 )
 from polarmap.worker.processes import read_process_status
 
-MAX_FINISHED = 8  # Keep this many finished maps, and this many finished fits.
+MAX_FINISHED = 8  # A snapshot contains at most this many finished maps, and this many finished fits.
 MIN_SNAPSHOT_INTERVAL = 0.2  # the minimum pause between two snapshots, in seconds
-MAX_SNAPSHOT_SECONDS = 5.0  # After this time, another thread may also try to take a snapshot.
+# While one thread takes a snapshot, other threads get the previous one. If it takes longer than this many
+# seconds, another thread also tries to take a snapshot.
+MAX_SNAPSHOT_SECONDS = 5.0
 
 
 @dataclass(slots=True)
 class LiveMap:
-    """A map that is visible to viewers.
+    """A map that is visible to live views, such as `polarmap top` or the dashboard.
 
     Attributes
     ----------
@@ -50,8 +52,8 @@ class LiveMap:
     name : str
         The name of the map's function.
     get_report : callable or None
-        Called without arguments on any thread to get the report so far, or the final one. None if there is
-        none.
+        Called without arguments on any thread to get the map's report so far, or its final report. None if
+        no report is available.
     finished_at : float or None
         When the map finished, on the monotonic clock. None while it runs.
     error : str
@@ -66,7 +68,7 @@ class LiveMap:
     _snapshot: MapSnapshot | None = None
 
     def take_snapshot(self) -> MapSnapshot | None:
-        """Return the state of the map, or None if there is no report on it."""
+        """Return the state of the map, or None if no report on the map is available."""
         is_running, get_report = self.finished_at is None, self.get_report
         if self._snapshot is not None or get_report is None:
             return self._snapshot
@@ -80,7 +82,7 @@ class LiveMap:
 
 
 class LiveIteration:
-    """A fit or another iteration that is visible to viewers.
+    """A fit, or another iterative computation, that is visible to live views.
 
     Parameters
     ----------
@@ -97,7 +99,10 @@ class LiveIteration:
         self._n_steps, self._objective, self._gradient_norm = 0, None, None  # type: tuple[int, Any, Any]
 
     def record_step(self, objective: float | None, gradient_norm: float | None) -> None:
-        """Record that a step has finished. `objective` is None if the solver does not compute it."""
+        """Record that a step has finished, with the objective and a measure of optimality after the step.
+
+        An argument is None if the solver does not compute this value.
+        """
         self._n_steps, self._last_step_at = self._n_steps + 1, time.monotonic()
         self._objective = None if objective is None else float(objective)
         self._gradient_norm = None if gradient_norm is None else float(gradient_norm)
@@ -106,7 +111,8 @@ class LiveIteration:
         """Record the end of the iteration."""
         self._finished_at = time.monotonic()
         n_products = self._get_n_products()
-        self._get_n_products = lambda: n_products  # Release the operator and its data.
+        # Replace the original function, which refers to the matrices, so that their memory can be freed.
+        self._get_n_products = lambda: n_products
 
     def take_snapshot(self) -> IterationSnapshot:
         """Return the state of the iteration."""
@@ -127,16 +133,17 @@ class LiveIteration:
 
 
 class LiveHub:
-    """The registry of a program's maps and fits, from which viewers take snapshots of the program.
+    """The registry of a program's maps and fits, from which live views take snapshots of the program.
 
     All methods may be called from any thread.
 
     Parameters
     ----------
     worker_sources : sequence of callable
-        Called without arguments for each snapshot. Each of them returns the workers of some pools.
+        Functions that return the states of persistent workers. Each function is called without arguments
+        whenever a snapshot is taken.
     executor_sources : sequence of callable
-        Called in the same way. Each of them returns the calls of some executors.
+        Functions that return the states of the calls of each `polarmap.Executor`, called in the same way.
     """
 
     def __init__(
@@ -150,7 +157,8 @@ class LiveHub:
         self._finished_maps = deque[LiveMap](maxlen=MAX_FINISHED)
         self._running_iterations: list[LiveIteration] = []
         self._finished_iterations = deque[LiveIteration](maxlen=MAX_FINISHED)
-        self._finished_counts = deque[tuple[float, int]](maxlen=4096)  # (end of a map, number of results)
+        # The end time of each finished map and its number of results, to compute the throughput.
+        self._finished_counts = deque[tuple[float, int]](maxlen=4096)
         self._n_finished_maps = 0
         self._snapshot: ProgramSnapshot | None = None
         self._json_snapshot: tuple[ProgramSnapshot, str] | None = None
@@ -173,13 +181,14 @@ class LiveHub:
         live_map : LiveMap
             The map, from `start_map`.
         get_report : callable or None
-            Called without arguments to get the last report, as soon as somebody watches.
+            Called without arguments to get the map's final report, but only if a live view needs it.
         n_results : int
             The number of results that have arrived.
         error : str
             The error message if the map has failed.
         """
-        live_map.error, live_map.get_report = error, get_report  # The job itself is no longer referenced.
+        # The previous `get_report` referred to the running map, whose memory can now be freed.
+        live_map.error, live_map.get_report = error, get_report
         live_map.finished_at = time.monotonic()
         with self._lock:
             self._running_maps.pop(live_map.map_id, None)
@@ -203,7 +212,7 @@ class LiveHub:
                 self._finished_iterations.append(iteration)
 
     def seconds_until_next_snapshot(self) -> float:
-        """Return the seconds until `take_snapshot` returns a new snapshot instead of the latest one."""
+        """Return the seconds until `take_snapshot` would return a new snapshot instead of the latest one."""
         return max(0.0, self._next_snapshot_at - time.monotonic())
 
     def take_json_snapshot(self) -> str:
@@ -219,16 +228,17 @@ class LiveHub:
         return text
 
     def take_snapshot(self, is_final: bool = False) -> ProgramSnapshot:
-        """Return the state of the program now, or the latest snapshot if it is recent.
+        """Return the current state of the program, or the latest snapshot if it is recent enough.
 
-        All viewers get the same snapshot until a new one is due. The more time a snapshot takes, the later
-        the next one is due. With `is_final`, a new snapshot is always taken.
+        All live views share one snapshot until a new one is taken. The more time it takes to take a snapshot,
+        the longer it is shared, so that snapshots use little of the program's time. If `is_final` is true, a
+        new snapshot is always taken.
         """
         now = time.monotonic()
         with self._lock:
             if self._snapshot is not None and now < self._next_snapshot_at and not is_final:
                 return self._snapshot
-            # Other threads use the previous snapshot in the meantime.
+            # While this thread takes a snapshot, other threads get the previous one.
             self._next_snapshot_at = now + MAX_SNAPSHOT_SECONDS
         snapshot = self._build_snapshot(now)
         seconds = time.monotonic() - now
@@ -264,9 +274,10 @@ def make_program_snapshot(
     results_per_second: float = 0.0,
     executors: Sequence[ExecutorSnapshot] = (),
 ) -> ProgramSnapshot:
-    """Return a snapshot of this program. The arguments are attributes of `ProgramSnapshot`.
+    """Return a snapshot of this program. For the arguments, see the attributes of `ProgramSnapshot`.
 
-    Add the memory and processor time of workers on this machine, as the operating system reports them.
+    The process id, name and machine of the program are added. So are the memory and the processor time of
+    workers on this machine.
     """
     return ProgramSnapshot(
         pid=os.getpid(),
@@ -295,7 +306,8 @@ def _add_process_usage(worker: WorkerSnapshot) -> WorkerSnapshot:
         status = read_process_status(worker.pid)
     except OSError:  # The process has exited, or this is not Linux.
         return worker
-    # The fields of /proc/<pid>/stat after the name: 11 and 12 are clock ticks, 21 is a number of pages.
+    # These are fields of /proc/<pid>/stat, counted after the process name. Fields 11 and 12 are the user and
+    # system time in clock ticks. Field 21 is the resident memory in pages.
     cpu_seconds = (int(status[11]) + int(status[12])) / os.sysconf("SC_CLK_TCK")
     memory_bytes = int(status[21]) * os.sysconf("SC_PAGE_SIZE")
     return replace(worker, memory_bytes=memory_bytes, cpu_seconds=round(cpu_seconds, 2))

@@ -20,8 +20,8 @@ from polarmap.live.svg import render_program_svg
 class NotebookView:
     """Shows the maps of a program as an output of the current cell, until it is closed.
 
-    The output appears once there is a map, a fit or a call to show, or at once with `shows_all`. After
-    `close`, it shows the final state.
+    The output appears as soon as there is a map, a fit or a call to show. If `shows_all` is true, it appears
+    immediately. After `close`, the final state remains visible.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class NotebookView:
         """Show the final state and end the thread."""
         scope, self._scope = self._scope, None
         if scope is not None and self._refresher.close():
-            with contextlib.suppress(Exception):  # A lost frontend must not make the map fail.
+            with contextlib.suppress(Exception):  # A map must not fail because the notebook was closed.
                 self._show(scope.select(self._take_snapshot(is_final=True)))
 
     def _refresh(self) -> bool:
@@ -80,7 +80,7 @@ class NotebookView:
         return False
 
     def _show(self, snapshot: ProgramSnapshot) -> None:
-        """Show a snapshot, or replace the displayed one if it looks different."""
+        """Display a snapshot, or replace the displayed snapshot if it looks different."""
         if not (self._shows_all or snapshot.maps or snapshot.iterations or snapshot.executors):
             return
         data = make_mime_bundle(snapshot)
@@ -90,14 +90,18 @@ class NotebookView:
         if self._display_handle is None:
             from IPython.display import display
 
-            show: Any = display  # IPython has no types.
+            show: Any = display  # `display` has no type annotations.
             self._display_handle = self._cell_context.run(show, data, raw=True, display_id=True)
         else:
-            # Jupyter assigns the update to the cell that is running now. Some programs that run notebooks
-            # drop updates that belong to a cell that has ended.
+            # Do not update in the context of the original cell. Some programs that run notebooks ignore
+            # updates from a cell that has ended. Without the context, the update belongs to the cell that is
+            # running now.
             self._display_handle.update(data, raw=True)
 
 
 def make_mime_bundle(snapshot: ProgramSnapshot) -> dict[str, str]:
-    """Return a program as SVG and as one line of text, by MIME type. Notebook frontends show one of them."""
+    """Return the output of a notebook cell that shows a program, in two formats: an SVG and a line of text.
+
+    The keys are MIME types. A notebook frontend, such as JupyterLab, shows one of the formats.
+    """
     return {"image/svg+xml": render_program_svg(snapshot), "text/plain": format_program_line(snapshot)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-MAX_TIME_SHARE = 0.04  # Taking snapshots uses at most this share of the time, and so does each view.
+# Taking snapshots uses at most this fraction of the time. Updating a view uses at most the same fraction.
+MAX_TIME_SHARE = 0.04
 
 
 def compute_pause_seconds(work_seconds: float, min_seconds: float) -> float:

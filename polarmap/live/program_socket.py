@@ -30,12 +30,14 @@ from polarmap.worker.processes import ProcessIdentity, remove_stale_folders
 if TYPE_CHECKING:
     from polarmap.live.hub import LiveHub
 
-# The folder of a program is named after its process, so that it can be removed after the process was killed.
+# The name of a program's folder contains its process id. So if a process was killed, other processes can see
+# that its folder is no longer needed, and remove it.
 FOLDER_SUFFIX = "live"
 SOCKET_NAME = "socket"
-MAX_VIEWERS = 16  # Further viewers are refused.
-VIEWER_TIMEOUT = 30.0  # A viewer that does not read or ask for this many seconds is disconnected.
-CONNECT_TIMEOUT = 5.0  # seconds until a program that does not answer is not listed
+MAX_VIEWERS = 16  # the maximum number of viewers that can be connected at the same time
+# A viewer is disconnected if it does not request or read a snapshot for this many seconds.
+VIEWER_TIMEOUT = 30.0
+CONNECT_TIMEOUT = 5.0  # maximum seconds that a viewer waits for the answer of a program
 MAX_SNAPSHOT_BYTES = 256 << 20
 REQUEST = b"?"
 LENGTH_FORMAT = struct.Struct("!Q")
@@ -52,15 +54,18 @@ class _SnapshotHandler(socketserver.BaseRequestHandler):
         connection: socket.socket = self.request
         connection.settimeout(VIEWER_TIMEOUT)
         hub, is_closing = self.server.hub, self.server.is_closing
-        with contextlib.suppress(OSError):  # The viewer has exited, or has not read or asked for too long.
-            # Wait for a new snapshot, so that a viewer that asks without a pause gets each one only once.
+        with contextlib.suppress(OSError):  # The viewer has exited, or has timed out.
+            # Before each answer, wait until a new snapshot is due. Otherwise, a viewer that sends requests
+            # without a pause would get the same snapshot many times.
             while connection.recv(1) and not is_closing.wait(hub.seconds_until_next_snapshot()):
                 data = hub.take_json_snapshot().encode()
                 connection.sendall(LENGTH_FORMAT.pack(len(data)) + data)
 
 
 class _ProgramServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Listens on a Unix socket and starts a thread for each viewer.
+    """Sends snapshots of this program to viewers, such as `polarmap top`, through a Unix socket.
+
+    Each viewer is served by its own thread.
 
     Parameters
     ----------
@@ -85,11 +90,14 @@ class _ProgramServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer)
         self._thread.start()
 
     def verify_request(self, request: socket.socket, client_address: object) -> bool:  # type: ignore[override]
-        """Return whether to accept a viewer: one of this user, while there are fewer than MAX_VIEWERS."""
+        """Return whether to accept the connection of a viewer.
+
+        The viewer must run as the same user, and fewer than MAX_VIEWERS viewers must be connected.
+        """
         return len(self._connections) < MAX_VIEWERS and _is_same_user(request)
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
-        """Start the thread of a viewer."""
+        """Start a thread that sends snapshots to a viewer that has connected."""
         self._connections.add(request)
         super().process_request(request, client_address)
 
@@ -99,7 +107,7 @@ class _ProgramServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer)
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore errors of a single viewer, which must not be printed into the user's terminal."""
+        """Ignore an error in the connection to a viewer, which would otherwise be printed on the terminal."""
 
     def close(self) -> None:
         """Disconnect all viewers, end the threads, and remove the socket and its folder."""
@@ -114,19 +122,24 @@ class _ProgramServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer)
 
 
 def _is_same_user(connection: socket.socket) -> bool:
-    """Return whether the other end of a Unix socket belongs to this user, as far as the system tells."""
+    """Return whether the process at the other end of a Unix socket runs as the same user.
+
+    Also return True if the operating system does not provide this information.
+    """
     if not hasattr(socket, "SO_PEERCRED"):
-        return True  # The mode of the socket's folder keeps other users out.
+        return True  # Other users cannot open the folder of the socket anyway.
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user_id, _ = struct.unpack("3i", credentials)
     return bool(user_id == os.getuid())
 
 
-_server: tuple[int, _ProgramServer] | None = None  # the process id of the owner, and its server
+# The server, and the id of the process that has started it. Forked child processes inherit the variable, but
+# must not close the server.
+_server: tuple[int, _ProgramServer] | None = None
 
 
 def start_program_server(hub: LiveHub) -> None:
-    """Let `polarmap top` watch this program. Issue a warning if that is not possible.
+    """Start the server through which `polarmap top` watches this program. Warn if that is not possible.
 
     Parameters
     ----------
@@ -143,7 +156,7 @@ def start_program_server(hub: LiveHub) -> None:
         ensure_private_folder(str(folder))
         server = _ProgramServer(hub, folder)
         server.start()
-    except OSError as error:  # The path may be too long, or the disk full.
+    except OSError as error:  # For example, the path is too long or the disk is full.
         shutil.rmtree(folder, ignore_errors=True)
         warn(f"polarmap top cannot see this program, because {folder} cannot hold a socket: {error}")
     else:
@@ -151,7 +164,7 @@ def start_program_server(hub: LiveHub) -> None:
 
 
 def stop_program_server() -> None:
-    """Disconnect all viewers and remove the socket. Does nothing if the server does not run."""
+    """Disconnect all viewers and remove the socket. Does nothing if the server is not running."""
     global _server
     if _server is None:
         return
@@ -216,10 +229,10 @@ class ProgramConnection:
             raise
 
     def read_snapshot(self, timeout: float = CONNECT_TIMEOUT) -> ProgramSnapshot | None:
-        """Ask for a snapshot and return it, or return None if the program has exited.
+        """Request a snapshot from the program and return it, or return None if the program has exited.
 
-        Raises TimeoutError if there is no answer after `timeout` seconds. The connection cannot be used
-        afterwards.
+        Raises TimeoutError if the program does not answer within `timeout` seconds. After that, the
+        connection cannot be used any more.
         """
         self._socket.settimeout(timeout)
         try:
@@ -255,10 +268,13 @@ class ProgramConnection:
 
 
 def list_visible_programs() -> list[VisibleProgram]:
-    """Return the visible programs of this user on this machine that answer, oldest first."""
+    """Return the visible programs of this user on this machine, in the order in which they became visible.
+
+    Programs that do not answer are left out.
+    """
     programs = []
     for socket_path in Path(tempfile.gettempdir()).glob(f"polarmap-*_{FOLDER_SUFFIX}/{SOCKET_NAME}"):
-        with contextlib.suppress(OSError):  # It belongs to another user, or has exited.
+        with contextlib.suppress(OSError):  # The program belongs to another user, or has exited.
             check_private_folder(str(socket_path.parent))
             started_at = socket_path.stat().st_mtime
             with ProgramConnection(socket_path) as connection:

@@ -20,7 +20,9 @@ from polarmap.live.snapshots import ProgramSnapshot
 LOG = logging.getLogger("polarmap")
 
 MIN_INTERVAL = 0.25  # seconds between updates
-CLOSE_TIMEOUT = 1.0  # seconds that `close` waits for the thread, which a stuck terminal can block
+# Maximum seconds that `close` waits for the thread to end. A terminal that accepts no output can block the
+# thread for longer.
+CLOSE_TIMEOUT = 1.0
 
 
 class SnapshotSource(Protocol):
@@ -34,14 +36,16 @@ class SnapshotSource(Protocol):
 
 
 class Refresher:
-    """Calls a function repeatedly on a daemon thread, for at most 4 % of the time.
+    """Calls a function repeatedly on a daemon thread, to update a live view.
 
-    An exception of the function ends the thread, and is logged at DEBUG. It is never raised into a map.
+    The pauses between the calls are long enough that the function runs for at most 4 % of the time. If it
+    raises an exception, the exception is logged at level DEBUG, and the thread ends. The maps are not
+    affected.
 
     Parameters
     ----------
     refresh : callable
-        Called without arguments at most every `min_interval` seconds. It returns True to be called again.
+        The function. It is called without arguments, and returns whether to call it again.
     min_interval : float
         The minimum number of seconds between two calls, and before the first one.
     """
@@ -57,7 +61,7 @@ class Refresher:
         self._thread.start()
 
     def close(self) -> bool:
-        """End the thread, and return whether it has ended within a second."""
+        """Ask the thread to end, wait for up to a second, and return whether it has ended."""
         self._is_closed.set()
         if self._thread is None or self._thread is threading.current_thread():
             return True
@@ -76,13 +80,15 @@ class Refresher:
 
 
 class ViewScope:
-    """Selects the maps, fits and calls that run while a view is open, from all that the program has run.
+    """Selects the maps, fits and calls of a program that a view shows.
+
+    By default, a view leaves out everything that had finished before the view was opened.
 
     Parameters
     ----------
     initial : ProgramSnapshot or None
-        The program when the view starts. Maps, fits and calls that have finished by then are not shown. None
-        selects everything.
+        The state of the program when the view starts. Maps, fits and calls that are finished in this snapshot
+        are left out. None selects everything.
     """
 
     def __init__(self, initial: ProgramSnapshot | None) -> None:

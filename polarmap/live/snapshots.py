@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-# One letter for each task state of a report. A late task has the letter in upper case.
+# The letter that represents each task state in `MapSnapshot.states`. For a late task, it is in upper case.
 STATE_LETTERS = {
     "held back": "h",
     "queued": "q",
@@ -25,16 +25,21 @@ STATE_LETTERS = {
 }
 STATE_BY_LETTER = {letter: state for state, letter in STATE_LETTERS.items()}
 
-# A running task is shown as late once it has run for this multiple of the median run time.
+# A task is late if it has been running for longer than this multiple of the median run time of the tasks that
+# have returned.
 LATE_MEDIAN_FACTOR = 2.0
-RATE_WINDOW_SECONDS = 5.0  # The throughput is the mean over this many of the latest seconds.
-MAX_FAILURES = 5  # A snapshot contains at most this many of a map's failures.
+RATE_WINDOW_SECONDS = 5.0  # The throughput of a running map is the mean over its last 5 seconds.
+MAX_FAILURES = 5  # A snapshot contains at most this many failures of each map.
 MAX_TEXT_LENGTH = 500  # Longer error messages are cut off.
 
 
 @dataclass(frozen=True, slots=True)
 class FailureSnapshot:
-    """The latest failure of a task: the task number, the error message, and the machine ("" if unknown)."""
+    """The latest failure of a task.
+
+    `task` is the task number, `message` is the error message, and `host` is the machine on which the task
+    failed, or "" if it is unknown.
+    """
 
     task: int
     message: str
@@ -67,12 +72,12 @@ class MapSnapshot:
         The data blocks whose results were decoded from other results.
     submitted, started, ended : tuple of float or None
         When each task was submitted, was started by a worker, and returned its result or failed for the last
-        time. None if it was not, or if this is unknown. Between the first two, a task is queued. After that,
-        it runs.
+        time. None if this has not happened, or if the time is unknown. A task is queued until a worker starts
+        it, and then it runs.
     hosts : tuple of str
         The machine of each task, or "" if it is unknown or this machine. Empty if no machine is known.
     sufficed_at : float or None
-        When the results that had arrived sufficed to determine all others. None before that.
+        When enough results had arrived to compute all others. None before that.
     next_result_seconds : float or None
         The estimated time until the next result arrives, in seconds. None if there is no estimate.
     results_per_second : float
@@ -168,7 +173,9 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorSnapshot:
-    """The calls of a `polarmap.Executor` at one moment. A chunk of calls counts as one call.
+    """The numbers of submitted, running and finished calls of a `polarmap.Executor` at one moment.
+
+    Calls that were submitted together as a chunk count as one call.
 
     Attributes
     ----------
@@ -296,20 +303,20 @@ class ProgramSnapshot:
 
 
 def encode_json(value: Any) -> str:
-    """Encode a snapshot, or a container of snapshots, as JSON in one line.
+    """Encode a snapshot, or a list or dict that contains snapshots, as JSON in one line.
 
-    Numbers that are not finite become null, because JavaScript does not accept them in JSON.
+    Infinite numbers and NaN are encoded as null, because JavaScript does not accept them in JSON.
     """
     try:
         return json.dumps(value, default=get_field_values, separators=(",", ":"), allow_nan=False)
-    except ValueError:  # A number is not finite.
+    except ValueError:  # A number is infinite or NaN.
         text = json.dumps(value, default=get_field_values)
         finite_values = json.loads(text, parse_constant=lambda name: None)
         return json.dumps(finite_values, separators=(",", ":"))
 
 
 def get_field_values(snapshot: Any) -> dict[str, Any]:
-    """Return the fields of a snapshot. Unlike `dataclasses.asdict`, this does not copy their values."""
+    """Return the fields of a snapshot as a dict. Unlike `dataclasses.asdict`, do not copy their values."""
     return {item.name: getattr(snapshot, item.name) for item in fields(snapshot)}
 
 
@@ -383,7 +390,7 @@ def make_map_snapshot(
 
 
 def _round_time(seconds: float | None) -> float | None:
-    """Round to 0.1 ms, so that the JSON text stays short."""
+    """Round a time in seconds to 0.1 ms, so that the JSON text of a snapshot is short."""
     return None if seconds is None else round(seconds, 4)
 
 
@@ -398,9 +405,10 @@ def _compute_run_times(tasks: Sequence[Any]) -> list[float]:
 
 
 def _find_late_tasks(tasks: Sequence[Any], elapsed_seconds: float) -> set[int]:
-    """Return the indices of late tasks that are running, or were running when the map ended.
+    """Return the indices of running tasks that are late, or that were running and late when the map ended.
 
-    A task is late if it has run for longer than twice the median run time, or if it has a backup.
+    A task is late if it has been running for longer than twice the median run time of the returned tasks, or
+    if it was submitted a second time as a backup.
     """
     run_times = _compute_run_times(tasks)
     max_age = LATE_MEDIAN_FACTOR * run_times[len(run_times) // 2] if run_times else float("inf")
@@ -418,8 +426,8 @@ def _find_late_tasks(tasks: Sequence[Any], elapsed_seconds: float) -> set[int]:
 def _estimate_next_result(tasks: Sequence[Any], elapsed_seconds: float) -> float | None:
     """Return the estimated seconds until the next result, or None if no run times are known.
 
-    A running task is expected to take as long as the median of those tasks that took at least as long as it
-    has already been running.
+    The run time of a running task is predicted from the returned tasks that took longer than the task has
+    been running so far. The prediction is the median of their run times.
     """
     run_times = _compute_run_times(tasks)
     remaining = []

@@ -49,30 +49,35 @@ from polarmap.plot import figure_style
 WIDTH = 720  # The width of an SVG in pixels.
 MARGIN = 16
 CONTENT_WIDTH = WIDTH - 2 * MARGIN
-MAX_SVG_MAPS = 4  # A program shows at most this many maps.
+# An SVG shows at most this many maps, workers, fits and executors, and this many failures of each map.
+MAX_SVG_MAPS = 4
 MAX_SVG_WORKERS = 16
 MAX_SVG_ITERATIONS = 3
 MAX_SVG_EXECUTORS = 3
 MAX_SVG_FAILURES = 3
 MAX_SVG_LENGTH = 58_000  # The maximum number of characters in an SVG. Most of them take one byte.
-MIN_SQUARES = 50  # Fewer squares would not make an SVG much shorter.
-# The maximum number of squares of all maps. If there are more tasks, a square shows several of them.
+# If an SVG is too long, the maximum number of squares is halved repeatedly while it is above this number.
+MIN_SQUARES = 50
+# The maximum number of squares in an SVG, for all maps together. If there are more tasks, each square
+# represents several tasks.
 MAX_SQUARES = 1000
-# The maximum number of rows of all timelines together. A timeline without a row for each task shows the
-# numbers of tasks at this many points in time.
+# The maximum number of rows in the timelines of an SVG, for all maps together. Each row shows when one task
+# ran. If there are more tasks, the timelines instead show how many tasks ran, at this many points in time.
 MAX_TIMELINE_ROWS = 120
 MAX_TIMELINE_HEIGHT = 120.0
 TIMELINE_AREA_HEIGHT = 80.0
-# Pairs of the distance between squares in pixels, and the largest number of squares for which it is used.
+# The more squares there are, the closer together they are drawn. Each pair contains the distance from one
+# square to the next in pixels, and the largest number of squares for which this distance is used.
 SQUARE_PITCHES = ((18, 152), (12, 570), (9, MAX_SQUARES))
 LINE_HEIGHT = 18
-CHARACTER_WIDTH = 6.8  # estimate for the 12 px font, to place the entries of the legend
-MAX_LINE_LENGTH = 106  # characters; longer lines are cut off
+CHARACTER_WIDTH = 6.8  # estimated width of a character in pixels, used to place the entries of the legend
+MAX_LINE_LENGTH = 106  # Lines with more characters than this are cut off.
 
 SECONDARY_COLOR = "#595959"  # the colour of less important text
 FONT = "font-family=\"system-ui, -apple-system, 'Segoe UI', sans-serif\""
-# Attributes give the colours on a light page. Where the style sheet is supported, it changes them on a dark
-# page. The class names are unique, because the style sheet of an inline SVG applies to the whole page.
+# This style sheet replaces the colours of SVG elements if the page is dark. Programs that ignore style sheets
+# show the colours for a light page, which are attributes of the elements. The class names start with
+# "polarmap", because a style sheet in an SVG also affects the rest of an HTML page.
 DARK_STYLE = (
     "<style>@media (prefers-color-scheme: dark){"
     ".polarmap-card{fill:#1c1c1c}.polarmap-text{fill:#e8e8e8}.polarmap-note{fill:#b4b4b4}"
@@ -83,8 +88,9 @@ DARK_STYLE = (
 def render_map_svg(snapshot: MapSnapshot) -> str:
     """Draw a map as static SVG.
 
-    The SVG shows the status, a square for each task (or group of tasks), a legend with numbers of tasks, a
-    timeline that distinguishes queued from running tasks, and the latest failures.
+    The SVG shows the status of the map, a square for each task or group of tasks, and a legend with the
+    number of tasks in each state. Below, a timeline shows when tasks were queued and when they ran. The
+    latest failures are listed at the end.
 
     Parameters
     ----------
@@ -100,7 +106,10 @@ def render_map_svg(snapshot: MapSnapshot) -> str:
 
 
 def render_program_svg(snapshot: ProgramSnapshot) -> str:
-    """Draw a program as static SVG: its fits, calls and workers, and its running maps or else its latest map.
+    """Draw a program as static SVG.
+
+    The SVG shows the fits, calls and workers of the program. It also shows the running maps, or the latest
+    map if none is running.
 
     Parameters
     ----------
@@ -116,7 +125,10 @@ def render_program_svg(snapshot: ProgramSnapshot) -> str:
 
 
 def _render_within_size_limit(render: Callable[[int], str]) -> str:
-    """Return the SVG that `render(max_squares)` returns, with fewer squares if it is too long."""
+    """Return the SVG from `render(max_squares)`, with a smaller number of squares if it is too long.
+
+    An SVG is too long if it has more than MAX_SVG_LENGTH characters.
+    """
     max_squares, text = MAX_SQUARES, render(MAX_SQUARES)
     while len(text) > MAX_SVG_LENGTH and max_squares > MIN_SQUARES:
         max_squares //= 2
@@ -148,7 +160,10 @@ def _render_program(snapshot: ProgramSnapshot, max_squares: int) -> str:
 
 
 class _Canvas:
-    """Collects SVG elements from top to bottom. `y` is the position below the last element."""
+    """Collects the elements of an SVG, from top to bottom.
+
+    `y` is the vertical position in pixels at which the next element starts.
+    """
 
     def __init__(self) -> None:
         self.y = float(MARGIN)
@@ -164,7 +179,7 @@ class _Canvas:
             self.y += 14
 
     def add_line(self, text: str, is_note: bool = False, is_bold: bool = False) -> None:
-        """Append a line of text. A note is less important, and has another colour."""
+        """Append a line of text. If `is_note` is true, draw it in grey, because it is less important."""
         self.add_text(MARGIN, self.y + 13, text, is_note, is_bold)
         self.y += LINE_HEIGHT
 
@@ -223,7 +238,7 @@ def _draw_map(canvas: _Canvas, snapshot: MapSnapshot, max_squares: int, max_time
 
 _FAILURE_STROKE = f'stroke="{figure_style.VERMILLION}" stroke-width="2"'
 _LATE_STROKE = f'class="polarmap-late" fill="none" stroke="{figure_style.TEXT_COLOR}" stroke-width="1.5"'
-# The states differ in shape as well as in colour, for readers who cannot distinguish the colours.
+# Several states also differ in outline or fill, for readers who cannot distinguish the colours.
 _STATE_ATTRIBUTES = {
     **{state: f'fill="{color}"' for state, color in STATE_COLORS.items()},
     "queued": f'class="polarmap-queued" fill="{figure_style.LIGHT_GREY}" stroke="{figure_style.GREY}"',
@@ -233,9 +248,9 @@ _STATE_ATTRIBUTES = {
 
 
 def _draw_squares(canvas: _Canvas, groups: Sequence[TaskGroup], n_data_tasks: int) -> None:
-    """Draw a square for each group of tasks. The first `n_data_tasks` are data tasks, the rest parity tasks.
+    """Draw a square for each group of tasks.
 
-    A gap separates the two kinds.
+    The first `n_data_tasks` tasks are data tasks. The squares of the parity tasks follow after a gap.
     """
     pitch = next((pitch for pitch, max_squares in SQUARE_PITCHES if len(groups) <= max_squares), 9)
     size, per_row = pitch * 5 // 6, CONTENT_WIDTH // pitch - 1
@@ -269,11 +284,15 @@ def _place_squares(n_groups: int, n_data_groups: int, pitch: int, per_row: int) 
 
 _DECODED_ATTRIBUTES = f'fill="{figure_style.GREEN}" stroke="#ffffff" stroke-width="1"'
 _CROSS_ATTRIBUTES = 'stroke="#ffffff" stroke-width="1.5"'
-_MARK_ATTRIBUTES = {_LATE_STROKE, _DECODED_ATTRIBUTES, _CROSS_ATTRIBUTES}  # drawn on top of the squares
+# Shapes with these attributes mark late, decoded and failed tasks. They are drawn on top of the squares.
+_MARK_ATTRIBUTES = {_LATE_STROKE, _DECODED_ATTRIBUTES, _CROSS_ATTRIBUTES}
 
 
 def _trace_group(group: TaskGroup, x: float, y: float, size: float) -> Iterator[tuple[str, str]]:
-    """Yield the SVG attributes and path data of a task group's square and of each mark on it."""
+    """Yield the shapes that represent a group of tasks, as pairs of SVG attributes and path data.
+
+    The first shape is the square. Further shapes mark the group as failed, late or decoded.
+    """
     yield _STATE_ATTRIBUTES[group.state], _trace_square(x, y, size)
     if group.state == "failed" and not group.is_decoded:
         yield _CROSS_ATTRIBUTES, _trace_cross(x + size / 2, y + size / 2, size / 4)
@@ -302,7 +321,7 @@ def _render_path(parts: Iterable[str], attributes: str) -> str:
 
 
 def _draw_legend(canvas: _Canvas, snapshot: MapSnapshot, tasks_per_square: int) -> None:
-    """Draw the number of tasks in each state that occurs, next to a square in the style of the state."""
+    """Draw a legend, which lists the square of each state that occurs with the number of tasks in it."""
     x, size = float(MARGIN), 10
     for state, count in count_tasks_by_state(snapshot).items():
         text = f"{count:,} {state}"
@@ -335,7 +354,10 @@ def _trace_legend_symbol(state: str, x: float, y: float, size: int) -> Iterator[
 
 
 def _draw_timeline(canvas: _Canvas, snapshot: MapSnapshot, max_rows: int) -> None:
-    """Draw when tasks were queued and when they ran, and a line at the moment when the results sufficed."""
+    """Draw a timeline that shows when tasks were queued and when they ran.
+
+    A vertical line marks the time when enough results had arrived to compute all others.
+    """
     times = compute_task_times(snapshot)
     if not times:
         return
@@ -390,7 +412,7 @@ _QUEUED_STROKE = f'stroke="{figure_style.GREY}" stroke-opacity="0.55" stroke-wid
 
 
 def _draw_areas(canvas: _Canvas, snapshot: MapSnapshot, n_columns: int) -> float:
-    """Draw the numbers of returned, failed, running and queued tasks over time, stacked on each other.
+    """Draw a stacked area chart of the numbers of returned, failed, running and queued tasks over time.
 
     Return the height of the drawing in pixels.
     """
@@ -425,7 +447,7 @@ def _trace_steps(top_y: Sequence[float], bottom_y: Sequence[float]) -> str:
 
 
 def _draw_workers(canvas: _Canvas, workers: Sequence[WorkerSnapshot]) -> None:
-    """Draw a line for each worker, below a line that counts them."""
+    """Draw a line with the number of workers in each state, and below it a line for each worker."""
     canvas.add_line(describe_workers(workers), is_bold=True)
     for worker in workers[:MAX_SVG_WORKERS]:
         columns = format_worker_columns(worker)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 from polarmap.live.snapshots import STATE_BY_LETTER, MapSnapshot
 from polarmap.plot import figure_style
 
-# Legends also count late tasks (whose letter is in upper case) and tasks whose result was decoded.
+# In addition to the tasks in each state, legends count late tasks, and tasks whose result was decoded from
+# other results.
 LATE, DECODED = "late", "decoded"
 
-# The colour of each state, in the order of a legend.
+# The colour of each task state. Legends list the states in this order.
 STATE_COLORS = {
     "arrived": figure_style.BLUE,
     "running": figure_style.ORANGE,
@@ -29,7 +30,7 @@ STATE_COLORS = {
 
 
 class TaskGroup(NamedTuple):
-    """Consecutive tasks that a view shows as one cell, or a single task.
+    """One task, or several consecutive tasks, that a view shows as one square or symbol.
 
     Attributes
     ----------
@@ -38,11 +39,11 @@ class TaskGroup(NamedTuple):
     n_tasks : int
         The number of tasks.
     state : str
-        "failed" if a task has failed, and otherwise the most common state.
+        "failed" if any task in the group has failed, and otherwise the most common state.
     is_late : bool
-        Whether a task is late.
+        Whether any task in the group is late.
     is_decoded : bool
-        Whether the result of a task was decoded from other results.
+        Whether the result of any task in the group was decoded from other results.
     """
 
     first_task: int
@@ -55,7 +56,7 @@ class TaskGroup(NamedTuple):
 def group_tasks(snapshot: MapSnapshot, max_groups: int) -> list[TaskGroup]:
     """Divide the tasks of a map into at most `max_groups` groups of consecutive tasks.
 
-    Each group has a single task if possible.
+    If the map has at most `max_groups` tasks, each task is a group by itself.
     """
     n_tasks = len(snapshot.states)
     group_size = max(1, -(-n_tasks // max(1, max_groups)))
@@ -70,9 +71,9 @@ def group_tasks(snapshot: MapSnapshot, max_groups: int) -> list[TaskGroup]:
 
 
 def _choose_group_state(letters: str) -> str:
-    """Return the state in which a view shows a group of tasks: "failed" if any task has failed.
+    """Return the state that a view shows for a group of tasks, given the letter of each task's state.
 
-    Otherwise, return the most common state. `letters` has one state letter for each task.
+    The state is "failed" if any task has failed, and otherwise the most common state.
     """
     if "f" in letters or "F" in letters:
         return "failed"
@@ -80,7 +81,9 @@ def _choose_group_state(letters: str) -> str:
 
 
 def count_tasks_by_state(snapshot: MapSnapshot) -> dict[str, int]:
-    """Return the number of tasks in each state that occurs, and of late and decoded tasks if there are any.
+    """Return the number of tasks in each state, as well as the numbers of late and decoded tasks.
+
+    Numbers that are 0 are left out.
 
     >>> count_tasks_by_state(MapSnapshot(1, "f", "code", "pool", 4, 3, 3, 2, 1.0, True, "aaRq"))
     {'arrived': 2, 'running': 1, 'queued': 1, 'late': 1}

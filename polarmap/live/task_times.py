@@ -15,10 +15,10 @@ FAILED_LETTER = STATE_LETTERS["failed"]
 
 
 class TaskTimes(NamedTuple):
-    """When a task was queued and when it ran, in seconds since the start of its map.
+    """The times at which a task was queued, started and ended, in seconds since the start of its map.
 
-    The task was queued from `queued_at` to `run_at`, and ran from `run_at` to `ended_at`. Each interval may
-    be empty.
+    The task was queued from `queued_at` to `run_at`, and ran from `run_at` to `ended_at`. If the task did not
+    wait or did not run, the two times are equal.
     """
 
     task: int
@@ -30,8 +30,9 @@ class TaskTimes(NamedTuple):
 def compute_task_times(snapshot: MapSnapshot) -> list[TaskTimes]:
     """Return the times of all tasks that were submitted, in the order of the tasks.
 
-    A failed task runs until its last failure. If the start of a task is unknown, the task counts as running
-    from its submission if it is running or has returned or failed. Otherwise, it counts as queued.
+    A failed task counts as running until its last failure. If it is unknown when a task started, the task
+    counts as queued as long as its state is "queued" or "cancelled". In any other state, it counts as running
+    since its submission.
     """
     end = snapshot.elapsed_seconds
     times = []
@@ -49,13 +50,19 @@ def compute_task_times(snapshot: MapSnapshot) -> list[TaskTimes]:
 
 
 def get_timeline_end(snapshot: MapSnapshot) -> float:
-    """Return the duration of a map's timeline in seconds, which is always positive."""
+    """Return the duration of a map's timeline in seconds.
+
+    The duration is positive even if no time has passed yet, so that callers can divide by it.
+    """
     ends = [ended_at for ended_at in snapshot.ended if ended_at is not None]
     return max([snapshot.elapsed_seconds, *ends]) or 1.0
 
 
 class TaskCounts(NamedTuple):
-    """The numbers of queued, running, returned and failed tasks at equidistant times."""
+    """The numbers of queued, running, returned and failed tasks of a map at equidistant points in time.
+
+    Each list has one number for each point in time.
+    """
 
     queued: list[int]
     running: list[int]
@@ -64,7 +71,10 @@ class TaskCounts(NamedTuple):
 
 
 def count_tasks_over_time(snapshot: MapSnapshot, n_columns: int) -> TaskCounts:
-    """Count the tasks in each group of `TaskCounts` in each of `n_columns` equal time steps."""
+    """Count the queued, running, returned and failed tasks of a map at `n_columns` points in time.
+
+    The points in time are the centres of equal intervals, which together cover the duration of the map.
+    """
     times, end = compute_task_times(snapshot), get_timeline_end(snapshot)
     edges = [end * (column + 0.5) / n_columns for column in range(n_columns)]
     n_submitted = _count_up_to([task.queued_at for task in times], edges)
@@ -80,6 +90,6 @@ def count_tasks_over_time(snapshot: MapSnapshot, n_columns: int) -> TaskCounts:
 
 
 def _count_up_to(times: list[float], edges: list[float]) -> list[int]:
-    """Return, for each point in time in `edges`, how many of the `times` are not later."""
+    """Return, for each point in time in `edges`, how many of the `times` are less than or equal to it."""
     ordered = sorted(times)
     return [bisect_right(ordered, edge) for edge in edges]

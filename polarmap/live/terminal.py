@@ -57,16 +57,19 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-MAX_FINAL_LINES = 10  # Closing a view leaves at most this many lines.
+MAX_FINAL_LINES = 10  # After a view is closed, at most this many lines remain on the screen.
 MAX_FAILURE_LINES = 3
 MAX_ITERATION_LINES = 3
 MAX_EXECUTOR_LINES = 3
-MAX_BAR_ROWS = 32  # A timeline shows single tasks if there are at most this many.
-MIN_HOST_WIDTH = 8  # columns for the name of a worker's machine
-MIN_MAP_LINES = 6  # A map is shown only if there is space for this many lines.
+# A timeline shows a row for each task if a map has at most this many tasks. Otherwise, it shows how many
+# tasks were running at each time.
+MAX_BAR_ROWS = 32
+MIN_HOST_WIDTH = 8  # the minimum number of characters shown of the name of a worker's machine
+MIN_MAP_LINES = 6  # A second or further map is shown only if each map can have at least this many lines.
 
 DECODED_LETTER = "d"  # shown instead of the state's letter if the task's result was decoded
-# States differ in symbol as well as in colour. Late tasks and decoded blocks have symbols of their own.
+# The symbols that represent tasks. Most states differ in symbol as well as in colour. A task that is late or
+# whose result was decoded has another symbol.
 STATE_SYMBOLS = {
     "held back": "·",
     "queued": "□",
@@ -88,8 +91,8 @@ LEVELS = " ▁▂▃▄▅▆▇"  # bars of increasing height; a full block wou
 def render_program(snapshot: ProgramSnapshot, width: int, max_lines: int, use_symbols: bool = True) -> Text:
     """Format a program for a terminal.
 
-    The running maps are shown, or the latest map if none is running. The more space there is, the more is
-    shown of their timelines and of the workers.
+    The running maps are shown, or the latest map if none is running. Timelines and workers are shown only if
+    there is enough space.
 
     Parameters
     ----------
@@ -123,7 +126,10 @@ def render_program(snapshot: ProgramSnapshot, width: int, max_lines: int, use_sy
 
 
 def render_final_state(snapshot: ProgramSnapshot, width: int, use_symbols: bool = True) -> Text:
-    """Format the lines that remain after a view is closed: fits, calls, the latest map, and the map count."""
+    """Format the lines that remain on the terminal after a view is closed.
+
+    The lines show the fits and calls, the latest map, and the number of finished maps.
+    """
     lines = _render_iterations_and_calls(snapshot)
     n_maps = sum(not one_map.is_running for one_map in snapshot.maps)
     if snapshot.maps and not snapshot.iterations:
@@ -141,7 +147,7 @@ def _make_text(text: str = "", style: str = "") -> Text:
 
 
 def _join_lines(lines: Iterable[Text], width: int) -> Text:
-    """Join lines after cutting each to the width."""
+    """Join lines to a single text. Lines with more than `width` columns are cut off."""
     shortened = []
     for line in lines:
         line.truncate(width, overflow="ellipsis")
@@ -152,7 +158,10 @@ def _join_lines(lines: Iterable[Text], width: int) -> Text:
 
 
 def _render_header(snapshot: ProgramSnapshot, width: int) -> Text:
-    """Format the line that names the program and counts its maps. Without space, only the name remains."""
+    """Format the first line of a view: the name of the program, the numbers of maps, and the throughput.
+
+    If the line would be longer than `width` columns, it contains only the name.
+    """
     line = _make_text(format_program_title(snapshot), "bold")
     facts = "  ".join(list_program_facts(snapshot))
     if line.cell_len + len(facts) + 2 <= width:
@@ -172,7 +181,10 @@ def _render_iterations_and_calls(snapshot: ProgramSnapshot) -> list[Text]:
 def _render_map(
     snapshot: MapSnapshot, width: int, max_lines: int, use_symbols: bool, has_timeline: bool = True
 ) -> list[Text]:
-    """Format a map in at most `max_lines` lines. The most important ones come first, the timeline last."""
+    """Format a map in at most `max_lines` lines.
+
+    The timeline comes last, and is shown only if there is enough space.
+    """
     title = _make_text(format_map_title(snapshot), "bold")
     title.append(f"  {make_printable(snapshot.code)}, {make_printable(snapshot.executor)}", "not bold dim")
     status_style = "bold red" if snapshot.error else "green" if not snapshot.is_running else ""
@@ -201,7 +213,10 @@ def _get_cell(group: TaskGroup, use_symbols: bool) -> tuple[str, str]:
 
 
 def _get_color(state: str) -> str:
-    """Return the colour of a state. Light grey would be invisible on a white terminal."""
+    """Return the colour in which a terminal shows a task state.
+
+    Queued tasks are darker than in other views, because light grey is hard to see on a white terminal.
+    """
     return figure_style.GREY if state == "queued" else STATE_COLORS.get(state, "")
 
 
@@ -210,7 +225,8 @@ def _render_task_symbols(
 ) -> tuple[list[Text], int]:
     """Format a symbol for each task, or for each group of tasks if there are too many.
 
-    Returns the lines, and the number of tasks per symbol. A space follows each symbol if there are few tasks.
+    Return the lines, and the number of tasks that each symbol represents. If there is enough space, the
+    symbols are separated by spaces.
     """
     groups = group_tasks(snapshot, max(1, width * max_lines))
     separator = " " if 2 * len(groups) <= width else ""
@@ -230,7 +246,7 @@ def _render_task_symbols(
 
 
 def _render_legend(snapshot: MapSnapshot, width: int, use_symbols: bool, tasks_per_cell: int) -> list[Text]:
-    """Format the number of tasks in each state that occurs, next to the symbol or letter of the state."""
+    """Format a legend, which lists the symbol or letter of each state with the number of tasks in it."""
     letters = STATE_LETTERS | {LATE: "upper case", DECODED: DECODED_LETTER}
     entries = []
     for state, count in count_tasks_by_state(snapshot).items():
@@ -247,7 +263,7 @@ def _render_legend(snapshot: MapSnapshot, width: int, use_symbols: bool, tasks_p
 
 
 def _wrap_entries(entries: Iterable[Text], width: int) -> list[Text]:
-    """Put short texts in lines, without dividing a text."""
+    """Arrange short texts in lines of at most `width` columns. No text is divided between two lines."""
     lines = [_make_text(" ")]
     for entry in entries:
         if lines[-1].cell_len + 2 + entry.cell_len > width and lines[-1].cell_len > 1:
@@ -270,10 +286,10 @@ def _render_failures(snapshot: MapSnapshot) -> list[Text]:
 
 
 def _render_timeline(snapshot: MapSnapshot, width: int, max_lines: int) -> list[Text]:
-    """Format when tasks were queued and when they ran, or nothing if there are fewer than 4 lines.
+    """Format a timeline that shows when the tasks of a map were queued and when they ran.
 
-    With enough lines, each task has a row. Otherwise, the rows show how many tasks were queued, were running,
-    had returned and had failed.
+    If there are enough lines, each task has a row. Otherwise, there is a row for each of the numbers of
+    queued, running, returned and failed tasks. If `max_lines` is less than 4, return no lines.
     """
     if max_lines < 4 or not compute_task_times(snapshot):
         return []
@@ -303,7 +319,10 @@ def _render_bars(snapshot: MapSnapshot, n_columns: int, label_width: int) -> lis
 
 
 def _render_counts(snapshot: MapSnapshot, n_columns: int, label_width: int) -> list[Text]:
-    """Format rows of bars whose heights are the numbers of tasks in each group of `TaskCounts` over time."""
+    """Format the numbers of queued, running, returned and failed tasks over time, each as a row of bars.
+
+    Each bar is a character whose height represents the number of tasks at one point in time.
+    """
     counts = count_tasks_over_time(snapshot, n_columns)
     rows = [("queued", counts.queued), ("running", counts.running), ("arrived", counts.returned)]
     if any(counts.failed):
@@ -318,7 +337,10 @@ def _render_counts(snapshot: MapSnapshot, n_columns: int, label_width: int) -> l
 
 
 def _render_time_axis(snapshot: MapSnapshot, n_columns: int, label_width: int) -> Text:
-    """Format the time axis, with a mark at the moment when the results sufficed."""
+    """Format the time axis of a timeline.
+
+    A mark shows the time when enough results had arrived to compute all others.
+    """
     end = get_timeline_end(snapshot)
     end_text = format_seconds(end)
     axis = f"0 s{' ' * (n_columns - 3 - len(end_text))}{end_text}"
@@ -334,11 +356,11 @@ def _render_time_axis(snapshot: MapSnapshot, n_columns: int, label_width: int) -
 
 
 def _render_workers(workers: Sequence[WorkerSnapshot], width: int, max_lines: int) -> list[Text]:
-    """Format a line for each worker, below a line that counts them."""
+    """Format a line with the number of workers in each state, and below it a line for each worker."""
     if not workers:
         return []
     n_shown = len(workers) if len(workers) < max_lines else max_lines - 2
-    # Working and abandoned workers come first.
+    # Show idle workers last, because there may not be space for all workers.
     shown = sorted(workers, key=lambda worker: worker.state == "idle")[: max(0, n_shown)]
     rows = [format_worker_columns(worker) for worker in shown]
     column_widths = _fit_columns([max(map(len, column)) for column in zip(*rows)], width)
@@ -354,7 +376,8 @@ def _render_workers(workers: Sequence[WorkerSnapshot], width: int, max_lines: in
 def _fit_columns(column_widths: list[int], width: int) -> list[int]:
     """Return the widths of the table columns that fit into `width` characters.
 
-    If necessary, names of machines are cut off, and the last columns are left out.
+    If the table is too wide, the names of machines are shortened. If this is not enough, the last columns are
+    left out.
     """
     for n_columns in range(len(column_widths), 2, -1):
         fitted = column_widths[:n_columns]
@@ -371,8 +394,8 @@ def _fit_columns(column_widths: list[int], width: int) -> list[int]:
 class TerminalView:
     """Shows the maps of a program in a terminal until it is closed, and then leaves their final state.
 
-    Lines that the program prints appear above the view. If the stream is not a terminal, the view writes
-    a line for each map that starts or finishes.
+    Anything that the program prints in the meantime appears above the view. If the stream is not a terminal,
+    the view writes a line for each map that starts or finishes.
 
     Parameters
     ----------
@@ -413,13 +436,14 @@ class TerminalView:
         stream = sys.stderr if self._stream is None else self._stream
         self._scope = ViewScope(None if self._shows_all else self._take_snapshot(is_final=True))
         self._open_screens.append(LiveScreen(stream) if is_terminal(stream) else PlainLines(stream))
-        atexit.register(self.close)  # Otherwise, a program that exits early leaves the cursor hidden.
+        atexit.register(self.close)  # Otherwise, the cursor would stay hidden if the program exits.
         self._refresher.start()
 
     def close(self) -> None:
         """Show the final state and end the thread.
 
-        If the terminal does not accept output for a second, the final state appears when it does.
+        This takes at most a second. If the terminal accepts no output during this time, the final state is
+        shown later.
         """
         atexit.unregister(self.close)
         self._is_closing = True
@@ -430,12 +454,13 @@ class TerminalView:
         assert self._scope is not None
         for screen in self._open_screens:
             screen.show(self._scope.select(self._take_snapshot()))
-        if self._is_closing:  # `close` may no longer be waiting for this call.
+        # If `close` has stopped waiting for this thread, it has not shown the final state. So show it here.
+        if self._is_closing:
             self._show_final_state()
         return True
 
     def _show_final_state(self) -> None:
-        """Show the final state unless this has already been done."""
+        """Show the final state, unless it has already been shown."""
         with contextlib.suppress(Exception):  # A closed terminal must not make the map fail.
             while self._open_screens and self._scope is not None:
                 screen = self._open_screens.pop()
@@ -464,7 +489,7 @@ class PlainLines:
         self._started_ids, self._finished_ids = set[int](), set[int]()
 
     def show(self, snapshot: ProgramSnapshot) -> None:
-        """Write the lines of maps that have started or finished since the last call."""
+        """Write a line for each map that has started or finished since the last call."""
         for one_map in snapshot.maps:
             map_id = one_map.map_id
             if one_map.is_running and map_id not in self._started_ids:
@@ -475,7 +500,7 @@ class PlainLines:
             self._started_ids.add(map_id)
 
     def close(self, snapshot: ProgramSnapshot) -> None:
-        """Write the remaining lines, and a line for each fit and for the calls of each executor."""
+        """Write the lines of maps that are still missing, and a line for each fit and each executor."""
         self.show(snapshot)
         for iteration in snapshot.iterations:
             self._write(format_iteration_line(iteration))
@@ -504,7 +529,7 @@ class LiveScreen:
         self._use_symbols = can_show_symbols(self._console)
 
     def show(self, snapshot: ProgramSnapshot) -> None:
-        """Replace the lines on the screen by the current state."""
+        """Replace the lines of the view on the screen by the state of the program in `snapshot`."""
         width, height = self._console.size
         text = render_program(snapshot, width, max(2, height - 1), self._use_symbols)
         if self._live is None:
@@ -512,7 +537,10 @@ class LiveScreen:
         self._live.update(text, refresh=True)
 
     def close(self, snapshot: ProgramSnapshot) -> None:
-        """Replace the lines by the final state: a few lines, or one if nothing was shown yet."""
+        """Replace the lines of the view by a few lines that show the final state of the program.
+
+        If the view has not shown anything yet, print one line for each map, fit and executor instead.
+        """
         if self._live is None:
             lines = [*map(format_map_line, snapshot.maps)]
             lines += map(format_iteration_line, snapshot.iterations)
@@ -523,13 +551,17 @@ class LiveScreen:
         self._live.stop()
 
     def _start_live(self) -> Live:
-        """Start rich's live display, which redirects what the program prints to the terminal."""
+        """Start a live display of the library rich, which updates lines in place.
+
+        Text that the program prints to the terminal appears above the live display.
+        """
         from rich.live import Live
 
         live = Live(
             console=self._console,
             auto_refresh=False,
-            redirect_stdout=is_terminal(sys.stdout),  # else output into a file would appear on the terminal
+            # Do not redirect output to a file, because rich would print it to the terminal.
+            redirect_stdout=is_terminal(sys.stdout),
             redirect_stderr=is_terminal(sys.stderr),
         )
         live.start()
@@ -538,7 +570,7 @@ class LiveScreen:
 
 
 def can_show_symbols(console: Console) -> bool:
-    """Return whether a terminal has colours and Unicode. Otherwise, tasks are shown as letters."""
+    """Return whether a terminal supports colours and Unicode. Otherwise, views show tasks as letters."""
     return bool(console.color_system and not console.no_color and console.encoding.startswith("utf"))
 
 
@@ -546,7 +578,10 @@ _has_fork_handler = False
 
 
 def _register_fork_handler() -> None:
-    """Make forked child processes print directly, because they may inherit a lock that the view holds."""
+    """Arrange that a forked child process prints directly to the terminal, without the live display.
+
+    Otherwise, the child could inherit a lock that the view holds, and block when it prints.
+    """
     global _has_fork_handler
     if not _has_fork_handler and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_restore_streams)
@@ -554,7 +589,7 @@ def _register_fork_handler() -> None:
 
 
 def _restore_streams() -> None:
-    """Restore the standard output and standard error that rich has redirected."""
+    """Restore `sys.stdout` and `sys.stderr`, which rich has redirected for its live display."""
     for name in ("stdout", "stderr"):
         original = getattr(getattr(sys, name), "rich_proxied_file", None)
         if original is not None:

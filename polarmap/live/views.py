@@ -15,13 +15,13 @@ from polarmap.live.snapshots import ProgramSnapshot
 
 
 class View(Protocol):
-    """Shows the snapshots of this program until it is closed."""
+    """The interface of the views that show the maps of this program in a terminal or a notebook."""
 
     def start(self) -> None:
-        """Start to show snapshots, on a thread of its own."""
+        """Start a thread that shows the current state of the program, and updates it repeatedly."""
 
     def close(self) -> None:
-        """Show the final state, and end the thread."""
+        """End the thread, and show the final state of the program."""
 
 
 _lock = threading.Lock()
@@ -30,9 +30,10 @@ _n_users = 0  # the number of maps and operators that share the view
 
 
 def open_view(is_in_notebook: bool) -> None:
-    """Open the live view of this program, unless it is open, and let `polarmap top` list the program.
+    """Open the live view of this program, which shows its maps in the terminal or in the notebook.
 
-    Each call must be followed by a call of `close_view`.
+    If the view is open already, the caller shares it with the other callers. Each call must be followed by a
+    call of `close_view`. The program also becomes visible to `polarmap top`.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ def display_in_notebook(
 
 
 def close_view() -> None:
-    """Close the view of this program, unless other callers of `open_view` still use it."""
+    """Close the live view of this program, unless other callers of `open_view` still use it."""
     global _view, _n_users
     with _lock:
         _n_users -= 1

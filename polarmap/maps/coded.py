@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class SharedMapOptions(TypedDict, total=False):
-    """The types of the keyword options shared by all coded maps, for type checkers."""
+    """The keyword options that all coded maps have in common, with their types, for type checkers."""
 
     blocks: int | None
     tasks: int | None
@@ -53,7 +53,7 @@ class SharedMapOptions(TypedDict, total=False):
 
 
 class CodedMapOptions(SharedMapOptions, total=False):
-    """The types of the keyword options of `coded_map`, except `out`, for type checkers."""
+    """The keyword options of `coded_map` except `out`, with their types, for type checkers."""
 
     key: str | bytes | None
     on_result: Callable[[int, Any], object] | None

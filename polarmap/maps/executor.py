@@ -40,8 +40,9 @@ from polarmap.worker.task_functions import call_each
 
 T = TypeVar("T")
 
-MAX_QUEUED_CALLS = 4096  # the maximum number of calls submitted to a worker pool at a time
-# `Executor.map` with `buffersize` collects calls for at most this many seconds before it submits them
+MAX_QUEUED_CALLS = 4096  # At most this many calls are submitted to a worker pool before their results arrive.
+
+# `Executor.map` with `buffersize` collects calls for at most this long (in seconds), and then submits them
 # together. Time in which it waits for a result does not count.
 MAX_GROUP_SECONDS = 0.002
 
@@ -113,7 +114,7 @@ class Executor(ExecutorHandle, futures.Executor):
             self.worker_spec, self.is_local = used_executor.worker_spec, used_executor.is_local
             if used_executor.has_persistent_workers or used_executor.max_workers is None:
                 max_in_flight = MAX_QUEUED_CALLS
-            else:  # Submitted calls cannot be cancelled, so submit only one more call than there are workers.
+            else:  # Submitted calls cannot be cancelled: submit no more than one call ahead of the workers.
                 max_in_flight = used_executor.max_workers + 1
             # Dask reads this private attribute of the executors that it is given.
             self._max_workers = used_executor.max_workers or count_available_cores()
@@ -125,7 +126,8 @@ class Executor(ExecutorHandle, futures.Executor):
             )
             self._call_queue = CallQueue(used_executor, on_close, max_in_flight, int(backups), retry_rule)
             weakref.finalize(self, self._call_queue.shutdown).atexit = False
-            # Running maps with `buffersize`. `shutdown` submits the calls that they have collected so far.
+            # The calls of each running `map` with `buffersize`. Such a map submits its calls gradually, so
+            # `shutdown` must submit the calls that have been collected but not submitted yet.
             self._growing_maps = weakref.WeakSet[MappedCalls]()
             self._submission_lock = threading.RLock()
 
@@ -216,21 +218,21 @@ class Executor(ExecutorHandle, futures.Executor):
         mapped_calls = MappedCalls(get_function_key(fn), chunksize)
         mapped_calls.context = self._pickle_function_once(partial(call_each, fn), mapped_calls)
         self._enqueue_chunks(mapped_calls, list(itertools.islice(chunks, buffersize)))
-        # Keep a reference to the executor only while calls remain to be submitted, so that it can be
-        # garbage-collected afterwards.
+        # Only the generator `_submit_in_groups` refers to this executor. Without it, the executor can be
+        # garbage-collected although the iterator over the results is still in use.
         submissions = iter(()) if buffersize is None else self._submit_in_groups(mapped_calls, chunks)
         return mapped_calls.iterate_results(
             deadline, submissions, partial(self._call_queue.cancel_calls, [mapped_calls])
         )
 
     def _submit_in_groups(self, mapped_calls: MappedCalls, chunks: Iterator[list[Any]]) -> Iterator[None]:
-        """Submit the remaining chunks of calls of a map with `buffersize`. A generator: each step reads one.
+        """Submit the remaining chunks of calls of a map with `buffersize`, one chunk for each result taken.
 
-        Chunks are collected and submitted together, so that their calls share tasks and messages. They are
-        submitted when the caller needs a result that has not arrived, when it takes the last submitted
-        result, or after MAX_GROUP_SECONDS. If the collected calls are short and the result arrives soon, more
-        chunks are collected first: the caller takes one result after the other, and each result that it takes
-        adds a chunk.
+        This is a generator. Whenever the caller takes a result, the generator advances by one step and reads
+        one chunk of calls. Chunks are collected and then submitted together, so that short calls share tasks
+        and messages. They are submitted when the caller needs a result that has not arrived, when it takes
+        the last submitted result, or after MAX_GROUP_SECONDS. If the collected calls are short and the needed
+        result arrives soon, more chunks are collected first.
         """
         submit_at = time.monotonic() + MAX_GROUP_SECONDS
         self._growing_maps.add(mapped_calls)
@@ -240,7 +242,7 @@ class Executor(ExecutorHandle, futures.Executor):
             is_due = time.monotonic() >= submit_at
             if not is_due and mapped_calls.must_submit_more(item_index):
                 is_due = not self._wait_before_submitting(mapped_calls, item_index)
-                submit_at = time.monotonic() + MAX_GROUP_SECONDS  # Restart the period after the wait.
+                submit_at = time.monotonic() + MAX_GROUP_SECONDS  # The time spent waiting does not count.
             if is_due:
                 self._submit_collected_chunks(mapped_calls)
                 submit_at = time.monotonic() + MAX_GROUP_SECONDS
@@ -248,8 +250,9 @@ class Executor(ExecutorHandle, futures.Executor):
         self._submit_collected_chunks(mapped_calls)
 
     def _wait_before_submitting(self, mapped_calls: MappedCalls, item_index: int) -> bool:
-        """Wait up to TARGET_BATCH_SECONDS for the result of an item. Return True if it has arrived.
+        """Wait briefly for the result of an item before the collected calls are submitted.
 
+        Return True if the result arrives within TARGET_BATCH_SECONDS, so that more calls can be collected.
         Return False without waiting if no later item has been submitted, or if the collected calls are
         expected to run long enough to be worth a task of their own.
         """
@@ -260,16 +263,16 @@ class Executor(ExecutorHandle, futures.Executor):
 
     def _submit_collected_chunks(self, mapped_calls: MappedCalls) -> None:
         with self._submission_lock:
-            # Copy the list, because another thread may append a chunk while `shutdown` submits these chunks.
+            # Take a copy of the list, because the caller's thread may append a chunk to it at any time.
             chunks = mapped_calls.collected_chunks[:]
             del mapped_calls.collected_chunks[: len(chunks)]
             if chunks:
                 self._enqueue_chunks(mapped_calls, chunks)
 
     def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> None:
-        """Pickle chunks of arguments and submit each chunk as one call.
+        """Pickle chunks of arguments, and submit one call for each chunk.
 
-        If a chunk cannot be pickled, its call fails with the pickling error.
+        If a chunk cannot be pickled, the future of its call gets the pickling error as its exception.
         """
         first_index, unpicklable = len(mapped_calls.blocks), set[int]()
         with self._pickling_context():
@@ -280,7 +283,9 @@ class Executor(ExecutorHandle, futures.Executor):
                 if is_function_pickled and isinstance(chunk_pickle, bytes):
                     continue
                 try:
-                    # The call contains large arrays or its own function, so it gets a task of its own.
+                    # The arguments are large or refer to the user's own code, or f could not be pickled
+                    # alone. Pickle f together with the arguments. Such a call does not share its task with
+                    # others.
                     call: Any = mapped_calls.context, (chunk,), {}
                     mapped_calls.blocks[item_index] = pickle_call_to_block(call, self._is_remote)
                 except Exception as error:
@@ -302,14 +307,17 @@ class Executor(ExecutorHandle, futures.Executor):
         with contextlib.suppress(Exception):
             pickled_function = pickle_function_with_buffers(f, "workers", self._is_remote)
             if self._shares_files and pickled_function.n_bytes > MAX_INLINE_FUNCTION_BYTES:
-                # If the disk is full, send f with each call instead.
+                # If the file cannot be written, for example because the disk is full, send f with each call.
                 with contextlib.suppress(OSError, ExecutorError):
                     return _write_function_file(mapped_calls, pickled_function)
             return b"".join(pickled_function.get_buffers_to_send())
         return f
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Start a map's connection to the workers of this executor. Raises RuntimeError after `shutdown`."""
+        """Open a session in which the tasks of a map run on the workers of this executor.
+
+        Raises RuntimeError if the executor has been shut down.
+        """
         self._call_queue.check_open()
         return self._executor.open(job_spec)
 
@@ -324,7 +332,7 @@ class Executor(ExecutorHandle, futures.Executor):
             Whether to cancel the calls that have not been sent to a worker.
         """
         for mapped_calls in list(self._growing_maps):
-            with contextlib.suppress(RuntimeError):  # An earlier call of `shutdown` has submitted the chunks.
+            with contextlib.suppress(RuntimeError):  # `shutdown` was called before and did this already.
                 self._submit_collected_chunks(mapped_calls)
         self._call_queue.shutdown(cancel_futures)
         if wait:
@@ -332,9 +340,10 @@ class Executor(ExecutorHandle, futures.Executor):
 
 
 class ExecutorOfCalls(DelegatingExecutor):
-    """Runs maps on the workers of a `polarmap.Executor`, and keeps that executor alive.
+    """Runs maps on the workers of a `polarmap.Executor`.
 
-    Otherwise, the `polarmap.Executor` could be garbage-collected during a map, which would shut it down.
+    It refers to the `polarmap.Executor`, because that would otherwise be shut down if it were
+    garbage-collected during a map.
     """
 
     def __init__(self, owner: Executor, executor: ResolvedExecutor) -> None:
@@ -342,14 +351,17 @@ class ExecutorOfCalls(DelegatingExecutor):
         self._owner = owner
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Start a map's connection to the workers. Raises RuntimeError once the `Executor` is shut down."""
+        """Open a session in which the tasks of a map run on the workers of the `polarmap.Executor`.
+
+        Raises RuntimeError if the `polarmap.Executor` has been shut down.
+        """
         return self._owner.open(job_spec)
 
 
 def _write_function_file(owner: object, f: PickledFunction) -> str:
     """Write a pickled function to a file that is deleted together with `owner`, and return its path."""
-    folder = make_temp_folder()  # The disk has more free space than shared memory.
+    folder = make_temp_folder()  # Use the disk, which has more free space than shared memory.
     weakref.finalize(owner, remove_owned_folder, folder)
-    check_private_folder(str(folder))  # Fail early: workers refuse files in a shared folder.
+    check_private_folder(str(folder))  # Workers refuse to load code from a folder that others can write to.
     write_file(str(folder), "calls/function", *f.get_buffers_to_send())
     return str(folder / "calls/function")

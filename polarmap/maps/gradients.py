@@ -31,11 +31,14 @@ from polarmap.worker.finite_differences import (
     make_row_slope_task,
 )
 
-# Steps h at which the rounding error eps / h equals the truncation error, h^2 (central) or h (forward).
+# The default step length h of finite differences, by scheme. At this step, the rounding error eps / h is as
+# large as the truncation error, which is h^2 for central and h for forward differences.
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
-# If decoding would amplify the error of slopes by more than this factor, wait for another result.
+# Decoding missing slopes amplifies the error of the received ones. If the factor exceeds this limit, the map
+# waits for another result.
 MAX_AMPLIFICATION = 1e3
-# f is considered not smooth if a residual exceeds the estimated error of slopes by this factor.
+# Redundant slopes are compared with the values computed from other slopes. If they differ by more than their
+# estimated error times this factor, f is considered not smooth, and NotLinearError is raised.
 ERROR_SAFETY_FACTOR = 64
 
 
@@ -50,10 +53,10 @@ class GradientResult:
     slopes
         The directional derivatives of f along the r base directions, of shape (r,).
     evaluations
-        The number of evaluations of f by workers whose results have arrived.
+        The number of times that f was evaluated for the results that arrived.
     evaluations_started
-        The number of all evaluations that were started, including those of late and lost workers, backups and
-        retries, and checks in this process. Tasks that no worker has started are not counted.
+        The number of evaluations of f in all tasks that were started, whether or not their results arrived.
+        It includes backups, retries, and checks in this process.
     report
         The report of the map: when results arrived, and which were decoded.
     """
@@ -90,11 +93,11 @@ def coded_gradient(
     retry_delay: float = 0.0,
     progress: Progress = None,
 ) -> PreparedMap[GradientResult]:
-    """Compute the gradient of f at x from function values alone, without waiting for stragglers.
+    """Compute the gradient of f at x from function values alone, without waiting for slow or lost workers.
 
     Each worker computes the slopes [f(x + hz) - f(x - hz)] / 2h along several directions z, some of which are
-    redundant (Bartan and Pilanci, arXiv 1907.05984). Up to O(h^2), slopes are linear in z, so missing slopes
-    can be decoded from the received ones.
+    redundant (Bartan and Pilanci, arXiv 1907.05984). Apart from an error of O(h^2), the slope is a linear
+    function of z, so missing slopes can be decoded from the received ones.
 
     Parameters
     ----------
@@ -193,7 +196,8 @@ class CodedGradient:
         The function. It takes x, and further arguments if the optimizer passes some, and returns one real
         number.
     **options
-        The options of `coded_gradient`. An executor is shared by all gradients and stays open.
+        The options of `coded_gradient`. An executor passed as an option is used for all gradients, and is not
+        shut down.
 
     Attributes
     ----------
@@ -237,10 +241,11 @@ def _make_blocks_and_slope_task(
     base_directions: Floats | None,
     n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
-    """Return the k data blocks, and the function with which workers compute the slopes of a block.
+    """Return the k data blocks of the map, and the function that a worker applies to a block.
 
-    A block contains directions. Without `base_directions`, it is a row of the identity matrix instead: block
-    i stands for the directions of all coordinates c with c % k == i.
+    The function returns the slopes of f along the directions in the block. If `base_directions` is None, the
+    directions are the coordinate axes. Then block i is row i of the identity matrix, as a compact code for
+    the axes of all coordinates c with c % k == i.
     """
     if base_directions is None:
         return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
@@ -259,15 +264,18 @@ def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]
 
 
 def merge_slopes(block_slopes: Sequence[Floats], n_directions: int) -> Floats:
-    """Return the slopes of all blocks in the order of the directions. Inverts `partition_directions`."""
+    """Merge the slopes of all blocks into one array, in which they are ordered by direction.
+
+    Direction j was assigned to block j % k by `partition_directions`. Slopes along padding are dropped.
+    """
     return np.stack(block_slopes, axis=1).reshape(-1)[:n_directions]
 
 
 def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats) -> Floats:
-    """Compute a gradient from its slopes (directional derivatives) along `base_directions`.
+    """Compute a gradient from the slopes (directional derivatives) along all `base_directions`.
 
-    This is the least-squares solution of minimum norm. Without `base_directions`, the slopes are the
-    derivatives along the coordinates, in units of `scale`.
+    It is the least-squares solution of minimum norm. If `base_directions` is None, the slopes are along the
+    coordinate axes. They only have to be divided by `scale`, the unit of length of each coordinate.
     """
     if base_directions is None:
         return slopes.reshape(scale.shape) / scale
@@ -278,7 +286,11 @@ def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats
 
 
 def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_directions: int) -> int:
-    """Return the number of blocks that `coded_map` would choose for `n_directions` rows."""
+    """Return the number k of blocks into which the directions are divided.
+
+    By default, it is 24 or, if `tasks` is given, three quarters of the number of tasks, but not more than
+    `n_directions`.
+    """
     code_options = CodeOptions(blocks, tasks, code).check()
     max_blocks = DEFAULT_N_BLOCKS if code_options.tasks is None else max(1, 3 * code_options.tasks // 4)
     k = code_options.requested_k or min(max_blocks, n_directions)
@@ -290,12 +302,12 @@ def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_direc
 
 
 def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Array]]) -> list[float]:
-    """Return the absolute tolerances for checking the two arrays that each worker returns.
+    """Return the absolute tolerances with which the two arrays that each worker returns are checked.
 
     The first array contains slopes. Its tolerance is the error expected for a smooth f, with a safety factor.
-    The second array contains `SlopeErrorInputs`, from which this error is estimated. They are not decoded, so
-    their tolerance is inf. The most extreme value of each input is ignored, because it may come from a worker
-    that returned garbage.
+    The second array contains `SlopeErrorInputs`, the numbers from which this error is estimated. It is
+    neither decoded nor checked, so its tolerance is inf. The most extreme value of each input over all
+    workers is ignored, because one worker may have returned garbage.
     """
     columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
     min_value = -_find_second_largest(-columns["min_value"])
@@ -309,7 +321,7 @@ def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Arra
 
 
 def _find_second_largest(column: Array) -> float:
-    """Return the second largest finite value of an array.
+    """Return the second largest finite value of an array, so that a single outlier has no effect.
 
     If there are only one or two finite values, return the largest. If there are none, return 0.0.
     """
@@ -320,7 +332,7 @@ def _find_second_largest(column: Array) -> float:
 
 
 def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[int, int]:
-    """Return how many evaluations of f belong to results that arrived, and how many were started in all."""
+    """Return two counts of evaluations of f: for results that arrived, and for all started tasks."""
 
     def count_task_evaluations(task_index: int) -> int:
         # A data block may have one direction fewer than a parity block.

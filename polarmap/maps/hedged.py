@@ -52,11 +52,11 @@ def hedged_map(
     on_result: Callable[[int, T], object] | None = None,
     progress: Progress = None,
 ) -> PreparedMap[CodedResult[T]]:
-    """Apply any function to any items, starting a backup of each late task.
+    """Apply any function to items in parallel, and start a second copy (a backup) of each task that is late.
 
     Use it for functions that `coded_map` cannot handle, such as most nonlinear ones. The first result of each
-    item counts. A slow worker costs the time until its task is detected as late, plus one more run of the
-    task.
+    item is returned. A slow worker thus costs only the time until its task is detected as late, plus one more
+    run of the task.
 
     Parameters
     ----------

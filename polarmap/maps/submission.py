@@ -102,7 +102,7 @@ def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
 def _copy_if_in_memory(data: Any) -> Any:
     """Return a copy of in-memory data. Stored data, and data that cannot be copied, is returned unchanged."""
     is_stored = isinstance(data, (str, os.PathLike, np.memmap))
-    # Zarr, HDF5 and Dask arrays have the attribute `chunks`.
+    # The attribute `chunks` identifies Zarr, HDF5 and Dask arrays, which are not copied either.
     if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):
         return data
     try:

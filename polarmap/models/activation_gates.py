@@ -15,17 +15,19 @@ import numpy.typing as npt
 from polarmap.dtypes import Floats
 from polarmap.models.operators import compute_weighted_mean_and_variance
 
-# Maximum number of sampling rounds. Sampling stops earlier if there are enough patterns or a round adds none.
+# Gates are drawn in rounds, of which this is the maximum number. Sampling stops earlier if there are enough
+# gates with distinct patterns, or if a round adds none.
 MAX_ROUNDS = 20
-# Minimum number of random gates per round. With 16 gates, the probability that none of the rounds finds a
-# gate that is open for at least one sample is below 1e-90.
+# Minimum number of gates to draw per round. With 16 gates, it is practically certain that some round finds a
+# gate that is open for at least one sample: the probability of the opposite is below 1e-90.
 MIN_DRAWS = 16
 
 
 class ActivationGates(NamedTuple):
     """Random gates for the units of a network: half-spaces that contain different sets of training samples.
 
-    Gate i is open for a sample x if x @ directions[:, i] + offsets[i] >= 0.
+    A gate is open for the samples in its half-space. Gate i is open for a sample x if
+    x @ directions[:, i] + offsets[i] >= 0.
 
     Attributes
     ----------
@@ -50,7 +52,8 @@ def sample_gates(
 ) -> ActivationGates:
     """Draw up to `n_gates` random gates with distinct patterns, each open for at least one sample.
 
-    Directions and offsets are normally distributed with respect to standardized features.
+    The pattern of a gate says for which training samples it is open. Directions and offsets are normally
+    distributed with respect to standardized features.
 
     Parameters
     ----------
@@ -88,9 +91,9 @@ def sample_gates(
 
 
 def _find_distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Return the column indices of distinct patterns, without patterns that are False for all samples.
+    """Return the indices of the columns of `patterns` that remain after duplicates are removed.
 
-    If several columns have the same pattern, the index is that of the first one.
+    Of several equal columns, the first one is kept. Columns that are False for all samples are removed, too.
     """
     packed_patterns = np.packbits(patterns, axis=0)
     _, first_indices = np.unique(packed_patterns, axis=1, return_index=True)

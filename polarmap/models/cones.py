@@ -15,12 +15,13 @@ from polarmap.models.losses import ProfiledLoss
 
 
 class ConeConstrainedLoss:
-    """The training loss of a ReLU network as a function of its unit inputs, under cone constraints.
+    """The training loss of a ReLU network as a function of the inputs of its units, with cone constraints.
 
-    E = A W are the inputs of the units for each sample, given data A and weights W. E has one column per
-    sign, gate and output, in this order. D_i is a diagonal matrix of zeros and ones, with a one for each
-    sample at which gate i is open. The function is loss(sum_i D_i (E+_i - E-_i)) under the constraints
-    (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0. Within these cones, D_i E_i is the ReLU of E_i.
+    The inputs are E = A W for data A and weights W. E has one row per sample, and one column per sign (+ or
+    -), gate and output, in this order. D_i is a diagonal matrix of zeros and ones, with a one for each sample
+    at which gate i is open. The outputs of the network are sum_i D_i (E+_i - E-_i). The constraints
+    (2 D_i - 1) E+_i >= 0 and (2 D_i - 1) E-_i >= 0 require inputs that are nonnegative where the gate is open
+    and nonpositive elsewhere. Within these cones, D_i E_i is the ReLU of E_i.
 
     Parameters
     ----------
@@ -82,5 +83,5 @@ class ConeConstrainedLoss:
         return np.asarray((self._branch_signs * split_inputs).sum(axis=(1, 2)))
 
     def _split_by_sign_gate_and_output(self, columns: Floats) -> Floats:
-        """Return a view of the columns with shape (rows, signs, gates, outputs)."""
+        """Reshape an array (rows, columns) to (rows, signs, gates, outputs), without a copy."""
         return columns.reshape(len(columns), 2, -1, self._n_outputs)

@@ -19,8 +19,9 @@ from polarmap.errors import ModelError
 # Above this exponent, the Poisson loss replaces exp by its tangent. Otherwise, exp would overflow when a line
 # search tries a step that is too long, and the search would fail with an infinite loss.
 MAX_EXPONENT = 300.0
-# Limits of Newton's method for the optimal intercept: the maximum number of steps, of step halvings per step,
-# and the gradient at which it stops (relative to the linear predictor eta).
+# Newton's method for the optimal intercept takes at most MAX_NEWTON_STEPS steps, and halves each of them at
+# most MAX_BACKTRACKS times. It stops when the gradient, divided by the largest linear predictor |eta| plus 1,
+# is at most GRADIENT_TOL.
 MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40
 GRADIENT_TOL = 8 * FLOAT64_EPS
 N_CACHED_INTERCEPTS = 2
@@ -177,16 +178,22 @@ class WeightedLoss:
     def _conjugate(self, dual: Floats) -> float:
         """Return the convex conjugate: the maximum over eta of <dual, eta> - value(eta).
 
-        `dual` must lie between 0 and a gradient of the loss, where the maximum is finite.
+        `dual` must be a gradient of the loss times a factor between 0 and 1. The maximum is then finite.
         """
         return float(np.sum(self.weights * self.family.conjugate(dual / self.weights, self.y)))
 
     def fit_null_predictor(self) -> Floats:
-        """Return the constant linear predictor (outputs,) with the smallest loss."""
+        """Return the constant linear predictor (outputs,) with the smallest loss.
+
+        It is the optimal intercept of a model without features.
+        """
         return self.family.link(np.average(self.y, axis=0, weights=self.weights.reshape(-1)))
 
     def compute_null_curvature(self) -> float:
-        """Return the mean second derivative of a sample's loss at the best constant linear predictor."""
+        """Return the mean second derivative of a sample's loss at the best constant linear predictor.
+
+        It determines how features are scaled before a fit: the diagonal of the Hessian becomes close to 1.
+        """
         mean = self.family.mean(self.fit_null_predictor()[np.newaxis])
         unit_vectors = np.eye(mean.shape[1])
         curvatures = [self.family.hessian_product(mean, unit[np.newaxis])[0] @ unit for unit in unit_vectors]
@@ -337,7 +344,10 @@ class ProfiledLoss(WeightedLoss):
         return np.asarray(np.diagonal(self.compute_output_hessians(eta), axis1=1, axis2=2))
 
     def compute_output_hessians(self, eta: Floats) -> Floats:
-        """Return the Hessian of each sample's loss, for a fixed intercept: (samples, outputs, outputs)."""
+        """Return the Hessian of each sample's weighted loss with respect to its linear predictor.
+
+        The intercept is held fixed. The array has shape (samples, outputs, outputs).
+        """
         mean = self.family.mean(eta + self.find_optimal_intercept(eta))
         columns = [
             self.weights * self.family.hessian_product(mean, np.broadcast_to(unit_vector, mean.shape))
@@ -346,7 +356,10 @@ class ProfiledLoss(WeightedLoss):
         return np.stack(columns, axis=2)
 
     def _compute_intercept_hessian(self, mean: Floats) -> Floats:
-        """Return the Hessian with respect to the intercept, shape (outputs, outputs)."""
+        """Return the Hessian of the loss with respect to the intercept, shape (outputs, outputs).
+
+        `mean` contains the predicted means (samples, outputs), on which the Hessian depends.
+        """
         unit_vectors = [np.broadcast_to(unit_vector, mean.shape) for unit_vector in np.eye(mean.shape[1])]
         return np.stack(
             [
@@ -372,9 +385,13 @@ class ProfiledLoss(WeightedLoss):
         return intercept
 
     def _solve_intercept_by_newton(self, eta: Floats, intercept: Floats) -> Floats:
-        """Find the intercept with zero gradient, up to rounding, by Newton's method from `intercept`."""
+        """Return the optimal intercept for `eta`, found by Newton's method.
+
+        `intercept` is the starting point. The result is exact up to rounding errors.
+        """
         max_norm = 1.0 + float(np.abs(eta + intercept).max()) + float(np.ptp(eta))
-        # A mean is at most 1. Its rounding error grows with the size of the exponent eta, so `tol` does, too.
+        # The gradient is a difference of predicted means and targets, which are at most 1. Since the means
+        # are computed from exp(eta), their rounding errors grow with |eta|. The tolerance grows as well.
         tol = GRADIENT_TOL * (1.0 + float(np.abs(eta).max()))
         mean, gradient = self._compute_intercept_gradient(eta + intercept)
         for _ in range(MAX_NEWTON_STEPS):
@@ -389,7 +406,10 @@ class ProfiledLoss(WeightedLoss):
         return intercept
 
     def _compute_intercept_gradient(self, eta: Floats) -> tuple[Floats, Floats]:
-        """Return the mean predictions at eta, and the gradient with respect to an intercept added to eta."""
+        """Return the predicted means at `eta`, and the gradient of the loss with respect to an intercept.
+
+        `eta` includes the current intercept.
+        """
         mean = self.family.mean(eta)
         return mean, np.asarray(self.weights[:, 0] @ (mean - self.y))
 
@@ -406,11 +426,11 @@ class ProfiledLoss(WeightedLoss):
     def _backtrack_intercept_step(
         self, eta: Floats, intercept: Floats, step: Floats, gradient: Floats
     ) -> tuple[Floats, Floats, Floats]:
-        """Return the intercept after a backtracking line search along `step`, its means and its gradient.
+        """Shorten a Newton step until it improves the intercept (backtracking line search).
 
         A step is short enough if the loss, which is convex, still decreases at its end, or if it halves the
         gradient. Values of the loss are not compared, because near the minimum, their differences are mere
-        rounding errors.
+        rounding errors. Returns the new intercept, and the predicted means and the gradient at it.
         """
         max_gradient_norm = float(np.linalg.norm(gradient)) / 2
         for n_halvings in range(MAX_BACKTRACKS):

@@ -62,7 +62,10 @@ def _compute_mean_and_variance(X: Any, sample_weight: Floats, center: bool) -> t
 
 
 class RealMatrixOperator(LinearOperator):  # type: ignore[misc]
-    """Base class of real operators. Subclasses only implement products with matrices."""
+    """Base class of linear operators with real entries.
+
+    A subclass only implements products with matrices. Products with vectors are derived from them.
+    """
 
     def _rmatvec(self, u: Floats) -> Floats:
         return np.asarray(self._rmatmat(np.reshape(u, (-1, 1)))[:, 0])

@@ -15,7 +15,9 @@ from scipy.linalg import qr, solve_triangular
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-MAX_NEWTON_STEPS = 100  # Step limit for the secular equation, which usually takes about six steps.
+# Maximum number of Newton steps for the secular equation, which the proximal operator of the group lasso
+# solves. About six steps are usual.
+MAX_NEWTON_STEPS = 100
 
 
 class ElasticNetPenalty:
@@ -226,7 +228,8 @@ class AffineSet:
 def _solve_secular_equations(numerators: Floats, poles: Floats) -> Floats:
     """Solve sum_k numerators_k / (r + poles_k)^2 = 1 for r > 0, for each column.
 
-    Newton's method is applied to 1 / sqrt(sum) - 1, as in trust-region methods (More and Sorensen, 1983).
+    The proximal operator of the group lasso leads to this equation. Newton's method is applied to
+    1 / sqrt(sum) - 1, as in trust-region methods (More and Sorensen, 1983).
 
     Parameters
     ----------

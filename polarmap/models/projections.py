@@ -14,7 +14,7 @@ from polarmap.dtypes import FLOAT64_EPS
 from polarmap.errors import ModelError
 from polarmap.optional import require_extra
 
-MAX_BISECTIONS = 1000  # Enough bisection steps for any interval of float64 numbers.
+MAX_BISECTIONS = 1000  # Step limit of bisection, high enough for any interval of float64 numbers.
 
 
 def simplex(size: int, total: float = 1.0) -> Any:

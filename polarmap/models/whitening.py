@@ -47,8 +47,8 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
 
     Let A = X, or A = [X, 1] with an intercept, and let B = A W be the whitened features. The largest
     eigenvalue of B' diag(sample_weight) B is then at most 1. All eigenvalues are 1, except in directions with
-    almost no data. With more than MAX_ROTATED_FEATURES features, they are only scaled, and the other
-    eigenvalues may be smaller.
+    almost no data. If there are more than MAX_ROTATED_FEATURES features, the features are only scaled, not
+    rotated, and the other eigenvalues may be smaller.
 
     Parameters
     ----------
@@ -64,6 +64,7 @@ def fit_whitening_operator(X: Any, sample_weight: Floats, fit_intercept: bool) -
         _, second_moments = compute_weighted_mean_and_variance(X, sample_weight, False)
         second_moments = np.append(second_moments, [1.0] * fit_intercept)
         # If each feature has mean square 1, the largest eigenvalue of the Gram matrix is at most n_features.
+        # Scale by its square root as well, so that the eigenvalue is at most 1.
         return WhiteningOperator(
             sparse.eye_array(n_features), _clip_scale(np.sqrt(n_features * second_moments))
         )

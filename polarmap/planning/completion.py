@@ -42,7 +42,8 @@ from polarmap.planning.simulation.on_demand import simulate_on_demand
 from polarmap.planning.simulation.overdecomposition import check_task_overhead, simulate_overdecomposition
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
-# Upper limit for n and n_trials, so that forecasts finish in reasonable time.
+# The maximum number of workers (n) and of simulated jobs (n_trials), so that computing a completion time does
+# not take too long.
 MAX_WORKERS_OR_TRIALS = 1 << 20
 QUANTILES = np.array([0.5, 0.95, 0.99])
 FRAMEWORK_RULES = {"backup-cubed": CUBED_RULE, "backup-spark": SPARK_RULE}
@@ -236,7 +237,8 @@ def arrivals_needed(
         )
     if scheme == "rotation" and (n_groups := choose_n_groups(n, k)) > 1:
         return compute_group_arrivals_needed(n, k, n_groups)
-    return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # Any k results suffice.
+    # With all other codes, any k results suffice to decode.
+    return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)
 
 
 def completion_from_arrivals(
@@ -267,8 +269,8 @@ def completion_from_arrivals(
     if distribution.failure_probability == 1:
         return _make_impossible_completion(scheme, n, k)
     order_statistics = compute_order_statistic_means(distribution, n, arrival_counts.counts)
-    # Means are conditional on completion, so weight each number of results needed by the probability that at
-    # least that many tasks complete.
+    # The means are taken over all jobs that complete. A job that needs m results completes only if at least m
+    # tasks complete, so the weight of m is multiplied by the probability of this event.
     probabilities = arrival_counts.probabilities * (1 - order_statistics.failure_probability)
     completion_probability = probabilities.sum()
     if completion_probability < 1e-300:
@@ -308,10 +310,10 @@ def completion_cdf(
     n_trials: int = 1000,
     seed: int = 0,
 ) -> Floats:
-    """Return the cdf of a coded job's completion time at the given times.
+    """Return the probability that a coded job has completed by each of `times` (its cdf).
 
-    The parameters are as for `completion_time`, but `scheme` must be a code or "uncoded". `times` is an
-    array of seconds, and the result has the same shape.
+    `times` is an array of seconds, and the result has the same shape. The other parameters are as for
+    `completion_time`, but `scheme` must be a code or "uncoded".
 
     Examples
     --------
@@ -325,9 +327,10 @@ def completion_cdf(
 
 
 def lower_bound(n: int, k: int, run_times: object) -> float:
-    """Return a lower bound on the mean completion time of any code: the expected time of the k-th result.
+    """Return a lower bound, in seconds, on the mean completion time with any code.
 
-    The bound is in seconds. It assumes that each worker returns either its whole result or nothing.
+    It is the expected arrival time of the k-th of n results, because no code can decode k data blocks from
+    fewer results. Each worker is assumed to return either its whole result or nothing.
 
     Examples
     --------
@@ -341,7 +344,10 @@ def lower_bound(n: int, k: int, run_times: object) -> float:
 def _simulate_backup_jobs(
     k: int, run_times: Distribution, scheme: str, n_trials: int, rng: np.random.Generator
 ) -> SimulatedJobs:
-    """Simulate jobs of k tasks with backup tasks for stragglers."""
+    """Simulate jobs of k tasks with backup tasks, i.e. copies of tasks that are late.
+
+    `scheme` determines when a task counts as late.
+    """
     first_run_times = np.sort(run_times.sample(rng, (n_trials, k)), axis=1)
 
     def sample_backups(late_mask: npt.NDArray[np.bool_]) -> Floats:

@@ -22,8 +22,9 @@ from polarmap.planning.distributions import Floats
 
 Array = npt.NDArray[Any]
 
-# The columns of a matrix count as linearly dependent if a diagonal entry of R, in the QR factorization, is
-# smaller than this fraction of the largest diagonal entry.
+# A numerical test for linearly dependent columns of a matrix. After the QR factorization, a column counts as
+# dependent on the previous columns if its diagonal entry of R is at most this fraction of the largest
+# previous entry.
 RANK_TOL = 1e-11
 ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # The schemes that use Arikan's kernel.
 # Simulated jobs are processed in batches of about this many bytes, which fit into the CPU cache.
@@ -110,10 +111,13 @@ def compute_decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -
 def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
     """Compute when jobs become decodable with the sequential (successive cancellation) decoder.
 
-    The encoder of a polar code combines its n inputs pair by pair. In each pair, one input becomes known with
-    the later of the two results, and the other with the earlier one. The times are therefore computed level
-    by level, as maxima and minima of pairs. A job is decodable when all inputs are known that carry data
-    (those outside the frozen set), or when the results of all data blocks have arrived.
+    This decoder computes the inputs of a polar code from the results in several steps. Each step computes two
+    new values from each pair of values. One of them becomes known when both values of the pair are known, and
+    the other when at least one is known. The times at which the inputs become known are therefore maxima and
+    minima of pairs of arrival times, computed step by step.
+
+    A job is decodable when all inputs that carry data are known. It is also decodable when the results of all
+    data blocks have arrived.
 
     Parameters
     ----------
@@ -157,9 +161,10 @@ def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
 
 
 def _polarize_arrival_times(times: Array) -> None:
-    """Replace each pair of arrival times by its maximum and minimum, stage by stage, in place.
+    """Replace pairs of times by their maximum and minimum, in log2(N) stages, for N = len(times).
 
-    The pairs are formed along the first axis of `times`, as in the stages of a fast Fourier transform.
+    The array is changed in place. The pairs are formed along the first axis, as in a fast Fourier transform:
+    the members of a pair are N / 2 apart in the first stage, then N / 4, and so on.
     """
     half = len(times) // 2
     while half:
@@ -170,9 +175,10 @@ def _polarize_arrival_times(times: Array) -> None:
         half //= 2
 
 
-# Missing results can be decoded if and only if their columns of the parity-check matrix are linearly
-# independent. The functions below therefore go backwards from the last result, treating more and more results
-# as missing until the columns become dependent. All earlier results are needed.
+# How the functions below count the results that are needed: Missing results can be decoded if and only if
+# their columns of the parity-check matrix are linearly independent. The functions therefore go backwards from
+# the last result, and treat more and more results as missing until the columns become dependent. The results
+# that are not treated as missing by then are needed.
 
 
 def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool) -> npt.NDArray[np.intp]:
@@ -200,7 +206,15 @@ def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool)
 
 
 def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array) -> int:
-    """Return how many results are needed to decode over the reals, in the given arrival order."""
+    """Return how many results are needed to decode real numbers if results arrive in this order.
+
+    Parameters
+    ----------
+    check_matrix : array (n - k, n)
+        The parity-check matrix.
+    arrival_order : index array (n,)
+        The coded block indices in the order of arrival.
+    """
     last_arrivals = arrival_order[::-1][: len(check_matrix)]
     triangular_factor: Array = np.asarray(np.linalg.qr(check_matrix[:, last_arrivals], mode="r"))
     diagonal = np.abs(np.diag(triangular_factor))
@@ -209,9 +223,14 @@ def _count_arrivals_needed_over_reals(check_matrix: Floats, arrival_order: Array
 
 
 def _count_arrivals_needed_gf2(packed_columns: list[int], arrival_order: list[int]) -> int:
-    """Return how many results are needed to decode over GF(2), in the given arrival order.
+    """Return how many results are needed to decode over GF(2), the integers modulo 2.
 
-    Each entry of `packed_columns` is a column of the parity-check matrix, packed into a Python integer.
+    Parameters
+    ----------
+    packed_columns : list of int
+        The columns of the parity-check matrix, each packed into the bits of a Python integer.
+    arrival_order : list of int
+        The coded block indices in the order of arrival.
     """
     basis_by_leading_bit: dict[int, int] = {}
     for n_missing, block_index in enumerate(reversed(arrival_order)):

@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 MAX_SECONDS = 1e100  # Tasks with a longer run time, in seconds, are treated as never completing.
-MAX_BISECTIONS = 64  # The number of bisection steps after which a float64 number is exact to the last bit.
+MAX_BISECTIONS = 64  # The number of bisection steps: enough to find a number with the precision of float64.
 
 
 class Distribution(ABC):
@@ -46,9 +46,10 @@ class Distribution(ABC):
 
     @abstractmethod
     def conditional_cdf_and_survival(self, times: Floats) -> ProbabilityPair:
-        """Return P(T <= t) and P(T > t) for tasks that complete, at each of `times`.
+        """Return the probabilities P(T <= t) and P(T > t), for each t in `times`.
 
-        Implementations must compute both separately, because 1 - P(T <= t) loses digits if it is small.
+        T is the run time of a task that completes. Subclasses must compute both probabilities separately. If
+        one were computed as 1 minus the other, it would lose digits where it is small.
         """
 
     @abstractmethod
@@ -59,12 +60,12 @@ class Distribution(ABC):
     def integrated_quantile(self, survival: Floats) -> Floats:
         """Return an antiderivative, in closed form, of the quantile function of tasks that complete.
 
-        The integral runs over survival probabilities s. With the quantile function Q,
+        It is used to compute means. With the quantile function Q and survival probabilities s,
 
             integrated_quantile(b) - integrated_quantile(a) = integral from a to b of Q(1 - s) ds,
 
-        so integrated_quantile(1) - integrated_quantile(0) is the mean run time. Means of order statistics are
-        computed from such differences, which are exact even where the quantile function jumps.
+        so integrated_quantile(1) - integrated_quantile(0) is the mean run time. Such differences are exact
+        even where the quantile function jumps.
 
         Parameters
         ----------
@@ -97,17 +98,17 @@ class Distribution(ABC):
         return self.cdf_and_survival(times).survival
 
     def cdf_and_survival(self, times: npt.ArrayLike) -> ProbabilityPair:
-        """Return both `cdf(times)` and `survival(times)`.
+        """Return both `cdf(times)` and `survival(times)`, each with full relative accuracy.
 
-        Both have full relative accuracy, whereas a small difference such as 1 - cdf would lose digits.
+        Use it instead of 1 - cdf(times), which loses digits where it is small.
         """
         conditional = self.conditional_cdf_and_survival(np.asarray(times, float))
         return conditional.of_all_tasks(self.failure_probability)
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
-        """Return the time by which a task has completed with probability p (the quantile), for each p.
+        """Return the quantiles: the time by which a task has completed with probability p, for each p.
 
-        It is inf if p exceeds 1 - failure_probability, because too few tasks ever complete.
+        The time is inf if p exceeds 1 - failure_probability, the probability that a task ever completes.
 
         Examples
         --------
@@ -117,12 +118,18 @@ class Distribution(ABC):
         return self.quantile_at(ProbabilityPair.from_cdf(check_probabilities(p)))
 
     def quantile_at(self, probabilities: ProbabilityPair) -> Floats:
-        """Return the quantiles, as `quantile` does, for probabilities p stored together with 1 - p."""
+        """Return the same as `quantile`, for probabilities p that are stored together with 1 - p.
+
+        This is more accurate if 1 - p is small.
+        """
         quantiles = self.conditional_quantile(probabilities.given_completion(self.failure_probability))
         return np.where(probabilities.cdf > 1 - self.failure_probability, inf, quantiles)
 
     def quantile_given_completion(self, p: Floats) -> Floats:
-        """Return the run-time quantiles of tasks that complete, for probabilities `p`."""
+        """Return the quantiles of the run time of tasks that complete, in seconds, for probabilities `p`.
+
+        Unlike `quantile`, this ignores tasks that never complete.
+        """
         return self.conditional_quantile(ProbabilityPair.from_cdf(p))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
@@ -145,7 +152,7 @@ class Distribution(ABC):
         return inf if self.failure_probability else self.conditional_mean()
 
     def conditional_mean(self) -> float:
-        """Return the expected run time in seconds of tasks that complete."""
+        """Return the expected run time, in seconds, of tasks that complete. Other tasks are ignored."""
         value_at_one, value_at_zero = self.integrated_quantile(np.array([1.0, 0.0])).tolist()
         return float(value_at_one - value_at_zero)
 
@@ -379,7 +386,7 @@ class Mixture(Distribution):
     components: tuple[Distribution, ...]
     weights: tuple[float, ...]
     failure_probability: float = field(init=False, repr=False)
-    # The probabilities of the components among the tasks that complete.
+    # For each component, the probability that a task that completes is from this component.
     _conditional_weights: tuple[float, ...] = field(init=False, repr=False)
 
     def __init__(self, components: Any, weights: Any) -> None:
@@ -427,10 +434,10 @@ class Mixture(Distribution):
         quantiles = np.stack([component.conditional_quantile(probabilities) for component in self.components])
 
         def is_reached(times: Floats) -> Mask:
-            """Return whether enough tasks have completed by `times`.
+            """Return whether the probability that a task has completed by `times` is large enough.
 
-            Compare cdf values below 0.5 and survival values above 0.5, because the smaller of the two is more
-            accurate.
+            If the cdf is below 0.5, compare cdf values. Otherwise, compare survival values (1 - cdf). The
+            smaller of the two is more accurate.
             """
             cdf, survival = probabilities
             reached = self.conditional_cdf_and_survival(times)
@@ -455,7 +462,8 @@ class Mixture(Distribution):
             weight * component.integrated_quantile(component_survival)
             for weight, component, component_survival in zip(weights, components, survivals)
         )
-        # Where the cdf jumps at a quantile, only part of the jump belongs to the integral.
+        # If the cdf jumps at a quantile q, P(T > q) may be smaller than the given survival probability s. The
+        # integral from P(T > q) to s is missing so far. In this range, the quantile function is constantly q.
         survival_at_quantiles = sum(weight * survival for weight, survival in zip(weights, survivals))
         atom = np.zeros_like(survival)
         finite_mask = np.isfinite(quantiles)
@@ -603,9 +611,10 @@ def _check_distribution(distribution: Distribution) -> None:
 
 
 def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_name: str) -> float:
-    """Return the maximum-likelihood scale of a shifted exponential distribution.
+    """Return the maximum-likelihood estimate of the scale of a shifted exponential distribution.
 
-    `completed_mask` is False for right-censored tasks, which were still running when last observed.
+    `times` are run times in seconds. `completed_mask` is False for tasks that were still running after that
+    time (right-censored). `parameter_name` is what error messages call the scale.
     """
     total_excess = float(np.maximum(times - times[completed_mask].min(), 0.0).sum())
     if total_excess == inf:

@@ -34,8 +34,8 @@ from polarmap.planning.probability_pair import ProbabilityPair
 from polarmap.report import Report, TaskReport
 
 UNSTARTED_STATES = "cancelled", "queued"  # The states of tasks that never ran.
-# Tolerance for rounding errors in cumulative probabilities. A probability at the boundary between two run
-# times belongs to the shorter one.
+# The quantile for a probability p is the first run time whose cumulative probability is at least p. Because
+# of rounding errors, a cumulative probability may be smaller than p by up to this tolerance.
 ROUNDING_TOL = 1e-12
 
 
@@ -113,7 +113,7 @@ class Empirical(Distribution):
         self.values, probabilities, self.failure_probability = kaplan_meier(checked_times, completed_mask)
         self.probabilities = probabilities / probabilities.sum()
         self.n_observations = len(checked_times)
-        # The cumulative sum may exceed 1 by a rounding error.
+        # Because of rounding errors, a cumulative sum of the probabilities may exceed 1.
         cumulative = np.minimum(np.cumsum(self.probabilities), 1.0)
         reverse_cumulative = np.minimum(np.cumsum(self.probabilities[::-1])[::-1], 1.0)
         self._step_cdf = np.append(0.0, cumulative)
@@ -134,9 +134,11 @@ class Empirical(Distribution):
     def from_reports(cls, reports: Report | Iterable[Report], clock: str = "arrived") -> Empirical:
         """Create the distribution from the run times in the reports of one or more maps.
 
-        Tasks that a map abandoned, because it no longer needed their results, count as right-censored: they
-        were still running when the last result of the map arrived. With clock="seconds", the median start-up
-        time is subtracted. Failed tasks have a run time of inf. Tasks that never started are left out.
+        A map abandons tasks when it no longer needs their results. Such tasks count as right-censored,
+        because they were still running when the last result of the map arrived. With clock="seconds", the
+        median start-up time is subtracted from the time they had been running.
+
+        Failed tasks have a run time of inf. Tasks that never started are left out.
 
         Parameters
         ----------
@@ -226,9 +228,11 @@ class Empirical(Distribution):
     def with_exponential_tail(self) -> Distribution:
         """Return this distribution with an exponential tail beyond the longest completed run time.
 
-        In this distribution, all tasks complete, because the tail replaces `failure_probability`. The scale
-        of the tail is the total time that tasks, including unfinished ones, spent beyond the median, divided
-        by the number of tasks that completed beyond the median.
+        Use it if tasks that were stopped early would have completed later. In the returned distribution, all
+        tasks complete, because the tail replaces `failure_probability`.
+
+        The scale of the tail is estimated by the total time that tasks, including unfinished ones, spent
+        beyond the median, divided by the number of tasks that completed beyond the median.
 
         Examples
         --------
@@ -253,7 +257,8 @@ class Empirical(Distribution):
 
     def conditional_quantile(self, probabilities: ProbabilityPair) -> Floats:
         cdf, survival = probabilities
-        # Search the cdf or the survival function, whichever is smaller and therefore more accurate.
+        # For each probability, search the cdf if it is below 0.5. Otherwise, search the survival function
+        # (1 - cdf). The smaller of the two is more accurate.
         indices_from_cdf = np.searchsorted(self._step_cdf[1:], cdf - ROUNDING_TOL, side="left")
         indices_from_survival = len(self.values) - np.searchsorted(
             self._step_survival[:0:-1], survival + ROUNDING_TOL * survival, side="right"
@@ -314,7 +319,10 @@ def get_start_time(task: TaskReport) -> float:
 
 
 def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
-    """Return the cores that the tasks shared, or None if no map ran on this machine."""
+    """Return the cores that the tasks of local maps shared, or None if no map ran on this machine.
+
+    If there are several such maps, the largest numbers of cores and of concurrent tasks are returned.
+    """
     local_counts = [
         (report.n_cores, report.max_concurrent_tasks) for report in reports if report.n_cores is not None
     ]
@@ -325,10 +333,11 @@ def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
 
 
 def _compute_censoring_time(report: Report, clock: str) -> float:
-    """Return the latest time at which abandoned tasks are known to have been running, in seconds.
+    """Return the latest time at which abandoned tasks are known to have been running.
 
-    Tasks are abandoned when the map no longer needs their results. The time is measured from the start of the
-    map.
+    Tasks are abandoned when the map no longer needs their results, i.e. when the last result arrives. The
+    time is in seconds since the start of the map. If `clock` is "seconds", which excludes the start-up of
+    tasks, the median start-up time is subtracted.
     """
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     last_arrival = max(arrivals, default=0.0)
@@ -343,10 +352,10 @@ def _compute_censoring_time(report: Report, clock: str) -> float:
 
 
 def _estimate_tail_scale(times: Floats, completed_mask: Mask) -> float:
-    """Estimate the scale of an exponential tail beyond the median of the completed tasks.
+    """Estimate the scale, in seconds, of an exponential distribution of the run times beyond their median.
 
     The estimate is the total time that tasks spent beyond the median, divided by the number of tasks that
-    completed after it.
+    completed after it. Return 0 if there are no such tasks.
     """
     threshold = np.median(times[completed_mask])
     beyond_mask = np.isfinite(times) & (times > threshold)

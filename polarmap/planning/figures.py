@@ -174,15 +174,16 @@ def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cd
 
 
 def draw_time_cost_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Figure:
-    """Draw the time and cost of a plan's candidates, marking the recommended one and the uncoded map.
+    """Draw the completion time and cost of a map for different numbers of workers.
 
-    Only candidates on the Pareto frontier are drawn: no other number of workers is better in both time and
-    cost.
+    The plan's recommendation and the map without a code are marked. Other numbers of workers are only drawn
+    if they are on the Pareto frontier, i.e. if no other number is better in both time and cost.
     """
     figure, ((axes,),) = figure_style.new_figure(7.5, 4.6)
     time_metric = plan.time_metric
     candidates = [candidate for candidate in plan.frontier if isfinite(getattr(candidate, time_metric))]
-    # The list of candidates may be empty, because the quantile is infinite if too many jobs never complete.
+    # The list of candidates is empty if too many jobs never complete, so that the quantile of the completion
+    # time is infinite for all of them.
     times = [getattr(candidate, time_metric) for candidate in candidates]
     worker_seconds = [candidate.worker_seconds for candidate in candidates]
     axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)

@@ -20,19 +20,23 @@ from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, Floats, Indices
 from polarmap.planning.decodability import ArrivalsNeeded
 
-# Tails of the distribution with less than this probability are cut off. Rounding errors are about 100 times
-# smaller.
+# The probability that m results suffice is replaced by 0 if it is below this number, and by 1 if it is above
+# 1 minus this number. Rounding errors are about 100 times smaller.
 TAIL_PROBABILITY = 1e-9
-# The maximum number of distinct result counts. If there are more, counts are rounded up.
+# The maximum length of the returned distribution. If more numbers of results are possible, they are rounded
+# up to at most this many distinct numbers.
 MAX_COUNTS = 256
-# The half-width of the window of result counts that are computed together, in standard deviations of a
-# binomial distribution. At the ends of the window, its probability mass is 0.04 of the maximum.
+# Probabilities are computed together for a range of numbers of results. The computation uses a binomial
+# distribution and is accurate near its mean. The range extends to this many standard deviations from the
+# mean, where the binomial probability is still 0.04 of its maximum.
 WINDOW_STDS = 2.5
 
 
 @lru_cache(maxsize=64)
 def compute_group_arrivals_needed(n: int, k: int, n_groups: int) -> ArrivalsNeeded:
     """Compute the distribution of the number of results needed to decode all groups.
+
+    The blocks of a large map are divided into groups, each with its own code.
 
     Parameters
     ----------
@@ -74,16 +78,19 @@ def compute_group_arrivals_needed(n: int, k: int, n_groups: int) -> ArrivalsNeed
 def _compute_sufficiency_probabilities(
     group_sizes: Mapping[tuple[int, int], int], n_tasks: int, n_results: Indices
 ) -> Floats:
-    """Return the probability that a random set of results suffices to decode all groups, for each set size.
+    """Return the probability that m random results suffice to decode all groups, for each m in `n_results`.
 
-    If each result arrives independently with probability p, the number of results in a group is binomial. The
-    generating function of the total, restricted to a sufficient number of results in each group, is the
-    product of the groups' generating functions. Each coefficient, divided by the probability of that total,
-    is the probability that a set of that size suffices, for any p. It is accurate where the total is likely,
-    so p is chosen for the middle of `n_results`.
+    `group_sizes` maps (n, k) to the number of groups with n tasks and k data blocks.
+
+    Suppose that each result arrives independently with probability p. For each group, take a polynomial whose
+    coefficient of x^j is the binomial probability of j results, or 0 if j < k. In the product of these
+    polynomials, the coefficient of x^m is the probability that m results arrive and suffice. It is divided by
+    the probability that m results arrive. The quotient does not depend on p, but it is accurate only if m is
+    likely. So p is chosen for the middle of `n_results`.
     """
     p = float(n_results.mean()) / n_tasks
-    length = 1 << n_tasks.bit_length()  # At least n_tasks + 1 coefficients.
+    # The length of the FFT: a power of 2 that is at least the number of coefficients, n_tasks + 1.
+    length = 1 << n_tasks.bit_length()
     transform = np.ones(length // 2 + 1, complex)
     for (n, k), n_groups in group_sizes.items():
         probabilities = compute_binomial_probabilities(n, p)

@@ -23,7 +23,9 @@ from polarmap.planning.distributions import MAX_SECONDS, Distribution, Floats, M
 from polarmap.planning.simulation.jobs import SimulatedJobs
 
 CODE_SCHEMES = ("uncoded", "mds", "rotation", *ARIKAN_SCHEMES)
-MIN_JOBS = 2000  # Minimum number of simulated jobs, unless each one requires solving a dense linear system.
+# At least this many jobs are simulated, even if the user asks for fewer. This does not apply to schemes for
+# which a linear system must be solved for each job, because this takes much longer.
+MIN_JOBS = 2000
 
 
 class WorkerSelection(NamedTuple):
@@ -34,7 +36,8 @@ class WorkerSelection(NamedTuple):
     worker_indices : index array (n,)
         The indices of the selected workers, in ascending order.
     erasure_probabilities : array (n,)
-        For each selected worker, the probability that its result is still missing at the job's target time.
+        For each selected worker, the probability that its result is still missing at the time by which the
+        job is expected to be complete.
     """
 
     worker_indices: Indices
@@ -97,9 +100,10 @@ class HeterogeneousWorkers:
     def select_workers(self, n: int, expected_completions: float) -> WorkerSelection:
         """Select the n workers that are expected to complete a given number of tasks in the shortest time.
 
-        At any time, the best n workers are those with the highest probabilities of having completed. The
-        target time is the first time at which the best n workers are expected to have completed
-        `expected_completions` tasks, and is found by bisection. It is inf if too many tasks never complete.
+        At any given time, the best n workers are those that are most likely to have completed their tasks.
+        The target time is the first time at which they are expected to have completed `expected_completions`
+        tasks. It is found by bisection, and is inf if too many tasks never complete. The best workers at the
+        target time are selected.
 
         Parameters
         ----------
@@ -123,7 +127,10 @@ class HeterogeneousWorkers:
         return WorkerSelection(worker_indices, worker_survival[worker_indices])
 
     def _compute_expected_completions(self, n: int, time: float) -> float:
-        """Return how many tasks the best n workers are expected to have completed at `time`."""
+        """Return the expected number of tasks that the best n workers have completed by `time`.
+
+        The best workers are those that are most likely to have completed their tasks.
+        """
         return n - float(np.sort(self.survival_probabilities(time))[:n].sum())
 
 
@@ -147,9 +154,9 @@ def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distri
 def select_workers_for_scheme(workers: HeterogeneousWorkers, n: int, k: int, scheme: str) -> WorkerSelection:
     """Select the n workers that are expected to be fastest for a job with k data blocks.
 
-    Workers are compared at the time by which the expected number of completed tasks is the number that
-    `scheme` needs. Without a code (n = k), all k tasks are needed, and the time of k - 0.5 expected
-    completions is used.
+    These are the workers that are most likely to have completed their tasks by a target time: the time by
+    which they are expected to have completed as many tasks as `scheme` needs. Without a code (n = k), all k
+    tasks are needed. Then the target is k - 0.5, because the expected number of completed tasks is below k.
     """
     design_ratio = get_design_erasure_fraction(get_decoder_name(scheme)) if scheme in ARIKAN_SCHEMES else 1.0
     return workers.select_workers(n, k - 0.5 if n == k else n - design_ratio * (n - k))

@@ -32,7 +32,7 @@ from polarmap.report import TaskReport
 from polarmap.validation import check_positive_int, is_real_number
 from polarmap.worker.task_functions import sort_repeatedly
 
-# The duration of the core speed measurement, in seconds.
+# The number of seconds for which the speed of a core is measured.
 CALIBRATION_SECONDS = 0.3
 # The distributions that `measure` tries to fit, keyed by their names in `polarmap plan --distribution`.
 DISTRIBUTION_FAMILIES: dict[str, type[ShiftedExponential] | type[Pareto]] = {
@@ -190,7 +190,7 @@ def fit_closest_family(times: list[float]) -> ShiftedExponential | Pareto | None
 
 
 def _format_distribution_option(distribution: ShiftedExponential | Pareto | None) -> str:
-    """Format a fitted distribution for `polarmap plan --distribution`.
+    """Format a fitted distribution for `polarmap plan --distribution`, for example as "exponential:1,0.5".
 
     Return an empty string if `distribution` is None.
     """
@@ -201,7 +201,10 @@ def _format_distribution_option(distribution: ShiftedExponential | Pareto | None
 
 
 def _measure_sorts_per_second() -> float:
-    """Measure how many sorts per second a core performs. Sorting is the workload of a measured task."""
+    """Measure how many sorts per second a core of this machine performs.
+
+    The tasks whose run times are measured sort numbers, so this determines how many sorts a task must do.
+    """
     started_at, n_sorts = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started_at) < CALIBRATION_SECONDS:
         sort_repeatedly(10, None)

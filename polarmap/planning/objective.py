@@ -52,7 +52,10 @@ class Objective:
 
     @property
     def time_metric(self) -> str:
-        """The statistic of the completion time that is compared: the metric itself, or "p99" for "cost"."""
+        """The name of the completion time to compare: "mean", "p50", "p95" or "p99".
+
+        It is the metric itself, or "p99" if the metric is "cost".
+        """
         return "p99" if self.metric == "cost" else self.metric
 
     def evaluate_candidate(self, candidate: Completion) -> float:
@@ -104,10 +107,11 @@ class Objective:
     def select_candidate(self, candidates: Sequence[Completion]) -> Completion:
         """Choose the candidate to recommend.
 
-        With a slack, the cheapest candidate whose metric is within the slack of the minimum is chosen, or for
-        "cost" the one with the smallest p99. Without a slack, the candidate with the smallest product of time
-        and worker-seconds is chosen: more workers would increase the cost by a larger factor than they would
-        reduce the time.
+        With a slack, candidates are considered whose metric exceeds the minimum by at most this fraction. The
+        cheapest of them is chosen, or the one with the smallest p99 if the metric is "cost".
+
+        Without a slack, the candidate with the smallest product of time and worker-seconds is chosen. More
+        workers would increase the cost by a larger factor than they would reduce the time.
         """
         if self.slack is None and self.metric != "cost":
             return min(candidates, key=self._get_knee_sort_key)
@@ -120,7 +124,7 @@ class Objective:
         return min(near_optimal, key=lambda candidate: (getattr(candidate, secondary_metric), candidate.n))
 
     def _get_knee_sort_key(self, candidate: Completion) -> tuple[float, float, int]:
-        """Return a sort key that is smallest for the candidate at the knee of the time-cost curve.
+        """Return a sort key that is smallest for the candidate with the best balance of time and cost.
 
         The key is the product of time and cost, followed by two values that break ties.
         """

@@ -26,17 +26,21 @@ from polarmap.planning.quadrature import (
     make_logit_spaced_nodes,
 )
 
-# The number of quadrature nodes in the range where the density of an order statistic is not negligible.
+# The mean time of the m-th of n completions is computed as an integral over the cdf p of the run time,
+# weighted by the probability density of the m-th completion. This is the number of nodes (grid points) in the
+# range of p where the density is not negligible.
 N_BULK_NODES = 4001
-# A coarse grid of logits log(p / (1 - p)), for finding where the density of an order statistic is not
-# negligible. The density for n tasks peaks between -log(n) and log(n). Beyond its peak, it decreases by a
-# factor of e or more per unit, so even for a million tasks it is negligible at both ends of this grid.
+# A coarse grid of logits, log(p / (1 - p)), to find this range. For n tasks, the density has its maximum
+# between the logits -log(n) and log(n). Away from the maximum, it decreases by a factor of e or more per
+# unit. Even for a million tasks, it is therefore negligible at both ends of this grid.
 COARSE_LOGITS = np.arange(-70.0, 70.0, 0.005)
-# A density is negligible where its logarithm is this much smaller than at its peak, on the left and right
-# side. The margin on the right is larger: run times in a heavy tail are so long that even a small density
-# contributes to the mean.
+# The density is negligible where its logarithm is smaller than its maximum by more than this, to the left and
+# to the right of the maximum. On the right are the longest run times. They may be so long that even a very
+# small density contributes to the mean.
 LOG_NEGLIGIBLE = (34.0, 45.0)
-MAX_TABLE_SIZE = 1 << 23  # The maximum number of entries of temporary arrays (64 MB).
+# The maximum number of entries of a temporary array, which limits its size to 64 MB. Larger computations are
+# divided into batches.
+MAX_TABLE_SIZE = 1 << 23
 
 
 class OrderStatisticMeans(NamedTuple):
@@ -62,8 +66,9 @@ class OrderStatisticMeans(NamedTuple):
 def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats) -> OrderStatisticMeans:
     """Compute the expected time and cost of waiting until m of n tasks have completed.
 
-    Given that the m-th shortest run time is the quantile Q(p), the m - 1 shorter ones are independent samples
-    below Q(p), and all other tasks are stopped at Q(p). The cost is therefore
+    The time is the m-th shortest of n run times T. If its value is the quantile Q(p), the m - 1 shorter run
+    times are independent samples below Q(p), and all other tasks are stopped at Q(p). The cost, i.e. the
+    total time for which workers are busy, is therefore
 
         E[worker-seconds] = E[(m - 1) E[T | T <= Q(p)] + (n - m + 1) Q(p)].
 
@@ -97,7 +102,8 @@ def compute_order_statistic_means(run_times: Distribution, n: int, ranks: Floats
         batch = slice(start, start + batch_size)
         m = ranks[batch]
         log_densities = compute_order_statistic_log_density(n, m, nodes, run_times.failure_probability)
-        # Divide by the maximum to avoid underflow. The density is only needed up to a constant factor.
+        # Divide the density by its maximum to avoid underflow. A constant factor does not matter, because the
+        # means below are divided by the total density.
         density = np.exp(log_densities - log_densities.max(axis=1, keepdims=True))
         total_density = integrate_over_cells(density, widths)
         mean_times = integrate_over_cells(density, cell_integrals) / total_density
@@ -190,7 +196,9 @@ def compute_decoding_probability(
 def compute_order_statistic_log_density(
     n: int, ranks: Floats, nodes: ProbabilityPair, failure_probability: float
 ) -> Floats:
-    """Return the log density of the m-th order statistic of n run times, as a function of their cdf.
+    """Return the log density of the m-th order statistic, i.e. of the m-th shortest of n run times.
+
+    It is the density with respect to the cdf p of the run time, instead of the run time itself.
 
     Parameters
     ----------
@@ -218,12 +226,14 @@ def compute_order_statistic_log_density(
 def make_order_statistic_quadrature_nodes(
     n: int, ranks: Floats, failure_probability: float
 ) -> ProbabilityPair:
-    """Choose the cdf values (quadrature nodes) at which densities of order statistics are evaluated.
+    """Choose nodes for numerical integrals over the cdf of a run time, between 0 and 1.
 
-    The nodes are dense wherever the density of any of the `ranks` is not negligible.
+    The integrals contain the density of the m-th completion, for each m in `ranks`. The nodes are close to
+    each other wherever one of these densities is not negligible.
     """
     coarse_nodes = compute_logistic_and_complement(COARSE_LOGITS)
-    # The logarithm of d(cdf) / d(logit).
+    # The logarithm of the derivative of the cdf with respect to the logit. It converts the density with
+    # respect to the cdf to a density with respect to the logit.
     log_jacobian = np.log(coarse_nodes.cdf) + np.log(coarse_nodes.survival)
     extreme_ranks = np.array([ranks.min(), ranks.max()], float)
     log_weights = compute_order_statistic_log_density(n, extreme_ranks, coarse_nodes, failure_probability)

@@ -47,13 +47,15 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
-# The maximum number of lines in the text of a plan.
+# The maximum number of lines that are shown when a plan is printed.
 MAX_TABLE_LINES = 10
 # Compare at most this many numbers of workers above k, so that planning is fast.
 MAX_SIZES = 48
-# The numbers of tasks per worker to try with `task_overhead`.
+# The numbers of tasks per worker to compare if several smaller tasks per worker are allowed, i.e. if
+# `task_overhead` is given.
 TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)
-# The minimum number of run times drawn by a simulation of several tasks per worker.
+# A simulation of several tasks per worker draws at least about this many random run times, so that its result
+# is accurate. If there are few workers, more jobs are simulated.
 MIN_SAMPLED_RUN_TIMES = 60_000
 
 
@@ -126,7 +128,10 @@ class Plan(PlannedSchedule):
 
     @property
     def time_metric(self) -> str:
-        """The statistic of the completion time that is compared: the objective, or "p99" for "cost"."""
+        """The name of the completion time to compare: "mean", "p50", "p95" or "p99".
+
+        It is the objective itself, or "p99" if the objective is "cost".
+        """
         return Objective(self.objective).time_metric
 
     @property
@@ -184,7 +189,8 @@ class Plan(PlannedSchedule):
         if not is_choice(code, ("auto", *kernels)):
             raise CodeError(f"code must be that of the plan, {self.code!r}, not {code!r}. Leave code out")
         sized_options = code_options._replace(blocks=self.k, tasks=self.n)
-        # Keep code="auto", which selects the rotation code for floats and a suitable code for integers.
+        # Do not set the code. The default, code="auto", selects the rotation code for floats, and a suitable
+        # code for integers.
         if self.code == "rotation":
             return sized_options
         if self.code == "uncoded":
@@ -193,7 +199,11 @@ class Plan(PlannedSchedule):
         return sized_options._replace(code=polar_code)
 
     def _format_footer_lines(self) -> list[str]:
-        """Return the lines below the table: remarks on the range, shared cores, code and cost."""
+        """Return the lines to print below the table of a plan.
+
+        They explain, if applicable, the range of the number of workers, the effect of shared cores, why no
+        code is used, and the cost.
+        """
         lines = []
         if self.size_range is not None:
             lines += [
@@ -230,7 +240,7 @@ class Plan(PlannedSchedule):
         row_indices = np.linspace(0, len(self.frontier) - 1, min(max_rows, len(self.frontier))).astype(int)
         rows = [*(self.frontier[row_index] for row_index in row_indices.tolist()), self.expected]
         rows_by_key = {_get_candidate_key(candidate): candidate for candidate in rows}
-        # The table already has a row for the uncoded map.
+        # Leave out the map without a code. It has its own row at the top of the table.
         rows_by_key.pop(_get_candidate_key(self.uncoded), None)
         return [rows_by_key[candidate_key] for candidate_key in sorted(rows_by_key)]
 
@@ -246,7 +256,10 @@ class Plan(PlannedSchedule):
         return f"start {self._format_worker_count(self.n)} workers{selection_text}"
 
     def _format_worker_count(self, n_workers: int) -> str:
-        """Format the number of workers, or its range if few tasks were observed."""
+        """Format the number of workers for the printed plan.
+
+        If few tasks were observed, it is a range, such as "20 to 40".
+        """
         return str(n_workers) if self.size_range is None else self.size_range.range_text
 
 
@@ -270,9 +283,9 @@ def plan(
     """Recommend how many workers to start for a map with k data blocks.
 
     By default, workers are added as long as they reduce the time by a larger factor than they increase the
-    cost in worker-seconds. With `slack`, the cheapest plan is chosen whose objective is at most that fraction
-    above the minimum. For "cost", it is the plan with the smallest p99 whose worker-seconds are at most that
-    fraction above the minimum.
+    cost in worker-seconds. If `slack` is given, the objective may exceed its minimum by this fraction, and
+    the cheapest such plan is chosen. For the objective "cost", the plan with the smallest p99 is chosen
+    instead.
 
     The plan assumes that tasks straggle or fail independently of each other. But workers on the same machine
     fail together. On a cluster of m machines, choose n so that n - k >= ceil(n / m): then all tasks of one
@@ -435,9 +448,9 @@ def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tupl
 def _to_mixture_distribution(
     run_times: object, workers: HeterogeneousWorkers | None
 ) -> tuple[Distribution, Empirical | None]:
-    """Return the run-time distribution of a random worker, and the observations it was estimated from.
+    """Return the run-time distribution of a randomly chosen worker, and the observed run times.
 
-    The second value is None if the distribution was not estimated from observations.
+    The second value is None if the distribution was not estimated from observed run times.
     """
     if workers is not None:
         return workers.mixture_distribution, None
@@ -487,7 +500,10 @@ def _make_candidates(
     n_trials: int,
     seed: int,
 ) -> list[Completion]:
-    """Predict the time and cost of the uncoded map and of coded maps with increasing numbers of workers."""
+    """Predict the time and cost of a map for different numbers of workers.
+
+    The first candidate is the map without a code.
+    """
     sizes = _list_candidate_worker_counts(k, max_workers)
     upfront_sizes = [k] if schedule == "on_demand" else sizes
     candidates = [_make_candidate(n, k, code, run_times, n_trials, seed) for n in upfront_sizes]
@@ -523,8 +539,8 @@ def _make_overdecomposed_candidates(
 def _get_candidate_key(candidate: Completion) -> tuple[int, int, int]:
     """Return a sort key that is unique for each candidate of a plan.
 
-    It consists of the number of initial tasks, the maximum number of tasks (on demand only), and the number
-    of tasks per worker.
+    The key consists of three numbers: the tasks that start at once, the maximum number of tasks if parity
+    tasks start on demand (otherwise 0), and the tasks per worker.
     """
     if candidate.scheme == "on_demand":
         return candidate.k + candidate.n_upfront_parity, candidate.n, 1
@@ -544,7 +560,11 @@ def _make_candidate(
 def _assign_workers_to_tasks(
     workers: HeterogeneousWorkers | None, candidate: Completion
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return the index of each task's worker, and the probability that the task's result is missing."""
+    """Return which worker should run each task, and the probability that each task's result is missing.
+
+    Both are tuples with one entry per task. Both are empty if `workers` is None. The second is also empty if
+    all workers are equally fast, or if no code is used.
+    """
     if workers is None:
         return (), ()
     n, k, scheme = candidate.n, candidate.k, candidate.scheme
@@ -559,9 +579,10 @@ def _assign_workers_to_tasks(
 
 
 def _list_candidate_worker_counts(k: int, max_workers: int) -> list[int]:
-    """Return the worker counts to compare: k and at most MAX_SIZES larger ones.
+    """Return the numbers of workers to compare: k and at most MAX_SIZES larger numbers.
 
-    If there are too many counts up to `max_workers`, the numbers of parity blocks grow geometrically.
+    If there are too many numbers up to `max_workers`, a few are chosen such that the numbers of parity blocks
+    grow geometrically.
     """
     n_parity = np.arange(1, max_workers - k + 1)
     if len(n_parity) > MAX_SIZES:

@@ -31,7 +31,9 @@ MAX_DEPTH = 24  # The maximum recursion depth, with 2^24 virtual workers.
 def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
     """Compute the probability that each virtual worker is still running.
 
-    A virtual worker waits for both (slow) or either (fast) of two workers of the level below.
+    Virtual workers describe how a polar code is decoded. They are defined by a recursion, which begins with
+    2^depth real workers. At each level, every two workers are replaced by a slow virtual worker, which
+    finishes when both have finished, and a fast one, which finishes when one of them has.
 
     Parameters
     ----------
@@ -90,10 +92,10 @@ def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: n
 
 
 def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: npt.ArrayLike) -> Floats:
-    """Return the times by which a virtual worker (see `polarize`) has finished with probabilities `p`.
+    """Return the quantiles of the run time of a virtual worker (see `polarize`), for probabilities `p`.
 
-    The quantiles are exact, because the recursion can be inverted level by level. The other parameters are
-    as for `virtual_cdf`.
+    They are exact, because each step of the recursion can be inverted. The other parameters are as for
+    `virtual_cdf`.
 
     Examples
     --------
@@ -128,10 +130,12 @@ def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
     """Return how far the virtual workers (see `polarize`) are from being polarized, at each time.
 
     The gap is the mean of sqrt(F (1 - F)) over all virtual workers, where F is the probability that a virtual
-    worker has finished. It is 0 if each virtual worker has finished with probability 0 or 1. Each level of
-    the recursion multiplies the gap by at most sqrt(3) / 2, so it decreases exponentially with the depth. The
-    mean of F stays the same, so the fraction of virtual workers that have finished tends to the cdf of a real
-    worker. The parameters are as for `polarize`.
+    worker has finished. It is 0 if all virtual workers are polarized, i.e. if each F is 0 or 1. The
+    parameters are as for `polarize`.
+
+    Each level of the recursion multiplies the gap by at most sqrt(3) / 2, so it decreases exponentially with
+    the depth. The mean of F stays the same, so the fraction of virtual workers that have finished tends to
+    the cdf of a real worker.
 
     Examples
     --------
@@ -149,7 +153,10 @@ def virtual_medians(run_times: Distribution, depth: int) -> Floats:
     """
     _check_depth(depth)
     cdf = np.array([0.5])
-    for _ in range(depth):  # Go from the virtual workers to the real ones.
+    # At its median run time, a virtual worker has finished with probability 0.5. Each step computes, for the
+    # same time, the probability for the workers from which it is formed. The last step gives that of a real
+    # worker.
+    for _ in range(depth):
         pairs = np.stack([np.sqrt(cdf), cdf / (1 + np.sqrt(1 - cdf))])
         cdf = pairs.reshape(-1)
     return run_times.quantile(cdf)
@@ -225,7 +232,10 @@ def sequential_completion_bound(n: int, k: int, run_times: Distribution, probabi
 def _invert_polarization(
     depth: int, worker_index: int, virtual_probabilities: ProbabilityPair
 ) -> ProbabilityPair:
-    """Return the probabilities that a real worker has finished, given those of a virtual worker."""
+    """Return the probability that a real worker has finished, given that of a virtual worker.
+
+    Both refer to the same time. This inverts the recursion of `polarize`.
+    """
     cdf, survival = virtual_probabilities
     for bit in reversed(_get_polarization_path(depth, worker_index)):
         if bit:
@@ -238,7 +248,10 @@ def _invert_polarization(
 
 
 def _get_polarization_path(depth: int, worker_index: int) -> list[int]:
-    """Return how a virtual worker is formed: for each level, 0 for the slow and 1 for the fast of a pair."""
+    """Return how a virtual worker is formed (see `polarize`), as one number for each level.
+
+    The number is 0 if it is the slow worker of a pair, and 1 if it is the fast one.
+    """
     if not 0 <= worker_index < 1 << _check_depth(depth):
         raise CodeError(
             f"worker_index must be from 0 to {(1 << depth) - 1} at depth {depth}, not {worker_index}"

@@ -12,18 +12,21 @@ import numpy as np
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.probability_pair import ProbabilityPair
 
-# The maximum logit of a node. exp(-700) is close to the smallest normal float64 number.
+# The nodes of numerical integrals over a probability p are spaced by its logit, log(p / (1 - p)). This is the
+# maximum logit. There, 1 - p is about exp(-700), which is close to the smallest normal float64 number.
 MAX_LOGIT = 700.0
-# The spacing of logits in the tail, which matters only for heavy-tailed distributions.
+# The spacing of the largest logits. It can be wide, because these nodes matter only for distributions with a
+# heavy tail.
 TAIL_STEP = 0.25
 # Most nodes have logits between -40 and 40. Beyond 40, 1 - p is smaller than the float64 epsilon.
 BULK_LOGIT = 40.0
 # The number of nodes between the logits -BULK_LOGIT and BULK_LOGIT.
 N_NODES = 8001
-# Values are capped at this number to avoid overflow. If the mean is finite, the cap does not matter.
+# Larger values are replaced by this number to avoid overflow. If the mean is finite, their probability is so
+# small that this does not matter.
 OVERFLOW_CAP = 1e300
-# An integral counts as infinite if more than this fraction of its value comes from the last cell whose value
-# is below OVERFLOW_CAP.
+# An integral is a sum over cells (intervals between nodes). It counts as infinite if more than this fraction
+# of the sum comes from the last cell whose value is below OVERFLOW_CAP.
 DIVERGENCE_TOL = 1e-5
 
 
@@ -39,10 +42,11 @@ def compute_logistic_and_complement(logits: Floats) -> ProbabilityPair:
 
 
 def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int) -> ProbabilityPair:
-    """Return `n_nodes` grid points (nodes) between two logits, and more widely spaced ones up to MAX_LOGIT.
+    """Return nodes for numerical integrals over a probability p, with evenly spaced logits log(p / (1 - p)).
 
-    Within each part, the nodes are evenly spaced in the logit. The number of cells (intervals between two
-    nodes) is even, as Richardson extrapolation requires.
+    There are `n_nodes` nodes from `start_logit` to `stop_logit`, followed by more widely spaced nodes up to
+    MAX_LOGIT. If `n_nodes` is odd, the number of cells (intervals between nodes) is even, as Richardson
+    extrapolation requires.
     """
     tail_logits = np.arange(stop_logit + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
     even_tail_logits = tail_logits[: len(tail_logits) // 2 * 2]
@@ -51,12 +55,15 @@ def make_logit_spaced_nodes(start_logit: float, stop_logit: float, n_nodes: int)
 
 
 def make_full_logit_grid() -> ProbabilityPair:
-    """Return quadrature nodes for integrals over all probabilities from 0 to 1."""
+    """Return nodes (grid points) for numerical integrals over all probabilities from 0 to 1."""
     return make_logit_spaced_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 
 def compute_cell_widths(nodes: ProbabilityPair) -> Floats:
-    """Return the differences between neighbouring probabilities without losing digits near 1."""
+    """Return the width of each cell, i.e. the difference between two neighbouring probabilities.
+
+    Near 1, the differences are computed from 1 - p, so that no digits are lost.
+    """
     cdf, survival = nodes
     return np.where(cdf[1:] < 0.5, np.diff(cdf), -np.diff(survival))
 
@@ -64,8 +71,8 @@ def compute_cell_widths(nodes: ProbabilityPair) -> Floats:
 def compute_cell_integrals(antiderivative_at_nodes: Floats) -> Floats:
     """Return the integral over each cell (interval between nodes), given an antiderivative at the nodes.
 
-    The antiderivative is with respect to survival probabilities, which decrease from node to node. Integrals
-    are capped at OVERFLOW_CAP.
+    The variable of integration is the survival probability 1 - p, which decreases from node to node. An
+    integral is therefore a value minus the next value. Larger integrals than OVERFLOW_CAP are replaced by it.
     """
     with np.errstate(invalid="ignore"):
         integrals = np.nan_to_num(-np.diff(antiderivative_at_nodes), nan=OVERFLOW_CAP, posinf=OVERFLOW_CAP)
@@ -73,10 +80,10 @@ def compute_cell_integrals(antiderivative_at_nodes: Floats) -> Floats:
 
 
 def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
-    """Integrate a density given at the nodes by the trapezoidal rule.
+    """Integrate a density, given by its values at the nodes, with respect to a measure.
 
-    A cell is the interval between two nodes. With Richardson extrapolation, the error is of fourth order for
-    smooth measures and of second order where the measure has jumps.
+    A cell is the interval between two nodes. The trapezoidal rule is used with Richardson extrapolation. Its
+    error is of fourth order if the measure is smooth, and of second order where the measure jumps.
 
     Parameters
     ----------
@@ -98,9 +105,9 @@ def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
 def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nodes: ProbabilityPair) -> float:
     """Return a weighted mean of the quantiles of a run-time distribution, or inf if it diverges.
 
-    The range of probabilities is divided into cells (intervals between nodes). The result is the sum over all
-    cells of weight times mean run time. The mean run time of a cell is computed from the closed-form integral
-    of the quantile function, so jumps and poles cause no error.
+    The probabilities from 0 to 1 are divided into cells (intervals between nodes). In each cell, the mean run
+    time is computed from the closed-form integral of the quantile function, so that jumps and poles of this
+    function cause no error. The result is the mean over all cells, weighted by `cell_weights`.
 
     Parameters
     ----------
@@ -115,7 +122,8 @@ def compute_expected_run_time(run_times: Distribution, cell_weights: Floats, nod
     widths = compute_cell_widths(nodes)
     integrals = compute_cell_integrals(run_times.integrated_quantile(survival))
     narrow_mask = widths <= 1e-12 * np.where(cdf[1:] < 0.5, cdf[1:], survival[:-1])
-    # In very narrow cells, the difference of two integrals is inaccurate, so use the quantile itself there.
+    # The integral over a cell is the difference of two values, which is inaccurate if the cell is very
+    # narrow. The quantile is nearly constant in such a cell, so multiply it by the width instead.
     if narrow_mask.any():
         narrow_nodes = ProbabilityPair(cdf[:-1][narrow_mask], survival[:-1][narrow_mask])
         narrow_quantiles = run_times.conditional_quantile(narrow_nodes)

@@ -58,7 +58,10 @@ class ReplicatedJob(NamedTuple):
         return compute_expected_run_time(self.run_times, compute_cell_widths(nodes), copy_nodes)
 
     def _convert_job_to_copy_probabilities(self, job_probabilities: ProbabilityPair) -> ProbabilityPair:
-        """Convert the completion probability of the job to that of a single copy at the same time."""
+        """Return the probability that a single copy has completed, given that of the whole job.
+
+        Both refer to the same time. This inverts the formula in the docstring of the class.
+        """
         job_cdf, job_survival = job_probabilities
         with np.errstate(divide="ignore"):
             log_job_cdf = np.where(job_cdf < 0.5, np.log(job_cdf), np.log1p(-np.minimum(job_survival, 0.5)))

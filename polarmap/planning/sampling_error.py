@@ -22,13 +22,15 @@ from polarmap.planning.objective import Objective
 SMALL_SAMPLE_SIZE = 20  # A plan shows a range of worker counts if fewer completed tasks were observed.
 N_RESAMPLES = 200
 COVERAGE = 0.90  # The fraction of bootstrap samples whose best number of workers is within the range.
-CONFIDENCE = 0.95  # The confidence level of `WorkerCountRange.max_unseen_fraction`.
+CONFIDENCE = 0.95  # The confidence level of the upper bound `WorkerCountRange.max_unseen_fraction`.
 TAIL_STEPS = 16  # The number of steps that approximate an exponential tail beyond the longest run time.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class WorkerCountRange(NamedTuple):
-    """The range that probably contains the best number of workers, for small samples of run times.
+    """A range that probably contains the best number of workers for a map.
+
+    A plan shows it instead of a single number if it is based on few observed run times.
 
     Attributes
     ----------
@@ -68,9 +70,10 @@ def bootstrap_worker_count_range(
 ) -> WorkerCountRange:
     """Estimate the range of the best number of workers by bootstrapping.
 
-    For each bootstrap sample, the best number of workers is computed for a job that uses a rotation code and
-    starts all tasks upfront. If the recommended number was chosen for a different code or schedule, the range
-    is shifted by the difference.
+    Run times are drawn at random from the observed ones, with replacement, many times. For each of these
+    samples, the best number of workers is computed for a job that uses a rotation code and starts all tasks
+    at once. If the recommended number was chosen for a different code or schedule, the range is shifted by
+    the difference.
 
     Parameters
     ----------
@@ -132,8 +135,9 @@ def compute_completions_by_worker_count(
 ) -> list[list[Completion]]:
     """Compute the time and cost of a job that needs any k results, for many run-time distributions at once.
 
-    If T is the time of the k-th of n results, its mean is the integral of P(T > t) over t. The worker-seconds
-    are n times the integral of the probability that a task takes longer than t and that T > t.
+    All n tasks start at once. Let T be the time of the k-th result, which completes the job. Its mean is the
+    integral of P(T > t) over t. A worker is busy at time t if its task takes longer than t and T > t. The
+    worker-seconds are n times the integral of the probability of this event.
 
     Parameters
     ----------
@@ -154,7 +158,8 @@ def compute_completions_by_worker_count(
         log_arrived, log_missing = np.log(cdf), np.log1p(-cdf)
     # The probability that at least k of n tasks have completed at each time. The loop below increases n.
     completed_cdf = np.zeros(cdf.shape)
-    # The log probability that exactly k - 1 of the first n - 1 tasks have completed at each time.
+    # The log probability that exactly k - 1 of the first n - 1 tasks have completed at each time. If task n
+    # has also completed, there are k results.
     log_next = (k - 1) * log_arrived if k > 1 else np.zeros(cdf.shape)
     for n in range(k, worker_counts[-1] + 1):
         others_cdf, completed_cdf = completed_cdf, completed_cdf + cdf * np.exp(log_next)
@@ -192,7 +197,10 @@ def _compute_empirical_cdf_steps(sample: Empirical, has_tail: bool) -> tuple[Flo
 
 
 def _compute_left_limits(values: Floats) -> Floats:
-    """Return the left limits of step functions, that is, the value just before each step."""
+    """Return the value of each step function just before each of its steps (the left limit).
+
+    `values` are the values after each step, and the functions begin at 0.
+    """
     return np.pad(values[:, :-1], ((0, 0), (1, 0)))
 
 

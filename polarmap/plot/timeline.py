@@ -20,7 +20,7 @@ DECODED_LABEL = "decoded from others"
 CANCELLED_LABEL = "cancelled before it started"
 # Tasks in these states never ran, so they have no bar.
 UNSTARTED_STATES = "cancelled", "queued", "held back"
-MAX_LABELLED_TASKS = 48  # If there are more tasks, their numbers are not shown.
+MAX_LABELLED_TASKS = 48  # If there are more tasks, the axis does not show their numbers.
 
 
 class BarStyle(NamedTuple):
@@ -54,7 +54,8 @@ class TaskBar(NamedTuple):
 def draw_timeline(report: Any, path: figure_style.FigurePath | None = None) -> Figure:
     """Draw the figure of `Report.plot`, with one bar per task that shows when the task ran.
 
-    Two vertical lines mark when the k-th result arrived, for k data blocks, and when the map returned.
+    Two vertical lines mark two times: when as many results had arrived as there are data blocks, and when the
+    map returned.
     """
     figure, ((axes,),) = figure_style.new_figure(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
     end_seconds, bars = _compute_timeline_end_and_bars(report)
@@ -119,7 +120,7 @@ def _draw_bars(axes: Axes, bars: list[TaskBar]) -> None:
 def _select_bar_styles(bars: list[TaskBar]) -> dict[str, BarStyle]:
     """Return the bar style of each task state that occurs, in legend order.
 
-    Other states, such as "running", are drawn like "surplus".
+    States that are not in BAR_STYLES, such as "running", are drawn like "surplus".
     """
     used_names = {bar.style_name for bar in bars}
     known_styles = {style_name: style for style_name, style in BAR_STYLES.items() if style_name in used_names}
@@ -191,7 +192,7 @@ def _mark_task_outcomes(axes: Axes, report: Any, end_seconds: float) -> None:
 
 
 def _mark_completion_events(axes: Axes, report: Any, end_seconds: float) -> None:
-    """Draw labelled vertical lines at the times when result k of n arrived and when the map returned."""
+    """Draw two labelled vertical lines: when k of the n results had arrived, and when the map returned."""
     arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
     events = []
     if len(arrivals) >= report.k:

@@ -14,7 +14,7 @@ from polarmap.storage import Data, check_object_key
 from polarmap.worker.locations import BucketLocation
 from polarmap.worker.retries import OUTAGE_SECONDS, get_s3_error_code, is_transient_error, retry_request
 
-# If the storage has never responded, requests are retried for only this many seconds, as it may not exist.
+# If the storage has never responded, it may not exist. Requests are then retried for only this many seconds.
 FIRST_REQUEST_OUTAGE_SECONDS = 5.0
 
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ class ObjectStore:
 
     def __init__(self, storage: Any) -> None:
         self.storage, self.bucket, self.backend = storage, str(storage.bucket), str(storage.backend)
-        self.location = BucketLocation(self.bucket, self.backend)  # where workers read the objects
+        self.location = BucketLocation(self.bucket, self.backend)  # tells workers where to read the objects
         self._has_answered = False
 
     @property

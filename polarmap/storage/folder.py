@@ -21,8 +21,8 @@ from polarmap.worker.processes import ProcessIdentity
 
 _STAGING_FOLDER = ".unfinished"
 COPY_CHUNK_BYTES = 1 << 20
-# A process on another machine that is writing a file is considered dead if the file has not changed for this
-# many seconds.
+# It is not known whether a process on another machine is still running. If an unfinished file of such a
+# process has not changed for this many seconds, the file is considered stale and can be deleted.
 STALE_WRITER_SECONDS = 86_400.0
 
 
@@ -45,7 +45,7 @@ class FolderStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = _check_folder_path(root)
-        self.location = FolderLocation(str(self.root))  # where workers read the objects
+        self.location = FolderLocation(str(self.root))  # tells workers where to read the objects
 
     @classmethod
     def default(cls) -> FolderStore:
@@ -103,7 +103,7 @@ class FolderStore:
             return sorted(key for key in self._iterate_keys_below(start) if key.startswith(prefix))
 
     def concatenate(self, source_keys: Sequence[str], target_key: str) -> bool:
-        """Join objects into a new object, and return True.
+        """Store the concatenation of objects as a new object. Return True, because this is always possible.
 
         If there is only one source object, the new object is a hard link to it if the file system allows.
         """

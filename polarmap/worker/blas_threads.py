@@ -42,10 +42,12 @@ class ThreadLimiter:
         self._lock = threading.Lock()
         self._n_tasks = 0  # the number of running tasks
         self._current_limit = NO_LIMIT
-        self._n_loaded_modules = 0  # len(sys.modules) when loaded libraries were last searched for
+        # The value of len(sys.modules) at the last search for loaded libraries. If it has changed, new
+        # libraries may have been loaded, and the search is repeated.
+        self._n_loaded_modules = 0
 
-        # threadpoolctl controllers of the loaded libraries. Some libraries have one thread count for the
-        # whole process, others a separate count for each calling thread.
+        # The controllers by which threadpoolctl sets the number of threads of each loaded library. Some
+        # libraries have one number for the whole process, others a separate number for each calling thread.
         self._process_libraries: list[Any] = []
         self._per_thread_libraries: list[Any] = []
         self._original_counts: dict[str, int] = {}  # library path -> original number of threads
@@ -89,7 +91,7 @@ class ThreadLimiter:
                 library.set_num_threads(n_threads)
 
     def after_fork(self) -> None:
-        """Remove the limit in a forked child process, because the parent's tasks do not run there."""
+        """Remove the limit in a child process after a fork, because the parent's tasks do not run there."""
         self._lock = threading.Lock()
         self._n_tasks = 0
         self._restore_thread_counts()
@@ -141,7 +143,10 @@ def find_threaded_libraries() -> list[Any]:
 
 
 def _set_library_threads(library: Any, n_threads: int) -> None:
-    """Set a library's number of threads, even if it was last set by another thread."""
+    """Set the number of threads of a library, given its threadpoolctl controller.
+
+    This also works if the number was last set from another thread, which threadpoolctl normally prevents.
+    """
     # For OpenBLAS, threadpoolctl remembers which thread changed the number and ignores changes by other
     # threads. Make it forget that thread, both before and after the change.
     clear_controlling_thread = getattr(library, "clear_controlling_thread", lambda force: None)

@@ -30,12 +30,13 @@ CACHE_POLL_INTERVAL = 1.0  # seconds between checks whether the files of cached 
 Function = Callable[[Any], Any]
 # A function that reads a segment (a byte range of a stored object), or raises DamagedError if it is damaged.
 ReadSegment = Callable[[Location, Segment], Any]
-# The key of a cache entry consists of the location, as a plain tuple, and the segments that are cached.
+# The key of a cache entry says where the cached bytes are stored: the location (such as a folder or a bucket)
+# as a plain tuple, and the segments.
 CacheKey = tuple[tuple[Any, ...], tuple[Segment, ...]]
 
 
 class CacheEntry(NamedTuple):
-    """A cache entry, which holds the bytes of one or more arrays of a block.
+    """An entry of a `BlockCache`: the bytes of one or more arrays of a data block.
 
     Attributes
     ----------
@@ -82,7 +83,7 @@ class BlockCache:
 
     @contextmanager
     def extend_byte_budget(self, n_bytes: int) -> Iterator[None]:
-        """Add `n_bytes` to the maximum size of the cache within a `with` block."""
+        """Increase the maximum size of the cache by `n_bytes` for the duration of a `with` block."""
         with self._lock:
             self._max_bytes += n_bytes
         try:
@@ -122,10 +123,10 @@ class BlockCache:
         return assemble_block(block_ref, structure, read_cached_segments, writable)
 
     def evict_removed_blocks(self, live_block_set_ids: Collection[int] = ()) -> None:
-        """Evict blocks that can no longer be used.
+        """Evict the blocks of data sets that no longer exist.
 
-        A block is evicted if the driver has dropped its set of blocks, or if one of its files has been
-        deleted.
+        All blocks of one data set belong to a set with an id. A block is evicted if the driver has dropped
+        its set, or if one of the files that contain the block has been deleted.
 
         Parameters
         ----------
@@ -138,7 +139,8 @@ class BlockCache:
         newest_id = max(live_block_set_ids, default=-1)
 
         def is_removed(entry: CacheEntry) -> bool:
-            # If the block belongs to a set, checking the set is enough. This saves a system call per file.
+            # If the block belongs to a set, check only whether the set still exists. This saves a system call
+            # per file.
             if live_block_set_ids and entry.block_set_id is not None:
                 return entry.block_set_id < newest_id and entry.block_set_id not in live_block_set_ids
             return not all(map(file_exists, entry.file_signatures))
@@ -179,7 +181,7 @@ class BlockCache:
     ) -> Any:
         """Read segments (byte ranges of stored objects), and return their concatenated bytes.
 
-        The bytes are also cached, unless the cache could not detect a later change to the stored data.
+        The bytes are also added to the cache, but only if later changes to the stored data can be detected.
         """
         # A segment without a key consists of zeros, which are not stored.
         stored_segments = [segment for segment in segments if segment.key]
@@ -187,7 +189,8 @@ class BlockCache:
         if not stored_segments or (location.needs_checksums and not has_checksums):
             return self._read_segments(read_segment, location, segments)
         paths = [path for segment in stored_segments if (path := location.get_path(segment.key))]
-        # On other machines, the driver's files do not exist. They have no signature and cannot be checked.
+        # Compute no signature for files that do not exist here. They are files of the driver on another
+        # machine, so changes to them cannot be detected on this one.
         file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
         data = memoryview(self._read_segments(read_segment, location, segments)).toreadonly()
         key, entry = (location.fields, segments), CacheEntry(data, file_signatures, block_set_id)
@@ -220,7 +223,7 @@ def assemble_block(
     read_bytes: Callable[[Location, tuple[Segment, ...]], Any],
     writable: bool = True,
 ) -> Any:
-    """Read the bytes of a block, and build the block from them.
+    """Read the bytes of a block, and return the block: arrays, nested in tuples, lists and dicts.
 
     Parameters
     ----------
@@ -303,10 +306,11 @@ class CopyOnWriteFunction:
 def group_segments_by_array(
     segments: tuple[Segment, ...], layout: Layout
 ) -> list[tuple[tuple[Segment, ...], Layout]]:
-    """Group the stored segments of a block, so that each group consists of one or more whole arrays.
+    """Group the segments of a block, so that each group contains complete arrays and can be cached alone.
 
-    A segment is a byte range of a stored object. Groups are as small as possible. Return a pair (segments,
-    layout) for each group, where the layout lists the dtype and shape of each array.
+    A block consists of several arrays, which are stored in segments (byte ranges of stored objects). A
+    segment may contain several arrays, or a part of one. Groups are as small as possible. Return a pair
+    (segments, layout) for each group, where the layout lists the dtype and shape of each of its arrays.
     """
     if len(segments) < 2:
         return [(segments, layout)]

@@ -73,7 +73,7 @@ def _run_queued_calls(call_queue: SimpleQueue[Thunk]) -> None:
         except Empty:
             try:
                 _idle_threads.remove(call_queue)
-            except ValueError:  # `run_in_daemon_thread` has just picked this thread for a call.
+            except ValueError:  # `run_in_daemon_thread` has just removed it and is about to send a call.
                 continue
             return
         thunk()

@@ -32,10 +32,11 @@ CIPHERTEXT_OVERHEAD_BYTES = NONCE_BYTES + 16  # size of the nonce and the tag, w
 MAX_PLAINTEXT_BYTES = (1 << 31) - 1  # maximum bytes that `cryptography` encrypts in one call
 KEYGEN_COMMAND = "python -c 'import secrets; print(secrets.token_hex(32))'"
 HKDF_INFO = b"polarmap encryption 1"
-# The first byte of a worker's reply says whether the rest is encrypted, or is an error raised by encryption.
+# The first byte of a worker's reply: the rest is either encrypted, or describes the error with which
+# encryption failed on the worker.
 ENCRYPTED_REPLY, UNENCRYPTED_ERROR = b"e", b"w"
 
-EncryptionFields = tuple[Any, ...]  # either an `Encryption` or a plain tuple of the same fields
+EncryptionFields = tuple[Any, ...]  # An `Encryption`, or a plain tuple with the same fields.
 
 
 class KeyUnavailableError(Exception):
@@ -53,7 +54,7 @@ class Encryption(NamedTuple):
     salt : bytes
         Random bytes. The actual encryption keys are derived from the salt and the user's key.
     key_check : bytes
-        Bytes derived from the key, which reveal a wrong key before it is used.
+        Bytes derived from the key. If a key yields other bytes, it is the wrong one.
     """
 
     key: str | bytes
@@ -73,7 +74,7 @@ class Encryption(NamedTuple):
         return cls(key, salt, derive_with_hkdf(read_encryption_key(key), salt)[2])
 
     def compute_tag(self, data: bytes) -> bytes:
-        """Return the HMAC-SHA256 tag of unencrypted data, to detect later changes."""
+        """Return the HMAC-SHA256 tag of data that is stored unencrypted, so that changes can be detected."""
         return hmac.digest(derive_keys(self)[1], data, "sha256")
 
 
@@ -117,9 +118,9 @@ def decrypt(encryption: EncryptionFields, associated_data: str, data: Any) -> by
 
 
 def derive_with_hkdf(key: bytes, salt: bytes) -> tuple[bytes, bytes, bytes]:
-    """Derive the AES-GCM key, the HMAC key and the key check from the user's key (HKDF, RFC 5869).
+    """Derive three values from the user's key by HKDF (RFC 5869): AES-GCM key, HMAC key and key check.
 
-    The key check identifies the user's key without revealing it.
+    The key check is stored with encrypted data, to detect a wrong key. It does not reveal the user's key.
     """
     _, hkdf = load_ciphers()
     key_material: bytes = hkdf(2 * KEY_BYTES + KEY_CHECK_BYTES, salt).derive(key)
@@ -185,7 +186,10 @@ def make_segment_associated_data(segment: Segment) -> str:
 
 
 def compute_encrypted_size(plaintext_size: int) -> int:
-    """Return the size of `plaintext_size` bytes after encryption. Empty data are not encrypted."""
+    """Return the size in bytes that `plaintext_size` bytes have after encryption.
+
+    Encryption adds a nonce and a tag of fixed size. Empty data is not encrypted, so its size remains 0.
+    """
     return plaintext_size + CIPHERTEXT_OVERHEAD_BYTES if plaintext_size else 0
 
 
@@ -264,9 +268,10 @@ def write_segments(
 
 
 def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
-    """Encrypt a worker's reply, except for its kind and the attempt it belongs to.
+    """Return a worker's reply to the driver in encrypted form.
 
-    An attempt is one run of a task. If encryption fails, return an unencrypted reply with the error instead.
+    The kind of message and the attempt (the run of a task) to which it belongs remain readable. If encryption
+    fails, return an unencrypted reply that contains the error instead.
     """
     try:
         associated_data = _make_reply_associated_data(*message.attempt_key[1:])
@@ -277,9 +282,10 @@ def encrypt_reply(message: Message, encryption: EncryptionFields) -> Message:
 
 
 def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFields) -> tuple[Any, Any]:
-    """Decrypt a worker's reply, and return its header and data without unpickling them.
+    """Decrypt a reply that a worker has encrypted with `encrypt_reply`. Return its header and data.
 
-    Raises DamagedError if the reply was not encrypted with this key, or is for another task or attempt.
+    Nothing is unpickled. Raises DamagedError if the reply was not encrypted with this key, or if it belongs
+    to another task or to another attempt (run) of the task.
     """
     if data[:1] != UNENCRYPTED_ERROR:
         frame = decrypt(encryption, _make_reply_associated_data(task, attempt), data[1:])
@@ -291,5 +297,8 @@ def decrypt_reply(task: int, attempt: int, data: Any, encryption: EncryptionFiel
 
 
 def _make_reply_associated_data(task: int, attempt: int) -> str:
-    """Return the associated data of a reply: text that AES-GCM authenticates, so that a swap is detected."""
+    """Return the associated data of a reply: text that AES-GCM authenticates, but does not encrypt.
+
+    The text names the task and its attempt (run), so that swapped replies are detected.
+    """
     return f"reply {task}-{attempt}"

@@ -41,9 +41,9 @@ class ProcessEnvironment(NamedTuple):
 
 
 def snapshot_environment() -> tuple[Any, ...]:
-    """Return a copy of this process's environment, to be compared with a later one.
+    """Return a copy of this process's environment, to find out later whether it has changed.
 
-    This is faster than `ProcessEnvironment.capture`.
+    Compare the returned tuple with that of a later call. A call is faster than `ProcessEnvironment.capture`.
     """
     environ: Any = os.environ
     # Copy the dict behind os.environ. Copying os.environ itself is slow, because it decodes every variable.
@@ -59,7 +59,7 @@ def get_working_directory() -> str:
 
 
 def get_absolute_sys_path() -> list[str]:
-    """Return `sys.path` with absolute paths, for a process with a different working directory."""
+    """Return `sys.path` with absolute paths, for use in a process that has another working directory."""
     paths = []
     for path in sys.path:
         # If the working directory no longer exists, relative paths cannot be resolved. Leave them out.

@@ -48,7 +48,9 @@ class SlopeErrorInputs(NamedTuple):
 def make_coordinate_slope_task(
     f: Function, x: Floats, scale: Floats, h: float, scheme: str, n_groups: int
 ) -> SlopeTask:
-    """Return the function with which workers compute derivatives of f for groups of coordinates.
+    """Return a function with which workers compute derivatives of f along groups of coordinates.
+
+    A worker applies the returned function to the block of its task.
 
     The coordinates of x are divided into k = `n_groups` groups: coordinate c belongs to group c % k. The
     block of a task contains only k coefficients, one per group. In a data block, they are a row of the
@@ -70,10 +72,11 @@ def make_coordinate_slope_task(
 
 
 def make_row_slope_task(f: Function, x: Floats, scale: Floats, h: float, scheme: str) -> SlopeTask:
-    """Return the function with which workers compute derivatives of f along the rows of a block.
+    """Return a function with which workers compute derivatives of f along given directions.
 
-    A task computes one slope (directional derivative of f) for each row of its block. A row has as many
-    entries as x. For the parameters, see `compute_slopes`.
+    A worker applies the returned function to the block of its task. Each row of the block is a direction with
+    as many entries as x, along which one slope (directional derivative of f) is computed. For the parameters,
+    see `compute_slopes`.
     """
     return lambda block: compute_slopes(
         f, x, (row.reshape(x.shape) / scale for row in block), scale, h, scheme
@@ -85,9 +88,9 @@ def compute_slopes(
 ) -> tuple[Floats, Floats]:
     """Compute the derivative of f at x along each direction by finite differences.
 
-    Return the slopes, and the fields of `SlopeErrorInputs` as an array. The derivative along a direction u is
-    that of f(x + t * scale * u) at t = 0. For every u, f is evaluated at distance h from x, in units of
-    `scale`: the slope along u / |u| is measured and then multiplied by |u|.
+    Return the derivatives (slopes), and the fields of `SlopeErrorInputs` as an array. The slope along a
+    direction u is the derivative of f(x + t * scale * u) at t = 0. The length of a step does not depend on
+    the norm of u: the slope along u / |u| is measured with step size h and then multiplied by |u|.
 
     Parameters
     ----------
@@ -126,7 +129,11 @@ def compute_slopes(
 
 
 class _FunctionProbe:
-    """A wrapper of f that computes f(x + step), and records the range and precision of the values."""
+    """A wrapper of f that is called with a step and returns f(x + step).
+
+    It also records the smallest and the largest value of f, and the precision of the values. The error of the
+    slopes is estimated from them.
+    """
 
     def __init__(self, f: Function, x: Floats) -> None:
         self._f, self._x = f, x
@@ -144,7 +151,7 @@ class _FunctionProbe:
         return result
 
     def make_error_inputs(self, max_direction_norm: float) -> SlopeErrorInputs:
-        """Return the quantities for estimating the error of slopes, based on all evaluations so far."""
+        """Return the quantities from which the error of slopes is estimated, for all calls of f so far."""
         second_difference = self.second_difference or 0.0
         return SlopeErrorInputs(
             self._min_value, self._max_value, second_difference, self._eps, max_direction_norm

@@ -53,7 +53,7 @@ class ForkServer:
     def __init__(self, control_socket: socket.socket, driver_folders: list[str]) -> None:
         self._control_socket, self._driver_folders = control_socket, driver_folders
         self._parent_folders = {os.path.dirname(folder) for folder in driver_folders}
-        # worker id -> process id, without workers that were killed at the driver's request
+        # The process id of each worker, by worker id. It does not include workers that the driver has killed.
         self._pid_by_worker_id: dict[int, int] = {}
         # Python writes a byte to this socket pair on each signal, so that `serve` can wait for signals.
         self._signal_reader, self._signal_writer = socket.socketpair()
@@ -126,7 +126,7 @@ class ForkServer:
                 inherited_socket.close()
             os.setpgid(0, 0)
             _run_worker(parent_pid, socket_fd)
-        with contextlib.suppress(OSError):  # The worker may have done this already, or may have exited.
+        with contextlib.suppress(OSError):  # The worker does this, too. It may have exited already.
             os.setpgid(pid, pid)
         os.close(socket_fd)
         self._pid_by_worker_id[worker_id] = pid
@@ -154,7 +154,10 @@ class ForkServer:
 
 
 def _kill_process(pid: int) -> bool:
-    """Kill a child process, and its process group if it leads one. Return whether anything was killed."""
+    """Kill a child process and, if it leads a process group, all processes of the group.
+
+    Return False if there was no process to kill.
+    """
     is_killed = False
     for kill_function in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
@@ -196,7 +199,8 @@ def _run_worker(parent_pid: int, socket_fd: int) -> None:
 def _die_with_parent(parent_pid: int) -> None:
     """Ask Linux to kill this process as soon as its parent exits.
 
-    Also become the parent of orphans that this process's children leave behind.
+    Also make this process a "child subreaper": if one of its children exits, the processes which that child
+    has started become children of this process.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # The fork server kills all orphans that it adopts, so a live worker must adopt its own orphans.

@@ -31,10 +31,10 @@ from polarmap.worker.pytree import Structure
 from polarmap.worker.task_execution import TaskIO, run_task
 from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest
 
-# Seconds between checks for the file whose existence cancels a task.
+# The driver cancels a task by creating a file. Workers check at this interval, in seconds, whether it exists.
 CANCEL_POLL_INTERVAL = 0.02
-START_MARK_SUFFIX = ".began"  # name suffix of the file by which a worker shows that a task has started
-CACHE_SECONDS = 60.0  # seconds after which a process discards its cache of data blocks
+START_MARK_SUFFIX = ".began"  # A worker creates a file with this suffix to show that a task has started.
+CACHE_SECONDS = 60.0  # A process discards its cache of data blocks after this many seconds.
 
 Function = Callable[[Any], Any]
 Thunk = Callable[[], Message | None]
@@ -192,7 +192,7 @@ def get_shared_block_cache() -> BlockCache:
 
 
 def load_cached_block(block_ref: BlockRef, structure: Structure, writable: bool) -> Any:
-    """Return a stored data block from the cache of this process, or read and cache it."""
+    """Return a stored data block from the cache of this process. If necessary, read and cache it first."""
     return get_shared_block_cache().load_block(block_ref, structure, TaskIO().read_segment, writable)
 
 
@@ -236,9 +236,10 @@ class FutureTaskIO(TaskIO):
         return self._cancel_token.is_cancelled()
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """Return the reply in the form that the driver expects.
+        """Return a reply in the form in which it is sent to the driver as the header of a message.
 
-        The reply is serialized, unless the task runs on a thread of the driver's process.
+        It is serialized if the driver is another process. If the task runs on a thread of the driver's
+        process, the reply is returned unchanged.
         """
         if isinstance(self._cancel_token, ThreadCancelToken):
             return reply

@@ -36,7 +36,8 @@ PROTOCOL_NAME = b"polarmap"
 GREETING = ">8sH32s"
 GREETING_BYTES = struct.calcsize(GREETING)
 WORKER_ID_BYTES = 8
-# Size of the worker's answer to the driver's greeting.
+# Size in bytes of the worker's answer to the driver's greeting: its own greeting, its id, and an
+# authentication code which proves that it has the secret key.
 RESPONSE_BYTES = GREETING_BYTES + WORKER_ID_BYTES + MAC_BYTES
 CONNECT_TIMEOUT = 2.0  # seconds before a worker tries the driver's next address
 
@@ -73,7 +74,7 @@ def connect_to_driver(
 
 
 def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, ChannelAuthenticators]:
-    """Run the driver's side of the handshake with a connecting worker.
+    """Authenticate a worker that has connected to the driver: the driver's side of the handshake.
 
     Return the worker's id, and the authenticators for all later messages. Each end contributes a nonce, so
     messages from an earlier connection cannot be replayed.
@@ -96,7 +97,9 @@ def authenticate_worker(connection: socket.socket, key: bytes) -> tuple[int, Cha
 
 
 def authenticate_driver(connection: socket.socket, key: bytes, worker_id: int) -> ChannelAuthenticators:
-    """Run the worker's side of the handshake, and return the authenticators for all later messages.
+    """Authenticate the driver to which a worker has connected: the worker's side of the handshake.
+
+    Return the authenticators for all later messages.
 
     Raises FrameError if the driver does not have the key, and ProtocolMismatchError if it uses another
     version of the protocol.
@@ -129,7 +132,7 @@ def _parse_version(greeting: bytes) -> int:
 
 
 def _derive_authenticators(key: bytes, nonces: bytes) -> tuple[MessageAuthenticator, MessageAuthenticator]:
-    """Return two authenticators of messages: one for messages to the worker, and one for those to the driver.
+    """Return an authenticator for messages to the worker, and another one for messages to the driver.
 
     Each has its own key, derived from the shared key and the connection's nonces.
     """

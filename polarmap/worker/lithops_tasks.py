@@ -29,8 +29,8 @@ from polarmap.worker.task_records import TaskRequest
 
 LIVENESS_KEY = "alive"  # name of an object that exists as long as the driver waits for results
 
-# Lithops stores results larger than this number of bytes as separate objects. If the task has been cancelled,
-# such an object would never be deleted.
+# Lithops stores results of more than this number of bytes as separate objects. A cancelled task must not
+# return such a result, because its object would never be deleted.
 MAX_STATUS_BYTES = 8 << 10
 
 Function = Callable[[Any], Any]
@@ -39,11 +39,11 @@ Function = Callable[[Any], Any]
 def make_lithops_task(
     f: Function, structure: Structure, module_state: Any = None
 ) -> Callable[..., tuple[bytes, bytes] | None]:
-    """Return the function that Lithops calls on its workers, once for each task.
+    """Return the function that Lithops calls on its workers to run a task.
 
-    Lithops calls the function with a pair: the fields of a `TaskRequest` (which describes the task), and a
-    `LithopsTaskAddress` (which identifies the driver). The function is a closure, so that cloudpickle pickles
-    it by value, together with the modules that f uses.
+    Lithops calls it once for each task. The argument is a pair: the fields of a `TaskRequest`, which
+    describes the task, and a `LithopsTaskAddress`, by which the task checks whether its driver is alive. The
+    function is a closure, so that cloudpickle pickles it by value, together with the modules that f uses.
 
     Parameters
     ----------
@@ -66,9 +66,9 @@ def make_lithops_task(
 
 
 class LithopsTaskAddress(TypedDict):
-    """The address of a task's driver, which lets the task notice that the driver has died.
+    """Information by which a task checks whether its driver is alive, and cleans up after a dead driver.
 
-    The driver is the process that runs the map. At run time, this class is a plain dict, so it does not have
+    The driver is the process that runs the map. An instance is a plain dict, so that this class does not have
     to be pickled with each task.
 
     Attributes
@@ -97,7 +97,7 @@ class LithopsTaskAddress(TypedDict):
 
 
 class LithopsTaskIO(TaskIO):
-    """The inputs of a task in a Lithops function, and its connection to the driver.
+    """Loads the inputs of a task in a Lithops function, and checks whether its driver still needs the result.
 
     Parameters
     ----------

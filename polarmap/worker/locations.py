@@ -23,7 +23,9 @@ from polarmap.worker.segments import (
 
 
 class StorageAccess(Protocol):
-    """The interface through which a location accesses storage and the driver when it reads data for a task.
+    """The interface that gives a `Location` access to buckets and to the driver.
+
+    A location is a place where data are stored, such as a folder or a bucket.
 
     Attributes
     ----------
@@ -41,8 +43,8 @@ class StorageAccess(Protocol):
         segment : Segment
             The segment to request.
         private_root : str or None
-            A folder on the driver's machine that also contains the segment, as part of a file. Workers on
-            that machine read the file instead. None if there is no such folder.
+            A folder on the driver's machine that contains the same object as a file. Workers on that machine
+            read the file instead of sending a request. None if there is no such folder.
         """
         ...
 
@@ -65,13 +67,14 @@ class Location(ABC):
         The location as a plain tuple, to be sent to workers. `location_from_fields` is the inverse.
     """
 
-    # Class attributes, because properties would make pickled Lithops tasks larger.
+    # These are class attributes instead of properties. Locations are pickled with Lithops tasks, and
+    # properties would make the pickles larger.
     tag = ""  # the name of the class in `fields`
     is_inline = False  # whether data are sent with tasks instead of being stored
     is_memory_mapped = False  # whether data are files that readers memory-map
     is_local = False  # whether workers on the driver's machine read data without the network
     is_sent_by_driver = False  # whether workers must request data from the driver
-    is_owned_by_blocks = False  # whether data are immutable, and are deleted with the driver's blocks
+    is_owned_by_blocks = False  # whether data are blocks that never change and that the driver deletes
     is_writable = False  # whether workers can store results here, by `write` and `delete`
     uses_storage = False  # whether data are accessed through a `lithops.Storage`
     needs_checksums = False  # whether data may be overwritten, which only a checksum can detect
@@ -124,7 +127,7 @@ class InlineLocation(Location):
     is_inline = is_local = True
 
     def read(self, segment: Segment, access: StorageAccess) -> Any:
-        """Raise LookupError, because inline blocks are not stored."""
+        """Raise LookupError. Inline blocks arrive with their tasks, so there is nothing to read."""
         raise LookupError(segment)
 
 
@@ -157,8 +160,8 @@ class FolderLocation(Location):
 class PrivateFolderLocation(FolderLocation):
     """A folder in which a driver shares data with workers on the same machine.
 
-    Only the current user can access the folder. Files are stored two levels below it. Workers on other
-    machines request the data from the driver instead.
+    Only the current user can access the folder. The files are in its subfolders. Workers on other machines
+    request the data from the driver instead.
     """
 
     __slots__ = ()
@@ -221,7 +224,10 @@ class StoreLocation(DriverLocation):
 
 
 class ClusterLocation(Location):
-    """The memory of a Dask or Ray cluster that has polarmap installed. Its objects are arrays."""
+    """The memory of a Dask or Ray cluster, in which each stored object is an array.
+
+    polarmap must be installed on the cluster.
+    """
 
     __slots__ = ()
     tag = "cluster"

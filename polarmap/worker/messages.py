@@ -33,10 +33,11 @@ MAX_DATA_BYTES = 1 << 40  # Frames that announce more data are rejected as corru
 FILE_FLAG, MORE_FRAMES_FLAG, CONTINUATION_FLAG = 1, 2, 4
 MAC_BYTES = 32  # size of an authentication tag (HMAC-SHA256)
 
-# Messages contain at most this many bytes of data if driver and worker share a folder or storage. Larger data
-# are passed as a file or object.
+# If driver and worker share a folder or a storage, data of more than this many bytes are written to a file or
+# object there, and the message contains only a reference.
 MAX_INLINE_BYTES = 1 << 17
-# Longer messages are split into frames of this size, so that only the current frame is copied.
+# Longer messages are sent as several frames with this many bytes of data. Encoding a frame copies its bytes,
+# so only a small part of a long message is copied at a time.
 MAX_CHUNK_BYTES = 1 << 17
 
 
@@ -163,7 +164,10 @@ class MessageAuthenticator:
 
 
 class ChannelAuthenticators(NamedTuple):
-    """The authenticators for the messages that one end of a connection sends and receives."""
+    """The two authenticators that one end of a connection uses.
+
+    `outgoing` computes the tags of sent messages, and `incoming` computes the expected tags of received ones.
+    """
 
     outgoing: MessageAuthenticator
     incoming: MessageAuthenticator
@@ -215,7 +219,7 @@ class FrameDecoder:
 
     def __init__(self, authenticator: MessageAuthenticator | None = None) -> None:
         self._buffer, self._authenticator = bytearray(), authenticator
-        self._partial_message: Message | None = None  # a message that still lacks frames
+        self._partial_message: Message | None = None  # a message of which only the first frames have arrived
 
     def feed(self, received_bytes: bytes) -> Iterator[Message]:
         """Add received bytes, and yield every message that they complete.
@@ -253,7 +257,7 @@ class FrameDecoder:
                 yield message
 
     def _append_frame(self, next_frame: Message) -> Message:
-        """Append a frame to the message that still lacks frames, and return this message.
+        """Append a frame to the message whose first frames have already arrived, and return this message.
 
         Raises FrameError if the frame belongs to another message.
         """

@@ -36,13 +36,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-try:  # Without cloudpickle, a worker never receives the user's functions, so any base class will do.
+# Without cloudpickle, a worker never receives the user's functions. `Pickler` is then needed only to define a
+# subclass, which is not used.
+try:
     from cloudpickle import Pickler
 except ImportError:
     from pickle import Pickler
 
 
-# The kinds of values in modules. CODE means functions, and OPAQUE means objects that cannot be pickled.
+# The kinds of values in modules: data, functions (CODE), classes, and objects that cannot be pickled
+# (OPAQUE).
 DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"
 LRU_CACHE_TYPE: Any = type(functools.lru_cache(len))
 MAIN_MODULES = ("__main__", "__mp_main__")  # module names of the user's program, which workers cannot import
@@ -50,11 +53,12 @@ MISMATCH_ADVICE = (
     "Pass it to f as an argument, or let the module travel with f: cloudpickle.register_pickle_by_value({})"
 )
 MISSING = "<missing>"  # returned as the value of a name that does not exist
-MAX_SENT_ARRAY_BYTES = 1 << 24  # Larger arrays are compared but not sent.
+MAX_SENT_ARRAY_BYTES = 1 << 24  # Larger arrays are compared with the worker's, but are not sent to it.
 
-# Maximum pickle size of values other than arrays. Larger values are neither compared nor sent.
+# Values other than arrays are neither compared nor sent to workers if their pickles have more than this many
+# bytes.
 MAX_PICKLE_BYTES = 1 << 20
-CHECKSUM_CHUNK_BYTES = 1 << 12  # Large arrays have one checksum per chunk of this size.
+CHECKSUM_CHUNK_BYTES = 1 << 12  # Large arrays are compared by one checksum per chunk of this size.
 
 # The name of the attribute in which a worker stores, in each module, the state that the driver has sent.
 RECORD_ATTRIBUTE = "__polarmap_state__"
@@ -74,9 +78,10 @@ class ModuleStateError(RuntimeError):
 
 
 class ModuleStateItem(NamedTuple):
-    """The value that a name in a module has on the driver.
+    """The value of a module attribute on the driver, to be compared with the value on a worker.
 
-    There is one item for each name in the user's modules that the user's function f can reach.
+    The user's function f may use values of other modules, which the worker must update if they differ. There
+    is one item for each name in the user's modules that f can reach.
 
     Attributes
     ----------
@@ -133,13 +138,14 @@ def _format_code_constant(constant: Any) -> str:
 
 
 def reduce_code_with_filename(code: types.CodeType) -> Any:
-    """Return the reduce value of a code object: a constructor and its arguments, as from `__reduce__`.
+    """Return how to pickle a code object: a constructor and its arguments, as from `__reduce__`.
 
-    Pickle uses it to rebuild the code object. Unlike in cloudpickle, the name of the source file is kept, so
-    that it appears in tracebacks.
+    cloudpickle may replace the name of the source file by a placeholder. Here, the name is kept, so that it
+    appears in tracebacks.
     """
     constructor, arguments = Pickler.dispatch_table[types.CodeType](code)
-    # Copy the string, because pickles differ depending on whether other objects share it.
+    # Copy the string. A pickle stores a string that occurs twice only once, but only if both are the same
+    # object. Without the copy, equal functions could have different pickles.
     filename = "".join(code.co_filename)
     return constructor, tuple(
         [filename if isinstance(item, str) and item == "<dynamic-code>" else item for item in arguments]
@@ -176,7 +182,10 @@ class StatePickler(Pickler):  # type: ignore[misc]
         self._definition, self._for_fingerprint = definition, for_fingerprint
 
     def reducer_override(self, value: Any) -> Any:
-        """Return the reduce value of `value`, which tells the pickler how to pickle it (see `__reduce__`)."""
+        """Return how to pickle an object, in the form that `__reduce__` returns.
+
+        The pickler calls this method for each object.
+        """
         if isinstance(value, types.CodeType):
             self.contains_code = True
             digest = digest_code(value)
@@ -196,7 +205,8 @@ class StatePickler(Pickler):  # type: ignore[misc]
             and is_importable_by_name(function)
             and function.__module__ not in MAIN_MODULES
         ):
-            # cloudpickle pickles by name, unless the module is registered for pickling by value.
+            # cloudpickle pickles this function by name, unless its module is registered for pickling by
+            # value.
             return super().reducer_override(function)
         if not isinstance(function, types.FunctionType):
             arguments = function.__wrapped__, function.cache_parameters()
@@ -234,7 +244,8 @@ def _get_function_state(function: types.FunctionType) -> tuple[Any, ...]:
 def make_function(module_name: str, code: types.CodeType, n_cells: int) -> types.FunctionType:
     """Return a new function with the given code and the globals of a module.
 
-    Its closure variables are unset. Call `set_function_state` to set them and the rest of its state.
+    The function has `n_cells` closure variables, which have no values yet. Call `set_function_state` to set
+    them and the rest of its state.
     """
     namespace = vars(importlib.import_module(module_name))
     closure = tuple(types.CellType() for _ in range(n_cells))
@@ -261,9 +272,10 @@ def make_cached_function(function: Any, cache_options: dict[str, Any]) -> Any:
 
 
 def is_importable_by_name(value: Any, expected_path: str | None = None) -> bool:
-    """Return whether a function or class can be imported by its module and qualified name.
+    """Return whether a function or class can be imported by the name of its module and its qualified name.
 
-    The import must give the same object. If `expected_path` is given, it must be the qualified name.
+    If another object is found under these names, return False. If `expected_path` is given, also return False
+    unless it is the qualified name.
     """
     name = getattr(value, "__qualname__", None)
     resolved: Any = sys.modules.get(getattr(value, "__module__", None) or "")
@@ -354,7 +366,10 @@ def _find_definition(module_name: str, path: str, value: Any) -> Any:
 
 
 def _compute_array_checksum(array: Any) -> bytes:
-    """Return a digest of a large array, computed from checksums of its chunks and a sample of its bytes."""
+    """Return a digest of a large array, computed from checksums of its chunks and a sample of its bytes.
+
+    This is faster than hashing all bytes.
+    """
     raw_bytes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     n_whole_bytes = len(raw_bytes) // CHECKSUM_CHUNK_BYTES * CHECKSUM_CHUNK_BYTES
     chunks = raw_bytes[:n_whole_bytes].view(np.uint64).reshape(-1, CHECKSUM_CHUNK_BYTES // 8)
@@ -430,7 +445,7 @@ def get_process_token() -> tuple[int, str]:
 
 
 def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[Any]]) -> None:
-    """Update this worker's modules to their state on the driver.
+    """Set the values in this worker's modules to the values that they have on the driver.
 
     Raises ModuleStateError if a value differs and cannot be set. The parameters are the same as in
     `unpickle_with_module_state`.
@@ -451,7 +466,7 @@ def apply_module_state(driver_token: tuple[int, str], items: Sequence[Sequence[A
     has_changed = first_record.get(names_digest, state_digest) != state_digest or any(
         records[item.module].get(item.path, item.fingerprint) != item.fingerprint for item in importable_items
     )
-    # Functions and classes come first, because data may refer to them.
+    # Set functions and classes before data, because data may refer to them.
     ordered_items = [item for item in importable_items if item.kind in (CODE, CLASS)]
     ordered_items += [item for item in importable_items if item.kind not in (CODE, CLASS)]
     changed_items = [
@@ -476,11 +491,13 @@ def _import_if_possible(module_name: str) -> types.ModuleType | None:
 
 
 def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_changed: bool) -> bool:
-    """Set a value in a module if it differs from the driver's, and return whether it was set.
+    """Set a value in a module to the driver's value if they differ. Return whether it was set.
 
-    A value that may be a cache, filled by calls on this worker, is kept if it has been compared before
-    (`record` contains its name) and the driver's state has not changed since. Raises ModuleStateError if the
-    value differs and cannot be set.
+    A value that may be a cache is treated differently, because calls on this worker may have filled it. Such
+    a value is kept if `record` shows that it has been compared before, and if the driver's state has not
+    changed since then (`has_changed` is false).
+
+    Raises ModuleStateError if the value differs and cannot be set.
     """
     owner, value = _resolve_item_or_reload(item)
     if value is not MISSING or owner is not None:
@@ -505,7 +522,7 @@ def _apply_state_item(item: ModuleStateItem, record: dict[Any, bytes], has_chang
 
 
 def _resolve_item_or_reload(item: ModuleStateItem) -> tuple[Any, Any]:
-    """Look up an item in this process. Return the object that has the attribute, and the attribute's value.
+    """Return the object on this worker whose attribute the item describes, and the attribute's value.
 
     Return (None, MISSING) if the attribute does not exist. If a class is missing, its module is reloaded
     first, because the file may have changed since it was imported.
@@ -572,7 +589,7 @@ def _update_function_in_place(old_function: Any, new_function: Any) -> bool:
 
 
 def _clear_function_caches(items: Sequence[ModuleStateItem]) -> None:
-    """Clear the cache of each item that is wrapped in `lru_cache`, because it may be stale."""
+    """Clear the caches of functions wrapped in `lru_cache`, because their entries may be outdated."""
     for item in items:
         value = _resolve_item(item)[1]
         value = getattr(value, "__func__", value)

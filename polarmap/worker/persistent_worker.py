@@ -146,9 +146,9 @@ class PersistentWorker(TaskIO):
                     return
 
     def _encode_identity(self) -> bytes:
-        """Return the bytes that tell the driver where this worker runs.
+        """Return the machine and the name of this worker, encoded as bytes to be sent to the driver.
 
-        They are empty if the driver started the worker on its own machine.
+        The bytes are empty if the driver has started the worker on its own machine.
         """
         if self._label is None:
             return b""
@@ -183,7 +183,7 @@ class PersistentWorker(TaskIO):
         return self._is_usable
 
     def _restore_process_state(self) -> str:
-        """Restore the parts of the process state that user functions have changed.
+        """Undo changes that user functions have made to the process, for example to its recursion limit.
 
         Return "" on success, or else the name of something that cannot be restored, such as a signal handler.
         """
@@ -252,9 +252,9 @@ class PersistentWorker(TaskIO):
     def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
         """Return the user's function f, and the block to call it with.
 
-        The function is unpickled once per job. In the first attempt of a task, the block is a read-only view
-        of the cache. A retry gets a copy, because compiled code in f may have crashed while writing to
-        read-only memory.
+        The function is unpickled once per job. In the first attempt of a task, the block is the cached block,
+        which is read-only. A retry gets a writable copy, because compiled code in f may have crashed while
+        writing to read-only memory.
 
         Raises UnusableWorkerError if a failure is due to this process, for example because it is out of
         memory.
@@ -321,10 +321,10 @@ class PersistentWorker(TaskIO):
             raise make_fetch_timeout_error(task, self._fetch_timeout, bucket, segment) from None
 
     def fetch_from_driver(self, segment: Segment, private_root: str | None = None) -> Any:
-        """Return the bytes of a segment (a byte range of a stored object) that the driver has.
+        """Request a segment (a byte range of a stored object) from the driver, and return its bytes.
 
-        On the driver's machine, they are read from a file, and otherwise requested from the driver. Raises
-        InterruptedError if the task is cancelled, or if the driver cannot read the segment.
+        On the driver's machine, read the segment from the folder `private_root` instead, if this is given.
+        Raises InterruptedError if the task is cancelled, or if the driver cannot read the segment.
         """
         if private_root is not None and self._has_file(os.path.join(private_root, segment.key)):
             return read_private_segment(private_root, segment)
@@ -351,7 +351,7 @@ class PersistentWorker(TaskIO):
         return self._label is None or is_in_private_folder(path)
 
     def _send_reply(self, reply: Message | None) -> None:
-        """Send a task's reply to the driver, or nothing if `reply` is None (the task was cancelled).
+        """Send a task's reply to the driver. If `reply` is None, report that the task was cancelled.
 
         If the worker shares a folder with the driver, a large result is written to a file there.
         """
@@ -385,9 +385,9 @@ class PersistentWorker(TaskIO):
     def _create_folder_if_wanted(self, folder: str) -> bool:
         """Create a folder for results if it does not exist. Return whether the driver still wants results.
 
-        If the task was cancelled, the new folder is removed again, and False is returned. This check comes
-        after the folder is created: a driver sends CANCEL or disconnects before it removes the folder, so the
-        worker cannot recreate it unnoticed.
+        First create the folder, and then check whether the task was cancelled. If so, remove the new folder
+        again, and return False. This order ensures that the worker does not leave a folder behind: before a
+        driver removes its folders, it sends CANCEL or disconnects.
         """
         created_folders, is_wanted = [folder], False
         try:
@@ -399,6 +399,6 @@ class PersistentWorker(TaskIO):
             is_wanted = not self.is_cancelled()
         finally:
             for created_folder in [] if is_wanted else created_folders:
-                with contextlib.suppress(OSError):  # Other workers may have put files there.
+                with contextlib.suppress(OSError):  # Keep the folder if other workers have put files there.
                     os.rmdir(created_folder)
         return is_wanted

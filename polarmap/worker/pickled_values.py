@@ -25,10 +25,11 @@ try:  # Prefer cloudpickle, which can also pickle functions and classes defined 
 except ImportError:
     from pickle import Pickler, dumps
 
-# Buffers of at least this many bytes are pickled out of band: they follow the pickle.
+# Buffers of at least this many bytes are pickled out of band: they are not copied into the pickle, but follow
+# it.
 OUT_OF_BAND_BYTES = 4096
 BUFFER_ALIGNMENT = 64  # alignment of out-of-band buffers, in bytes
-MAX_SMALL_PICKLE_BYTES = 1 << 14  # maximum size of a pickle that may share a task with other values
+MAX_SMALL_PICKLE_BYTES = 1 << 14  # A value with a larger pickle gets its own task.
 
 
 def pickle_to_array(value: Any) -> Array:
@@ -121,7 +122,7 @@ def _restore_numpy_module() -> None:
 
 
 def make_buffer_callback(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Return a pickler's `buffer_callback`, which appends large buffers to `buffers`.
+    """Return a function to use as a pickler's `buffer_callback`. It appends large buffers to `buffers`.
 
     Small buffers become part of the pickle.
     """
@@ -137,10 +138,10 @@ def make_buffer_callback(buffers: list[memoryview]) -> Callable[[pickle.PickleBu
 
 
 def build_buffer_block(buffers: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Return the pieces that make up the array returned by `pickle_to_array`.
+    """Return the byte strings whose concatenation is the array that `pickle_to_array` returns.
 
-    The pieces are a header with the length of each buffer, and then the padded buffers themselves. The first
-    buffer is the pickle.
+    These are a header with the length of each buffer, and then each buffer and its padding. The first buffer
+    must be the pickle.
     """
     length_header = struct.pack(f"<{1 + len(buffers)}q", len(buffers), *map(len, buffers))
     return [
@@ -171,10 +172,10 @@ def unpickle_item(data: bytes | Array) -> Any:
 
 
 def unpickle_data_or_file(data_or_path: bytes | bytearray | str) -> Any:
-    """Return a value that `pickle_to_array` has pickled, given the bytes or the path of a file with them.
+    """Unpickle a value from the bytes of `pickle_to_array`, or from a file that contains these bytes.
 
-    A file is memory-mapped copy-on-write instead of being read. Raises OSError if other users can access the
-    folder of the file, because unpickling can run arbitrary code.
+    A string is the path of a file. The file is memory-mapped copy-on-write instead of being read. Raises
+    OSError if other users could have replaced it, because unpickling can run arbitrary code.
     """
     buffer: Any = data_or_path
     if isinstance(data_or_path, str):

@@ -46,7 +46,7 @@ def _get_owned_folder_mode(folder: str) -> int:
     is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     if not stat.S_ISDIR(status.st_mode) or not is_own:
         raise PermissionError(f"{folder} is not a folder that belongs to this user")
-    # On Windows, folders have no such mode.
+    # On Windows, folders have no permission bits. Return a mode that counts as private.
     return stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE_MODE
 
 

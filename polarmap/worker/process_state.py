@@ -69,9 +69,9 @@ RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ..
 
 
 class ProcessState:
-    """The state of a worker process before it runs any user function, to be restored later.
+    """Saves the state of a worker process before it runs any user function, and restores it later.
 
-    Imports, caches and open files do not count as changes, because keeping them makes later jobs faster.
+    Imported modules, caches and open files are kept, because this makes later jobs faster.
     """
 
     def __init__(self) -> None:
@@ -104,9 +104,9 @@ class ProcessState:
         seed_numpy()
 
     def _find_changed_module_attribute(self) -> str:
-        """Return the name of a guarded module, or of one of its attributes, that was replaced or removed.
+        """Return the name of a module or module attribute that a user function has replaced or removed.
 
-        Return "" if all are unchanged.
+        Only GUARDED_MODULES are checked. Return "" if they are unchanged.
         """
         for name, module in self._guarded_modules.items():
             original_names, current_names = self._original_names[name], vars(module)
@@ -130,7 +130,10 @@ class ProcessState:
 
 
 def _get_unrestorable_state() -> dict[str, Any]:
-    """Return the state that cannot always be restored, as a dict whose keys are names for messages."""
+    """Return the parts of the process state that cannot always be restored.
+
+    The keys of the dict describe these parts in messages, for example "its signal handlers".
+    """
     return {
         "its signal handlers": [getsignal(signal_number) for signal_number in SIGNALS],
         "its blocked signals": _call_if_present(

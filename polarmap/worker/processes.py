@@ -52,7 +52,10 @@ class ProcessIdentity(NamedTuple):
 
     @property
     def folder_prefix(self) -> str:
-        """The name prefix of this process's temporary folders, with only characters that Lithops accepts."""
+        """The prefix of the names of this process's temporary folders.
+
+        It contains only characters that Lithops accepts in names.
+        """
         return f"polarmap-{self}_".replace("+", "_")
 
     def is_on_this_machine(self) -> bool:
@@ -68,9 +71,9 @@ class ProcessIdentity(NamedTuple):
 
 @cache
 def _get_machine_name() -> str:
-    """Return a name for the machine within which process ids are valid.
+    """Return a name of this machine. Process ids are unique among processes with the same name.
 
-    The name changes when the machine is rebooted, and is different in each container.
+    The name changes when the machine is rebooted, and it is different in each container.
     """
     name = socket.gethostname()
     try:
@@ -162,7 +165,7 @@ def exit_process_when(
 
     def stop() -> None:
         stop_event.set()
-        # Wait only for this time, because the thread may hang in a storage request.
+        # Wait for a limited time, because the thread may hang in a storage request.
         watcher_thread.join(LIVENESS_INTERVAL)
 
     watcher_thread = threading.Thread(target=poll_condition, name="polarmap-watch", daemon=True)
@@ -188,9 +191,9 @@ def has_lost_parent(parent_pid: int) -> bool:
 
 
 def kill_job_and_clean_up(clean_up: Callable[[], None], timeout: float) -> None:
-    """Kill this process and the rest of its process group, and then call `clean_up`.
+    """Kill all processes of this process group, including this one, and then call `clean_up`.
 
-    Both are done by a forked child, which first leaves the process group so that it survives.
+    A forked child process does both. It first leaves the process group, so that it is not killed itself.
 
     Parameters
     ----------

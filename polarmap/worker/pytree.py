@@ -22,15 +22,16 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-# A layout holds the dtype and shape of each of several arrays. Dtypes without fields are strings.
+# The dtype and shape of each of several arrays. A dtype is given as a string such as "<f8", unless it has
+# fields.
 Layout = tuple[tuple[Any, Shape], ...]
-# The structure of a tree, without its data, as plain tuples that can always be pickled. A container is
-# represented by (class, keys, structures of the children), and a leaf by (type,), where the type is "array",
-# "matrix", "numpy" (a numpy scalar) or "python" (a number or string).
+# The structure of a tree (nested tuples, lists and dicts) without its data, as plain tuples that can always
+# be pickled. A container is represented by (class, keys, structures of its children). A leaf is represented
+# by (type,), where the type is "array", "matrix", "numpy" (a numpy scalar) or "python" (a number or string).
 Structure = tuple[Any, ...]
 
-# A task that sends two results together gives them the structure (BOTH_RESULTS, number of leaves of the first
-# result, structure of the first result, structure of the second result).
+# If a task sends two results together, their common structure is the tuple (BOTH_RESULTS, number of leaves of
+# the first result, structure of the first result, structure of the second result).
 BOTH_RESULTS = "both"
 PYTHON_SCALAR_TYPES = (bool, int, float, complex, str, bytes)
 CONVERSION_ADVICE = {
@@ -259,14 +260,15 @@ def _restore_leaf(leaf_type: str, leaf: Array) -> Any:
 
 
 def pack_tree(tree: Any) -> PackedTree:
-    """Serialize a tree: convert it to the bytes of its arrays, with its structure and layout.
+    """Serialize a tree (nested tuples, lists and dicts) as the bytes of its arrays, structure and layout.
 
     If `tree` is already a PackedTree, it is returned unchanged.
 
     >>> pack_tree((1, np.arange(3, dtype="i2"))).layout
     (('<i8', ()), ('<i2', (3,)))
     """
-    # Compare names instead of classes, because a function pickled by value has its own copy of PackedTree.
+    # Compare names instead of classes, because a function that was pickled by value has its own copy of the
+    # class PackedTree.
     if (type(tree).__module__, type(tree).__name__) == (PackedTree.__module__, PackedTree.__name__):
         return PackedTree(*tree)
     leaves, structure = flatten(tree)
@@ -274,7 +276,7 @@ def pack_tree(tree: Any) -> PackedTree:
 
 
 def pack_leaves(leaves: Sequence[Array], structure: Structure) -> PackedTree:
-    """Convert a flattened tree to the bytes of its leaves, with its structure and layout.
+    """Serialize a tree that `flatten` has split into its leaves and its structure.
 
     Raises TypeError if a leaf is an array of Python objects.
     """
@@ -285,7 +287,10 @@ def pack_leaves(leaves: Sequence[Array], structure: Structure) -> PackedTree:
 
 
 def get_layout(leaves: Sequence[Array]) -> Layout:
-    """Return the dtype and shape of each array. Dtypes without fields are returned as strings."""
+    """Return the dtype and shape of each array.
+
+    A dtype is returned as a string such as "<f8", unless it has fields.
+    """
     return tuple([(_get_dtype_spec(leaf.dtype), leaf.shape) for leaf in leaves])
 
 

@@ -114,7 +114,10 @@ def read_file_segment(folder: str, segment: Segment) -> bytes | memoryview:
 
 
 def write_file(folder: str, key: str, *buffers: Any) -> None:
-    """Write the concatenated buffers to a file below `folder` atomically: it is never seen incomplete."""
+    """Write the concatenated buffers to the file `key` below `folder`.
+
+    This is atomic: readers never see an incomplete file.
+    """
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     staging_path = f"{path}.{os.getpid()}-{get_ident()}.unfinished"
@@ -159,7 +162,7 @@ def is_missing_object_error(error: Exception) -> bool:
 def drop_inherited_connections(storage: Any) -> None:
     """Close the keep-alive connections of a `lithops.Storage`, so that new ones are opened.
 
-    Call this in a forked process.
+    Call this in a forked process, which must not use the same connections as its parent.
     """
     # Since Lithops 3.8, a task runs in a forked process whose parent continues to use the same connections.
     # Each process could receive responses to the other's requests. Redis clients detect a fork themselves.

@@ -34,7 +34,8 @@ from polarmap.worker.polling import POLL_HANGUP, POLLIN, POLLOUT, Poll, wait_unt
 FIRST_READ_BYTES, MAX_READ_BYTES = 1 << 14, 1 << 18
 MAX_WRITE_BYTES = 1 << 22  # maximum bytes written by one `flush`, so that other sockets get their turn
 
-# Maximum number of unsent bytes in the kernel. It is small, because these bytes can no longer be cancelled.
+# Maximum number of bytes that wait in the kernel to be sent. It is small, because `drop_unsent_messages`
+# cannot remove these bytes.
 MAX_UNSENT_BYTES = 1 << 17
 TCP_TIMEOUT = 11.0  # default number of seconds without a response until a connection counts as lost
 MAX_KEEPALIVE_PROBES = 3  # number of unanswered probes until an idle connection counts as lost
@@ -43,9 +44,8 @@ MAX_KEEPALIVE_PROBES = 3  # number of unanswered probes until an idle connection
 class SocketChannel:
     """A non-blocking channel for messages over a socket.
 
-    Messages that the socket cannot accept immediately wait in a queue until `flush` is called. The queue
-    refers to the sender's data instead of copying them, and long messages are encoded piece by piece as they
-    are written.
+    Messages that the socket cannot accept immediately wait in a queue until `flush` is called. The queue does
+    not copy the data of messages. Long messages are encoded piece by piece, when they are written.
 
     Parameters
     ----------
@@ -148,7 +148,8 @@ class SocketChannel:
             self._remaining_chunks = split_message(message)
             self._next_flags = MORE_FRAMES_FLAG
         chunk = next(self._remaining_chunks, None)
-        # A long message ends with an empty frame, because an iterator does not tell which chunk is the last.
+        # Mark the end of a long message by an empty frame, because it is not known in advance which chunk is
+        # the last.
         if chunk is None:
             chunk, self._current_message = self._current_message._replace(header=b"", data=b""), None
             self._next_flags &= ~MORE_FRAMES_FLAG
@@ -277,9 +278,9 @@ def make_worker_channel(
 def configure_tcp(connection: socket.socket, timeout: float = TCP_TIMEOUT) -> None:
     """Set up a TCP socket to send small messages immediately and to detect lost connections.
 
-    The connection counts as lost after `timeout` seconds without a response. On an idle connection, the
-    system sends keepalive probes. If data are unacknowledged, the system retransmits them instead, by default
-    for many minutes. A separate option (TCP_USER_TIMEOUT on Linux) limits that time.
+    The connection counts as lost after `timeout` seconds without a response. Two cases need separate options.
+    On an idle connection, the system sends keepalive probes. If sent data are not acknowledged, the system
+    retransmits them, by default for many minutes. TCP_USER_TIMEOUT (on Linux) limits that time.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -309,10 +310,11 @@ def get_tcp_options(timeout: float, platform: str) -> dict[int, int]:
     idle_seconds = max(1, round(timeout * 5 / 11))
     probe_interval = max(1, round((timeout - idle_seconds) / MAX_KEEPALIVE_PROBES))
     timeout_seconds = max(1, round(timeout))
-    # The options are TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT and TCP_MAXRT.
+    # The numbers stand for TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT and TCP_MAXRT.
     if platform == "win32":
         return {3: idle_seconds, 17: probe_interval, 16: MAX_KEEPALIVE_PROBES, 5: timeout_seconds}
-    # The options are TCP_KEEPALIVE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_RXT_CONNDROPTIME and TCP_NOTSENT_LOWAT.
+    # The numbers stand for TCP_KEEPALIVE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_RXT_CONNDROPTIME and
+    # TCP_NOTSENT_LOWAT.
     if platform == "darwin":
         return {
             0x10: idle_seconds,
@@ -321,7 +323,7 @@ def get_tcp_options(timeout: float, platform: str) -> dict[int, int]:
             0x80: timeout_seconds,
             0x201: MAX_UNSENT_BYTES,
         }
-    # The options are TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT and TCP_NOTSENT_LOWAT.
+    # The numbers stand for TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT and TCP_NOTSENT_LOWAT.
     if platform == "linux":
         return {
             4: idle_seconds,

@@ -30,19 +30,21 @@ from polarmap.worker.messages import (
 from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
 from polarmap.worker.segments import is_missing_object_error
 
-# The storage is polled for messages: frequently after each message, then less and less often.
+# The storage is polled for messages. The pauses between polls are short after each message, and then grow.
 MIN_POLL_INTERVAL = 0.002  # minimum seconds between polls
-SLOW_STORAGE_POLL_INTERVAL = 0.01  # seconds before the first poll after a message if storage is slow
+SLOW_STORAGE_POLL_INTERVAL = 0.01  # first pause after a message if the storage is slow, in seconds
 POLL_INTERVAL_GROWTH = 1.2  # factor by which the interval grows with each poll that finds no message
 MAX_POLL_INTERVAL = 1.0  # maximum seconds between polls
 
-# The estimated number of additional polls after each message, used to compute the cost of storage requests:
-# log(1 / 0.01) / log(1.2), as each poll increases the interval by a factor of 1.2, from 0.01 s to 1 s.
+# The number of polls after each message, used to estimate the cost of storage requests. Each poll without a
+# message increases the interval by a factor of 1.2. It takes log(1 / 0.01) / log(1.2) polls until the
+# interval has grown from 0.01 s to 1 s.
 N_POLLS_PER_MESSAGE = 25
 # Seconds between heartbeats of a driver or worker. Without a heartbeat for OUTAGE_SECONDS, it counts as lost.
 HEARTBEAT_SECONDS = 5.0
 
-# The last part of a reply's key: the protocol version and the fields of a `ReplyKey`.
+# A pattern for the last part of the key of a worker's message. It consists of the protocol version and the
+# fields of a `ReplyKey`, separated by hyphens.
 REPLY_NAME = re.compile(r"v\d+-\d+(-\d+)*", re.ASCII)
 
 
@@ -70,7 +72,7 @@ def compute_next_poll_interval(previous_interval: float, poll_seconds: float) ->
 
 
 class QueuedMessage(NamedTuple):
-    """A message that a worker has not acknowledged yet.
+    """A message from the driver to a worker, until the worker acknowledges it.
 
     Attributes
     ----------
@@ -137,7 +139,10 @@ class ChannelKeys(NamedTuple):
 
     @property
     def mailbox_key(self) -> str:
-        """The key of the mailbox (messages to workers). The driver deletes the object when it finishes."""
+        """The key of the mailbox, which is the object with all messages to workers.
+
+        The driver deletes the object when it finishes.
+        """
         return f"{self.prefix}/orders"
 
     @property
@@ -201,9 +206,10 @@ class ReplyKey(NamedTuple):
 
 
 class StorageChannel:
-    """A worker's channel to its driver, which stores each message as an object.
+    """A worker's channel to its driver, through a storage that both can access.
 
-    It is used if the worker cannot connect to the driver through a socket.
+    Each message is stored as an object. This channel is used if the worker cannot connect to the driver
+    through a socket.
 
     Parameters
     ----------

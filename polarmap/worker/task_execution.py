@@ -39,7 +39,7 @@ from polarmap.worker.task_records import (
     to_plain_tuple,
 )
 
-SAMPLE_SIZE = 256  # number of sampled entries sent to the driver if the result itself is stored
+SAMPLE_SIZE = 256  # number of entries of a stored result that are sent to the driver as a sample
 
 
 class TaskIO:
@@ -72,7 +72,10 @@ class TaskIO:
         raise NotImplementedError
 
     def encode_header(self, reply: TaskReply) -> Any:
-        """Return the reply in the form in which it is sent to the driver, without the result's bytes."""
+        """Encode a reply as the header of the message to the driver.
+
+        The header does not contain the bytes of the result, which are the data of the message.
+        """
         return pickle_value((reply.error and to_plain_tuple(reply.error), *reply[1:]))
 
     def read_segment(self, location: Location, segment: Segment) -> Any:
@@ -123,7 +126,8 @@ def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
             layout = result.layout
             result, segments = store_result(result, request, request.output, task_io)
             task_io.receive_pending_messages()
-            # A driver that cancels a task deletes its stored results. Delete results that were stored later.
+            # A driver that cancels a task deletes the results that are already stored. Delete this result
+            # here, because it may have been stored later.
             if task_io.is_cancelled():
                 request.output.location.delete({segment.key for segment in segments}, task_io)
                 return None
@@ -164,6 +168,7 @@ def compute_with_and_without_padding(
 ) -> PackedTree:
     """Call the user's function twice: with a block that is padded with zero rows, and without the padding.
 
+    The last block of the data may have been padded with zeros, so that all blocks have the same shape.
     Decoding needs the result of the padded block, but the user expects the result without the padding. Return
     both results together. If the function fails only because of the padding, the padded result is empty.
 

@@ -160,13 +160,14 @@ def make_call_task(
 
 
 def execute_pickled_call(block: Array) -> PackedTree:
-    """Execute the function call, or batch of calls, that a block contains, and return the pickled results.
+    """Execute the function call or the batch of calls that a block contains. Return the pickled results.
 
-    A block of dtype uint8 contains a single call: a function, a tuple of arguments and a dict of keyword
-    arguments, pickled by `pickle_to_array`. A block of dtype int8 contains several calls of one function: it
-    is the pickle of the function and a list of pickled arguments. Batches are run by `execute_batch`. In both
-    cases, the function may also be given as a pickle by `pickle_to_array`, or as the path of a file with such
-    a pickle.
+    A block of dtype uint8 contains a single call: the tuple (function, arguments, keyword arguments), pickled
+    by `pickle_to_array`. A block of dtype int8 contains a batch of calls of one function: a pickle of the
+    function and a list of pickled arguments, one for each call. A batch is run by `execute_batch`.
+
+    In both cases, the function may itself be a pickle by `pickle_to_array`, or the path of a file with such a
+    pickle.
 
     >>> from polarmap.worker.pickled_values import pickle_to_array
     >>> packed = execute_pickled_call(pickle_to_array((divmod, (7, 2), {})))
@@ -195,9 +196,12 @@ def execute_batch(
 ) -> PackedTree:
     """Call f with each item of a batch, and return the pickled results and errors.
 
-    If `may_stop_early` is true, no new item is started after MAX_BATCH_SECONDS. The pickled value is a pair
-    (results, errors). `results` lists the result of each item that was started, pickled by `pickle_each`.
-    `errors` maps the positions of failed items to their errors, as plain tuples.
+    The pickled value is a pair (results, errors). `results` is a list with the result of each item, pickled
+    by `pickle_each`. `errors` is a dict that maps the positions of failed items to their errors, as plain
+    tuples.
+
+    If `may_stop_early` is true, no further item is started after MAX_BATCH_SECONDS. The list of results is
+    then shorter than the batch.
 
     >>> data = execute_batch(abs, [pickle.dumps(-3), pickle.dumps("x")]).data
     >>> (three, _), errors = unpickle_array(np.frombuffer(data, np.uint8))
@@ -252,12 +256,14 @@ def sort_repeatedly(n_repeats: int, block: Any) -> float:
 
 
 def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block: Any) -> Array:
-    """Return the matrix product `block @ operand` in `dtype`, for a dense or a sparse block.
+    """Return the matrix product `block @ operand`, computed in `dtype`, for a dense or a sparse block.
 
-    Integer products are computed in `dtype`, even if a parity block (a linear combination of data blocks) has
-    a wider dtype. Overflow is harmless, because the linear equations between blocks hold modulo 2^64, and
-    therefore also modulo smaller powers of two. For real products, a parity block of dtype uint64 is
-    interpreted as int64, because `check_parity_fits_int64` has verified that its values fit.
+    The block may be a parity block (a linear combination of data blocks), which can have a wider dtype than
+    the data. An integer product may then overflow. This is harmless, because the linear equations between
+    blocks hold modulo 2^64, and therefore also modulo smaller powers of two.
+
+    If `dtype` is a floating-point type, a parity block of dtype uint64 is interpreted as int64.
+    `check_parity_fits_int64` has verified that its values fit.
 
     >>> multiply_block(np.array([1.0, 2.0]), np.dtype(float), False, np.eye(2)).tolist()
     [1.0, 2.0]
@@ -268,7 +274,8 @@ def multiply_block(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block:
     values = values.astype(dtype, copy=False)
     if not is_sparse:
         return np.asarray(values @ operand)
-    # The sparse matrix was created for this task, so it can be modified. Its arrays may be cached.
+    # The matrix object was created for this task, so its array of values can be replaced. The array itself
+    # must not be modified, because it may be cached.
     block.data = values
     return np.asarray(block @ operand.astype(dtype, copy=False))
 

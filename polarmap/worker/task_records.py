@@ -21,7 +21,7 @@ MAX_ERROR_CHARACTERS = 10_000  # maximum length of an error message or a traceba
 
 
 class Record(Protocol):
-    """The interface of named tuples that drivers and workers send each other as plain tuples.
+    """The interface of records: named tuples that drivers and workers send each other as plain tuples.
 
     The class method `from_tuple` is the inverse of `to_plain_tuple`.
     """
@@ -51,8 +51,9 @@ def to_plain_tuple(record: Any) -> Any:
 
     Named tuples and locations inside the record are converted, too.
     """
-    # Named tuples of the user, such as dict keys, are not converted. Exceptions are pickled separately, so
-    # that the driver can read the rest of a record even if it cannot unpickle the exception.
+    # Named tuples of other modules are returned unchanged, because they may be values of the user, such as
+    # dict keys. Exceptions are pickled separately, so that the driver can read the rest of a record even if
+    # it cannot unpickle the exception.
     if type(record) is ErrorInfo:
         return (*record[:3], _pickle_if_possible(record.exception))
     if isinstance(record, Location):
@@ -137,8 +138,8 @@ class OutputSpec(NamedTuple):
     prefix : str
         The prefix of the keys. Array i of a result is stored under the key `prefix/task-attempt/i`.
     max_segment_items : int
-        The maximum number of array entries in a segment (a byte range that is read separately). Counting
-        entries instead of bytes divides results with different dtypes in the same way.
+        The maximum number of array entries in a segment (a byte range that is read separately). It does not
+        count bytes, so that results with different dtypes are divided in the same way.
     n_arrays : int
         The number of arrays of each result.
     """

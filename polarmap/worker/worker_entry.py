@@ -114,7 +114,8 @@ def serve_driver(
             worker.serve(deadline)
 
 
-# driver's secret -> block cache. Workers that run on threads of this process for one driver share a cache.
+# The block caches of this process, by the secret key of the driver. Workers that run on several threads of
+# this process, but for the same driver, share a cache.
 _shared_caches = WeakValueDictionary[bytes, BlockCache]()
 
 
@@ -127,9 +128,9 @@ def serve_driver_on_thread(
 ) -> None:
     """Run a persistent worker on a thread of a process that also runs other code.
 
-    Unlike `serve_driver`, this does not interrupt a running task if the driver disconnects. The limit on the
-    threads of linear algebra libraries applies only during tasks, and ends when the driver disconnects.
-    Workers of one driver in the same process share a block cache.
+    Unlike `serve_driver`, this function does not interrupt a running task if the driver disconnects. It
+    limits the threads of linear algebra libraries only during tasks, and no longer than the driver is
+    connected. Workers on several threads of this process share a block cache if they have the same driver.
     """
     address = DriverAddress(*address_fields)
     block_cache = _shared_caches.setdefault(address.key, BlockCache(0))

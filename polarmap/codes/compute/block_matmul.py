@@ -30,12 +30,13 @@ from polarmap.dtypes import Array, DType, Floats, choose_accumulator_dtype
 
 CompiledLoop = Callable[..., None]
 
-# Number of bytes converted to float64 per call of a compiled loop.
+# Blocks of other dtypes are converted to float64 in chunks of this many bytes, because the compiled loops
+# work on float64 only.
 CONVERSION_CHUNK_BYTES = 4 << 20
-# OpenBLAS uses a single thread for up to this many multiplications.
+# OpenBLAS computes a matrix product on a single thread if it takes at most this many multiplications.
 MAX_SINGLE_THREAD_MULTIPLIES = 1 << 18
-# Use several threads for at least this many multiplications. For smaller products, a second thread does not
-# pay off: while workers keep the cores busy, waiting for it takes tens of milliseconds.
+# Use several threads only for products of more than this many multiplications. For smaller products, a second
+# thread is not worthwhile: while workers keep the cores busy, waiting for it takes tens of milliseconds.
 MIN_MULTITHREAD_MULTIPLIES = 1 << 22
 # Single-threaded products are computed in pieces of at least MIN_COLUMNS columns, with sums of at most
 # MAX_INNER_LENGTH terms. Other shapes are slower.
@@ -47,7 +48,8 @@ MIN_COMPILED_BYTES = 64 << 20  # For fewer bytes, loading the compiled loops tak
 def dense_matmul(matrix: Floats, rows: FlatBlocks, out: Array) -> None:
     """Compute matrix @ rows with BLAS and write the product to `out`.
 
-    Rows that do not form a single contiguous array are copied first, tile by tile.
+    If the rows do not form a single contiguous array, they are copied first, one tile (range of columns) at
+    a time.
 
     Parameters
     ----------
@@ -90,7 +92,10 @@ def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
 
 
 def single_threaded_matmul(matrix: Array, tile: Array, out: Array) -> None:
-    """Compute matrix @ tile in pieces small enough for single-threaded OpenBLAS, and write it to `out`."""
+    """Compute matrix @ tile on the calling thread and write it to `out`.
+
+    OpenBLAS uses a single thread only for small products, so the product is computed in small pieces.
+    """
     inner_length, width = tile.shape
     if inner_length > MAX_INNER_LENGTH:
         partial_sums, half = np.empty_like(out), inner_length // 2
@@ -112,6 +117,8 @@ def encode_rotation_parity_tiled(
     network: RotationButterflyNetwork, rows: FlatBlocks, out: Array, compiled: ModuleType | None = None
 ) -> None:
     """Compute the parity blocks of the rotation kernel in parallel and write them to `out`.
+
+    Each thread encodes a range of the columns, because the columns are independent.
 
     Parameters
     ----------
@@ -161,8 +168,8 @@ def combine_rows(weights: Floats, rows: FlatBlocks, out: Array) -> None:
 def load_compiled_transforms(rows: FlatBlocks, dtype: DType) -> ModuleType | None:
     """Return the module `transforms_numba` if its compiled loops are faster for these rows, otherwise None.
 
-    The loops pay off if `rows` have at least MIN_COMPILED_BYTES. They require Numba and a `dtype` whose sums
-    are accumulated in float64.
+    The loops are faster if `rows` have at least MIN_COMPILED_BYTES in total, because loading them takes time.
+    They require Numba, and they are used only for a `dtype` whose sums are computed in float64.
     """
     if sum(row.nbytes for row in rows) < MIN_COMPILED_BYTES or choose_accumulator_dtype(dtype) != np.float64:
         return None
@@ -182,7 +189,7 @@ def import_compiled_transforms() -> ModuleType | None:
 def run_compiled_loop(compiled_loop: CompiledLoop, rows: FlatBlocks, out: Array, *operands: Array) -> None:
     """Run a compiled loop over all columns of `out` in parallel.
 
-    The loop works on float64. Blocks of other dtypes are converted piece by piece.
+    The loop works on float64. Blocks of other dtypes are copied to float64 first, a few columns at a time.
 
     Parameters
     ----------

@@ -19,19 +19,22 @@ import numpy.typing as npt
 from polarmap.codes.compute import block_matmul, tiling
 from polarmap.dtypes import Array, DType, Indices, choose_accumulator_dtype, is_integer_dtype
 
-# Minimum size of a tile row in bytes. For shorter rows, NumPy's overhead exceeds the time of the addition.
+# Minimum size in bytes of a row of a tile, i.e. of a range of columns processed at a time. For shorter
+# rows, the overhead of a NumPy call exceeds the time of the addition.
 MIN_TILE_ROW_BYTES = 1 << 13
-# Tables with at least this many columns are processed row by row instead of in batches.
+# Tables with at least this many columns are processed by one row operation at a time instead of in batches.
+# This avoids temporary copies of many rows.
 MIN_WIDE_COLUMNS = 1 << 10
-# Load Numba once all programs of this process have read this many bytes. Loading takes 0.6 s and saves 0.3 s
-# to 1.4 s per GB. The results are the same with and without Numba.
+# Load Numba as soon as the row programs of this process have read this many bytes in total. Loading takes
+# 0.6 s, and the compiled loops save 0.3 s to 1.4 s per GB. The results are the same with and without Numba.
 MIN_COMPILED_BYTES = 1 << 28
 
 
 class RowOperationBatch(NamedTuple):
-    """A batch of row operations: table[target] = table[source] + factor * table[addend].
+    """A batch of operations on the rows of a table: table[target] = table[source] + factor * table[addend].
 
-    The operations are independent: none reads the target row of another.
+    The operations of a batch are independent: none reads the target row of another. They can therefore be
+    executed at once, or in any order.
 
     Attributes
     ----------
@@ -48,7 +51,7 @@ class RowOperationBatch(NamedTuple):
 
 
 class RowOperationProgram:
-    """A program of row operations that computes the output rows of a table from its input rows.
+    """A fixed sequence of row operations that computes the output rows of a table from its input rows.
 
     Parameters
     ----------
@@ -78,17 +81,18 @@ class RowOperationProgram:
 
     @property
     def operation_table(self) -> npt.NDArray[np.int64]:
-        """The operations that the output depends on, shape (operations, 4).
+        """The operations that the output rows depend on, as an integer array of shape (operations, 4).
 
-        The columns are the target, source and addend row, and the factor.
+        Its columns contain the target row, the source row, the addend row and the factor.
         """
         return self._compact_operations_and_n_rows[0]
 
     @cached_property
     def _compact_operations_and_n_rows(self) -> tuple[npt.NDArray[np.int64], int]:
-        """The operations that the output depends on, with renumbered rows, and the number of rows.
+        """The operations that the output depends on, for a table without unused rows, and its number of rows.
 
-        Rows that are not used are left out. The input rows come first and the output rows last.
+        The rows of this smaller table are renumbered, so that the input rows come first and the output rows
+        last.
         """
         batch_tables = [
             np.stack(np.broadcast_arrays(*batch), axis=1) for batch in self.batches_needed_for_output
@@ -105,7 +109,7 @@ class RowOperationProgram:
 
     @cached_property
     def batches_needed_for_output(self) -> list[RowOperationBatch]:
-        """The operations that the output rows depend on, in order of execution."""
+        """The given operations without those that do not affect the output rows, in order of execution."""
         used_mask = np.zeros(self.n_rows, bool)
         used_mask[self.output_rows] = True
         needed = []
@@ -171,9 +175,10 @@ class RowOperationProgram:
 
 
 def choose_row_sum_dtype(dtype: DType) -> DType:
-    """Return the dtype for sums of `dtype`.
+    """Return the dtype in which row operations compute sums of rows of `dtype`.
 
-    It is the signed integer type of the same size for integers, and otherwise the accumulator dtype.
+    For integers, this is the signed integer type of the same size. Floats are summed in
+    the accumulator dtype, for example float32 in float64.
 
     >>> choose_row_sum_dtype(np.dtype("u2")), choose_row_sum_dtype(np.dtype("f4"))
     (dtype('int16'), dtype('float64'))
@@ -195,12 +200,12 @@ def execute_operation_batches(batches: Sequence[RowOperationBatch], table: Array
 
 
 def execute_adjoint_operation_batches(batches: Sequence[RowOperationBatch], table: Array) -> None:
-    """Execute the transposed row operations in reverse order, which maps output to input coefficients.
+    """Execute the transposed operations in reverse order, to express outputs in terms of the input blocks.
 
-    Each column of `table` is a linear combination. At the start, the output rows contain the coefficients of
-    the combination. At the end, the input rows contain the coefficients of the same combination of the input
-    blocks. The results are undefined for rows that several operations of a batch read, such as a row of
-    zeros.
+    Each column of `table` describes a linear combination of the output blocks. At the start, the output rows
+    contain its coefficients. At the end, the input rows contain the coefficients of the input blocks in the
+    same combination. The results are undefined for rows that several operations of a batch read, such as a
+    row of zeros.
 
     Parameters
     ----------
@@ -233,7 +238,7 @@ def execute_row_operations(table: Array, operations: npt.NDArray[np.int64]) -> N
         Target, source, addend and factor of each operation, as in `RowOperationProgram.operation_table`.
     """
     table_rows, scratch_row = list(table), np.empty_like(table[0])
-    factors = operations[:, 3].astype(table.dtype)  # Factors wrap around modulo 2^bits.
+    factors = operations[:, 3].astype(table.dtype)  # Too large factors wrap around, as integer sums do.
     for target_row, source_row, addend_row, factor in zip(*operations[:, :3].T.tolist(), factors.tolist()):
         if factor == 1:
             np.add(table_rows[source_row], table_rows[addend_row], out=table_rows[target_row])

@@ -21,7 +21,9 @@ from polarmap.worker.environment import count_available_cores
 
 FlatBlocks = Array | Sequence[Array]
 
-TILE_BYTES = 1 << 20  # Size of a tile in bytes, about that of a core's L2 cache.
+# Size of a tile in bytes. A tile is a range of columns that is processed at a time, and should fit into the
+# L2 cache of a core.
+TILE_BYTES = 1 << 20
 COPY_CHUNK_BYTES = 8 << 20  # Minimum number of bytes that a thread copies at a time.
 
 
@@ -59,7 +61,9 @@ def gather_columns(
 
 
 def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]:
-    """Yield ranges of columns such that a tile of `n_rows` rows takes about TILE_BYTES.
+    """Yield ranges of columns (tiles) that are small enough for the cache of a core.
+
+    A tile of `n_rows` rows takes about TILE_BYTES.
 
     Parameters
     ----------
@@ -76,7 +80,7 @@ def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]
 def split_columns_for_cores(out: Array, min_columns: int = 512) -> list[slice]:
     """Split the columns of `out` into a few ranges per core, each of at least `min_columns` columns.
 
-    There are several ranges per core, so that cores that finish early can process the ranges of slower ones.
+    There are several ranges per core, so that cores that finish early can take over ranges of slower cores.
     """
     width = out.shape[1]
     slice_width = max(min_columns, -(-width // (4 * count_available_cores()) // 512) * 512)
@@ -162,7 +166,10 @@ def check_flat_blocks(blocks: FlatBlocks, k: int, code: object) -> None:
 
 
 def view_as_real(blocks: FlatBlocks, dtype: DType) -> FlatBlocks:
-    """View complex blocks as real blocks of twice the length. Convert the blocks to `dtype` if needed."""
+    """Return a view of complex blocks as real blocks of twice the length.
+
+    Blocks of another dtype are converted to `dtype` first.
+    """
     real_part_dtype = to_real_dtype(dtype)
     if isinstance(blocks, np.ndarray):
         return np.ascontiguousarray(blocks, dtype).view(real_part_dtype)

@@ -15,7 +15,9 @@ import numpy as np
 from polarmap.codes.rotation_network import RotationButterflyNetwork
 from polarmap.dtypes import Array, Floats
 
-DENSE_BASE_SIZE = 64  # Butterflies with up to this many rows are applied as dense matrices.
+# A transform of at most this many rows is computed as a single matrix product, which is faster than several
+# butterfly steps.
+DENSE_BASE_SIZE = 64
 
 
 def apply_arikan_transform(
@@ -57,11 +59,12 @@ def apply_arikan_transform(
 
 
 def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Floats:
-    """Compute the sums of the absolute values in each row of the matrix M = T diag(d) inverse(T).
+    """Compute the weighted sum of absolute values in each row of the matrix M = T diag(d) inverse(T).
 
-    T is the butterfly of `apply_arikan_transform`. Each column of M has a weight in the sums. If d0 and d1
-    are the halves of d, then M(d) = [[M(d0), M(d1 - d0)], [0, M(d1)]]. M is diagonal if all entries of d are
-    equal. For the diagonals of polar codes, most halves occur many times, so their sums are cached.
+    T is the butterfly of `apply_arikan_transform`, and each column of M has a weight in the sums. M is never
+    formed. If d0 and d1 are the halves of d, then M(d) = [[M(d0), M(d1 - d0)], [0, M(d1)]]. The recursion
+    ends when all entries of d are equal, because M is then diagonal. For the diagonals of polar codes, most
+    halves occur many times, so their sums are cached.
 
     Parameters
     ----------
@@ -101,7 +104,7 @@ def compute_arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Flo
 
 
 def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
-    """Apply the stages of a butterfly, which are fused into small matrices, to the rows of x.
+    """Apply a butterfly to the rows of x. Each of the small matrices combines several of its stages.
 
     Parameters
     ----------

@@ -17,8 +17,12 @@ from numba.extending import intrinsic
 
 from polarmap.dtypes import Floats, Indices
 
-TILE_COLUMNS = 256  # Columns per tile of a butterfly. For 1,024 blocks, two such tiles take 1 MiB.
-PRODUCT_TILE_COLUMNS = 1024  # Columns per tile of a matrix product, which reads only four rows at a time.
+# A butterfly is applied to this many columns at a time. For 1,024 blocks, the two temporary arrays that
+# it needs (tiles) take 1 MiB.
+TILE_COLUMNS = 256
+# A matrix product is computed for this many columns at a time. It reads only four rows of them at once, so it
+# can use more columns than a butterfly.
+PRODUCT_TILE_COLUMNS = 1024
 
 
 @intrinsic

@@ -39,10 +39,10 @@ from polarmap.validation import is_real_number
 
 @dataclass(eq=False, repr=False)
 class CodedEstimator(BaseEstimator):  # type: ignore[misc]
-    """Base class of all models. Workers compute products with the data, without waiting for stragglers.
+    """Base class of all models. Products with the training data are computed by coded maps.
 
-    The dataclass fields of a subclass are its scikit-learn parameters. A subclass implements
-    `_check_training_data` and `_fit`.
+    A coded map does not wait for slow workers. The dataclass fields of a subclass are its scikit-learn
+    parameters. A subclass implements `_check_training_data` and `_fit`.
     """
 
     _: KW_ONLY
@@ -160,7 +160,10 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         return operator
 
     def _set_deadline(self, operator: CodedOperator, fraction: float = 1.0) -> None:
-        """Limit the total time of the operator's products to a fraction of the time left for the fit."""
+        """Limit the total time of the operator's products to a fraction of the time left for the fit.
+
+        Without a `timeout`, the time of a fit is not limited.
+        """
         if self._fit_ends_at < inf:
             operator.set_deadline(fraction * max(0.0, self._fit_ends_at - time.monotonic()))
 

@@ -98,9 +98,9 @@ def extract_hidden_units(
     unit_gates : index array (units,)
         Gate index of each unit.
     """
-    # A column w becomes w / sqrt(|w|) in the first layer, and plus or minus sqrt(|w|) in the second,
-    # depending on its sign index. Of all pairs with the same product, this pair has the smallest sum of
-    # squares, 2 |w|.
+    # A column w of the convex problem becomes a unit with the weights w / sqrt(|w|) in the first layer, and
+    # the weight sqrt(|w|) or -sqrt(|w|) in the second layer, depending on its sign index. Other factors would
+    # give the same network, but a larger sum of squares, which is penalized.
     n_features, n_signs, n_gates, n_outputs = convex_weights.shape
     weight_columns = convex_weights.reshape(n_features, -1)
     norms = np.linalg.norm(convex_weights, axis=0).reshape(-1)
@@ -172,7 +172,7 @@ class ConvexNetwork(CodedEstimator):
         return fit(X, loss, gates).reshape(n_rows, -1, len(gates.offsets), loss.shape[1])
 
     def _fit_gated_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """Return the weights (features, gates * outputs) of gated ReLUs, found by `GatedTraining`."""
+        """Train a network of gated ReLUs, and return its weights (features, gates * outputs)."""
         whitening = fit_whitening_operator(X, loss.weights[:, 0], loss.fit_intercept)
         uses_newton = is_newton_affordable(len(loss.y), len(whitening.scale), loss.shape[1])
         with self._make_operator(_append_bias_column(X, loss) if uses_newton else X) as coded_operator:
@@ -182,7 +182,9 @@ class ConvexNetwork(CodedEstimator):
             return self._minimize(coded_operator, training.minimize)
 
     def _fit_relu_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
-        """Return the weights (features, 2 * gates * outputs) of ReLUs, found by an interior-point method.
+        """Train a network of ReLUs by an interior-point method.
+
+        Returns its weights (features, 2 * gates * outputs), where the 2 stands for the signs + and -.
 
         Raises
         ------
@@ -219,7 +221,10 @@ class ConvexNetwork(CodedEstimator):
         return mlp
 
     def _make_unfitted_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
-        """Create a scikit-learn model with the given layer sizes for the features and targets of the fit."""
+        """Create a scikit-learn model with the given layer sizes, for the fitted features and targets.
+
+        The caller sets its weights.
+        """
         raise NotImplementedError
 
     def _compute_outputs(self, X: Any) -> Floats:
@@ -235,7 +240,10 @@ def _append_bias_column(X: Any, loss: ProfiledLoss) -> Floats:
 
 
 def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
-    """Raise ModelError if the Gram matrices of all signs, gates and outputs would not fit into memory."""
+    """Raise ModelError if the Gram matrices of a ReLU network would not fit into memory.
+
+    The solver needs a Gram matrix (features, features) for each sign, gate and output.
+    """
     n_entries = 2 * n_features**2 * n_gates * n_outputs
     if n_entries <= MAX_GRAM_ENTRIES:
         return
@@ -251,7 +259,8 @@ def _check_gram_size(n_features: int, n_gates: int, n_outputs: int) -> None:
 def _make_cone_interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
     """Return a point in the interior of the cone of each gate, as an array (features, gates).
 
-    The direction and offset of the gate itself form such a point.
+    The cone of a gate contains the weights of a unit that is active for the same training samples as the
+    gate. The direction and offset of the gate itself are such weights.
     """
     rows = [gates.directions, gates.offsets[np.newaxis]] if loss.fit_intercept else [gates.directions]
     return np.vstack(rows)

@@ -40,12 +40,12 @@ class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
 
     def _make_penalty(self, coefficient_scales: Floats) -> Any:
-        """Create the penalty as a function of the scaled coefficients.
+        """Create the penalty, as a function of the coefficients of standardized features.
 
         Parameters
         ----------
         coefficient_scales : array (features,) or (features * targets,)
-            Factors that turn scaled coefficients into coefficients of X.
+            Factors by which coefficients of standardized features are multiplied to get coefficients of X.
         """
         raise NotImplementedError
 

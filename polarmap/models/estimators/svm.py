@@ -103,8 +103,9 @@ class LinearSVC(CodedClassifierMixin, CodedEstimator):
         sample_norms = sparse.linalg.norm(A, axis=1) if sparse.issparse(A) else np.linalg.norm(A, axis=1)
         sample_norms[sample_norms == 0] = 1.0
         norm_column = (sample_norms / np.sqrt(sample_weight))[:, np.newaxis]
-        # Scale the dual variables a to y a |x| / sqrt(sample_weight). The diagonal of the Hessian is then the
-        # sample weight, so that the solvers treat a sample with weight 2 exactly like two equal samples.
+        # The solvers use scaled dual variables: a of sample x is replaced by y a |x| / sqrt(sample_weight).
+        # The diagonal of the Hessian is then the sample weight, so that a sample with weight 2 has exactly
+        # the same effect as two equal samples.
         bound = self._compute_box_bounds(class_indices, sample_weight, indicators)
         signed_bound = label_signs * norm_column * bound
         penalty = LinearBoxPenalty(

@@ -15,20 +15,23 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.penalties import LinearBoxPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# Minimum distance of the starting point from 0, as a fraction of the way to the center of the box. If the
-# starting point were close to a bound, the first steps would be short.
+# The starting point is on the line from 0 to the center of the box, at least this fraction of the way. If it
+# were close to a bound, the first steps would be short.
 MIN_START_FRACTION = 0.1
-# Lower bound on the gradient scale, relative to the mean slope, for gradients close to 0.
+# The initial multipliers are proportional to the mean size of the gradient, plus this fraction of the mean
+# slope. They are therefore positive even if the gradient is 0.
 MIN_GRADIENT_SCALE = 1e-3
 INITIAL_MULTIPLIER_SCALE = 0.1  # Initial size of the multipliers, relative to the mean size of the gradient.
 FRACTION_TO_BOUNDARY = 0.99  # A step covers at most this fraction of the distance to a bound.
-INACTIVE_TOL = 1e-3  # Columns are frozen when their duality gap is below this fraction of the largest.
+# A column of x is not changed while its duality gap is below this fraction of the largest one.
+INACTIVE_TOL = 1e-3
 # The solver counts as stalled after this many iterations without progress.
 MAX_STALLED_ITERATIONS = 5
-# Upper limit for the weights in the Newton systems of `polish`, which keeps the systems well-conditioned. The
-# limit makes the steps less exact, so several steps are taken.
+# Maximum weight in the Newton systems of `polish`. Larger weights are reduced to it, so that the systems are
+# well-conditioned. This makes the Newton steps less exact, so several steps are taken.
 MAX_WEIGHT = 1e7
-MAX_REFINEMENTS = 3  # Maximum number of Newton steps for the entries between their bounds.
+# Maximum number of Newton steps with which `polish` refines the entries of x that are not at a bound.
+MAX_REFINEMENTS = 3
 
 
 def box_interior_point(
@@ -79,9 +82,9 @@ class _Direction(NamedTuple):
 class _MehrotraSolver:
     """The current iterate of the interior-point method: a point in the box, with slacks and multipliers.
 
-    The slacks are the distances to the bounds. The gradient always equals the multipliers of the lower bounds
-    minus those of the upper bounds. The method drives each product slack * multiplier, divided by the weight
-    of the row, to the same target.
+    The slacks are the distances of x from the bounds, and the multipliers are the dual variables of the
+    bounds. The gradient always equals the multipliers of the lower bounds minus those of the upper bounds.
+    The method drives each product slack * multiplier, divided by the weight of the row, to the same target.
     """
 
     def __init__(self, operator: Any, penalty: LinearBoxPenalty, row_weight: Floats, tol: float) -> None:
@@ -115,7 +118,7 @@ class _MehrotraSolver:
         self._best_solution, self._best_gap = self._make_solution_of_iterate(), self.dual_gap
 
     def _average(self, values: Floats) -> Floats:
-        """Return the weighted mean of each column of `values`, each divided by the norm of its row."""
+        """Divide each row of `values` by the norm of the row of A, and return the weighted column means."""
         return np.asarray(np.sum(np.sqrt(self._row_weight) * values, axis=0) / np.sum(self._row_weight))
 
     def _multiply_by_gram(self, x: Floats) -> tuple[Floats, Floats]:
@@ -129,7 +132,7 @@ class _MehrotraSolver:
 
     @property
     def optimality(self) -> float:
-        """The norm of the gradient map x - clip(x - gradient) at the current iterate."""
+        """The norm of the gradient map x - clip(x - gradient) at the current iterate; 0 at a minimum."""
         return float(np.linalg.norm(self.x - np.clip(self.x - self._gradient, self._lower, self._upper)))
 
     @property
@@ -220,7 +223,7 @@ class _MehrotraSolver:
         self._best_solution, self._best_gap = self._make_solution_of_iterate(), self.dual_gap
 
     def make_solution(self) -> Solution:
-        """Return the result of `polish`, or before that the iterate with the smallest duality gap."""
+        """Return the iterate with the smallest duality gap, or the result of `polish` if it has run."""
         return self._best_solution._replace(n_iter=self.n_iter)
 
     def _move_to_box_point(self, x: Floats) -> None:
@@ -235,9 +238,10 @@ class _MehrotraSolver:
         return np.asarray(1.0 / (ratios_lower + ratios_upper))
 
     def _build_newton_systems(self, weights: Floats, active_mask: Any = True) -> Floats:
-        """Return I + A' diag(weights) A for each active column, and the identity for all other columns.
+        """Return the matrix I + A' diag(weights) A of the Newton system of each column of x.
 
-        I is the identity. If adding I had no effect because of rounding, a larger multiple of I is added.
+        I is the identity. If rounding errors would cancel its effect, a larger multiple of I is added. For
+        columns outside `active_mask`, whose x does not change in this step, the matrix is I.
         """
         identity = np.eye(self._operator.shape[1])
         systems = np.tile(identity, (self.x.shape[1], 1, 1))
@@ -250,8 +254,8 @@ class _MehrotraSolver:
     def _compute_affine_step(self, systems: Floats, weights: Floats) -> Floats:
         """Return the change of x in the predictor direction, which aims at slack * multiplier = 0.
 
-        The two products with A that this takes also serve to recompute A' x and the gradient, because both
-        have accumulated rounding errors.
+        This takes two products with A. They also serve to recompute A' x and the gradient, which have
+        accumulated rounding errors.
         """
         products = np.asarray(self._operator.rmatmat(np.hstack([self.x, weights * self._slope])))
         self._image, slope_image = np.hsplit(products, 2)
@@ -262,18 +266,19 @@ class _MehrotraSolver:
         return -weights * (predicted_gram_product + self._slope)
 
     def _solve_newton(self, systems: Floats, weights: Floats, rhs: Floats) -> tuple[Floats, Floats, Floats]:
-        """Solve A A' x + x / weights = rhs for the entries of x with positive weights. The others are 0.
+        """Solve A A' x + x / weights = rhs for x, and return x, A' x and A A' x.
 
-        Returns x, A' x and A A' x.
+        An entry of x is 0 if its weight is 0.
         """
         image = _solve_columns(systems, np.asarray(self._operator.rmatmat(weights * rhs)))
         gram_product = np.asarray(self._operator.matmat(image))
         return weights * (rhs - gram_product), image, gram_product
 
     def _compute_primal_dual_direction(self, x: Floats, target_lower: Any, target_upper: Any) -> _Direction:
-        """Return the direction with the given change of x and the corresponding changes of the multipliers.
+        """Return a search direction: the given change `x` and matching changes of the multipliers.
 
-        To first order, the products slack * multiplier become `target_lower` and `target_upper`.
+        After a step of length 1, each product slack * multiplier is equal to its target, `target_lower` or
+        `target_upper`, to first order.
         """
         lower, upper = self._multipliers_lower, self._multipliers_upper
         lower_change = (target_lower - lower * x) / self._slack_lower - lower

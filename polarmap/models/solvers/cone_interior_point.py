@@ -22,22 +22,24 @@ from polarmap.models.solvers.solver import Solution, run_solver
 # Newton systems with up to this many weights per output and sign are solved directly. Larger systems are
 # solved by conjugate gradients, which need only products with the Hessian.
 MAX_SYSTEM_SIZE = 1000
-# Maximum total number of entries of the Gram matrices of all signs, gates and outputs (240 MB, plus copies).
+# A step needs a Gram matrix (features, features) for each sign, gate and output. This is the maximum number
+# of entries of all these matrices together, which then take 240 MB, plus copies.
 MAX_GRAM_ENTRIES = 30_000_000
 # The centering parameter: a step aims to multiply the mean of slack * multiplier by this factor.
 CENTERING = 0.1
-# The target of slack * multiplier is not decreased while the largest residual norm exceeds this multiple of
-# alpha.
+# Residuals of the optimality conditions are considered small if their norms are at most this multiple of
+# alpha. Until then, steps do not aim to decrease the mean of slack * multiplier.
 RESIDUAL_TOL = 0.1
-# Tolerance of a Newton system, relative to the largest residual norm. Once residuals are small, it is
-# relative to alpha times the relative duality gap.
+# A Newton system is solved up to this fraction of the largest residual norm. Once residuals are small, it is
+# solved up to this fraction of alpha times the relative duality gap.
 INEXACT_NEWTON_TOL = 0.1
-MAX_CG_ITERATIONS = 100  # About ten iterations usually suffice.
+MAX_CG_ITERATIONS = 100  # Limit for conjugate gradients, which usually need about ten iterations per system.
 FRACTION_TO_BOUNDARY = 0.97  # A step covers at most this fraction of the distance to a bound.
 MAX_COLUMN_GROWTH = 0.5  # Maximum relative change of a column per step, until residuals are small.
 # The solver counts as stalled after this many iterations without progress.
 MAX_STALLED_ITERATIONS = 8
-# A unit is removed if its norm is below this multiple of the norm that the barrier gives to unused units.
+# Because of the barrier, the weights of unused units are tiny but not 0. At the end, a unit is removed if the
+# norm of its weights is below this multiple of the norm that the barrier alone causes.
 ZERO_UNIT_FACTOR = 10.0
 
 
@@ -108,14 +110,16 @@ class _ConeInteriorPointSolver:
         null_loss = self._loss.value(np.zeros(self._loss.shape))
         self._rounding_error = 16 * FLOAT64_EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
         self._mu = max(null_loss, self._rounding_error) / self._constraint_mask.size
-        # Start at the norm of a column at which the penalty balances the logarithmic barrier of the slacks.
+        # Choose the initial norm of the columns such that the penalty, which makes them shorter, balances the
+        # logarithmic barrier, which makes them longer.
         initial_norm = n_samples * self._mu / alpha
         directions = cone_loss.interior_points / np.linalg.norm(cone_loss.interior_points, axis=0)
         self.x = initial_norm * np.tile(np.repeat(directions, self._n_outputs, axis=1), 2)
         self._image = np.asarray(operator.matmat(self.x))
         self._slacks = np.where(self._constraint_mask, self._cone_signs * self._image, 1.0)
         self._multipliers = np.where(self._constraint_mask, self._mu / self._slacks, 0.0)
-        # Cache the coupling Hessian together with the curvatures that it was computed for.
+        # Cache the Hessian that couples weights of different columns, together with the second derivatives of
+        # the loss ("curvatures") from which it was computed. It is computed again when they change.
         self._coupling_curvatures, self._coupling_hessian = np.zeros(0), np.zeros(0)
         self.dual_bound, self._best_iterate, self._n_stalled = -np.inf, (np.inf, self.x, self._image), 0
         self._update_gradient_and_bound()
@@ -139,15 +143,16 @@ class _ConeInteriorPointSolver:
         return max(0.0, objective - self.dual_bound) <= max(self._tol * objective, self._rounding_error)
 
     def step(self) -> None:
-        """Take one Newton step that brings all products slack * multiplier closer together.
+        """Take one Newton step, which makes all products slack * multiplier more equal.
 
-        Once the residuals of the optimality conditions are small, the step also aims at smaller products.
+        Once the residuals of the optimality conditions are small, the step also makes the products smaller.
+        The iterate then approaches the minimum.
         """
         is_balanced = self._max_residual <= RESIDUAL_TOL * self._alpha
         target_mu = CENTERING * self._mu if is_balanced else self._mu
         roots, epigraphs = self._compute_smoothed_norms()
-        # Account for the change of the target of slack * multiplier: the derivative of alpha w / t with
-        # respect to the target, times the change. Here t is the smoothed norm of a column w.
+        # The gradient of the penalty is alpha w / t, where t is the smoothed norm of a column w. It changes
+        # with mu, the target of slack * multiplier. Add its derivative with respect to mu, times the change.
         centering_gradient = (self._mu - target_mu) * (1.0 + self._mu / roots) / epigraphs**2 * self.x
         gradient = (
             self._column_gradients
@@ -206,10 +211,11 @@ class _ConeInteriorPointSolver:
         return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
     def _compute_smoothed_norms(self) -> tuple[Floats, Floats]:
-        """Return smoothed norms t of the columns w: the minimizers of alpha t - mu log(t^2 - |w|^2).
+        """Compute a smooth approximation t of the norm of each column w of W.
 
-        For mu = 0, t is |w|. The gradient of the minimum with respect to w is alpha w / t. The result is a
-        pair: the square root in the quadratic formula for t, and t.
+        t minimizes alpha t - mu log(t^2 - |w|^2), so it is |w| for mu = 0. The gradient of this minimum with
+        respect to w is alpha w / t. Returns two arrays (columns,): the square roots in the quadratic formula
+        for t, and t.
         """
         roots = np.hypot(self._mu, self._alpha * np.linalg.norm(self.x, axis=0))
         return roots, (self._mu + roots) / self._alpha
@@ -267,9 +273,11 @@ class _ConeInteriorPointSolver:
         return np.reshape(step, rhs.shape)
 
     def _make_schur_solver(self, column_hessians: Floats) -> Callable[[Floats], Floats]:
-        """Return a function that solves the Newton system, ignoring the coupling between groups of gates.
+        """Return a function that solves the Newton system for a right-hand side (features, columns).
 
-        The loss depends only on the difference of the two signs, so the columns of one sign are eliminated.
+        The loss depends only on the difference between the columns with sign + and those with sign -, so the
+        columns of one sign are eliminated (Schur complement). Coupling between groups of gates is ignored.
+        For a direct solution, all gates form one group. For a preconditioner, each gate is a group.
         """
         plus, minus = np.split(column_hessians, 2)
         branch_sums, n_features = plus + minus, len(self.x)
@@ -309,7 +317,8 @@ class _ConeInteriorPointSolver:
     def _compute_column_hessians(self, epigraphs: Floats, roots: Floats) -> Floats:
         """Return the Hessian of barrier and penalty for each column, shape (columns, features, features).
 
-        If the second derivatives of the loss have changed, its coupling Hessian is updated by the same map.
+        The same map also updates the coupling Hessian, which is the part of the Hessian that couples weights
+        of different columns, if the second derivatives of the loss have changed.
         """
         n_features, n_columns = self.x.shape
         weights = self._multipliers / self._slacks
@@ -325,9 +334,10 @@ class _ConeInteriorPointSolver:
         return np.asarray(grams[:n_columns] + (np.eye(n_features) - norm_hessians) * penalty_factors)
 
     def _compute_gate_pair_weights(self) -> Floats:
-        """Return the sample weights for the Gram matrices of all pairs of gates whose weights are coupled.
+        """Return the sample weights for the Gram matrices of all pairs of gates in the same group.
 
-        The array has shape (samples, pairs * groups * outputs).
+        They are the second derivatives of the loss for samples at which both gates are open, and 0 for other
+        samples. The array has shape (samples, pairs * groups * outputs).
         """
         first_gates, second_gates = np.triu_indices(self._n_coupled_gates)
         gates = self._open_gates.reshape(len(self._open_gates), -1, self._n_coupled_gates, self._n_outputs)
@@ -355,7 +365,10 @@ class _ConeInteriorPointSolver:
 
 
 def _compute_max_step_length(values: Floats, direction: Floats) -> float:
-    """Return the largest step length up to 1 that keeps the positive `values` positive."""
+    """Return a step length, at most 1, that keeps all entries of `values` positive.
+
+    The step covers at most FRACTION_TO_BOUNDARY of the way to the point at which an entry becomes 0.
+    """
     decreasing_mask = direction < 0
     ratios = values[decreasing_mask] / -direction[decreasing_mask]
     return min(1.0, FRACTION_TO_BOUNDARY * float(np.min(ratios, initial=np.inf)))

@@ -70,7 +70,10 @@ class GatedTraining:
     uses_newton: bool
 
     def minimize(self, *, tol: float, max_iter: int, callback: Callback) -> Solution:
-        """Solve the problem and return W (features, gates * outputs). Keywords are as for `fista`."""
+        """Solve the problem. The solution's x is W, of shape (features, gates * outputs).
+
+        The keywords are those of `fista`.
+        """
         options: dict[str, Any] = {"tol": tol, "callback": callback}
         if not self.uses_newton:
             n_columns = self.patterns.shape[1] * self.loss.shape[1]
@@ -89,12 +92,13 @@ class GatedTraining:
         return solution._replace(n_iter=newton.n_iter + solution.n_iter)
 
     def _run_fista(self, start: Floats, **options: Any) -> Solution:
-        """Run FISTA in whitened coordinates from the weights `start`."""
+        """Run FISTA from the weights `start`, with whitened features, for which it converges faster."""
         scale, n_outputs = self.whitening.scale, self.loss.shape[1]
         operator = self.operator
         if self.loss.fit_intercept and not self.uses_newton:
             operator = AppendedInterceptOperator(operator, 1.0)
-        # FISTA optimizes whitened coefficients z, but the penalty is the norm of the weights, |z / scale|.
+        # FISTA optimizes the weights z of whitened features. The penalty remains the norm of the original
+        # weights, which is |z / scale|.
         penalty = GroupLassoPenalty(self.alpha, 1.0 / scale, start.shape[1])
         gated_operator = GatedOperator(operator @ self.whitening, self.patterns)
         whitened_start = scale[:, np.newaxis] * np.asarray(self.whitening.axes.T @ start)

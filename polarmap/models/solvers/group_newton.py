@@ -19,20 +19,24 @@ from polarmap.models.operators import GatedOperator
 from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.solvers.solver import Solution, run_solver
 
-# Maximum number of weights in a working set. The driver solves linear systems of this size.
+# A step optimizes a working set of columns of W. This is the maximum number of weights in it, because the
+# driver solves linear systems of this size.
 MAX_SYSTEM_SIZE = 1000
-# Maximum number of sample weights in a step's Gram matrices. They are sent to every worker, up to 32 MB.
+# A step computes several Gram matrices A' diag(weights) A, each with its own weight per sample. This is the
+# maximum number of weights of all these matrices. They are sent to every worker, up to 32 MB.
 MAX_GRAM_WEIGHTS = 4_000_000
-MIN_WORKING_COLUMNS = 10  # Working sets start with this many columns, and at most double per step.
+# A step adds at most this many columns to the nonzero ones, or as many as there are nonzero ones, if more.
+MIN_WORKING_COLUMNS = 10
 # The solver counts as stalled after this many consecutive iterations in which the duality gap remains above
 # this fraction of its previous value.
 MAX_STALLED_ITERATIONS, MIN_GAP_FRACTION = 3, 0.9
-ARMIJO_FRACTION = 1e-4  # The fraction of the predicted decrease that a line search requires.
+ARMIJO_FRACTION = 1e-4  # A line search accepts a step that achieves this fraction of the predicted decrease.
 MAX_BACKTRACKS = 40
-# A model is minimized with a smoothed penalty, in several stages. At first, the smoothing contributes as much
-# to the objective as the duality gap. Each further stage multiplies it by SMOOTHING_FACTOR.
+# The quadratic model of a step is minimized with a smoothed penalty, in several stages. At first, the
+# smoothing changes the objective by about the duality gap. Each further stage multiplies it by
+# SMOOTHING_FACTOR.
 N_SMOOTHING_STAGES, SMOOTHING_FACTOR = 3, 0.1
-MAX_NEWTON_STEPS = 30  # The limit per stage. A stage usually takes about four steps.
+MAX_NEWTON_STEPS = 30  # Maximum number of Newton steps per stage. About four are usual.
 # A stage ends when the predicted decrease of a Newton step is below this fraction of what the smoothing adds
 # to the objective. The last stage is so accurate that rounding errors of earlier stages do not affect the
 # result.
@@ -40,13 +44,15 @@ STAGE_TOL, LAST_STAGE_TOL = 0.01, 1e-8
 # A column leaves the working set if the norm of its gradient is below this fraction of alpha. At a minimum,
 # the norm is alpha for every nonzero column.
 UNUSED_GRADIENT_FRACTION = 0.9
-# At the end, a column is set to zero if its norm is below this multiple of the norm that smoothing alone
-# causes.
+# Because of the smoothing, unused columns are tiny but not zero. At the end, a column is set to zero if its
+# norm is below this multiple of the norm that the smoothing alone causes.
 ZERO_COLUMN_FACTOR = 10.0
 
 
 def compute_max_working_columns(n_samples: int, n_features: int, n_outputs: int) -> int:
-    """Return how many columns a working set may have, so that driver and workers can compute its Hessian.
+    """Return the maximum size of a working set: the columns of the weights that one step optimizes.
+
+    Larger sets would have a Hessian that takes too much time or memory on the driver or the workers.
 
     Examples
     --------
@@ -102,7 +108,10 @@ def group_newton(
 
 
 class _GroupNewtonSolver:
-    """The state of `group_newton`: the iterate W and its outputs, the gradient, and the best lower bound."""
+    """The state of `group_newton`: the weights W and their outputs, gradient, and lower bound on the minimum.
+
+    The best weights so far are kept as well.
+    """
 
     def __init__(self, operator: Any, loss: ProfiledLoss, patterns: Any, alpha: float, tol: float) -> None:
         self._operator, self._loss, self._alpha, self._tol = operator, loss, alpha, tol
@@ -137,7 +146,8 @@ class _GroupNewtonSolver:
     def step(self) -> None:
         """Minimize the quadratic model over a working set of columns, and take a step towards its minimum."""
         columns, gap_before = self._choose_working_set(), self.dual_gap
-        # Round to a power of SMOOTHING_FACTOR, so that rounding errors of the gap do not change the minimum.
+        # Round the smoothing to a power of SMOOTHING_FACTOR. Otherwise, rounding errors of the duality gap
+        # would change the smoothing, and therefore the result of the step.
         exponent = math.log(max(gap_before, self._rounding_error) / (2 * len(columns)), SMOOTHING_FACTOR)
         smoothing = SMOOTHING_FACTOR ** round(exponent)
         self._smoothing = SMOOTHING_FACTOR ** (N_SMOOTHING_STAGES - 1) * smoothing
@@ -146,8 +156,8 @@ class _GroupNewtonSolver:
         direction = np.zeros_like(self.x)
         direction[:, columns] = (model.minimize(smoothing) - weights).T
         eta_direction = self._gated_operator.matmat(direction.reshape(-1, self._loss.shape[1]))
-        # Smoothing shifts the minimum of the model. Allow the objective to increase by as much as this can
-        # cause, which is the last argument.
+        # The smoothing shifts the minimum of the model, so a step close to the minimum may increase the
+        # objective. The last argument is the largest increase that the smoothing can cause.
         step_length = self._line_search(direction, eta_direction, 2 * len(columns) * self._smoothing)
         self.x = self.x + step_length * direction
         self._eta = self._eta + step_length * eta_direction
@@ -158,7 +168,10 @@ class _GroupNewtonSolver:
         self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS
 
     def polish(self) -> None:
-        """Remove unused columns from the best iterate, if this does not increase the objective."""
+        """Remove unused columns from the best iterate, if this does not increase the objective.
+
+        A column is considered unused if it is so short that smoothing alone may have made it nonzero.
+        """
         objective, x = self._best_iterate
         min_norm = ZERO_COLUMN_FACTOR * self._smoothing / self._alpha
         sparser = x * (np.linalg.norm(x, axis=0) > min_norm)
@@ -200,7 +213,10 @@ class _GroupNewtonSolver:
         return np.sort(ranking[: max(1, n_used + n_added)])
 
     def _compute_hessian(self, columns: Indices) -> Floats:
-        """Return the Hessian for `columns`, shape (columns, features, columns, features), by one map."""
+        """Compute the Hessian of the loss with respect to the given columns of the weights, in one map.
+
+        Returns an array (columns, features, columns, features).
+        """
         gates, outputs = np.divmod(columns, self._loss.shape[1])
         n_columns, n_features = len(columns), len(self.x)
         output_hessians = self._loss.compute_output_hessians(self._eta)
@@ -232,7 +248,7 @@ class _GroupNewtonSolver:
     def _line_search(self, direction: Floats, eta_direction: Floats, max_increase: float) -> float:
         """Return a step length at which the objective decreases sufficiently, or 0 if none is found.
 
-        The Armijo condition determines the sufficient decrease, which is reduced by `max_increase`.
+        A decrease is sufficient if it satisfies the Armijo condition, relaxed by `max_increase`.
         """
         objective_before = self.objective
         slope = float(np.sum(self._gradient * direction))
@@ -268,13 +284,16 @@ class _GroupModel:
         self._gradient, self._weights, self._alpha = gradient, weights, alpha
 
     def minimize(self, smoothing: float) -> Floats:
-        """Return a minimizer V, found by Newton's method with less and less smoothing of the norms.
+        """Return a minimizer V of the model, found by Newton's method.
+
+        The norms in the penalty are smoothed, because Newton's method needs derivatives. The smoothing is
+        reduced in several stages.
 
         Parameters
         ----------
         smoothing : float
-            The initial strength mu of the smoothing: the penalty alpha |v| is replaced by the minimum over t
-            of alpha t - mu log(t^2 - |v|^2), the barrier of its epigraph.
+            The initial strength mu of the smoothing: the penalty alpha |v| of a column v is replaced by the
+            minimum over t of alpha t - mu log(t^2 - |v|^2).
         """
         V = self._weights
         for _ in range(N_SMOOTHING_STAGES - 1):
@@ -306,11 +325,14 @@ class _GroupModel:
         return float(np.sum(change * (self._gradient + product / 2))), self._gradient + product
 
     def _evaluate_unsmoothed(self, V: Floats) -> float:
-        """Return the model at V, without smoothing."""
+        """Return the value of the model at V, with the exact norms in the penalty."""
         return self._evaluate_quadratic_part(V)[0] + self._alpha * float(np.linalg.norm(V, axis=1).sum())
 
     def _minimize_smoothed(self, V: Floats, mu: float, tol: float) -> Floats:
-        """Minimize the model with smoothed norms by Newton's method with a line search, starting from V."""
+        """Minimize the model with smoothed norms by Newton's method with a line search, starting from V.
+
+        Stop when the predicted decrease of a step is at most `tol` times `mu` times the number of columns.
+        """
         value, gradient = self._evaluate_smoothed(V, mu)
         for _ in range(MAX_NEWTON_STEPS):
             system = self._hessian + self._compute_penalty_hessian(V, mu)
@@ -329,16 +351,17 @@ class _GroupModel:
         return V
 
     def _evaluate_smoothed(self, V: Floats, mu: float) -> tuple[float, Floats]:
-        """Return the model with smoothed norms at V, and its gradient."""
+        """Return the value and the gradient at V of the model with smoothed norms."""
         value, gradient = self._evaluate_quadratic_part(V)
         _, epigraphs = self._compute_smoothed_column_norms(V, mu)
         barrier = self._alpha * epigraphs - mu * np.log(2 * mu * epigraphs / self._alpha)
         return value + float(barrier.sum()), gradient + self._alpha * V / epigraphs
 
     def _compute_smoothed_column_norms(self, V: Floats, mu: float) -> tuple[Floats, Floats]:
-        """Return the smoothed norm t of each column as the second item of a pair.
+        """Compute the smoothed norm t of each column v: the minimizer of alpha t - mu log(t^2 - |v|^2).
 
-        The first item is the square root in the quadratic formula for t, which derivatives of t need.
+        Returns two arrays (columns, 1): the square roots in the quadratic formula for t, which are needed for
+        derivatives, and t.
         """
         roots = np.hypot(mu, self._alpha * np.linalg.norm(V, axis=1, keepdims=True))
         return roots, (mu + roots) / self._alpha

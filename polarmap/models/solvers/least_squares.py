@@ -41,7 +41,7 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
 
     @cached_property
     def preconditioner(self) -> WhiteningOperator:
-        """An operator W for which the columns of this operator times W are orthonormal.
+        """A right preconditioner: an operator W such that this operator times W has orthonormal columns.
 
         Directions in which the Gram matrix has no correct digits are rotated, but not scaled to norm 1.
         """
@@ -121,7 +121,7 @@ def solve_least_squares(
 def _run_krylov(
     estimator: Any, system: Any, rhs: Floats, iteration_log: IterationLog, max_iter: int
 ) -> Solution:
-    """Run the estimator's solver for at most `max_iter` iterations and return its solution.
+    """Run the estimator's solver ("lsqr", "lsmr" or "cg") for at most `max_iter` iterations.
 
     Raises
     ------
@@ -161,10 +161,11 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
     """Wraps a linear system and monitors the iterations of SciPy's lsqr or lsmr.
 
     These functions do not support callbacks and return nothing if interrupted by a deadline. Both build
-    orthonormal u and v with A v_i = alpha_i u_i + beta_i+1 u_i+1 and A' u_i+1 = beta_i+1 v_i + alpha_i+1
-    v_i+1. The wrapper sees all products and derives alpha and beta from them. The rotations of Paige and
-    Saunders (lsqr) or Fong and Saunders (lsmr) then give the norms of the residual and the gradient, which
-    `iteration_log` prints. The residual of lsmr would need more rotations and is not printed.
+    orthonormal vectors u_i and v_i with A v_i = alpha_i u_i + beta_i+1 u_i+1 and
+    A' u_i+1 = beta_i+1 v_i + alpha_i+1 v_i+1 (Golub-Kahan bidiagonalization). The wrapper sees all products
+    and derives alpha and beta from them. The rotations of Paige and Saunders (lsqr) or Fong and Saunders
+    (lsmr) then give the norms of the residual and the gradient, which `iteration_log` prints. The residual of
+    lsmr would need more rotations and is not printed.
 
     `make_solution` returns the solution of lsqr after the last complete iteration, even if lsmr is running:
     it minimizes the residual over the same subspace.
@@ -184,9 +185,9 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
     def __init__(self, system: Any, target: Floats, solver: str, iteration_log: IterationLog) -> None:
         super().__init__(np.float64, system.shape)
         self._system, self._solver, self._iteration_log, self.n_iter = system, solver, iteration_log, 0
-        self._residual_norm = float(np.linalg.norm(target))  # Residual norm of lsqr.
+        self._residual_norm = float(np.linalg.norm(target))  # |target - A x| for the iterate x of lsqr.
         self._signed_residual_norm = self._residual_norm
-        self._last_product: tuple[Floats, Floats] | None = None  # The pair (v, A v).
+        self._last_product: tuple[Floats, Floats] | None = None  # The latest v, and A v.
 
     def make_solution(self) -> Solution:
         """Return the solution of lsqr after the last complete iteration, marked as timed out."""
@@ -210,9 +211,9 @@ class BidiagonalizationMonitor(LinearOperator):  # type: ignore[misc]
 
     def _start_bidiagonalization(self, scaled_v: Floats) -> None:
         alpha = float(np.linalg.norm(scaled_v))
-        # Track half of the norm of the gradient of |r|^2, which is 2 A' r.
+        # The objective is |r|^2 for the residual r, and its gradient is 2 A' r. Track half of its norm.
         self._rho_bar, self._half_gradient_norm = alpha, alpha * self._residual_norm
-        self._cosine_bar = 1.0  # Cosine of the second rotation of lsmr.
+        self._cosine_bar = 1.0  # Cosine of the second of the two rotations that lsmr takes per iteration.
         self._x, self._direction = np.zeros_like(scaled_v), scaled_v / (alpha or 1.0)
 
     def _update_solution_and_norms(self, beta: float, scaled_v: Floats) -> None:

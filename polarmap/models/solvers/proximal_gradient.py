@@ -18,7 +18,8 @@ from polarmap.models.solvers.solver import Solution, run_solver
 
 # The duality gap is computed every GAP_INTERVAL iterations, which takes one additional product.
 GAP_INTERVAL = 10
-# Minimum growth factor of the curvature estimate after a step that was too long.
+# After a step that was too long, the curvature estimate is multiplied by at least this factor. The next step
+# is shorter, because the step length is 1 / curvature.
 MIN_CURVATURE_GROWTH = 1.2
 # If the difference of two losses is smaller than this, relative to the loss, rounding errors make it
 # unusable.
@@ -146,7 +147,10 @@ class CompositeProblem:
         return np.asarray(self.penalty.prox(x.reshape(-1), tau)).reshape(x.shape)
 
     def objective(self, x: Floats, eta: Floats) -> float:
-        """Return the objective at x, given eta = A x. Constraints must hold, as they do after `prox`."""
+        """Return the objective at x, given eta = A x.
+
+        If the penalty is a constraint, x must satisfy it, as every result of `prox` does.
+        """
         return float(self.loss.value(eta)) + evaluate_penalty(self.penalty, x.reshape(-1))
 
     def dual_gap(self, x: Floats, eta: Floats, loss_gradient: Floats, gradient: Floats) -> float:
@@ -211,11 +215,11 @@ class ProximalSolver:
         problem.check_eta_shape(self.eta)
         self.curvature, self.max_optimality, self.optimality = 1.0, 0.0, math.inf
         self._initial_loss = abs(float(problem.loss.value(self.eta)))
-        # Iteration number, and the gradients of the loss at its x with respect to eta and x.
+        # The result of the last call of `compute_gradients`, preceded by the number of its iteration.
         self._cached_gradients: tuple[int, Floats, Floats] | None = None
         self.has_converged = self.has_stalled = False
         self.best_x, self.best_objective, self.dual_bound = x, math.inf, -math.inf
-        self._final_dual_gap: float | None = None  # Set by `polish`.
+        self._final_dual_gap: float | None = None  # The duality gap of the solution, computed by `polish`.
 
     @property
     def objective(self) -> float:
@@ -264,7 +268,8 @@ class ProximalSolver:
     def _satisfies_tolerance(self) -> bool:
         """Return whether x satisfies `tol`.
 
-        The duality gap is computed only if it is due, or if x is probably accurate enough.
+        The duality gap takes a product with A'. It is therefore computed only once every `gap_interval`
+        iterations, or if the norm of the gradient map shows that x is probably accurate enough.
         """
         rounding_error, tol = self._estimate_optimality_rounding_error(), self.tol
         is_stationary = self.optimality <= max(tol * self.max_optimality, rounding_error)
@@ -279,7 +284,7 @@ class ProximalSolver:
         return dual_gap <= rounding and is_stationary
 
     def _estimate_optimality_rounding_error(self) -> float:
-        """Return the rounding error of the norm of the gradient map."""
+        """Estimate by how much rounding errors change the norm of the gradient map."""
         return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
     def polish(self) -> None:
@@ -290,7 +295,8 @@ class ProximalSolver:
     def make_solution(self) -> Solution:
         """Return the last iterate if `polish` has run, otherwise the best iterate so far."""
         objective, optimality = self.best_objective, self.optimality
-        # Another step would decrease the objective by about optimality^2 / (2 curvature).
+        # Another step would decrease the objective by about optimality^2 / (2 curvature). If this is not
+        # more than a rounding error of the objective, the solution is as accurate as possible.
         rounding = 16 * FLOAT64_EPS * max(self._initial_loss, abs(objective))
         is_at_rounding = optimality**2 / (2.0 * self.curvature) <= rounding
         converged = self.has_converged or (self.has_stalled and is_at_rounding)
@@ -312,7 +318,10 @@ class FistaSolver(ProximalSolver):
         self.curvature = self._estimate_curvature(*self.compute_gradients())
 
     def _estimate_curvature(self, loss_gradient: Floats, gradient: Floats) -> float:
-        """Return the curvature of the loss along its gradient, or 1 if it is zero. This takes one product."""
+        """Estimate the curvature (second derivative) of the loss along its gradient, from one product.
+
+        It determines the length of the first step. Return 1 if it is zero.
+        """
         eta_direction = self.problem.matmul(gradient)
         max_change, squared_norm = float(np.abs(eta_direction).max(initial=0.0)), float(np.sum(gradient**2))
         if max_change == 0.0 or squared_norm == 0.0:
@@ -358,7 +367,8 @@ class FistaSolver(ProximalSolver):
     def _compute_bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
         """Return the Bregman divergence of the loss from the extrapolated point to eta.
 
-        If the difference of losses would lose too many digits, the divergence is computed from gradients.
+        It is the loss at eta minus the linear approximation of the loss at the extrapolated point. If this
+        difference would lose too many digits, it is computed from gradients.
         """
         loss, eta_change = self.problem.loss, eta - self._extrapolated_eta
         loss_value, value_before = float(loss.value(eta)), float(loss.value(self._extrapolated_eta))

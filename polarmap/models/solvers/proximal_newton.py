@@ -26,15 +26,18 @@ MAX_GRAM_SIZE = 1000
 # The cost of a fit by Newton steps grows with the number of columns of the Gram matrix. With this many
 # columns, all steps together cost about as much as one first-order iteration, which takes two products.
 GRAM_COLUMNS_PER_ITERATION = 8
-MODEL_TOL = 1e-8  # Tolerance for minimizing a model, relative to the largest gradient map so far.
+# Each Newton step minimizes a quadratic model of the objective up to this tolerance, relative to the largest
+# norm of the gradient map so far.
+MODEL_TOL = 1e-8
 MAX_PROXIMAL_STEPS, MAX_NEWTON_STEPS, MAX_BACKTRACKS = 30, 30, 40
-# Initial value of the proximal parameter sigma, divided by the mean of the diagonal of H, and its growth per
-# step.
+# The proximal parameter sigma is INITIAL_SIGMA / mean(diagonal of H) at first. After each successful step, it
+# is multiplied by SIGMA_GROWTH.
 INITIAL_SIGMA, SIGMA_GROWTH = 1e4, 10.0
 # After a step without progress, sigma is reduced at most this many times in a row.
 MAX_RETRIES = 3
-ARMIJO_FRACTION = 1e-4  # A line search requires this fraction of the predicted decrease.
-FINITE_DIFFERENCE_STEP = 1e-7  # Relative step of the finite difference of a proximal operator.
+ARMIJO_FRACTION = 1e-4  # A line search accepts a step that achieves this fraction of the predicted decrease.
+# The derivative of a proximal operator is computed by a finite difference with this relative step.
+FINITE_DIFFERENCE_STEP = 1e-7
 
 
 def choose_n_first_order_iterations(operator: Any, start: Floats, max_iter: int) -> int:
@@ -184,7 +187,10 @@ class ProximalNewtonSolver(ProximalSolver):
         self.curvature = float(np.abs(self._hessian).sum(axis=1).max()) or 1.0
 
     def _hessian_product(self, direction: Floats) -> Floats:
-        """Return the Hessian of the loss times a direction, both of shape (outputs, samples)."""
+        """Return the Hessian of the loss times a direction, as an array (outputs, samples).
+
+        The Hessian is that with respect to eta = A x, and `direction` has the shape of eta.
+        """
         return np.asarray(self.problem.loss.hessian_product(self.eta, direction)).reshape(len(self.eta), -1).T
 
     def _compute_gram(self, weights: Floats) -> Floats:
@@ -274,9 +280,9 @@ class QuadraticModel:
     def _find_proximal_point(self, center: Floats, sigma: float, tol: float) -> tuple[Floats, bool]:
         """Minimize model(p) + |p - center|^2 / (2 sigma), and return p and whether the minimum was reached.
 
-        The dual problem is smooth and convex in a variable z, where H z + gradient is the gradient of the
-        loss at p. It is solved by semismooth Newton steps. Their linear systems only involve entries that are
-        not fixed by the proximal operator (Li, Sun and Toh, 2018).
+        The dual problem is solved instead, because it is smooth and convex. At its solution z, H z + gradient
+        is the gradient of the loss at p. The method takes semismooth Newton steps, whose linear systems only
+        involve entries that are not fixed by the proximal operator (Li, Sun and Toh, 2018).
         """
         z, Hz = center, self._H @ center
         value, p, prox_derivative = self._evaluate_dual(z, Hz, center, sigma)
@@ -301,9 +307,10 @@ class QuadraticModel:
     def _evaluate_dual(
         self, z: Floats, Hz: Floats, center: Floats, sigma: float
     ) -> tuple[float, Floats, Floats]:
-        """Return the dual function at z, the primal point p = prox(v), and the derivative of prox.
+        """Return the dual function at z, the primal point p = prox(v), and the derivative of prox at v.
 
-        The derivative of each entry of p with respect to the same entry of v lies between 0 and 1.
+        Here v is center - sigma * (H z + gradient). The derivative is an array with the derivative of each
+        entry of p with respect to the same entry of v, which lies between 0 and 1.
         """
         gradient = Hz + self._gradient
         v = center - sigma * gradient
@@ -317,7 +324,10 @@ class QuadraticModel:
         return value, p, np.clip((self._prox(v + perturbation, sigma) - p) / perturbation, 0.0, 1.0)
 
     def _solve_newton_system(self, residual: Floats, prox_derivative: Floats) -> Floats:
-        """Solve s + prox_derivative * (H s) = residual for s."""
+        """Solve s + prox_derivative * (H s) = residual for s.
+
+        Where the derivative is 0, s equals the residual. Only the other entries are unknown.
+        """
         free_mask = prox_derivative > 0
         free_rows, solution = self._H[free_mask], residual.copy()
         free_derivative = prox_derivative[free_mask]

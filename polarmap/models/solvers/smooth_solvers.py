@@ -25,7 +25,7 @@ from polarmap.models.solvers.solver import Solution, run_solver
 MAX_NEWTON_STEPS = 2  # Maximum number of Newton steps that polish SciPy's solution.
 POLISH_MAX_TOL = 1e-6  # With a larger `tol`, SciPy's solution is not polished.
 POLISH_MAX_GRADIENT = 1e-3  # With a larger gradient norm, Newton steps without a line search might diverge.
-NEWTON_TOL = 1e-2  # Newton steps with Gram matrices stop when the gradient norm is below this times `tol`.
+NEWTON_TOL = 1e-2  # Newton steps with Gram matrices stop when the gradient norm is below NEWTON_TOL * tol.
 SCIPY_METHODS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "trust-krylov"}
 
 
@@ -93,7 +93,7 @@ def minimize_smooth(
 
 
 def _is_stationary(gradient_norm: float, objective: float, tol: float) -> bool:
-    """Return whether the gradient norm is at most 10 times `tol` or 10 times its rounding error."""
+    """Return whether the gradient norm is at most 10 times the larger of `tol` and its rounding error."""
     return gradient_norm <= 10 * max(tol, _estimate_gradient_rounding_error(objective))
 
 
@@ -154,8 +154,8 @@ class ScipyObjective:
         # Cache the linear predictors of the last points, so that Hessian products can reuse them. The keys
         # are the bytes of theta.
         self._cached_predictors: dict[bytes, Floats] = {}
-        # The objectives and gradient norms computed since the last iteration. The callback gets those of the
-        # point that SciPy accepts. The keys are the bytes of theta.
+        # The objective and the gradient norm at each point that SciPy has tried since the last iteration.
+        # Once SciPy accepts a point, its values are passed to the callback. The keys are the bytes of theta.
         self._evaluations: dict[bytes, tuple[float, float]] = {}
         self.n_iter, self.best_point = 0, (np.zeros(0), np.inf, np.zeros(0))
 
@@ -208,7 +208,11 @@ class ScipyObjective:
         return self._problem.matmul(theta.reshape(-1, self._problem.loss.shape[1]))
 
     def _compute_penalized_gradient(self, residual: Floats, theta: Floats) -> Floats:
-        """Return the gradient of the objective as a vector: A' residual + l2_weights * theta."""
+        """Return A' residual + l2_weights * theta as a vector.
+
+        This is the gradient of the objective if `residual` is the gradient of the loss with respect to A V.
+        Hessian products have the same form.
+        """
         return self._problem.rmatmul(residual).reshape(-1) + self._l2_weights * theta
 
 
@@ -218,7 +222,7 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
         options |= {"ftol": 4 * FLOAT64_EPS, "maxls": 50, "maxfun": 50 * max_iter}
     else:
         # Below this gradient norm, trust-region methods compare objectives that differ only by rounding, and
-        # trlib fails with NaN.
+        # trlib, which implements "trust-krylov", fails with NaN.
         options["gtol"] = max(tol, _estimate_gradient_rounding_error(objective.value(initial_theta)))
     with np.errstate(invalid="ignore"):  # trlib computes with NaN.
         return minimize(
@@ -233,10 +237,10 @@ def _run_scipy(objective: ScipyObjective, start: Floats, solver: str, tol: float
 
 
 def _estimate_gradient_rounding_error(objective: float) -> float:
-    """Return the gradient norm at which a step changes the objective by about its rounding error.
+    """Return the gradient norm below which rounding errors of the objective hide the progress of a step.
 
     The diagonal of the Hessian is about 1, so for a gradient norm g, a step decreases the objective by about
-    g^2 / 2. The returned norm corresponds to 16 rounding errors.
+    g^2 / 2. At the returned norm, this decrease is 16 rounding errors.
     """
     return float(np.sqrt(32 * FLOAT64_EPS * max(1.0, abs(objective))))
 

@@ -22,8 +22,8 @@ from polarmap.planning.simulation.jobs import (
     find_jobs_with_early_backups,
 )
 
-# A function that takes a boolean array (trials, k), True for late tasks, and returns the run times of their
-# backups as a vector.
+# A function that draws the run times of backups. It is called with a boolean array (trials, k), which is True
+# for late tasks, and returns a vector with one run time for each late task, in seconds.
 BackupSampler = Callable[[npt.NDArray[np.bool_]], Floats]
 
 
@@ -62,9 +62,10 @@ class BackupRule(NamedTuple):
         return max(1, round_count(n_tasks * self.completed_fraction))
 
 
-# The defaults of cubed (cubed.runtime.backup.should_launch_backup) start a backup after 3 times the time by
-# which half of all tasks had completed. The defaults of Spark 4 are spark.speculation.quantile = 0.9 and
-# spark.speculation.multiplier = 3.
+# The rules of cubed and Spark 4 with their default settings:
+# - cubed (cubed.runtime.backup.should_launch_backup) starts a backup of a task after 3 times the time by
+#   which half of all tasks had completed.
+# - Spark has the settings spark.speculation.quantile = 0.9 and spark.speculation.multiplier = 3.
 CUBED_RULE = BackupRule(min_tasks=10)
 SPARK_RULE = BackupRule(completed_fraction=0.9, min_tasks=2, uses_all_tasks=False)
 
@@ -114,8 +115,9 @@ def simulate_backups(
         backup_after = compute_backup_start_times(sorted_run_times, rule)[:, None]
     completion_times, backup_start_times, backup_run_times = first_run_times.copy(), [], []
     for attempt in range(1, max_backups + 1):
-        # All tasks start at the same time, so all that are still running become late at the same time. Their
-        # backups also start together, and become late after the same number of seconds.
+        # All tasks of a job start at time 0, so all tasks that are still running become late at the same
+        # time. Therefore, their backups also start at the same time, and become late after the same number of
+        # seconds.
         start_times = np.broadcast_to(attempt * backup_after, first_run_times.shape)
         late_mask = early_mask[:, None] | (completion_times > start_times)
         run_times = np.full(first_run_times.shape, inf)
@@ -159,7 +161,7 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
     """
     late_tracker: LateTracker[tuple[int, int]] = LateTracker(rule)
     completed_at, started_at = np.full(attempt_run_times.shape[1], inf), np.full(attempt_run_times.shape, inf)
-    completion_queue: list[tuple[float, int, int]] = []  # A heap of (time, task, attempt).
+    completion_queue: list[tuple[float, int, int]] = []  # A heap of (completion time, task, attempt).
 
     def start_attempt(task: int, attempt: int, current_time: float) -> None:
         started_at[attempt, task] = current_time
@@ -212,7 +214,8 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
     start_times = np.full(n_trials, np.inf)
     if k < rule.min_tasks:
         return start_times
-    # Go backwards, so that earlier start times overwrite later ones.
+    # For each number of completed tasks, compute when backups start before the next task completes, if they
+    # do. Go from large to small numbers, so that the earliest start time is kept.
     for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):
         late_after = rule.slowdown * _compute_typical_run_times(sorted_run_times, rule, n_completed)
         candidate_times = np.maximum(sorted_run_times[:, n_completed - 1], late_after)
@@ -222,7 +225,10 @@ def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Fl
 
 
 def _compute_typical_run_times(sorted_run_times: Floats, rule: BackupRule, n_completed: int) -> Floats:
-    """Return the typical task run time in each job once `n_completed` of its tasks have completed."""
+    """Return the typical run time of a task in each job, when `n_completed` of its tasks have completed.
+
+    `BackupRule.uses_all_tasks` explains how the typical run time is defined.
+    """
     if rule.uses_all_tasks:
         return sorted_run_times[:, rule.min_completed(sorted_run_times.shape[1]) - 1]
     return (sorted_run_times[:, (n_completed - 1) // 2] + sorted_run_times[:, n_completed // 2]) / 2

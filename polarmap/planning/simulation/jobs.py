@@ -41,7 +41,8 @@ def find_jobs_with_early_backups(
 ) -> npt.NDArray[np.bool_]:
     """Find the jobs in which tasks become late before half of all tasks have completed.
 
-    These jobs require a slower discrete-event simulation.
+    In these jobs, the run time after which tasks are late changes with each result. They require a
+    discrete-event simulation, which is slower.
 
     Parameters
     ----------

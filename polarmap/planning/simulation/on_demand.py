@@ -104,10 +104,10 @@ def _compute_parity_start_times_in_rounds(
     first_late_at: Floats,
     late_after_seconds: Floats,
 ) -> Floats:
-    """Return the start time of each parity task, in jobs whose tasks are late after a constant time.
+    """Return the start time of each parity task, in jobs whose tasks become late in rounds.
 
-    Tasks become late in rounds: at `first_late_at` and then every `late_after_seconds`. Each round starts
-    parity tasks for all missing results.
+    The first round is at `first_late_at`, and further rounds follow every `late_after_seconds`. Each round
+    starts one parity task for each missing result.
     """
     k, parity_indices = data_times.shape[1], np.arange(parity_times.shape[1])
     start_times = np.full(parity_times.shape, inf)

@@ -15,7 +15,9 @@ from polarmap.planning.distributions import Floats, bisect_predicate
 from polarmap.planning.simulation.jobs import SimulatedJobs
 from polarmap.validation import is_real_number
 
-BISECTION_STEPS = 40  # Bisects times to 2**-40 of an interval, or about 12 significant digits.
+# The number of bisection steps when a time is computed. The remaining error is 2**-40 of the initial
+# interval, so the time has about 12 significant digits.
+BISECTION_STEPS = 40
 
 
 def simulate_overdecomposition(
@@ -60,9 +62,11 @@ def simulate_overdecomposition(
         raise CodeError(f"tasks_per_worker must be at least 1, not {tasks_per_worker}")
     n_trials, n = worker_times.shape
     n_results, task_seconds = k * tasks_per_worker, worker_times / tasks_per_worker + task_overhead
-    n_queued = n * (tasks_per_worker - 1)  # Tasks that start after a worker has completed another task.
+    # Each worker starts with one task. All other tasks are in the queue.
+    n_queued = n * (tasks_per_worker - 1)
     completion_times = _compute_completion_times(task_seconds, min(n_results, n_queued))
-    # The time at which each worker completes its last task; inf for workers that do not become idle.
+    # The time at which each worker completes its last task and finds the queue empty. It is inf if this does
+    # not happen before the job is complete.
     last_end_times = np.full(worker_times.shape, np.inf)
     if n_results > n_queued:
         with np.errstate(invalid="ignore"):
@@ -93,7 +97,8 @@ def _compute_completion_times(task_seconds: Floats, n_completions: int) -> Float
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = (1 / task_seconds).sum(axis=1)
         low = n_completions / rate
-        high = (n_completions + task_seconds.shape[1]) / rate  # At most one unfinished task per worker.
+        # An upper bound on the time, because each worker has at most one task that is not completed.
+        high = (n_completions + task_seconds.shape[1]) / rate
         return bisect_predicate(
             lambda time: np.floor(time[:, None] / task_seconds).sum(axis=1) >= n_completions,
             low,
