@@ -172,12 +172,19 @@ class Pool(ExecutorHandle):
         print(f"polarmap: the dashboard of this program is at {server.url}", file=sys.stderr)
 
     def resolve(self) -> ResolvedExecutor:
-        """Return the `ResolvedExecutor` that runs this pool's maps."""
+        """Return the `ResolvedExecutor` that runs this pool's maps.
+
+        `ResolvedExecutor` is the base class of all executors within the package.
+        """
         return self._executor
 
     @property
     def name(self) -> str:
-        """The pool's name in reports: where workers run and, once connected, through which channel."""
+        """The name of the pool in reports, such as "persistent workers on Ray (TCP)".
+
+        The name says where the workers run. Once a remote worker has connected, it also says how messages are
+        sent to the worker, i.e. by TCP or as objects in storage.
+        """
         return self._executor.name
 
     @property
@@ -191,13 +198,14 @@ class Pool(ExecutorHandle):
     def _ipython_display_(self) -> None:
         """Display the workers in a notebook, and update them until the pool is closed.
 
-        If a live view of the program is on, its maps are displayed, too.
+        The maps of this program are displayed, too, if a live view is active, for example a dashboard.
         """
         from polarmap.live import activation
         from polarmap.live.hub import make_program_snapshot
         from polarmap.live.views import display_in_notebook
 
-        reference = weakref.ref(self._executor)  # The display must not keep the pool open.
+        # Use a weak reference, so that a pool that is no longer used is closed although it is displayed.
+        reference = weakref.ref(self._executor)
 
         def has_ended() -> bool:
             executor = reference()
@@ -212,7 +220,7 @@ class Pool(ExecutorHandle):
         display_in_notebook(self, take_snapshot, has_ended)
 
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session for a job, i.e. one call of a map function.
+        """Open a session that runs the tasks of a job, i.e. of one call of a map function.
 
         Raises CodeError if the job's function cannot be pickled, and ExecutorError if the workers cannot
         access the job's storage.
@@ -247,7 +255,11 @@ class DefaultExecutor(PersistentExecutor):
         super().__init__(None, None, PoolOptions())
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
-        """Return the executor associated with a stored array, if any, and otherwise this executor."""
+        """Return the executor for a map over `data`.
+
+        If `data` is a stored array whose storage belongs to an executor, return the executor of the storage.
+        Otherwise, return this executor.
+        """
         stored_executor = getattr(data, "executor", None) if hasattr(data, "coded_blocks") else None
         return self if stored_executor is None else _recognize_executor(stored_executor)
 
@@ -266,7 +278,10 @@ class DefaultExecutor(PersistentExecutor):
 
 
 def _resolve_worker_host(executor: Any) -> WorkerHost:
-    """Return the executor on which a pool starts its workers. Raises ExecutorError if it supports none."""
+    """Convert the `executor` argument of a pool to an executor that can start persistent workers.
+
+    Raises ExecutorError if the executor does not support persistent workers.
+    """
     if is_integer(executor):
         raise ExecutorError(
             f"executor={executor} is a number, not an executor: for {executor} workers, use "
@@ -281,9 +296,9 @@ def _resolve_worker_host(executor: Any) -> WorkerHost:
 
 
 def _recognize_executor(executor: Any) -> ResolvedExecutor:
-    """Convert an `executor=` argument to a `ResolvedExecutor`.
+    """Convert an `executor=` argument, such as a path or a Dask client, to a `ResolvedExecutor`.
 
-    The module `recognition` is imported only here, because the default pool does not need it.
+    The module `recognition` is imported inside this function, because the default pool does not need it.
     """
     from polarmap.executors.recognition import recognize_executor
 

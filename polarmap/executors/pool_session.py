@@ -58,12 +58,14 @@ from polarmap.worker.task_records import JobHeader, ResultFileRef, TaskOptions, 
 if TYPE_CHECKING:
     from polarmap.executors.store_reader import FinishedRead, StoreReader
 
-# If a task runs longer than this many seconds, the tasks that its worker has prefetched may also be sent to a
-# second worker.
+# A running task counts as slow after this many seconds. The tasks that its worker has received in advance
+# (prefetched) may then also be sent to a second worker.
 STEAL_AFTER_SECONDS = 0.002
-# The maximum number of tasks that a worker prefetches. Their messages fit into a socket buffer.
+# The maximum number of tasks that are sent to a worker in advance, while it runs another task. The messages
+# of so few tasks fit into a socket buffer.
 MAX_PREFETCHED = 8
-LOCALITY_WINDOW = 64  # the number of queued tasks to search for one whose block a worker has cached
+# If a worker needs a task, this many queued tasks are searched for one whose block the worker has cached.
+LOCALITY_WINDOW = 64
 
 
 class PoolSession:
@@ -99,7 +101,9 @@ class PoolSession:
     _job_ids = itertools.count(int.from_bytes(os.urandom(6), "big"))
     now = staticmethod(time.monotonic)
     deadline = inf  # the time at which the job must end, on the monotonic clock
-    _owner_pid = -1  # the pid of the process that owns the session; -1 until there is something to close
+    # The id of the process that has opened the session. Only this process may close it. The id remains -1
+    # until `__init__` has created everything that `close` needs.
+    _owner_pid = -1
 
     def __init__(
         self,
@@ -139,22 +143,24 @@ class PoolSession:
         if not worker_pool.shares_host:
             self._allocation.n_tasks = job_spec.blocks.n
         self._owner_pid = os.getpid()
-        # Inline blocks are sent with their tasks and not cached by workers, so any worker suits their tasks.
-        # Tasks with inline blocks are not prefetched, because messages that exceed the socket buffer wait
-        # until the worker is idle. If results are stored, no tasks are prefetched, because a prefetched task
-        # may run on two workers, and only one worker may store each result.
+        # Inline blocks are sent in the messages of their tasks, and workers do not cache them. Any worker
+        # therefore suits such a task. The task is not sent before the worker is idle, because its message may
+        # exceed the socket buffer. If workers store the results, tasks are not sent in advance either,
+        # because two workers could then run the same task, but only one worker may store each result.
         is_inline = job_spec.blocks.location is not None and job_spec.blocks.location.is_inline
         self._locality_window = 0 if is_inline else LOCALITY_WINDOW
         self._prefetches = not (job_spec.output_spec or is_inline)
         self._poll_interval = MIN_IDLE_CORES_POLL_INTERVAL
         environment = worker_pool.get_pickled_environment(pickled_function.pickle_bytes)
-        # Read the next id first. Otherwise, a set of blocks that another thread adds now would seem removed.
+        # Workers discard the cached blocks of sets that have an id below the next one, but are not listed as
+        # live. Read the next id before the list: otherwise, this could apply to a set that another thread
+        # adds in between.
         next_block_set_id = block_store.next_block_set_id
         cache_ids = (
             self._published_blocks.cache_id,
             [*block_store.get_live_block_set_ids(), next_block_set_id],
         )
-        # Pass lists, not tuples, because `encode_record` converts the items of a tuple one by one.
+        # Pass lists, not tuples: `encode_record` converts a tuple item by item, which is slow if it is long.
         job_header = JobHeader(
             list(self._result_folders), job_spec.output_spec, job_spec.encryption, environment, *cache_ids
         )
@@ -162,8 +168,8 @@ class PoolSession:
         self._pickled_modules = pickle.dumps(module_sources) if module_sources else b""
         try:
             self._function_message = self._make_function_message(pickled_function)
-            # The digest identifies the function. A function in a file is identified by the path instead,
-            # because each file belongs to only one job.
+            # The digest identifies the function, so that it is not sent again to a worker that has it. If the
+            # function is in a file, the path identifies it, because each file belongs to only one job.
             data, is_file = self._function_message
             self._function_digest = (
                 data if is_file else blake2b(self._pickled_modules + data, digest_size=16).digest()
@@ -176,11 +182,13 @@ class PoolSession:
         self.close()
 
     def submit(self, attempts: Sequence[AttemptId]) -> None:
-        """Queue task attempts, and send as many as possible to workers.
+        """Queue task attempts, and send as many of them as possible to workers.
 
-        No attempt is started if the job's deadline passes before the blocks are stored.
+        An attempt is one execution of a task. The tasks' blocks are first stored where workers can read them.
+        If the job's deadline passes meanwhile, no attempt is started.
         """
-        # Only local files are removed here. A background thread cleans up other storage, which may hang.
+        # Remove unused blocks now if they are files on this machine. A background thread removes them from
+        # other kinds of storage, because access to these may hang.
         if self._block_store.location.is_memory_mapped:
             self._block_store.collect_garbage()
         self._unfinished.update(attempts)
@@ -260,9 +268,10 @@ class PoolSession:
                 return outcomes
 
     def _write_unsent_messages(self, deadline: float) -> list[Outcome]:
-        """Send the messages that are still buffered for workers.
+        """Continue to send messages that the workers could not receive at once.
 
-        Sending stops at `deadline`, on the monotonic clock. Return the outcomes of tasks on lost workers.
+        Stop when `time.monotonic()` reaches `deadline`. Return the outcomes of tasks on workers that turn out
+        to be lost.
         """
         lost_outcomes: list[Outcome] = []
         for worker in list(self._allocation.receiving_workers):
@@ -271,7 +280,7 @@ class PoolSession:
                 lost_outcomes += self._receive_replies(worker)
             elif not worker.channel.has_unsent:
                 self._allocation.update_polled_events(worker)
-            if time.monotonic() >= deadline:  # Writing the rest could take too long.
+            if time.monotonic() >= deadline:  # The next call writes the remaining messages.
                 break
         return lost_outcomes
 
@@ -280,9 +289,10 @@ class PoolSession:
         return len(self._allocation.receiving_workers)
 
     def cancel_queued(self) -> list[AttemptStarted]:
-        """Drop the queued tasks. Return events for the tasks that have started since the last `wait`.
+        """Drop the queued tasks. Return a start event for each task that has started since the last `wait`.
 
-        For example, a worker may have finished a task and started the next one that it had prefetched.
+        Tasks also start without the driver: a worker that has finished a task starts the next one that it has
+        received in advance (prefetched).
         """
         self._queue.clear()
         for descriptor, _ in self._allocation.poller.poll(0):
@@ -332,10 +342,10 @@ class PoolSession:
         return self._worker_pool.take_billed_usage()
 
     def _assign_queued_tasks(self) -> None:
-        """Send queued tasks to workers while workers are available.
+        """Send queued tasks to available workers.
 
-        If the queue is empty, a second worker also gets the tasks that another worker has prefetched but
-        cannot start, because it is busy with a slow task.
+        If the queue is empty, idle workers help a worker that is busy with a slow task: they also get the
+        tasks that this worker has received in advance (prefetched) but cannot start yet.
         """
         cached_elsewhere = self._find_tasks_cached_on_busy_workers()
         while True:
@@ -363,7 +373,8 @@ class PoolSession:
     def _find_tasks_cached_on_busy_workers(self) -> set[Hashable]:
         """Return the keys of queued tasks whose blocks are cached only by abandoned workers.
 
-        These workers are still busy with tasks of closed sessions, but may become idle soon.
+        An abandoned worker is still busy with a task of a session that has closed, but may become idle soon.
+        A key identifies the block of a task.
         """
         if not (self._queue and self._locality_window):
             return set()
@@ -371,27 +382,32 @@ class PoolSession:
         return self._worker_pool.find_tasks_cached_on_abandoned_workers(get_task_keys)
 
     def _is_every_queued_task_in(self, task_keys: set[Hashable]) -> bool:
-        """Return True if the queue is not empty and contains only tasks whose keys are in `task_keys`."""
+        """Return True if the queue is not empty and contains only tasks whose keys are in `task_keys`.
+
+        A key identifies the block of a task. A queue with more than `_locality_window` tasks is not searched,
+        and the result is False.
+        """
         is_within_window = 0 < len(self._queue) <= self._locality_window
         return is_within_window and task_keys.issuperset(self._get_first_task_keys(self._queue))
 
     def _can_delay_for_locality(self) -> bool:
         """Return True if waiting for a worker with a cached block may be faster than sending the block.
 
-        This is assumed for as long as a transfer takes, after tasks were submitted or a task has ended.
+        Waiting is worthwhile for at most as long as it takes to send a block. This time starts again whenever
+        tasks are submitted or a task ends.
         """
         transfer_seconds = self._published_blocks.estimate_transfer_seconds(self._job_spec.blocks)
         return time.monotonic() < self._last_progress_at + transfer_seconds
 
     def _get_first_task_keys(self, attempts: Iterable[AttemptId]) -> list[Hashable]:
-        """Return the keys of the first `_locality_window` tasks. A key identifies a task's block."""
+        """Return the keys of the first tasks, at most `_locality_window`. A key identifies a task's block."""
         return [self._get_task_key(task) for task, _ in itertools.islice(attempts, self._locality_window)]
 
     def _assign_next_tasks(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> None:
-        """Send a worker its next task, and further tasks for it to prefetch.
+        """Send a worker its next task, and further tasks that it can start without waiting for the driver.
 
-        If possible, tasks whose keys are in `cached_elsewhere` are left to the workers that have their blocks
-        cached.
+        Tasks whose keys are in `cached_elsewhere` are chosen last. Other workers have their blocks cached,
+        and may become idle soon.
         """
         n_more = 1 + self._compute_prefetch_depth(worker) - len(worker.assigned)
         if n_more > 0:
@@ -399,9 +415,10 @@ class PoolSession:
             self._send_tasks(worker, attempts)
 
     def _compute_prefetch_depth(self, worker: WorkerHandle) -> int:
-        """Return the number of tasks that a worker may prefetch, in addition to its running task.
+        """Return how many tasks a worker may prefetch, i.e. receive in advance while it runs another task.
 
-        One queued task is reserved for each worker without a task, and a job's last tasks are not prefetched.
+        One queued task is reserved for each idle worker. The last tasks of a job, one for each worker, are
+        not prefetched either, so that they are run by the workers that become idle first.
         """
         n_queued = len(self._queue)
         n_workers = len(self._worker_pool)
@@ -444,7 +461,10 @@ class PoolSession:
         return [item for item in attempts if self._is_stealable(item)]
 
     def _is_stealable(self, attempt_id: AttemptId) -> bool:
-        """Return True if a task attempt has no outcome and was sent to only one worker."""
+        """Return True if a task attempt may be sent to another worker as well.
+
+        This is the case if the attempt has no outcome yet, and was not sent to a second worker before.
+        """
         return attempt_id in self._unfinished and attempt_id not in self._stolen
 
     def _pop_best_attempt(self, worker: WorkerHandle, cached_elsewhere: set[Hashable]) -> AttemptId:
@@ -466,7 +486,7 @@ class PoolSession:
         return attempt_id
 
     def _send_tasks(self, worker: WorkerHandle, attempts: list[AttemptId]) -> None:
-        """Send tasks to a worker. If it is disconnected, put them back into the queue."""
+        """Send tasks to a worker. If the worker is disconnected, put the tasks back into the queue."""
         is_prefetch, is_sent, task_messages = bool(worker.assigned), False, list[Message]()
         try:
             for attempt_id in attempts[:]:
@@ -489,7 +509,7 @@ class PoolSession:
                 if not is_prefetch:
                     self._worker_pool.remove_worker(worker)
         if is_sent:
-            # The worker now has the job's settings and function, which need not be sent again.
+            # Record that the worker has the job's settings and function, so that they are not sent again.
             worker.job_id = self._job_id
             worker.function_digest = self._function_digest
             for attempt in attempts:
@@ -500,7 +520,7 @@ class PoolSession:
                 self._events.append(event)
 
     def _report_cancelled(self, attempt_id: AttemptId) -> None:
-        """Report a cancelled task attempt as lost, in an event for the next call of `wait`."""
+        """Record that a task attempt was cancelled. The next call of `wait` reports the attempt as lost."""
         self._unfinished.discard(attempt_id)
         self._events.append(make_lost_worker_outcome(*attempt_id, "it was cancelled"))
 
@@ -515,10 +535,11 @@ class PoolSession:
         return Message(MessageKind.TASK, (self._job_id, task, attempt), pickled_block_ref, options)
 
     def _make_job_messages(self, worker: WorkerHandle, task_message: Message) -> list[Message]:
-        """Return the messages that a worker needs before its first task of this job.
+        """Return the messages that a worker must receive before its first task of this job.
 
-        The messages contain the job's settings, and the function and modules unless the worker already has
-        them. `task_message` is the message for the worker's first task of this job.
+        The messages contain the job's settings. They also contain the function and the modules that it needs,
+        unless the worker has received these already. `task_message` is the message for the worker's first
+        task of this job.
         """
         if worker.job_id == self._job_id:
             return []
@@ -533,7 +554,7 @@ class PoolSession:
         ]
 
     def _receive_replies(self, worker: WorkerHandle) -> list[Outcome]:
-        """Receive a worker's replies, and return the new outcomes.
+        """Receive a worker's replies, and return the outcomes of tasks that had no outcome before.
 
         If the worker has exited, its running task is reported as lost, and its prefetched tasks are put back
         into the queue.
@@ -559,7 +580,7 @@ class PoolSession:
                 # The reply is invalid or requests an unknown part of a block.
                 reason = f"its worker sent an invalid reply: {error}"
                 outcomes.append(make_lost_worker_outcome(*message.attempt_key[1:], reason))
-                is_usable = False  # Send this worker no more tasks.
+                is_usable = False  # Do not send any more tasks to this worker.
         if not is_connected and worker.assigned:
             lost_attempt = worker.assigned.popleft()[0][1:]
             reason = self._worker_pool.get_exit_reason(worker)
@@ -583,8 +604,9 @@ class PoolSession:
         return new_outcomes
 
     def _send_segment(self, worker: WorkerHandle, fetch_message: Message) -> bool:
-        """Send a worker the part of a block that it has requested, or start to read this part from a store.
+        """Answer a worker's request for a part of a block or for the job's function.
 
+        If the part must be read from a store, start to read it. `_send_read_segments` sends the part later.
         Return False if the worker is lost.
         """
         segment = decode_segment_range(fetch_message.header)
@@ -634,9 +656,9 @@ class PoolSession:
     def _requeue_tasks_and_release_worker(
         self, worker: WorkerHandle, release_worker: Callable[[WorkerHandle], None]
     ) -> None:
-        """Put a worker's prefetched tasks back into the queue, then release the worker.
+        """Put a worker's prefetched tasks back into the queue, then call `release_worker(worker)`.
 
-        `release_worker` is called with the worker as its argument.
+        `release_worker` is the method of the worker pool that abandons or removes the worker.
         """
         self._queue.extendleft(
             attempt_key[1:] for attempt_key, _ in worker.assigned if self._is_stealable(attempt_key[1:])
@@ -674,10 +696,11 @@ class PoolSession:
         return data
 
     def _make_function_message(self, pickled_function: PickledFunction) -> tuple[bytes, bool]:
-        """Return the pickled function and False or, if the function is large, a file's path and True.
+        """Return the function as it is sent to workers, and True if it is sent as the path of a file.
 
-        A large function is written to the file once for all workers on this machine. Workers on other
-        machines cannot read the file, and request its contents from this process.
+        A small function is sent in pickled form. A large function is written once to a file, which all
+        workers on this machine read. Workers on other machines cannot read the file, and request its contents
+        from this process.
         """
         if pickled_function.n_bytes <= MAX_INLINE_FUNCTION_BYTES or not self._job_folders:
             return b"".join(pickled_function.get_buffers_to_send()), False

@@ -24,12 +24,12 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 from polarmap.worker.locations import ClusterLocation
 from polarmap.worker.worker_entry import DriverAddress, serve_driver
 
-# Ray's list of nodes is requested this often, in seconds.
+# The interval, in seconds, at which Ray is asked for its list of nodes.
 NODE_LIST_INTERVAL = 5.0
-# `ray.remote` options that do not restrict the choice of nodes.
+# `ray.remote` options that do not restrict the choice of nodes. With other options, Ray places the workers.
 UNRESTRICTED_OPTIONS = {"num_cpus", "memory", "runtime_env", "name"}
 TRACE_FILTER_NAME = "polarmap_native_traces"  # the name of our handler in Ray's log dispatcher
-# Matches the lines of a C++ stack trace: its title, glog frames and absl frames.
+# Matches the lines of a C++ stack trace: the title, and the frames in the formats of glog and absl.
 NATIVE_TRACE_PATTERN = re.compile(r"^\W*\*\*\* |\*\*\* (StackTrace|SIG)|\[0x[0-9a-f]+\]|(^|\s)@ +0x[0-9a-f]+")
 # Arguments of at least this many bytes are sent once to each node, not with every call.
 MIN_PUT_BYTES = 1 << 16
@@ -50,7 +50,9 @@ class RayEngine(Engine):
 
     name, location = "Ray", ClusterLocation(backend="ray")
     no_connection_advice = "pass executor=ray to the map, whose tasks then are tasks of Ray"
-    placement_timeout = 20.0  # seconds in which even a busy node starts several processes
+    # A worker must connect within this many seconds of its launch. Even a busy node can start several
+    # processes in this time.
+    placement_timeout = 20.0
 
     def __init__(self, ray_spec: Any) -> None:
         import ray
@@ -66,7 +68,7 @@ class RayEngine(Engine):
         # Hold this lock so that Ray is not shut down between a check of the connection and its use. The lock
         # is private to Ray, which has no public alternative.
         self._shutdown_lock: Any = getattr(ray._private.worker, "_connect_or_shutdown_lock", nullcontext())
-        # Creates remote functions and actors with the options that the user passed to `ray.remote`.
+        # Converts a function or class to a remote one, with the options that the user passed to `ray.remote`.
         self.make_remote: Callable[[Any], Any] = ray.remote if ray_spec is ray else ray_spec
         self._make_remote_function = cache(self.make_remote)
         # Large arguments that several calls share: the argument's `id()` -> (argument, Ray reference).
@@ -86,7 +88,7 @@ class RayEngine(Engine):
         self._actors: dict[int, tuple[Any, Future[Any]]] = {}
 
     def _connect(self, head_address: str) -> Any:
-        """Connect to the cluster at an address, unless Ray is connected already. Return the module `ray`."""
+        """Connect to the Ray cluster at an address, unless Ray is already connected. Return module `ray`."""
         if not self.ray_module.is_initialized():
             try:
                 self.ray_module.init(head_address)
@@ -137,7 +139,7 @@ class RayEngine(Engine):
         time.sleep(GRACE_SECONDS)
         with self._lock:
             abandoned_refs, self._abandoned_refs = self._abandoned_refs, []
-        with suppress(Exception), self.prevent_shutdown():  # Ray may have been shut down
+        with suppress(Exception), self.prevent_shutdown():  # Do nothing if Ray was shut down.
             ray = self.ray_module
             n_refs = len(abandoned_refs)
             _, unfinished = ray.wait(abandoned_refs, num_returns=n_refs, timeout=0, fetch_local=False)
@@ -145,9 +147,10 @@ class RayEngine(Engine):
                 ray.cancel(object_ref)
 
     def _to_remote_argument(self, argument: Any) -> Any:
-        """Return an argument unchanged, or a reference to it if it is large.
+        """Convert an argument of a remote call to a Ray reference if it is a large `bytes` object.
 
-        With a reference, an argument that several calls share is sent to each node only once.
+        Other arguments are returned unchanged. With a reference, an argument that several calls share is sent
+        to each node only once.
         """
         if not isinstance(argument, bytes) or len(argument) < MIN_PUT_BYTES:
             return argument
@@ -158,7 +161,7 @@ class RayEngine(Engine):
     # -- data ----------------------------------------------------------------------------------
 
     def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
-        """Submit a task. Return references to the `n_outputs` objects that it returns."""
+        """Submit `function(*arguments)` as a Ray task. Return references to its `n_outputs` results."""
         remote_function = self._make_remote_function(function)
         object_refs = remote_function.options(name="polarmap data", num_returns=n_outputs).remote(*arguments)
         return [object_refs] if n_outputs == 1 else list(object_refs)
@@ -169,7 +172,11 @@ class RayEngine(Engine):
         return values
 
     def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition a list of references, or the rows of a `ray.data.Dataset`. Return None for other data."""
+        """Partition data of the cluster into blocks. Return None if `data` is not of a supported type.
+
+        Each reference of a list of Ray references becomes a block. The rows of a `ray.data.Dataset` are
+        divided into `n_blocks` blocks or, if this is None, into about as many as the dataset already has.
+        """
         if isinstance(data, list):
             all_ray_references = all(hasattr(chunk, "future") and hasattr(chunk, "hex") for chunk in data)
             return PartitionedData(self, [[chunk] for chunk in data], None) if all_ray_references else None
@@ -198,7 +205,7 @@ class RayEngine(Engine):
     # -- persistent workers --------------------------------------------------------------------
 
     def discover_machines(self) -> None:
-        """Ask Ray for its nodes and CPUs."""
+        """Ask Ray for its nodes and CPUs, and update the attributes that depend on them."""
         self.max_workers = int(self.ray_module.cluster_resources().get("CPU", 0)) or None
         self._address_by_node = self._list_node_addresses()
         self._nodes_listed_at = time.monotonic()
@@ -206,7 +213,7 @@ class RayEngine(Engine):
         self.driver_host = self._find_driver_host()
 
     def _find_driver_host(self) -> str:
-        """Return this machine's address in connections to the head node, or "" if it is unknown."""
+        """Return the address that this machine uses in connections to Ray's head node, or "" if unknown."""
         with suppress(Exception):  # The address is unknown if Ray is used through a Ray client.
             host, _, _ = self.ray_module.get_runtime_context().gcs_address.rpartition(":")
             return find_local_address_towards(host)
@@ -218,12 +225,15 @@ class RayEngine(Engine):
         return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
     def list_machines(self) -> list[str]:
-        """Return the addresses of Ray's nodes, or an empty list if `ray.remote` options choose the nodes."""
+        """Return the addresses of the nodes on which persistent workers can be placed.
+
+        The list is empty if the user has passed options to `ray.remote` that restrict the choice of nodes.
+        """
         options = getattr(self.make_remote, "keywords", {}).get("options", {})
         if not UNRESTRICTED_OPTIONS.issuperset(options):
             return []
         if time.monotonic() > self._nodes_listed_at + NODE_LIST_INTERVAL:
-            with suppress(Exception), self.prevent_shutdown():  # Ray may have been shut down
+            with suppress(Exception), self.prevent_shutdown():  # Do nothing if Ray was shut down.
                 self._address_by_node = self._list_node_addresses()
             self._nodes_listed_at = time.monotonic()
         return list(dict.fromkeys(self._address_by_node.values()))
@@ -299,7 +309,7 @@ class RayEngine(Engine):
         """Kill a worker's actor, which may have ended already."""
         self._node_by_worker.pop(worker_id, None)
         actor, _ = self._actors.pop(worker_id)
-        with suppress(Exception), self.prevent_shutdown():  # Ray may have been shut down
+        with suppress(Exception), self.prevent_shutdown():  # Do nothing if Ray was shut down.
             self.ray_module.kill(actor)
 
 
@@ -330,7 +340,10 @@ def remove_native_stack_traces(log_batch: dict[str, Any]) -> None:
 
 
 class PolarmapWorker:
-    """The Ray actor of a persistent worker. Ray shows the class name to users."""
+    """A Ray actor that runs a persistent worker.
+
+    Ray shows the class name to users, for example in its dashboard.
+    """
 
     def serve(self, driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> None:
         """Run tasks for a driver until the worker's lifetime is over."""
@@ -344,15 +357,21 @@ class PolarmapWorker:
 
 
 class PolarmapBlocks:
-    """A Ray actor from which persistent workers get references to blocks. Ray shows its name to users."""
+    """A Ray actor that holds references to blocks, so that persistent workers can look them up.
+
+    Ray shows the class name to users, for example in its dashboard.
+    """
 
     def __init__(self) -> None:
         self._references: list[Any] = []
 
     def add_references(self, references: list[Any]) -> None:
-        """Add references, which `get_reference` finds by their index."""
+        """Append references to the list from which `get_reference` returns a reference by its index."""
         self._references += references
 
     def get_reference(self, reference_index: int) -> list[Any]:
-        """Return a reference in a list, because Ray would replace a bare reference by its value."""
+        """Return the reference with an index, wrapped in a list.
+
+        Ray would replace a reference that is not in a list by its value.
+        """
         return [self._references[reference_index]]

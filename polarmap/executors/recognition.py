@@ -61,7 +61,7 @@ def recognize_executor(executor_spec: Any) -> ResolvedExecutor:
 
 
 def make_lithops_source(executor_spec: Any) -> LithopsSource:
-    """Return a source of Lithops FunctionExecutors for an `executor=` argument.
+    """Return a `LithopsSource`, which opens Lithops FunctionExecutors, for an `executor=` argument.
 
     The argument is "localhost", the path of a Lithops configuration file, or a FunctionExecutor. Raises
     ExecutorError if the path is not a valid configuration file.

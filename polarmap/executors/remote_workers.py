@@ -45,17 +45,20 @@ from polarmap.worker.worker_entry import DriverAddress
 CONNECT_TIMEOUT = 300.0
 # A job without workers fails after this many consecutive failed launches.
 MAX_LAUNCH_FAILURES = 3
-# The pause, in seconds, before the next launch after a failure. It doubles with each consecutive failure.
+# The pause, in seconds, between a failed launch and the next one. The pause starts at the minimum, and
+# doubles with each consecutive failure up to the maximum.
 MIN_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
-# At most 1/8 of the workers are replaced at a time.
+# If workers reach their time limit soon, at most 1 / RENEWAL_DIVISOR of all workers are replaced at a time.
 RENEWAL_DIVISOR = 8
-# Workers expire at different fractions of their time limit, so that they do not all exit at once.
+# The lifetime of each worker is a different fraction of the time limit, between these two numbers, so that
+# the workers do not all exit at once.
 MIN_LIFETIME_FRACTION = 0.6
 MAX_LIFETIME_FRACTION = 0.9
 MACHINE_PROBE_INTERVAL = 5.0  # seconds between attempts to start a worker on an unreachable machine
 NO_MACHINE_CHOICES: Mapping[int, str] = MappingProxyType({})
-GOLDEN_RATIO = 0.6180339887  # Multiples of this number, modulo 1, are spread evenly over [0, 1).
+# Multiples of this number, modulo 1, are spread evenly over [0, 1). They determine the workers' lifetimes.
+GOLDEN_RATIO = 0.6180339887
 
 
 class WorkerProvider:
@@ -109,9 +112,10 @@ class WorkerProvider:
     placement_timeout = CONNECT_TIMEOUT
 
     def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer | None:
-        """Start message channels for workers that cannot connect by TCP. Return None if there is no storage.
+        """Start to exchange messages through object storage with workers that cannot connect by TCP.
 
-        `on_connected(worker_id, channel, channel_name)` is called for each worker that connects.
+        Return None if there is no storage. `on_connected(worker_id, channel, channel_name)` is called for
+        each worker that connects.
         """
         return None
 
@@ -143,8 +147,8 @@ class WorkerProvider:
     def list_machines(self) -> Sequence[str]:
         """Return the addresses of the machines that can run workers now.
 
-        The result is empty if the provider chooses the machines itself. This may block, so no lock is held
-        during the call.
+        The result is empty if the provider chooses the machines itself. The call may block, so the
+        pool does not hold its lock meanwhile.
         """
         return ()
 
@@ -152,9 +156,9 @@ class WorkerProvider:
         """Cancel the launch of workers that have not connected yet."""
 
     def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
-        """Return the workers that exited since the last call, as a dict from worker id to reason or "".
+        """Return the workers that exited since the last call, and the reasons, by worker id.
 
-        With `may_query`, the provider may take longer to find out the reason.
+        The reason is "" if it is unknown. With `may_query`, the provider may take longer to find it out.
         """
         raise NotImplementedError
 
@@ -163,7 +167,7 @@ class WorkerProvider:
         return ""
 
     def remove_leftover_objects(self) -> None:
-        """Remove the objects that exited workers have left in the storage, which may take long."""
+        """Remove the objects that exited workers have left in the storage. This may take long."""
 
     def close(self) -> None:
         """Stop all workers, if the cluster supports it, and remove the objects that they have stored."""
@@ -209,9 +213,10 @@ class LaunchedWorker:
         return not self.has_connected and now > self.launched_at + CONNECT_TIMEOUT
 
     def compute_billed_seconds(self, since: float) -> float:
-        """Return for how many seconds the worker is billed since the time `since`.
+        """Return the number of seconds after `since` for which the worker is billed.
 
-        A worker that has not connected within CONNECT_TIMEOUT is assumed to have exited at that time.
+        `since` is a time on the monotonic clock. A worker that has not connected within CONNECT_TIMEOUT is
+        assumed to have exited when this timeout ended.
         """
         now = time.monotonic()
         billed_until = self.launched_at + CONNECT_TIMEOUT if self.is_overdue(now) else now
@@ -253,8 +258,8 @@ class Backoff:
 class RemoteWorkerPool(WorkerPool):
     """A pool of workers on a cluster or cloud, started on demand and replaced before they expire.
 
-    When a map ends, its running tasks are not killed. Additional workers are started if needed, and surplus
-    workers are removed once a worker has finished its old task.
+    When a map ends, its running tasks are not killed. If later maps need more workers before these tasks end,
+    additional workers are started. Once the tasks have ended, surplus workers are removed.
 
     Parameters
     ----------
@@ -288,18 +293,20 @@ class RemoteWorkerPool(WorkerPool):
         super().__init__(max_workers if max_workers is not None else provider.max_workers)
         self._provider = provider
         self._n_wanted = 0
-        # Worker id -> worker, until the worker is known to have exited.
+        # The launched workers, by worker id, except those that are known to have exited.
         self._launched: dict[int, LaunchedWorker] = {}
-        # Delays retries after the provider has refused a launch.
+        # Delays the next launch after the provider, i.e. the cluster or cloud, has refused a launch.
         self._launch_backoff = Backoff()
-        # Delays retries after workers have exited before they connected.
+        # Delays the next launch after workers have exited before they connected to this process.
         self._startup_backoff = Backoff()
         # Workers with ids up to this one were discarded, because some of them run another polarmap version.
         self._newest_given_up_id = -1
         self._machines = tuple(provider.list_machines())
-        self._unreachable_until: dict[str, float] = {}  # unreachable machine -> when to retry
-        self._rebalance_backoff = Backoff()  # limits how often workers are rebalanced
-        self._unbilled_seconds = 0.0  # billed seconds of exited workers that were not reported yet
+        # Unreachable machine -> when to start a worker there again, on the monotonic clock.
+        self._unreachable_until: dict[str, float] = {}
+        self._rebalance_backoff = Backoff()  # limits how often workers are moved between machines
+        # The billed time of exited workers, in seconds, since `take_billed_usage` was last called.
+        self._unbilled_seconds = 0.0
         self._n_unbilled_starts = 0
         self._billed_at = time.monotonic()  # when `take_billed_usage` was last called
         key = secrets.token_bytes(32)
@@ -323,7 +330,7 @@ class RemoteWorkerPool(WorkerPool):
         self._driver_address = DriverAddress(endpoints, key, *storage_and_limits, tcp_timeout, fetch_timeout)
 
     def request_workers(self, n_workers: int) -> None:
-        """Start workers until there are `n_workers`, within the pool's limit."""
+        """Start workers until there are `n_workers`, or as many as the pool's limit allows."""
         with self._lock:
             self._check_open()
             n_allowed = n_workers if self._max_workers is None else min(n_workers, self._max_workers)
@@ -333,7 +340,9 @@ class RemoteWorkerPool(WorkerPool):
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
         """Replace failed workers, and start one more worker if other sessions use all workers.
 
-        Raises ExecutorError if no worker is connected and none is expected to connect.
+        A session runs the tasks of one map. Another worker is started only if this session has queued tasks
+        but no worker, and no task has started or ended for GRACE_SECONDS. Raises ExecutorError if no worker
+        is connected and none is expected to connect.
         """
         now = time.monotonic()
         with self._lock:
@@ -360,7 +369,7 @@ class RemoteWorkerPool(WorkerPool):
             self.request_workers(len(self) + 1 if is_blocked else 0)
 
     def _check_protocol_versions(self) -> None:
-        """Discard workers that run another version of polarmap.
+        """Discard workers whose version of polarmap differs from that of this process.
 
         Raises ExecutorError if no other worker is connected. In this case, workers that are still starting
         are also discarded, and the next map starts new ones.
@@ -410,7 +419,8 @@ class RemoteWorkerPool(WorkerPool):
         if isinstance(error, FrameError) or error is None:
             return description
         label = worker.label and f" ({worker.label})"
-        # A killed process also resets its connection if it has not read all data yet.
+        # A reset connection does not imply that the network has failed: the connection is also reset if the
+        # worker process is killed before it has read all data.
         if isinstance(error, ConnectionResetError):
             return f"the connection to its worker was reset: it has exited or cannot be reached{label}"
         return f"the connection to its worker was lost: {error.strerror or error}{label}"
@@ -461,7 +471,11 @@ class RemoteWorkerPool(WorkerPool):
         self._unbilled_seconds += launched.compute_billed_seconds(self._billed_at) if launched else 0.0
 
     def _remove_unneeded_workers(self) -> None:
-        """Remove expired idle workers, then surplus workers in order of expiry."""
+        """Remove idle workers whose lifetime has ended, then idle workers that are not needed.
+
+        On a single machine, the workers that expire first are removed first. With several machines, workers
+        are removed from the machine that has the most.
+        """
         self._remove_idle_workers(len(self._workers), self._get_expiry_time, time.monotonic())
         n_excess = self._count_excess_workers()
         if len(self._machines) < 2:
@@ -470,7 +484,10 @@ class RemoteWorkerPool(WorkerPool):
             self._remove_workers_from_overfull_machines(n_excess)
 
     def _count_excess_workers(self) -> int:
-        """Return the number of workers beyond those needed, which is negative if workers are missing."""
+        """Return how many more workers there are than needed. The number is negative if workers are missing.
+
+        Workers that are still busy with a task of a finished map do not count.
+        """
         return len(self._workers) - self._count_stuck_workers() - self._n_wanted
 
     def _remove_workers_from_overfull_machines(self, n_excess: int) -> None:
@@ -493,7 +510,10 @@ class RemoteWorkerPool(WorkerPool):
             self._unreachable_until.pop(removed_worker.machine, None)
 
     def _remove_worker(self, worker: WorkerHandle) -> None:
-        """Remove a worker. If it was the last one on its machine, treat the machine as unreachable."""
+        """Remove a worker. If it was the last one on its machine, treat the machine as unreachable.
+
+        After MACHINE_PROBE_INTERVAL, the pool tries again to start a worker there.
+        """
         super()._remove_worker(worker)
         is_last = not any(other_worker.machine == worker.machine for other_worker in self._workers.values())
         if is_last and worker.machine in self._machines:
@@ -528,7 +548,7 @@ class RemoteWorkerPool(WorkerPool):
             if previous_handle is not None and not previous_handle.has_open_session:
                 self._remove_worker(previous_handle)  # The provider has restarted the worker.
             elif previous_handle is not None:
-                # The session that uses the worker notices the disconnection and closes the channel.
+                # Only disconnect. The session that uses the worker then notices this and closes the channel.
                 previous_handle.channel.disconnect()
             self._startup_backoff, self.latest_channel_name = Backoff(), channel_name
             self._workers[worker_id] = WorkerHandle(worker_id, channel, machine=launched.machine)
@@ -543,7 +563,7 @@ class RemoteWorkerPool(WorkerPool):
         Workers that are still busy with a task of a finished map do not count. Workers that expire soon are
         replaced, a few at a time.
         """
-        # Replace workers early enough before they expire, as the provider may be unavailable for some time.
+        # Replace workers well before they expire, because the provider may be unavailable for some time.
         renewal_deadline = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds)
         workers = self._workers.values()
         n_expiring = sum(self._get_expiry_time(worker) < renewal_deadline for worker in workers)
@@ -553,7 +573,8 @@ class RemoteWorkerPool(WorkerPool):
             try:
                 self._launch_workers(n_missing)
                 self._launch_backoff = Backoff()
-            except ExecutorError as error:  # This may be a temporary outage if workers were started before.
+            except ExecutorError as error:
+                # If workers have connected before, this may be a temporary outage, so try again later.
                 if (
                     not self.latest_channel_name
                     or self._provider.get_unavailable_reason()
@@ -593,7 +614,8 @@ class RemoteWorkerPool(WorkerPool):
             expires_at = now + lifetimes[worker_id]
             launched[worker_id] = LaunchedWorker(now, expires_at, machine=machine, is_extra=is_extra)
         machine_by_worker = {key: item.machine for key, item in launched.items() if item.machine}
-        # A worker that connects before this call returns is added later, once this thread releases the lock.
+        # A worker may connect before this call returns. It is added afterwards, because `_on_connected` waits
+        # for the lock, which this thread holds.
         self._provider.launch_workers(self._driver_address, lifetimes, machine_by_worker)
         self._launched |= launched
         self._n_unbilled_starts += len(launched)
@@ -605,9 +627,10 @@ class RemoteWorkerPool(WorkerPool):
         return counts
 
     def _cancel_unconnected_launches(self) -> None:
-        """Cancel launches on machines that are unreachable or no longer exist.
+        """Cancel the launch of workers on machines that are unreachable or no longer exist.
 
-        Other machines then get the workers. Without this, a cluster could wait for a lost machine forever.
+        The workers are then started on other machines. Otherwise, a cluster could wait forever for a machine
+        that was lost.
         """
         now, reached_machines = time.monotonic(), {worker.machine for worker in self._workers.values()}
         not_connected = {
@@ -671,7 +694,8 @@ class RemoteWorkerPool(WorkerPool):
             elif worker is not None and worker.allocation is None:
                 self._remove_worker(worker)
             if self._storage_channels is not None:
-                # Sessions notice closed sockets, but cannot notice that a worker's storage channel is dead.
+                # A session notices that the socket of an exited worker is closed. It cannot notice this for a
+                # worker that exchanges messages through storage, so disconnect this worker here.
                 self._storage_channels.disconnect(worker_id)
         if startup_failure is not None:
             self._startup_backoff.record_failure(startup_failure)

@@ -33,10 +33,11 @@ GIVE_UP_SECONDS = 3600.0  # virtual seconds after which a task without a result 
 
 
 class ReplayExecutor:
-    """An executor for tests: f runs in this process, and its results arrive at times on a virtual clock.
+    """An executor for tests that simulates when the result of each task arrives.
 
-    Tests of slow or lost workers therefore take no time. Injected faults take effect: "sleep" delays the
-    arrival of a result, whereas "kill" and "exit" lose it.
+    The mapped function runs in this process, and arrival times refer to a virtual clock. Tests of slow or
+    lost workers therefore take no time. Injected faults take effect: "sleep" delays the arrival of a result,
+    whereas "kill" and "exit" lose it.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ class ReplayExecutor:
 
 
 class ReplaySession:
-    """A session on a virtual clock, in which the result of each task arrives at a given time."""
+    """A session that runs the tasks of one job, and returns each result at a given virtual time."""
 
     def __init__(self, arrival_seconds: Mapping[int, float], job_spec: JobSpec) -> None:
         self._arrival_seconds, self._now = arrival_seconds, 0.0
@@ -110,7 +111,7 @@ class ReplaySession:
     def cancel_queued(self) -> list[AttemptStarted]:
         """Return events for the tasks that started since the last `wait`.
 
-        There are no queued tasks, because each task starts at once.
+        There are no queued tasks to cancel, because each task starts at once.
         """
         start_events, self._start_events = self._start_events, []
         return start_events
@@ -136,7 +137,7 @@ class ReplaySession:
         return seconds, partial(self._compute_outcome, request, seconds)
 
     def _compute_outcome(self, request: TaskRequest, seconds: float) -> Outcome:
-        """Call f on a task's block, and return the outcome."""
+        """Call the mapped function on a task's block. Return the outcome, i.e. the result or the failure."""
         # f may write to its block, so pass a copy.
         block = partial(build_block, self._job_spec.blocks, request.task, np.copy)
         message = run_task(request, FutureTaskIO(self._job_spec.f, block, ThreadCancelToken()))
