@@ -16,8 +16,8 @@ VERBS = set(
     """
     Abandon Accept Add Advance Allocate Allow Answer Append Apply Approximate Arrange Ask Assemble Assign
     Authenticate Await Begin Block Bound Build Cache Call Cancel Check Choose Claim Clear Close Collect
-    Combine Compare Compile Complete Compute Concatenate Configure Connect Convert Copy Count Create Cut
-    Decide Declare Decode Decorate Decrypt Delete Deliver Derive Describe Discard Disconnect Display
+    Combine Compare Compile Complete Compute Concatenate Configure Connect Continue Convert Copy Count Create
+    Cut Decide Declare Decode Decorate Decrypt Delete Deliver Derive Describe Discard Disconnect Display
     Divide Do Draw Drop Emit Encode Encrypt End Enter Estimate Evaluate Evict Execute Exit Explain Fail
     Fetch Fill Find Fit Forget Form Format Free Fulfil Fuse Generate Go Group Handle Hint Hold Ignore
     Import Improve Increase Integrate Invert Issue Join Judge Keep Kill Launch Leave Let Limit List Load
