@@ -71,12 +71,15 @@ class ResolvedExecutor(ABC):
 
     @property
     def workers_share_cores(self) -> bool:
-        """True if the workers persist, and all known ones share the cores of this machine."""
+        """True if the workers persist from map to map, and all known workers share this machine's cores."""
         return self.is_local and self.has_persistent_workers
 
     @abstractmethod
     def open(self, job_spec: JobSpec) -> Session:
-        """Open a session for a job, i.e. one call of a map function. No task starts yet."""
+        """Open a session that runs the tasks of a job, i.e. of one call of a map function.
+
+        No task starts before it is submitted to the session.
+        """
 
     def choose_for(self, data: Any) -> ResolvedExecutor:
         """Return the executor on which to run a map of `data`, which is this executor by default.
@@ -90,17 +93,18 @@ class ResolvedExecutor(ABC):
         return max_blocks
 
     def choose_storage(self, data: Any) -> Any:
-        """Return where to store `data` for use by many maps, as a value for `storage=` of `encode`.
+        """Return where to store `data` if many maps use it, for example a folder.
 
-        None means that `data` need not be stored, because its blocks are sent with each task or are cached by
-        the workers.
+        The result is a value for the parameter `storage` of `encode`. It is None if `data` need not be
+        stored, because each block is sent with its task or is cached by the workers.
         """
         return None
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the cluster of this executor into blocks. Return None for any other data.
+        """Partition data that is on the cluster of this executor into blocks.
 
-        If `n_blocks` is None, the number of blocks is about the number of chunks.
+        Return None for any other data. If `n_blocks` is None, there are about as many blocks as the data has
+        chunks, such as the chunks of a Dask array.
         """
         return None
 
@@ -122,11 +126,14 @@ class ExecutorHandle(ABC):
 
     @abstractmethod
     def resolve(self) -> ResolvedExecutor:
-        """Return the `ResolvedExecutor` that runs the tasks of maps with this object as `executor=`."""
+        """Return the executor that runs the tasks of maps to which this object is passed as `executor=`."""
 
 
 class DelegatingExecutor(ResolvedExecutor):
-    """The base class of executors that wrap another executor and delegate all methods to it."""
+    """The base class of executors that wrap another executor to change a part of its behavior.
+
+    The attributes, and most methods, are those of the wrapped executor. Subclasses override the rest.
+    """
 
     def __init__(self, executor: ResolvedExecutor) -> None:
         self._executor = executor
@@ -161,16 +168,19 @@ class DelegatingExecutor(ResolvedExecutor):
         return self._executor.suggest_n_blocks(max_blocks)
 
     def choose_storage(self, data: Any) -> Any:
-        """Return where the wrapped executor would store `data` for use by many maps."""
+        """Return where the wrapped executor would store `data` if many maps use it."""
         return self._executor.choose_storage(data)
 
     def partition(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
-        """Partition data that is on the wrapped executor's cluster. Return None for any other data."""
+        """Partition data that is on the wrapped executor's cluster into blocks, or return None."""
         return self._executor.partition(data, n_blocks)
 
 
 class CustomExecutor(ResolvedExecutor):
-    """An adapter for a user-defined executor class, which only has to open sessions.
+    """An adapter that makes a user-defined executor usable as a `ResolvedExecutor`.
+
+    The user's class only has to provide what `MapExecutor` requires. All other attributes and methods keep
+    the defaults of the base class.
 
     Parameters
     ----------
@@ -191,7 +201,10 @@ class CustomExecutor(ResolvedExecutor):
 
     @property
     def workers_by_host(self) -> dict[str, int]:
-        """The number of workers on each machine, by host name. Empty if the user's class lacks it."""
+        """The number of workers on each machine, by host name.
+
+        Empty if the user's executor has no attribute `workers_by_host`.
+        """
         return dict(getattr(self._executor, "workers_by_host", {}))
 
     def open(self, job_spec: JobSpec) -> Session:

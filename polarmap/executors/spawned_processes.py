@@ -38,7 +38,8 @@ spawned_worker.main(options["connection"], options["folders"])
 class ProcessSpawner:
     """Starts worker processes on this machine, each as a new Python interpreter.
 
-    Used where processes cannot be forked. Workers exit when this process does.
+    Used on platforms where processes cannot be forked, or with the option `fork=False`. The workers exit when
+    this process does.
 
     Parameters
     ----------
@@ -56,16 +57,17 @@ class ProcessSpawner:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def check_started(self) -> None:
-        """Do nothing: there is no server process to check."""
+        """Do nothing. Unlike a fork server, this object needs no server process that must be checked."""
 
     def is_alive(self) -> bool:
-        """Return True: there is no server process that could exit."""
+        """Return True. Unlike a fork server, this object needs no server process that could exit."""
         return True
 
     def start_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
-        """Start worker `worker_id`, which talks to this process over `worker_socket`.
+        """Start worker `worker_id`, which exchanges messages with this process over a socket.
 
-        The socket is then closed in this process.
+        `worker_socket` is the worker's end of the connection. It is passed to the worker and then closed in
+        this process.
         """
         try:
             ensure_standard_streams()
@@ -86,7 +88,8 @@ class ProcessSpawner:
                     socket_handle if isinstance(socket_handle, int) else socket_handle(process.pid)
                 )
             assert process.stdin is not None
-            # Ignore errors: the worker has exited, and its session notices this when the socket closes.
+            # Writing fails if the worker has already exited. Ignore this here: the map that uses the worker
+            # notices that the socket is closed.
             with contextlib.suppress(OSError):
                 process.stdin.write(json.dumps(worker_options).encode() + b"\n")
                 process.stdin.flush()
@@ -105,9 +108,10 @@ class ProcessSpawner:
         _close_stdin(process)
 
     def get_exit_reason(self, worker_id: int) -> str | None:
-        """Return how a worker exited, or None if it does not exit within EXIT_REPORT_SECONDS.
+        """Return how a worker process exited, such as "ended with code 3".
 
-        Raises ExecutorError if the worker runs another version of polarmap.
+        Return None if the process does not exit within EXIT_REPORT_SECONDS. Raises ExecutorError if it exited
+        because its version of polarmap differs from that of this process.
         """
         with contextlib.suppress(KeyError, subprocess.TimeoutExpired):
             exit_code = self._processes[worker_id].wait(EXIT_REPORT_SECONDS)
@@ -124,17 +128,20 @@ class ProcessSpawner:
         """Forget the workers in a forked child process. They belong to the parent process."""
         for process in self._processes.values():
             _close_stdin(process)
-            process.returncode = 0  # Do not wait for a process that is not this process's child.
+            # Mark the worker as exited. Otherwise, `Popen` would try to wait for it, which is possible only
+            # in the process that has started the worker.
+            process.returncode = 0
         self._processes.clear()
 
     def _share_socket(self, worker_socket: socket.socket) -> tuple[Any, dict[str, Any]]:
-        """Return a handle and `subprocess.Popen` options that pass a socket to a new process.
+        """Return a handle of a socket, and the `subprocess.Popen` options that pass it to a new process.
 
-        On Windows, the handle is a function that computes it from the pid of the new process.
+        The handle is the file descriptor of the socket. On Windows, the handle is a function instead. Given
+        the pid of the new process, it returns a string from which that process can open the socket.
         """
         if hasattr(worker_socket, "share"):
             share_socket: Any = worker_socket.share
-            # Start the worker in a new process group, which Ctrl-C does not reach.
+            # Start the worker in a new process group, so that Ctrl-C interrupts only this process.
             creation_flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
             return lambda pid: base64.b64encode(share_socket(pid)).decode(), {"creationflags": creation_flags}
         return worker_socket.fileno(), {"pass_fds": [worker_socket.fileno()], "start_new_session": True}

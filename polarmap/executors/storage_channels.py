@@ -40,14 +40,14 @@ from polarmap.worker.storage_channel import (
     compute_next_poll_interval,
 )
 
-MAX_PARALLEL_READS = 16  # the maximum number of replies read in parallel
+MAX_PARALLEL_READS = 16  # maximum number of workers' replies that are read from the storage in parallel
 
 
 class DriverStorageChannel:
-    """The driver's end of a message channel to a worker through object storage.
+    """The driver's end of a channel through which it exchanges messages with a worker as stored objects.
 
-    This object only queues messages, which threads of `StorageChannelServer` write and read. It has the same
-    interface as `SocketChannel`.
+    This class only keeps queues of messages. Threads of `StorageChannelServer` access the storage. The class
+    has the same interface as `SocketChannel`.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class DriverStorageChannel:
         self._wake_signal = WakeSignal()
 
     def deliver_frames(self, frames: bytes) -> None:
-        """Decode messages from the worker and wake the session that polls this channel."""
+        """Decode messages from the worker, and wake the session (the running map) that polls this channel."""
         try:
             self._inbox.extend(FrameDecoder().feed(frames))
         except FrameError:
@@ -117,31 +117,36 @@ class DriverStorageChannel:
         return self.is_connected
 
     def flush(self) -> bool:
-        """Return True if the worker is connected, without writing anything.
+        """Return True if the worker is connected.
 
+        Unlike the method of `SocketChannel`, this method writes nothing, because a thread of
         `StorageChannelServer` writes the messages.
         """
         return self.is_connected
 
     def drop_unsent_messages(self) -> list[Message]:
-        """Return an empty list, because this channel hands over all messages immediately."""
+        """Return an empty list, because `send` has passed all messages on to `StorageChannelServer`."""
         return []
 
     def is_stalled(self) -> bool:
-        """Return False: `StorageChannelServer` disconnects workers that are silent for too long."""
+        """Return False, because this channel never waits for the worker to read.
+
+        `StorageChannelServer` disconnects workers that have sent no heartbeat for too long.
+        """
         return False
 
     def receive(self) -> tuple[list[Message], bool]:
         """Return the messages received since the last call, and whether the worker is still connected."""
         self._wake_signal.clear()
-        # Read this first, so that messages sent just before a disconnection are still returned.
+        # Read the state before the inbox. If the worker disconnects in between, its last messages are still
+        # returned, and the next call reports the disconnection.
         is_connected = self.is_connected
         return [self._inbox.popleft() for _ in range(len(self._inbox))], is_connected
 
     def close(self) -> None:
-        """Close the channel. The worker then exits.
+        """Close the channel, which makes the worker exit.
 
-        In a forked child process, this only closes the child's own resources.
+        In a forked child process, the worker is not affected. Only the child's file descriptors are closed.
         """
         if os.getpid() == self._owner_pid:
             self._post_message(self, None)
@@ -149,14 +154,15 @@ class DriverStorageChannel:
 
 
 WorkerChannel = SocketChannel | DriverStorageChannel
-# A callback for new workers, called with the worker id, the worker's channel and the channel's name.
+# A callback for new workers. The arguments are the id of the worker, its channel, and how it is connected
+# ("TCP" or "objects").
 OnConnected = Callable[[int, WorkerChannel, str], None]
 
 
 class StorageChannelServer:
-    """Runs a pool's message channels to workers that cannot connect by TCP, through object storage.
+    """Exchanges messages with a pool's workers as stored objects, if workers cannot connect by TCP.
 
-    One thread writes the messages for all workers, and another one reads their replies, so that sessions
+    One thread writes the messages for all workers, and another thread reads their replies. Maps therefore
     never wait for the storage, which may hang.
 
     Parameters
@@ -178,16 +184,20 @@ class StorageChannelServer:
         self._storage, self._keys, self._on_connected = storage, ChannelKeys(key_prefix), on_connected
         self._channels: dict[int, DriverStorageChannel] = {}
         self.mismatches = deque[ProtocolMismatchError]()
-        # The locks are reentrant because a destructor may close a session or a pool while a lock is held.
+        # The locks must be reentrant. While a thread holds one of them, the garbage collector may run a
+        # destructor on this thread that closes a map or a pool, which needs the lock again.
         self._lock, self._mailbox_lock = threading.RLock(), threading.RLock()
         self._heartbeat, self._next_heartbeat_at = 0, time.monotonic() + HEARTBEAT_SECONDS
-        # The number of requests since they were last reported. Listings cost as much as writes.
+        # The numbers of requests to the storage since they were last reported for billing. Listings are
+        # counted as writes, because they cost the same.
         self._n_writes = self._n_reads = 0
-        self._payload_by_digest: dict[bytes, Any] = {}  # large parts of messages, by digest
-        self._stored_digests = set[bytes]()  # digests of large parts stored as separate objects
+        # The data of queued messages by their digest, so that equal data for several workers are kept once.
+        self._payload_by_digest: dict[bytes, Any] = {}
+        # The digests of data that are stored as separate objects, because they are too large for the mailbox.
+        self._stored_digests = set[bytes]()
         self._has_unwritten = False
         self._posted, self._poll_soon, self._is_closed = [threading.Event() for _ in range(3)]
-        # The error of the writing thread's latest attempt; None if it has succeeded.
+        # The error if the thread that writes messages could not write the latest ones; otherwise None.
         self._failure: Exception | None = None
         self._seen_keys: set[str] = set()
         self._write_mailbox()
@@ -199,13 +209,14 @@ class StorageChannelServer:
             thread.start()
 
     def flush_messages(self) -> None:
-        """Make the writing thread send all queued messages, without waiting for the storage.
+        """Make a background thread write all queued messages to the storage. Return without waiting for it.
 
-        Raises ExecutorError if the storage has refused messages or has not responded for OUTAGE_SECONDS.
+        Raises ExecutorError if an earlier write has failed, because the storage has refused it or has not
+        responded for OUTAGE_SECONDS.
         """
         if self._has_unwritten:
             self._posted.set()
-        # Report each error only once, because the storage may be available again when the next job starts.
+        # Report each error only once, because the storage may be available again when the next map starts.
         error, self._failure = self._failure, None
         if error is not None:
             raise ExecutorError(
@@ -213,10 +224,10 @@ class StorageChannelServer:
             ) from error
 
     def take_request_counts(self, worker_seconds: float) -> tuple[int, int]:
-        """Return the number of billed write and read requests to the storage since the last call.
+        """Return the numbers of write and read requests to the storage since the last call, for billing.
 
-        The driver's requests are counted. The workers' polling requests are estimated from `worker_seconds`,
-        the total run time of all workers.
+        Requests of this process are counted. The requests of workers that poll the storage are estimated from
+        `worker_seconds`, the total run time of all workers.
         """
         n_writes, n_reads, self._n_writes, self._n_reads = self._n_writes, self._n_reads, 0, 0
         n_heartbeats, n_polls = worker_seconds / HEARTBEAT_SECONDS, worker_seconds / MAX_POLL_INTERVAL
@@ -231,15 +242,18 @@ class StorageChannelServer:
             channel.disconnect()
 
     def close(self) -> None:
-        """Stop the threads and delete the mailbox, which makes the workers exit.
+        """Stop the threads and delete the mailbox, i.e. the object from which workers read their messages.
 
-        The `WorkerProvider` removes the remaining replies.
+        The workers then exit. The `WorkerProvider` later removes the replies that are still in the storage.
         """
-        deadline = time.monotonic() + OUTAGE_SECONDS  # The storage may hang.
+        # Limit the time that this takes, because requests to the storage may hang.
+        deadline = time.monotonic() + OUTAGE_SECONDS
         for event in (self._is_closed, self._posted, self._poll_soon):
             event.set()
         for thread in self._threads:
-            if thread is not threading.current_thread():  # A destructor may call this on `thread` itself.
+            # A thread cannot join itself. The current thread may be one of these threads if the garbage
+            # collector runs a destructor on it.
+            if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
         # Wait for any write in progress, which would otherwise re-create the mailbox after it is deleted.
         is_free = self._mailbox_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
@@ -251,7 +265,10 @@ class StorageChannelServer:
                 self._mailbox_lock.release()
 
     def _enqueue_message(self, channel: DriverStorageChannel, message: Message | None) -> None:
-        """Queue a message for a worker, or None to close its channel. `flush_messages` sends it."""
+        """Queue a message for a worker, until `flush_messages` sends it.
+
+        The message None closes the channel to the worker.
+        """
         with self._lock:
             if message is None:
                 if self._channels.get(channel.worker_id) is channel:
@@ -267,9 +284,10 @@ class StorageChannelServer:
             self._has_unwritten = True
 
     def _write_mailbox_until_closed(self) -> None:
-        """Write the mailbox whenever messages are flushed, and from time to time as a heartbeat.
+        """Write the mailbox whenever `flush_messages` is called, and periodically as a heartbeat.
 
-        Runs on a thread until the server is closed.
+        The mailbox is the object from which workers read their messages. This method runs on a background
+        thread until the server is closed.
         """
         while not self._is_closed.is_set():
             self._posted.wait(max(0.0, self._next_heartbeat_at - time.monotonic()))
@@ -278,10 +296,12 @@ class StorageChannelServer:
             if self._is_closed.is_set() or not is_due:
                 continue
             try:
-                # A heartbeat rewrites all messages, because a restarted storage may have lost them.
+                # Write all messages that the workers have not confirmed yet, even if only a heartbeat is due:
+                # the storage may have been restarted and lost messages that were written before.
                 retry_request(self._write_mailbox)
                 self._failure = None
-            except Exception as error:  # The messages stay queued and are written next time.
+            except Exception as error:
+                # Continue: the messages stay queued until a later write succeeds.
                 self._failure = error if self._has_unwritten else None
             self._next_heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
             self._poll_soon.set()
@@ -292,7 +312,8 @@ class StorageChannelServer:
             if self._is_closed.is_set():  # Do not re-create the mailbox that `close` has deleted.
                 return
             with self._lock:
-                channels = list(self._channels.values())  # A worker that is not in the mailbox exits.
+                # If the mailbox does not mention a worker, this worker exits.
+                channels = list(self._channels.values())
                 messages = {
                     item.worker_id: list(item.unacknowledged) for item in channels if item.is_connected
                 }
@@ -321,9 +342,9 @@ class StorageChannelServer:
         self._storage.put_object(self._storage.bucket, key, data)
 
     def _poll_replies_until_closed(self) -> None:
-        """Poll the storage for replies, with exponential backoff while none arrive.
+        """Poll the storage for replies of workers. The pauses grow exponentially while no replies arrive.
 
-        Runs on a thread until the server is closed.
+        This method runs on a background thread until the server is closed.
         """
         poll_interval, next_review = 0.0, 0.0
         while not self._is_closed.is_set():
@@ -333,7 +354,9 @@ class StorageChannelServer:
                 if started_at >= next_review:
                     next_review = started_at + HEARTBEAT_SECONDS
                     self._disconnect_silent_workers()
-            except Exception:  # A storage outage does not mean that workers are lost.
+            except Exception:
+                # The storage is unavailable, so workers could not send heartbeats. Do not count this time as
+                # silence, which would make them appear lost.
                 for channel in list(self._channels.values()):
                     channel.last_heartbeat_at = time.monotonic()
             poll_seconds = time.monotonic() - started_at
@@ -341,14 +364,18 @@ class StorageChannelServer:
             if self._poll_soon.wait(poll_interval):
                 self._poll_soon.clear()
                 poll_interval = 0.0
-                self._is_closed.wait(MIN_POLL_INTERVAL)  # Workers cannot reply sooner than this.
+                # The mailbox was written. Give the workers some time to read it, then poll for replies.
+                self._is_closed.wait(MIN_POLL_INTERVAL)
 
     def _read_replies(self) -> int:
-        """Read, deliver and delete all new replies. Return the number of replies."""
+        """Read all new replies from the storage, deliver them to their channels, and delete them.
+
+        Return the number of replies, without heartbeats.
+        """
         with self._lock:
             self._n_writes += 1
         listed_keys = set(self._storage.list_keys(self._storage.bucket, self._keys.reply_prefix))
-        self._seen_keys &= listed_keys  # Forget the keys of deleted objects.
+        self._seen_keys &= listed_keys  # The objects of all other seen keys have been deleted.
         new_replies = sorted(
             (reply_key, object_key)
             for object_key in listed_keys - self._seen_keys
@@ -356,10 +383,12 @@ class StorageChannelServer:
         )
         n_replies = sum(reply_key.size > 0 for reply_key, _ in new_replies)
         self._n_reads += n_replies
-        # Read all replies before delivering the first one, so that a single write can answer them all.
+        # Read all replies before delivering the first one. The messages that answer them are then queued at
+        # about the same time, so that a single write can send them all.
         contents = map_in_parallel(self._read_object, new_replies, MAX_PARALLEL_READS)
         delivered_keys = list[str]()
-        blocked_workers = set[int]()  # ids of workers whose next reply is incomplete
+        # The ids of workers with an incompletely stored reply. Their later replies wait, to keep the order.
+        blocked_workers = set[int]()
         for (reply_key, object_key), data in zip(new_replies, contents):
             if reply_key.worker_id in blocked_workers or len(data) != reply_key.size:
                 blocked_workers.add(reply_key.worker_id)
@@ -372,7 +401,10 @@ class StorageChannelServer:
         return n_replies
 
     def _parse_reply_key(self, object_key: str) -> ReplyKey | None:
-        """Parse the key of a reply. Return None for other objects, and for other versions of polarmap."""
+        """Parse the key of an object that contains a worker's reply.
+
+        Return None if the object is not a reply, or was written by an incompatible version of polarmap.
+        """
         try:
             return self._keys.parse_reply_key(object_key)
         except ProtocolMismatchError as error:
@@ -381,19 +413,21 @@ class StorageChannelServer:
             return None
 
     def _read_object(self, reply: tuple[ReplyKey, str]) -> bytes:
-        """Return the bytes of a reply. Heartbeats have no bytes and are not read."""
+        """Return the bytes of a reply. For a heartbeat, which has no bytes, return b"" without reading it."""
         reply_key, object_key = reply
         return bytes(self._storage.get_object(self._storage.bucket, object_key)) if reply_key.size else b""
 
     def _handle_reply(self, reply_key: ReplyKey, data: bytes) -> None:
-        """Deliver a reply to its worker's channel. A new worker gets a new channel.
+        """Deliver a reply to the channel of its worker. The first reply of a worker creates the channel.
 
-        A reply without data is a heartbeat.
+        A reply without data is a heartbeat, which only shows that the worker is alive and which messages it
+        has received.
         """
         channel = self._channels.get(reply_key.worker_id)
         if channel is None or channel.worker_instance != reply_key.instance_id:
             if reply_key.last_sent > 1 or not data:
-                # Ignore a worker that has not noticed yet that its channel was closed.
+                # The worker is not new, but its channel was closed. Ignore the reply: the worker will exit
+                # when it notices this.
                 return
             channel = DriverStorageChannel(reply_key.worker_id, reply_key.instance_id, self._enqueue_message)
             with self._lock:
@@ -405,14 +439,16 @@ class StorageChannelServer:
             while unacknowledged and unacknowledged[0].sequence_number <= reply_key.last_received:
                 unacknowledged.popleft()
         if reply_key.last_sent <= channel.n_received:
-            # The reply is a heartbeat, or a message that was stored twice. There is nothing to deliver.
+            # There is nothing to deliver: the reply is a heartbeat, or a message that has already arrived.
             return
         if data:
             channel.n_received, channel.n_missed = reply_key.last_sent, 0
             channel.deliver_frames(data)
         else:
             channel.n_missed += 1
-            if channel.n_missed > 1:  # The storage has lost a message, for example in a restart.
+            # Two heartbeats have mentioned a message that has not arrived. The storage must have lost it, for
+            # example because it was restarted.
+            if channel.n_missed > 1:
                 channel.disconnect()
 
     def _disconnect_silent_workers(self) -> None:

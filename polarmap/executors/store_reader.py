@@ -18,14 +18,16 @@ from polarmap.worker.task_records import describe_error
 if TYPE_CHECKING:
     from polarmap.storage import Store
 
-# The job id, the index of the task, and the number of earlier attempts.
+# A key for one execution (attempt) of a task: the job id, the index of the task, and the number of earlier
+# attempts to execute it.
 AttemptKey = tuple[int, int, int]
 
 
 class OpenStoreLocation(StoreLocation):
-    """The location of objects in a user-defined store, together with the store object that reads them.
+    """The location of blocks in a user-defined store, together with the object that reads from this store.
 
-    Only the process that has opened the store can use this location.
+    Only the process that has opened the store can use this location. Workers must ask this process to read
+    their blocks.
     """
 
     __slots__ = ("store",)
@@ -40,12 +42,12 @@ class OpenStoreLocation(StoreLocation):
     __hash__ = StoreLocation.__hash__
 
     def with_encryption(self, encryption: Any) -> OpenStoreLocation:
-        """Return the location of objects in the same store, encrypted with `encryption`."""
+        """Return the location of objects in the same store that are encrypted with `encryption`."""
         return OpenStoreLocation(self.store, encryption)
 
 
 class FinishedRead(NamedTuple):
-    """The bytes that a worker has requested for its task, or the failure to read these bytes."""
+    """The outcome of a read for a worker: the bytes that it has requested, or the failure to read them."""
 
     attempt_key: AttemptKey
     segment: Segment
@@ -54,9 +56,9 @@ class FinishedRead(NamedTuple):
 
 
 class StoreReader:
-    """Reads blocks for workers on daemon threads, from a store that only this process can access.
+    """Reads blocks on behalf of workers, from a store that only this process can access.
 
-    Each read has a time limit, because a store may hang.
+    The reads run on daemon threads and have a time limit, because a store may hang.
 
     Parameters
     ----------
@@ -77,14 +79,20 @@ class StoreReader:
     def for_blocks(
         cls, blocks: TaskBlocks, fetch_timeout: float, on_finished: Callable[[], None]
     ) -> StoreReader | None:
-        """Return a reader for the blocks' store, or None if workers can read the blocks themselves."""
+        """Return a reader for the store that contains the blocks of a map.
+
+        Return None if workers can read the blocks themselves, or receive them with their tasks.
+        """
         location = blocks.location
         if not isinstance(location, OpenStoreLocation):
             return None
         return cls(location.store, fetch_timeout, on_finished)
 
     def start(self, attempt_key: AttemptKey, segment: Segment) -> None:
-        """Start reading a byte range that a worker has requested for a task."""
+        """Start to read a segment (a byte range of a stored block) that a worker has requested for a task.
+
+        `collect_finished` returns the bytes later.
+        """
         deadline = self._deadlines.setdefault(attempt_key, time.monotonic() + self._fetch_timeout)
         run_in_daemon_thread(partial(self._read, attempt_key, segment, deadline))
 

@@ -13,11 +13,14 @@ from polarmap.errors import ExecutorError
 from polarmap.worker.private_files import PRIVATE_MODE, ensure_private_folder
 from polarmap.worker.processes import ProcessIdentity, remove_stale_folders
 
-MAX_REMOVE_ATTEMPTS = 10  # attempts to remove a folder in which a worker may still be creating files
+# The maximum number of attempts to remove a folder. An attempt fails if a worker creates a file meanwhile.
+MAX_REMOVE_ATTEMPTS = 10
 REMOVED_SUFFIX = "-removed"  # added to the name of a folder while its files are being deleted
 SHARED_MEMORY_ROOT = "/dev/shm"  # the file system in memory on Linux
 
-_owned_folders: set[tuple[int, Path]] = set()  # (pid of the process that created the folder, path)
+# The temporary folders to remove, each with the pid of the process that has created it. A forked child
+# process inherits this set, but must not remove the folders of its parent.
+_owned_folders: set[tuple[int, Path]] = set()
 
 
 def make_shared_memory_folder() -> Path | None:
@@ -29,7 +32,10 @@ def make_shared_memory_folder() -> Path | None:
 
 
 def get_temp_root() -> str:
-    """Return the folder for temporary folders, which is in shared memory if no other one is writable."""
+    """Return the folder in which to create temporary folders, such as "/tmp".
+
+    If no folder on disk is writable, return a folder in shared memory.
+    """
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
@@ -65,10 +71,14 @@ def _make_process_folder(pid: int) -> Path:
 
 
 def remove_owned_folder(folder: Path) -> None:
-    """Remove a temporary folder. Do nothing if another process has created it."""
+    """Remove a temporary folder that this process has created.
+
+    Do nothing if another process has created the folder, such as the parent of a forked process.
+    """
     if (os.getpid(), folder) in _owned_folders:
-        # Rename the folder first, so that all of its files disappear at once. Otherwise, a worker could find
-        # the folder without the file that cancels its task, and start the task.
+        # Rename the folder first, so that all of its files disappear at once. One of them may be a file that
+        # tells a worker to cancel its task. If this file were deleted before the folder, the worker could
+        # find the folder but not the file, and would start the task.
         removed_folder = folder.with_name(folder.name + REMOVED_SUFFIX)
         try:
             os.rename(folder, removed_folder)
@@ -103,7 +113,8 @@ def _make_owned_folder(parent_folder: str) -> Path:
     remove_stale_folders({SHARED_MEMORY_ROOT, get_temp_root()})
     folder_name = ProcessIdentity.current().folder_prefix + os.urandom(8).hex()
     folder = Path(parent_folder).resolve() / folder_name
-    # Record the folder before creating it, so that an interrupt leaves no folder behind.
+    # Record the folder before creating it. If Ctrl-C interrupts this function, the folder is then still
+    # removed when the process exits.
     _owned_folders.add((os.getpid(), folder))
     folder.mkdir(PRIVATE_MODE)
     return folder

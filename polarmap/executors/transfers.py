@@ -17,10 +17,11 @@ from polarmap.worker.daemon_threads import run_in_daemon_thread
 
 # The default number of concurrent transfers.
 MAX_PARALLEL_TRANSFERS = 8
-# Wait in a loop, with this timeout in seconds. Without a timeout, a wait misses a Ctrl-C that comes just
-# before it starts and, on Windows, every Ctrl-C.
+# The timeout, in seconds, of each wait for the transfers. The waits are repeated in a loop, so that Ctrl-C is
+# noticed in time. A single wait without timeout would ignore a Ctrl-C that arrives just before the wait
+# starts and, on Windows, every Ctrl-C.
 INTERRUPT_POLL_SECONDS = 1.0
-GRACE_SECONDS = 5.0  # seconds to wait for running transfers after an error or Ctrl-C
+GRACE_SECONDS = 5.0  # maximum seconds to wait for running transfers after an error or Ctrl-C
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,7 +30,8 @@ R = TypeVar("R")
 class ParallelTransfers(Generic[T, R]):
     """Calls a function with each of several items, in parallel on a limited number of daemon threads.
 
-    The constructor starts the calls. Each item is released as soon as its call has returned.
+    The constructor starts the calls, and `wait_for_results` returns their results. No reference to an item is
+    kept after its call has returned, so that its memory can be freed.
 
     Parameters
     ----------
@@ -86,16 +88,19 @@ class ParallelTransfers(Generic[T, R]):
         return [self._results[index] for index in range(len(self._results))]
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Start no further calls, and wait for the running calls.
+        """Drop the calls that have not started, and wait until the running calls have ended.
 
-        The wait takes at most `grace_seconds` seconds; None means GRACE_SECONDS.
+        The wait takes at most `grace_seconds` seconds, or GRACE_SECONDS if this is None.
         """
         with self._lock:
             self._queue.clear()
         self._is_idle.wait(GRACE_SECONDS if grace_seconds is None else grace_seconds)
 
     def _start_threads(self, n_threads: int) -> None:
-        """Start `n_threads` threads, or as many as the system allows."""
+        """Start `n_threads` threads that call the function, or fewer if the system allows no more.
+
+        Raises RuntimeError if no thread can be started.
+        """
         self._n_running_threads = max(1, n_threads)
         for n_started in range(n_threads):
             try:
@@ -110,12 +115,16 @@ class ParallelTransfers(Generic[T, R]):
             self._on_thread_exit()
 
     def _transfer_remaining_items(self) -> None:
-        """Call the function with one item after another until none is left. Each thread runs this method."""
+        """Take items from the queue and call the function with them, until the queue is empty.
+
+        Each thread runs this method.
+        """
         while (indexed_item := self._pop_item()) is not None:
             index, item = indexed_item
             try:
                 result = self._transfer(item)
-            except BaseException as error:  # `wait_for_results` raises the error in the calling thread.
+            except BaseException as error:
+                # Keep the error. `wait_for_results` raises it in the thread that waits for the results.
                 self._record_error(index, error)
             else:
                 self._results[index] = result
@@ -134,7 +143,7 @@ class ParallelTransfers(Generic[T, R]):
         self._has_settled.set()
 
     def _on_thread_exit(self) -> None:
-        """Count an exiting thread. The last one signals that all calls have ended."""
+        """Record that a thread is about to exit. The last thread signals that all calls have ended."""
         with self._lock:
             self._n_running_threads -= 1
             is_last = not self._n_running_threads
@@ -143,7 +152,10 @@ class ParallelTransfers(Generic[T, R]):
             self._is_idle.set()
 
     def _take_first_error(self) -> BaseException | None:
-        """Return the error of the first failed item, or None, and discard all recorded errors."""
+        """Return the error of the first item whose call has failed, or None if all have succeeded.
+
+        All recorded errors are discarded.
+        """
         with self._lock:
             errors, self._errors = self._errors, {}
         return errors[min(errors)] if errors else None

@@ -14,7 +14,8 @@ MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 class WakeSignal:
     """An event like `threading.Event` for which a thread can wait with `select` or `poll`.
 
-    The file descriptor is readable from `set()` until `clear()`.
+    The thread can thereby wait for the event and for sockets at the same time. The object has a file
+    descriptor that is readable from `set()` until `clear()`.
 
     >>> signal = WakeSignal()
     >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()
@@ -35,26 +36,32 @@ class WakeSignal:
         return self._read_socket.fileno()
 
     def set(self) -> None:
-        """Make the descriptor readable, which wakes the thread that polls it.
+        """Make the file descriptor readable, which wakes a thread that polls it.
 
-        Any thread may call this, even after `close`.
+        Any thread may call this method, even after `close`.
         """
-        write_socket = self._write_socket  # This reference keeps the socket open during the call.
+        # Keep a reference to the socket, so that another thread cannot close it during the call.
+        write_socket = self._write_socket
         if write_socket is not None:
-            # The socket may be closed, or its buffer may be full of earlier signals.
+            # Ignore errors. If the other end is closed, nobody waits. If the socket's buffer is full of
+            # earlier signals, the descriptor is readable already.
             with contextlib.suppress(OSError):
                 write_socket.send(b".", MSG_NOSIGNAL)
 
     def clear(self) -> bool:
         """Reset the signal. Return True if it was set since the last call."""
         try:
-            # If more signals are left, the descriptor stays readable, so the next poll returns at once.
+            # Each `set` has sent one byte. If there are more than 4096 bytes, the rest only makes the next
+            # poll return immediately, which is harmless.
             return bool(self._read_socket.recv(4096))
-        except OSError:  # The buffer is empty, so the signal was not set.
+        except OSError:  # There is nothing to receive, so the signal was not set.
             return False
 
     def close(self) -> None:
-        """Close the descriptor. Its copies in forked processes stay open. Safe to call twice."""
+        """Close the file descriptor. Safe to call twice.
+
+        Copies of the descriptor in forked processes stay open.
+        """
         self._write_socket = None
         self._read_socket.close()
 
@@ -64,10 +71,10 @@ class WakeSignal:
 
 
 class _SendSocket(socket.socket):
-    """A socket that is closed when the last reference to it is deleted.
+    """A socket that is closed only when the last reference to it is deleted.
 
-    Closing the socket earlier would be unsafe. The system could reuse its descriptor for a new file, and a
-    thread that is still sending would write to this file.
+    Closing the socket while another thread is sending would be unsafe. The system could reuse its descriptor
+    for a new file, and the thread would write to this file.
     """
 
     __del__ = socket.socket.close

@@ -29,11 +29,15 @@ from polarmap.worker.socket_channel import TCP_TIMEOUT, SocketChannel, configure
 with contextlib.suppress(ImportError):  # The module does not exist on Windows.
     import fcntl
 
-# Errors for host names that this machine cannot resolve. Workers may be able to resolve them.
+# Error codes for a host name that this machine cannot resolve. The name is still accepted as the address for
+# workers, because other machines may be able to resolve it.
 UNRESOLVABLE_HOST_ERRORS = (socket.EAI_NONAME, socket.EAI_AGAIN)
-# The number of the `ioctl` request SIOCGIFADDR (get the address of an interface), by platform.
+# The number of the `ioctl` request SIOCGIFADDR, which returns the address of a network interface. It depends
+# on the platform, and is None on Windows, which has no such request.
 GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)
-MAX_UNAUTHENTICATED = 256  # the maximum number of pending authentications
+# The maximum number of connections that have not proved yet that they come from a worker. If there are more,
+# the oldest are closed.
+MAX_UNAUTHENTICATED = 256
 
 
 class WorkerListener:
@@ -88,7 +92,7 @@ class WorkerListener:
             tuple((host, port) for host in hosts) if endpoint is None else (endpoint,)
         )
         self._socket.setblocking(False)
-        # Connections with a pending authentication, oldest first.
+        # The connections that are not authenticated yet, oldest first. The dict is used as an ordered set.
         self._unauthenticated = dict[socket.socket, None]()
         self._stop_signal = WakeSignal()
         self._thread = threading.Thread(target=self._accept_loop, name="polarmap-listener", daemon=True)
@@ -118,13 +122,17 @@ class WorkerListener:
                     stack.pop_all()  # Do not close the connection here: the new thread owns it now.
             except BlockingIOError:  # The connection was closed before it was accepted.
                 continue
-            except (OSError, RuntimeError):  # This process has no file descriptors or threads left.
+            except (OSError, RuntimeError):
+                # No file descriptor or no thread is available. Wait a little, because this may be temporary.
                 wait_until_ready([self._stop_signal], POLLIN, LIVENESS_INTERVAL)
             for oldest_connection in list(self._unauthenticated)[:-MAX_UNAUTHENTICATED]:
                 shutdown_socket(oldest_connection)
 
     def _authenticate(self, connection: socket.socket) -> None:
-        """Call `on_connected` if the connecting worker proves that it has the key. Otherwise, disconnect."""
+        """Check that the worker at the other end of a new connection has the secret key.
+
+        Call `on_connected` if it has. Otherwise, close the connection.
+        """
         self._unauthenticated[connection] = None
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
@@ -154,9 +162,10 @@ def check_endpoint(address: str) -> Endpoint:
 
 
 def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[str]:
-    """Return the addresses, with the preferred one first.
+    """Return the addresses `hosts` with `preferred_host` as the first one.
 
-    The preferred address is omitted if it is empty or unreachable from other machines (such as 127.0.0.1).
+    Return `hosts` unchanged if the preferred host is not an IP address, or is an address that other machines
+    cannot reach, such as 127.0.0.1.
 
     >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"])
     ['10.0.0.1', '192.0.2.1']
@@ -171,7 +180,10 @@ def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[
 
 
 def _open_listening_socket(hosts: Sequence[str]) -> socket.socket:
-    """Open a socket that listens on a free port, at the given addresses of this machine."""
+    """Open a socket that accepts connections to the given addresses of this machine, on a free port.
+
+    If there are several addresses, the socket accepts connections to any address of this machine.
+    """
     if len(hosts) == 1:
         return socket.create_server((hosts[0], 0), backlog=MAX_UNAUTHENTICATED)
     if any(":" in host for host in hosts) and socket.has_dualstack_ipv6():
@@ -182,20 +194,24 @@ def _open_listening_socket(hosts: Sequence[str]) -> socket.socket:
 
 
 def find_local_address_towards(remote_host: str) -> str:
-    """Return this machine's address in connections to a host, or "" if there is no route."""
+    """Return the address of this machine that it uses in connections to a remote host.
+
+    Return "" if the host cannot be resolved or reached. No data are sent to the host.
+    """
     with contextlib.suppress(OSError):
         family, *_, address = socket.getaddrinfo(remote_host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)  # Connecting a UDP socket sends nothing.
+            # Connecting a UDP socket sends nothing, but makes the system choose the local address.
+            probe.connect(address)
             return str(probe.getsockname()[0])
     return ""
 
 
 def _open_listening_socket_at(host: str, port: int) -> socket.socket:
-    """Open a socket that listens at the given address.
+    """Open a socket that accepts connections to the given host and port.
 
-    If the address belongs to another machine (such as the entry of a tunnel), listen on all addresses of this
-    machine.
+    The host may be another machine from which a tunnel leads to this one. The socket then accepts connections
+    to all addresses of this machine.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -207,17 +223,16 @@ def _open_listening_socket_at(host: str, port: int) -> socket.socket:
 
 
 def is_every_host_local(hosts: Collection[str | None]) -> bool:
-    """Return True if all hosts are addresses of this machine and there is at least one host.
-
-    On Debian, the host name has the address 127.0.1.1.
-    """
+    """Return True if all hosts are addresses of this machine. Return False if there are no hosts."""
+    # On Debian, the name of the machine resolves to 127.0.1.1.
     return bool(hosts) and set(hosts) <= {*list_local_addresses(), "localhost", "127.0.1.1", "::1"}
 
 
 def list_local_addresses() -> list[str]:
-    """Return the IPv4 addresses of this machine: the default route first, the loopback address last.
+    """Return the IPv4 addresses of this machine.
 
-    On Linux and macOS, this does not query a name server, which could take long without a network.
+    The address of the default route comes first, and the loopback address 127.0.0.1 last. On Linux and macOS,
+    no name server is queried, because this could take long without a network.
     """
     default = [address for address in [find_local_address_towards("192.0.2.1")] if address]
     addresses = [item for item in _list_interface_addresses() if not ipaddress.ip_address(item).is_loopback]
@@ -225,9 +240,9 @@ def list_local_addresses() -> list[str]:
 
 
 def _list_interface_addresses() -> list[str]:
-    """Return the IPv4 address of each network interface.
+    """Return the IPv4 addresses of the network interfaces of this machine.
 
-    On Windows, return the addresses of the host name.
+    On Windows, return the addresses to which the name of this machine resolves.
     """
     found = list[str]()
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

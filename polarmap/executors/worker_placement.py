@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def compute_max_per_machine(n_items: int, n_machines: int) -> int:
-    """Return the maximum number of workers or tasks per machine if `n_items` are spread evenly.
+    """Return the largest number of items on any machine if items are spread evenly over machines.
+
+    The items are workers or tasks. If there are no machines, return `n_items`.
 
     >>> compute_max_per_machine(32, 4), compute_max_per_machine(33, 4), compute_max_per_machine(5, 0)
     (8, 9, 5)
@@ -21,7 +23,9 @@ def compute_max_per_machine(n_items: int, n_machines: int) -> int:
 def choose_machines(
     n_new_workers: int, machines: Iterable[str], n_workers_by_machine: Mapping[str, int]
 ) -> list[str]:
-    """Choose a machine for each new worker, always the one with the fewest workers so far.
+    """Choose a machine for each new worker, so that machines have about the same number of workers.
+
+    Each worker is placed on the machine that has the fewest workers so far.
 
     Parameters
     ----------
@@ -51,8 +55,8 @@ def find_underfull_machines(
 ) -> list[str]:
     """Return the machines that need more workers, so that all machines have about the same number.
 
-    A machine is listed once for each worker that it needs. The result is empty if the workers are already
-    spread evenly, or will be once `n_leaving` workers on the fullest machines have exited.
+    A machine is listed once for each worker that it needs. It is assumed that `n_leaving` workers, on the
+    machines with the most workers, will exit. The result is empty if workers are then spread evenly.
 
     >>> find_underfull_machines(["a", "b", "c"], {"a": 4, "b": 2})
     ['c', 'c']
@@ -66,7 +70,9 @@ def find_underfull_machines(
 
 
 def can_spare_worker(machine: str, machines: Sequence[str], n_workers_by_machine: Mapping[str, int]) -> bool:
-    """Return True if a machine has more than its fair share of workers, so that one can be removed.
+    """Return True if a machine has so many workers that one of them can be removed.
+
+    This is the case if the machine has more than an equal share of the workers, or is not one of `machines`.
 
     >>> [can_spare_worker(one, ["a", "b", "c"], {"a": 4, "b": 3}) for one in "abc"]
     [True, True, False]
@@ -81,11 +87,14 @@ def choose_worker_for_task(
     n_tasks_by_machine: Mapping[str, int],
     max_tasks_per_machine: int,
 ) -> WorkerHandle | None:
-    """Choose the idle worker for the next task of a job. Return None if no worker is idle.
+    """Choose one of the idle workers for the next task of a job. Return None if no worker is idle.
 
-    Workers on machines with fewer than `max_tasks_per_machine` tasks come first. Among these, workers that
-    have the block of a queued task cached are preferred, then connected workers, then workers on the machine
-    with the fewest tasks.
+    These criteria decide, the most important one first:
+
+    1. The machine of the worker has fewer than `max_tasks_per_machine` tasks.
+    2. The worker has cached the block of a queued task.
+    3. The worker is connected.
+    4. The machine of the worker has few tasks.
 
     Parameters
     ----------

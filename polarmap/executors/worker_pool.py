@@ -40,23 +40,25 @@ from polarmap.worker.task_records import WorkerIdentity
 if TYPE_CHECKING:
     from polarmap.executors.storage_channels import WorkerChannel
 
-# The maximum length, in bytes, of a worker's description of its machine; any more is ignored.
+# The maximum number of bytes that are read of the text in which a worker describes itself and its machine.
 MAX_LABEL_BYTES = 500
-# The number of recent task keys to remember for each worker.
+# The number of recent tasks of each worker that are remembered, in order to know which blocks the worker has
+# cached.
 MAX_CACHED_TASKS = 1024
-# A session without workers waits this many seconds for workers of other sessions. A worker has the same time
-# to finish a task whose session has closed.
+# If all workers are busy with other maps, a map waits this many seconds for one of them. Only then does it
+# get an additional worker. A worker has the same time to finish a task of a map that has ended.
 GRACE_SECONDS = 1.0
 
-# The job id, the index of the task, and the number of earlier attempts.
+# A key for one execution (attempt) of a task: the job id, the index of the task, and the number of earlier
+# attempts to execute it.
 AttemptKey = tuple[int, int, int]
 
 
 @dataclass(eq=False)
 class Allocation:
-    """The workers that are allocated to a session, and its requests for more workers.
+    """The workers of a pool that are allocated to a session, and the session's requests for more workers.
 
-    A session runs the tasks of one map.
+    A session runs the tasks of one map. Sessions that are open at the same time share the pool's workers.
 
     Attributes
     ----------
@@ -101,9 +103,10 @@ class Allocation:
     job_name: str = ""
 
     def update_polled_events(self, worker: WorkerHandle) -> None:
-        """Update the events for which a worker's channel is polled.
+        """Update the events for which the poller waits on the channel to a worker.
 
-        The channel is always polled for reading, and also for writing while there are unsent messages.
+        The poller always waits until the channel can be read. While there are unsent messages, it also waits
+        until the channel can be written.
         """
         has_unsent = worker.channel.has_unsent
         (self.receiving_workers.add if has_unsent else self.receiving_workers.discard)(worker)
@@ -114,7 +117,8 @@ class Allocation:
 class WorkerHandle:
     """The driver's record of one persistent worker: its connection, its tasks and its state.
 
-    Task keys identify the tasks' blocks, so they stay valid in later jobs on the same blocks.
+    The driver is the process that runs the user's program. In this class, a task is identified by a key of
+    its block. Keys stay valid in later maps over the same blocks, which the worker may have cached.
 
     Attributes
     ----------
@@ -171,16 +175,22 @@ class WorkerHandle:
 
     @property
     def has_open_session(self) -> bool:
-        """True if the worker is running a task of an open session."""
+        """True if the worker is running a task of a map that has not ended, i.e. whose session is open."""
         return self.allocation is not None and self.allocation.closed_at is None
 
     def get_seconds_since_session_closed(self) -> float:
-        """Return the seconds since the session of the running task was closed."""
+        """Return how many seconds ago the session of the worker's running task was closed.
+
+        This method is only called if the session has been closed before the task has ended.
+        """
         assert self.allocation is not None
         return time.monotonic() - (self.allocation.closed_at or 0.0)
 
     def assign_task(self, attempt_key: AttemptKey, task_key: Hashable) -> None:
-        """Record that a task was sent to the worker. `task_key` identifies the task's block."""
+        """Record that a task was sent to the worker.
+
+        `attempt_key` identifies this execution of the task, and `task_key` the block that the worker reads.
+        """
         if not self.assigned:
             self.state_since = time.monotonic()
         self.assigned.append((attempt_key, task_key))
@@ -189,9 +199,10 @@ class WorkerHandle:
             n_tasks_by_machine[self.machine] = n_tasks_by_machine.get(self.machine, 0) + 1
 
     def receive_messages(self) -> tuple[list[Message], bool]:
-        """Receive and return new messages from the worker, and whether it is still connected.
+        """Return the new messages from the worker, and whether it is still connected.
 
-        The worker is disconnected if it reports on a task that it was not assigned.
+        The state of this object is updated from the messages, for example if a task has ended. A worker that
+        sends a message about any task but its current one is disconnected.
         """
         messages, is_connected = self.channel.receive()
         valid_messages = []
@@ -206,7 +217,8 @@ class WorkerHandle:
                 if message.kind in TASK_END_KINDS:
                     _, task_key = self.assigned.popleft()
                     self.state_since = time.monotonic()
-                    if message.kind in REPLY_KINDS:  # The worker has replied, so it has read the block.
+                    # A worker that replies has read the block of its task, and has probably cached it.
+                    if message.kind in REPLY_KINDS:
                         self._add_cached_task(task_key)
             else:
                 self.channel.disconnect()
@@ -214,10 +226,10 @@ class WorkerHandle:
         return valid_messages, is_connected
 
     def cancel_tasks(self) -> bool:
-        """Cancel the worker's tasks. Return True if the worker may still be busy with one of them.
+        """Cancel the worker's tasks. Return True if the worker may still be busy, and False if it is idle.
 
-        Tasks whose messages have not been sent are dropped. Return False if no other task is left and no
-        message is being sent.
+        Tasks that have not been sent yet are dropped. If other tasks remain, the worker is told to cancel
+        them, which may take some time. The worker also counts as busy while it receives a message.
         """
         channel = self.channel
         if channel.has_unsent:
@@ -232,7 +244,10 @@ class WorkerHandle:
         return bool(self.assigned or channel.has_unsent)
 
     def write_unsent_messages(self) -> bool:
-        """Write as many unsent messages as the channel accepts. Return False if the worker is lost."""
+        """Write as many of the unsent messages as the channel to the worker accepts now.
+
+        Return False if the worker is lost, because it is disconnected or has stopped reading messages.
+        """
         channel = self.channel
         if channel.flush() and not channel.is_stalled():
             return True
@@ -254,7 +269,8 @@ class WorkerHandle:
 class WorkerPool:
     """The base class of pools of local and remote workers.
 
-    A pool assigns idle workers to sessions. Sessions on several threads may share a pool.
+    A pool allocates workers to sessions, each of which runs the tasks of one map. Sessions on several threads
+    may share a pool.
 
     Parameters
     ----------
@@ -274,13 +290,15 @@ class WorkerPool:
 
     def __init__(self, max_workers: int | None) -> None:
         self._max_workers = max_workers
-        # The lock is reentrant because a destructor may close a session while this thread holds the lock.
+        # The lock must be reentrant. While a thread holds it, the garbage collector may run a destructor on
+        # this thread that closes a session, which needs the lock again.
         self._lock = threading.RLock()
         self._worker_ids = itertools.count()
         self._workers: dict[int, WorkerHandle] = {}
-        # The references are weak, so that an allocation disappears even if Ctrl-C prevents its closing.
+        # Weak references to the allocations of open sessions. If Ctrl-C prevents a session from being closed,
+        # its allocation still disappears from this set.
         self._allocation_refs = set[weakref.ref[Allocation]]()
-        # The limit on concurrent tasks, which local pools raise if cores are idle.
+        # The current maximum number of concurrent tasks. A local pool raises it if cores are idle.
         self._concurrency_limit = self._get_initial_concurrency_limit()
         self._last_change_at = time.monotonic()  # the time at which a task last started or ended
         self._is_closed = False
@@ -290,55 +308,75 @@ class WorkerPool:
         return len(self._workers)
 
     def count_busy_workers(self) -> int:
-        """Return the number of workers that are running a task, even if its map has already ended."""
+        """Return the number of workers that are running a task, including tasks of maps that have ended."""
         return sum(worker.allocation is not None for worker in list(self._workers.values()))
 
     def list_workers(self) -> list[WorkerHandle]:
-        """Return the workers, whose state may change at any time. Safe to call on any thread."""
+        """Return a list of the workers. Safe to call on any thread.
+
+        Other threads may change the state of the workers at any time.
+        """
         return list(self._workers.values())
 
     def count_workers_by_host(self) -> dict[str, int]:
-        """Return the number of workers by host name, without workers whose host name is unknown."""
+        """Return the number of workers on each machine, by host name.
+
+        Workers are not counted if the name of their machine is unknown, or if it is the driver's machine.
+        """
         return dict(Counter(worker.host for worker in list(self._workers.values()) if worker.host))
 
     def get_pickled_environment(self, pickled_function: bytes) -> bytes:
-        """Return the pickled environment (variables and module path) in which workers run a function.
+        """Return the settings of this process that workers adopt before they run a function, as a pickle.
 
-        The result is empty if workers keep their own environment.
+        These are the environment variables and the module search path, for example. The result is empty if
+        workers keep their own settings.
         """
         return b""
 
     def request_workers(self, n_workers: int) -> None:
-        """Tell the pool that `n_workers` workers could be used now, so that a remote pool starts them."""
+        """Tell the pool that `n_workers` workers could be used now.
+
+        A pool of remote workers then starts the missing workers. Other pools do nothing.
+        """
 
     def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
-        """Check whether more workers could run some of the `n_queued` waiting tasks.
+        """Allow more concurrent tasks if this is useful, for example because cores of this machine are idle.
 
-        Called periodically while a session waits and no worker replies.
+        A session with `n_queued` waiting tasks calls this method periodically while no worker replies.
         """
 
     def explain_missing_workers(self) -> str:
-        """Return why no worker has connected yet and what to do, or an empty string if one has connected."""
+        """Return a text for the user that says why no worker has connected yet, and what to do about it.
+
+        The text is empty if a worker has connected.
+        """
         return ""
 
     def flush_messages(self) -> None:
-        """Send all buffered messages without blocking. Raises ExecutorError if sending fails."""
+        """Make sure that all queued messages to workers are sent soon. Return without waiting for this.
+
+        Raises ExecutorError if messages cannot be sent.
+        """
 
     def maintain_workers(self) -> None:
-        """Do periodic maintenance, such as stopping idle workers. Called even while no job runs.
+        """Do periodic maintenance, such as stopping workers that have been idle for long.
 
-        If this method raises an error, it is called again later.
+        This method is called from time to time, even while no map runs. If it raises an error, it is called
+        again later.
         """
 
     def take_billed_usage(self) -> PersistentUsage | None:
-        """Return the workers' billed time since the last call, or None if workers are not billed."""
+        """Return how much the workers were used since the last call, to compute the cost.
+
+        None if the workers are not billed.
+        """
         return None
 
     def open_allocation(self, wake_session: Callable[[], None], job_name: str = "") -> Allocation:
-        """Register a new session with the pool, and return its allocation of workers.
+        """Register a new session with the pool. Return the object that records the session's workers.
 
-        `wake_session` is called with no arguments when the session can start a task. `job_name` is the name
-        of the session's map.
+        The session has no workers at first. `wake_session` is called with no arguments when the session may
+        be able to start a task. `job_name` is the name of the session's map, such as "map 3".
         """
         with self._lock:
             if not self._allocation_refs:
@@ -348,11 +386,11 @@ class WorkerPool:
             return allocation
 
     def has_several_sessions(self) -> bool:
-        """Return True if more than one session is open, so that the sessions share the workers."""
+        """Return True if several sessions are open, i.e. if several maps share the workers."""
         return len(self._allocation_refs) > 1
 
     def get_idle_seconds(self) -> float:
-        """Return the seconds since the last session was closed, or 0 while a session is open."""
+        """Return for how many seconds no session has been open. Return 0 while a session is open."""
         return 0.0 if self._allocation_refs else time.monotonic() - self._last_change_at
 
     def acquire_worker(
@@ -399,14 +437,20 @@ class WorkerPool:
             return worker
 
     def yield_turn(self, allocation: Allocation) -> None:
-        """Record that a session has no task to start now, and wake the session whose turn it is."""
+        """Record that a session has no task to start now, so that another session can use an idle worker.
+
+        Concurrent sessions take turns to start tasks. The session whose turn it is now is woken.
+        """
         allocation.n_queued = 0
         if len(self._allocation_refs) > 1:
             with self._lock:
                 self._wake_next_session()
 
     def release_worker(self, worker: WorkerHandle) -> None:
-        """Mark a worker as idle, so that other sessions can use it. Its session may already be closed."""
+        """Mark a worker as idle, so that any session can use it.
+
+        The session for which the worker has run its last task may already be closed.
+        """
         with self._lock:
             allocation, worker.state_since = worker.allocation, time.monotonic()
             worker.assigned.clear()
@@ -415,7 +459,8 @@ class WorkerPool:
             if allocation.workers.pop(worker.channel_descriptor, None) is not None:
                 allocation.poller.unregister(worker.channel_descriptor)
             allocation.receiving_workers.discard(worker)
-            # Do this last. If Ctrl-C interrupts the lines above, the worker is still marked as busy.
+            # Mark the worker as idle last. If Ctrl-C interrupts this method before, the worker is still
+            # marked as busy.
             worker.allocation = None
             if allocation.closed_at is None:
                 self._last_change_at = allocation.last_progress_at = worker.state_since
@@ -433,7 +478,10 @@ class WorkerPool:
             self._check_open()
 
     def stop_waking_session(self, allocation: Allocation) -> None:
-        """Record that no thread waits in a session any more, and wake the session whose turn it is."""
+        """Record that no thread waits in a session any more, so that the session could not start a task.
+
+        Other sessions can therefore use idle workers. The session whose turn it is now is woken.
+        """
         allocation.can_be_woken = False
         if len(self._allocation_refs) > 1:
             with self._lock:
@@ -442,14 +490,15 @@ class WorkerPool:
     def close_allocation(self, allocation: Allocation, job_id: int | None = None) -> None:
         """Release the workers of a session that has ended, and cancel their running tasks.
 
-        Idle workers on this machine are notified that job `job_id` has ended, so that they can clean up
-        before their next task.
+        Idle workers on this machine are told that the session's job, `job_id`, has ended, so that they can
+        clean up before their next task.
         """
         with self._lock:
             self._allocation_refs.discard(weakref.ref(allocation))
             allocation.closed_at = self._last_change_at = time.monotonic()
             if self._allocation_refs:
-                # Lower the limit. It is raised again if the remaining sessions leave cores idle.
+                # The limit on concurrent tasks may have been raised because tasks of this session left cores
+                # idle. Lower it. It is raised again if the remaining sessions also leave cores idle.
                 initial_limit = self._get_initial_concurrency_limit()
                 self._concurrency_limit = max(self._count_in_flight_tasks(), initial_limit)
                 self._wake_next_session()
@@ -476,17 +525,20 @@ class WorkerPool:
                 worker.allocation = Allocation(lambda: None, closed_at=time.monotonic(), job_name=job_name)
 
     def get_exit_reason(self, worker: WorkerHandle) -> str:
-        """Return how a worker exited, for error messages. Raises ExecutorError if the pool is closed."""
+        """Return a text for error messages that says how a worker exited.
+
+        Raises ExecutorError if the pool has been closed, because this is then the reason.
+        """
         self._check_open()
         return "its worker process ended without reporting" + (worker.label and f" ({worker.label})")
 
     def find_tasks_cached_on_abandoned_workers(
         self, get_task_keys: Callable[[], Collection[Hashable]]
     ) -> set[Hashable]:
-        """Return the keys of tasks whose blocks are cached only by abandoned workers.
+        """Return the keys of tasks whose blocks are cached by abandoned workers, but not by idle workers.
 
-        Abandoned workers are still busy with tasks of finished maps. `get_task_keys` returns the keys of the
-        tasks to check. It is called only if there are abandoned workers.
+        An abandoned worker is still busy with a task of a map that has ended. `get_task_keys` returns the
+        keys of the tasks to check. It is called only if there are abandoned workers.
         """
         with self._lock:
             if not self._get_abandoned_workers():
@@ -503,7 +555,10 @@ class WorkerPool:
             return {key for key in cached_on_abandoned if not any(key in cache for cache in idle_caches)}
 
     def is_allocation_starved(self, allocation: Allocation) -> bool:
-        """Return True if a session has no worker, and no session has made progress for GRACE_SECONDS."""
+        """Return True if a session has no worker, and is not expected to get one soon.
+
+        This is assumed if no task of any session has started or ended for GRACE_SECONDS.
+        """
         return not allocation.workers and time.monotonic() > self._last_change_at + GRACE_SECONDS
 
     def close(self) -> None:
@@ -512,7 +567,7 @@ class WorkerPool:
             self._is_closed = True
             for worker in list(self._workers.values()):
                 if worker.has_open_session:
-                    # The worker's session polls the channel, and will notice the disconnection.
+                    # Only disconnect. The session that uses the worker notices this and closes the channel.
                     self._terminate_worker(worker.worker_id)
                     worker.channel.disconnect()
                 else:
@@ -537,18 +592,21 @@ class WorkerPool:
             raise ExecutorError("close() or shutdown() ended the workers while a map was running on them")
 
     def _get_initial_concurrency_limit(self) -> int:
-        """Return the initial limit on concurrent tasks, which may be raised later."""
+        """Return the initial limit on concurrent tasks. A local pool raises it later if cores are idle."""
         return sys.maxsize
 
     def _start_worker(self) -> WorkerHandle | None:
-        """Return a new worker, or one that has just become idle. Return None if there is neither."""
+        """Start a new worker and return it, or return a worker that has become idle meanwhile.
+
+        Return None if no worker can be started and none is idle.
+        """
         raise NotImplementedError
 
     def _terminate_worker(self, worker_id: int) -> None:
-        """Terminate a worker's process."""
+        """Terminate the process of a worker. A pool that cannot do this only forgets the worker."""
 
     def _remove_unneeded_workers(self) -> None:
-        """Remove unneeded workers, for example those that keep running a task of a closed session."""
+        """Remove workers that are not needed, such as those still running a task of a map that has ended."""
 
     def _get_open_allocations(self) -> list[Allocation]:
         """Return the allocations of the open sessions."""
@@ -562,9 +620,10 @@ class WorkerPool:
     def _wake_next_session(self, requester: Allocation | None = None) -> Allocation | None:
         """Return the session whose turn it is to start a task, and wake it unless it is `requester`.
 
-        Only sessions with queued tasks and a waiting thread are considered. Return None if the limit on
-        concurrent tasks is reached. A session that has been without workers for some time may exceed the
-        limit, so that endless tasks of other sessions do not starve it.
+        This is the session with the fewest workers among those that have queued tasks and are able to start
+        them, because a thread waits in them. Return None if there is no such session, or if the limit on
+        concurrent tasks is reached. A session that has had no worker for some time may exceed the limit, so
+        that it does not have to wait for endless tasks of other sessions.
         """
         candidates = [
             item
@@ -588,10 +647,10 @@ class WorkerPool:
     def _choose_idle_worker(
         self, get_task_keys: Callable[[], Collection[Hashable]], allocation: Allocation | None = None
     ) -> WorkerHandle | None:
-        """Choose the idle worker that suits the next task best. Return None if no worker is idle.
+        """Choose the idle worker that suits a session's next task best. Return None if no worker is idle.
 
-        Workers that have the block of one of the tasks cached are preferred, then workers whose process is
-        running.
+        Workers that have cached the block of one of the next tasks are preferred, then workers whose process
+        is already running.
 
         Parameters
         ----------
@@ -610,17 +669,21 @@ class WorkerPool:
         return running_worker or next(iter(idle_workers), None)
 
     def _get_abandoned_workers(self) -> list[WorkerHandle]:
-        """Return the workers still running tasks of closed sessions, longest-closed session first."""
-        # Copy the list, because a destructor may close a session at any point and change the workers.
+        """Return the workers that are still running tasks of closed sessions.
+
+        Workers whose session was closed first come first.
+        """
+        # Copy the workers first. The garbage collector may run a destructor at any point, which closes a
+        # session and thereby changes the dictionary.
         workers = list(self._workers.values())
         abandoned = [item for item in workers if item.allocation and item.allocation.closed_at is not None]
         return sorted(abandoned, key=WorkerHandle.get_seconds_since_session_closed, reverse=True)
 
     def _poll_unallocated_workers(self, timeout: float = 0.0) -> None:
-        """Receive replies from workers that do not belong to an open session.
+        """Receive replies from workers that do not belong to an open session, and update their state.
 
         Workers that have finished a task of a closed session become idle. Workers that have exited or are no
-        longer needed are removed. This method waits up to `timeout` seconds for the first reply.
+        longer needed are removed. Wait up to `timeout` seconds until the first worker replies.
         """
         unallocated = [item for item in list(self._workers.values()) if item.allocation is None]
         unallocated += self._get_abandoned_workers()
@@ -641,9 +704,10 @@ class WorkerPool:
     def _remove_idle_workers(
         self, n_excess: int, sort_key: Callable[[WorkerHandle], float], max_sort_key: float = inf
     ) -> None:
-        """Remove up to `n_excess` idle workers in ascending order of `sort_key`.
+        """Remove up to `n_excess` idle workers, those with the lowest `sort_key` first.
 
-        Workers with a key above `max_sort_key` are kept.
+        `sort_key` is called with a worker, and returns for example when the worker expires. Workers with a
+        key above `max_sort_key` are kept.
         """
         unallocated = [item for item in self._workers.values() if item.allocation is None]
         idle_workers = sorted(unallocated, key=sort_key)
