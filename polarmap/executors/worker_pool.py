@@ -300,7 +300,8 @@ class WorkerPool:
         self._allocation_refs = set[weakref.ref[Allocation]]()
         # The current maximum number of concurrent tasks. A local pool raises it if cores are idle.
         self._concurrency_limit = self._get_initial_concurrency_limit()
-        self._last_change_at = time.monotonic()  # the time at which a task last started or ended
+        # The time at which a task last started or ended, or a session was closed.
+        self._last_change_at = time.monotonic()
         self._is_closed = False
         self._owner_pid = os.getpid()
 
@@ -557,7 +558,7 @@ class WorkerPool:
     def is_allocation_starved(self, allocation: Allocation) -> bool:
         """Return True if a session has no worker, and is not expected to get one soon.
 
-        This is assumed if no task of any session has started or ended for GRACE_SECONDS.
+        This is assumed if no task has started or ended, and no session has been closed, for GRACE_SECONDS.
         """
         return not allocation.workers and time.monotonic() > self._last_change_at + GRACE_SECONDS
 
