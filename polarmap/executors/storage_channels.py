@@ -229,7 +229,8 @@ class StorageChannelServer:
         Requests of this process are counted. The requests of workers that poll the storage are estimated from
         `worker_seconds`, the total run time of all workers.
         """
-        n_writes, n_reads, self._n_writes, self._n_reads = self._n_writes, self._n_reads, 0, 0
+        with self._lock:
+            n_writes, n_reads, self._n_writes, self._n_reads = self._n_writes, self._n_reads, 0, 0
         n_heartbeats, n_polls = worker_seconds / HEARTBEAT_SECONDS, worker_seconds / MAX_POLL_INTERVAL
         return round(n_writes + n_reads + n_heartbeats), round(
             n_reads + n_polls + n_reads * N_POLLS_PER_MESSAGE
@@ -382,7 +383,8 @@ class StorageChannelServer:
             if (reply_key := self._parse_reply_key(object_key))
         )
         n_replies = sum(reply_key.size > 0 for reply_key, _ in new_replies)
-        self._n_reads += n_replies
+        with self._lock:
+            self._n_reads += n_replies
         # Read all replies before delivering the first one. The messages that answer them are then queued at
         # about the same time, so that a single write can send them all.
         contents = map_in_parallel(self._read_object, new_replies, MAX_PARALLEL_READS)
