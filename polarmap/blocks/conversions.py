@@ -17,7 +17,7 @@ from polarmap.worker.pytree import describe_type
 # DLPack device types whose memory the CPU can access: CPU, CUDA host, ROCm host, CUDA managed.
 HOST_DEVICE_TYPES = (1, 3, 11, 13)
 NUMERIC_KINDS = "iufc"
-# A Python expression that reads files with this suffix. Error messages suggest it to the user.
+# For the suffix of a file name, a Python expression that reads such a file. Error messages suggest it.
 READER_BY_SUFFIX = {
     ".csv": "pandas.read_csv({!r})",
     ".parquet": "pandas.read_parquet({!r})",

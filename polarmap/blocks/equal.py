@@ -79,9 +79,9 @@ class DataBlocks:
         return list(self._leaves_by_block[block_index])
 
     def compute_max_abs(self, leaf_index: int) -> int:
-        """Return the largest absolute value in all blocks. Each block may consist of several arrays (leaves).
+        """Return the largest absolute value in array (leaf) number `leaf_index` of all blocks.
 
-        Only the array with index `leaf_index` of each block is considered. It must contain integers.
+        The array must contain integers.
         """
         maximum = 0
         for block_index in range(self.k):

@@ -27,7 +27,7 @@ from polarmap.worker.segments import Segment
 # Parity blocks are computed by this many calls on the cluster, so that several workers compute them in
 # parallel. Each call receives the same slice (stripe) of every data block.
 DEFAULT_N_STRIPES = 16
-MAX_STRIPE_BYTES = 256 << 20  # The maximum input of such a call. Larger data is split into more calls.
+MAX_STRIPE_BYTES = 256 << 20  # maximum bytes of the input of such a call: larger data needs more calls
 
 
 class BlockSummary(NamedTuple):

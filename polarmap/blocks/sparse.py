@@ -230,9 +230,8 @@ def compute_relative_work(data_nonzeros: Sequence[int], parity_nonzeros: Sequenc
 def choose_code_or_backups(data_blocks: SparseDataBlocks, code: LinearCode) -> tuple[LinearCode, str]:
     """Return the code to use for a sparse matrix, and the reason for the choice as text for the report.
 
-    The choice is `code`, unless tasks on its parity blocks would cost too much, because these blocks have
-    many nonzeros. Otherwise it is `Uncoded`: the map has no parity blocks, and starts late tasks a second
-    time.
+    Parity blocks may have so many nonzeros that their tasks would cost too much. In this case, the choice is
+    `Uncoded` instead of `code`: the map has no parity blocks, and starts late tasks a second time.
     """
     data_nonzeros = data_blocks.nonzeros_per_block
     parity_nonzeros = count_parity_nonzeros(data_blocks, code.encoding_matrix)

@@ -341,8 +341,8 @@ class ModularArikanDecoder(ModularSystematicDecoder):
     """Decodes integers modulo 2^64 for small codes with the Arikan kernel.
 
     The decoding weights and the parity checks are computed from the parity matrix P. A missing block is a
-    weighted sum of the arrived blocks. If the blocks are long
-    and many are missing, a sequence of row additions (inactivation decoding) computes the same sums faster.
+    weighted sum of the arrived blocks. If the blocks are long and many are missing, a sequence of row
+    additions (inactivation decoding) computes the same sums faster.
     """
 
     code: ArikanCode

@@ -205,8 +205,8 @@ class BatchPolicy(SchedulingPolicy):
     def seconds_until_next_start(self, task_table: TaskTable, elapsed_seconds: float) -> float:
         """Return the seconds until a running task may become late, so that its batch is split or backed up.
 
-        While a submitted task still waits for a worker, no backups are started. As this task may
-        start at any moment, the result is then at most `MIN_BACKUP_SECONDS`.
+        While a submitted task still waits for a worker, no backups are started. As this task may start at any
+        moment, the result is then at most `MIN_BACKUP_SECONDS`.
         """
         late_times = (self._compute_batch_late_time(task_table, task) for task in self._multi_item_tasks)
         seconds_until_late = min(late_times, default=inf) - elapsed_seconds

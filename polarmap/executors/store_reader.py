@@ -16,11 +16,8 @@ from polarmap.worker.segments import Segment, make_fetch_timeout_error, make_mis
 from polarmap.worker.task_records import describe_error
 
 if TYPE_CHECKING:
+    from polarmap.executors.worker_pool import AttemptKey
     from polarmap.storage import Store
-
-# A key for one execution (attempt) of a task: the job id, the index of the task, and the number of earlier
-# attempts to execute it.
-AttemptKey = tuple[int, int, int]
 
 
 class OpenStoreLocation(StoreLocation):

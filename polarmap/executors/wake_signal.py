@@ -43,7 +43,7 @@ class WakeSignal:
         # Keep a reference to the socket, so that another thread cannot close it during the call.
         write_socket = self._write_socket
         if write_socket is not None:
-            # Ignore errors. If the other end is closed, nobody waits. If the socket's buffer is full of
+            # Ignore errors. If the other end is closed, no thread waits. If the socket's buffer is full of
             # earlier signals, the descriptor is readable already.
             with contextlib.suppress(OSError):
                 write_socket.send(b".", MSG_NOSIGNAL)

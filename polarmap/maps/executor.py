@@ -272,7 +272,7 @@ class Executor(ExecutorHandle, futures.Executor):
     def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> None:
         """Pickle chunks of arguments, and submit one call for each chunk.
 
-        If a chunk cannot be pickled, the future of its call gets the pickling error as its exception.
+        If a chunk cannot be pickled, its call fails with the pickling error.
         """
         first_index, unpicklable = len(mapped_calls.blocks), set[int]()
         with self._pickling_context():

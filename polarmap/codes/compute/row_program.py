@@ -177,8 +177,8 @@ class RowOperationProgram:
 def choose_row_sum_dtype(dtype: DType) -> DType:
     """Return the dtype in which row operations compute sums of rows of `dtype`.
 
-    For integers, this is the signed integer type of the same size. Floats are summed in
-    the accumulator dtype, for example float32 in float64.
+    For integers, this is the signed integer type of the same size. Floats are summed in the accumulator
+    dtype, for example float32 in float64.
 
     >>> choose_row_sum_dtype(np.dtype("u2")), choose_row_sum_dtype(np.dtype("f4"))
     (dtype('int16'), dtype('float64'))

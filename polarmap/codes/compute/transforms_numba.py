@@ -17,8 +17,8 @@ from numba.extending import intrinsic
 
 from polarmap.dtypes import Floats, Indices
 
-# A butterfly is applied to this many columns at a time. For 1,024 blocks, the two temporary arrays that
-# it needs (tiles) take 1 MiB.
+# A butterfly is applied to this many columns at a time. For a butterfly of 256 rows, the two temporary arrays
+# (tiles) that it needs take 1 MiB.
 TILE_COLUMNS = 256
 # A matrix product is computed for this many columns at a time. It reads only four rows of them at once, so it
 # can use more columns than a butterfly.
